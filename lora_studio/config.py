@@ -1,0 +1,448 @@
+"""Every setting, declared once: type, bounds, unit, default and reason.
+
+The form in the browser, the job file, the command line's `--set`, the metadata in the LoRA and the documentation are
+all derived from these models. Bounds are structural (outside them a setting cannot work); what is merely unwise is said
+by the guide's checks, never forbidden here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+import tomlkit
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.config import JsonDict
+
+from lora_studio import guide
+from lora_studio.errors import ConfigError, InputError
+
+
+class Group(StrEnum):
+    """The folds of the form, named as users of LoRA trainers know them."""
+
+    BASICS = "Basics"
+    NETWORK = "Network"
+    OPTIMIZER = "Optimizer"
+    SCHEDULE = "Schedule"
+    OBJECTIVE = "Objective"
+    DATA = "Data"
+    MEMORY = "Memory"
+    SAMPLES = "Samples"
+
+
+class Optimizer(StrEnum):
+    """Optimizers that the trainer knows how to set up."""
+
+    ADAFACTOR = "Adafactor"
+    ADAMW8BIT = "AdamW8bit"
+    PRODIGY = "Prodigy"
+    ADAMW = "AdamW"
+
+
+class Scheduler(StrEnum):
+    """Learning-rate schedules over the optimizer's steps."""
+
+    CONSTANT = "constant"
+    CONSTANT_WITH_WARMUP = "constant_with_warmup"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    COSINE_WITH_RESTARTS = "cosine_with_restarts"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward and backward pass; the LoRA's own weights are always fp32."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+class PredictionType(StrEnum):
+    """What the UNet predicts; `auto` takes it from the base model."""
+
+    AUTO = "auto"
+    EPSILON = "epsilon"
+    V_PREDICTION = "v_prediction"
+
+
+class Kind(StrEnum):
+    """What a LoRA teaches."""
+
+    CHARACTER = "character"
+    STYLE = "style"
+    CONCEPT = "concept"
+
+
+class Existing(StrEnum):
+    """What tagging does with a caption that is already there."""
+
+    IGNORE = "ignore"
+    APPEND = "append"
+    OVERWRITE = "overwrite"
+
+
+def setting(
+    default: Any = ...,
+    *,
+    label: str,
+    group: Group,
+    why: str = "",
+    advice: str = "",
+    unit: str = "",
+    simple: bool = False,
+    **bounds: Any,
+) -> Any:
+    """Declare a setting; with `advice`, default and reason come from `guide.RECIPE[advice]`.
+
+    `simple` puts it into the first, unfolded part of the form. `bounds` are pydantic's (gt, ge, lt, le, min_length...).
+    """
+    if advice:
+        known = guide.RECIPE[advice]
+        default, why = (known.value if default is ... else default), why or known.why
+    extra: JsonDict = {"label": label, "group": group.value, "unit": unit, "simple": simple, "advice": advice}
+    return Field(default=default, description=why, json_schema_extra=extra, **bounds)
+
+
+class Settings(BaseModel):
+    """Base of all configurations: unknown names are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values; raises ConfigError with all problems at once."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError.from_validation(error) from error
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Recipe(Settings):
+    """What to learn and how: everything that may be shared between projects. Never holds a path."""
+
+    network_dim: int = setting(
+        label="Network dim", group=Group.NETWORK, advice="network_dim", simple=True, ge=1, le=512
+    )
+    network_alpha: float = setting(
+        label="Network alpha", group=Group.NETWORK, advice="network_alpha", simple=True, gt=0, le=1024
+    )
+
+    unet_lr: float = setting(
+        label="UNet learning rate", group=Group.OPTIMIZER, advice="unet_lr", simple=True, ge=0, le=10
+    )
+    text_encoder_lr: float = setting(
+        label="Text encoder learning rate",
+        group=Group.OPTIMIZER,
+        advice="text_encoder_lr",
+        simple=True,
+        ge=0,
+        le=10,
+    )
+    optimizer: Optimizer = setting(label="Optimizer", group=Group.OPTIMIZER, advice="optimizer", simple=True)
+    weight_decay: float = setting(
+        0.01,
+        label="Weight decay",
+        group=Group.OPTIMIZER,
+        why="Pulls weights gently towards zero.",
+        ge=0,
+        le=1,
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        label="Max gradient norm",
+        group=Group.OPTIMIZER,
+        why="Clips a step that is too large, so that one odd batch does no harm; 0 switches it off.",
+        ge=0,
+    )
+
+    epochs: int = setting(label="Epochs", group=Group.SCHEDULE, advice="epochs", simple=True, ge=1, le=10_000)
+    batch_size: int = setting(label="Batch size", group=Group.SCHEDULE, advice="batch_size", simple=True, ge=1, le=256)
+    repeats: int | None = setting(
+        None,
+        label="Repeats",
+        group=Group.SCHEDULE,
+        why="How often an epoch shows each image. Empty: from the folder name (10_name), else 1.",
+        ge=1,
+        le=10_000,
+    )
+    gradient_accumulation_steps: int = setting(
+        1,
+        label="Gradient accumulation",
+        group=Group.SCHEDULE,
+        why="Batches that make one step: a larger effective batch without its memory.",
+        ge=1,
+        le=1024,
+    )
+    lr_scheduler: Scheduler = setting(
+        Scheduler.COSINE,
+        label="Learning rate schedule",
+        group=Group.SCHEDULE,
+        why="Cosine lets the rate fall smoothly, so that the last epochs settle instead of wandering.",
+    )
+    lr_warmup_steps: int = setting(
+        0,
+        label="Warm-up",
+        group=Group.SCHEDULE,
+        unit="steps",
+        why="Steps in which the rate rises from zero; helps Prodigy and high rates.",
+        ge=0,
+    )
+    lr_scheduler_num_cycles: int = setting(
+        3,
+        label="Restarts",
+        group=Group.SCHEDULE,
+        why="Number of cycles of cosine with restarts.",
+        ge=1,
+        le=100,
+    )
+    max_train_steps: int | None = setting(
+        None,
+        label="Stop after",
+        group=Group.SCHEDULE,
+        unit="steps",
+        why="Ends the run early at this step. Empty: the epochs decide.",
+        ge=1,
+    )
+    seed: int = setting(
+        42, label="Seed", group=Group.SCHEDULE, why="The same seed gives the same run.", ge=0, le=2**32 - 1
+    )
+
+    noise_offset: float = setting(label="Noise offset", group=Group.OBJECTIVE, advice="noise_offset", ge=0, le=1)
+    min_snr_gamma: float = setting(
+        5.0,
+        label="Min-SNR gamma",
+        group=Group.OBJECTIVE,
+        why="Keeps easy timesteps from outweighing the rest (Hang et al. 2023); 0 switches it off.",
+        ge=0,
+        le=100,
+    )
+    prediction_type: PredictionType = setting(
+        PredictionType.AUTO,
+        label="Prediction type",
+        group=Group.OBJECTIVE,
+        why="Read from the base model; the wrong one gives washed-out colours.",
+    )
+    clip_skip: int = setting(label="Clip skip", group=Group.OBJECTIVE, advice="clip_skip", ge=1, le=12)
+
+    resolution: int = setting(
+        label="Resolution", group=Group.DATA, unit="px", advice="resolution", ge=64, le=4096, multiple_of=8
+    )
+    enable_bucket: bool = setting(label="Aspect-ratio buckets", group=Group.DATA, advice="enable_bucket")
+    min_bucket_reso: int = setting(
+        256, label="Smallest bucket side", group=Group.DATA, unit="px", why="kohya's default.", ge=64, le=4096
+    )
+    max_bucket_reso: int = setting(
+        2048,
+        label="Largest bucket side",
+        group=Group.DATA,
+        unit="px",
+        why="Wide enough for panoramas at 1024 px.",
+        ge=64,
+        le=8192,
+    )
+    bucket_reso_steps: int = setting(
+        64,
+        label="Bucket step",
+        group=Group.DATA,
+        unit="px",
+        why="Sides are multiples of this; SDXL was trained on multiples of 64.",
+        ge=8,
+        le=512,
+        multiple_of=8,
+    )
+    bucket_no_upscale: bool = setting(
+        True,
+        label="Never upscale",
+        group=Group.DATA,
+        why="A small image trains at its own size: enlarging it teaches blur.",
+    )
+
+    mixed_precision: Precision = setting(label="Precision", group=Group.MEMORY, advice="mixed_precision")
+    gradient_checkpointing: bool = setting(
+        True,
+        label="Gradient checkpointing",
+        group=Group.MEMORY,
+        why="Much less memory for about a third more time; the guide calls it essential below 12 GB.",
+    )
+
+    sample_prompts: list[str] = setting(
+        ["{trigger}"],
+        label="Sample prompts, one a line",
+        group=Group.SAMPLES,
+        why="Drawn with one seed as training goes on, so that you see it learn. {trigger} is your trigger word.",
+        max_length=16,
+    )
+    sample_every_n_epochs: int = setting(
+        1, label="Sample every", group=Group.SAMPLES, unit="epochs", why="0 draws no samples.", ge=0
+    )
+    sample_steps: int = setting(
+        20, label="Sampling steps", group=Group.SAMPLES, why="20 is enough to judge.", ge=1, le=200
+    )
+    sample_guidance: float = setting(
+        6.0,
+        label="Sampling CFG",
+        group=Group.SAMPLES,
+        why="Classifier-free guidance of samples.",
+        ge=0,
+        le=30,
+    )
+    save_every_n_epochs: int = setting(
+        1,
+        label="Checkpoint every",
+        group=Group.SAMPLES,
+        unit="epochs",
+        why="Each is a LoRA that you can compare in the sweep: the best is often not the last.",
+        ge=1,
+    )
+    keep_checkpoints: int = setting(
+        0, label="Checkpoints kept", group=Group.SAMPLES, why="The newest so many; 0 keeps all.", ge=0
+    )
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        problems = []
+        if self.unet_lr == 0 and self.text_encoder_lr == 0:
+            problems.append("unet_lr and text_encoder_lr are both 0: nothing would learn. Set one above 0.")
+        if self.min_bucket_reso > self.max_bucket_reso:
+            problems.append(
+                f"min_bucket_reso {self.min_bucket_reso} is above max_bucket_reso {self.max_bucket_reso}. Swap them."
+            )
+        if self.enable_bucket and self.resolution % self.bucket_reso_steps and not self.bucket_no_upscale:
+            problems.append(
+                f"resolution {self.resolution} is no multiple of bucket_reso_steps {self.bucket_reso_steps}. "
+                f"Use {round(self.resolution / self.bucket_reso_steps) * self.bucket_reso_steps}."
+            )
+        if problems:
+            raise ValueError(" ".join(problems))
+        return self
+
+
+class Job(Settings):
+    """A piece of work for a worker process: what stands in a job folder's job.toml."""
+
+    kind: ClassVar[str]
+
+
+class TrainJob(Job):
+    """One training run: a recipe applied to a dataset and a base model."""
+
+    kind: ClassVar[str] = "train"
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w .\-]{0,79}$")] = Field(
+        description="File name of the LoRA: letters, digits, spaces, dots, dashes and underscores."
+    )
+    dataset: Path = Field(description="Folder with images and captions; subfolders named 10_name give repeats.")
+    base: str = Field(description="Name from the catalogue, Hub repository, diffusers folder or .safetensors file.")
+    vae: str | None = Field(default=None, description="Another VAE: Hub repository or folder. None: the base's own.")
+    trigger_word: str = Field(default="", max_length=200, description="Written to the LoRA's metadata and samples.")
+    recipe: Recipe = Field(default_factory=Recipe)
+
+
+class TagJob(Job):
+    """Write captions beside the images of a folder."""
+
+    kind: ClassVar[str] = "tag"
+
+    dataset: Path = Field(description="Folder with images, searched one level of N_name subfolders deep.")
+    tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder.")
+    threshold: float = setting(label="Threshold", group=Group.DATA, advice="tagger_threshold", ge=0, le=1)
+    trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never doubled.")
+    existing: Existing = Field(default=Existing.IGNORE, description="ignore keeps captions that are there.")
+
+
+class SweepJob(Job):
+    """Draw LoRAs at several strengths with one seed, so that only the strength differs."""
+
+    kind: ClassVar[str] = "sweep"
+
+    loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files or run folders' checkpoints.")
+    bases: list[str] = Field(min_length=1, max_length=8)
+    prompts: list[str] = Field(min_length=1, max_length=32, description="{trigger} stands for the trigger word.")
+    trigger_word: str = Field(default="", max_length=200)
+    strengths: list[Annotated[float, Field(ge=-4, le=4)]] = setting(
+        list(guide.RECIPE["strengths"].value),
+        label="Strengths",
+        group=Group.SAMPLES,
+        why=guide.RECIPE["strengths"].why,
+        min_length=1,
+        max_length=32,
+    )
+    negative_prompt: str = Field(default="", max_length=2000)
+    seed: int = Field(default=42, ge=0, le=2**32 - 1)
+    steps: int = Field(default=25, ge=1, le=200)
+    guidance: float = Field(default=6.0, ge=0, le=30)
+    width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8, description="None: the base's own size.")
+    height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
+    clip_skip: int = Field(default=2, ge=1, le=12)
+    mixed_precision: Precision = Precision.AUTO
+
+
+AnyJob = TrainJob | TagJob | SweepJob
+JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
+    kind.kind: kind for kind in (TrainJob, TagJob, SweepJob)
+}
+
+
+def job_to_toml(job: AnyJob) -> str:
+    """The job as TOML: `kind` first, unset values left out; read back by `job_from_toml` to an equal job."""
+    document = tomlkit.document()
+    document["kind"] = job.kind
+    for name, value in job.model_dump(mode="json", exclude_none=True).items():
+        document[name] = value
+    return tomlkit.dumps(document)
+
+
+def job_from_toml(text: str, source: str = "job file") -> AnyJob:
+    """Read a job; raises InputError for broken TOML or an unknown kind, ConfigError for wrong values."""
+    values = parse_toml(text, source)
+    kind = values.pop("kind", "train")
+    if kind not in JOB_KINDS:
+        raise InputError(f"{source}: kind {kind!r} is unknown.", f"Use one of {', '.join(JOB_KINDS)}.", code="job_kind")
+    return JOB_KINDS[kind].parse(values)
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Plain values of a TOML text; raises InputError that names the line."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not valid TOML: {error}.", "Correct that line.", code="toml") from error
+
+
+def apply_overrides(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Apply `KEY=VALUE` texts (as given by `--set`) to plain recipe values and return a new dict.
+
+    Values are read as TOML (numbers, true, lists), else as plain text; an empty value means None.
+    Raises InputError for an unknown key or a text without `=`.
+    """
+    result = dict(values)
+    for text in overrides:
+        key, separator, value = text.partition("=")
+        key = key.strip()
+        if not separator or key not in Recipe.model_fields:
+            known = ", ".join(sorted(Recipe.model_fields))
+            raise InputError(f"--set {text!r}: no such setting.", f"Write KEY=VALUE with one of: {known}.", code="set")
+        result[key] = _plain(value.strip())
+    return result
+
+
+def _plain(text: str) -> Any:
+    if not text:
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,71 @@
+"""Which device does the work, in which arithmetic, and why. Only functions that return torch types import torch."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from lora_studio.config import Precision
+from lora_studio.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as its driver reports it."""
+
+    name: str
+    vram_gib: float
+
+
+@cache
+def find_gpu() -> Gpu | None:
+    """The first NVIDIA GPU, asked of its driver without torch; None if there is none."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        name, _, mib = answer.splitlines()[0].rpartition(",")
+        return Gpu(name.strip(), round(float(mib) / 1024, 1))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return None
+
+
+def torch_device() -> torch.device:
+    """The device for GPU work: CUDA, else Apple's MPS, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def torch_dtype(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
+    """The arithmetic of a run and the reason in words. Raises InputError for one that the device cannot do."""
+    import torch
+
+    if precision is Precision.AUTO:
+        if device.type == "cuda":
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16, "bf16: half the memory, and this GPU has it"
+            return torch.float16, "fp16: half the memory; this GPU has no bf16"
+        return torch.float32, f"fp32: exact, and the safest on {device.type}"
+    if precision is Precision.FP16 and device.type == "cpu":
+        raise InputError(
+            "mixed_precision is fp16, which needs a GPU.", "Use bf16, fp32 or auto on a CPU.", code="precision"
+        )
+    chosen = {
+        Precision.BF16: torch.bfloat16,
+        Precision.FP16: torch.float16,
+        Precision.FP32: torch.float32,
+    }[precision]
+    return chosen, f"{precision.value}: as set"

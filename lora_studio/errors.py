@@ -1,0 +1,99 @@
+"""Every error that the studio raises on purpose.
+
+StudioError                a message with the setting, the value and the remedy
+├── InputError             what the caller gave cannot work: exit status 2
+│   └── ConfigError        several of them, told at once
+└── JobError               the work itself failed: exit status 1
+    ├── OutOfMemoryError   with the next thing to try
+    ├── DiskFullError
+    └── NonFiniteLossError
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path
+
+from pydantic import ValidationError
+
+
+class StudioError(Exception):
+    """An error for people: what is wrong, and what to do about it.
+
+    `message` names the setting and the value, `remedy` says what to do next, `code` is a stable word for scripts.
+    """
+
+    exit_status = 1
+
+    def __init__(self, message: str, remedy: str = "", *, code: str = "error") -> None:
+        super().__init__(message, remedy)
+        self.message = message
+        self.remedy = remedy
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class InputError(StudioError):
+    """A setting, a file or a folder that cannot work as given."""
+
+    exit_status = 2
+
+
+class ConfigError(InputError):
+    """All that is wrong with a configuration, in one go: `problems` holds one line each."""
+
+    def __init__(self, problems: Iterable[str], remedy: str = "") -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems), remedy, code="config")
+
+    @classmethod
+    def from_validation(cls, error: ValidationError) -> ConfigError:
+        """Translate pydantic's report: one line a field, with the value that was given."""
+        lines = []
+        for item in error.errors():
+            name = ".".join(str(part) for part in item["loc"]) or "settings"
+            text = item["msg"].removeprefix("Value error, ")
+            given = item.get("input")
+            shown = "" if isinstance(given, dict) else f" (given: {str(given)[:80]!r})"
+            lines.append(f"{name}: {text}{shown}")
+        return cls(lines)
+
+
+class JobError(StudioError):
+    """The work started and could not be finished."""
+
+
+class OutOfMemoryError(JobError):
+    """The GPU's or the machine's memory was not enough."""
+
+
+class DiskFullError(JobError):
+    """A write failed because the disk has no room; what was there before is intact."""
+
+
+class NonFiniteLossError(JobError):
+    """The loss became NaN or infinite and stayed so; the last good checkpoint is kept."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the system's errors about a write to `path` into a DiskFullError or InputError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (ENOSPC, EDQUOT, EFBIG):
+            raise DiskFullError(
+                f"No room left to write {path}.",
+                "Free some disk space (the studio's cache folder can be deleted safely), then try again. "
+                "Nothing that was saved before is lost.",
+                code="disk_full",
+            ) from error
+        if isinstance(error, PermissionError):
+            raise InputError(
+                f"Not allowed to write {path}.", "Choose a folder that you can write to.", code="not_writable"
+            ) from error
+        raise
