@@ -1,3 +1,26 @@
-"""LoRA Studio: curate, tag, plan, train and test SDXL LoRAs."""
+"""LoRA Studio: curate, tag, plan, train and test SDXL LoRAs.
+
+>>> import lora_studio
+>>> report = lora_studio.scan("my-images")                              # doctest: +SKIP
+>>> lora_studio.tag("my-images", tagger="wd14", trigger_word="saria_zelda")   # doctest: +SKIP
+>>> run = lora_studio.train("my-images", base="SDXL 1.0", name="saria")       # doctest: +SKIP
+>>> lora_studio.sweep([run.lora], bases=["SDXL 1.0"], prompts=["saria_zelda, smiling"])   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["curate", "plan", "resume", "scan", "sweep", "tag", "train"]
+
+if TYPE_CHECKING:
+    from lora_studio.api import curate, plan, resume, scan, sweep, tag, train
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from lora_studio import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,138 @@
+"""The studio's stages as Python functions: what the command line and the tabs call too.
+
+`scan`, `curate` and `plan` read and answer at once. `tag`, `train` and `sweep` do their work in this process, in a job
+folder that looks exactly like one that the browser started, and wait for their turn on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from lora_studio.config import AnyJob, Existing, Recipe, SweepJob, TagJob, TrainJob
+from lora_studio.dataset.curate import curate
+from lora_studio.dataset.scan import scan
+from lora_studio.errors import InputError
+from lora_studio.planning.plan import plan
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder, numbered_folder
+from lora_studio.worker import Listener, execute
+
+if TYPE_CHECKING:
+    from lora_studio.dataset.tagging import TagResult
+    from lora_studio.sampling.sweep import SweepResult
+    from lora_studio.training.train import TrainResult
+
+__all__ = ["curate", "plan", "resume", "scan", "sweep", "tag", "train"]
+
+
+def _quiet(event: dict[str, Any]) -> None:
+    pass
+
+
+def tag(
+    dataset: Path | str,
+    *,
+    tagger: str,
+    threshold: float | None = None,
+    trigger_word: str = "",
+    existing: Existing | str = Existing.IGNORE,
+    out: Path | None = None,
+    home: Home | None = None,
+    on_event: Listener = _quiet,
+) -> TagResult:
+    """Write captions beside the images of `dataset`.
+
+    `tagger` is wd14, blip, demo, a Hub repository or a folder; `threshold` (0 to 1) is the least confidence of a tag;
+    `existing` says what happens to captions that are there. `out` is the job folder (default: a numbered one in the
+    studio's home). Raises StudioError.
+    """
+    values: dict[str, Any] = {"dataset": dataset, "tagger": tagger, "trigger_word": trigger_word, "existing": existing}
+    if threshold is not None:
+        values["threshold"] = threshold
+    return cast("TagResult", _run(TagJob.parse(_absolute(values, "dataset")), "tags", "", out, home, on_event))
+
+
+def train(
+    dataset: Path | str,
+    *,
+    base: str,
+    name: str,
+    trigger_word: str = "",
+    recipe: Recipe | None = None,
+    vae: str | None = None,
+    out: Path | None = None,
+    home: Home | None = None,
+    on_event: Listener = _quiet,
+) -> TrainResult:
+    """Train a LoRA on the images of `dataset` and return where it lies and how it went.
+
+    `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file. `out` is the run
+    folder (default: a numbered one in the studio's home); one that was stopped goes on with `resume`. Raises
+    StudioError.
+    """
+    job = TrainJob.parse(
+        _absolute(
+            {
+                "name": name,
+                "dataset": dataset,
+                "base": base,
+                "vae": vae,
+                "trigger_word": trigger_word,
+                "recipe": recipe or Recipe(),
+            },
+            "dataset",
+        )
+    )
+    return cast("TrainResult", _run(job, "runs", name, out, home, on_event))
+
+
+def sweep(
+    loras: Sequence[Path | str],
+    *,
+    bases: Sequence[str],
+    prompts: Sequence[str],
+    out: Path | None = None,
+    home: Home | None = None,
+    on_event: Listener = _quiet,
+    **settings: Any,
+) -> SweepResult:
+    """Draw every LoRA at every strength for every prompt on every base with one seed, and put it into one grid.
+
+    `settings` are the other fields of config.SweepJob (strengths, seed, steps, guidance, negative_prompt, width,
+    height, trigger_word...). `out` is the sweep's folder (default: a numbered one in the studio's home). Raises
+    StudioError.
+    """
+    values = {"loras": [Path(lora) for lora in loras], "bases": list(bases), "prompts": list(prompts), **settings}
+    return cast("SweepResult", _run(SweepJob.parse(_absolute(values, "loras")), "sweeps", "", out, home, on_event))
+
+
+def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener = _quiet) -> Any:
+    """Go on with a job that was stopped or failed, from its last checkpoint; returns the result of its kind.
+
+    Raises InputError if `folder` holds no job or its job is at work.
+    """
+    job_folder = JobFolder(Path(folder))
+    job_folder.job()
+    if job_folder.status().state.alive:
+        raise InputError(f"{folder} is at work already.", "Wait for it, or stop it first.", code="busy")
+    job_folder.clear_stop()
+    return execute(job_folder, home=home or Home.locate(), resume=True, listen=on_event)
+
+
+def _run(job: AnyJob, kind: str, name: str, out: Path | None, home: Home | None, on_event: Listener) -> Any:
+    home = home or Home.locate()
+    folder = JobFolder.create(out or numbered_folder(home.path / kind, name), job)
+    return execute(folder, home=home, listen=on_event)
+
+
+def _absolute(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Paths as absolute ones, so that a job file means the same from every working directory."""
+    given = values[name]
+    values[name] = [path.expanduser().resolve() for path in given] if isinstance(given, list) else _resolve(given)
+    return values
+
+
+def _resolve(path: Path | str) -> Path:
+    return Path(path).expanduser().resolve()

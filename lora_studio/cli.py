@@ -1,0 +1,332 @@
+"""`python -m lora_studio`: one command a stage, the same functions that the tabs call.
+
+With `--json` a command prints one JSON document on stdout and nothing else there; messages and progress bars go to
+stderr. Exit status: 0, 2 for wrong input, 1 for a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from lora_studio import __version__, api, guide
+from lora_studio.config import Existing, Kind, Recipe, TrainJob, apply_overrides, job_from_toml
+from lora_studio.errors import ConfigError, InputError, StudioError
+from lora_studio.planning.presets import list_presets, load_preset
+from lora_studio.progress import JobBar, counted
+from lora_studio.project import Home
+
+app = typer.Typer(
+    help="Curate, tag, plan, train and test SDXL LoRAs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out_console = Console()
+err_console = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+HomeOption = Annotated[
+    Path | None, typer.Option("--home", help="The studio's home (default: $LORA_STUDIO_HOME or ~/lora-studio).")
+]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or with N_name folders of them.")]
+
+
+def main() -> None:
+    """Run a command; a StudioError becomes two lines on stderr and an exit status."""
+    try:
+        app(prog_name="python -m lora_studio")
+    except StudioError as error:
+        err_console.print(f"[red]Error:[/red] {_escape(error.message)}", soft_wrap=True, highlight=False)
+        if error.remedy:
+            err_console.print(_escape(error.remedy), soft_wrap=True, highlight=False)
+        sys.exit(error.exit_status)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where everything goes; made if missing.")] = Path("demo"),
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train only so many steps.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Show the whole way on the embedded small model and the example images, with no GPU and no download."""
+    from lora_studio.walkthrough import run_demo
+
+    with JobBar(err_console) as bar:
+        result = run_demo(out, home=Home.locate(home), steps=steps, on_event=bar, on_stage=bar.stage)
+    for line in result.lines():
+        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def plan(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of images.")] = None,
+    images: Annotated[int | None, typer.Option("--images", min=1, help="Number of images, without a folder.")] = None,
+    kind: Annotated[Kind, typer.Option(help="What the LoRA teaches.")] = Kind.CHARACTER,
+    base: Annotated[str, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = "SDXL 1.0",
+    vram: Annotated[float | None, typer.Option("--vram", min=1, help="GPU memory in GiB.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
+    repeats: Annotated[int | None, typer.Option(min=1)] = None,
+    resolution: Annotated[int | None, typer.Option(min=64)] = None,
+    trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what to learn and how long, with the reasons."""
+    if (folder is None) == (images is None):
+        raise InputError("plan needs either a folder or --images N.", "Give one of the two.", code="usage")
+    given = {"epochs": epochs, "batch_size": batch, "repeats": repeats, "resolution": resolution}
+    result = api.plan(
+        folder if folder is not None else images or 0,
+        kind=kind,
+        base=base,
+        vram_gib=vram,
+        trigger_word=trigger,
+        overrides={name: value for name, value in given.items() if value is not None},
+    )
+    if as_json:
+        return _print_json(result.summary())
+    table = Table("setting", "value", "why", box=None, pad_edge=False)
+    for reason in result.reasons:
+        table.add_row(reason.setting, str(reason.value), reason.why)
+    out_console.print(table)
+    out_console.print(result.describe(), highlight=False, markup=False)
+    for warning in result.warnings:
+        out_console.print(f"- {warning.message} {warning.why}", highlight=False, markup=False)
+
+
+@app.command()
+def scan(folder: Folder, as_json: Json = False) -> None:
+    """Look at the images: what is broken, too small, or there twice. Reads only."""
+    with counted(err_console, "Scanning") as progress:
+        report = api.scan(folder, on_progress=progress)
+    if as_json:
+        return _print_json(report)
+    for image in report.images:
+        for issue in image.issues:
+            out_console.print(f"{image.path}: {issue.message}", soft_wrap=True, highlight=False, markup=False)
+    for group in report.duplicate_groups:
+        out_console.print(f"{group.kind}: keep {group.keep}", soft_wrap=True, highlight=False, markup=False)
+        for path in group.reject:
+            out_console.print(f"    set aside {path}", soft_wrap=True, highlight=False, markup=False)
+    out_console.print(
+        f"{len(report.images)} images, {sum(len(group.reject) for group in report.duplicate_groups)} copies, "
+        f"{sum(bool(image.issues) for image in report.images)} with something to look at."
+    )
+
+
+@app.command()
+def curate(
+    folder: Folder,
+    apply: Annotated[bool, typer.Option("--apply", help="Set the proposed images aside (nothing is deleted).")] = False,
+    restore: Annotated[bool, typer.Option("--restore", help="Put everything back where it was.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show, do or undo what a scan proposes."""
+    if apply and restore:
+        raise InputError("--apply and --restore exclude each other.", "Give one of the two.", code="usage")
+    report = api.curate(folder, apply=apply, restore=restore)
+    if as_json:
+        return _print_json(report)
+    for line in report.lines():
+        out_console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def tag(
+    folder: Folder,
+    tagger: Annotated[str, typer.Option(help="wd14, blip, demo, a Hub repository or a folder.")],
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a tag.")] = None,
+    trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
+    existing: Annotated[Existing, typer.Option(help="What happens to captions that are there.")] = Existing.IGNORE,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write a caption beside every image."""
+    with JobBar(err_console) as bar:
+        result = api.tag(
+            folder,
+            tagger=tagger,
+            threshold=threshold,
+            trigger_word=trigger,
+            existing=existing,
+            home=Home.locate(home),
+            on_event=bar,
+        )
+    if as_json:
+        return _print_json(result)
+    out_console.print(f"{result.tagged} tagged, {result.skipped} left as they were, {len(result.failed)} failed.")
+    for failure in result.failed:
+        out_console.print(f"{failure.path}: {failure.message}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def train(
+    job_file: Annotated[Path | None, typer.Argument(metavar="[JOB.toml]", help="A job file, or a run's.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Folder of images and captions.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = None,
+    name: Annotated[str, typer.Option(help="File name of the LoRA.")] = "lora",
+    trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
+    preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: a numbered one in the home).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Train a LoRA; Ctrl-C stops with a checkpoint that --resume goes on from."""
+    located = Home.locate(home)
+    if resume:
+        folder = out or (job_file.parent if job_file else None)
+        if folder is None:
+            raise InputError("--resume needs a run.", "Give --out RUN or RUN/job.toml.", code="usage")
+        with JobBar(err_console) as bar:
+            result = api.resume(folder, home=located, on_event=bar)
+    else:
+        job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [])
+        with JobBar(err_console) as bar:
+            result = api.train(
+                job.dataset,
+                base=job.base,
+                name=job.name,
+                trigger_word=job.trigger_word,
+                recipe=job.recipe,
+                vae=job.vae,
+                out=out,
+                home=located,
+                on_event=bar,
+            )
+    if as_json:
+        return _print_json(result)
+    if result.stopped:
+        out_console.print(f"Stopped at step {result.steps}. Go on with: train --resume --out {result.run}")
+    else:
+        out_console.print(f"LoRA: {result.lora}", soft_wrap=True, highlight=False)
+    if result.verdict:
+        out_console.print(f"{result.verdict.title}. {result.verdict.evidence} {result.verdict.next_step}", markup=False)
+
+
+@app.command()
+def sweep(
+    loras: Annotated[list[Path], typer.Argument(metavar="LORA...", help="LoRA files.")],
+    base: Annotated[list[str], typer.Option(help="Base model; may be given again.")],
+    prompt: Annotated[list[str], typer.Option(help="Prompt; may be given again. {trigger} is the trigger word.")],
+    strengths: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.7,0.8,0.9,1.0,1.1,1.2",
+    seed: Annotated[int, typer.Option(min=0)] = 42,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="Sampling steps.")] = 25,
+    guidance: Annotated[float, typer.Option(min=0, max=30, help="CFG scale.")] = 6.0,
+    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
+    trigger: Annotated[str, typer.Option(help="Trigger word (default: from the LoRA).")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep (default: a numbered one in the home).")] = None,
+    home: HomeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Draw LoRAs at several strengths with one seed, as one labelled grid."""
+    with JobBar(err_console) as bar:
+        result = api.sweep(
+            loras,
+            bases=base,
+            prompts=prompt,
+            strengths=[part.strip() for part in strengths.split(",") if part.strip()],
+            seed=seed,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=negative,
+            trigger_word=trigger,
+            out=out,
+            home=Home.locate(home),
+            on_event=bar,
+        )
+    if as_json:
+        return _print_json(result)
+    out_console.print(f"Grid: {result.grid}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the base models that the studio knows by name."""
+    if as_json:
+        return _print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
+    table = Table("name", "good for", "prediction", "why", box=None, pad_edge=False)
+    for name, model in guide.BASES.items():
+        table.add_row(name, model.good_for, model.prediction_type, model.why)
+    out_console.print(table)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """List the presets, each with what it changes."""
+    known = list_presets()
+    if as_json:
+        return _print_json({name: load_preset(name) for name in known})
+    for name in known:
+        changes = ", ".join(f"{key}={value}" for key, value in load_preset(name).items())
+        out_console.print(f"{name}: {changes}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command(hidden=True)
+def worker(
+    folder: Annotated[Path, typer.Argument(metavar="JOB")],
+    home: HomeOption = None,
+    resume: Annotated[bool, typer.Option("--resume")] = False,
+) -> None:
+    """Do the job of a job folder; the browser starts this."""
+    from lora_studio.worker import run_detached
+
+    raise typer.Exit(run_detached(folder, Home.locate(home), resume=resume))
+
+
+def _train_job(
+    job_file: Path | None,
+    dataset: Path | None,
+    base: str | None,
+    name: str,
+    trigger: str,
+    preset: str | None,
+    settings: list[str],
+) -> TrainJob:
+    """The job that the options describe: a job file, or dataset and base; then the preset, then each --set."""
+    values: dict[str, Any]
+    if job_file is not None:
+        if not job_file.is_file():
+            raise InputError(f"There is no job file {job_file}.", "Give a .toml file.", code="no_job")
+        job = job_from_toml(job_file.read_text("utf-8"), str(job_file))
+        if not isinstance(job, TrainJob):
+            raise InputError(f"{job_file} is a {job.kind} job.", "Give a training job.", code="job_kind")
+        values = job.model_dump(exclude_none=True)
+    else:
+        missing = [f"--{option}" for option, value in (("dataset", dataset), ("base", base)) if value is None]
+        if missing:
+            raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
+        values = {"dataset": dataset, "base": base, "name": name, "trigger_word": trigger, "recipe": {}}
+    recipe = Recipe.parse(values["recipe"]).changed()
+    recipe |= load_preset(preset) if preset else {}
+    values["recipe"] = apply_overrides(recipe, settings)
+    return TrainJob.parse(values)
+
+
+def _print_json(value: Any) -> None:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")

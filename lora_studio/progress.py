@@ -1,0 +1,83 @@
+"""Progress bars on a terminal, fed by the events of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+class JobBar:
+    """A listener for job events that shows one bar a phase; warnings and hints are printed as lines.
+
+    Where stderr is no terminal, each phase is one line.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = _bar(console)
+        self.task: TaskID | None = None
+        self.label = ""
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Show one event."""
+        name = event["event"]
+        if name in ("warning", "hint"):
+            self.console.print(
+                f"{name.capitalize()}: {event['message']}", markup=False, highlight=False, soft_wrap=True
+            )
+        elif name == "step":
+            loss = event.get("loss")
+            self._advance("Training", event["step"], event["total"], "" if loss is None else f"loss {loss:.4f}")
+        elif name == "cell":
+            self._advance("Drawing", event["done"], event["total"])
+        elif name == "image":
+            self._advance("Tagging", event["done"], event["total"])
+        elif name in ("phase", "waiting"):
+            self._advance(event.get("message", ""), event.get("done", 0), event.get("total"))
+
+    def stage(self, title: str) -> None:
+        """Announce a stage of a longer walk."""
+        self.console.print(title, markup=False, highlight=False, style="bold")
+
+    def _advance(self, label: str, done: int, total: int | None, note: str = "") -> None:
+        if self.task is None or label != self.label:
+            if self.task is not None:
+                self.progress.remove_task(self.task)
+            self.task, self.label = self.progress.add_task(label, total=total, note=note), label
+            if not self.console.is_terminal:
+                self.console.print(label, markup=False, highlight=False)
+        self.progress.update(self.task, completed=done, total=total, note=note)
+
+
+@contextmanager
+def counted(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that tells `(done, total)`."""
+    with _bar(console) as progress:
+        task = progress.add_task(label, total=None, note="")
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,256 @@
+"""Doing a job: in this process (`execute`) or in a detached one of its own (`start`).
+
+The stage's function does the work; this module gives it its turn on the GPU, and writes status, events and result.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+from pydantic import BaseModel
+
+from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.errors import DiskFullError, InputError, OutOfMemoryError, StudioError, disk_errors
+from lora_studio.planning.memory import next_saving
+from lora_studio.project import Home
+from lora_studio.queue import Cancelled, turn
+from lora_studio.runs import JobFolder, Report, State, Status
+
+STATUS_SECONDS = 0.5
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Stage(Protocol):
+    """What does the work of one kind of job; its result has a field `stopped`."""
+
+    def __call__(
+        self,
+        job: Any,
+        folder: JobFolder,
+        *,
+        home: Home,
+        report: Report,
+        should_stop: Callable[[], bool],
+        resume: bool = False,
+    ) -> BaseModel:
+        """Do the job, or as much of it as `should_stop` lets it."""
+
+
+def stage_for(job: AnyJob) -> Stage:
+    """The function that does this kind of job; imported only now, since it may bring torch."""
+    match job:
+        case TrainJob():
+            from lora_studio.training.train import train
+
+            return train
+        case TagJob():
+            from lora_studio.dataset.tagging import tag
+
+            return tag
+        case SweepJob():
+            from lora_studio.sampling.sweep import sweep
+
+            return sweep
+
+
+def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
+    """Start a detached worker process for the job; it outlives this process.
+
+    The status says "queued" before this returns, so that nobody takes the job for forgotten.
+    """
+    command = [sys.executable, "-m", "lora_studio", "worker", str(folder.path.resolve()), "--home", str(home.path)]
+    if resume:
+        command.append("--resume")
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
+    folder.clear_stop()
+    own = psutil.Process()
+    folder.set_status(
+        Status(
+            state=State.QUEUED, message="Starting", pid=own.pid, pid_started=own.create_time(), started_at=time.time()
+        )
+    )
+    with disk_errors(folder.log_file), folder.log_file.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+            cwd=folder.path,
+        )
+    threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
+
+
+def _reap(process: subprocess.Popen[bytes], folder: JobFolder, starter: int) -> None:
+    """Wait for a worker; if it ended before it took over the status, say so there."""
+    exit_status = process.wait()
+    if folder.status().pid == starter:
+        folder.update_status(
+            state=State.FAILED,
+            message=f"The worker process could not start (exit status {exit_status}).",
+            remedy=f"Its last lines are in {folder.log_file.name}.",
+        )
+
+
+def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: Listener = lambda event: None) -> BaseModel:
+    """Do the job of `folder` in this process and return the stage's result.
+
+    `listen` hears every event as it is written. Raises StudioError; the status then says failed, with the remedy.
+    """
+    job = folder.job()
+    started = time.time()
+    progress = _Progress(folder, listen)
+    folder.set_status(
+        Status(
+            state=State.QUEUED,
+            message="Waiting for its turn",
+            pid=os.getpid(),
+            pid_started=psutil.Process().create_time(),
+            started_at=started,
+        )
+    )
+    try:
+        with (
+            stop_on_signals(folder),
+            turn(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=progress.waits),
+        ):
+            folder.update_status(state=State.RUNNING, message="Starting", started_at=time.time())
+            with translated(job):
+                result = stage_for(job)(
+                    job, folder, home=home, report=progress, should_stop=folder.stop_requested, resume=resume
+                )
+    except Cancelled:
+        progress.ends(State.STOPPED, "Stopped before its turn came.", "Resume puts it back into the queue.")
+        raise StudioError("Stopped before its turn came.", "Start it again when you like.", code="stopped") from None
+    except StudioError as error:
+        progress.ends(State.FAILED, error.message, error.remedy, code=error.code)
+        raise
+    except KeyboardInterrupt:
+        progress.ends(State.FAILED, "Interrupted at once.", "Resume goes on from the last checkpoint.")
+        raise
+    except Exception as error:
+        progress.ends(
+            State.FAILED,
+            f"{type(error).__name__}: {error}",
+            f"This should not happen. The traceback is in {folder.log_file.name}.",
+            code="unexpected",
+        )
+        raise
+    if getattr(result, "stopped", False):
+        progress.ends(State.STOPPED, "Stopped; everything up to here is kept.", "Resume goes on from here.")
+    else:
+        folder.finish(result.model_dump(mode="json"))
+        progress.ends(State.DONE, "Done")
+    return result
+
+
+def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:
+    """The body of a worker process; returns its exit status. What went wrong stands in the status and the log."""
+    try:
+        execute(JobFolder(path), home=home, resume=resume)
+    except StudioError as error:
+        traceback.print_exc()
+        return error.exit_status
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextmanager
+def stop_on_signals(folder: JobFolder) -> Iterator[None]:
+    """Take the first interrupt or termination as a request to stop with a checkpoint; a second one ends at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: object) -> None:
+        folder.request_stop()
+        signal.signal(number, previous[number])
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def translated(job: AnyJob) -> Iterator[None]:
+    """Turn what the libraries raise when memory or disk runs out into errors with a remedy."""
+    try:
+        yield
+    except StudioError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                "The memory was not enough.",
+                next_saving(job.recipe) if isinstance(job, TrainJob) else "Close other programs that use the GPU.",
+                code="out_of_memory",
+            ) from error
+        if isinstance(error, OSError):
+            with disk_errors(Path(error.filename or "a file")):
+                raise
+        raise
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the GPU or the CPU, however the library words it."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+class _Progress:
+    """Writes events, and what they say of the progress into the status, at most twice a second."""
+
+    def __init__(self, folder: JobFolder, listen: Listener) -> None:
+        self.folder = folder
+        self.listen = listen
+        self.written = 0.0
+        self.pending: dict[str, Any] = {}
+
+    def __call__(self, event: str, /, **values: Any) -> None:
+        record = self.folder.emit(event, **values)
+        news = {name: values[name] for name in ("total", "seconds_left", "message") if name in values}
+        if event in ("warning", "hint"):
+            news.pop("message", None)
+        if (done := values.get("done", values.get("step") if event == "step" else None)) is not None:
+            news["done"] = done
+        self.pending |= news
+        if self.pending and time.monotonic() - self.written > STATUS_SECONDS:
+            self.folder.update_status(**self.pending)
+            self.pending, self.written = {}, time.monotonic()
+        self.listen(record)
+
+    def waits(self, ahead: int, label: str) -> None:
+        """Say who has the GPU."""
+        self("waiting", message=f"Waits for {label}" + (f" and {ahead - 1} more" if ahead > 1 else ""))
+
+    def ends(self, state: State, message: str, remedy: str = "", **values: Any) -> None:
+        """Write the last event and the final status; a full disk must not hide why the job ended."""
+        try:
+            record = self.folder.emit(state.value, message=message, remedy=remedy, **values)
+            last = {**self.pending, "state": state, "message": message, "remedy": remedy, "seconds_left": None}
+            self.folder.update_status(**last)
+        except (DiskFullError, InputError, OSError):
+            traceback.print_exc()
+            return
+        self.listen(record)
