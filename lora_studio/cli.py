@@ -100,7 +100,8 @@ def plan(
         overrides={name: value for name, value in given.items() if value is not None},
     )
     if as_json:
-        return _print_json(result.summary())
+        _print_json(result.summary())
+        return
     table = Table("setting", "value", "why", box=None, pad_edge=False)
     for reason in result.reasons:
         table.add_row(reason.setting, str(reason.value), reason.why)
@@ -116,7 +117,8 @@ def scan(folder: Folder, as_json: Json = False) -> None:
     with counted(err_console, "Scanning") as progress:
         report = api.scan(folder, on_progress=progress)
     if as_json:
-        return _print_json(report)
+        _print_json(report)
+        return
     for image in report.images:
         for issue in image.issues:
             out_console.print(f"{image.path}: {issue.message}", soft_wrap=True, highlight=False, markup=False)
@@ -142,7 +144,8 @@ def curate(
         raise InputError("--apply and --restore exclude each other.", "Give one of the two.", code="usage")
     report = api.curate(folder, apply=apply, restore=restore)
     if as_json:
-        return _print_json(report)
+        _print_json(report)
+        return
     for line in report.lines():
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -169,7 +172,8 @@ def tag(
             on_event=bar,
         )
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     out_console.print(f"{result.tagged} tagged, {result.skipped} left as they were, {len(result.failed)} failed.")
     for failure in result.failed:
         out_console.print(f"{failure.path}: {failure.message}", soft_wrap=True, highlight=False, markup=False)
@@ -214,7 +218,8 @@ def train(
                 on_event=bar,
             )
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     if result.stopped:
         out_console.print(f"Stopped at step {result.steps}. Go on with: train --resume --out {result.run}")
     else:
@@ -255,7 +260,8 @@ def sweep(
             on_event=bar,
         )
     if as_json:
-        return _print_json(result)
+        _print_json(result)
+        return
     out_console.print(f"Grid: {result.grid}", soft_wrap=True, highlight=False)
 
 
@@ -263,7 +269,8 @@ def sweep(
 def models(as_json: Json = False) -> None:
     """List the base models that the studio knows by name."""
     if as_json:
-        return _print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
+        _print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
+        return
     table = Table("name", "good for", "prediction", "why", box=None, pad_edge=False)
     for name, model in guide.BASES.items():
         table.add_row(name, model.good_for, model.prediction_type, model.why)
@@ -275,7 +282,8 @@ def presets(as_json: Json = False) -> None:
     """List the presets, each with what it changes."""
     known = list_presets()
     if as_json:
-        return _print_json({name: load_preset(name) for name in known})
+        _print_json({name: load_preset(name) for name in known})
+        return
     for name in known:
         changes = ", ".join(f"{key}={value}" for key, value in load_preset(name).items())
         out_console.print(f"{name}: {changes}", soft_wrap=True, highlight=False, markup=False)
