@@ -1,4 +1,4 @@
-"""The whole way on the embedded small model and the example images: from a folder of pictures to a LoRA and its grid."""
+"""The whole way on the embedded small model and the example images: from pictures to a LoRA and its grid."""
 
 from __future__ import annotations
 
