@@ -1,0 +1,1 @@
+"""Images and captions: reading, checking, curating, importing, captioning. Only `taggers/` imports torch."""

@@ -1,0 +1,100 @@
+"""Captions: pure text, and the text files beside the images.
+
+A caption is one line. Tags are separated by commas; a sentence with commas in it is kept as it is, since splitting and
+joining are each other's inverse. The file has the image's stem: `.txt`, and `.caption` is read too.
+"""
+
+from __future__ import annotations
+
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterable
+from pathlib import Path
+
+from lora_studio.errors import InputError
+from lora_studio.files import write_text
+
+SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
+
+
+def split_tags(caption: str) -> list[str]:
+    """The caption's tags in order: white space normalised, no empty one, none twice."""
+    tags = (" ".join(tag.split()) for tag in caption.split(","))
+    return list(dict.fromkeys(tag for tag in tags if tag))
+
+
+def join_tags(tags: Iterable[str]) -> str:
+    """One line of tags, as kohya's tools write it: separated by a comma and a space."""
+    return ", ".join(tags)
+
+
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger word first and nowhere else; doing it twice changes nothing.
+
+    A trigger that is already a tag is moved to the front; letter case does not matter, as the text encoders read lower
+    case. Inside a longer phrase it is moved only if it is no plain word ("saria_zelda", "style-2"): taking a plain
+    "cat" out of "cat ears" would change what the phrase says. A caption that begins with the trigger
+    ("ohwx woman, smiling") keeps its beginning. Several triggers, separated by commas, keep their order.
+    """
+    tags = split_tags(caption)
+    for word in reversed(split_tags(trigger)):
+        tags = _with_word(tags, word)
+    return join_tags(tags)
+
+
+def _with_word(tags: list[str], word: str) -> list[str]:
+    pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+    match = pattern.match(tags[0]) if tags else None
+    after, rest = (tags[0][match.end() :], tags[1:]) if match else ("", tags)
+    if not word.isalpha():
+        after = pattern.sub("", after)
+        rest = [pattern.sub("", tag) for tag in rest]
+    return split_tags(join_tags([word + after, *(tag for tag in rest if tag.casefold() != word.casefold())]))
+
+
+def caption_file(image: Path) -> Path:
+    """Where the caption of an image is written."""
+    return image.with_suffix(SUFFIXES[0])
+
+
+def existing_caption(image: Path) -> Path | None:
+    """The caption file that an image has, or None."""
+    for suffix in SUFFIXES:
+        file = image.with_suffix(suffix)
+        if file.is_file():
+            return file
+    return None
+
+
+def read_caption(image: Path) -> str | None:
+    """The caption of an image without surrounding white space, "" for an empty file, None without a file.
+
+    UTF-8 with or without a byte order mark; other bytes are read as Latin-1. Raises InputError if it cannot be read.
+    """
+    file = existing_caption(image)
+    if file is None:
+        return None
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"The caption {file.name!r} cannot be read: {error.strerror}.", "Check its permissions.", code="caption"
+        ) from error
+    return decode_text(data).strip()
+
+
+def decode_text(data: bytes) -> str:
+    """Text of unknown encoding: UTF-16 with its mark, UTF-8 with or without one, else Latin-1, which always reads."""
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def write_caption(image: Path, text: str) -> Path:
+    """Write the caption of an image atomically as UTF-8 and return its file; the line ends nowhere in between."""
+    file = caption_file(image)
+    write_text(file, " ".join(text.split()))
+    return file
