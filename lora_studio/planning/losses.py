@@ -66,13 +66,13 @@ def smooth(losses: Losses, half_life: float | None = None) -> list[float | None]
 
 
 def finite(losses: Losses) -> NDArray[np.float64]:
-    """The losses that are numbers, with far outliers lowered to Tukey's outer fence, Q3 + 3 (Q3 - Q1)."""
+    """The losses that are numbers, with spikes lowered to Tukey's outer fence, Q3 + 3 (Q3 - Q1), of their window."""
     values = np.array([loss for loss in losses if loss is not None and isfinite(loss)], dtype=np.float64)
-    if len(values) < 8:
-        return values
-    lower, upper = np.quantile(values, (0.25, 0.75))
-    fence: NDArray[np.float64] = np.minimum(values, upper + 3 * (upper - lower))
-    return fence
+    for window in np.array_split(values, max(1, min(WINDOWS, len(values) // 10))):  # views: changed in place
+        if len(window) >= 8:
+            lower, upper = np.quantile(window, (0.25, 0.75))
+            np.minimum(window, upper + 3 * (upper - lower), out=window)
+    return values
 
 
 def trend(losses: Losses) -> Change:

@@ -20,7 +20,7 @@ from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import Span, duration, run_seconds
 
-EMBEDDED_SHOWN = 240  # images times repeats in an epoch on the embedded base: 30 steps of 8
+EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 
 
 class Reason(BaseModel):
@@ -294,6 +294,9 @@ def _choose_rest(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> 
         chosen.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
     if base is None or base.family != "emoji":
         return
+    chosen.set(
+        "network_alpha", guide.RECIPE["network_alpha"].value, "As the demo preset's rate wants it.", guided=False
+    )
     reasons = preset_reasons("demo")
     for name, value in load_preset("demo").items():
         if name != "repeats":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from tomlkit.items import Item
+from tomlkit.items import Array, Item
 
 from lora_studio.config import Recipe, parse_toml
 from lora_studio.errors import ConfigError, InputError
@@ -44,7 +44,7 @@ def preset_reasons(name: str | Path) -> dict[str, str]:
     path = _find(name)
     text = _read(path)
     parse_toml(text, path.name)
-    return {key: _comment(item) for key, item in tomlkit.parse(text).items()}
+    return {key.key: _comment(item) for key, item in tomlkit.parse(text).body if key is not None}
 
 
 def preset_title(name: str | Path) -> str:
@@ -73,9 +73,9 @@ def _read(path: Path) -> str:
         raise InputError(f"The preset {path} cannot be read: {error}.", "Save it as UTF-8.", code="preset") from error
 
 
-def _comment(item: Any) -> str:
+def _comment(item: Item) -> str:
     """The comment behind a value; of a list of several lines, the one behind its opening bracket."""
-    text = item.trivia.comment if isinstance(item, Item) else ""
-    if not text and isinstance(item, tomlkit.items.Array):
+    text = item.trivia.comment
+    if not text and isinstance(item, Array):
         text = item.as_string().partition("\n")[0].partition("#")[2]
-    return str(text).lstrip("#").strip()
+    return text.lstrip("#").strip()
