@@ -267,10 +267,7 @@ class Recipe(Settings):
 
     mixed_precision: Precision = setting(label="Precision", group=Group.MEMORY, advice="mixed_precision")
     gradient_checkpointing: bool = setting(
-        True,
-        label="Gradient checkpointing",
-        group=Group.MEMORY,
-        why="Much less memory for about a third more time; the guide calls it essential below 12 GB.",
+        label="Gradient checkpointing", group=Group.MEMORY, advice="gradient_checkpointing"
     )
 
     sample_prompts: list[str] = setting(

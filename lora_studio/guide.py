@@ -10,9 +10,12 @@ https://civitai.com/articles/1716. Wording and corrections are ours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
+
+SOURCE = "https://civitai.com/articles/1716/opinionated-guide-to-all-lora-training-2025-update"
+DISCLAIMER = "Opinions and experience, not law: a starting point to experiment from."
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,11 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
         "unet_lr": Advice(
             5e-4,
             "Strong enough to learn well; lower it if the loss is unstable, raise it if nothing happens.",
+            low=5e-5,
+            high=2e-3,
         ),
         "text_encoder_lr": Advice(
-            1e-4, "A fifth of the UNet's rate, so that the trigger word does not contaminate other prompts."
+            1e-4, "A fifth of the UNet's rate, so that the trigger word does not contaminate other prompts.", high=5e-4
         ),
         "network_dim": Advice(
             32, "More nuance than the traditional 8 to 16; go lower for simple concepts.", low=8, high=64
@@ -45,7 +50,12 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
         "noise_offset": Advice(
             0.05, "Deeper contrast and more varied lighting; the guide uses 0.03 to 0.1.", low=0.03, high=0.1
         ),
-        "clip_skip": Advice(2, "SDXL was made with the second-to-last layer (2); 1 is rarely what a base expects."),
+        "clip_skip": Advice(
+            2,
+            "SDXL was made with the second-to-last layer (2); 1 is rarely what a base expects.",
+            low=1,
+            high=2,
+        ),
         "resolution": Advice(1024, "The sweet spot of SDXL; 768 works well for most, 512 is for tests."),
         "enable_bucket": Advice(
             True, "Images of mixed shapes keep their aspect ratio instead of being cropped square."
@@ -53,10 +63,491 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
         "batch_size": Advice(2, "2 to 4 as memory allows; 1 when desperate for memory.", low=1, high=4),
         "epochs": Advice(10, "10 to 15 for 10 to 50 images, 5 to 8 up to 300, 3 to 5 above.", low=3, high=15),
         "mixed_precision": Advice("auto", "bf16 or fp16 halves the memory; bf16 where the GPU has it."),
+        "gradient_checkpointing": Advice(
+            True, "Much less memory for more time; the guide calls it essential below 12 GB.", high=12
+        ),
         "tagger_threshold": Advice(0.35, "0.35 to 0.40 gives balanced tags.", low=0.35, high=0.40),
         "strengths": Advice(
             (0.0, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
             "0.7 to 1.2 is where a LoRA is used; 0 shows what the base draws without it.",
         ),
+        "training_hours": Advice(
+            3.0, "One to three hours at most while you test: then you can try again.", low=1, high=3
+        ),
     }
 )
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A size of dataset: `low` to `high` images (inclusive; None: no limit), batch size and epochs as (low, high)."""
+
+    name: Literal["small", "medium", "large"]
+    low: int
+    high: int | None
+    batch_size: tuple[int, int]
+    epochs: tuple[int, int]
+    good_for: str
+    focus: str
+
+    def describe(self) -> str:
+        """The size in words, like "10 to 50 images"."""
+        return f"{self.low} to {self.high} images" if self.high else f"more than {self.low - 1} images"
+
+
+TIERS = (
+    Tier("small", 10, 50, (1, 2), (10, 15), "characters and single concepts", "Curate for quality and tag alike."),
+    Tier("medium", 51, 300, (2, 4), (5, 8), "styles and broader concepts", "Seek variety within consistency."),
+    Tier(
+        "large",
+        301,
+        None,
+        (4, 8),
+        (3, 5),
+        "complex styles and several concepts",
+        "Guard against overfitting: keep a few images out of training to compare with.",
+    ),
+)
+FEW_IMAGES = Advice(
+    10,
+    "Even ten good images can be enough if they are above 512 px, alike in size, varied in pose and well composed.",
+)
+SMALL_SIDE = Advice(512, "The guide wants images above 512 px, ideally 1024: enlarging teaches blur.")
+
+
+def tier_for(images: int) -> Tier:
+    """The tier of a dataset; fewer than ten images count as small."""
+    return next(tier for tier in TIERS if tier.high is None or images <= tier.high)
+
+
+@dataclass(frozen=True)
+class KindAdvice:
+    """What differs between a character, a style and a concept.
+
+    `shown` is about how many pictures an epoch of a small set shows: images times repeats. `prompts` are for samples;
+    {trigger} stands for the trigger word.
+    """
+
+    network_dim: int
+    network_alpha: float
+    shown: int
+    why: str
+    prompts: tuple[str, ...]
+    tagging: str
+    base: str
+
+
+KINDS: Mapping[str, KindAdvice] = MappingProxyType(
+    {
+        "character": KindAdvice(
+            32,
+            16,
+            150,
+            "A character lives from detail: the guide's 32 / 16, and every picture seen often.",
+            ("{trigger}, portrait, looking at viewer", "{trigger}, full body, walking in a city street"),
+            "Tag what may change (clothes, pose, place) and leave out what is always so: the trigger word takes it in.",
+            "Take a base that already draws your character's style well.",
+        ),
+        "style": KindAdvice(
+            32,
+            16,
+            100,
+            "A style is learned from all pictures together: fewer repeats keep it from learning single ones.",
+            ("{trigger}, a house by a lake", "{trigger}, portrait of an old man", "{trigger}, a cat on a chair"),
+            "Tag everything that is seen and leave out words for the style: the trigger word takes it in.",
+            "Take a base whose look goes together with the style.",
+        ),
+        "concept": KindAdvice(
+            16,
+            8,
+            120,
+            "The guide lowers the dimension for simple concepts: 16 / 8 learns one thing in half the file.",
+            ("{trigger}", "{trigger}, outdoors, wide shot"),
+            "Tag who and what surrounds the concept and leave the concept itself to the trigger word.",
+            "Take a base that draws what surrounds the concept.",
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class OptimizerAdvice:
+    """What the guide says about an optimizer; above `avoid_above` images it advises against it."""
+
+    why: str
+    avoid_above: int | None = None
+
+
+OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
+    {
+        "Adafactor": OptimizerAdvice("Memory efficient and stable: the guide's first choice."),
+        "AdamW8bit": OptimizerAdvice("AdamW with its state in 8 bits: well known, at a quarter of the memory."),
+        "Prodigy": OptimizerAdvice("Finds its own rate: experimental but promising. Both rates must be 1."),
+        "AdamW": OptimizerAdvice("The full-size original; the guide avoids it on large datasets.", avoid_above=300),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One way to save memory: `setting` becomes `value`. `guide` tells whether the guide names it."""
+
+    code: str
+    setting: str
+    value: Any
+    advice: str
+    why: str
+    guide: bool = True
+
+
+MEMORY_SAVINGS = (
+    Saving(
+        "checkpointing",
+        "gradient_checkpointing",
+        True,
+        "Switch gradient checkpointing on",
+        "It trades speed for memory and changes nothing in the result.",
+    ),
+    Saving("batch", "batch_size", 1, "Lower the batch size to 1", "Activations shrink with the batch."),
+    Saving(
+        "optimizer",
+        "optimizer",
+        "AdamW8bit",
+        "Use AdamW8bit",
+        "Its state takes a quarter of AdamW's and an eighth of Prodigy's memory.",
+    ),
+    Saving(
+        "text_encoders",
+        "text_encoder_lr",
+        0.0,
+        "Set the text encoder rate to 0",
+        "Frozen text encoders are encoded once and leave the GPU, which frees about 1.9 GiB.",
+        guide=False,
+    ),
+    Saving("resolution_768", "resolution", 768, "Lower the resolution to 768", "The last resort; 768 works for most."),
+    Saving("resolution_512", "resolution", 512, "Lower the resolution to 512", "For tests, or where memory is short."),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of thumb with its reason; `code` is what a check that applies it reports."""
+
+    code: str
+    rule: str
+    why: str
+
+
+TRIGGER_RULES = (
+    Rule(
+        "trigger_unique",
+        "Make it unique, like saria_zelda rather than saria.",
+        "A word that the base knows brings along what the base thinks of it.",
+    ),
+    Rule("trigger_memorable", "Keep it memorable: 4 to 24 characters.", "You will type it a lot."),
+    Rule("trigger_style", "Avoid existing style terms.", "The new meaning would fight with the old one."),
+    Rule("trigger_consistent", "Use the same word in every caption.", "Only then does it gather what they share."),
+    Rule(
+        "trigger_characters",
+        "Use letters, digits and underscores only.",
+        "Spaces and commas split it, and brackets, colons and angle brackets mean something in prompts.",
+    ),
+)
+_STYLE_WORDS = """
+3d 3d_render aesthetic anime art artwork cartoon chibi comic cubism cyberpunk digital digital_art drawing
+fantasy flat_color gothic illustration impressionism ink line_art lineart lowpoly manga masterpiece minimalist
+monochrome oil_painting painting pastel photo photograph photorealistic pixel_art pop_art portrait realistic
+render retro sketch steampunk style surreal ukiyo-e vintage watercolor watercolour
+"""
+STYLE_TERMS = frozenset(_STYLE_WORDS.split())
+
+EXPERIMENTS = (
+    Rule("unet_lr", "Learning rate", "The most impactful of all."),
+    Rule("epochs", "Training length", "Stop before it overfits; an earlier checkpoint may be the better one."),
+    Rule("network_dim", "Network size", "Bigger is not always better."),
+    Rule("optimizer", "Optimizer", "Another approach to the same data."),
+)
+ONE_CHANGE = "Change one thing at a time, and note what worked and what did not."
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A warning sign: what is seen, its likely cause, what to do, and which settings that concerns."""
+
+    sign: str
+    cause: str
+    remedy: str
+    settings: tuple[str, ...]
+
+
+WARNING_SIGNS: Mapping[str, Sign] = MappingProxyType(
+    {
+        "nan": Sign(
+            "The loss became NaN",
+            "The learning rate is too high.",
+            "Go on from the last good checkpoint with a lower learning rate.",
+            ("unet_lr", "text_encoder_lr"),
+        ),
+        "no_improvement": Sign(
+            "The loss does not fall",
+            "The learning rate is too low, or the images and captions do not agree.",
+            "Read the captions once more; if they are right, raise the UNet's learning rate.",
+            ("unet_lr",),
+        ),
+        "rising": Sign(
+            "The loss is rising",
+            "The learning rate is too high, or the run has gone on for too long.",
+            "Stop, and compare the earlier checkpoints.",
+            ("unet_lr", "epochs"),
+        ),
+        "plateau": Sign(
+            "The loss has levelled off",
+            "What these settings can learn from these images is learned.",
+            "You could stop here: it is better to undertrain than to overtrain.",
+            ("epochs",),
+        ),
+        "overfit": Sign(
+            "Always the same pose or picture",
+            "The run has gone on for too long for so few images.",
+            "Use an earlier checkpoint or fewer epochs, or add more varied images.",
+            ("epochs", "repeats", "network_dim"),
+        ),
+        "washed_out": Sign(
+            "Washed-out colours",
+            "The prediction type does not match the base model, or the LoRA is overtrained.",
+            "Leave the prediction type on auto; if it is, use an earlier checkpoint.",
+            ("prediction_type", "epochs"),
+        ),
+    }
+)
+
+SUCCESS_INDICATORS = (
+    Rule("steady_loss", "The loss falls steadily.", "A healthy learning curve."),
+    Rule("variety", "Pictures vary from seed to seed.", "It learned the subject, not single images."),
+    Rule("trigger_works", "The trigger word works reliably.", "Compare the same seed with and without it."),
+    Rule("style_holds", "The look stays what you intended.", "Over prompts that the dataset does not have."),
+)
+
+
+@dataclass(frozen=True)
+class WorkflowStep:
+    """One step of the way: what it answers, what to do in it, and a line of the guide's philosophy to keep in mind."""
+
+    name: str
+    question: str
+    todo: tuple[str, ...]
+    thought: str
+
+
+WORKFLOW: Mapping[str, WorkflowStep] = MappingProxyType(
+    {
+        "plan": WorkflowStep(
+            "Plan",
+            "What should I do?",
+            (
+                "Say how many images there are and what they shall teach.",
+                "Draw a few pictures with the base first: it should already come close to what you want.",
+                "Check the memory, and aim for one to three hours at most while you test.",
+            ),
+            "Start conservative: proven settings first, then one change at a time.",
+        ),
+        "dataset": WorkflowStep(
+            "Dataset",
+            "Is it good?",
+            (
+                "Bring in your best images and set duplicates aside: similar poses waste steps.",
+                "Tag with WD14 for anime, BLIP for realistic pictures, at a threshold of 0.35 to 0.40.",
+                "Put your trigger word first in every caption.",
+                "Read every caption yourself.",
+            ),
+            "Think like a curator: twenty very good images beat a hundred mediocre ones.",
+        ),
+        "train": WorkflowStep(
+            "Train",
+            "Is it going well?",
+            (
+                "Start with the recommended settings.",
+                "Switch gradient checkpointing on below 12 GB.",
+                "Watch the loss, and stop when it levels off or rises.",
+            ),
+            "Better undertrained than overtrained: you can always train more.",
+        ),
+        "test": WorkflowStep(
+            "Test",
+            "Did it work?",
+            (
+                "Draw various prompts, also ones that the dataset does not have.",
+                "Try strengths from 0.7 to 1.2.",
+                "Try other base models of the same family.",
+                "Share it, and listen.",
+            ),
+            "Good data beats perfect settings: if it did not work, look at the images first.",
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Where the guide's figures and arithmetic part ways: what it says and what holds, told with respect."""
+
+    setting: str
+    says: str
+    holds: str
+
+
+CORRECTIONS = (
+    Correction(
+        "text_encoder_lr",
+        "The guide calls 1e-4 ten times lower than 5e-4.",
+        "It is a fifth. The studio keeps the guide's numbers, which work; a tenth would be 5e-5.",
+    ),
+    Correction(
+        "optimizer",
+        "The guide expects 2 to 3 GB less memory from the CAME optimizer.",
+        "For a LoRA the whole state of AdamW is about 0.65 GB at dim 32 (85.1 million weights of 8 bytes), so no "
+        "optimizer can save more than that. Checkpointing and a smaller batch save far more.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model of the catalogue.
+
+    `repo` is its Hub repository, in diffusers layout unless `file` names a single-file checkpoint in it; it is empty
+    for the embedded one, which ships with the studio. Prompts are written as prefix, own words, suffix.
+    """
+
+    name: str
+    repo: str
+    family: Literal["anime", "realistic", "emoji"]
+    good_for: str
+    why: str
+    license: str
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    zero_terminal_snr: bool = False
+    tagger: Literal["wd14", "blip", "demo"] = "wd14"
+    resolution: int = 1024
+    prompt_prefix: str = ""
+    prompt_suffix: str = ""
+    file: str = ""
+    page: str = ""
+    aliases: tuple[str, ...] = field(default=(), repr=False)
+
+    def prompt(self, text: str) -> str:
+        """A prompt as this base likes it, with its quality tags."""
+        return f"{self.prompt_prefix}{text}{self.prompt_suffix}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields but the name and aliases, for JSON."""
+        return {name: value for name, value in asdict(self).items() if name not in ("name", "aliases")}
+
+
+_FAIR_AI = "Fair AI Public License 1.0-SD: share what you derive from it under the same terms."
+_OPEN_RAIL = "CreativeML Open RAIL++-M: commercial use allowed, with use-based restrictions."
+
+_CATALOGUE = (
+    BaseModel(
+        "SDXL 1.0",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "realistic",
+        "photographs and anything general",
+        "The solid foundation that the others were made from.",
+        _OPEN_RAIL,
+        tagger="blip",
+        aliases=("sdxl", "sdxl base"),
+    ),
+    BaseModel(
+        "Pony V6 XL",
+        "LyliaEngine/Pony_Diffusion_V6_XL",
+        "anime",
+        "characters and styles",
+        "Excellent for characters and styles; it wants its score tags in front of every prompt.",
+        "Fair AI Public License 1.0-SD, modified: no paid services with it; read it before any commercial use.",
+        prompt_prefix="score_9, score_8_up, score_7_up, score_6_up, score_5_up, score_4_up, ",
+        file="ponyDiffusionV6XL_v6StartWithThisOne.safetensors",
+        page="https://civitai.com/models/257749",
+        aliases=("pony", "pony xl", "pony diffusion v6 xl"),
+    ),
+    BaseModel(
+        "Illustrious XL",
+        "OnomaAIResearch/Illustrious-xl-early-release-v0",
+        "anime",
+        "high-quality artistic pictures",
+        "High-quality artistic output, and knows Danbooru's tags.",
+        _FAIR_AI,
+        prompt_prefix="masterpiece, best quality, ",
+        aliases=("illustrious",),
+    ),
+    BaseModel(
+        "NoobAI XL",
+        "Laxhar/noobai-XL-1.1",
+        "anime",
+        "general anime, characters",
+        "A great general-purpose model; this one predicts epsilon, like most.",
+        _FAIR_AI + " The authors forbid commercial use.",
+        prompt_prefix="masterpiece, best quality, newest, absurdres, highres, safe, ",
+        aliases=("noobai", "noobai xl epsilon", "noobai xl eps"),
+    ),
+    BaseModel(
+        "NoobAI XL v-pred",
+        "Laxhar/noobai-XL-Vpred-1.0",
+        "anime",
+        "general anime with deep contrast",
+        "NoobAI with v-prediction and zero terminal SNR: richer darks and lights, if trained with the same.",
+        _FAIR_AI + " The authors forbid commercial use.",
+        prediction_type="v_prediction",
+        zero_terminal_snr=True,
+        prompt_prefix="masterpiece, best quality, newest, absurdres, highres, safe, ",
+        aliases=("noobai v-pred", "noobai vpred", "noobai xl v-prediction", "noobai xl vpred"),
+    ),
+    BaseModel(
+        "Animagine XL",
+        "cagliostrolab/animagine-xl-4.0",
+        "anime",
+        "anime",
+        "The anime specialist, trained from SDXL 1.0; its quality tags stand at the end.",
+        _OPEN_RAIL,
+        prompt_suffix=", masterpiece, high score, great score, absurdres",
+        aliases=("animagine", "animagine xl 4.0", "animagine sdxl"),
+    ),
+    BaseModel(
+        "embedded",
+        "",
+        "emoji",
+        "trying the studio without a GPU or a download",
+        "A small SDXL that ships with the studio and draws emoji: a whole run takes minutes on a laptop.",
+        "Apache-2.0 code; its pictures' licences stand in lora_studio/demo/README.md.",
+        tagger="demo",
+        resolution=128,
+        aliases=("demo",),
+    ),
+)
+BASES: Mapping[str, BaseModel] = MappingProxyType({base.name: base for base in _CATALOGUE})
+
+
+def find_base(text: str) -> BaseModel | None:
+    """The catalogue's entry for a name, an alias or a Hub repository, whatever its case; None for anything else."""
+    wanted = text.strip().lower()
+    for base in _CATALOGUE:
+        if wanted and wanted in (base.name.lower(), base.repo.lower(), *base.aliases):
+            return base
+    return None
+
+
+def hints(setting: str) -> list[str]:
+    """All that the guide says about a setting, a sentence each: its reason first, corrections last."""
+    found = []
+    if setting in RECIPE:
+        advice = RECIPE[setting]
+        found.append(advice.why)
+    found += [f"{item.rule}: {item.why}" for item in EXPERIMENTS if item.code == setting]
+    if setting == "optimizer":
+        found += [f"{name}: {advice.why}" for name, advice in OPTIMIZERS.items()]
+    found += [f"{item.advice}: {item.why}" for item in MEMORY_SAVINGS if item.setting == setting]
+    found += [f"{sign.sign}: {sign.remedy}" for sign in WARNING_SIGNS.values() if setting in sign.settings]
+    found += [f"{item.says} {item.holds}" for item in CORRECTIONS if item.setting == setting]
+    if setting == "trigger_word":
+        found += [f"{rule.rule} {rule.why}" for rule in TRIGGER_RULES]
+    return found

@@ -1,0 +1,228 @@
+"""The guide applied to a recipe: what cannot work (`problems`) and what is worth a second look (`checks`).
+
+Problems are told all at once and stop a run before it starts. Cautions are advice: they never stop anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from lora_studio.config import Optimizer, PredictionType, Recipe
+from lora_studio.errors import ConfigError
+from lora_studio.guide import FEW_IMAGES, OPTIMIZERS, RECIPE, SMALL_SIDE, WARNING_SIGNS, BaseModel, tier_for
+from lora_studio.planning.cautions import Caution
+from lora_studio.planning.memory import DESKTOP_GIB, fits, memory_gib, next_saving
+from lora_studio.planning.steps import StepCount
+from lora_studio.planning.timing import Span, duration
+from lora_studio.planning.trigger import check_trigger
+
+PRODIGY_LEAST_LR = 0.1  # a factor on the rate that Prodigy finds: at 1e-4 nothing is learned
+RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
+WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
+MIXED_AREA = 4.0  # largest over smallest image, in pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What checks may know beside the recipe; what is None is not checked. `sizes` are (width, height) in px."""
+
+    base: BaseModel | None = None
+    images: int | None = None
+    sizes: Sequence[tuple[int, int]] | None = None
+    count: StepCount | None = None
+    vram_gib: float | None = None
+    trigger_word: str | None = None
+    seconds: Span | None = None
+
+
+def problems(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
+    """Settings that cannot work together or with this base, a sentence each with the remedy; empty if all is well."""
+    found = []
+    if recipe.optimizer is Optimizer.PRODIGY:
+        rates = {name: getattr(recipe, name) for name in ("unet_lr", "text_encoder_lr")}
+        used = {name: rate for name, rate in rates.items() if rate > 0}
+        if len(set(used.values())) > 1:
+            found.append(
+                f"unet_lr {recipe.unet_lr:g} and text_encoder_lr {recipe.text_encoder_lr:g} differ, and Prodigy takes "
+                "one rate only. Set both to 1, or text_encoder_lr to 0."
+            )
+        found += [
+            f"{name} is {rate:g}, with which Prodigy learns nothing: it finds the rate itself. Set {name} to 1."
+            for name, rate in used.items()
+            if rate < PRODIGY_LEAST_LR
+        ]
+    if base is not None and recipe.prediction_type not in (PredictionType.AUTO, base.prediction_type):
+        found.append(
+            f"prediction_type is {recipe.prediction_type.value}, but {base.name} predicts {base.prediction_type}. "
+            "Set prediction_type to auto."
+        )
+    return found
+
+
+def require_workable(recipe: Recipe, base: BaseModel | None = None) -> None:
+    """Raise ConfigError with all `problems` of a recipe, if there are any."""
+    if found := problems(recipe, base):
+        raise ConfigError(found)
+
+
+def checks(recipe: Recipe, situation: Situation) -> list[Caution]:
+    """What the guide would have a second look at, the most consequential first."""
+    return [
+        *_memory(recipe, situation),
+        *_images(recipe, situation),
+        *_rates(recipe, situation),
+        *_network(recipe),
+        *_length(recipe, situation),
+        *(check_trigger(situation.trigger_word) if situation.trigger_word is not None else ()),
+    ]
+
+
+def _memory(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
+    vram = situation.vram_gib
+    if vram is None:
+        return
+    needed = memory_gib(recipe, situation.base)
+    if not fits(recipe, situation.base, vram):
+        yield Caution(
+            code="memory",
+            message=f"The run needs roughly {needed:.1f} GiB; of {vram:g} GiB about {vram - DESKTOP_GIB:.1f} are free. "
+            f"{next_saving(recipe)}",
+            why="When the memory runs out, the run ends. The estimate is rough: it may fit all the same.",
+        )
+    limit = RECIPE["gradient_checkpointing"].high
+    if limit is not None and vram < limit and not recipe.gradient_checkpointing and fits(recipe, situation.base, vram):
+        yield Caution(
+            code="checkpointing",
+            message=f"Gradient checkpointing is off with {vram:g} GiB; the guide suggests it below {limit:g}.",
+            why=RECIPE["gradient_checkpointing"].why,
+        )
+
+
+def _images(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
+    if situation.images is not None and situation.images < FEW_IMAGES.value:
+        yield Caution(
+            code="few_images",
+            message=f"{situation.images} images are fewer than the guide's smallest set of {FEW_IMAGES.value}.",
+            why=FEW_IMAGES.why,
+        )
+    avoid = OPTIMIZERS[recipe.optimizer.value].avoid_above
+    if avoid is not None and situation.images is not None and situation.images > avoid:
+        yield Caution(
+            code="optimizer_large",
+            message=f"The guide avoids {recipe.optimizer.value} with {situation.images} images; try AdamW8bit.",
+            why=OPTIMIZERS[recipe.optimizer.value].why,
+        )
+    if situation.sizes:
+        yield from _sizes(recipe, situation.sizes, situation.base)
+    count = situation.count
+    if count is not None and count.empty_slots > WASTE * (count.samples_per_epoch + count.empty_slots):
+        share = count.empty_slots / (count.samples_per_epoch + count.empty_slots)
+        yield Caution(
+            code="bucket_waste",
+            message=f"{share:.0%} of the places in an epoch's {count.batches_per_epoch} batches of {recipe.batch_size} "
+            "stay empty. Crop images to fewer shapes, or lower the batch size.",
+            why="A batch holds images of one bucket; one that only a few images share fills it badly.",
+        )
+
+
+def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: BaseModel | None) -> Iterator[Caution]:
+    least = min(SMALL_SIDE.value, base.resolution if base else SMALL_SIDE.value)
+    small = sum(min(size) < least for size in sizes)
+    if small:
+        yield Caution(
+            code="small_images",
+            message=f"{small} of {len(sizes)} images are below {least} px on their shorter side. "
+            "Look for larger originals.",
+            why=SMALL_SIDE.why,
+        )
+    areas = [width * height for width, height in sizes]
+    if max(areas) > MIXED_AREA * min(areas) and min(areas) < recipe.resolution**2:
+        yield Caution(
+            code="mixed_resolution",
+            message=f"The largest image has {max(areas) / min(areas):.0f} times the pixels of the smallest.",
+            why="The guide asks for images of like resolution: a mix teaches two levels of detail.",
+        )
+
+
+def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
+    prodigy = recipe.optimizer is Optimizer.PRODIGY
+    zero_snr = situation.base is not None and situation.base.zero_terminal_snr
+    for name in RANGED:
+        value, advice = getattr(recipe, name), RECIPE[name]
+        if (prodigy and name.endswith("_lr")) or (name in ("unet_lr", "text_encoder_lr") and value == 0):
+            continue
+        if name == "noise_offset" and zero_snr and value == 0:
+            continue
+        low, high = advice.low, advice.high
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"{low:g} to {high:g}" if low is not None else f"up to {high:g}"
+            yield Caution(
+                code=f"{name}_range",
+                message=f"{name} is {value:g}; the guide suggests {bounds}.",
+                why=advice.why,
+            )
+    if not prodigy and recipe.text_encoder_lr > recipe.unet_lr > 0:
+        yield Caution(
+            code="text_encoder_rate",
+            message=f"text_encoder_lr {recipe.text_encoder_lr:g} is above unet_lr {recipe.unet_lr:g}; "
+            f"the guide suggests a fifth of it, {recipe.unet_lr / 5:g}.",
+            why=RECIPE["text_encoder_lr"].why,
+        )
+    if prodigy and not problems(recipe) and {recipe.unet_lr, recipe.text_encoder_lr} - {0.0, 1.0}:
+        yield Caution(
+            code="prodigy_rate",
+            message=f"Prodigy's rate is {max(recipe.unet_lr, recipe.text_encoder_lr):g}; 1 leaves it to Prodigy.",
+            why=OPTIMIZERS["Prodigy"].why,
+        )
+    if zero_snr and recipe.noise_offset > 0 and situation.base is not None:
+        yield Caution(
+            code="noise_offset_zero_snr",
+            message=f"noise_offset is {recipe.noise_offset:g}; {situation.base.name} needs none.",
+            why="Zero terminal SNR reaches full black and white by itself.",
+        )
+
+
+def _network(recipe: Recipe) -> Iterator[Caution]:
+    if recipe.network_alpha > recipe.network_dim:
+        yield Caution(
+            code="alpha_above_dim",
+            message=f"network_alpha {recipe.network_alpha:g} is above network_dim {recipe.network_dim}; "
+            f"the guide suggests half of it, {recipe.network_dim / 2:g}.",
+            why=f"Every update is multiplied by {recipe.network_alpha / recipe.network_dim:g}.",
+        )
+
+
+def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
+    embedded = situation.base is not None and situation.base.family == "emoji"
+    if situation.images is not None and not embedded:
+        tier = tier_for(situation.images)
+        low, high = tier.epochs
+        if not low <= recipe.epochs <= high:
+            yield Caution(
+                code="epochs_tier",
+                message=f"{recipe.epochs} epochs; the guide suggests {low} to {high} for {tier.describe()}.",
+                why=WARNING_SIGNS["overfit" if recipe.epochs > high else "no_improvement"].sign
+                + " is what it may lead to.",
+            )
+        if recipe.batch_size > tier.batch_size[1]:
+            yield Caution(
+                code="batch_size_tier",
+                message=f"batch_size is {recipe.batch_size}; the guide suggests {tier.batch_size[0]} to "
+                f"{tier.batch_size[1]} for {tier.describe()}.",
+                why="Large batches average away what is special in a few images.",
+            )
+    if situation.count is not None and recipe.lr_warmup_steps >= situation.count.total_steps:
+        yield Caution(
+            code="warmup_long",
+            message=f"lr_warmup_steps is {recipe.lr_warmup_steps}, but the run ends at step "
+            f"{situation.count.total_steps}: the rate never gets to its value.",
+            why="A twentieth of the run is plenty.",
+        )
+    hours = RECIPE["training_hours"].high
+    if situation.seconds is not None and hours is not None and situation.seconds.low > hours * 3600:
+        yield Caution(
+            code="time",
+            message=f"The run takes {duration(situation.seconds.low)} at least, by a rough estimate.",
+            why=RECIPE["training_hours"].why,
+        )

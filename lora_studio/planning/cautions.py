@@ -1,0 +1,15 @@
+"""What a check has to say."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Caution(BaseModel):
+    """Something to look at: a stable `code`, a `message` with the setting and its value, and `why` it matters."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+    why: str = ""

@@ -1,0 +1,190 @@
+"""Roughly how much GPU memory a run takes, part by part, and what to change when it does not fit.
+
+The figures of SDXL are counted on its real shapes (2,567 M weights in the UNet, 722 LoRA modules); activations are what
+PyTorch keeps with flash attention. Allocators, drivers and the desktop add what nobody can count beforehand: the sum is
+rough, and called so wherever it is shown. 1 GiB = 2**30 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lora_studio.config import Optimizer, Precision, Recipe
+from lora_studio.guide import MEMORY_SAVINGS, RECIPE, BaseModel, Saving
+
+GIB = 2**30
+RUNTIME_GIB = 0.8  # CUDA context, workspaces and what the allocator rounds up
+DESKTOP_GIB = 0.4  # what a desktop holds of the GPU
+
+# Bytes of optimizer state for one LoRA weight. AdamW: two fp32 moments. AdamW8bit: two of 8 bits with their scales.
+# Prodigy: AdamW's, the initial weight and the running sum. Adafactor: see `_state_bytes`.
+STATE_BYTES = {Optimizer.ADAMW: 8.0, Optimizer.ADAMW8BIT: 2.1, Optimizer.PRODIGY: 16.0}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the sums need to know about a kind of base model.
+
+    `*_lora_weights` are LoRA weights at rank 1, over `lora_modules` modules in all. Activations (GiB) and work (TFLOP)
+    are those of one image at `resolution` in half precision; `checkpointed` is what checkpointing keeps, plus the one
+    block that is computed anew.
+    """
+
+    resolution: int
+    unet_weights: int
+    text_weights: int
+    unet_lora_weights: int
+    text_lora_weights: int
+    lora_modules: int
+    activations: float
+    checkpointed: float
+    text_activations: float
+    forward_tflop: float
+    backward_tflop: float
+
+
+SDXL = Architecture(
+    resolution=1024,
+    unet_weights=2_567_463_684,
+    text_weights=817_000_000,
+    unet_lora_weights=2_659_840,
+    # CLIP-L: 12 layers of 768 / 3072; OpenCLIP bigG: 32 of 1280 / 5120. A layer has four square projections and two
+    # of the feed-forward: 4 * 2w + 2 * (w + 4w) = 18w.
+    text_lora_weights=12 * 18 * 768 + 32 * 18 * 1280,
+    lora_modules=722 + 72 + 192,
+    activations=9.46,
+    checkpointed=0.62 + 0.24,
+    text_activations=0.3,
+    forward_tflop=6.94,
+    backward_tflop=8.07,
+)
+EMBEDDED = Architecture(
+    resolution=128,
+    unet_weights=7_142_820,
+    text_weights=1_300_000,
+    unet_lora_weights=43_456,
+    text_lora_weights=3 * 18 * 64 + 3 * 18 * 96,
+    lora_modules=124 + 36,
+    activations=0.03,
+    checkpointed=0.01,
+    text_activations=0.005,
+    forward_tflop=0.0004,
+    backward_tflop=0.0008,
+)
+
+
+def architecture_of(base: BaseModel | None) -> Architecture:
+    """The shapes of a catalogue base; anything that is not in the catalogue is taken for an SDXL."""
+    return EMBEDDED if base is not None and base.family == "emoji" else SDXL
+
+
+def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
+    """How many weights are trained: rank times (inputs + outputs) of every module whose rate is above zero."""
+    shape = architecture_of(base)
+    unet = shape.unet_lora_weights if recipe.unet_lr > 0 else 0
+    text = shape.text_lora_weights if recipe.text_encoder_lr > 0 else 0
+    return recipe.network_dim * (unet + text)
+
+
+def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
+    """The size of the LoRA file in MiB: two bytes a weight (fp16)."""
+    return lora_weights(recipe, base) * 2 / 2**20
+
+
+def memory_parts(recipe: Recipe, base: BaseModel | None = None) -> dict[str, float]:
+    """Rough GPU memory in GiB by what it holds; no bucket has a larger area than `resolution` squared."""
+    shape = architecture_of(base)
+    width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
+    weights = lora_weights(recipe, base)
+    area = (recipe.resolution / shape.resolution) ** 2
+    kept = shape.checkpointed if recipe.gradient_checkpointing else shape.activations
+    parts = {
+        "UNet": shape.unet_weights * width / GIB,
+        "LoRA and gradients": weights * 8 / GIB,
+        "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
+        "Activations": kept * area * recipe.batch_size * width / 2,
+    }
+    if recipe.text_encoder_lr > 0:
+        parts["Text encoders"] = shape.text_weights * width / GIB
+        parts["Activations"] += shape.text_activations * recipe.batch_size * width / 2
+    parts["Runtime"] = RUNTIME_GIB
+    return {name: round(value, 3) for name, value in parts.items()}
+
+
+def memory_gib(recipe: Recipe, base: BaseModel | None = None) -> float:
+    """Rough GPU memory of a run in GiB: the sum of `memory_parts`."""
+    return round(sum(memory_parts(recipe, base).values()), 2)
+
+
+def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> bool:
+    """Whether a run should fit a GPU of `vram_gib`, a little left to the desktop."""
+    return memory_gib(recipe, base) <= vram_gib - DESKTOP_GIB
+
+
+def fit(
+    recipe: Recipe, base: BaseModel | None, vram_gib: float, keep: Collection[str] = ()
+) -> tuple[Recipe, list[Saving]]:
+    """Change as little as needed to fit `vram_gib`, in the guide's order; returns the recipe and what was changed.
+
+    Settings in `keep` stay as they are. The result may still not fit: ask `fits`.
+    """
+    applied = []
+    for saving in MEMORY_SAVINGS:
+        if fits(recipe, base, vram_gib):
+            break
+        if saving.setting in keep or not saves(recipe, saving):
+            continue
+        batch = saving.setting == "batch_size"
+        recipe = _largest_batch(recipe, base, vram_gib) if batch else _apply(recipe, saving)
+        applied.append(saving)
+    return recipe, applied
+
+
+def saves(recipe: Recipe, saving: Saving) -> bool:
+    """Whether a saving would change anything in this recipe."""
+    match saving.setting:
+        case "gradient_checkpointing":
+            return not recipe.gradient_checkpointing
+        case "optimizer":
+            return STATE_BYTES.get(recipe.optimizer, 0) > STATE_BYTES[Optimizer(saving.value)]
+        case "text_encoder_lr":
+            return recipe.text_encoder_lr > 0 and recipe.unet_lr > 0
+        case _:
+            return bool(getattr(recipe, saving.setting) > saving.value)
+
+
+def next_saving(recipe: Recipe) -> str:
+    """One sentence: what to try next when the memory was not enough."""
+    for saving in MEMORY_SAVINGS:
+        if saves(recipe, saving):
+            return f"{saving.advice}. {saving.why}"
+    if recipe.network_dim > 8:
+        return f"Lower the network dim from {recipe.network_dim} to 8, and close other programs that use the GPU."
+    return "Close other programs that use the GPU, or use one with more memory: these settings are the smallest."
+
+
+def _apply(recipe: Recipe, saving: Saving) -> Recipe:
+    changes = {saving.setting: saving.value}
+    if saving.setting == "optimizer" and recipe.optimizer is Optimizer.PRODIGY:
+        # Prodigy's rates are factors around 1; any other optimizer would blow up with them.
+        rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
+        changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
+    return Recipe.parse(recipe.model_dump() | changes)
+
+
+def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> Recipe:
+    """The recipe with the largest smaller batch size that fits, 1 if none does."""
+    for size in range(recipe.batch_size - 1, 0, -1):
+        candidate = recipe.model_copy(update={"batch_size": size})
+        if fits(candidate, base, vram_gib):
+            return candidate
+    return recipe.model_copy(update={"batch_size": 1})
+
+
+def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
+    if recipe.optimizer is Optimizer.ADAFACTOR:
+        # Adafactor keeps a row and a column of second moments instead of the matrix: inputs + outputs + 2 ranks of
+        # every module, in fp32 (Shazeer and Stern 2018).
+        return 4 * (weights / recipe.network_dim + 2 * recipe.network_dim * shape.lora_modules)
+    return STATE_BYTES[recipe.optimizer] * weights

@@ -1,0 +1,374 @@
+"""The plan: from images, kind, base and memory to a recipe with its reasons, its length and what to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_studio import guide
+from lora_studio.config import Kind, Optimizer, Recipe
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.planning.advice import Situation, checks, require_workable
+from lora_studio.planning.cautions import Caution
+from lora_studio.planning.folders import ImageCounts, assumed, look_at
+from lora_studio.planning.memory import fit, lora_mib, memory_gib, memory_parts
+from lora_studio.planning.presets import load_preset, preset_reasons
+from lora_studio.planning.steps import StepCount, count_steps
+from lora_studio.planning.timing import Span, duration, run_seconds
+
+EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
+
+
+class Reason(BaseModel):
+    """Why a setting of the recipe has its value; `guide` tells whether the guide says so, `given` whether you did."""
+
+    model_config = ConfigDict(frozen=True)
+
+    setting: str
+    value: Any
+    why: str
+    guide: bool = True
+    given: bool = False
+
+
+class Plan(BaseModel):
+    """What to learn and how long. `seconds` and `vram_gib` are rough; `repeats` may be the folders' own."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    assumed: bool
+    kind: Kind
+    base: str
+    tier: guide.Tier
+    recipe: Recipe
+    reasons: list[Reason]
+    repeats: int
+    steps: StepCount
+    vram_gib: float
+    vram_parts: dict[str, float]
+    seconds: Span
+    lora_mib: float
+    warnings: list[Caution]
+    tagger: str
+    tagging: str
+    prediction_type: str
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        named = ("network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "batch_size", "epochs", "resolution")
+        return {
+            "images": self.images,
+            "assumed": self.assumed,
+            "kind": self.kind.value,
+            "base": self.base,
+            "prediction_type": self.prediction_type,
+            "tier": self.tier.name,
+            **{name: getattr(self.recipe, name) for name in named},
+            "optimizer": self.recipe.optimizer.value,
+            "repeats": self.repeats,
+            "steps_per_epoch": self.steps.steps_per_epoch,
+            "total_steps": self.steps.total_steps,
+            "vram_gib": self.vram_gib,
+            "vram_parts": self.vram_parts,
+            "seconds": self.seconds.middle,
+            "seconds_range": [self.seconds.low, self.seconds.high],
+            "lora_mib": self.lora_mib,
+            "tagger": self.tagger,
+            "recipe": self.recipe.changed(),
+            "reasons": [reason.model_dump(mode="json") for reason in self.reasons],
+            "warnings": [warning.model_dump() for warning in self.warnings],
+        }
+
+    def describe(self) -> str:
+        """The plan in a few plain sentences, a line each."""
+        source = "taken as square images of one size, since only their number is known" if self.assumed else "counted"
+        text = self.recipe.text_encoder_lr > 0
+        return "\n".join(
+            [
+                f"{self.images} images ({source}): a {self.tier.name} set, good for {self.tier.good_for}. "
+                f"{self.tier.focus}",
+                f"{self.steps.steps_per_epoch} steps an epoch, {self.steps.total_steps} in all: every image is shown "
+                f"{_times(self.repeats)} an epoch, {self.steps.epochs} epochs, batch size {self.recipe.batch_size}.",
+                f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {duration(self.seconds.low)} to "
+                f"{duration(self.seconds.high)}.",
+                f"The LoRA will take {self.lora_mib:.0f} MiB{' with its text encoder part' if text else ''}.",
+                self.tagging,
+            ]
+        )
+
+
+def plan(
+    images: Path | str | int,
+    *,
+    kind: Kind | str = Kind.CHARACTER,
+    base: str = "SDXL 1.0",
+    vram_gib: float | None = None,
+    trigger_word: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    hours: float | None = None,
+    seconds_per_step: float | None = None,
+) -> Plan:
+    """Plan a training run.
+
+    `images` is a dataset's folder, whose image sizes are read, or a number of images, taken as square ones. `base` is a
+    name from the catalogue, or a repository, folder or file, taken for an SDXL. `vram_gib` is the GPU's memory in GiB:
+    the recipe is made to fit it. `overrides` are recipe values that stay as given. `hours` limits the time by fewer
+    epochs. `seconds_per_step` was measured in an earlier run with the same settings.
+
+    Raises InputError for an empty folder, an unknown kind or setting, ConfigError for values that cannot work.
+    """
+    given = _checked(overrides or {})
+    kind = _kind(kind)
+    for name, value in (("vram_gib", vram_gib), ("hours", hours), ("seconds_per_step", seconds_per_step)):
+        if value is not None and not value > 0:
+            raise InputError(f"{name} is {value}.", "Give a number above 0, or leave it out.", code=name)
+    known = guide.find_base(base)
+    if not base.strip():
+        raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
+    side = known.resolution if known else guide.RECIPE["resolution"].value
+    counts = _images(images, given.get("resolution") or side)
+    chosen = _Choices(given)
+    _choose_network(chosen, kind, known)
+    _choose_schedule(chosen, kind, known, counts, vram_gib)
+    _choose_rest(chosen, kind, known)
+    recipe = chosen.recipe()
+    if vram_gib is not None:
+        recipe = _fit_memory(chosen, recipe, known, vram_gib)
+    recipe, steps, seconds = _fit_time(chosen, recipe, known, counts, vram_gib, hours, seconds_per_step)
+    require_workable(recipe, known)
+    situation = Situation(
+        base=known,
+        images=counts.total,
+        sizes=None if isinstance(images, int) else counts.all_sizes(),
+        count=steps,
+        vram_gib=vram_gib,
+        trigger_word=trigger_word,
+        seconds=seconds,
+    )
+    return Plan(
+        images=counts.total,
+        assumed=isinstance(images, int),
+        kind=kind,
+        base=known.name if known else base,
+        tier=guide.tier_for(counts.total),
+        recipe=recipe,
+        reasons=chosen.reasons(recipe),
+        repeats=recipe.repeats or round(steps.samples_per_epoch / counts.total),
+        steps=steps,
+        vram_gib=memory_gib(recipe, known),
+        vram_parts=memory_parts(recipe, known),
+        seconds=seconds,
+        lora_mib=round(lora_mib(recipe, known), 1),
+        warnings=[*_folder_cautions(counts), *checks(recipe, situation)],
+        tagger=known.tagger if known else "",
+        tagging=_tagging(kind, known),
+        prediction_type=known.prediction_type if known else recipe.prediction_type.value,
+    )
+
+
+class _Choices:
+    """Values for a recipe, each with its reason; what the caller gave is never replaced."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        self.given = given
+        self.values: dict[str, Any] = {}
+        self.why: dict[str, tuple[str, bool]] = {}
+
+    def set(self, setting: str, value: Any, why: str = "", *, guided: bool = True) -> None:
+        """Choose a value, unless the caller did; the reason of an earlier choice is kept if none is given."""
+        if setting in self.given:
+            return
+        self.values[setting] = value
+        if why or setting not in self.why:
+            self.why[setting] = (why, guided)
+
+    def get(self, setting: str) -> Any:
+        """The value so far, the caller's first."""
+        return self.given.get(setting, self.values.get(setting))
+
+    def recipe(self) -> Recipe:
+        """Everything as a recipe; raises ConfigError with all that is wrong with it."""
+        return Recipe.parse({**self.values, **self.given})
+
+    def reasons(self, recipe: Recipe) -> list[Reason]:
+        """Every choice with the value that the recipe ended with, in the order of the recipe's fields."""
+        plain = recipe.model_dump(mode="json")
+        found = []
+        for setting in Recipe.model_fields:
+            if setting in self.given:
+                suggestion = guide.RECIPE.get(setting)
+                why = "Set by you."
+                if suggestion is not None and suggestion.value != plain[setting]:
+                    why += f" The guide's starting point is {suggestion.value}."
+                found.append(Reason(setting=setting, value=plain[setting], why=why, guide=False, given=True))
+            elif setting in self.why:
+                why, guided = self.why[setting]
+                found.append(Reason(setting=setting, value=plain[setting], why=why, guide=guided))
+        return found
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(overrides) - set(Recipe.model_fields))
+    if unknown:
+        raise ConfigError(
+            [f"{name}: no such setting" for name in unknown], f"Use {', '.join(sorted(Recipe.model_fields))}."
+        )
+    Recipe.parse(dict(overrides))
+    return dict(overrides)
+
+
+def _kind(kind: Kind | str) -> Kind:
+    try:
+        return Kind(kind)
+    except ValueError:
+        raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(Kind)}.", code="kind") from None
+
+
+def _images(images: Path | str | int, side: int) -> ImageCounts:
+    if not isinstance(images, int):
+        return look_at(Path(images).expanduser())
+    if images < 1:
+        raise InputError(f"The number of images is {images}.", "Give at least 1.", code="no_images")
+    return assumed(images, side)
+
+
+def _choose_network(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> None:
+    advice = guide.KINDS[kind.value]
+    chosen.set("network_dim", advice.network_dim, advice.why)
+    chosen.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
+    if "network_dim" in chosen.given:
+        dim = Recipe.parse({"network_dim": chosen.given["network_dim"]}).network_dim
+        chosen.set("network_alpha", dim / 2, guide.RECIPE["network_alpha"].why)
+    for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
+        chosen.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
+    if Recipe.parse({"optimizer": chosen.get("optimizer")}).optimizer is Optimizer.PRODIGY:
+        chosen.set("unet_lr", 1.0, "Prodigy finds the rate itself; 1 leaves it alone.", guided=False)
+        chosen.set("text_encoder_lr", 0.0, "Prodigy takes one rate only, too high a one for text.", guided=False)
+    if base is not None and base.zero_terminal_snr:
+        chosen.set("noise_offset", 0.0, "Zero terminal SNR reaches full black and white by itself.", guided=False)
+
+
+def _choose_schedule(
+    chosen: _Choices, kind: Kind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
+) -> None:
+    tier = guide.tier_for(counts.total)
+    low, high = tier.batch_size
+    # Where the memory is not known: two at a time, or the least that the tier wants.
+    batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
+    chosen.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
+    chosen.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
+    shown = EMBEDDED_SHOWN if base and base.family == "emoji" else guide.KINDS[kind.value].shown
+    repeats = max(1, round(shown / counts.total))
+    if len(counts.sizes) > 1:
+        chosen.set("repeats", None, "Your folders' names weigh them against each other; kept.", guided=False)
+    else:
+        chosen.set(
+            "repeats",
+            repeats,
+            f"{counts.total} images shown {_times(repeats)} make {counts.total * repeats} an epoch.",
+            guided=False,
+        )
+    limit = guide.RECIPE["gradient_checkpointing"].high or 0.0
+    why = guide.RECIPE["gradient_checkpointing"].why
+    if vram_gib is not None and vram_gib >= limit:
+        chosen.set("gradient_checkpointing", False, f"{vram_gib:g} GiB are enough without it, and it is faster.")
+    else:
+        chosen.set("gradient_checkpointing", True, why)
+
+
+def _choose_rest(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> None:
+    chosen.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
+    prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
+    why = "Drawn while it learns, written as this base likes its prompts."
+    chosen.set("sample_prompts", prompts, why, guided=False)
+    if base is not None:
+        chosen.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
+    if base is None or base.family != "emoji":
+        return
+    chosen.set(
+        "network_alpha", guide.RECIPE["network_alpha"].value, "As the demo preset's rate wants it.", guided=False
+    )
+    reasons = preset_reasons("demo")
+    for name, value in load_preset("demo").items():
+        if name != "repeats":
+            chosen.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
+
+
+def _epochs(tier: guide.Tier, images: int) -> int:
+    """Within the tier's range, fewer the more images there are: straight over the logarithm of their number."""
+    low, high = tier.epochs
+    last = tier.high or 4 * tier.low
+    share = (log(max(images, tier.low)) - log(tier.low)) / (log(last) - log(tier.low))
+    return round(high - min(1.0, share) * (high - low))
+
+
+def _fit_memory(chosen: _Choices, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
+    fitted, savings = fit(recipe, base, vram_gib, keep=chosen.given)
+    for saving in savings:
+        value = getattr(fitted, saving.setting)
+        chosen.set(saving.setting, value, f"To fit {vram_gib:g} GiB. {saving.why}", guided=saving.guide)
+    return fitted
+
+
+def _fit_time(
+    chosen: _Choices,
+    recipe: Recipe,
+    base: guide.BaseModel | None,
+    counts: ImageCounts,
+    vram_gib: float | None,
+    hours: float | None,
+    measured: float | None,
+) -> tuple[Recipe, StepCount, Span]:
+    """Count the steps, and take epochs away until the middle of the estimate keeps to `hours`; one epoch stays."""
+    buckets = counts.buckets(recipe)
+    while True:
+        steps = count_steps(
+            buckets,
+            batch_size=recipe.batch_size,
+            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+            epochs=recipe.epochs,
+            max_train_steps=recipe.max_train_steps,
+        )
+        seconds = run_seconds(recipe, steps, images=counts.total, base=base, vram_gib=vram_gib, measured=measured)
+        if hours is None or seconds.middle <= hours * 3600 or recipe.epochs == 1 or "epochs" in chosen.given:
+            return recipe, steps, seconds
+        recipe = recipe.model_copy(update={"epochs": recipe.epochs - 1})
+        why = f"To keep to about {duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
+        chosen.set("epochs", recipe.epochs, why)
+
+
+def _folder_cautions(counts: ImageCounts) -> list[Caution]:
+    found = []
+    if counts.unreadable:
+        found.append(
+            Caution(
+                code="unreadable",
+                message=f"{len(counts.unreadable)} images cannot be read, {counts.unreadable[0]} first; they are not "
+                "counted. Set them aside.",
+                why="A file that is broken cannot be trained on.",
+            )
+        )
+    if counts.without_caption:
+        found.append(
+            Caution(
+                code="captions_missing",
+                message=f"{len(counts.without_caption)} of {counts.total} images have no caption. Tag them first.",
+                why="Without a caption the LoRA cannot tell what belongs to the trigger word and what does not.",
+            )
+        )
+    return found
+
+
+def _tagging(kind: Kind, base: guide.BaseModel | None) -> str:
+    names = {"wd14": "WD14", "blip": "BLIP", "demo": "the small tagger that ships with the studio"}
+    first = f"Tag with {names[base.tagger]}. " if base else "Tag with WD14 for anime, BLIP for realistic pictures. "
+    return first + guide.KINDS[kind.value].tagging

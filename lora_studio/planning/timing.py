@@ -1,0 +1,119 @@
+"""Roughly how long a run takes. Always a range: nobody knows a card's speed before it has trained a step.
+
+Work is counted in TFLOP on SDXL's real shapes; speeds are what trainers reach with a LoRA at batch size 1 to 4, far
+below the data sheets, since thousands of small kernels cost more than their arithmetic. A measured step replaces the
+guess.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+from lora_studio.config import Recipe
+from lora_studio.guide import BaseModel
+from lora_studio.planning.memory import EMBEDDED, architecture_of
+from lora_studio.planning.steps import StepCount
+
+# TFLOP/s by the card's memory in GiB, (at least, low, high): SDXL LoRA, 0.6 s a step at batch 1 and 1024 px is
+# published for H100 and L40S, about 0.8 for an RTX 4090, 1.2 for a 3090, 3 for a 3060, and 6 for a T4.
+_SPEEDS = ((40, 15.0, 40.0), (22, 9.0, 25.0), (15, 2.5, 14.0), (11, 3.0, 10.0), (0, 2.5, 8.0))
+_UNKNOWN = (2.5, 25.0)
+_CPU = (0.02, 0.08)  # one to four cores, the embedded base
+_OVERHEAD = (0.15, 0.4)  # seconds a step on any GPU: kernels are launched one by one
+_ENCODING = (0.1, 0.5)  # seconds to encode an image to latents, once
+_START = (10.0, 60.0)  # seconds to load a base
+
+
+@dataclass(frozen=True)
+class Span:
+    """A rough duration in seconds."""
+
+    low: float
+    high: float
+
+    @property
+    def middle(self) -> float:
+        """The geometric mean: as many times more than `low` as less than `high`."""
+        return round(sqrt(self.low * self.high), 3)
+
+
+def step_seconds(
+    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, measured: float | None = None
+) -> Span:
+    """Seconds a step; `measured` (of an earlier run with the same settings) is trusted within a tenth."""
+    if measured is not None:
+        return Span(0.9 * measured, 1.1 * measured)
+    shape = architecture_of(base)
+    work = (shape.forward_tflop + shape.backward_tflop) * _area(recipe, base)
+    if recipe.gradient_checkpointing:
+        work += shape.forward_tflop * _area(recipe, base)
+    if recipe.text_encoder_lr > 0:
+        work *= 1.05
+    work *= recipe.batch_size * recipe.gradient_accumulation_steps
+    low, high = _speed(base, vram_gib)
+    overhead = (0.0, 0.0) if shape is EMBEDDED else _OVERHEAD
+    return Span(
+        max(work / high, overhead[0] * recipe.gradient_accumulation_steps),
+        work / low + overhead[1] * recipe.gradient_accumulation_steps,
+    )
+
+
+def run_seconds(
+    recipe: Recipe,
+    count: StepCount,
+    *,
+    images: int,
+    base: BaseModel | None = None,
+    vram_gib: float | None = None,
+    measured: float | None = None,
+) -> Span:
+    """Seconds of a whole run: loading, encoding the images once, the steps, and the samples on the way."""
+    step = step_seconds(recipe, base, vram_gib, measured)
+    sample = _sample_seconds(recipe, base, step)
+    every = recipe.sample_every_n_epochs
+    samples = len(recipe.sample_prompts) * (count.epochs // every) if every else 0
+    small = architecture_of(base) is EMBEDDED
+    start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_START, _ENCODING)
+    return Span(
+        *(
+            round(start[end] + images * encoding[end] + count.total_steps * bound + samples * drawing)
+            for end, bound, drawing in ((0, step.low, sample.low), (1, step.high, sample.high))
+        )
+    )
+
+
+def _sample_seconds(recipe: Recipe, base: BaseModel | None, step: Span) -> Span:
+    """A sample is `sample_steps` forward passes of two images (with and without the prompt)."""
+    shape = architecture_of(base)
+    passes = 3 if recipe.gradient_checkpointing else 2
+    images = recipe.batch_size * recipe.gradient_accumulation_steps
+    forward = [bound / images / passes for bound in (step.low, step.high)]
+    both = 2 if recipe.sample_guidance > 1 else 1
+    return Span(*(recipe.sample_steps * both * bound * _area_ratio(shape.resolution, recipe) for bound in forward))
+
+
+def _area(recipe: Recipe, base: BaseModel | None) -> float:
+    return (recipe.resolution / architecture_of(base).resolution) ** 2
+
+
+def _area_ratio(native: int, recipe: Recipe) -> float:
+    """Samples are drawn at the base's own size, whatever size is trained."""
+    return (native / recipe.resolution) ** 2
+
+
+def _speed(base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
+    if architecture_of(base) is EMBEDDED:
+        return _CPU
+    if vram_gib is None:
+        return _UNKNOWN
+    return next((low, high) for least, low, high in _SPEEDS if vram_gib >= least)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "40 seconds", "12 minutes", "1.5 hours"."""
+    if seconds < 90:
+        return f"{round(seconds)} seconds"
+    if seconds < 5400:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"

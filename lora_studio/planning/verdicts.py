@@ -1,0 +1,191 @@
+"""What a run's events say about it, in words: a title, the evidence with figures, and one next step.
+
+Used by the trainer at its end, and by the browser and the trainer's plateau hint while the run goes on. Where the noise
+allows no verdict, that is what is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_studio.config import Optimizer, Precision, Recipe
+from lora_studio.guide import SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
+from lora_studio.planning.losses import Change, Losses, overall, smooth, trend
+
+LEAST_STEPS = 50
+FLAT = 0.1  # a change of the recent half that is surely below a tenth counts as none
+FLAT_SHARE = 1 / 3  # or below a third of the fall before it
+RISE = 0.03  # a rise by less is nothing to speak of
+STEEP_RISE = 0.3
+
+Code = Literal["healthy", "plateau", "no_improvement", "rising", "nan", "too_short", "unclear"]
+
+
+class Verdict(BaseModel):
+    """How a run goes or went. `level` is good, info (nothing to say yet), warn or bad."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: Code
+    title: str
+    evidence: str
+    next_step: str
+    level: Literal["good", "info", "warn", "bad"]
+
+
+def losses_of(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
+    """Losses by step from a run's events, None where not finite; of a step that a resume repeated, the last counts."""
+    by_step: dict[int, float | None] = {}
+    for event in events:
+        if event.get("event") == "step":
+            by_step[int(event["step"])] = event.get("loss")
+        elif event.get("event") == "nan" and "step" in event:
+            by_step[int(event["step"])] = None
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def verdict(events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None, total: int | None = None) -> Verdict:
+    """Judge a run by its step events; `total` is its planned number of steps (default: what the start event says).
+
+    With a recipe the next step names figures.
+    """
+    events = list(events)
+    if total is None:
+        total = next((event["total"] for event in reversed(events) if event.get("event") == "start"), None)
+    losses = losses_of(events)
+    return judge(losses, recipe=recipe, running=total is not None and len(losses) < total)
+
+
+def judge(losses: Losses, *, recipe: Recipe | None = None, running: bool = False) -> Verdict:
+    """Judge a loss curve, a value a step; `running` tells that more steps are to come."""
+    good = sum(loss is not None and isfinite(loss) for loss in losses)
+    if losses and (losses[-1] is None or not isfinite(losses[-1])):
+        return _nan(losses, good, recipe)
+    if good < LEAST_STEPS:
+        return Verdict(
+            code="too_short",
+            title="Too early to tell",
+            evidence=f"{good} steps so far; the loss of a single step is mostly chance.",
+            next_step="Let it run." if running else f"Train for {LEAST_STEPS} steps at least, or judge by the samples.",
+            level="info",
+        )
+    whole, recent = _whole(losses), trend(_recent(losses))
+    if recent.rises and recent.relative > RISE:
+        return _rising(losses, recent, recipe)
+    if recent.falls:
+        return _healthy(whole, recent, running)
+    hidden = abs(recent.relative) + 2 * recent.relative_error
+    if hidden > max(FLAT, FLAT_SHARE * -whole.relative if whole.falls else 0.0):
+        return _healthy(whole, recent, running) if whole.falls else _unclear(whole, recent, running)
+    return _plateau(whole, recent, running) if whole.falls else _no_improvement(recent, recipe)
+
+
+def _whole(losses: Losses) -> Change:
+    """The fall since the start or, where that is not beyond chance, the trend, which sees a slow and steady fall."""
+    start_to_end = overall(losses)
+    return start_to_end if start_to_end.falls else trend(losses)
+
+
+def _recent(losses: Losses) -> Losses:
+    """The last half of the finite losses."""
+    kept = [loss for loss in losses if loss is not None and isfinite(loss)]
+    return kept[len(kept) // 2 :]
+
+
+def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
+    sign = WARNING_SIGNS["nan"]
+    steps = f"Step {len(losses)} has no finite loss, {len(losses) - good} of {len(losses)} steps in all."
+    precision = ""
+    if recipe is not None and recipe.mixed_precision is Precision.FP16:
+        precision = " Or use bf16, whose numbers reach further than fp16's."
+    return Verdict(
+        code="nan",
+        title=sign.sign,
+        evidence=f"{steps} {sign.cause}",
+        next_step=f"{sign.remedy}{_rate(recipe, 0.5)}{precision}",
+        level="bad",
+    )
+
+
+def _rising(losses: Losses, recent: Change, recipe: Recipe | None) -> Verdict:
+    sign = WARNING_SIGNS["rising"]
+    curve = [value for value in smooth(losses) if value is not None]
+    lowest = min(range(len(curve) // 10, len(curve)), key=curve.__getitem__) + 1
+    return Verdict(
+        code="rising",
+        title=sign.sign,
+        evidence=f"{_told(recent)} It was lowest around step {lowest}. {sign.cause}",
+        next_step=f"{sign.remedy} For the next run, a lower learning rate{_rate(recipe, 0.5, '')} is worth a try.",
+        level="bad" if recent.relative > STEEP_RISE else "warn",
+    )
+
+
+def _healthy(whole: Change, recent: Change, running: bool) -> Verdict:
+    still = (
+        f"It is still falling: {_told(recent)}"
+        if recent.falls
+        else f"Whether it still falls, the noise does not tell ({_range(recent)} in the last {recent.steps} steps)."
+    )
+    return Verdict(
+        code="healthy",
+        title=SUCCESS_INDICATORS[0].rule.removesuffix("."),
+        evidence=f"{_told(whole)} {still}",
+        next_step="Let it run, and watch the samples." if running else f"In Test: {WORKFLOW['test'].todo[1]}",
+        level="good",
+    )
+
+
+def _plateau(whole: Change, recent: Change, running: bool) -> Verdict:
+    sign = WARNING_SIGNS["plateau"]
+    return Verdict(
+        code="plateau",
+        title=sign.sign,
+        evidence=f"{_told(whole)} In the last {recent.steps} steps it changed by {_range(recent)}. {sign.cause}",
+        next_step=sign.remedy if running else "Compare the last checkpoints in Test: the best is often not the last.",
+        level="warn" if running else "good",
+    )
+
+
+def _no_improvement(recent: Change, recipe: Recipe | None) -> Verdict:
+    sign = WARNING_SIGNS["no_improvement"]
+    return Verdict(
+        code="no_improvement",
+        title=sign.sign,
+        evidence=f"In the last {recent.steps} steps it changed by {_range(recent)}, and not before. {sign.cause}",
+        next_step=f"{sign.remedy}{_rate(recipe, 2)}",
+        level="warn",
+    )
+
+
+def _unclear(whole: Change, recent: Change, running: bool) -> Verdict:
+    return Verdict(
+        code="unclear",
+        title="The loss does not tell",
+        evidence=f"Over {whole.steps} steps it changed by {_range(whole)}, which is within the noise.",
+        next_step="Let it run, and judge by the samples." if running else "Judge by the samples, and test it.",
+        level="info",
+    )
+
+
+def _told(change: Change) -> str:
+    verb = "fell" if change.end < change.start else "rose"
+    return (
+        f"Over {change.steps} steps the loss {verb} from {change.start:.4g} to {change.end:.4g} "
+        f"({abs(change.relative):.0%})."
+    )
+
+
+def _range(change: Change) -> str:
+    return f"{change.relative:+.1%} \N{PLUS-MINUS SIGN} {2 * change.relative_error:.1%}"
+
+
+def _rate(recipe: Recipe | None, factor: float, lead: str = " ") -> str:
+    """The next rate to try, in words; nothing for Prodigy, which finds its own."""
+    if recipe is None or recipe.optimizer is Optimizer.PRODIGY or recipe.unet_lr == 0:
+        return ""
+    text = f"(unet_lr {recipe.unet_lr:g} to {recipe.unet_lr * factor:g})"
+    return f"{lead or ' '}{text}"
