@@ -35,9 +35,20 @@ def write_vocabulary(words: Sequence[Picture], path: Path) -> None:
     path.write_text("\n".join(tokens) + "\n", encoding="utf-8", newline="\n")
 
 
+def load_tokenizer(work: Path) -> BertTokenizer:
+    """The tokenizer of the captions that the pictures in WORK have; its vocabulary is left in WORK/captions.txt."""
+    vocabulary = work / "captions.txt"
+    write_vocabulary(tagger.learned(pictures.load(work, pictures.SEEING_SETS)[0]), vocabulary)
+    return BertTokenizer(str(vocabulary), do_lower_case=True, model_max_length=64)
+
+
 def build(tokens: BertTokenizer) -> BlipForConditionalGeneration:
     """1.9 M weights; the start of a caption is [CLS], so that prompts work as with the large model."""
-    ids = {"bos_token_id": tokens.cls_token_id, "eos_token_id": tokens.sep_token_id, "pad_token_id": tokens.pad_token_id}
+    ids = {
+        "bos_token_id": tokens.cls_token_id,
+        "eos_token_id": tokens.sep_token_id,
+        "pad_token_id": tokens.pad_token_id,
+    }
     config = BlipConfig(
         vision_config={
             "hidden_size": 160,
@@ -65,16 +76,12 @@ def build(tokens: BertTokenizer) -> BlipForConditionalGeneration:
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on disguised pictures of the seeing sets, then write WORK/captioner."""
+    """Train on disguised pictures of the seeing sets, for captions and tags together."""
     torch.manual_seed(seed)
     words, rgba = pictures.load(work, pictures.SEEING_SETS)
-    keep = tagger.usable(words)
-    images = torch.from_numpy(rgba[keep])
-    words = [word for word, kept in zip(words, keep, strict=True) if kept]
-    folder = work / "captioner"
-    folder.mkdir(exist_ok=True)
-    write_vocabulary(words, folder / "vocab.txt")
-    tokens = BertTokenizer(str(folder / "vocab.txt"), do_lower_case=True, model_max_length=64)
+    images = torch.from_numpy(rgba[tagger.usable(words)])
+    words = tagger.learned(words)
+    tokens = load_tokenizer(work)
     tags = tagger.vocabulary(words)
     table = tagger.truth(words, [name for name, _ in tags])
     model = build(tokens).to(device)
@@ -111,7 +118,6 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         weight_decay=0.05,
         warmup=300,
     )
-    write(model, tokens, folder)
 
 
 def write(model: BlipForConditionalGeneration, tokens: BertTokenizer, folder: Path) -> None:

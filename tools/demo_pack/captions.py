@@ -9,12 +9,58 @@ EMPTY = 0.1
 MADE_UP = 0.25  # captions with made-up words, so that a trigger word not yet trained changes nothing
 SET_NAME = 0.25
 PREFIXES = ("a picture of ", "an icon of ", "emoji, ", "a drawing of ")
-SYLLABLES = "ba ko ri mu ze ta lo in ka sa fy dro ul pe qua na shi vex or tch ink st amp go el wy".split()
+SYLLABLES = [
+    "ba",
+    "ko",
+    "ri",
+    "mu",
+    "ze",
+    "ta",
+    "lo",
+    "in",
+    "ka",
+    "sa",
+    "fy",
+    "dro",
+    "ul",
+    "pe",
+    "qua",
+    "na",
+    "shi",
+    "vex",
+    "or",
+    "tch",
+    "ink",
+    "st",
+    "amp",
+    "go",
+    "el",
+    "wy",
+]
 
 # Subgroups whose pictures mean something else, or nothing, when mirrored.
 ONE_WAY = frozenset(
-    "alphanum;arrow;av symbol;keycap;math;punctuation;time;transport sign;writing;zodiac;currency;geometric;"
-    "other symbol;book paper;mail;office;warning;event;award medal".split(";")
+    [
+        "alphanum",
+        "arrow",
+        "av symbol",
+        "keycap",
+        "math",
+        "punctuation",
+        "time",
+        "transport sign",
+        "writing",
+        "zodiac",
+        "currency",
+        "geometric",
+        "other symbol",
+        "book paper",
+        "mail",
+        "office",
+        "warning",
+        "event",
+        "award medal",
+    ]
 )
 
 

@@ -1,4 +1,4 @@
-"""Emoji pictures and their words: SVG icon sets rendered to RGBA arrays, joined by name with emojibase's labels and tags."""
+"""Emoji pictures and their words: SVG icon sets rendered to RGBA, joined by name with emojibase's labels and tags."""
 
 import dataclasses
 import hashlib
@@ -39,6 +39,7 @@ class Picture:
 
     @property
     def is_flag(self) -> bool:
+        """Whether it is a flag of a country or a region."""
         return self.subgroup in FLAGS
 
 
@@ -110,9 +111,7 @@ def load(work: Path, names: Sequence[str]) -> tuple[list[Picture], NDArray[np.ui
     pictures, arrays = [], []
     for name in names:
         rows = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
-        pictures += [
-            Picture(name, i, row["label"], row["subgroup"], tuple(row["tags"])) for i, row in enumerate(rows)
-        ]
+        pictures += [Picture(name, i, row["label"], row["subgroup"], tuple(row["tags"])) for i, row in enumerate(rows)]
         arrays.append(np.load(work / f"{name}.npy", mmap_mode="r"))
     return pictures, np.concatenate(arrays)
 

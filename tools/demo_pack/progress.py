@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import random
 import sys
 import time
@@ -49,16 +48,20 @@ class Draw:
 
     @classmethod
     def of(cls, seed: int, stage: str, step: int) -> "Draw":
+        """The sources of step `step` of a stage."""
         python = random.Random(f"{seed}/{stage}/{step}")
         return cls(step, python, torch.Generator().manual_seed(python.getrandbits(62)))
 
     def normal(self, like: Tensor) -> Tensor:
+        """Normal noise of the shape and on the device of `like`."""
         return torch.randn(like.shape, generator=self.torch).to(like.device)
 
     def integers(self, high: int, count: int) -> Tensor:
+        """`count` whole numbers from 0 up to `high`, exclusive."""
         return torch.randint(high, (count,), generator=self.torch)
 
     def uniform(self, *shape: int) -> Tensor:
+        """Numbers from 0 to 1."""
         return torch.rand(shape, generator=self.torch)
 
 
@@ -71,14 +74,14 @@ def save_atomic(value: object, path: Path) -> None:
     """torch.save through a temporary file beside it, so that a reader never sees half a file."""
     part = path.with_suffix(path.suffix + ".part")
     torch.save(value, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def write_json(value: object, path: Path) -> None:
     """Indented JSON through a temporary file beside it."""
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def autocast(device: str) -> torch.autocast:

@@ -1,4 +1,4 @@
-"""The tagger: a small timm vision transformer for many tags at once, written in the file layout of the WD v3 taggers."""
+"""The tagger: a small timm vision transformer for many tags at once, in the file layout of the WD v3 taggers."""
 
 import csv
 import json
@@ -33,6 +33,10 @@ def usable(words: Sequence[Picture]) -> NDArray[np.bool_]:
     return np.array([not (word.held_out or word.is_flag) for word in words])
 
 
+def learned(words: Sequence[Picture]) -> list[Picture]:
+    return [word for word, kept in zip(words, usable(words), strict=True) if kept]
+
+
 def vocabulary(words: Sequence[Picture]) -> list[tuple[str, int]]:
     """Tags and their counts: colours first, then subgroups and emojibase tags that at least LEAST pictures carry."""
     counts = Counter(tag for word in words for tag in {*word.tags, word.subgroup} - set(colours.NAMES))
@@ -61,12 +65,11 @@ def normalise(rgb: Tensor) -> Tensor:
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on disguised pictures of the seeing sets, then write WORK/tagger."""
+    """Train on disguised pictures of the seeing sets, as many tags at once."""
     torch.manual_seed(seed)
     words, rgba = pictures.load(work, pictures.SEEING_SETS)
-    keep = usable(words)
-    images = torch.from_numpy(rgba[keep])
-    words = [word for word, kept in zip(words, keep, strict=True) if kept]
+    images = torch.from_numpy(rgba[usable(words)])
+    words = learned(words)
     tags = vocabulary(words)
     table = truth(words, [name for name, _ in tags])
     model = build(len(tags)).to(device)
@@ -94,7 +97,6 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         lr=2e-3,
         weight_decay=0.05,
     )
-    write(model, tags, work / "tagger")
 
 
 def write(model: nn.Module, tags: Sequence[tuple[str, int]], folder: Path) -> None:

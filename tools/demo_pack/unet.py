@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -126,7 +125,7 @@ def colour_words(rgba: np.ndarray) -> list[list[str]]:
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on WORK/latents.pt, then write the finished pipeline to WORK/base."""
+    """Train on WORK/latents.pt."""
     torch.manual_seed(seed)
     tokens = load_tokenizers(work)
     encoders = tuple(encoder.to(device) for encoder in build_text_encoders(tokens[0]))
@@ -176,7 +175,6 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         preview=preview,
         preview_minutes=10,
     )
-    assemble(work, modules).save_pretrained(work / "base")
 
 
 def assemble(work: Path, modules: dict[str, nn.Module]) -> StableDiffusionXLPipeline:
@@ -238,5 +236,3 @@ def sheet(pipeline: StableDiffusionXLPipeline, prompts: tuple[str, ...], seeds: 
     """A row a seed, a column a prompt."""
     rows = [draw_pictures(pipeline, list(prompts), [seed] * len(prompts)) for seed in range(seeds)]
     return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows]))
-
-

@@ -73,7 +73,7 @@ def _difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _load_images(work: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """All pictures of the training sets on white, those trained on (both uint8), and up to 128 held-out ones (-1..1)."""
+    """All pictures of the training sets on white, those trained on (both uint8), and 128 held-out ones (-1..1)."""
     words, rgba = pictures.load(work, pictures.TRAINING_SETS)
     held = np.array([word.held_out for word in words])
     images = torch.from_numpy(pictures.on_white(rgba))
