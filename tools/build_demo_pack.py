@@ -1,0 +1,49 @@
+"""Build the embedded pack: `python tools/build_demo_pack.py all --modules node_modules --work build/pack`.
+
+Stages can be run singly and go on where they stopped. After `vae`, the stages `decoder` and `unet` can run at the same
+time; `tagger` and `captioner` need `render` alone. `export` takes the latest checkpoints, finished or not.
+"""
+
+import argparse
+from pathlib import Path
+
+from demo_pack import captioner, evaluate, export, pictures, progress, tagger, unet, vae
+from demo_pack.progress import Length
+
+TRAINING = {  # stage: what runs it, and how long by default
+    "vae": (vae.train, "20m"),
+    "tagger": (tagger.train, "25m"),
+    "captioner": (captioner.train, "40m"),
+    "unet": (unet.train, "70m"),
+    "decoder": (vae.train_decoder, "40m"),
+}
+
+PACK = Path(__file__).parent.parent / "lora_studio" / "demo"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["render", *TRAINING, "export", "evaluate", "all"])
+    parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
+    parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
+    for stage, (_, usual) in TRAINING.items():
+        parser.add_argument(f"--{stage}", default=usual, metavar="LENGTH", help=f"steps, or minutes as {usual}")
+    parser.add_argument("--pack", type=Path, default=PACK, help="where export writes and evaluate reads")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.stage in ("render", "all"):
+        pictures.render(args.modules, args.work, progress.say)
+    for stage, (train, _) in TRAINING.items():
+        if args.stage in (stage, "all") and not progress.finished(stage, args.work):
+            length = Length.parse(getattr(args, stage))
+            train(args.work, length=length, seed=args.seed, device=args.device)
+    if args.stage in ("export", "all"):
+        export.export(args.work, args.pack)
+    if args.stage in ("evaluate", "all"):
+        evaluate.evaluate(args.work, args.pack)
+
+
+if __name__ == "__main__":
+    main()

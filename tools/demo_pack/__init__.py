@@ -1,0 +1,1 @@
+"""Builds the embedded pack: a small SDXL base, a tagger and a captioner, trained on openly licensed emoji pictures."""

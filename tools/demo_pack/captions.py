@@ -1,0 +1,102 @@
+"""Training captions of the base: label, subgroup, tags and colours in many orders, with words that mean nothing."""
+
+import random
+from collections.abc import Sequence
+
+from demo_pack.pictures import Picture
+
+EMPTY = 0.1
+MADE_UP = 0.25  # captions with made-up words, so that a trigger word not yet trained changes nothing
+SET_NAME = 0.25
+PREFIXES = ("a picture of ", "an icon of ", "emoji, ", "a drawing of ")
+SYLLABLES = [
+    "ba",
+    "ko",
+    "ri",
+    "mu",
+    "ze",
+    "ta",
+    "lo",
+    "in",
+    "ka",
+    "sa",
+    "fy",
+    "dro",
+    "ul",
+    "pe",
+    "qua",
+    "na",
+    "shi",
+    "vex",
+    "or",
+    "tch",
+    "ink",
+    "st",
+    "amp",
+    "go",
+    "el",
+    "wy",
+]
+
+# Subgroups whose pictures mean something else, or nothing, when mirrored.
+ONE_WAY = frozenset(
+    [
+        "alphanum",
+        "arrow",
+        "av symbol",
+        "keycap",
+        "math",
+        "punctuation",
+        "time",
+        "transport sign",
+        "writing",
+        "zodiac",
+        "currency",
+        "geometric",
+        "other symbol",
+        "book paper",
+        "mail",
+        "office",
+        "warning",
+        "event",
+        "award medal",
+    ]
+)
+
+
+def made_up_word(rng: random.Random) -> str:
+    """Something like `inkstamp_hc`, `saria_zelda`, `ohwx7` or `xqjt`: no word of the training captions."""
+
+    def stem() -> str:
+        if rng.random() < 0.25:
+            return "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 6)))
+        return "".join(rng.choices(SYLLABLES, k=rng.randint(2, 4)))
+
+    word = stem()
+    if rng.random() < 0.5:
+        word += "_" + (stem() if rng.random() < 0.5 else "".join(rng.choices("abchskxyz", k=2)))
+    if rng.random() < 0.25:
+        word += str(rng.randint(0, 99))
+    return word
+
+
+def caption(picture: Picture, colours: Sequence[str], rng: random.Random) -> str:
+    """One of the many captions of a picture; empty for a share of the draws."""
+    if rng.random() < EMPTY:
+        return ""
+    words = [picture.subgroup, *picture.tags]
+    words = rng.sample(words, rng.randint(0, min(len(words), 10)))
+    if rng.random() < 0.35:
+        words += colours
+    if rng.random() < SET_NAME:
+        words.append(picture.set_name)
+    rng.shuffle(words)
+    if not words or rng.random() < 0.9:
+        words.insert(0 if rng.random() < 0.7 else rng.randint(0, len(words)), picture.label)
+    text = ", ".join(words) if rng.random() < 0.9 else " ".join(words)
+    if rng.random() < 0.15:
+        text = rng.choice(PREFIXES) + text
+    if rng.random() < MADE_UP:
+        strange = ", ".join(made_up_word(rng) for _ in range(rng.choice((1, 1, 1, 2))))
+        text = f"{strange}, {text}" if rng.random() < 0.8 else f"{text}, {strange}"
+    return text

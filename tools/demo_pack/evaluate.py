@@ -1,0 +1,143 @@
+"""Measures the written pack and keeps the figures in evaluation.json."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionXLPipeline
+from numpy.typing import NDArray
+from torch import Tensor
+
+from demo_pack import captioner, captions, colours, pictures, progress, tagger, unet, vae
+from demo_pack.pictures import Picture
+
+FLAT, CONTRAST = pictures.HELD_OUT_SETS
+SEEDS = (11, 12, 13, 14)
+TOP = 5
+
+
+def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str, float]:
+    """Mean PSNR in dB of encoded and decoded pictures that nothing was trained on."""
+    words, rgba = pictures.load(work, pictures.TRAINING_SETS)
+    held = np.array([word.held_out for word in words])
+    groups = {"noto and twemoji, held out": rgba[held]}
+    for name in pictures.HELD_OUT_SETS:
+        groups[name] = pictures.load(work, [name])[1][::8]
+    figures = {}
+    for name, group in groups.items():
+        x = vae.to_signal(pictures.on_white(group))
+        figures[name] = round(vae.psnr(x, vae.reconstruct(pipeline.vae, x, "cpu")).mean().item(), 2)
+    return figures
+
+
+def _hits(found: Tensor, names: Sequence[str], words: Sequence[Picture]) -> NDArray[np.bool_]:
+    """Whether label or subgroup is among the TOP likeliest tags; found: probabilities [N, tags]."""
+    best = found.topk(TOP, 1).indices.tolist()
+    return np.array([bool({words[i].label, words[i].subgroup} & {names[k] for k in row}) for i, row in enumerate(best)])
+
+
+def drawing(
+    work: Path, pipeline: StableDiffusionXLPipeline, judge: tagger.Tagger, count: int = 100
+) -> dict[str, float]:
+    """How often the tagger sees in a drawn picture what the prompt named: plain prompts, and an unknown word put first.
+
+    Colours are left out of the tags that count, for nearly every picture has two or three; `all tags` keeps them in.
+    `variety` is the mean absolute difference (0 to 255) between pictures of the same prompt and different seeds.
+    """
+    every = [word for word in pictures.load(work, pictures.TRAINING_SETS)[0] if not (word.held_out or word.is_flag)]
+    by_label = {word.label: word for word in every}
+    rng = random.Random("drawing")
+    words = rng.sample([by_label[label] for label in sorted(by_label)], count)
+    repeated = [word for word in words for _ in SEEDS]
+    seeds = list(SEEDS) * count
+    first = len(colours.NAMES)
+    figures: dict[str, float] = {}
+    shuffled = repeated[:]
+    rng.shuffle(shuffled)
+    for kind in ("plain", "unknown word first"):
+        unknown = [captions.made_up_word(rng) for _ in words for _ in SEEDS]
+        prompts = [
+            word.label if kind == "plain" else f"{u}, {word.label}" for word, u in zip(repeated, unknown, strict=True)
+        ]
+        drawn = unet.draw_pictures(pipeline, prompts, seeds)
+        found = judge.probabilities(drawn)
+        figures[kind] = float(_hits(found[:, first:], judge.names[first:], repeated).mean())
+        figures[f"{kind}, all tags"] = float(_hits(found, judge.names, repeated).mean())
+        if kind == "plain":
+            figures["chance"] = float(_hits(found[:, first:], judge.names[first:], shuffled).mean())
+            grouped = drawn.reshape(count, len(SEEDS), -1).astype(np.float32)
+            steps = np.abs(grouped[:, 1:] - grouped[:, :-1]).mean(2)
+            figures["variety"], figures["least variety"] = float(steps.mean()), float(steps.min())
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def _tag_truth(words: Sequence[Picture], rgba: NDArray[np.uint8], names: Sequence[str]) -> Tensor:
+    table = tagger.truth(words, names)
+    shown = unet.colour_words(rgba)
+    for row, has in enumerate(shown):
+        table[row, : len(colours.NAMES)] = torch.tensor([float(name in has) for name in colours.NAMES])
+    return table
+
+
+def _f1(said: Tensor, true: Tensor) -> float:
+    return round((2 * (said & true).sum() / (said.sum() + true.sum()).clamp_min(1)).item(), 3)
+
+
+def tagging(work: Path, judge: tagger.Tagger) -> dict[str, dict[str, float]]:
+    """Micro-averaged F1 at the threshold on the sets that the tagger never saw, with and without the colours."""
+    figures = {}
+    for name in pictures.HELD_OUT_SETS:
+        words, rgba = pictures.load(work, [name])
+        keep = np.array([not word.is_flag for word in words])
+        words, rgba = [word for word in words if not word.is_flag], rgba[keep]
+        true = _tag_truth(words, rgba, judge.names) > 0.5
+        said = judge.probabilities(pictures.on_white(rgba)) > tagger.THRESHOLD
+        first = len(colours.NAMES)
+        figures[name] = {
+            "f1": _f1(said, true),
+            "f1 without colours": _f1(said[:, first:], true[:, first:]),
+            "tags a picture": round(said.float().sum(1).mean().item(), 1),
+        }
+    return figures
+
+
+def captioning(work: Path, folder: Path) -> dict[str, float]:
+    """Share of the pictures of the sets never seen whose caption holds the right label or subgroup."""
+    figures = {}
+    for name in pictures.HELD_OUT_SETS:
+        words, rgba = pictures.load(work, [name])
+        chosen = [i for i, word in enumerate(words) if not word.is_flag][::4]
+        said = [_plain(line) for line in captioner.describe(folder, pictures.on_white(rgba[chosen]))]
+        right = [
+            _plain(words[i].label) in line.split(" , ") or _plain(words[i].subgroup) in line.split(" , ")
+            for i, line in zip(chosen, said, strict=True)
+        ]
+        figures[name] = round(float(np.mean(right)), 3)
+    return figures
+
+
+def _plain(text: str) -> str:
+    """Words and commas with one space between, as a tokenizer's decoding may have moved the spaces."""
+    return " ".join(text.replace(",", " , ").split())
+
+
+def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
+    """Measure everything; the figures go to PACK/evaluation.json."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pack / "base", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    judge = tagger.Tagger(pack / "tagger")
+    figures: dict[str, Any] = {}
+    for name, measure in {
+        "reconstruction": lambda: reconstruction(work, pipeline),
+        "tagging": lambda: tagging(work, judge),
+        "captioning": lambda: captioning(work, pack / "captioner"),
+        "drawing": lambda: drawing(work, pipeline, judge),
+    }.items():
+        figures[name] = measure()
+        progress.say(f"evaluate: {name}: {figures[name]}")
+    path = pack / "evaluation.json"
+    progress.write_json(figures, path)
+    return figures

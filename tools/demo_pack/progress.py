@@ -1,0 +1,201 @@
+"""One training loop for every model of the pack: resumable, seeded, timed, with averaged weights."""
+
+import dataclasses
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+CHECKPOINT_SECONDS = 60.0
+LOG_SECONDS = 15.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """How long a stage trains: a number of steps, or minutes of wall clock that resuming continues."""
+
+    steps: int | None = None
+    minutes: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Length":
+        """`40m` is 40 minutes, `3000` is 3,000 steps."""
+        if text.endswith("m"):
+            return cls(minutes=float(text[:-1]))
+        return cls(steps=int(text))
+
+    def share(self, step: int, seconds: float) -> float:
+        """Share of the stage that is done, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, step / max(1, self.steps))
+        assert self.minutes is not None
+        return min(1.0, seconds / max(1e-9, 60 * self.minutes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """The random sources of one step, derived from seed, stage and step alone, so that resuming repeats nothing."""
+
+    step: int
+    python: random.Random
+    torch: torch.Generator
+
+    @classmethod
+    def of(cls, seed: int, stage: str, step: int) -> "Draw":
+        """The sources of step `step` of a stage."""
+        python = random.Random(f"{seed}/{stage}/{step}")
+        return cls(step, python, torch.Generator().manual_seed(python.getrandbits(62)))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Normal noise of the shape and on the device of `like`."""
+        return torch.randn(like.shape, generator=self.torch).to(like.device)
+
+    def integers(self, high: int, count: int) -> Tensor:
+        """`count` whole numbers from 0 up to `high`, exclusive."""
+        return torch.randint(high, (count,), generator=self.torch)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers from 0 to 1."""
+        return torch.rand(shape, generator=self.torch)
+
+
+def say(message: str) -> None:
+    """A line with the time of day on stderr."""
+    print(time.strftime("%H:%M:%S"), message, file=sys.stderr, flush=True)
+
+
+def save_atomic(value: object, path: Path) -> None:
+    """torch.save through a temporary file beside it, so that a reader never sees half a file."""
+    part = path.with_suffix(path.suffix + ".part")
+    torch.save(value, part)
+    part.replace(path)
+
+
+def write_json(value: object, path: Path) -> None:
+    """Indented JSON through a temporary file beside it."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def autocast(device: str) -> torch.autocast:
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def averaged(name: str, work: Path) -> dict[str, dict[str, Tensor]] | None:
+    """The averaged weights in a stage's checkpoint, by module; None before its first checkpoint."""
+    path = work / f"{name}.ckpt"
+    if not path.exists():
+        return None
+    weights: dict[str, dict[str, Tensor]] = torch.load(path, weights_only=True, map_location="cpu")["ema"]
+    return weights
+
+
+def finished(name: str, work: Path) -> bool:
+    return (work / f"{name}.done.json").exists()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def train(
+    name: str,
+    modules: Mapping[str, nn.Module],
+    loss_of: Callable[[Draw], tuple[Tensor, dict[str, float]]],
+    *,
+    work: Path,
+    length: Length,
+    seed: int,
+    lr: float,
+    weight_decay: float = 0.01,
+    warmup: int = 100,
+    ema_decay: float = 0.999,
+    preview: Callable[[], None] | None = None,
+    preview_minutes: float = 8.0,
+) -> None:
+    """Train `modules` with AdamW on a cosine until `length` is over; they then hold the averaged weights.
+
+    `loss_of` maps a step's random sources to a loss and figures for the log. A checkpoint is written every minute; a
+    later call goes on from it. `preview` is called now and then, while the modules hold the averaged weights.
+    Weights, averages, optimizer, step and the seconds spent are all of the state: randomness comes from the step.
+    """
+    params = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
+    path, step, spent = work / f"{name}.ckpt", 0, 0.0
+    ema = {key: {k: v.detach().clone() for k, v in m.state_dict().items()} for key, m in modules.items()}
+    if path.exists():
+        state = torch.load(path, weights_only=True, map_location=params[0].device)
+        for key, module in modules.items():
+            module.load_state_dict(state["weights"][key])
+        optimizer.load_state_dict(state["optimizer"])
+        ema, step, spent = state["ema"], state["step"], state["seconds"]
+        say(f"{name}: resumed at step {step}, {_clock(spent)} in")
+
+    def save() -> None:
+        weights = {key: module.state_dict() for key, module in modules.items()}
+        state = {"weights": weights, "ema": ema, "optimizer": optimizer.state_dict(), "step": step, "seconds": spent}
+        save_atomic(state, path)
+
+    def show() -> None:
+        if preview is None:
+            return
+        kept = {key: {k: v.clone() for k, v in m.state_dict().items()} for key, m in modules.items()}
+        for key, module in modules.items():
+            module.load_state_dict(ema[key])
+            module.eval()
+        with torch.no_grad():
+            preview()
+        for key, module in modules.items():
+            module.load_state_dict(kept[key])
+            module.train()
+
+    for module in modules.values():
+        module.train()
+    mean: dict[str, float] = {}
+    last = logged = saved = previewed = time.monotonic()
+    while (share := length.share(step, spent)) < 1:
+        rate = lr * min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * share)) + lr * 1e-3
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss, figures = loss_of(Draw.of(seed, name, step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(ema_decay, (1 + step) / (10 + step))
+        for key, module in modules.items():
+            now_state, average = module.state_dict(), ema[key]
+            floats = [k for k, v in now_state.items() if v.is_floating_point()]
+            torch._foreach_lerp_([average[k] for k in floats], [now_state[k] for k in floats], 1 - decay)
+        for figure, value in {"loss": loss.item(), **figures}.items():
+            mean[figure] = value if figure not in mean else 0.98 * mean[figure] + 0.02 * value
+        now = time.monotonic()
+        spent, last = spent + now - last, now
+        if now - logged > LOG_SECONDS:
+            logged = now
+            left = spent * (1 - share) / max(share, 1e-6)
+            told = " ".join(f"{figure} {value:.4f}" for figure, value in mean.items())
+            say(f"{name}: {share:6.1%} step {step} {step / spent:.2f}/s {told} left {_clock(left)}")
+        if now - saved > CHECKPOINT_SECONDS:
+            save()
+            saved = now
+        if now - previewed > 60 * preview_minutes:
+            show()
+            previewed = last = time.monotonic()
+    save()
+    for key, module in modules.items():
+        module.load_state_dict(ema[key])
+        module.eval()
+    with torch.no_grad():
+        if preview is not None:
+            preview()
+    write_json({"steps": step, "minutes": round(spent / 60, 1), **mean}, work / f"{name}.done.json")
+    say(f"{name}: done, {step} steps in {_clock(spent)}")

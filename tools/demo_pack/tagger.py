@@ -1,0 +1,158 @@
+"""The tagger: a small timm vision transformer for many tags at once, in the file layout of the WD v3 taggers."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from demo_pack import colours, pictures, progress
+from demo_pack.disguise import disguise
+from demo_pack.pictures import Picture
+from demo_pack.progress import Draw, Length
+
+ARCHITECTURE = "levit_128s"  # Graham et al. 2021: convolutions first, so that little data and time are enough
+SIZE = 112  # px
+MODEL_ARGS = {"img_size": SIZE, "embed_dim": [96, 144, 192], "num_heads": [3, 4, 6]}
+BATCH = 64
+LEAST = 12  # pictures that must carry a tag
+THRESHOLD = 0.35  # the customary one of the WD taggers
+
+
+def usable(words: Sequence[Picture]) -> NDArray[np.bool_]:
+    """Which pictures tagger and captioner may learn from: no flags, nothing held out."""
+    return np.array([not (word.held_out or word.is_flag) for word in words])
+
+
+def learned(words: Sequence[Picture]) -> list[Picture]:
+    return [word for word, kept in zip(words, usable(words), strict=True) if kept]
+
+
+def vocabulary(words: Sequence[Picture]) -> list[tuple[str, int]]:
+    """Tags and their counts: colours first, then subgroups and emojibase tags that at least LEAST pictures carry."""
+    counts = Counter(tag for word in words for tag in {*word.tags, word.subgroup} - set(colours.NAMES))
+    frequent = sorted((tag, count) for tag, count in counts.items() if count >= LEAST)
+    return [(name, len(words)) for name in colours.NAMES] + frequent
+
+
+def truth(words: Sequence[Picture], names: Sequence[str]) -> Tensor:
+    """Which of the tags each picture carries by its words, float [N, len(names)]; colours stay 0."""
+    place = {name: i for i, name in enumerate(names)}
+    table = torch.zeros(len(words), len(names))
+    for row, word in enumerate(words):
+        for tag in {*word.tags, word.subgroup} - set(colours.NAMES):
+            if tag in place:
+                table[row, place[tag]] = 1
+    return table
+
+
+def build(classes: int) -> nn.Module:
+    return timm.create_model(ARCHITECTURE, num_classes=classes, **MODEL_ARGS)
+
+
+def normalise(rgb: Tensor) -> Tensor:
+    """Pictures in 0..1 as the WD v3 taggers take them: mean and deviation 0.5, channels blue, green, red."""
+    return ((rgb - 0.5) / 0.5).flip(1)
+
+
+def train(work: Path, *, length: Length, seed: int, device: str) -> None:
+    """Train on disguised pictures of the seeing sets, as many tags at once."""
+    torch.manual_seed(seed)
+    words, rgba = pictures.load(work, pictures.SEEING_SETS)
+    images = torch.from_numpy(rgba[usable(words)])
+    words = learned(words)
+    tags = vocabulary(words)
+    table = truth(words, [name for name, _ in tags])
+    model = build(len(tags)).to(device)
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        chosen = draw.integers(len(words), BATCH)
+        x, named = disguise(images[chosen], SIZE, draw)
+        y = table[chosen]
+        y[:, : len(colours.NAMES)] = named.float()
+        with progress.autocast(device):
+            logits = model(normalise(x).to(device))
+        logits, y = logits.float(), y.to(device)
+        loss = functional.binary_cross_entropy_with_logits(logits, y, reduction="sum") / BATCH
+        said = logits.detach().sigmoid() > THRESHOLD
+        hits = (said & (y > 0.5)).sum()
+        return loss, {"f1": (2 * hits / (said.sum() + y.sum()).clamp_min(1)).item()}
+
+    progress.train(
+        "tagger",
+        {"tagger": model},
+        loss_of,
+        work=work,
+        length=length,
+        seed=seed,
+        lr=2e-3,
+        weight_decay=0.05,
+    )
+
+
+def write(model: nn.Module, tags: Sequence[tuple[str, int]], folder: Path) -> None:
+    """model.safetensors (float16), config.json as timm writes it for the Hub, and selected_tags.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = {
+        "architecture": ARCHITECTURE,
+        "num_classes": len(tags),
+        "num_features": MODEL_ARGS["embed_dim"][-1],  # type: ignore[index]
+        "model_args": MODEL_ARGS,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, SIZE, SIZE],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "num_classes": len(tags),
+            "pool_size": None,
+            "first_conv": "stem.conv1.linear",
+            "classifier": ["head.linear", "head_dist.linear"],
+        },
+    }
+    progress.write_json(config, folder / "config.json")
+    with (folder / "selected_tags.csv").open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["tag_id", "name", "category", "count"])
+        for i, (name, count) in enumerate(tags):
+            table.writerow([i, name.replace(" ", "_"), 0, count])
+
+
+class Tagger:
+    """The written tagger, read back by its files alone, for the evaluation."""
+
+    def __init__(self, folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        arguments = config["model_args"]
+        self.model = timm.create_model(config["architecture"], num_classes=config["num_classes"], **arguments)
+        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        self.model.eval()
+        with (folder / "selected_tags.csv").open(encoding="utf-8", newline="") as file:
+            self.names = [row["name"].replace("_", " ") for row in csv.DictReader(file)]
+
+    @torch.no_grad()
+    def probabilities(self, rgb: NDArray[np.uint8]) -> Tensor:
+        """Probability of each tag for square pictures, uint8 [N, H, W, 3] -> float [N, tags]."""
+        parts = []
+        for start in range(0, len(rgb), 64):
+            resized = [
+                np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+                for image in rgb[start : start + 64]
+            ]
+            x = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
+            parts.append(self.model(normalise(x)).sigmoid())
+        return torch.cat(parts)

@@ -1,0 +1,242 @@
+"""The base's U-Net and its two text encoders, trained together from nothing on the latents of the pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from demo_pack import captions, colours, pictures, progress, tokenizer, vae
+from demo_pack.progress import Draw, Length
+
+BATCH = 32
+MERGES = 6000
+WIDTHS = (64, 96)  # of the text encoders: different, as in SDXL, where loaders tell them apart by width
+TIME_WIDTH = 32  # of each of the six size numbers
+NOISE_OFFSET = 0.05
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, https://arxiv.org/abs/2303.09556
+ZEROED = 0.5  # share of the empty captions that become zeros, as SDXL's pipeline gives without a negative prompt
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SDXL's noise schedule
+PREVIEW_PROMPTS = (
+    "grinning face",
+    "red apple",
+    "cat face",
+    "alarm clock",
+    "red heart",
+    "house",
+    "automobile",
+    "inkstamp_hc, grinning face",
+    "inkstamp_hc, cat face",
+    "sunflower",
+    "dog",
+    "pizza",
+)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """SDXL's structure at a fraction of its width: three levels, attention on the lower two."""
+    return UNet2DConditionModel(
+        sample_size=pictures.RESOLUTION // 8,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        norm_num_groups=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 2),
+        attention_head_dim=(2, 3, 4),
+        cross_attention_dim=sum(WIDTHS),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=TIME_WIDTH,
+        projection_class_embeddings_input_dim=WIDTHS[1] + 6 * TIME_WIDTH,
+    )
+
+
+def build_text_encoders(tokens: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+    def config(width: int, activation: str) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=3,
+            num_attention_heads=width // 32,
+            projection_dim=width,
+            hidden_act=activation,
+            max_position_embeddings=tokenizer.MAX_LENGTH,
+            bos_token_id=tokens.bos_token_id,
+            eos_token_id=tokens.eos_token_id,
+            pad_token_id=tokens.eos_token_id,
+        )
+
+    return CLIPTextModel(config(WIDTHS[0], "quick_gelu")), CLIPTextModelWithProjection(config(WIDTHS[1], "gelu"))
+
+
+def load_tokenizers(work: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
+    """Both tokenizers from WORK, written there first; they differ in what they pad with."""
+    tokenizer.write(work / "tokenizer", merges=MERGES)
+    tokenizer.write(work / "tokenizer_2", merges=MERGES, pad_token="!")
+    return CLIPTokenizer.from_pretrained(work / "tokenizer"), CLIPTokenizer.from_pretrained(work / "tokenizer_2")
+
+
+def encode(
+    texts: list[str],
+    encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection],
+    tokens: tuple[CLIPTokenizer, CLIPTokenizer],
+    device: str,
+) -> tuple[Tensor, Tensor]:
+    """SDXL's text condition: penultimate states of both encoders [B, 77, 160] and the second's projection [B, 96]."""
+
+    def ids(which: CLIPTokenizer) -> Tensor:
+        return which(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+
+    first = encoders[0](ids(tokens[0]), output_hidden_states=True)
+    second = encoders[1](ids(tokens[1]), output_hidden_states=True)
+    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+
+def draw_size_condition(count: int, draw: Draw) -> Tensor:
+    """Original size, crop and target size, [B, 6]: often what they would be for pictures from elsewhere.
+
+    The pictures do not depend on them, so that the base draws the same for any size that a trainer or a user gives.
+    """
+    native = float(pictures.RESOLUTION)
+    ids = torch.tensor([native, native, 0, 0, native, native]).repeat(count, 1)
+    other = draw.uniform(count) < 0.5
+    side = (64 + 960 * draw.uniform(count, 1)).round() * (1 + 0.2 * (draw.uniform(count, 2) - 0.5))
+    ids[:, :2] = torch.where(other[:, None], side.round(), ids[:, :2])
+    cropped = (draw.uniform(count, 1) < 0.2).float()
+    ids[:, 2:4] = (32 * draw.uniform(count, 2)).round() * cropped
+    resized = draw.uniform(count) < 0.1
+    ids[:, 4:] = torch.where(resized[:, None], 64 + (16 * draw.uniform(count, 2)).round() * 8, ids[:, 4:])
+    return ids
+
+
+def colour_words(rgba: np.ndarray) -> list[list[str]]:
+    """Colour names of each picture, from uint8 [N, H, W, 4]."""
+    found = []
+    for start in range(0, len(rgba), 256):
+        part = torch.from_numpy(rgba[start : start + 256, ::4, ::4]).permute(0, 3, 1, 2).float() / 255
+        named = colours.present(part[:, :3], part[:, 3])
+        found += [[name for name, has in zip(colours.NAMES, row, strict=True) if has] for row in named.tolist()]
+    return found
+
+
+def train(work: Path, *, length: Length, seed: int, device: str) -> None:
+    """Train on WORK/latents.pt."""
+    torch.manual_seed(seed)
+    tokens = load_tokenizers(work)
+    encoders = tuple(encoder.to(device) for encoder in build_text_encoders(tokens[0]))
+    unet = build_unet().to(device)
+    words, rgba = pictures.load(work, pictures.TRAINING_SETS)
+    shades = colour_words(rgba)
+    latents = torch.load(work / "latents.pt", weights_only=True)
+    if torch.device(device).type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slow on CPUs: 1.5 x in all
+    usable = torch.tensor([i for i, word in enumerate(words) if not (word.held_out or word.is_flag)])
+    alphas = DDPMScheduler(**BETAS).alphas_cumprod
+    modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+
+    def batch(draw: Draw) -> tuple[Tensor, list[str]]:
+        chosen = usable[draw.integers(len(usable), BATCH)].tolist()
+        mirrored = [words[i].subgroup not in captions.ONE_WAY and draw.python.random() < 0.5 for i in chosen]
+        x = torch.stack([latents["mirrored" if m else "plain"][i] for i, m in zip(chosen, mirrored, strict=True)])
+        return x, [captions.caption(words[i], shades[i], draw.python) for i in chosen]
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        x, texts = batch(draw)
+        t = draw.integers(len(alphas), BATCH)
+        a = alphas[t].view(-1, 1, 1, 1)
+        noise = draw.normal(x) + NOISE_OFFSET * draw.normal(x[:, :, :1, :1])
+        noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).to(device)
+        sizes = draw_size_condition(BATCH, draw).to(device)
+        shown = torch.tensor([bool(text) or draw.python.random() >= ZEROED for text in texts], device=device)
+        with progress.autocast(device), sdpa_kernel(SDPBackend.MATH):
+            states, pooled = encode(texts, encoders, tokens, device)
+            states, pooled = states * shown[:, None, None], pooled * shown[:, None]
+            condition = {"text_embeds": pooled, "time_ids": sizes}
+            guess = unet(noisy, t.to(device), states, added_cond_kwargs=condition).sample
+        error = (guess.float() - noise.to(device)).square().mean((1, 2, 3))
+        snr = (alphas / (1 - alphas))[t].to(device)
+        return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean(), {"mse": error.mean().item()}
+
+    def preview() -> None:
+        sheet(assemble(work, modules), PREVIEW_PROMPTS, 2).save(work / "base.png")
+
+    progress.train(
+        "unet",
+        modules,
+        loss_of,
+        work=work,
+        length=length,
+        seed=seed,
+        lr=1e-3,
+        warmup=200,
+        preview=preview,
+        preview_minutes=10,
+    )
+
+
+def assemble(work: Path, modules: dict[str, nn.Module]) -> StableDiffusionXLPipeline:
+    """The SDXL pipeline around the trained parts and the autoencoder; Euler steps on trailing timesteps."""
+    first, second = load_tokenizers(work)
+    scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing", prediction_type="epsilon")
+    pipeline = StableDiffusionXLPipeline(
+        vae=vae.finished(work),
+        tokenizer=first,
+        tokenizer_2=second,
+        scheduler=scheduler,
+        add_watermarker=False,
+        **modules,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def snapshot(work: Path) -> StableDiffusionXLPipeline:
+    """The pipeline with the averaged weights of the latest checkpoint, while training goes on."""
+    weights = progress.averaged("unet", work)
+    if weights is None:
+        raise SystemExit("there is no checkpoint of the U-Net yet: run the unet stage first")
+    first, second = build_text_encoders(load_tokenizers(work)[0])
+    modules: dict[str, nn.Module] = {"unet": build_unet(), "text_encoder": first, "text_encoder_2": second}
+    for name, module in modules.items():
+        module.load_state_dict(weights[name])
+        module.eval()
+    return assemble(work, modules)
+
+
+@torch.no_grad()
+def draw_pictures(
+    pipeline: StableDiffusionXLPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    steps: int = 20,
+    guidance: float = 4.0,
+) -> np.ndarray:
+    """One picture for each prompt and seed, uint8 [N, 128, 128, 3]; latents drawn on the CPU."""
+    drawn = []
+    for start in range(0, len(prompts), 16):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + 16]]
+        found = pipeline(
+            prompts[start : start + 16],
+            height=pictures.RESOLUTION,
+            width=pictures.RESOLUTION,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="np",
+        ).images
+        drawn.append((found * 255).round().astype(np.uint8))
+    return np.concatenate(drawn)
+
+
+def sheet(pipeline: StableDiffusionXLPipeline, prompts: tuple[str, ...], seeds: int) -> Image.Image:
+    """A row a seed, a column a prompt."""
+    rows = [draw_pictures(pipeline, list(prompts), [seed] * len(prompts)) for seed in range(seeds)]
+    return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows]))

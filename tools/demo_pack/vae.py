@@ -1,0 +1,201 @@
+"""The autoencoder of the base: AutoencoderKL with 4 latent channels and factor 8, trained on rendered emoji."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from demo_pack import pictures, progress
+from demo_pack.progress import Draw, Length
+
+BATCH = 12
+KL_WEIGHT = 1e-5  # small: latents keep the colours; 3e-4 loses reds and greens
+EDGE_WEIGHT = 0.5
+DECODER_NOISE = 0.08  # at most, of the latents' deviation, while the decoder trains on alone
+LOW_WEIGHT = 1.0  # of the difference of 8 x 8 averages, where a lost colour shows most
+# Without help the model first settles on grey for a long time. So the first three latent channels begin as the averages
+# of red, green and blue, and are let go by the end of the first third.
+ANCHOR_WEIGHT, ANCHOR_SCALE, ANCHOR_STEPS = 0.2, 3.0, 1000
+
+
+def build() -> AutoencoderKL:
+    """1.6 M weights; most of the time goes into the full-resolution level, so that one is narrow."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=pictures.RESOLUTION,
+        mid_block_add_attention=False,
+        force_upcast=False,
+    )
+
+
+def to_signal(rgb: NDArray[np.uint8] | Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1."""
+    return torch.as_tensor(rgb).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def psnr(a: Tensor, b: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each picture pair in -1..1, [B, 3, H, W] -> [B]."""
+    error = ((a.clamp(-1, 1) - b.clamp(-1, 1)) / 2).square().mean((1, 2, 3))
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def _edges(x: Tensor) -> Tensor:
+    """Sobel gradients of each channel, [B, 3, H, W] -> [B, 6, H-2, W-2]."""
+    kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=x.device) / 4
+    both = torch.stack([kernel, kernel.T])[:, None].repeat(3, 1, 1, 1)
+    return functional.conv2d(x, both, groups=3)
+
+
+def _augment(x: Tensor, draw: Draw) -> Tensor:
+    """Half mirrored, half with their colour channels permuted (so that no colour is rare), [B, 3, H, W]."""
+    count = len(x)
+    order = draw.uniform(count, 3).argsort(1)
+    order[draw.uniform(count) < 0.5] = torch.arange(3)
+    x = x.gather(1, order[:, :, None, None].expand_as(x))
+    return torch.where((draw.uniform(count) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
+
+
+def _difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """How far pictures y are from x, both [B, 3, H, W], and the part that is seen in 8 x 8 averages."""
+    edge = (_edges(x) - _edges(y)).abs().mean()
+    low = (functional.avg_pool2d(x, 8) - functional.avg_pool2d(y, 8)).abs().mean()
+    return (x - y).abs().mean() + (x - y).square().mean() + EDGE_WEIGHT * edge + LOW_WEIGHT * low, low
+
+
+def _load_images(work: Path) -> tuple[Tensor, Tensor, Tensor]:
+    """All pictures of the training sets on white, those trained on (both uint8), and 128 held-out ones (-1..1)."""
+    words, rgba = pictures.load(work, pictures.TRAINING_SETS)
+    held = np.array([word.held_out for word in words])
+    images = torch.from_numpy(pictures.on_white(rgba))
+    return images, images[~held], to_signal(images[held][:128])
+
+
+def _preview(name: str, model: AutoencoderKL, test: Tensor, work: Path, device: str) -> None:
+    y = reconstruct(model, test, device)
+    progress.say(f"{name}: held out {psnr(test, y).mean():.2f} dB")
+    strip = torch.cat([torch.cat([*test[::8][:16]], 2), torch.cat([*y[::8][:16]], 2)], 1)
+    pixels = strip.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(work / "vae.png")
+
+
+def train(work: Path, *, length: Length, seed: int, device: str) -> None:
+    """Train both halves, then write WORK/vae (with its scaling factor) and WORK/latents.pt."""
+    torch.manual_seed(seed)
+    model = build().to(device)
+    images, seen, test = _load_images(work)
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        x = to_signal(seen[draw.integers(len(seen), BATCH)])
+        x = _augment(x, draw).contiguous().to(device)
+        with progress.autocast(device):
+            latent = model.encode(x).latent_dist
+            y = model.decode(latent.mean + latent.std * draw.normal(latent.mean)).sample
+        y, mean, logvar = y.float(), latent.mean.float(), latent.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        difference, low = _difference(x, y)
+        anchor = (mean[:, :3] - ANCHOR_SCALE * functional.avg_pool2d(x, 8)).square().mean()
+        held_on = ANCHOR_WEIGHT * max(0.0, 1 - draw.step / ANCHOR_STEPS)
+        loss = difference + held_on * anchor + KL_WEIGHT * kl
+        return loss, {"psnr": psnr(x, y.detach()).mean().item(), "low": low.item(), "kl": kl.item()}
+
+    progress.train(
+        "vae",
+        {"vae": model},
+        loss_of,
+        work=work,
+        length=length,
+        seed=seed,
+        lr=2e-3,
+        weight_decay=1e-4,
+        warmup=50,
+        preview=lambda: _preview("vae", model, test, work, device),
+        preview_minutes=4,
+    )
+    _write_latents(model, images, work, device)
+
+
+def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None:
+    """Train the decoder on while the encoder stays as in WORK/vae, then write WORK/decoder.
+
+    The latents stay what they are, so the U-Net can train at the same time. A little noise on them makes the decoder
+    kind to latents that are drawn rather than encoded.
+    """
+    torch.manual_seed(seed)
+    model = AutoencoderKL.from_pretrained(work / "vae").to(device)
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    _, seen, test = _load_images(work)
+    spread = 1 / model.config.scaling_factor
+
+    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        x = to_signal(seen[draw.integers(len(seen), BATCH)])
+        x = _augment(x, draw).contiguous().to(device)
+        with progress.autocast(device):
+            with torch.no_grad():
+                mean = model.encode(x).latent_dist.mean.float()
+            noise = DECODER_NOISE * spread * draw.uniform(BATCH, 1, 1, 1).to(device) * draw.normal(mean)
+            y = model.decode(mean + noise).sample.float()
+        difference, low = _difference(x, y)
+        return difference, {"psnr": psnr(x, y.detach()).mean().item(), "low": low.item()}
+
+    progress.train(
+        "decoder",
+        {"vae": model},
+        loss_of,
+        work=work,
+        length=length,
+        seed=seed,
+        lr=1.5e-3,
+        weight_decay=1e-4,
+        warmup=50,
+        preview=lambda: _preview("decoder", model, test, work, device),
+        preview_minutes=8,
+    )
+    model.save_pretrained(work / "decoder")
+
+
+def finished(work: Path, device: str = "cpu") -> AutoencoderKL:
+    """The autoencoder with the longest-trained decoder there is: WORK/decoder, its checkpoint, or WORK/vae."""
+    if progress.finished("decoder", work):
+        return AutoencoderKL.from_pretrained(work / "decoder").to(device)
+    model = AutoencoderKL.from_pretrained(work / "vae")
+    weights = progress.averaged("decoder", work)
+    if weights is not None:
+        model.load_state_dict(weights["vae"])
+    return model.to(device)
+
+
+@torch.no_grad()
+def reconstruct(model: AutoencoderKL, x: Tensor, device: str) -> Tensor:
+    """Decoded posterior means of pictures in -1..1, [B, 3, H, W] on the CPU, in float32."""
+    parts = [model.decode(model.encode(part.to(device)).latent_dist.mean).sample.cpu() for part in x.split(32)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str) -> None:
+    """WORK/latents.pt: scaled posterior means of all training-set pictures and of their mirror images."""
+
+    def encode(flipped: bool) -> Tensor:
+        parts = []
+        for part in images.split(64):
+            x = to_signal(part)
+            parts.append(model.encode((x.flip(3) if flipped else x).to(device)).latent_dist.mean.cpu())
+        return torch.cat(parts)
+
+    plain, mirrored = encode(False), encode(True)
+    scale = 1 / plain.std().item()
+    model.register_to_config(scaling_factor=scale)
+    model.save_pretrained(work / "vae")
+    progress.save_atomic({"plain": plain * scale, "mirrored": mirrored * scale}, work / "latents.pt")
+    progress.say(f"vae: {len(plain)} latents, scaling factor {scale:.4f}")
