@@ -1,0 +1,1 @@
+"""Training: from captioned images and a base model to a LoRA file."""

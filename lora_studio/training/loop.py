@@ -1,0 +1,371 @@
+"""The training loop: steps, and what happens at the end of each epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from lora_studio.config import TrainJob
+from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
+from lora_studio.planning.steps import StepCount
+from lora_studio.runs import Report
+from lora_studio.training.adapters import Adapters
+from lora_studio.training.base_models import Base
+from lora_studio.training.batches import Batch, Dataset, epoch_steps
+from lora_studio.training.cache import LatentCache, TextCache
+from lora_studio.training.checkpoints import State, save_state
+from lora_studio.training.export import lora_tensors, save_lora
+from lora_studio.training.health import Health
+from lora_studio.training.metadata import describe_lora
+from lora_studio.training.objective import (
+    draw_latent,
+    draw_noise,
+    draw_timestep,
+    min_snr_weights,
+    sample_losses,
+    signal_to_noise,
+    training_target,
+)
+from lora_studio.training.optimizers import current_rates
+from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
+from lora_studio.training.text import encode_text
+
+NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
+STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
+
+
+@dataclass
+class Run:
+    """A training run in memory: its parts, and where it stands."""
+
+    job: TrainJob
+    folder: Path
+    dataset: Dataset
+    counts: StepCount
+    base: Base
+    adapters: Adapters
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
+    scaler: torch.amp.GradScaler
+    latents: LatentCache
+    texts: TextCache | None
+    device: torch.device
+    dtype: torch.dtype
+    precision: str
+    health: Health
+    started: float = field(default_factory=time.time)
+    step: int = 0
+    epochs_finished: int = 0
+    epoch_losses: list[float] = field(default_factory=list)
+    last_loss: float | None = None
+    nan_streak: int = 0
+    updating: bool = False
+    saved_at: float = field(default_factory=time.monotonic)
+    saved: tuple[int, int] | None = None
+    order: tuple[int, list[list[Batch]]] = (-1, [])
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        return max(1, -(-self.step // self.counts.steps_per_epoch))
+
+    @property
+    def epochs_due(self) -> int:
+        """How many epochs ought to be finished by now; the last one may be cut short by max_train_steps."""
+        at_end = self.step >= self.counts.total_steps
+        return self.counts.epochs if at_end else self.step // self.counts.steps_per_epoch
+
+    @cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """All trained weights."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @cached_property
+    def loss_weights(self) -> Tensor:
+        """The weight of each timestep [T], on the CPU."""
+        snr = signal_to_noise(self.base.noise_scheduler)
+        return min_snr_weights(snr, self.job.recipe.min_snr_gamma, self.base.prediction_type)
+
+    def autocast(self) -> AbstractContextManager:
+        """Half precision for what can take it; a no-op in fp32."""
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def encode(self, caption: str) -> tuple[Tensor, Tensor]:
+        """Embeddings [77, D] and pooled embeddings [P] of a text, from the cache where there is one."""
+        if self.texts is not None:
+            return self.texts.load(caption)
+        hidden, pooled = self.encode_batch([caption])
+        return hidden[0], pooled[0]
+
+    def encode_batch(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, 77, D] and pooled embeddings [B, P]."""
+        if self.texts is None:
+            return encode_text(self.base.text_encoders, self.base.tokenizers, captions, self.job.recipe.clip_skip)
+        hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
+        return torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device)
+
+    def batches(self, step: int) -> list[Batch]:
+        """The batches of a step (counted from 0)."""
+        epoch, position = divmod(step, self.counts.steps_per_epoch)
+        if self.order[0] != epoch:
+            self.order = epoch, epoch_steps(self.dataset, self.job.recipe, epoch)
+        return self.order[1][position]
+
+
+def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> bool:
+    """Train until the run is complete (returns False) or is asked to stop (returns True).
+
+    On a stop, and on any error that leaves the weights good, the state after the last step is saved first. Raises
+    NonFiniteLossError after NAN_LIMIT steps without a finite loss; the last good state is then kept.
+    """
+    begin, first = time.monotonic(), run.step
+    total = run.counts.total_steps
+    try:
+        while True:
+            if run.epochs_finished < run.epochs_due:
+                end_epoch(run, report=report, should_stop=should_stop)
+            if run.step >= total:
+                return False
+            if should_stop():
+                save(run)
+                return True
+            tick = time.monotonic()
+            rates = current_rates(run.optimizer)
+            loss = train_step(run)
+            run.step += 1
+            now = time.monotonic()
+            left = (now - begin) / (run.step - first) * (total - run.step)
+            position = {"step": run.step, "total": total, "epoch": run.epoch, "seconds_left": round(left, 1)}
+            if loss is None:
+                report("nan", **position)
+                _count_nan(run)
+                continue
+            run.nan_streak = 0
+            run.last_loss = loss
+            run.epoch_losses.append(loss)
+            event = {
+                **position,
+                "loss": loss,
+                "lr": rates.get("unet", 0.0),
+                "text_encoder_lr": rates.get("text_encoder", 0.0),
+                "seconds": round(now - tick, 4),
+                "memory_gib": memory_gib(run.device),
+            }
+            report("step", **event)
+            run.health.watch(event)
+            if now - run.saved_at > STATE_SECONDS:
+                save(run)
+    except NonFiniteLossError:
+        raise
+    except Exception:
+        if not run.updating:
+            with suppress(DiskFullError, InputError, NonFiniteLossError, OSError):
+                save(run)
+        raise
+
+
+def train_step(run: Run) -> float | None:
+    """One optimizer step over its batches; returns the mean loss of its samples, None if the step was skipped.
+
+    Each sample counts the same, in a short batch or group too. A step with a loss or gradient that is not finite leaves
+    the weights alone; with fp16 an infinite gradient first only lowers the loss scale, as is usual.
+    """
+    batches = run.batches(run.step)
+    samples = sum(map(len, batches))
+    total = torch.zeros((), device=run.device)
+    first = 0
+    for batch in batches:
+        part = batch_losses(run, batch, first).sum() / samples
+        run.scaler.scale(part).backward()
+        total += part.detach()
+        first += len(batch)
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.parameters, run.job.recipe.max_grad_norm or math.inf)
+    loss, gradient = torch.stack([total, norm.to(total.device)]).tolist()  # the only wait for the device in a step
+    rescaling = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
+    good = math.isfinite(loss) and (math.isfinite(gradient) or rescaling)
+    if good:
+        run.updating = True
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        run.updating = False
+    elif run.scaler.is_enabled():
+        run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.lr_scheduler.step()
+    return loss if good else None
+
+
+def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
+    """The weighted loss [B] of each sample of a batch; `first` is the number of its first sample within the step."""
+    recipe, scheduler = run.job.recipe, run.base.noise_scheduler
+    timesteps, latents, noise = [], [], []
+    for sample, item in enumerate(batch, first):
+        mean, logvar = run.latents.load(item)
+        key = (recipe.seed, run.step, sample)
+        timesteps.append(draw_timestep(*key, scheduler.config.num_train_timesteps))
+        latents.append(draw_latent(mean, logvar, *key) * run.base.vae.config.scaling_factor)
+        noise.append(draw_noise(tuple(mean.shape), *key, recipe.noise_offset))
+    device = run.device
+    t = torch.tensor(timesteps)
+    weights = run.loss_weights[t].to(device, non_blocking=True)
+    clean, noisy = torch.stack(latents), torch.stack(noise)
+    target = training_target(scheduler, run.base.prediction_type, clean, noisy, t).to(device, non_blocking=True)
+    inputs = scheduler.add_noise(clean, noisy, t).to(device, run.base.unet.dtype, non_blocking=True)
+    time_ids = torch.tensor([item.time_ids for item in batch], device=device)
+    with run.autocast():
+        hidden, pooled = run.encode_batch([item.caption for item in batch])
+        prediction = run.base.unet(
+            inputs,
+            t.to(device),
+            encoder_hidden_states=hidden,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+    return sample_losses(prediction, target) * weights
+
+
+def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
+    recipe = run.job.recipe
+    epoch = run.epochs_finished + 1
+    if run.epoch_losses:
+        report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
+    if epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs:
+        path = run.folder / "checkpoints" / f"{run.job.name}-{epoch:06d}.safetensors"
+        save_adapter(run, path, epoch)
+        _drop_old_checkpoints(run)
+        report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
+    if recipe.sample_every_n_epochs and epoch % recipe.sample_every_n_epochs == 0:
+        draw(run, epoch, report=report, should_stop=should_stop)
+    for hint in run.health.hints():
+        report("hint", **hint)
+    run.epoch_losses = []
+    run.epochs_finished = epoch
+    save(run)
+
+
+def draw(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Draw the sample prompts, until asked to stop."""
+    recipe = run.job.recipe
+    prompts = run_prompts(run.job, run.dataset)
+    settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
+    report("phase", message=f"Drawing samples of epoch {epoch}")
+    pictures = draw_samples(run.base, prompts, run.encode, settings, device=run.device, autocast=run.autocast)
+    for index, (prompt, image) in enumerate(zip(prompts, pictures, strict=True)):
+        path = run.folder / "samples" / f"{run.job.name}_e{epoch:06d}_{index:02d}_{recipe.seed}.png"
+        save_sample(path, image)
+        place = str(path.relative_to(run.folder))
+        report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=place)
+        if should_stop():
+            pictures.close()
+            return
+
+
+def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
+    """The prompts of the samples; without a trigger word a bare {trigger} stands for the first caption."""
+    return sample_prompts(job.recipe.sample_prompts, job.trigger_word, dataset.items[0].caption)
+
+
+def save_adapter(run: Run, path: Path, epoch: int) -> None:
+    """Write the LoRA as it is now. Raises NonFiniteLossError if its weights are not finite."""
+    _check_finite(run)
+    metadata = describe_lora(
+        run.job,
+        run.dataset,
+        run.counts,
+        run.base,
+        precision=run.precision,
+        started=run.started,
+        epoch=epoch,
+        step=run.step,
+    )
+    save_lora(path, lora_tensors(run.adapters, run.base.unet), metadata)
+
+
+def save(run: Run) -> None:
+    """Save the state after the last step, once. Raises NonFiniteLossError if its weights are not finite."""
+    if run.saved == (run.step, run.epochs_finished):
+        return
+    _check_finite(run)
+    values: dict[str, Any] = {
+        "dataset": run.dataset.fingerprint,
+        "epoch_losses": run.epoch_losses,
+        "last_loss": run.last_loss,
+        "started": run.started,
+        "health": run.health.state(),
+    }
+    optimizer = {
+        "optimizer": run.optimizer.state_dict(),
+        "lr_scheduler": run.lr_scheduler.state_dict(),
+        "scaler": run.scaler.state_dict(),
+    }
+    save_state(
+        run.folder / "checkpoints" / "state",
+        State(run.step, run.epochs_finished, values, run.adapters.state(), optimizer),
+    )
+    run.saved, run.saved_at = (run.step, run.epochs_finished), time.monotonic()
+
+
+def restore(run: Run, state: State) -> None:
+    """Put a run where a saved state left it. Raises InputError if it belongs to another recipe."""
+    try:
+        run.adapters.load_state(state.weights)
+        run.optimizer.load_state_dict(state.optimizer["optimizer"])
+        run.lr_scheduler.load_state_dict(state.optimizer["lr_scheduler"])
+        run.scaler.load_state_dict(state.optimizer["scaler"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"The saved state does not fit the recipe: {error}.",
+            "Put job.toml back as it was, or start a new run.",
+            code="resume_mismatch",
+        ) from error
+    run.step, run.epochs_finished = state.step, state.epochs_finished
+    run.epoch_losses = state.values["epoch_losses"]
+    run.last_loss = state.values["last_loss"]
+    run.started = state.values["started"]
+    run.health.load_state(state.values["health"])
+
+
+def memory_gib(device: torch.device) -> float:
+    """The most memory that training took on a GPU so far, else this process's; in GiB."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    return round(used / 2**30, 2)
+
+
+def _count_nan(run: Run) -> None:
+    run.nan_streak += 1
+    if run.nan_streak >= NAN_LIMIT:
+        raise _not_finite(f"The loss was not finite for {NAN_LIMIT} steps in a row, up to step {run.step}.")
+
+
+def _check_finite(run: Run) -> None:
+    if not run.adapters.finite():
+        raise _not_finite(f"The LoRA's weights are not finite at step {run.step}.")
+
+
+def _not_finite(message: str) -> NonFiniteLossError:
+    return NonFiniteLossError(
+        message,
+        "The learning rate is too high: halve unet_lr and text_encoder_lr. The last good checkpoint is kept.",
+        code="nan",
+    )
+
+
+def _drop_old_checkpoints(run: Run) -> None:
+    """Remove all but the newest `keep_checkpoints` files of this run; 0 keeps all."""
+    if keep := run.job.recipe.keep_checkpoints:
+        files = sorted((run.folder / "checkpoints").glob(f"{run.job.name}-[0-9]*.safetensors"))
+        for file in files[:-keep]:
+            file.unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""Everything that is wrong with a training job, told at once and before the first step."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lora_studio import guide
+from lora_studio.config import PredictionType, Recipe, TrainJob
+from lora_studio.device import torch_device, torch_dtype
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.planning.advice import problems
+from lora_studio.planning.steps import StepCount
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder
+from lora_studio.training.adapters import add_adapters
+from lora_studio.training.base_models import Facts, Source, fetch, read_facts, resolve
+from lora_studio.training.batches import Dataset, read_dataset
+
+SHOWN = 5  # problems of one kind that are listed
+LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
+TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
+LORA_COPIES = 2 * (4 + 8)  # two states: weights in fp32 and two moments at most, in bytes a weight
+SPARE = 2**28  # bytes that stay free
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that can start."""
+
+    dataset: Dataset
+    counts: StepCount
+    source: Source
+    facts: Facts
+    prediction_type: str
+    device: torch.device
+    dtype: torch.dtype
+    dtype_reason: str
+
+
+def preflight(
+    job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]
+) -> Plan:
+    """Check a job and return what it needs. Raises ConfigError with all problems at once.
+
+    A base on the Hub is downloaded here if nothing else is wrong.
+    """
+    recipe = job.recipe
+    found: list[str] = []
+
+    def attempt(check: Callable[[], Any]) -> Any:
+        try:
+            return check()
+        except ConfigError as error:
+            found.extend(error.problems)
+        except InputError as error:
+            found.append(str(error))
+        return None
+
+    dataset = attempt(lambda: _dataset(job, on_progress))
+    if dataset is not None:
+        found += _dataset_problems(job, dataset)
+    source = attempt(lambda: resolve(job.base, home))
+    facts = attempt(lambda: read_facts(source)) if source is not None and source.kind != "repo" else None
+    found += problems(recipe, guide.find_base(job.base))
+    device = torch_device()
+    precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
+    found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
+    if not found:
+        source = attempt(lambda: fetch(source, on_progress=lambda message: on_progress(message, 0, 0)))
+        facts = attempt(lambda: read_facts(source)) if source is not None else None
+    if facts is not None:
+        found += _prediction_problems(job, facts)
+    if facts is not None and dataset is not None and not found:
+        found += _space_problems(job, folder, home, dataset, facts)
+    if found:
+        raise ConfigError(dict.fromkeys(found))
+    chosen = recipe.prediction_type
+    return Plan(
+        dataset=dataset,
+        counts=dataset.count(recipe),
+        source=source,
+        facts=facts,
+        prediction_type=facts.prediction_type if chosen is PredictionType.AUTO else chosen.value,
+        device=device,
+        dtype=precision[0],
+        dtype_reason=precision[1],
+    )
+
+
+def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dataset:
+    if not job.dataset.is_dir():
+        raise InputError(f"dataset: there is no folder {job.dataset}.", "Give a folder with images.", code="no_folder")
+    return read_dataset(
+        job.dataset,
+        job.recipe,
+        job.trigger_word,
+        on_progress=lambda done, total: on_progress("Reading images", done, total),
+    )
+
+
+def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
+    found = [f"dataset: {message}" for message in dataset.unreadable[:SHOWN]]
+    if (more := len(dataset.unreadable) - SHOWN) > 0:
+        found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
+    if not dataset.items and not dataset.unreadable:
+        found.append(
+            f"dataset: {job.dataset} holds no images. Add some to it or to a subfolder named like 10_name "
+            "(repeats_name); other subfolders are not read."
+        )
+    return found
+
+
+def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
+    chosen = job.recipe.prediction_type
+    if chosen is PredictionType.AUTO or not facts.stated or chosen.value == facts.prediction_type:
+        return []
+    return [
+        f"prediction_type is {chosen.value}, but {job.base} predicts {facts.prediction_type}. "
+        "Set prediction_type to auto."
+    ]
+
+
+def _write_problem(folder: Path) -> str | None:
+    place = folder
+    while not place.exists():
+        place = place.parent
+    if os.access(place, os.W_OK):
+        return None
+    return f"Not allowed to write to {place}. Choose a folder that you can write to, or set LORA_STUDIO_HOME."
+
+
+def _space_problems(job: TrainJob, folder: JobFolder, home: Home, dataset: Dataset, facts: Facts) -> list[str]:
+    """Compare what the run will write with what is free; the cache and the run may lie on one disk."""
+    recipe = job.recipe
+    pixels = sum(item.placement.bucket[0] * item.placement.bucket[1] for item in dataset.items)
+    captions = len({item.caption for item in dataset.items}) if not recipe.text_encoder_lr else 0
+    cache = int(pixels * LATENT_BYTES + captions * TEXT_BYTES)
+    files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
+    if recipe.keep_checkpoints:
+        files = min(files, recipe.keep_checkpoints + 2)
+    run = lora_weights(recipe, facts) * (2 * files + LORA_COPIES)
+    needs: dict[int, tuple[Path, int]] = {}
+    for place, size in ((folder.path, run), (home.cache, cache)):
+        while not place.exists():
+            place = place.parent
+        device = place.stat().st_dev
+        needs[device] = (needs[device][0] if device in needs else place, needs.get(device, (place, 0))[1] + size)
+    return [
+        f"The run writes about {size / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free at {place}. Free some "
+        "space, raise save_every_n_epochs or set keep_checkpoints."
+        for place, size in needs.values()
+        if (free := shutil.disk_usage(place).free) < size + SPARE
+    ]
+
+
+def lora_weights(recipe: Recipe, facts: Facts) -> int:
+    """How many weights the LoRA will have, counted on models that take no memory."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(facts.unet)
+        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in facts.text_encoders]
+    adapters = add_adapters(
+        unet,
+        encoders,
+        network_dim=recipe.network_dim,
+        network_alpha=recipe.network_alpha,
+        seed=0,
+        train_unet=recipe.unet_lr > 0,
+        train_text_encoders=recipe.text_encoder_lr > 0,
+    )
+    return sum(parameter.numel() for parameter in adapters.parameters("unet", "te1", "te2"))
