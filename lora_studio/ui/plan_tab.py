@@ -1,0 +1,17 @@
+"""The Plan tab."""
+
+from __future__ import annotations
+
+from lora_studio.project import Project
+from lora_studio.ui.components import html
+from lora_studio.ui.context import Page, Studio, Updates
+
+
+def build(studio: Studio) -> Page:
+    """Build the tab."""
+    place = html()
+
+    def refresh(project: Project) -> Updates:
+        return {place: "plan "}
+
+    return Page(refresh, [place])
