@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -169,16 +170,17 @@ def duration(seconds: float | None) -> str:
 
 
 def short(value: object) -> str:
-    """A setting's value as people write it: 5e-4, 0.05, on, off, empty."""
+    """A setting's value as people write it: 5e-4, 0.05, on, off, empty. A number reads back as the same number."""
     if value is None or value == "":
         return "empty"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        if value and abs(value) < 0.01:
-            mantissa, _, exponent = f"{value:e}".partition("e")
-            return f"{float(mantissa):.6g}e{int(exponent)}"
-        return f"{value:.6g}"
+        exact = Decimal(repr(value)).normalize()
+        if value and not 0.001 <= abs(value) < 1e6:
+            mantissa, _, exponent = f"{exact:e}".partition("e")
+            return f"{mantissa}e{int(exponent)}"
+        return f"{exact:f}"
     if isinstance(value, list | tuple):
         return ", ".join(short(item) for item in value)
     return str(value)

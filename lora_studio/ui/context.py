@@ -48,9 +48,9 @@ class Page:
 class Studio:
     """The frame around the tabs.
 
-    `project` holds the chosen project's name in the browser (an input for handlers), `tabs` the tabs (an output to send
-    the user elsewhere, see `goto`), and `timer` ticks while a job is at work: tabs hang their live parts on `timer.tick`
-    and wake it with `watch` when they start a job.
+    `project` holds the chosen project's name in the browser (an input for handlers), `tabs` the tabs (an output to
+    send the user elsewhere, see `goto`), and `timer` ticks while a job is at work: tabs hang their live parts on
+    `timer.tick` and wake it with `watch` when they start a job.
     """
 
     home: Home
@@ -92,7 +92,7 @@ def guarded(notice: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., U
 
 
 def warned(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a handler that has no place for a card: a StudioError becomes a message at the edge, nothing else changes."""
+    """Wrap a handler that has no place for a card: a StudioError becomes a message at the edge."""
 
     @functools.wraps(handler)
     def wrapped(*args: Any) -> Any:

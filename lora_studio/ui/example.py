@@ -1,4 +1,4 @@
-"""The example project: real images with planted flaws, on the embedded small model, for a first walk through the studio."""
+"""The example project: real images with planted flaws on the embedded small model, for a first walk."""
 
 from __future__ import annotations
 
