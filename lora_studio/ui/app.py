@@ -20,7 +20,7 @@ from lora_studio.ui.server import Mode
 
 TITLE = "LoRA Studio"
 TICK_SECONDS = 1.5
-TABS: dict[TabName, tuple[str, Callable[[Studio], Page]]] = {
+TABS: dict[TabName, tuple[str, Callable[[Studio, gr.Tab], Page]]] = {
     TabName.PLAN: ("1 · Plan", plan_tab.build),
     TabName.DATASET: ("2 · Dataset", dataset_tab.build),
     TabName.TRAIN: ("3 · Train", train_tab.build),
@@ -56,6 +56,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
     """Build the whole interface over a home; nothing is served yet."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
+        run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
         header = _header(home, mode)
         menu = _menu(home)
@@ -68,11 +69,11 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
             visible=not home.projects(),
         )
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
-            studio = Studio(home=home, mode=mode, jobs=Jobs(home), project=project, tabs=tabs, timer=timer)
-            pages: dict[gr.Tab, Page] = {}
+            studio = Studio(home=home, mode=mode, jobs=Jobs(home), project=project, run=run, tabs=tabs, timer=timer)
+            pages: list[Page] = []
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:
-                    pages[tab] = build(studio)
+                    pages.append(build(studio, tab))
         _Frame(studio, header, menu, notice, welcome.group, work, pages).wire(blocks, welcome.buttons)
     return blocks
 
@@ -143,7 +144,7 @@ class _Frame:
         notice: gr.HTML,
         welcome: gr.Column,
         work: gr.Column,
-        pages: dict[gr.Tab, Page],
+        pages: list[Page],
     ) -> None:
         self.studio = studio
         self.home = studio.home
@@ -160,7 +161,7 @@ class _Frame:
         studio, header, menu = self.studio, self.header, self.menu
         own = [studio.project, studio.tabs, studio.timer, self.notice, self.welcome, self.work, self.seen]
         frame = [*own, *header, *menu]
-        everything = list(dict.fromkeys([*frame, *(item for page in self.pages.values() for item in page.outputs)]))
+        everything = list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
 
         def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
             event(guarded(self.notice, handler), inputs, everything, show_progress="hidden")
@@ -181,13 +182,6 @@ class _Frame:
             [menu.panel, menu.is_open],
             show_progress="hidden",
         )
-        for tab, page in self.pages.items():
-            tab.select(
-                guarded(self.notice, lambda name, page=page: page.refresh(studio.open(name)) if name else {}),
-                [studio.project],
-                [self.notice, *page.outputs],
-                show_progress="hidden",
-            )
         studio.timer.tick(
             self.tick,
             [studio.project, self.seen],
@@ -215,7 +209,7 @@ class _Frame:
             **self._job_updates(self.studio.jobs.active()),
         }
         if chosen is not None:
-            for page in self.pages.values():
+            for page in self.pages:
                 updates |= page.refresh(chosen)
         if tab is not None:
             updates |= self.studio.goto(tab)

@@ -53,6 +53,13 @@ def card(title: str, text: str = "", next_step: str = "", tone: Tone = Tone.PLAI
     )
 
 
+def note(message: str, why: str = "", tone: Tone = Tone.PLAIN) -> Markup:
+    """One thing to look at: what it is, and why it matters."""
+    return Markup('<div class="card {}"><p>{}</p>{}</div>').format(
+        tone.value, message, Markup('<p class="hint">{}</p>').format(why) if why else ""
+    )
+
+
 def cards(items: Iterable[Markup]) -> Markup:
     """Cards below each other; empty text for none."""
     content = Markup("").join(items)
@@ -157,6 +164,11 @@ def empty_state(title: str, text: str, actions: Sequence[str], visible: bool = T
     return EmptyState(group, buttons)
 
 
+def count_of(number: int, word: str) -> str:
+    """A number with its word: "1 image", "24 images"."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as people say them: "45 s", "1 min 04 s", "2 h 10 min"; "unknown" for None."""
     if seconds is None:
@@ -182,5 +194,5 @@ def short(value: object) -> str:
             return f"{mantissa}e{int(exponent)}"
         return f"{exact:f}"
     if isinstance(value, list | tuple):
-        return ", ".join(short(item) for item in value)
+        return "\n".join(short(item) for item in value)
     return str(value)

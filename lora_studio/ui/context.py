@@ -1,7 +1,8 @@
 """What every tab works with: the home, the chosen project, the way to other tabs, and errors shown where they belong.
 
-A tab is a module with `build(studio) -> Page`. It makes its components, wires its own events, and tells in `Page` how
-it shows a project: the frame calls `refresh` when the tab is opened, when the project changes, and when the page loads.
+A tab is a module with `build(studio, tab) -> Page`. It makes its components, wires its own events, and tells in `Page`
+how it shows a project: the frame calls `refresh` when the project changes and when the page loads. What has to happen
+when the tab is opened again it hangs on `tab.select` (fired by `studio.goto` too), where it keeps what a user typed.
 Handlers take names from the browser, never paths, and look them up through `studio.open`. What they return is a
 dictionary from component to update.
 """
@@ -50,13 +51,15 @@ class Studio:
 
     `project` holds the chosen project's name in the browser (an input for handlers), `tabs` the tabs (an output to
     send the user elsewhere, see `goto`), and `timer` ticks while a job is at work: tabs hang their live parts on
-    `timer.tick` and wake it with `watch` when they start a job.
+    `timer.tick` and wake it with `watch` when they start a job. `run` is the name of the training run that Train shows;
+    empty for its form, None while nothing was chosen.
     """
 
     home: Home
     mode: Mode
     jobs: Jobs
     project: gr.BrowserState
+    run: gr.State
     tabs: gr.Tabs
     timer: gr.Timer
 
