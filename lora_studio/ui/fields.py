@@ -117,6 +117,13 @@ class RecipeForm:
         """All components that `fill` and `mark` change."""
         return list(self.components.values())
 
+    @property
+    def edits(self) -> list[Any]:
+        """The events by which a user changes the form, for `gr.on`."""
+        return [_edit_event(component) for component in self.components.values()] + [
+            reset.click for reset in self.resets.values()
+        ]
+
     def fill(self, recipe: Recipe) -> Updates:
         """Show a recipe."""
         return {
@@ -151,8 +158,7 @@ class RecipeForm:
     def wire(self) -> None:
         """Marks while a user edits, the reset buttons, and the search."""
         for name, component in self.components.items():
-            listener = component.blur if isinstance(component, gr.Textbox) else component.input
-            listener(
+            _edit_event(component)(
                 partial(self._edited, name),
                 component,
                 component,
@@ -248,6 +254,10 @@ def _component(spec: Spec) -> tuple[Component, gr.Button]:
     else:
         component = gr.Textbox(shown, max_lines=1, placeholder="empty" if spec.default is None else "", **common)
     return component, reset
+
+
+def _edit_event(component: Component) -> Any:
+    return component.blur if isinstance(component, gr.Textbox) else component.input
 
 
 def _haystack(spec: Spec) -> str:

@@ -8,30 +8,20 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.config import Kind, Recipe
+from lora_studio.config import Kind
 from lora_studio.dataset.images import find_images
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan, plan
-from lora_studio.planning.timing import Span
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.ui.components import (
-    Row,
-    Tile,
     Tone,
     card,
-    cards,
-    count_of,
     empty_card,
-    heading,
     html,
-    note,
-    short,
-    table,
-    tiles,
 )
 from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
-from lora_studio.ui.fields import Spec
+from lora_studio.ui.plan_view import caution_cards, plan_tiles, recipe_table
 
 EXPECTED_IMAGES = 20  # until there is a dataset to count
 DATASET_CODES = frozenset(
@@ -251,9 +241,9 @@ class _PlanTab:
             result.notice: "",
             result.use: gr.Button(interactive=True),
             result.to_dataset: gr.Button("Look at the dataset" if dataset else "Open the dataset"),
-            result.tiles: _tiles(made),
-            result.recipe: _recipe(made),
-            result.cautions: _cautions(made),
+            result.tiles: plan_tiles(made),
+            result.recipe: recipe_table(made),
+            result.cautions: caution_cards(made),
         }
 
     def _unplanned(self, error: InputError) -> Updates:
@@ -270,69 +260,6 @@ class _PlanTab:
 def project_images(project: Project) -> list[Any]:
     """The project's images; none if it has no dataset yet."""
     return find_images(project.dataset_dir) if project.dataset_dir.is_dir() else []
-
-
-def _tiles(made: Plan) -> Markup:
-    steps = made.steps
-    files = "with its text encoder part" if made.recipe.text_encoder_lr > 0 else "UNet only"
-    return tiles(
-        [
-            Tile(
-                "Steps",
-                f"{steps.total_steps:,}",
-                f"{count_of(made.images, 'image')} × {made.repeats} repeats, {steps.epochs} epochs, "
-                f"batch {made.recipe.batch_size}",
-            ),
-            Tile("Time, roughly", _span(made.seconds), "a range: nobody knows a card before its first step"),
-            Tile("Memory, roughly", f"{made.vram_gib:.1f} GiB", _memory_note(made), _memory_tone(made)),
-            Tile("File", f"{made.lora_mib:.0f} MiB", f"dim {made.recipe.network_dim}, {files}"),
-        ]
-    )
-
-
-def _span(seconds: Span) -> str:
-    """A rough time: "20–60 s", "12–25 min", "1.6–5.3 h"."""
-    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds.high >= 1.5 * unit)
-    low, high = (
-        f"{bound / unit:.1f}" if unit == 3600 else f"{bound / unit:.0f}" for bound in (seconds.low, seconds.high)
-    )
-    return f"{low}–{high} {name}"
-
-
-def _memory_tone(made: Plan) -> Tone:
-    return Tone.LOOK if any(caution.code == "memory" for caution in made.warnings) else Tone.PLAIN
-
-
-def _memory_note(made: Plan) -> str:
-    largest = max(made.vram_parts, key=lambda part: made.vram_parts[part])
-    return f"most of it: {largest}, {made.vram_parts[largest]:.1f} GiB"
-
-
-def _recipe(made: Plan) -> Markup:
-    rows = [
-        Row(
-            [
-                Spec.of(Recipe, reason.setting).label,
-                short(getattr(made.recipe, reason.setting)),
-                Markup("{}{}").format(reason.why, "" if reason.guide else Markup(' <span class="tag">studio</span>')),
-            ]
-        )
-        for reason in made.reasons
-    ]
-    size = f"{count_of(made.images, 'image')}{' expected' if made.assumed else ''}: a {made.tier.name} set, good for "
-    return heading("Recipe", f"{size}{made.tier.good_for}. {made.tier.focus}") + table(
-        ["Setting", "Value", "Why"], rows, ["", "value", "why"], label="Recipe"
-    )
-
-
-def _cautions(made: Plan) -> Markup:
-    if not made.warnings:
-        return cards([card("Nothing to look at", f"The guide has no objections. {made.tagging}", tone=Tone.OK)])
-    count = len(made.warnings)
-    title = heading(
-        "One thing to look at" if count == 1 else f"{count} things to look at", "Advice: nothing here stops you."
-    )
-    return title + cards(note(caution.message, caution.why, Tone.LOOK) for caution in made.warnings)
 
 
 def _guide_says() -> Markup:
