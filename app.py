@@ -1,0 +1,46 @@
+"""Start LoRA Studio in the browser: `python app.py`. Also the entry point of a Hugging Face Space."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lora_studio.errors import StudioError
+from lora_studio.project import Home
+
+
+def main(
+    share: Annotated[bool, typer.Option("--share", help="Also serve under a public gradio.live address.")] = False,
+    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Ask visitors for this account.")] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="H", help="Address to serve on; 0.0.0.0 for the whole local network.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(metavar="P", help="Port; default: the first free one from 7860.")] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where projects live (default: $LORA_STUDIO_HOME, ~/lora-studio)."),
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Begin with the example project.")] = False,
+) -> None:
+    """Curate, plan, train and test SDXL LoRAs in the browser."""
+    from lora_studio.ui.launch import serve
+
+    studio_home = Home.locate(home)
+    try:
+        served = serve(studio_home, share=share, auth=auth, host=host, port=port, demo=demo)
+    except StudioError as error:
+        print(f"Error: {error.message}", error.remedy, sep="\n", file=sys.stderr)
+        raise typer.Exit(error.exit_status) from error
+    print(f"LoRA Studio is open at {served.url}  (projects in {studio_home.path}; Ctrl+C closes it)", flush=True)
+    if served.share_url:
+        print(f"Public address: {served.share_url}", flush=True)
+        if auth is None:
+            print("Anyone who has this address can use the studio; --auth USER:PASSWORD asks for an account.")
+    served.wait()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,297 @@
+"""The frame: header, project menu, four tabs, and what keeps them up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gradio as gr
+from markupsafe import Markup
+
+from lora_studio.device import find_gpu
+from lora_studio.errors import InputError
+from lora_studio.project import Home, Project
+from lora_studio.ui import dataset_tab, plan_tab, test_tab, train_tab
+from lora_studio.ui.components import empty_state, html, pill
+from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.example import create_example, free_name
+from lora_studio.ui.jobs import ActiveJob, Jobs
+from lora_studio.ui.server import Mode
+
+TITLE = "LoRA Studio"
+TICK_SECONDS = 1.5
+TABS: dict[TabName, tuple[str, Callable[[Studio, gr.Tab], Page]]] = {
+    TabName.PLAN: ("1 · Plan", plan_tab.build),
+    TabName.DATASET: ("2 · Dataset", dataset_tab.build),
+    TabName.TRAIN: ("3 · Train", train_tab.build),
+    TabName.TEST: ("4 · Test", test_tab.build),
+}
+TAB_OF_FOLDER = {"runs": TabName.TRAIN, "sweeps": TabName.TEST, "tags": TabName.DATASET}
+
+
+class Header(NamedTuple):
+    """The components above the tabs."""
+
+    chooser: gr.Dropdown
+    menu_button: gr.Button
+    job_pill: gr.Button
+
+
+class Menu(NamedTuple):
+    """The project menu, a panel that the header's button opens."""
+
+    panel: gr.Column
+    is_open: gr.State
+    name: gr.Textbox
+    new: gr.Button
+    rename: gr.Button
+    duplicate: gr.Button
+    delete: gr.Button
+    trash_row: gr.Row
+    trash: gr.Dropdown
+    restore: gr.Button
+
+
+def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
+    """Build the whole interface over a home; nothing is served yet."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
+        project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
+        run = gr.State(None)
+        timer = gr.Timer(TICK_SECONDS, active=False)
+        header = _header(home, mode)
+        menu = _menu(home)
+        notice = html(elem_id="frame-notice")
+        welcome = empty_state(
+            "Make a LoRA that you can trust",
+            "Curate your images, plan the run, train it, and see with pictures and figures whether it worked. "
+            "The example set shows the whole way in a few minutes, without a GPU or a download.",
+            ["Try it with the example set", "Import my images", "Plan first"],
+            visible=not home.projects(),
+        )
+        with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
+            studio = Studio(home=home, mode=mode, jobs=Jobs(home), project=project, run=run, tabs=tabs, timer=timer)
+            pages: list[Page] = []
+            for name, (label, build) in TABS.items():
+                with gr.Tab(label, id=name.value) as tab:
+                    pages.append(build(studio, tab))
+        _Frame(studio, header, menu, notice, welcome.group, work, pages).wire(blocks, welcome.buttons)
+    return blocks
+
+
+def _header(home: Home, mode: Mode) -> Header:
+    names = [project.name for project in home.projects()]
+    with gr.Row(elem_classes="studio-header"):
+        with gr.Column(scale=2, min_width=180):
+            html(Markup("<h1>{}</h1><p>curate · plan · train · prove</p>").format(TITLE), classes="studio-name")
+        with gr.Column(scale=3, min_width=260), gr.Row():
+            chooser = gr.Dropdown(
+                names, value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
+            )
+            menu_button = gr.Button("Projects", size="sm", scale=1, min_width=80, elem_id="project-menu-button")
+        with gr.Column(scale=3, min_width=260), gr.Row(elem_classes="pills"):
+            html(_pills(mode))
+            job_pill = gr.Button(visible=False, size="sm", elem_classes="job-pill", elem_id="job-pill")
+    return Header(chooser, menu_button, job_pill)
+
+
+def _pills(mode: Mode) -> Markup:
+    gpu = find_gpu()
+    if gpu is None:
+        device = pill("CPU", "No NVIDIA GPU was found: small models train well here, SDXL itself needs a GPU.")
+    else:
+        device = pill(
+            f"{gpu.name} · {gpu.vram_gib:g} GiB", "Found by its driver; precision is chosen when a run starts."
+        )
+    return Markup('<div class="pills">{}{}</div>').format(pill(mode.value, mode.reason), device)
+
+
+def _menu(home: Home) -> Menu:
+    with gr.Column(visible=False, elem_classes="project-menu") as panel:
+        with gr.Row(elem_classes="menu-row"):
+            name = gr.Textbox(label="Name", info="For a new project, a copy, or the new name.", scale=3, max_lines=1)
+            new = gr.Button("New project", min_width=110)
+            rename = gr.Button("Rename", min_width=90)
+            duplicate = gr.Button("Duplicate", min_width=90)
+            delete = gr.Button("Delete to trash", min_width=120)
+        trashed = _trash(home)
+        with gr.Row(visible=bool(trashed), elem_classes="menu-row") as trash_row:
+            trash = gr.Dropdown(trashed, value=None, label="Trash", info="Deleted projects, latest first.", scale=3)
+            restore = gr.Button("Restore", min_width=110)
+    return Menu(panel, gr.State(False), name, new, rename, duplicate, delete, trash_row, trash, restore)
+
+
+def _trash(home: Home) -> list[tuple[str, str]]:
+    """Deleted projects as (what to show, id)."""
+    return [
+        (f"{path.name} (deleted {_day(path.parent.name)})", f"{path.parent.name}/{path.name}")
+        for path in home.deleted_projects()
+    ]
+
+
+def _day(stamp: str) -> str:
+    """`20260131-...` as 2026-01-31."""
+    return f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}"
+
+
+class _Frame:
+    """Ties the header, the menu and the tabs together."""
+
+    def __init__(
+        self,
+        studio: Studio,
+        header: Header,
+        menu: Menu,
+        notice: gr.HTML,
+        welcome: gr.Column,
+        work: gr.Column,
+        pages: list[Page],
+    ) -> None:
+        self.studio = studio
+        self.home = studio.home
+        self.header = header
+        self.menu = menu
+        self.notice = notice
+        self.welcome = welcome
+        self.work = work
+        self.pages = pages
+        self.seen = gr.State("")
+
+    def wire(self, blocks: gr.Blocks, welcome_buttons: list[gr.Button]) -> None:
+        """Register the events of the frame."""
+        studio, header, menu = self.studio, self.header, self.menu
+        own = [studio.project, studio.tabs, studio.timer, self.notice, self.welcome, self.work, self.seen]
+        frame = [*own, *header, *menu]
+        everything = list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
+
+        def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
+            event(guarded(self.notice, handler), inputs, everything, show_progress="hidden")
+
+        on(blocks.load, self.show, [studio.project])
+        on(header.chooser.input, self.choose, [header.chooser])
+        on(menu.new.click, self.create, [menu.name])
+        on(menu.rename.click, self.rename, [studio.project, menu.name])
+        on(menu.duplicate.click, self.duplicate, [studio.project, menu.name])
+        on(menu.delete.click, self.delete, [studio.project])
+        on(menu.restore.click, self.restore, [menu.trash])
+        on(header.job_pill.click, self.to_job, [])
+        for button, act in zip(welcome_buttons, (self.example, self.import_first, self.plan_first), strict=True):
+            on(button.click, act, [])
+        header.menu_button.click(
+            lambda is_open: {menu.panel: gr.Column(visible=not is_open), menu.is_open: not is_open},
+            menu.is_open,
+            [menu.panel, menu.is_open],
+            show_progress="hidden",
+        )
+        studio.timer.tick(
+            self.tick,
+            [studio.project, self.seen],
+            [header.job_pill, self.seen, studio.timer],
+            show_progress="hidden",
+            queue=False,
+        )
+
+    def show(self, name: str | None, tab: TabName | None = None) -> Updates:
+        """Show a project in all tabs; one that is gone gives way to the first there is."""
+        projects = self.home.projects()
+        names = [project.name for project in projects]
+        chosen = next((project for project in projects if project.name == name), projects[0] if projects else None)
+        trashed = _trash(self.home)
+        updates: Updates = {
+            self.studio.project: chosen.name if chosen else "",
+            self.header.chooser: gr.Dropdown(choices=names, value=chosen.name if chosen else None),
+            self.welcome: gr.Column(visible=chosen is None),
+            self.work: gr.Column(visible=chosen is not None),
+            self.menu.name: "",
+            self.menu.panel: gr.Column(visible=False),
+            self.menu.is_open: False,
+            self.menu.trash_row: gr.Row(visible=bool(trashed)),
+            self.menu.trash: gr.Dropdown(choices=trashed, value=None),
+            **self._job_updates(self.studio.jobs.active()),
+        }
+        if chosen is not None:
+            for page in self.pages:
+                updates |= page.refresh(chosen)
+        if tab is not None:
+            updates |= self.studio.goto(tab)
+        return updates
+
+    def choose(self, name: str) -> Updates:
+        """Another project was chosen at the top."""
+        return self.show(self.studio.open(name).name)
+
+    def create(self, name: str) -> Updates:
+        """New project."""
+        return self.show(self.home.create_project(name).name, TabName.PLAN)
+
+    def rename(self, current: str, name: str) -> Updates:
+        """Rename the chosen project."""
+        return self.show(self.home.rename_project(self.studio.open(current).name, name).name)
+
+    def duplicate(self, current: str, name: str) -> Updates:
+        """Copy the chosen project without its runs."""
+        source = self.studio.open(current).name
+        return self.show(self.home.duplicate_project(source, name or free_name(self.home, f"{source} copy")).name)
+
+    def delete(self, current: str) -> Updates:
+        """Move the chosen project to the trash."""
+        project = self.studio.open(current)
+        self.home.delete_project(project.name)
+        gr.Info(str(Markup("{} is in the trash. Restore in the Projects menu brings it back.").format(project.name)))
+        return self.show(None)
+
+    def restore(self, trashed: str | None) -> Updates:
+        """Bring a project back from the trash."""
+        known = {f"{path.parent.name}/{path.name}": path for path in self.home.deleted_projects()}
+        if trashed not in known:
+            raise InputError("No deleted project is chosen.", "Choose one from the list beside Restore.", code="trash")
+        return self.show(self.home.restore_project(known[trashed]).name)
+
+    def example(self) -> Updates:
+        """Make the example project and plan it."""
+        return self.show(create_example(self.home).name, TabName.PLAN)
+
+    def import_first(self) -> Updates:
+        """Make a project and go to its dataset."""
+        return self.show(self._fresh().name, TabName.DATASET)
+
+    def plan_first(self) -> Updates:
+        """Make a project and plan it with a number of images."""
+        return self.show(self._fresh().name, TabName.PLAN)
+
+    def to_job(self) -> Updates:
+        """Go to where the running job is shown."""
+        active = self.studio.jobs.active()
+        if not active:
+            return self._job_updates(active)
+        return self.show(active[0].project.name, TAB_OF_FOLDER[active[0].folder.path.parent.name])
+
+    def tick(self, name: str, seen: str) -> Updates:
+        """Keep the pill current; the timer rests one tick after the last job ended, so that every tab saw its end."""
+        active = self.studio.jobs.active()
+        text = _pill_text(active)
+        if not active and seen == "":
+            return {self.studio.timer: gr.Timer(active=False)}
+        if text == seen:
+            return {self.seen: seen}
+        return {self.header.job_pill: _job_pill(active), self.seen: text}
+
+    def _job_updates(self, active: list[ActiveJob]) -> Updates:
+        return {
+            self.header.job_pill: _job_pill(active),
+            self.seen: _pill_text(active),
+            self.studio.timer: gr.Timer(active=bool(active)),
+        }
+
+    def _fresh(self) -> Project:
+        return self.home.create_project(free_name(self.home, "my-lora"))
+
+
+def _pill_text(active: list[ActiveJob]) -> str:
+    if not active:
+        return ""
+    waiting = f" · {len(active) - 1} waiting" if len(active) > 1 else ""
+    return f"{active[0].text}{waiting}"
+
+
+def _job_pill(active: list[ActiveJob]) -> gr.Button:
+    return gr.Button(value=_pill_text(active), visible=bool(active))

@@ -1,0 +1,103 @@
+"""The loss curve as SVG: raw values faint, the smooth ones strong, epochs as ticks.
+
+It stretches with its place: lines keep their width, and labels are text of the page, so they keep their size. Colours
+are the page's own, in light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import floor, isfinite, log10
+
+from markupsafe import Markup
+
+POINTS = 500
+TICKS_Y = 4
+TICKS_X = 12
+
+Value = float | None
+
+
+def loss_curve(
+    steps: Sequence[int], raw: Sequence[Value], smoothed: Sequence[Value], *, total: int, steps_per_epoch: int
+) -> Markup:
+    """Draw losses over steps 0 to `total`. All three sequences have one entry a step; None is a gap."""
+    known = sorted(value for value in raw if value is not None and isfinite(value))
+    if not known:
+        return Markup("")
+    total = max(total, steps[-1])
+    low, high, step = _axis(known[int(0.01 * len(known))], known[min(len(known) - 1, int(0.99 * len(known)))])
+    epochs = max(1, round(total / steps_per_epoch)) if steps_per_epoch else 1
+    every = max(1, -(-epochs // TICKS_X))
+    ticks_x = [(epoch * steps_per_epoch / total, str(epoch)) for epoch in range(every, epochs + 1, every)]
+    ticks_y = [((tick - low) / (high - low), f"{tick:.{_digits(step)}f}") for tick in _range(low, high, step)]
+    last = next((value for value in reversed(smoothed) if value is not None), known[-1])
+    label = f"Loss over {steps[-1]} of {total} steps; smoothed loss now {last:.4f}."
+    grid = Markup("").join(
+        [Markup('<path class="grid" d="M0 {0}H100"/>').format(_round(100 - 100 * y)) for y, _ in ticks_y]
+        + [Markup('<path class="grid" d="M{0} 0V100"/>').format(_round(100 * x)) for x, _ in ticks_x]
+    )
+    marks = Markup("").join(
+        [
+            Markup('<span class="tick y" style="bottom:{}%">{}</span>').format(_round(100 * y), text)
+            for y, text in ticks_y
+        ]
+        + [
+            Markup('<span class="tick x" style="left:{}%">{}</span>').format(_round(100 * x), text)
+            for x, text in ticks_x
+        ]
+    )
+    return Markup(
+        '<figure class="curve"><figcaption><span class="title">Loss</span><span class="key raw">each step</span>'
+        '<span class="key smooth">smoothed</span></figcaption><div class="plot" role="img" aria-label="{label}">'
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{grid}'
+        '<path class="line raw" d="{raw}"/><path class="line smooth" d="{smooth}"/></svg>{marks}'
+        '<span class="axis">epoch</span></div></figure>'
+    ).format(
+        label=label,
+        grid=grid,
+        raw=_path(steps, raw, total, low, high),
+        smooth=_path(steps, smoothed, total, low, high),
+        marks=marks,
+    )
+
+
+def _path(steps: Sequence[int], values: Sequence[Value], total: int, low: float, high: float) -> str:
+    """An SVG path in a square of 100, thinned to at most POINTS points; a gap begins a new piece."""
+    every = max(1, -(-len(steps) // POINTS))
+    places = [*range(0, len(steps), every)]
+    if places and places[-1] != len(steps) - 1:
+        places.append(len(steps) - 1)
+    pieces, pen = [], "M"
+    for place in places:
+        value = values[place]
+        if value is None or not isfinite(value):
+            pen = "M"
+            continue
+        height = 100 - 100 * (min(max(value, low), high) - low) / (high - low)
+        pieces.append(f"{pen}{_round(100 * steps[place] / total)} {_round(height)}")
+        pen = "L"
+    return "".join(pieces)
+
+
+def _axis(low: float, high: float) -> tuple[float, float, float]:
+    """Round limits around `low` to `high` and a step of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    rough = span / TICKS_Y
+    power = 10.0 ** floor(log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
+    bottom = floor(low / step) * step
+    top = -floor(-high / step) * step
+    return bottom, top if top > bottom else bottom + step, step
+
+
+def _range(low: float, high: float, step: float) -> list[float]:
+    return [low + number * step for number in range(round((high - low) / step) + 1)]
+
+
+def _digits(step: float) -> int:
+    return max(0, -floor(log10(step) + 1e-9))
+
+
+def _round(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,279 @@
+"""A form made from the settings' declarations in config.py, and read back by name.
+
+Numbers are text boxes: a browser's number box will not take 5e-4, and text that is no number should get an error that
+names the setting. Whether a text can be read is for the settings' own model to say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any, cast, get_args
+
+import gradio as gr
+from gradio.components import Component
+from pydantic import ValidationError
+
+from lora_studio.config import Group, Recipe, Settings
+from lora_studio.errors import ConfigError
+from lora_studio.ui.components import html, short
+from lora_studio.ui.context import Updates
+
+FIELD_WIDTH = 210
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One setting as its declaration tells it."""
+
+    name: str
+    label: str
+    why: str
+    group: Group
+    simple: bool
+    default: Any
+    choices: tuple[str, ...] = ()
+    is_flag: bool = False
+    is_lines: bool = False
+
+    @classmethod
+    def of(cls, model: type[Settings], name: str) -> Spec:
+        """Read the declaration of `model.name`, made with `config.setting`."""
+        declared = model.model_fields[name]
+        extra = cast("dict[str, Any]", declared.json_schema_extra)
+        kind = declared.annotation
+        is_enum = isinstance(kind, type) and issubclass(kind, StrEnum)
+        unit = f", {extra['unit']}" if extra["unit"] else ""
+        return cls(
+            name=name,
+            label=f"{extra['label']}{unit}",
+            why=declared.description or "",
+            group=Group(extra["group"]),
+            simple=extra["simple"],
+            default=declared.get_default(call_default_factory=True),
+            choices=tuple(item.value for item in cast("type[StrEnum]", kind)) if is_enum else (),
+            is_flag=kind is bool,
+            is_lines=kind is not None and str in get_args(kind),
+        )
+
+    def shown(self, value: Any) -> Any:
+        """A setting's value as its component holds it; the model reads it back to the same value."""
+        if self.is_flag:
+            return bool(value)
+        if self.is_lines:
+            return "\n".join(value)
+        return "" if value is None else str(value) if self.choices else short(value)
+
+    def given(self, content: Any) -> Any:
+        """A component's content as the settings' model takes it."""
+        if isinstance(content, str):
+            content = content.strip()
+            if content == "" and not self.is_lines:
+                return None
+        return content
+
+    def changed(self, content: Any) -> bool:
+        """Whether a component's content says something else than the default."""
+        given = self.given(content)
+        if isinstance(given, str) and isinstance(self.default, int | float):
+            try:
+                return float(given) != float(self.default)
+            except ValueError:
+                return True
+        return bool(given != self.given(self.shown(self.default)))
+
+    def info(self, content: Any, problem: str = "") -> str:
+        """The line below the label: what is wrong, else the reason; of a changed value also the default."""
+        if problem:
+            return problem
+        return f"Default: {short(self.default)}. {self.why}" if self.changed(content) else self.why
+
+    def classes(self, content: Any, problem: str = "") -> list[str]:
+        """CSS classes that mark a changed value and a wrong one."""
+        return ["field", *["changed"] * self.changed(content), *["wrong"] * bool(problem)]
+
+
+@dataclass(frozen=True)
+class RecipeForm:
+    """The recipe's components by the settings' names, the simple ones first, the rest in folds by group."""
+
+    specs: Mapping[str, Spec]
+    components: Mapping[str, Component]
+    folds: Mapping[Group, gr.Accordion]
+    search: gr.Textbox
+    nothing_found: gr.HTML
+    resets: Mapping[str, gr.Button] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> set[Component]:
+        """All components, to be given to an event as a set; the handler passes its data to `read`."""
+        return set(self.components.values())
+
+    @property
+    def outputs(self) -> list[Component]:
+        """All components that `fill` and `mark` change."""
+        return list(self.components.values())
+
+    @property
+    def edits(self) -> list[Any]:
+        """The events by which a user changes the form, for `gr.on`."""
+        return [_edit_event(component) for component in self.components.values()] + [
+            reset.click for reset in self.resets.values()
+        ]
+
+    def fill(self, recipe: Recipe) -> Updates:
+        """Show a recipe."""
+        return {
+            component: self._update(name, self.specs[name].shown(getattr(recipe, name)), with_value=True)
+            for name, component in self.components.items()
+        }
+
+    def read(self, data: Mapping[Component, Any]) -> Recipe:
+        """The recipe that the form holds; raises ConfigError that names every wrong setting by its label."""
+        try:
+            return Recipe.model_validate(self._values(data))
+        except ValidationError as error:
+            problems = _problems(error)
+            lines = [
+                f"{self.specs[name].label} ({name}): {text}" if name in self.specs else text
+                for name, text in problems.items()
+            ]
+            raise ConfigError(lines, "Correct it in the form; the marked fields say what fits.") from error
+
+    def mark(self, data: Mapping[Component, Any]) -> Updates:
+        """Mark what was changed and what is wrong, at the fields themselves."""
+        try:
+            Recipe.model_validate(self._values(data))
+            problems: dict[str, str] = {}
+        except ValidationError as error:
+            problems = _problems(error)
+        return {
+            component: self._update(name, data[component], problems.get(name, ""))
+            for name, component in self.components.items()
+        }
+
+    def wire(self) -> None:
+        """Marks while a user edits, the reset buttons, and the search."""
+        for name, component in self.components.items():
+            _edit_event(component)(
+                partial(self._edited, name),
+                component,
+                component,
+                show_progress="hidden",
+                api_visibility="private",
+            )
+            self.resets[name].click(
+                partial(self._reset, name), None, component, show_progress="hidden", api_visibility="private"
+            )
+        found = [*self.outputs, *self.folds.values(), self.nothing_found]
+        self.search.input(self._find, self.search, found, show_progress="hidden", api_visibility="private")
+
+    def _values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
+        """Contents by name. An empty box means "not set" where a setting has that, else it is an error."""
+        return {name: self.specs[name].given(data[component]) for name, component in self.components.items()}
+
+    def _edited(self, name: str, content: Any) -> Any:
+        try:
+            Recipe.__pydantic_validator__.validate_assignment(
+                Recipe.model_construct(), name, self.specs[name].given(content)
+            )
+            problem = ""
+        except ValidationError as error:
+            problem = _problems(error).get(name, "")
+        return self._update(name, content, problem)
+
+    def _reset(self, name: str) -> Any:
+        spec = self.specs[name]
+        return self._update(name, spec.shown(spec.default), with_value=True)
+
+    def _update(self, name: str, content: Any, problem: str = "", *, with_value: bool = False) -> Any:
+        spec = self.specs[name]
+        changes = {"info": spec.info(content, problem), "elem_classes": spec.classes(content, problem)}
+        return gr.update(value=content, **changes) if with_value else gr.update(**changes)
+
+    def _find(self, text: str) -> Updates:
+        words = text.lower().split()
+        hits = {name for name, spec in self.specs.items() if all(word in _haystack(spec) for word in words)}
+        updates: Updates = {component: gr.update(visible=name in hits) for name, component in self.components.items()}
+        for group, fold in self.folds.items():
+            inside = any(spec.group is group and not spec.simple and spec.name in hits for spec in self.specs.values())
+            updates[fold] = gr.Accordion(visible=inside, open=bool(words) and inside)
+        updates[self.nothing_found] = "" if hits else "<p class='hint'>No setting has these words.</p>"
+        return updates
+
+
+def build_form() -> RecipeForm:
+    """Build the form of a recipe: at most seven settings at once, the rest folded by group."""
+    specs = {name: Spec.of(Recipe, name) for name in Recipe.model_fields}
+    components: dict[str, Component] = {}
+    resets: dict[str, gr.Button] = {}
+    folds: dict[Group, gr.Accordion] = {}
+
+    def place(chosen: list[Spec]) -> None:
+        with gr.Row(elem_classes="fields"):
+            for spec in chosen:
+                components[spec.name], resets[spec.name] = _component(spec)
+
+    place([spec for spec in specs.values() if spec.simple])
+    search = gr.Textbox(
+        placeholder="Find a setting: snr, bucket, memory", show_label=False, label="Find a setting", max_lines=1
+    )
+    nothing_found = html()
+    for group in Group:
+        folded = [spec for spec in specs.values() if spec.group is group and not spec.simple]
+        if folded:
+            with gr.Accordion(group.value, open=False) as folds[group]:
+                place(folded)
+    form = RecipeForm(specs, components, folds, search, nothing_found, resets)
+    form.wire()
+    return form
+
+
+def _component(spec: Spec) -> tuple[Component, gr.Button]:
+    shown = spec.shown(spec.default)
+    reset = gr.Button(f"Back to {short(spec.default)}"[:24], size="sm", render=False)
+    common: dict[str, Any] = {
+        "label": spec.label,
+        "info": spec.info(shown),
+        "elem_classes": spec.classes(shown),
+        "elem_id": f"recipe-{spec.name}",
+        "min_width": FIELD_WIDTH,
+        "buttons": [reset],
+        "interactive": True,
+    }
+    component: Component
+    if spec.is_flag:
+        component = gr.Checkbox(shown, **common)
+    elif spec.choices:
+        component = gr.Dropdown(list(spec.choices), value=shown, **common)
+    elif spec.is_lines:
+        component = gr.Textbox(shown, lines=3, max_lines=8, **common)
+    else:
+        component = gr.Textbox(shown, max_lines=1, placeholder="empty" if spec.default is None else "", **common)
+    return component, reset
+
+
+def _edit_event(component: Component) -> Any:
+    return component.blur if isinstance(component, gr.Textbox) else component.input
+
+
+def _haystack(spec: Spec) -> str:
+    return f"{spec.name} {spec.name.replace('_', ' ')} {spec.label} {spec.group} {spec.why}".lower()
+
+
+def _problems(error: ValidationError) -> dict[str, str]:
+    """What is wrong, by setting; what concerns several settings stands under the empty name."""
+    found: dict[str, str] = {}
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else ""
+        text = item["msg"].removeprefix("Value error, ")
+        found.setdefault(name, f"{text} (given: {_plain(item.get('input'))})" if name else text)
+    return found
+
+
+def _plain(given: object) -> str:
+    """What was given, without the signs that gradio's info lines take for Markdown."""
+    return "nothing" if given is None else re.sub(r"[\\`*_<>\[\]()]", " ", str(given))[:60]

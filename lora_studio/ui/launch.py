@@ -1,0 +1,104 @@
+"""Serving the interface: every parameter of gradio's launch that an environment variable could change is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from lora_studio.errors import InputError, disk_errors
+from lora_studio.project import Home
+from lora_studio.ui.app import build_app
+from lora_studio.ui.example import ensure_example
+from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
+from lora_studio.ui.theme import CSS_FILE, studio_theme
+
+MAX_UPLOAD = "4gb"
+HANDLERS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server: the interface and where it answers."""
+
+    blocks: gr.Blocks
+    mode: Mode
+    url: str
+    share_url: str | None
+
+    def wait(self) -> None:
+        """Serve until the process is interrupted."""
+        self.blocks.block_thread()
+
+    def close(self) -> None:
+        """Stop serving; jobs at work go on in their own processes."""
+        self.blocks.close(verbose=False)
+
+
+def serve(
+    home: Home,
+    *,
+    share: bool = False,
+    auth: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    demo: bool = False,
+) -> Served:
+    """Serve the studio over `home` and return at once.
+
+    `auth` is USER:PASSWORD. Raises InputError for a home that the server would show, a bad `auth` or a taken port.
+    """
+    home.check_private()
+    account = _account(auth)
+    with disk_errors(home.path):
+        home.thumbnails.mkdir(parents=True, exist_ok=True)
+    if demo:
+        ensure_example(home)
+    mode = mode_for(share=share, host=host)
+    hosts = hosts_for(host)
+    blocks = build_app(home, mode)
+    blocks.queue(api_open=False, default_concurrency_limit=HANDLERS_AT_ONCE)
+    try:
+        _, url, share_url = blocks.launch(
+            server_name=host or ("0.0.0.0" if mode is Mode.SPACE else "127.0.0.1"),
+            server_port=port,
+            share=share and mode is not Mode.SPACE,
+            auth=account,
+            root_path=None if mode is Mode.SPACE else "",
+            theme=studio_theme(),
+            css_paths=[CSS_FILE],
+            allowed_paths=[str(home.thumbnails)],
+            blocked_paths=[str(home.path / name) for name in ("projects", "models", "queue", "trash")],
+            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+            max_file_size=MAX_UPLOAD,
+            footer_links=["gradio", "settings"],
+            show_error=True,
+            run_history=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            ssr_mode=False,
+            num_workers=0,
+            pwa=False,
+            strict_cors=True,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+    except OSError as error:
+        raise InputError(
+            f"The studio cannot serve on port {port or 'any from 7860 on'}: {error}.",
+            "Give another one with --port.",
+            code="port",
+        ) from error
+    hosts.names.update(share_names([share_url]))
+    return Served(blocks, mode, url, share_url)
+
+
+def _account(auth: str | None) -> tuple[str, str] | None:
+    if auth is None:
+        return None
+    user, separator, password = auth.partition(":")
+    if not (user and separator and password):
+        raise InputError("--auth needs a user and a password.", "Write --auth USER:PASSWORD.", code="auth")
+    return user, password

@@ -1,0 +1,142 @@
+"""Who may talk to the studio: the mode that it runs in, and a guard against requests from other web sites.
+
+A page elsewhere on the web can make a visitor's browser send requests to a server on the visitor's own machine, and
+a name that an attacker controls can be pointed at it (DNS rebinding). The guard answers 403 to a Host that the studio
+was not started for, and to an Origin that is not the studio's own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+ALL_INTERFACES = frozenset({"0.0.0.0", "::", ""})
+
+
+class Mode(StrEnum):
+    """Where the studio runs, as the header shows it."""
+
+    LOCAL = "Local"
+    SHARED = "Shared"
+    SPACE = "Space"
+
+    @property
+    def reason(self) -> str:
+        """What the mode means, in words."""
+        return {
+            Mode.LOCAL: "Only this computer can reach the studio.",
+            Mode.SHARED: "Others can reach the studio: anyone with its address can use it, unless --auth is set.",
+            Mode.SPACE: "The studio runs in a Hugging Face Space.",
+        }[self]
+
+
+@dataclass
+class Hosts:
+    """The names under which the studio answers. `addresses`: any plain IP address too, which no rebinding can use."""
+
+    names: set[str] = field(default_factory=lambda: set(LOCAL_NAMES))
+    addresses: bool = False
+
+    def allows(self, host: str) -> bool:
+        """Whether a Host header's name (with or without port) is one of ours."""
+        name = host_name(host)
+        return name in self.names or (self.addresses and is_address(name))
+
+
+def hosts_for(host: str | None, environment: Mapping[str, str] = os.environ) -> Hosts:
+    """The hosts to answer for: this machine, what `--host` asks for, and in a Space its public names."""
+    hosts = Hosts()
+    space = [name.strip().lower() for name in environment.get("SPACE_HOST", "").split(",") if name.strip()]
+    if space:
+        hosts.names.update(space)
+        hosts.addresses = True
+    if host is not None and host in ALL_INTERFACES:
+        own = socket.gethostname().lower()
+        hosts.names.update({own, f"{own}.local", socket.getfqdn().lower()})
+        hosts.addresses = True
+    elif host:
+        hosts.names.add(host.lower())
+    return hosts
+
+
+def mode_for(*, share: bool, host: str | None, environment: Mapping[str, str] = os.environ) -> Mode:
+    """The mode that these flags and this environment make."""
+    if environment.get("SYSTEM") == "spaces" or environment.get("SPACE_ID"):
+        return Mode.SPACE
+    if share or (host is not None and host not in LOCAL_NAMES):
+        return Mode.SHARED
+    return Mode.LOCAL
+
+
+class Guard:
+    """ASGI middleware: 403 for a foreign Host or Origin, and `nosniff` on every answer."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self.app = app
+        self.hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is ours; refuse the rest."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        refusal = self.refusal(Headers(scope=scope))
+        if refusal:
+            await PlainTextResponse(refusal, status_code=403)(scope, receive, send)
+            return
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        await self.app(scope, receive, send_marked)
+
+    def refusal(self, headers: Headers) -> str:
+        """Why a request is refused; empty text if it is not."""
+        given = headers.getlist("host")
+        if len(given) != 1 or not self.hosts.allows(given[0]):
+            return "This studio does not answer under that name. Open it at the address that it printed when started."
+        for origin in headers.getlist("origin"):
+            if not _same_site(origin, given[0]):
+                return "Requests from other web sites are refused."
+        if headers.get("sec-fetch-site") == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            return "Requests from other web sites are refused."
+        return ""
+
+
+def host_name(host: str) -> str:
+    """The name of a Host header without its port, in lower case; empty for one that cannot be read."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def is_address(name: str) -> bool:
+    """Whether a name is a plain IP address."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def share_names(urls: Iterable[str | None]) -> set[str]:
+    """The host names of the addresses that a share link got."""
+    return {name for url in urls if url and (name := (urlsplit(url).hostname or "").lower())}
+
+
+def _same_site(origin: str, host: str) -> bool:
+    parts = urlsplit(origin)
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
