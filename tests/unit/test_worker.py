@@ -1,0 +1,177 @@
+"""The worker: turns, statuses, events, errors; its stage is replaced by small functions."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from lora_studio import worker
+from lora_studio.config import Recipe, TrainJob
+from lora_studio.errors import DiskFullError, InputError, OutOfMemoryError, StudioError
+from lora_studio.project import Home
+from lora_studio.queue import turn
+from lora_studio.runs import JobFolder, State
+
+
+class Result(BaseModel):
+    stopped: bool = False
+    figure: int = 7
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    job = TrainJob(name="a", dataset=tmp_path, base="x", recipe=Recipe(batch_size=4, gradient_checkpointing=False))
+    return JobFolder.create(tmp_path / "run", job)
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., BaseModel]], None]:
+    return lambda function: monkeypatch.setattr(worker, "stage_for", lambda job: function)
+
+
+def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Home, stage: Any) -> None:
+    heard: list[dict[str, Any]] = []
+
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        assert folder.status().state is State.RUNNING
+        wires["report"]("step", step=3, total=3, loss=float("nan"), seconds_left=0.0)
+        return Result()
+
+    stage(work)
+    result = worker.execute(folder, home=home, listen=heard.append)
+    assert result == Result()
+    status = folder.status()
+    assert (status.state, status.done, status.total) == (State.DONE, 3, 3)
+    assert folder.result() == {"stopped": False, "figure": 7}
+    events, _ = folder.events()
+    assert [event["event"] for event in events] == ["step", "done"]
+    assert events[0]["loss"] is None
+    assert events == [{**event, "loss": None} if event["event"] == "step" else event for event in heard]
+
+
+def test_a_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) -> None:
+    stage(lambda job, folder, **wires: Result(stopped=True))
+    worker.execute(folder, home=home)
+    assert folder.status().state is State.STOPPED
+    assert folder.result() is None
+
+
+def test_a_studio_error_is_the_status_with_its_remedy(folder: JobFolder, home: Home, stage: Any) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        raise InputError("base 'x' is missing.", "Give a folder.", code="no_base")
+
+    stage(work)
+    with pytest.raises(InputError):
+        worker.execute(folder, home=home)
+    status = folder.status()
+    assert (status.state, status.message, status.remedy) == (State.FAILED, "base 'x' is missing.", "Give a folder.")
+    assert folder.events()[0][-1]["code"] == "no_base"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+)
+def test_out_of_memory_says_what_to_try_next(folder: JobFolder, home: Home, stage: Any, error: Exception) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        raise error
+
+    stage(work)
+    with pytest.raises(OutOfMemoryError) as caught:
+        worker.execute(folder, home=home)
+    assert "checkpointing" in caught.value.remedy.lower()
+    assert folder.status().remedy == caught.value.remedy
+
+
+def test_a_full_disk_is_named(folder: JobFolder, home: Home, stage: Any) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")
+
+    stage(work)
+    with pytest.raises(DiskFullError, match="/somewhere/file"):
+        worker.execute(folder, home=home)
+    assert folder.status().state is State.FAILED
+
+
+def test_any_other_error_keeps_its_traceback_and_fails_the_job(folder: JobFolder, home: Home, stage: Any) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        raise ZeroDivisionError("oh")
+
+    stage(work)
+    with pytest.raises(ZeroDivisionError):
+        worker.execute(folder, home=home)
+    assert folder.status().message == "ZeroDivisionError: oh"
+
+
+def test_a_job_waits_for_the_one_before_it_and_can_be_stopped_while_it_waits(
+    folder: JobFolder, home: Home, stage: Any
+) -> None:
+    stage(lambda job, folder, **wires: Result())
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.execute(folder, home=home)
+        except StudioError as error:
+            failures.append(error)
+
+    with turn(home.queue, "001-other"):
+        thread = threading.Thread(target=run)
+        thread.start()
+        _until(lambda: "001-other" in folder.status().message)
+        assert folder.status().state is State.QUEUED
+        folder.request_stop()
+        thread.join(10)
+    assert [error.code for error in failures if isinstance(error, StudioError)] == ["stopped"]
+    assert folder.status().state is State.STOPPED
+
+
+def test_a_termination_is_a_request_to_stop(folder: JobFolder, home: Home, stage: Any) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        os.kill(os.getpid(), signal.SIGTERM)
+        _until(wires["should_stop"])
+        return Result(stopped=True)
+
+    stage(work)
+    before = signal.getsignal(signal.SIGTERM)
+    worker.execute(folder, home=home)
+    assert folder.status().state is State.STOPPED
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, home: Home) -> None:
+    job = TrainJob(name="a", dataset=tmp_path / "nowhere", base="x")
+    folder = JobFolder.create(tmp_path / "run", job)
+    worker.start(folder, home)
+    assert folder.status().state is State.QUEUED
+    _until(lambda: not folder.status().state.alive, seconds=60)
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert "nowhere" in status.message
+    assert "Traceback" in folder.log_tail()
+
+
+def test_a_worker_that_is_killed_leaves_a_failed_job(tmp_path: Path, home: Home) -> None:
+    folder = JobFolder.create(tmp_path / "run", TrainJob(name="a", dataset=tmp_path, base="x"))
+    with turn(home.queue, "001-other"):
+        worker.start(folder, home)
+        _until(lambda: "001-other" in folder.status().message, seconds=60)
+        os.kill(folder.status().pid or 0, signal.SIGKILL)
+        _until(lambda: not folder.status().state.alive)
+    assert folder.status().state is State.FAILED
+    assert "ended without a word" in folder.status().message
+
+
+def _until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
