@@ -1,0 +1,88 @@
+"""What an image looks like, in a few kilobytes: perceptual hashes to find candidates, a small picture to judge them.
+
+The hashes are difference hashes (imagehash.dhash, across and down, 8 x 8 each: 128 bits) of three views: the whole
+picture, its content without a uniform border, and the middle of the content. A crop moves a drawing within its margin,
+or cuts a photo a little: then it is another pair of views that agrees. Before hashing, contrast is stretched and grey
+levels are made coarser, so that compression noise in flat areas decides no bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+SIDE = 64  # px of the small picture
+HASH_BITS = 128
+DECODE_SIDE = 192  # px: enough for everything in this module
+
+# Which view of one image is compared with which of the other.
+FULL, CONTENT, MIDDLE = 0, 1, 2
+VIEW_PAIRS = ((FULL, FULL), (CONTENT, CONTENT), (FULL, MIDDLE), (MIDDLE, FULL))
+
+_WORK_SIDE = 128
+_GREY_BITS = 5
+_CUT = 0.04  # of each side, for the middle
+_BORDER_TOLERANCE = 32  # of 255 grey levels after stretching
+_SMALLEST_CONTENT = 0.3  # of each side; less is a speck, not a picture with a border
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """`hashes` and `mirrored`: [3 views, 2 words] uint64; `small`: [64, 64, 3] uint8 RGB; `content`: see below.
+
+    `content` is (left, top, right, bottom) of what a uniform border surrounds, in units of the picture's sides.
+    """
+
+    hashes: NDArray[np.uint64]
+    mirrored: NDArray[np.uint64]
+    small: NDArray[np.uint8]
+    content: Box
+
+
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """Fingerprint of an RGB image of any size."""
+    work = image.resize((_WORK_SIDE, _WORK_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    grey = ImageOps.autocontrast(work.convert("L"))
+    box = _content_box(grey)
+    views = _views(grey, box)
+    return Fingerprint(
+        hashes=np.stack([_hash(view) for view in views]),
+        mirrored=np.stack([_hash(ImageOps.mirror(view)) for view in views]),
+        small=np.asarray(work.resize((SIDE, SIDE), Image.Resampling.BOX)),
+        content=(box[0] / _WORK_SIDE, box[1] / _WORK_SIDE, box[2] / _WORK_SIDE, box[3] / _WORK_SIDE),
+    )
+
+
+def _views(grey: Image.Image, box: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image, Image.Image]:
+    content = grey.crop(box)
+    cut_x, cut_y = round(content.width * _CUT), round(content.height * _CUT)
+    return grey, content, content.crop((cut_x, cut_y, content.width - cut_x, content.height - cut_y))
+
+
+def _content_box(grey: Image.Image) -> tuple[int, int, int, int]:
+    pixels = np.asarray(grey, dtype=np.int16)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    marked = np.abs(pixels - np.median(border)) > _BORDER_TOLERANCE
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+    if not len(rows):
+        return 0, 0, *grey.size
+    box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    if min(box[2] - box[0], box[3] - box[1]) < _SMALLEST_CONTENT * _WORK_SIDE:
+        return 0, 0, *grey.size
+    return box
+
+
+def _hash(view: Image.Image) -> NDArray[np.uint64]:
+    across = imagehash.dhash(_coarse(view, (9, 8)), 8).hash
+    down = imagehash.dhash_vertical(_coarse(view, (8, 9)), 8).hash
+    return np.packbits(np.concatenate([across.ravel(), down.ravel()])).view(np.uint64)
+
+
+def _coarse(view: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return ImageOps.posterize(view.resize(size, Image.Resampling.LANCZOS), _GREY_BITS)
