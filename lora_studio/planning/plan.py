@@ -56,6 +56,7 @@ class Plan(BaseModel):
     warnings: list[Caution]
     tagger: str
     tagging: str
+    base_advice: str
     prediction_type: str
 
     def summary(self) -> dict[str, Any]:
@@ -97,6 +98,7 @@ class Plan(BaseModel):
                 f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {duration(self.seconds.low)} to "
                 f"{duration(self.seconds.high)}.",
                 f"The LoRA will take {self.lora_mib:.0f} MiB{' with its text encoder part' if text else ''}.",
+                f"{self.base}: {self.base_advice}",
                 self.tagging,
             ]
         )
@@ -167,6 +169,7 @@ def plan(
         warnings=[*_folder_cautions(counts), *checks(recipe, situation)],
         tagger=known.tagger if known else "",
         tagging=_tagging(kind, known),
+        base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
         prediction_type=known.prediction_type if known else recipe.prediction_type.value,
     )
 

@@ -126,6 +126,7 @@ def test_verdict_reads_events() -> None:
     found = verdict(events)
     assert found.code == "healthy"
     assert found == judge(losses, running=True)
+    assert verdict([event | {"total": 1200} for event in events if event["event"] == "step"]) == found
     assert verdict(events, total=1000) == judge(losses, running=False)
     assert Verdict.model_validate_json(found.model_dump_json()) == found
 
