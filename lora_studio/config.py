@@ -110,7 +110,7 @@ def setting(
 class Settings(BaseModel):
     """Base of all configurations: unknown names are errors, values are checked on assignment."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
@@ -318,9 +318,10 @@ class Recipe(Settings):
                 f"min_bucket_reso {self.min_bucket_reso} is above max_bucket_reso {self.max_bucket_reso}. Swap them."
             )
         if self.enable_bucket and self.resolution % self.bucket_reso_steps and not self.bucket_no_upscale:
+            multiple = max(1, round(self.resolution / self.bucket_reso_steps)) * self.bucket_reso_steps
             problems.append(
                 f"resolution {self.resolution} is no multiple of bucket_reso_steps {self.bucket_reso_steps}. "
-                f"Use {round(self.resolution / self.bucket_reso_steps) * self.bucket_reso_steps}."
+                f"Use {multiple}."
             )
         if problems:
             raise ValueError(" ".join(problems))

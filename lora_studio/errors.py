@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, EFBIG, ENOSPC
+from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -92,7 +92,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 "Nothing that was saved before is lost.",
                 code="disk_full",
             ) from error
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or error.errno == EROFS:
             raise InputError(
                 f"Not allowed to write {path}.", "Choose a folder that you can write to.", code="not_writable"
             ) from error

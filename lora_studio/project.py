@@ -102,7 +102,7 @@ class Home:
         folder = self.path / "projects"
         found = folder.iterdir() if folder.is_dir() else iter(())
         return sorted(
-            (Project(path) for path in found if (path / "project.json").is_file()),
+            (Project(path) for path in found if path.name[0] != "." and (path / "project.json").is_file()),
             key=lambda project: project.name.lower(),
         )
 

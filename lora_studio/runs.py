@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,7 +160,7 @@ class JobFolder:
         try:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         except ValueError:
-            line = json.dumps({key: None if _not_finite(value) else value for key, value in record.items()})
+            line = json.dumps(_without_nan(record), ensure_ascii=False)
         with disk_errors(self.events_file), self.events_file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         return record
@@ -257,5 +258,10 @@ def process_lives(pid: int | None, started: float | None) -> bool:
         return False
 
 
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and (value != value or value in (float("inf"), float("-inf")))
+def _without_nan(value: Any) -> Any:
+    """The same JSON value with null for every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -12,9 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from PIL import Image, ImageDraw
 
 from lora_studio.project import Home
+
+settings.register_profile("studio", deadline=None)  # a busy machine may stall for seconds
+settings.load_profile("studio")
 
 
 @pytest.fixture

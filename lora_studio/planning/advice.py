@@ -20,6 +20,7 @@ from lora_studio.planning.trigger import check_trigger
 PRODIGY_LEAST_LR = 0.1  # a factor on the rate that Prodigy finds: at 1e-4 nothing is learned
 RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
+OFTEN = 300  # times that one image is shown in a run before it is worth a word
 MIXED_AREA = 4.0  # largest over smallest image, in pixels
 
 
@@ -72,7 +73,7 @@ def checks(recipe: Recipe, situation: Situation) -> list[Caution]:
         *_memory(recipe, situation),
         *_images(recipe, situation),
         *_rates(recipe, situation),
-        *_network(recipe),
+        *_network(recipe, situation),
         *_length(recipe, situation),
         *(check_trigger(situation.trigger_word) if situation.trigger_word is not None else ()),
     ]
@@ -183,7 +184,13 @@ def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
         )
 
 
-def _network(recipe: Recipe) -> Iterator[Caution]:
+def _network(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
+    if situation.base is None and recipe.prediction_type is not PredictionType.AUTO:
+        yield Caution(
+            code="prediction_type_set",
+            message=f"prediction_type is {recipe.prediction_type.value}; the studio does not know this base.",
+            why=f"{WARNING_SIGNS['washed_out'].sign} tell of a wrong one. {WARNING_SIGNS['washed_out'].remedy}",
+        )
     if recipe.network_alpha > recipe.network_dim:
         yield Caution(
             code="alpha_above_dim",
@@ -195,6 +202,16 @@ def _network(recipe: Recipe) -> Iterator[Caution]:
 
 def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
     embedded = situation.base is not None and situation.base.family == "emoji"
+    if situation.images is not None and situation.count is not None:
+        batch = recipe.batch_size * recipe.gradient_accumulation_steps
+        shown = min(situation.count.total_steps * batch, situation.count.samples_per_epoch * situation.count.epochs)
+        if shown > OFTEN * situation.images:
+            yield Caution(
+                code="shown_often",
+                message=f"Every image is shown about {shown / situation.images:.0f} times. Fewer repeats or epochs "
+                f"would do; watch the samples for this: {WARNING_SIGNS['overfit'].sign.lower()}.",
+                why=WARNING_SIGNS["overfit"].cause,
+            )
     if situation.images is not None and not embedded:
         tier = tier_for(situation.images)
         low, high = tier.epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -60,7 +61,8 @@ def look_at(folder: Path) -> ImageCounts:
     counts = ImageCounts()
     for image_set in image_sets(folder):
         for path in find_images(image_set.path):
-            size = _upright_size(path)
+            stat = path.stat()
+            size = _upright_size(path, stat.st_mtime_ns, stat.st_size)
             if size is None:
                 counts.unreadable.append(path.name)
                 continue
@@ -72,8 +74,12 @@ def look_at(folder: Path) -> ImageCounts:
     return counts
 
 
-def _upright_size(path: Path) -> Size | None:
-    """Width and height from the header, EXIF orientation honoured; None if there is no readable header."""
+@lru_cache(maxsize=100_000)
+def _upright_size(path: Path, changed: int, length: int) -> Size | None:
+    """Width and height from the header, EXIF orientation honoured; None if there is no readable header.
+
+    Remembered while time of change (ns) and length (bytes) of the file stay the same: a form plans at every change.
+    """
     try:
         with Image.open(path, formats=list(SUFFIXES)) as image:
             width, height = image.size

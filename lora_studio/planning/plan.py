@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from lora_studio.planning.folders import ImageCounts, assumed, look_at
 from lora_studio.planning.memory import fit, lora_mib, memory_gib, memory_parts
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.steps import StepCount, count_steps
-from lora_studio.planning.timing import Span, duration, run_seconds
+from lora_studio.planning.timing import Span, duration, measured_seconds, run_seconds
+from lora_studio.runs import JobFolder
 
 EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 
@@ -56,6 +58,7 @@ class Plan(BaseModel):
     warnings: list[Caution]
     tagger: str
     tagging: str
+    base_advice: str
     prediction_type: str
 
     def summary(self) -> dict[str, Any]:
@@ -97,6 +100,7 @@ class Plan(BaseModel):
                 f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {duration(self.seconds.low)} to "
                 f"{duration(self.seconds.high)}.",
                 f"The LoRA will take {self.lora_mib:.0f} MiB{' with its text encoder part' if text else ''}.",
+                f"{self.base}: {self.base_advice}",
                 self.tagging,
             ]
         )
@@ -111,20 +115,20 @@ def plan(
     trigger_word: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     hours: float | None = None,
-    seconds_per_step: float | None = None,
+    runs: Sequence[JobFolder] = (),
 ) -> Plan:
     """Plan a training run.
 
     `images` is a dataset's folder, whose image sizes are read, or a number of images, taken as square ones. `base` is a
     name from the catalogue, or a repository, folder or file, taken for an SDXL. `vram_gib` is the GPU's memory in GiB:
     the recipe is made to fit it. `overrides` are recipe values that stay as given. `hours` limits the time by fewer
-    epochs. `seconds_per_step` was measured in an earlier run with the same settings.
+    epochs, then by fewer steps. `runs` are earlier ones, oldest first: one like this tells how long a step takes here.
 
     Raises InputError for an empty folder, an unknown kind or setting, ConfigError for values that cannot work.
     """
     given = _checked(overrides or {})
     kind = _kind(kind)
-    for name, value in (("vram_gib", vram_gib), ("hours", hours), ("seconds_per_step", seconds_per_step)):
+    for name, value in (("vram_gib", vram_gib), ("hours", hours)):
         if value is not None and not value > 0:
             raise InputError(f"{name} is {value}.", "Give a number above 0, or leave it out.", code=name)
     known = guide.find_base(base)
@@ -139,8 +143,10 @@ def plan(
     recipe = chosen.recipe()
     if vram_gib is not None:
         recipe = _fit_memory(chosen, recipe, known, vram_gib)
-    recipe, steps, seconds = _fit_time(chosen, recipe, known, counts, vram_gib, hours, seconds_per_step)
     require_workable(recipe, known)
+    measured = measured_seconds(runs, recipe, known.name if known else base)
+    rough = partial(run_seconds, images=counts.total, base=known, vram_gib=vram_gib, measured=measured)
+    recipe, steps, seconds = _fit_time(chosen, recipe, counts, rough, hours)
     situation = Situation(
         base=known,
         images=counts.total,
@@ -167,6 +173,7 @@ def plan(
         warnings=[*_folder_cautions(counts), *checks(recipe, situation)],
         tagger=known.tagger if known else "",
         tagging=_tagging(kind, known),
+        base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
         prediction_type=known.prediction_type if known else recipe.prediction_type.value,
     )
 
@@ -322,15 +329,14 @@ def _fit_memory(chosen: _Choices, recipe: Recipe, base: guide.BaseModel | None, 
 def _fit_time(
     chosen: _Choices,
     recipe: Recipe,
-    base: guide.BaseModel | None,
     counts: ImageCounts,
-    vram_gib: float | None,
+    rough: Callable[[Recipe, StepCount], Span],
     hours: float | None,
-    measured: float | None,
 ) -> tuple[Recipe, StepCount, Span]:
-    """Count the steps, and take epochs away until the middle of the estimate keeps to `hours`; one epoch stays."""
+    """Count the steps, and take epochs, then steps away until the middle of the estimate keeps to `hours`."""
     buckets = counts.buckets(recipe)
-    while True:
+
+    def measure(recipe: Recipe) -> tuple[Recipe, StepCount, Span]:
         steps = count_steps(
             buckets,
             batch_size=recipe.batch_size,
@@ -338,12 +344,20 @@ def _fit_time(
             epochs=recipe.epochs,
             max_train_steps=recipe.max_train_steps,
         )
-        seconds = run_seconds(recipe, steps, images=counts.total, base=base, vram_gib=vram_gib, measured=measured)
-        if hours is None or seconds.middle <= hours * 3600 or recipe.epochs == 1 or "epochs" in chosen.given:
-            return recipe, steps, seconds
-        recipe = recipe.model_copy(update={"epochs": recipe.epochs - 1})
-        why = f"To keep to about {duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
-        chosen.set("epochs", recipe.epochs, why)
+        return recipe, steps, rough(recipe, steps)
+
+    made = measure(recipe)
+    if hours is None:
+        return made
+    why = f"To keep to about {duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
+    while made[2].middle > hours * 3600 and made[0].epochs > 1 and "epochs" not in chosen.given:
+        chosen.set("epochs", made[0].epochs - 1, why)
+        made = measure(made[0].model_copy(update={"epochs": made[0].epochs - 1}))
+    if made[2].middle > hours * 3600 and "max_train_steps" not in chosen.given:
+        steps = max(1, int(made[1].total_steps * hours * 3600 / made[2].middle))
+        chosen.set("max_train_steps", steps, why)
+        made = measure(made[0].model_copy(update={"max_train_steps": steps}))
+    return made
 
 
 def _folder_cautions(counts: ImageCounts) -> list[Caution]:

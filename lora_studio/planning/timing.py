@@ -7,13 +7,18 @@ guess.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
+from statistics import median
+from typing import Any
 
-from lora_studio.config import Recipe
-from lora_studio.guide import BaseModel
+from lora_studio.config import Recipe, TrainJob
+from lora_studio.errors import InputError
+from lora_studio.guide import BaseModel, find_base
 from lora_studio.planning.memory import EMBEDDED, architecture_of
 from lora_studio.planning.steps import StepCount
+from lora_studio.runs import JobFolder
 
 # TFLOP/s by the card's memory in GiB, (at least, low, high): SDXL LoRA, 0.6 s a step at batch 1 and 1024 px is
 # published for H100 and L40S, about 0.8 for an RTX 4090, 1.2 for a 3090, 3 for a 3060, and 6 for a T4.
@@ -22,6 +27,16 @@ _UNKNOWN = (2.5, 25.0)
 _CPU = (0.02, 0.08)  # one to four cores, the embedded base
 _OVERHEAD = (0.15, 0.4)  # seconds a step on any GPU: kernels are launched one by one
 _ENCODING = (0.1, 0.5)  # seconds to encode an image to latents, once
+WARM_UP = 5  # steps
+PACE = (
+    "resolution",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "mixed_precision",
+    "optimizer",
+    "network_dim",
+)
 _START = (10.0, 60.0)  # seconds to load a base
 
 
@@ -57,6 +72,34 @@ def step_seconds(
         max(work / high, overhead[0] * recipe.gradient_accumulation_steps),
         work / low + overhead[1] * recipe.gradient_accumulation_steps,
     )
+
+
+def measured_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) -> float | None:
+    """Seconds a step of the latest of earlier `runs` with this base and the settings that decide the speed, or None.
+
+    It is the median, without the first steps, which set up kernels and caches.
+    """
+    for folder in reversed(runs):
+        try:
+            job = folder.job()
+        except InputError:
+            continue
+        if not isinstance(job, TrainJob) or _pace(job.recipe) != _pace(recipe) or _same_base(job.base) != base:
+            continue
+        steps = [event["seconds"] for event in folder.events()[0] if event.get("event") == "step"]
+        if len(steps) > 2 * WARM_UP:
+            return float(median(steps[WARM_UP:]))
+    return None
+
+
+def _pace(recipe: Recipe) -> list[Any]:
+    frozen = recipe.text_encoder_lr == 0
+    return [frozen, *(getattr(recipe, name) for name in PACE)]
+
+
+def _same_base(name: str) -> str:
+    known = find_base(name)
+    return known.name if known else name
 
 
 def run_seconds(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio.config import Optimizer, Precision, Recipe
-from lora_studio.guide import SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
+from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
 from lora_studio.planning.losses import Change, Losses, overall, smooth, trend
 
 LEAST_STEPS = 50
@@ -49,13 +49,14 @@ def losses_of(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
 
 
 def verdict(events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None, total: int | None = None) -> Verdict:
-    """Judge a run by its step events; `total` is its planned number of steps (default: what the start event says).
+    """Judge a run by its step events; `total` is its planned number of steps (default: what the events say).
 
     With a recipe the next step names figures.
     """
     events = list(events)
     if total is None:
-        total = next((event["total"] for event in reversed(events) if event.get("event") == "start"), None)
+        told = (event.get("total") for event in reversed(events) if event.get("event") in ("start", "step"))
+        total = next((steps for steps in told if steps is not None), None)
     losses = losses_of(events)
     return judge(losses, recipe=recipe, running=total is not None and len(losses) < total)
 
@@ -134,7 +135,7 @@ def _healthy(whole: Change, recent: Change, running: bool) -> Verdict:
         code="healthy",
         title=SUCCESS_INDICATORS[0].rule.removesuffix("."),
         evidence=f"{_told(whole)} {still}",
-        next_step="Let it run, and watch the samples." if running else f"In Test: {WORKFLOW['test'].todo[1]}",
+        next_step="Let it run, and watch the samples." if running else _test(),
         level="good",
     )
 
@@ -145,7 +146,7 @@ def _plateau(whole: Change, recent: Change, running: bool) -> Verdict:
         code="plateau",
         title=sign.sign,
         evidence=f"{_told(whole)} In the last {recent.steps} steps it changed by {_range(recent)}. {sign.cause}",
-        next_step=sign.remedy if running else "Compare the last checkpoints in Test: the best is often not the last.",
+        next_step=sign.remedy if running else f"{_test()} Compare the last checkpoints too.",
         level="warn" if running else "good",
     )
 
@@ -156,7 +157,7 @@ def _no_improvement(recent: Change, recipe: Recipe | None) -> Verdict:
         code="no_improvement",
         title=sign.sign,
         evidence=f"In the last {recent.steps} steps it changed by {_range(recent)}, and not before. {sign.cause}",
-        next_step=f"{sign.remedy}{_rate(recipe, 2)}",
+        next_step=f"{sign.remedy}{_rate(recipe, 2)} {ONE_CHANGE}",
         level="warn",
     )
 
@@ -166,9 +167,19 @@ def _unclear(whole: Change, recent: Change, running: bool) -> Verdict:
         code="unclear",
         title="The loss does not tell",
         evidence=f"Over {whole.steps} steps it changed by {_range(whole)}, which is within the noise.",
-        next_step="Let it run, and judge by the samples." if running else "Judge by the samples, and test it.",
+        next_step="Let it run, and judge by the samples." if running else f"{_test()} {_change_first()}",
         level="info",
     )
+
+
+def _test() -> str:
+    looks = " ".join(indicator.rule for indicator in SUCCESS_INDICATORS[1:3])
+    return f"In Test: {WORKFLOW['test'].todo[1]} What tells of success: {looks}"
+
+
+def _change_first() -> str:
+    first, then = (experiment.rule.lower() for experiment in EXPERIMENTS[:2])
+    return f"If it is not right yet: {ONE_CHANGE} The {first} first, then the {then}."
 
 
 def _told(change: Change) -> str:

@@ -42,6 +42,8 @@ def test_the_guides_defaults_raise_nothing() -> None:
         ({"optimizer": "AdamW"}, {"images": 301}, "optimizer_large"),
         ({}, {"sizes": [(1024, 1024), (500, 900)]}, "small_images"),
         ({}, {"sizes": [(2048, 2048), (800, 800)]}, "mixed_resolution"),
+        ({}, {"images": 2, "count": count_steps({0: 200}, batch_size=1, epochs=4)}, "shown_often"),
+        ({"prediction_type": "v_prediction"}, {"base": None}, "prediction_type_set"),
         ({}, {"trigger_word": "anime"}, "trigger_style"),
         ({}, {"trigger_word": ""}, "trigger_missing"),
         ({"batch_size": 4}, {"vram_gib": 8}, "memory"),
@@ -70,6 +72,8 @@ def test_each_caution_is_raised(recipe: dict[str, Any], situation: dict[str, Any
         ({}, {"sizes": [(128, 128)] * 3, "base": BASES["embedded"]}),
         ({}, {"sizes": [(4000, 4000), (1100, 1100)]}),
         ({}, {"seconds": Span(600, 9 * 3600)}),
+        ({"prediction_type": "epsilon"}, {"base": BASES["SDXL 1.0"]}),
+        ({}, {"images": 60, "count": count_steps({0: 120}, batch_size=1, epochs=15)}),
     ],
 )
 def test_what_is_fine_is_left_alone(recipe: dict[str, Any], situation: dict[str, Any]) -> None:

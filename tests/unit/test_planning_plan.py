@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from lora_studio import guide
-from lora_studio.config import Kind, Optimizer, Recipe
+from lora_studio.config import Kind, Optimizer, Recipe, TrainJob
 from lora_studio.dataset.buckets import place_for
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.steps import count_steps
+from lora_studio.runs import JobFolder
 
 KEYS = {
     "tier", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "optimizer", "batch_size", "epochs",
@@ -156,18 +157,40 @@ def test_prodigy_gets_its_own_rates() -> None:
 
 
 def test_hours_take_epochs_away() -> None:
-    free, short = plan(24, vram_gib=12), plan(24, vram_gib=12, hours=0.5)
-    assert short.recipe.epochs < free.recipe.epochs
-    assert short.seconds.middle <= 1800 or short.recipe.epochs == 1
-    assert "30 minutes" in reason(short, "epochs").why
-    assert plan(24, vram_gib=12, hours=0.5, overrides={"epochs": 12}).recipe.epochs == 12
+    free, short = plan(24, vram_gib=12), plan(24, vram_gib=12, hours=1)
+    assert 1 < short.recipe.epochs < free.recipe.epochs
+    assert short.seconds.middle <= 3600
+    assert "60 minutes" in reason(short, "epochs").why
     assert plan(24, vram_gib=12, hours=100).recipe.epochs == free.recipe.epochs
 
 
-def test_measured_speed_narrows_the_time() -> None:
-    guess, measured = plan(24, vram_gib=24), plan(24, vram_gib=24, seconds_per_step=1.0)
+def test_hours_take_steps_away_when_epochs_are_set() -> None:
+    short = plan(24, vram_gib=12, hours=0.5, overrides={"epochs": 12})
+    assert short.recipe.epochs == 12
+    assert short.steps.total_steps == short.recipe.max_train_steps
+    assert short.seconds.middle <= 2100
+    assert "30 minutes" in reason(short, "max_train_steps").why
+    given = {"epochs": 12, "max_train_steps": 800}
+    assert plan(24, vram_gib=12, hours=0.5, overrides=given).steps.total_steps == 800
+
+
+def test_an_earlier_run_narrows_the_time(tmp_path: Path) -> None:
+    guess = plan(24, vram_gib=24, base="sdxl")
+    folders = []
+    for number, (seconds, changes) in enumerate([(9.0, {}), (1.0, {"epochs": 3}), (5.0, {"resolution": 512})]):
+        recipe = guess.recipe.model_dump() | changes
+        job = TrainJob.parse({"name": "a", "dataset": "d", "base": "SDXL 1.0", "recipe": recipe})
+        folders.append(JobFolder.create(tmp_path / f"{number:03d}", job))
+        for step in range(20):
+            folders[-1].emit("step", step=step + 1, seconds=60.0 if step == 0 else seconds)
+    (tmp_path / "003").mkdir()
+    folders.append(JobFolder(tmp_path / "003"))
+    measured = plan(24, vram_gib=24, base="sdxl", runs=folders)
     assert measured.seconds.high / measured.seconds.low < guess.seconds.high / guess.seconds.low
-    assert measured.seconds.low > 864 * 0.9
+    assert 864 * 0.9 < measured.seconds.low < measured.seconds.high < 864 * 1.1 + 1000
+    assert plan(24, vram_gib=24, base="pony", runs=folders).seconds.high > measured.seconds.high
+    slower = plan(24, vram_gib=24, base="sdxl", runs=folders[:1])
+    assert slower.seconds.low > 864 * 8
 
 
 def test_folder_steps_are_those_of_its_buckets(tmp_path: Path) -> None:
@@ -217,6 +240,29 @@ def test_sideways_photos_are_turned(tmp_path: Path) -> None:
     Image.new("RGB", (1216, 832)).save(tmp_path / "photo.jpg", exif=exif)
     save(tmp_path / "upright.png", (832, 1216))
     assert plan(tmp_path, overrides={"batch_size": 2, "repeats": 1}).steps.batches_per_epoch == 1
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"repeats": 3}, {"enable_bucket": False}, {"resolution": 512, "bucket_no_upscale": False}]
+)
+def test_the_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    from lora_studio.training.batches import read_dataset
+
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    sizes = [(1024, 1024), (700, 1300), (1300, 700), (640, 480), (333, 999), (1216, 832)]
+    for name, number in (("2_saria", 6), ("5_bird", 3)):
+        for index in range(number):
+            path = tmp_path / name / f"{index}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", sizes[index], "teal").save(path, exif=exif if index % 2 else Image.Exif())
+    (tmp_path / "notes").mkdir()
+    save(tmp_path / "notes" / "a.png", (512, 512))
+    save(tmp_path / "loose.png", (512, 512))
+    more = {"batch_size": 2, "gradient_accumulation_steps": 3, "epochs": 4}
+    planned = plan(tmp_path, overrides=more | overrides)
+    assert planned.images == 9
+    assert read_dataset(tmp_path, planned.recipe, "").count(planned.recipe) == planned.steps
 
 
 @pytest.mark.parametrize(

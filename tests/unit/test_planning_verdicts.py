@@ -45,14 +45,14 @@ def test_a_long_curve_gets_its_verdict(shape: str, code: str) -> None:
 @pytest.mark.parametrize("steps", [60, 200, 800])
 @pytest.mark.parametrize("noise", [0.3, 0.7])
 def test_noise_alone_is_never_called_a_trend(steps: int, noise: float) -> None:
-    found = verdicts("flat", steps, noise, runs=100)
-    assert sum(code in ("healthy", "rising", "plateau") for code in found) <= 4, found
+    found = verdicts("flat", steps, noise, runs=60)
+    assert sum(code in ("healthy", "rising", "plateau") for code in found) <= 3, found
 
 
 @pytest.mark.parametrize("shape", ["falling", "settling"])
 def test_a_good_run_is_hardly_ever_called_bad(shape: str) -> None:
-    found = [code for steps in (100, 400, 1500) for code in verdicts(shape, steps, 0.5)]
-    assert sum(code in ("rising", "no_improvement") for code in found) <= 4, found
+    found = [code for steps in (100, 400, 1500) for code in verdicts(shape, steps, 0.5, runs=30)]
+    assert sum(code in ("rising", "no_improvement") for code in found) <= 3, found
 
 
 def test_a_falling_curve_of_usual_length_is_healthy() -> None:
@@ -126,6 +126,7 @@ def test_verdict_reads_events() -> None:
     found = verdict(events)
     assert found.code == "healthy"
     assert found == judge(losses, running=True)
+    assert verdict([event | {"total": 1200} for event in events if event["event"] == "step"]) == found
     assert verdict(events, total=1000) == judge(losses, running=False)
     assert Verdict.model_validate_json(found.model_dump_json()) == found
 

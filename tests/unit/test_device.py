@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from lora_studio import device
+from lora_studio.config import Precision
+from lora_studio.device import Gpu, find_gpu, torch_device, torch_dtype
+from lora_studio.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    find_gpu.cache_clear()
+    yield
+    find_gpu.cache_clear()
+
+
+def driver_says(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+    def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        if isinstance(answer, Exception):
+            raise answer
+        return subprocess.CompletedProcess([], 0, answer, "")
+
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(device.subprocess, "run", run)
+
+
+def test_the_first_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver_says(monkeypatch, "NVIDIA GeForce RTX 3060, 12288\nNVIDIA T4, 16384\n")
+    assert find_gpu() == Gpu("NVIDIA GeForce RTX 3060", 12.0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "no devices were found", "Some GPU, [N/A]\n", OSError(), subprocess.TimeoutExpired("nvidia-smi", 10)],
+)
+def test_no_answer_means_no_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+    driver_says(monkeypatch, answer)
+    assert find_gpu() is None
+
+
+def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert find_gpu() is None
+
+
+def test_device_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=cuda: answer)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda answer=mps: answer)
+        assert torch_device().type == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "bf16", "expected"),
+    [("cpu", False, torch.float32), ("mps", False, torch.float32), ("cuda", True, torch.bfloat16),
+     ("cuda", False, torch.float16)],
+)  # fmt: skip
+def test_auto_precision_follows_the_device(
+    monkeypatch: pytest.MonkeyPatch, kind: str, bf16: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    chosen, reason = torch_dtype(Precision.AUTO, torch.device(kind))
+    assert chosen == expected
+    assert reason
+
+
+def test_a_precision_that_was_set_is_kept() -> None:
+    for precision, expected in ((Precision.BF16, torch.bfloat16), (Precision.FP32, torch.float32)):
+        assert torch_dtype(precision, torch.device("cpu"))[0] == expected
+    assert torch_dtype(Precision.FP16, torch.device("cuda"))[0] == torch.float16
+
+
+def test_half_precision_on_a_cpu_is_refused_with_a_way_out() -> None:
+    with pytest.raises(InputError, match="fp16") as caught:
+        torch_dtype(Precision.FP16, torch.device("cpu"))
+    assert "bf16" in caught.value.remedy

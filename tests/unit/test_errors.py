@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from errno import EACCES, EDQUOT, EFBIG, EIO, ENOSPC, EROFS
+from pathlib import Path
+
+import pytest
+
+from lora_studio.config import Recipe
+from lora_studio.errors import (
+    ConfigError,
+    DiskFullError,
+    InputError,
+    JobError,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    StudioError,
+    disk_errors,
+)
+
+
+def test_exit_status_tells_wrong_input_from_failure() -> None:
+    assert {kind.exit_status for kind in (InputError, ConfigError)} == {2}
+    assert {kind.exit_status for kind in (JobError, OutOfMemoryError, DiskFullError, NonFiniteLossError)} == {1}
+
+
+def test_error_reads_as_message_and_remedy() -> None:
+    assert str(StudioError("unet_lr is abc.", "Use a number.")) == "unet_lr is abc. Use a number."
+    assert str(StudioError("unet_lr is abc.")) == "unet_lr is abc."
+
+
+def test_validation_becomes_one_line_a_field_with_what_was_given() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.parse({"unet_lr": "abc", "epochs": 0, "nonsense": 1, "min_bucket_reso": 4096, "max_bucket_reso": 512})
+    problems = caught.value.problems
+    assert len(problems) == 3
+    assert any(line.startswith("unet_lr: ") and "'abc'" in line for line in problems)
+    assert any(line.startswith("epochs: ") and "'0'" in line for line in problems)
+    assert any(line.startswith("nonsense: ") for line in problems)
+    assert caught.value.message == "\n".join(problems)
+
+
+def test_long_values_are_cut() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Recipe.parse({"unet_lr": "x" * 10_000})
+    assert len(caught.value.message) < 250
+
+
+@pytest.mark.parametrize("number", [ENOSPC, EDQUOT, EFBIG])
+def test_full_disk_is_told_as_such(number: int) -> None:
+    with pytest.raises(DiskFullError, match=r"No room left to write .*thing\.json"), disk_errors(Path("thing.json")):
+        raise OSError(number, "full")
+
+
+@pytest.mark.parametrize("number", [EACCES, EROFS])
+def test_forbidden_place_is_wrong_input(number: int) -> None:
+    with pytest.raises(InputError, match=r"Not allowed to write thing\.json"), disk_errors(Path("thing.json")):
+        raise OSError(number, "no")
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(OSError, match="broken") as caught, disk_errors(Path("thing.json")):
+        raise OSError(EIO, "broken")
+    assert not isinstance(caught.value, StudioError)

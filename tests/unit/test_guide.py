@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_studio import guide
+from lora_studio.config import Kind, Optimizer, PredictionType, Recipe
+
+PACKAGE = Path(guide.__file__).parent
+
+
+def test_every_entry_of_the_guide_is_used_somewhere() -> None:
+    entries = {name for name in vars(guide) if name.isupper() and not name.startswith("_")}
+    entries |= {"tier_for", "find_base"}
+    used: set[str] = set()
+    for file in PACKAGE.rglob("*.py"):
+        if file.name == "guide.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module == "lora_studio.guide":
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "guide":
+                used.add(node.attr)
+    assert entries - used - {"TIERS"} == set()  # TIERS is read through tier_for
+
+
+def test_every_piece_of_advice_on_a_setting_is_a_default() -> None:
+    elsewhere = {"tagger_threshold", "strengths", "training_hours"}
+    assert guide.RECIPE.keys() - elsewhere <= Recipe.model_fields.keys()
+    for name, advice in guide.RECIPE.items():
+        assert advice.why.endswith("."), name
+        if isinstance(advice.value, int | float) and not isinstance(advice.value, bool):
+            assert advice.low is None or advice.low <= advice.value, name
+            assert advice.high is None or advice.value <= advice.high, name
+
+
+@pytest.mark.parametrize(
+    ("images", "name"), [(1, "small"), (10, "small"), (50, "small"), (51, "medium"), (300, "medium"), (301, "large")]
+)
+def test_tiers(images: int, name: str) -> None:
+    assert guide.tier_for(images).name == name
+
+
+def test_tiers_are_the_guides_and_leave_no_gap() -> None:
+    small, medium, large = guide.TIERS
+    assert (small.batch_size, small.epochs) == ((1, 2), (10, 15))
+    assert (medium.batch_size, medium.epochs) == ((2, 4), (5, 8))
+    assert (large.batch_size[0], large.epochs) == (4, (3, 5))
+    assert small.high is not None
+    assert medium.high is not None
+    assert (small.high + 1, medium.high + 1, large.high) == (medium.low, large.low, None)
+    assert [tier.describe() for tier in guide.TIERS] == ["10 to 50 images", "51 to 300 images", "more than 300 images"]
+
+
+def test_kinds_and_optimizers_are_those_of_the_settings() -> None:
+    assert guide.KINDS.keys() == {kind.value for kind in Kind}
+    assert guide.OPTIMIZERS.keys() == {optimizer.value for optimizer in Optimizer}
+    for advice in guide.KINDS.values():
+        assert all("{trigger}" in prompt for prompt in advice.prompts)
+
+
+def test_memory_savings_and_signs_name_real_settings() -> None:
+    for saving in guide.MEMORY_SAVINGS:
+        assert Recipe.parse({saving.setting: saving.value})
+    for sign in guide.WARNING_SIGNS.values():
+        assert sign.settings
+        assert set(sign.settings) <= Recipe.model_fields.keys()
+    assert {experiment.code for experiment in guide.EXPERIMENTS} <= Recipe.model_fields.keys()
+    order = [saving.setting for saving in guide.MEMORY_SAVINGS]
+    assert order[-1] == "resolution"
+    assert order.index("gradient_checkpointing") < order.index("batch_size") < order.index("resolution")
+
+
+def test_corrections_do_their_sums() -> None:
+    rate, optimizer = guide.CORRECTIONS
+    assert guide.RECIPE["unet_lr"].value / guide.RECIPE["text_encoder_lr"].value == pytest.approx(5)
+    assert "a fifth" in rate.holds
+    assert pytest.approx(0.65, abs=0.02) == 85.1e6 * 8 / 2**30
+    assert "0.65 GB" in optimizer.holds
+
+
+def test_catalogue_has_the_bases_of_the_guide() -> None:
+    assert list(guide.BASES) == [
+        "SDXL 1.0", "Pony V6 XL", "Illustrious XL", "NoobAI XL", "NoobAI XL v-pred", "Animagine XL", "embedded",
+    ]  # fmt: skip
+    for name, base in guide.BASES.items():
+        assert base.name == name
+        assert base.good_for
+        assert base.why
+        assert base.license
+        assert base.prediction_type in {kind.value for kind in PredictionType}
+        assert bool(base.repo) == (name != "embedded")
+        assert base.repo.count("/") == (1 if base.repo else 0)
+        assert not base.zero_terminal_snr or base.prediction_type == "v_prediction"
+    assert [name for name, base in guide.BASES.items() if base.zero_terminal_snr] == ["NoobAI XL v-pred"]
+    assert {base.tagger for base in guide.BASES.values() if base.family == "anime"} == {"wd14"}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("SDXL 1.0", "SDXL 1.0"),
+        ("sdxl", "SDXL 1.0"),
+        (" pony v6 xl ", "Pony V6 XL"),
+        ("laxhar/NoobAI-XL-Vpred-1.0", "NoobAI XL v-pred"),
+        ("NoobAI XL epsilon", "NoobAI XL"),
+        ("demo", "embedded"),
+    ],
+)
+def test_bases_are_found_by_name_alias_and_repository(text: str, name: str) -> None:
+    found = guide.find_base(text)
+    assert found is guide.BASES[name]
+
+
+@pytest.mark.parametrize("text", ["", " ", "/models/sdxl.safetensors", "somebody/else"])
+def test_anything_else_is_no_base_of_the_catalogue(text: str) -> None:
+    assert guide.find_base(text) is None
+
+
+def test_names_and_aliases_are_unique() -> None:
+    words = [
+        word for base in guide.BASES.values() for word in (base.name.lower(), base.repo.lower(), *base.aliases) if word
+    ]
+    assert len(words) == len(set(words))
+    assert all(word == word.lower() for base in guide.BASES.values() for word in base.aliases)
+
+
+def test_prompts_are_written_as_the_base_likes_them() -> None:
+    assert guide.BASES["SDXL 1.0"].prompt("a cat") == "a cat"
+    assert guide.BASES["Pony V6 XL"].prompt("a cat").startswith("score_9, score_8_up")
+    assert guide.BASES["Pony V6 XL"].prompt("a cat").endswith(", a cat")
+    assert guide.BASES["Animagine XL"].prompt("a cat").startswith("a cat, masterpiece")
+
+
+def test_bases_are_plain_json() -> None:
+    for base in guide.BASES.values():
+        assert json.loads(json.dumps(base.as_dict()))["license"] == base.license
+
+
+def test_workflow_has_the_four_steps() -> None:
+    assert [step.name for step in guide.WORKFLOW.values()] == ["Plan", "Dataset", "Train", "Test"]
+    for step in guide.WORKFLOW.values():
+        assert step.question.endswith("?")
+        assert len(step.todo) >= 3
+        assert step.thought
+
+
+def test_hints_gather_all_that_is_said_about_a_setting() -> None:
+    rate = guide.hints("unet_lr")
+    assert rate[0] == guide.RECIPE["unet_lr"].why
+    assert any("NaN" in hint for hint in rate)
+    assert any("most impactful" in hint for hint in rate)
+    assert any("CAME" in hint for hint in guide.hints("optimizer"))
+    assert any("a fifth" in hint for hint in guide.hints("text_encoder_lr"))
+    assert any("Washed-out" in hint for hint in guide.hints("prediction_type"))
+    assert len(guide.hints("trigger_word")) == len(guide.TRIGGER_RULES)
+    assert guide.hints("seed") == []
+
+
+def test_words_are_advice_without_shouting() -> None:
+    texts = [value for value in json.dumps(_texts(), ensure_ascii=False).split('"') if value.strip(" ,[]")]
+    assert len(texts) > 80
+    for text in texts:
+        assert "!" not in text
+        assert not any(ord(letter) > 0x2600 for letter in text)
+        assert "must never" not in text
+
+
+def _texts() -> list[str]:
+    entries = [
+        *guide.RECIPE.values(), *guide.TIERS, *guide.KINDS.values(), *guide.OPTIMIZERS.values(), *guide.MEMORY_SAVINGS,
+        *guide.TRIGGER_RULES, *guide.EXPERIMENTS, *guide.WARNING_SIGNS.values(), *guide.SUCCESS_INDICATORS,
+        *guide.WORKFLOW.values(), *guide.CORRECTIONS, *guide.BASES.values(),
+    ]  # fmt: skip
+    found = []
+    for entry in entries:
+        for value in vars(entry).values():
+            found += (
+                [value]
+                if isinstance(value, str)
+                else [item for item in value if isinstance(item, str)]
+                if (isinstance(value, tuple))
+                else []
+            )
+    return found
