@@ -77,7 +77,7 @@ def applied(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter
 def _read_weights(lora: LoraFile) -> dict[str, torch.Tensor]:
     """All tensors, checked, in names that diffusers takes."""
     try:
-        weights = load_file(lora.path)
+        weights: dict[str, torch.Tensor] = load_file(lora.path)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"LoRA {lora.path.name} is damaged: {error}.", "Download or copy it again.", code="lora_file"

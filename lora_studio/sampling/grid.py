@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ MAX_SIDE = 12_000  # px; browsers and image viewers open this
 MAX_PIXELS = 60_000_000
 SMALLEST, READABLE = 8, 160  # px of a cell's side
 HEADER_LINES = 3
+ASPECT = 4 / 3  # width / height at which a screen shows most of a grid
 
 PAPER, INK, MUTED, FRAME, EMPTY = "#ffffff", "#1e293b", "#64748b", "#cbd5e1", "#f1f5f9"
 
@@ -58,7 +60,7 @@ def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Seque
     """
     native = _native_size(sections)
     layouts = [_fit(native, across, prompts, sections) for across in range(1, len(sections) + 1)]
-    layout = max(layouts, key=lambda layout: (layout.cell, -layout.across))
+    layout = max(layouts, key=lambda layout: (layout.cell, -abs(math.log(layout.size[0] / layout.size[1] / ASPECT))))
     canvas = Image.new("RGB", layout.size, PAPER)
     draw = ImageDraw.Draw(canvas)
     _title(draw, layout, title, subtitle)
