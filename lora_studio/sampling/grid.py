@@ -1,0 +1,207 @@
+"""A sweep as one picture: strengths down, prompts across, one section for each base and LoRA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+MAX_SIDE = 12_000  # px; browsers and image viewers open this
+MAX_PIXELS = 60_000_000
+SMALLEST, READABLE = 8, 160  # px of a cell's side
+HEADER_LINES = 3
+ASPECT = 4 / 3  # width / height at which a screen shows most of a grid
+
+PAPER, INK, MUTED, FRAME, EMPTY = "#ffffff", "#1e293b", "#64748b", "#cbd5e1", "#f1f5f9"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One strength: its label and a picture's path for each prompt, None where there is none."""
+
+    label: str
+    pictures: Sequence[Path | None]
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rows of one LoRA on one base. `heading` may be empty where there is only one section."""
+
+    heading: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Distances in px. Sections lie in `across` columns, filled row by row."""
+
+    cell: tuple[int, int]
+    across: int
+    font: int
+    gap: int
+    margin: int
+    label: int
+    top: int
+    head: int
+    heading: int
+    block: tuple[int, int]
+    size: tuple[int, int]
+    headers: Sequence[Sequence[str]]
+
+
+def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Sequence[Section]) -> Image.Image:
+    """Draw the grid; cells are as large as the pictures, or smaller where the whole would be too large to open.
+
+    Pictures that are missing or unreadable leave an empty frame.
+    """
+    native = _native_size(sections)
+    layouts = [_fit(native, across, prompts, sections) for across in range(1, len(sections) + 1)]
+    layout = max(layouts, key=lambda layout: (layout.cell, -abs(math.log(layout.size[0] / layout.size[1] / ASPECT))))
+    canvas = Image.new("RGB", layout.size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    _title(draw, layout, title, subtitle)
+    for number, section in enumerate(sections):
+        down, right = divmod(number, layout.across)
+        x = layout.margin + right * layout.block[0]
+        y = layout.top + layout.head + down * layout.block[1]
+        if down == 0:
+            _prompts(draw, layout, x)
+        _section(canvas, draw, layout, section, (x, y))
+    return canvas
+
+
+def _fit(native: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[Section]) -> _Layout:
+    """The layout with the largest cells that stays within the limits."""
+    scale = 1.0
+    while True:
+        cell = (max(SMALLEST, int(native[0] * scale)), max(SMALLEST, int(native[1] * scale)))
+        layout = _lay_out(cell, across, prompts, sections)
+        width, height = layout.size
+        if (max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS) or max(cell) == SMALLEST:
+            return layout
+        scale *= 0.95
+
+
+def _lay_out(cell: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[Section]) -> _Layout:
+    font = max(12, min(40, round(min(cell) / 16)))
+    line, gap, margin = _line(font), max(4, font // 3), 2 * font
+    rows = max(len(section.rows) for section in sections)
+    label = font + max(int(_font(font).getlength(row.label)) for section in sections for row in section.rows)
+    headers = [_wrap(prompt, font, cell[0] - font // 2) for prompt in prompts]
+    heading = 2 * line if any(section.heading for section in sections) else 0
+    head = max(len(lines) for lines in headers) * line + gap
+    top = margin + 4 * line
+    block = (label + len(prompts) * (cell[0] + gap) + font, heading + rows * (cell[1] + gap))
+    down = -(-len(sections) // across)
+    size = (2 * margin + across * block[0] - font, top + head + down * block[1] + margin)
+    return _Layout(cell, across, font, gap, margin, label, top, head, heading, block, size, headers)
+
+
+def _title(draw: ImageDraw.ImageDraw, layout: _Layout, title: str, subtitle: str) -> None:
+    room = layout.size[0] - 2 * layout.margin
+    large, font = _font(round(layout.font * 1.4)), _font(layout.font)
+    draw.text((layout.margin, layout.margin), _ellipsis(title, large, room), font=large, fill=INK)
+    below = layout.margin + 2 * _line(layout.font)
+    draw.text((layout.margin, below), _ellipsis(subtitle, font, room), font=font, fill=MUTED)
+
+
+def _prompts(draw: ImageDraw.ImageDraw, layout: _Layout, x: int) -> None:
+    """The prompts above one column of sections, their last lines next to the pictures."""
+    line = _line(layout.font)
+    bottom = layout.top + layout.head - layout.gap
+    for column, lines in enumerate(layout.headers):
+        left = x + layout.label + column * (layout.cell[0] + layout.gap)
+        for number, text in enumerate(lines):
+            draw.text((left, bottom - (len(lines) - number) * line), text, font=_font(layout.font), fill=INK)
+
+
+def _section(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, section: Section, corner: tuple[int, int]
+) -> None:
+    x, y = corner
+    font = _font(layout.font)
+    if layout.heading:
+        text = _ellipsis(section.heading, font, layout.block[0] - layout.font)
+        draw.text((x, y + layout.heading - layout.gap), text, font=font, fill=INK, anchor="lb")
+        y += layout.heading
+    for row in section.rows:
+        left = x + layout.label
+        draw.text((left - layout.font // 2, y + layout.cell[1] // 2), row.label, font=font, fill=INK, anchor="rm")
+        for path in row.pictures:
+            _place(canvas, draw, path, (left, y), layout.cell)
+            left += layout.cell[0] + layout.gap
+        y += layout.cell[1] + layout.gap
+
+
+def _place(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, path: Path | None, corner: tuple[int, int], cell: tuple[int, int]
+) -> None:
+    picture = _open(path)
+    if picture is None:
+        box = (*corner, corner[0] + cell[0] - 1, corner[1] + cell[1] - 1)
+        draw.rectangle(box, fill=EMPTY, outline=FRAME)
+        return
+    canvas.paste(picture.resize(cell, Image.Resampling.LANCZOS) if picture.size != cell else picture, corner)
+
+
+def _open(path: Path | None) -> Image.Image | None:
+    if path is None:
+        return None
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _native_size(sections: Sequence[Section]) -> tuple[int, int]:
+    """The size of the pictures, or the least multiple of it at which a label can be read."""
+    pictures = (_open(path) for section in sections for row in section.rows for path in row.pictures)
+    size = next((picture.size for picture in pictures if picture is not None), (READABLE, READABLE))
+    factor = -(-READABLE // min(size)) if min(size) < READABLE else 1
+    return size[0] * factor, size[1] * factor
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _line(size: int) -> int:
+    """Height of a line of text in px."""
+    ascent, descent = _font(size).getmetrics()
+    return ascent + descent + size // 6
+
+
+def _wrap(text: str, size: int, width: int) -> list[str]:
+    """Lines of at most `width` px; words too long for one, and what follows the last line, end in an ellipsis."""
+    font = _font(size)
+    lines = [""]
+    for word in text.split() or ["(empty)"]:
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    if len(lines) > HEADER_LINES:
+        lines = [*lines[: HEADER_LINES - 1], " ".join(lines[HEADER_LINES - 1 :])]
+    return [_ellipsis(line, font, width) for line in lines]
+
+
+def _ellipsis(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    if font.getlength(text) <= width:
+        return text
+    low, high = 0, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if font.getlength(text[:middle].rstrip() + "…") <= width:
+            low = middle
+        else:
+            high = middle - 1
+    return text[:low].rstrip() + "…"

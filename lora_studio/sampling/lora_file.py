@@ -1,0 +1,147 @@
+"""LoRA files as other people hand them out: checked before anything is loaded from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lora_studio.errors import InputError
+
+# A rank-128 LoCon over all of SDXL with 1.5 MB of tag frequencies needs 3 MB of header and 3,500 tensors.
+MAX_HEADER_BYTES = 4 * 1024**2
+MAX_TENSORS = 10_000
+MAX_NAME = 512
+PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
+KOHYA_KEY = re.compile(r"(lora_(?:unet|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
+PEFT_KEY = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.(?:lora_[AB]|lora\.(?:down|up))\.weight")
+FOREIGN_KEYS = (
+    (re.compile(r"lora_te_"), "It was made for Stable Diffusion 1 or 2"),
+    (
+        re.compile(r"lora_unet_(double|single|joint)_blocks|transformer\.|diffusion_model\."),
+        "It is for another kind of model, like Flux",
+    ),
+    (re.compile(r".*\.(hada|lokr|oft|boft|glora|ia3|dyn)"), "It is a LyCORIS network (LoHa, LoKr...), not a LoRA"),
+    (re.compile(r".*(dora_scale|lora_magnitude_vector)"), "It is a DoRA, whose magnitudes cannot be applied here"),
+    (re.compile(r"(model\.diffusion_model|conditioner|first_stage_model)\."), "It is a whole model, a base"),
+)
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA whose header has been read and found sound. `tensors` maps each name to its (dtype, shape)."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, tuple[str, tuple[int, ...]]]
+    data_offset: int
+
+    @property
+    def name(self) -> str:
+        """The file's name without extension, as prompts write it in <lora:NAME:STRENGTH>."""
+        return self.path.stem
+
+    @property
+    def kohya(self) -> bool:
+        """Whether names are kohya's (else peft's)."""
+        return KOHYA_KEY.fullmatch(next(iter(self.tensors))) is not None
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the layers that the LoRA changes, as the file spells them."""
+        pattern = KOHYA_KEY if self.kohya else PEFT_KEY
+        return {match[1] for name in self.tensors if (match := pattern.fullmatch(name))}
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether it changes a text encoder, so that prompts must be encoded anew at every strength."""
+        return any(name.startswith(("lora_te", "text_encoder")) for name in self.tensors)
+
+    @property
+    def trigger_word(self) -> str:
+        """The trigger word that the trainer wrote into the metadata; empty if it wrote none."""
+        return self.metadata.get("modelspec.trigger_phrase", "").strip()
+
+    @cached_property
+    def model_hash(self) -> str:
+        """SHA-256 of the file after its header, in hex: what kohya and A1111 call a LoRA's hash."""
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            file.seek(self.data_offset)
+            while block := file.read(1024**2):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+def read_lora(path: Path) -> LoraFile:
+    """Read and check the header of a LoRA for SDXL; no weight is loaded.
+
+    Raises InputError for a file that is missing, a pickle, damaged, oversized, or not a LoRA for SDXL.
+    """
+    if not path.is_file():
+        raise InputError(f"LoRA {path} is not there.", "Give the path of a .safetensors file.", code="lora_missing")
+    if path.suffix.lower() in PICKLES:
+        raise _bad(path, "is a pickle, which can run code when it is opened.", "Convert it to .safetensors first.")
+    header, offset = _read_header(path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _bad(path, "has metadata that is not text.", "Save it again with another tool.")
+    if len(header) > MAX_TENSORS or any(len(name) > MAX_NAME for name in header):
+        raise _bad(path, f"has more than {MAX_TENSORS:,} tensors or absurd names.", "This is no LoRA for SDXL.")
+    _check_keys(path, header)
+    try:
+        tensors = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
+    except (TypeError, KeyError, ValueError) as error:
+        raise _bad(path, "has a damaged header.", "Download or copy it again.") from error
+    return LoraFile(path, metadata, tensors, offset)
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header and the offset of the data (https://github.com/huggingface/safetensors#format)."""
+    damaged = "Download or copy it again; only .safetensors files are read."
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+            raise _bad(path, "is not a whole safetensors file, or its header is larger than 4 MB.", damaged)
+        text = file.read(length)
+    try:
+        header = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, "has a header that is no clean JSON.", damaged) from error
+    if not isinstance(header, dict):
+        raise _bad(path, "has a header that is no clean JSON.", damaged)
+    return header, 8 + length
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > len(result := dict(pairs)):
+        raise ValueError("a name stands twice")
+    return result
+
+
+def _check_keys(path: Path, names: Iterable[str]) -> None:
+    """Every tensor must belong to a LoRA for SDXL, in one of the two spellings, and every layer must be whole."""
+    for pattern, what in FOREIGN_KEYS:
+        if found := next((name for name in names if pattern.match(name)), None):
+            raise _bad(path, f"cannot be used with SDXL. {what} (it holds {found!r}).", "Choose a LoRA for SDXL.")
+    kohya = [match for name in names if (match := KOHYA_KEY.fullmatch(name))]
+    peft = [match for name in names if (match := PEFT_KEY.fullmatch(name))]
+    known = kohya or peft
+    strange = [name for name in names if not (KOHYA_KEY if kohya else PEFT_KEY).fullmatch(name)]
+    if not known or strange:
+        example = f" (it holds {strange[0][:80]!r})" if strange else ""
+        raise _bad(path, f"does not look like a LoRA for SDXL{example}.", "Choose a LoRA in kohya's format.")
+    weights = Counter(match[1] for match in known if not match[0].endswith(".alpha"))
+    half = [match[1] for match in known if weights[match[1]] != 2]
+    if half:
+        raise _bad(path, f"lacks a half of layer {half[0]!r}.", "Download or copy it again.")
+
+
+def _bad(path: Path, what: str, remedy: str) -> InputError:
+    return InputError(f"LoRA {path.name} {what}", remedy, code="lora_file")

@@ -1,0 +1,57 @@
+"""Plain figures about a sweep's pictures: how much the LoRA changes, whether it burns, whether prompts still differ.
+
+They compare pixels, not meaning: read them along one column of a grid, never as a score of quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.float32]
+
+MEANING = {
+    "change": "Mean absolute difference from strength 0, same prompt and seed (0 to 1): how much the LoRA does.",
+    "saturation": "Mean of the largest minus the smallest colour channel (0 grey to 1): washed out or burnt colours.",
+    "contrast": "Standard deviation of the brightness (0 flat to 0.5 black and white).",
+    "clipped": "Share of pixels that are nearly black or nearly white (0 to 1).",
+    "variety": "Mean absolute difference between pictures of different prompts, at 32 x 32 (0 all alike to 1).",
+}
+# Rec. 709 luma, on the gamma-coded values that screens and eyes work with.
+LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
+CLIP = 3 / 255
+THUMBNAIL = (32, 32)
+
+
+def measure(pictures: Mapping[str, Image.Image], references: Mapping[str, Image.Image]) -> dict[str, float | None]:
+    """Figures of one strength, averaged over its `pictures` by prompt; `references` are strength 0's.
+
+    Each is described in MEANING; `change` is None without a reference, `variety` with fewer than two prompts.
+    """
+    pixels = {prompt: _pixels(picture) for prompt, picture in pictures.items()}
+    changes = [
+        float(np.abs(pixels[prompt] - _pixels(references[prompt])).mean()) for prompt in pixels if prompt in references
+    ]
+    small = [_pixels(picture.resize(THUMBNAIL, Image.Resampling.BOX)) for picture in pictures.values()]
+    differences = [float(np.abs(one - other).mean()) for one, other in combinations(small, 2)]
+    luma = [image @ LUMA for image in pixels.values()]
+    return {
+        "change": _mean(changes),
+        "saturation": _mean([float(np.ptp(image, axis=2).mean()) for image in pixels.values()]),
+        "contrast": _mean([float(light.std()) for light in luma]),
+        "clipped": _mean([float(((light < CLIP) | (light > 1 - CLIP)).mean()) for light in luma]),
+        "variety": _mean(differences),
+    }
+
+
+def _pixels(picture: Image.Image) -> Pixels:
+    """[height, width, 3] between 0 and 1."""
+    return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return round(sum(values) / len(values), 5) if values else None
