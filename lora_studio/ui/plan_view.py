@@ -20,10 +20,11 @@ def plan_tiles(made: Plan) -> Markup:
             Tile(
                 "Steps",
                 f"{steps.total_steps:,}",
-                f"{count_of(made.images, 'image')} × {made.repeats} repeats, {steps.epochs} epochs, "
+                f"{count_of(made.images, 'image')} × {count_of(made.repeats, 'repeat')}, "
+                f"{count_of(steps.epochs, 'epoch')}, "
                 f"batch {made.recipe.batch_size}",
             ),
-            Tile("Time, roughly", _span(made.seconds), "a range: nobody knows a card before its first step"),
+            Tile("Time, roughly", _span(made.seconds), "a range, until a step is measured"),
             Tile("Memory, roughly", f"{made.vram_gib:.1f} GiB", _memory_note(made), _memory_tone(made)),
             Tile("File", f"{made.lora_mib:.0f} MiB", f"dim {made.recipe.network_dim}, {files}"),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -196,9 +197,9 @@ class _TrainTab:
         buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], show_progress="hidden")
         gr.on(
             self.form.edits,
-            guarded(self.aside.notice, self.edited),
+            self.edited,
             contents,
-            [self.aside.notice, self.figures, self.aside.cards],
+            [self.figures, self.aside.cards],
             show_progress="hidden",
             trigger_mode="always_last",
         )
@@ -216,11 +217,13 @@ class _TrainTab:
         project = self.studio.open(data[self.studio.project])
         recipe = project.info().recipe or Recipe()
         filled = self._fill(project, recipe) if data[self.filled_from] != _stamp(project, recipe) else {}
+        if not filled and data[self.studio.run] == FORM:
+            with suppress(ConfigError):
+                recipe = self.form.read(data)
         run = data[self.studio.run]
         if run is None or (run != FORM and run not in {folder.name for folder in project.runs()}):
             run = self._default_run(project)
-        typed = None if filled else data
-        return filled | self._show(project, run, typed)
+        return filled | self._show(project, run, recipe)
 
     def start(self, data: dict[Any, Any]) -> Updates:
         """Write the job and start its worker process."""
@@ -265,7 +268,8 @@ class _TrainTab:
         """Fill the form with this run's recipe, for one change and another run."""
         project, name = self._chosen(data)
         view = RunView.of(run_named(project, name), self.histories)
-        return self._fill(project, view.job.recipe, view.job.name) | self._show(project, FORM)
+        filled = self._fill(project, view.job.recipe, view.job.name)
+        return filled | self._show(project, FORM, view.job.recipe) | {self.form_side.source: None}
 
     def pick(self, project_name: str, event: gr.EventData) -> Updates:
         """Look at another run."""
@@ -286,14 +290,13 @@ class _TrainTab:
             raise InputError(f"There is no preset {source!r}.", "Choose one from the list.", code="no_preset")
         return self.form.fill(recipe) | self._estimate(project, project.info(), recipe)
 
-    def edited(self, data: dict[Any, Any]) -> Updates:
-        """The form changed: what it would make of the run. Fields mark their own errors."""
-        project = self.studio.open(data[self.studio.project])
+    def edited(self, data: dict[Any, Any]) -> Any:
+        """The form changed: what it would make of the run. A single wrong value is marked at its field."""
         try:
-            recipe = self.form.read(data)
-        except ConfigError:
-            return {}
-        return self._estimate(project, project.info(), recipe)
+            project = self.studio.open(data[self.studio.project])
+            return self._estimate(project, project.info(), self.form.read(data))
+        except StudioError:
+            return gr.skip()
 
     def tick(self, project_name: str, run: str | None, seen: str) -> Any:
         """Show what is new; called while a job is at work."""
@@ -326,8 +329,8 @@ class _TrainTab:
     def _job(self, folder: Any) -> TrainJob:
         return RunView.of(folder, self.histories).job
 
-    def _show(self, project: Project, run: str, typed: dict[Any, Any] | None = None) -> Updates:
-        """The whole tab for a run, or for the form; `typed` is the form's content, if it is to be judged."""
+    def _show(self, project: Project, run: str, recipe: Recipe | None = None) -> Updates:
+        """The whole tab for a run, or for the form; `recipe` is what the form holds (default: the project's)."""
         common = {
             self.studio.run: run,
             self.seen: self._signature(project, run),
@@ -335,15 +338,10 @@ class _TrainTab:
             self.run_side.column: gr.Column(visible=run != FORM),
             self.aside.runs: self._runs(project, run),
         }
-        return common | (self._show_form(project, typed) if run == FORM else self._show_run(project, run))
+        return common | (self._show_form(project, recipe) if run == FORM else self._show_run(project, run))
 
-    def _show_form(self, project: Project, typed: dict[Any, Any] | None) -> Updates:
+    def _show_form(self, project: Project, recipe: Recipe | None) -> Updates:
         info = project.info()
-        try:
-            recipe = (info.recipe or Recipe()) if typed is None else self.form.read(typed)
-            estimate = self._estimate(project, info, recipe)
-        except StudioError:
-            estimate = {}
         facts = " · ".join(part for part in (info.base, info.trigger_word or "no trigger word yet") if part)
         return {
             self.title: Markup('<h2 class="run-title">New run</h2><p class="hint">{}</p>').format(facts),
@@ -352,7 +350,7 @@ class _TrainTab:
             self.aside.files: gr.Column(visible=False),
             self.aside.details: gr.Accordion(visible=False),
             self.aside.log_fold: gr.Accordion(visible=False),
-            **estimate,
+            **self._estimate(project, info, recipe or info.recipe or Recipe()),
         }
 
     def _show_run(self, project: Project, run: str) -> Updates:
@@ -420,7 +418,11 @@ class _TrainTab:
         }
 
     def _estimate(self, project: Project, info: ProjectInfo, recipe: Recipe) -> Updates:
-        made = self._plan(project, info, recipe)
+        """What a recipe would make of the run, or why it cannot work."""
+        try:
+            made = self._plan(project, info, recipe)
+        except ConfigError as error:
+            return {self.figures: "", self.aside.cards: error_card(error)}
         return {self.figures: plan_tiles(made), self.aside.cards: caution_cards(made)}
 
     def _plan(self, project: Project, info: ProjectInfo, recipe: Recipe) -> Plan:
