@@ -263,7 +263,9 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
         known.add(image)
         report.added.append(image)
         if suffix not in suffixes:
-            report.notes.append(f"{_text(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now.")
+            report.notes.append(
+                f"{_text(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
+            )
     else:
         image, reason = there
         report.skipped.append(Skipped(name=_text(candidate.name), reason=reason))
@@ -326,7 +328,9 @@ def _fill(file: Path, target: Path, temporary: Path) -> None:
 def _refusal(name: str, error: InputError | OSError) -> Refused:
     if isinstance(error, InputError):
         return Refused(name=_text(name), message=_text(error.message), remedy=error.remedy)
-    return Refused(name=_text(name), message=f"{_text(name)!r} cannot be read: {error.strerror}.", remedy="Check its permissions.")
+    return Refused(
+        name=_text(name), message=f"{_text(name)!r} cannot be read: {error.strerror}.", remedy="Check its permissions."
+    )
 
 
 def _nothing_in(what: str) -> InputError:
