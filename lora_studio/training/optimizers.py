@@ -36,7 +36,10 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
         case Optimizer.ADAFACTOR:
             from transformers.optimization import Adafactor
 
-            return Adafactor(groups, weight_decay=decay, relative_step=False, scale_parameter=False, warmup_init=False)
+            adafactor: torch.optim.Optimizer = Adafactor(
+                groups, weight_decay=decay, relative_step=False, scale_parameter=False, warmup_init=False
+            )
+            return adafactor
         case Optimizer.ADAMW8BIT:
             try:
                 from bitsandbytes.optim import AdamW8bit

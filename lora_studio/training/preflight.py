@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -31,10 +32,12 @@ TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
 LORA_COPIES = 2 * (4 + 8)  # two states: weights in fp32 and two moments at most, in bytes a weight
 SPARE = 2**28  # bytes that stay free
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Plan:
-    """A job that can start."""
+class ReadyJob:
+    """What a job that can start needs."""
 
     dataset: Dataset
     counts: StepCount
@@ -48,7 +51,7 @@ class Plan:
 
 def preflight(
     job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]
-) -> Plan:
+) -> ReadyJob:
     """Check a job and return what it needs. Raises ConfigError with all problems at once.
 
     A base on the Hub is downloaded here if nothing else is wrong.
@@ -56,7 +59,7 @@ def preflight(
     recipe = job.recipe
     found: list[str] = []
 
-    def attempt(check: Callable[[], Any]) -> Any:
+    def attempt(check: Callable[[], T]) -> T | None:
         try:
             return check()
         except ConfigError as error:
@@ -69,22 +72,22 @@ def preflight(
     if dataset is not None:
         found += _dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
-    facts = attempt(lambda: read_facts(source)) if source is not None and source.kind != "repo" else None
+    facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
     found += problems(recipe, guide.find_base(job.base))
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
-    if not found:
-        source = attempt(lambda: fetch(source, on_progress=lambda message: on_progress(message, 0, 0)))
-        facts = attempt(lambda: read_facts(source)) if source is not None else None
+    if source is not None and source.kind == "repo" and not found:
+        source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
+        facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
         found += _prediction_problems(job, facts)
     if facts is not None and dataset is not None and not found:
         found += _space_problems(job, folder, home, dataset, facts)
-    if found:
+    if found or dataset is None or source is None or facts is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
-    return Plan(
+    return ReadyJob(
         dataset=dataset,
         counts=dataset.count(recipe),
         source=source,

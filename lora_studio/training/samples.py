@@ -5,7 +5,7 @@ Each picture has a generator of its own, so that drawing changes nothing about t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +44,7 @@ def draw_samples(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager],
-) -> Iterator[Image.Image]:
+) -> Generator[Image.Image]:
     """Draw one picture for each prompt; the models are as they were afterwards.
 
     `encode` gives a text's embeddings [77, D] and pooled embeddings [P]. The negative prompt is the empty text.
