@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio import guide
@@ -22,9 +23,10 @@ from lora_studio.planning.advice import problems
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training.adapters import add_adapters
-from lora_studio.training.base_models import Facts, Source, fetch, read_facts, resolve
+from lora_studio.training.adapters import text_encoder_targets, unet_targets
+from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
 from lora_studio.training.batches import Dataset, read_dataset
+from lora_studio.training.optimizers import try_optimizer
 
 SHOWN = 5  # problems of one kind that are listed
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
@@ -76,12 +78,13 @@ def preflight(
     found += problems(recipe, guide.find_base(job.base))
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
+    attempt(lambda: try_optimizer(recipe, device))
     found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
     if source is not None and source.kind == "repo" and not found:
         source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
         facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
-        found += _prediction_problems(job, facts)
+        found += [*_prediction_problems(job, facts), *_clip_skip_problems(job, facts)]
     if facts is not None and dataset is not None and not found:
         found += _space_problems(job, folder, home, dataset, facts)
     if found or dataset is None or source is None or facts is None or precision is None:
@@ -132,6 +135,13 @@ def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
     ]
 
 
+def _clip_skip_problems(job: TrainJob, facts: Facts) -> list[str]:
+    layers = min(config["num_hidden_layers"] for config in facts.text_encoders)
+    if job.recipe.clip_skip <= layers:
+        return []
+    return [f"clip_skip is {job.recipe.clip_skip}, but a text encoder of {job.base} has {layers} layers. Use 2."]
+
+
 def _write_problem(folder: Path) -> str | None:
     place = folder
     while not place.exists():
@@ -167,16 +177,13 @@ def _space_problems(job: TrainJob, folder: JobFolder, home: Home, dataset: Datas
 
 def lora_weights(recipe: Recipe, facts: Facts) -> int:
     """How many weights the LoRA will have, counted on models that take no memory."""
+    weights: list[nn.Parameter] = []
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(facts.unet)
-        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in facts.text_encoders]
-    adapters = add_adapters(
-        unet,
-        encoders,
-        network_dim=recipe.network_dim,
-        network_alpha=recipe.network_alpha,
-        seed=0,
-        train_unet=recipe.unet_lr > 0,
-        train_text_encoders=recipe.text_encoder_lr > 0,
-    )
-    return sum(parameter.numel() for parameter in adapters.parameters("unet", "te1", "te2"))
+        if recipe.unet_lr:
+            unet = UNet2DConditionModel.from_config(facts.unet)
+            weights += [unet.get_parameter(f"{path}.weight") for path in unet_targets(unet)]
+        for config in facts.text_encoders if recipe.text_encoder_lr else ():
+            encoder = CLIPTextModel(CLIPTextConfig(**config))
+            weights += [encoder.get_parameter(f"{path}.weight") for path in text_encoder_targets(encoder)]
+    # A is [rank, in...] and B [out, rank...]
+    return recipe.network_dim * sum(weight.shape[0] + weight[0].numel() for weight in weights)

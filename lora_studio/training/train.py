@@ -157,7 +157,7 @@ def _cache_texts(
     for encoder in base.text_encoders:
         encoder.to(ready.device)
     texts.fill(
-        [*captions, *run_prompts(job, ready.dataset), ""],
+        [*captions, *run_prompts(job, ready.dataset)],
         base.text_encoders,
         base.tokenizers,
         should_stop=should_stop,
