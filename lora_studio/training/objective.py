@@ -36,19 +36,22 @@ def draw_latent(mean: Tensor, logvar: Tensor, seed: int, step: int, sample: int)
     return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator(seed, "latent", step, sample))
 
 
-def training_target(scheduler: DDPMScheduler, prediction_type: str, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def training_target(
+    scheduler: DDPMScheduler, prediction_type: str, latents: Tensor, noise: Tensor, t: Tensor
+) -> Tensor:
     """What the UNet should answer [B, C, H, W]: the noise, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0.
 
     v-prediction: Salimans and Ho 2022 (arXiv:2202.00512).
     """
     if prediction_type == "v_prediction":
-        return scheduler.get_velocity(latents, noise, t)
+        velocity: Tensor = scheduler.get_velocity(latents, noise, t)
+        return velocity
     return noise
 
 
 def signal_to_noise(scheduler: DDPMScheduler) -> Tensor:
     """SNR [T] of the schedule that is really used: 0 at the last timestep if its terminal SNR is zero."""
-    kept = scheduler.alphas_cumprod.double()
+    kept: Tensor = scheduler.alphas_cumprod.double()
     return (kept / (1 - kept)).float()
 
 

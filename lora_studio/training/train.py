@@ -27,7 +27,7 @@ from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
 from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.optimizers import make_lr_scheduler, make_optimizer, parameter_groups
-from lora_studio.training.preflight import Plan, preflight
+from lora_studio.training.preflight import ReadyJob, preflight
 from lora_studio.training.text import truncated
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "prodigyopt", "safetensors")
@@ -64,16 +64,16 @@ def train(
     """
     begin = time.monotonic()
     phases = _Phases(report)
-    plan = preflight(job, folder, home, on_progress=phases)
-    _tell_dataset(job, plan, report)
-    write_json(folder.path / "environment.json", describe_environment(job, plan))
+    ready = preflight(job, folder, home, on_progress=phases)
+    _tell_dataset(job, ready, report)
+    write_json(folder.path / "environment.json", describe_environment(job, ready))
     try:
-        run = prepare(job, folder, plan, home=home, report=report, phases=phases, should_stop=should_stop)
+        run = prepare(job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop)
     except Stopped:
         return _result(job, folder, None, begin, stopped=True)
     if resume:
         _resume(run, report)
-    _tell_start(run, plan, report)
+    _tell_start(run, ready, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped:
         lora = folder.path / f"{job.name}.safetensors"
@@ -85,7 +85,7 @@ def train(
 def prepare(
     job: TrainJob,
     folder: JobFolder,
-    plan: Plan,
+    ready: ReadyJob,
     *,
     home: Home,
     report: Report,
@@ -93,25 +93,25 @@ def prepare(
     should_stop: Callable[[], bool],
 ) -> Run:
     """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped."""
-    recipe, device = job.recipe, plan.device
+    recipe, device = job.recipe, ready.device
     base = load_base(
-        plan.source,
-        dtype=plan.dtype,
+        ready.source,
+        dtype=ready.dtype,
         vae=job.vae,
-        prediction_type=plan.prediction_type,
+        prediction_type=ready.prediction_type,
         on_progress=lambda message: phases(message, 0, 0),
     )
-    _tell_long_captions(base, plan, report)
+    _tell_long_captions(base, ready, report)
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
     base.vae.to(device)
     latents.fill(
-        plan.dataset.items,
+        ready.dataset.items,
         base.vae,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
     )
     base.vae.to("cpu")
-    texts = None if recipe.text_encoder_lr else _cache_texts(job, plan, base, home, phases, should_stop)
+    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop)
     adapters = add_adapters(
         base.unet,
         base.text_encoders,
@@ -127,37 +127,37 @@ def prepare(
     if recipe.gradient_checkpointing:
         base.unet.enable_gradient_checkpointing()
         for encoder in base.text_encoders:
-            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(recipe, parameter_groups(adapters, recipe))
     return Run(
         job=job,
         folder=folder.path,
-        dataset=plan.dataset,
-        counts=plan.counts,
+        dataset=ready.dataset,
+        counts=ready.counts,
         base=base,
         adapters=adapters,
         optimizer=optimizer,
-        lr_scheduler=make_lr_scheduler(recipe, optimizer, plan.counts.total_steps),
-        scaler=torch.amp.GradScaler(device.type, enabled=plan.dtype == torch.float16),
+        lr_scheduler=make_lr_scheduler(recipe, optimizer, ready.counts.total_steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=ready.dtype == torch.float16),
         latents=latents,
         texts=texts,
         device=device,
-        dtype=plan.dtype,
-        precision=PRECISIONS[plan.dtype],
+        dtype=ready.dtype,
+        precision=PRECISIONS[ready.dtype],
         health=Health(),
     )
 
 
 def _cache_texts(
-    job: TrainJob, plan: Plan, base: Base, home: Home, phases: _Phases, should_stop: Callable[[], bool]
+    job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: _Phases, should_stop: Callable[[], bool]
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
     texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), job.recipe.clip_skip)
-    captions = [item.caption for item in plan.dataset.items]
+    captions = [item.caption for item in ready.dataset.items]
     for encoder in base.text_encoders:
-        encoder.to(plan.device)
+        encoder.to(ready.device)
     texts.fill(
-        [*captions, *run_prompts(job, plan.dataset), ""],
+        [*captions, *run_prompts(job, ready.dataset)],
         base.text_encoders,
         base.tokenizers,
         should_stop=should_stop,
@@ -165,7 +165,7 @@ def _cache_texts(
     )
     base.text_encoders.clear()
     gc.collect()
-    if plan.device.type == "cuda":
+    if ready.device.type == "cuda":
         torch.cuda.empty_cache()
     return texts
 
@@ -216,9 +216,9 @@ class _Phases:
             self._message, self._told = message, now
 
 
-def _tell_dataset(job: TrainJob, plan: Plan, report: Report) -> None:
+def _tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
     """Say how many captions were found, and what stands in where there are none."""
-    items = plan.dataset.items
+    items = ready.dataset.items
     missing = [item for item in items if not item.captioned]
     report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions")
     if missing:
@@ -240,8 +240,8 @@ def _tell_dataset(job: TrainJob, plan: Plan, report: Report) -> None:
         )
 
 
-def _tell_long_captions(base: Base, plan: Plan, report: Report) -> None:
-    cut = truncated(base.tokenizers[0], [item.caption for item in plan.dataset.items])
+def _tell_long_captions(base: Base, ready: ReadyJob, report: Report) -> None:
+    cut = truncated(base.tokenizers[0], [item.caption for item in ready.dataset.items])
     if cut:
         report(
             "warning",
@@ -251,7 +251,7 @@ def _tell_long_captions(base: Base, plan: Plan, report: Report) -> None:
         )
 
 
-def _tell_start(run: Run, plan: Plan, report: Report) -> None:
+def _tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
     report(
         "start",
         total=run.counts.total_steps,
@@ -260,7 +260,7 @@ def _tell_start(run: Run, plan: Plan, report: Report) -> None:
         images=len(run.dataset.items),
         device=device_name(run.device),
         precision=run.precision,
-        precision_reason=plan.dtype_reason,
+        precision_reason=ready.dtype_reason,
         prediction_type=run.base.prediction_type,
     )
 
@@ -272,7 +272,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
 
 
-def describe_environment(job: TrainJob, plan: Plan) -> dict[str, Any]:
+def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
     """The machine and the versions that do a run, for environment.json."""
     gpu = find_gpu()
     return {
@@ -280,10 +280,10 @@ def describe_environment(job: TrainJob, plan: Plan) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in LIBRARIES},
-        "device": device_name(plan.device),
+        "device": device_name(ready.device),
         "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
         "cuda": torch.version.cuda,
-        "precision": PRECISIONS[plan.dtype],
+        "precision": PRECISIONS[ready.dtype],
         "seed": job.recipe.seed,
     }
 
