@@ -1,0 +1,131 @@
+"""Zip archives from anywhere: what is in them, and reading one file at a time.
+
+Nothing is unpacked by the names in the archive. One that looks like an attack (names that lead outside, links, far more
+inside than a picture set can have) is refused as a whole, before anything is read from it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import zlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from zipfile import BadZipFile, ZipFile, ZipInfo
+
+from lora_studio.errors import InputError, disk_errors
+
+UTF8_NAME = 0x800  # flag of an entry whose name is UTF-8; others are code page 437, or UTF-8 all the same
+ENCRYPTED = 0x1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that an archive may hold. Sizes are unpacked bytes; `ratio` (unpacked / packed) counts from `free`."""
+
+    entries: int = 20_000
+    total: int = 32 * 2**30
+    ratio: float = 200.0
+    free: int = 256 * 2**20  # below this even blank bitmaps, which pack to a thousandth, do no harm
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive: its name with forward slashes, its unpacked size in bytes."""
+
+    archive: Path
+    name: PurePosixPath
+    info: ZipInfo
+
+    @property
+    def size(self) -> int:
+        """Unpacked size in bytes."""
+        return self.info.file_size
+
+    def extract(self, target: Path) -> None:
+        """Unpack into `target`; raises InputError if the archive is damaged there, DiskFullError without room."""
+        try:
+            with (
+                disk_errors(target),
+                ZipFile(self.archive) as archive,
+                archive.open(self.info) as source,
+                target.open("wb") as file,
+            ):
+                shutil.copyfileobj(source, file)
+        except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise InputError(
+                f"{str(self.name)!r} in {self.archive.name!r} cannot be unpacked: {error}",
+                "Pack it again with the ordinary (deflate) method.",
+                code="zip_entry",
+            ) from error
+
+
+def members(archive: Path, limits: Limits | None = None) -> list[Member]:
+    """The files of a zip in its own order, folders left out.
+
+    Raises InputError for what is no zip, needs a password, or is refused as an attack.
+    """
+    limits = limits or Limits()
+    try:
+        with ZipFile(archive) as opened:
+            infos = opened.infolist()
+    except (BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _refused(archive, f"cannot be opened: {reason}", "Pack it again, or give a folder.") from error
+    _check_amount(archive, infos, limits)
+    found = []
+    for info in infos:
+        name = _name(info)
+        if _leads_outside(name):
+            raise _refused(
+                archive,
+                f"holds {name!r}, a name that leads outside the archive",
+                "Unpack it yourself if you trust it, and give the folder.",
+            )
+        if stat.S_ISLNK(info.external_attr >> 16):
+            raise _refused(archive, f"holds {name!r}, a link", "Pack it again with the files themselves.")
+        if info.is_dir():
+            continue
+        if info.flag_bits & ENCRYPTED:
+            raise _refused(archive, "needs a password", "Unpack it, and give the folder.")
+        found.append(Member(archive, PurePosixPath(name), info))
+    return found
+
+
+def _check_amount(archive: Path, infos: list[ZipInfo], limits: Limits) -> None:
+    if len(infos) > limits.entries:
+        raise _refused(
+            archive, f"holds {len(infos):,} files, more than {limits.entries:,}", "Split it, or give a folder."
+        )
+    total, packed = sum(info.file_size for info in infos), sum(info.compress_size for info in infos)
+    if total > limits.total:
+        raise _refused(
+            archive,
+            f"unpacks to {total / 2**30:.1f} GiB, more than {limits.total / 2**30:.1f} GiB",
+            "Split it, or give a folder.",
+        )
+    if total > limits.free and total > limits.ratio * max(1, packed):
+        raise _refused(
+            archive,
+            f"unpacks to {total / max(1, packed):.0f} times its size, as no set of images does",
+            "Unpack it yourself if you trust it, and give the folder.",
+        )
+
+
+def _name(info: ZipInfo) -> str:
+    """The entry's name with forward slashes; UTF-8 that is not marked as such is read as what it is."""
+    name = info.filename
+    if not info.flag_bits & UTF8_NAME:
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    return name.replace("\\", "/")
+
+
+def _leads_outside(name: str) -> bool:
+    return name.startswith("/") or re.match(r"[A-Za-z]:", name) is not None or ".." in name.split("/")
+
+
+def _refused(archive: Path, what: str, remedy: str) -> InputError:
+    return InputError(f"The zip {archive.name!r} {what}.", remedy, code="zip")
