@@ -371,5 +371,3 @@ def _left_out(lines: Sequence[str], title: str) -> list[Markup]:
         return []
     more = [f"and {len(lines) - NAMES_SHOWN} more"] if len(lines) > NAMES_SHOWN else []
     return [card(title, "\n".join([*lines[:NAMES_SHOWN], *more]))]
-
-
