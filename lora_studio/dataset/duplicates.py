@@ -27,6 +27,7 @@ LARGEST_DIFFERENCE = 0.16  # of the contrast: measured copies stay below, the ne
 NEAREST = 24  # candidates an image, so that a large set of one style stays affordable
 
 _BLOCK = 256  # rows of hashes compared with all others at once
+_LOSSLESS = (".png", ".bmp", ".dib", ".tif", ".tiff")
 _BATCH = 32  # pairs aligned at once: their arrays fit into the processor's cache
 _CROPPED = 0.015  # of a side: windows that differ less are the whole picture
 _BRIGHTER = 1.06  # factor of contrast from which a copy is called brightened
@@ -163,7 +164,10 @@ def _group(entries: Sequence[Entry], keep: int, copies: Sequence[int], links: di
 
 
 def _best(candidates: Sequence[tuple[int, Entry]], neighbours: dict[int, dict[int, _Link]]) -> int:
-    """The largest, then the sharpest; of those the file with most bytes; of equal pixels one with a caption."""
+    """The largest, then the sharpest; then one that was saved without loss, then the file with most bytes.
+
+    Where that leaves several, and among those of equal pixels whatever their bytes, `_tie` decides.
+    """
     area = max(entry.info.width * entry.info.height for _, entry in candidates)
     largest = [(index, entry) for index, entry in candidates if entry.info.width * entry.info.height == area]
     if len(largest) > 1:
@@ -171,15 +175,20 @@ def _best(candidates: Sequence[tuple[int, Entry]], neighbours: dict[int, dict[in
         # Compression leaves noise that looks sharp: a small difference decides nothing.
         enough = 0.8 * max(sharpness.values())
         largest = [(index, entry) for index, entry in largest if sharpness[index] >= enough]
-    richest, entry = max(largest, key=lambda item: item[1].size_bytes)
-    links = neighbours[richest]
+    # Even when it was made of a lossy copy, a lossless one is no worse.
+    lossless = [item for item in largest if item[1].info.path.suffix.lower() in _LOSSLESS]
+    most = max(entry.size_bytes for _, entry in lossless or largest)
+    rich = [item for item in lossless or largest if item[1].size_bytes >= 0.95 * most]
+    best, entry = min(rich, key=lambda item: _tie(item[1]))
+    links = neighbours[best]
     same = [item for item in largest if item[0] in links and _same_pixels(entry, item[1], links[item[0]])]
-    return min([(richest, entry), *same], key=lambda item: _tie(item[1]))[0]
+    return min([(best, entry), *same], key=lambda item: _tie(item[1]))[0]
 
 
-def _tie(entry: Entry) -> tuple[bool, str]:
+def _tie(entry: Entry) -> tuple[bool, int, str]:
+    """A captioned image comes first, then the shorter name: copies are called `a (1).png` or `a copy.png`."""
     path = entry.info.path
-    return existing_caption(path) is None, str(path)
+    return existing_caption(path) is None, len(path.name), str(path)
 
 
 def _sharpness(path: Path) -> float:

@@ -63,19 +63,21 @@ def _emoji_words(modules: Path) -> dict[str, tuple[str, str, tuple[str, ...]]]:
     return words
 
 
-def _render_icon(body: str, box: tuple[float, float, float, float]) -> NDArray[np.uint8]:
-    """One icon as straight-alpha RGBA, uint8 [RESOLUTION, RESOLUTION, 4], with a margin around it."""
+def draw_icon(
+    body: str, box: tuple[float, float, float, float], *, drawn: int = DRAWN, resolution: int = RESOLUTION
+) -> NDArray[np.uint8]:
+    """One icon as straight-alpha RGBA, uint8 [resolution, resolution, 4]: `drawn` px wide, with a margin around it."""
     import resvg_py
 
     view = " ".join(f"{value:g}" for value in box)
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{DRAWN}" height="{DRAWN}" viewBox="{view}">{body}</svg>'
+        f'width="{drawn}" height="{drawn}" viewBox="{view}">{body}</svg>'
     )
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=DRAWN, height=DRAWN, skip_system_fonts=True))
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=drawn, height=drawn, skip_system_fonts=True))
     icon = Image.open(io.BytesIO(png)).convert("RGBA")
-    canvas = np.zeros((RESOLUTION, RESOLUTION, 4), np.uint8)
-    margin = (RESOLUTION - DRAWN) // 2
+    canvas = np.zeros((resolution, resolution, 4), np.uint8)
+    margin = (resolution - drawn) // 2
     canvas[margin : margin + icon.height, margin : margin + icon.width] = np.asarray(icon)
     return canvas
 
@@ -99,7 +101,7 @@ def render(modules: Path, work: Path, report: Callable[[str], None]) -> None:
                 icon.get("height", icons.get("height", 16)),
             )
             label, subgroup, tags = words[slug]
-            images.append(_render_icon(icon["body"], box))
+            images.append(draw_icon(icon["body"], box))
             rows.append({"label": label, "subgroup": subgroup, "tags": tags})
         np.save(work / f"{name}.npy", np.stack(images))
         listing.write_text(json.dumps(rows), encoding="utf-8")

@@ -1,0 +1,53 @@
+"""The example images hold what their README says."""
+
+from __future__ import annotations
+
+import re
+
+from lora_studio.dataset.images import read_image
+from lora_studio.dataset.scan import scan
+from lora_studio.walkthrough import EXAMPLE, PROMPTS
+
+
+def test_a_scan_finds_exactly_the_planted_flaws() -> None:
+    report = scan(EXAMPLE)
+    assert report.summary.images == report.summary.readable == 24
+    found = {
+        (group.keep.name, path.name): reason
+        for group in report.duplicate_groups
+        for path, reason in zip(group.reject, group.reasons, strict=True)
+    }
+    assert found == {
+        ("guitar.png", "guitar-mirrored.png"): "mirrored copy",
+        ("owl.png", "owl-resaved.jpg"): "re-encoded copy",
+        ("rocket.png", "rocket-resized.png"): "smaller copy",
+    }
+    issues = {(image.path.name, issue.code) for image in report.images for issue in image.issues}
+    assert issues == {("umbrella.png", "too_small")}
+
+
+def test_the_readme_lists_every_picture_and_there_is_nothing_else() -> None:
+    readme = (EXAMPLE / "README.md").read_text("utf-8")
+    good = re.search(r"20 are as they should be:\n(.*?)\.\n", readme, re.DOTALL)
+    assert good is not None
+    listed = {f"{name}.png" for name in re.split(r",\s+", good[1])}
+    flaws = set(re.findall(r"^\| (\S+\.(?:png|jpg)) ", readme, re.MULTILINE))
+    assert (len(listed), len(flaws)) == (20, 4)
+    assert {path.name for path in EXAMPLE.iterdir()} == listed | flaws | {"README.md", "LICENSE"}
+
+
+def test_pictures_are_black_on_white_with_a_margin() -> None:
+    for path in EXAMPLE.glob("*.png"):
+        image = read_image(path)
+        inked = image.convert("L").point(lambda value: 255 - value).getbbox()
+        assert inked is not None
+        assert min(inked[:2]) > 0.05 * image.width
+        assert max(inked[2:]) < 0.95 * image.width
+        colours = image.getcolors(16)
+        assert colours is not None
+        assert all(red == green == blue for _, (red, green, blue) in colours)
+
+
+def test_the_demo_draws_nothing_that_is_in_the_set() -> None:
+    names = {path.stem.replace("-", " ") for path in EXAMPLE.glob("*.png")}
+    assert not names & {prompt.removeprefix("{trigger}, ") for prompt in PROMPTS}
