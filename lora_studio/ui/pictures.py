@@ -17,16 +17,20 @@ from lora_studio.project import Home
 SHOWN_SIZE = 512
 
 
-def picture_url(home: Home, path: Path, size: int = SHOWN_SIZE) -> str:
-    """The address of a WebP copy of an image, made if missing. Raises InputError if it cannot be decoded, OSError."""
+def picture_url(home: Home, path: Path, size: int = SHOWN_SIZE, *, sha256: str | None = None) -> str:
+    """The address of a WebP copy of an image, made if missing; `sha256` is the image's hash where it is known.
+
+    Raises InputError if the image cannot be decoded, OSError.
+    """
     stamp = path.stat()
-    return f"gradio_api/file={quote(str(_copy(path, home.thumbnails, size, stamp.st_mtime_ns, stamp.st_size)))}"
+    copy = _copy(path, home.thumbnails, size, stamp.st_mtime_ns, stamp.st_size, sha256)
+    return f"gradio_api/file={quote(str(copy))}"
 
 
-@lru_cache(maxsize=4096)
-def _copy(path: Path, folder: Path, size: int, changed: int, length: int) -> Path:
+@lru_cache(maxsize=16384)
+def _copy(path: Path, folder: Path, size: int, changed: int, length: int, sha256: str | None) -> Path:
     """The copy of the file as it is now: its time and length are part of the key, so it is hashed once."""
-    return thumbnail(path, folder, size)
+    return thumbnail(path, folder, size, sha256=sha256)
 
 
 def picture(home: Home, path: Path, alt: str, caption: str, size: int = SHOWN_SIZE) -> Markup:

@@ -1,0 +1,188 @@
+"""A project's dataset as the page shows it: each image with its caption, what the last scan said, and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from lora_studio.dataset.captions import read_caption, split_tags, with_trigger
+from lora_studio.dataset.duplicates import DuplicateGroup
+from lora_studio.dataset.images import ImageInfo
+from lora_studio.dataset.manifest import Manifest
+from lora_studio.errors import InputError
+from lora_studio.project import Project
+from lora_studio.ui.plan_tab import project_images
+
+MANIFEST = "dataset.json"
+
+
+class Filter(StrEnum):
+    """Which images the grid shows."""
+
+    ALL = "All"
+    NO_CAPTION = "No caption"
+    NO_TRIGGER = "No trigger word"
+    FLAGGED = "To look at"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image. `info` is None until it was scanned; `proposal` says why the scan would set it aside, if it would."""
+
+    id: str
+    path: Path
+    caption: str | None
+    info: ImageInfo | None
+    proposal: str
+    kept: bool
+    trigger: str
+
+    @property
+    def name(self) -> str:
+        """The file's name as text that any page can show."""
+        return shown_name(self.path)
+
+    @property
+    def has_trigger(self) -> bool:
+        """Whether the caption begins with the trigger word."""
+        return has_trigger(self.caption or "", self.trigger)
+
+    @property
+    def remarks(self) -> list[str]:
+        """What there is to look at, in words: what the scan found, unless the image is marked to be kept."""
+        if self.kept:
+            return []
+        copy = [self.proposal] if self.proposal else []
+        issues = [issue.message for issue in self.info.issues] if self.info else []
+        return [*copy, *(message for message in issues if message not in copy)]
+
+    def passes(self, chosen: Filter) -> bool:
+        """Whether the filter shows it."""
+        match chosen:
+            case Filter.NO_CAPTION:
+                return not self.caption
+            case Filter.NO_TRIGGER:
+                return bool(self.caption) and not self.has_trigger
+            case Filter.FLAGGED:
+                return bool(self.remarks)
+        return True
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All images of a project in order, the groups of copies, and what the scan proposes."""
+
+    project: Project
+    trigger: str
+    items: list[Item]
+    groups: list[DuplicateGroup]
+    manifest: Manifest = field(repr=False)
+
+    @classmethod
+    def of(cls, project: Project) -> Contents:
+        """Look at a project's dataset as it is on disk now; reads no image."""
+        manifest = load_manifest(project)
+        trigger = project.info().trigger_word
+        proposed = {item.path: item.reason for item in manifest.proposals()}
+        items = [
+            Item(
+                id=image_id(project, path),
+                path=path,
+                caption=_caption(path),
+                info=(info := manifest.infos.get(path)),
+                proposal=proposed.get(path, ""),
+                kept=info is not None and info.sha256 in manifest.kept,
+                trigger=trigger,
+            )
+            for path in project_images(project)
+        ]
+        there = {item.path for item in items}
+        groups = [left for group in manifest.groups if (left := _proposed(group, there & proposed.keys()))]
+        return cls(project, trigger, items, groups, manifest)
+
+    @cached_property
+    def by_id(self) -> dict[str, Item]:
+        """The images by their ids."""
+        return {item.id: item for item in self.items}
+
+    @cached_property
+    def by_path(self) -> dict[Path, Item]:
+        """The images by their paths."""
+        return {item.path: item for item in self.items}
+
+    @property
+    def unseen(self) -> int:
+        """How many images were not scanned as they are now."""
+        return sum(item.info is None for item in self.items)
+
+    @property
+    def proposed(self) -> list[Item]:
+        """What the scan would set aside: copies and what cannot be read."""
+        return [item for item in self.items if item.proposal]
+
+    @cached_property
+    def copies(self) -> set[Path]:
+        """The images that are copies of another one."""
+        return {path for group in self.groups for path in group.reject}
+
+    @property
+    def flagged(self) -> list[Item]:
+        """Images with something to look at that are no copies."""
+        return [item for item in self.items if item.remarks and item.path not in self.copies]
+
+    def item(self, identity: object) -> Item:
+        """The image of an id from the browser; raises InputError if it is gone."""
+        found = self.by_id.get(identity) if isinstance(identity, str) else None
+        if found is None:
+            raise InputError("That image is no longer in the dataset.", "Choose another one.", code="no_image")
+        return found
+
+    def shown(self, chosen: Filter) -> list[Item]:
+        """What the grid shows."""
+        return [item for item in self.items if item.passes(chosen)]
+
+
+def load_manifest(project: Project) -> Manifest:
+    """What the last scan of a project found."""
+    return Manifest.load(project.path / MANIFEST, project.dataset_dir)
+
+
+def save_manifest(project: Project, manifest: Manifest) -> None:
+    """Keep what a scan found."""
+    manifest.save(project.path / MANIFEST)
+
+
+def image_id(project: Project, path: Path) -> str:
+    """A short name for a file of the project, for the browser: it says nothing, and is looked up."""
+    return hashlib.sha256(os.fsencode(path.relative_to(project.path))).hexdigest()[:16]
+
+
+def shown_name(path: Path) -> str:
+    """A file's name as text; bytes that are no text become question marks."""
+    return os.fsencode(path.name).decode("utf-8", errors="replace")
+
+
+def has_trigger(caption: str, trigger: str) -> bool:
+    """Whether a caption begins with the trigger word; without one, any caption will do."""
+    first = len(split_tags(trigger))
+    wanted, given = (split_tags(text.casefold())[:first] for text in (with_trigger(caption, trigger), caption))
+    return wanted == given
+
+
+def _caption(path: Path) -> str | None:
+    try:
+        return read_caption(path)
+    except InputError:
+        return None
+
+
+def _proposed(group: DuplicateGroup, proposed: set[Path]) -> DuplicateGroup | None:
+    """The group with those copies that are still proposed; None if there are none."""
+    copies = [(path, why) for path, why in zip(group.reject, group.reasons, strict=True) if path in proposed]
+    if not copies:
+        return None
+    return group.model_copy(update={"reject": [path for path, _ in copies], "reasons": [why for _, why in copies]})
