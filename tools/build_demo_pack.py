@@ -5,6 +5,7 @@ time; `tagger` and `captioner` need `render` alone. `export` takes the latest ch
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from demo_pack import captioner, evaluate, export, pictures, progress, tagger, unet, vae
@@ -18,7 +19,8 @@ TRAINING = {  # stage: what runs it, and how long by default
     "decoder": (vae.train_decoder, "40m"),
 }
 
-PACK = Path(__file__).parent.parent / "lora_studio" / "demo"
+ROOT = Path(__file__).resolve().parent.parent
+PACK = ROOT / "lora_studio" / "demo"
 
 
 def main() -> None:
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    sys.path.append(str(ROOT))  # evaluate trains a LoRA with the studio itself
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage in ("render", "all"):
         pictures.render(args.modules, args.work, progress.say)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from demo_pack import captioner, captions, colours, pictures, progress, tagger, unet, vae
-from demo_pack.learning import learning
 from demo_pack.pictures import Picture
 
 FLAT, CONTRAST = pictures.HELD_OUT_SETS
@@ -119,6 +118,8 @@ def _plain(text: str) -> str:
 
 def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
     """Measure everything; the figures go to PACK/evaluation.json."""
+    from demo_pack.learning import learning  # brings the studio itself, which no other stage needs
+
     pipeline = StableDiffusionXLPipeline.from_pretrained(pack / "base", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     judge = tagger.Tagger(pack / "tagger")
