@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from demo_pack import captioner, evaluate, export, pictures, progress, tagger, unet, vae
+from demo_pack import captioner, evaluate, export, pictures, progress, tagger, testset, unet, vae
 from demo_pack.progress import Length
 
 TRAINING = {  # stage: what runs it, and how long by default
@@ -25,7 +25,7 @@ PACK = ROOT / "lora_studio" / "demo"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["render", *TRAINING, "export", "evaluate", "all"])
+    parser.add_argument("stage", choices=["render", *TRAINING, "export", "evaluate", "testset", "all"])
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
     for stage, (_, usual) in TRAINING.items():
@@ -46,6 +46,8 @@ def main() -> None:
         export.export(args.work, args.pack)
     if args.stage in ("evaluate", "all"):
         evaluate.evaluate(args.work, args.pack)
+    if args.stage in ("testset", "all"):
+        testset.write(args.work, ROOT / "tests" / "data" / "pack")
 
 
 if __name__ == "__main__":
