@@ -14,8 +14,9 @@ from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.loop import Run
+from lora_studio.training.notices import Phases
 from lora_studio.training.preflight import preflight
-from lora_studio.training.train import TrainResult, _Phases, prepare, train
+from lora_studio.training.train import TrainResult, prepare, train
 
 Events = list[tuple[str, dict[str, Any]]]
 Sizes = list[tuple[int, int]]
@@ -64,9 +65,7 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
     """A run that is ready for its first step."""
     job_folder = JobFolder(folder)
     ready = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
-    return prepare(
-        job, job_folder, ready, home=home, report=_silent, phases=_Phases(_silent), should_stop=lambda: False
-    )
+    return prepare(job, job_folder, ready, home=home, report=_silent, phases=Phases(_silent), should_stop=lambda: False)
 
 
 def train_into(

@@ -71,7 +71,7 @@ def test_the_crop_that_is_cut_is_the_crop_that_is_told(tmp_path: Path, parts: An
 
 def test_an_epoch_shows_every_image_as_often_as_it_is_repeated(tmp_path: Path) -> None:
     make_images(tmp_path / "data" / "3_often", SIZES[:4])
-    make_images(tmp_path / "data", SIZES)
+    make_images(tmp_path / "data" / "1_seldom", SIZES)
     recipe = recipe_of(batch_size=2, gradient_accumulation_steps=2)
     dataset = read_dataset(tmp_path / "data", recipe)
     steps = epoch_steps(dataset, recipe, 0)
@@ -110,7 +110,7 @@ def test_epochs_are_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
 )
 def test_the_trainer_takes_as_many_steps_as_were_planned(tmp_path: Path, changes: dict[str, Any]) -> None:
     make_images(tmp_path / "data" / "2_some", SIZES[2:])
-    make_images(tmp_path / "data", SIZES)
+    make_images(tmp_path / "data" / "1_rest", SIZES)
     recipe = recipe_of(**changes)
     dataset = read_dataset(tmp_path / "data", recipe)
     counts = dataset.count(recipe)
@@ -134,24 +134,32 @@ def test_captions_come_from_the_files_or_the_trigger_word_or_the_folder(tmp_path
     ]
 
 
+def test_images_beside_the_folders_that_are_read_are_told(tmp_path: Path) -> None:
+    make_images(tmp_path / "2_some", [(64, 64)])
+    make_images(tmp_path, [(64, 64)] * 2)
+    dataset = read_dataset(tmp_path, recipe_of())
+    assert [item.path.parent.name for item in dataset.items] == ["2_some"]
+    assert dataset.left_out == [tmp_path / "0.png", tmp_path / "1.png"]
+
+
 def fill(cache: LatentCache, folder: Path, vae: Any) -> int:
     items = read_dataset(folder, recipe_of()).items
     return cache.fill(items, vae, should_stop=lambda: False, on_progress=lambda done, total: None)
 
 
 def test_latents_are_kept_by_content(tmp_path: Path, parts: Any) -> None:
-    make_images(tmp_path / "data", [(64, 64), (96, 64)])
+    make_images(tmp_path / "data", [(64, 64), (32, 64)])
     cache = LatentCache(tmp_path / "cache", weights_hash(parts.vae))
     assert fill(cache, tmp_path / "data", parts.vae) == 2
     assert fill(cache, tmp_path / "data", parts.vae) == 0
     (tmp_path / "data" / "0.png").rename(tmp_path / "data" / "renamed.png")
     assert fill(cache, tmp_path / "data", parts.vae) == 0
     stamp = (tmp_path / "data" / "1.png").stat()
-    Image.new("RGB", (96, 64), "red").save(tmp_path / "data" / "1.png")
+    Image.new("RGB", (32, 64), "red").save(tmp_path / "data" / "1.png")
     os.utime(tmp_path / "data" / "1.png", ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     assert fill(cache, tmp_path / "data", parts.vae) == 1
     red = cache.load(read_dataset(tmp_path / "data", recipe_of()).items[0])[0]
-    pixels = torch.full((1, 3, 64, 96), -1.0)
+    pixels = torch.full((1, 3, 64, 32), -1.0)
     pixels[:, 0] = 1
     with torch.no_grad():
         assert torch.equal(red, parts.vae.encode(pixels).latent_dist.mean[0])
