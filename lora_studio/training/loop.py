@@ -285,7 +285,10 @@ def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
 
 
 def save_adapter(run: Run, path: Path, epoch: int) -> None:
-    """Write the LoRA as it is now: in fp16, or in fp32 if that is what the run computed in. Raises NonFiniteLossError if its weights are not finite."""
+    """Write the LoRA as it is now: in fp16, or in fp32 if that is what the run computed in.
+
+    Raises NonFiniteLossError if its weights are not finite.
+    """
     _check_finite(run)
     metadata = describe_lora(
         run.job,

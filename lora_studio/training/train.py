@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import gc
-import importlib.metadata
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel
 
-from lora_studio import __version__
 from lora_studio.config import TrainJob
-from lora_studio.device import find_gpu
 from lora_studio.files import write_json
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
@@ -26,13 +21,16 @@ from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
 from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
+from lora_studio.training.notices import (
+    PRECISIONS,
+    Phases,
+    describe_environment,
+    tell_dataset,
+    tell_long_captions,
+    tell_start,
+)
 from lora_studio.training.optimizers import make_lr_scheduler, make_optimizer, parameter_groups
 from lora_studio.training.preflight import ReadyJob, preflight
-from lora_studio.training.text import truncated
-
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "prodigyopt", "safetensors")
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-REPORT_SECONDS = 0.5
 
 
 class TrainResult(BaseModel):
@@ -63,9 +61,9 @@ def train(
     after saving what is needed to go on.
     """
     begin = time.monotonic()
-    phases = _Phases(report)
+    phases = Phases(report)
     ready = preflight(job, folder, home, on_progress=phases)
-    _tell_dataset(job, ready, report)
+    tell_dataset(job, ready, report)
     write_json(folder.path / "environment.json", describe_environment(job, ready))
     try:
         run = prepare(job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop)
@@ -73,7 +71,7 @@ def train(
         return _result(job, folder, None, begin, stopped=True)
     if resume:
         _resume(run, report)
-    _tell_start(run, ready, report)
+    tell_start(run, ready, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped:
         lora = folder.path / f"{job.name}.safetensors"
@@ -89,7 +87,7 @@ def prepare(
     *,
     home: Home,
     report: Report,
-    phases: _Phases,
+    phases: Phases,
     should_stop: Callable[[], bool],
 ) -> Run:
     """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped."""
@@ -101,7 +99,7 @@ def prepare(
         prediction_type=ready.prediction_type,
         on_progress=lambda message: phases(message, 0, 0),
     )
-    _tell_long_captions(base, ready, report)
+    tell_long_captions(base, ready, report)
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
     base.vae.to(device)
     latents.fill(
@@ -149,7 +147,7 @@ def prepare(
 
 
 def _cache_texts(
-    job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: _Phases, should_stop: Callable[[], bool]
+    job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: Phases, should_stop: Callable[[], bool]
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
     texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), job.recipe.clip_skip)
@@ -199,97 +197,3 @@ def _result(job: TrainJob, folder: JobFolder, run: Run | None, begin: float, *, 
         stopped=stopped,
         verdict=run.health.verdict() if run else None,
     )
-
-
-class _Phases:
-    """Reports what is being prepared, a few times a second at most."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._message = ""
-        self._told = 0.0
-
-    def __call__(self, message: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if message != self._message or now - self._told > REPORT_SECONDS:
-            self._report("phase", message=message, **({"done": done, "total": total} if total else {}))
-            self._message, self._told = message, now
-
-
-def _tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
-    """Say how many captions were found, and what stands in where there are none."""
-    items = ready.dataset.items
-    missing = [item for item in items if not item.captioned]
-    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions")
-    if missing:
-        names = ", ".join(item.path.name for item in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        instead = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
-        report(
-            "warning",
-            code="captions_missing",
-            message=f"{len(missing)} of {len(items)} images have no caption ({names}): {instead} stands in for it.",
-        )
-    word = job.trigger_word.casefold()
-    without = [item for item in items if word not in item.caption.casefold()]
-    if word and without:
-        report(
-            "warning",
-            code="trigger_missing",
-            message=f"{len(without)} of {len(items)} captions lack the trigger word {job.trigger_word!r}, like that of "
-            f"{without[0].path.name}: it will call up the rest only.",
-        )
-
-
-def _tell_long_captions(base: Base, ready: ReadyJob, report: Report) -> None:
-    cut = truncated(base.tokenizers[0], [item.caption for item in ready.dataset.items])
-    if cut:
-        report(
-            "warning",
-            code="captions_long",
-            message=f"{len(cut)} captions are longer than 75 tokens; their ends are not read. "
-            f"The first begins {cut[0][:60]!r}.",
-        )
-
-
-def _tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
-    report(
-        "start",
-        total=run.counts.total_steps,
-        steps_per_epoch=run.counts.steps_per_epoch,
-        epochs=run.counts.epochs,
-        images=len(run.dataset.items),
-        device=device_name(run.device),
-        precision=run.precision,
-        precision_reason=ready.dtype_reason,
-        prediction_type=run.base.prediction_type,
-    )
-
-
-def device_name(device: torch.device) -> str:
-    """A device as people know it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
-
-
-def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
-    """The machine and the versions that do a run, for environment.json."""
-    gpu = find_gpu()
-    return {
-        "lora_studio": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
-        "device": device_name(ready.device),
-        "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
-        "cuda": torch.version.cuda,
-        "precision": PRECISIONS[ready.dtype],
-        "seed": job.recipe.seed,
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
