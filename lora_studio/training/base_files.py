@@ -7,27 +7,25 @@ diffusers layout, or a single .safetensors file in the original layout. Only saf
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import list_repo_files, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import list_repo_files
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from lora_studio import guide
 from lora_studio.errors import InputError
+from lora_studio.hub import PICKLED, download, is_repo_name
 from lora_studio.project import Home
 
 SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
-PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 # A tensor that every SDXL checkpoint in the original layout has: the projection of the second text encoder.
 SDXL_KEY = "conditioner.embedders.1.model.text_projection"
 SDXL_TEXT_KEY = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
-HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 Progress = Callable[[str], None]
 
@@ -81,7 +79,7 @@ def resolve(name: str, home: Home) -> Source:
             return _from_path(name, path)
     if Path(name).suffix.lower() in PICKLED:
         raise pickled(name)
-    if HUB_NAME.fullmatch(name) and ".." not in name and not name.endswith((".safetensors", ".git")):
+    if is_repo_name(name) and not name.endswith(".safetensors"):
         return Source(name, "repo", name)
     raise InputError(
         f"There is no base model {name!r}.",
@@ -137,9 +135,9 @@ def fetch(source: Source, *, on_progress: Progress = lambda message: None) -> So
     if source.kind != "repo":
         return source
     on_progress(f"Fetching {source.location}")
-    folder = _download(source.location, ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt"])
+    folder = download(source.location, ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt"])
     if (folder / "unet" / "config.json").is_file():
-        folder = _download(source.location, ["*.json", "*/*.json", "*/*.txt", *_weight_patterns(source.location)])
+        folder = download(source.location, ["*.json", "*/*.json", "*/*.txt", *_weight_patterns(source.location)])
         return Source(source.name, "folder", str(folder), source.prediction_type, source.zero_terminal_snr)
     files = [name for name in _repo_files(source.location) if "/" not in name and name.endswith(".safetensors")]
     if len(files) != 1:
@@ -148,32 +146,15 @@ def fetch(source: Source, *, on_progress: Progress = lambda message: None) -> So
             "Download the file that you want and give its path.",
             code="base_layout",
         )
-    file = _download(source.location, files) / files[0]
+    file = download(source.location, files) / files[0]
     return Source(source.name, "file", str(file), source.prediction_type, source.zero_terminal_snr)
-
-
-def _download(repo: str, patterns: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"The Hub has no repository {repo}, or it asks for a login.",
-            "Check the name; for a gated model accept its terms on its page and run `hf auth login`.",
-            code="base_missing",
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{repo} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            "Check the network, or download the .safetensors file and give its path.",
-            code="base_download",
-        ) from error
 
 
 def _repo_files(repo: str) -> list[str]:
     try:
         return list(list_repo_files(repo))
     except (HfHubHTTPError, OSError):
-        folder = _download(repo, ["*.safetensors"])
+        folder = download(repo, ["*.safetensors"])
         return [str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")]
 
 

@@ -16,17 +16,15 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers import UNet2DConditionModel as UNet
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lora_studio.dataset.images import file_sha256
 from lora_studio.errors import InputError
+from lora_studio.hub import PICKLED, download, is_repo_name
 from lora_studio.training.base_files import (
-    HUB_NAME,
     PARTS,
-    PICKLED,
     SDXL_CONFIG,
     Progress,
     Source,
@@ -192,9 +190,8 @@ def load_vae(name: str) -> AutoencoderKL:
             return AutoencoderKL.from_single_file(
                 str(path), config=str(SDXL_CONFIG), subfolder="vae", torch_dtype=torch.float32, local_files_only=True
             )
-        if HUB_NAME.fullmatch(name) and ".." not in name:
-            folder = Path(hf_hub_download(name, "config.json")).parent
-            hf_hub_download(name, "diffusion_pytorch_model.safetensors")
+        if is_repo_name(name):
+            folder = download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
             return AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
