@@ -46,4 +46,4 @@ def picture(home: Home, path: Path, alt: str, caption: str, size: int = SHOWN_SI
 def copy_to_save(button: gr.DownloadButton, path: Path) -> str:
     """A copy of a workspace's file in gradio's cache, which is where a download button may take it from."""
     with disk_errors(path):
-        return save_file_to_cache(path, button.GRADIO_CACHE)
+        return str(save_file_to_cache(path, button.GRADIO_CACHE))
