@@ -56,7 +56,7 @@ class JobBar:
             self._advance("Training", event["step"], event["total"], "" if loss is None else f"loss {loss:.4f}")
         elif name == "cell":
             self._advance("Drawing", event["done"], event["total"])
-        elif name == "image":
+        elif name in ("tagged", "skipped", "image_failed"):
             self._advance("Tagging", event["done"], event["total"])
         elif name in ("phase", "waiting"):
             self._advance(event.get("message", ""), event.get("done", 0), event.get("total"))

@@ -240,7 +240,7 @@ class _Progress:
     def __call__(self, event: str, /, **values: Any) -> None:
         record = self.folder.emit(event, **values)
         news = {name: values[name] for name in ("total", "seconds_left", "message") if name in values}
-        if event in ("warning", "hint"):
+        if event in ("warning", "hint", "image_failed"):
             news.pop("message", None)
         if (done := values.get("done", values.get("step") if event == "step" else None)) is not None:
             news["done"] = done

@@ -165,7 +165,9 @@ def _from_path(name: str, path: Path) -> Source:
         raise _pickled(path.name)
     if path.suffix.lower() != ".safetensors":
         raise InputError(
-            f"{path.name} is no .safetensors file.", "Give a .safetensors file or a diffusers folder.", code="base_format"
+            f"{path.name} is no .safetensors file.",
+            "Give a .safetensors file or a diffusers folder.",
+            code="base_format",
         )
     return Source(name, "file", str(path))
 
@@ -300,9 +302,13 @@ def _read_markers(file: Path) -> tuple[bool, bool]:
 
 def _not_sdxl(name: str, keys: Iterable[str] = ()) -> InputError:
     if any("lora_down" in key or "lora_A" in key for key in keys):
-        return InputError(f"{name} is a LoRA, not a base model.", "Choose the SDXL model it belongs to.", code="base_lora")
+        return InputError(
+            f"{name} is a LoRA, not a base model.", "Choose the SDXL model it belongs to.", code="base_lora"
+        )
     return InputError(
-        f"{name} is no SDXL model.", "Choose a checkpoint made from SDXL (SD 1.5 and others do not fit).", code="base_kind"
+        f"{name} is no SDXL model.",
+        "Choose a checkpoint made from SDXL (SD 1.5 and others do not fit).",
+        code="base_kind",
     )
 
 

@@ -36,7 +36,9 @@ def draw_latent(mean: Tensor, logvar: Tensor, seed: int, step: int, sample: int)
     return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator(seed, "latent", step, sample))
 
 
-def training_target(scheduler: DDPMScheduler, prediction_type: str, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+def training_target(
+    scheduler: DDPMScheduler, prediction_type: str, latents: Tensor, noise: Tensor, t: Tensor
+) -> Tensor:
     """What the UNet should answer [B, C, H, W]: the noise, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0.
 
     v-prediction: Salimans and Ho 2022 (arXiv:2202.00512).

@@ -46,9 +46,7 @@ class Plan:
     dtype_reason: str
 
 
-def preflight(
-    job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]
-) -> Plan:
+def preflight(job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]) -> Plan:
     """Check a job and return what it needs. Raises ConfigError with all problems at once.
 
     A base on the Hub is downloaded here if nothing else is wrong.

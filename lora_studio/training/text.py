@@ -14,7 +14,10 @@ from transformers import CLIPTokenizer, PreTrainedModel
 
 
 def encode_text(
-    text_encoders: Sequence[PreTrainedModel], tokenizers: Sequence[CLIPTokenizer], captions: Sequence[str], clip_skip: int
+    text_encoders: Sequence[PreTrainedModel],
+    tokenizers: Sequence[CLIPTokenizer],
+    captions: Sequence[str],
+    clip_skip: int,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings [B, 77, D1 + D2] and pooled embeddings [B, D2] of captions.
 

@@ -1,0 +1,263 @@
+"""The tagging stage: a caption beside every image, and the way back.
+
+Before a caption file is changed, what it was is kept in the job folder (`captions/` and `captions.jsonl`), so that
+`restore_captions` can undo the job. The job's events tell which images are done: a stopped job goes on with the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lora_studio.config import Existing, TagJob
+from lora_studio.dataset.captions import caption_file, join_tags, read_caption, split_tags, with_trigger, write_caption
+from lora_studio.dataset.images import file_sha256, find_images, read_image
+from lora_studio.dataset.taggers.catalogue import load_tagger
+from lora_studio.dataset.taggers.interface import Tagger
+from lora_studio.errors import InputError, disk_errors
+from lora_studio.files import write_bytes
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder, Report
+
+BATCH = 4  # images that the tagger sees at once: a stop waits for no more
+
+KEPT_FOLDER = "captions"
+KEPT_FILE = "captions.jsonl"
+
+
+class Failure(BaseModel):
+    """An image that has no caption from this job, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    message: str
+
+
+class TagResult(BaseModel):
+    """What a tagging job did: captions written, captions left as they were, images that failed."""
+
+    tagged: int = 0
+    skipped: int = 0
+    failed: list[Failure] = []
+    stopped: bool = False
+
+
+class RestoreReport(BaseModel):
+    """What `restore_captions` did. `restored` have their old caption again, `removed` have none again as before.
+
+    `kept` were edited after the job and stay as they are.
+    """
+
+    restored: list[Path] = []
+    removed: list[Path] = []
+    kept: list[Path] = []
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        lines = [f"{path} was edited after it was tagged and stays as it is." for path in self.kept]
+        return [*lines, f"{len(self.restored)} captions put back, {len(self.removed)} new ones taken away."]
+
+
+def tag(
+    job: TagJob,
+    folder: JobFolder,
+    *,
+    home: Home,
+    report: Report,
+    should_stop: Callable[[], bool],
+    resume: bool = False,
+) -> TagResult:
+    """Write captions beside the images of `job.dataset`.
+
+    The trigger word stands first in every caption that is written. A caption that is there is left (ignore), gets the
+    tags that it lacks (append), or is replaced (overwrite). An image that cannot be read is told and passed over.
+    Raises InputError for a dataset without images or a tagger that cannot be loaded; DiskFullError.
+    """
+    images = find_images(job.dataset)
+    if not images:
+        raise InputError(
+            f"There are no images in {str(job.dataset)!r}.", "Import some, or give another folder.", code="no_images"
+        )
+    done = _done_before(folder) if resume else set()
+    work = _Work(job, folder, report, total=len(images), done=len(done), result=TagResult(tagged=len(done)))
+    waiting = [image for image in images if str(image) not in done]
+    todo = [image for image in waiting if not work.leaves(image)]
+    if todo:
+        tagger = load_tagger(
+            job.tagger,
+            threshold=job.threshold,
+            home=home,
+            on_progress=lambda message: report("phase", message=message),
+        )
+        report("phase", message="Tagging", done=work.done, total=work.total)
+        work.begin(len(todo))
+        for start in range(0, len(todo), BATCH):
+            if should_stop():
+                work.result.stopped = True
+                break
+            work.tag(todo[start : start + BATCH], tagger)
+    return work.result
+
+
+@dataclass
+class _Work:
+    """The state of one job while it runs. `done` counts images of this job that need no more work, of `total`."""
+
+    job: TagJob
+    folder: JobFolder
+    report: Report
+    total: int
+    done: int
+    result: TagResult
+    started: float = 0.0
+    left: int = 0
+    seen: int = 0
+
+    def begin(self, left: int) -> None:
+        """Start the clock for `left` images."""
+        self.started, self.left, self.seen = time.monotonic(), left, 0
+
+    def leaves(self, image: Path) -> bool:
+        """Whether the image keeps its caption unseen, or cannot have one; told if so."""
+        try:
+            caption = read_caption(image)
+        except InputError as error:
+            self._fail(image, str(error))
+            return True
+        if caption and self.job.existing is Existing.IGNORE:
+            self._skip(image)
+            return True
+        return False
+
+    def tag(self, images: Sequence[Path], tagger: Tagger) -> None:
+        """Caption some images; what cannot be read is told."""
+        readable: list[tuple[Path, Image.Image]] = []
+        for path in images:
+            try:
+                readable.append((path, read_image(path)))
+            except InputError as error:
+                self._fail(path, str(error))
+        if not readable:
+            return
+        said = tagger.describe([image for _, image in readable])
+        for (path, _), description in zip(readable, said, strict=True):
+            self._write(path, description.caption)
+
+    def _write(self, image: Path, said: str) -> None:
+        old = read_caption(image) or ""
+        if not said and not old:
+            self._fail(image, f"The tagger is sure of nothing; lower the threshold {self.job.threshold:g}.")
+            return
+        new = self._combined(old, said)
+        # A caption that is there now and is to be left was written by somebody since the job began.
+        if new == old or (old and self.job.existing is Existing.IGNORE):
+            self._skip(image)
+            return
+        _keep(self.folder, caption_file(image), new)
+        write_caption(image, new)
+        self.result.tagged += 1
+        self._tell("tagged", image, caption=new)
+
+    def _combined(self, old: str, said: str) -> str:
+        caption = said or old
+        if self.job.existing is Existing.APPEND and old and said:
+            there = {tag.casefold() for tag in split_tags(old)}
+            caption = join_tags([old, *(tag for tag in split_tags(said) if tag.casefold() not in there)])
+        return with_trigger(caption, self.job.trigger_word) if self.job.trigger_word.strip() else caption
+
+    def _skip(self, image: Path) -> None:
+        self.result.skipped += 1
+        self._tell("skipped", image)
+
+    def _fail(self, image: Path, message: str) -> None:
+        self.result.failed.append(Failure(path=image, message=message))
+        self._tell("image_failed", image, message=message)
+
+    def _tell(self, event: str, image: Path, **values: str) -> None:
+        self.done += 1
+        self.seen += self.started > 0
+        seconds_left = None
+        if self.seen:
+            seconds_left = round((time.monotonic() - self.started) / self.seen * (self.left - self.seen), 1)
+        self.report(event, path=str(image), done=self.done, total=self.total, seconds_left=seconds_left, **values)
+
+
+def restore_captions(folder: JobFolder | Path) -> RestoreReport:
+    """Undo a tagging job, given its job folder: old captions come back byte for byte, new ones are taken away.
+
+    A caption that was edited after the job stays. Doing it twice changes nothing. Raises DiskFullError or InputError
+    for what the disk refuses.
+    """
+    folder = folder if isinstance(folder, JobFolder) else JobFolder(folder)
+    changes: dict[Path, list[_Change]] = {}
+    for change in _changes(folder):
+        changes.setdefault(change.file, []).append(change)
+    report = RestoreReport()
+    for file, history in changes.items():
+        before, now = history[0].before, _content_hash(file)
+        if now == before:
+            continue
+        if now not in {change.after for change in history}:
+            report.kept.append(file)
+        elif before is None:
+            with disk_errors(file):
+                file.unlink()
+            report.removed.append(file)
+        else:
+            write_bytes(file, _kept_copy(folder, before).read_bytes())
+            report.restored.append(file)
+    return report
+
+
+class _Change(BaseModel):
+    """A line of captions.jsonl: a caption file, and the SHA-256 of its content before (None: no file) and after."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: Path
+    before: str | None
+    after: str
+
+
+def _keep(folder: JobFolder, file: Path, text: str) -> None:
+    """Record that `file` is about to hold `text`, with a copy of what it holds now."""
+    before = _content_hash(file)
+    if before is not None:
+        write_bytes(_kept_copy(folder, before), file.read_bytes())
+    change = _Change(file=file, before=before, after=hashlib.sha256(text.encode()).hexdigest())
+    path = folder.path / KEPT_FILE
+    with disk_errors(path), path.open("a", encoding="utf-8") as lines:
+        lines.write(change.model_dump_json() + "\n")
+
+
+def _kept_copy(folder: JobFolder, content_hash: str) -> Path:
+    return folder.path / KEPT_FOLDER / f"{content_hash}.txt"
+
+
+def _changes(folder: JobFolder) -> Iterator[_Change]:
+    """The recorded changes, oldest first; a torn last line, whose change did not happen, is left out."""
+    try:
+        lines = (folder.path / KEPT_FILE).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield _Change.model_validate_json(line)
+        except ValidationError:
+            continue
+
+
+def _content_hash(file: Path) -> str | None:
+    return file_sha256(file) if file.is_file() else None
+
+
+def _done_before(folder: JobFolder) -> set[str]:
+    """The images that this job has captioned already, by its events."""
+    return {str(event.get("path")) for event in folder.events()[0] if event.get("event") == "tagged"}

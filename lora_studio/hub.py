@@ -1,0 +1,42 @@
+"""Fetching models from the Hugging Face Hub, with errors that say what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora_studio.errors import InputError
+
+REPO_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
+
+
+def is_repo_name(text: str) -> bool:
+    """Whether a text can be the name of a repository, like `SmilingWolf/wd-vit-tagger-v3`."""
+    return REPO_NAME.fullmatch(text) is not None and ".." not in text and not text.endswith(".git")
+
+
+def download(repo: str, patterns: Sequence[str]) -> Path:
+    """The folder with those files of a repository that match `patterns`, from the cache where they are there already.
+
+    Raises InputError if there is no such repository, or no network and no copy.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=list(patterns)))
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"The Hub has no repository {repo}, or it asks for a login.",
+            "Check the name; for a gated model accept its terms on its page and run `hf auth login`.",
+            code="hub_missing",
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{repo} could not be downloaded: {reason.rstrip('.')}.",
+            "Check the network, or download the model on another machine and give its folder.",
+            code="hub_download",
+        ) from error
