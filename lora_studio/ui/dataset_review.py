@@ -15,8 +15,8 @@ from markupsafe import Markup
 from lora_studio.dataset.captions import write_caption
 from lora_studio.dataset.tokens import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
-from lora_studio.project import Home, Project
-from lora_studio.ui.components import Tone, empty_card, html, note
+from lora_studio.project import Home
+from lora_studio.ui.components import Tone, cards, empty_card, html, note
 from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset_contents import Contents, Filter, Item, has_trigger
 from lora_studio.ui.pictures import picture_url
@@ -36,6 +36,19 @@ if (!window.studioReviewKeys) {
 """
 
 
+class CaptionChanged(InputError):
+    """The caption of image `identity` became `there` on disk while another text was being typed."""
+
+    def __init__(self, item: Item) -> None:
+        self.identity = item.id
+        self.there = one_line(item.caption)
+        super().__init__(
+            f"The caption of {item.name} was changed elsewhere meanwhile; it says now: {self.there!r}.",
+            "Yours is still in the box: Save puts it in its place.",
+            code="caption_changed",
+        )
+
+
 class ReviewPanel:
     """The right side of Review."""
 
@@ -43,6 +56,7 @@ class ReviewPanel:
         self.home = home
         with gr.Column(visible=False) as self.column:
             self.picture = html(elem_id="review-picture")
+            self.line = html(elem_id="review-line", classes="picture-line")
             with gr.Row(elem_classes="actions review-actions"):
                 self.previous = gr.Button("Previous", elem_id="review-previous", min_width=90)
                 self.next = gr.Button("Next", elem_id="review-next", min_width=90)
@@ -82,6 +96,7 @@ class ReviewPanel:
         return [
             self.column,
             self.picture,
+            self.line,
             self.previous,
             self.next,
             self.aside,
@@ -104,6 +119,7 @@ class ReviewPanel:
         if item is None:
             return updates | {
                 self.picture: empty_card("One image at a time", "Read every caption yourself before you train."),
+                self.line: "",
                 self.current: "",
                 self.original: "",
                 self.caption: gr.Textbox(value="", interactive=False),
@@ -114,9 +130,9 @@ class ReviewPanel:
             }
         caption = item.caption or ""
         return updates | {
-            self.picture: self._large(contents, item),
+            self.picture: self._large(item),
             self.current: item.id,
-            self.original: caption,
+            self.original: _original(item.id, caption),
             self.caption: gr.Textbox(value=caption, interactive=True),
             self.saved: "",
             **self.look(contents, item),
@@ -124,11 +140,15 @@ class ReviewPanel:
         }
 
     def look(self, contents: Contents, item: Item) -> Updates:
-        """What there is to look at in an image."""
-        remarks = item.remarks
+        """Which image it is, and what there is to look at in it."""
+        place = contents.items.index(item) + 1
+        size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
+        line = " · ".join(part for part in (item.name, size, f"{place} of {len(contents.items)}") if part)
         kept = [note("You decided to keep it all the same.")] if item.kept else []
-        shown = [*(note(text, tone=Tone.LOOK) for text in remarks), *kept]
-        return {self.facts: Markup('<div class="cards">{}</div>').format(Markup("").join(shown)) if shown else ""}
+        return {
+            self.line: Markup('<p class="hint">{}</p>').format(line),
+            self.facts: cards([*(note(text, tone=Tone.LOOK) for text in item.remarks), *kept]),
+        }
 
     def hints(self, trigger: str, caption: str) -> Updates:
         """How long the caption is, and whether the trigger word is there."""
@@ -138,35 +158,51 @@ class ReviewPanel:
         }
 
     def store(self, contents: Contents, data: Mapping[Any, Any]) -> bool:
-        """Write what is in the box, if it was edited; tells whether it was.
+        """Write what is in the box, if it was edited and its image is there; tells whether it was.
 
-        Raises InputError if the caption changed on disk meanwhile, or its image is gone.
+        Raises CaptionChanged if another text is on disk by now than the one that was edited.
         """
-        identity, text = data[self.current], " ".join((data[self.caption] or "").split())
-        before = " ".join((data[self.original] or "").split())
-        if not identity or text == before:
+        item = contents.by_id.get(data[self.current] or "")
+        if item is None or not self.edited(data):
             return False
-        item = contents.item(identity)
-        there = " ".join((item.caption or "").split())
+        before = (data[self.original] or "").partition(":")[2]
+        text, there = one_line(data[self.caption]), one_line(item.caption)
         if there not in (before, text):
-            raise InputError(
-                f"The caption of {item.name} was changed elsewhere meanwhile; it says now: {there!r}.",
-                "Copy your text, go to another image and back, and put in what you want to keep.",
-                code="caption_changed",
-            )
+            raise CaptionChanged(item)
         write_caption(item.path, text)
         return True
 
-    def _large(self, contents: Contents, item: Item) -> Markup:
-        place = contents.items.index(item) + 1
-        size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
-        line = " · ".join(part for part in (item.name, size, f"{place} of {len(contents.items)}") if part)
+    def edited(self, data: Mapping[Any, Any]) -> bool:
+        """Whether the box holds another text than was put into it."""
+        return bool(_original(data[self.current], data[self.caption]) != data[self.original])
+
+    def stored(self, data: Mapping[Any, Any]) -> Updates:
+        """What `store` wrote is what is there now."""
+        return {
+            self.original: _original(data[self.current], data[self.caption]),
+            self.saved: Markup('<p class="hint" role="status">Saved.</p>'),
+        }
+
+    def seen(self, changed: CaptionChanged) -> Updates:
+        """The user sees the other text: the next save may replace it."""
+        return {self.original: _original(changed.identity, changed.there)}
+
+    def _large(self, item: Item) -> Markup:
         try:
             url = picture_url(self.home, item.path, LARGE_SIZE, sha256=item.info.sha256 if item.info else None)
-            shown = Markup('<img src="{}" alt="{}">').format(url, item.name)
         except (InputError, OSError):
-            shown = Markup("<div>cannot be shown</div>")
-        return Markup('<figure class="large">{}<figcaption>{}</figcaption></figure>').format(shown, line)
+            return Markup('<div class="large"><p class="hint">It cannot be shown.</p></div>')
+        return Markup('<div class="large"><img src="{}" alt="{}"></div>').format(url, item.name)
+
+
+def one_line(caption: str | None) -> str:
+    """A caption as it is written to its file."""
+    return " ".join((caption or "").split())
+
+
+def _original(identity: str, caption: str | None) -> str:
+    """The text that was in the box of an image, with its id: a late answer about another image shows itself."""
+    return f"{identity}:{one_line(caption)}"
 
 
 def caption_hint(caption: str, trigger: str) -> Markup:
@@ -202,9 +238,8 @@ def neighbour(contents: Contents, identity: str, chosen: Filter, step: int) -> I
     return items[max(here, 0)]
 
 
-def after_removal(contents: Contents, removed: Item, project: Project, chosen: Filter) -> Item | None:
-    """What to show once an image is gone: the one that came after it, as the filter shows them."""
-    left = Contents.of(project)
+def after_removal(contents: Contents, removed: Item, left: Contents, chosen: Filter) -> Item | None:
+    """What to show once an image is gone: of what is `left`, the one that came after it, as the filter shows them."""
     following = contents.items[contents.items.index(removed) + 1 :] + contents.items[: contents.items.index(removed)]
     ids = [item.id for item in following if item.id in left.by_id]
     shown = [left.by_id[identity] for identity in ids if left.by_id[identity].passes(chosen)]

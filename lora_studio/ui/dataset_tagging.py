@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,10 @@ from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.config import Existing, TagJob
+from lora_studio.dataset.taggers.catalogue import KNOWN
+from lora_studio.dataset.tagging import KEPT_FILE, restore_captions
 from lora_studio.errors import InputError
+from lora_studio.hub import is_repo_name
 from lora_studio.planning.trigger import check_trigger
 from lora_studio.project import Project
 from lora_studio.runs import JobFolder, State, Status
@@ -24,17 +26,7 @@ from lora_studio.ui.dataset_contents import Contents
 from lora_studio.ui.dataset_view import NAMES_SHOWN, progress_card
 from lora_studio.ui.server import Mode
 
-TAGGERS = {
-    "wd14": "WD v3: tags",
-    "blip": "BLIP: sentences",
-    "demo": "Embedded small tagger: for the example set",
-}
-WHY_TAGGER = {
-    "wd14": "Booru tags, for anime and illustration; downloaded from the Hub at the first use.",
-    "blip": "Plain sentences, for photographs; downloaded from the Hub at the first use.",
-    "demo": "Ships with the studio and knows emoji and symbols; quick, to try things out.",
-}
-HUB_NAME = re.compile(r"[\w.\-]+/[\w.\-]+")
+RESUMABLE = (State.STOPPED, State.FAILED)
 LATEST_SHOWN = 3
 LOG_LINES = 40
 
@@ -72,20 +64,22 @@ class TagPanel:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self._told: dict[Path, Told] = {}
+        self._undone: set[Path] = set()
         declared = TagJob.model_fields
         with gr.Column(visible=False) as self.column:
             self.state = html(elem_id="tag-state")
             with gr.Row(elem_classes="actions"):
                 self.start = gr.Button("Tag the images", variant="primary", elem_id="tag-start", min_width=140)
                 self.stop = gr.Button("Stop and keep", elem_id="tag-stop", visible=False, min_width=140)
+                self.resume = gr.Button("Go on", elem_id="tag-resume", visible=False, min_width=90)
                 self.undo = gr.Button("Undo the last tagging", elem_id="tag-undo", visible=False, min_width=160)
             with gr.Group(elem_classes="answers"):
                 self.tagger = gr.Dropdown(
-                    [(text, name) for name, text in TAGGERS.items()],
+                    [(f"{name} ({known.says})", name) for name, known in KNOWN.items()],
                     value="wd14",
                     allow_custom_value=True,
                     label="Tagger",
-                    info=WHY_TAGGER["wd14"],
+                    info=about("wd14"),
                     elem_id="tag-tagger",
                 )
                 self.trigger = gr.Textbox(
@@ -128,6 +122,7 @@ class TagPanel:
             self.state,
             self.start,
             self.stop,
+            self.resume,
             self.undo,
             self.tagger,
             self.trigger,
@@ -140,21 +135,22 @@ class TagPanel:
         info = project.info()
         base = guide.find_base(info.base)
         tagger = base.tagger if base else "wd14"
-        return {self.tagger: gr.Dropdown(value=tagger, info=WHY_TAGGER[tagger]), self.trigger: info.trigger_word}
+        return {self.tagger: gr.Dropdown(value=tagger, info=about(tagger)), self.trigger: info.trigger_word}
 
     def chosen(self, tagger: str | None) -> Updates:
         """Another tagger: say what it is good for, and whether it has a threshold."""
-        known = WHY_TAGGER.get(tagger or "")
+        known = KNOWN.get(tagger or "")
         return {
-            self.tagger: gr.Dropdown(info=known or "A Hub repository or a folder, of WD v3 or BLIP layout."),
-            self.threshold: gr.Slider(interactive=tagger != "blip"),
+            self.tagger: gr.Dropdown(info=about(tagger or "")),
+            self.threshold: gr.Slider(interactive=known is None or known.says == "tags"),
         }
 
     def begin(self, project: Project, contents: Contents, data: Mapping[Any, Any]) -> JobFolder:
         """Write the job and start its worker process; keeps the trigger word with the project."""
         if not contents.items:
             raise InputError(f"{project.name} has no images yet.", "Import some first.", code="no_images")
-        project.check_idle("tag")
+        if self.at_work(project):
+            raise InputError("The images are being tagged already.", "Wait for it, or stop it first.", code="busy")
         job = TagJob.parse(
             {
                 "dataset": project.dataset_dir,
@@ -169,6 +165,41 @@ class TagPanel:
             project.save_info(info.model_copy(update={"trigger_word": job.trigger_word}))
         return self.studio.jobs.start(project.new_tag_dir(), job)
 
+    def at_work(self, project: Project) -> bool:
+        """Whether a tagging is at work or waits."""
+        folder = latest_job(project)
+        return folder is not None and folder.status().state.alive
+
+    def end(self, project: Project) -> None:
+        """Ask the tagging to end; raises InputError if there is none."""
+        folder = latest_job(project)
+        if folder is None or not folder.status().state.alive:
+            raise InputError("No tagging is at work.", "Nothing is left to stop.", code="no_job")
+        folder.request_stop()
+
+    def go_on(self, project: Project) -> None:
+        """Go on with the tagging that was stopped; raises InputError if there is none."""
+        folder = latest_job(project)
+        if folder is None or folder.status().state not in RESUMABLE:
+            raise InputError("No tagging was stopped.", "Start one.", code="no_job")
+        self._undone.discard(folder.path)
+        self.studio.jobs.resume(folder)
+
+    def bring_back(self, project: Project) -> Markup:
+        """Bring back the captions as they were before the last tagging, and say what was done."""
+        folder = latest_job(project)
+        if folder is None or folder.status().state.alive:
+            raise InputError("There is no tagging to undo.", "Stop it first, if it is at work.", code="no_job")
+        report = restore_captions(folder)
+        self._undone.add(folder.path)
+        counts = [f"{count_of(len(report.removed), 'new caption')} taken away"] if report.removed else []
+        counts += [f"{count_of(len(report.restored), 'caption')} put back"] if report.restored else []
+        said = [card("The last tagging is undone", f"{', '.join(counts) or 'Nothing was left to undo'}.")]
+        if report.kept:
+            text = f"{count_of(len(report.kept), 'caption')} that you edited, or set aside with its image, stays."
+            said.append(note(text))
+        return cards(said)
+
     def show(self, project: Project, contents: Contents) -> Updates:
         """The job at work, else what the latest one did."""
         folder = latest_job(project)
@@ -182,7 +213,8 @@ class TagPanel:
                 visible=alive,
                 interactive=not (folder and folder.stop_requested()),
             ),
-            self.undo: gr.Button(visible=not alive and can_undo(project)),
+            self.resume: gr.Button(visible=status.state in RESUMABLE),
+            self.undo: gr.Button(visible=folder is not None and not alive and self._can_undo(folder)),
         }
 
     def signature(self, project: Project) -> str:
@@ -194,11 +226,14 @@ class TagPanel:
         size = folder.events_file.stat().st_size if folder.events_file.exists() else 0
         return f"{project.name}|{folder.name}|{status.state}|{status.updated_at}|{size}|{folder.stop_requested()}"
 
+    def _can_undo(self, folder: JobFolder) -> bool:
+        return folder.path not in self._undone and (folder.path / KEPT_FILE).is_file()
+
     def _tagger(self, given: str | None) -> str:
         tagger = (given or "").strip()
         if not tagger:
             raise InputError("No tagger is chosen.", "Choose one from the list.", code="no_tagger")
-        if self.studio.mode is not Mode.LOCAL and tagger not in TAGGERS and not HUB_NAME.fullmatch(tagger):
+        if self.studio.mode is not Mode.LOCAL and tagger not in KNOWN and not is_repo_name(tagger):
             raise InputError(
                 f"Tagger {tagger!r} is none of the list and no Hub repository.",
                 "Folders of this computer can be chosen only where the studio runs for you alone.",
@@ -212,6 +247,14 @@ class TagPanel:
         told = self._told.setdefault(folder.path, Told()).read(folder)
         said = [note(message, why, Tone.LOOK) for message, why in told.said.values()]
         return cards([_job_card(folder, status, told), *said, *_failures(told, status)])
+
+
+def about(tagger: str) -> str:
+    """What a tagger is good for."""
+    known = KNOWN.get(tagger)
+    if known is None:
+        return "A Hub repository or a folder, in the layout of a WD v3 tagger or of BLIP."
+    return f"{known.why} Downloaded at its first use." if isinstance(known.location, str) else known.why
 
 
 def latest_job(project: Project) -> JobFolder | None:
@@ -251,18 +294,22 @@ def _job_card(folder: JobFolder, status: Status, told: Told) -> Markup:
             )
             return card("The tagging failed", status.message, status.remedy, Tone.BAD) + log
         case State.STOPPED:
-            return card("Tagging was stopped", _did(folder, status, told), "Tag the images goes on with the rest.")
+            return card(
+                "Tagging was stopped",
+                _did(folder, status),
+                "Go on does the rest; the undo takes back what was done.",
+            )
         case State.DONE:
-            return card("Tagged", _did(folder, status, told), "Read every caption yourself, in Review.", Tone.OK)
+            return card("Tagged", _did(folder, status), "Read every caption yourself, in Review.", Tone.OK)
     return card("Not started", status.message)
 
 
-def _did(folder: JobFolder, status: Status, told: Told) -> str:
+def _did(folder: JobFolder, status: Status) -> str:
     result = folder.result()
     if result is None:
         return f"{status.done} of {count_of(status.total, 'image')} were looked at; their captions are kept."
     job = cast(TagJob, folder.job())
-    parts = [f"{count_of(result.get('tagged', 0), 'image')} tagged by {TAGGERS.get(job.tagger, job.tagger)}"]
+    parts = [f"{count_of(result.get('tagged', 0), 'image')} tagged by {job.tagger}"]
     if result.get("skipped"):
         parts.append(f"{result['skipped']} had captions and were left as they are")
     return f"{'; '.join(parts)}."

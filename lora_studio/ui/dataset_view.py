@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from lora_studio.dataset.curate import Rejected
+from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import SMALL_SIDE, WIDEST_ASPECT
 from lora_studio.dataset.importers import ImportReport
@@ -67,7 +67,7 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
             Tile(
                 "Copies",
                 f"{len(copies):,}" if scanned else "–",
-                _counted(item.proposal.split(" of ")[0] for item in copies)
+                _counted(item.proposal.split(" of ")[0].removesuffix(" copy") for item in copies)
                 or ("no image is there twice" if scanned else "known after the scan"),
                 Tone.LOOK if copies else Tone.OK if scanned else Tone.PLAIN,
             ),
@@ -199,18 +199,21 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
     return Markup("{}{}{}").format(
         heading(
             "Copies",
-            "The largest of a group is proposed to be kept, then the sharpest. Copies teach one picture too often.",
+            "The largest of a group is proposed to be kept, then the sharpest. Copies teach one picture twice.",
         ),
-        Markup("").join(_group(home, contents, group) for group in shown),
+        Markup('<div class="groups">{}</div>').format(
+            Markup("").join(_group(home, contents, group) for group in shown)
+        ),
         more if rest else "",
     )
 
 
 def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     keeper = contents.by_path[group.keep]
-    members = [_member(home, keeper, Markup('<strong class="kept">Keep</strong> {}').format(_size(keeper)), Markup(""))]
-    for path, reason in zip(group.reject, group.reasons, strict=True):
-        item = contents.by_path[path]
+    copies = [contents.by_path[path] for path in group.reject]
+    kept = Markup('<strong class="kept">Keep</strong>: {}').format(_why_keep(keeper, copies))
+    members = [_member(home, keeper, kept, Markup(""))]
+    for item, reason in zip(copies, group.reasons, strict=True):
         buttons = Markup("").join(
             [
                 action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
@@ -218,9 +221,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
                 action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again."),
             ]
         )
-        members.append(
-            _member(home, item, Markup("<span>{}</span> {}").format(reason.capitalize(), _size(item)), buttons)
-        )
+        members.append(_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
         f"{keeper.name} and {count_of(len(members) - 1, 'copy').replace('copys', 'copies')}", Markup("").join(members)
     )
@@ -229,8 +230,20 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
 def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
     return Markup(
         '<div class="member"><button type="button" class="cell" data-pick="{}:{}" title="{}">{}'
-        '<span class="line">{}</span></button><p class="hint">{}</p><div class="acts">{}</div></div>'
-    ).format(Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item), item.name, facts, buttons)
+        '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
+    ).format(Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item), item.name, facts, _size(item), buttons)
+
+
+def _why_keep(keeper: Item, copies: Sequence[Item]) -> str:
+    if all(_pixels(item) < _pixels(keeper) for item in copies):
+        return "the largest"
+    if keeper.caption and not any(item.caption for item in copies):
+        return "as large, and it has the caption"
+    return "as large, and as sharp or sharper"
+
+
+def _pixels(item: Item) -> int:
+    return item.info.width * item.info.height if item.info else 0
 
 
 def _size(item: Item) -> str:
@@ -308,6 +321,26 @@ def _row(picture: Markup, name: str, text: str, buttons: Sequence[Markup]) -> Ma
     ).format(picture, name, text, Markup("").join(buttons))
 
 
+def aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
+    """What was just set aside, with the way back."""
+    one = len(names) == 1
+    return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
+        f"{names[0]} is" if one else f"{count_of(len(names), 'image')} are",
+        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back"),
+    )
+
+
+def back_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
+    """What was just put back, and what could not be."""
+    said = []
+    if back:
+        said.append(card("Back where it was" if len(back) == 1 else f"{len(back)} images are back where they were"))
+    if kept:
+        lines = "\n".join(f"{shown_name(item.path)}: {item.reason}." for item in kept)
+        said.append(card("Not put back", lines, "Rename the file in its place first.", Tone.LOOK))
+    return cards(said)
+
+
 def curate_says(contents: Contents) -> Markup:
     """Where curation stands, in a card."""
     if not contents.items:
@@ -357,7 +390,8 @@ def import_card(report: ImportReport) -> Markup:
     if report.refused:
         counts.append(f"{len(report.refused)} refused")
     tone = Tone.LOOK if report.refused or not report.added else Tone.OK
-    said = [card("Imported" if report.added else "Nothing new", f"{', '.join(counts)}.", tone=tone)]
+    step = "Next: set copies aside in Curate, then Tag." if report.added else ""
+    said = [card("Imported" if report.added else "Nothing new", f"{', '.join(counts)}.", step, tone)]
     said += [note(text) for text in report.notes]
     said += [note(item.message, item.remedy, Tone.LOOK) for item in report.refused[:NAMES_SHOWN]]
     said += _left_out([f"{item.name}: {item.reason}" for item in report.skipped], "There already")

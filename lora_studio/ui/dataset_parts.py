@@ -1,0 +1,161 @@
+"""What the Dataset tab is made of: the components of its parts, without what they do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+import gradio as gr
+
+from lora_studio.ui.components import empty_card, html, pickable
+from lora_studio.ui.dataset_contents import Filter
+
+GIVEN_FILES = ["image", ".txt", ".caption", ".zip"]
+
+
+class Section(StrEnum):
+    """The parts of the tab, in the order of the way."""
+
+    IMPORT = "Import"
+    CURATE = "Curate"
+    TAG = "Tag"
+    REVIEW = "Review"
+
+
+class Top(NamedTuple):
+    """Figures, the choice of part, and what there is to say."""
+
+    tiles: gr.HTML
+    section: gr.Radio
+    notice: gr.HTML
+    said: gr.HTML
+    progress: gr.HTML
+
+
+class Left(NamedTuple):
+    """The images: what will be there, the grid, or groups of copies and what else to look at."""
+
+    empty: gr.Column
+    choose: gr.UploadButton
+    example: gr.Button
+    grid_side: gr.Column
+    filter: gr.Radio
+    grid: gr.HTML
+    curate_side: gr.Column
+    groups: gr.HTML
+    flagged: gr.HTML
+
+
+class ImportSide(NamedTuple):
+    """The right side of Import."""
+
+    column: gr.Column
+    files: gr.File
+    folder: gr.Textbox
+    import_folder: gr.Button
+    report: gr.HTML
+
+
+class CurateSide(NamedTuple):
+    """The right side of Curate."""
+
+    column: gr.Column
+    says: gr.HTML
+    apply: gr.Button
+    scan: gr.Button
+    restore: gr.Button
+    aside: gr.HTML
+
+
+def build_top() -> Top:
+    """What stands above all parts."""
+    return Top(
+        tiles=html(elem_id="dataset-tiles"),
+        section=gr.Radio(
+            [section.value for section in Section],
+            value=Section.IMPORT.value,
+            label="Part of the dataset",
+            show_label=False,
+            container=False,
+            elem_id="dataset-section",
+            elem_classes="segments",
+        ),
+        notice=html(elem_id="dataset-notice"),
+        said=pickable(elem_id="dataset-said"),
+        progress=html(elem_id="dataset-progress"),
+    )
+
+
+def build_left() -> Left:
+    """The images."""
+    with gr.Column(elem_classes="empty-state") as empty:
+        html(
+            empty_card(
+                "Your images will stand here",
+                "Ten to fifty good ones are enough for a character or a concept: above 512 px, varied in pose and "
+                "background, without copies. Captions beside them come along.",
+            )
+        )
+        with gr.Row(elem_classes="actions"):
+            choose = gr.UploadButton(
+                "Import images",
+                file_count="multiple",
+                file_types=GIVEN_FILES,
+                variant="primary",
+                scale=0,
+                min_width=220,
+                elem_id="dataset-choose",
+            )
+            example = gr.Button("Use the example set", scale=0, min_width=220, elem_id="dataset-example")
+    with gr.Column(visible=False) as grid_side:
+        chosen = gr.Radio(
+            [item.value for item in Filter],
+            value=Filter.ALL.value,
+            label="Show",
+            show_label=False,
+            container=False,
+            elem_id="dataset-filter",
+            elem_classes="segments small",
+        )
+        grid = pickable(elem_id="dataset-grid")
+    with gr.Column(visible=False) as curate_side:
+        groups = pickable(elem_id="dataset-groups")
+        flagged = pickable(elem_id="dataset-flagged")
+    return Left(empty, choose, example, grid_side, chosen, grid, curate_side, groups, flagged)
+
+
+def build_import(*, local: bool) -> ImportSide:
+    """Import; a folder can be named only where the studio runs for one person."""
+    with gr.Column() as column:
+        files = gr.File(
+            label="Drop images here, with their captions, or a zip",
+            file_count="multiple",
+            file_types=GIVEN_FILES,
+            height=170,
+            elem_id="dataset-files",
+        )
+        with gr.Group(visible=local, elem_classes="answers"):
+            folder = gr.Textbox(
+                label="Or a folder of this computer",
+                info="Its images are copied; folders named like 10_name, as kohya's tools have them, stay sets.",
+                placeholder="/home/me/pictures/saria",
+                max_lines=1,
+                elem_id="dataset-folder",
+            )
+            import_folder = gr.Button("Import the folder", elem_id="dataset-import-folder")
+        report = html(elem_id="dataset-report")
+    return ImportSide(column, files, folder, import_folder, report)
+
+
+def build_curate() -> CurateSide:
+    """Curate."""
+    with gr.Column(visible=False) as column:
+        says = html(elem_id="curate-says")
+        with gr.Row(elem_classes="actions"):
+            apply = gr.Button(
+                "Set aside all proposed", variant="primary", elem_id="curate-apply", min_width=210, visible=False
+            )
+            scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
+            restore = gr.Button("Put all back", elem_id="curate-restore", min_width=110, visible=False)
+        aside = pickable(elem_id="curate-aside")
+    return CurateSide(column, says, apply, scan, restore, aside)
