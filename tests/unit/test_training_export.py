@@ -1,4 +1,4 @@
-"""The LoRA file: names, shapes, hashes and metadata as other programs expect them, and the same picture in diffusers."""
+"""The LoRA file: names, shapes, hashes and metadata that other programs expect, and the same picture in diffusers."""
 
 from __future__ import annotations
 
