@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("LORA_STUDIO_CHROMIUM") or "/usr/bin/chromium"
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
 DESKTOP = (1360, 860)
-PATIENCE_MS = 20_000
+PATIENCE_MS = 60_000  # a busy machine may take its time; what is wrong fails at once
 START_SECONDS = 60
 STOP_SECONDS = 10
 
