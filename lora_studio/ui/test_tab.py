@@ -373,7 +373,7 @@ class _TestTab:
         recipe = run.recipe if run else info.recipe
         values = {
             "prompts": recipe.sample_prompts if recipe else _guide_prompts(info),
-            "trigger_word": run.trigger_word if run else info.trigger_word,
+            "trigger_word": "" if target and read_lora(target.path).trigger_word else info.trigger_word,
         }
         return {
             **self._choices(project, [target.id] if target else []),

@@ -126,12 +126,13 @@ def state_card(view: SweepView) -> Markup:
 def count(plan: SweepPlan) -> Markup:
     """How many pictures a job would make."""
     bare = len([key for key in plan.cells if not key.lora])
-    once = (
-        f" {count_of(bare, 'picture')} of them without the LoRA, drawn once."
-        if bare
-        else (" Add strength 0 to see what the base draws without the LoRA.")
-    )
-    return Markup('<p class="hint">{}: {}.{}</p>').format(count_of(len(plan.cells), "picture"), _shape(plan), once)
+    if not bare:
+        more = "Add strength 0 to see what the base draws without the LoRA."
+    elif len(plan.loras) > 1:
+        more = f"The {bare} without a LoRA serve all of them."
+    else:
+        more = ""
+    return Markup('<p class="hint">{}: {}. {}</p>').format(count_of(len(plan.cells), "picture"), _shape(plan), more)
 
 
 def log(lines: str) -> Markup:
