@@ -249,7 +249,7 @@ def sweep(
             loras,
             bases=base,
             prompts=prompt,
-            strengths=[part.strip() for part in strengths.split(",") if part.strip()],
+            strengths=strengths,
             seed=seed,
             steps=steps,
             guidance=guidance,

@@ -306,7 +306,7 @@ class Recipe(Settings):
     @field_validator("sample_prompts", mode="before")
     @classmethod
     def _lines(cls, value: Any) -> Any:
-        return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
+        return _lines_of(value)
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -368,8 +368,20 @@ class SweepJob(Job):
 
     loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files or run folders' checkpoints.")
     bases: list[str] = Field(min_length=1, max_length=8)
-    prompts: list[str] = Field(min_length=1, max_length=32, description="{trigger} stands for the trigger word.")
-    trigger_word: str = Field(default="", max_length=200)
+    prompts: list[str] = setting(
+        label="Prompts, one a line",
+        group=Group.SAMPLES,
+        why="{trigger} stands for the trigger word. A line without it shows what the LoRA does where it was not asked.",
+        min_length=1,
+        max_length=32,
+    )
+    trigger_word: str = setting(
+        "",
+        label="Trigger word",
+        group=Group.SAMPLES,
+        why="What {trigger} becomes. Empty: the word that each LoRA was trained with.",
+        max_length=200,
+    )
     strengths: list[Annotated[float, Field(ge=-4, le=4)]] = setting(
         list(guide.RECIPE["strengths"].value),
         label="Strengths",
@@ -378,14 +390,53 @@ class SweepJob(Job):
         min_length=1,
         max_length=32,
     )
-    negative_prompt: str = Field(default="", max_length=2000)
-    seed: int = Field(default=42, ge=0, le=2**32 - 1)
-    steps: int = Field(default=25, ge=1, le=200)
-    guidance: float = Field(default=6.0, ge=0, le=30)
-    width: int | None = Field(default=None, ge=64, le=4096, multiple_of=8, description="None: the base's own size.")
-    height: int | None = Field(default=None, ge=64, le=4096, multiple_of=8)
-    clip_skip: int = Field(default=2, ge=1, le=12)
-    mixed_precision: Precision = Precision.AUTO
+    negative_prompt: str = setting(
+        "", label="Negative prompt", group=Group.SAMPLES, why="What to stay away from.", max_length=2000
+    )
+    seed: int = setting(
+        42, label="Seed", group=Group.SAMPLES, why="One for all pictures: the same noise.", ge=0, le=2**32 - 1
+    )
+    steps: int = setting(25, label="Steps", group=Group.SAMPLES, why="More change little.", ge=1, le=200)
+    guidance: float = setting(
+        6.0, label="CFG", group=Group.SAMPLES, why="How closely the prompt is followed; 5 to 7 suits SDXL.", ge=0, le=30
+    )
+    width: int | None = setting(
+        None,
+        label="Width",
+        unit="px",
+        group=Group.SAMPLES,
+        why="Empty: the base's own size.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+    height: int | None = setting(
+        None,
+        label="Height",
+        unit="px",
+        group=Group.SAMPLES,
+        why="Empty: the base's own size.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+    clip_skip: int = setting(label="Clip skip", group=Group.SAMPLES, advice="clip_skip", ge=1, le=12)
+    mixed_precision: Precision = setting(label="Precision", group=Group.SAMPLES, advice="mixed_precision")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        return _lines_of(value)
+
+    @field_validator("strengths", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _lines_of(value: Any) -> Any:
+    """A text as its lines that are not empty; anything else as it is."""
+    return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
 
 
 AnyJob = TrainJob | TagJob | SweepJob

@@ -329,6 +329,31 @@ SUCCESS_INDICATORS = (
 )
 
 
+# The guide says which strengths to try; how to read what comes out is said here in its spirit.
+GRID_READING = (
+    Rule(
+        "lowest",
+        "Take the lowest strength at which every row shows what you wanted.",
+        "What is stronger than needed costs variety and mixes badly with other LoRAs.",
+    ),
+    Rule(
+        "too_weak",
+        "If it only comes above 1.2, it has learned too little.",
+        "Train longer or at a higher rate, or look at the captions once more.",
+    ),
+    Rule(
+        "too_strong",
+        "If it is stiff, burnt or always the same at 0.7 already, it has learned too much.",
+        "Use an earlier checkpoint or fewer epochs.",
+    ),
+    Rule(
+        "leaks",
+        "A row without the trigger word should stay close to what strength 0 shows.",
+        "If it does not, the LoRA changes prompts that did not ask for it: lower the text encoder's rate.",
+    ),
+)
+
+
 @dataclass(frozen=True)
 class WorkflowStep:
     """One step of the way: what it answers, what to do in it, and a line of the guide's philosophy to keep in mind."""

@@ -8,6 +8,7 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     rejected/                        what curation took out
     dataset.json                     manifest; derived, can be rebuilt
     runs/001-NAME/                   job folders of training
+    loras/                           LoRA files from elsewhere, to be tested
     sweeps/001/                      job folders of sweeps
     tags/001/                        job folders of tagging
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
@@ -198,6 +199,11 @@ class Project:
     def rejected_dir(self) -> Path:
         """What curation took out."""
         return self.path / "rejected"
+
+    @property
+    def loras_dir(self) -> Path:
+        """LoRA files that came from elsewhere."""
+        return self.path / "loras"
 
     def info(self) -> ProjectInfo:
         """What the user said; raises InputError if project.json is broken."""

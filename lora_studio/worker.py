@@ -191,7 +191,7 @@ def stop_on_signals(folder: JobFolder) -> Iterator[None]:
         folder.request_stop()
         signal.signal(number, previous[number])
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -239,7 +239,7 @@ class _Progress:
 
     def __call__(self, event: str, /, **values: Any) -> None:
         record = self.folder.emit(event, **values)
-        news = {name: values[name] for name in ("total", "seconds_left", "message") if name in values}
+        news: dict[str, Any] = {name: values[name] for name in ("total", "seconds_left", "message") if name in values}
         if event in ("warning", "hint", "image_failed"):
             news.pop("message", None)
         if (done := values.get("done", values.get("step") if event == "step" else None)) is not None:

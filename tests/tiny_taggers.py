@@ -26,7 +26,7 @@ WD_TAGS = (
     ("hero_(series)", 4),
 )
 RED, GREEN, BLUE = 6, 7, 8  # rows of WD_TAGS
-WORDS = "a picture of the red green blue cat house with and".split()
+WORDS = ["a", "picture", "of", "the", "red", "green", "blue", "cat", "house", "with", "and"]
 
 
 def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS) -> Path:

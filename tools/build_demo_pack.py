@@ -5,9 +5,10 @@ time; `tagger` and `captioner` need `render` alone. `export` takes the latest ch
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from demo_pack import captioner, evaluate, export, pictures, progress, tagger, unet, vae
+from demo_pack import captioner, evaluate, export, pictures, progress, tagger, testset, unet, vae
 from demo_pack.progress import Length
 
 TRAINING = {  # stage: what runs it, and how long by default
@@ -18,12 +19,13 @@ TRAINING = {  # stage: what runs it, and how long by default
     "decoder": (vae.train_decoder, "40m"),
 }
 
-PACK = Path(__file__).parent.parent / "lora_studio" / "demo"
+ROOT = Path(__file__).resolve().parent.parent
+PACK = ROOT / "lora_studio" / "demo"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["render", *TRAINING, "export", "evaluate", "all"])
+    parser.add_argument("stage", choices=["render", *TRAINING, "export", "evaluate", "testset", "all"])
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
     for stage, (_, usual) in TRAINING.items():
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
+    sys.path.append(str(ROOT))  # evaluate trains a LoRA with the studio itself
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage in ("render", "all"):
         pictures.render(args.modules, args.work, progress.say)
@@ -43,6 +46,8 @@ def main() -> None:
         export.export(args.work, args.pack)
     if args.stage in ("evaluate", "all"):
         evaluate.evaluate(args.work, args.pack)
+    if args.stage in ("testset", "all"):
+        testset.write(args.work, ROOT / "tests" / "data" / "pack")
 
 
 if __name__ == "__main__":

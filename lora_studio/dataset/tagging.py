@@ -85,7 +85,7 @@ def tag(
         raise InputError(
             f"There are no images in {str(job.dataset)!r}.", "Import some, or give another folder.", code="no_images"
         )
-    done = _done_before(folder) if resume else set()
+    done = _done_before(folder) & {str(image) for image in images} if resume else set()
     work = _Work(job, folder, report, total=len(images), done=len(done), result=TagResult(tagged=len(done)))
     waiting = [image for image in images if str(image) not in done]
     todo = [image for image in waiting if not work.leaves(image)]
@@ -155,7 +155,7 @@ class _Work:
         if not said and not old:
             self._fail(image, f"The tagger is sure of nothing; lower the threshold {self.job.threshold:g}.")
             return
-        new = self._combined(old, said)
+        new, old = (" ".join(text.split()) for text in (self._combined(old, said), old))
         # A caption that is there now and is to be left was written by somebody since the job began.
         if new == old or (old and self.job.existing is Existing.IGNORE):
             self._skip(image)

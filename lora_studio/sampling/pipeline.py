@@ -1,9 +1,10 @@
-"""Drawing one picture with a base model, the way that programs for SDXL draw it."""
+"""A base model on the best device, ready to encode texts and draw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -13,16 +14,10 @@ from lora_studio.config import Precision
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
 from lora_studio.project import Home
-from lora_studio.training.base_models import Base, load_base, resolve
+from lora_studio.training.base_files import resolve
+from lora_studio.training.base_models import Base, load_base
+from lora_studio.training.drawing import Text, draw_picture, make_pipeline
 from lora_studio.training.text import encode_text
-
-
-@dataclass(frozen=True)
-class Text:
-    """An encoded text as the UNet takes it: `hidden` [1, tokens, width] and `pooled` [1, width of encoder 2]."""
-
-    hidden: torch.Tensor
-    pooled: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -53,63 +48,11 @@ class Painter:
         encoded = self.encode(text, clip_skip=clip_skip)
         if text or not self.pipe.config.force_zeros_for_empty_prompt:
             return encoded
-        return Text(torch.zeros_like(encoded.hidden), torch.zeros_like(encoded.pooled))
+        return encoded.zeros()
 
-    def draw(
-        self,
-        prompt: Text,
-        negative: Text,
-        *,
-        seed: int,
-        steps: int,
-        guidance: float,
-        width: int,
-        height: int,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> Image.Image | None:
-        """Draw one picture; the same seed starts from the same noise on every device. `negative` counts above CFG 1.
-
-        None if `should_stop` turned true meanwhile, or if the numbers were no longer finite, which a LoRA that is too
-        strong can bring about.
-        """
-        stopped = False
-
-        def after_step(pipe: StableDiffusionXLPipeline, step: int, timestep: int, values: dict) -> dict:
-            nonlocal stopped
-            stopped = pipe._interrupt = stopped or should_stop()
-            return values
-
-        latents = self.pipe(
-            prompt_embeds=prompt.hidden,
-            pooled_prompt_embeds=prompt.pooled,
-            negative_prompt_embeds=negative.hidden,
-            negative_pooled_prompt_embeds=negative.pooled,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            width=width,
-            height=height,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            output_type="latent",
-            callback_on_step_end=after_step,
-        ).images
-        return None if stopped or not torch.isfinite(latents).all() else self._decode(latents)
-
-    def _decode(self, latents: torch.Tensor) -> Image.Image | None:
-        """Latents [1, 4, h, w] to a picture; in tiles where the memory is too small for the whole."""
-        vae = self.base.vae
-        scaled = latents.to(vae.dtype) / vae.config.scaling_factor
-        with torch.no_grad():
-            try:
-                pixels = vae.decode(scaled, return_dict=False)[0]
-            except torch.OutOfMemoryError:
-                if vae.use_tiling:
-                    raise
-                vae.enable_tiling()
-                pixels = vae.decode(scaled, return_dict=False)[0]
-        if not torch.isfinite(pixels).all():
-            return None
-        picture: Image.Image = self.pipe.image_processor.postprocess(pixels, output_type="pil")[0]
-        return picture
+    def draw(self, prompt: Text, negative: Text, **settings: Any) -> Image.Image | None:
+        """Draw one picture; see `draw_picture` for the settings and for when there is none."""
+        return draw_picture(self.pipe, prompt, negative, **settings)
 
 
 def open_painter(
@@ -122,17 +65,6 @@ def open_painter(
     device = torch_device()
     dtype, _ = torch_dtype(precision, device)
     base = load_base(resolve(name, home), dtype=dtype, on_progress=on_progress)
-    pipe = StableDiffusionXLPipeline(
-        vae=base.vae,
-        text_encoder=base.text_encoders[0],
-        text_encoder_2=base.text_encoders[1],
-        tokenizer=base.tokenizers[0],
-        tokenizer_2=base.tokenizers[1],
-        unet=base.unet,
-        scheduler=base.sampler(),
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
     for module in (base.unet, *base.text_encoders, base.vae):
         module.to(device)
-    return Painter(base, pipe)
+    return Painter(base, make_pipeline(base))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -24,11 +24,13 @@ from lora_studio.files import write_json
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
 from lora_studio.sampling.adapter import applied
+from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
 from lora_studio.sampling.grid import Row, Section, draw_grid
-from lora_studio.sampling.lora_file import LoraFile, read_lora
+from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.measures import MEANING, measure
-from lora_studio.sampling.pipeline import Painter, Text, open_painter
+from lora_studio.sampling.pipeline import Painter, open_painter
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
+from lora_studio.training.drawing import Text
 from lora_studio.training.text import truncated
 
 
@@ -67,12 +69,12 @@ def sweep(
     the cell at work, which is not saved. Raises InputError for a LoRA or base that cannot be used.
     """
     loras = [read_lora(path) for path in job.loras]
-    work = _Work(job, folder, report, should_stop, loras, _planned(job, loras))
-    for base in dict.fromkeys(job.bases):
+    work = _Work(job, folder, report, should_stop, SweepPlan(job, loras))
+    for base in work.plan.bases:
         if should_stop():
             break
         _sweep_base(work, base, home)
-    cells = [work.cells[key] for key in work.plan if key in work.cells]
+    cells = [work.cells[key] for key in work.plan.cells if key in work.cells]
     report("phase", message="Making the grid")
     measures = _measures(work)
     write_json(folder.path / "measures.json", measures)
@@ -80,18 +82,8 @@ def sweep(
         grid=_write_grid(work) if cells else None,
         cells=cells,
         measures=measures,
-        stopped=len(work.finished) < len(work.plan),
+        stopped=len(work.finished) < len(work.plan.cells),
     )
-
-
-@dataclass(frozen=True)
-class _Key:
-    """Which cell: `lora` counts from 1 in the job's order, 0 is the base alone; `prompt` has its trigger word."""
-
-    base: str
-    lora: int
-    strength: float
-    prompt: str
 
 
 @dataclass
@@ -102,10 +94,9 @@ class _Work:
     folder: JobFolder
     report: Report
     should_stop: Callable[[], bool]
-    loras: Sequence[LoraFile]
-    plan: Sequence[_Key]
-    cells: dict[_Key, Cell] = field(default_factory=dict)
-    finished: set[_Key] = field(default_factory=set)
+    plan: SweepPlan
+    cells: dict[CellKey, Cell] = field(default_factory=dict)
+    finished: set[CellKey] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
 
     @property
@@ -113,21 +104,15 @@ class _Work:
         """From the mean time of the cells drawn so far."""
         if not self.seconds:
             return None
-        return round((len(self.plan) - len(self.finished)) * sum(self.seconds) / len(self.seconds), 1)
+        return round((len(self.plan.cells) - len(self.finished)) * sum(self.seconds) / len(self.seconds), 1)
 
-    def lora(self, key: _Key) -> LoraFile | None:
-        """The LoRA of a cell; None for the bare base."""
-        return self.loras[key.lora - 1] if key.lora else None
+    def path(self, key: CellKey) -> Path:
+        """Where a cell lies."""
+        return self.folder.path / self.plan.path(key)
 
-    def path(self, key: _Key) -> Path:
-        """Where a cell lies: base, LoRA and prompt are numbers, since their names may be anything."""
-        base = list(dict.fromkeys(self.job.bases)).index(key.base) + 1
-        prompt = list(dict.fromkeys(cell.prompt for cell in self.plan)).index(key.prompt) + 1
-        return self.folder.path / "cells" / f"base{base}-lora{key.lora}-{key.strength:g}-prompt{prompt:02d}.png"
-
-    def keep(self, key: _Key) -> Cell:
+    def keep(self, key: CellKey) -> Cell:
         """Take a picture that is on disk into the result."""
-        lora = self.lora(key)
+        lora = self.plan.lora(key)
         self.finished.add(key)
         self.cells[key] = Cell(
             path=self.path(key),
@@ -160,37 +145,6 @@ class _Texts:
         return self.painter.encode_negative(self.job.negative_prompt, clip_skip=self.job.clip_skip)
 
 
-def fill_trigger(prompt: str, trigger_word: str) -> str:
-    """Put the trigger word in the place of {trigger}; without one its place among the commas goes too."""
-    filled = prompt.replace("{trigger}", trigger_word)
-    if filled == prompt or trigger_word:
-        return filled
-    return ", ".join(part.strip() for part in filled.split(",") if part.strip())
-
-
-def _prompts(job: SweepJob, lora: LoraFile) -> list[str]:
-    """The prompts as drawn with this LoRA."""
-    return [fill_trigger(prompt, job.trigger_word or lora.trigger_word) for prompt in dict.fromkeys(job.prompts)]
-
-
-def _planned(job: SweepJob, loras: Sequence[LoraFile]) -> list[_Key]:
-    """All cells in the order of drawing: the bare base first, then each LoRA from its usual strength outwards."""
-    strengths = sorted(set(job.strengths), key=lambda strength: (abs(strength - 1), strength))
-    plan = []
-    for base in dict.fromkeys(job.bases):
-        if 0 in strengths:
-            prompts = dict.fromkeys(prompt for lora in loras for prompt in _prompts(job, lora))
-            plan += [_Key(base, 0, 0.0, prompt) for prompt in prompts]
-        for number, lora in enumerate(loras, 1):
-            plan += [
-                _Key(base, number, strength, prompt)
-                for strength in strengths
-                if strength
-                for prompt in dict.fromkeys(_prompts(job, lora))
-            ]
-    return plan
-
-
 def _sweep_base(work: _Work, base: str, home: Home) -> None:
     """Draw what is missing of one base; its memory is free again afterwards."""
     job, report = work.job, work.report
@@ -198,7 +152,7 @@ def _sweep_base(work: _Work, base: str, home: Home) -> None:
         base, home=home, precision=job.mixed_precision, on_progress=lambda message: report("phase", message=message)
     )
     try:
-        keys = [key for key in work.plan if key.base == base]
+        keys = [key for key in work.plan.cells if key.base == base]
         parameters = {key: _parameters(work, painter, key) for key in keys}
         for key in keys:
             if read_parameters(work.path(key)) == parameters[key]:
@@ -219,9 +173,11 @@ def _sweep_base(work: _Work, base: str, home: Home) -> None:
             torch.cuda.empty_cache()
 
 
-def _draw_lora(work: _Work, painter: Painter, texts: _Texts, keys: Sequence[_Key], parameters: dict[_Key, str]) -> None:
+def _draw_lora(
+    work: _Work, painter: Painter, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
+) -> None:
     """Draw the cells of one LoRA. `texts` are the base's, which hold for a LoRA that has no text encoder."""
-    lora = work.lora(keys[0])
+    lora = work.plan.lora(keys[0])
     assert lora is not None
     work.report("phase", message=f"Loading {lora.name}")
     with applied(painter.pipe, lora) as adapter:
@@ -237,7 +193,9 @@ def _draw_lora(work: _Work, painter: Painter, texts: _Texts, keys: Sequence[_Key
             _draw(work, painter, current, list(group), parameters)
 
 
-def _draw(work: _Work, painter: Painter, texts: _Texts, keys: Sequence[_Key], parameters: dict[_Key, str]) -> None:
+def _draw(
+    work: _Work, painter: Painter, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
+) -> None:
     """Draw cells one by one, as the pipeline stands."""
     width, height = _size(work.job, painter)
     for key in keys:
@@ -269,7 +227,7 @@ def _draw(work: _Work, painter: Painter, texts: _Texts, keys: Sequence[_Key], pa
 
 def _report_cell(work: _Work, cell: Cell) -> None:
     values = cell.model_dump(mode="json") | {"path": cell.path.relative_to(work.folder.path).as_posix()}
-    work.report("cell", done=len(work.finished), total=len(work.plan), seconds_left=work.seconds_left, **values)
+    work.report("cell", done=len(work.finished), total=len(work.plan.cells), seconds_left=work.seconds_left, **values)
 
 
 def _size(job: SweepJob, painter: Painter) -> tuple[int, int]:
@@ -278,11 +236,11 @@ def _size(job: SweepJob, painter: Painter) -> tuple[int, int]:
     return job.width or native, job.height or native
 
 
-def _parameters(work: _Work, painter: Painter, key: _Key) -> str:
+def _parameters(work: _Work, painter: Painter, key: CellKey) -> str:
     """All that decides how a cell looks, in A1111's form."""
-    job, lora = work.job, work.lora(key)
+    job, lora = work.job, work.plan.lora(key)
     settings = _settings(job, painter.sampler, _size(job, painter))
-    settings |= {"Model hash": painter.base.hash[:10], "Model": _label(key.base)}
+    settings |= {"Model hash": painter.base.hash[:10], "Model": base_label(key.base)}
     settings |= {"Clip skip": job.clip_skip, "Precision": str(painter.base.unet.dtype).removeprefix("torch.")}
     if lora is None:
         return infotext(key.prompt, job.negative_prompt, settings)
@@ -301,45 +259,17 @@ def _settings(job: SweepJob, sampler: str, size: tuple[int, int]) -> dict[str, s
     }
 
 
-def _label(base: str) -> str:
-    """A base's name for people: of a path, its last part."""
-    path = Path(base).expanduser()
-    return (path.name if path.exists() else base).removesuffix(".safetensors")
-
-
-def _lora_labels(loras: Sequence[LoraFile]) -> list[str]:
-    """The LoRAs' names, with their folders' where two have the same."""
-    names = [lora.name for lora in loras]
-    return [
-        name if names.count(name) == 1 else f"{lora.path.parent.name}/{name}"
-        for lora, name in zip(loras, names, strict=True)
-    ]
-
-
-def _rows(work: _Work) -> Iterator[tuple[str, int, float, list[_Key]]]:
-    """Base, LoRA, strength and the cells of each row of the grid, in its order; strength 0 comes in every section."""
-    for base in dict.fromkeys(work.job.bases):
-        for number, lora in enumerate(work.loras, 1):
-            for strength in sorted(set(work.job.strengths)):
-                prompts = _prompts(work.job, lora)
-                yield (
-                    base,
-                    number,
-                    strength,
-                    [_Key(base, number if strength else 0, strength, text) for text in prompts],
-                )
-
-
 def _measures(work: _Work) -> dict[str, Any]:
     """Figures of each row that has pictures, and what they mean."""
-    labels, rows = _lora_labels(work.loras), []
-    for base, number, strength, keys in _rows(work):
-        pictures = {key.prompt: _open(work.cells[key].path) for key in keys if key in work.cells}
-        bare = [_Key(base, 0, 0.0, key.prompt) for key in keys]
+    labels, rows = work.plan.lora_labels, []
+    for row in work.plan.rows():
+        pictures = {key.prompt: _open(work.cells[key].path) for key in row.cells if key in work.cells}
+        bare = [CellKey(row.base, 0, 0.0, key.prompt) for key in row.cells]
         references = {key.prompt: _open(work.cells[key].path) for key in bare if key in work.cells}
         if pictures:
             figures = measure(pictures, references)
-            rows.append({"base": _label(base), "lora": labels[number - 1], "strength": strength, **figures})
+            names = {"base": base_label(row.base), "lora": labels[row.lora - 1], "strength": row.strength}
+            rows.append({**names, **figures})
     return {"meaning": MEANING, "rows": rows}
 
 
@@ -350,31 +280,30 @@ def _open(path: Path) -> Image.Image:
 
 def _write_grid(work: _Work) -> Path:
     """Draw and save grid.png; returns its path."""
-    job, labels = work.job, _lora_labels(work.loras)
+    job, plan = work.job, work.plan
     sections = []
-    for (base, number), rows in groupby(_rows(work), key=lambda row: row[:2]):
-        parts = [_label(base)] * (len(job.bases) > 1) + [labels[number - 1]] * (len(labels) > 1)
+    for (base, number), rows in groupby(plan.rows(), key=lambda row: (row.base, row.lora)):
         drawn = [
             Row(
-                f"{strength:g}" if strength else "0 (no LoRA)",
-                [work.cells[key].path if key in work.cells else None for key in keys],
+                strength_label(row.strength),
+                [work.cells[key].path if key in work.cells else None for key in row.cells],
             )
-            for _, _, strength, keys in rows
+            for row in rows
         ]
-        sections.append(Section(" · ".join(parts), drawn))
-    variants = {tuple(_prompts(job, lora)) for lora in work.loras}
+        sections.append(Section(plan.heading(base, number), drawn))
+    variants = {tuple(plan.prompts(lora)) for lora in plan.loras}
     prompts = list(variants.pop()) if len(variants) == 1 else list(dict.fromkeys(job.prompts))
-    bases = ", ".join(dict.fromkeys(map(_label, job.bases)))
+    bases = ", ".join(map(base_label, plan.bases))
     with Image.open(next(iter(work.cells.values())).path) as first:
         settings = _settings(job, Painter.sampler, first.size)
     subtitle = f"{bases} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
     path = work.folder.path / "grid.png"
-    grid = draw_grid(", ".join(labels), subtitle, prompts, sections)
+    grid = draw_grid(", ".join(plan.lora_labels), subtitle, prompts, sections)
     settings |= {
         "Model": bases,
-        "Lora hashes": ", ".join(f"{lora.name}: {lora.model_hash[:12]}" for lora in work.loras),
+        "Lora hashes": ", ".join(f"{lora.name}: {lora.model_hash[:12]}" for lora in plan.loras),
         "Prompts": " | ".join(prompts),
-        "Strengths": ", ".join(f"{strength:g}" for strength in sorted(set(job.strengths))),
+        "Strengths": ", ".join(f"{strength:g}" for strength in plan.strengths),
     }
     save_png(grid, path, infotext(prompts[0], job.negative_prompt, settings))
     return path

@@ -90,7 +90,6 @@ def add_adapters(
     seed: int,
     train_unet: bool = True,
     train_text_encoders: bool = True,
-    dtype: torch.dtype | None = torch.float32,
 ) -> Adapters:
     """Put LoRA layers into the models, in place. A is drawn from `seed`, B is zero: nothing changes before training.
 
@@ -111,6 +110,6 @@ def add_adapters(
     for prefix, _, layer in adapters.layers():
         layer.cast_input_dtype_enabled = next(chosen[prefix][0].parameters()).dtype == torch.float32
     for parameter in adapters.parameters(*adapters.models):
-        parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return adapters

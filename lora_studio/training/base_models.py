@@ -1,82 +1,40 @@
-"""Base models: finding them, reading what they are, and loading their parts.
+"""Loading a base model's parts.
 
-A base is a name from the catalogue, a file or folder in the studio's models folder, a Hub repository, a folder in
-diffusers layout, or a single .safetensors file in the original layout. Only safetensors are read, the classes are
-fixed here, and no code that comes with a model is ever run. Single files load without a network: SDXL's configuration
-and tokenizers ship beside this module.
+The classes are fixed here, and no code that comes with a model is ever run. Single files load without a network: SDXL's
+configuration and tokenizers ship beside this module.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
 from diffusers import UNet2DConditionModel as UNet
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lora_studio import guide
 from lora_studio.dataset.images import file_sha256
 from lora_studio.errors import InputError
-from lora_studio.project import Home
+from lora_studio.hub import PICKLED, download, is_repo_name
+from lora_studio.training.base_files import (
+    PARTS,
+    SDXL_CONFIG,
+    Progress,
+    Source,
+    fetch,
+    pickled,
+    read_facts,
+)
 
-SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
-PICKLED = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
-PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
-# A tensor that every SDXL checkpoint in the original layout has: the projection of the second text encoder.
-SDXL_KEY = "conditioner.embedders.1.model.text_projection"
-SDXL_TEXT_KEY = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
-HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 # kohya's "legacy" hash reads this window of a file; programs still show its first 8 hex digits.
 HASH_START, HASH_LENGTH = 0x100000, 0x10000
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a base model lies, and what the catalogue knows about it (None: nothing)."""
-
-    name: str
-    kind: Literal["folder", "file", "repo"]
-    location: str
-    prediction_type: str | None = None
-    zero_terminal_snr: bool | None = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a base says about itself before its weights are read.
-
-    `prediction_type` is "epsilon" or "v_prediction"; `stated` is False where it is only SDXL's default. The configs
-    are those of the model classes.
-    """
-
-    prediction_type: str
-    stated: bool
-    zero_terminal_snr: bool
-    scheduler: dict[str, Any]
-    unet: dict[str, Any]
-    text_encoders: tuple[dict[str, Any], dict[str, Any]]
-    vae: dict[str, Any]
-
-    @property
-    def native_resolution(self) -> int:
-        """Side in pixels of the square that the base was made for."""
-        factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
-        return int(self.unet["sample_size"]) * int(factor)
 
 
 @dataclass
@@ -116,200 +74,6 @@ class Base:
         """Euler over this base's noise schedule; with zero terminal SNR it starts at the last timestep."""
         spacing = "trailing" if self.zero_terminal_snr else "leading"
         return EulerDiscreteScheduler.from_config(self.noise_scheduler.config, timestep_spacing=spacing)
-
-
-def resolve(name: str, home: Home) -> Source:
-    """Find the base model called `name`; nothing is read but directory entries.
-
-    Raises InputError if there is none, or if it is a pickle, which could run any program when it is opened.
-    """
-    name = name.strip()
-    if not name:
-        raise InputError("No base model is given.", f"Choose one of {', '.join(guide.BASES)}.", code="base_missing")
-    if (entry := guide.find_base(name)) is not None:
-        return _from_catalogue(entry)
-    for path in (home.models / name, home.models / f"{name}.safetensors", Path(name).expanduser()):
-        if path.exists():
-            return _from_path(name, path)
-    if Path(name).suffix.lower() in PICKLED:
-        raise _pickled(name)
-    if HUB_NAME.fullmatch(name) and ".." not in name and not name.endswith((".safetensors", ".git")):
-        return Source(name, "repo", name)
-    raise InputError(
-        f"There is no base model {name!r}.",
-        f"Give one of {', '.join(guide.BASES)}, a Hub repository like stabilityai/stable-diffusion-xl-base-1.0, or the "
-        f"path of a diffusers folder or a .safetensors file (such files may lie in {home.models}).",
-        code="base_missing",
-    )
-
-
-def _from_catalogue(entry: guide.BaseModel) -> Source:
-    if entry.repo:
-        return Source(entry.name, "repo", entry.repo, entry.prediction_type, entry.zero_terminal_snr)
-    from lora_studio.demo import base_path
-
-    return Source(entry.name, "folder", str(base_path()), entry.prediction_type, entry.zero_terminal_snr)
-
-
-def _from_path(name: str, path: Path) -> Source:
-    path = path.resolve()
-    if path.is_dir():
-        if not (path / "unet" / "config.json").is_file():
-            raise InputError(
-                f"{path} is no model in diffusers layout: it has no unet/config.json.",
-                "Give the folder that holds model_index.json, or a .safetensors file.",
-                code="base_layout",
-            )
-        return Source(name, "folder", str(path))
-    if path.suffix.lower() in PICKLED:
-        raise _pickled(path.name)
-    if path.suffix.lower() != ".safetensors":
-        raise InputError(
-            f"{path.name} is no .safetensors file.",
-            "Give a .safetensors file or a diffusers folder.",
-            code="base_format",
-        )
-    return Source(name, "file", str(path))
-
-
-def _pickled(name: str) -> InputError:
-    return InputError(
-        f"{name} is a pickled checkpoint, which can run any program when it is opened.",
-        "Use the .safetensors version of this model; most download pages offer one.",
-        code="pickle",
-    )
-
-
-def fetch(source: Source, *, on_progress: Progress = lambda message: None) -> Source:
-    """Download a Hub repository, or take it from the cache; a folder or file comes back as it is.
-
-    Raises InputError if it cannot be had or is not made of safetensors.
-    """
-    if source.kind != "repo":
-        return source
-    on_progress(f"Fetching {source.location}")
-    folder = _download(source.location, ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt"])
-    if (folder / "unet" / "config.json").is_file():
-        folder = _download(source.location, ["*.json", "*/*.json", "*/*.txt", *_weight_patterns(source.location)])
-        return Source(source.name, "folder", str(folder), source.prediction_type, source.zero_terminal_snr)
-    files = [name for name in _repo_files(source.location) if "/" not in name and name.endswith(".safetensors")]
-    if len(files) != 1:
-        raise InputError(
-            f"{source.location} is no SDXL model: it has no unet folder and {len(files)} .safetensors files.",
-            "Download the file that you want and give its path.",
-            code="base_layout",
-        )
-    file = _download(source.location, files) / files[0]
-    return Source(source.name, "file", str(file), source.prediction_type, source.zero_terminal_snr)
-
-
-def _download(repo: str, patterns: list[str]) -> Path:
-    try:
-        return Path(snapshot_download(repo, allow_patterns=patterns))
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"The Hub has no repository {repo}, or it asks for a login.",
-            "Check the name; for a gated model accept its terms on its page and run `hf auth login`.",
-            code="base_missing",
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(
-            f"{repo} could not be downloaded: {str(error).splitlines()[0] if str(error) else type(error).__name__}.",
-            "Check the network, or download the .safetensors file and give its path.",
-            code="base_download",
-        ) from error
-
-
-def _repo_files(repo: str) -> list[str]:
-    from huggingface_hub import list_repo_files
-
-    try:
-        return list(list_repo_files(repo))
-    except (HfHubHTTPError, OSError):
-        folder = _download(repo, ["*.safetensors"])
-        return [str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")]
-
-
-def _weight_patterns(repo: str) -> list[str]:
-    """The weights to download: of each part the fp16 ones where there are any, which are half the size."""
-    files = _repo_files(repo)
-    patterns = []
-    for part in PARTS:
-        half = any(name.startswith(f"{part}/") and name.endswith(".fp16.safetensors") for name in files)
-        patterns.append(f"{part}/*.fp16.safetensors" if half else f"{part}/*.safetensors")
-    return patterns
-
-
-def read_facts(source: Source) -> Facts:
-    """What a fetched base says about itself, without reading its weights.
-
-    A single file's `v_pred` and `ztsnr` tensors and its metadata count before the catalogue; a folder's scheduler
-    configuration too. Raises InputError if it is broken or no SDXL model.
-    """
-    if source.kind == "repo":
-        raise ValueError("fetch the source first")
-    path = Path(source.location)
-    folder = path if source.kind == "folder" else SDXL_CONFIG
-    scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
-    configs = {part: _read_config(folder / part / "config.json") for part in PARTS}
-    if "projection_class_embeddings_input_dim" not in configs["unet"]:
-        raise _not_sdxl(path.name)
-    if source.kind == "file":
-        v_prediction, zero_snr = _read_markers(path)
-    else:
-        v_prediction = scheduler.get("prediction_type") == "v_prediction"
-        zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
-    stated = v_prediction or source.prediction_type is not None or source.kind == "folder"
-    return Facts(
-        prediction_type="v_prediction" if v_prediction else source.prediction_type or "epsilon",
-        stated=stated,
-        zero_terminal_snr=zero_snr or bool(source.zero_terminal_snr),
-        scheduler=scheduler,
-        unet=configs["unet"],
-        text_encoders=(configs["text_encoder"], configs["text_encoder_2"]),
-        vae=configs["vae"],
-    )
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{file.parent.name}/{file.name} of the base model cannot be read: {error}.",
-            f"Download the model anew; {file.parent.parent} is not complete.",
-            code="base_broken",
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{file} holds no object.", "Download the model anew.", code="base_broken")
-    return value
-
-
-def _read_markers(file: Path) -> tuple[bool, bool]:
-    """v-prediction and zero terminal SNR as a single file declares them; raises InputError if it is not SDXL."""
-    try:
-        with safe_open(file, framework="pt") as content:
-            keys, metadata = set(content.keys()), content.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{file.name} cannot be read: {error}.", "It may be incomplete: download it anew.", code="base_broken"
-        ) from error
-    if SDXL_TEXT_KEY not in keys and SDXL_KEY not in keys:
-        raise _not_sdxl(file.name, keys)
-    said = metadata.get("modelspec.prediction_type", "")
-    return "v_pred" in keys or said in ("v", "v_prediction"), "ztsnr" in keys
-
-
-def _not_sdxl(name: str, keys: Iterable[str] = ()) -> InputError:
-    if any("lora_down" in key or "lora_A" in key for key in keys):
-        return InputError(
-            f"{name} is a LoRA, not a base model.", "Choose the SDXL model it belongs to.", code="base_lora"
-        )
-    return InputError(
-        f"{name} is no SDXL model.",
-        "Choose a checkpoint made from SDXL (SD 1.5 and others do not fit).",
-        code="base_kind",
-    )
 
 
 def load_base(
@@ -421,14 +185,13 @@ def load_vae(name: str) -> AutoencoderKL:
             folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
             return AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32)
         if path.suffix.lower() in PICKLED:
-            raise _pickled(path.name)
+            raise pickled(path.name)
         if path.is_file():
             return AutoencoderKL.from_single_file(
                 str(path), config=str(SDXL_CONFIG), subfolder="vae", torch_dtype=torch.float32, local_files_only=True
             )
-        if HUB_NAME.fullmatch(name) and ".." not in name:
-            folder = Path(hf_hub_download(name, "config.json")).parent
-            hf_hub_download(name, "diffusion_pytorch_model.safetensors")
+        if is_repo_name(name):
+            folder = download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
             return AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(

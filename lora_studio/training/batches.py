@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,10 +52,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every readable image of a folder; `unreadable` says in one line each what could not be read."""
+    """Every readable image of a folder.
+
+    `unreadable` says in one line each what could not be read, `left_out` are images beside the N_name folders.
+    """
 
     items: list[Item]
     unreadable: list[str]
+    left_out: list[Path] = field(default_factory=list)
 
     def count(self, recipe: Recipe) -> StepCount:
         """Steps of a run, as the plan counts them. Raises InputError if there are no images."""
@@ -89,8 +93,7 @@ def read_dataset(
     An image without a caption gets the trigger word, or the name of its folder if there is none. The recipe's repeats,
     if set, take the place of the folders'.
     """
-    found = [(group, path) for group in image_sets(folder) for path in sorted(group.path.iterdir())]
-    found = [(group, path) for group, path in found if is_image_name(path.name) and path.is_file()]
+    found = [(group, path) for group in image_sets(folder) for path in _images(group.path)]
     items, unreadable = [], []
     for done, (group, path) in enumerate(found):
         on_progress(done, len(found))
@@ -99,7 +102,12 @@ def read_dataset(
             items.append(_item(group, path, (info.width, info.height), info.sha256, recipe, trigger_word))
         else:
             unreadable += [issue.message for issue in info.issues]
-    return Dataset(items, unreadable)
+    read = {path for _, path in found}
+    return Dataset(items, unreadable, left_out=[path for path in _images(folder) if path not in read])
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
 
 
 def _item(group: ImageSet, path: Path, size: Size, sha256: str, recipe: Recipe, trigger_word: str) -> Item:

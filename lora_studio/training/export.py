@@ -53,9 +53,7 @@ def kohya_name(model: str, path: str, blocks: dict[str, str]) -> str:
     return f"lora_{model}_{path.replace('.', '_')}"
 
 
-def lora_tensors(
-    adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype = torch.float16
-) -> dict[str, Tensor]:
+def lora_tensors(adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """All tensors of the file, on the CPU, in `dtype`."""
     blocks = block_names(unet)
     tensors = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ from lora_studio.training.base_models import Base
 from lora_studio.training.batches import Batch, Dataset, epoch_steps
 from lora_studio.training.cache import LatentCache, TextCache
 from lora_studio.training.checkpoints import State, save_state
+from lora_studio.training.drawing import Text
 from lora_studio.training.export import lora_tensors, save_lora
 from lora_studio.training.health import Health
 from lora_studio.training.metadata import describe_lora
@@ -101,19 +103,14 @@ class Run:
         """Half precision for what can take it; a no-op in fp32."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
-    def encode(self, caption: str) -> tuple[Tensor, Tensor]:
-        """Embeddings [77, D] and pooled embeddings [P] of a text, from the cache where there is one."""
-        if self.texts is not None:
-            return self.texts.load(caption)
-        hidden, pooled = self.encode_batch([caption])
-        return hidden[0], pooled[0]
-
-    def encode_batch(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, 77, D] and pooled embeddings [B, P]."""
+    def encode(self, captions: Sequence[str]) -> Text:
+        """Embeddings [B, 77, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
         if self.texts is None:
-            return encode_text(self.base.text_encoders, self.base.tokenizers, captions, self.job.recipe.clip_skip)
+            return Text(
+                *encode_text(self.base.text_encoders, self.base.tokenizers, captions, self.job.recipe.clip_skip)
+            )
         hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
-        return torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device)
+        return Text(torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device))
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of a step (counted from 0)."""
@@ -225,12 +222,12 @@ def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
     inputs = scheduler.add_noise(clean, noisy, t).to(device, run.base.unet.dtype, non_blocking=True)
     time_ids = torch.tensor([item.time_ids for item in batch], device=device)
     with run.autocast():
-        hidden, pooled = run.encode_batch([item.caption for item in batch])
+        text = run.encode([item.caption for item in batch])
         prediction = run.base.unet(
             inputs,
             t.to(device),
-            encoder_hidden_states=hidden,
-            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+            encoder_hidden_states=text.hidden,
+            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
             return_dict=False,
         )[0]
     return sample_losses(prediction, target) * weights
@@ -262,15 +259,24 @@ def draw(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool
     prompts = run_prompts(run.job, run.dataset)
     settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
     report("phase", message=f"Drawing samples of epoch {epoch}")
-    pictures = draw_samples(run.base, prompts, run.encode, settings, device=run.device, autocast=run.autocast)
-    for index, (prompt, image) in enumerate(zip(prompts, pictures, strict=True)):
+    pictures = draw_samples(
+        run.base,
+        prompts,
+        lambda prompt: run.encode([prompt]),
+        settings,
+        device=run.device,
+        autocast=run.autocast,
+        should_stop=should_stop,
+    )
+    for index, (prompt, image) in enumerate(zip(prompts, pictures, strict=False)):
+        if image is None:
+            message = f"The sample of {prompt!r} is not drawn: its numbers were not finite."
+            report("warning", code="sample_not_finite", message=message)
+            continue
         path = run.folder / "samples" / f"{run.job.name}_e{epoch:06d}_{index:02d}_{recipe.seed}.png"
         save_sample(path, image)
         place = str(path.relative_to(run.folder))
         report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=place)
-        if should_stop():
-            pictures.close()
-            return
 
 
 def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
@@ -279,7 +285,10 @@ def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
 
 
 def save_adapter(run: Run, path: Path, epoch: int) -> None:
-    """Write the LoRA as it is now. Raises NonFiniteLossError if its weights are not finite."""
+    """Write the LoRA as it is now: in fp16, or in fp32 if that is what the run computed in.
+
+    Raises NonFiniteLossError if its weights are not finite.
+    """
     _check_finite(run)
     metadata = describe_lora(
         run.job,
@@ -291,7 +300,8 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         epoch=epoch,
         step=run.step,
     )
-    save_lora(path, lora_tensors(run.adapters, run.base.unet), metadata)
+    stored = torch.float32 if run.dtype == torch.float32 else torch.float16
+    save_lora(path, lora_tensors(run.adapters, run.base.unet, stored), metadata)
 
 
 def save(run: Run) -> None:
@@ -336,6 +346,7 @@ def restore(run: Run, state: State) -> None:
     run.last_loss = state.values["last_loss"]
     run.started = state.values["started"]
     run.health.load_state(state.values["health"])
+    run.saved = state.step, state.epochs_finished
 
 
 def memory_gib(device: torch.device) -> float:
@@ -347,25 +358,28 @@ def memory_gib(device: torch.device) -> float:
 def _count_nan(run: Run) -> None:
     run.nan_streak += 1
     if run.nan_streak >= NAN_LIMIT:
-        raise _not_finite(f"The loss was not finite for {NAN_LIMIT} steps in a row, up to step {run.step}.")
+        raise _not_finite(run, f"The loss was not finite for {NAN_LIMIT} steps in a row, up to step {run.step}.")
 
 
 def _check_finite(run: Run) -> None:
     if not run.adapters.finite():
-        raise _not_finite(f"The LoRA's weights are not finite at step {run.step}.")
+        raise _not_finite(run, f"The LoRA's weights are not finite at step {run.step}.")
 
 
-def _not_finite(message: str) -> NonFiniteLossError:
-    return NonFiniteLossError(
-        message,
-        "The learning rate is too high: halve unet_lr and text_encoder_lr. The last good checkpoint is kept.",
-        code="nan",
-    )
+def _not_finite(run: Run, message: str) -> NonFiniteLossError:
+    files = checkpoint_files(run)
+    kept = f"The last good checkpoint, {files[-1].name}, is kept" if files else "No checkpoint had been made yet"
+    rates = " and ".join(name for name in ("unet_lr", "text_encoder_lr") if getattr(run.job.recipe, name))
+    return NonFiniteLossError(f"{message} {kept}.", f"The learning rate is too high: halve {rates}.", code="nan")
+
+
+def checkpoint_files(run: Run) -> list[Path]:
+    """The LoRA files of finished epochs, oldest first."""
+    return sorted((run.folder / "checkpoints").glob(f"{glob.escape(run.job.name)}-[0-9]*.safetensors"))
 
 
 def _drop_old_checkpoints(run: Run) -> None:
     """Remove all but the newest `keep_checkpoints` files of this run; 0 keeps all."""
     if keep := run.job.recipe.keep_checkpoints:
-        files = sorted((run.folder / "checkpoints").glob(f"{run.job.name}-[0-9]*.safetensors"))
-        for file in files[:-keep]:
+        for file in checkpoint_files(run)[:-keep]:
             file.unlink(missing_ok=True)

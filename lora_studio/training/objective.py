@@ -44,13 +44,14 @@ def training_target(
     v-prediction: Salimans and Ho 2022 (arXiv:2202.00512).
     """
     if prediction_type == "v_prediction":
-        return scheduler.get_velocity(latents, noise, t)
+        velocity: Tensor = scheduler.get_velocity(latents, noise, t)
+        return velocity
     return noise
 
 
 def signal_to_noise(scheduler: DDPMScheduler) -> Tensor:
     """SNR [T] of the schedule that is really used: 0 at the last timestep if its terminal SNR is zero."""
-    kept = scheduler.alphas_cumprod.double()
+    kept: Tensor = scheduler.alphas_cumprod.double()
     return (kept / (1 - kept)).float()
 
 

@@ -6,11 +6,13 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio import guide
@@ -21,9 +23,10 @@ from lora_studio.planning.advice import problems
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training.adapters import add_adapters
-from lora_studio.training.base_models import Facts, Source, fetch, read_facts, resolve
+from lora_studio.training.adapters import text_encoder_targets, unet_targets
+from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
 from lora_studio.training.batches import Dataset, read_dataset
+from lora_studio.training.optimizers import try_optimizer
 
 SHOWN = 5  # problems of one kind that are listed
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
@@ -31,10 +34,12 @@ TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
 LORA_COPIES = 2 * (4 + 8)  # two states: weights in fp32 and two moments at most, in bytes a weight
 SPARE = 2**28  # bytes that stay free
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Plan:
-    """A job that can start."""
+class ReadyJob:
+    """What a job that can start needs."""
 
     dataset: Dataset
     counts: StepCount
@@ -46,7 +51,9 @@ class Plan:
     dtype_reason: str
 
 
-def preflight(job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]) -> Plan:
+def preflight(
+    job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]
+) -> ReadyJob:
     """Check a job and return what it needs. Raises ConfigError with all problems at once.
 
     A base on the Hub is downloaded here if nothing else is wrong.
@@ -54,7 +61,7 @@ def preflight(job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Call
     recipe = job.recipe
     found: list[str] = []
 
-    def attempt(check: Callable[[], Any]) -> Any:
+    def attempt(check: Callable[[], T]) -> T | None:
         try:
             return check()
         except ConfigError as error:
@@ -67,22 +74,23 @@ def preflight(job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Call
     if dataset is not None:
         found += _dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
-    facts = attempt(lambda: read_facts(source)) if source is not None and source.kind != "repo" else None
+    facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
     found += problems(recipe, guide.find_base(job.base))
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
+    attempt(lambda: try_optimizer(recipe, device))
     found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
-    if not found:
-        source = attempt(lambda: fetch(source, on_progress=lambda message: on_progress(message, 0, 0)))
-        facts = attempt(lambda: read_facts(source)) if source is not None else None
+    if source is not None and source.kind == "repo" and not found:
+        source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
+        facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
-        found += _prediction_problems(job, facts)
+        found += [*_prediction_problems(job, facts), *_clip_skip_problems(job, facts)]
     if facts is not None and dataset is not None and not found:
         found += _space_problems(job, folder, home, dataset, facts)
-    if found:
+    if found or dataset is None or source is None or facts is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
-    return Plan(
+    return ReadyJob(
         dataset=dataset,
         counts=dataset.count(recipe),
         source=source,
@@ -127,6 +135,13 @@ def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
     ]
 
 
+def _clip_skip_problems(job: TrainJob, facts: Facts) -> list[str]:
+    layers = min(config["num_hidden_layers"] for config in facts.text_encoders)
+    if job.recipe.clip_skip <= layers:
+        return []
+    return [f"clip_skip is {job.recipe.clip_skip}, but a text encoder of {job.base} has {layers} layers. Use 2."]
+
+
 def _write_problem(folder: Path) -> str | None:
     place = folder
     while not place.exists():
@@ -162,16 +177,13 @@ def _space_problems(job: TrainJob, folder: JobFolder, home: Home, dataset: Datas
 
 def lora_weights(recipe: Recipe, facts: Facts) -> int:
     """How many weights the LoRA will have, counted on models that take no memory."""
+    weights: list[nn.Parameter] = []
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(facts.unet)
-        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in facts.text_encoders]
-    adapters = add_adapters(
-        unet,
-        encoders,
-        network_dim=recipe.network_dim,
-        network_alpha=recipe.network_alpha,
-        seed=0,
-        train_unet=recipe.unet_lr > 0,
-        train_text_encoders=recipe.text_encoder_lr > 0,
-    )
-    return sum(parameter.numel() for parameter in adapters.parameters("unet", "te1", "te2"))
+        if recipe.unet_lr:
+            unet = UNet2DConditionModel.from_config(facts.unet)
+            weights += [unet.get_parameter(f"{path}.weight") for path in unet_targets(unet)]
+        for config in facts.text_encoders if recipe.text_encoder_lr else ():
+            encoder = CLIPTextModel(CLIPTextConfig(**config))
+            weights += [encoder.get_parameter(f"{path}.weight") for path in text_encoder_targets(encoder)]
+    # A is [rank, in...] and B [out, rank...]
+    return recipe.network_dim * sum(weight.shape[0] + weight[0].numel() for weight in weights)

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from PIL import Image
-from torch import Tensor
 
 from lora_studio.files import write_atomic
 from lora_studio.training.base_models import Base
-
-Encode = Callable[[str], tuple[Tensor, Tensor]]
+from lora_studio.training.drawing import Text, draw_picture, make_pipeline
 
 
 @dataclass(frozen=True)
@@ -39,46 +36,36 @@ def sample_prompts(prompts: Sequence[str], trigger_word: str, fallback: str) -> 
 def draw_samples(
     base: Base,
     prompts: Sequence[str],
-    encode: Encode,
+    encode: Callable[[str], Text],
     settings: SampleSettings,
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager],
-) -> Iterator[Image.Image]:
-    """Draw one picture for each prompt; the models are as they were afterwards.
+    should_stop: Callable[[], bool],
+) -> Iterator[Image.Image | None]:
+    """Draw a picture for each prompt until asked to stop; None stands for one whose numbers were not finite.
 
-    `encode` gives a text's embeddings [77, D] and pooled embeddings [P]. The negative prompt is the empty text.
+    The models are in training mode again whenever a picture is handed out. There is no negative prompt.
     """
-    pipeline = StableDiffusionXLPipeline(
-        vae=base.vae,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=base.unet,
-        scheduler=base.sampler(),
-        add_watermarker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    with _drawing(base, device), torch.no_grad(), autocast():
-        empty, empty_pooled = encode("")
-        for prompt in prompts:
-            hidden, pooled = encode(prompt)
-            latents = pipeline(
-                prompt_embeds=hidden[None].to(device),
-                pooled_prompt_embeds=pooled[None].to(device),
-                negative_prompt_embeds=empty[None].to(device),
-                negative_pooled_prompt_embeds=empty_pooled[None].to(device),
-                width=settings.side,
-                height=settings.side,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance,
-                generator=torch.Generator().manual_seed(settings.seed),
-                output_type="latent",
-            ).images
-            with torch.autocast(device.type, enabled=False):
-                decoded = base.vae.decode(latents.float() / base.vae.config.scaling_factor).sample
-            yield pipeline.image_processor.postprocess(decoded.nan_to_num(), output_type="pil")[0]
+    pipe = make_pipeline(base)
+    side = settings.side // base.latent_factor * base.latent_factor
+    for prompt in prompts:
+        with _drawing(base, device), torch.no_grad(), autocast():
+            text = encode(prompt)
+            picture = draw_picture(
+                pipe,
+                text,
+                text.zeros(),
+                seed=settings.seed,
+                steps=settings.steps,
+                guidance=settings.guidance,
+                width=side,
+                height=side,
+                should_stop=should_stop,
+            )
+        if should_stop() and picture is None:
+            return
+        yield picture
 
 
 @contextmanager

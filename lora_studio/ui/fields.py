@@ -7,15 +7,16 @@ names the setting. Whether a text can be read is for the settings' own model to 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
 import gradio as gr
 from gradio.components import Component
 from pydantic import ValidationError
+from pydantic_core import PydanticUndefined
 
 from lora_studio.config import Group, Recipe, Settings
 from lora_studio.errors import ConfigError
@@ -23,6 +24,8 @@ from lora_studio.ui.components import html, short
 from lora_studio.ui.context import Updates
 
 FIELD_WIDTH = 210
+RESET_LENGTH = 24
+Model = TypeVar("Model", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Spec:
     choices: tuple[str, ...] = ()
     is_flag: bool = False
     is_lines: bool = False
+    is_row: bool = False
 
     @classmethod
     def of(cls, model: type[Settings], name: str) -> Spec:
@@ -57,6 +61,7 @@ class Spec:
             choices=tuple(item.value for item in cast("type[StrEnum]", kind)) if is_enum else (),
             is_flag=kind is bool,
             is_lines=kind is not None and str in get_args(kind),
+            is_row=get_origin(kind) is list and str not in get_args(kind),
         )
 
     def shown(self, value: Any) -> Any:
@@ -65,18 +70,29 @@ class Spec:
             return bool(value)
         if self.is_lines:
             return "\n".join(value)
-        return "" if value is None else str(value) if self.choices else short(value)
+        if self.is_row:
+            return ", ".join(map(short, value))
+        return "" if value is None else str(value) if isinstance(value, str) else short(value)
+
+    @property
+    def default_text(self) -> str:
+        """The default as people write it; empty where there is none."""
+        if self.default is PydanticUndefined:
+            return ""
+        return str(self.shown(self.default)) if self.is_row else short(self.default)
 
     def given(self, content: Any) -> Any:
         """A component's content as the settings' model takes it."""
         if isinstance(content, str):
             content = content.strip()
-            if content == "" and not self.is_lines:
+            if content == "" and not self.is_lines and self.default != "":
                 return None
         return content
 
     def changed(self, content: Any) -> bool:
         """Whether a component's content says something else than the default."""
+        if self.default is PydanticUndefined:
+            return False
         given = self.given(content)
         if isinstance(given, str) and isinstance(self.default, int | float):
             try:
@@ -89,7 +105,7 @@ class Spec:
         """The line below the label: what is wrong, else the reason; of a changed value also the default."""
         if problem:
             return problem
-        return f"Default: {short(self.default)}. {self.why}" if self.changed(content) else self.why
+        return f"Default: {self.default_text}. {self.why}" if self.changed(content) else self.why
 
     def classes(self, content: Any, problem: str = "") -> list[str]:
         """CSS classes that mark a changed value and a wrong one."""
@@ -97,15 +113,13 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class RecipeForm:
-    """The recipe's components by the settings' names, the simple ones first, the rest in folds by group."""
+class SettingsForm(Generic[Model]):
+    """Components for settings of a model, by the settings' names."""
 
+    model: type[Model]
     specs: Mapping[str, Spec]
     components: Mapping[str, Component]
-    folds: Mapping[Group, gr.Accordion]
-    search: gr.Textbox
-    nothing_found: gr.HTML
-    resets: Mapping[str, gr.Button] = field(default_factory=dict)
+    resets: Mapping[str, gr.Button]
 
     @property
     def inputs(self) -> set[Component]:
@@ -118,27 +132,47 @@ class RecipeForm:
         return list(self.components.values())
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings' defaults; those without one are left out."""
+        return {name: spec.default for name, spec in self.specs.items() if spec.default is not PydanticUndefined}
+
+    @property
     def edits(self) -> list[Any]:
         """The events by which a user changes the form, for `gr.on`."""
         return [_edit_event(component) for component in self.components.values()] + [
             reset.click for reset in self.resets.values()
         ]
 
-    def fill(self, recipe: Recipe) -> Updates:
-        """Show a recipe."""
+    def joined(self, other: SettingsForm[Model]) -> SettingsForm[Model]:
+        """Both forms as one."""
+        return SettingsForm(
+            self.model,
+            {**self.specs, **other.specs},
+            {**self.components, **other.components},
+            {**self.resets, **other.resets},
+        )
+
+    def fill(self, values: Mapping[str, Any]) -> Updates:
+        """Show values of settings; those that are not given stay as they are."""
         return {
-            component: self._update(name, self.specs[name].shown(getattr(recipe, name)), with_value=True)
+            component: self._update(name, self.specs[name].shown(values[name]), with_value=True)
             for name, component in self.components.items()
+            if name in values
         }
 
-    def read(self, data: Mapping[Component, Any]) -> Recipe:
-        """The recipe that the form holds; raises ConfigError that names every wrong setting by its label."""
+    def read(self, data: Mapping[Component, Any], **more: Any) -> Model:
+        """The settings that the form holds, and `more` that it does not.
+
+        Raises ConfigError that names every wrong setting by its label.
+        """
         try:
-            return Recipe.model_validate(self._values(data))
+            return self.model.model_validate(self._values(data) | more)
         except ValidationError as error:
             problems = _problems(error)
             lines = [
-                f"{self.specs[name].label} ({name}): {text}" if name in self.specs else text
+                f"{self.specs[name].label} ({name}): {text}"
+                if name in self.specs
+                else f"{name}: {text}".removeprefix(": ")
                 for name, text in problems.items()
             ]
             raise ConfigError(lines, "Correct it in the form; the marked fields say what fits.") from error
@@ -146,7 +180,7 @@ class RecipeForm:
     def mark(self, data: Mapping[Component, Any]) -> Updates:
         """Mark what was changed and what is wrong, at the fields themselves."""
         try:
-            Recipe.model_validate(self._values(data))
+            self.model.model_validate(self._values(data))
             problems: dict[str, str] = {}
         except ValidationError as error:
             problems = _problems(error)
@@ -156,7 +190,7 @@ class RecipeForm:
         }
 
     def wire(self) -> None:
-        """Marks while a user edits, the reset buttons, and the search."""
+        """Marks while a user edits, and the reset buttons."""
         for name, component in self.components.items():
             _edit_event(component)(
                 partial(self._edited, name),
@@ -165,11 +199,10 @@ class RecipeForm:
                 show_progress="hidden",
                 api_visibility="private",
             )
-            self.resets[name].click(
-                partial(self._reset, name), None, component, show_progress="hidden", api_visibility="private"
-            )
-        found = [*self.outputs, *self.folds.values(), self.nothing_found]
-        self.search.input(self._find, self.search, found, show_progress="hidden", api_visibility="private")
+            if name in self.resets:
+                self.resets[name].click(
+                    partial(self._reset, name), None, component, show_progress="hidden", api_visibility="private"
+                )
 
     def _values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
         """Contents by name. An empty box means "not set" where a setting has that, else it is an error."""
@@ -177,8 +210,8 @@ class RecipeForm:
 
     def _edited(self, name: str, content: Any) -> Any:
         try:
-            Recipe.__pydantic_validator__.validate_assignment(
-                Recipe.model_construct(), name, self.specs[name].given(content)
+            self.model.__pydantic_validator__.validate_assignment(
+                self.model.model_construct(), name, self.specs[name].given(content)
             )
             problem = ""
         except ValidationError as error:
@@ -194,6 +227,21 @@ class RecipeForm:
         changes = {"info": spec.info(content, problem), "elem_classes": spec.classes(content, problem)}
         return gr.update(value=content, **changes) if with_value else gr.update(**changes)
 
+
+@dataclass(frozen=True)
+class RecipeForm(SettingsForm[Recipe]):
+    """The recipe's components, the simple ones first, the rest in folds by group with a search over all."""
+
+    folds: Mapping[Group, gr.Accordion]
+    search: gr.Textbox
+    nothing_found: gr.HTML
+
+    def wire(self) -> None:
+        """Marks, reset buttons, and the search."""
+        super().wire()
+        found = [*self.outputs, *self.folds.values(), self.nothing_found]
+        self.search.input(self._find, self.search, found, show_progress="hidden", api_visibility="private")
+
     def _find(self, text: str) -> Updates:
         words = text.lower().split()
         hits = {name for name, spec in self.specs.items() if all(word in _haystack(spec) for word in words)}
@@ -205,43 +253,58 @@ class RecipeForm:
         return updates
 
 
+def build_fields(model: type[Model], names: Iterable[str], prefix: str) -> SettingsForm[Model]:
+    """Components of the named settings of `model`, side by side; `wire` is still to be called."""
+    specs = {name: Spec.of(model, name) for name in names}
+    components: dict[str, Component] = {}
+    resets: dict[str, gr.Button] = {}
+    with gr.Row(elem_classes="fields"):
+        for name, spec in specs.items():
+            components[name], reset = _component(spec, prefix)
+            if reset is not None:
+                resets[name] = reset
+    return SettingsForm(model, specs, components, resets)
+
+
 def build_form() -> RecipeForm:
     """Build the form of a recipe: at most seven settings at once, the rest folded by group."""
     specs = {name: Spec.of(Recipe, name) for name in Recipe.model_fields}
-    components: dict[str, Component] = {}
-    resets: dict[str, gr.Button] = {}
-    folds: dict[Group, gr.Accordion] = {}
-
-    def place(chosen: list[Spec]) -> None:
-        with gr.Row(elem_classes="fields"):
-            for spec in chosen:
-                components[spec.name], resets[spec.name] = _component(spec)
-
-    place([spec for spec in specs.values() if spec.simple])
+    form = build_fields(Recipe, [name for name, spec in specs.items() if spec.simple], "recipe")
     search = gr.Textbox(
         placeholder="Find a setting: snr, bucket, memory", show_label=False, label="Find a setting", max_lines=1
     )
     nothing_found = html()
+    folds: dict[Group, gr.Accordion] = {}
     for group in Group:
-        folded = [spec for spec in specs.values() if spec.group is group and not spec.simple]
+        folded = [name for name, spec in specs.items() if spec.group is group and not spec.simple]
         if folded:
             with gr.Accordion(group.value, open=False) as folds[group]:
-                place(folded)
-    form = RecipeForm(specs, components, folds, search, nothing_found, resets)
-    form.wire()
-    return form
+                form = form.joined(build_fields(Recipe, folded, "recipe"))
+    whole = RecipeForm(Recipe, form.specs, form.components, form.resets, folds, search, nothing_found)
+    whole.wire()
+    return whole
 
 
-def _component(spec: Spec) -> tuple[Component, gr.Button]:
-    shown = spec.shown(spec.default)
-    reset = gr.Button(f"Back to {short(spec.default)}"[:24], size="sm", render=False)
+def _component(spec: Spec, prefix: str) -> tuple[Component, gr.Button | None]:
+    """The component of a setting, and its button "Back to the default" where there is one.
+
+    Its elem_id is `prefix` and the setting's name.
+    """
+    has_default = spec.default is not PydanticUndefined
+    shown = spec.shown(spec.default) if has_default else ""
+    back = f"Back to {spec.default_text}"
+    reset = (
+        gr.Button(back if len(back) <= RESET_LENGTH else "Back to default", size="sm", render=False)
+        if has_default
+        else None
+    )
     common: dict[str, Any] = {
         "label": spec.label,
         "info": spec.info(shown),
         "elem_classes": spec.classes(shown),
-        "elem_id": f"recipe-{spec.name}",
+        "elem_id": f"{prefix}-{spec.name}",
         "min_width": FIELD_WIDTH,
-        "buttons": [reset],
+        "buttons": [reset] if reset else None,
         "interactive": True,
     }
     component: Component

@@ -45,7 +45,7 @@ class History:
             case "checkpoint":
                 if event["path"] not in self.checkpoints:
                     self.checkpoints.append(event["path"])
-            case "warning" | "hint":
+            case "warning":  # a hint is an earlier verdict: the page shows the one that holds now
                 self.notes[str(event.get("code", ""))] = event
 
     def _rewind(self, step: int) -> None:

@@ -288,7 +288,7 @@ class _TrainTab:
             recipe = Recipe.parse(load_preset(source))
         else:
             raise InputError(f"There is no preset {source!r}.", "Choose one from the list.", code="no_preset")
-        return self.form.fill(recipe) | self._estimate(project, project.info(), recipe)
+        return self.form.fill(dict(recipe)) | self._estimate(project, project.info(), recipe)
 
     def edited(self, data: dict[Any, Any]) -> Any:
         """The form changed: what it would make of the run. A single wrong value is marked at its field."""
@@ -411,7 +411,7 @@ class _TrainTab:
 
     def _fill(self, project: Project, recipe: Recipe, name: str = "") -> Updates:
         return {
-            **self.form.fill(recipe),
+            **self.form.fill(dict(recipe)),
             self.form_side.name: name or slugify(project.name),
             self.form_side.source: PROJECT_RECIPE,
             self.filled_from: _stamp(project, project.info().recipe or Recipe()),

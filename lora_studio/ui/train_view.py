@@ -168,7 +168,7 @@ def state_card(view: RunView) -> Markup:
 
 
 def what_it_says(view: RunView) -> Markup:
-    """The verdict on the loss, then the run's warnings and hints."""
+    """The verdict on the loss, then the run's warnings."""
     verdict = view.verdict
     said = (
         [card(verdict.title, verdict.evidence, verdict.next_step, TONES[verdict.level])] if view.history.losses else []

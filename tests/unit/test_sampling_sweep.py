@@ -16,9 +16,10 @@ from lora_studio.config import Precision, SweepJob
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
+from lora_studio.sampling.cells import fill_trigger
 from lora_studio.sampling.pipeline import open_painter
 from lora_studio.sampling.png_info import read_parameters
-from lora_studio.sampling.sweep import SweepResult, fill_trigger, sweep
+from lora_studio.sampling.sweep import SweepResult, sweep
 from tests.kohya_lora import make_lora, save_lora
 
 TRIGGER = {"modelspec.trigger_phrase": "inkstamp_hc"}

@@ -16,7 +16,6 @@ from demo_pack.pictures import Picture
 
 FLAT, CONTRAST = pictures.HELD_OUT_SETS
 SEEDS = (11, 12, 13, 14)
-TOP = 5
 
 
 def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str, float]:
@@ -33,12 +32,6 @@ def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str,
     return figures
 
 
-def _hits(found: Tensor, names: Sequence[str], words: Sequence[Picture]) -> NDArray[np.bool_]:
-    """Whether label or subgroup is among the TOP likeliest tags; found: probabilities [N, tags]."""
-    best = found.topk(TOP, 1).indices.tolist()
-    return np.array([bool({words[i].label, words[i].subgroup} & {names[k] for k in row}) for i, row in enumerate(best)])
-
-
 def drawing(
     work: Path, pipeline: StableDiffusionXLPipeline, judge: tagger.Tagger, count: int = 100
 ) -> dict[str, float]:
@@ -53,7 +46,6 @@ def drawing(
     words = rng.sample([by_label[label] for label in sorted(by_label)], count)
     repeated = [word for word in words for _ in SEEDS]
     seeds = list(SEEDS) * count
-    first = len(colours.NAMES)
     figures: dict[str, float] = {}
     shuffled = repeated[:]
     rng.shuffle(shuffled)
@@ -64,10 +56,10 @@ def drawing(
         ]
         drawn = unet.draw_pictures(pipeline, prompts, seeds)
         found = judge.probabilities(drawn)
-        figures[kind] = float(_hits(found[:, first:], judge.names[first:], repeated).mean())
-        figures[f"{kind}, all tags"] = float(_hits(found, judge.names, repeated).mean())
+        figures[kind] = float(judge.right(found, repeated).mean())
+        figures[f"{kind}, all tags"] = float(judge.right(found, repeated, colours_count=True).mean())
         if kind == "plain":
-            figures["chance"] = float(_hits(found[:, first:], judge.names[first:], shuffled).mean())
+            figures["chance"] = float(judge.right(found, shuffled).mean())
             grouped = drawn.reshape(count, len(SEEDS), -1).astype(np.float32)
             steps = np.abs(grouped[:, 1:] - grouped[:, :-1]).mean(2)
             figures["variety"], figures["least variety"] = float(steps.mean()), float(steps.min())
@@ -126,6 +118,8 @@ def _plain(text: str) -> str:
 
 def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
     """Measure everything; the figures go to PACK/evaluation.json."""
+    from demo_pack.learning import learning  # brings the studio itself, which no other stage needs
+
     pipeline = StableDiffusionXLPipeline.from_pretrained(pack / "base", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     judge = tagger.Tagger(pack / "tagger")
@@ -135,6 +129,7 @@ def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
         "tagging": lambda: tagging(work, judge),
         "captioning": lambda: captioning(work, pack / "captioner"),
         "drawing": lambda: drawing(work, pipeline, judge),
+        "learning": lambda: learning(work, judge),
     }.items():
         figures[name] = measure()
         progress.say(f"evaluate: {name}: {figures[name]}")

@@ -26,6 +26,7 @@ MODEL_ARGS = {"img_size": SIZE, "embed_dim": [96, 144, 192], "num_heads": [3, 4,
 BATCH = 64
 LEAST = 12  # pictures that must carry a tag
 THRESHOLD = 0.35  # the customary one of the WD taggers
+TOP = 5  # tags that count when a picture is judged
 
 
 def usable(words: Sequence[Picture]) -> NDArray[np.bool_]:
@@ -156,3 +157,18 @@ class Tagger:
             x = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).float() / 255
             parts.append(self.model(normalise(x)).sigmoid())
         return torch.cat(parts)
+
+    def right(self, found: Tensor, words: Sequence[Picture], *, colours_count: bool = False) -> NDArray[np.bool_]:
+        """Whether a picture's own label or subgroup is among its TOP likeliest tags; found: probabilities [N, tags].
+
+        Colours take no place among them unless `colours_count`: nearly every picture has two or three.
+        """
+        first = 0 if colours_count else len(colours.NAMES)
+        names = self.names[first:]
+        best = found[:, first:].topk(TOP, 1).indices.tolist()
+        return np.array(
+            [
+                not {word.label, word.subgroup}.isdisjoint(names[k] for k in row)
+                for word, row in zip(words, best, strict=True)
+            ]
+        )

@@ -1,0 +1,191 @@
+"""The real application in a process of its own, and pages of a headless Chromium that look at it.
+
+`running` is the application over an empty home, once a module. `page` is a fresh browser page, a test's own, which
+fails its test on any error in the console, an uncaught exception, a dialog or a request to another host. `open_page`
+makes more of them, in other sizes and in the dark.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from lora_studio.project import Home
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = os.environ.get("LORA_STUDIO_CHROMIUM") or "/usr/bin/chromium"
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
+DESKTOP = (1360, 860)
+PATIENCE_MS = 60_000  # a busy machine may take its time; what is wrong fails at once
+START_SECONDS = 60
+STOP_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Running:
+    """An application that answers at `url`; what it printed stands in `log`."""
+
+    url: str
+    home: Home
+    process: subprocess.Popen[bytes]
+    log: Path
+    seconds_to_start: float
+
+
+def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: float = START_SECONDS) -> Running:
+    """`python app.py` on a free port, with its home and its temporary directory beside each other in `folder`."""
+    home = home or Home(folder / "home")
+    temporary = folder / "temporary"
+    temporary.mkdir(exist_ok=True)
+    port = free_port()
+    log = folder / "app.log"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", "SPACE_"))}
+    environment |= {"TMPDIR": str(temporary), "LORA_STUDIO_HOME": str(home.path), "PYTHONUNBUFFERED": "1"}
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py", "--port", str(port), "--home", str(home.path), *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    url = f"http://127.0.0.1:{port}/"
+    while not _answers(url):
+        if process.poll() is not None or time.monotonic() - started > timeout:
+            stop_app(process)
+            pytest.fail(f"app.py did not come up:\n{log.read_text('utf-8', errors='replace')}")
+        time.sleep(0.05)
+    return Running(url, home, process, log, time.monotonic() - started)
+
+
+def stop_app(process: subprocess.Popen[bytes]) -> None:
+    """End an application and the workers that it started."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.terminate()
+    for child in family:
+        child.terminate()
+    psutil.wait_procs(family, timeout=STOP_SECONDS)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for child in family:
+        if child.is_running():
+            child.kill()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The application over an empty home."""
+    app = start_app(tmp_path_factory.mktemp("app"))
+    yield app
+    stop_app(app.process)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium; skips where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
+    if not shutil.which(CHROMIUM):
+        pytest.skip(f"needs Chromium at {CHROMIUM}; LORA_STUDIO_CHROMIUM names another one")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Watched:
+    """What went wrong on a page, as it came."""
+
+    page: Any
+    host: str
+    problems: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"uncaught: {error}"))
+        self.page.on("dialog", self._dialog)
+        self.page.on("request", self._request)
+
+    def _console(self, message: Any) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    def _dialog(self, dialog: Any) -> None:
+        self.problems.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def _request(self, request: Any) -> None:
+        address = urlsplit(request.url)
+        if address.scheme in ("http", "https", "ws", "wss") and address.netloc != self.host:
+            self.problems.append(f"request to another host: {request.url}")
+
+
+@pytest.fixture
+def open_page(browser: Any, running: Running) -> Iterator[Callable[..., Any]]:
+    """Open the application: `open_page(size=(width, height), dark=False)` gives a Playwright page of its own context.
+
+    The test fails at its end if any of its pages met an error.
+    """
+    contexts: list[Any] = []
+    watched: list[Watched] = []
+
+    def open_one(size: tuple[int, int] = DESKTOP, dark: bool = False) -> Any:
+        context = browser.new_context(
+            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
+        )
+        context.set_default_timeout(PATIENCE_MS)
+        contexts.append(context)
+        page = context.new_page()
+        watched.append(Watched(page, urlsplit(running.url).netloc))
+        page.goto(f"{running.url}?__theme={'dark' if dark else 'light'}")
+        page.get_by_role("heading", name="LoRA Studio").wait_for()
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    problems = [problem for item in watched for problem in item.problems]
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def page(open_page: Callable[..., Any]) -> Any:
+    """The application in a window of 1360 x 860."""
+    return open_page()

@@ -1,0 +1,127 @@
+"""Whether a LoRA learns on the base: trains the demo's, draws with it at several strengths, and lets a judge look.
+
+The judge of style is a linear classifier on small pictures of brightness and colourfulness. It learned from
+high-contrast pictures that the LoRA has not seen, and from what the base draws and was trained on. The judge of content
+is the tagger.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from demo_pack import pictures, progress, tagger
+from demo_pack.pictures import Picture
+from lora_studio.config import Precision
+from lora_studio.project import Home
+from lora_studio.sampling.adapter import applied
+from lora_studio.sampling.lora_file import read_lora
+from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.walkthrough import BASE, TRIGGER, run_demo
+
+STRENGTHS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+PROMPTS, OTHERS = 25, 50  # to judge with, and other ones for the classifier to learn the base's look from
+SEEDS = (21, 22, 23, 24)
+STEPS, GUIDANCE, CLIP_SKIP = 20, 6.0, 2
+CONTRAST = pictures.HELD_OUT_SETS[1]
+
+
+def look(rgb: NDArray[np.uint8]) -> Tensor:
+    """Brightness and colourfulness at 16 x 16, of uint8 [N, H, W, 3]: float [N, 512]."""
+    x = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
+    both = torch.stack([x.mean(1), x.amax(1) - x.amin(1)], 1)
+    return functional.adaptive_avg_pool2d(both, 16).flatten(1)
+
+
+def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
+    """Logistic regression with a little weight decay, both kinds weighing the same; positive means styled."""
+    model = nn.Linear(styled.shape[1], 1)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.softplus(-model(styled)).mean() + functional.softplus(model(plain)).mean()
+        loss = loss + 1e-3 * model.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model
+
+
+def _draw(painter: Painter, prompts: Sequence[str]) -> NDArray[np.uint8]:
+    """Every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]; a picture that failed is black."""
+    side = pictures.RESOLUTION
+    negative = painter.encode_negative("", clip_skip=CLIP_SKIP)
+    drawn = []
+    for prompt in prompts:
+        text = painter.encode(prompt, clip_skip=CLIP_SKIP)
+        for seed in SEEDS:
+            picture = painter.draw(
+                text, negative, seed=seed, steps=STEPS, guidance=GUIDANCE, width=side, height=side
+            ) or Image.new("RGB", (side, side))
+            drawn.append(np.asarray(picture))
+    return np.stack(drawn)
+
+
+def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
+    """Pictures of the base's training sets to draw by name: those to judge with, and others."""
+    known = [word for word in pictures.load(work, pictures.TRAINING_SETS)[0] if not (word.held_out or word.is_flag)]
+    styled = {word.label for word in pictures.load(work, [CONTRAST])[0]}
+    by_label = {word.label: word for word in known if word.label in styled}
+    chosen = random.Random("learning").sample([by_label[label] for label in sorted(by_label)], PROMPTS + OTHERS)
+    return chosen[:PROMPTS], chosen[PROMPTS:]
+
+
+def _style_judge(work: Path, painter: Painter, words: Sequence[Picture], others: Sequence[Picture]) -> nn.Linear:
+    """The classifier, from pictures whose names are not among `words`."""
+    asked = {word.label for word in words}
+    contrast_words, contrast = pictures.load(work, [CONTRAST])
+    seen_words, seen = pictures.load(work, pictures.TRAINING_SETS)
+    styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::2]]
+    usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::4]]
+    drawn = _draw(painter, [word.label for word in others])
+    plain = torch.cat([look(pictures.on_white(usual)), look(drawn)])
+    return fit_classifier(look(pictures.on_white(styled)), plain)
+
+
+@torch.no_grad()
+def _share(judge: nn.Linear, drawn: NDArray[np.uint8]) -> float:
+    return round((judge(look(drawn)) > 0).float().mean().item(), 3)
+
+
+def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
+    """Figures of the demo's LoRA: the share called high-contrast by strength, and the share that keep content.
+
+    Content: how often the tagger's likeliest tags hold the prompt's label or subgroup. Strength 0 sets the mark.
+    """
+    out = work / "demo"
+    home = Home(work / "home")
+    if not out.exists():
+        done = run_demo(out, home=home, steps=None, on_event=lambda event: None, on_stage=progress.say)
+        progress.write_json({"seconds": round(done.seconds, 1)}, work / "demo.json")
+    lora = read_lora(next(out.glob("*.safetensors")))
+    words, others = _unseen(work)
+    repeated = [word for word in words for _ in SEEDS]
+    painter = open_painter(BASE, home=home, precision=Precision.FP32)
+    judge = _style_judge(work, painter, words, others)
+    prompts = [f"{TRIGGER}, {word.label}" for word in words]
+    styled: dict[str, float] = {}
+    content: dict[str, float] = {}
+    rows = []
+    with applied(painter.pipe, lora) as adapter:
+        for strength in STRENGTHS:
+            adapter.set_strength(strength)
+            drawn = _draw(painter, prompts)
+            styled[f"{strength:g}"] = _share(judge, drawn)
+            content[f"{strength:g}"] = round(float(seer.right(seer.probabilities(drawn), repeated).mean()), 3)
+            rows.append(np.concatenate(list(drawn[:: len(SEEDS)][:12]), 1))
+    Image.fromarray(np.concatenate(rows)).save(work / "learning.png")
+    return {"high contrast by strength": styled, "content by strength": content}
