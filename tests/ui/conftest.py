@@ -2,7 +2,7 @@
 
 `running` is the application over an empty home, once a module. `page` is a fresh browser page, a test's own, which
 fails its test on any error in the console, an uncaught exception, a dialog or a request to another host. `open_page`
-makes more of them, in other sizes and in the dark.
+makes more of them, in other sizes and in the dark. `interface` calls the handlers without server and browser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from lora_studio import worker
 from lora_studio.project import Home
+from lora_studio.runs import JobFolder
+from tests.ui.interface import Interface
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("LORA_STUDIO_CHROMIUM") or "/usr/bin/chromium"
@@ -107,6 +110,22 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+@pytest.fixture
+def interface(home: Home) -> Iterator[Interface]:
+    """The interface over this test's home, without a server."""
+    built = Interface(home)
+    yield built
+    built.blocks.close(verbose=False)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[JobFolder, bool]]:
+    """Job folders whose worker would have been started, and whether to resume; none is."""
+    jobs: list[tuple[JobFolder, bool]] = []
+    monkeypatch.setattr(worker, "start", lambda folder, home, *, resume=False: jobs.append((folder, resume)))
+    return jobs
 
 
 @pytest.fixture(scope="module")

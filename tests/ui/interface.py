@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
 
 from lora_studio.project import Home
 from lora_studio.ui.app import build_app
+from lora_studio.ui.server import Mode
 
 
 class Interface:
     """The built interface over a home.
 
     `call("_TrainTab.stop", project="a", **contents)` runs a handler as its event would. Contents are given by
-    component: `project` and `run` for what the frame holds, else by elem_id with `_` for `-`; all others have the
-    value that they had last. What the handler changed is kept, and returned by the same names.
+    component: `project` and `run` for what the frame holds, `chooser` for its list, else by elem_id with `_` for `-`;
+    all others have the value that they had last. What the handler changed is kept, and returned by the same names.
     """
 
-    def __init__(self, home: Home) -> None:
-        self.blocks = build_app(home)
+    def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
+        self.blocks = build_app(home, mode)
         self.contents: dict[int, Any] = {}
         self.names: dict[int, str] = {}
         states = [block for block in self.blocks.blocks.values() if isinstance(block, gr.State)]
@@ -29,10 +28,16 @@ class Interface:
         for number, component in self.blocks.blocks.items():
             self.contents[number] = getattr(component, "value", None)
             if getattr(component, "elem_id", None):
-                self.names[number] = component.elem_id.replace("-", "_")
+                self.names[number] = (
+                    "chooser" if component.elem_id == "project" else component.elem_id.replace("-", "_")
+                )
             if isinstance(component, gr.BrowserState):
                 self.names[number] = "project"
                 self.contents[number] = component.default_value
+
+    def open(self, project: str) -> dict[str, Any]:
+        """Choose a project at the top."""
+        return self.call("_Frame.choose", chooser=project)
 
     def call(self, handler: str, pick: str | None = None, **contents: Any) -> dict[str, Any]:
         """Run a handler by its qualified name; `pick` is what a `pick_button` sends."""
@@ -45,6 +50,14 @@ class Interface:
         if pick is not None:
             arguments.append(gr.EventData(None, {"pick": pick}))
         return self._taken(block.fn(*arguments))
+
+    def contents_of(self, name: str) -> Any:
+        """What a component holds now."""
+        return self.contents[next(number for number, known in self.names.items() if known == name)]
+
+    def handlers(self) -> set[str]:
+        """The qualified names of all handlers that are wired."""
+        return {getattr(block.fn, "__qualname__", "") for block in self.blocks.fns.values()}
 
     def _block(self, handler: str) -> Any:
         for block in self.blocks.fns.values():
@@ -69,13 +82,3 @@ class Interface:
                 changed = self.contents[number] = update
             shown[self.names.get(number, f"#{number}")] = changed
         return shown
-
-
-@contextmanager
-def interface(home: Home) -> Iterator[Interface]:
-    """An interface that is closed at the end."""
-    built = Interface(home)
-    try:
-        yield built
-    finally:
-        built.blocks.close(verbose=False)
