@@ -242,7 +242,7 @@ class TagPanel:
         return tagger
 
     def _state(self, contents: Contents, folder: JobFolder | None, status: Status) -> Markup:
-        if folder is None:
+        if folder is None or folder.path in self._undone:
             return _before(contents)
         told = self._told.setdefault(folder.path, Told()).read(folder)
         said = [note(message, why, Tone.LOOK) for message, why in told.said.values()]

@@ -334,7 +334,8 @@ def back_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
     """What was just put back, and what could not be."""
     said = []
     if back:
-        said.append(card("Back where it was" if len(back) == 1 else f"{len(back)} images are back where they were"))
+        one = len(back) == 1
+        said.append(note(f"{shown_name(back[0])} is back." if one else f"{len(back)} images are back."))
     if kept:
         lines = "\n".join(f"{shown_name(item.path)}: {item.reason}." for item in kept)
         said.append(card("Not put back", lines, "Rename the file in its place first.", Tone.LOOK))
