@@ -32,9 +32,17 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
 
 
 def make_pipeline(
-    folder: Path, *, seed: int = 0, prediction_type: str = "epsilon", layers: int = 2
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction_type: str = "epsilon",
+    layers: int = 2,
+    channels: tuple[int, int, int] = (16, 32, 32),
 ) -> StableDiffusionXLPipeline:
-    """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files. `layers` are those of each UNet block."""
+    """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files.
+
+    `layers` are those of each block of the UNet, `channels` those of its levels.
+    """
     torch.manual_seed(seed)
     tokenizers = []
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
@@ -55,7 +63,7 @@ def make_pipeline(
 
     unet = UNet2DConditionModel(
         sample_size=NATIVE_RESOLUTION // 8,
-        block_out_channels=(16, 32, 32),
+        block_out_channels=channels,
         layers_per_block=layers,
         norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
