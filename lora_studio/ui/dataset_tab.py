@@ -148,6 +148,7 @@ class _DatasetTab:
 
     def switched(self, data: Data) -> Updates:
         """Another part was chosen."""
+        self.looks.forget_error(self.studio.open(data[self.studio.project]))
         return self._saved_first(data) | self._again(data) | {self.top.said: ""}
 
     def filtered(self, data: Data) -> Updates:
