@@ -151,10 +151,8 @@ def build_curate() -> CurateSide:
     """Curate."""
     with gr.Column(visible=False) as column:
         says = html(elem_id="curate-says")
+        apply = gr.Button("Set aside all proposed", variant="primary", elem_id="curate-apply", visible=False)
         with gr.Row(elem_classes="actions"):
-            apply = gr.Button(
-                "Set aside all proposed", variant="primary", elem_id="curate-apply", min_width=210, visible=False
-            )
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
             restore = gr.Button("Put all back", elem_id="curate-restore", min_width=110, visible=False)
         aside = pickable(elem_id="curate-aside")

@@ -58,26 +58,23 @@ class ReviewPanel:
             self.picture = html(elem_id="review-picture")
             self.line = html(elem_id="review-line", classes="picture-line")
             with gr.Row(elem_classes="actions review-actions"):
-                self.previous = gr.Button("Previous", elem_id="review-previous", min_width=90)
-                self.next = gr.Button("Next", elem_id="review-next", min_width=90)
-                self.aside = gr.Button("Set aside", elem_id="review-aside", min_width=90)
+                self.previous = gr.Button("Previous", elem_id="review-previous", min_width=80)
+                self.next = gr.Button("Next", elem_id="review-next", min_width=80)
+                self.aside = gr.Button("Set aside", elem_id="review-aside", min_width=80)
+                self.save = gr.Button("Save", variant="primary", elem_id="review-save", min_width=80)
             self.caption = gr.Textbox(
                 label="Caption",
-                info="Saved when you leave the box. Tags are separated by commas; what you name stays changeable.",
+                info="What you name stays changeable; what you leave out goes into the trigger word.",
                 lines=3,
                 max_lines=10,
                 elem_id="review-caption",
             )
             self.hint = html(elem_id="review-hint")
-            with gr.Row(elem_classes="actions"):
-                self.save = gr.Button("Save", variant="primary", elem_id="review-save", min_width=90)
-                self.add_trigger = gr.Button(
-                    "Put the trigger word first", elem_id="review-trigger", min_width=170, visible=False
-                )
             self.saved = html(elem_id="review-saved")
+            self.add_trigger = gr.Button("Put the trigger word first", elem_id="review-trigger", visible=False)
             self.facts = html(elem_id="review-facts")
             gr.HTML(
-                '<p class="hint">Keys: ← and → go through the images, Delete sets one aside.</p>',
+                '<p class="hint">Saved when you leave the box. Keys: ← and → go through, Delete sets aside.</p>',
                 js_on_load=KEYS_SCRIPT,
                 apply_default_css=False,
                 elem_classes=["studio-html", "review-keys"],
@@ -174,7 +171,8 @@ class ReviewPanel:
 
     def edited(self, data: Mapping[Any, Any]) -> bool:
         """Whether the box holds another text than was put into it."""
-        return bool(_original(data[self.current], data[self.caption]) != data[self.original])
+        shown = data[self.current]
+        return bool(shown) and _original(shown, data[self.caption]) != data[self.original]
 
     def stored(self, data: Mapping[Any, Any]) -> Updates:
         """What `store` wrote is what is there now."""

@@ -135,13 +135,13 @@ class TagPanel:
         info = project.info()
         base = guide.find_base(info.base)
         tagger = base.tagger if base else "wd14"
-        return {self.tagger: gr.Dropdown(value=tagger, info=about(tagger)), self.trigger: info.trigger_word}
+        return {self.tagger: gr.update(value=tagger, info=about(tagger)), self.trigger: info.trigger_word}
 
     def chosen(self, tagger: str | None) -> Updates:
         """Another tagger: say what it is good for, and whether it has a threshold."""
         known = KNOWN.get(tagger or "")
         return {
-            self.tagger: gr.Dropdown(info=about(tagger or "")),
+            self.tagger: gr.update(info=about(tagger or "")),
             self.threshold: gr.Slider(interactive=known is None or known.says == "tags"),
         }
 
@@ -242,7 +242,7 @@ class TagPanel:
         return tagger
 
     def _state(self, contents: Contents, folder: JobFolder | None, status: Status) -> Markup:
-        if folder is None:
+        if folder is None or folder.path in self._undone:
             return _before(contents)
         told = self._told.setdefault(folder.path, Told()).read(folder)
         said = [note(message, why, Tone.LOOK) for message, why in told.said.values()]

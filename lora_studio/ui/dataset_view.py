@@ -223,7 +223,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
         )
         members.append(_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
-        f"{keeper.name} and {count_of(len(members) - 1, 'copy').replace('copys', 'copies')}", Markup("").join(members)
+        f"{keeper.name} and {_copies(len(copies))}", Markup("").join(members)
     )
 
 
@@ -232,6 +232,10 @@ def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
         '<div class="member"><button type="button" class="cell" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
     ).format(Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item), item.name, facts, _size(item), buttons)
+
+
+def _copies(number: int) -> str:
+    return "1 copy" if number == 1 else f"{number:,} copies"
 
 
 def _why_keep(keeper: Item, copies: Sequence[Item]) -> str:
@@ -334,7 +338,8 @@ def back_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
     """What was just put back, and what could not be."""
     said = []
     if back:
-        said.append(card("Back where it was" if len(back) == 1 else f"{len(back)} images are back where they were"))
+        one = len(back) == 1
+        said.append(note(f"{shown_name(back[0])} is back." if one else f"{len(back)} images are back."))
     if kept:
         lines = "\n".join(f"{shown_name(item.path)}: {item.reason}." for item in kept)
         said.append(card("Not put back", lines, "Rename the file in its place first.", Tone.LOOK))
@@ -347,7 +352,7 @@ def curate_says(contents: Contents) -> Markup:
         return empty_card("Copies and flaws will stand here", "Import images first; they are scanned as they come in.")
     if contents.unseen == len(contents.items):
         return card("Not scanned yet", "Scan finds copies and flaws; it changes nothing.")
-    words = [count_of(len(contents.copies), "copy").replace("copys", "copies")] if contents.copies else []
+    words = [_copies(len(contents.copies))] if contents.copies else []
     unreadable = len(contents.proposed) - len(contents.copies)
     words += [f"{unreadable} unreadable"] if unreadable else []
     if words:
