@@ -73,6 +73,12 @@ class Looks:
         look = self.last(project)
         return look is not None and look.running
 
+    def forget_error(self, project: Project) -> None:
+        """The user read why the latest pass failed, and went on."""
+        look = self.last(project)
+        if look is not None:
+            look.error = None
+
     def start(self, project: Project, sources: Sequence[Path] = ()) -> Look:
         """Import `sources`, then scan; raises InputError while another pass over the project is at work."""
         with self._lock:

@@ -171,7 +171,8 @@ class ReviewPanel:
 
     def edited(self, data: Mapping[Any, Any]) -> bool:
         """Whether the box holds another text than was put into it."""
-        return bool(_original(data[self.current], data[self.caption]) != data[self.original])
+        shown = data[self.current]
+        return bool(shown) and _original(shown, data[self.caption]) != data[self.original]
 
     def stored(self, data: Mapping[Any, Any]) -> Updates:
         """What `store` wrote is what is there now."""

@@ -148,6 +148,7 @@ class _DatasetTab:
 
     def switched(self, data: Data) -> Updates:
         """Another part was chosen."""
+        self.looks.forget_error(self.studio.open(data[self.studio.project]))
         return self._saved_first(data) | self._again(data) | {self.top.said: ""}
 
     def filtered(self, data: Data) -> Updates:
@@ -393,8 +394,7 @@ class _DatasetTab:
 
     def _saved_first(self, data: Data) -> Updates:
         """Save what is in the caption's box, as everything does that leads away from it."""
-        contents = self._contents(data)
-        if not data[self.review.current] or not self.review.store(contents, data):
+        if not self.review.edited(data) or not self.review.store(self._contents(data), data):
             return {}
         return self.review.stored(data)
 

@@ -135,13 +135,13 @@ class TagPanel:
         info = project.info()
         base = guide.find_base(info.base)
         tagger = base.tagger if base else "wd14"
-        return {self.tagger: gr.Dropdown(value=tagger, info=about(tagger)), self.trigger: info.trigger_word}
+        return {self.tagger: gr.update(value=tagger, info=about(tagger)), self.trigger: info.trigger_word}
 
     def chosen(self, tagger: str | None) -> Updates:
         """Another tagger: say what it is good for, and whether it has a threshold."""
         known = KNOWN.get(tagger or "")
         return {
-            self.tagger: gr.Dropdown(info=about(tagger or "")),
+            self.tagger: gr.update(info=about(tagger or "")),
             self.threshold: gr.Slider(interactive=known is None or known.says == "tags"),
         }
 

@@ -223,7 +223,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
         )
         members.append(_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
-        f"{keeper.name} and {count_of(len(members) - 1, 'copy').replace('copys', 'copies')}", Markup("").join(members)
+        f"{keeper.name} and {_copies(len(copies))}", Markup("").join(members)
     )
 
 
@@ -232,6 +232,10 @@ def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
         '<div class="member"><button type="button" class="cell" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
     ).format(Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item), item.name, facts, _size(item), buttons)
+
+
+def _copies(number: int) -> str:
+    return "1 copy" if number == 1 else f"{number:,} copies"
 
 
 def _why_keep(keeper: Item, copies: Sequence[Item]) -> str:
@@ -348,7 +352,7 @@ def curate_says(contents: Contents) -> Markup:
         return empty_card("Copies and flaws will stand here", "Import images first; they are scanned as they come in.")
     if contents.unseen == len(contents.items):
         return card("Not scanned yet", "Scan finds copies and flaws; it changes nothing.")
-    words = [count_of(len(contents.copies), "copy").replace("copys", "copies")] if contents.copies else []
+    words = [_copies(len(contents.copies))] if contents.copies else []
     unreadable = len(contents.proposed) - len(contents.copies)
     words += [f"{unreadable} unreadable"] if unreadable else []
     if words:

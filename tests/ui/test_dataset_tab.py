@@ -1,0 +1,471 @@
+"""Dataset: images come in, copies go aside and come back, captions are kept; nothing foreign gets in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lora_studio.config import Existing, TagJob
+from lora_studio.dataset.captions import read_caption
+from lora_studio.dataset.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.tagging import tag
+from lora_studio.project import Home, Project, ProjectInfo
+from lora_studio.runs import JobFolder, State, Status
+from lora_studio.ui import dataset_view
+from lora_studio.ui.dataset_contents import Contents, Filter, has_trigger, image_id
+from lora_studio.ui.dataset_review import caption_hint
+from lora_studio.ui.server import Mode
+from lora_studio.walkthrough import EXAMPLE
+from tests.ui.interface import Interface
+from tests.ui.jobs import at_work
+
+TRIGGER = "inkstamp_hc"
+NAMES = ["guitar-mirrored.png", "guitar.png", "key.png", "umbrella.png"]
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+LOOK_SECONDS = 60
+
+
+def wait_for_look() -> None:
+    """Until nobody looks at images in the background."""
+    for thread in threading.enumerate():
+        if thread.name == "look at images":
+            thread.join(LOOK_SECONDS)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """One home for all tests here: each has a project of its own in it."""
+    return Home(tmp_path_factory.mktemp("studio") / "home")
+
+
+@pytest.fixture(scope="module")
+def interface(home: Home) -> Iterator[Interface]:
+    built = Interface(home)
+    yield built
+    built.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four of the example images: a guitar twice, a key, an umbrella that is too small."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in NAMES:
+        shutil.copy(EXAMPLE / name, folder / name)
+    (folder / "key.txt").write_text(f"{TRIGGER}, key", "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(home: Home, interface: Interface, pictures: Path) -> Project:
+    """A project with those images, imported and scanned by the page."""
+    project = home.create_project("imported", ProjectInfo(trigger_word=TRIGGER))
+    interface.open(project.name)
+    interface.call("_DatasetTab.import_typed", dataset_folder=str(pictures))
+    wait_for_look()
+    return project
+
+
+@pytest.fixture
+def project(home: Home, interface: Interface, imported: Project) -> Project:
+    """A copy of it, chosen in the page, with Curate open."""
+    project = home.duplicate_project(imported.name, f"ink {len(home.projects())}")
+    interface.open(project.name)
+    interface.call("_DatasetTab.switched", dataset_section="Curate")
+    return project
+
+
+def names(project: Project) -> list[str]:
+    """The images of a dataset."""
+    return [item.name for item in Contents.of(project).items]
+
+
+def pick(project: Project, verb: str, name: str) -> str:
+    """What a button of an image sends."""
+    return f"{verb}:{image_id(project, project.images_dir / name)}"
+
+
+def button(html: str, text: str) -> str:
+    """What the first button with that text sends."""
+    found = re.search(rf'data-pick="([^"]+)"[^>]*>{re.escape(text)}<', html)
+    assert found, text
+    return found[1]
+
+
+def test_an_empty_project_shows_the_ways_to_images(home: Home, interface: Interface) -> None:
+    home.create_project("empty")
+    shown = interface.open("empty")
+    assert shown["dataset_section"] == "Import"
+    assert shown["dataset_tiles"] == ""
+    assert shown["tag_start"]["interactive"] is False
+    assert shown["review_next"]["interactive"] is False
+
+
+def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Interface) -> None:
+    project = imported
+    interface.open(project.name)
+    shown = interface.call("_DatasetTab.switched", dataset_section="Import")
+    assert "4 images added, 1 caption kept." in shown["dataset_report"]
+    assert names(project) == NAMES
+    tiles = re.findall(r'"label">([^<]+)</div><div class="figure">([^<]+)', shown["dataset_tiles"])
+    assert tiles == [("Images", "4"), ("Copies", "1"), ("To look at", "1"), ("Captioned", "1 / 4")]
+    sources = re.findall(r'<img class="thumb" src="([^"]+)"', shown["dataset_grid"])
+    assert len(sources) == 4
+    assert all(re.search(r"/cache/thumbnails/[0-9a-f]{64}-256\.webp$", source) for source in sources)
+    assert str(project.path) not in shown["dataset_grid"]
+
+
+def test_curate_says_what_and_why(project: Project, interface: Interface) -> None:
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert "Mirrored copy" in shown["dataset_groups"]
+    assert '<strong class="kept">Keep</strong>: as large' in shown["dataset_groups"]
+    assert "384 x 384 px: the shorter side is below 512 px." in shown["dataset_flagged"]
+    assert shown["curate_apply"] == {"value": "Set aside all proposed (1)", "visible": True}
+
+
+def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
+    shown = interface.call("_DatasetTab.picked", pick=pick(project, "aside", "umbrella.png"))
+    assert names(project) == NAMES[:3]
+    assert "umbrella.png is set aside" in shown["dataset_said"]
+    assert "umbrella.png" in shown["curate_aside"]
+    shown = interface.call("_DatasetTab.picked", pick=button(shown["dataset_said"], "Put it back"))
+    assert names(project) == NAMES
+    assert "umbrella.png is back" in shown["dataset_said"]
+    assert "384 x 384" in shown["dataset_flagged"]
+
+
+def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Project, interface: Interface) -> None:
+    copy = project.images_dir / "guitar-mirrored.png"
+    copy.with_suffix(".txt").write_text("a guitar", "utf-8")
+    before = {path.name: path.read_bytes() for path in project.images_dir.iterdir()}
+    shown = interface.call("_DatasetTab.set_all_aside")
+    assert names(project) == NAMES[1:]
+    assert not copy.with_suffix(".txt").exists()
+    assert shown["curate_apply"]["visible"] is False
+    assert "Mirrored copy of guitar.png" in shown["curate_aside"]
+    interface.call("_DatasetTab.put_all_back")
+    assert {path.name: path.read_bytes() for path in project.images_dir.iterdir()} == before
+
+
+def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.picked", pick=pick(project, "instead", "guitar-mirrored.png"))
+    assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]
+    assert Contents.of(project).proposed == []
+
+
+def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project: Project, interface: Interface) -> None:
+    shown = interface.call("_DatasetTab.picked", pick=pick(project, "keep", "guitar-mirrored.png"))
+    assert shown["dataset_groups"] == ""
+    assert shown["curate_apply"]["visible"] is False
+    assert "There is nothing to set aside" in interface.call("_DatasetTab.set_all_aside")["dataset_notice"]
+    assert names(project) == NAMES
+    shown = interface.call("_DatasetTab.picked", pick=button(shown["curate_aside"], "Look again"))
+    assert "Mirrored copy" in shown["dataset_groups"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "",
+        "show",
+        "show:",
+        "aside:../guitar.png",
+        "aside:guitar.png",
+        "page:abc",
+        "page:-1",
+        "back:x,y",
+        "drop:all",
+        "é",
+    ],
+)
+def test_a_button_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, asked: str) -> None:
+    shown = interface.call("_DatasetTab.picked", pick=asked)
+    assert 'role="alert"' in shown["dataset_notice"]
+    assert names(project) == NAMES
+
+
+def test_filters_show_what_they_say(project: Project, interface: Interface) -> None:
+    (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
+    interface.call("_DatasetTab.switched", dataset_section="Review")
+
+    def left(chosen: Filter) -> list[str]:
+        grid = interface.call("_DatasetTab.filtered", dataset_filter=chosen.value)["dataset_grid"]
+        return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
+
+    assert left(Filter.ALL) == NAMES
+    assert left(Filter.NO_CAPTION) == ["guitar-mirrored.png", "umbrella.png"]
+    assert left(Filter.NO_TRIGGER) == ["guitar.png"]
+    assert left(Filter.FLAGGED) == ["guitar-mirrored.png", "umbrella.png"]
+
+
+def test_a_caption_is_saved_when_the_box_or_the_image_is_left(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.picked", pick=pick(project, "show", "guitar.png"))
+    shown = interface.call("_DatasetTab.save", review_caption=f"{TRIGGER},  guitar\nred ")
+    assert (project.images_dir / "guitar.txt").read_text("utf-8") == f"{TRIGGER}, guitar red"
+    assert "Saved" in shown["review_saved"]
+    shown = interface.call("_DatasetTab.go_on", review_caption=f"{TRIGGER}, guitar")
+    assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
+    assert "key.png" in shown["review_line"]
+    assert interface.contents_of("review_caption") == f"{TRIGGER}, key"
+
+
+def test_a_caption_that_was_not_edited_is_not_written(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.picked", pick=pick(project, "show", "key.png"))
+    file = project.images_dir / "key.txt"
+    file.write_text("from elsewhere", "utf-8")
+    interface.call("_DatasetTab.save")
+    interface.call("_DatasetTab.go_on")
+    assert file.read_text("utf-8") == "from elsewhere"
+
+
+def test_a_caption_that_changed_on_disk_is_shown_before_it_is_replaced(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.picked", pick=pick(project, "show", "key.png"))
+    file = project.images_dir / "key.txt"
+    file.write_text("from elsewhere", "utf-8")
+    shown = interface.call("_DatasetTab.go_on", review_caption="mine")
+    assert "from elsewhere" in shown["dataset_notice"]
+    assert "review_line" not in shown
+    assert file.read_text("utf-8") == "from elsewhere"
+    interface.call("_DatasetTab.save")
+    assert file.read_text("utf-8") == "mine"
+
+
+def test_a_caption_is_never_saved_for_an_image_that_is_gone(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.picked", pick=pick(project, "show", "key.png"))
+    (project.images_dir / "key.png").unlink()
+    (project.images_dir / "key.txt").unlink()
+    interface.call("_DatasetTab.go_on", review_caption="lost")
+    assert not (project.images_dir / "key.txt").exists()
+
+
+def test_setting_aside_in_review_goes_on_to_the_next(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.picked", pick=pick(project, "show", "guitar.png"))
+    shown = interface.call("_DatasetTab.set_current_aside", review_caption=f"{TRIGGER}, my guitar")
+    assert "key.png" in shown["review_line"]
+    interface.call("_DatasetTab.put_all_back")
+    assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, my guitar"
+
+
+def test_the_trigger_word_is_put_first_on_request(project: Project, interface: Interface) -> None:
+    (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
+    interface.call("_DatasetTab.picked", pick=pick(project, "show", "guitar.png"))
+    interface.call("_DatasetTab.put_trigger")
+    assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
+
+
+def test_what_cannot_be_imported_is_said_and_changes_nothing(
+    project: Project, interface: Interface, tmp_path: Path
+) -> None:
+    archive = tmp_path / "evil.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("../outside.png", (EXAMPLE / "key.png").read_bytes())
+    interface.call("_DatasetTab.import_dropped", dataset_files=[str(archive)])
+    wait_for_look()
+    shown = interface.call("_DatasetTab.tick")
+    assert names(project) == NAMES
+    assert not (tmp_path / "outside.png").exists()
+    assert 'role="alert"' in shown["dataset_progress"]
+    (tmp_path / "text.png").write_text("no picture", "utf-8")
+    interface.call("_DatasetTab.import_dropped", dataset_files=[str(tmp_path / "text.png")])
+    wait_for_look()
+    shown = interface.call("_DatasetTab.tick")
+    assert "Nothing new" in shown["dataset_report"]
+    assert "text.png" in shown["dataset_report"]
+    assert names(project) == NAMES
+
+
+@pytest.mark.parametrize(("given", "said"), [("", "No folder is given"), ("/there/is/no/such", "There is no folder")])
+def test_a_folder_that_is_not_there(project: Project, interface: Interface, given: str, said: str) -> None:
+    assert said in interface.call("_DatasetTab.import_typed", dataset_folder=given)["dataset_notice"]
+
+
+def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path, started: list[Any]) -> None:
+    project = home.create_project("shared")
+    shutil.copy(pictures / "key.png", project.images_dir)
+    interface = Interface(home, Mode.SHARED)
+    interface.open(project.name)
+    shown = interface.call("_DatasetTab.import_typed", dataset_folder=str(pictures))
+    assert "only where the studio runs for you alone" in shown["dataset_notice"]
+    shown = interface.call("_DatasetTab.start_tagging", tag_tagger=str(pictures))
+    assert "none of the list and no Hub repository" in shown["dataset_notice"]
+    assert names(project) == ["key.png"]
+    assert started == []
+
+
+def test_the_example_fills_an_empty_project(home: Home, interface: Interface) -> None:
+    project = home.create_project("mine")
+    interface.open("mine")
+    interface.call("_DatasetTab.import_example")
+    wait_for_look()
+    contents = Contents.of(project)
+    assert len(contents.items) == 24
+    assert len(contents.proposed) == 3
+    assert project.info().trigger_word == TRIGGER
+
+
+def test_tagging_starts_a_job_and_keeps_the_trigger_word(
+    project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
+) -> None:
+    shown = interface.call(
+        "_DatasetTab.start_tagging", tag_tagger="demo", tag_threshold=0.4, tag_trigger=" ink2 ", tag_existing="append"
+    )
+    assert shown["dataset_notice"] == ""
+    [(folder, resume)] = started
+    assert not resume
+    job = folder.job()
+    assert isinstance(job, TagJob)
+    assert (job.tagger, job.threshold, job.trigger_word, job.existing) == ("demo", 0.4, "ink2", Existing.APPEND)
+    assert job.dataset == project.dataset_dir
+    assert project.info().trigger_word == "ink2"
+
+
+def test_a_tagging_at_work_is_shown_stopped_and_not_started_twice(
+    project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
+) -> None:
+    folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
+    folder.set_status(Status(**at_work() | {"done": 1, "total": 4, "seconds_left": 75.0}))
+    folder.emit("tagged", path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4)
+    shown = interface.call("_DatasetTab.tag_tick")
+    assert "1 of 4" in shown["tag_state"]
+    assert "1 min 15 s left" in shown["tag_state"]
+    assert "&lt;script&gt;" in shown["tag_state"]
+    assert "<script>" not in shown["tag_state"]
+    assert shown["tag_start"]["visible"] is False
+    assert "tagged already" in interface.call("_DatasetTab.start_tagging", tag_tagger="demo")["dataset_notice"]
+    interface.call("_DatasetTab.stop_tagging")
+    assert folder.stop_requested()
+    assert started == []
+
+
+def test_the_last_tagging_is_undone(
+    project: Project, interface: Interface, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Says:
+        def describe(self, images: list[Image.Image]) -> list[Any]:
+            return [type("Said", (), {"caption": "a thing"})() for _ in images]
+
+    monkeypatch.setattr("lora_studio.dataset.tagging.load_tagger", lambda *args, **options: Says())
+    job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=Existing.OVERWRITE)
+    folder = JobFolder.create(project.new_tag_dir(), job)
+    result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
+    folder.finish(result.model_dump(mode="json"))
+    folder.update_status(state=State.DONE, done=4, total=4)
+    shown = interface.call("_DatasetTab.switched", dataset_section="Tag")
+    assert "4 images tagged by demo." in shown["tag_state"]
+    assert shown["tag_undo"]["visible"] is True
+    shown = interface.call("_DatasetTab.undo_tagging")
+    assert "3 new captions taken away, 1 caption put back." in shown["dataset_said"]
+    assert shown["tag_undo"]["visible"] is False
+    assert [item.caption for item in Contents.of(project).items] == [None, None, f"{TRIGGER}, key", None]
+
+
+def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
+    project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
+    image = project.images_dir / HOSTILE
+    Image.new("RGB", (600, 600)).save(image, "PNG")
+    image.with_suffix(".txt").write_text("<script>alert(1)</script>", "utf-8")
+    contents = Contents.of(project)
+    report = ImportReport(
+        added=[image],
+        skipped=[Skipped(name=HOSTILE, reason="<i>")],
+        refused=[Refused(name=HOSTILE, message=f"{HOSTILE}", remedy="<u>")],
+        notes=["<s>"],
+    )
+    shown = "".join(
+        [
+            dataset_view.grid(home, contents, Filter.ALL, 0, "", pictured=True),
+            dataset_view.aside_card([HOSTILE], ["x"]),
+            dataset_view.import_card(report),
+            caption_hint("<em>", "<b>"),
+        ]
+    )
+    for tag_name in ("script", "img src=x", "b", "i", "u", "s", "em"):
+        assert f"<{tag_name}>" not in shown
+    assert shown.count("<img ") == 1
+
+
+def test_a_large_dataset_has_pages(home: Home) -> None:
+    project = home.create_project("large")
+    for number in range(dataset_view.PAGE_SIZE + 2):
+        (project.images_dir / f"{number:03d}.png").write_bytes(b"")
+    contents = Contents.of(project)
+    first, last = (dataset_view.grid(home, contents, Filter.ALL, page, "", pictured=False) for page in (0, 99))
+    assert first.count('class="cell"') == dataset_view.PAGE_SIZE
+    assert button(first, "Next page") == "page:1"
+    assert last.count('class="cell"') == 2
+    assert "49–50 of 50 images" in last
+
+
+@pytest.mark.parametrize(
+    ("caption", "trigger", "there"),
+    [
+        ("ohwx, cat", "ohwx", True),
+        ("OHWX, cat", "ohwx", True),
+        ("ohwx woman, smiling", "ohwx", True),
+        ("cat, ohwx", "ohwx", False),
+        ("cat", "ohwx", False),
+        ("", "ohwx", False),
+        ("cat", "", True),
+        ("a1, b2, cat", "a1, b2", True),
+        ("a1, cat", "a1, b2", False),
+    ],
+)
+def test_where_the_trigger_word_is(caption: str, trigger: str, there: bool) -> None:
+    assert has_trigger(caption, trigger) is there
+
+
+def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: Path) -> None:
+    """Files are dropped, scanned, set aside and put back; a caption that was typed lies on disk."""
+    shutil.copy(pictures / "key.png", pictures / HOSTILE)
+    page.get_by_role("button", name="Import my images").click()
+    page.locator("#dataset-files input[type=file]").set_input_files(sorted(pictures.iterdir()))
+    page.locator("#dataset-tiles").get_by_text("1 mirrored").wait_for()
+    report = page.locator("#dataset-report")
+    report.get_by_text("4 images added, 1 caption kept, 1 there already.").wait_for()
+
+    def section(name: str) -> None:
+        page.locator("#dataset-section").get_by_text(name, exact=True).click()
+
+    section("Curate")
+    page.locator("#dataset-groups").get_by_role("button", name="Set aside").click()
+    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    project = running.home.projects()[0]
+    assert len(names(project)) == 3
+    page.locator("#curate-aside").get_by_role("button", name="Put back").click()
+    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
+    assert len(names(project)) == 4
+
+    section("Review")
+    page.locator("#dataset-grid .cell").nth(1).click()
+    page.locator("#review-line").get_by_text("2 of 4").wait_for()
+    chosen = Contents.of(project).items[1]
+    box = page.locator("#review-caption textarea")
+    box.fill("my own words")
+    page.locator("#review-hint").get_by_text("3 of 75 tokens").wait_for()
+    page.locator("#review-line").click()  # leaves the box
+    page.locator("#review-saved").get_by_text("Saved.").wait_for()
+    assert read_caption(chosen.path) == "my own words"
+    page.keyboard.press("ArrowRight")
+    page.locator("#review-line").get_by_text("3 of 4").wait_for()
+    page.keyboard.press("ArrowLeft")
+    page.locator("#review-line").get_by_text("2 of 4").wait_for()
+    assert box.input_value() == "my own words"
+
+
+def test_a_phone_shows_all_of_it(open_page: Callable[..., Any], running: Any) -> None:
+    project = running.home.create_project("phone")
+    shutil.copy(EXAMPLE / "key.png", project.images_dir)
+    page = open_page(size=(390, 844), dark=True)
+    page.get_by_role("tab", name="2 · Dataset").click()
+    for name in ("Import", "Curate", "Tag", "Review"):
+        page.locator("#dataset-section").get_by_text(name, exact=True).click()
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390

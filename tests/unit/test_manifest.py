@@ -1,0 +1,79 @@
+"""dataset.json: what a scan found stays known for the images that are as they were."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lora_studio.dataset.images import find_images
+from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.scan import scan
+from lora_studio.walkthrough import EXAMPLE
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "dataset" / "10_ink"
+    folder.mkdir(parents=True)
+    for name in ("guitar.png", "guitar-mirrored.png", "umbrella.png"):
+        shutil.copy(EXAMPLE / name, folder / name)
+    return folder.parent
+
+
+def scanned(folder: Path, kept: frozenset[str] = frozenset()) -> Manifest:
+    stamps = {path: stamp_of(path) for path in find_images(folder)}
+    return Manifest.of_scan(folder, scan(folder), stamps, kept)
+
+
+def test_it_is_read_back_as_it_was_written(folder: Path, tmp_path: Path) -> None:
+    made = scanned(folder)
+    made.save(tmp_path / "dataset.json")
+    read = Manifest.load(tmp_path / "dataset.json", folder)
+    assert read.infos == made.infos
+    assert read.groups == made.groups
+    assert [item.path.name for item in read.proposals()] == ["guitar-mirrored.png"]
+
+
+def test_it_moves_with_its_folder(folder: Path, tmp_path: Path) -> None:
+    scanned(folder).save(tmp_path / "dataset.json")
+    moved = folder.rename(tmp_path / "elsewhere")
+    read = Manifest.load(tmp_path / "dataset.json", moved)
+    assert {path.name for path in read.infos} == {"guitar.png", "guitar-mirrored.png", "umbrella.png"}
+    assert read.groups[0].keep == moved / "10_ink" / "guitar.png"
+
+
+def test_an_image_that_changed_is_not_known(folder: Path, tmp_path: Path) -> None:
+    scanned(folder).save(tmp_path / "dataset.json")
+    Image.new("RGB", (600, 600)).save(folder / "10_ink" / "umbrella.png")
+    read = Manifest.load(tmp_path / "dataset.json", folder)
+    assert {path.name for path in read.infos} == {"guitar.png", "guitar-mirrored.png"}
+
+
+@pytest.mark.parametrize("gone", ["guitar.png", "guitar-mirrored.png"])
+def test_a_group_ends_with_its_last_pair(folder: Path, tmp_path: Path, gone: str) -> None:
+    scanned(folder).save(tmp_path / "dataset.json")
+    (folder / "10_ink" / gone).unlink()
+    read = Manifest.load(tmp_path / "dataset.json", folder)
+    assert read.groups == []
+    assert read.proposals() == []
+
+
+def test_what_is_marked_to_be_kept_is_not_proposed(folder: Path) -> None:
+    made = scanned(folder)
+    copy = made.infos[folder / "10_ink" / "guitar-mirrored.png"].sha256
+    kept = made.keep(copy)
+    assert kept.proposals() == []
+    assert kept.keep(copy, kept=False).proposals() == made.proposals()
+    assert scanned(folder, kept.kept).proposals() == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"report": 3}', b"\xff\xfe"])
+def test_a_missing_or_broken_file_is_empty(folder: Path, tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "dataset.json"
+    if content is not None:
+        file.write_bytes(content)
+    read = Manifest.load(file, folder)
+    assert (read.infos, read.groups, read.proposals()) == ({}, [], [])
