@@ -18,6 +18,7 @@ read as "failed", so no job seems to run for ever.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -161,8 +162,12 @@ class JobFolder:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         except ValueError:
             line = json.dumps(_without_nan(record), ensure_ascii=False)
-        with disk_errors(self.events_file), self.events_file.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with disk_errors(self.events_file), self.events_file.open("a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    line = "\n" + line  # a line that was torn when the machine died spoils no other
+            file.write(line.encode() + b"\n")
         return record
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:

@@ -104,6 +104,15 @@ def test_events_come_back_in_order_and_once(folder: JobFolder) -> None:
     assert second[0]["time"] > 0
 
 
+def test_a_torn_line_spoils_no_later_event(folder: JobFolder) -> None:
+    folder.emit("start")
+    with folder.events_file.open("ab") as file:
+        file.write(b'{"event": "step", "st')
+    folder.emit("step", step=2)
+    assert [event["event"] for event in folder.events()[0]] == ["start", "step"]
+    assert folder.events()[0][1]["step"] == 2
+
+
 def test_a_torn_line_waits_for_its_end(folder: JobFolder) -> None:
     folder.emit("start")
     whole, offset = folder.events()

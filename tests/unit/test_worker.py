@@ -156,7 +156,7 @@ def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, hom
     status = folder.status()
     assert status.state is State.FAILED
     assert "nowhere" in status.message
-    assert "Traceback" in folder.log_tail()
+    _until(lambda: "Traceback" in folder.log_tail(), seconds=60)
 
 
 def test_a_worker_that_is_killed_leaves_a_failed_job(tmp_path: Path, home: Home) -> None:
