@@ -88,8 +88,8 @@ def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
 
 
 def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
-    """The size of the LoRA file in MiB: two bytes a weight (fp16)."""
-    return lora_weights(recipe, base) * 2 / 2**20
+    """The size of the LoRA file in MiB: two bytes a weight (fp16), four if the run is set to fp32."""
+    return lora_weights(recipe, base) * (4 if recipe.mixed_precision is Precision.FP32 else 2) / 2**20
 
 
 def memory_parts(recipe: Recipe, base: BaseModel | None = None) -> dict[str, float]:

@@ -31,7 +31,7 @@ from lora_studio.training.optimizers import try_optimizer
 SHOWN = 5  # problems of one kind that are listed
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
 TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
-LORA_COPIES = 2 * (4 + 8)  # two states: weights in fp32 and two moments at most, in bytes a weight
+STATE_BYTES = 2 * (4 + 16)  # a weight: two states with it in fp32, and the four values that Prodigy keeps of it
 SPARE = 2**28  # bytes that stay free
 
 T = TypeVar("T")
@@ -86,7 +86,8 @@ def preflight(
     if facts is not None:
         found += [*_prediction_problems(job, facts), *_clip_skip_problems(job, facts)]
     if facts is not None and dataset is not None and not found:
-        found += _space_problems(job, folder, home, dataset, facts)
+        width = 4 if precision is not None and precision[0] == torch.float32 else 2
+        found += _space_problems(job, folder, home, dataset, lora_weights(recipe, facts), width)
     if found or dataset is None or source is None or facts is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
@@ -151,8 +152,13 @@ def _write_problem(folder: Path) -> str | None:
     return f"Not allowed to write to {place}. Choose a folder that you can write to, or set LORA_STUDIO_HOME."
 
 
-def _space_problems(job: TrainJob, folder: JobFolder, home: Home, dataset: Dataset, facts: Facts) -> list[str]:
-    """Compare what the run will write with what is free; the cache and the run may lie on one disk."""
+def _space_problems(
+    job: TrainJob, folder: JobFolder, home: Home, dataset: Dataset, weights: int, width: int
+) -> list[str]:
+    """Compare what the run will write with what is free; the cache and the run may lie on one disk.
+
+    A LoRA file has `weights` of `width` bytes each.
+    """
     recipe = job.recipe
     pixels = sum(item.placement.bucket[0] * item.placement.bucket[1] for item in dataset.items)
     captions = len({item.caption for item in dataset.items}) if not recipe.text_encoder_lr else 0
@@ -160,7 +166,7 @@ def _space_problems(job: TrainJob, folder: JobFolder, home: Home, dataset: Datas
     files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
-    run = lora_weights(recipe, facts) * (2 * files + LORA_COPIES)
+    run = weights * (width * files + STATE_BYTES)
     needs: dict[int, tuple[Path, int]] = {}
     for place, size in ((folder.path, run), (home.cache, cache)):
         while not place.exists():
