@@ -50,7 +50,7 @@ def measure(pictures: Mapping[str, Image.Image], references: Mapping[str, Image.
 
 def _pixels(picture: Image.Image) -> Pixels:
     """[height, width, 3] between 0 and 1."""
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    return np.asarray(picture.convert("RGB"), dtype=np.float32) / np.float32(255)
 
 
 def _mean(values: Sequence[float]) -> float | None:
