@@ -184,7 +184,8 @@ class _PlanTab:
         """An answer changed: save it, and plan again."""
         project = self.studio.open(data[self.studio.project])
         info = self._save(project, data)
-        return self._planned(project, info, *self._figures(data))
+        about = {self.answers.base: gr.update(info=_about_base(info.base))}
+        return about | self._planned(project, info, *self._figures(data))
 
     def use(self, data: dict[Any, Any]) -> Updates:
         """Take the recipe to Train."""
@@ -281,9 +282,12 @@ def _guide_says() -> Markup:
 
 def _base_box(base: str) -> Any:
     known = guide.find_base(base)
-    if known is None:
-        return gr.update(value=base, info="Not in the catalogue: taken for an SDXL.")
-    return gr.update(value=known.name, info=f"Good for {known.good_for}. {known.why}")
+    return gr.update(value=known.name if known else base, info=_about_base(base))
+
+
+def _about_base(base: str) -> str:
+    known = guide.find_base(base)
+    return f"Good for {known.good_for}. {known.why}" if known else "Not in the catalogue: taken for an SDXL."
 
 
 def _images_box(images: int, *, expected: int | None = None) -> Any:

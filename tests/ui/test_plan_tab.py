@@ -24,6 +24,7 @@ def test_answers_are_kept_and_planned_with(project: Project, interface: Interfac
     assert (info.kind, info.base, info.trigger_word) == ("concept", "Pony V6 XL", "ink_new")
     assert "30 images × " in shown["plan_tiles"]
     assert "score_9" in shown["plan_recipe"]
+    assert "characters and styles" in shown["plan_base"]["info"]
 
 
 def test_a_number_that_cannot_be_is_named(project: Project, interface: Interface) -> None:

@@ -1,0 +1,198 @@
+"""One walk through all four tabs in a real browser, on the small SDXL: from a folder of pictures to the strength grid.
+
+Set LORA_STUDIO_SCREENSHOTS to a folder to keep a picture of every station.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from lora_studio.project import Project
+from lora_studio.runs import State
+from lora_studio.sampling.lora_file import read_lora
+from lora_studio.sampling.png_info import read_parameters
+from tests.tiny_taggers import save_tiny_wd
+from tests.ui.conftest import Running
+
+WORKER_MS = 240_000  # a worker process imports torch first, and the machine may be busy
+STEPS = 40
+SIDE = 96  # px
+Keep = Callable[[str], None]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Six unlike pictures, a smaller copy of the first one, and a text that only looks like a picture."""
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    for index in range(6):
+        image = Image.new("RGB", (SIDE, SIDE), (40 * index, 255 - 40 * index, 60 + 20 * index))
+        draw = ImageDraw.Draw(image)
+        draw.ellipse((6 * index, 8, 40 + 6 * index, 60), fill=(255 - 30 * index, 220, 30 * index))
+        draw.rectangle((10, 90 - 12 * index, 70, 94 - 9 * index), fill=(20, 20 * index, 200))
+        draw.line((0, 15 * index, SIDE, SIDE - 11 * index), fill=(0, 0, 0), width=6)
+        image.save(folder / f"picture {index}.png")
+    with Image.open(folder / "picture 0.png") as first:
+        first.resize((80, 80), Image.Resampling.LANCZOS).save(folder / "small copy.png")
+    (folder / "notes.png").write_text("this is no picture", "utf-8")
+    return folder
+
+
+@pytest.fixture
+def keep(page: Any) -> Keep:
+    """Keep a picture of the page under a name, if asked to."""
+    folder = os.environ.get("LORA_STUDIO_SCREENSHOTS")
+
+    def shoot(name: str) -> None:
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+    return shoot
+
+
+def tab(page: Any, name: str) -> None:
+    """Open a tab."""
+    page.get_by_role("tab", name=name).click()
+
+
+def fill(page: Any, place: str, text: str) -> None:
+    """Write into a box and leave it."""
+    box = page.locator(f"#{place} textarea, #{place} input").first
+    box.fill(text)
+    box.press("Tab")
+
+
+def choose(page: Any, place: str, text: str) -> None:
+    """Write a value of one's own into a list."""
+    box = page.locator(f"#{place} input")
+    box.click()
+    box.fill(text)
+    box.press("Enter")
+
+
+def test_from_pictures_to_the_grid(
+    page: Any, running: Running, pictures: Path, tiny_base: Path, tmp_path: Path, keep: Keep
+) -> None:
+    new_project(page, tiny_base)
+    project = running.home.project("Ink")
+    bring_in(page, project, pictures, keep)
+    tag(page, project, save_tiny_wd(tmp_path / "tagger"), keep)
+    start_training(page, keep)
+    stop_and_resume(page, project, keep)
+    draw_the_grid(page, project, keep)
+
+
+def new_project(page: Any, base: Path) -> None:
+    """A project, and what it is about."""
+    page.get_by_role("button", name="Projects").click()
+    page.get_by_label("Name").fill("Ink")
+    page.get_by_role("button", name="New project").click()
+    page.locator("#plan-tiles").get_by_text("Steps").wait_for()
+    page.locator("#plan-kind").get_by_text("Style").click()
+    choose(page, "plan-base", str(base))
+    page.get_by_text("Not in the catalogue").wait_for()
+    fill(page, "plan-trigger", "inkstamp_hc")
+
+
+def bring_in(page: Any, project: Project, pictures: Path, keep: Keep) -> None:
+    """Import a folder; set its copy aside."""
+    tab(page, "Dataset")
+    fill(page, "dataset-folder", str(pictures))
+    page.locator("#dataset-import-folder").click()
+    page.locator("#dataset-notice, #dataset-report, #dataset-said").get_by_text("notes.png").first.wait_for()
+    assert len(list(project.images_dir.glob("*.png"))) == 7
+    page.locator("#dataset-section").get_by_text("Curate").click()
+    page.locator("#dataset-groups img").nth(1).wait_for()
+    keep("dataset-curate")
+    page.locator("#curate-apply").click()
+    page.locator("#curate-aside").get_by_text("small copy").first.wait_for()
+    assert [path.name for path in project.rejected_dir.rglob("*.png")] == ["small copy.png"]
+
+
+def tag(page: Any, project: Project, tagger: Path, keep: Keep) -> None:
+    """Let a tagger write the captions."""
+    page.locator("#dataset-section").get_by_text("Tag", exact=True).click()
+    choose(page, "tag-tagger", str(tagger))
+    page.locator("#tag-start").click()
+    page.locator("#tag-undo").wait_for(timeout=WORKER_MS)
+    captions = [path.read_text("utf-8") for path in project.images_dir.glob("*.txt")]
+    assert len(captions) == 6
+    assert all(caption.startswith("inkstamp_hc") for caption in captions)
+    page.locator("#dataset-section").get_by_text("Review").click()
+    page.locator("#dataset-grid img").first.wait_for()
+    keep("dataset-review")
+
+
+def start_training(page: Any, keep: Keep) -> None:
+    """Take the plan's recipe to Train, make it small, and start; a wrong rate is told first."""
+    tab(page, "Plan")
+    page.get_by_text("Counted in the dataset").wait_for()
+    keep("plan")
+    page.locator("#plan-use").click()
+    page.locator("#train-start").wait_for()
+    for fold in ("Schedule", "Data", "Samples"):
+        page.get_by_role("button", name=re.compile(rf"^{fold}\b(?! prompts)")).click()
+    fill(page, "recipe-text_encoder_lr", "0")
+    fill(page, "recipe-epochs", "99")
+    fill(page, "recipe-max_train_steps", str(STEPS))
+    fill(page, "recipe-resolution", "64")
+    fill(page, "recipe-min_bucket_reso", "64")
+    fill(page, "recipe-sample_prompts", "{trigger}, cat\nclock")
+    fill(page, "recipe-sample_every_n_epochs", "99")
+    fill(page, "recipe-unet_lr", "abc")
+    page.locator("#train-start").click()
+    page.locator("#train-notice").get_by_text("UNet learning rate (unet_lr)").wait_for()
+    keep("train-wrong")
+    fill(page, "recipe-unet_lr", "5e-4")
+    page.locator("#train-start").click()
+
+
+def stop_and_resume(page: Any, project: Project, keep: Keep) -> None:
+    """See the loss live, stop, go on, and have every step once."""
+    page.locator("#train-curve path.smooth").wait_for(state="attached", timeout=WORKER_MS)
+    page.locator("#job-pill").get_by_text(re.compile("Training")).wait_for()
+    keep("train-running")
+    page.locator("#train-stop").click()
+    page.locator("#train-resume").wait_for(timeout=WORKER_MS)
+    [run] = project.runs()
+    assert run.status().state is State.STOPPED
+    assert 0 < run.status().done < STEPS
+    page.locator("#train-resume").click()
+    page.locator("#train-test").wait_for(timeout=WORKER_MS)
+    page.locator("#train-tiles").get_by_text(f"{STEPS} / {STEPS}").wait_for()
+    keep("train-done")
+    steps = [event["step"] for event in run.events()[0] if event["event"] == "step"]
+    assert steps == list(range(1, STEPS + 1)), "the resumed run repeated or skipped a step"
+    assert read_lora(run.path / "Ink.safetensors").trigger_word == "inkstamp_hc"
+
+
+def draw_the_grid(page: Any, project: Project, keep: Keep) -> None:
+    """From the finished run to its grid, one picture seen large, and the file saved."""
+    page.locator("#train-test").click()
+    page.locator("#test-loras").get_by_text("final").wait_for()
+    fill(page, "test-strengths", "0, 1")
+    page.locator("#test-count").get_by_text("4 pictures").wait_for()
+    page.get_by_role("button", name="Seed, steps, size and more").click()
+    fill(page, "test-steps", "2")
+    page.locator("#test-start").click()
+    page.locator("#test-download").wait_for(timeout=WORKER_MS)
+    shown = page.locator("#test-grid img")
+    assert shown.count() == 4
+    assert all("/thumbnails/" in (image.get_attribute("src") or "") for image in shown.all())
+    page.locator("#test-grid button.pick").nth(1).click()
+    page.locator("#test-large img").wait_for()
+    page.locator("#test-large").get_by_text("inkstamp_hc, cat", exact=True).wait_for()
+    keep("test")
+    [sweep] = project.sweeps()
+    assert 'Strengths: "0, 1"' in (read_parameters(sweep.path / "grid.png") or "")
+    with page.expect_download() as download:
+        page.locator("#test-download").click()
+    assert Path(download.value.path()).read_bytes() == (sweep.path / "grid.png").read_bytes()
