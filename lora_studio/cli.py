@@ -126,6 +126,8 @@ def scan(folder: Folder, as_json: Json = False) -> None:
         out_console.print(f"{group.kind}: keep {group.keep}", soft_wrap=True, highlight=False, markup=False)
         for path in group.reject:
             out_console.print(f"    set aside {path}", soft_wrap=True, highlight=False, markup=False)
+    for issue in report.summary.issues:
+        out_console.print(issue.message, soft_wrap=True, highlight=False, markup=False)
     out_console.print(
         f"{len(report.images)} images, {sum(len(group.reject) for group in report.duplicate_groups)} copies, "
         f"{sum(bool(image.issues) for image in report.images)} with something to look at."
@@ -142,7 +144,8 @@ def curate(
     """Show, do or undo what a scan proposes."""
     if apply and restore:
         raise InputError("--apply and --restore exclude each other.", "Give one of the two.", code="usage")
-    report = api.curate(folder, apply=apply, restore=restore)
+    with counted(err_console, "Scanning") as progress:
+        report = api.curate(folder, apply=apply, restore=restore, on_progress=progress)
     if as_json:
         _print_json(report)
         return
@@ -174,6 +177,8 @@ def tag(
     if as_json:
         _print_json(result)
         return
+    if result.stopped:
+        out_console.print("Stopped. The same command goes on with the images that have no caption.")
     out_console.print(f"{result.tagged} tagged, {result.skipped} left as they were, {len(result.failed)} failed.")
     for failure in result.failed:
         out_console.print(f"{failure.path}: {failure.message}", soft_wrap=True, highlight=False, markup=False)

@@ -5,6 +5,7 @@ The stage's function does the work; this module gives it its turn on the GPU, an
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -112,6 +113,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     """
     job = folder.job()
     _share_cores()
+    _hush_libraries()
     started = time.time()
     progress = _Progress(folder, listen)
     folder.set_status(
@@ -165,6 +167,11 @@ def _share_cores() -> None:
     busy cores took 20 s with them and 0.3 s without.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _hush_libraries() -> None:
+    """On CPUs bitsandbytes warns that an optional 4-bit kernel is missing, which nothing here uses."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:

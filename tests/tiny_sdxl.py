@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -30,8 +31,18 @@ def write_tokenizer(folder: Path, pad_token: str) -> None:
     ).save_pretrained(folder)
 
 
-def make_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> StableDiffusionXLPipeline:
-    """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files."""
+def make_pipeline(
+    folder: Path,
+    *,
+    seed: int = 0,
+    prediction_type: str = "epsilon",
+    layers: int = 2,
+    channels: tuple[int, int, int] = (16, 32, 32),
+) -> StableDiffusionXLPipeline:
+    """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files.
+
+    `layers` are those of each block of the UNet, `channels` those of its levels.
+    """
     torch.manual_seed(seed)
     tokenizers = []
     for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
@@ -52,8 +63,8 @@ def make_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "epsilo
 
     unet = UNet2DConditionModel(
         sample_size=NATIVE_RESOLUTION // 8,
-        block_out_channels=(16, 32, 32),
-        layers_per_block=2,
+        block_out_channels=channels,
+        layers_per_block=layers,
         norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -95,8 +106,8 @@ def make_pipeline(folder: Path, *, seed: int = 0, prediction_type: str = "epsilo
     )
 
 
-def save_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
-    """Write the pipeline as a diffusers folder and return it."""
-    pipeline = make_pipeline(folder, seed=seed, prediction_type=prediction_type)
+def save_tiny_sdxl(folder: Path, **options: Any) -> Path:
+    """Write the pipeline as a diffusers folder and return it; options are those of `make_pipeline`."""
+    pipeline = make_pipeline(folder, **options)
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lora_studio.config import TrainJob
+from lora_studio.config import Recipe, TrainJob
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training.checkpoints import load_state
@@ -59,6 +59,11 @@ def make_job(base: Path | str, dataset: Path, **recipe: Any) -> TrainJob:
             "recipe": RECIPE | recipe,
         }
     )
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    """The recipe of `make_job`."""
+    return Recipe.parse(RECIPE | changes)
 
 
 def start(job: TrainJob, folder: Path, home: Home) -> Run:

@@ -86,7 +86,7 @@ def members(archive: Path, limits: Limits | None = None) -> list[Member]:
             )
         if stat.S_ISLNK(info.external_attr >> 16):
             raise _refused(archive, f"holds {name!r}, a link", "Pack it again with the files themselves.")
-        if info.is_dir():
+        if not name or name.endswith("/"):
             continue
         if info.flag_bits & ENCRYPTED:
             raise _refused(archive, "needs a password", "Unpack it, and give the folder.")

@@ -192,14 +192,18 @@ def _tie(entry: Entry) -> tuple[bool, int, str]:
 
 
 def _sharpness(path: Path) -> float:
-    """Variance of the Laplacian of the grey image (Pech-Pacheco et al. 2000)."""
+    """Variance of the Laplacian of the grey image (Pech-Pacheco et al. 2000), by the variance of the grey itself.
+
+    So a brightened copy, whose edges are only higher, is no sharper.
+    """
     try:
         grey = np.asarray(read_image(path).convert("L"), dtype=np.float32)
     except InputError:
         return 0.0
     inner = grey[1:-1, 1:-1]
     laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
-    return float(laplacian.var()) if laplacian.size else 0.0
+    contrast = float(grey.var()) if laplacian.size else 0.0
+    return float(laplacian.var()) / contrast if contrast else 0.0
 
 
 def _same_pixels(keep: Entry, copy: Entry, link: _Link) -> bool:

@@ -234,7 +234,8 @@ def _keep(folder: JobFolder, file: Path, text: str) -> None:
     change = _Change(file=file, before=before, after=hashlib.sha256(text.encode()).hexdigest())
     path = folder.path / KEPT_FILE
     with disk_errors(path), path.open("a", encoding="utf-8") as lines:
-        lines.write(change.model_dump_json() + "\n")
+        # The line break comes first: so a line that was torn when the machine died spoils no other.
+        lines.write("\n" + change.model_dump_json())
 
 
 def _kept_copy(folder: JobFolder, content_hash: str) -> Path:

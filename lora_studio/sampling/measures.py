@@ -50,7 +50,8 @@ def measure(pictures: Mapping[str, Image.Image], references: Mapping[str, Image.
 
 def _pixels(picture: Image.Image) -> Pixels:
     """[height, width, 3] between 0 and 1."""
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) / 255
+    pixels: Pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    return pixels / np.float32(255)
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -7,8 +7,8 @@ its own dtype.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -28,18 +28,21 @@ class Adapters:
     network_dim: int
     network_alpha: float
 
-    def layers(self) -> Iterator[tuple[str, str, LoraLayer]]:
+    @cached_property
+    def layers(self) -> list[tuple[str, str, LoraLayer]]:
         """Every adapted layer as (model, path in the model, layer), in a fixed order."""
-        for prefix, model in self.models.items():
-            for path, module in model.named_modules():
-                if isinstance(module, LoraLayer):
-                    yield prefix, path, module
+        return [
+            (prefix, path, module)
+            for prefix, model in self.models.items()
+            for path, module in model.named_modules()
+            if isinstance(module, LoraLayer)
+        ]
 
     def parameters(self, *prefixes: str) -> list[nn.Parameter]:
         """The trained weights of these models, in a fixed order."""
         return [
             parameter
-            for prefix, _, layer in self.layers()
+            for prefix, _, layer in self.layers
             if prefix in prefixes
             for parameter in (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
         ]
@@ -47,7 +50,7 @@ class Adapters:
     def state(self) -> dict[str, Tensor]:
         """The weights by name: `unet/PATH/A` [rank, in...] and `unet/PATH/B` [out, rank...], fp32, on the CPU."""
         result = {}
-        for prefix, path, layer in self.layers():
+        for prefix, path, layer in self.layers:
             for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
                 result[f"{prefix}/{path}/{letter}"] = part[NAME].weight.detach().cpu().contiguous()
         return result
@@ -55,7 +58,7 @@ class Adapters:
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave; raises KeyError or RuntimeError if it is another network's."""
-        for prefix, path, layer in self.layers():
+        for prefix, path, layer in self.layers:
             for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
                 part[NAME].weight.copy_(state[f"{prefix}/{path}/{letter}"])
 
@@ -107,7 +110,7 @@ def add_adapters(
             config = LoraConfig(r=network_dim, lora_alpha=network_alpha, target_modules=targets)
             inject_adapter_in_model(config, model, adapter_name=NAME)
     adapters = Adapters({prefix: model for prefix, (model, _) in chosen.items()}, network_dim, network_alpha)
-    for prefix, _, layer in adapters.layers():
+    for prefix, _, layer in adapters.layers:
         layer.cast_input_dtype_enabled = next(chosen[prefix][0].parameters()).dtype == torch.float32
     for parameter in adapters.parameters(*adapters.models):
         parameter.data = parameter.data.float()

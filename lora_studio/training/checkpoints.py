@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,8 +89,9 @@ def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> State | Non
     for path in _states(folder):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
-            on_damage(f"The saved state {path.name} is damaged ({error}); the one before it is used.")
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            on_damage(f"The saved state {path.name} is damaged ({reason}); the one before it is used.")
     return None
 
 

@@ -57,7 +57,7 @@ def lora_tensors(adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dt
     """All tensors of the file, on the CPU, in `dtype`."""
     blocks = block_names(unet)
     tensors = {}
-    for model, path, layer in adapters.layers():
+    for model, path, layer in adapters.layers:
         name = kohya_name(model, path, blocks)
         tensors[f"{name}.lora_down.weight"] = _stored(layer.lora_A[NAME].weight, dtype)
         tensors[f"{name}.lora_up.weight"] = _stored(layer.lora_B[NAME].weight, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -200,7 +201,10 @@ def train_step(run: Run) -> float | None:
     elif run.scaler.is_enabled():
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.lr_scheduler.step()
+    with warnings.catch_warnings():
+        # torch suspects a mistake where the first step of all was left out
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        run.lr_scheduler.step()
     return loss if good else None
 
 

@@ -32,6 +32,7 @@ class Phases:
         self._told = 0.0
 
     def __call__(self, message: str, done: int, total: int) -> None:
+        """Tell how far one preparation is; a `total` of 0 means that it has no parts."""
         now = time.monotonic()
         if message != self._message or now - self._told > REPORT_SECONDS:
             self._report("phase", message=message, **({"done": done, "total": total} if total else {}))

@@ -166,7 +166,7 @@ class _PlanTab:
             self.answers.kind: info.kind.value,
             self.answers.base: _base_box(info.base),
             self.answers.trigger_word: info.trigger_word,
-            self.answers.images: _images_box(images),
+            self.answers.images: _images_box(images, expected=EXPECTED_IMAGES),
             self.answers.vram_gib: vram,
             self.answers.hours: None,
         }
@@ -282,14 +282,16 @@ def _guide_says() -> Markup:
 def _base_box(base: str) -> Any:
     known = guide.find_base(base)
     if known is None:
-        return gr.Dropdown(value=base, info="Not in the catalogue: taken for an SDXL.")
-    return gr.Dropdown(value=known.name, info=f"Good for {known.good_for}. {known.why}")
+        return gr.update(value=base, info="Not in the catalogue: taken for an SDXL.")
+    return gr.update(value=known.name, info=f"Good for {known.good_for}. {known.why}")
 
 
-def _images_box(images: int) -> Any:
+def _images_box(images: int, *, expected: int | None = None) -> Any:
+    """The number of images as counted, or what a user expects: `expected`, or what was typed."""
     if images:
-        return gr.Number(value=images, info="Counted in the dataset; their shapes count too.", interactive=False)
-    return gr.Number(info="How many you expect to have; the dataset is empty.", interactive=True)
+        return gr.update(value=images, info="Counted in the dataset; their shapes count too.", interactive=False)
+    typed = {} if expected is None else {"value": expected}
+    return gr.update(info="How many you expect to have; the dataset is empty.", interactive=True, **typed)
 
 
 def _positive(name: str, value: float | None) -> float | None:

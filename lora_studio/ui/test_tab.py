@@ -386,7 +386,7 @@ class _TestTab:
         choices = lora_choices(project)
         kept = [given for given in chosen if given in choices] if isinstance(chosen, list) else []
         options = [(choice.label, choice.id) for choice in choices.values()]
-        return {self.question.loras: gr.Dropdown(choices=options, value=kept)}
+        return {self.question.loras: gr.update(choices=options, value=kept)}
 
     def _count(self, job: SweepJob) -> str:
         plan = SweepPlan(job, [read_lora(path) for path in job.loras])

@@ -40,7 +40,10 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True)
 class Running:
-    """An application that answers at `url`; what it printed stands in `log`."""
+    """An application that answers at `url`; what it printed stands in `log`.
+
+    `seconds_to_start` went by until its first page came, less those in which other programs had the processor.
+    """
 
     url: str
     home: Home
@@ -74,7 +77,8 @@ def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: 
             stop_app(process)
             pytest.fail(f"app.py did not come up:\n{log.read_text('utf-8', errors='replace')}")
         time.sleep(0.05)
-    return Running(url, home, process, log, time.monotonic() - started)
+    seconds = time.monotonic() - started - _seconds_kept_waiting(process.pid)
+    return Running(url, home, process, log, seconds)
 
 
 def stop_app(process: subprocess.Popen[bytes]) -> None:
@@ -102,6 +106,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _seconds_kept_waiting(pid: int) -> float:
+    """How long a process could have run but had no core (Linux: proc(5), schedstat); 0 where that is not told."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _answers(url: str) -> bool:

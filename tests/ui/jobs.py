@@ -37,7 +37,7 @@ def make_project(home: Home, name: str = "ink", images: int = 3, recipe: Recipe 
 
 
 def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool = True, **status: Any) -> JobFolder:
-    """A run with its events, a checkpoint an epoch and, if `final`, its LoRA. `status` changes what it says of itself."""
+    """A run with its events, a LoRA an epoch and, if `final`, the last one. `status` changes what it says of itself."""
     recipe = Recipe(sample_prompts=PROMPTS, epochs=epochs)
     job = TrainJob(name="ink", dataset=project.dataset_dir, base=BASE, trigger_word="inkstamp_hc", recipe=recipe)
     folder = JobFolder.create(project.new_run_dir("ink"), job)

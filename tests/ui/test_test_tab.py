@@ -67,33 +67,20 @@ def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, st
     assert (job.seed, job.width, job.height, job.steps) == (7, 64, None, 25)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        ["../../../etc/passwd"],
-        ["001-ink/../001-ink/ink.safetensors"],
-        ["001-ink/job.toml"],
-        [{"path": "x"}],
-        [7],
-        "001-ink/ink.safetensors",
-        [],
-        None,
-    ],
-)
-def test_only_loras_of_the_project_can_be_tested(
-    given: object, project: Project, interface: Interface, started: Started
-) -> None:
+def test_only_loras_of_the_project_can_be_tested(project: Project, interface: Interface, started: Started) -> None:
     interface.open("ink")
-    shown = interface.call("_TestTab.start", test_loras=given)
-    assert "LoRA" in shown["test_notice"]
-    assert 'role="alert"' in shown["test_notice"]
+    foreign: list[object] = [["../../../etc/passwd"], ["001-ink/../001-ink/ink.safetensors"], ["001-ink/job.toml"]]
+    foreign += [[{"path": "x"}], [7], "001-ink/ink.safetensors", [], None]
+    for given in foreign:
+        shown = interface.call("_TestTab.start", test_loras=given)
+        assert "LoRA" in shown["test_notice"], given
+        assert 'role="alert"' in shown["test_notice"], given
     assert not started
     assert not project.sweeps()
 
 
-@pytest.mark.parametrize(
-    ("box", "content", "words"),
-    [
+def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interface, started: Started) -> None:
+    for box, content, words in [
         ("test_strengths", "0, abc", "Strengths (strengths)"),
         ("test_strengths", "9", "Strengths (strengths)"),
         ("test_strengths", "", "Strengths (strengths)"),
@@ -101,15 +88,12 @@ def test_only_loras_of_the_project_can_be_tested(
         ("test_guidance", "high", "CFG (guidance)"),
         ("test_seed", "-1", "Seed (seed)"),
         ("test_width", "100", "Width, px (width)"),
-    ],
-)
-def test_a_wrong_setting_is_named_and_marked(
-    box: str, content: str, words: str, project: Project, interface: Interface, started: Started
-) -> None:
-    interface.open("ink")
-    shown = interface.call("_TestTab.start", **{box: content})
-    assert words in shown["test_notice"]
-    assert "wrong" in shown[box]["elem_classes"]
+    ]:
+        interface.open("ink")
+        shown = interface.call("_TestTab.start", **{box: content})
+        assert words in shown["test_notice"]
+        assert shown["test_notice"].count("given:") == 1, words
+        assert "wrong" in shown[box]["elem_classes"], words
     assert not started
     assert not project.sweeps()
 
@@ -174,13 +158,13 @@ def test_a_picture_is_seen_large_with_what_made_it(project: Project, interface: 
     assert interface.call("_TestTab.pick_cell", pick="close")["test_large"] == ""
 
 
-@pytest.mark.parametrize("name", ["../../job.toml", "/etc/passwd", "base1-lora1-0.8-prompt01.png", "", "grid.png"])
-def test_a_foreign_picture_is_refused(name: str, project: Project, interface: Interface) -> None:
+def test_a_foreign_picture_is_refused(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
     interface.open("ink")
-    shown = interface.call("_TestTab.pick_cell", pick=name)
-    assert "There is no picture" in shown["test_notice"]
-    assert "test_large" not in shown
+    for name in ["../../job.toml", "/etc/passwd", "base1-lora1-0.8-prompt01.png", "", "grid.png"]:
+        shown = interface.call("_TestTab.pick_cell", pick=name)
+        assert "There is no picture" in shown["test_notice"], name
+        assert "test_large" not in shown, name
 
 
 def test_stop_and_resume(project: Project, interface: Interface, started: Started) -> None:
@@ -244,26 +228,20 @@ def test_a_file_from_elsewhere_is_copied_once(home: Home, interface: Interface, 
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.safetensors", b"no such thing", "not a whole safetensors file"),
-        ("a.safetensors", b"", "not a whole safetensors file"),
-        ("a.pt", b"\x80\x04.", "is a pickle"),
-        ("a.safetensors", None, "is not there"),
-    ],
-)
-def test_a_file_that_is_no_lora_is_refused(
-    name: str, content: bytes | None, words: str, home: Home, interface: Interface, tmp_path: Path
-) -> None:
+def test_a_file_that_is_no_lora_is_refused(home: Home, interface: Interface, tmp_path: Path) -> None:
     project = make_project(home)
     interface.open("ink")
-    file = tmp_path / name
-    if content is not None:
-        file.write_bytes(content)
-    shown = interface.call("_TestTab.upload", test_upload=str(file))
-    assert words in shown["test_notice"]
-    assert not list(project.loras_dir.glob("*")) if project.loras_dir.exists() else True
+    for name, content, words in [
+        ("text.safetensors", b"no such thing", "not a whole safetensors file"),
+        ("empty.safetensors", b"", "not a whole safetensors file"),
+        ("a.pt", b"\x80\x04.", "is a pickle"),
+        ("gone.safetensors", None, "is not there"),
+    ]:
+        file = tmp_path / name
+        if content is not None:
+            file.write_bytes(content)
+        assert words in interface.call("_TestTab.upload", test_upload=str(file))["test_notice"], name
+    assert not project.loras_dir.exists()
 
 
 def test_a_path_is_taken_on_this_computer_only(home: Home) -> None:

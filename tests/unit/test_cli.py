@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from lora_studio.cli import app
 from lora_studio.project import Home
+from tests.tiny_taggers import save_tiny_wd
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,6 +59,9 @@ def test_scan_and_curate_find_set_aside_and_restore_a_copy(image_folder: Callabl
     assert len(report["images"]) == 5
     (group,) = report["duplicate_groups"]
     assert group["kind"] == "exact"
+    assert {"keep", "reject", "kind", "distance"} <= set(group)
+    assert {"path", "width", "height", "sha256", "issues"} <= set(report["images"][0])
+    assert report["summary"]["duplicates"] == 1
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
     shown = run("curate", folder)
@@ -81,6 +86,8 @@ def test_scan_and_curate_find_set_aside_and_restore_a_copy(image_folder: Callabl
         (["train", "--dataset", ".", "--base", "x", "--set", "no_such=1"], "no_such"),
         (["sweep", "missing.safetensors", "--base", "x", "--prompt", "p", "--strengths", "0,often"], "often"),
         (["curate", ".", "--apply", "--restore"], "exclude"),
+        (["tag", "examples/inkstamp", "--tagger", "no such tagger"], "no such tagger"),
+        (["tag", "examples/inkstamp", "--tagger", "wd14", "--threshold", "2"], "threshold"),
     ],
 )
 def test_wrong_input_is_named_on_stderr_with_exit_status_2(words: list[str], told: str, home: Home) -> None:
@@ -113,6 +120,26 @@ def test_the_readme_names_only_what_exists() -> None:
         for part in name.split(","):
             path = ROOT.joinpath(*stack[:-1], part.strip().rstrip("/"))
             assert path.exists(), path
+
+
+def test_tagging_by_command(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
+    folder, tagger = image_folder(3, captions=False), save_tiny_wd(tmp_path / "tagger")
+    (folder / "broken.png").write_text("no image")
+    (folder / "picture 0.txt").write_text("mine")
+    options = ["tag", folder, "--tagger", tagger, "--threshold", "0.1", "--trigger", "ohwx"]
+    result = answer(*options)
+    assert (result["tagged"], result["skipped"], result["stopped"]) == (2, 1, False)
+    (failure,) = result["failed"]
+    assert failure["path"] == str(folder / "broken.png")
+    assert (folder / "picture 0.txt").read_text() == "mine"
+    assert (folder / "picture 1.txt").read_text().startswith("ohwx, ")
+
+    again = CliRunner().invoke(app, [str(word) for word in (*options, "--existing", "append")])
+    assert again.exit_code == 0
+    assert "1 tagged, 2 left as they were, 1 failed." in again.stdout
+    assert "broken.png" in again.stdout
+    assert (folder / "picture 0.txt").read_text().startswith("ohwx, mine, ")
+    assert len(_events(home.path / "tags" / "002")) > 3
 
 
 def test_a_tiny_training_and_sweep_by_command(

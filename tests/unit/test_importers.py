@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
+import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio import files
@@ -339,3 +343,43 @@ def test_a_name_taken_by_another_import_meanwhile(
     monkeypatch.setattr(shutil, "copyfile", meanwhile)
     assert import_paths([source], images_dir).added == [images_dir / "a (2).png"]
     assert (images_dir / "a.png").read_bytes() == b"theirs"
+
+
+names = st.lists(
+    st.sampled_from(["..", ".", "", "/", "a", "10_b", "con", "C:", "x" * 260, "é", "\x00", "*?", "a.b"])
+    | st.text(max_size=6),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(names, min_size=1, max_size=4), separator=st.sampled_from(["/", "\\"]))
+def test_whatever_a_zip_calls_its_files_they_stay_in_the_dataset(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[str]], separator: str
+) -> None:
+    root = tmp_path_factory.mktemp("zip")
+    images_dir = root / "in" / "dataset" / "10_hero"
+    data = png(root)
+    archive = root / "x.zip"
+    with zipfile.ZipFile(archive, "w") as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names that come twice
+        for index, path in enumerate(parts):
+            name = separator.join(path).encode("utf-8", "replace").decode() + ".png"
+            opened.writestr(zipfile.ZipInfo(name), data + bytes([index]))
+    before = {path: data for path, data in tree(root).items() if not path.startswith("in/")}
+    try:
+        report = import_paths([archive], images_dir)
+    except InputError:
+        assert not images_dir.exists()
+        return
+    after = tree(root)
+    assert {path: data for path, data in after.items() if not path.startswith("in/")} == before
+    written = [path for path in after if path.startswith("in/")]
+    assert len(written) == len(report.added)
+    for path in written:
+        assert re.fullmatch(r"in/dataset/\d+_[^/]+/[^/]+\.png", path)
+        assert len(Path(path).name.encode()) < 255
+    assert len(report.added) + len(report.skipped) + len(report.refused) <= len(parts)
+    again = import_paths([archive], images_dir)
+    assert (again.added, len(again.skipped)) == ([], len(report.added) + len(report.skipped))

@@ -12,14 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_studio.config import Recipe
 from lora_studio.dataset.buckets import Placement
 from lora_studio.errors import JobError
 from lora_studio.planning.plan import plan
 from lora_studio.training.batches import Item, epoch_steps, read_dataset
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
 from tests.tiny_sdxl import make_pipeline
-from tests.training_runs import RECIPE, make_images
+from tests.training_runs import RECIPE, make_images, recipe_of
 
 SIZES = [(64, 64), (96, 64), (64, 96), (64, 64), (200, 100), (64, 64), (70, 66)]
 
@@ -27,10 +26,6 @@ SIZES = [(64, 64), (96, 64), (64, 96), (64, 64), (200, 100), (64, 64), (70, 66)]
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_pipeline(tmp_path_factory.mktemp("tokenizers"))
-
-
-def recipe_of(**changes: Any) -> Recipe:
-    return Recipe.parse(RECIPE | changes)
 
 
 def test_size_conditioning_is_the_original_the_crop_and_the_bucket() -> None:

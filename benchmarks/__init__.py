@@ -1,0 +1,1 @@
+"""One script a claim; each prints a ratio measured in one run."""

@@ -1,0 +1,78 @@
+"""What keeping the base in memory saves: a cell of a sweep, over one for which base and LoRA are loaded anew.
+
+The sweep is the real one, with its PNG files and grid; the other side does what a script without it would do for every
+strength: load the base, load the LoRA, set the strength, draw, save.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_studio.config import Precision, SweepJob
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder
+from lora_studio.sampling.adapter import applied
+from lora_studio.sampling.lora_file import read_lora
+from lora_studio.sampling.pipeline import open_painter
+from lora_studio.sampling.sweep import sweep
+from tests.kohya_lora import make_lora, save_lora
+from tests.tiny_sdxl import save_tiny_sdxl
+
+STRENGTHS = [0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
+PROMPT, STEPS, GUIDANCE, SEED, SIDE = "inkstamp, round", 10, 5.0, 7, 64
+
+
+def reload_each(base: Path, lora: Path, folder: Path) -> float:
+    """Seconds of CPU time a picture, everything loaded for each."""
+    began = time.process_time()
+    for strength in STRENGTHS:
+        painter = open_painter(str(base), home=Home(folder), precision=Precision.FP32)
+        with applied(painter.pipe, read_lora(lora)) as adapter:
+            adapter.set_strength(strength)
+            prompt, negative = painter.encode(PROMPT, clip_skip=2), painter.encode_negative("", clip_skip=2)
+            picture = painter.draw(prompt, negative, seed=SEED, steps=STEPS, guidance=GUIDANCE, width=SIDE, height=SIDE)
+        assert picture is not None
+        picture.save(folder / f"{strength}.png")
+    return (time.process_time() - began) / len(STRENGTHS)
+
+
+def one_sweep(base: Path, lora: Path, folder: Path) -> float:
+    """Seconds of CPU time a cell of the sweep, the loading of the base and the grid included."""
+    job = SweepJob(
+        loras=[lora],
+        bases=[str(base)],
+        prompts=[PROMPT],
+        strengths=STRENGTHS,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        seed=SEED,
+        mixed_precision=Precision.FP32,
+    )
+    began = time.process_time()
+    sweep(job, JobFolder(folder / "sweep"), home=Home(folder), report=_silent, should_stop=lambda: False)
+    return (time.process_time() - began) / len(STRENGTHS)
+
+
+def _silent(event: str, /, **values: Any) -> None:
+    pass
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = save_tiny_sdxl(folder / "base", channels=(64, 128, 128))
+        painter = open_painter(str(base), home=Home(folder), precision=Precision.FP32)
+        lora = save_lora(make_lora(painter.pipe)[0], folder / "ink.safetensors")
+        one_sweep(base, lora, folder / "warm up")
+        anew, kept = reload_each(base, lora, folder), one_sweep(base, lora, folder)
+    print(f"reloading {anew:.3f} s, sweep {kept:.3f} s of CPU time a cell: {kept / anew:.2f} times")
+
+
+if __name__ == "__main__":
+    main()

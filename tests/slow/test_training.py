@@ -1,0 +1,123 @@
+"""Whole training runs on the small SDXL: every optimizer, precision and way to save memory."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
+
+from lora_studio.errors import DiskFullError
+from lora_studio.project import Home
+from lora_studio.training import base_files, base_models, checkpoints
+from lora_studio.training.loop import Run, batch_losses
+from tests.original_layout import save_single_file
+from tests.tiny_sdxl import save_tiny_sdxl
+from tests.training_runs import make_images, make_job, of, same, start, train_into, weights_of
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_images(folder / "images", [(64, 64), (32, 64), (64, 64)])
+    save_tiny_sdxl(folder / "base", layers=1)
+    return folder
+
+
+def job_of(shared: Path, **changes: Any) -> Any:
+    return make_job(shared / "base", shared / "images", **({"text_encoder_lr": 5e-4} | changes))
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy"])
+@pytest.mark.parametrize("schedule", ["cosine", "cosine_with_restarts"])
+def test_every_optimizer_resumes_to_the_same_bits(shared: Path, tmp_path: Path, optimizer: str, schedule: str) -> None:
+    rates = {"unet_lr": 1.0, "text_encoder_lr": 1.0} if optimizer == "Prodigy" else {}
+    job = job_of(shared, optimizer=optimizer, lr_scheduler=schedule, lr_warmup_steps=1, network_dim=64, **rates)
+    home = Home(shared / "home")
+    train_into(job, tmp_path / "whole", home)
+    train_into(job, tmp_path / "parts", home, stop_after=1)
+    train_into(job, tmp_path / "parts", home, stop_after=3, resume=True)
+    train_into(job, tmp_path / "parts", home, resume=True)
+    whole = weights_of(tmp_path / "whole")
+    assert same(weights_of(tmp_path / "parts"), whole)
+    assert any(weight.any() for name, weight in whole.items() if name.endswith("/B"))
+
+
+def test_gradient_checkpointing_changes_no_bit(shared: Path, tmp_path: Path) -> None:
+    for checkpointing in (False, True):
+        job = job_of(shared, gradient_checkpointing=checkpointing)
+        train_into(job, tmp_path / str(checkpointing), Home(shared / "home"))
+    assert same(weights_of(tmp_path / "True"), weights_of(tmp_path / "False"))
+
+
+def test_bf16_trains_nearly_as_fp32_does_and_keeps_its_weights_in_fp32(shared: Path, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        _, events = train_into(job_of(shared, mixed_precision=precision), tmp_path / precision, Home(shared / "home"))
+        losses[precision] = [values["loss"] for values in of(events, "step")]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert {weight.dtype for weight in weights_of(tmp_path / "bf16").values()} == {torch.float32}
+    assert {weight.dtype for weight in load_file(tmp_path / "bf16" / "ink.safetensors").values()} == {torch.float16}
+
+
+@torch.no_grad()
+def mean_loss(run: Run) -> float:
+    """The loss over 40 draws of timestep and noise that training never used."""
+    found = []
+    for step in range(10_000, 10_020):
+        run.step = step
+        found.append(batch_losses(run, run.dataset.items[:2], 0).mean())
+    run.step = 0
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize("rates", [{"text_encoder_lr": 0}, {"unet_lr": 0, "text_encoder_lr": 5e-3}])
+def test_it_learns(shared: Path, tmp_path: Path, rates: dict[str, float]) -> None:
+    from lora_studio.training.loop import train_loop
+
+    make_images(tmp_path / "images", [(64, 64)] * 2)
+    job = make_job(shared / "base", tmp_path / "images", **({"unet_lr": 5e-3, "epochs": 60} | rates))
+    run = start(job, tmp_path / "run", Home(shared / "home"))
+    before = mean_loss(run)
+    train_loop(run, report=lambda event, /, **values: None, should_stop=lambda: False)
+    assert mean_loss(run) < before - 0.01
+
+
+def test_a_full_disk_ends_a_run_that_resumes_to_the_same_bits(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Home(shared / "home")
+    train_into(job_of(shared), tmp_path / "whole", home)
+    real = checkpoints._write
+    full = True
+
+    def write(path: Path, content: bytes) -> None:
+        if full and path.parent.name.startswith("00000004"):
+            path.write_bytes(content[:100])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(checkpoints, "_write", write)
+    with pytest.raises(DiskFullError, match="No room left"):
+        train_into(job_of(shared), tmp_path / "run", home)
+    assert not (tmp_path / "run" / "ink.safetensors").exists()
+    full = False
+    train_into(job_of(shared), tmp_path / "run", home, resume=True)
+    assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
+
+
+def test_a_single_file_trains_as_the_folder_does(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (base_files, base_models):
+        monkeypatch.setattr(module, "SDXL_CONFIG", shared / "base")
+    file = save_single_file(StableDiffusionXLPipeline.from_pretrained(shared / "base"), tmp_path / "tiny.safetensors")
+    home = Home(shared / "home")
+    train_into(job_of(shared), tmp_path / "folder", home)
+    train_into(make_job(file, shared / "images", text_encoder_lr=5e-4), tmp_path / "file", home)
+    assert same(weights_of(tmp_path / "file"), weights_of(tmp_path / "folder"))

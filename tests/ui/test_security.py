@@ -1,0 +1,275 @@
+"""What a browser may not do: read what is not its own, write through names, come from elsewhere."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import gradio as gr
+import pytest
+
+from lora_studio.errors import InputError
+from lora_studio.project import Home, Project
+from lora_studio.ui import launch
+from lora_studio.ui.pictures import picture_url
+from lora_studio.ui.server import Guard, Hosts, Mode, hosts_for, mode_for
+from tests.ui.conftest import ROOT, Running
+from tests.ui.interface import Interface
+from tests.ui.jobs import make_project, make_run
+
+SECRET = b"not for the browser"
+
+
+def ask(
+    running: Running, path: str, method: str = "GET", body: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """One request as it is written here, with no clean-up of its path: status, headers, body."""
+    address = urlsplit(running.url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+    try:
+        connection.putrequest(method, path, skip_host=True)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        for name, value in ({"Host": address.netloc} | named).items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+@pytest.fixture(scope="module")
+def project(running: Running) -> Project:
+    """A project with a run, and a secret in every kind of file."""
+    made = make_project(running.home)
+    run = make_run(made)
+    for path in (run.path / "notes.txt", made.images_dir / "picture 0.txt", running.home.path / "secret.txt"):
+        path.write_bytes(SECRET)
+    return made
+
+
+def spellings(path: Path) -> Iterator[str]:
+    """Ways to write a path that a careless server takes for another one."""
+    text = str(path)
+    yield from (text, quote(text), quote(text, safe=""), "/" + text, text.replace("/", "//"), f"file://{text}")
+    yield from (text.replace("/", "/./"), f"{ROOT}/../../{text}", "../" * 12 + text.lstrip("/"), text + "%00.webp")
+    yield from (quote("../" * 12, safe="") + text.lstrip("/"), text.upper(), text.replace("/", "\\"))
+
+
+def test_no_file_of_the_home_is_served(running: Running, project: Project) -> None:
+    run = project.runs()[0].path
+    inside = [
+        run / "notes.txt",
+        run / "job.toml",
+        run / "ink.safetensors",
+        project.images_dir / "picture 0.png",
+        project.images_dir / "picture 0.txt",
+        project.path / "project.json",
+        running.home.path / "secret.txt",
+    ]
+    for path in inside:
+        content = path.read_bytes()
+        for spelled in spellings(path):
+            for route in ("/gradio_api/file=", "/file=", "/gradio_api/file/", "/static/", "/assets/"):
+                status, _, body = ask(running, route + spelled.replace(" ", "%20"))
+                assert status >= 400, (route, spelled)
+                assert content not in body, (route, spelled)
+
+
+def test_the_way_out_of_the_thumbnails_is_closed(running: Running, project: Project) -> None:
+    link = running.home.thumbnails / "link.webp"
+    link.symlink_to(running.home.path / "secret.txt")
+    paths = [
+        f"{running.home.thumbnails}/../../secret.txt",
+        f"{running.home.thumbnails}/%2e%2e/%2e%2e/secret.txt",
+        str(link),
+    ]
+    for path in paths:
+        status, _, body = ask(running, f"/gradio_api/file={path}")
+        assert status >= 400, path
+        assert SECRET not in body
+
+
+def test_neither_the_program_nor_the_system_is_served(running: Running) -> None:
+    for path in (ROOT / "app.py", ROOT / "pyproject.toml", Path("/etc/passwd"), Path("/proc/self/environ")):
+        for spelled in spellings(path):
+            status, _, body = ask(running, f"/gradio_api/file={spelled}")
+            assert b"root:" not in body, spelled
+            assert b"import typer" not in body, spelled
+            assert b"LORA_STUDIO_HOME" not in body, spelled
+            if path.parts[1] != ROOT.parts[1]:
+                assert status >= 400, spelled
+
+
+def test_our_own_copies_are_served_as_pictures(running: Running, project: Project) -> None:
+    url = picture_url(running.home, project.images_dir / "picture 0.png", 64)
+    status, headers, body = ask(running, f"/{url}")
+    assert status == 200
+    assert headers["content-type"] == "image/webp"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert body[8:12] == b"WEBP"
+
+
+def test_requests_from_elsewhere_are_refused(running: Running) -> None:
+    own = urlsplit(running.url).netloc
+    port = own.rpartition(":")[2]
+    refused: list[dict[str, str]] = [
+        {"Host": "evil.example"},
+        {"Host": f"evil.example:{port}"},
+        {"Host": ""},
+        {"Host": "192.168.0.7"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": f"http://localhost:{port}"},
+        {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"},
+    ]
+    for headers in refused:
+        assert ask(running, "/", **headers)[0] == 403, headers
+        assert ask(running, "/gradio_api/upload", "POST", b"x", **headers)[0] == 403, headers
+    assert ask(running, "/", Host=f"localhost:{port}")[0] == 200
+    assert ask(running, "/", Origin=f"http://{own}")[0] == 200
+    assert ask(running, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+
+
+def test_handlers_cannot_be_run_past_the_queue(running: Running) -> None:
+    config = json.loads(ask(running, "/config")[2])
+    unqueued = {item["api_name"] for item in config["dependencies"] if not item["queue"]}
+    assert all("tick" in name for name in unqueued), "what changes anything goes through the queue"
+    names = {item["api_name"] for item in config["dependencies"] if item["api_name"]} - unqueued
+    assert {"start", "stop", "delete"} <= names
+    body = json.dumps({"data": []}).encode()
+    for name in names:
+        status = ask(running, f"/gradio_api/run/{name}", "POST", body, Content_Type="application/json")[0]
+        assert status == 404, name
+    for route in ("/docs", "/redoc", "/gradio_api/mcp/", "/monitoring"):
+        assert ask(running, route)[0] >= 400, route
+
+
+def test_the_page_names_no_path_of_this_computer(running: Running) -> None:
+    page = ask(running, "/")[2] + ask(running, "/config")[2]
+    assert str(running.home.path / "projects").encode() not in page
+
+
+def test_everything_that_an_environment_variable_could_change_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(Home, "check_private", lambda home: None)
+    monkeypatch.setattr(
+        gr.Blocks, "launch", lambda blocks, **options: given.update(options) or (None, "http://x/", None)
+    )
+    home = Home(tmp_path / "home")
+    launch.serve(home).close()
+    assert given["allowed_paths"] == [str(home.thumbnails)]
+    assert str(home.path / "projects") in given["blocked_paths"]
+    assert given["server_name"] == "127.0.0.1"
+    assert given["root_path"] == ""
+    assert given["auth"] is None
+    for name in ("share", "run_history", "enable_monitoring", "mcp_server", "ssr_mode", "pwa", "inbrowser"):
+        assert given[name] is False, name
+    assert given["strict_cors"] is True
+    assert given["max_file_size"] == launch.MAX_UPLOAD
+    assert given["footer_links"] == ["gradio", "settings"]
+    assert given["app_kwargs"]["middleware"][0].cls is Guard
+
+
+def test_large_uploads_are_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Home, "check_private", lambda home: None)
+    monkeypatch.setattr(launch, "MAX_UPLOAD", "1kb")
+    served = launch.serve(home)
+    try:
+        body = (
+            b"--b\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n"
+            + b"x" * 5000
+            + b"\r\n--b--\r\n"
+        )
+        address = urlsplit(served.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+        connection.request("POST", "/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=b"})
+        assert connection.getresponse().status == 413
+        connection.close()
+    finally:
+        served.close()
+
+
+@pytest.mark.parametrize("place", ["working", "temporary"])
+def test_a_home_that_would_be_served_is_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path if place == "working" else elsewhere)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path if place == "temporary" else elsewhere))
+    with pytest.raises(InputError, match=place):
+        launch.serve(Home(tmp_path / "home"))
+    assert not (tmp_path / "home").exists()
+
+
+def test_modes_and_hosts() -> None:
+    assert mode_for(share=False, host=None, environment={}) is Mode.LOCAL
+    assert mode_for(share=False, host="localhost", environment={}) is Mode.LOCAL
+    assert mode_for(share=True, host=None, environment={}) is Mode.SHARED
+    assert mode_for(share=False, host="0.0.0.0", environment={}) is Mode.SHARED
+    assert mode_for(share=False, host=None, environment={"SYSTEM": "spaces"}) is Mode.SPACE
+    assert not hosts_for(None, {}).allows("10.0.0.1:7860")
+    assert hosts_for("0.0.0.0", {}).allows("10.0.0.1:7860")
+    assert not hosts_for("0.0.0.0", {}).allows("evil.example")
+    assert hosts_for(None, {"SPACE_HOST": "me-studio.hf.space,own.example"}).allows("own.example")
+    assert Hosts().allows("[::1]:7860")
+
+
+def test_projects_are_opened_by_their_names_only(home: Home, interface: Interface, tmp_path: Path) -> None:
+    make_project(home)
+    outside = make_project(Home(tmp_path / "elsewhere"), "other")
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("../../elsewhere/projects/other", str(outside.path), ".", "..", "ink/../ink", "x" * 5000, "a\0b"):
+        for handler, box in [
+            ("_Frame.choose", "chooser"),
+            ("_Frame.delete", "project"),
+            ("_PlanTab.answered", "project"),
+        ]:
+            shown = interface.call(handler, **{box: name})
+            notice = shown.get("frame_notice") or shown.get("plan_notice")
+            assert "There is no project" in notice, (handler, name[:60])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> None:
+    make_project(home)
+    interface.open("ink")
+    button = "_Frame.create", "_Frame.rename", "_Frame.duplicate"
+    name_box = next(
+        number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Name"
+    )
+    for name in (
+        "../up",
+        "/etc/x",
+        "..",
+        "a/b",
+        "a\\b",
+        "$(touch P)",
+        "<img src=x onerror=alert(1)>",
+        "a\nb",
+        "-" * 80,
+    ):
+        for handler in button:
+            interface.contents[name_box] = name
+            shown = interface.call(handler)
+            assert "cannot be a folder" in shown["frame_notice"], (handler, name)
+            assert "<img" not in shown["frame_notice"]
+    assert [path.name for path in (home.path / "projects").iterdir()] == ["ink"]
+
+
+def test_restore_takes_only_what_is_in_the_trash(home: Home, interface: Interface) -> None:
+    project = make_project(home)
+    trash_box = next(
+        number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Trash"
+    )
+    for given in ("../projects/ink", str(project.path), None, "x/y"):
+        interface.contents[trash_box] = given
+        assert "No deleted project is chosen" in interface.call("_Frame.restore")["frame_notice"]
+    assert project.path.is_dir()

@@ -1,0 +1,148 @@
+"""Train: the form becomes a job, a run's events become what is shown, and only runs of the project are touched."""
+
+from __future__ import annotations
+
+import pytest
+
+from lora_studio.config import Recipe, TrainJob
+from lora_studio.project import Home, Project
+from lora_studio.runs import JobFolder, State
+from lora_studio.ui.train_tab import FORM
+from tests.ui.interface import Interface
+from tests.ui.jobs import BASE, at_work, make_project, make_run
+
+Started = list[tuple[JobFolder, bool]]
+
+
+@pytest.fixture
+def project(home: Home) -> Project:
+    return make_project(home, recipe=Recipe(epochs=3))
+
+
+def test_the_form_holds_the_projects_recipe(project: Project, interface: Interface) -> None:
+    shown = interface.open("ink")
+    assert shown["run"] == FORM
+    assert shown["recipe_epochs"]["value"] == "3"
+    assert shown["recipe_unet_lr"]["value"] == "5e-4"
+    assert "changed" in shown["recipe_epochs"]["elem_classes"]
+    assert "Default: 10" in shown["recipe_epochs"]["info"]
+    assert shown["train_start"] == {"visible": True}
+
+
+def test_start_writes_the_job_and_remembers_the_recipe(
+    project: Project, interface: Interface, started: Started
+) -> None:
+    interface.open("ink")
+    shown = interface.call("_TrainTab.start", recipe_unet_lr="3e-4", recipe_repeats="", train_name="my ink")
+    [(folder, resume)] = started
+    assert (folder.path, resume) == (project.path / "runs" / "001-my-ink", False)
+    job = folder.job()
+    assert isinstance(job, TrainJob)
+    assert (job.name, job.base, job.trigger_word, job.dataset) == ("my ink", BASE, "inkstamp_hc", project.dataset_dir)
+    assert (job.recipe.unet_lr, job.recipe.epochs, job.recipe.repeats) == (3e-4, 3, None)
+    assert project.info().recipe == job.recipe
+    assert shown["run"] == "001-my-ink"
+
+
+def test_wrong_values_are_named_and_marked(project: Project, interface: Interface, started: Started) -> None:
+    interface.open("ink")
+    shown = interface.call("_TrainTab.start", recipe_unet_lr="abc", recipe_batch_size="0")
+    assert "2 settings to correct" in shown["train_notice"]
+    assert "UNet learning rate (unet_lr)" in shown["train_notice"]
+    assert "(given: abc)" in shown["train_notice"]
+    assert "Batch size (batch_size)" in shown["train_notice"]
+    assert "wrong" in shown["recipe_unet_lr"]["elem_classes"]
+    assert "wrong" not in shown["recipe_epochs"]["elem_classes"]
+    assert not started
+    assert not project.runs()
+    shown = interface.call("_TrainTab.start", recipe_unet_lr="5e-4", recipe_batch_size="2", train_name="../up")
+    assert "name" in shown["train_notice"]
+    assert not project.runs()
+
+
+def test_a_wrong_value_is_marked_while_it_is_typed(project: Project, interface: Interface) -> None:
+    form = next(
+        block.fn.__self__.form
+        for block in interface.blocks.fns.values()
+        if getattr(block.fn, "__qualname__", "") == "_TrainTab.tick"
+    )
+    update = form._edited("unet_lr", "fast")
+    assert "valid number" in update["info"]
+    assert "wrong" in update["elem_classes"]
+    assert "changed" in form._edited("unet_lr", "1e-3")["elem_classes"]
+    assert form._edited("unet_lr", "0.0005")["elem_classes"] == ["field"]
+
+
+def test_a_project_without_images_cannot_be_trained(home: Home, interface: Interface, started: Started) -> None:
+    make_project(home, images=0)
+    interface.open("ink")
+    assert "has no images yet" in interface.call("_TrainTab.start")["train_notice"]
+    assert not started
+
+
+def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None:
+    interface.open("ink")
+    shown = interface.call("_TrainTab.fill_from", train_source="prodigy")
+    assert shown["recipe_optimizer"]["value"] == "Prodigy"
+    assert "There is no preset" in interface.call("_TrainTab.fill_from", train_source="../x")["train_notice"]
+
+
+def test_a_run_at_work_shows_its_figures(project: Project, interface: Interface) -> None:
+    make_run(project, final=False, **at_work())
+    shown = interface.open("ink")
+    assert shown["run"] == "001-ink"
+    assert "8 / 8" in shown["train_tiles"]
+    assert "epoch 2 of 2" in shown["train_tiles"]
+    assert "Loss over 8 of 8 steps" in shown["train_curve"]
+    assert shown["train_stop"]["visible"]
+    assert not shown["train_resume"]["visible"]
+
+
+def test_a_tick_shows_new_steps_only(project: Project, interface: Interface) -> None:
+    folder = make_run(project, final=False, **at_work())
+    interface.open("ink")
+    assert interface.call("_TrainTab.tick") == {}
+    folder.emit("step", step=9, total=10, epoch=2, loss=0.05, lr=1e-4, seconds=0.5)
+    assert "9 / 10" in interface.call("_TrainTab.tick")["train_tiles"]
+
+
+def test_stop_asks_and_resume_goes_on(project: Project, interface: Interface, started: Started) -> None:
+    folder = make_run(project, final=False, **at_work())
+    interface.open("ink")
+    shown = interface.call("_TrainTab.stop")
+    assert folder.stop_requested()
+    assert not shown["train_stop"]["interactive"]
+    assert "at work already" in interface.call("_TrainTab.resume")["train_notice"]
+    folder.update_status(state=State.STOPPED, message="Stopped; everything up to here is kept.")
+    assert interface.call("_TrainTab.tick")["train_resume"] == {"visible": True}
+    interface.call("_TrainTab.resume")
+    assert started == [(folder, True)]
+
+
+def test_an_earlier_hint_gives_way_to_the_verdict_that_holds(project: Project, interface: Interface) -> None:
+    folder = make_run(project)
+    folder.emit("hint", code="too_short", message="A stale hint", why="")
+    folder.emit("warning", code="odd", message="One <i>warning</i>", why="It matters.")
+    interface.open("ink")
+    cards = interface.call("_TrainTab.pick", pick="001-ink")["train_cards"]
+    assert "A stale hint" not in cards
+    assert "One &lt;i&gt;warning&lt;/i&gt;" in cards
+
+
+def test_a_finished_run_offers_its_file_and_the_test(project: Project, interface: Interface) -> None:
+    run = make_run(project)
+    project.save_info(project.info().model_copy(update={"recipe": None}))
+    shown = interface.open("ink")
+    assert shown["train_test"] == {"visible": True}
+    assert str(run.path / "ink.safetensors") in shown["train_path"]
+
+
+def test_only_runs_of_the_project_are_touched(project: Project, home: Home, interface: Interface) -> None:
+    other = make_project(home, "other")
+    foreign = make_run(other, **at_work())
+    interface.open("ink")
+    for name in ("001-ink", "../../other/runs/001-ink", str(foreign.path), "", "x" * 5000):
+        for handler in ("_TrainTab.stop", "_TrainTab.resume", "_TrainTab.again"):
+            assert "There is no run" in interface.call(handler, run=name)["train_notice"], (handler, name[:40])
+        assert "There is no run" in interface.call("_TrainTab.pick", pick=name)["train_notice"]
+    assert not foreign.stop_requested()

@@ -1,0 +1,157 @@
+"""Everything that is wrong with a job, told at once and before anything is loaded; and what is only worth a word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_studio.config import TrainJob
+from lora_studio.errors import ConfigError
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder
+from lora_studio.training.base_files import SDXL_CONFIG, Source, read_facts
+from lora_studio.training.notices import tell_dataset, tell_long_captions
+from lora_studio.training.preflight import ReadyJob, lora_weights, preflight
+from tests.training_runs import make_images, make_job, recipe_of
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def check(job: TrainJob, home: Home) -> ReadyJob:
+    return preflight(job, JobFolder(home.path / "run"), home, on_progress=lambda message, done, total: None)
+
+
+def problems(job: TrainJob, home: Home) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(job, home)
+    assert not (home.path / "cache").exists()
+    return caught.value.problems
+
+
+def warnings(job: TrainJob, home: Home) -> dict[str, str]:
+    found: dict[str, str] = {}
+
+    def report(event: str, /, **values: Any) -> None:
+        if event == "warning":
+            found[values["code"]] = values["message"]
+
+    tell_dataset(job, check(job, home), report)
+    return found
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "images", [(64, 64)] * 3)
+
+
+def test_a_good_job_is_ready(tiny_base: Path, images: Path, home: Home) -> None:
+    ready = check(make_job(tiny_base, images), home)
+    assert [item.path.name for item in ready.dataset.items] == ["0.png", "1.png", "2.png"]
+    assert (ready.counts.steps_per_epoch, ready.counts.total_steps) == (2, 4)
+    assert ready.prediction_type == "epsilon"
+    assert warnings(make_job(tiny_base, images), home) == {}
+
+
+def test_all_that_is_wrong_is_told_in_one_go(tmp_path: Path, home: Home) -> None:
+    (tmp_path / "empty").mkdir()
+    job = make_job("no such base", tmp_path / "empty", optimizer="Prodigy", unet_lr=1, text_encoder_lr=0.5)
+    found = problems(job, home)
+    assert len(found) == 3
+    for word in ("holds no images", "no such base", "Prodigy takes one rate"):
+        assert any(word in problem for problem in found)
+
+
+def test_a_missing_folder_is_named(tiny_base: Path, tmp_path: Path, home: Home) -> None:
+    (problem,) = problems(make_job(tiny_base, tmp_path / "nowhere"), home)
+    assert str(tmp_path / "nowhere") in problem
+
+
+def test_broken_images_are_named_and_many_are_counted(tiny_base: Path, images: Path, home: Home) -> None:
+    for number in range(8):
+        (images / f"broken {number}.png").write_text("no picture", "utf-8")
+    found = problems(make_job(tiny_base, images), home)
+    assert len(found) == 6
+    assert "broken 0.png" in found[0]
+    assert "3 more images" in found[-1]
+
+
+def test_missing_captions_are_a_warning_that_says_what_stands_in(tiny_base: Path, images: Path, home: Home) -> None:
+    (images / "1.txt").unlink()
+    found = warnings(make_job(tiny_base, images), home)
+    assert list(found) == ["captions_missing"]
+    assert "1 of 3 images have no caption (1.png): the trigger word stands in" in found["captions_missing"]
+
+
+def test_captions_without_the_trigger_word_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    (images / "2.txt").write_text("a thing", "utf-8")
+    found = warnings(make_job(tiny_base, images), home)
+    assert list(found) == ["trigger_missing"]
+    assert "1 of 3" in found["trigger_missing"]
+    assert "2.png" in found["trigger_missing"]
+
+
+def test_images_beside_the_folders_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    make_images(images / "2_ink", [(64, 64)])
+    found = warnings(make_job(tiny_base, images), home)
+    assert "3 images beside the N_name folders" in found["images_left_out"]
+
+
+def test_captions_that_are_cut_off_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    from lora_studio.training.base_models import load_base
+
+    (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
+    ready = check(make_job(tiny_base, images), home)
+    said: list[str] = []
+    base = load_base(ready.source, dtype=ready.dtype)
+    tell_long_captions(base, ready, lambda event, /, **values: said.append(values["message"]))
+    assert len(said) == 1
+    assert said[0].startswith("1 captions are longer than 75 tokens")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"prediction_type": "v_prediction"}, "predicts epsilon. Set prediction_type to auto"),
+        ({"clip_skip": 4}, "clip_skip is 4, but a text encoder"),
+        ({"mixed_precision": "fp16"}, "mixed_precision is fp16, which needs a GPU"),
+    ],
+)
+def test_what_does_not_fit_base_or_machine_is_an_error(
+    tiny_base: Path, images: Path, home: Home, changes: dict[str, Any], word: str
+) -> None:
+    (problem,) = problems(make_job(tiny_base, images, **changes), home)
+    assert word in problem
+
+
+def test_a_base_that_is_not_whole_is_an_error(tiny_base: Path, tmp_path: Path, images: Path, home: Home) -> None:
+    shutil.copytree(tiny_base, tmp_path / "half")
+    (tmp_path / "half" / "vae" / "config.json").unlink()
+    (problem,) = problems(make_job(tmp_path / "half", images), home)
+    assert "vae/config.json of the base model cannot be read" in problem
+
+
+def test_a_full_disk_is_told_before_the_first_step(
+    tiny_base: Path, images: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(2**40, 2**40 - 1000, 1000))
+    (problem,) = problems(make_job(tiny_base, images), home)
+    assert "but only 0.0 GiB are free" in problem
+    assert "keep_checkpoints" in problem
+
+
+def test_the_weights_of_sdxls_lora_are_counted_right() -> None:
+    """Kohya's file at rank 32 lists every tensor."""
+    listed = json.loads((Path(__file__).parent.parent / "data" / "kohya_sdxl_rank32.json").read_text("utf-8"))
+    weights = {name: shape[0] * shape[1] for name, shape in listed.items() if name.endswith(".weight")}
+    facts = read_facts(Source("sdxl", "folder", str(SDXL_CONFIG)))
+    assert lora_weights(recipe_of(network_dim=32, text_encoder_lr=1e-4), facts) == sum(weights.values())
+    unet = sum(count for name, count in weights.items() if "unet" in name)
+    assert lora_weights(recipe_of(network_dim=32), facts) == unet
+    assert (
+        lora_weights(recipe_of(network_dim=32, unet_lr=0, text_encoder_lr=1e-4), facts) == sum(weights.values()) - unet
+    )
