@@ -189,8 +189,8 @@ class ReviewPanel:
         try:
             url = picture_url(self.home, item.path, LARGE_SIZE, sha256=item.info.sha256 if item.info else None)
         except (InputError, OSError):
-            return Markup('<div class="large"><p class="hint">It cannot be shown.</p></div>')
-        return Markup('<div class="large"><img src="{}" alt="{}"></div>').format(url, item.name)
+            return Markup('<div class="portrait"><p class="hint">It cannot be shown.</p></div>')
+        return Markup('<div class="portrait"><img src="{}" alt="{}"></div>').format(url, item.name)
 
 
 def one_line(caption: str | None) -> str:

@@ -133,7 +133,7 @@ def grid(home: Home, contents: Contents, chosen: Filter, page: int, current: str
     shown = items[first : first + PAGE_SIZE]
     cells = Markup("").join(_cell(home, item, item.id == current, pictured=pictured) for item in shown)
     head = f"{first + 1}–{first + len(shown)} of {count_of(len(items), 'image')}"
-    return Markup('{}<div class="cells">{}</div>').format(_pager(head, page, pages), cells)
+    return Markup('{}<div class="shots">{}</div>').format(_pager(head, page, pages), cells)
 
 
 def _pager(head: str, page: int, pages: int) -> Markup:
@@ -149,7 +149,7 @@ def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
     remarks = item.remarks
     marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if remarks else ""
     return Markup(
-        '<button type="button" class="cell" data-pick="{}:{}" aria-pressed="{}" title="{}">{}{}'
+        '<button type="button" class="shot" data-pick="{}:{}" aria-pressed="{}" title="{}">{}{}'
         '<span class="line{}">{}</span></button>'
     ).format(
         Pick.SHOW.value,
@@ -229,7 +229,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
 
 def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
     return Markup(
-        '<div class="member"><button type="button" class="cell" data-pick="{}:{}" title="{}">{}'
+        '<div class="member"><button type="button" class="shot" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
     ).format(Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item), item.name, facts, _size(item), buttons)
 

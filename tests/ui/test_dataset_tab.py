@@ -398,9 +398,9 @@ def test_a_large_dataset_has_pages(home: Home) -> None:
         (project.images_dir / f"{number:03d}.png").write_bytes(b"")
     contents = Contents.of(project)
     first, last = (dataset_view.grid(home, contents, Filter.ALL, page, "", pictured=False) for page in (0, 99))
-    assert first.count('class="cell"') == dataset_view.PAGE_SIZE
+    assert first.count('class="shot"') == dataset_view.PAGE_SIZE
     assert button(first, "Next page") == "page:1"
-    assert last.count('class="cell"') == 2
+    assert last.count('class="shot"') == 2
     assert "49–50 of 50 images" in last
 
 
@@ -444,7 +444,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     assert len(names(project)) == 4
 
     section("Review")
-    page.locator("#dataset-grid .cell").nth(1).click()
+    page.locator("#dataset-grid .shot").nth(1).click()
     page.locator("#review-line").get_by_text("2 of 4").wait_for()
     chosen = Contents.of(project).items[1]
     box = page.locator("#review-caption textarea")
