@@ -3,13 +3,14 @@
 A rejected image and its captions are moved into a folder of rejects, never deleted. What is there, where it was, why
 and when stands in a manifest beside it, which is written before a file is moved: whatever happens in between, each file
 is in exactly one of the two places that its record names, and both moving and putting back can simply be repeated.
+The manifest names places relative to itself, so that a project can be renamed, moved and copied.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -25,7 +26,7 @@ MANIFEST = "rejected.json"
 
 
 class Move(BaseModel):
-    """One file: `name` in the folder of rejects, `original` where it came from (absolute)."""
+    """One file: `name` in the folder of rejects, `original` where it came from (absolute; on disk relative to the folder)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -170,7 +171,7 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
     Returns the images that are back, and those that stay because another file has taken their place, with the reason.
     Raises InputError or DiskFullError.
     """
-    wanted = None if images is None else {image.absolute() for image in images}
+    wanted = None if images is None else {_place(image) for image in images}
     back, kept, remaining = [], [], []
     for entry in _load(rejected_dir).entries:
         if wanted is not None and entry.image not in wanted:
@@ -195,7 +196,7 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
 
 
 def _new_entry(image: Path, rejected_dir: Path, reason: str) -> Rejected:
-    image = image.absolute()
+    image = _place(image)
     sharing = [other for other in find_images(image.parent) if other.stem == image.stem and other.name != image.name]
     captions = [] if sharing else [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
     stem = _free_stem(image, captions, rejected_dir)
@@ -220,17 +221,36 @@ def _move(source: Path, target: Path) -> None:
     sync_folder(source.parent)
 
 
+def _place(file: Path) -> Path:
+    """The absolute place of a file, which may be a link itself, by its folder's real name."""
+    return file.parent.resolve() / file.name
+
+
 def _load(rejected_dir: Path) -> _Manifest:
     file = rejected_dir / MANIFEST
     try:
-        return _Manifest.model_validate_json(file.read_bytes())
+        manifest = _Manifest.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         return _Manifest()
     except (OSError, ValidationError) as error:
         raise InputError(
             f"{file} cannot be read: {error}", "Move the files beside it back by hand, then delete it.", code="manifest"
         ) from error
+    home = rejected_dir.resolve()
+    return _Manifest(entries=_with_places(manifest.entries, lambda place: Path(os.path.normpath(home / place))))
 
 
 def _save(rejected_dir: Path, entries: Sequence[Rejected]) -> None:
-    write_text(rejected_dir / MANIFEST, _Manifest(entries=list(entries)).model_dump_json(indent=1) + "\n")
+    home = rejected_dir.resolve()
+    relative = _with_places(entries, lambda place: Path(os.path.relpath(place, home)))
+    write_text(rejected_dir / MANIFEST, _Manifest(entries=relative).model_dump_json(indent=1) + "\n")
+
+
+def _with_places(entries: Sequence[Rejected], change: Callable[[Path], Path]) -> list[Rejected]:
+    """The entries with every original place changed."""
+    return [
+        entry.model_copy(
+            update={"files": [file.model_copy(update={"original": change(file.original)}) for file in entry.files]}
+        )
+        for entry in entries
+    ]

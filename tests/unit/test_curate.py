@@ -147,3 +147,16 @@ def test_no_folder_and_no_images(tmp_path: Path) -> None:
 def test_images_that_are_gone_are_passed_over(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     assert reject([tmp_path / "gone.png", tmp_path / "a.png"], tmp_path / "aside", "x") == [tmp_path / "a.png"]
+
+
+def test_a_copied_and_a_renamed_project_put_back_their_own(home: Home) -> None:
+    project = home.create_project("first")
+    image = save(photo(1), project.images_dir / "a.png")
+    reject([image], project.rejected_dir, "for a test")
+    copy = home.duplicate_project("first", "second")
+    renamed = home.rename_project("first", "third")
+    for each in (copy, renamed):
+        place = each.path / image.relative_to(project.path)
+        assert restore_images(each.rejected_dir) == ([place.resolve()], [])
+        assert place.is_file()
+    assert not project.path.exists()
