@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 MAX_TOKENS = 75  # of the 77 places that the encoders read, two are marks of begin and end
 _FOLDER = Path(__file__).parent.parent / "training" / "sdxl_config" / "tokenizer"
@@ -23,6 +25,8 @@ def count_tokens(caption: str) -> int:
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Tokenizer:
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
     tokenizer = Tokenizer(
         models.BPE.from_file(str(_FOLDER / "vocab.json"), str(_FOLDER / "merges.txt"), end_of_word_suffix="</w>")
     )

@@ -84,6 +84,7 @@ def serve(
             inbrowser=False,
             quiet=True,
             prevent_thread_lock=True,
+            _frontend=False,  # else gradio asks itself for the page, and dies if a busy machine takes 3 s to answer
         )
     except OSError as error:
         raise InputError(

@@ -177,7 +177,7 @@ def stop_and_resume(page: Any, project: Project, keep: Keep) -> None:
 def draw_the_grid(page: Any, project: Project, keep: Keep) -> None:
     """From the finished run to its grid, one picture seen large, and the file saved."""
     page.locator("#train-test").click()
-    page.locator("#test-loras").get_by_text("final").wait_for()
+    page.locator("#test-loras").get_by_text("· final").wait_for()
     fill(page, "test-strengths", "0, 1")
     page.locator("#test-count").get_by_text("4 pictures").wait_for()
     page.get_by_role("button", name="Seed, steps, size and more").click()
