@@ -17,6 +17,7 @@ from errno import EDQUOT, EFBIG, ENOSPC, EROFS
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 
 class StudioError(Exception):
@@ -43,6 +44,16 @@ class InputError(StudioError):
     exit_status = 2
 
 
+# What pydantic says of texts that are no numbers, in a user's words.
+_WORDS = {"float_parsing": "should be a number", "int_parsing": "should be a whole number"}
+
+
+def what_is_wrong(problem: ErrorDetails) -> str:
+    """One problem of pydantic's report, in a user's words: "should be a number"."""
+    text = _WORDS.get(problem["type"], problem["msg"])
+    return text.removeprefix("Value error, ").replace("Input should", "should", 1)
+
+
 class ConfigError(InputError):
     """All that is wrong with a configuration, in one go: `problems` holds one line each."""
 
@@ -56,10 +67,9 @@ class ConfigError(InputError):
         lines = []
         for item in error.errors():
             name = ".".join(str(part) for part in item["loc"]) or "settings"
-            text = item["msg"].removeprefix("Value error, ")
             given = item.get("input")
             shown = "" if isinstance(given, dict) else f" (given: {str(given)[:80]!r})"
-            lines.append(f"{name}: {text}{shown}")
+            lines.append(f"{name}: {what_is_wrong(item)}{shown}")
         return cls(lines)
 
 

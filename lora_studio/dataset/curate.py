@@ -26,7 +26,7 @@ MANIFEST = "rejected.json"
 
 
 class Move(BaseModel):
-    """One file: `name` in the folder of rejects, `original` where it came from: absolute, on disk relative to the folder."""
+    """One file: `name` in the folder of rejects, `original` where it came from (absolute; in the manifest relative)."""
 
     model_config = ConfigDict(frozen=True)
 

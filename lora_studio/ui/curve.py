@@ -27,7 +27,7 @@ def loss_curve(
         return Markup("")
     total = max(total, steps[-1])
     low, high, step = _axis(known[int(0.01 * len(known))], known[min(len(known) - 1, int(0.99 * len(known)))])
-    epochs = max(1, round(total / steps_per_epoch)) if steps_per_epoch else 1
+    epochs = total // steps_per_epoch if steps_per_epoch else 0
     every = max(1, -(-epochs // TICKS_X))
     ticks_x = [(epoch * steps_per_epoch / total, str(epoch)) for epoch in range(every, epochs + 1, every)]
     ticks_y = [((tick - low) / (high - low), f"{tick:.{_digits(step)}f}") for tick in _range(low, high, step)]

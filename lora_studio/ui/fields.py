@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
 from lora_studio.config import Group, Recipe, Settings
-from lora_studio.errors import ConfigError
+from lora_studio.errors import ConfigError, what_is_wrong
 from lora_studio.ui.components import html, short
 from lora_studio.ui.context import Updates
 
@@ -332,7 +332,7 @@ def _problems(error: ValidationError) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in error.errors():
         name = str(item["loc"][0]) if item["loc"] else ""
-        text = item["msg"].removeprefix("Value error, ")
+        text = what_is_wrong(item)
         found.setdefault(name, f"{text} (given: {_plain(item.get('input'))})" if name else text)
     return found
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from lora_studio.config import Recipe, TrainJob
 from lora_studio.project import Home, Project
 from lora_studio.runs import JobFolder, State
+from lora_studio.ui.curve import loss_curve
 from lora_studio.ui.train_tab import FORM
 from tests.ui.interface import Interface
 from tests.ui.jobs import BASE, at_work, make_project, make_run
@@ -67,7 +70,7 @@ def test_a_wrong_value_is_marked_while_it_is_typed(project: Project, interface: 
         if getattr(block.fn, "__qualname__", "") == "_TrainTab.tick"
     )
     update = form._edited("unet_lr", "fast")
-    assert "valid number" in update["info"]
+    assert "should be a number" in update["info"]
     assert "wrong" in update["elem_classes"]
     assert "changed" in form._edited("unet_lr", "1e-3")["elem_classes"]
     assert form._edited("unet_lr", "0.0005")["elem_classes"] == ["field"]
@@ -146,3 +149,11 @@ def test_only_runs_of_the_project_are_touched(project: Project, home: Home, inte
             assert "There is no run" in interface.call(handler, run=name)["train_notice"], (handler, name[:40])
         assert "There is no run" in interface.call("_TrainTab.pick", pick=name)["train_notice"]
     assert not foreign.stop_requested()
+
+
+@pytest.mark.parametrize("steps_per_epoch", [3, 10, 40, 51])
+def test_epochs_are_marked_within_the_curve(steps_per_epoch: int) -> None:
+    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=40, steps_per_epoch=steps_per_epoch)
+    marks = [float(place) for place in re.findall(r'class="tick x" style="left:([\d.]+)%"', drawn)]
+    assert all(0 < place <= 100 for place in marks)
+    assert bool(marks) == (steps_per_epoch <= 40)
