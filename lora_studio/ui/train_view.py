@@ -127,7 +127,7 @@ def filmstrip(view: RunView, home: Home) -> Markup:
         every = view.job.recipe.sample_every_n_epochs
         when = "after every epoch" if every == 1 else f"every {every} epochs"
         text = f"Each prompt is drawn {when} with one seed." if every else "This run draws none (Sample every is 0)."
-        return empty_card("Samples will stand here", text)
+        return empty_card("Samples will stand here" if view.alive else "No samples were drawn", text)
     epochs = _spread(sorted({epoch for epoch, _ in samples}), FILM_COLUMNS)
     rows = []
     for index in sorted({index for _, index in samples}):
