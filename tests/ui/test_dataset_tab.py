@@ -444,9 +444,9 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     assert len(names(project)) == 4
 
     section("Review")
-    page.locator("#dataset-grid .shot").nth(1).click()
-    page.locator("#review-line").get_by_text("2 of 4").wait_for()
-    chosen = Contents.of(project).items[1]
+    page.locator("#dataset-grid .shot").nth(2).click()
+    page.locator("#review-line").get_by_text("3 of 4").wait_for()
+    chosen = Contents.of(project).items[2]
     box = page.locator("#review-caption textarea")
     box.fill("my own words")
     page.locator("#review-hint").get_by_text("3 of 75 tokens").wait_for()
@@ -454,9 +454,9 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.locator("#review-saved").get_by_text("Saved.").wait_for()
     assert read_caption(chosen.path) == "my own words"
     page.keyboard.press("ArrowRight")
-    page.locator("#review-line").get_by_text("3 of 4").wait_for()
+    page.locator("#review-line").get_by_text("4 of 4").wait_for()
     page.keyboard.press("ArrowLeft")
-    page.locator("#review-line").get_by_text("2 of 4").wait_for()
+    page.locator("#review-line").get_by_text("3 of 4").wait_for()
     assert box.input_value() == "my own words"
 
 
