@@ -38,6 +38,7 @@ def tag(
     threshold: float | None = None,
     trigger_word: str = "",
     existing: Existing | str = Existing.IGNORE,
+    exclude_tags: Sequence[str] = (),
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _quiet,
@@ -45,10 +46,11 @@ def tag(
     """Write captions beside the images of `dataset`.
 
     `tagger` is wd14, blip, demo, a Hub repository or a folder; `threshold` (0 to 1) is the least confidence of a tag;
-    `existing` says what happens to captions that are there. `out` is the job folder (default: a numbered one in the
-    studio's home). Raises StudioError.
+    `existing` says what happens to captions that are there; `exclude_tags` are whole tags of the tagger's to leave
+    out. `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
-    values: dict[str, Any] = {"dataset": dataset, "tagger": tagger, "trigger_word": trigger_word, "existing": existing}
+    values: dict[str, Any] = {"dataset": dataset, "tagger": tagger, "trigger_word": trigger_word}
+    values |= {"existing": existing, "exclude_tags": list(exclude_tags)}
     if threshold is not None:
         values["threshold"] = threshold
     return cast("TagResult", _run(TagJob.parse(_absolute(values, "dataset")), "tags", "", out, home, on_event))

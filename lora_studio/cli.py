@@ -160,6 +160,7 @@ def tag(
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a tag.")] = None,
     trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
     existing: Annotated[Existing, typer.Option(help="What happens to captions that are there.")] = Existing.IGNORE,
+    exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -171,6 +172,7 @@ def tag(
             threshold=threshold,
             trigger_word=trigger,
             existing=existing,
+            exclude_tags=exclude.split(","),
             home=Home.locate(home),
             on_event=bar,
         )

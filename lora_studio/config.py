@@ -359,6 +359,18 @@ class TagJob(Job):
     threshold: float = setting(label="Threshold", group=Group.DATA, advice="tagger_threshold", ge=0, le=1)
     trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never doubled.")
     existing: Existing = Field(default=Existing.IGNORE, description="ignore keeps captions that are there.")
+    exclude_tags: list[str] = setting(
+        [],
+        label="Leave out",
+        group=Group.DATA,
+        why="Whole tags, separated by commas. What all images share is the trigger word's to learn: do not name it.",
+        max_length=1000,
+    )
+
+    @field_validator("exclude_tags", mode="before")
+    @classmethod
+    def _tags(cls, value: Any) -> Any:
+        return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
 
 
 class SweepJob(Job):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_studio import api
-from lora_studio.config import Kind, Recipe
+from lora_studio.config import Existing, Kind, Recipe
 from lora_studio.dataset.importers import import_paths
 from lora_studio.errors import InputError
 from lora_studio.planning.presets import load_preset
@@ -19,6 +19,7 @@ from lora_studio.worker import Listener
 EXAMPLE = Path(__file__).parent.parent / "examples" / "inkstamp"
 TRIGGER = "inkstamp_hc"
 BASE = "embedded"
+STYLE_TAGS = ("black", "white")  # the look of every image, which is the trigger word's to learn
 PROMPTS = ("{trigger}, grinning face", "{trigger}, red apple", "{trigger}, house", "{trigger}, cat face", "clock")
 
 
@@ -75,6 +76,8 @@ def run_demo(
         project.dataset_dir,
         tagger="demo",
         trigger_word=TRIGGER,
+        existing=Existing.APPEND,
+        exclude_tags=STYLE_TAGS,
         home=home,
         out=project.new_tag_dir(),
         on_event=on_event,

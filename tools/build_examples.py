@@ -67,6 +67,8 @@ def build(modules: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in PICTURES:
         save_png(draw(icons, name), folder / f"{name}.png")
+    for name in (*PICTURES, SMALL):
+        (folder / f"{name}.txt").write_text(name.replace("-", " "), encoding="utf-8")
     for name, side, suffix in ((SMALL, SMALL_SIZE, ""), (RESIZED, RESIZED_SIZE, "-resized")):
         resized = draw(icons, name).resize((side, side), Image.Resampling.LANCZOS)
         save_png(resized, folder / f"{name}{suffix}.png")

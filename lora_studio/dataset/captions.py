@@ -52,6 +52,14 @@ def _with_word(tags: list[str], word: str) -> list[str]:
     return split_tags(join_tags([word + after, *(tag for tag in rest if tag.casefold() != word.casefold())]))
 
 
+def without_tags(caption: str, tags: Iterable[str]) -> str:
+    """The caption without these whole tags, whatever their letter case; the same text if it has none of them."""
+    unwanted = {tag.strip().casefold() for tag in tags}
+    parts = split_tags(caption)
+    kept = [tag for tag in parts if tag.casefold() not in unwanted]
+    return caption if len(kept) == len(parts) else join_tags(kept)
+
+
 def caption_file(image: Path) -> Path:
     """Where the caption of an image is written."""
     return image.with_suffix(SUFFIXES[0])

@@ -16,7 +16,15 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.config import Existing, TagJob
-from lora_studio.dataset.captions import caption_file, join_tags, read_caption, split_tags, with_trigger, write_caption
+from lora_studio.dataset.captions import (
+    caption_file,
+    join_tags,
+    read_caption,
+    split_tags,
+    with_trigger,
+    without_tags,
+    write_caption,
+)
 from lora_studio.dataset.images import file_sha256, find_images, read_image
 from lora_studio.dataset.taggers.catalogue import load_tagger
 from lora_studio.dataset.taggers.interface import Tagger
@@ -148,7 +156,7 @@ class _Work:
             return
         said = tagger.describe([image for _, image in readable])
         for (path, _), description in zip(readable, said, strict=True):
-            self._write(path, description.caption)
+            self._write(path, without_tags(description.caption, self.job.exclude_tags))
 
     def _write(self, image: Path, said: str) -> None:
         old = read_caption(image) or ""

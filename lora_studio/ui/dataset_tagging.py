@@ -108,11 +108,18 @@ class TagPanel:
                     info="Whatever you choose can be undone afterwards.",
                     elem_id="tag-existing",
                 )
+                self.exclude = gr.Textbox(
+                    label="Leave out",
+                    info=declared["exclude_tags"].description,
+                    placeholder="white background, simple background",
+                    max_lines=2,
+                    elem_id="tag-exclude",
+                )
 
     @property
     def inputs(self) -> set[Any]:
         """The form."""
-        return {self.tagger, self.trigger, self.threshold, self.existing}
+        return {self.tagger, self.trigger, self.threshold, self.existing, self.exclude}
 
     @property
     def outputs(self) -> list[Any]:
@@ -128,6 +135,7 @@ class TagPanel:
             self.trigger,
             self.threshold,
             self.existing,
+            self.exclude,
         ]
 
     def fill(self, project: Project) -> Updates:
@@ -158,6 +166,7 @@ class TagPanel:
                 "threshold": data[self.threshold],
                 "trigger_word": (data[self.trigger] or "").strip(),
                 "existing": data[self.existing],
+                "exclude_tags": data[self.exclude] or "",
             }
         )
         info = project.info()

@@ -14,6 +14,7 @@ from lora_studio.dataset.captions import (
     read_caption,
     split_tags,
     with_trigger,
+    without_tags,
     write_caption,
 )
 
@@ -114,3 +115,16 @@ def test_txt_goes_before_caption(tmp_path: Path) -> None:
     assert read_caption(image) == "old"
     (tmp_path / "a.txt").write_text("new")
     assert read_caption(image) == "new"
+
+
+@pytest.mark.parametrize(
+    ("caption", "unwanted", "expected"),
+    [
+        ("inkstamp_hc, black, White, black cat", ["white", "Black"], "inkstamp_hc, black cat"),
+        ("a  sentence, as it is", ["white"], "a  sentence, as it is"),
+        ("white", ["white"], ""),
+        ("", ["white"], ""),
+    ],
+)
+def test_whole_tags_are_left_out(caption: str, unwanted: list[str], expected: str) -> None:
+    assert without_tags(caption, unwanted) == expected

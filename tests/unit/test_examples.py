@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.images import read_image
 from lora_studio.dataset.scan import scan
 from lora_studio.walkthrough import EXAMPLE, PROMPTS
@@ -33,7 +34,9 @@ def test_the_readme_lists_every_picture_and_there_is_nothing_else() -> None:
     listed = {f"{name}.png" for name in re.split(r",\s+", good[1])}
     flaws = set(re.findall(r"^\| (\S+\.(?:png|jpg)) ", readme, re.MULTILINE))
     assert (len(listed), len(flaws)) == (20, 4)
-    assert {path.name for path in EXAMPLE.iterdir()} == listed | flaws | {"README.md", "LICENSE"}
+    captions = {f"{Path(name).stem}.txt" for name in listed | {"umbrella.png"}}
+    assert {path.name for path in EXAMPLE.iterdir()} == listed | flaws | captions | {"README.md", "LICENSE"}
+    assert all(read_caption(EXAMPLE / name) == Path(name).stem.replace("-", " ") for name in listed)
 
 
 def test_pictures_are_black_on_white_with_a_margin() -> None:

@@ -306,3 +306,10 @@ def test_appending_loses_nothing_and_doubles_nothing(
         assert part.casefold() in folded or "ohwx" in part.casefold()
     once = work._combined(", ".join(combined), ", ".join(said))
     assert split_tags(once) == combined
+
+
+def test_tags_to_leave_out_are_not_written_and_what_a_user_wrote_stays(studio: Fixture) -> None:
+    studio.add("a.png", 10)
+    studio.add("b.png", 20, "Thing, my own")
+    studio.run(existing=Existing.APPEND, trigger_word="ohwx", exclude_tags="thing, red")
+    assert studio.captions() == {"a.txt": "ohwx, red 10", "b.txt": "ohwx, Thing, my own, red 20"}
