@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.images import read_image
