@@ -130,7 +130,7 @@ class _DatasetTab:
         return (
             self._show(contents, section, Filter.ALL, 0, first)
             | self.review.open(contents, first)
-            | self.tag.fill(project)
+            | self.tag.fill(contents)
             | {
                 self.top.section: section.value,
                 self.left.filter: Filter.ALL.value,
@@ -198,7 +198,7 @@ class _DatasetTab:
         project = self.studio.open(data[self.studio.project])
         if project.info() == ProjectInfo():
             project.save_info(example_project_info())
-        return self._import(data, [EXAMPLE]) | self.tag.fill(project)
+        return self._import(data, [EXAMPLE]) | self.tag.fill(self._contents(data))
 
     def look(self, data: Data) -> Updates:
         """Scan the images, which changes none of them."""

@@ -138,12 +138,17 @@ class TagPanel:
             self.exclude,
         ]
 
-    def fill(self, project: Project) -> Updates:
-        """The form as the project wants it: the tagger that suits its base, its trigger word."""
-        info = project.info()
+    def fill(self, contents: Contents) -> Updates:
+        """The form as the project wants it: the tagger that suits its base, its trigger word; captions are added to."""
+        info = contents.project.info()
         base = guide.find_base(info.base)
         tagger = base.tagger if base else "wd14"
-        return {self.tagger: gr.update(value=tagger, info=about(tagger)), self.trigger: info.trigger_word}
+        captioned = any(item.caption for item in contents.items)
+        return {
+            self.tagger: gr.update(value=tagger, info=about(tagger)),
+            self.trigger: info.trigger_word,
+            self.existing: (Existing.APPEND if captioned else Existing.IGNORE).value,
+        }
 
     def chosen(self, tagger: str | None) -> Updates:
         """Another tagger: say what it is good for, and whether it has a threshold."""
