@@ -25,8 +25,8 @@ from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.pipeline import Painter, open_painter
 from lora_studio.walkthrough import BASE, TRIGGER, run_demo
 
-STRENGTHS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
-PROMPTS, OTHERS = 25, 50  # to judge with, and other ones for the classifier to learn the base's look from
+STRENGTHS = (0.0, 0.5, 0.7, 1.0, 1.2)
+PROMPTS, OTHERS = 15, 20  # to judge with, and other ones for the classifier to learn the base's look from
 SEEDS = (21, 22, 23, 24)
 STEPS, GUIDANCE, CLIP_SKIP = 20, 6.0, 2
 CONTRAST = pictures.HELD_OUT_SETS[1]
