@@ -94,16 +94,20 @@ def setting(
     advice: str = "",
     unit: str = "",
     simple: bool = False,
+    only_with: str = "",
     **bounds: Any,
 ) -> Any:
     """Declare a setting; with `advice`, default and reason come from `guide.RECIPE[advice]`.
 
-    `simple` puts it into the first, unfolded part of the form. `bounds` are pydantic's (gt, ge, lt, le, min_length...).
+    `simple` puts it into the first, unfolded part of the form. `only_with` names the setting without which this one
+    does nothing: `NAME` where that one must be set (true, not 0, not empty), or `NAME=VALUE|VALUE`. `bounds` are
+    pydantic's (gt, ge, lt, le, min_length...).
     """
     if advice:
         known = guide.RECIPE[advice]
         default, why = (known.value if default is ... else default), why or known.why
     extra: JsonDict = {"label": label, "group": group.value, "unit": unit, "simple": simple, "advice": advice}
+    extra["only_with"] = only_with
     return Field(default=default, description=why, json_schema_extra=extra, **bounds)
 
 
@@ -200,6 +204,7 @@ class Recipe(Settings):
         label="Restarts",
         group=Group.SCHEDULE,
         why="Number of cycles of cosine with restarts.",
+        only_with="lr_scheduler=cosine_with_restarts",
         ge=1,
         le=100,
     )
@@ -237,7 +242,14 @@ class Recipe(Settings):
     )
     enable_bucket: bool = setting(label="Aspect-ratio buckets", group=Group.DATA, advice="enable_bucket")
     min_bucket_reso: int = setting(
-        256, label="Smallest bucket side", group=Group.DATA, unit="px", why="kohya's default.", ge=64, le=4096
+        256,
+        label="Smallest bucket side",
+        group=Group.DATA,
+        unit="px",
+        why="kohya's default.",
+        ge=64,
+        le=4096,
+        only_with="enable_bucket",
     )
     max_bucket_reso: int = setting(
         2048,
@@ -247,6 +259,7 @@ class Recipe(Settings):
         why="Wide enough for panoramas at 1024 px.",
         ge=64,
         le=8192,
+        only_with="enable_bucket",
     )
     bucket_reso_steps: int = setting(
         64,
@@ -257,12 +270,14 @@ class Recipe(Settings):
         ge=8,
         le=512,
         multiple_of=8,
+        only_with="enable_bucket",
     )
     bucket_no_upscale: bool = setting(
         True,
         label="Never upscale",
         group=Group.DATA,
         why="A small image trains at its own size: enlarging it teaches blur.",
+        only_with="enable_bucket",
     )
 
     mixed_precision: Precision = setting(label="Precision", group=Group.MEMORY, advice="mixed_precision")
@@ -281,7 +296,13 @@ class Recipe(Settings):
         1, label="Sample every", group=Group.SAMPLES, unit="epochs", why="0 draws no samples.", ge=0
     )
     sample_steps: int = setting(
-        20, label="Sampling steps", group=Group.SAMPLES, why="20 is enough to judge.", ge=1, le=200
+        20,
+        label="Sampling steps",
+        group=Group.SAMPLES,
+        why="20 is enough to judge.",
+        ge=1,
+        le=200,
+        only_with="sample_every_n_epochs",
     )
     sample_guidance: float = setting(
         6.0,
@@ -290,6 +311,7 @@ class Recipe(Settings):
         why="Classifier-free guidance of samples.",
         ge=0,
         le=30,
+        only_with="sample_every_n_epochs",
     )
     save_every_n_epochs: int = setting(
         1,

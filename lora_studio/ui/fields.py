@@ -42,6 +42,8 @@ class Spec:
     is_flag: bool = False
     is_lines: bool = False
     is_row: bool = False
+    master: str = ""
+    master_values: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, model: type[Settings], name: str) -> Spec:
@@ -51,6 +53,7 @@ class Spec:
         kind = declared.annotation
         is_enum = isinstance(kind, type) and issubclass(kind, StrEnum)
         unit = f", {extra['unit']}" if extra["unit"] else ""
+        master, _, values = extra["only_with"].partition("=")
         return cls(
             name=name,
             label=f"{extra['label']}{unit}",
@@ -62,7 +65,20 @@ class Spec:
             is_flag=kind is bool,
             is_lines=kind is not None and str in get_args(kind),
             is_row=get_origin(kind) is list and str not in get_args(kind),
+            master=master,
+            master_values=tuple(values.split("|")) if values else (),
         )
+
+    def applies(self, master: Any) -> bool:
+        """Whether this setting does anything, with `master` as the content of the component that it depends on."""
+        if self.master_values:
+            return str(master) in self.master_values
+        if not isinstance(master, str):
+            return bool(master)
+        try:
+            return float(master) != 0
+        except ValueError:
+            return master.strip() != ""
 
     def shown(self, value: Any) -> Any:
         """A setting's value as its component holds it; the model reads it back to the same value."""
@@ -154,10 +170,10 @@ class SettingsForm(Generic[Model]):
 
     def fill(self, values: Mapping[str, Any]) -> Updates:
         """Show values of settings; those that are not given stay as they are."""
+        shown = {name: spec.shown(values[name]) for name, spec in self.specs.items() if name in values}
         return {
-            component: self._update(name, self.specs[name].shown(values[name]), with_value=True)
-            for name, component in self.components.items()
-            if name in values
+            self.components[name]: self._update(name, content, with_value=True) | self._seen(name, shown)
+            for name, content in shown.items()
         }
 
     def read(self, data: Mapping[Component, Any], **more: Any) -> Model:
@@ -190,8 +206,12 @@ class SettingsForm(Generic[Model]):
         }
 
     def wire(self) -> None:
-        """Marks while a user edits, and the reset buttons."""
+        """Marks while a user edits, the reset buttons, and which settings are shown."""
         for name, component in self.components.items():
+            if followers := [self.components[spec.name] for spec in self.specs.values() if spec.master == name]:
+                component.change(
+                    partial(self._follow, name), component, followers, show_progress="hidden", api_visibility="private"
+                )
             _edit_event(component)(
                 partial(self._edited, name),
                 component,
@@ -203,6 +223,17 @@ class SettingsForm(Generic[Model]):
                 self.resets[name].click(
                     partial(self._reset, name), None, component, show_progress="hidden", api_visibility="private"
                 )
+
+    def _follow(self, master: str, content: Any) -> Any:
+        updates = [gr.update(visible=spec.applies(content)) for spec in self.specs.values() if spec.master == master]
+        return updates[0] if len(updates) == 1 else updates
+
+    def _seen(self, name: str, contents: Mapping[str, Any]) -> dict[str, Any]:
+        """Whether a component is visible, as a part of its update; empty where `contents` do not tell."""
+        spec = self.specs[name]
+        if spec.master not in contents:
+            return {}
+        return {"visible": spec.applies(contents[spec.master])}
 
     def _values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
         """Contents by name. An empty box means "not set" where a setting has that, else it is an error."""
@@ -240,11 +271,20 @@ class RecipeForm(SettingsForm[Recipe]):
         """Marks, reset buttons, and the search."""
         super().wire()
         found = [*self.outputs, *self.folds.values(), self.nothing_found]
-        self.search.input(self._find, self.search, found, show_progress="hidden", api_visibility="private")
+        self.search.input(
+            self._find, {self.search, *self.inputs}, found, show_progress="hidden", api_visibility="private"
+        )
 
-    def _find(self, text: str) -> Updates:
-        words = text.lower().split()
-        hits = {name for name, spec in self.specs.items() if all(word in _haystack(spec) for word in words)}
+    def _find(self, data: Mapping[Component, Any]) -> Updates:
+        """Show what has all the words, though it may do nothing yet; without words, what does something."""
+        words = data[self.search].lower().split()
+        contents = {name: data[component] for name, component in self.components.items()}
+        hits = {
+            name
+            for name, spec in self.specs.items()
+            if all(word in _haystack(spec) for word in words)
+            and (words or not spec.master or spec.applies(contents[spec.master]))
+        }
         updates: Updates = {component: gr.update(visible=name in hits) for name, component in self.components.items()}
         for group, fold in self.folds.items():
             inside = any(spec.group is group and not spec.simple and spec.name in hits for spec in self.specs.values())
@@ -260,7 +300,8 @@ def build_fields(model: type[Model], names: Iterable[str], prefix: str) -> Setti
     resets: dict[str, gr.Button] = {}
     with gr.Row(elem_classes="fields"):
         for name, spec in specs.items():
-            components[name], reset = _component(spec, prefix)
+            visible = not spec.master or spec.applies(Spec.of(model, spec.master).default)
+            components[name], reset = _component(spec, prefix, visible)
             if reset is not None:
                 resets[name] = reset
     return SettingsForm(model, specs, components, resets)
@@ -285,7 +326,7 @@ def build_form() -> RecipeForm:
     return whole
 
 
-def _component(spec: Spec, prefix: str) -> tuple[Component, gr.Button | None]:
+def _component(spec: Spec, prefix: str, visible: bool) -> tuple[Component, gr.Button | None]:
     """The component of a setting, and its button "Back to the default" where there is one.
 
     Its elem_id is `prefix` and the setting's name.
@@ -306,6 +347,7 @@ def _component(spec: Spec, prefix: str) -> tuple[Component, gr.Button | None]:
         "min_width": FIELD_WIDTH,
         "buttons": [reset] if reset else None,
         "interactive": True,
+        "visible": visible,
     }
     component: Component
     if spec.is_flag:

@@ -10,6 +10,7 @@ from lora_studio.config import Recipe, TrainJob
 from lora_studio.project import Home, Project
 from lora_studio.runs import JobFolder, State
 from lora_studio.ui.curve import loss_curve
+from lora_studio.ui.fields import RecipeForm, Spec
 from lora_studio.ui.train_tab import FORM
 from tests.ui.interface import Interface
 from tests.ui.jobs import BASE, at_work, make_project, make_run
@@ -20,6 +21,15 @@ Started = list[tuple[JobFolder, bool]]
 @pytest.fixture
 def project(home: Home) -> Project:
     return make_project(home, recipe=Recipe(epochs=3))
+
+
+def form_of(interface: Interface) -> RecipeForm:
+    """The form of the Train tab."""
+    return next(
+        block.fn.__self__.form
+        for block in interface.blocks.fns.values()
+        if getattr(block.fn, "__qualname__", "") == "_TrainTab.tick"
+    )
 
 
 def test_the_form_holds_the_projects_recipe(project: Project, interface: Interface) -> None:
@@ -64,16 +74,43 @@ def test_wrong_values_are_named_and_marked(project: Project, interface: Interfac
 
 
 def test_a_wrong_value_is_marked_while_it_is_typed(project: Project, interface: Interface) -> None:
-    form = next(
-        block.fn.__self__.form
-        for block in interface.blocks.fns.values()
-        if getattr(block.fn, "__qualname__", "") == "_TrainTab.tick"
-    )
+    form = form_of(interface)
     update = form._edited("unet_lr", "fast")
     assert "should be a number" in update["info"]
     assert "wrong" in update["elem_classes"]
     assert "changed" in form._edited("unet_lr", "1e-3")["elem_classes"]
     assert form._edited("unet_lr", "0.0005")["elem_classes"] == ["field"]
+
+
+def test_what_does_nothing_is_not_shown(project: Project, interface: Interface) -> None:
+    """Unless it is looked for; a preset or another run that needs it shows it."""
+    interface.open("ink")
+    form = form_of(interface)
+
+    def found(text: str) -> dict[str, bool]:
+        data = {component: interface.contents[component._id] for component in form.inputs} | {form.search: text}
+        updates = form._find(data)
+        return {name: updates[component]["visible"] for name, component in form.components.items()}
+
+    assert not form.components["lr_scheduler_num_cycles"].visible
+    assert form._follow("lr_scheduler", "cosine_with_restarts")["visible"]
+    assert not found("")["lr_scheduler_num_cycles"]
+    assert found("")["min_bucket_reso"]
+    assert found("restarts")["lr_scheduler_num_cycles"]
+    assert not found("restarts")["min_bucket_reso"]
+    filled = form.fill(dict(Recipe(lr_scheduler="cosine_with_restarts", enable_bucket=False)))
+    assert filled[form.components["lr_scheduler_num_cycles"]]["visible"]
+    assert not filled[form.components["min_bucket_reso"]]["visible"]
+
+
+@pytest.mark.parametrize("name", Recipe.model_fields)
+def test_a_setting_depends_on_one_that_is_there(name: str) -> None:
+    spec = Spec.of(Recipe, name)
+    if spec.master:
+        master = Spec.of(Recipe, spec.master)
+        assert not spec.simple
+        assert set(spec.master_values) <= set(master.choices)
+        assert not master.master
 
 
 def test_a_project_without_images_cannot_be_trained(home: Home, interface: Interface, started: Started) -> None:
