@@ -36,6 +36,7 @@ from lora_studio.training.objective import min_snr_weights, signal_to_noise
 from lora_studio.training.optimizers import current_rates
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
+from lora_studio.training.validation import validate
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
 STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
@@ -64,6 +65,7 @@ class Run:
     step: int = 0
     epochs_finished: int = 0
     epoch_losses: list[float] = field(default_factory=list)
+    held_out: list[dict[str, Any]] = field(default_factory=list)
     last_loss: float | None = None
     nan_streak: int = 0
     updating: bool = False
@@ -98,11 +100,11 @@ class Run:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def encode(self, captions: Sequence[str]) -> Text:
-        """Embeddings [B, 77, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
+        """Embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
+        recipe = self.job.recipe
         if self.texts is None:
-            return Text(
-                *encode_text(self.base.text_encoders, self.base.tokenizers, captions, self.job.recipe.clip_skip)
-            )
+            encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
+            return Text(*encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length))
         hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
         return Text(torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device))
 
@@ -123,6 +125,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     begin, first = time.monotonic(), run.step
     total = run.counts.total_steps
     try:
+        if run.step == 0 and not run.held_out:
+            validate(run, 0, report=report, should_stop=should_stop)
         while True:
             if run.epochs_finished < run.epochs_due:
                 end_epoch(run, report=report, should_stop=should_stop)
@@ -207,6 +211,7 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     epoch = run.epochs_finished + 1
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
+    validate(run, epoch, report=report, should_stop=should_stop)
     if epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs:
         path = run.folder / "checkpoints" / f"{run.job.name}-{epoch:06d}.safetensors"
         save_adapter(run, path, epoch)
@@ -280,7 +285,9 @@ def save(run: Run) -> None:
     values: dict[str, Any] = {
         "dataset": run.dataset.fingerprint,
         "epoch_losses": run.epoch_losses,
+        "held_out": run.held_out,
         "last_loss": run.last_loss,
+        "steps_per_epoch": run.counts.steps_per_epoch,
         "started": run.started,
         "health": run.health.state(),
     }
@@ -311,6 +318,7 @@ def restore(run: Run, state: State) -> None:
         ) from error
     run.step, run.epochs_finished = state.step, state.epochs_finished
     run.epoch_losses = state.values["epoch_losses"]
+    run.held_out = state.values.get("held_out", [])
     run.last_loss = state.values["last_loss"]
     run.started = state.values["started"]
     run.health.load_state(state.values["health"])

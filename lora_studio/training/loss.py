@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lora_studio.training.batches import Batch
+from lora_studio.training.batches import Batch, Item
+from lora_studio.training.inputs import gather
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep, sample_losses, training_target
 
 if TYPE_CHECKING:
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
 def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
     """The weighted loss [B] of each sample of a batch; `first` is the number of its first sample within the step."""
     recipe, scheduler = run.job.recipe, run.base.noise_scheduler
+    inputs = gather(run, batch, first)
     timesteps, latents, noise = [], [], []
-    for sample, item in enumerate(batch, first):
+    for sample, item in enumerate(inputs.items, first):
         mean, logvar = run.latents.load(item)
         key = (recipe.seed, run.step, sample)
         timesteps.append(draw_timestep(*key, scheduler.config.num_train_timesteps))
@@ -26,18 +29,24 @@ def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
         noise.append(draw_noise(tuple(mean.shape), *key, recipe.noise_offset))
     device = run.device
     t = torch.tensor(timesteps)
-    weights = run.loss_weights[t].to(device, non_blocking=True)
+    weights = (run.loss_weights[t] * inputs.weights).to(device, non_blocking=True)
     clean, noisy = torch.stack(latents), torch.stack(noise)
     target = training_target(scheduler, run.base.prediction_type, clean, noisy, t).to(device, non_blocking=True)
-    inputs = scheduler.add_noise(clean, noisy, t).to(device, run.base.unet.dtype, non_blocking=True)
-    time_ids = torch.tensor([item.time_ids for item in batch], device=device)
+    prediction = answer(run, scheduler.add_noise(clean, noisy, t), t, inputs.captions, inputs.items)
+    mask = None if inputs.masks is None else inputs.masks.to(device, non_blocking=True)
+    return sample_losses(prediction, target, mask=mask) * weights
+
+
+def answer(run: Run, noisy: Tensor, t: Tensor, captions: Sequence[str], items: Sequence[Item]) -> Tensor:
+    """What the UNet says [B, C, H, W] to noisy latents at timesteps [B], with captions and size conditioning."""
+    time_ids = torch.tensor([item.time_ids for item in items], device=run.device)
     with run.autocast():
-        text = run.encode([item.caption for item in batch])
-        prediction = run.base.unet(
-            inputs,
-            t.to(device),
+        text = run.encode(captions)
+        prediction: Tensor = run.base.unet(
+            noisy.to(run.device, run.base.unet.dtype, non_blocking=True),
+            t.to(run.device),
             encoder_hidden_states=text.hidden,
             added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
             return_dict=False,
         )[0]
-    return sample_losses(prediction, target) * weights
+    return prediction

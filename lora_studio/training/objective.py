@@ -68,6 +68,7 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return (gamma / snr).clamp(max=1)
 
 
-def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: [B, C, H, W] -> [B], in fp32."""
-    return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+def sample_losses(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample: [B, C, H, W] -> [B], in fp32; `mask` [B, 1, H, W] says what counts."""
+    errors = (prediction.float() - target.float()).square()
+    return (errors if mask is None else errors * mask).mean(dim=(1, 2, 3))

@@ -18,6 +18,7 @@ from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import add_adapters
 from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
+from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
 from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
@@ -31,6 +32,7 @@ from lora_studio.training.notices import (
 )
 from lora_studio.training.optimizers import make_lr_scheduler, make_optimizer, parameter_groups
 from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.views import views_of
 
 
 class TrainResult(BaseModel):
@@ -103,7 +105,10 @@ def prepare(
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
     base.vae.to(device)
     latents.fill(
-        ready.dataset.items,
+        [
+            *(view for item in ready.dataset.samples for view in views_of(item, recipe)),
+            *ready.dataset.held_out,
+        ],
         base.vae,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
@@ -150,12 +155,12 @@ def _cache_texts(
     job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: Phases, should_stop: Callable[[], bool]
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
-    texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), job.recipe.clip_skip)
-    captions = [item.caption for item in ready.dataset.items]
+    recipe = job.recipe
+    texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), recipe.clip_skip, recipe.max_token_length)
     for encoder in base.text_encoders:
         encoder.to(ready.device)
     texts.fill(
-        [*captions, *run_prompts(job, ready.dataset)],
+        [*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)],
         base.text_encoders,
         base.tokenizers,
         should_stop=should_stop,
