@@ -207,13 +207,14 @@ def _distinct(values: Iterable, file: Callable[..., Path]) -> list:
 
 def _read(file: Path, what: str) -> dict[str, Tensor]:
     try:
-        return load_file(file)
+        content: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise JobError(
             f"What was cached of {what} is gone or damaged ({file}).",
             "Resume: what is missing is made again from the images, and the run goes on from its last step.",
             code="cache_gone",
         ) from error
+    return content
 
 
 def _usable(file: Path) -> bool:
