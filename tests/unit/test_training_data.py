@@ -346,10 +346,12 @@ def test_copies_that_a_scan_found_are_held_out_together(tmp_path: Path) -> None:
         picture.putpixel((0, 0), (copy, 0, 0))
         picture.save(images[copy])
     report = scan(tmp_path / "dataset")
-    assert len(report.duplicate_groups) == 1
+    (group,) = report.duplicate_groups
+    copies = {group.keep, *group.reject}
+    assert len(copies) > 2
     stamps = {image: stamp_of(image) for image in images}
     Manifest.of_scan(tmp_path / "dataset", report, stamps, frozenset()).save(tmp_path / "dataset.json")
     for seed in range(6):
         dataset = read_dataset(tmp_path / "dataset", recipe_of(validation_split=0.25, seed=seed))
-        copies = {item.path for item in dataset.held_out} & set(images[:4])
-        assert len(copies) in (0, 4)
+        both = {item.path for item in dataset.held_out} & copies
+        assert both in (set(), copies)
