@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from lora_studio.training.loop import Run
 
 DATASET, CAPTIONS = "dataset.jsonl", "captions.jsonl"
+PRIOR = "prior"
 SAMPLES = 100
 
 
 def write_records(run: Run) -> list[dict[str, Any]]:
     """Write both files and return the content of the second."""
     dataset = run.dataset
-    sets = {"train": dataset.items, "prior": dataset.regularization, "held out": dataset.held_out}
+    sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.held_out}
     _write(
         run.folder / DATASET,
         (
@@ -50,7 +51,10 @@ def write_records(run: Run) -> list[dict[str, Any]]:
 
 
 def changes(folder: Path, dataset: Dataset) -> str:
-    """How a dataset differs from what the run in `folder` began with, in words; empty if in nothing or not known."""
+    """How a dataset differs from what the run in `folder` began with, in words; empty if in nothing or not known.
+
+    How many regularisation images are in use depends on the other images: only those without a file are gone.
+    """
     try:
         lines = (folder / DATASET).read_text("utf-8").splitlines()
         before = {record["path"]: record for record in map(json.loads, lines)}
@@ -59,8 +63,10 @@ def changes(folder: Path, dataset: Dataset) -> str:
     now = {str(item.path): item for item in [*dataset.samples, *dataset.held_out]}
     both = before.keys() & now.keys()
     found = {
-        "gone": before.keys() - now.keys(),
-        "new": now.keys() - before.keys(),
+        "gone": {
+            path for path in before.keys() - now.keys() if before[path]["set"] != PRIOR or not Path(path).is_file()
+        },
+        "new": {path for path in now.keys() - before.keys() if not now[path].prior},
         "edited": {path for path in both if before[path]["sha256"] != now[path].sha256},
         "captioned anew": {path for path in both if before[path]["caption"] != now[path].caption},
     }
