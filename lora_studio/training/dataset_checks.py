@@ -32,14 +32,14 @@ def dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
     found = [f"dataset: {message}" for message in dataset.unreadable[:SHOWN]]
     if (more := len(dataset.unreadable) - SHOWN) > 0:
         found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
-    if not dataset.items:
-        if not dataset.unreadable:
-            found.append(
-                f"dataset: {job.dataset} holds no images. Add some to it or to a subfolder named like 10_name "
-                "(repeats_name); other subfolders are not read."
-            )
+    if dataset.unreadable:
         return found
-    if job.regularization is not None and not dataset.regularization and not dataset.unreadable:
+    if not dataset.items:
+        return [
+            f"dataset: {job.dataset} holds no images. Add some to it or to a subfolder named like 10_name "
+            "(repeats_name); other subfolders are not read."
+        ]
+    if job.regularization is not None and not dataset.regularization:
         found.append(
             f"regularization: {job.regularization} holds no images. Add some to it or to a subfolder named like "
             "1_class, or leave it empty."
