@@ -7,15 +7,19 @@ a folder `mask` beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from PIL import Image
 
 from lora_studio.config import MaskedLoss
 from lora_studio.dataset.images import IMAGE_SUFFIXES, MASK_ENDING, ImageInfo, decode, image_info, read_image
 from lora_studio.errors import InputError
+from lora_studio.files import write_atomic
 
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 MASK_FOLDER = "mask"
 ASPECT_TOLERANCE = 0.02  # of the aspect ratio: a mask may be smaller than its image, but not of another shape
 
@@ -37,6 +41,31 @@ def mask_file(image: Path) -> Path | None:
     folder = image.parent / MASK_FOLDER
     found = (folder / f"{image.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
     return next((file for file in found if file.is_file()), None)
+
+
+def masks_among(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict[AnyPath, AnyPath | None]:
+    """Which of these image files are masks, each with the image that it belongs to, None if that is not among them.
+
+    `key` of a path is what names have in common that say the same. A file in a folder called `mask` is one only if
+    the folder beside has its image.
+    """
+    files = list(files)
+    images = {(path.parent, key(path)): path for path in files}
+    found: dict[AnyPath, AnyPath | None] = {}
+    for path in files:
+        if path.stem.endswith(MASK_ENDING):
+            named = path.with_name(path.stem.removesuffix(MASK_ENDING) + path.suffix)
+            found[path] = images.get((path.parent, key(named)))
+        elif path.parent.name == MASK_FOLDER and (path.parent.parent, key(path)) in images:
+            found[path] = images[path.parent.parent, key(path)]
+    return found
+
+
+def bring_mask(file: Path, image: Path) -> None:
+    """Write a mask beside an image that has none. Raises InputError if it cannot be read."""
+    mask = read_image(file).convert("L")
+    target = image.with_name(f"{image.stem}{MASK_ENDING}.png")
+    write_atomic(target, lambda temporary: mask.save(temporary, "PNG"))
 
 
 def mask_source(info: ImageInfo, kind: MaskedLoss) -> MaskSource | None:

@@ -211,7 +211,6 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     epoch = run.epochs_finished + 1
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
-    validate(run, epoch, report=report, should_stop=should_stop)
     if epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs:
         path = run.folder / "checkpoints" / f"{run.job.name}-{epoch:06d}.safetensors"
         save_adapter(run, path, epoch)
@@ -219,6 +218,7 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
         report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
     if recipe.sample_every_n_epochs and epoch % recipe.sample_every_n_epochs == 0:
         draw(run, epoch, report=report, should_stop=should_stop)
+    validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
     run.epoch_losses = []

@@ -29,12 +29,17 @@ def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
         noise.append(draw_noise(tuple(mean.shape), *key, recipe.noise_offset))
     device = run.device
     t = torch.tensor(timesteps)
-    weights = (run.loss_weights[t] * inputs.weights).to(device, non_blocking=True)
     clean, noisy = torch.stack(latents), torch.stack(noise)
     target = training_target(scheduler, run.base.prediction_type, clean, noisy, t).to(device, non_blocking=True)
     prediction = answer(run, scheduler.add_noise(clean, noisy, t), t, inputs.captions, inputs.items)
-    mask = None if inputs.masks is None else inputs.masks.to(device, non_blocking=True)
-    return sample_losses(prediction, target, mask=mask) * weights
+    return weighted_losses(run, prediction, target, t, inputs.masks) * inputs.weights.to(device, non_blocking=True)
+
+
+def weighted_losses(run: Run, prediction: Tensor, target: Tensor, t: Tensor, masks: Tensor | None) -> Tensor:
+    """The losses [B] of answers at timesteps t [B], as the recipe weighs them; `masks` [B, 1, H, W] say what counts."""
+    device = run.device
+    masks = None if masks is None else masks.to(device, non_blocking=True)
+    return sample_losses(prediction, target, mask=masks) * run.loss_weights[t].to(device, non_blocking=True)
 
 
 def answer(run: Run, noisy: Tensor, t: Tensor, captions: Sequence[str], items: Sequence[Item]) -> Tensor:

@@ -69,6 +69,13 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def sample_losses(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample: [B, C, H, W] -> [B], in fp32; `mask` [B, 1, H, W] says what counts."""
+    """Mean squared error of each sample: [B, C, H, W] -> [B], in fp32.
+
+    Where `mask` [B, 1, H, W] in 0..1 is given, each place counts as much as it says, and the mean is over what counts,
+    so that a small subject is learned as fast as a large one; a mask of zeros gives 0.
+    """
     errors = (prediction.float() - target.float()).square()
-    return (errors if mask is None else errors * mask).mean(dim=(1, 2, 3))
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    shares = mask.float().expand_as(errors)
+    return (errors * shares).sum(dim=(1, 2, 3)) / shares.sum(dim=(1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)

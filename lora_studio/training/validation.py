@@ -19,8 +19,8 @@ from lora_studio.config import MaskedLoss
 from lora_studio.dataset.buckets import Size
 from lora_studio.runs import Report
 from lora_studio.training.batches import Batch, Item
-from lora_studio.training.loss import answer
-from lora_studio.training.objective import sample_losses, training_target
+from lora_studio.training.loss import answer, weighted_losses
+from lora_studio.training.objective import training_target
 from lora_studio.training.rng import generator
 from lora_studio.training.views import image_number
 
@@ -56,14 +56,14 @@ def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
     scheduler, seed = run.base.noise_scheduler, run.job.recipe.seed
     clean = torch.stack([run.latents.load(item)[0] for item in batch]) * run.base.vae.config.scaling_factor
     masked = run.job.recipe.masked_loss is not MaskedLoss.OFF
-    mask = torch.stack([run.latents.load_mask(item) for item in batch]).to(run.device) if masked else None
+    masks = torch.stack([run.latents.load_mask(item) for item in batch]) if masked else None
     captions = [item.caption for item in batch]
     for number, share in enumerate(SHARES):
         t = torch.full((len(batch),), int(share * scheduler.config.num_train_timesteps))
         noise = torch.stack([_noise(clean.shape[1:], seed, item, number) for item in batch])
         target = training_target(scheduler, run.base.prediction_type, clean, noise, t)
         prediction = answer(run, scheduler.add_noise(clean, noise, t), t, captions, batch)
-        yield sample_losses(prediction, target.to(run.device), mask=mask) * run.loss_weights[t].to(run.device)
+        yield weighted_losses(run, prediction, target.to(run.device), t, masks)
 
 
 def _noise(shape: torch.Size, seed: int, item: Item, number: int) -> torch.Tensor:

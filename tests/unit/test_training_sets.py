@@ -176,7 +176,7 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
             shape = (4, item.placement.bucket[1] // 8, item.placement.bucket[0] // 8)
             noise = torch.randn(shape, generator=generator(42, "held-out noise", image_number(item), number))
             mask = run.latents.load_mask(item)
-            expected.append(float((noise**2 * mask).mean()) * weight(run, t))
+            expected.append(float((noise**2 * mask).mean() / mask.mean()) * weight(run, t))
     losses = [values["loss"] for values in of(events, "validation")]
     assert losses[0] == losses[1] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
     assert [values["step"] for values in run.held_out] == [4, 9]
@@ -200,8 +200,7 @@ def test_samples_count_by_their_mask_and_set(run: Run) -> None:
     for loss, item, sample in zip(losses, (masked, prior), (3, 4), strict=True):
         noise = draw_noise((4, 8, 8), 42, 7, sample, run.job.recipe.noise_offset)
         counted = noise[:, :4] if item is masked else noise
-        share = 0.5 if item is masked else 1.0
-        expected = float((counted**2).mean()) * share * (0.5 if item is prior else 1.0)
+        expected = float((counted**2).mean()) * (0.5 if item is prior else 1.0)
         assert float(loss) == pytest.approx(expected * weight(run, draw_timestep(42, 7, sample, 1000)), rel=1e-4)
     unet: Any = run.base.unet
     assert unet.seen[0]["encoder_hidden_states"].shape == (2, 154, 40)
