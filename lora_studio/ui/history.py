@@ -25,6 +25,7 @@ class History:
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
     losses: dict[int, float | None] = field(default_factory=dict)
     held_out: dict[int, float] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
     samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -44,6 +45,8 @@ class History:
             case "validation":
                 if event.get("loss") is not None:
                     self.held_out[int(event["step"])] = float(event["loss"])
+            case "captions":
+                self.captions = [str(text) for text in event.get("examples", [])]
             case "sample":
                 self.samples[int(event["epoch"]), int(event.get("index", 0))] = event
             case "checkpoint":

@@ -386,7 +386,7 @@ class _TrainTab:
             self.aside.cards: train_view.what_it_says(view),
             **self._files(view),
             self.aside.details: gr.Accordion(visible=True),
-            self.aside.recipe: train_view.recipe_of_run(view.job),
+            self.aside.recipe: train_view.recipe_of_run(view.job) + train_view.captions_used(view),
             self.aside.log_fold: gr.Accordion(visible=failed, open=failed),
             self.aside.log: Markup('<pre class="log">{}</pre>').format(folder.log_tail(LOG_LINES)) if failed else "",
         }

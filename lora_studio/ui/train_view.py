@@ -232,6 +232,16 @@ def _clip(text: str) -> str:
     return flat if len(flat) <= 24 else f"{flat[:22]}…"
 
 
+def captions_used(view: RunView) -> Markup:
+    """The first captions as the run trains with them, shuffled and thinned out."""
+    if not view.history.captions:
+        return Markup("")
+    lines = Markup("").join(Markup("<li>{}</li>").format(text or "(none)") for text in view.history.captions)
+    return heading("Captions as they train", "The first of the run; more are in captions.jsonl.") + Markup(
+        "<ul>{}</ul>"
+    ).format(lines)
+
+
 def recipe_of_run(job: TrainJob) -> Markup:
     """The settings of a run: the simple ones, and all that differ from the guide's defaults."""
     defaults = Recipe()

@@ -171,9 +171,12 @@ def test_held_out_losses_are_a_line_of_their_own(project: Project, interface: In
     assert 0 <= float(path[1]) < float(path[2]) <= 100
     folder = make_run(project)
     folder.emit("validation", step=2, epoch=1, loss=0.123)
+    folder.emit("captions", file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""])
     interface.open("ink")
     shown = interface.call("_TrainTab.pick", pick=folder.name)
     assert "held-out loss 0.1230" in shown["train_curve"]
+    details = "".join(str(value) for value in shown.values())
+    assert "<li>inkstamp_hc, &lt;b&gt;thing&lt;/b&gt;</li><li>(none)</li>" in details
 
 
 def test_a_regularisation_folder_goes_into_the_job_or_is_refused(
