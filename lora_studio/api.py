@@ -64,12 +64,14 @@ def train(
     trigger_word: str = "",
     recipe: Recipe | None = None,
     vae: str | None = None,
+    regularization: Path | str | None = None,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _quiet,
 ) -> TrainResult:
     """Train a LoRA on the images of `dataset` and return where it lies and how it went.
 
+    `regularization` is a folder of images of the class that are balanced against the dataset's.
     `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file. `out` is the run
     folder (default: a numbered one in the studio's home); one that was stopped goes on with `resume`. Raises
     StudioError.
@@ -81,6 +83,7 @@ def train(
                 "dataset": dataset,
                 "base": base,
                 "vae": vae,
+                "regularization": _resolve(regularization) if regularization is not None else None,
                 "trigger_word": trigger_word,
                 "recipe": recipe or Recipe(),
             },

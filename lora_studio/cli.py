@@ -85,6 +85,7 @@ def plan(
     repeats: Annotated[int | None, typer.Option(min=1)] = None,
     resolution: Annotated[int | None, typer.Option(min=64)] = None,
     trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
+    regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say what to learn and how long, with the reasons."""
@@ -98,6 +99,7 @@ def plan(
         vram_gib=vram,
         trigger_word=trigger,
         overrides={name: value for name, value in given.items() if value is not None},
+        regularization=regularization,
     )
     if as_json:
         _print_json(result.summary())
@@ -194,6 +196,7 @@ def train(
     name: Annotated[str, typer.Option(help="File name of the LoRA.")] = "lora",
     trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
     preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
+    regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
     ] = None,
@@ -211,7 +214,7 @@ def train(
         with JobBar(err_console) as bar:
             result = api.resume(folder, home=located, on_event=bar)
     else:
-        job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [])
+        job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [], regularization)
         with JobBar(err_console) as bar:
             result = api.train(
                 job.dataset,
@@ -220,6 +223,7 @@ def train(
                 trigger_word=job.trigger_word,
                 recipe=job.recipe,
                 vae=job.vae,
+                regularization=job.regularization,
                 out=out,
                 home=located,
                 on_event=bar,
@@ -316,6 +320,7 @@ def _train_job(
     trigger: str,
     preset: str | None,
     settings: list[str],
+    regularization: Path | None,
 ) -> TrainJob:
     """The job that the options describe: a job file, or dataset and base; then the preset, then each --set."""
     values: dict[str, Any]
@@ -331,6 +336,8 @@ def _train_job(
         if missing:
             raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
         values = {"dataset": dataset, "base": base, "name": name, "trigger_word": trigger, "recipe": {}}
+    if regularization is not None:
+        values["regularization"] = regularization
     recipe = Recipe.parse(values["recipe"]).changed()
     recipe |= load_preset(preset) if preset else {}
     values["recipe"] = apply_overrides(recipe, settings)

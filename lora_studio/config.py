@@ -8,7 +8,7 @@ by the guide's checks, never forbidden here.
 from __future__ import annotations
 
 import tomllib
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -29,6 +29,7 @@ class Group(StrEnum):
     SCHEDULE = "Schedule"
     OBJECTIVE = "Objective"
     DATA = "Data"
+    CAPTIONS = "Captions"
     MEMORY = "Memory"
     SAMPLES = "Samples"
 
@@ -67,6 +68,22 @@ class PredictionType(StrEnum):
     AUTO = "auto"
     EPSILON = "epsilon"
     V_PREDICTION = "v_prediction"
+
+
+class TokenLimit(IntEnum):
+    """Tokens of a caption that are read: the text encoders take 75 at a time."""
+
+    ONE = 75
+    TWO = 150
+    THREE = 225
+
+
+class MaskedLoss(StrEnum):
+    """Where the masks come from that say which parts of an image count."""
+
+    OFF = "off"
+    ALPHA = "alpha"
+    FILES = "files"
 
 
 class Kind(StrEnum):
@@ -279,6 +296,87 @@ class Recipe(Settings):
         why="A small image trains at its own size: enlarging it teaches blur.",
         only_with="enable_bucket",
     )
+    flip_aug: bool = setting(
+        False,
+        label="Mirror at random",
+        group=Group.DATA,
+        why="Shows every other image mirrored. Off for what is asymmetric: a parting, a scar, letters.",
+    )
+    random_crop: bool = setting(
+        False,
+        label="Crop at random",
+        group=Group.DATA,
+        why="Cuts at one of 8 places of an image instead of its middle; matters where buckets are off or steps large.",
+    )
+    masked_loss: MaskedLoss = setting(
+        MaskedLoss.OFF,
+        label="Masked loss",
+        group=Group.DATA,
+        why="Learns only what a mask shows white: alpha takes the image's transparency, files take mask/NAME.png or "
+        "NAME-masklabel.png beside it.",
+    )
+    prior_loss_weight: float = setting(
+        1.0,
+        label="Prior loss weight",
+        group=Group.DATA,
+        why="How much regularisation images count beside the others; 1 is DreamBooth's value.",
+        ge=0,
+        le=10,
+    )
+    validation_split: float = setting(
+        0.0,
+        label="Held-out share",
+        group=Group.DATA,
+        why="Images that are not trained on, to see when the run begins to learn the others by heart; a tenth of a set "
+        "of 300 or more, none of one below 30.",
+        ge=0,
+        le=0.5,
+    )
+
+    shuffle_caption: bool = setting(
+        False,
+        label="Shuffle tags",
+        group=Group.CAPTIONS,
+        why="Puts tags into another order each time, so that no tag leans on its place. Off for sentences.",
+    )
+    keep_tokens: int = setting(
+        0,
+        label="Tags kept first",
+        group=Group.CAPTIONS,
+        why="So many tags at the start are neither shuffled nor dropped; the trigger word never is.",
+        ge=0,
+        le=255,
+    )
+    caption_dropout_rate: float = setting(
+        0.0,
+        label="Caption dropout",
+        group=Group.CAPTIONS,
+        why="Share of samples that train without a caption: helps a style to show unasked; 0.05 to 0.1 where wanted.",
+        ge=0,
+        le=1,
+    )
+    caption_tag_dropout_rate: float = setting(
+        0.0,
+        label="Tag dropout",
+        group=Group.CAPTIONS,
+        why="Share of tags that is left out each time, so that no tag is needed; those kept first stay.",
+        ge=0,
+        le=1,
+    )
+    caption_variants: int = setting(
+        8,
+        label="Cached variants of a caption",
+        group=Group.CAPTIONS,
+        why="With frozen text encoders so many shuffled texts of an image are encoded beforehand; more take disk only.",
+        ge=1,
+        le=100,
+    )
+    max_token_length: TokenLimit = setting(
+        TokenLimit.ONE,
+        label="Tokens read",
+        group=Group.CAPTIONS,
+        why="What of a caption comes later is not read. 150 or 225 for long captions take a little more memory.",
+    )
 
     mixed_precision: Precision = setting(label="Precision", group=Group.MEMORY, advice="mixed_precision")
     gradient_checkpointing: bool = setting(
@@ -368,6 +466,10 @@ class TrainJob(Job):
     base: str = Field(description="Name from the catalogue, Hub repository, diffusers folder or .safetensors file.")
     vae: str | None = Field(default=None, description="Another VAE: Hub repository or folder. None: the base's own.")
     trigger_word: str = Field(default="", max_length=200, description="Written to the LoRA's metadata and samples.")
+    regularization: Path | None = Field(
+        default=None,
+        description="Folder of images of the class, laid out like the dataset, that keep the base from drifting.",
+    )
     recipe: Recipe = Field(default_factory=Recipe)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,15 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
 
 
 def train_into(
-    job: TrainJob, folder: Path, home: Home, *, stop_after: int | None = None, resume: bool = False
+    job: TrainJob,
+    folder: Path,
+    home: Home,
+    *,
+    stop_after: int | None = None,
+    stop_when: Callable[[int], bool] | None = None,
+    resume: bool = False,
 ) -> tuple[TrainResult, Events]:
-    """Train, and ask for a stop after step `stop_after`; events must be JSON."""
+    """Train, and ask for a stop after step `stop_after`, or when `stop_when(steps so far)`; events must be JSON."""
     events: Events = []
 
     def report(event: str, /, **values: Any) -> None:
@@ -84,6 +91,8 @@ def train_into(
         events.append((event, values))
 
     def should_stop() -> bool:
+        if stop_when is not None:
+            return stop_when(len(of(events, "step")))
         return stop_after is not None and any(values["step"] >= stop_after for values in of(events, "step"))
 
     result = train(job, JobFolder(folder), home=home, report=report, should_stop=should_stop, resume=resume)

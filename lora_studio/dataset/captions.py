@@ -52,6 +52,21 @@ def _with_word(tags: list[str], word: str) -> list[str]:
     return split_tags(join_tags([word + after, *(tag for tag in rest if tag.casefold() != word.casefold())]))
 
 
+def fixed_and_free(caption: str, trigger: str = "", keep_tokens: int = 0) -> tuple[list[str], list[str]]:
+    """A caption's tags: those that stay at its start, and those that may change places or be left out.
+
+    Fixed are the tags that hold a trigger word (the first tag for each of its words, wherever it stands in the
+    caption), then the first `keep_tokens` tags, in the caption's order.
+    """
+    tags = split_tags(caption)
+    first: list[str] = []
+    for word in split_tags(trigger):
+        pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+        first += [tag for tag in [next(filter(pattern.search, tags), None)] if tag is not None and tag not in first]
+    fixed = [*first, *(tag for tag in tags[:keep_tokens] if tag not in first)]
+    return fixed, [tag for tag in tags if tag not in fixed]
+
+
 def without_tags(caption: str, tags: Iterable[str]) -> str:
     """The caption without these whole tags, whatever their letter case; the same text if it has none of them."""
     unwanted = {tag.strip().casefold() for tag in tags}

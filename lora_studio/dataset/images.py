@@ -31,6 +31,8 @@ SUFFIXES = {
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
+MASK_ENDING = "-masklabel"  # of the name of a mask beside its image, as OneTrainer's users have them
+
 MAX_PIXELS = 100_000_000
 SMALL_SIDE = 512  # px; the guide's lower bound
 WIDEST_ASPECT = 2.0  # longer side / shorter side
@@ -79,7 +81,10 @@ class ImageInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image file. `image` is upright RGB, possibly reduced; `size` is the full upright (width, height)."""
+    """A decoded image file. `image` is upright RGB, possibly reduced; `size` is the full upright (width, height).
+
+    `alpha` (mode L) is there if it was asked for and the image is transparent somewhere.
+    """
 
     image: Image.Image
     size: tuple[int, int]
@@ -88,21 +93,30 @@ class Picture:
     transparent: bool
     deep: bool
     cmyk: bool
+    alpha: Image.Image | None = None
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Image files by suffix in `folder` and in its `N_name` subfolders, in order of name; hidden files are left out.
+    """Image files by suffix in `folder` and in its `N_name` subfolders, in order of name.
 
-    Raises InputError if there is no such folder.
+    Hidden files and masks (NAME-masklabel.png) are left out. Raises InputError if there is no such folder.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
-    entries = sorted(folder.iterdir())
-    found = [path for path in entries if is_image_name(path.name) and path.is_file()]
-    for sub in entries:
+    found = images_in(folder)
+    for sub in sorted(folder.iterdir()):
         if SET_FOLDER.match(sub.name) and sub.is_dir():
-            found += [path for path in sorted(sub.iterdir()) if is_image_name(path.name) and path.is_file()]
+            found += images_in(sub)
     return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files by suffix in a folder itself, in order of name, without masks."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if is_image_name(path.name) and not path.stem.endswith(MASK_ENDING) and path.is_file()
+    )
 
 
 def is_image_name(name: str) -> bool:
@@ -115,18 +129,19 @@ def read_image(path: Path) -> Image.Image:
     return decode(path).image
 
 
-def decode(path: Path, *, at_least: int | None = None) -> Picture:
+def decode(path: Path, *, at_least: int | None = None, with_alpha: bool = False) -> Picture:
     """Decode an image file once and tell what it is.
 
     With `at_least`, a JPEG is decoded at a reduced size whose sides are still that many pixels or more, which is
-    several times faster; the whole file is read all the same, so that a torn one is noticed. Raises InputError.
+    several times faster; the whole file is read all the same, so that a torn one is noticed. With `with_alpha`,
+    transparency is handed out beside the colours that lie below it, instead of laid on white. Raises InputError.
     """
     try:
         # Pillow's formats beyond these, some of which run programs or read other files, are never tried.
         with Image.open(path, formats=list(SUFFIXES)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _unreadable(path, f"it has {image.width} x {image.height} px, more than {MAX_PIXELS:,}")
-            return _decode(image, at_least)
+            return _decode(image, at_least, with_alpha)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -173,7 +188,7 @@ def thumbnail(path: Path, folder: Path, size: int = 256, *, sha256: str | None =
     return target
 
 
-def _decode(image: Image.Image, at_least: int | None) -> Picture:
+def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Picture:
     full = image.size
     deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     cmyk = image.mode == "CMYK"
@@ -185,12 +200,18 @@ def _decode(image: Image.Image, at_least: int | None) -> Picture:
     image.load()
     turn = UPRIGHT.get(_orientation(image))
     transparent = _is_transparent(image)
-    rgb = _to_rgb(image, transparent)
+    alpha = None
+    if transparent and with_alpha and not image.mode.startswith(("I", "F")):
+        rgba = image.convert("RGBA")
+        rgb, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+    else:
+        rgb = _to_rgb(image, transparent)
     if turn is not None:
         rgb = rgb.transpose(turn)
+        alpha = alpha.transpose(turn) if alpha is not None else None
     # A TIFF is turned by Pillow while loading; every other format by the line above.
     swapped = (rgb.width > rgb.height) != (full[0] > full[1]) and full[0] != full[1]
-    return Picture(rgb, full[::-1] if swapped else full, name, animated, transparent, deep, cmyk)
+    return Picture(rgb, full[::-1] if swapped else full, name, animated, transparent, deep, cmyk, alpha)
 
 
 def _draft_size(full: tuple[int, int], at_least: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Bringing images with their captions into a dataset, from files, folders and zips.
+"""Bringing images with their captions and masks into a dataset, from files, folders and zips.
 
 Sources are only read. An image is copied if its bytes are not in the dataset already, nor among what curation set
 aside; a name that is taken by another image gets a number. Folders named like `10_name`, as kohya's tools want them,
@@ -26,6 +26,7 @@ from lora_studio.dataset.captions import decode_text, existing_caption, write_ca
 from lora_studio.dataset.curate import MANIFEST, default_rejected_dir, rejected
 from lora_studio.dataset.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images import SUFFIXES, decode, file_sha256, find_images, is_image_name
+from lora_studio.dataset.masks import bring_mask, mask_file, masks_among
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic
 from lora_studio.project import SET_FOLDER
@@ -63,10 +64,11 @@ class Skipped(BaseModel):
 
 
 class ImportReport(BaseModel):
-    """What an import did. `added` are the new images in the dataset, `captions` counts the captions that came along."""
+    """What an import did. `added` are the new images in the dataset, `captions` and `masks` count what came along."""
 
     added: list[Path] = []
     captions: int = 0
+    masks: int = 0
     skipped: list[Skipped] = []
     refused: list[Refused] = []
     notes: list[str] = []
@@ -77,6 +79,8 @@ class ImportReport(BaseModel):
         counts = [f"{_images(len(self.added))} added"]
         if self.captions:
             counts.append(f"{self.captions} with captions")
+        if self.masks:
+            counts.append(f"{self.masks} with masks")
         if self.skipped:
             counts.append(f"{len(self.skipped)} already there")
         if self.refused:
@@ -89,12 +93,13 @@ Source = Path | Member
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An image to bring in: what people call it, where it lies, its set (`10_name` or None), its caption."""
+    """An image to bring in: what people call it, where it lies, its set (`10_name` or None), its caption, its mask."""
 
     name: str
     source: Source
     set_name: str | None
     caption: Source | None
+    mask: Source | None = None
 
 
 def import_paths(
@@ -179,15 +184,23 @@ def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]
     """Files that were chosen one by one. Their captions may come from elsewhere: a browser puts each by itself."""
     captions = {_key(path): path for path in files if path.suffix.lower() in CAPTION_SUFFIXES}
     images = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
-    for key in captions.keys() - {_key(path) for path in images}:
+    masks = masks_among([Path(path.name) for path in images], _key)  # a browser puts these by themselves too
+    by_image = {_key(image): path for path in images if (image := masks.get(Path(path.name))) is not None}
+    alone = [("caption", captions[key]) for key in captions.keys() - {_key(path) for path in images}]
+    alone += [("mask", mask) for mask, image in masks.items() if image is None]
+    for kind, path in alone:
         report.refused.append(
             Refused(
-                name=_text(captions[key].name),
-                message=f"There is no image for the caption {_text(captions[key].name)!r}.",
+                name=_text(path.name),
+                message=f"There is no image for the {kind} {_text(path.name)!r}.",
                 remedy="Import it together with its image, which has the same name.",
             )
         )
-    return [_Candidate(path.name, path, None, captions.get(_key(path), existing_caption(path))) for path in images]
+    return [
+        _Candidate(path.name, path, None, captions.get(_key(path), existing_caption(path)), by_image.get(_key(path)))
+        for path in images
+        if Path(path.name) not in masks
+    ]
 
 
 def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> list[_Candidate]:
@@ -204,15 +217,19 @@ def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> li
     captions: dict[tuple[PurePath, str], Source] = {}
     for suffix in reversed(CAPTION_SUFFIXES):  # the first has the last word
         captions |= {(path.parent, _key(path)): source for path, source in seen if path.suffix.lower() == suffix}
+    pictures = {path: source for path, source in seen if is_image_name(path.name)}
+    masks = masks_among(pictures, _key)
+    by_image = {image: pictures[mask] for mask, image in masks.items() if image is not None}
     return [
         _Candidate(
             name=path.name if isinstance(source, Path) else str(path),
             source=source,
             set_name=next(filter(None, map(_set_name, reversed(path.parent.parts))), own_set),
             caption=captions.get((path.parent, _key(path))),
+            mask=by_image.get(path),
         )
         for path, source in seen
-        if is_image_name(path.name) or path.suffix.lower() in FOREIGN_SUFFIXES
+        if (path in pictures and path not in masks) or path.suffix.lower() in FOREIGN_SUFFIXES
     ]
 
 
@@ -271,8 +288,18 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
         report.skipped.append(Skipped(name=_text(candidate.name), reason=reason))
     if isinstance(candidate.source, Member):
         file.unlink()
+    if candidate.mask and image.is_relative_to(images_dir.parent) and mask_file(image) is None:
+        _bring_mask(candidate.mask, image, scratch, report)
     if candidate.caption and image.is_relative_to(images_dir.parent) and existing_caption(image) is None:
         _bring_caption(candidate.caption, image, scratch, report)
+
+
+def _bring_mask(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
+    try:
+        bring_mask(_fetch(source, scratch), image)
+        report.masks += 1
+    except (InputError, OSError) as error:
+        report.refused.append(_refusal(source.name if isinstance(source, Path) else str(source.name), error))
 
 
 def _bring_caption(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:

@@ -21,16 +21,21 @@ PRODIGY_LEAST_LR = 0.1  # a factor on the rate that Prodigy finds: at 1e-4 nothi
 RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
 OFTEN = 300  # times that one image is shown in a run before it is worth a word
+FEW_TO_HOLD_OUT = 30  # images below which none can be spared
 MIXED_AREA = 4.0  # largest over smallest image, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What checks may know beside the recipe; what is None is not checked. `sizes` are (width, height) in px."""
+    """What checks may know beside the recipe; what is None is not checked. `sizes` are (width, height) in px.
+
+    `own_share` is that of the dataset's images in an epoch's samples; the rest is regularisation.
+    """
 
     base: BaseModel | None = None
     images: int | None = None
     sizes: Sequence[tuple[int, int]] | None = None
+    own_share: float = 1.0
     count: StepCount | None = None
     vram_gib: float | None = None
     trigger_word: str | None = None
@@ -106,6 +111,12 @@ def _images(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
             code="few_images",
             message=f"{situation.images} images are fewer than the guide's smallest set of {FEW_IMAGES.value}.",
             why=FEW_IMAGES.why,
+        )
+    if recipe.validation_split and situation.images is not None and situation.images < FEW_TO_HOLD_OUT:
+        yield Caution(
+            code="held_out_few",
+            message=f"validation_split is {recipe.validation_split:g} of only {situation.images} images.",
+            why="So few are missed in training, and too few are held out to tell anything.",
         )
     avoid = OPTIMIZERS[recipe.optimizer.value].avoid_above
     if avoid is not None and situation.images is not None and situation.images > avoid:
@@ -205,6 +216,7 @@ def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
     if situation.images is not None and situation.count is not None:
         batch = recipe.batch_size * recipe.gradient_accumulation_steps
         shown = min(situation.count.total_steps * batch, situation.count.samples_per_epoch * situation.count.epochs)
+        shown = round(shown * situation.own_share)
         if shown > OFTEN * situation.images:
             yield Caution(
                 code="shown_often",

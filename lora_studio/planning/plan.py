@@ -22,6 +22,7 @@ from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import Span, duration, measured_seconds, run_seconds
 from lora_studio.runs import JobFolder
 
+HELD_OUT_SHARE = 0.1  # of a large set
 EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 
 
@@ -116,6 +117,7 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     hours: float | None = None,
     runs: Sequence[JobFolder] = (),
+    regularization: Path | str | None = None,
 ) -> Plan:
     """Plan a training run.
 
@@ -123,6 +125,7 @@ def plan(
     name from the catalogue, or a repository, folder or file, taken for an SDXL. `vram_gib` is the GPU's memory in GiB:
     the recipe is made to fit it. `overrides` are recipe values that stay as given. `hours` limits the time by fewer
     epochs, then by fewer steps. `runs` are earlier ones, oldest first: one like this tells how long a step takes here.
+    `regularization` is a folder of images that are balanced against the dataset's.
 
     Raises InputError for an empty folder, an unknown kind or setting, ConfigError for values that cannot work.
     """
@@ -136,22 +139,27 @@ def plan(
         raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
     side = known.resolution if known else guide.RECIPE["resolution"].value
     counts = _images(images, given.get("resolution") or side)
+    prior = look_at(Path(regularization).expanduser()) if regularization is not None else None
     chosen = _Choices(given)
     _choose_network(chosen, kind, known)
     _choose_schedule(chosen, kind, known, counts, vram_gib)
     _choose_rest(chosen, kind, known)
+    if guide.tier_for(counts.total).name == "large":
+        why = "The guide holds images of large sets out, to see when the run begins to learn the others by heart."
+        chosen.set("validation_split", HELD_OUT_SHARE, why)
     recipe = chosen.recipe()
     if vram_gib is not None:
         recipe = _fit_memory(chosen, recipe, known, vram_gib)
     require_workable(recipe, known)
     measured = measured_seconds(runs, recipe, known.name if known else base)
     rough = partial(run_seconds, images=counts.total, base=known, vram_gib=vram_gib, measured=measured)
-    recipe, steps, seconds = _fit_time(chosen, recipe, counts, rough, hours)
+    recipe, steps, seconds = _fit_time(chosen, recipe, counts.buckets(recipe, prior), rough, hours)
     situation = Situation(
         base=known,
         images=counts.total,
         sizes=None if isinstance(images, int) else counts.all_sizes(),
         count=steps,
+        own_share=counts.buckets(recipe).total() / steps.samples_per_epoch,
         vram_gib=vram_gib,
         trigger_word=trigger_word,
         seconds=seconds,
@@ -164,7 +172,7 @@ def plan(
         tier=guide.tier_for(counts.total),
         recipe=recipe,
         reasons=chosen.reasons(recipe),
-        repeats=recipe.repeats or round(steps.samples_per_epoch / counts.total),
+        repeats=recipe.repeats or round(sum(counts.all_repeats) / counts.total),
         steps=steps,
         vram_gib=memory_gib(recipe, known),
         vram_parts=memory_parts(recipe, known),
@@ -275,7 +283,7 @@ def _choose_schedule(
     chosen.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     shown = EMBEDDED_SHOWN if base and base.family == "emoji" else guide.KINDS[kind.value].shown
     repeats = max(1, round(shown / counts.total))
-    if len(counts.sizes) > 1:
+    if len(set(counts.all_repeats)) > 1:
         chosen.set("repeats", None, "Your folders' names weigh them against each other; kept.", guided=False)
     else:
         chosen.set(
@@ -329,12 +337,11 @@ def _fit_memory(chosen: _Choices, recipe: Recipe, base: guide.BaseModel | None, 
 def _fit_time(
     chosen: _Choices,
     recipe: Recipe,
-    counts: ImageCounts,
+    buckets: Mapping[Any, int],
     rough: Callable[[Recipe, StepCount], Span],
     hours: float | None,
 ) -> tuple[Recipe, StepCount, Span]:
     """Count the steps, and take epochs, then steps away until the middle of the estimate keeps to `hours`."""
-    buckets = counts.buckets(recipe)
 
     def measure(recipe: Recipe) -> tuple[Recipe, StepCount, Span]:
         steps = count_steps(

@@ -7,7 +7,7 @@ too: an accumulation does not reach over an epoch's end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,26 @@ def count_steps(
         epochs=_ceil_div(total, per_epoch),
         empty_slots=batches * batch_size - samples,
     )
+
+
+def balanced_repeats(own: Sequence[int], samples: int) -> list[int]:
+    """How often an epoch shows each regularisation image, beside `samples` training samples; `own` are their repeats.
+
+    As in kohya's sd-scripts: images are taken in order, each as often as its folder says, until there are as many as
+    training samples; while there are not, each is taken once more, in order. So 0 stands for images that are not
+    needed, and where repeats are above 1 the last image may reach past the mark.
+    """
+    repeats = [0] * len(own)
+    total = 0
+    for index, count in enumerate(own):
+        if total >= samples:
+            return repeats
+        repeats[index] = count
+        total += count
+    if own and (missing := samples - total) > 0:
+        rounds, rest = divmod(missing, len(own))
+        repeats = [count + rounds + (index < rest) for index, count in enumerate(repeats)]
+    return repeats
 
 
 def _ceil_div(count: int, size: int) -> int:

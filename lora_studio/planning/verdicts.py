@@ -7,7 +7,7 @@ allows no verdict, that is what is said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -21,8 +21,9 @@ FLAT = 0.1  # a change of the recent half that is surely below a tenth counts as
 FLAT_SHARE = 1 / 3  # or below a third of the fall before it
 RISE = 0.03  # a rise by less is nothing to speak of
 STEEP_RISE = 0.3
+PATIENCE = 2  # held-out losses in a row that must be above the lowest
 
-Code = Literal["healthy", "plateau", "no_improvement", "rising", "nan", "too_short", "unclear"]
+Code = Literal["healthy", "plateau", "no_improvement", "rising", "nan", "too_short", "unclear", "overfit"]
 
 
 class Verdict(BaseModel):
@@ -58,11 +59,31 @@ def verdict(events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None
         told = (event.get("total") for event in reversed(events) if event.get("event") in ("start", "step"))
         total = next((steps for steps in told if steps is not None), None)
     losses = losses_of(events)
-    return judge(losses, recipe=recipe, running=total is not None and len(losses) < total)
+    running = total is not None and len(losses) < total
+    return judge(losses, recipe=recipe, running=running, held_out=held_out_of(events))
 
 
-def judge(losses: Losses, *, recipe: Recipe | None = None, running: bool = False) -> Verdict:
-    """Judge a loss curve, a value a step; `running` tells that more steps are to come."""
+def held_out_of(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+    """Held-out losses by the step after which they were measured, in order; the last of a step counts."""
+    found = {
+        int(event["step"]): float(event["loss"])
+        for event in events
+        if event.get("event") == "validation" and isfinite(event["loss"] if event.get("loss") is not None else nan)
+    }
+    return dict(sorted(found.items()))
+
+
+def judge(
+    losses: Losses,
+    *,
+    recipe: Recipe | None = None,
+    running: bool = False,
+    held_out: Mapping[int, float] | None = None,
+) -> Verdict:
+    """Judge a loss curve, a value a step; `running` tells that more steps are to come.
+
+    `held_out` has the losses on images that are not trained on, by step, in order.
+    """
     good = sum(loss is not None and isfinite(loss) for loss in losses)
     if losses and (losses[-1] is None or not isfinite(losses[-1])):
         return _nan(losses, good, recipe)
@@ -75,6 +96,8 @@ def judge(losses: Losses, *, recipe: Recipe | None = None, running: bool = False
             level="info",
         )
     whole, recent = _whole(losses), trend(_recent(losses))
+    if held_out and not recent.rises and (since := _lowest_before_rise(held_out)) is not None:
+        return _overfit(held_out, since, running)
     if recent.rises and recent.relative > RISE:
         return _rising(losses, recent, recipe)
     if recent.falls:
@@ -109,6 +132,34 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
         evidence=f"{steps} {sign.cause}",
         next_step=f"{sign.remedy}{_rate(recipe, 0.5)}{precision}",
         level="bad",
+    )
+
+
+def _lowest_before_rise(held_out: Mapping[int, float]) -> int | None:
+    """The step of the lowest held-out loss, if it has risen since and stayed above; None if it has not.
+
+    Its timesteps and noise never change, so that even a small rise is one of the LoRA's.
+    """
+    steps = list(held_out)
+    lowest = min(steps, key=held_out.__getitem__)
+    later = [held_out[step] for step in steps if step > lowest]
+    risen = len(later) >= PATIENCE and all(loss > held_out[lowest] * (1 + RISE) for loss in later[-PATIENCE:])
+    return lowest if risen else None
+
+
+def _overfit(held_out: Mapping[int, float], lowest: int, running: bool) -> Verdict:
+    sign = WARNING_SIGNS["overfit"]
+    last = list(held_out.values())[-1]
+    share = last / held_out[lowest] - 1
+    when = f"after step {lowest}" if lowest else "before the first step"
+    best = f" The checkpoint at step {lowest} did best on them." if lowest else ""
+    return Verdict(
+        code="overfit",
+        title="It learns its images by heart",
+        evidence=f"On the images that are held out the loss was lowest {when}, {held_out[lowest]:.4g}, and is "
+        f"{last:.4g} now (+{share:.0%}), while that of training does not rise. {sign.cause}",
+        next_step=f"{'You could stop here. ' if running else ''}{sign.remedy}{best}",
+        level="warn",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,8 +14,11 @@ import torch
 from lora_studio.config import Recipe
 from lora_studio.dataset.buckets import Placement, Size, place_for
 from lora_studio.dataset.captions import read_caption
-from lora_studio.dataset.images import image_info, is_image_name
-from lora_studio.planning.steps import StepCount, count_steps
+from lora_studio.dataset.held_out import held_out, known_copies
+from lora_studio.dataset.images import ImageInfo, image_info, images_in
+from lora_studio.dataset.masks import MaskSource, mask_source
+from lora_studio.errors import InputError
+from lora_studio.planning.steps import StepCount, balanced_repeats, count_steps
 from lora_studio.project import ImageSet, image_sets
 from lora_studio.training.rng import generator
 
@@ -25,7 +28,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """One image with its caption. `size` is that of the upright image, before scaling: (width, height) in px."""
+    """One image with its caption. `size` is that of the upright image, before scaling: (width, height) in px.
+
+    `flipped` items are mirrored after they are cut; `prior` ones belong to the regularisation set.
+    """
 
     path: Path
     sha256: str
@@ -35,36 +41,50 @@ class Item:
     captioned: bool
     repeats: int
     folder: str
+    mask: MaskSource | None = None
+    prior: bool = False
+    flipped: bool = False
 
     @property
     def time_ids(self) -> tuple[int, ...]:
         """SDXL's size conditioning: (original height, width, crop top, left, target height, width).
 
-        Podell et al. 2023 (arXiv:2307.01952), section 2.2; the original is the image before it was scaled.
+        Podell et al. 2023 (arXiv:2307.01952), section 2.2; the original is the image before it was scaled. Of a
+        mirrored image, what was cut off at the right is now at its left.
         """
         (width, height), (left, top), (target_width, target_height) = (
             self.size,
             self.placement.crop,
             self.placement.bucket,
         )
+        if self.flipped:
+            left = self.placement.scaled[0] - target_width - left
         return height, width, top, left, target_height, target_width
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every readable image of a folder.
+    """Every readable image of a folder: `items` are trained on, `held_out` are not.
 
-    `unreadable` says in one line each what could not be read, `left_out` are images beside the N_name folders.
+    `regularization` has images of another folder, with repeats that balance them against `items`. `unreadable` says in
+    one line each what could not be read, `left_out` are images beside the N_name folders.
     """
 
     items: list[Item]
     unreadable: list[str]
     left_out: list[Path] = field(default_factory=list)
+    regularization: list[Item] = field(default_factory=list)
+    held_out: list[Item] = field(default_factory=list)
+
+    @property
+    def samples(self) -> list[Item]:
+        """What an epoch shows, each as often as it is repeated: the training set, then the regularisation set."""
+        return [*self.items, *self.regularization]
 
     def count(self, recipe: Recipe) -> StepCount:
         """Steps of a run, as the plan counts them. Raises InputError if there are no images."""
         samples: Counter[Size] = Counter()
-        for item in self.items:
+        for item in self.samples:
             samples[item.placement.bucket] += item.repeats
         return count_steps(
             samples,
@@ -77,8 +97,15 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """A hash of all that decides about the order and content of samples; names of folders and files do not."""
-        text = "\n".join(f"{item.sha256} {item.placement} {item.repeats} {item.caption}" for item in self.items)
-        return hashlib.sha256(text.encode()).hexdigest()
+        lines = [_described(item) for item in self.items]
+        lines += [f"prior {_described(item)}" for item in self.regularization]
+        lines += [f"held out {_described(item)}" for item in self.held_out]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _described(item: Item) -> str:
+    mask = f" {item.mask.sha256}" if item.mask else ""
+    return f"{item.sha256} {item.placement} {item.repeats} {item.caption}{mask}"
 
 
 def read_dataset(
@@ -86,42 +113,73 @@ def read_dataset(
     recipe: Recipe,
     trigger_word: str = "",
     *,
+    regularization: Path | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
-    """Read sizes, hashes and captions of the images in `folder` and its N_name subfolders, in order of name.
+    """Read sizes, hashes, masks and captions of the images in `folder` and its N_name subfolders, in order of name.
 
     An image without a caption gets the trigger word, or the name of its folder if there is none. The recipe's repeats,
-    if set, take the place of the folders'.
+    if set, take the place of the folders'. Images of the folder `regularization` get their caption, or the name of
+    their folder: the trigger word is not theirs.
     """
-    found = [(group, path) for group in image_sets(folder) for path in _images(group.path)]
+    found = _find(folder, prior=False)
+    found += _find(regularization, prior=True) if regularization is not None else []
     items, unreadable = [], []
-    for done, (group, path) in enumerate(found):
+    for done, (group, path, prior) in enumerate(found):
         on_progress(done, len(found))
         info, _ = image_info(path, at_least=64)
-        if info.readable:
-            items.append(_item(group, path, (info.width, info.height), info.sha256, recipe, trigger_word))
-        else:
+        if not info.readable:
             unreadable += [issue.message for issue in info.issues]
-    read = {path for _, path in found}
-    return Dataset(items, unreadable, left_out=[path for path in _images(folder) if path not in read])
+            continue
+        try:
+            items.append(_item(group, info, recipe, "" if prior else trigger_word, prior=prior))
+        except InputError as error:
+            unreadable.append(str(error))
+    own = [item for item in items if not item.prior]
+    kept_back = _held_out(folder, own, recipe)
+    trained = [item for item in own if item.path not in kept_back]
+    read = {path for _, path, _ in found}
+    return Dataset(
+        trained,
+        unreadable,
+        left_out=[path for path in images_in(folder) if path not in read],
+        regularization=_balanced([item for item in items if item.prior], sum(item.repeats for item in trained)),
+        held_out=[item for item in own if item.path in kept_back],
+    )
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if is_image_name(path.name) and path.is_file())
+def _find(folder: Path, *, prior: bool) -> list[tuple[ImageSet, Path, bool]]:
+    return [(group, path, prior) for group in image_sets(folder) for path in images_in(group.path)]
 
 
-def _item(group: ImageSet, path: Path, size: Size, sha256: str, recipe: Recipe, trigger_word: str) -> Item:
-    caption = read_caption(path)
+def _item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *, prior: bool) -> Item:
+    caption = read_caption(info.path)
+    size = info.width, info.height
     return Item(
-        path=path,
-        sha256=sha256,
+        path=info.path,
+        sha256=info.sha256,
         size=size,
         placement=place_for(recipe, *size),
         caption=" ".join(caption.split()) if caption else trigger_word or group.concept,
         captioned=bool(caption),
-        repeats=recipe.repeats or group.repeats,
+        repeats=group.repeats if prior else recipe.repeats or group.repeats,
         folder=group.path.name,
+        mask=mask_source(info, recipe.masked_loss),
+        prior=prior,
     )
+
+
+def _held_out(folder: Path, items: list[Item], recipe: Recipe) -> frozenset[Path]:
+    if not recipe.validation_split:
+        return frozenset()
+    images = [(item.path, item.sha256) for item in items]
+    return held_out(images, known_copies(folder), share=recipe.validation_split, seed=recipe.seed)
+
+
+def _balanced(items: list[Item], samples: int) -> list[Item]:
+    """Regularisation items with the repeats that `samples` training samples ask for, without those not needed."""
+    repeats = balanced_repeats([item.repeats for item in items], samples)
+    return [replace(item, repeats=count) for item, count in zip(items, repeats, strict=True) if count]
 
 
 def epoch_steps(dataset: Dataset, recipe: Recipe, epoch: int) -> list[list[Batch]]:
@@ -131,7 +189,7 @@ def epoch_steps(dataset: Dataset, recipe: Recipe, epoch: int) -> list[list[Batch
     epoch, by seed and epoch alone.
     """
     buckets: dict[Size, list[Item]] = defaultdict(list)
-    for item in dataset.items:
+    for item in dataset.samples:
         buckets[item.placement.bucket] += [item] * item.repeats
     batches: list[Batch] = []
     for number, bucket in enumerate(sorted(buckets)):

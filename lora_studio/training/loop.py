@@ -30,19 +30,13 @@ from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import lora_tensors, save_lora
 from lora_studio.training.health import Health
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.metadata import describe_lora
-from lora_studio.training.objective import (
-    draw_latent,
-    draw_noise,
-    draw_timestep,
-    min_snr_weights,
-    sample_losses,
-    signal_to_noise,
-    training_target,
-)
+from lora_studio.training.objective import min_snr_weights, signal_to_noise
 from lora_studio.training.optimizers import current_rates
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
+from lora_studio.training.validation import validate
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
 STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
@@ -71,6 +65,7 @@ class Run:
     step: int = 0
     epochs_finished: int = 0
     epoch_losses: list[float] = field(default_factory=list)
+    held_out: list[dict[str, Any]] = field(default_factory=list)
     last_loss: float | None = None
     nan_streak: int = 0
     updating: bool = False
@@ -105,11 +100,11 @@ class Run:
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def encode(self, captions: Sequence[str]) -> Text:
-        """Embeddings [B, 77, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
+        """Embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
+        recipe = self.job.recipe
         if self.texts is None:
-            return Text(
-                *encode_text(self.base.text_encoders, self.base.tokenizers, captions, self.job.recipe.clip_skip)
-            )
+            encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
+            return Text(*encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length))
         hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
         return Text(torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device))
 
@@ -130,6 +125,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     begin, first = time.monotonic(), run.step
     total = run.counts.total_steps
     try:
+        if run.step == 0 and not run.held_out:
+            validate(run, 0, report=report, should_stop=should_stop)
         while True:
             if run.epochs_finished < run.epochs_due:
                 end_epoch(run, report=report, should_stop=should_stop)
@@ -208,35 +205,6 @@ def train_step(run: Run) -> float | None:
     return loss if good else None
 
 
-def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
-    """The weighted loss [B] of each sample of a batch; `first` is the number of its first sample within the step."""
-    recipe, scheduler = run.job.recipe, run.base.noise_scheduler
-    timesteps, latents, noise = [], [], []
-    for sample, item in enumerate(batch, first):
-        mean, logvar = run.latents.load(item)
-        key = (recipe.seed, run.step, sample)
-        timesteps.append(draw_timestep(*key, scheduler.config.num_train_timesteps))
-        latents.append(draw_latent(mean, logvar, *key) * run.base.vae.config.scaling_factor)
-        noise.append(draw_noise(tuple(mean.shape), *key, recipe.noise_offset))
-    device = run.device
-    t = torch.tensor(timesteps)
-    weights = run.loss_weights[t].to(device, non_blocking=True)
-    clean, noisy = torch.stack(latents), torch.stack(noise)
-    target = training_target(scheduler, run.base.prediction_type, clean, noisy, t).to(device, non_blocking=True)
-    inputs = scheduler.add_noise(clean, noisy, t).to(device, run.base.unet.dtype, non_blocking=True)
-    time_ids = torch.tensor([item.time_ids for item in batch], device=device)
-    with run.autocast():
-        text = run.encode([item.caption for item in batch])
-        prediction = run.base.unet(
-            inputs,
-            t.to(device),
-            encoder_hidden_states=text.hidden,
-            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
-            return_dict=False,
-        )[0]
-    return sample_losses(prediction, target) * weights
-
-
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
     recipe = run.job.recipe
@@ -250,6 +218,7 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
         report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
     if recipe.sample_every_n_epochs and epoch % recipe.sample_every_n_epochs == 0:
         draw(run, epoch, report=report, should_stop=should_stop)
+    validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
     run.epoch_losses = []
@@ -316,7 +285,9 @@ def save(run: Run) -> None:
     values: dict[str, Any] = {
         "dataset": run.dataset.fingerprint,
         "epoch_losses": run.epoch_losses,
+        "held_out": run.held_out,
         "last_loss": run.last_loss,
+        "steps_per_epoch": run.counts.steps_per_epoch,
         "started": run.started,
         "health": run.health.state(),
     }
@@ -347,6 +318,7 @@ def restore(run: Run, state: State) -> None:
         ) from error
     run.step, run.epochs_finished = state.step, state.epochs_finished
     run.epoch_losses = state.values["epoch_losses"]
+    run.held_out = state.values.get("held_out", [])
     run.last_loss = state.values["last_loss"]
     run.started = state.values["started"]
     run.health.load_state(state.values["health"])

@@ -12,11 +12,12 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from lora_studio import __version__
-from lora_studio.config import Optimizer, TrainJob
+from lora_studio.config import MaskedLoss, Optimizer, TrainJob
 from lora_studio.dataset.captions import split_tags
 from lora_studio.planning.steps import StepCount
 from lora_studio.training.base_models import Base, window_hash
 from lora_studio.training.batches import Dataset
+from lora_studio.training.text import CHUNK
 
 OPTIMIZERS = {
     Optimizer.ADAFACTOR: "transformers.optimization.Adafactor",
@@ -105,10 +106,15 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     folders: dict[str, dict[str, int]] = {}
     buckets: Counter[tuple[int, int]] = Counter()
+    for item in dataset.samples:
+        buckets[item.placement.bucket] += item.repeats
     for item in dataset.items:
         tags[item.folder].update(tag.lower() for tag in split_tags(item.caption))
         folders.setdefault(item.folder, {"n_repeats": item.repeats, "img_count": 0})["img_count"] += 1
-        buckets[item.placement.bucket] += item.repeats
+    prior_folders: dict[str, dict[str, int]] = {}
+    for item in dataset.regularization:
+        described = prior_folders.setdefault(item.folder, {"n_repeats": item.repeats, "img_count": 0})
+        described["img_count"] += 1
     listed = {
         str(number): {"resolution": list(size), "count": count}
         for number, (size, count) in enumerate(sorted(buckets.items()))
@@ -121,15 +127,22 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
         "ss_bucket_no_upscale": recipe.bucket_no_upscale,
         "ss_bucket_info": {"buckets": listed},
         "ss_num_train_images": sum(item.repeats for item in dataset.items),
-        "ss_num_reg_images": 0,
+        "ss_num_reg_images": sum(item.repeats for item in dataset.regularization),
         "ss_dataset_dirs": folders,
-        "ss_reg_dataset_dirs": {},
+        "ss_reg_dataset_dirs": prior_folders,
         "ss_tag_frequency": {folder: dict(counter.most_common()) for folder, counter in tags.items()},
-        "ss_shuffle_caption": False,
-        "ss_keep_tokens": 0,
-        "ss_flip_aug": False,
+        "ss_prior_loss_weight": recipe.prior_loss_weight,
+        "ss_shuffle_caption": recipe.shuffle_caption,
+        "ss_keep_tokens": recipe.keep_tokens,
+        "ss_caption_dropout_rate": recipe.caption_dropout_rate,
+        "ss_caption_dropout_every_n_epochs": 0,
+        "ss_caption_tag_dropout_rate": recipe.caption_tag_dropout_rate,
+        "ss_max_token_length": int(recipe.max_token_length) if recipe.max_token_length != CHUNK else None,
+        "ss_flip_aug": recipe.flip_aug,
         "ss_color_aug": False,
-        "ss_random_crop": False,
+        "ss_random_crop": recipe.random_crop,
+        "ss_masked_loss": recipe.masked_loss is not MaskedLoss.OFF,
+        "ss_validation_split": recipe.validation_split,
     }
 
 

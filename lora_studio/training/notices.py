@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lora_studio import __version__
-from lora_studio.config import TrainJob
+from lora_studio.config import MaskedLoss, TrainJob
 from lora_studio.device import find_gpu
 from lora_studio.runs import Report
 from lora_studio.training.base_models import Base
@@ -51,7 +51,9 @@ def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
             "Move them into one of these folders.",
         )
     missing = [item for item in items if not item.captioned]
-    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions")
+    counted = {"regularisation images": ready.dataset.regularization, "images held out": ready.dataset.held_out}
+    more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
+    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
     if missing:
         names = ", ".join(item.path.name for item in missing[:3]) + (", ..." if len(missing) > 3 else "")
         instead = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
@@ -70,15 +72,38 @@ def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
             f"{without[0].path.name}: it will call up the rest only.",
         )
 
+    _tell_masks(job, ready, report)
+    named = [item for item in ready.dataset.regularization if word and word in item.caption.casefold()]
+    if named:
+        report(
+            "warning",
+            code="regularization_trigger",
+            message=f"{len(named)} regularisation captions hold the trigger word, like that of {named[0].path.name}: "
+            "they teach that it means the class. Take it out.",
+        )
 
-def tell_long_captions(base: Base, ready: ReadyJob, report: Report) -> None:
+
+def _tell_masks(job: TrainJob, ready: ReadyJob, report: Report) -> None:
+    samples = ready.dataset.samples
+    without = [item for item in samples if item.mask is None]
+    if job.recipe.masked_loss is not MaskedLoss.OFF and without:
+        report(
+            "warning",
+            code="masks_missing",
+            message=f"{len(without)} of {len(samples)} images have no mask, like {without[0].path.name}: "
+            "all of such an image counts.",
+        )
+
+
+def tell_long_captions(job: TrainJob, base: Base, ready: ReadyJob, report: Report) -> None:
     """Say which captions are cut off."""
-    cut = truncated(base.tokenizers[0], [item.caption for item in ready.dataset.items])
+    limit = int(job.recipe.max_token_length)
+    cut = truncated(base.tokenizers[0], [item.caption for item in ready.dataset.samples], limit)
     if cut:
         report(
             "warning",
             code="captions_long",
-            message=f"{len(cut)} captions are longer than 75 tokens; their ends are not read. "
+            message=f"{len(cut)} captions are longer than {limit} tokens; their ends are not read. "
             f"The first begins {cut[0][:60]!r}.",
         )
 

@@ -68,6 +68,14 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
     return (gamma / snr).clamp(max=1)
 
 
-def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each sample: [B, C, H, W] -> [B], in fp32."""
-    return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
+def sample_losses(prediction: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error of each sample: [B, C, H, W] -> [B], in fp32.
+
+    Where `mask` [B, 1, H, W] in 0..1 is given, each place counts as much as it says, and the mean is over what counts,
+    so that a small subject is learned as fast as a large one; a mask of zeros gives 0.
+    """
+    errors = (prediction.float() - target.float()).square()
+    if mask is None:
+        return errors.mean(dim=(1, 2, 3))
+    shares = mask.float().expand_as(errors)
+    return (errors * shares).sum(dim=(1, 2, 3)) / shares.sum(dim=(1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)

@@ -25,10 +25,13 @@ from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training.adapters import text_encoder_targets, unet_targets
 from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
-from lora_studio.training.batches import Dataset, read_dataset
+from lora_studio.training.batches import Dataset, Item, read_dataset
+from lora_studio.training.captions import cached_captions
+from lora_studio.training.dataset_checks import dataset_problems, folder_problems
 from lora_studio.training.optimizers import try_optimizer
+from lora_studio.training.text import CHUNK
+from lora_studio.training.views import views_of
 
-SHOWN = 5  # problems of one kind that are listed
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
 TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
 STATE_BYTES = 2 * (4 + 16)  # a weight: two states with it in fp32, and the four values that Prodigy keeps of it
@@ -72,7 +75,7 @@ def preflight(
 
     dataset = attempt(lambda: _dataset(job, on_progress))
     if dataset is not None:
-        found += _dataset_problems(job, dataset)
+        found += dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
     facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
     found += problems(recipe, guide.find_base(job.base))
@@ -104,26 +107,15 @@ def preflight(
 
 
 def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dataset:
-    if not job.dataset.is_dir():
-        raise InputError(f"dataset: there is no folder {job.dataset}.", "Give a folder with images.", code="no_folder")
+    if found := folder_problems(job):
+        raise ConfigError(found)
     return read_dataset(
         job.dataset,
         job.recipe,
         job.trigger_word,
+        regularization=job.regularization,
         on_progress=lambda done, total: on_progress("Reading images", done, total),
     )
-
-
-def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
-    found = [f"dataset: {message}" for message in dataset.unreadable[:SHOWN]]
-    if (more := len(dataset.unreadable) - SHOWN) > 0:
-        found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
-    if not dataset.items and not dataset.unreadable:
-        found.append(
-            f"dataset: {job.dataset} holds no images. Add some to it or to a subfolder named like 10_name "
-            "(repeats_name); other subfolders are not read."
-        )
-    return found
 
 
 def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
@@ -160,9 +152,10 @@ def _space_problems(
     A LoRA file has `weights` of `width` bytes each.
     """
     recipe = job.recipe
-    pixels = sum(item.placement.bucket[0] * item.placement.bucket[1] for item in dataset.items)
-    captions = len({item.caption for item in dataset.items}) if not recipe.text_encoder_lr else 0
-    cache = int(pixels * LATENT_BYTES + captions * TEXT_BYTES)
+    shown = sum(len(views_of(item, recipe)) * _pixels(item) for item in dataset.samples)
+    pixels = shown + sum(map(_pixels, dataset.held_out))
+    captions = len(cached_captions(job, dataset)) if not recipe.text_encoder_lr else 0
+    cache = int(pixels * LATENT_BYTES + captions * TEXT_BYTES * recipe.max_token_length / CHUNK)
     files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
@@ -179,6 +172,10 @@ def _space_problems(
         for place, size in needs.values()
         if (free := shutil.disk_usage(place).free) < size + SPARE
     ]
+
+
+def _pixels(item: Item) -> int:
+    return item.placement.bucket[0] * item.placement.bucket[1]
 
 
 def lora_weights(recipe: Recipe, facts: Facts) -> int:

@@ -2,6 +2,12 @@
 
 SDXL (Podell et al. 2023, arXiv:2307.01952) joins the hidden states of both text encoders, without a final norm, and
 takes the pooled output of the second.
+
+The encoders read 75 tokens at a time. A longer caption is cut into chunks of 75, each with its own marks of begin and
+end; the chunks are encoded on their own and their hidden states stand one after the other, marks included, and the
+pooled output is the first chunk's. That is how A1111 and ComfyUI read long prompts, so that a LoRA is trained on what
+it will be used with. kohya's sd-scripts cuts and pools the same way, but takes the inner marks out (227 places instead
+of 231).
 """
 
 from __future__ import annotations
@@ -12,37 +18,51 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer, PreTrainedModel
 
+CHUNK = 75  # tokens of a caption that the encoders read at once, beside the marks of begin and end
+
 
 def encode_text(
     text_encoders: Sequence[PreTrainedModel],
     tokenizers: Sequence[CLIPTokenizer],
     captions: Sequence[str],
     clip_skip: int,
+    max_token_length: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings [B, 77, D1 + D2] and pooled embeddings [B, D2] of captions.
+    """Embeddings [B, 77 n, D1 + D2] and pooled embeddings [B, D2] of captions, n being max_token_length / 75.
 
-    `clip_skip` counts layers from the end: 2 is the second-to-last, with which SDXL was made. Longer captions are cut.
+    `clip_skip` counts layers from the end: 2 is the second-to-last, with which SDXL was made. What of a caption comes
+    after `max_token_length` tokens is not read.
     """
+    chunks = max_token_length // CHUNK
     hidden = []
     pooled = None
     for encoder, tokenizer in zip(text_encoders, tokenizers, strict=True):
-        ids = tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
+        ids = token_ids(tokenizer, captions, chunks).flatten(0, 1)
         answer = encoder(ids.to(encoder.device), output_hidden_states=True)
-        hidden.append(answer.hidden_states[-clip_skip])
-        pooled = answer[0]  # of the second encoder, which projects: [B, D2]
+        states = answer.hidden_states[-clip_skip]  # [B n, 77, D]
+        hidden.append(states.reshape(len(captions), -1, states.shape[-1]))
+        pooled = answer[0][::chunks]  # of the second encoder, which projects: [B, D2]
     assert pooled is not None
     return torch.cat(hidden, dim=-1), pooled
 
 
-def truncated(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> list[str]:
-    """The captions whose end is cut off, since they have more tokens than the encoders read (75 and two marks)."""
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int) -> Tensor:
+    """The captions' tokens in chunks [B, chunks, 77]: begin, up to 75 tokens, end, then the tokenizer's padding."""
+    width = tokenizer.model_max_length
+    room = width - 2
+    ids = tokenizer(list(captions), add_special_tokens=False, truncation=True, max_length=chunks * room).input_ids
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = [
+        [begin, *part, end, *[pad] * (room - len(part))]
+        for caption in ids
+        for part in (caption[number * room : (number + 1) * room] for number in range(chunks))
+    ]
+    return torch.tensor(rows).reshape(len(captions), chunks, width)
+
+
+def truncated(tokenizer: CLIPTokenizer, captions: Sequence[str], max_token_length: int = CHUNK) -> list[str]:
+    """The captions whose end is cut off, since they have more than `max_token_length` tokens (marks not counted)."""
     if not captions:
         return []
-    lengths = [len(ids) for ids in tokenizer(list(captions), truncation=False).input_ids]
-    return [text for text, length in zip(captions, lengths, strict=True) if length > tokenizer.model_max_length]
+    lengths = [len(ids) for ids in tokenizer(list(captions), add_special_tokens=False, truncation=False).input_ids]
+    return [text for text, length in zip(captions, lengths, strict=True) if length > max_token_length]

@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel
 
 from lora_studio.config import TrainJob
+from lora_studio.errors import InputError
 from lora_studio.files import write_json
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
@@ -18,6 +19,7 @@ from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import add_adapters
 from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
+from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
 from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
@@ -31,6 +33,8 @@ from lora_studio.training.notices import (
 )
 from lora_studio.training.optimizers import make_lr_scheduler, make_optimizer, parameter_groups
 from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
+from lora_studio.training.views import views_of
 
 
 class TrainResult(BaseModel):
@@ -71,6 +75,9 @@ def train(
         return _result(job, folder, None, begin, stopped=True)
     if resume:
         _resume(run, report)
+    if run.step == 0:
+        used = write_records(run)
+        report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
     tell_start(run, ready, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped:
@@ -99,11 +106,14 @@ def prepare(
         prediction_type=ready.prediction_type,
         on_progress=lambda message: phases(message, 0, 0),
     )
-    tell_long_captions(base, ready, report)
+    tell_long_captions(job, base, ready, report)
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
     base.vae.to(device)
     latents.fill(
-        ready.dataset.items,
+        [
+            *(view for item in ready.dataset.samples for view in views_of(item, recipe)),
+            *ready.dataset.held_out,
+        ],
         base.vae,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
@@ -150,12 +160,12 @@ def _cache_texts(
     job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: Phases, should_stop: Callable[[], bool]
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
-    texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), job.recipe.clip_skip)
-    captions = [item.caption for item in ready.dataset.items]
+    recipe = job.recipe
+    texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), recipe.clip_skip, recipe.max_token_length)
     for encoder in base.text_encoders:
         encoder.to(ready.device)
     texts.fill(
-        [*captions, *run_prompts(job, ready.dataset)],
+        [*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)],
         base.text_encoders,
         base.tokenizers,
         should_stop=should_stop,
@@ -176,14 +186,24 @@ def _resume(run: Run, report: Report) -> None:
     if state is None:
         report("warning", code="no_state", message="Nothing was saved yet: the run starts from the beginning.")
         return
-    restore(run, state)
     if state.values["dataset"] != run.dataset.fingerprint:
-        report(
-            "warning",
-            code="dataset_changed",
-            message="Images or captions have changed since the run was stopped; it goes on with the new ones.",
-        )
+        _check_dataset(run, state.values.get("steps_per_epoch"), report)
+    restore(run, state)
     report("resume", step=run.step)
+
+
+def _check_dataset(run: Run, steps_per_epoch: int | None, report: Report) -> None:
+    """Tell what has changed in the dataset since the run began; raise InputError if an epoch has other steps now."""
+    what = changes(run.folder, run.dataset)
+    told = f"Images or captions have changed since the run began{f': {what}' if what else ''}."
+    if steps_per_epoch not in (None, run.counts.steps_per_epoch):
+        raise InputError(
+            f"{told} An epoch has {run.counts.steps_per_epoch} steps now instead of {steps_per_epoch}: the run cannot "
+            "go on where it was.",
+            f"Put the images back as they were ({DATASET} in the run's folder lists them), or start a new run.",
+            code="dataset_changed",
+        )
+    report("warning", code="dataset_changed", message=f"{told} The run goes on with them as they are now.")
 
 
 def _result(job: TrainJob, folder: JobFolder, run: Run | None, begin: float, *, stopped: bool) -> TrainResult:

@@ -19,20 +19,39 @@ Value = float | None
 
 
 def loss_curve(
-    steps: Sequence[int], raw: Sequence[Value], smoothed: Sequence[Value], *, total: int, steps_per_epoch: int
+    steps: Sequence[int],
+    raw: Sequence[Value],
+    smoothed: Sequence[Value],
+    *,
+    total: int,
+    steps_per_epoch: int,
+    held_out: Sequence[tuple[int, float]] = (),
 ) -> Markup:
-    """Draw losses over steps 0 to `total`. All three sequences have one entry a step; None is a gap."""
+    """Draw losses over steps 0 to `total`. The first three sequences have one entry a step; None is a gap.
+
+    `held_out` has steps and losses on images that are not trained on.
+    """
     known = sorted(value for value in raw if value is not None and isfinite(value))
     if not known:
         return Markup("")
     total = max(total, steps[-1])
-    low, high, step = _axis(known[int(0.01 * len(known))], known[min(len(known) - 1, int(0.99 * len(known)))])
+    measured = [value for _, value in held_out if isfinite(value)]
+    low, high, step = _axis(
+        min([known[int(0.01 * len(known))], *measured]),
+        max([known[min(len(known) - 1, int(0.99 * len(known)))], *measured]),
+    )
     epochs = total // steps_per_epoch if steps_per_epoch else 0
     every = max(1, -(-epochs // TICKS_X))
     ticks_x = [(epoch * steps_per_epoch / total, str(epoch)) for epoch in range(every, epochs + 1, every)]
     ticks_y = [((tick - low) / (high - low), f"{tick:.{_digits(step)}f}") for tick in _range(low, high, step)]
     last = next((value for value in reversed(smoothed) if value is not None), known[-1])
     label = f"Loss over {steps[-1]} of {total} steps; smoothed loss now {last:.4f}."
+    key, line = Markup(""), Markup("")
+    if measured:
+        label = f"{label[:-1]}, held-out loss {measured[-1]:.4f}."
+        key = Markup('<span class="key held">held out</span>')
+        places, values = zip(*held_out, strict=True)
+        line = Markup('<path class="line held" d="{}"/>').format(_path(places, values, total, low, high))
     grid = Markup("").join(
         [Markup('<path class="grid" d="M0 {0}H100"/>').format(_round(100 - 100 * y)) for y, _ in ticks_y]
         + [Markup('<path class="grid" d="M{0} 0V100"/>').format(_round(100 * x)) for x, _ in ticks_x]
@@ -49,12 +68,14 @@ def loss_curve(
     )
     return Markup(
         '<figure class="curve"><figcaption><span class="title">Loss</span><span class="key raw">each step</span>'
-        '<span class="key smooth">smoothed</span></figcaption><div class="plot" role="img" aria-label="{label}">'
+        '<span class="key smooth">smoothed</span>{key}</figcaption><div class="plot" role="img" aria-label="{label}">'
         '<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">{grid}'
-        '<path class="line raw" d="{raw}"/><path class="line smooth" d="{smooth}"/></svg>{marks}'
+        '<path class="line raw" d="{raw}"/><path class="line smooth" d="{smooth}"/>{line}</svg>{marks}'
         '<span class="axis">epoch</span></div></figure>'
     ).format(
         label=label,
+        key=key,
+        line=line,
         grid=grid,
         raw=_path(steps, raw, total, low, high),
         smooth=_path(steps, smoothed, total, low, high),

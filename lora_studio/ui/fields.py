@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from functools import partial
 from typing import Any, Generic, TypeVar, cast, get_args, get_origin
 
@@ -51,7 +51,7 @@ class Spec:
         declared = model.model_fields[name]
         extra = cast("dict[str, Any]", declared.json_schema_extra)
         kind = declared.annotation
-        is_enum = isinstance(kind, type) and issubclass(kind, StrEnum)
+        is_enum = isinstance(kind, type) and issubclass(kind, Enum)
         unit = f", {extra['unit']}" if extra["unit"] else ""
         master, _, values = extra["only_with"].partition("=")
         return cls(
@@ -61,7 +61,7 @@ class Spec:
             group=Group(extra["group"]),
             simple=extra["simple"],
             default=declared.get_default(call_default_factory=True),
-            choices=tuple(item.value for item in cast("type[StrEnum]", kind)) if is_enum else (),
+            choices=tuple(str(item.value) for item in cast("type[Enum]", kind)) if is_enum else (),
             is_flag=kind is bool,
             is_lines=kind is not None and str in get_args(kind),
             is_row=get_origin(kind) is list and str not in get_args(kind),

@@ -24,6 +24,8 @@ class History:
     start: dict[str, Any] = field(default_factory=dict)
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
     losses: dict[int, float | None] = field(default_factory=dict)
+    held_out: dict[int, float] = field(default_factory=dict)
+    captions: list[str] = field(default_factory=list)
     samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -40,6 +42,11 @@ class History:
                 self.losses[step] = event.get("loss") if kind == "step" else None
                 if kind == "step":
                     self.steps[step] = event
+            case "validation":
+                if event.get("loss") is not None:
+                    self.held_out[int(event["step"])] = float(event["loss"])
+            case "captions":
+                self.captions = [str(text) for text in event.get("examples", [])]
             case "sample":
                 self.samples[int(event["epoch"]), int(event.get("index", 0))] = event
             case "checkpoint":
@@ -52,6 +59,7 @@ class History:
         """A resume goes on from `step`: what came after it is done again."""
         self.steps = {number: event for number, event in self.steps.items() if number <= step}
         self.losses = {number: loss for number, loss in self.losses.items() if number <= step}
+        self.held_out = {number: loss for number, loss in self.held_out.items() if number <= step}
 
     @property
     def last(self) -> dict[str, Any]:
@@ -93,7 +101,8 @@ class Histories:
         history = self.read(folder)
         known = self._verdicts.get(folder.path)
         if known is None or known[:2] != (history.offset, running):
-            judged = judge(history.curve()[1], recipe=job.recipe, running=running)
+            held_out = dict(sorted(history.held_out.items()))
+            judged = judge(history.curve()[1], recipe=job.recipe, running=running, held_out=held_out)
             known = self._verdicts[folder.path] = (history.offset, running, judged)
         return known[2]
 

@@ -117,7 +117,14 @@ def curve(view: RunView) -> Markup:
         return empty_card("The loss curve will stand here", "It begins with the first step.")
     start = view.history.start
     total = int(view.history.last.get("total") or start.get("total") or steps[-1])
-    return loss_curve(steps, raw, smoothed, total=total, steps_per_epoch=int(start.get("steps_per_epoch") or 0))
+    return loss_curve(
+        steps,
+        raw,
+        smoothed,
+        total=total,
+        steps_per_epoch=int(start.get("steps_per_epoch") or 0),
+        held_out=sorted(view.history.held_out.items()),
+    )
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:
@@ -225,6 +232,16 @@ def _clip(text: str) -> str:
     return flat if len(flat) <= 24 else f"{flat[:22]}…"
 
 
+def captions_used(view: RunView) -> Markup:
+    """The first captions as the run trains with them, shuffled and thinned out."""
+    if not view.history.captions:
+        return Markup("")
+    lines = Markup("").join(Markup("<li>{}</li>").format(text or "(none)") for text in view.history.captions)
+    return heading("Captions as they train", "The first of the run; more are in captions.jsonl.") + Markup(
+        "<ul>{}</ul>"
+    ).format(lines)
+
+
 def recipe_of_run(job: TrainJob) -> Markup:
     """The settings of a run: the simple ones, and all that differ from the guide's defaults."""
     defaults = Recipe()
@@ -234,4 +251,6 @@ def recipe_of_run(job: TrainJob) -> Markup:
         value, default = getattr(job.recipe, name), getattr(defaults, name)
         if spec.simple or value != default:
             rows.append(Row([spec.label, short(value), short(default)], changed=value != default))
+    if job.regularization is not None:
+        rows.append(Row(["Regularisation images", str(job.regularization), "empty"], changed=True))
     return table(["Setting", "Value", "Default"], rows, ["", "value", "why"], label="Recipe of this run")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from lora_studio.config import Recipe, TrainJob
 from lora_studio.project import Home, Project
@@ -194,3 +196,40 @@ def test_epochs_are_marked_within_the_curve(steps_per_epoch: int) -> None:
     marks = [float(place) for place in re.findall(r'class="tick x" style="left:([\d.]+)%"', drawn)]
     assert all(0 < place <= 100 for place in marks)
     assert bool(marks) == (steps_per_epoch <= 40)
+
+
+def test_held_out_losses_are_a_line_of_their_own(project: Project, interface: Interface) -> None:
+    plain = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2)
+    assert "held" not in plain
+    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2, held_out=[(0, 2.0), (2, 0.5)])
+    assert "held-out loss 0.5000" in drawn
+    path = re.search(r'class="line held" d="M0 (\S+)L50 (\S+)"', drawn)
+    assert path is not None
+    assert 0 <= float(path[1]) < float(path[2]) <= 100
+    folder = make_run(project)
+    folder.emit("validation", step=2, epoch=1, loss=0.123)
+    folder.emit("captions", file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""])
+    interface.open("ink")
+    shown = interface.call("_TrainTab.pick", pick=folder.name)
+    assert "held-out loss 0.1230" in shown["train_curve"]
+    details = "".join(str(value) for value in shown.values())
+    assert "<li>inkstamp_hc, &lt;b&gt;thing&lt;/b&gt;</li><li>(none)</li>" in details
+
+
+def test_a_regularisation_folder_goes_into_the_job_or_is_refused(
+    project: Project, interface: Interface, started: Started, tmp_path: Path
+) -> None:
+    interface.open("ink")
+    shown = interface.call("_TrainTab.start", train_regularization=str(tmp_path / "nowhere"))
+    assert "There is no folder" in shown["train_notice"]
+    assert not started
+    shown = interface.call("_TrainTab.edited", train_regularization=str(tmp_path / "nowhere"))
+    assert "There is no folder" in shown["train_cards"]
+    (tmp_path / "prior").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "prior" / "a.png")
+    interface.call("_TrainTab.start", train_regularization=f" {tmp_path / 'prior'} ", recipe_max_token_length="150")
+    [(folder, _)] = started
+    job = folder.job()
+    assert isinstance(job, TrainJob)
+    assert job.regularization == tmp_path / "prior"
+    assert job.recipe.max_token_length == 150

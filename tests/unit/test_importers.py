@@ -383,3 +383,28 @@ def test_whatever_a_zip_calls_its_files_they_stay_in_the_dataset(
     assert len(report.added) + len(report.skipped) + len(report.refused) <= len(parts)
     again = import_paths([archive], images_dir)
     assert (again.added, len(again.skipped)) == ([], len(report.added) + len(report.skipped))
+
+
+def test_masks_come_along_with_their_images(source: Path, images_dir: Path, tmp_path: Path) -> None:
+    """Named as OneTrainer has them or in a folder `mask`; masks of the same bytes are no copies of one another."""
+    for name in ("a", "b", "c"):
+        draw(source / f"{name}.png", ord(name))
+    for name in ("a-masklabel.png", "b-masklabel.png", "mask/c.png"):
+        (source / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 30), 255).save(source / name)
+    draw(images_dir / "a.png", 7)
+    packed = pack(tmp_path / "all.zip", tree(source))
+    expected = {"a.png", "a (2).png", "b.png", "c.png"} | {f"{n}-masklabel.png" for n in ("a (2)", "b", "c")}
+    report = import_paths([source], images_dir)
+    assert {path.name for path in images_dir.iterdir()} == expected
+    assert report.lines() == ["3 images added, 3 with masks."]
+    for again in ([source], [packed], sorted(source.glob("*.png"))):
+        assert import_paths(again, images_dir).lines() == ["0 images added, 3 already there."]
+    assert {path.name for path in images_dir.iterdir()} == expected
+    chosen = import_paths([source / "b-masklabel.png"], images_dir)
+    assert chosen.refused[0].message == "There is no image for the mask 'b-masklabel.png'."
+
+
+def test_a_folder_called_mask_without_images_beside_it_holds_images(source: Path, images_dir: Path) -> None:
+    draw(source / "mask" / "a.png", 1)
+    assert [path.name for path in import_paths([source], images_dir).added] == ["a.png"]

@@ -42,6 +42,31 @@ def test_a_long_curve_gets_its_verdict(shape: str, code: str) -> None:
     assert found.count(code) >= 54, found
 
 
+@pytest.mark.parametrize(
+    ("held_out", "code"),
+    [
+        ({0: 0.13, 100: 0.12, 200: 0.11, 300: 0.10}, "healthy"),
+        ({0: 0.13, 100: 0.10, 200: 0.11, 300: 0.12}, "overfit"),
+        ({0: 0.10, 100: 0.11, 200: 0.12, 300: 0.13}, "overfit"),
+        ({0: 0.13, 100: 0.10, 200: 0.101, 300: 0.102}, "healthy"),  # a rise that is nothing to speak of
+        ({0: 0.13, 100: 0.12, 200: 0.10, 300: 0.12}, "healthy"),  # once is not enough
+        ({0: 0.13, 100: 0.10, 200: 0.12, 300: float("nan")}, "healthy"),
+        ({}, "healthy"),
+    ],
+)
+def test_a_held_out_loss_that_rises_while_training_falls_is_overtraining(held_out: dict[int, float], code: str) -> None:
+    losses = curve("falling", 300, 0.2, 1)
+    events: list[dict[str, Any]] = [
+        {"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)
+    ]
+    events += [{"event": "validation", "step": step, "loss": loss} for step, loss in held_out.items()]
+    found = verdict(events)
+    assert found.code == code
+    if code == "overfit" and held_out[0] == 0.13:
+        assert "lowest after step 100, 0.1, and is 0.12 now (+20%)" in found.evidence
+        assert "The checkpoint at step 100 did best" in found.next_step
+
+
 @pytest.mark.parametrize("steps", [60, 200, 800])
 @pytest.mark.parametrize("noise", [0.3, 0.7])
 def test_noise_alone_is_never_called_a_trend(steps: int, noise: float) -> None:

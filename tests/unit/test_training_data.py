@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from PIL import Image
 
 from lora_studio.dataset.buckets import Placement
+from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.scan import scan
 from lora_studio.errors import JobError
 from lora_studio.planning.plan import plan
 from lora_studio.training.batches import Item, epoch_steps, read_dataset
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
+from lora_studio.training.views import views_of
 from tests.tiny_sdxl import make_pipeline
 from tests.training_runs import RECIPE, make_images, recipe_of
 
@@ -226,3 +230,128 @@ def test_filling_stops_when_asked(tmp_path: Path, parts: Any) -> None:
             on_progress=lambda number, total: done.append(number),
         )
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+
+
+def fill_views(cache: LatentCache, folder: Path, recipe: Any, vae: Any) -> int:
+    items = [view for item in read_dataset(folder, recipe).items for view in views_of(item, recipe)]
+    return cache.fill(items, vae, should_stop=lambda: False, on_progress=lambda done, total: None)
+
+
+def test_mirrored_and_cut_latents_are_kept_on_their_own(tmp_path: Path, parts: Any) -> None:
+    """Each is the VAE's answer to the picture mirrored or cut by hand; what was there is not encoded again."""
+    make_images(tmp_path / "data", [(96, 64)])
+    cache = LatentCache(tmp_path / "cache", weights_hash(parts.vae))
+    plain = recipe_of(enable_bucket=False)
+    assert fill_views(cache, tmp_path / "data", plain, parts.vae) == 1
+    both = recipe_of(enable_bucket=False, flip_aug=True)
+    assert fill_views(cache, tmp_path / "data", both, parts.vae) == 1
+    cropped = recipe_of(enable_bucket=False, flip_aug=True, random_crop=True)
+    (item,) = read_dataset(tmp_path / "data", cropped).items
+    views = views_of(item, cropped)
+    fresh = {view.placement.crop for view in views} - {item.placement.crop}
+    assert fill_views(cache, tmp_path / "data", cropped, parts.vae) == 2 * len(fresh)
+    assert fill_views(cache, tmp_path / "data", cropped, parts.vae) == 0
+    image = Image.open(tmp_path / "data" / "0.png").convert("RGB")
+    for view in views:
+        left, top = view.placement.crop
+        shown = np.array(image)[top : top + 64, left : left + 64]
+        pixels = torch.from_numpy(shown[:, ::-1].copy() if view.flipped else shown).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            expected = parts.vae.encode(pixels / 127.5 - 1).latent_dist.mean[0]
+        assert torch.equal(cache.load(view)[0], expected)
+
+
+def test_masks_are_kept_beside_the_latents(tmp_path: Path, parts: Any) -> None:
+    make_images(tmp_path / "data", [(64, 64), (64, 64)])
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :32] = 255
+    Image.fromarray(half).save(tmp_path / "data" / "0-masklabel.png")
+    recipe = recipe_of(masked_loss="files", flip_aug=True)
+    cache = LatentCache(tmp_path / "cache", weights_hash(parts.vae))
+    fill_views(cache, tmp_path / "data", recipe, parts.vae)
+    first, second = read_dataset(tmp_path / "data", recipe).items
+    left = torch.zeros(1, 8, 8)
+    left[..., :4] = 1
+    assert torch.equal(cache.load_mask(first), left)
+    assert torch.equal(cache.load_mask(replace(first, flipped=True)), left.flip(-1))
+    assert torch.equal(cache.load_mask(second), torch.ones(1, 8, 8))
+    Image.fromarray(half.T.copy()).save(tmp_path / "data" / "0-masklabel.png")
+    assert fill_views(cache, tmp_path / "data", recipe, parts.vae) == 0
+    edited = read_dataset(tmp_path / "data", recipe)
+    assert torch.equal(cache.load_mask(edited.items[0]), left.transpose(1, 2))
+
+
+def test_an_image_that_changes_while_it_is_read_is_named(tmp_path: Path, parts: Any) -> None:
+    """Its latents would be kept under the content that it no longer has."""
+    make_images(tmp_path / "data", [(64, 64), (64, 64)])
+    cache = LatentCache(tmp_path / "cache", "x")
+    items = read_dataset(tmp_path / "data", recipe_of()).items
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "data" / "0.png")
+    with pytest.raises(JobError, match=r"'0\.png' was changed while the run was being prepared") as caught:
+        cache.fill(items, parts.vae, should_stop=lambda: False, on_progress=lambda done, total: None)
+    assert caught.value.code == "image_changed"
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_what_is_gone_from_the_cache_is_told(tmp_path: Path, parts: Any) -> None:
+    make_images(tmp_path / "data", [(64, 64)])
+    cache = LatentCache(tmp_path / "cache", "x")
+    fill(cache, tmp_path / "data", parts.vae)
+    (item,) = read_dataset(tmp_path / "data", recipe_of()).items
+    cache.file(item).unlink()
+    with pytest.raises(JobError, match=r"cached of 0\.png is gone") as caught:
+        cache.load(item)
+    assert "Resume" in caught.value.remedy
+    assert caught.value.code == "cache_gone"
+
+
+def test_a_regularisation_set_is_balanced_and_has_no_trigger_word(tmp_path: Path) -> None:
+    make_images(tmp_path / "data" / "3_ohwx", [(64, 64), (96, 64)])
+    make_images(tmp_path / "prior" / "1_woman", [(64, 64)] * 4)
+    (tmp_path / "prior" / "1_woman" / "1.txt").unlink()
+    dataset = read_dataset(tmp_path / "data", recipe_of(), "ohwx", regularization=tmp_path / "prior")
+    assert [item.repeats for item in dataset.regularization] == [2, 2, 1, 1]
+    assert dataset.regularization[1].caption == "woman"
+    assert all(item.prior for item in dataset.regularization)
+    assert not any(item.prior for item in dataset.items)
+    seen = Counter(item.path for step in epoch_steps(dataset, recipe_of(), 0) for batch in step for item in batch)
+    assert seen == {item.path: item.repeats for item in dataset.samples}
+    assert sum(seen.values()) == 12
+
+
+@pytest.mark.parametrize("changes", [{}, {"repeats": 3, "batch_size": 3}, {"validation_split": 0.0}])
+def test_the_plan_counts_regularisation_and_held_out_images(tmp_path: Path, changes: dict[str, Any]) -> None:
+    make_images(tmp_path / "data" / "2_some", SIZES)
+    make_images(tmp_path / "data" / "1_rest", [(128, 64)] * 4)  # the first two are copies of no others
+    make_images(tmp_path / "prior", SIZES[3:])
+    given = {"validation_split": 0.25} | changes
+    dataset = read_dataset(tmp_path / "data", recipe_of(**given), regularization=tmp_path / "prior")
+    planned = plan(
+        tmp_path / "data",
+        base="embedded",
+        overrides=RECIPE | {"repeats": None} | given,
+        regularization=tmp_path / "prior",
+    )
+    assert dataset.count(recipe_of(**given)) == planned.steps
+    assert len(dataset.held_out) == (3 if given["validation_split"] else 0)
+    assert not {item.path for item in dataset.held_out} & {item.path for item in dataset.samples}
+    assert sum(item.repeats for item in dataset.regularization) == sum(item.repeats for item in dataset.items)
+
+
+def test_copies_that_a_scan_found_are_held_out_together(tmp_path: Path) -> None:
+    make_images(tmp_path / "dataset" / "1_a", [(64, 64)] * 8)
+    images = sorted((tmp_path / "dataset" / "1_a").glob("*.png"))
+    for copy in (1, 2, 3):
+        picture = Image.open(images[0])
+        picture.putpixel((0, 0), (copy, 0, 0))
+        picture.save(images[copy])
+    report = scan(tmp_path / "dataset")
+    (group,) = report.duplicate_groups
+    copies = {group.keep, *group.reject}
+    assert len(copies) > 2
+    stamps = {image: stamp_of(image) for image in images}
+    Manifest.of_scan(tmp_path / "dataset", report, stamps, frozenset()).save(tmp_path / "dataset.json")
+    for seed in range(6):
+        dataset = read_dataset(tmp_path / "dataset", recipe_of(validation_split=0.25, seed=seed))
+        both = {item.path for item in dataset.held_out} & copies
+        assert both in (set(), copies)

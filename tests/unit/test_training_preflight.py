@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lora_studio.config import TrainJob
 from lora_studio.errors import ConfigError
@@ -108,7 +109,9 @@ def test_captions_that_are_cut_off_are_a_warning(tiny_base: Path, images: Path, 
     ready = check(make_job(tiny_base, images), home)
     said: list[str] = []
     base = load_base(ready.source, dtype=ready.dtype)
-    tell_long_captions(base, ready, lambda event, /, **values: said.append(values["message"]))
+    tell_long_captions(
+        make_job(tiny_base, images), base, ready, lambda event, /, **values: said.append(values["message"])
+    )
     assert len(said) == 1
     assert said[0].startswith("1 captions are longer than 75 tokens")
 
@@ -126,6 +129,50 @@ def test_what_does_not_fit_base_or_machine_is_an_error(
 ) -> None:
     (problem,) = problems(make_job(tiny_base, images, **changes), home)
     assert word in problem
+
+
+def with_prior(job: TrainJob, folder: Path) -> TrainJob:
+    job.regularization = folder
+    return job
+
+
+def test_regularisation_folders_that_cannot_work_are_errors(tiny_base: Path, images: Path, home: Home) -> None:
+    (images.parent / "empty").mkdir()
+    for folder, words in (
+        (images.parent / "nowhere", "regularization: there is no folder"),
+        (images.parent / "empty", "empty holds no images"),
+        (images.parent / "empty" / ".." / "images", "regularization is the dataset's own folder"),
+    ):
+        (problem,) = problems(with_prior(make_job(tiny_base, images), folder), home)
+        assert words in problem
+    both = problems(with_prior(make_job(tiny_base, images / "no"), images / "none"), home)
+    assert len(both) == 2
+
+
+def test_a_trigger_word_in_regularisation_captions_is_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    make_images(images.parent / "prior", [(64, 64)])
+    found = warnings(with_prior(make_job(tiny_base, images), images.parent / "prior"), home)
+    assert list(found) == ["regularization_trigger"]
+    assert "1 regularisation captions" in found["regularization_trigger"]
+
+
+def test_masks_that_are_missing_are_told(tiny_base: Path, images: Path, home: Home) -> None:
+    for kind, words in (("files", "no image has a mask"), ("alpha", "no image is transparent")):
+        (problem,) = problems(make_job(tiny_base, images, masked_loss=kind), home)
+        assert words in problem
+    Image.new("L", (64, 64), 255).save(images / "1-masklabel.png")
+    found = warnings(make_job(tiny_base, images, masked_loss="files"), home)
+    assert "2 of 3 images have no mask, like 0.png" in found["masks_missing"]
+    Image.new("L", (64, 32), 255).save(images / "1-masklabel.png")
+    (problem,) = problems(make_job(tiny_base, images, masked_loss="files"), home)
+    assert "another shape" in problem
+
+
+def test_an_image_that_cannot_be_spared_is_not_held_out(tiny_base: Path, images: Path, home: Home) -> None:
+    for name in ("1.png", "2.png"):
+        shutil.copy(images / "0.png", images / name)
+    (problem,) = problems(make_job(tiny_base, images, validation_split=0.3), home)
+    assert "leave none to hold out. Set it to 0" in problem
 
 
 def test_a_base_that_is_not_whole_is_an_error(tiny_base: Path, tmp_path: Path, images: Path, home: Home) -> None:

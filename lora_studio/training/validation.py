@@ -1,0 +1,93 @@
+"""The held-out loss: how well the LoRA does on images that it is not trained on.
+
+The loss of a training step depends mostly on the timestep and the noise that it drew. Here both are fixed: each image
+is looked at with one noise at each of four timesteps, uncropped and unmirrored, with its caption as it is written, so
+that two evaluations differ by the LoRA's weights alone. Weights of timesteps and masks are those of training: with
+enough images the mean is comparable with the training loss, save that noise is drawn without an offset.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_studio.config import MaskedLoss
+from lora_studio.dataset.buckets import Size
+from lora_studio.runs import Report
+from lora_studio.training.batches import Batch, Item
+from lora_studio.training.loss import answer, weighted_losses
+from lora_studio.training.objective import training_target
+from lora_studio.training.rng import generator
+from lora_studio.training.views import image_number
+
+if TYPE_CHECKING:
+    from lora_studio.training.loop import Run
+
+SHARES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of the timesteps: the middles of four equal parts (the midpoint rule)
+
+
+def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Evaluate the held-out images, if there are any, and report it; nothing if it is asked to stop meanwhile.
+
+    `epoch` is the one that has ended, 0 before the first step.
+    """
+    items = run.dataset.held_out
+    if not items:
+        return
+    report("phase", message="Measuring the held-out loss")
+    total = torch.zeros((), dtype=torch.float64)
+    with _measuring(run):
+        for batch in _batches(items, run.job.recipe.batch_size):
+            if should_stop():
+                return
+            total += sum(losses.double().sum().cpu() for losses in _losses(run, batch))
+    loss = float(total) / (len(items) * len(SHARES))
+    run.held_out.append({"step": run.step, "epoch": epoch, "loss": loss})
+    report("validation", step=run.step, epoch=epoch, loss=loss)
+    run.health.watch_held_out(run.step, loss)
+
+
+def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
+    """The weighted losses [B] of a batch at each of the timesteps."""
+    scheduler, seed = run.base.noise_scheduler, run.job.recipe.seed
+    clean = torch.stack([run.latents.load(item)[0] for item in batch]) * run.base.vae.config.scaling_factor
+    masked = run.job.recipe.masked_loss is not MaskedLoss.OFF
+    masks = torch.stack([run.latents.load_mask(item) for item in batch]) if masked else None
+    captions = [item.caption for item in batch]
+    for number, share in enumerate(SHARES):
+        t = torch.full((len(batch),), int(share * scheduler.config.num_train_timesteps))
+        noise = torch.stack([_noise(clean.shape[1:], seed, item, number) for item in batch])
+        target = training_target(scheduler, run.base.prediction_type, clean, noise, t)
+        prediction = answer(run, scheduler.add_noise(clean, noise, t), t, captions, batch)
+        yield weighted_losses(run, prediction, target.to(run.device), t, masks)
+
+
+def _noise(shape: torch.Size, seed: int, item: Item, number: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed, "held-out noise", image_number(item), number))
+
+
+def _batches(items: list[Item], batch_size: int) -> Iterator[Batch]:
+    buckets: dict[Size, list[Item]] = defaultdict(list)
+    for item in items:
+        buckets[item.placement.bucket].append(item)
+    for _, members in sorted(buckets.items()):
+        for start in range(0, len(members), batch_size):
+            yield members[start : start + batch_size]
+
+
+@contextmanager
+def _measuring(run: Run) -> Iterator[None]:
+    """The models without dropout and gradients; training goes on as if nothing had happened."""
+    modes = [(module, module.training) for module in (run.base.unet, *run.base.text_encoders)]
+    try:
+        for module, _ in modes:
+            module.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.train(training)

@@ -1,0 +1,37 @@
+"""Changing captions with text encoders that are trained: nothing of them is cached, and a run resumes all the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.project import Home
+from tests.tiny_sdxl import save_tiny_sdxl
+from tests.training_runs import make_images, make_job, of, same, train_into, weights_of
+
+pytestmark = pytest.mark.slow
+
+
+def test_trained_text_encoders_see_changing_captions_and_resume_with_the_same_bits(tmp_path: Path) -> None:
+    base = save_tiny_sdxl(tmp_path / "base", layers=1)
+    images = make_images(tmp_path / "images", [(64, 64), (64, 64), (100, 64), (64, 64)])
+    for index in range(4):
+        (images / f"{index}.txt").write_text(f"red, inkstamp, thing {index}, small, on a table", "utf-8")
+    recipe = {
+        "text_encoder_lr": 5e-4,
+        "shuffle_caption": True,
+        "caption_tag_dropout_rate": 0.2,
+        "caption_dropout_rate": 0.2,
+        "max_token_length": 225,
+        "flip_aug": True,
+        "validation_split": 0.25,
+        "epochs": 3,
+    }
+    job, home = make_job(base, images, **recipe), Home(tmp_path / "home")
+    _, events = train_into(job, tmp_path / "whole", home)
+    assert not (home.cache / "text").exists()
+    train_into(job, tmp_path / "halves", home, stop_after=3)
+    _, rest = train_into(job, tmp_path / "halves", home, resume=True)
+    assert of(rest, "validation") == of(events, "validation")[-len(of(rest, "validation")) :]
+    assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "halves"))
