@@ -30,16 +30,9 @@ from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import lora_tensors, save_lora
 from lora_studio.training.health import Health
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.metadata import describe_lora
-from lora_studio.training.objective import (
-    draw_latent,
-    draw_noise,
-    draw_timestep,
-    min_snr_weights,
-    sample_losses,
-    signal_to_noise,
-    training_target,
-)
+from lora_studio.training.objective import min_snr_weights, signal_to_noise
 from lora_studio.training.optimizers import current_rates
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
@@ -206,35 +199,6 @@ def train_step(run: Run) -> float | None:
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         run.lr_scheduler.step()
     return loss if good else None
-
-
-def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
-    """The weighted loss [B] of each sample of a batch; `first` is the number of its first sample within the step."""
-    recipe, scheduler = run.job.recipe, run.base.noise_scheduler
-    timesteps, latents, noise = [], [], []
-    for sample, item in enumerate(batch, first):
-        mean, logvar = run.latents.load(item)
-        key = (recipe.seed, run.step, sample)
-        timesteps.append(draw_timestep(*key, scheduler.config.num_train_timesteps))
-        latents.append(draw_latent(mean, logvar, *key) * run.base.vae.config.scaling_factor)
-        noise.append(draw_noise(tuple(mean.shape), *key, recipe.noise_offset))
-    device = run.device
-    t = torch.tensor(timesteps)
-    weights = run.loss_weights[t].to(device, non_blocking=True)
-    clean, noisy = torch.stack(latents), torch.stack(noise)
-    target = training_target(scheduler, run.base.prediction_type, clean, noisy, t).to(device, non_blocking=True)
-    inputs = scheduler.add_noise(clean, noisy, t).to(device, run.base.unet.dtype, non_blocking=True)
-    time_ids = torch.tensor([item.time_ids for item in batch], device=device)
-    with run.autocast():
-        text = run.encode([item.caption for item in batch])
-        prediction = run.base.unet(
-            inputs,
-            t.to(device),
-            encoder_hidden_states=text.hidden,
-            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
-            return_dict=False,
-        )[0]
-    return sample_losses(prediction, target) * weights
 
 
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from lora_studio.errors import DiskFullError
 from lora_studio.project import Home
 from lora_studio.training import base_files, base_models, checkpoints
-from lora_studio.training.loop import Run, batch_losses, train_loop
+from lora_studio.training.loop import Run, train_loop
+from lora_studio.training.loss import batch_losses
 from tests.original_layout import save_single_file
 from tests.tiny_sdxl import save_tiny_sdxl
 from tests.training_runs import make_images, make_job, of, same, start, train_into, weights_of

@@ -19,7 +19,8 @@ from lora_studio.runs import JobFolder
 from lora_studio.training import loop
 from lora_studio.training.cache import TextCache
 from lora_studio.training.checkpoints import load_state
-from lora_studio.training.loop import Run, batch_losses, restore, save, save_adapter, train_step
+from lora_studio.training.loop import Run, restore, save, save_adapter, train_step
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
 from lora_studio.training.train import train
 from tests.tiny_sdxl import save_tiny_sdxl

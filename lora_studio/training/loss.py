@@ -1,0 +1,43 @@
+"""The loss of a batch: noise onto latents, the UNet's answer, and how far off it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lora_studio.training.batches import Batch
+from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep, sample_losses, training_target
+
+if TYPE_CHECKING:
+    from lora_studio.training.loop import Run
+
+
+def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
+    """The weighted loss [B] of each sample of a batch; `first` is the number of its first sample within the step."""
+    recipe, scheduler = run.job.recipe, run.base.noise_scheduler
+    timesteps, latents, noise = [], [], []
+    for sample, item in enumerate(batch, first):
+        mean, logvar = run.latents.load(item)
+        key = (recipe.seed, run.step, sample)
+        timesteps.append(draw_timestep(*key, scheduler.config.num_train_timesteps))
+        latents.append(draw_latent(mean, logvar, *key) * run.base.vae.config.scaling_factor)
+        noise.append(draw_noise(tuple(mean.shape), *key, recipe.noise_offset))
+    device = run.device
+    t = torch.tensor(timesteps)
+    weights = run.loss_weights[t].to(device, non_blocking=True)
+    clean, noisy = torch.stack(latents), torch.stack(noise)
+    target = training_target(scheduler, run.base.prediction_type, clean, noisy, t).to(device, non_blocking=True)
+    inputs = scheduler.add_noise(clean, noisy, t).to(device, run.base.unet.dtype, non_blocking=True)
+    time_ids = torch.tensor([item.time_ids for item in batch], device=device)
+    with run.autocast():
+        text = run.encode([item.caption for item in batch])
+        prediction = run.base.unet(
+            inputs,
+            t.to(device),
+            encoder_hidden_states=text.hidden,
+            added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0]
+    return sample_losses(prediction, target) * weights
