@@ -41,7 +41,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
     """What is worth a second look about the recipe's optimizer, its rates and its schedule."""
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
-    if advice.finds_rate and not optimizer_problems(recipe) and set(used.values()) - {1.0}:
+    if advice.finds_rate and not optimizer_problems(recipe) and max(used.values()) != 1:
         yield Caution(
             code="prodigy_rate",
             message=f"{name}'s rate is {max(used.values()):g}; 1 leaves it to {name}.",

@@ -95,6 +95,46 @@ def test_a_resumed_run_ends_with_the_same_bits(both: TrainJob, whole: Path, shar
         )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant", "debiased_estimation_loss": True},
+        {"ema_decay": 0.5, "lr_scheduler": "rex", "loss_type": "huber", "multires_noise_iterations": 6},
+    ],
+    ids=["schedule-free", "ema"],
+)
+def test_averages_are_resumed_and_given_out(base: Path, shared: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The same bits with a stop in the middle of an epoch; the files hold the average, the state what is trained."""
+    job = make_job(base, shared / "images", **changes)
+    home = Home(shared / "home")
+    _, told = train_into(job, tmp_path / "whole", home)
+    train_into(job, tmp_path / "parts", home, stop_after=1)
+    _, rest = train_into(job, tmp_path / "parts", home, resume=True)
+    lora = {folder: load_file(tmp_path / folder / "ink.safetensors") for folder in ("whole", "parts")}
+    assert same(lora["whole"], lora["parts"])
+    trained = weights_of(tmp_path / "whole")
+    assert same(trained, weights_of(tmp_path / "parts"))
+    plain = sorted(float(weight.square().sum()) for name, weight in trained.items() if name.endswith("/B"))
+    given = sorted(float(weight.square().sum()) for name, weight in lora["whole"].items() if "lora_up" in name)
+    assert len(plain) == len(given)
+    assert plain != given
+    assert of(rest, "timesteps") == of(told, "timesteps")
+
+
+def test_losses_by_timestep_are_those_of_the_epoch(base: Path, shared: Path, tmp_path: Path) -> None:
+    job = make_job(base, shared / "images", batch_size=1, min_timestep=200, max_timestep=500)
+    _, events = train_into(job, tmp_path, Home(shared / "home"))
+    found = of(events, "timesteps")
+    assert [values["epoch"] for values in found] == [1, 2]
+    for values, epoch in zip(found, of(events, "epoch"), strict=True):
+        filled = [place for place, count in enumerate(values["count"]) if count]
+        assert set(filled) <= {2, 3, 4}
+        assert sum(values["count"]) == 3
+        assert [mean is not None for mean in values["loss"]] == [place in filled for place in range(10)]
+        total = sum(values["loss"][place] * values["count"][place] for place in filled)
+        assert total / 3 == pytest.approx(epoch["loss"], rel=1e-5)
+
+
 def test_the_same_seed_gives_the_same_bits(both: TrainJob, whole: Path, shared: Path, tmp_path: Path) -> None:
     """Neither torch's own state, nor the LoRA's name, nor samples that are drawn on the way change anything."""
     torch.manual_seed(1234)
