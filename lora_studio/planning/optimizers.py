@@ -50,7 +50,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
     if recipe.lr_scheduler is Scheduler.ADAFACTOR and recipe.optimizer is Optimizer.ADAFACTOR:
         yield Caution(
             code="adafactor_rates",
-            message=f"With Adafactor's own schedule {' and '.join(used)} are not used, save that 0 leaves out a model.",
+            message="Adafactor's own schedule uses no unet_lr and text_encoder_lr, save that 0 leaves a model out.",
             why="It takes its rate from the number of steps and the size of the weights (Shazeer and Stern 2018).",
         )
     if recipe.optimizer is Optimizer.LION8BIT:

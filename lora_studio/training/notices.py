@@ -123,12 +123,13 @@ def tell_optimizer(run: Run, report: Report) -> None:
             trained = "only the text encoders learn"
         report(
             "hint",
+            about="recipe",
             code="prodigy_rates",
             message=f"{recipe.optimizer.value} finds the rate itself and {shared}: {trained}.",
             why="The rates of the recipe are factors on the rate that it finds.",
         )
     for caution in optimizer_cautions(recipe):
-        report("hint", **caution.model_dump())
+        report("hint", about="recipe", **caution.model_dump())
 
 
 def device_name(device: torch.device) -> str:

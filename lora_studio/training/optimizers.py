@@ -117,7 +117,7 @@ def optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
     arguments: dict[str, Any] = {"weight_decay": recipe.weight_decay, **METHODS[recipe.optimizer].arguments}
     if recipe.optimizer is Optimizer.PRODIGY:
         arguments["safeguard_warmup"] = recipe.lr_warmup_steps > 0
-    if recipe.lr_scheduler is Scheduler.ADAFACTOR:
+    if recipe.optimizer is Optimizer.ADAFACTOR and recipe.lr_scheduler is Scheduler.ADAFACTOR:
         warms_up = recipe.lr_warmup_steps > 0
         arguments |= {"relative_step": True, "scale_parameter": True, "warmup_init": warms_up}
     return arguments | _own_arguments(recipe)
@@ -225,6 +225,6 @@ def current_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def _rate(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float:
     if group.get("relative_step"):
-        steps = 1 + max((int(optimizer.state[weight].get("step", 0)) for weight in group["params"]), default=0)
+        steps = 1 + max((int(optimizer.state.get(weight, {}).get("step", 0)) for weight in group["params"]), default=0)
         return min(1e-6 * steps if group["warmup_init"] else 1e-2, 1 / math.sqrt(steps))
     return float(group["lr"]) * float(group.get("d", 1.0))

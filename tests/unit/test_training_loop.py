@@ -17,6 +17,7 @@ from lora_studio.errors import InputError, NonFiniteLossError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training import loop
+from lora_studio.training.base_models import make_noise_scheduler
 from lora_studio.training.cache import TextCache
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.loop import Run, restore, save, save_adapter, train_step
@@ -205,6 +206,24 @@ def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: s
     text = run.encode([item.caption for item in batch])
     assert torch.equal(unet.given["encoder_hidden_states"], text.hidden)
     assert torch.equal(unet.given["added_cond_kwargs"]["text_embeds"], text.pooled)
+
+
+def test_the_last_timestep_of_zero_terminal_snr_is_pure_noise_and_teaches_the_picture(run: Run) -> None:
+    """At SNR 0 the input is the noise, and v is what takes it away: minus the picture."""
+    run.__dict__.pop("loss_weights", None)
+    run.base.prediction_type = "v_prediction"
+    run.base.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
+    run.base.unet = unet = Recorder()  # type: ignore[assignment]
+    run.job.recipe.min_timestep = 999
+    run.job.recipe.min_snr_gamma = 0
+    batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
+    losses = batch_losses(run, batch, 0)
+    run.__dict__.pop("loss_weights")
+    assert unet.given["t"].tolist() == [999, 999]
+    for index, item in enumerate(batch):
+        clean = draw_latent(*run.latents.load(item), 42, 0, index) * 0.13025
+        assert torch.allclose(unet.given["noisy"][index], draw_noise((4, 8, 8), 42, 0, index, 0.1), atol=1e-4)
+        assert float(losses[index]) == pytest.approx(float(clean.square().mean()), rel=1e-2)
 
 
 def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
