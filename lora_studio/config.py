@@ -7,6 +7,7 @@ by the guide's checks, never forbidden here.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -18,6 +19,9 @@ from pydantic.config import JsonDict
 
 from lora_studio import guide
 from lora_studio.errors import ConfigError, InputError
+
+# Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99.
+ARGUMENT_BREAK = re.compile(r"[\s,]+(?=[^\W\d]\w*\s*=)")
 
 
 class Group(StrEnum):
@@ -41,6 +45,11 @@ class Optimizer(StrEnum):
     ADAMW8BIT = "AdamW8bit"
     PRODIGY = "Prodigy"
     ADAMW = "AdamW"
+    CAME = "CAME"
+    LION8BIT = "Lion8bit"
+    PAGED_ADAMW8BIT = "PagedAdamW8bit"
+    SCHEDULE_FREE = "AdamWScheduleFree"
+    PRODIGY_PLUS = "ProdigyPlusScheduleFree"
 
 
 class Scheduler(StrEnum):
@@ -51,6 +60,9 @@ class Scheduler(StrEnum):
     LINEAR = "linear"
     COSINE = "cosine"
     COSINE_WITH_RESTARTS = "cosine_with_restarts"
+    POLYNOMIAL = "polynomial"
+    REX = "rex"
+    ADAFACTOR = "adafactor"
 
 
 class Precision(StrEnum):
@@ -84,6 +96,39 @@ class MaskedLoss(StrEnum):
     OFF = "off"
     ALPHA = "alpha"
     FILES = "files"
+
+
+class ZeroTerminalSnr(StrEnum):
+    """Whether the noise schedule ends in pure noise; `auto` takes it from the base model."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class TimestepSampling(StrEnum):
+    """How the timesteps of a range are drawn."""
+
+    UNIFORM = "uniform"
+    LOGIT_NORMAL = "logit_normal"
+    HIGH_NOISE = "high_noise"
+    LOW_NOISE = "low_noise"
+
+
+class LossType(StrEnum):
+    """How an error is measured."""
+
+    L2 = "l2"
+    HUBER = "huber"
+    SMOOTH_L1 = "smooth_l1"
+
+
+class HuberSchedule(StrEnum):
+    """How the threshold of the Huber losses changes over the timesteps."""
+
+    CONSTANT = "constant"
+    EXPONENTIAL = "exponential"
+    SNR = "snr"
 
 
 class Kind(StrEnum):
@@ -183,6 +228,23 @@ class Recipe(Settings):
         why="Clips a step that is too large, so that one odd batch does no harm; 0 switches it off.",
         ge=0,
     )
+    optimizer_args: list[str] = setting(
+        [],
+        label="Optimizer arguments",
+        group=Group.OPTIMIZER,
+        why="More of the optimizer's own, as KEY=VALUE, one a line: d_coef=2 or betas=0.9,0.99. Empty: those that are "
+        "known to work.",
+        max_length=32,
+    )
+    ema_decay: float = setting(
+        0.0,
+        label="EMA decay",
+        group=Group.OPTIMIZER,
+        why="Saves and draws an average of the weights over the last 1 / (1 - decay) steps, which evens out the last "
+        "wobbles: 0.99 for hundreds of steps, 0.999 for thousands; 0 switches it off.",
+        ge=0,
+        lt=1,
+    )
 
     epochs: int = setting(label="Epochs", group=Group.SCHEDULE, advice="epochs", simple=True, ge=1, le=10_000)
     batch_size: int = setting(label="Batch size", group=Group.SCHEDULE, advice="batch_size", simple=True, ge=1, le=256)
@@ -208,12 +270,13 @@ class Recipe(Settings):
         group=Group.SCHEDULE,
         why="Cosine lets the rate fall smoothly, so that the last epochs settle instead of wandering.",
     )
-    lr_warmup_steps: int = setting(
+    lr_warmup_steps: float = setting(
         0,
         label="Warm-up",
         group=Group.SCHEDULE,
         unit="steps",
-        why="Steps in which the rate rises from zero; helps Prodigy and high rates.",
+        why="Steps in which the rate rises from zero, or their share of the run if below 1 (0.05); helps Prodigy and "
+        "high rates.",
         ge=0,
     )
     lr_scheduler_num_cycles: int = setting(
@@ -224,6 +287,14 @@ class Recipe(Settings):
         only_with="lr_scheduler=cosine_with_restarts",
         ge=1,
         le=100,
+    )
+    lr_scheduler_power: float = setting(
+        1.0,
+        label="Power of the decay",
+        group=Group.SCHEDULE,
+        why="Of the polynomial schedule: 1 is a straight line, 2 falls early and settles slowly.",
+        gt=0,
+        le=10,
     )
     max_train_steps: int | None = setting(
         None,
@@ -246,11 +317,85 @@ class Recipe(Settings):
         ge=0,
         le=100,
     )
+    debiased_estimation_loss: bool = setting(
+        False,
+        label="Debiased estimation loss",
+        group=Group.OBJECTIVE,
+        why="Another way to weigh timesteps, instead of Min-SNR gamma: more for noisy ones, which decide the "
+        "composition (Yu et al. 2023).",
+    )
     prediction_type: PredictionType = setting(
         PredictionType.AUTO,
         label="Prediction type",
         group=Group.OBJECTIVE,
         why="Read from the base model; the wrong one gives washed-out colours.",
+    )
+    zero_terminal_snr: ZeroTerminalSnr = setting(
+        ZeroTerminalSnr.AUTO,
+        label="Zero terminal SNR",
+        group=Group.OBJECTIVE,
+        why="Ends the noise schedule in pure noise, for full black and white (Lin et al. 2023). Read from the base "
+        "model, which must predict v for it.",
+    )
+    multires_noise_iterations: int = setting(
+        0,
+        label="Multires noise iterations",
+        group=Group.OBJECTIVE,
+        why="Adds noise of ever coarser grain (pyramid noise), with the aim of a noise offset; 6 is usual, 0 switches "
+        "it off.",
+        ge=0,
+        le=64,
+    )
+    multires_noise_discount: float = setting(
+        0.3,
+        label="Multires noise discount",
+        group=Group.OBJECTIVE,
+        why="How much each coarser grain of multires noise counts of the one before: 0.3 is usual, 0.8 is strong.",
+        ge=0,
+        le=1,
+    )
+    min_timestep: int = setting(
+        0,
+        label="First timestep",
+        group=Group.OBJECTIVE,
+        why="Timesteps below it are left out: those of the last touches, where almost nothing is noise.",
+        ge=0,
+        le=999,
+    )
+    max_timestep: int = setting(
+        1000,
+        label="Last timestep",
+        group=Group.OBJECTIVE,
+        why="Timesteps from it on are left out: those of the first outlines, where almost all is noise.",
+        ge=1,
+        le=1000,
+    )
+    timestep_sampling: TimestepSampling = setting(
+        TimestepSampling.UNIFORM,
+        label="Timestep sampling",
+        group=Group.OBJECTIVE,
+        why="Uniform is what SDXL was trained with. logit_normal prefers the middle, high_noise composition and style, "
+        "low_noise detail.",
+    )
+    loss_type: LossType = setting(
+        LossType.L2,
+        label="Loss type",
+        group=Group.OBJECTIVE,
+        why="huber and smooth_l1 grow slower for large errors, so that a few odd images do less harm.",
+    )
+    huber_c: float = setting(
+        0.1,
+        label="Huber threshold",
+        group=Group.OBJECTIVE,
+        why="Where huber and smooth_l1 turn from a square to a straight line: less is more robust.",
+        gt=0,
+        le=1,
+    )
+    huber_schedule: HuberSchedule = setting(
+        HuberSchedule.SNR,
+        label="Huber schedule",
+        group=Group.OBJECTIVE,
+        why="snr and exponential lower the threshold with the noise, from 1 to its value, and so keep detail.",
     )
     clip_skip: int = setting(label="Clip skip", group=Group.OBJECTIVE, advice="clip_skip", ge=1, le=12)
 
@@ -428,9 +573,35 @@ class Recipe(Settings):
     def _lines(cls, value: Any) -> Any:
         return _lines_of(value)
 
+    @field_validator("optimizer_args", mode="before")
+    @classmethod
+    def _arguments(cls, value: Any) -> Any:
+        return ARGUMENT_BREAK.split(value.strip(" ,\n")) if isinstance(value, str) and value.strip() else value or []
+
+    @field_validator("optimizer_args")
+    @classmethod
+    def _named(cls, value: list[str]) -> list[str]:
+        pairs = [text.partition("=") for text in value]
+        for text, (name, _, content) in zip(value, pairs, strict=True):
+            if not name.strip().isidentifier() or not content.strip():
+                raise ValueError(f"{text!r} is no argument; write KEY=VALUE, like betas=0.9,0.99")
+        return [f"{name.strip()}={content.strip()}" for name, _, content in pairs]
+
+    @field_validator("lr_warmup_steps")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("give whole steps, or a share of the run below 1")
+        return value
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         problems = []
+        if self.min_timestep >= self.max_timestep:
+            problems.append(
+                f"min_timestep {self.min_timestep} is not below max_timestep {self.max_timestep}: no timestep is left. "
+                "Set 0 and 1000 for all."
+            )
         if self.unet_lr == 0 and self.text_encoder_lr == 0:
             problems.append("unet_lr and text_encoder_lr are both 0: nothing would learn. Set one above 0.")
         if self.min_bucket_reso > self.max_bucket_reso:

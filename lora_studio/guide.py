@@ -172,18 +172,59 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
 
 @dataclass(frozen=True)
 class OptimizerAdvice:
-    """What the guide says about an optimizer; above `avoid_above` images it advises against it."""
+    """What is said about an optimizer; above `avoid_above` images the guide advises against it.
+
+    `finds_rate`: rates are factors around 1 on the rate that it finds; `one_rate`: and all must be the same.
+    `averages`: it needs no schedule, and what it saves are averaged weights. `rate` is the usual rate as a share of
+    AdamW's. `arguments` are further ones (KEY=VALUE) that are known to work, each with what it does.
+    """
 
     why: str
     avoid_above: int | None = None
+    finds_rate: bool = False
+    one_rate: bool = False
+    averages: bool = False
+    rate: float = 1.0
+    arguments: tuple[tuple[str, str], ...] = ()
 
+
+_WEIGHT_DECAY = ("weight_decay=0.1", "what most recipes for AdamW in 8 bits set")
+_D_COEF = ("d_coef=2", "twice the rate that it finds; 0.5 is gentler")
 
 OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
     {
         "Adafactor": OptimizerAdvice("Memory efficient and stable: the guide's first choice."),
-        "AdamW8bit": OptimizerAdvice("AdamW with its state in 8 bits: well known, at a quarter of the memory."),
-        "Prodigy": OptimizerAdvice("Finds its own rate: experimental but promising. Both rates must be 1."),
+        "AdamW8bit": OptimizerAdvice(
+            "AdamW with its state in 8 bits: well known, at a quarter of the memory.",
+            arguments=(_WEIGHT_DECAY, ("betas=0.9,0.99", "forgets old gradients sooner, for short runs")),
+        ),
+        "Prodigy": OptimizerAdvice(
+            "Finds its own rate: experimental but promising. Both rates must be 1.",
+            finds_rate=True,
+            one_rate=True,
+            arguments=(_D_COEF, ("slice_p=11", "half of its memory, for a rate from every eleventh weight")),
+        ),
         "AdamW": OptimizerAdvice("The full-size original; the guide avoids it on large datasets.", avoid_above=300),
+        "CAME": OptimizerAdvice(
+            "Adafactor with momentum and more confidence: half of AdamW's memory.",
+            arguments=(("weight_decay=0.04", "what recipes for CAME set"),),
+        ),
+        "Lion8bit": OptimizerAdvice(
+            "Steps of one size in every weight, an eighth of AdamW's memory; it wants a fifth of its rates.", rate=0.2
+        ),
+        "PagedAdamW8bit": OptimizerAdvice(
+            "AdamW8bit whose state moves to the main memory when the GPU's runs out.", arguments=(_WEIGHT_DECAY,)
+        ),
+        "AdamWScheduleFree": OptimizerAdvice(
+            "AdamW that averages its weights instead of lowering the rate: set the schedule to constant.",
+            averages=True,
+        ),
+        "ProdigyPlusScheduleFree": OptimizerAdvice(
+            "Prodigy with a rate for each model and no schedule: rates of 1, constant, Max gradient norm 0.",
+            finds_rate=True,
+            averages=True,
+            arguments=(_D_COEF,),
+        ),
     }
 )
 
@@ -570,6 +611,8 @@ def hints(setting: str) -> list[str]:
     found += [f"{item.rule}: {item.why}" for item in EXPERIMENTS if item.code == setting]
     if setting == "optimizer":
         found += [f"{name}: {advice.why}" for name, advice in OPTIMIZERS.items()]
+    if setting == "optimizer_args":
+        found += [f"{name}: {text}: {why}." for name, item in OPTIMIZERS.items() for text, why in item.arguments]
     found += [f"{item.advice}: {item.why}" for item in MEMORY_SAVINGS if item.setting == setting]
     found += [f"{sign.sign}: {sign.remedy}" for sign in WARNING_SIGNS.values() if setting in sign.settings]
     found += [f"{item.says} {item.holds}" for item in CORRECTIONS if item.setting == setting]

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_studio.config import Optimizer, PredictionType, Recipe
+from lora_studio.config import PredictionType, Recipe, ZeroTerminalSnr
 from lora_studio.errors import ConfigError
 from lora_studio.guide import FEW_IMAGES, OPTIMIZERS, RECIPE, SMALL_SIDE, WARNING_SIGNS, BaseModel, tier_for
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory import DESKTOP_GIB, fits, memory_gib, next_saving
+from lora_studio.planning.optimizers import optimizer_cautions, optimizer_problems
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import Span, duration
 from lora_studio.planning.trigger import check_trigger
 
-PRODIGY_LEAST_LR = 0.1  # a factor on the rate that Prodigy finds: at 1e-4 nothing is learned
 RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
 OFTEN = 300  # times that one image is shown in a run before it is worth a word
@@ -44,26 +44,38 @@ class Situation:
 
 def problems(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
     """Settings that cannot work together or with this base, a sentence each with the remedy; empty if all is well."""
-    found = []
-    if recipe.optimizer is Optimizer.PRODIGY:
-        rates = {name: getattr(recipe, name) for name in ("unet_lr", "text_encoder_lr")}
-        used = {name: rate for name, rate in rates.items() if rate > 0}
-        if len(set(used.values())) > 1:
-            found.append(
-                f"unet_lr {recipe.unet_lr:g} and text_encoder_lr {recipe.text_encoder_lr:g} differ, and Prodigy takes "
-                "one rate only. Set both to 1, or text_encoder_lr to 0."
-            )
-        found += [
-            f"{name} is {rate:g}, with which Prodigy learns nothing: it finds the rate itself. Set {name} to 1."
-            for name, rate in used.items()
-            if rate < PRODIGY_LEAST_LR
-        ]
+    found = optimizer_problems(recipe)
     if base is not None and recipe.prediction_type not in (PredictionType.AUTO, base.prediction_type):
         found.append(
             f"prediction_type is {recipe.prediction_type.value}, but {base.name} predicts {base.prediction_type}. "
             "Set prediction_type to auto."
         )
-    return found
+    predicts = recipe.prediction_type.value
+    if recipe.prediction_type is PredictionType.AUTO:
+        predicts = base.prediction_type if base else ""
+    return found + zero_snr_problems(recipe, predicts, base is not None and base.zero_terminal_snr)
+
+
+def zero_snr_problems(recipe: Recipe, prediction_type: str, zero_terminal_snr: bool) -> list[str]:
+    """Whether zero terminal SNR can work; the arguments are what will be predicted, and whether the base is so made."""
+    if prediction_type != "epsilon" or not uses_zero_snr(recipe, zero_terminal_snr):
+        return []
+    remedy = "prediction_type to auto, or zero_terminal_snr to off"
+    if recipe.zero_terminal_snr is ZeroTerminalSnr.ON:
+        remedy = "zero_terminal_snr to auto, or choose a base that predicts v"
+    elif recipe.prediction_type is PredictionType.AUTO:
+        remedy = "zero_terminal_snr to off"
+    return [
+        "Zero terminal SNR cannot go with a prediction of the noise (epsilon): its last timestep has no signal, only "
+        f"the noise that is asked for. Set {remedy}."
+    ]
+
+
+def uses_zero_snr(recipe: Recipe, zero_terminal_snr: bool) -> bool:
+    """Whether a run ends its noise schedule in pure noise, on a base that was made so or not."""
+    if recipe.zero_terminal_snr is ZeroTerminalSnr.AUTO:
+        return zero_terminal_snr
+    return recipe.zero_terminal_snr is ZeroTerminalSnr.ON
 
 
 def require_workable(recipe: Recipe, base: BaseModel | None = None) -> None:
@@ -78,6 +90,8 @@ def checks(recipe: Recipe, situation: Situation) -> list[Caution]:
         *_memory(recipe, situation),
         *_images(recipe, situation),
         *_rates(recipe, situation),
+        *optimizer_cautions(recipe),
+        *_objective(recipe, situation),
         *_network(recipe, situation),
         *_length(recipe, situation),
         *(check_trigger(situation.trigger_word) if situation.trigger_word is not None else ()),
@@ -158,13 +172,13 @@ def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: BaseModel | N
 
 
 def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    prodigy = recipe.optimizer is Optimizer.PRODIGY
-    zero_snr = situation.base is not None and situation.base.zero_terminal_snr
+    finds_rate = OPTIMIZERS[recipe.optimizer.value].finds_rate
+    zero_snr = uses_zero_snr(recipe, situation.base is not None and situation.base.zero_terminal_snr)
     for name in RANGED:
         value, advice = getattr(recipe, name), RECIPE[name]
-        if (prodigy and name.endswith("_lr")) or (name in ("unet_lr", "text_encoder_lr") and value == 0):
+        if (finds_rate and name.endswith("_lr")) or (name in ("unet_lr", "text_encoder_lr") and value == 0):
             continue
-        if name == "noise_offset" and zero_snr and value == 0:
+        if name == "noise_offset" and value == 0 and (zero_snr or recipe.multires_noise_iterations):
             continue
         low, high = advice.low, advice.high
         if (low is not None and value < low) or (high is not None and value > high):
@@ -174,24 +188,42 @@ def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
                 message=f"{name} is {value:g}; the guide suggests {bounds}.",
                 why=advice.why,
             )
-    if not prodigy and recipe.text_encoder_lr > recipe.unet_lr > 0:
+    if not finds_rate and recipe.text_encoder_lr > recipe.unet_lr > 0:
         yield Caution(
             code="text_encoder_rate",
             message=f"text_encoder_lr {recipe.text_encoder_lr:g} is above unet_lr {recipe.unet_lr:g}; "
             f"the guide suggests a fifth of it, {recipe.unet_lr / 5:g}.",
             why=RECIPE["text_encoder_lr"].why,
         )
-    if prodigy and not problems(recipe) and {recipe.unet_lr, recipe.text_encoder_lr} - {0.0, 1.0}:
-        yield Caution(
-            code="prodigy_rate",
-            message=f"Prodigy's rate is {max(recipe.unet_lr, recipe.text_encoder_lr):g}; 1 leaves it to Prodigy.",
-            why=OPTIMIZERS["Prodigy"].why,
-        )
-    if zero_snr and recipe.noise_offset > 0 and situation.base is not None:
+    if zero_snr and recipe.noise_offset > 0:
         yield Caution(
             code="noise_offset_zero_snr",
-            message=f"noise_offset is {recipe.noise_offset:g}; {situation.base.name} needs none.",
+            message=f"noise_offset is {recipe.noise_offset:g}; "
+            f"{situation.base.name if situation.base else 'zero terminal SNR'} needs none.",
             why="Zero terminal SNR reaches full black and white by itself.",
+        )
+
+
+def _objective(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
+    base = situation.base
+    if base is not None and base.zero_terminal_snr and recipe.zero_terminal_snr is ZeroTerminalSnr.OFF:
+        yield Caution(
+            code="zero_snr_off",
+            message=f"zero_terminal_snr is off, but {base.name} was made with it. Set it to auto.",
+            why="A LoRA of another noise schedule takes back the base's full black and white.",
+        )
+    if recipe.min_snr_gamma and recipe.debiased_estimation_loss:
+        yield Caution(
+            code="weighted_twice",
+            message=f"min_snr_gamma is {recipe.min_snr_gamma:g} and debiased_estimation_loss is on: both weigh "
+            "timesteps. Set min_snr_gamma to 0 for the paper's weights.",
+            why="The two are multiplied, which leaves little of the timesteps with little noise.",
+        )
+    if recipe.noise_offset and recipe.multires_noise_iterations:
+        yield Caution(
+            code="offset_twice",
+            message=f"noise_offset is {recipe.noise_offset:g} and multires noise is on. Set one of them to 0.",
+            why="Both teach dark and bright pictures; together they overdo it.",
         )
 
 
@@ -241,10 +273,10 @@ def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
                 f"{tier.batch_size[1]} for {tier.describe()}.",
                 why="Large batches average away what is special in a few images.",
             )
-    if situation.count is not None and recipe.lr_warmup_steps >= situation.count.total_steps:
+    if situation.count is not None and recipe.lr_warmup_steps >= max(1, situation.count.total_steps):
         yield Caution(
             code="warmup_long",
-            message=f"lr_warmup_steps is {recipe.lr_warmup_steps}, but the run ends at step "
+            message=f"lr_warmup_steps is {recipe.lr_warmup_steps:g}, but the run ends at step "
             f"{situation.count.total_steps}: the rate never gets to its value.",
             why="A twentieth of the run is plenty.",
         )

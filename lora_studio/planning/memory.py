@@ -11,15 +11,29 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lora_studio.config import Optimizer, Precision, Recipe
-from lora_studio.guide import MEMORY_SAVINGS, RECIPE, BaseModel, Saving
+from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
 
 GIB = 2**30
 RUNTIME_GIB = 0.8  # CUDA context, workspaces and what the allocator rounds up
 DESKTOP_GIB = 0.4  # what a desktop holds of the GPU
 
-# Bytes of optimizer state for one LoRA weight. AdamW: two fp32 moments. AdamW8bit: two of 8 bits with their scales.
-# Prodigy: AdamW's, the initial weight and the running sum. Adafactor: see `_state_bytes`.
-STATE_BYTES = {Optimizer.ADAMW: 8.0, Optimizer.ADAMW8BIT: 2.1, Optimizer.PRODIGY: 16.0}
+# Bytes of optimizer state for one LoRA weight. AdamW: two fp32 moments. AdamW8bit: two of 8 bits with their scales, and
+# where it is paged they count as long as there is room. Prodigy: AdamW's, the initial weight and the running sum.
+# Lion: one moment. CAME: one in fp32. AdamWScheduleFree: a second moment, and the weights before averaging.
+# Prodigy-plus: these weights, and two values of 16 bits for every eleventh. Rows and columns: see `_state_bytes`.
+STATE_BYTES = {
+    Optimizer.ADAFACTOR: 0.0,
+    Optimizer.ADAMW: 8.0,
+    Optimizer.ADAMW8BIT: 2.1,
+    Optimizer.PAGED_ADAMW8BIT: 2.1,
+    Optimizer.PRODIGY: 16.0,
+    Optimizer.LION8BIT: 1.05,
+    Optimizer.CAME: 4.0,
+    Optimizer.SCHEDULE_FREE: 8.0,
+    Optimizer.PRODIGY_PLUS: 4.0 + 4.0 / 11,
+}
+# Second moments that are kept as a row and a column instead of the matrix (Shazeer and Stern 2018).
+FACTORED = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1}
 
 
 @dataclass(frozen=True)
@@ -147,7 +161,7 @@ def saves(recipe: Recipe, saving: Saving) -> bool:
         case "gradient_checkpointing":
             return not recipe.gradient_checkpointing
         case "optimizer":
-            return STATE_BYTES.get(recipe.optimizer, 0) > STATE_BYTES[Optimizer(saving.value)]
+            return STATE_BYTES[recipe.optimizer] > STATE_BYTES[Optimizer(saving.value)]
         case "text_encoder_lr":
             return recipe.text_encoder_lr > 0 and recipe.unet_lr > 0
         case _:
@@ -166,8 +180,10 @@ def next_saving(recipe: Recipe) -> str:
 
 def _apply(recipe: Recipe, saving: Saving) -> Recipe:
     changes = {saving.setting: saving.value}
-    if saving.setting == "optimizer" and recipe.optimizer is Optimizer.PRODIGY:
-        # Prodigy's rates are factors around 1; any other optimizer would blow up with them.
+    if saving.setting == "optimizer":
+        changes["optimizer_args"] = []  # they were the other one's
+    if saving.setting == "optimizer" and OPTIMIZERS[recipe.optimizer.value].finds_rate:
+        # Such rates are factors around 1; any other optimizer would blow up with them.
         rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
         changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
     return Recipe.parse(recipe.model_dump() | changes)
@@ -183,8 +199,7 @@ def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> R
 
 
 def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
-    if recipe.optimizer is Optimizer.ADAFACTOR:
-        # Adafactor keeps a row and a column of second moments instead of the matrix: inputs + outputs + 2 ranks of
-        # every module, in fp32 (Shazeer and Stern 2018).
-        return 4 * (weights / recipe.network_dim + 2 * recipe.network_dim * shape.lora_modules)
-    return STATE_BYTES[recipe.optimizer] * weights
+    # a row and a column of a module's two matrices: inputs + outputs + 2 ranks, in fp32
+    lines = 4 * (weights / recipe.network_dim + 2 * recipe.network_dim * shape.lora_modules)
+    average = 4.0 if recipe.ema_decay else 0.0
+    return (STATE_BYTES[recipe.optimizer] + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines

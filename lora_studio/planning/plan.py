@@ -265,11 +265,29 @@ def _choose_network(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) 
         chosen.set("network_alpha", dim / 2, guide.RECIPE["network_alpha"].why)
     for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
         chosen.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
-    if Recipe.parse({"optimizer": chosen.get("optimizer")}).optimizer is Optimizer.PRODIGY:
-        chosen.set("unet_lr", 1.0, "Prodigy finds the rate itself; 1 leaves it alone.", guided=False)
-        chosen.set("text_encoder_lr", 0.0, "Prodigy takes one rate only, too high a one for text.", guided=False)
+    _choose_rates(chosen, Recipe.parse({"optimizer": chosen.get("optimizer")}).optimizer)
     if base is not None and base.zero_terminal_snr:
         chosen.set("noise_offset", 0.0, "Zero terminal SNR reaches full black and white by itself.", guided=False)
+
+
+def _choose_rates(chosen: _Choices, optimizer: Optimizer) -> None:
+    """What the optimizer makes of the guide's rates and schedule, which are those of AdamW and its like."""
+    name, advice = optimizer.value, guide.OPTIMIZERS[optimizer.value]
+    if advice.finds_rate:
+        chosen.set("unet_lr", 1.0, f"{name} finds the rate itself; 1 leaves it alone.", guided=False)
+        chosen.set("text_encoder_lr", 0.0, f"{name} takes one rate only, too high a one for text.", guided=False)
+    if advice.finds_rate and not advice.one_rate:
+        ratio = guide.RECIPE["text_encoder_lr"].value / guide.RECIPE["unet_lr"].value
+        why = f"{name} finds a rate for each model; a fifth of it, as the guide's rates are."
+        chosen.set("text_encoder_lr", ratio, why, guided=False)
+    if advice.rate != 1:
+        for setting in ("unet_lr", "text_encoder_lr"):
+            rate = float(f"{guide.RECIPE[setting].value * advice.rate:.6g}")
+            chosen.set(setting, rate, f"{advice.rate:g} of the guide's rate, as {name} wants it.", guided=False)
+    if advice.averages:
+        chosen.set("lr_scheduler", "constant", f"{name} averages its weights instead.", guided=False)
+    if optimizer is Optimizer.PRODIGY_PLUS:
+        chosen.set("max_grad_norm", 0.0, "It finds its rate from the size of the gradients.", guided=False)
 
 
 def _choose_schedule(

@@ -81,5 +81,10 @@ def balanced_repeats(own: Sequence[int], samples: int) -> list[int]:
     return repeats
 
 
+def warmup_steps(setting: float, total_steps: int) -> int:
+    """The steps of a warm-up: whole ones from 1 on, below that a share of the run. Never more than the run has."""
+    return int(setting * total_steps) if setting < 1 else min(int(setting), total_steps)
+
+
 def _ceil_div(count: int, size: int) -> int:
     return -(-count // size)

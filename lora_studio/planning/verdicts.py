@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.config import Optimizer, Precision, Recipe
-from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
+from lora_studio.config import Precision, Recipe, Scheduler
+from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
 from lora_studio.planning.losses import Change, Losses, overall, smooth, trend
 
 LEAST_STEPS = 50
@@ -246,8 +246,10 @@ def _range(change: Change) -> str:
 
 
 def _rate(recipe: Recipe | None, factor: float, lead: str = " ") -> str:
-    """The next rate to try, in words; nothing for Prodigy, which finds its own."""
-    if recipe is None or recipe.optimizer is Optimizer.PRODIGY or recipe.unet_lr == 0:
+    """The next rate to try, in words; nothing for Prodigy and others that find their own."""
+    if recipe is None or recipe.unet_lr == 0 or recipe.lr_scheduler is Scheduler.ADAFACTOR:
+        return ""
+    if OPTIMIZERS[recipe.optimizer.value].finds_rate:
         return ""
     text = f"(unet_lr {recipe.unet_lr:g} to {recipe.unet_lr * factor:g})"
     return f"{lead or ' '}{text}"

@@ -82,11 +82,13 @@ def load_base(
     dtype: torch.dtype,
     vae: str | None = None,
     prediction_type: str | None = None,
+    zero_terminal_snr: bool | None = None,
     on_progress: Progress = lambda message: None,
 ) -> Base:
     """Load a base onto the CPU, frozen. `vae` is another VAE: Hub repository, folder or .safetensors file.
 
-    `prediction_type` overrides what the base says. Raises InputError if something is missing or broken.
+    `prediction_type` and `zero_terminal_snr` override what the base says. Raises InputError if something is missing or
+    broken.
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -110,15 +112,16 @@ def load_base(
         module.requires_grad_(False)
         module.eval()
     predicts = prediction_type or facts.prediction_type
+    zero_snr = facts.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
     return Base(
         name=source.name,
         unet=unet,
         text_encoders=text_encoders,
         tokenizers=tokenizers,
         vae=used_vae,
-        noise_scheduler=make_noise_scheduler(facts.scheduler, predicts, facts.zero_terminal_snr),
+        noise_scheduler=make_noise_scheduler(facts.scheduler, predicts, zero_snr),
         prediction_type=predicts,
-        zero_terminal_snr=facts.zero_terminal_snr,
+        zero_terminal_snr=zero_snr,
         native_resolution=facts.native_resolution,
         files=[path] if source.kind == "file" else [_weights(path / part) for part in PARTS],
     )

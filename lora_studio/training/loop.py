@@ -23,6 +23,7 @@ from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
 from lora_studio.runs import Report
 from lora_studio.training.adapters import Adapters
+from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base
 from lora_studio.training.batches import Batch, Dataset, epoch_steps
 from lora_studio.training.cache import LatentCache, TextCache
@@ -30,12 +31,13 @@ from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import lora_tensors, save_lora
 from lora_studio.training.health import Health
-from lora_studio.training.loss import batch_losses
+from lora_studio.training.loss import batch_losses, step_timesteps
 from lora_studio.training.metadata import describe_lora
-from lora_studio.training.objective import min_snr_weights, signal_to_noise
-from lora_studio.training.optimizers import current_rates
+from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
+from lora_studio.training.optimizers import current_rates, load_optimizer
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
+from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.validation import validate
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
@@ -61,6 +63,8 @@ class Run:
     dtype: torch.dtype
     precision: str
     health: Health
+    averages: Averages
+    timestep_losses: TimestepLosses
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -92,8 +96,19 @@ class Run:
     @cached_property
     def loss_weights(self) -> Tensor:
         """The weight of each timestep [T], on the CPU."""
-        snr = signal_to_noise(self.base.noise_scheduler)
-        return min_snr_weights(snr, self.job.recipe.min_snr_gamma, self.base.prediction_type)
+        recipe = self.job.recipe
+        return timestep_weights(
+            signal_to_noise(self.base.noise_scheduler),
+            self.base.prediction_type,
+            gamma=recipe.min_snr_gamma,
+            debiased=recipe.debiased_estimation_loss,
+        )
+
+    @cached_property
+    def huber_thresholds(self) -> Tensor:
+        """The threshold of the Huber losses at each timestep [T], on the CPU."""
+        recipe = self.job.recipe
+        return huber_thresholds(self.base.noise_scheduler, recipe.huber_schedule, recipe.huber_c)
 
     def autocast(self) -> AbstractContextManager:
         """Half precision for what can take it; a no-op in fp32."""
@@ -178,23 +193,29 @@ def train_step(run: Run) -> float | None:
     """
     batches = run.batches(run.step)
     samples = sum(map(len, batches))
+    each: list[Tensor] = []
     total = torch.zeros((), device=run.device)
     first = 0
     for batch in batches:
-        part = batch_losses(run, batch, first).sum() / samples
+        losses = batch_losses(run, batch, first)
+        part = losses.sum() / samples
         run.scaler.scale(part).backward()
+        each.append(losses.detach())
         total += part.detach()
         first += len(batch)
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.parameters, run.job.recipe.max_grad_norm or math.inf)
-    loss, gradient = torch.stack([total, norm.to(total.device)]).tolist()  # the only wait for the device in a step
+    measured = torch.cat([torch.stack([total, norm.to(total.device)]), *each])
+    loss, gradient, *each_loss = measured.tolist()  # the only wait for the device in a step
     rescaling = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
     good = math.isfinite(loss) and (math.isfinite(gradient) or rescaling)
     if good:
         run.updating = True
         run.scaler.step(run.optimizer)
         run.scaler.update()
+        run.averages.update()
         run.updating = False
+        run.timestep_losses.add(step_timesteps(run, 0, samples), each_loss)
     elif run.scaler.is_enabled():
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
@@ -211,17 +232,21 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     epoch = run.epochs_finished + 1
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
+        report("timesteps", epoch=epoch, **run.timestep_losses.event())
     if epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs:
         path = run.folder / "checkpoints" / f"{run.job.name}-{epoch:06d}.safetensors"
         save_adapter(run, path, epoch)
         _drop_old_checkpoints(run)
         report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
     if recipe.sample_every_n_epochs and epoch % recipe.sample_every_n_epochs == 0:
-        draw(run, epoch, report=report, should_stop=should_stop)
-    validate(run, epoch, report=report, should_stop=should_stop)
+        with run.averages.given_out():
+            draw(run, epoch, report=report, should_stop=should_stop)
+    with run.averages.given_out():
+        validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
     run.epoch_losses = []
+    run.timestep_losses.clear()
     run.epochs_finished = epoch
     save(run)
 
@@ -258,7 +283,7 @@ def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
 
 
 def save_adapter(run: Run, path: Path, epoch: int) -> None:
-    """Write the LoRA as it is now: in fp16, or in fp32 if that is what the run computed in.
+    """Write the LoRA that the run gives out now: in fp16, or in fp32 if that is what the run computed in.
 
     Raises NonFiniteLossError if its weights are not finite.
     """
@@ -274,7 +299,9 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         step=run.step,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
-    save_lora(path, lora_tensors(run.adapters, run.base.unet, stored), metadata)
+    with run.averages.given_out():
+        tensors = lora_tensors(run.adapters, run.base.unet, stored)
+    save_lora(path, tensors, metadata)
 
 
 def save(run: Run) -> None:
@@ -290,11 +317,13 @@ def save(run: Run) -> None:
         "steps_per_epoch": run.counts.steps_per_epoch,
         "started": run.started,
         "health": run.health.state(),
+        "timestep_losses": run.timestep_losses.state(),
     }
     optimizer = {
         "optimizer": run.optimizer.state_dict(),
         "lr_scheduler": run.lr_scheduler.state_dict(),
         "scaler": run.scaler.state_dict(),
+        "average": run.averages.state(),
     }
     save_state(
         run.folder / "checkpoints" / "state",
@@ -307,9 +336,10 @@ def restore(run: Run, state: State) -> None:
     """Put a run where a saved state left it. Raises InputError if it belongs to another recipe."""
     try:
         run.adapters.load_state(state.weights)
-        run.optimizer.load_state_dict(state.optimizer["optimizer"])
+        load_optimizer(run.optimizer, state.optimizer["optimizer"])
         run.lr_scheduler.load_state_dict(state.optimizer["lr_scheduler"])
         run.scaler.load_state_dict(state.optimizer["scaler"])
+        run.averages.load_state(state.optimizer.get("average"))
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The saved state does not fit the recipe: {error}.",
@@ -322,6 +352,8 @@ def restore(run: Run, state: State) -> None:
     run.last_loss = state.values["last_loss"]
     run.started = state.values["started"]
     run.health.load_state(state.values["health"])
+    if "timestep_losses" in state.values:
+        run.timestep_losses.load_state(state.values["timestep_losses"])
     run.saved = state.step, state.epochs_finished
 
 

@@ -12,19 +12,13 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from lora_studio import __version__
-from lora_studio.config import MaskedLoss, Optimizer, TrainJob
+from lora_studio.config import LossType, MaskedLoss, TrainJob
 from lora_studio.dataset.captions import split_tags
-from lora_studio.planning.steps import StepCount
+from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.training.base_models import Base, window_hash
 from lora_studio.training.batches import Dataset
+from lora_studio.training.optimizers import optimizer_name
 from lora_studio.training.text import CHUNK
-
-OPTIMIZERS = {
-    Optimizer.ADAFACTOR: "transformers.optimization.Adafactor",
-    Optimizer.ADAMW8BIT: "bitsandbytes.optim.adamw.AdamW8bit",
-    Optimizer.PRODIGY: "prodigyopt.prodigy.Prodigy",
-    Optimizer.ADAMW: "torch.optim.adamw.AdamW",
-}
 
 
 def describe_lora(
@@ -64,6 +58,7 @@ def _text(value: Any) -> str:
 def _training(job: TrainJob, counts: StepCount, base: Base, precision: str) -> dict[str, Any]:
     recipe = job.recipe
     single = len(base.files) == 1
+    huber = recipe.loss_type is not LossType.L2
     return {
         "ss_v2": False,
         "ss_base_model_version": "sdxl_base_v1-0",
@@ -78,9 +73,10 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str) -> d
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,
         "ss_text_encoder_lr": recipe.text_encoder_lr,
-        "ss_optimizer": f"{OPTIMIZERS[recipe.optimizer]}(weight_decay={recipe.weight_decay})",
+        "ss_optimizer": optimizer_name(recipe),
+        "ss_optimizer_args": " ".join(recipe.optimizer_args) or None,
         "ss_lr_scheduler": recipe.lr_scheduler.value,
-        "ss_lr_warmup_steps": recipe.lr_warmup_steps,
+        "ss_lr_warmup_steps": warmup_steps(recipe.lr_warmup_steps, counts.total_steps),
         "ss_max_grad_norm": recipe.max_grad_norm,
         "ss_max_train_steps": counts.total_steps,
         "ss_num_epochs": recipe.epochs,
@@ -92,10 +88,16 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str) -> d
         "ss_mixed_precision": "no" if precision == "fp32" else precision,
         "ss_seed": recipe.seed,
         "ss_noise_offset": recipe.noise_offset or None,
+        "ss_multires_noise_iterations": recipe.multires_noise_iterations or None,
+        "ss_multires_noise_discount": recipe.multires_noise_discount if recipe.multires_noise_iterations else None,
         "ss_min_snr_gamma": recipe.min_snr_gamma or None,
+        "ss_debiased_estimation": recipe.debiased_estimation_loss,
         "ss_zero_terminal_snr": base.zero_terminal_snr,
         "ss_v_parameterization": base.prediction_type == "v_prediction",
-        "ss_loss_type": "l2",
+        "ss_loss_type": recipe.loss_type.value,
+        "ss_huber_schedule": recipe.huber_schedule.value if huber else None,
+        "ss_huber_c": recipe.huber_c if huber else None,
+        "ss_ema_decay": recipe.ema_decay or None,
         "ss_clip_skip": recipe.clip_skip,
         "ss_cache_latents": True,
     }
@@ -158,6 +160,8 @@ def _model_spec(job: TrainJob, base: Base, finished: float) -> dict[str, str]:
         "resolution": f"{side}x{side}",
         "prediction_type": "v" if base.prediction_type == "v_prediction" else "epsilon",
     }
+    if (job.recipe.min_timestep, job.recipe.max_timestep) != (0, 1000):
+        spec["timestep_range"] = f"{job.recipe.min_timestep},{job.recipe.max_timestep}"
     if job.trigger_word:
         spec |= {"trigger_phrase": job.trigger_word, "usage_hint": f"Use {job.trigger_word} in the prompt."}
     return {f"modelspec.{name}": value for name, value in spec.items()}

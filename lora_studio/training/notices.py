@@ -12,13 +12,26 @@ import torch
 from lora_studio import __version__
 from lora_studio.config import MaskedLoss, TrainJob
 from lora_studio.device import find_gpu
+from lora_studio.guide import OPTIMIZERS
+from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.runs import Report
 from lora_studio.training.base_models import Base
 from lora_studio.training.loop import Run
 from lora_studio.training.preflight import ReadyJob
 from lora_studio.training.text import truncated
 
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "prodigyopt", "safetensors")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "prodigyopt",
+    "pytorch-optimizer",
+    "prodigy-plus-schedule-free",
+    "safetensors",
+)
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 REPORT_SECONDS = 0.5
 
@@ -120,7 +133,28 @@ def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
         precision=run.precision,
         precision_reason=ready.dtype_reason,
         prediction_type=run.base.prediction_type,
+        zero_terminal_snr=run.base.zero_terminal_snr,
     )
+    tell_optimizer(run, report)
+
+
+def tell_optimizer(run: Run, report: Report) -> None:
+    """Say what the optimizer makes of the recipe's rates and schedule, where it is not what they say."""
+    recipe = run.job.recipe
+    if OPTIMIZERS[recipe.optimizer.value].finds_rate:
+        shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].one_rate else "finds one for each model"
+        trained = "UNet and text encoders learn" if recipe.text_encoder_lr else "text encoders stay as they are"
+        if not recipe.unet_lr:
+            trained = "only the text encoders learn"
+        report(
+            "hint",
+            about="recipe",
+            code="prodigy_rates",
+            message=f"{recipe.optimizer.value} finds the rate itself and {shared}: {trained}.",
+            why="The rates of the recipe are factors on the rate that it finds.",
+        )
+    for caution in optimizer_cautions(recipe):
+        report("hint", about="recipe", **caution.model_dump())
 
 
 def device_name(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from lora_studio import guide
 from lora_studio.config import PredictionType, Recipe, TrainJob
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.planning.advice import problems
+from lora_studio.planning.advice import problems, uses_zero_snr, zero_snr_problems
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
@@ -34,7 +34,7 @@ from lora_studio.training.views import views_of
 
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
 TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
-STATE_BYTES = 2 * (4 + 16)  # a weight: two states with it in fp32, and the four values that Prodigy keeps of it
+STATE_BYTES = 2 * (4 + 16 + 4)  # a weight: two states with it in fp32, the four values that Prodigy keeps, and an EMA
 SPARE = 2**28  # bytes that stay free
 
 T = TypeVar("T")
@@ -49,6 +49,7 @@ class ReadyJob:
     source: Source
     facts: Facts
     prediction_type: str
+    zero_terminal_snr: bool
     device: torch.device
     dtype: torch.dtype
     dtype_reason: str
@@ -87,7 +88,7 @@ def preflight(
         source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
         facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
-        found += [*_prediction_problems(job, facts), *_clip_skip_problems(job, facts)]
+        found += [*_prediction_problems(job, facts), *_noise_problems(job, facts), *_clip_skip_problems(job, facts)]
     if facts is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
         found += _space_problems(job, folder, home, dataset, lora_weights(recipe, facts), width)
@@ -100,6 +101,7 @@ def preflight(
         source=source,
         facts=facts,
         prediction_type=facts.prediction_type if chosen is PredictionType.AUTO else chosen.value,
+        zero_terminal_snr=uses_zero_snr(recipe, facts.zero_terminal_snr),
         device=device,
         dtype=precision[0],
         dtype_reason=precision[1],
@@ -126,6 +128,16 @@ def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
         f"prediction_type is {chosen.value}, but {job.base} predicts {facts.prediction_type}. "
         "Set prediction_type to auto."
     ]
+
+
+def _noise_problems(job: TrainJob, facts: Facts) -> list[str]:
+    recipe, total = job.recipe, facts.scheduler.get("num_train_timesteps", 1000)
+    chosen = recipe.prediction_type
+    predicts = facts.prediction_type if chosen is PredictionType.AUTO else chosen.value
+    found = zero_snr_problems(recipe, predicts, facts.zero_terminal_snr)
+    if recipe.min_timestep >= total:
+        found.append(f"min_timestep is {recipe.min_timestep}, but {job.base} has {total} timesteps. Set it to 0.")
+    return found
 
 
 def _clip_skip_problems(job: TrainJob, facts: Facts) -> list[str]:

@@ -17,6 +17,7 @@ from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import add_adapters
+from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
 from lora_studio.training.captions import cached_captions
@@ -31,9 +32,11 @@ from lora_studio.training.notices import (
     tell_long_captions,
     tell_start,
 )
-from lora_studio.training.optimizers import make_lr_scheduler, make_optimizer, parameter_groups
+from lora_studio.training.optimizers import make_optimizer, parameter_groups
 from lora_studio.training.preflight import ReadyJob, preflight
 from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
+from lora_studio.training.schedules import make_lr_scheduler
+from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.views import views_of
 
 
@@ -104,6 +107,7 @@ def prepare(
         dtype=ready.dtype,
         vae=job.vae,
         prediction_type=ready.prediction_type,
+        zero_terminal_snr=ready.zero_terminal_snr,
         on_progress=lambda message: phases(message, 0, 0),
     )
     tell_long_captions(job, base, ready, report)
@@ -136,7 +140,9 @@ def prepare(
         base.unet.enable_gradient_checkpointing()
         for encoder in base.text_encoders:
             encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = make_optimizer(recipe, parameter_groups(adapters, recipe))
+    groups = parameter_groups(adapters, recipe)
+    optimizer = make_optimizer(recipe, groups)
+    weights = [weight for group in groups for weight in group["params"]]
     return Run(
         job=job,
         folder=folder.path,
@@ -153,6 +159,8 @@ def prepare(
         dtype=ready.dtype,
         precision=PRECISIONS[ready.dtype],
         health=Health(),
+        averages=Averages(optimizer, weights, recipe.ema_decay),
+        timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
     )
 
 

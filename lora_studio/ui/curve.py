@@ -1,4 +1,4 @@
-"""The loss curve as SVG: raw values faint, the smooth ones strong, epochs as ticks.
+"""The loss as SVG: over the steps, raw values faint, the smooth ones strong, epochs as ticks; and by timestep.
 
 It stretches with its place: lines keep their width, and labels are text of the page, so they keep their size. Colours
 are the page's own, in light and dark.
@@ -79,6 +79,66 @@ def loss_curve(
         grid=grid,
         raw=_path(steps, raw, total, low, high),
         smooth=_path(steps, smoothed, total, low, high),
+        marks=marks,
+    )
+
+
+def timestep_chart(
+    bins: Sequence[Sequence[int]], losses: Sequence[Value], first: Sequence[Value], *, epoch: int
+) -> Markup:
+    """Draw mean losses by timestep: bars for an `epoch`, and a line where the `first` epoch was. None is a gap.
+
+    `bins` are [begin, end) of timesteps, from the last touches at 0 to pure noise.
+    """
+    known = [value for value in (*losses, *first) if value is not None and isfinite(value)]
+    if not known or not bins:
+        return Markup("")
+    _, high, step = _axis(0.0, max(known))
+    width = 100 / len(bins)
+    ticks_y = [(tick / high, f"{tick:.{_digits(step)}f}") for tick in _range(0.0, high, step)]
+    bars = Markup("").join(
+        Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"/>').format(
+            _round(width * place + 0.15 * width), _round(100 - height), _round(0.7 * width), _round(height)
+        )
+        for place, value in enumerate(losses)
+        if value is not None and isfinite(value)
+        for height in (100 * value / high,)
+    )
+    line = "".join(
+        f"M{_round(width * place)} {_round(100 - 100 * value / high)}h{_round(width)}"
+        for place, value in enumerate(first)
+        if value is not None and isfinite(value)
+    )
+    grid = Markup("").join(
+        Markup('<path class="grid" d="M0 {}H100"/>').format(_round(100 - 100 * y)) for y, _ in ticks_y
+    )
+    marks = Markup("").join(
+        [
+            Markup('<span class="tick y" style="bottom:{}%">{}</span>').format(_round(100 * y), text)
+            for y, text in ticks_y
+        ]
+        + [
+            Markup('<span class="tick x" style="left:{}%">{}</span>').format(_round(width * place), begin)
+            for place, (begin, _) in enumerate(bins)
+        ]
+    )
+    said = ", ".join(
+        f"{begin} to {end - 1}: {value:.3f}"
+        for (begin, end), value in zip(bins, losses, strict=True)
+        if value is not None
+    )
+    return Markup(
+        '<figure class="curve small"><figcaption><span class="title">Loss by timestep</span>'
+        '<span class="key">epoch {epoch}</span><span class="key raw">first epoch</span></figcaption>'
+        '<div class="plot" role="img" aria-label="{label}"><svg viewBox="0 0 100 100" preserveAspectRatio="none" '
+        'aria-hidden="true">{grid}{bars}<path class="line raw" d="{line}"/></svg>{marks}'
+        '<span class="axis">timestep: 0 is the picture, the end is noise</span></div></figure>'
+    ).format(
+        epoch=epoch,
+        label=f"Mean loss of epoch {epoch} by timestep. {said}.",
+        grid=grid,
+        bars=bars,
+        line=line,
         marks=marks,
     )
 

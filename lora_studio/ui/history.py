@@ -28,6 +28,7 @@ class History:
     captions: list[str] = field(default_factory=list)
     samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
+    timesteps: dict[int, dict[str, Any]] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def add(self, event: dict[str, Any]) -> None:
@@ -52,7 +53,12 @@ class History:
             case "checkpoint":
                 if event["path"] not in self.checkpoints:
                     self.checkpoints.append(event["path"])
-            case "warning":  # a hint is an earlier verdict: the page shows the one that holds now
+            case "timesteps":
+                self.timesteps[int(event["epoch"])] = event
+            case "warning":
+                self.notes[str(event.get("code", ""))] = event
+            case "hint" if event.get("about") == "recipe":
+                # any other hint is an earlier verdict: the page shows the one that holds now
                 self.notes[str(event.get("code", ""))] = event
 
     def _rewind(self, step: int) -> None:

@@ -25,7 +25,7 @@ from lora_studio.ui.components import (
     table,
     tiles,
 )
-from lora_studio.ui.curve import loss_curve
+from lora_studio.ui.curve import loss_curve, timestep_chart
 from lora_studio.ui.fields import Spec
 from lora_studio.ui.history import RunView, recipe_changes
 from lora_studio.ui.pictures import picture
@@ -111,13 +111,13 @@ def _rate_note(view: RunView) -> str:
 
 
 def curve(view: RunView) -> Markup:
-    """The loss curve, or what will stand there."""
+    """The loss curve with the loss by timestep below it, or what will stand there."""
     steps, raw, smoothed = view.history.curve()
     if not steps:
         return empty_card("The loss curve will stand here", "It begins with the first step.")
     start = view.history.start
     total = int(view.history.last.get("total") or start.get("total") or steps[-1])
-    return loss_curve(
+    over_steps = loss_curve(
         steps,
         raw,
         smoothed,
@@ -125,6 +125,11 @@ def curve(view: RunView) -> Markup:
         steps_per_epoch=int(start.get("steps_per_epoch") or 0),
         held_out=sorted(view.history.held_out.items()),
     )
+    known = view.history.timesteps
+    if not known:
+        return over_steps
+    first, last = known[min(known)], known[max(known)]
+    return over_steps + timestep_chart(last["bins"], last["loss"], first["loss"], epoch=max(known))
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:

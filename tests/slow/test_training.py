@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+from lora_studio.config import Optimizer
 from lora_studio.errors import DiskFullError
 from lora_studio.project import Home
 from lora_studio.training import base_files, base_models, checkpoints
@@ -35,10 +36,13 @@ def job_of(shared: Path, **changes: Any) -> Any:
     return make_job(shared / "base", shared / "images", **({"text_encoder_lr": 5e-4} | changes))
 
 
-@pytest.mark.parametrize("optimizer", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+@pytest.mark.parametrize("optimizer", list(Optimizer))
 @pytest.mark.parametrize("schedule", ["cosine", "cosine_with_restarts"])
-def test_every_optimizer_resumes_to_the_same_bits(shared: Path, tmp_path: Path, optimizer: str, schedule: str) -> None:
-    rates = {"unet_lr": 1.0, "text_encoder_lr": 1.0} if optimizer == "Prodigy" else {}
+def test_every_optimizer_resumes_to_the_same_bits(
+    shared: Path, tmp_path: Path, optimizer: Optimizer, schedule: str
+) -> None:
+    rates = {"unet_lr": 1.0, "text_encoder_lr": 1.0} if optimizer.startswith("Prodigy") else {}
     job = job_of(shared, optimizer=optimizer, lr_scheduler=schedule, lr_warmup_steps=1, network_dim=64, **rates)
     home = Home(shared / "home")
     train_into(job, tmp_path / "whole", home)
@@ -48,6 +52,17 @@ def test_every_optimizer_resumes_to_the_same_bits(shared: Path, tmp_path: Path, 
     whole = weights_of(tmp_path / "whole")
     assert same(weights_of(tmp_path / "parts"), whole)
     assert any(weight.any() for name, weight in whole.items() if name.endswith("/B"))
+
+
+def test_adafactors_own_schedule_resumes_to_the_same_bits(shared: Path, tmp_path: Path) -> None:
+    job = job_of(shared, optimizer="Adafactor", lr_scheduler="adafactor", ema_decay=0.9)
+    home = Home(shared / "home")
+    _, events = train_into(job, tmp_path / "whole", home)
+    train_into(job, tmp_path / "parts", home, stop_after=3)
+    train_into(job, tmp_path / "parts", home, resume=True)
+    assert same(weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole"))
+    assert [values["lr"] for values in of(events, "step")] == pytest.approx([0.01] * 4)
+    assert "adafactor_rates" in {values["code"] for values in of(events, "hint")}
 
 
 def test_gradient_checkpointing_changes_no_bit(shared: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from lora_studio.config import Recipe, TrainJob
 from lora_studio.project import Home, Project
 from lora_studio.runs import JobFolder, State
-from lora_studio.ui.curve import loss_curve
+from lora_studio.ui.curve import loss_curve, timestep_chart
 from lora_studio.ui.fields import RecipeForm, Spec
 from lora_studio.ui.train_tab import FORM
 from tests.ui.interface import Interface
@@ -169,6 +169,26 @@ def test_an_earlier_hint_gives_way_to_the_verdict_that_holds(project: Project, i
     cards = interface.call("_TrainTab.pick", pick="001-ink")["train_cards"]
     assert "A stale hint" not in cards
     assert "One &lt;i&gt;warning&lt;/i&gt;" in cards
+
+
+def test_what_a_run_says_of_its_recipe_and_its_timesteps_is_shown(project: Project, interface: Interface) -> None:
+    folder = make_run(project)
+    folder.emit("hint", about="recipe", code="schedule_free", message="Set lr_scheduler to constant.", why="So.")
+    bins = [[0, 500], [500, 1000]]
+    folder.emit("timesteps", epoch=1, bins=bins, loss=[0.4, None], count=[3, 0])
+    folder.emit("timesteps", epoch=2, bins=bins, loss=[0.2, 0.05], count=[2, 1])
+    interface.open("ink")
+    shown = interface.call("_TrainTab.pick", pick="001-ink")
+    assert "Set lr_scheduler to constant." in shown["train_cards"]
+    assert "Mean loss of epoch 2 by timestep. 0 to 499: 0.200, 500 to 999: 0.050." in shown["train_curve"]
+
+
+def test_bars_stand_for_mean_losses_by_timestep() -> None:
+    drawn = timestep_chart([[0, 500], [500, 1000]], [0.1, 0.2], [0.4, None], epoch=3)
+    bars = re.findall(r'<rect class="bar" x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"/>', drawn)
+    assert [tuple(map(float, bar)) for bar in bars] == [(7.5, 75, 25), (57.5, 50, 50)]
+    assert re.findall(r'class="line raw" d="([^"]*)"', drawn) == ["M0 0h50"]
+    assert timestep_chart([[0, 10]], [None], [None], epoch=1) == ""
 
 
 def test_a_finished_run_offers_its_file_and_the_test(project: Project, interface: Interface) -> None:

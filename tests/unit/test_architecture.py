@@ -35,6 +35,8 @@ HEAVY = {
     "accelerate",
     "bitsandbytes",
     "prodigyopt",
+    "prodigyplus",
+    "pytorch_optimizer",
 }
 HEAVY_PLACES = ("training/", "sampling/", "dataset/taggers", "demo/")
 SOURCES = sorted(PACKAGE.rglob("*.py"))

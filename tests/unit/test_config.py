@@ -68,7 +68,12 @@ def test_changed_holds_the_difference_only() -> None:
         ({"max_grad_norm": float("inf")}, "finite"),
         ({"network_dim": 0}, "greater than or equal to 1"),
         ({"learning_rate": 1e-4}, "learning_rate"),
-        ({"optimizer": "CAME"}, "'Adafactor', 'AdamW8bit', 'Prodigy' or 'AdamW'"),
+        ({"optimizer": "Adam"}, "'Adafactor', 'AdamW8bit', 'Prodigy', 'AdamW', 'CAME'"),
+        ({"min_timestep": 500, "max_timestep": 500}, "no timestep is left"),
+        ({"lr_warmup_steps": 10.5}, "whole steps, or a share"),
+        ({"optimizer_args": "betas"}, "write KEY=VALUE"),
+        ({"optimizer_args": ["d coef=2"]}, "write KEY=VALUE"),
+        ({"ema_decay": 1}, "less than 1"),
     ],
 )
 def test_what_cannot_work_is_refused_with_words(values: dict[str, Any], words: str) -> None:
@@ -82,6 +87,23 @@ def test_odd_resolutions_work_without_upscaling() -> None:
 
 def test_prompts_may_be_given_as_lines() -> None:
     assert Recipe.parse({"sample_prompts": " a cat \n\n b, c\n"}).sample_prompts == ["a cat", "b, c"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "weight_decay=0.1 betas=0.9,0.99 decouple=True",
+        "weight_decay=0.1, betas=0.9,0.99, decouple=True",
+        " weight_decay=0.1\nbetas = 0.9,0.99\n\ndecouple=True\n",
+        ["weight_decay=0.1", "betas=0.9,0.99", "decouple = True"],
+    ],
+)
+def test_optimizer_arguments_are_taken_as_people_write_them(given: Any) -> None:
+    recipe = Recipe.parse({"optimizer_args": given})
+    assert recipe.optimizer_args == ["weight_decay=0.1", "betas=0.9,0.99", "decouple=True"]
+    assert Recipe.parse(recipe.changed()) == recipe
+    assert Recipe.parse({"optimizer_args": "betas=[0.9, 0.99]"}).optimizer_args == ["betas=[0.9, 0.99]"]
+    assert Recipe.parse({"optimizer_args": ""}).optimizer_args == []
 
 
 def test_assignment_is_checked() -> None:

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from lora_studio.config import Recipe
 from lora_studio.errors import DiskFullError
 from lora_studio.project import Home
 from lora_studio.training.adapters import add_adapters
@@ -24,6 +25,7 @@ from lora_studio.training.base_files import SDXL_CONFIG
 from lora_studio.training.drawing import Text, draw_picture, make_pipeline
 from lora_studio.training.export import block_names, kohya_name, lora_tensors, model_hashes, save_lora
 from lora_studio.training.loop import Run, save_adapter
+from lora_studio.training.metadata import describe_lora
 from tests.kohya_lora import sgm_name
 from tests.tiny_sdxl import save_tiny_sdxl
 from tests.training_runs import make_images, make_job, same, start
@@ -154,7 +156,7 @@ def test_metadata_says_how_it_was_made(run: Run, file: Path) -> None:
         "ss_network_alpha": "2.0",
         "ss_unet_lr": "0.001",
         "ss_text_encoder_lr": "0.0001",
-        "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01)",
+        "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01,fused=True)",
         "ss_output_name": "ink",
         "ss_resolution": "(64, 64)",
         "ss_num_train_images": "4",
@@ -163,6 +165,13 @@ def test_metadata_says_how_it_was_made(run: Run, file: Path) -> None:
         "ss_epoch": "2",
         "ss_steps": "2",
         "ss_seed": "42",
+        "ss_lr_scheduler": "cosine",
+        "ss_loss_type": "l2",
+        "ss_huber_c": "None",
+        "ss_min_snr_gamma": "5.0",
+        "ss_debiased_estimation": "False",
+        "ss_multires_noise_iterations": "None",
+        "ss_zero_terminal_snr": "False",
         "ss_clip_skip": "2",
         "ss_mixed_precision": "no",
         "ss_v2": "False",
@@ -179,6 +188,42 @@ def test_metadata_says_how_it_was_made(run: Run, file: Path) -> None:
     assert json.loads(found["ss_bucket_info"]) == {"buckets": {"0": {"resolution": [64, 64], "count": 4}}}
     assert found["ss_new_sd_model_hash"] == run.base.hash
     assert not any(str(run.folder) in value for value in found.values())
+
+
+def test_metadata_names_objective_and_optimizer_as_they_were(run: Run) -> None:
+    recipe = {
+        "optimizer": "Prodigy",
+        "optimizer_args": "d_coef=2 betas=0.9,0.99",
+        "lr_scheduler": "rex",
+        "lr_warmup_steps": 0.25,
+        "loss_type": "smooth_l1",
+        "huber_c": 0.2,
+        "huber_schedule": "exponential",
+        "debiased_estimation_loss": True,
+        "multires_noise_iterations": 6,
+        "noise_offset": 0,
+        "ema_decay": 0.9,
+        "max_timestep": 800,
+    }
+    job = run.job.model_copy(update={"recipe": Recipe.parse(recipe)})
+    found = describe_lora(job, run.dataset, run.counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
+    expected = {
+        "ss_optimizer": "prodigyopt.prodigy.Prodigy(weight_decay=0.01,decouple=True,use_bias_correction=True,"
+        "safeguard_warmup=True,d_coef=2,betas=(0.9, 0.99))",
+        "ss_optimizer_args": "d_coef=2 betas=0.9,0.99",
+        "ss_lr_scheduler": "rex",
+        "ss_lr_warmup_steps": "1",  # a quarter of four
+        "ss_loss_type": "smooth_l1",
+        "ss_huber_c": "0.2",
+        "ss_huber_schedule": "exponential",
+        "ss_debiased_estimation": "True",
+        "ss_multires_noise_iterations": "6",
+        "ss_multires_noise_discount": "0.3",
+        "ss_noise_offset": "None",
+        "ss_ema_decay": "0.9",
+        "modelspec.timestep_range": "0,800",
+    }
+    assert {name: found.get(name) for name in expected} == expected
 
 
 def test_hashes_are_those_of_kohya_and_a1111(file: Path) -> None:

@@ -17,6 +17,7 @@ from lora_studio.errors import InputError, NonFiniteLossError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training import loop
+from lora_studio.training.base_models import make_noise_scheduler
 from lora_studio.training.cache import TextCache
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.loop import Run, restore, save, save_adapter, train_step
@@ -95,6 +96,46 @@ def test_a_resumed_run_ends_with_the_same_bits(both: TrainJob, whole: Path, shar
         )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant", "debiased_estimation_loss": True},
+        {"ema_decay": 0.5, "lr_scheduler": "rex", "loss_type": "huber", "multires_noise_iterations": 6},
+    ],
+    ids=["schedule-free", "ema"],
+)
+def test_averages_are_resumed_and_given_out(base: Path, shared: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The same bits with a stop in the middle of an epoch; the files hold the average, the state what is trained."""
+    job = make_job(base, shared / "images", **changes)
+    home = Home(shared / "home")
+    _, told = train_into(job, tmp_path / "whole", home)
+    train_into(job, tmp_path / "parts", home, stop_after=1)
+    _, rest = train_into(job, tmp_path / "parts", home, resume=True)
+    lora = {folder: load_file(tmp_path / folder / "ink.safetensors") for folder in ("whole", "parts")}
+    assert same(lora["whole"], lora["parts"])
+    trained = weights_of(tmp_path / "whole")
+    assert same(trained, weights_of(tmp_path / "parts"))
+    plain = sorted(float(weight.square().sum()) for name, weight in trained.items() if name.endswith("/B"))
+    given = sorted(float(weight.square().sum()) for name, weight in lora["whole"].items() if "lora_up" in name)
+    assert len(plain) == len(given)
+    assert plain != given
+    assert of(rest, "timesteps") == of(told, "timesteps")
+
+
+def test_losses_by_timestep_are_those_of_the_epoch(base: Path, shared: Path, tmp_path: Path) -> None:
+    job = make_job(base, shared / "images", batch_size=1, min_timestep=200, max_timestep=500)
+    _, events = train_into(job, tmp_path, Home(shared / "home"))
+    found = of(events, "timesteps")
+    assert [values["epoch"] for values in found] == [1, 2]
+    for values, epoch in zip(found, of(events, "epoch"), strict=True):
+        filled = [place for place, count in enumerate(values["count"]) if count]
+        assert set(filled) <= {2, 3, 4}
+        assert sum(values["count"]) == 3
+        assert [mean is not None for mean in values["loss"]] == [place in filled for place in range(10)]
+        total = sum(values["loss"][place] * values["count"][place] for place in filled)
+        assert total / 3 == pytest.approx(epoch["loss"], rel=1e-5)
+
+
 def test_the_same_seed_gives_the_same_bits(both: TrainJob, whole: Path, shared: Path, tmp_path: Path) -> None:
     """Neither torch's own state, nor the LoRA's name, nor samples that are drawn on the way change anything."""
     torch.manual_seed(1234)
@@ -165,6 +206,24 @@ def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: s
     text = run.encode([item.caption for item in batch])
     assert torch.equal(unet.given["encoder_hidden_states"], text.hidden)
     assert torch.equal(unet.given["added_cond_kwargs"]["text_embeds"], text.pooled)
+
+
+def test_the_last_timestep_of_zero_terminal_snr_is_pure_noise_and_teaches_the_picture(run: Run) -> None:
+    """At SNR 0 the input is the noise, and v is what takes it away: minus the picture."""
+    run.__dict__.pop("loss_weights", None)
+    run.base.prediction_type = "v_prediction"
+    run.base.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
+    run.base.unet = unet = Recorder()  # type: ignore[assignment]
+    run.job.recipe.min_timestep = 999
+    run.job.recipe.min_snr_gamma = 0
+    batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
+    losses = batch_losses(run, batch, 0)
+    run.__dict__.pop("loss_weights")
+    assert unet.given["t"].tolist() == [999, 999]
+    for index, item in enumerate(batch):
+        clean = draw_latent(*run.latents.load(item), 42, 0, index) * 0.13025
+        assert torch.allclose(unet.given["noisy"][index], draw_noise((4, 8, 8), 42, 0, index, 0.1), atol=1e-4)
+        assert float(losses[index]) == pytest.approx(float(clean.square().mean()), rel=1e-2)
 
 
 def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
-import math
+import sys
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from lora_studio.config import Recipe
-from lora_studio.errors import InputError
+from lora_studio.config import Optimizer, Recipe
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.guide import OPTIMIZERS, OptimizerAdvice
 from lora_studio.training.adapters import Adapters, add_adapters
 from lora_studio.training.optimizers import (
     current_rates,
-    make_lr_scheduler,
     make_optimizer,
+    optimizer_name,
     parameter_groups,
     try_optimizer,
 )
@@ -74,7 +75,8 @@ def test_adapters_change_nothing_before_training_and_are_fp32(parts: Any) -> Non
             assert parameter.requires_grad == (id(parameter) in trained)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy"])
+@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy", "Lion8bit", "PagedAdamW8bit"])
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
 def test_each_optimizer_comes_down_a_valley_at_the_rates_of_its_groups(name: str) -> None:
     rates = (1.0, 1.0) if name == "Prodigy" else (0.02, 0.002)
     recipe = Recipe(optimizer=name, unet_lr=rates[0], text_encoder_lr=rates[1], weight_decay=0)
@@ -106,18 +108,13 @@ def test_eight_bits_are_eight_bits() -> None:
 
 
 def test_a_missing_library_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **rest: Any) -> Any:
-        if name.startswith("bitsandbytes"):
-            raise ModuleNotFoundError("No module named 'bitsandbytes'", name="bitsandbytes")
-        return real(name, *args, **rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match="AdamW8bit, but bitsandbytes is not installed") as caught:
-        try_optimizer(Recipe(optimizer="AdamW8bit"), torch.device("cpu"))
-    assert "pip install bitsandbytes" in caught.value.remedy
-    assert "Adafactor" in caught.value.remedy
+    for module in ("bitsandbytes.optim.adamw", "pytorch_optimizer.optimizer.came"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for name, package in (("AdamW8bit", "bitsandbytes"), ("CAME", "pytorch-optimizer")):
+        with pytest.raises(InputError, match=f"{name}, but {package} is not installed") as caught:
+            try_optimizer(Recipe(optimizer=name), torch.device("cpu"))
+        assert f"pip install {package}" in caught.value.remedy
+        assert "Adafactor" in caught.value.remedy
 
 
 def test_an_optimizer_that_the_device_cannot_run_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,32 +127,54 @@ def test_an_optimizer_that_the_device_cannot_run_is_named_with_a_way_out(monkeyp
     assert "Adafactor" in caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy"])
-def test_every_optimizer_works_on_a_cpu(name: str) -> None:
-    try_optimizer(Recipe(optimizer=name), torch.device("cpu"))
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_every_optimizer_works_on_a_cpu(optimizer: Optimizer) -> None:
+    try_optimizer(Recipe(optimizer=optimizer), torch.device("cpu"))
 
 
-def rates(steps: int, **recipe: Any) -> list[float]:
-    chosen = Recipe(optimizer="AdamW", unet_lr=1.0, **recipe)
-    optimizer = make_optimizer(chosen, [{"name": "unet", "params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}])
-    schedule = make_lr_scheduler(chosen, optimizer, steps)
-    found = []
-    for _ in range(steps):
-        found.append(current_rates(optimizer)["unet"])
-        optimizer.step()
-        schedule.step()
-    return found
+@pytest.mark.parametrize(
+    ("optimizer", "given", "words"),
+    [
+        ("AdamW", "beta=0.9", "AdamW has no argument beta. It has amsgrad, betas"),
+        ("CAME", "foo=1", "CAME has no argument foo. It has ams_bound, betas"),
+        ("Prodigy", "lr=2", "lr is not given there. Set unet_lr and text_encoder_lr"),
+        ("Adafactor", "relative_step=True", r"relative_step is not given there. Set lr_scheduler \(adafactor\)"),
+        ("AdamW", "betas=big", "the value of betas=big cannot be read"),
+        ("AdamW8bit", "betas=5,6", "AdamW8bit refuses: Invalid beta"),
+        ("AdamW", "foreach=True", "AdamW refuses: `fused` and `foreach`"),
+        ("CAME", "betas=0.9,0.99", "CAME refuses: not enough values"),
+    ],
+)
+def test_arguments_that_an_optimizer_does_not_take_are_named(optimizer: str, given: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        try_optimizer(Recipe.parse({"optimizer": optimizer, "optimizer_args": given}), torch.device("cpu"))
 
 
-def test_schedules_are_what_their_names_say() -> None:
-    assert rates(5, lr_scheduler="constant") == [1] * 5
-    assert rates(4, lr_scheduler="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
-    assert rates(6, lr_scheduler="constant_with_warmup", lr_warmup_steps=4) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
-    cosine = [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
-    assert rates(8, lr_scheduler="cosine") == pytest.approx(cosine)
-    restarts = rates(9, lr_scheduler="cosine_with_restarts", lr_scheduler_num_cycles=3)
-    assert [restarts[0], restarts[3], restarts[6]] == pytest.approx([1, 1, 1])
+def test_own_arguments_come_before_the_known_ones() -> None:
+    recipe = Recipe.parse(
+        {"optimizer": "Prodigy", "optimizer_args": "d_coef=2 weight_decay=0.5 use_bias_correction=false slice_p=11"}
+    )
+    optimizer = make_optimizer(recipe, [{"name": "unet", "params": [nn.Parameter(torch.ones(64, 64))], "lr": 1.0}])
+    [group] = optimizer.param_groups
+    assert (group["d_coef"], group["weight_decay"], group["slice_p"]) == (2, 0.5, 11)
+    assert (group["use_bias_correction"], group["decouple"], group["safeguard_warmup"]) == (False, True, False)
+    assert optimizer_name(recipe) == (
+        "prodigyopt.prodigy.Prodigy(weight_decay=0.5,decouple=True,use_bias_correction=False,safeguard_warmup=False,"
+        "d_coef=2,slice_p=11)"
+    )
 
 
-def test_a_warm_up_is_never_longer_than_the_run() -> None:
-    assert rates(4, lr_scheduler="linear", lr_warmup_steps=100) == pytest.approx([0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("advice", [advice for advice in OPTIMIZERS.items() if advice[1].arguments])
+def test_the_arguments_that_the_guide_names_are_taken(advice: tuple[str, OptimizerAdvice]) -> None:
+    name, known = advice
+    recipe = Recipe.parse({"optimizer": name, "optimizer_args": [text for text, _ in known.arguments]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try_optimizer(recipe, torch.device("cpu"))
+
+
+def test_prodigy_is_guarded_for_a_warm_up() -> None:
+    recipe = Recipe.parse({"optimizer": "Prodigy", "lr_warmup_steps": 0.1})
+    [group] = make_optimizer(recipe, [{"params": [nn.Parameter(torch.ones(2))], "lr": 1.0}]).param_groups
+    assert group["safeguard_warmup"]

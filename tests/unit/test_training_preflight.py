@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from lora_studio.errors import ConfigError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training.base_files import SDXL_CONFIG, Source, read_facts
-from lora_studio.training.notices import tell_dataset, tell_long_captions
+from lora_studio.training.notices import tell_dataset, tell_long_captions, tell_optimizer
 from lora_studio.training.preflight import ReadyJob, lora_weights, preflight
 from tests.training_runs import make_images, make_job, recipe_of
 
@@ -121,6 +122,9 @@ def test_captions_that_are_cut_off_are_a_warning(tiny_base: Path, images: Path, 
     [
         ({"prediction_type": "v_prediction"}, "predicts epsilon. Set prediction_type to auto"),
         ({"clip_skip": 4}, "clip_skip is 4, but a text encoder"),
+        ({"zero_terminal_snr": "on"}, "Zero terminal SNR cannot go with a prediction of the noise"),
+        ({"optimizer_args": "betas=0.9,0.99 foo=1"}, "optimizer_args: AdamW has no argument foo. It has amsgrad"),
+        ({"lr_scheduler": "adafactor"}, "lr_scheduler is adafactor, which AdamW does not have"),
         ({"mixed_precision": "fp16"}, "mixed_precision is fp16, which needs a GPU"),
     ],
 )
@@ -173,6 +177,58 @@ def test_an_image_that_cannot_be_spared_is_not_held_out(tiny_base: Path, images:
         shutil.copy(images / "0.png", images / name)
     (problem,) = problems(make_job(tiny_base, images, validation_split=0.3), home)
     assert "leave none to hold out. Set it to 0" in problem
+
+
+def made_for(base: Path, folder: Path, **scheduler: Any) -> Path:
+    """A copy of a base whose noise schedule says something else."""
+    shutil.copytree(base, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | scheduler), "utf-8")
+    return folder
+
+
+def test_zero_terminal_snr_is_read_from_the_base_and_can_be_set(
+    tiny_base: Path, tmp_path: Path, images: Path, home: Home
+) -> None:
+    v_pred = made_for(tiny_base, tmp_path / "v", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert not check(make_job(tiny_base, images), home).zero_terminal_snr
+    assert check(make_job(v_pred, images), home).zero_terminal_snr
+    assert not check(make_job(v_pred, images, zero_terminal_snr="off"), home).zero_terminal_snr
+    plain = made_for(tiny_base, tmp_path / "plain", prediction_type="v_prediction")
+    assert check(make_job(plain, images, zero_terminal_snr="on"), home).zero_terminal_snr
+    odd = made_for(tiny_base, tmp_path / "odd", rescale_betas_zero_snr=True)
+    (problem,) = problems(make_job(odd, images), home)
+    assert "Set zero_terminal_snr to off" in problem
+    assert not check(make_job(odd, images, zero_terminal_snr="off"), home).zero_terminal_snr
+
+
+def test_timesteps_that_a_base_does_not_have_are_an_error(
+    tiny_base: Path, tmp_path: Path, images: Path, home: Home
+) -> None:
+    short = made_for(tiny_base, tmp_path / "short", num_train_timesteps=100)
+    (problem,) = problems(make_job(short, images, min_timestep=100), home)
+    assert "has 100 timesteps. Set it to 0" in problem
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}, ["one rate only: text encoders stay"]),
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, ["one rate only: UNet and text encoders learn"]),
+        ({"optimizer": "Prodigy", "unet_lr": 0, "text_encoder_lr": 1}, ["one rate only: only the text encoders"]),
+        ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, ["own schedule uses no unet_lr"]),
+        ({"optimizer": "AdamWScheduleFree"}, ["set lr_scheduler to constant"]),
+        ({}, []),
+    ],
+)
+def test_a_run_says_what_its_optimizer_makes_of_the_settings(recipe: dict[str, Any], words: list[str]) -> None:
+    run: Any = SimpleNamespace(job=make_job("base", Path("images"), **recipe))
+    told: list[dict[str, Any]] = []
+    tell_optimizer(run, lambda event, /, **values: told.append({"event": event, **values}))
+    assert len(told) == len(words)
+    for hint, part in zip(told, words, strict=True):
+        assert (hint["event"], hint["about"]) == ("hint", "recipe")
+        assert part in hint["message"]
 
 
 def test_a_base_that_is_not_whole_is_an_error(tiny_base: Path, tmp_path: Path, images: Path, home: Home) -> None:

@@ -1,0 +1,99 @@
+"""What optimizer, rates and schedule ask of each other: what cannot work, and what is worth a second look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lora_studio.config import Optimizer, Recipe, Scheduler
+from lora_studio.guide import OPTIMIZERS, RECIPE
+from lora_studio.planning.cautions import Caution
+
+LEAST_FACTOR = 0.1  # of a rate that the optimizer finds itself: with 1e-4 of it nothing is learned
+STEADY = (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
+SLACK = 2.0  # how far a rate may be from the optimizer's usual range before it is worth a word
+
+
+def optimizer_problems(recipe: Recipe) -> list[str]:
+    """Settings that cannot work with the recipe's optimizer, a sentence each with the remedy."""
+    name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
+    used = _rates(recipe)
+    found = []
+    if advice.one_rate and len(set(used.values())) > 1:
+        found.append(
+            f"unet_lr {recipe.unet_lr:g} and text_encoder_lr {recipe.text_encoder_lr:g} differ, and {name} takes "
+            "one rate only. Set both to 1, or text_encoder_lr to 0."
+        )
+    if advice.finds_rate:
+        found += [
+            f"{setting} is {rate:g}, with which {name} learns nothing: it finds the rate itself. Set {setting} to 1."
+            for setting, rate in used.items()
+            if rate < LEAST_FACTOR
+        ]
+    if recipe.lr_scheduler is Scheduler.ADAFACTOR and recipe.optimizer is not Optimizer.ADAFACTOR:
+        found.append(
+            f"lr_scheduler is adafactor, which {name} does not have. Set optimizer to Adafactor, or lr_scheduler to "
+            f"{'constant' if advice.averages else 'cosine'}."
+        )
+    return found
+
+
+def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
+    """What is worth a second look about the recipe's optimizer, its rates and its schedule."""
+    name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
+    used = _rates(recipe)
+    if advice.finds_rate and not optimizer_problems(recipe) and max(used.values()) != 1:
+        yield Caution(
+            code="prodigy_rate",
+            message=f"{name}'s rate is {max(used.values()):g}; 1 leaves it to {name}.",
+            why=advice.why,
+        )
+    if recipe.lr_scheduler is Scheduler.ADAFACTOR and recipe.optimizer is Optimizer.ADAFACTOR:
+        yield Caution(
+            code="adafactor_rates",
+            message="Adafactor's own schedule uses no unet_lr and text_encoder_lr, save that 0 leaves a model out.",
+            why="It takes its rate from the number of steps and the size of the weights (Shazeer and Stern 2018).",
+        )
+    if recipe.optimizer is Optimizer.LION8BIT:
+        yield from _scaled_rates(recipe, name, advice.rate)
+    if advice.averages and recipe.lr_scheduler not in STEADY:
+        yield Caution(
+            code="schedule_free",
+            message=f"{name} needs no schedule: set lr_scheduler to constant.",
+            why="It averages its weights instead of lowering the rate; both together learn less.",
+        )
+    if advice.averages and recipe.ema_decay:
+        yield Caution(
+            code="averaged_twice",
+            message=f"ema_decay is {recipe.ema_decay:g}, but {name} averages its weights already. Set it to 0.",
+            why="What is saved would be an average of the weights in training, not the optimizer's own.",
+        )
+    if recipe.optimizer is Optimizer.PRODIGY_PLUS and recipe.max_grad_norm:
+        yield Caution(
+            code="prodigy_clipping",
+            message=f"max_grad_norm is {recipe.max_grad_norm:g}; its authors want 0 with {name}.",
+            why="It finds its rate from the size of the gradients, and tames large steps itself.",
+        )
+    if recipe.lr_scheduler is Scheduler.CONSTANT and recipe.lr_warmup_steps:
+        yield Caution(
+            code="warmup_ignored",
+            message="The constant schedule has no warm-up. Set lr_scheduler to constant_with_warmup for one.",
+            why="As in other trainers, constant is the same rate from the first step on.",
+        )
+
+
+def _rates(recipe: Recipe) -> dict[str, float]:
+    rates = {name: getattr(recipe, name) for name in ("unet_lr", "text_encoder_lr")}
+    return {name: rate for name, rate in rates.items() if rate > 0}
+
+
+def _scaled_rates(recipe: Recipe, name: str, share: float) -> Iterator[Caution]:
+    """Rates that are far above what suits an optimizer whose usual rate is a share of AdamW's."""
+    for setting, rate in _rates(recipe).items():
+        usual = RECIPE[setting].value * share
+        if rate > SLACK * usual:
+            yield Caution(
+                code="lion_rate",
+                message=f"{setting} is {rate:g}; for {name} about {usual:g} does the same.",
+                why="Its steps do not shrink with the gradient, so it wants a third to a tenth of AdamW's rate "
+                "(Chen et al. 2023).",
+            )
