@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from lora_studio.errors import InputError
-from lora_studio.sampling.lora_file import LoraFile
+from lora_studio.training.lora_file import LoraFile
 
 ADAPTER = "studio"
 PEFT_METADATA = "lora_adapter_metadata"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora_studio.config import TrainJob
+from lora_studio.config import SaveFormat, TrainJob
 from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
 from lora_studio.runs import Report
@@ -28,7 +28,7 @@ from lora_studio.training.batches import Batch, Dataset, epoch_steps
 from lora_studio.training.cache import LatentCache, TextCache
 from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
-from lora_studio.training.export import lora_tensors, save_lora
+from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.health import Health
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import (
@@ -41,6 +41,7 @@ from lora_studio.training.objective import (
     training_target,
 )
 from lora_studio.training.optimizers import current_rates
+from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
 
@@ -103,6 +104,13 @@ class Run:
     def autocast(self) -> AbstractContextManager:
         """Half precision for what can take it; a no-op in fp32."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def dropout(self, first: int) -> AbstractContextManager:
+        """The random numbers of dropout for a batch that begins with sample `first` of the step; a no-op without."""
+        recipe = self.job.recipe
+        if not recipe.network_dropout:
+            return nullcontext()
+        return seeded(recipe.seed, "dropout", self.step, first, device=self.device)
 
     def encode(self, captions: Sequence[str]) -> Text:
         """Embeddings [B, 77, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
@@ -184,7 +192,8 @@ def train_step(run: Run) -> float | None:
     total = torch.zeros((), device=run.device)
     first = 0
     for batch in batches:
-        part = batch_losses(run, batch, first).sum() / samples
+        with run.dropout(first):
+            part = batch_losses(run, batch, first).sum() / samples
         run.scaler.scale(part).backward()
         total += part.detach()
         first += len(batch)
@@ -305,7 +314,10 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         step=run.step,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
-    save_lora(path, lora_tensors(run.adapters, run.base.unet, stored), metadata)
+    form = run.job.recipe.save_format
+    if form is SaveFormat.DIFFUSERS:
+        metadata |= adapter_metadata(run.adapters)
+    save_lora(path, lora_tensors(run.adapters, run.base.unet, stored, form), metadata)
 
 
 def save(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio import guide
@@ -20,12 +20,13 @@ from lora_studio.config import PredictionType, Recipe, TrainJob
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.advice import problems
+from lora_studio.planning.network import count_weights
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training.adapters import text_encoder_targets, unet_targets
 from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
 from lora_studio.training.batches import Dataset, read_dataset
+from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.optimizers import try_optimizer
 
 SHOWN = 5  # problems of one kind that are listed
@@ -181,15 +182,14 @@ def _space_problems(
     ]
 
 
-def lora_weights(recipe: Recipe, facts: Facts) -> int:
-    """How many weights the LoRA will have, counted on models that take no memory."""
-    weights: list[nn.Parameter] = []
+def places_of(facts: Facts) -> list[Place]:
+    """The layers of a base that could be trained, found on models that take no memory."""
     with torch.device("meta"):
-        if recipe.unet_lr:
-            unet = UNet2DConditionModel.from_config(facts.unet)
-            weights += [unet.get_parameter(f"{path}.weight") for path in unet_targets(unet)]
-        for config in facts.text_encoders if recipe.text_encoder_lr else ():
-            encoder = CLIPTextModel(CLIPTextConfig(**config))
-            weights += [encoder.get_parameter(f"{path}.weight") for path in text_encoder_targets(encoder)]
-    # A is [rank, in...] and B [out, rank...]
-    return recipe.network_dim * sum(weight.shape[0] + weight[0].numel() for weight in weights)
+        unet = UNet2DConditionModel.from_config(facts.unet)
+        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in facts.text_encoders]
+    return find_layers(unet, encoders)
+
+
+def lora_weights(recipe: Recipe, facts: Facts) -> int:
+    """How many weights the LoRA will have."""
+    return count_weights(recipe, Counter(place.layer for place in places_of(facts)))

@@ -110,15 +110,7 @@ def prepare(
     )
     base.vae.to("cpu")
     texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop)
-    adapters = add_adapters(
-        base.unet,
-        base.text_encoders,
-        network_dim=recipe.network_dim,
-        network_alpha=recipe.network_alpha,
-        seed=recipe.seed,
-        train_unet=recipe.unet_lr > 0,
-        train_text_encoders=recipe.text_encoder_lr > 0,
-    )
+    adapters = add_adapters(base.unet, base.text_encoders, recipe)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()

@@ -17,8 +17,8 @@ from lora_studio.config import Precision
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.training.lora_file import read_lora
 from tests.kohya_lora import attention_layers, make_lora, save_lora, text_layers
 
 DRAW = {"seed": 7, "steps": 2, "guidance": 5.0, "width": 64, "height": 64}
