@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -207,13 +207,3 @@ def measure_rows(layer: BaseTunerLayer, adapter: str) -> None:
         scaling=layer.scaling[adapter],
     )
     layer.lora_magnitude_vector[adapter] = rows
-
-
-def adapted_layers(models: Iterable[nn.Module], adapter: str) -> list[BaseTunerLayer]:
-    """All layers of these models that carry the adapter of this name."""
-    return [
-        module
-        for model in models
-        for module in model.modules()
-        if isinstance(module, BaseTunerLayer) and adapter in module.scaling
-    ]

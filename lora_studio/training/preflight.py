@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
 from lora_studio.training.batches import Dataset, read_dataset
+from lora_studio.training.initial import check_weights
 from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.optimizers import try_optimizer
 
@@ -86,9 +87,15 @@ def preflight(
         facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
         found += [*_prediction_problems(job, facts), *_clip_skip_problems(job, facts)]
+    if facts is not None and not found:
+        places = places_of(facts)
+        found += _network_problems(job, places)
+        if job.network_weights is not None:
+            path = job.network_weights
+            found += attempt(lambda: check_weights(path, recipe, places)) or []
     if facts is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
-        found += _space_problems(job, folder, home, dataset, lora_weights(recipe, facts), width)
+        found += _space_problems(job, folder, home, dataset, _count(recipe, places), width)
     if found or dataset is None or source is None or facts is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
@@ -192,4 +199,17 @@ def places_of(facts: Facts) -> list[Place]:
 
 def lora_weights(recipe: Recipe, facts: Facts) -> int:
     """How many weights the LoRA will have."""
-    return count_weights(recipe, Counter(place.layer for place in places_of(facts)))
+    return _count(recipe, places_of(facts))
+
+
+def _count(recipe: Recipe, places: Sequence[Place]) -> int:
+    return count_weights(recipe, Counter(place.layer for place in places))
+
+
+def _network_problems(job: TrainJob, places: Sequence[Place]) -> list[str]:
+    if _count(job.recipe, places):
+        return []
+    return [
+        f"No layer is left to train: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "
+        f"{job.recipe.text_encoder_lr:g}. Give some block a dim."
+    ]

@@ -20,6 +20,8 @@ from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
+from lora_studio.training.initial import start_from
+from lora_studio.training.layers import find_layers
 from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.notices import (
     PRECISIONS,
@@ -110,7 +112,11 @@ def prepare(
     )
     base.vae.to("cpu")
     texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop)
+    places = find_layers(base.unet, base.text_encoders)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
+    if job.network_weights is not None:
+        taken, trained = start_from(job.network_weights, adapters, recipe, places)
+        phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
