@@ -106,7 +106,7 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
         case NetworkType.LOKR:
             rows, more_rows = factors(outputs, recipe.lokr_factor)
             columns, more_columns = factors(inputs, recipe.lokr_factor)
-            small = {"lokr_w1": (rows, columns)}
+            small: dict[str, Shape] = {"lokr_w1": (rows, columns)}
             if 2 * dim >= max(more_rows, more_columns):
                 return small | {"lokr_w2": (more_rows, more_columns, *kernel)}
             return small | {"lokr_w2_a": (more_rows, dim), "lokr_w2_b": (dim, more_columns * area)}

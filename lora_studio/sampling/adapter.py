@@ -75,7 +75,8 @@ class Decomposed(LoraVariant):
         else:
             stretched = (factors * x).to(x.dtype)
             change = base(stretched) - result + up(down(stretched)) * scale
-        return result + (change if self.strength == 1 else self.strength * change)
+        drawn: Tensor = result + (change if self.strength == 1 else self.strength * change)
+        return drawn
 
 
 @contextmanager
@@ -101,10 +102,12 @@ def applied(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter
 def _put_on(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[BaseTunerLayer, float]]:
     """Wrap the layers and fill them, in the base's dtype; returns each with its alpha / dim."""
     ready = [_multiplied_out(weights, models) for weights in found]
+    kind: NetworkType
     groups: dict[tuple[str, NetworkType], dict[str, Size]] = defaultdict(dict)
     for weights in ready:
+        place = weights.place
         kind = NetworkType.LORA if weights.kind is NetworkType.DORA else weights.kind
-        groups[weights.place.model, kind][weights.place.path] = Size(weights.dim, weights.alpha)
+        groups[place.model, kind][place.path] = Size(weights.dim, weights.alpha)
     with torch.random.fork_rng(devices=[]):
         for (model, kind), sizes in groups.items():
             inject(models[model], kind, sizes, ADAPTER, inference=True)
@@ -124,7 +127,8 @@ def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
     if not isinstance(layer, LoraLayer):
         for name in layer.adapter_layer_names:
             part = getattr(layer, name)
-            part.pop(ADAPTER, None)
+            if ADAPTER in part:
+                del part[ADAPTER]
             if name in tensors:
                 part[ADAPTER] = nn.Parameter(tensors[name], requires_grad=False)
         return
@@ -142,7 +146,8 @@ def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
     assert weights.magnitude is not None
     whole = base.float() + change
     lengths = (whole.transpose(0, 1) if weights.axis else whole).flatten(1).norm(dim=1)
-    return weights.magnitude.to(base.device, torch.float32) / lengths
+    factors: Tensor = weights.magnitude.to(base.device, torch.float32) / lengths
+    return factors
 
 
 @torch.no_grad()
@@ -150,7 +155,7 @@ def _multiplied_out(weights: LayerWeights, models: Mapping[str, nn.Module]) -> L
     """A LoHa or LoKr with lengths (dora_scale) as the whole change of the weight: a LoKr whose small matrix is 1."""
     if weights.magnitude is None or weights.kind is NetworkType.DORA:
         return weights
-    base = models[weights.place.model].get_submodule(weights.place.path).weight
+    base = models[weights.place.model].get_parameter(f"{weights.place.path}.weight").detach()
     change = multiply_out(weights).to(base.device).view(base.shape)
     shape = [1] * base.dim()
     shape[weights.axis] = -1

@@ -50,7 +50,7 @@ def lora_tensors(
             for part, weight in layer_tensors(layer).items()
         }
     blocks = block_names(unet)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for model, path, layer in adapters.layers:
         name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
         tensors |= {f"{name}.{part}": weight for part, weight in _kohya_tensors(layer, dtype).items()}
@@ -63,11 +63,12 @@ def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tenso
     rounded = torch.tensor(alpha, dtype=dtype)
     missing = alpha / float(rounded)
     found = {}
-    for part, weight in layer_tensors(layer).items():
+    for part, parameter in layer_tensors(layer).items():
+        weight = parameter.detach()
         if part == MAGNITUDE:
-            weight = weight.detach().reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+            weight = weight.reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
         elif part in SCALED and missing != 1:
-            weight = weight.detach() * missing
+            weight = weight * missing
         found[part] = _stored(weight, dtype)
     return found | {"alpha": rounded}
 

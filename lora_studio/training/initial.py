@@ -35,8 +35,8 @@ def check_weights(path: Path, recipe: Recipe, places: Sequence[Place]) -> list[s
     name = f"network_weights {path.name}"
     if missing:
         return [
-            f"{name} has {len(missing)} layers that the base has not, like {missing[0]}. Choose a LoRA that was trained "
-            "on this base."
+            f"{name} has {len(missing)} layers that the base has not, like {missing[0]}. Choose a LoRA that was "
+            "trained on this base."
         ]
     kinds = Counter(_kind(weights, recipe) for weights in found)
     if wrong := [kind for kind in kinds if kind is not recipe.network_type]:
@@ -120,8 +120,8 @@ def _dim_problem(
             "network_dim to those that it was made with."
         )
     return (
-        f"{name} has dim {weights.dim} in {layer}, the recipe {size.dim}. Set network_dim to {weights.dim}, or conv_dim "
-        "and block_dims where dims differ."
+        f"{name} has dim {weights.dim} in {layer}, the recipe {size.dim}. Set network_dim to {weights.dim}, or "
+        "conv_dim and block_dims where dims differ."
     )
 
 

@@ -35,7 +35,7 @@ PEFT_KEY = re.compile(
     rf"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.({'|'.join(map(re.escape, OTHER_PARTS))}|{PARTS})"
 )
 # The sets of tensors that make a layer whole, and what may be beside them.
-WHOLE = (
+WHOLE: tuple[tuple[set[str], set[str]], ...] = (
     ({"lora_down.weight", "lora_up.weight"}, {"lora_mid.weight"}),
     ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, set()),
     ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}, set()),
