@@ -45,7 +45,7 @@ def check_weights(path: Path, recipe: Recipe, places: Sequence[Place]) -> list[s
     if untrained:
         return [
             f"{name} has {len(untrained)} layers that this recipe does not train, like {untrained[0].kohya}. "
-            f"{_to_train(untrained[0])}"
+            f"{_to_train(untrained[0], recipe)}"
         ]
     return _size_problems(name, recipe, found)
 
@@ -129,7 +129,8 @@ def _shown(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
 
 
-def _to_train(place: Place) -> str:
-    if place.model != "unet":
-        return "Set text_encoder_lr above 0."
-    return "Set unet_lr above 0, and network_type, train_layers and block_dims to what it was trained with."
+def _to_train(place: Place, recipe: Recipe) -> str:
+    name = "unet_lr" if place.model == "unet" else "text_encoder_lr"
+    if not getattr(recipe, name):
+        return f"Set {name} above 0."
+    return "Set network_type, train_layers and block_dims to what it was trained with."

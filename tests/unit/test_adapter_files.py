@@ -251,7 +251,8 @@ def test_a_file_that_does_not_fit_the_recipe_is_refused(
         "Set network_dim to 4": {"network_dim": 8},
         "Set network_alpha to 2": {"network_alpha": 4},
         "Set text_encoder_lr above 0": {"text_encoder_lr": 0},
-        "Set unet_lr above 0": {"train_layers": "attention"},
+        "Set unet_lr above 0": {"unet_lr": 0},
+        "Set network_type, train_layers and": {"train_layers": "attention"},
     }
     assert check_weights(path, recipe, places) == []
     for words, changes in expected.items():

@@ -152,7 +152,7 @@ def test_weights_of_all_types_on_sdxl() -> None:
     assert lora_weights(Recipe.parse(base | {"network_type": "LoKr"})) < lora / 8
     halves = Recipe.parse(base | {"network_type": "LoHa", "gradient_checkpointing": False, "mixed_precision": "bf16"})
     products = memory_parts(halves)["Adapter products"]
-    assert products == pytest.approx(2 * 0.87 * 2_567_463_684 / 2**30, rel=0.01)  # 87 % of the UNet is linear
+    assert products == pytest.approx(2 * 0.87 * 2_567_463_684 / 2**30, rel=0.02)  # 87 % of the UNet is linear
     saved = halves.model_copy(update={"gradient_checkpointing": True})
     assert memory_parts(saved)["Adapter products"] < products / 5
     assert "Adapter products" not in memory_parts(Recipe.parse(base))
