@@ -45,7 +45,7 @@ def lora_tensors(
     """All tensors of the file, on the CPU, in `dtype`."""
     if form is SaveFormat.DIFFUSERS:
         return {
-            f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}": _stored(weight, dtype)
+            _diffusers_name(model, path, part): _stored(weight, dtype)
             for model, path, layer in adapters.layers
             for part, weight in layer_tensors(layer).items()
         }
@@ -55,6 +55,12 @@ def lora_tensors(
         name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
         tensors |= {f"{name}.{part}": weight for part, weight in _kohya_tensors(layer, dtype).items()}
     return tensors
+
+
+def _diffusers_name(model: str, path: str, part: str) -> str:
+    """A tensor's name as diffusers reads it: a DoRA's lengths it expects otherwise in a UNet than transformers does."""
+    ending = ".weight" if part == MAGNITUDE and model != "unet" else ""
+    return f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
 
 
 def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tensor]:
