@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_studio.config import Recipe, SaveFormat
 from lora_studio.errors import ConfigError
+from lora_studio.planning.network import Layer, Part, size_of, tensor_shapes
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
 from lora_studio.training.adapters import Adapters, add_adapters, layer_tensors
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.initial import check_weights, start_from
-from lora_studio.training.layers import find_layers
+from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.loop import restore, save, train_step
 from lora_studio.training.lora_file import read_lora
+from lora_studio.training.lora_layers import read_layers
 from tests.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.training_runs import make_images, make_job, same, start
 
@@ -275,6 +279,43 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_images(folder / "images", [(64, 64)])
     save_tiny_sdxl(folder / "base", layers=1)
     return folder
+
+
+@settings(max_examples=30)
+@given(
+    kind=st.sampled_from(["LoRA", "DoRA", "LoHa", "LoKr"]),
+    sides=st.tuples(st.integers(2, 24), st.integers(2, 24)),
+    kernel=st.sampled_from([0, 1, 3]),
+    dim=st.integers(1, 12),
+    alpha=st.floats(0.01, 100),
+    spelling=st.sampled_from(["kohya", "underscored diffusers"]),
+)
+def test_any_layer_of_any_size_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: str,
+    sides: tuple[int, int],
+    kernel: int,
+    dim: int,
+    alpha: float,
+    spelling: str,
+) -> None:
+    layer = Layer("unet", Part.CONVOLUTION, "mid0", *sides, kernel)
+    place = Place("unet", "mid_block.resnets.0.conv1", "middle_block.0.in_layers.2", layer)
+    recipe = Recipe.parse({"network_type": kind, "train_layers": "all", "network_dim": dim, "network_alpha": alpha})
+    size = size_of(recipe, layer)
+    assert size is not None
+    shapes = tensor_shapes(recipe, layer, size.dim)
+    tensors = {name: torch.randn(shape) for name, shape in shapes.items()} | {"alpha": torch.tensor(size.alpha)}
+    name = place.kohya if spelling == "kohya" else "lora_unet_mid_block_resnets_0_conv1"
+    path = tmp_path_factory.mktemp("any") / "x.safetensors"
+    save_file({f"{name}.{part}": tensor for part, tensor in tensors.items()}, path)
+    (found,), missing = read_layers(read_lora(path), [place])
+    assert not missing
+    assert (found.kind.value, found.axis) == (kind, 0)
+    assert found.alpha / found.dim == pytest.approx(size.alpha / size.dim)
+    assert same(found.tensors, {part: tensor for part, tensor in tensors.items() if part in found.tensors})
+    assert set(found.tensors) == set(shapes) - {"dora_scale"}
+    assert (found.magnitude is not None) == (kind == "DoRA")
 
 
 @pytest.mark.parametrize("network", ["LoRA", "LoCon", "DoRA", "LoHa", "LoKr"])

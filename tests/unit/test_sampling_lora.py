@@ -50,6 +50,19 @@ def latents(painter: Painter, prompt: str = "a cat") -> torch.Tensor:
     ).images
 
 
+def one_step(pipe: StableDiffusionXLPipeline) -> torch.Tensor:
+    """What the UNet says of noise and a text."""
+    with torch.no_grad():
+        hidden, _, pooled, _ = pipe.encode_prompt("a cat", do_classifier_free_guidance=False)
+        return pipe.unet(
+            torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)),
+            torch.tensor([500]),
+            hidden,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": torch.zeros(1, 6)},
+            return_dict=False,
+        )[0]
+
+
 def header(names: dict[str, list[int]], *, metadata: dict | None = None, size: int = 4) -> bytes:
     """A safetensors file of zeros with any header."""
     entries: dict = {"__metadata__": metadata} if metadata is not None else {}
@@ -202,6 +215,11 @@ def test_file_of_kohyas_trainer_matches_every_layer(painter: Painter) -> None:
         assert (adapter.matched, adapter.total) == (336, 336)
         first = pipe.unet.down_blocks[1].attentions[0].proj_in
         assert first.scaling["studio"] == 0.5  # alpha 4 of dim 8
+        drawn = one_step(pipe)
+    bare = one_step(pipe)
+    pipe.load_lora_weights(str(PEER.parent), weight_name=PEER.name)
+    torch.testing.assert_close(drawn, one_step(pipe), atol=1e-5, rtol=1e-5)
+    assert (drawn - bare).abs().max() > 1e-3
 
 
 def test_another_models_lora_is_refused_and_leaves_no_trace(painter: Painter) -> None:
