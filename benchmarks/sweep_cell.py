@@ -17,9 +17,9 @@ from lora_studio.config import Precision, SweepJob
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.pipeline import open_painter
 from lora_studio.sampling.sweep import sweep
+from lora_studio.training.lora_file import read_lora
 from tests.kohya_lora import make_lora, save_lora
 from tests.tiny_sdxl import save_tiny_sdxl
 

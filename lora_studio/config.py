@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic.config import JsonDict
 
 from lora_studio import guide
+from lora_studio.blocks import parse_block_dims
 from lora_studio.errors import ConfigError, InputError
 
 # Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99.
@@ -36,6 +37,32 @@ class Group(StrEnum):
     CAPTIONS = "Captions"
     MEMORY = "Memory"
     SAMPLES = "Samples"
+
+
+class NetworkType(StrEnum):
+    """How the trained weights change a layer of the base."""
+
+    LORA = "LoRA"
+    LOCON = "LoCon"
+    DORA = "DoRA"
+    LOHA = "LoHa"
+    LOKR = "LoKr"
+
+
+class TrainLayers(StrEnum):
+    """Which layers are trained, each choice with all that the one before has."""
+
+    ATTENTION = "attention"
+    ATTENTION_FF = "attention_ff"
+    LINEAR = "linear"
+    ALL = "all"
+
+
+class SaveFormat(StrEnum):
+    """Whose names the tensors of a LoRA file have."""
+
+    KOHYA = "kohya"
+    DIFFUSERS = "diffusers"
 
 
 class Optimizer(StrEnum):
@@ -199,6 +226,77 @@ class Recipe(Settings):
     )
     network_alpha: float = setting(
         label="Network alpha", group=Group.NETWORK, advice="network_alpha", simple=True, gt=0, le=1024
+    )
+    network_type: NetworkType = setting(
+        NetworkType.LORA,
+        label="Network type",
+        group=Group.NETWORK,
+        why="LoRA works everywhere. LoCon adds convolutions (styles), DoRA learns length and direction apart, LoHa and "
+        "LoKr (LyCORIS) say more in less.",
+    )
+    train_layers: TrainLayers = setting(
+        TrainLayers.ATTENTION_FF,
+        label="Layers",
+        group=Group.NETWORK,
+        why="attention_ff is what kohya trains (attention, feed-forward, projections); linear adds the resnets' linear "
+        "layers, all the convolutions too. LoCon always trains all.",
+    )
+    conv_dim: int | None = setting(
+        None,
+        label="Conv dim",
+        group=Group.NETWORK,
+        why="Rank of the 3x3 convolutions; only for LoCon, or where all layers train. Empty: the network dim.",
+        ge=1,
+        le=512,
+    )
+    conv_alpha: float | None = setting(
+        None,
+        label="Conv alpha",
+        group=Group.NETWORK,
+        why="Alpha of the 3x3 convolutions; only for LoCon, or where all layers train. Empty: the share that network "
+        "alpha is of network dim.",
+        gt=0,
+        le=1024,
+    )
+    rank_stabilized: bool = setting(
+        False,
+        label="Rank-stabilised (rsLoRA)",
+        group=Group.NETWORK,
+        why="Scales by alpha / sqrt(dim) instead of alpha / dim (Kalajdzievski 2023), so that high dims learn as fast "
+        "as low ones. The alpha in the file is set so that every program gives the same picture.",
+    )
+    network_dropout: float = setting(
+        0.0,
+        label="Network dropout",
+        group=Group.NETWORK,
+        why="Share of the inputs (LoHa, LoKr: of the output rows) that a step leaves out, against learning by heart; "
+        "0.1 is mild, 0 off.",
+        ge=0,
+        le=0.9,
+    )
+    block_dims: str = setting(
+        "",
+        label="Dims by block",
+        group=Group.NETWORK,
+        why="Other dims for single blocks of the UNet, like in4-5=8, mid=16, out0-2=32, or kohya's 23 numbers; 0 "
+        "leaves a block out. Alpha stays. Empty: the network dim everywhere.",
+        max_length=500,
+    )
+    lokr_factor: int = setting(
+        -1,
+        label="LoKr factor",
+        group=Group.NETWORK,
+        why="Only for LoKr: size of its small matrix. -1 makes both as square as can be, which is smallest; 4 to 16 "
+        "give the large one more to say.",
+        ge=-1,
+        le=512,
+    )
+    save_format: SaveFormat = setting(
+        SaveFormat.KOHYA,
+        label="File format",
+        group=Group.NETWORK,
+        why="kohya is read by A1111, Forge, ComfyUI and diffusers; diffusers is for scripts with that library (LoHa "
+        "and LoKr have no such form).",
     )
 
     unet_lr: float = setting(
@@ -594,9 +692,20 @@ class Recipe(Settings):
             raise ValueError("give whole steps, or a share of the run below 1")
         return value
 
+    @field_validator("block_dims")
+    @classmethod
+    def _blocks(cls, value: str) -> str:
+        parse_block_dims(value)
+        return value
+
+    @property
+    def trains_convolutions(self) -> bool:
+        """Whether 3x3 convolutions are among the trained layers."""
+        return self.network_type is NetworkType.LOCON or self.train_layers is TrainLayers.ALL
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        problems = []
+        problems = _network_problems(self)
         if self.min_timestep >= self.max_timestep:
             problems.append(
                 f"min_timestep {self.min_timestep} is not below max_timestep {self.max_timestep}: no timestep is left. "
@@ -617,6 +726,32 @@ class Recipe(Settings):
         if problems:
             raise ValueError(" ".join(problems))
         return self
+
+
+def _network_problems(recipe: Recipe) -> list[str]:
+    """Settings of the network that contradict each other."""
+    kind, problems = recipe.network_type, []
+    if kind is NetworkType.LOCON and recipe.train_layers in (TrainLayers.ATTENTION, TrainLayers.LINEAR):
+        problems.append(
+            f"network_type is LoCon, which trains convolutions, but train_layers is {recipe.train_layers.value}. Set "
+            "train_layers to all, or network_type to LoRA."
+        )
+    for name in ("conv_dim", "conv_alpha"):
+        if getattr(recipe, name) is not None and not recipe.trains_convolutions:
+            problems.append(
+                f"{name} is {getattr(recipe, name):g}, but no convolution is trained. Set network_type to LoCon or "
+                f"train_layers to all, or leave {name} empty."
+            )
+    if recipe.lokr_factor != -1 and kind is not NetworkType.LOKR:
+        problems.append(
+            f"lokr_factor is {recipe.lokr_factor}, but network_type is {kind.value}. Set it to -1, or network_type to "
+            "LoKr."
+        )
+    if recipe.lokr_factor == 0:
+        problems.append("lokr_factor is 0. Use -1, or a factor like 8.")
+    if recipe.save_format is SaveFormat.DIFFUSERS and kind in (NetworkType.LOHA, NetworkType.LOKR):
+        problems.append(f"save_format is diffusers, which has no {kind.value}. Set save_format to kohya.")
+    return problems
 
 
 class Job(Settings):
@@ -640,6 +775,9 @@ class TrainJob(Job):
     regularization: Path | None = Field(
         default=None,
         description="Folder of images of the class, laid out like the dataset, that keep the base from drifting.",
+    )
+    network_weights: Path | None = Field(
+        default=None, description="A LoRA file to start from; its type, dims and alphas must be the recipe's."
     )
     recipe: Recipe = Field(default_factory=Recipe)
 

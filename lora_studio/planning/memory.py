@@ -7,11 +7,21 @@ rough, and called so wherever it is shown. 1 GiB = 2**30 bytes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 
-from lora_studio.config import Optimizer, Precision, Recipe
+from lora_studio.config import NetworkType, Optimizer, Precision, Recipe
 from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
+from lora_studio.planning.network import (
+    Layer,
+    count_weights,
+    size_of,
+    text_encoder_layers,
+    trained_shapes,
+    unet_layers,
+)
 
 GIB = 2**30
 RUNTIME_GIB = 0.8  # CUDA context, workspaces and what the allocator rounds up
@@ -40,17 +50,15 @@ FACTORED = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1
 class Architecture:
     """What the sums need to know about a kind of base model.
 
-    `*_lora_weights` are LoRA weights at rank 1, over `lora_modules` modules in all. Activations (GiB) and work (TFLOP)
-    are those of one image at `resolution` in half precision; `checkpointed` is what checkpointing keeps, plus the one
+    `layers` are those that could be trained, and how often each is there. Activations (GiB) and work (TFLOP) are
+    those of one image at `resolution` in half precision; `checkpointed` is what checkpointing keeps, plus the one
     block that is computed anew.
     """
 
     resolution: int
     unet_weights: int
     text_weights: int
-    unet_lora_weights: int
-    text_lora_weights: int
-    lora_modules: int
+    layers: Counter[Layer]
     activations: float
     checkpointed: float
     text_activations: float
@@ -62,11 +70,10 @@ SDXL = Architecture(
     resolution=1024,
     unet_weights=2_567_463_684,
     text_weights=817_000_000,
-    unet_lora_weights=2_659_840,
-    # CLIP-L: 12 layers of 768 / 3072; OpenCLIP bigG: 32 of 1280 / 5120. A layer has four square projections and two
-    # of the feed-forward: 4 * 2w + 2 * (w + 4w) = 18w.
-    text_lora_weights=12 * 18 * 768 + 32 * 18 * 1280,
-    lora_modules=722 + 72 + 192,
+    # CLIP-L has 12 layers of 768 / 3072, OpenCLIP bigG 32 of 1280 / 5120.
+    layers=unet_layers((320, 640, 1280), (0, 2, 10), per_level=2, text_width=2048)
+    + text_encoder_layers("te1", 768, 12)
+    + text_encoder_layers("te2", 1280, 32),
     activations=9.46,
     checkpointed=0.62 + 0.24,
     text_activations=0.3,
@@ -77,9 +84,9 @@ EMBEDDED = Architecture(
     resolution=128,
     unet_weights=7_142_820,
     text_weights=1_300_000,
-    unet_lora_weights=43_456,
-    text_lora_weights=3 * 18 * 64 + 3 * 18 * 96,
-    lora_modules=124 + 36,
+    layers=unet_layers((64, 96, 128), (0, 1, 2), per_level=1, text_width=160)
+    + text_encoder_layers("te1", 64, 3)
+    + text_encoder_layers("te2", 96, 3),
     activations=0.03,
     checkpointed=0.01,
     text_activations=0.005,
@@ -94,11 +101,8 @@ def architecture_of(base: BaseModel | None) -> Architecture:
 
 
 def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
-    """How many weights are trained: rank times (inputs + outputs) of every module whose rate is above zero."""
-    shape = architecture_of(base)
-    unet = shape.unet_lora_weights if recipe.unet_lr > 0 else 0
-    text = shape.text_lora_weights if recipe.text_encoder_lr > 0 else 0
-    return recipe.network_dim * (unet + text)
+    """How many weights are trained."""
+    return count_weights(recipe, architecture_of(base).layers)
 
 
 def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
@@ -119,6 +123,8 @@ def memory_parts(recipe: Recipe, base: BaseModel | None = None) -> dict[str, flo
         "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
         "Activations": kept * area * recipe.batch_size * width / 2,
     }
+    if recipe.network_type in (NetworkType.LOHA, NetworkType.LOKR):
+        parts["Adapter products"] = _product_bytes(recipe, shape, width) / GIB
     if recipe.text_encoder_lr > 0:
         parts["Text encoders"] = shape.text_weights * width / GIB
         parts["Activations"] += shape.text_activations * recipe.batch_size * width / 2
@@ -199,7 +205,23 @@ def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> R
 
 
 def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
-    # a row and a column of a module's two matrices: inputs + outputs + 2 ranks, in fp32
-    lines = 4 * (weights / recipe.network_dim + 2 * recipe.network_dim * shape.lora_modules)
+    # a row and a column of each matrix, in fp32
+    lines = 4 * sum(_factored(sides) * count for sides, count in trained_shapes(recipe, shape.layers).items())
     average = 4.0 if recipe.ema_decay else 0.0
     return (STATE_BYTES[recipe.optimizer] + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines
+
+
+def _factored(sides: tuple[int, ...]) -> int:
+    return prod(sides) // sides[-1] + prod(sides) // sides[-2]
+
+
+def _product_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
+    """What the whole matrices take that LoHa and LoKr multiply out, layer by layer, and keep for the backward pass.
+
+    With gradient checkpointing only one block of the UNet has them at a time.
+    """
+    trained = {layer: count for layer, count in shape.layers.items() if size_of(recipe, layer)}
+    blocks: Counter[str] = Counter()
+    for layer, count in trained.items():
+        blocks[layer.block or layer.model] += layer.weights * count * width
+    return max(blocks.values(), default=0) if recipe.gradient_checkpointing else blocks.total()

@@ -100,7 +100,8 @@ class Plan(BaseModel):
                 f"{_times(self.repeats)} an epoch, {self.steps.epochs} epochs, batch size {self.recipe.batch_size}.",
                 f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {duration(self.seconds.low)} to "
                 f"{duration(self.seconds.high)}.",
-                f"The LoRA will take {self.lora_mib:.0f} MiB{' with its text encoder part' if text else ''}.",
+                f"The {self.recipe.network_type.value} will take {self.lora_mib:.0f} MiB"
+                f"{' with its text encoder part' if text else ''}.",
                 f"{self.base}: {self.base_advice}",
                 self.tagging,
             ]

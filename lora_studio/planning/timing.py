@@ -36,6 +36,8 @@ PACE = (
     "mixed_precision",
     "optimizer",
     "network_dim",
+    "network_type",
+    "train_layers",
 )
 _START = (10.0, 60.0)  # seconds to load a base
 

@@ -1,41 +1,82 @@
-"""A LoRA file on a pipeline: loaded once, then used at any strength without touching the base's weights."""
+"""A LoRA file on a pipeline: loaded once, then used at any strength without touching the base's weights.
+
+diffusers itself reads LoRA and, from its own form, DoRA; LoHa and LoKr it does not. So every kind is built here from
+peft's layers and filled from the file.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+from torch import Tensor, nn
 
-from lora_studio.errors import InputError
-from lora_studio.sampling.lora_file import LoraFile
+from lora_studio.config import NetworkType
+from lora_studio.planning.network import Size
+from lora_studio.training.adapters import inject
+from lora_studio.training.layers import find_layers
+from lora_studio.training.lora_file import LoraFile
+from lora_studio.training.lora_layers import LayerWeights, multiply_out, read_layers, unfit
 
 ADAPTER = "studio"
-PEFT_METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA that lies on a pipeline. `matched` of `total` layers of the file were found in the base."""
+    """A LoRA that lies on a pipeline. `matched` of `total` layers of the file were found in the base.
 
-    pipe: StableDiffusionXLPipeline
+    `layers` are the changed ones, each with its alpha / dim.
+    """
+
+    layers: list[tuple[BaseTunerLayer, float]]
     matched: int
     total: int
 
     def set_strength(self, strength: float) -> None:
-        """Add `strength` times the LoRA; 0 switches it off, which leaves exactly the base."""
-        if strength == 0:
-            self.pipe.disable_lora()
+        """Add `strength` times the LoRA's change of the weights; 0 switches it off, which leaves exactly the base."""
+        for layer, scale in self.layers:
+            layer.enable_adapters(strength != 0)
+            layer.requires_grad_(False)
+            variant = getattr(layer, "lora_variant", {}).get(ADAPTER)
+            if isinstance(variant, Decomposed):
+                variant.strength = strength
+            else:
+                layer.scaling[ADAPTER] = strength * scale
+
+
+class Decomposed(LoraVariant):
+    """A DoRA at any strength: W + strength * (W' - W), where W' is W + D with the lengths that the file gives.
+
+    peft's own has W + strength * D instead, and lengths of outputs only. `factors` are what those rows (`axis` 0) or
+    columns (1) of W + D are multiplied by; they are computed once.
+    """
+
+    def __init__(self, factors: Tensor, axis: int) -> None:
+        self.factors = factors
+        self.axis = axis
+        self.strength = 1.0
+
+    def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object) -> Tensor:
+        """The layer's output, from its input and the base layer's output."""
+        base, scale = module.get_base_layer(), module.scaling[active_adapter]
+        down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
+        channels = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
+        factors = self.factors.view(channels)
+        if self.axis == 0:
+            bare = result if base.bias is None else result - base.bias.view(channels)
+            change = (factors - 1) * bare + factors * up(down(x)) * scale
         else:
-            self.pipe.enable_lora()
-            self.pipe.set_adapters([ADAPTER], [strength])
+            stretched = (factors * x).to(x.dtype)
+            change = base(stretched) - result + up(down(stretched)) * scale
+        drawn: Tensor = result + (change if self.strength == 1 else self.strength * change)
+        return drawn
 
 
 @contextmanager
@@ -44,112 +85,90 @@ def applied(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter
 
     Raises InputError if the weights are not finite, do not fit the base, or none of the file's layers is in the base.
     """
-    weights = _read_weights(lora)
+    models = {"unet": pipe.unet, "te1": pipe.text_encoder, "te2": pipe.text_encoder_2}
+    found, missing = read_layers(lora, find_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
+    if not found:
+        raise unfit(lora, f"none of its {len(missing)} layers is there")
     try:
-        with _quiet():
-            if PEFT_METADATA in lora.metadata:
-                pipe.load_lora_weights(
-                    str(lora.path.parent),
-                    weight_name=lora.path.name,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    adapter_name=ADAPTER,
-                )
-            else:
-                pipe.load_lora_weights(weights, adapter_name=ADAPTER)
-    except (ValueError, RuntimeError, KeyError, IndexError) as error:
-        pipe.unload_lora_weights()
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise _unfit(lora, _first_reason(error)) from error
-    try:
-        layers = [layer for layer in _layers(pipe) if ADAPTER in layer.lora_A]
-        if not layers:
-            raise _unfit(lora, f"none of its {len(lora.modules)} layers is there")
-        for layer in layers:
-            for part in (layer.lora_A, layer.lora_B):
-                part[ADAPTER].to(dtype=layer.get_base_layer().weight.dtype)
-        yield Adapter(pipe, len(layers), len(lora.modules))
+        layers = _put_on(models, found)
+        adapter = Adapter(layers, len(found), len(found) + len(missing))
+        adapter.set_strength(1.0)
+        yield adapter
     finally:
-        pipe.unload_lora_weights()
+        for model in models.values():
+            _take_off(model)
 
 
-def _read_weights(lora: LoraFile) -> dict[str, torch.Tensor]:
-    """All tensors, checked, in names that diffusers takes."""
-    try:
-        weights: dict[str, torch.Tensor] = load_file(lora.path)
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"LoRA {lora.path.name} is damaged: {error}.", "Download or copy it again.", code="lora_file"
-        ) from error
-    for name, weight in weights.items():
-        if not torch.isfinite(weight).all():
-            raise InputError(
-                f"LoRA {lora.path.name} holds numbers that are not finite (in {name}).",
-                "Its training broke down; use an earlier checkpoint.",
-                code="lora_not_finite",
-            )
-    if lora.kohya:
-        weights = {_with_text_model(name): weight for name, weight in weights.items()}
-        _fold_mixed_alphas(weights)
-    return weights
+def _put_on(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[BaseTunerLayer, float]]:
+    """Wrap the layers and fill them, in the base's dtype; returns each with its alpha / dim."""
+    ready = [_multiplied_out(weights, models) for weights in found]
+    kind: NetworkType
+    groups: dict[tuple[str, NetworkType], dict[str, Size]] = defaultdict(dict)
+    for weights in ready:
+        place = weights.place
+        kind = NetworkType.LORA if weights.kind is NetworkType.DORA else weights.kind
+        groups[place.model, kind][place.path] = Size(weights.dim, weights.alpha)
+    with torch.random.fork_rng(devices=[]):
+        for (model, kind), sizes in groups.items():
+            inject(models[model], kind, sizes, ADAPTER, inference=True)
+            del models[model].peft_config
+    layers = []
+    for weights in ready:
+        layer = models[weights.place.model].get_submodule(weights.place.path)
+        _fill(layer, weights)
+        layers.append((layer, weights.alpha / weights.dim))
+    return layers
 
 
-def _with_text_model(name: str) -> str:
-    """Trainers on recent transformers leave `text_model_` out of the text encoders' names; diffusers needs it."""
-    for prefix in ("lora_te1_", "lora_te2_"):
-        if name.startswith(prefix + "encoder_"):
-            return prefix + "text_model_" + name.removeprefix(prefix)
-    return name
-
-
-def _fold_mixed_alphas(weights: dict[str, torch.Tensor]) -> None:
-    """Where layers differ in rank or alpha, put alpha into the weights: up <- up * alpha / rank, then alpha = rank.
-
-    diffusers' own reading of mixed alphas does not reach the attention of the text encoders.
-    """
-    ranks = {name.removesuffix(".lora_down.weight"): w.shape[0] for name, w in weights.items() if "lora_down" in name}
-    alphas = {name: float(weights.get(f"{name}.alpha", torch.tensor(rank))) for name, rank in ranks.items()}
-    if len(set(ranks.values())) == 1 and len(set(alphas.values())) == 1:
+@torch.no_grad()
+def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
+    like = layer.get_base_layer().weight
+    tensors = {name: tensor.to(like.device, like.dtype) for name, tensor in weights.tensors.items()}
+    if not isinstance(layer, LoraLayer):
+        for name in layer.adapter_layer_names:
+            part = getattr(layer, name)
+            if ADAPTER in part:
+                del part[ADAPTER]
+            if name in tensors:
+                part[ADAPTER] = nn.Parameter(tensors[name], requires_grad=False)
         return
-    for name, rank in ranks.items():
-        weights[f"{name}.lora_up.weight"] = weights[f"{name}.lora_up.weight"].float() * (alphas[name] / rank)
-        weights.pop(f"{name}.alpha", None)
+    for part, name in ((layer.lora_A, "lora_down.weight"), (layer.lora_B, "lora_up.weight")):
+        part[ADAPTER].weight = nn.Parameter(tensors[name], requires_grad=False)
+    if weights.magnitude is not None:
+        down, up = (tensors[name].float().flatten(1) for name in ("lora_down.weight", "lora_up.weight"))
+        change = weights.alpha / weights.dim * (up @ down)
+        factors = _factors(like, change.view(like.shape), weights)
+        layer.lora_variant[ADAPTER] = Decomposed(factors, weights.axis)
 
 
-def _layers(pipe: StableDiffusionXLPipeline) -> Iterator[BaseTunerLayer]:
-    for model in (pipe.unet, pipe.text_encoder, pipe.text_encoder_2):
-        yield from (module for module in model.modules() if isinstance(module, BaseTunerLayer))
+def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
+    """What the rows (or columns) of base + change are multiplied by, so that they have the file's lengths; fp32."""
+    assert weights.magnitude is not None
+    whole = base.float() + change
+    lengths = (whole.transpose(0, 1) if weights.axis else whole).flatten(1).norm(dim=1)
+    factors: Tensor = weights.magnitude.to(base.device, torch.float32) / lengths
+    return factors
 
 
-def _unfit(lora: LoraFile, why: str) -> InputError:
-    made_for = lora.metadata.get("ss_base_model_version") or lora.metadata.get("modelspec.architecture")
-    hint = f" Its metadata says that it was made for {made_for}." if made_for else ""
-    return InputError(
-        f"LoRA {lora.path.name} does not fit this base: {why}.{hint}",
-        "Choose a base of the kind that the LoRA was trained on.",
-        code="lora_unfit",
-    )
+@torch.no_grad()
+def _multiplied_out(weights: LayerWeights, models: Mapping[str, nn.Module]) -> LayerWeights:
+    """A LoHa or LoKr with lengths (dora_scale) as the whole change of the weight: a LoKr whose small matrix is 1."""
+    if weights.magnitude is None or weights.kind is NetworkType.DORA:
+        return weights
+    base = models[weights.place.model].get_parameter(f"{weights.place.path}.weight").detach()
+    change = multiply_out(weights).to(base.device).view(base.shape)
+    shape = [1] * base.dim()
+    shape[weights.axis] = -1
+    whole = (base.float() + change) * _factors(base, change, weights).view(shape)
+    tensors = {"lokr_w1": torch.ones(1, 1), "lokr_w2": whole - base.float()}
+    return LayerWeights(weights.place, NetworkType.LOKR, 1, 1.0, tensors)
 
 
-def _first_reason(error: Exception) -> str:
-    """The first line that says something: torch heads its list of wrong shapes with a line of its own."""
-    if isinstance(error, KeyError):
-        return f"it has no place for {error}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (lines[1] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else lines[0])[:250].rstrip(".")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries from warning that a LoRA leaves a text encoder alone, and from listing what is raised too."""
-    logger = logging.getLogger("diffusers.loaders")
-    level, bars = logger.level, is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            enable_progress_bar()
+def _take_off(model: nn.Module) -> None:
+    """Put the base's own layers back."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config

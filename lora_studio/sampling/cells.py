@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from lora_studio.config import SweepJob
-from lora_studio.sampling.lora_file import LoraFile
+from lora_studio.training.lora_file import LoraFile
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ from lora_studio.runs import JobFolder, Report
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
 from lora_studio.sampling.grid import Row, Section, draw_grid
-from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.measures import MEANING, measure
 from lora_studio.sampling.pipeline import Painter, open_painter
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
 from lora_studio.training.drawing import Text
+from lora_studio.training.lora_file import read_lora
 from lora_studio.training.text import truncated
 
 

@@ -1,41 +1,52 @@
-"""LoRA layers in the UNet and the text encoders, at the places where kohya's trainer puts them.
+"""Adapters in the UNet and the text encoders, at the places where kohya's trainer and LyCORIS put them.
 
-Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685): each chosen weight W acts as
-W + (alpha / rank) * B A. A and B are always fp32: in bf16 a step of 1e-4 is lost in rounding. The base stays frozen in
-its own dtype.
+Each chosen weight W acts as W + (alpha / dim) * D, where D is small: `lora_studio.planning.network` says what it is
+made of for each network type. A DoRA (Liu et al. 2024, arXiv:2402.09353) then gives every row of the sum a length of
+its own. An adapter's weights are always fp32: in bf16 a step of 1e-4 is lost in rounding. The base stays frozen in its
+own dtype.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from peft import LoraConfig, inject_adapter_in_model
+from diffusers import UNet2DConditionModel
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from lora_studio.config import NetworkType, Recipe
+from lora_studio.planning.network import Size, size_of
+from lora_studio.training.layers import find_layers
+
 NAME = "default"
-TEXT_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
+# What a saved state calls them.
+STATE_NAMES = {DOWN: "A", UP: "B"}
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The models that carry a LoRA, by the name of kohya's files: `unet`, `te1`, `te2`."""
+    """The models that carry an adapter, by the name of kohya's files: `unet`, `te1`, `te2`."""
 
     models: dict[str, nn.Module]
-    network_dim: int
-    network_alpha: float
 
     @cached_property
-    def layers(self) -> list[tuple[str, str, LoraLayer]]:
+    def layers(self) -> list[tuple[str, str, BaseTunerLayer]]:
         """Every adapted layer as (model, path in the model, layer), in a fixed order."""
         return [
             (prefix, path, module)
             for prefix, model in self.models.items()
             for path, module in model.named_modules()
-            if isinstance(module, LoraLayer)
+            if isinstance(module, BaseTunerLayer)
         ]
 
     def parameters(self, *prefixes: str) -> list[nn.Parameter]:
@@ -44,75 +55,155 @@ class Adapters:
             parameter
             for prefix, _, layer in self.layers
             if prefix in prefixes
-            for parameter in (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
+            for parameter in layer_tensors(layer).values()
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """The weights by name: `unet/PATH/A` [rank, in...] and `unet/PATH/B` [out, rank...], fp32, on the CPU."""
-        result = {}
-        for prefix, path, layer in self.layers:
-            for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
-                result[f"{prefix}/{path}/{letter}"] = part[NAME].weight.detach().cpu().contiguous()
-        return result
+        """The weights by name, fp32, on the CPU.
+
+        A LoRA's are `unet/PATH/A` [dim, in...] and `unet/PATH/B` [out, dim...]; others have their names in files.
+        """
+        return {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` gave; raises KeyError or RuntimeError if it is another network's."""
-        for prefix, path, layer in self.layers:
-            for letter, part in (("A", layer.lora_A), ("B", layer.lora_B)):
-                part[NAME].weight.copy_(state[f"{prefix}/{path}/{letter}"])
+        for name, parameter in self._named():
+            parameter.copy_(state[name])
 
     def finite(self) -> bool:
         """Whether every weight is a number; one wait for the device."""
         parts = [parameter.detach().isfinite().all() for parameter in self.parameters(*self.models)]
         return bool(torch.stack(parts).all())
 
-
-def unet_targets(unet: nn.Module) -> list[str]:
-    """All linear layers (and 1x1 convolutions) of the transformers: 722 in SDXL, as in kohya's files."""
-    return [
-        f"{path}.{name}"
-        for path, block in unet.named_modules()
-        if isinstance(block, Transformer2DModel)
-        for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, path, layer in self.layers:
+            for name, parameter in layer_tensors(layer).items():
+                yield f"{prefix}/{path}/{STATE_NAMES.get(name, name)}", parameter
 
 
-def text_encoder_targets(text_encoder: nn.Module) -> list[str]:
-    """Attention and feed-forward layers: 72 in SDXL's first text encoder, 192 in its second."""
-    return [name for name, layer in text_encoder.named_modules() if name.endswith(TEXT_LAYERS)]
+def layer_tensors(layer: BaseTunerLayer, adapter: str = NAME) -> dict[str, nn.Parameter]:
+    """An adapted layer's weights by the names that kohya's and LyCORIS' files give them, in peft's shapes."""
+    if not isinstance(layer, LoraLayer):
+        parts = {name: getattr(layer, name) for name in layer.adapter_layer_names}
+        return {name: part[adapter] for name, part in parts.items() if adapter in part}
+    found = {DOWN: layer.lora_A[adapter].weight, UP: layer.lora_B[adapter].weight}
+    if adapter in layer.lora_magnitude_vector:
+        found[MAGNITUDE] = layer.lora_magnitude_vector[adapter].weight
+    return found
 
 
-def add_adapters(
-    unet: nn.Module,
-    text_encoders: list[nn.Module],
-    *,
-    network_dim: int,
-    network_alpha: float,
-    seed: int,
-    train_unet: bool = True,
-    train_text_encoders: bool = True,
-) -> Adapters:
-    """Put LoRA layers into the models, in place. A is drawn from `seed`, B is zero: nothing changes before training.
+def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], recipe: Recipe) -> Adapters:
+    """Put the recipe's adapters into the models, in place.
 
-    The layers' `cast_input_dtype_enabled` is off where the base is in half precision, since autocast does the casting.
+    They are drawn from its seed and change nothing before training: one of their matrices is zero. The layers'
+    `cast_input_dtype_enabled` is off where the base is in half precision, since autocast does the casting.
     """
-    chosen: dict[str, tuple[nn.Module, list[str]]] = {}
-    if train_unet:
-        chosen["unet"] = (unet, unet_targets(unet))
-    if train_text_encoders:
-        for number, encoder in enumerate(text_encoders, 1):
-            chosen[f"te{number}"] = (encoder, text_encoder_targets(encoder))
+    models: dict[str, nn.Module] = {"unet": unet}
+    models |= {f"te{number}": encoder for number, encoder in enumerate(text_encoders, 1)}
+    sizes: dict[str, dict[str, Size]] = defaultdict(dict)
+    for place in find_layers(unet, text_encoders):
+        if size := size_of(recipe, place.layer):
+            sizes[place.model][place.path] = size
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for model, targets in chosen.values():
-            config = LoraConfig(r=network_dim, lora_alpha=network_alpha, target_modules=targets)
-            inject_adapter_in_model(config, model, adapter_name=NAME)
-    adapters = Adapters({prefix: model for prefix, (model, _) in chosen.items()}, network_dim, network_alpha)
-    for prefix, _, layer in adapters.layers:
-        layer.cast_input_dtype_enabled = next(chosen[prefix][0].parameters()).dtype == torch.float32
+        torch.manual_seed(recipe.seed)
+        for prefix, chosen in sizes.items():
+            inject(
+                models[prefix],
+                recipe.network_type,
+                chosen,
+                NAME,
+                dropout=recipe.network_dropout,
+                lokr_factor=recipe.lokr_factor,
+            )
+    adapters = Adapters({prefix: models[prefix] for prefix in sizes})
+    for _, _, layer in adapters.layers:
+        layer.cast_input_dtype_enabled = layer.get_base_layer().weight.dtype == torch.float32
     for parameter in adapters.parameters(*adapters.models):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
+    for _, _, layer in adapters.layers:
+        measure_rows(layer, NAME)
     return adapters
+
+
+def inject(
+    model: nn.Module,
+    kind: NetworkType,
+    sizes: Mapping[str, Size],
+    adapter: str,
+    *,
+    dropout: float = 0.0,
+    lokr_factor: int = -1,
+    inference: bool = False,
+) -> None:
+    """Wrap the layers at these paths in peft's layers of one kind, new and, unless for `inference`, trainable."""
+    (dim, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    common: dict[str, Any] = {
+        "r": dim,
+        "target_modules": list(sizes),
+        "rank_pattern": _pattern({path: size.dim for path, size in sizes.items()}, dim),
+        "alpha_pattern": _pattern({path: size.alpha for path, size in sizes.items()}, alpha),
+        "inference_mode": inference,
+    }
+    config: PeftConfig
+    match kind:
+        case NetworkType.LOHA:
+            config = LoHaConfig(alpha=alpha, rank_dropout=dropout, **common)
+        case NetworkType.LOKR:
+            config = LoKrConfig(
+                alpha=alpha,
+                rank_dropout=dropout,
+                rank_dropout_scale=True,
+                decompose_factor=lokr_factor,
+                init_weights="lycoris",
+                **common,
+            )
+        case _:
+            config = LoraConfig(lora_alpha=alpha, lora_dropout=dropout, use_dora=kind is NetworkType.DORA, **common)
+    inject_adapter_in_model(config, model, adapter_name=adapter)
+
+
+def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
+    """Exceptions from the default as peft takes them; one expression a value, since peft tries each on every layer."""
+    paths: dict[float, list[str]] = defaultdict(list)
+    for path, value in values.items():
+        if value != default:
+            paths[value].append(re.escape(path))
+    return {"|".join(names): value for value, names in paths.items()}
+
+
+class _Rows:
+    """peft measures a DoRA's rows in the base's dtype, where bf16 is off by 0.4 %; here it is fp32."""
+
+    def get_weight_norm(
+        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
+    ) -> Tensor:
+        norm: Tensor = super().get_weight_norm(  # type: ignore[misc]
+            weight.float(), lora_weight.float(), scaling, adapter_name=adapter_name
+        )
+        return norm
+
+
+class _LinearRows(_Rows, DoraLinearLayer):
+    pass
+
+
+class _ConvRows(_Rows, DoraConv2dLayer):
+    pass
+
+
+def measure_rows(layer: BaseTunerLayer, adapter: str) -> None:
+    """Set a DoRA's lengths of rows to those that the layer has now, in fp32; other layers stay as they are."""
+    if not isinstance(layer, LoraLayer) or adapter not in layer.lora_magnitude_vector:
+        return
+    base = layer.get_base_layer()
+    rows = (_ConvRows if isinstance(base, nn.Conv2d) else _LinearRows)(fan_in_fan_out=False)
+    weights = layer_tensors(layer, adapter)
+    rows.update_layer(
+        base_layer=base,
+        lora_A=weights[DOWN].detach(),
+        lora_B=weights[UP].detach(),
+        scaling=layer.scaling[adapter],
+    )
+    layer.lora_magnitude_vector[adapter] = rows

@@ -1,72 +1,107 @@
-"""The LoRA as a file that A1111, Forge, ComfyUI and diffusers read: kohya's SDXL format.
+"""The trained weights as a file that A1111, Forge, ComfyUI and diffusers read.
 
-A layer gives `NAME.lora_down.weight` [rank, in...], `NAME.lora_up.weight` [out, rank...] and `NAME.alpha` []; the
-program that loads it adds alpha / rank * up * down. UNet layers have the names of Stability's own code
-(`input_blocks`, `middle_block`, `output_blocks`), which every program knows.
+In kohya's and LyCORIS' form a layer NAME gives `NAME.alpha` [] and
+
+- `NAME.lora_down.weight` [dim, in...] and `NAME.lora_up.weight` [out, dim...], 1x1 for a convolution
+- a DoRA also `NAME.dora_scale` [out, 1...]: the length of each row of the whole weight
+- `NAME.hada_w1_a` [out, dim], `NAME.hada_w1_b` [dim, in * area] and the same with w2
+- `NAME.lokr_w1`, and `NAME.lokr_w2` or `NAME.lokr_w2_a` and `NAME.lokr_w2_b`
+
+and the program that loads it adds alpha / dim times their product. UNet layers have the names of Stability's own code
+(`input_blocks`, `middle_block`, `output_blocks`), which every program knows. In diffusers' form the names are those of
+its models and alpha stands in the metadata.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from diffusers import UNet2DConditionModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
+from lora_studio.config import SaveFormat
 from lora_studio.files import write_bytes
-from lora_studio.training.adapters import NAME, Adapters
+from lora_studio.training.adapters import DOWN, MAGNITUDE, NAME, UP, Adapters, layer_tensors
 from lora_studio.training.base_models import HASH_LENGTH, HASH_START
+from lora_studio.training.layers import block_names, kohya_name, stability_path
+
+# What takes the rounding of alpha: one factor of each kind's product.
+SCALED = (UP, "hada_w1_a", "lokr_w1")
+DIFFUSERS_PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+DIFFUSERS_NAMES = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 
 
-def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Diffusers' paths of a UNet's attention blocks -> Stability's, for any number of levels and layers.
-
-    Stability's code counts through: `input_blocks.0` is the first convolution, then comes one number for every pair of
-    resnet and attention, and one for every downsampler; `output_blocks` likewise, upsamplers within the last pair.
-    """
-    names = {}
-    number = 1
-    for level, block in enumerate(unet.down_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"down_blocks.{level}.attentions.{layer}."] = f"input_blocks.{number}.1."
-            number += 1
-        number += len(block.downsamplers or ())
-    names["mid_block.attentions.0."] = "middle_block.1."
-    number = 0
-    for level, block in enumerate(unet.up_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{number}.1."
-            number += 1
-    return names
-
-
-def kohya_name(model: str, path: str, blocks: dict[str, str]) -> str:
-    """The name of a layer in kohya's files; `model` is unet, te1 or te2, `blocks` comes from `block_names`."""
-    if model == "unet":
-        prefix = next((prefix for prefix in blocks if path.startswith(prefix)), "")
-        path = blocks.get(prefix, "") + path.removeprefix(prefix)
-    elif not path.startswith("text_model."):  # transformers has dropped this level from the first text encoder
-        path = f"text_model.{path}"
-    return f"lora_{model}_{path.replace('.', '_')}"
-
-
-def lora_tensors(adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype) -> dict[str, Tensor]:
+def lora_tensors(
+    adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype, form: SaveFormat = SaveFormat.KOHYA
+) -> dict[str, Tensor]:
     """All tensors of the file, on the CPU, in `dtype`."""
+    if form is SaveFormat.DIFFUSERS:
+        return {
+            _diffusers_name(model, path, part): _stored(weight, dtype)
+            for model, path, layer in adapters.layers
+            for part, weight in layer_tensors(layer).items()
+        }
     blocks = block_names(unet)
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for model, path, layer in adapters.layers:
-        name = kohya_name(model, path, blocks)
-        tensors[f"{name}.lora_down.weight"] = _stored(layer.lora_A[NAME].weight, dtype)
-        tensors[f"{name}.lora_up.weight"] = _stored(layer.lora_B[NAME].weight, dtype)
-        tensors[f"{name}.alpha"] = torch.tensor(float(adapters.network_alpha), dtype=dtype)
+        name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
+        tensors |= {f"{name}.{part}": weight for part, weight in _kohya_tensors(layer, dtype).items()}
     return tensors
+
+
+def _diffusers_name(model: str, path: str, part: str) -> str:
+    """A tensor's name as diffusers reads it: a DoRA's lengths it expects otherwise in a UNet than transformers does."""
+    ending = ".weight" if part == MAGNITUDE and model != "unet" else ""
+    return f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
+
+
+def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A layer's tensors. Where `dtype` cannot hold alpha exactly, a weight takes what is missing."""
+    alpha = layer.scaling[NAME] * layer.r[NAME]
+    rounded = torch.tensor(alpha, dtype=dtype)
+    missing = alpha / float(rounded)
+    found = {}
+    for part, parameter in layer_tensors(layer).items():
+        weight = parameter.detach()
+        if part == MAGNITUDE:
+            weight = weight.reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+        elif part in SCALED and missing != 1:
+            weight = weight * missing
+        found[part] = _stored(weight, dtype)
+    return found | {"alpha": rounded}
 
 
 def _stored(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def adapter_metadata(adapters: Adapters) -> dict[str, str]:
+    """What diffusers needs beside the tensors of its own form: each model's peft configuration, as JSON."""
+    values: dict[str, Any] = {}
+    for model in adapters.models:
+        layers = {path: layer for prefix, path, layer in adapters.layers if prefix == model}
+        dims = {path: layer.r[NAME] for path, layer in layers.items()}
+        alphas = {path: layer.scaling[NAME] * layer.r[NAME] for path, layer in layers.items()}
+        dim, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (dims, alphas))
+        config = {
+            "r": dim,
+            "lora_alpha": alpha,
+            "rank_pattern": {path: value for path, value in dims.items() if value != dim},
+            "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+            "target_modules": list(layers),
+            "use_dora": any(MAGNITUDE in layer_tensors(layer) for layer in layers.values()),
+            "use_rslora": False,
+        }
+        values |= {f"{DIFFUSERS_PARTS[model]}.{name}": value for name, value in config.items()}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(values, sort_keys=True)}
 
 
 def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora_studio.config import TrainJob
+from lora_studio.config import SaveFormat, TrainJob
 from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
 from lora_studio.runs import Report
@@ -29,12 +29,13 @@ from lora_studio.training.batches import Batch, Dataset, epoch_steps
 from lora_studio.training.cache import LatentCache, TextCache
 from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
-from lora_studio.training.export import lora_tensors, save_lora
+from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.health import Health
 from lora_studio.training.loss import batch_losses, step_timesteps
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
 from lora_studio.training.optimizers import current_rates, load_optimizer
+from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
 from lora_studio.training.timesteps import TimestepLosses
@@ -113,6 +114,13 @@ class Run:
     def autocast(self) -> AbstractContextManager:
         """Half precision for what can take it; a no-op in fp32."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+
+    def dropout(self, first: int) -> AbstractContextManager:
+        """The random numbers of dropout for a batch that begins with sample `first` of the step; a no-op without."""
+        recipe = self.job.recipe
+        if not recipe.network_dropout:
+            return nullcontext()
+        return seeded(recipe.seed, "dropout", self.step, first, device=self.device)
 
     def encode(self, captions: Sequence[str]) -> Text:
         """Embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
@@ -197,7 +205,8 @@ def train_step(run: Run) -> float | None:
     total = torch.zeros((), device=run.device)
     first = 0
     for batch in batches:
-        losses = batch_losses(run, batch, first)
+        with run.dropout(first):
+            losses = batch_losses(run, batch, first)
         part = losses.sum() / samples
         run.scaler.scale(part).backward()
         each.append(losses.detach())
@@ -299,8 +308,11 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         step=run.step,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
+    form = run.job.recipe.save_format
+    if form is SaveFormat.DIFFUSERS:
+        metadata |= adapter_metadata(run.adapters)
     with run.averages.given_out():
-        tensors = lora_tensors(run.adapters, run.base.unet, stored)
+        tensors = lora_tensors(run.adapters, run.base.unet, stored, form)
     save_lora(path, tensors, metadata)
 
 

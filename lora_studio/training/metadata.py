@@ -17,6 +17,7 @@ from lora_studio.dataset.captions import split_tags
 from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.training.base_models import Base, window_hash
 from lora_studio.training.batches import Dataset
+from lora_studio.training.network_metadata import describe_network
 from lora_studio.training.optimizers import optimizer_name
 from lora_studio.training.text import CHUNK
 
@@ -65,11 +66,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str) -> d
         "ss_sd_model_name": base.files[0].name if single else base.name,
         "ss_sd_model_hash": window_hash(base.files[0])[:8] if single else None,
         "ss_new_sd_model_hash": base.hash,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": recipe.network_dim,
-        "ss_network_alpha": recipe.network_alpha,
-        "ss_network_args": {},
-        "ss_network_dropout": None,
+        **describe_network(recipe),
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,
         "ss_text_encoder_lr": recipe.text_encoder_lr,

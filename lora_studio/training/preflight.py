@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio import guide
@@ -20,14 +20,16 @@ from lora_studio.config import PredictionType, Recipe, TrainJob
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.advice import problems, uses_zero_snr, zero_snr_problems
+from lora_studio.planning.network import count_weights
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training.adapters import text_encoder_targets, unet_targets
 from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
 from lora_studio.training.batches import Dataset, Item, read_dataset
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.dataset_checks import dataset_problems, folder_problems
+from lora_studio.training.initial import check_weights
+from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.optimizers import try_optimizer
 from lora_studio.training.text import CHUNK
 from lora_studio.training.views import views_of
@@ -89,9 +91,15 @@ def preflight(
         facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
         found += [*_prediction_problems(job, facts), *_noise_problems(job, facts), *_clip_skip_problems(job, facts)]
+    if facts is not None and not found:
+        places = places_of(facts)
+        found += _network_problems(job, places)
+        if job.network_weights is not None:
+            path = job.network_weights
+            found += attempt(lambda: check_weights(path, recipe, places)) or []
     if facts is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
-        found += _space_problems(job, folder, home, dataset, lora_weights(recipe, facts), width)
+        found += _space_problems(job, folder, home, dataset, _count(recipe, places), width)
     if found or dataset is None or source is None or facts is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
@@ -190,15 +198,27 @@ def _pixels(item: Item) -> int:
     return item.placement.bucket[0] * item.placement.bucket[1]
 
 
-def lora_weights(recipe: Recipe, facts: Facts) -> int:
-    """How many weights the LoRA will have, counted on models that take no memory."""
-    weights: list[nn.Parameter] = []
+def places_of(facts: Facts) -> list[Place]:
+    """The layers of a base that could be trained, found on models that take no memory."""
     with torch.device("meta"):
-        if recipe.unet_lr:
-            unet = UNet2DConditionModel.from_config(facts.unet)
-            weights += [unet.get_parameter(f"{path}.weight") for path in unet_targets(unet)]
-        for config in facts.text_encoders if recipe.text_encoder_lr else ():
-            encoder = CLIPTextModel(CLIPTextConfig(**config))
-            weights += [encoder.get_parameter(f"{path}.weight") for path in text_encoder_targets(encoder)]
-    # A is [rank, in...] and B [out, rank...]
-    return recipe.network_dim * sum(weight.shape[0] + weight[0].numel() for weight in weights)
+        unet = UNet2DConditionModel.from_config(facts.unet)
+        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in facts.text_encoders]
+    return find_layers(unet, encoders)
+
+
+def lora_weights(recipe: Recipe, facts: Facts) -> int:
+    """How many weights the LoRA will have."""
+    return _count(recipe, places_of(facts))
+
+
+def _count(recipe: Recipe, places: Sequence[Place]) -> int:
+    return count_weights(recipe, Counter(place.layer for place in places))
+
+
+def _network_problems(job: TrainJob, places: Sequence[Place]) -> list[str]:
+    if _count(job.recipe, places):
+        return []
+    return [
+        f"No layer is left to train: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "
+        f"{job.recipe.text_encoder_lr:g}. Give some block a dim."
+    ]

@@ -7,6 +7,8 @@ with exactly the numbers that it would have had, on any device, in whatever orde
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -16,3 +18,15 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
     text = "/".join([str(seed), purpose, *map(str, counters)])
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(key)
+
+
+@contextmanager
+def seeded(seed: int, purpose: str, *counters: int, device: torch.device) -> Iterator[None]:
+    """Give torch's global generators, of the CPU and of `device`, a state of its own for one purpose; then put it back.
+
+    It is for draws that libraries make, like dropout. Gradient checkpointing repeats them: it keeps the state.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(generator(seed, purpose, *counters).initial_seed())
+        yield

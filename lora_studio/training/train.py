@@ -23,6 +23,8 @@ from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
+from lora_studio.training.initial import start_from
+from lora_studio.training.layers import find_layers
 from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.notices import (
     PRECISIONS,
@@ -124,15 +126,11 @@ def prepare(
     )
     base.vae.to("cpu")
     texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop)
-    adapters = add_adapters(
-        base.unet,
-        base.text_encoders,
-        network_dim=recipe.network_dim,
-        network_alpha=recipe.network_alpha,
-        seed=recipe.seed,
-        train_unet=recipe.unet_lr > 0,
-        train_text_encoders=recipe.text_encoder_lr > 0,
-    )
+    places = find_layers(base.unet, base.text_encoders)
+    adapters = add_adapters(base.unet, base.text_encoders, recipe)
+    if job.network_weights is not None:
+        taken, trained = start_from(job.network_weights, adapters, recipe, places)
+        phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()

@@ -12,7 +12,7 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic
 from lora_studio.project import Project
 from lora_studio.runs import JobFolder, slugify
-from lora_studio.sampling.lora_file import read_lora
+from lora_studio.training.lora_file import read_lora
 
 
 @dataclass(frozen=True)

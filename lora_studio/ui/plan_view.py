@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from lora_studio.config import Recipe
+from lora_studio.config import NetworkType, Recipe
 from lora_studio.planning.plan import Plan
 from lora_studio.planning.timing import Span
 from lora_studio.ui.components import Row, Tile, Tone, card, cards, count_of, heading, note, short, table, tiles
@@ -26,9 +26,15 @@ def plan_tiles(made: Plan) -> Markup:
             ),
             Tile("Time, roughly", _span(made.seconds), "a range, until a step is measured"),
             Tile("Memory, roughly", f"{made.vram_gib:.1f} GiB", _memory_note(made), _memory_tone(made)),
-            Tile("File", f"{made.lora_mib:.0f} MiB", f"dim {made.recipe.network_dim}, {files}"),
+            Tile("File", f"{made.lora_mib:.0f} MiB", f"{_network(made)}, {files}"),
         ]
     )
+
+
+def _network(made: Plan) -> str:
+    """The network as its users write it: "dim 32", "LoKr dim 8"."""
+    kind = made.recipe.network_type
+    return f"{'' if kind is NetworkType.LORA else f'{kind.value} '}dim {made.recipe.network_dim}"
 
 
 def _span(seconds: Span) -> str:

@@ -13,7 +13,7 @@ from lora_studio.errors import InputError
 from lora_studio.project import Project
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.sampling.cells import CellKey, SweepPlan
-from lora_studio.sampling.lora_file import LoraFile, read_lora
+from lora_studio.training.lora_file import LoraFile, read_lora
 
 
 @dataclass(frozen=True)

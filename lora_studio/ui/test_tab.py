@@ -13,7 +13,7 @@ from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.runs import State
 from lora_studio.sampling.cells import SweepPlan
-from lora_studio.sampling.lora_file import read_lora
+from lora_studio.training.lora_file import read_lora
 from lora_studio.ui import test_view
 from lora_studio.ui.components import empty_state, error_card, heading, html, pickable
 from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded

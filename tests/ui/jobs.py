@@ -17,8 +17,8 @@ from lora_studio.files import write_json
 from lora_studio.project import Home, Project, ProjectInfo
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.sampling.cells import SweepPlan
-from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.png_info import save_png
+from lora_studio.training.lora_file import read_lora
 
 LORA = Path(__file__).parents[1] / "data" / "kohya_tiny_sdxl_lora.safetensors"
 BASE = "SDXL 1.0"

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 
 from lora_studio.project import Project
 from lora_studio.runs import State
-from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.png_info import read_parameters
+from lora_studio.training.lora_file import read_lora
 from tests.tiny_taggers import save_tiny_wd
 from tests.ui.conftest import Running
 

@@ -17,8 +17,8 @@ from lora_studio.config import Precision
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.lora_file import read_lora
 from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.training.lora_file import read_lora
 from tests.kohya_lora import attention_layers, make_lora, save_lora, text_layers
 
 DRAW = {"seed": 7, "steps": 2, "guidance": 5.0, "width": 64, "height": 64}
@@ -48,6 +48,19 @@ def latents(painter: Painter, prompt: str = "a cat") -> torch.Tensor:
         output_type="latent",
         generator=torch.Generator("cpu").manual_seed(7),
     ).images
+
+
+def one_step(pipe: StableDiffusionXLPipeline) -> torch.Tensor:
+    """What the UNet says of noise and a text."""
+    with torch.no_grad():
+        hidden, _, pooled, _ = pipe.encode_prompt("a cat", do_classifier_free_guidance=False)
+        return pipe.unet(
+            torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7)),
+            torch.tensor([500]),
+            hidden,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": torch.zeros(1, 6)},
+            return_dict=False,
+        )[0]
 
 
 def header(names: dict[str, list[int]], *, metadata: dict | None = None, size: int = 4) -> bytes:
@@ -202,6 +215,11 @@ def test_file_of_kohyas_trainer_matches_every_layer(painter: Painter) -> None:
         assert (adapter.matched, adapter.total) == (336, 336)
         first = pipe.unet.down_blocks[1].attentions[0].proj_in
         assert first.scaling["studio"] == 0.5  # alpha 4 of dim 8
+        drawn = one_step(pipe)
+    bare = one_step(pipe)
+    pipe.load_lora_weights(str(PEER.parent), weight_name=PEER.name)
+    torch.testing.assert_close(drawn, one_step(pipe), atol=1e-5, rtol=1e-5)
+    assert (drawn - bare).abs().max() > 1e-3
 
 
 def test_another_models_lora_is_refused_and_leaves_no_trace(painter: Painter) -> None:
@@ -264,8 +282,9 @@ REFUSED = {
     "entry": (header(PAIR).replace(b'"dtype"', b'"dtypo"'), "damaged header"),
     "SD 1.5": (header({"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": [1]}), "Stable Diffusion 1"),
     "Flux": (header({"lora_unet_double_blocks_0_img_attn_proj.alpha": [1]}), "another kind of model"),
-    "LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "LyCORIS"),
-    "DoRA": (header(PAIR | {f"{UNET}.dora_scale": [1]}), "DoRA"),
+    "OFT": (header({f"{UNET}.oft_blocks": [1]}), "LyCORIS"),
+    "half a LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "lacks a half"),
+    "two in one": (header(PAIR | {f"{UNET}.lokr_w1": [1], f"{UNET}.lokr_w2": [1]}), "lacks a half"),
     "a base": (header({"model.diffusion_model.out.0.bias": [1]}), "a base"),
     "other": (header({"weights": [1]}), "does not look like a LoRA"),
     "half": (header({f"{UNET}.lora_down.weight": [1, 1]}), "lacks a half"),

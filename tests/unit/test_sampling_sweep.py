@@ -133,7 +133,7 @@ def test_base_cell_is_the_pipelines_own_picture(
 
 
 def test_cells_carry_their_parameters(done: tuple[SweepResult, Events, Path], tiny_base: Path) -> None:
-    from lora_studio.sampling.lora_file import read_lora
+    from lora_studio.training.lora_file import read_lora
 
     cell = done[0].cells[4]
     short = read_lora(cell.lora).model_hash[:12]

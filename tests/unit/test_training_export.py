@@ -19,11 +19,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lora_studio.config import Recipe
 from lora_studio.errors import DiskFullError
+from lora_studio.planning.network import size_of, tensor_shapes
 from lora_studio.project import Home
-from lora_studio.training.adapters import add_adapters
+from lora_studio.training.adapters import add_adapters, layer_tensors
 from lora_studio.training.base_files import SDXL_CONFIG
 from lora_studio.training.drawing import Text, draw_picture, make_pipeline
-from lora_studio.training.export import block_names, kohya_name, lora_tensors, model_hashes, save_lora
+from lora_studio.training.export import lora_tensors, model_hashes, save_lora
+from lora_studio.training.layers import block_names, find_layers, kohya_name, stability_path
 from lora_studio.training.loop import Run, save_adapter
 from lora_studio.training.metadata import describe_lora
 from tests.kohya_lora import sgm_name
@@ -72,18 +74,21 @@ def test_names_and_shapes_of_real_sdxl_are_kohyas() -> None:
         values: dict[str, Any] = json.loads((SDXL_CONFIG / part / "config.json").read_text("utf-8"))
         return values
 
+    recipe = Recipe(network_dim=32, network_alpha=16)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config("unet"))
         first = CLIPTextModel(CLIPTextConfig(**config("text_encoder")))
         second = CLIPTextModelWithProjection(CLIPTextConfig(**config("text_encoder_2")))
-        adapters = add_adapters(unet, [first, second], network_dim=32, network_alpha=16, seed=0)
-    names: dict[str, list[int]] = {}
+        places = find_layers(unet, [first, second])
+    expected = {place.kohya: tensor_shapes(recipe, place.layer, 32) for place in places if size_of(recipe, place.layer)}
+    adapters = add_adapters(unet, [first, second], recipe)
     blocks = block_names(unet)
+    names: dict[str, list[int]] = {}
     for model, path, layer in adapters.layers:
-        name = kohya_name(model, path, blocks)
-        names[f"{name}.lora_down.weight"] = list(layer.lora_A["default"].weight.shape)
-        names[f"{name}.lora_up.weight"] = list(layer.lora_B["default"].weight.shape)
-        names[f"{name}.alpha"] = []
+        name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
+        shapes = {part: tuple(weight.shape) for part, weight in layer_tensors(layer).items()}
+        assert shapes == expected[name]
+        names |= {f"{name}.{part}": list(shape) for part, shape in shapes.items()} | {f"{name}.alpha": []}
     assert names == json.loads(KOHYA.read_text("utf-8"))
     assert len(names) == 3 * (722 + 72 + 192)
 
@@ -109,7 +114,7 @@ def test_the_small_models_names_follow_the_same_rules(run: Run) -> None:
 
 def test_sdxl_names_agree_with_a_rule_written_by_hand(tiny_base: Path) -> None:
     unet = UNet2DConditionModel.from_pretrained(tiny_base, subfolder="unet")
-    adapters = add_adapters(unet, [], network_dim=1, network_alpha=1, seed=0, train_text_encoders=False)
+    adapters = add_adapters(unet, [], Recipe(network_dim=1, network_alpha=1))
     tensors = lora_tensors(adapters, unet, torch.float32)
     for _, path, layer in adapters.layers:
         key = f"lora_unet_{sgm_name(path)}.lora_up.weight"

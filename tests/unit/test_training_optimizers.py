@@ -34,11 +34,7 @@ def adapt(parts: Any, recipe: Recipe) -> Adapters:
     return add_adapters(
         deepcopy(parts.unet),
         [deepcopy(parts.text_encoder), deepcopy(parts.text_encoder_2)],
-        network_dim=2,
-        network_alpha=1,
-        seed=0,
-        train_unet=recipe.unet_lr > 0,
-        train_text_encoders=recipe.text_encoder_lr > 0,
+        recipe.model_copy(update={"network_dim": 2, "network_alpha": 1, "seed": 0}),
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,16 +18,42 @@ MAX_HEADER_BYTES = 4 * 1024**2
 MAX_TENSORS = 10_000
 MAX_NAME = 512
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-KOHYA_KEY = re.compile(r"(lora_(?:unet|te1|te2)_\w+)\.(lora_down\.weight|lora_up\.weight|alpha)")
-PEFT_KEY = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.(?:lora_[AB]|lora\.(?:down|up))\.weight")
+# The tensors of a layer by the names that kohya and LyCORIS give them, and what diffusers and peft say for them.
+PARTS = r"lora_(?:down|mid|up)\.weight|alpha|dora_scale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2"
+OTHER_PARTS = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
+    "lora_magnitude_vector": "dora_scale",
+    "lora_magnitude_vector.weight": "dora_scale",
+}
+KOHYA_KEY = re.compile(rf"(lora_(?:unet|te1|te2)_\w+)\.({PARTS})")
+PEFT_KEY = re.compile(
+    rf"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.({'|'.join(map(re.escape, OTHER_PARTS))}|{PARTS})"
+)
+# The sets of tensors that make a layer whole, and what may be beside them.
+WHOLE: tuple[tuple[set[str], set[str]], ...] = (
+    ({"lora_down.weight", "lora_up.weight"}, {"lora_mid.weight"}),
+    ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, set()),
+    ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}, set()),
+    ({"lokr_w1", "lokr_w2"}, set()),
+    ({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}, {"lokr_t2"}),
+    ({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}, set()),
+    ({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}, {"lokr_t2"}),
+)
 FOREIGN_KEYS = (
     (re.compile(r"lora_te_"), "It was made for Stable Diffusion 1 or 2"),
     (
         re.compile(r"lora_unet_(double|single|joint)_blocks|transformer\.|diffusion_model\."),
         "It is for another kind of model, like Flux",
     ),
-    (re.compile(r".*\.(hada|lokr|oft|boft|glora|ia3|dyn)"), "It is a LyCORIS network (LoHa, LoKr...), not a LoRA"),
-    (re.compile(r".*(dora_scale|lora_magnitude_vector)"), "It is a DoRA, whose magnitudes cannot be applied here"),
+    (
+        re.compile(r"lora_\w+\.(oft|boft|glora|ia3|a1|b1|dyn|on_input|diff|w_norm|b_norm)"),
+        "It is a LyCORIS network of a kind that is not known here (OFT, GLoRA, IA3, full...)",
+    ),
     (re.compile(r"(model\.diffusion_model|conditioner|first_stage_model)\."), "It is a whole model, a base"),
 )
 
@@ -50,13 +75,17 @@ class LoraFile:
     @property
     def kohya(self) -> bool:
         """Whether names are kohya's (else peft's)."""
-        return KOHYA_KEY.fullmatch(next(iter(self.tensors))) is not None
+        return KOHYA_KEY.fullmatch(next(iter(self.tensors), "")) is not None
 
     @property
-    def modules(self) -> set[str]:
-        """Names of the layers that the LoRA changes, as the file spells them."""
+    def modules(self) -> dict[str, dict[str, str]]:
+        """The layers that the LoRA changes, as the file spells them: the tensors' kohya names -> their full names."""
         pattern = KOHYA_KEY if self.kohya else PEFT_KEY
-        return {match[1] for name in self.tensors if (match := pattern.fullmatch(name))}
+        found: dict[str, dict[str, str]] = {}
+        for name in self.tensors:
+            if match := pattern.fullmatch(name):
+                found.setdefault(match[1], {})[OTHER_PARTS.get(match[2], match[2])] = name
+        return found
 
     @property
     def has_text_encoder(self) -> bool:
@@ -125,22 +154,28 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_keys(path: Path, names: Iterable[str]) -> None:
-    """Every tensor must belong to a LoRA for SDXL, in one of the two spellings, and every layer must be whole."""
+def _check_keys(path: Path, names: Collection[str]) -> None:
+    """Every tensor must belong to a LoRA for SDXL, in one of two spellings, and every layer must be whole."""
     for pattern, what in FOREIGN_KEYS:
         if found := next((name for name in names if pattern.match(name)), None):
             raise _bad(path, f"cannot be used with SDXL. {what} (it holds {found!r}).", "Choose a LoRA for SDXL.")
-    kohya = [match for name in names if (match := KOHYA_KEY.fullmatch(name))]
-    peft = [match for name in names if (match := PEFT_KEY.fullmatch(name))]
-    known = kohya or peft
-    strange = [name for name in names if not (KOHYA_KEY if kohya else PEFT_KEY).fullmatch(name)]
-    if not known or strange:
-        example = f" (it holds {strange[0][:80]!r})" if strange else ""
-        raise _bad(path, f"does not look like a LoRA for SDXL{example}.", "Choose a LoRA in kohya's format.")
-    weights = Counter(match[1] for match in known if not match[0].endswith(".alpha"))
-    half = [match[1] for match in known if weights[match[1]] != 2]
-    if half:
-        raise _bad(path, f"lacks a half of layer {half[0]!r}.", "Download or copy it again.")
+    pattern = KOHYA_KEY if any(map(KOHYA_KEY.fullmatch, names)) else PEFT_KEY
+    layers: dict[str, set[str]] = {}
+    for name in names:
+        match = pattern.fullmatch(name)
+        if match is None:
+            raise _bad(
+                path,
+                f"does not look like a LoRA for SDXL (it holds {name[:80]!r}).",
+                "Choose a LoRA in kohya's format.",
+            )
+        layers.setdefault(match[1], set()).add(OTHER_PARTS.get(match[2], match[2]))
+    if not layers:
+        raise _bad(path, "does not look like a LoRA for SDXL.", "Choose a LoRA in kohya's format.")
+    for layer, parts in layers.items():
+        weights = parts - {"alpha", "dora_scale"}
+        if not any(needed <= weights <= needed | allowed for needed, allowed in WHOLE):
+            raise _bad(path, f"lacks a half of layer {layer!r}.", "Download or copy it again.")
 
 
 def _bad(path: Path, what: str, remedy: str) -> InputError:
