@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora_studio.config import TrainJob
 from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
-from lora_studio.runs import Report
+from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import Adapters
 from lora_studio.training.base_models import Base
 from lora_studio.training.batches import Batch, Dataset, epoch_steps
@@ -41,11 +41,14 @@ from lora_studio.training.objective import (
     training_target,
 )
 from lora_studio.training.optimizers import current_rates
+from lora_studio.training.parallel import Team
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
 STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
+# Events of an attempt rather than of the training: a resume leaves them in the log, whatever it does again.
+ATTEMPT_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Run:
     dtype: torch.dtype
     precision: str
     health: Health
+    team: Team = field(default_factory=Team)
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -125,7 +129,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     """Train until the run is complete (returns False) or is asked to stop (returns True).
 
     On a stop, and on any error that leaves the weights good, the state after the last step is saved first. Raises
-    NonFiniteLossError after NAN_LIMIT steps without a finite loss; the last good state is then kept.
+    NonFiniteLossError after NAN_LIMIT steps without a finite loss, which left the weights as they were before. Of
+    several processes, what ends one ends all.
     """
     begin, first = time.monotonic(), run.step
     total = run.counts.total_steps
@@ -135,7 +140,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 end_epoch(run, report=report, should_stop=should_stop)
             if run.step >= total:
                 return False
-            if should_stop():
+            if run.team.decide(should_stop()):
                 save(run)
                 return True
             tick = time.monotonic()
@@ -164,8 +169,6 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             run.health.watch(event)
             if now - run.saved_at > STATE_SECONDS:
                 save(run)
-    except NonFiniteLossError:
-        raise
     except Exception:
         if not run.updating:
             with suppress(DiskFullError, InputError, NonFiniteLossError, OSError):
@@ -183,11 +186,15 @@ def train_step(run: Run) -> float | None:
     samples = sum(map(len, batches))
     total = torch.zeros((), device=run.device)
     first = 0
-    for batch in batches:
-        part = batch_losses(run, batch, first).sum() / samples
-        run.scaler.scale(part).backward()
-        total += part.detach()
-        first += len(batch)
+    with run.team.together():
+        for batch in batches:
+            place, share = run.team.share(batch)
+            if share:
+                part = batch_losses(run, list(share), first + place).sum() / samples
+                run.scaler.scale(part).backward()
+                total += part.detach()
+            first += len(batch)
+    run.team.add_up(run.parameters, total)
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.parameters, run.job.recipe.max_grad_norm or math.inf)
     loss, gradient = torch.stack([total, norm.to(total.device)]).tolist()  # the only wait for the device in a step
@@ -239,8 +246,16 @@ def batch_losses(run: Run, batch: Batch, first: int) -> Tensor:
 
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
-    recipe = run.job.recipe
     epoch = run.epochs_finished + 1
+    if run.team.leads:
+        _tell_epoch(run, epoch, report=report, should_stop=should_stop)
+    run.epoch_losses = []
+    run.epochs_finished = epoch
+    save(run)
+
+
+def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    recipe = run.job.recipe
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
     if epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs:
@@ -252,9 +267,6 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
         draw(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
-    run.epoch_losses = []
-    run.epochs_finished = epoch
-    save(run)
 
 
 def draw(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -303,6 +315,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         started=run.started,
         epoch=epoch,
         step=run.step,
+        processes=run.team.size,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
     save_lora(path, lora_tensors(run.adapters, run.base.unet, stored), metadata)
@@ -310,7 +323,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
 
 def save(run: Run) -> None:
     """Save the state after the last step, once. Raises NonFiniteLossError if its weights are not finite."""
-    if run.saved == (run.step, run.epochs_finished):
+    if not run.team.leads or run.saved == (run.step, run.epochs_finished):
         return
     _check_finite(run)
     values: dict[str, Any] = {
@@ -319,6 +332,8 @@ def save(run: Run) -> None:
         "last_loss": run.last_loss,
         "started": run.started,
         "health": run.health.state(),
+        "events": JobFolder(run.folder).sync_events(),
+        "processes": run.team.size,
     }
     optimizer = {
         "optimizer": run.optimizer.state_dict(),
@@ -333,7 +348,13 @@ def save(run: Run) -> None:
 
 
 def restore(run: Run, state: State) -> None:
-    """Put a run where a saved state left it. Raises InputError if it belongs to another recipe."""
+    """Put a run where a saved state left it. Raises InputError if it is another recipe's or another team's."""
+    if (processes := state.values.get("processes", 1)) != run.team.size:
+        raise InputError(
+            f"The run was begun by {processes} processes, and this is {run.team.size}: its steps would differ.",
+            f"Set num_processes to {processes} in job.toml, or start a new run.",
+            code="resume_processes",
+        )
     try:
         run.adapters.load_state(state.weights)
         run.optimizer.load_state_dict(state.optimizer["optimizer"])
@@ -361,6 +382,13 @@ def memory_gib(device: torch.device) -> float:
 
 def _count_nan(run: Run) -> None:
     run.nan_streak += 1
+    if run.nan_streak >= NAN_LIMIT and run.last_loss is None:
+        raise NonFiniteLossError(
+            f"Not one of the first {run.step} steps had a finite loss.",
+            f"The base or its precision is at fault, not the rate: set mixed_precision to bf16 or fp32 (it is "
+            f"{run.precision} now), or download {run.base.name} anew.",
+            code="nan",
+        )
     if run.nan_streak >= NAN_LIMIT:
         raise _not_finite(run, f"The loss was not finite for {NAN_LIMIT} steps in a row, up to step {run.step}.")
 

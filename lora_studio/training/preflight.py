@@ -27,6 +27,7 @@ from lora_studio.training.adapters import text_encoder_targets, unet_targets
 from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
 from lora_studio.training.batches import Dataset, read_dataset
 from lora_studio.training.optimizers import try_optimizer
+from lora_studio.training.parallel import process_problems
 
 SHOWN = 5  # problems of one kind that are listed
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
@@ -75,7 +76,7 @@ def preflight(
         found += _dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
     facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
-    found += problems(recipe, guide.find_base(job.base))
+    found += [*problems(recipe, guide.find_base(job.base)), *process_problems(job)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: try_optimizer(recipe, device))

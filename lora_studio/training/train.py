@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel
 
 from lora_studio.config import TrainJob
-from lora_studio.files import write_json
+from lora_studio.files import remove_temporaries, write_json
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
@@ -20,7 +20,7 @@ from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
-from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
+from lora_studio.training.loop import ATTEMPT_EVENTS, Run, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.notices import (
     PRECISIONS,
     Phases,
@@ -30,6 +30,7 @@ from lora_studio.training.notices import (
     tell_start,
 )
 from lora_studio.training.optimizers import make_lr_scheduler, make_optimizer, parameter_groups
+from lora_studio.training.parallel import ALONE, Team, join, leave, whole_batches
 from lora_studio.training.preflight import ReadyJob, preflight
 
 
@@ -57,26 +58,38 @@ def train(
 ) -> TrainResult:
     """Train the LoRA of `job` into `folder`; with `resume`, go on from its last saved state, bit for bit on a CPU.
 
+    Where a launcher started several processes, each calls this, and they do the job together; what others than the
+    first tell is not to be written.
+
     Raises ConfigError with everything that is wrong with the job before anything is loaded; JobError if the work fails,
     after saving what is needed to go on.
     """
     begin = time.monotonic()
     phases = Phases(report)
-    ready = preflight(job, folder, home, on_progress=phases)
+    team = join()
+    job = whole_batches(job, team)
+    with team.together():
+        ready = preflight(job, folder, home, on_progress=phases)
     tell_dataset(job, ready, report)
-    write_json(folder.path / "environment.json", describe_environment(job, ready))
+    if team.leads:
+        write_json(folder.path / "environment.json", describe_environment(job, ready))
     try:
-        run = prepare(job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop)
+        with team.together():
+            run = prepare(
+                job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop, team=team
+            )
     except Stopped:
         return _result(job, folder, None, begin, stopped=True)
     if resume:
-        _resume(run, report)
+        with team.together():
+            _resume(run, report)
     tell_start(run, ready, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
-    if not stopped:
+    if not stopped and team.leads:
         lora = folder.path / f"{job.name}.safetensors"
         save_adapter(run, lora, run.epoch)
         report("saved", path=lora.name)
+    leave(team)
     return _result(job, folder, run, begin, stopped=stopped)
 
 
@@ -89,8 +102,12 @@ def prepare(
     report: Report,
     phases: Phases,
     should_stop: Callable[[], bool],
+    team: Team = ALONE,
 ) -> Run:
-    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped."""
+    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped.
+
+    Of several processes each encodes its share.
+    """
     recipe, device = job.recipe, ready.device
     base = load_base(
         ready.source,
@@ -103,13 +120,13 @@ def prepare(
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
     base.vae.to(device)
     latents.fill(
-        ready.dataset.items,
+        team.share(ready.dataset.items)[1],
         base.vae,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
     )
     base.vae.to("cpu")
-    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop)
+    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, team)
     adapters = add_adapters(
         base.unet,
         base.text_encoders,
@@ -143,11 +160,18 @@ def prepare(
         dtype=ready.dtype,
         precision=PRECISIONS[ready.dtype],
         health=Health(),
+        team=team,
     )
 
 
 def _cache_texts(
-    job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: Phases, should_stop: Callable[[], bool]
+    job: TrainJob,
+    ready: ReadyJob,
+    base: Base,
+    home: Home,
+    phases: Phases,
+    should_stop: Callable[[], bool],
+    team: Team,
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
     texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), job.recipe.clip_skip)
@@ -155,7 +179,7 @@ def _cache_texts(
     for encoder in base.text_encoders:
         encoder.to(ready.device)
     texts.fill(
-        [*captions, *run_prompts(job, ready.dataset)],
+        team.share([*captions, *run_prompts(job, ready.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
         should_stop=should_stop,
@@ -169,14 +193,20 @@ def _cache_texts(
 
 
 def _resume(run: Run, report: Report) -> None:
+    folder = JobFolder(run.folder)
+    if run.team.leads:
+        remove_temporaries(run.folder)
     state = load_state(
         run.folder / "checkpoints" / "state",
         on_damage=lambda message: report("warning", code="state_damaged", message=message),
     )
+    if state is not None:
+        restore(run, state)
+    if run.team.leads:
+        _forget(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
         report("warning", code="no_state", message="Nothing was saved yet: the run starts from the beginning.")
         return
-    restore(run, state)
     if state.values["dataset"] != run.dataset.fingerprint:
         report(
             "warning",
@@ -184,6 +214,15 @@ def _resume(run: Run, report: Report) -> None:
             message="Images or captions have changed since the run was stopped; it goes on with the new ones.",
         )
     report("resume", step=run.step)
+
+
+def _forget(folder: JobFolder, step: int, since: int) -> None:
+    """Take out of the log what was told after the state of `step` was saved, at byte `since`: it will be told again."""
+    folder.drop_events(
+        lambda event, place: (
+            event.get("event") not in ATTEMPT_EVENTS and (place >= since or event.get("step", 0) > step)
+        )
+    )
 
 
 def _result(job: TrainJob, folder: JobFolder, run: Run | None, begin: float, *, stopped: bool) -> TrainResult:
