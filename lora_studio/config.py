@@ -351,7 +351,7 @@ class TrainJob(Job):
         label="GPUs",
         group=Group.MEMORY,
         why="Each trains on a batch of its own at every step: 2 GPUs with batch 2 learn as one does with batch 4, in "
-        "about half the time. Fewer steps make an epoch, so the rate may rise.",
+        "about half the time. The estimate here is that of one GPU.",
         ge=1,
         le=64,
     )

@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError, disk_errors
+from lora_studio.libraries import misfit
 from lora_studio.planning.memory import next_saving
 from lora_studio.project import Home
 from lora_studio.queue import Cancelled, turn
@@ -266,6 +267,8 @@ def translated(job: AnyJob) -> Iterator[None]:
                 next_saving(job.recipe) if isinstance(job, TrainJob) else "Close other programs that use the GPU.",
                 code="out_of_memory",
             ) from error
+        if isinstance(error, ImportError):
+            raise misfit(error) from error
         if isinstance(error, FileNotFoundError):
             raise JobError(
                 f"A file that the work needs has vanished: {error.filename or error}.",

@@ -60,9 +60,17 @@ class LatentCache:
         return content["mean"], content["logvar"]
 
     def fill(
-        self, items: Sequence[Item], vae: AutoencoderKL, *, should_stop: Callable[[], bool], on_progress: Progress
+        self,
+        items: Sequence[Item],
+        vae: AutoencoderKL,
+        *,
+        should_stop: Callable[[], bool],
+        on_progress: Progress,
+        half: torch.dtype | None = None,
     ) -> int:
-        """Encode what is missing, in fp32, and return how many that were.
+        """Encode what is missing and return how many that were: in `half` if given, else in fp32.
+
+        Where half precision overflows, as it does with SDXL's own VAE, this image and the rest are encoded in fp32.
 
         Raises JobError, naming the image, if the VAE answers with NaN; InputError if an image cannot be read; Stopped.
         """
@@ -71,8 +79,12 @@ class LatentCache:
             if should_stop():
                 raise Stopped
             on_progress(done, len(missing))
-            mean, logvar = encode_image(vae, read_image(item.path), item)
-            if not (mean.isfinite().all() and logvar.isfinite().all()):
+            image = read_image(item.path)
+            mean, logvar = encode_image(vae, image, item, half)
+            if half is not None and not _finite(mean, logvar):
+                half = None
+                mean, logvar = encode_image(vae, image, item)
+            if not _finite(mean, logvar):
                 raise JobError(
                     f"The VAE turns {item.path.name!r} into numbers that are not finite.",
                     "Remove this image, or choose another VAE (`vae`, like madebyollin/sdxl-vae-fp16-fix).",
@@ -82,9 +94,18 @@ class LatentCache:
         return len(missing)
 
 
+def _finite(*values: Tensor) -> bool:
+    return all(bool(value.isfinite().all()) for value in values)
+
+
 @torch.no_grad()
-def encode_image(vae: AutoencoderKL, image: Image.Image, item: Item) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance [C, H/8, W/8] of an image, scaled and cropped as its placement says."""
+def encode_image(
+    vae: AutoencoderKL, image: Image.Image, item: Item, half: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [C, H/8, W/8] in fp32 of an image, scaled and cropped as its placement says.
+
+    With `half` the convolutions are computed in it, the sums in fp32; what overflows there is not finite here.
+    """
     placement = item.placement
     left, top = placement.crop
     width, height = placement.bucket
@@ -92,7 +113,8 @@ def encode_image(vae: AutoencoderKL, image: Image.Image, item: Item) -> tuple[Te
         image = image.resize(placement.scaled, Image.Resampling.LANCZOS)
     image = image.crop((left, top, left + width, top + height))
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
+    with torch.autocast(vae.device.type, half, enabled=half is not None):
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
     return posterior.mean[0].float().cpu().contiguous(), posterior.logvar[0].float().cpu().contiguous()
 
 

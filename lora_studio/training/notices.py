@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import time
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from lora_studio import __version__
 from lora_studio.config import TrainJob
 from lora_studio.device import find_gpu
+from lora_studio.libraries import installed
 from lora_studio.runs import Report
 from lora_studio.training.base_models import Base
 from lora_studio.training.loop import Run
@@ -112,17 +112,10 @@ def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
         "lora_studio": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: installed(name) for name in LIBRARIES},
         "device": device_name(ready.device),
         "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
         "cuda": torch.version.cuda,
         "precision": PRECISIONS[ready.dtype],
         "seed": job.recipe.seed,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

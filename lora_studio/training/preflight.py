@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.training.adapters import text_encoder_targets, unet_targets
-from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
+from lora_studio.training.base_files import Facts, Source, fetch, find_vae, read_facts, resolve
 from lora_studio.training.batches import Dataset, read_dataset
 from lora_studio.training.optimizers import try_optimizer
 from lora_studio.training.parallel import process_problems
+from lora_studio.training.trial import try_adapters
 
 SHOWN = 5  # problems of one kind that are listed
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
@@ -76,6 +78,9 @@ def preflight(
         found += _dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
     facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
+    if job.vae is not None:
+        attempt(partial(find_vae, job.vae))
+    attempt(try_adapters)
     found += [*problems(recipe, guide.find_base(job.base)), *process_problems(job)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
@@ -85,7 +90,7 @@ def preflight(
         source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
         facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
-        found += [*_prediction_problems(job, facts), *_clip_skip_problems(job, facts)]
+        found += [*_prediction_problems(job, facts), *_doubts(job, facts, source), *_clip_skip_problems(job, facts)]
     if facts is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
         found += _space_problems(job, folder, home, dataset, lora_weights(recipe, facts), width)
@@ -134,6 +139,19 @@ def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
     return [
         f"prediction_type is {chosen.value}, but {job.base} predicts {facts.prediction_type}. "
         "Set prediction_type to auto."
+    ]
+
+
+def _doubts(job: TrainJob, facts: Facts, source: Source | None) -> list[str]:
+    """A file whose name says v-prediction while nothing in it does: to guess wrong would waste the run."""
+    if facts.stated or job.recipe.prediction_type is not PredictionType.AUTO or source is None:
+        return []
+    name = Path(source.location).name
+    if re.search(r"v[-_ ]?pred", name, re.IGNORECASE) is None:
+        return []
+    return [
+        f"prediction_type is auto, but nothing in {name} says what it predicts, while its name says v-prediction. Set "
+        "prediction_type to v_prediction, or to epsilon if the name is wrong."
     ]
 
 

@@ -124,6 +124,8 @@ def prepare(
         base.vae,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
+        # fp16 has more digits than bf16, and a GPU is several times faster in it
+        half=torch.float16 if device.type == "cuda" and ready.dtype != torch.float32 else None,
     )
     base.vae.to("cpu")
     texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, team)
