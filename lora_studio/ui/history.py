@@ -18,7 +18,10 @@ from lora_studio.ui.components import short
 
 @dataclass
 class History:
-    """Events of one run in order, from the log with the inode `file`, up to byte `offset`. `steps` holds the step events by step; None where the loss was no number."""
+    """Events of one run in order. `steps` holds the step events by step; None where the loss was no number.
+
+    They come from the log whose inode is `file`, up to byte `offset`.
+    """
 
     file: int = 0
     offset: int = 0

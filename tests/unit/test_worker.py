@@ -137,7 +137,8 @@ def test_a_job_for_several_processes_is_started_by_accelerates_launcher(
 
     monkeypatch.setattr(worker.subprocess, "Popen", Process)
     worker.start(folder, home)
-    folder.job_file.write_text(f"num_processes = 3\n{folder.job_file.read_text('utf-8')}", "utf-8")
+    text = folder.job_file.read_text("utf-8")
+    folder.job_file.write_text(text.replace("num_processes = 1", "num_processes = 3"), "utf-8")
     worker.start(folder, home, resume=True)
     one, three = commands
     assert one[1:] == ["-m", "lora_studio", "worker", str(folder.path), "--home", str(home.path)]
@@ -196,7 +197,7 @@ def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, hom
     folder = JobFolder.create(tmp_path / "run", job)
     worker.start(folder, home)
     assert folder.status().state is State.QUEUED
-    _until(lambda: not folder.status().state.alive, seconds=60)
+    _until(lambda: not folder.status().state.alive, seconds=180)
     status = folder.status()
     assert status.state is State.FAILED
     assert "nowhere" in status.message
