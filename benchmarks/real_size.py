@@ -96,7 +96,7 @@ def train(checkpoint: Path, folder: Path) -> Path:
 
 
 def load_in_diffusers(checkpoint: Path, lora: Path) -> tuple[int, int]:
-    """Load base and LoRA in diffusers; returns the numbers of layers in the file, and of those that it changes there."""
+    """Load base and LoRA in diffusers; returns how many layers the file has, and how many it changes there."""
     pipe = StableDiffusionXLPipeline.from_single_file(
         str(checkpoint), config=str(SDXL_CONFIG), torch_dtype=torch.bfloat16, local_files_only=True
     )
@@ -135,10 +135,13 @@ def main() -> None:
     finally:
         checkpoint.unlink(missing_ok=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    cpu, wall = time.process_time() - spent, time.monotonic() - begun
+    print(f"{weights:,} weights; {changed} of the LoRA's {layers} layers change diffusers' UNet")
     print(
-        f"{weights:,} weights, a LoRA of {layers} layers, {changed} of them change diffusers' UNet: {time.process_time() - spent:.0f} s of CPU time, "
-        f"{time.monotonic() - begun:.0f} s in all, peak {peak:.1f} GiB ({peak / LIMIT_GIB:.2f} of {LIMIT_GIB})"
+        f"{cpu:.0f} s of CPU time, {wall:.0f} s in all, peak {peak:.1f} GiB: {peak / LIMIT_GIB:.2f} of {LIMIT_GIB} GiB"
     )
+    assert changed == layers
+    assert peak < LIMIT_GIB
 
 
 if __name__ == "__main__":

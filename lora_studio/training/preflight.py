@@ -121,7 +121,7 @@ def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dat
 
 
 def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
-    found = [f"dataset: {message}" for message in dataset.unreadable[:SHOWN]]
+    found = [f"dataset: {message} Remove or replace it." for message in dataset.unreadable[:SHOWN]]
     if (more := len(dataset.unreadable) - SHOWN) > 0:
         found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
     if not dataset.items and not dataset.unreadable:

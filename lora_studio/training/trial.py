@@ -15,7 +15,14 @@ def try_adapters() -> None:
     Raises InputError, with the versions, if the installed peft and transformers cannot do that together.
     """
     config = CLIPTextConfig(
-        vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1, eos_token_id=7
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        bos_token_id=6,
+        eos_token_id=7,
+        pad_token_id=7,
     )
     try:
         with torch.random.fork_rng(devices=[]):

@@ -72,7 +72,7 @@ def fail(folder: JobFolder, home: Home, when: Callable[[dict[str, Any]], bool], 
     status = folder.status()
     assert status.state is State.FAILED
     assert (status.message, status.remedy) == (caught.value.message, caught.value.remedy)
-    assert status.remedy
+    assert status.remedy or "Remove or replace it" in status.message
     return caught.value.code
 
 
@@ -95,7 +95,7 @@ def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     status = folder.status()
     assert status.state is State.FAILED
     assert status.message == "The memory was not enough.", folder.log_tail()
-    assert "Turn on gradient checkpointing" in status.remedy
+    assert "gradient checkpointing" in status.remedy
     ends_as_the_whole(folder, whole, home)
 
 
