@@ -194,6 +194,7 @@ def train(
     name: Annotated[str, typer.Option(help="File name of the LoRA.")] = "lora",
     trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
     preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, help="GPUs, each with a batch of its own.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
     ] = None,
@@ -220,6 +221,7 @@ def train(
                 trigger_word=job.trigger_word,
                 recipe=job.recipe,
                 vae=job.vae,
+                num_processes=num_processes or job.num_processes,
                 out=out,
                 home=located,
                 on_event=bar,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_studio import api
 from lora_studio.config import Recipe, TrainJob
 from lora_studio.errors import ConfigError, InputError, JobError
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder, State, Status
 from lora_studio.training.cache import Stopped
 from lora_studio.training.parallel import PeerFailed, Team, process_problems, whole_batches
 from lora_studio.worker import is_out_of_memory
@@ -125,3 +130,37 @@ def test_a_job_for_several_processes_is_not_done_by_one(monkeypatch: pytest.Monk
     assert process_problems(job) == []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert process_problems(job) == ["num_processes is 2, but this machine has 1 GPUs. Set it to 1."]
+
+
+def test_a_script_hears_what_several_processes_do(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes are played by a thread that writes what they would."""
+    heard: list[str] = []
+
+    def begin(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
+        assert folder.job().num_processes == 2  # type: ignore[union-attr]
+        folder.set_status(Status(state=State.RUNNING, pid=os.getpid(), total=2))
+        threading.Thread(target=play, args=(folder, resume)).start()
+
+    def play(folder: JobFolder, resume: bool) -> None:
+        folder.emit("step", step=1 + resume, epoch=1, loss=0.5)
+        if not resume:
+            while not folder.stop_requested():
+                time.sleep(0.01)
+            folder.emit("stopped")
+            folder.update_status(state=State.STOPPED, done=1)
+        else:
+            folder.emit("failed", code="nan")
+            folder.update_status(state=State.FAILED, message="Not finite.", remedy="Halve unet_lr.")
+
+    def listen(event: dict[str, Any]) -> None:
+        heard.append(event["event"])
+        if heard == ["step"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "start", begin)
+    result = api.train(tmp_path, base="x", name="a", num_processes=2, out=tmp_path / "run", home=home, on_event=listen)
+    assert (result.stopped, result.lora, result.steps, result.final_loss) == (True, None, 1, 0.5)
+    assert heard == ["step", "stopped"]
+    with pytest.raises(JobError, match=r"Not finite\. Halve unet_lr\.") as caught:
+        api.resume(tmp_path / "run", home=home, on_event=lambda event: None)
+    assert caught.value.code == "nan"
