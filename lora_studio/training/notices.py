@@ -85,13 +85,14 @@ def tell_long_captions(base: Base, ready: ReadyJob, report: Report) -> None:
 
 def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
     """Say how long the run is, and what does it."""
+    name = device_name(run.device)
     report(
         "start",
         total=run.counts.total_steps,
         steps_per_epoch=run.counts.steps_per_epoch,
         epochs=run.counts.epochs,
         images=len(run.dataset.items),
-        device=device_name(run.device),
+        device=f"{run.team.size} x {name}" if run.team.size > 1 else name,
         precision=run.precision,
         precision_reason=ready.dtype_reason,
         prediction_type=run.base.prediction_type,

@@ -59,6 +59,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(shared: Path, tmp_p
     assert folder.status().state is State.DONE, folder.log_tail()
     expected = [values["loss"] for kind, values in alone if kind == "step"]
     assert [event["loss"] for event in told(folder, "step")] == pytest.approx(expected, rel=1e-5)
+    assert told(folder, "start")[0]["device"].startswith("2 x CPU")
     assert len(told(folder, "start")) == len(told(folder, "done")) == len(told(folder, "checkpoint")) == 1
     one, two = (load_file(tmp_path / name / "ink.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
