@@ -6,6 +6,7 @@ folder that looks exactly like one that the browser started, and wait for their 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,16 +14,18 @@ from typing import TYPE_CHECKING, Any, cast
 from lora_studio.config import AnyJob, Existing, Recipe, SweepJob, TagJob, TrainJob
 from lora_studio.dataset.curate import curate
 from lora_studio.dataset.scan import scan
-from lora_studio.errors import InputError
+from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
 from lora_studio.project import Home
-from lora_studio.runs import JobFolder, numbered_folder
-from lora_studio.worker import Listener, execute
+from lora_studio.runs import JobFolder, State, numbered_folder
+from lora_studio.worker import Listener, execute, start
 
 if TYPE_CHECKING:
     from lora_studio.dataset.tagging import TagResult
     from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
+
+POLL_SECONDS = 0.3
 
 __all__ = ["curate", "plan", "resume", "scan", "sweep", "tag", "train"]
 
@@ -65,6 +68,7 @@ def train(
     recipe: Recipe | None = None,
     vae: str | None = None,
     regularization: Path | str | None = None,
+    num_processes: int = 1,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _quiet,
@@ -73,8 +77,8 @@ def train(
 
     `regularization` is a folder of images of the class that are balanced against the dataset's.
     `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file. `out` is the run
-    folder (default: a numbered one in the studio's home); one that was stopped goes on with `resume`. Raises
-    StudioError.
+    folder (default: a numbered one in the studio's home); one that was stopped goes on with `resume`. With more than
+    one of `num_processes`, worker processes do it, one a GPU. Raises StudioError.
     """
     job = TrainJob.parse(
         _absolute(
@@ -84,6 +88,7 @@ def train(
                 "base": base,
                 "vae": vae,
                 "regularization": _resolve(regularization) if regularization is not None else None,
+                "num_processes": num_processes,
                 "trigger_word": trigger_word,
                 "recipe": recipe or Recipe(),
             },
@@ -123,13 +128,63 @@ def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener =
     if job_folder.status().state.alive:
         raise InputError(f"{folder} is at work already.", "Wait for it, or stop it first.", code="busy")
     job_folder.clear_stop()
-    return execute(job_folder, home=home or Home.locate(), resume=True, listen=on_event)
+    return _do(job_folder, home or Home.locate(), on_event, resume=True)
 
 
 def _run(job: AnyJob, kind: str, name: str, out: Path | None, home: Home | None, on_event: Listener) -> Any:
     home = home or Home.locate()
-    folder = JobFolder.create(out or numbered_folder(home.path / kind, name), job)
-    return execute(folder, home=home, listen=on_event)
+    return _do(JobFolder.create(out or numbered_folder(home.path / kind, name), job), home, on_event)
+
+
+def _do(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool = False) -> Any:
+    job = folder.job()
+    if isinstance(job, TrainJob) and job.num_processes > 1:
+        return _attend(folder, home, on_event, resume=resume)
+    return execute(folder, home=home, resume=resume, listen=on_event)
+
+
+def _attend(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) -> TrainResult:
+    """Have several processes do a training job, and hear its events as they are written; an interrupt stops it."""
+    from lora_studio.training.train import TrainResult
+
+    begun = time.time()
+    file, offset, last = 0, 0, dict[str, Any]()
+    start(folder, home, resume=resume)
+    while True:
+        try:
+            alive = folder.status().state.alive
+            if folder.events_file.exists() and (found := folder.events_file.stat().st_ino) != file:
+                file, offset = found, 0  # a resume writes the log anew
+            events, offset = folder.events(offset)
+            for event in events:
+                if event["time"] >= begun - 1:
+                    last[event["event"]] = event
+                    on_event(event)
+            if not alive:
+                break
+            time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            if folder.stop_requested():
+                raise
+            folder.request_stop()
+    status = folder.status()
+    if status.state is State.FAILED:
+        code = last.get("failed", {}).get("code", "error")
+        if code == "config":
+            raise ConfigError(status.message.splitlines(), status.remedy)
+        raise JobError(status.message, status.remedy, code=code)
+    if (result := folder.result()) is not None:
+        return TrainResult.model_validate(result)
+    step = last.get("step", {})
+    return TrainResult(
+        run=folder.path,
+        lora=None,
+        steps=status.done,
+        epochs=step.get("epoch", 0),
+        final_loss=step.get("loss"),
+        seconds=round(time.time() - begun, 3),
+        stopped=True,
+    )
 
 
 def _absolute(values: dict[str, Any], name: str) -> dict[str, Any]:

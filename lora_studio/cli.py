@@ -197,6 +197,7 @@ def train(
     trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
     preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
     regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
+    num_processes: Annotated[int | None, typer.Option(min=1, help="GPUs, each with a batch of its own.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
     ] = None,
@@ -224,6 +225,7 @@ def train(
                 recipe=job.recipe,
                 vae=job.vae,
                 regularization=job.regularization,
+                num_processes=num_processes or job.num_processes,
                 out=out,
                 home=located,
                 on_event=bar,

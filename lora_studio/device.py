@@ -23,19 +23,24 @@ class Gpu:
     vram_gib: float
 
 
-@cache
 def find_gpu() -> Gpu | None:
-    """The first NVIDIA GPU, asked of its driver without torch; None if there is none."""
+    """The first NVIDIA GPU; None if there is none."""
+    return next(iter(find_gpus()), None)
+
+
+@cache
+def find_gpus() -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs, asked of their driver without torch."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return None
+        return ()
     query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        name, _, mib = answer.splitlines()[0].rpartition(",")
-        return Gpu(name.strip(), round(float(mib) / 1024, 1))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+        parts = [line.rpartition(",") for line in answer.splitlines() if line.strip()]
+        return tuple(Gpu(name.strip(), round(float(mib) / 1024, 1)) for name, _, mib in parts)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ()
 
 
 def torch_device() -> torch.device:

@@ -48,6 +48,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed while writing left in `folder` and below; nobody may be writing there."""
+    for path in folder.rglob(".*.tmp*"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries, so that a rename survives a power loss; a no-op where the system has no such call."""
     if os.name != "posix":

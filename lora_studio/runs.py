@@ -21,7 +21,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
@@ -33,7 +34,7 @@ from pydantic import BaseModel, ValidationError
 
 from lora_studio.config import AnyJob, job_from_toml, job_to_toml
 from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import write_json, write_text
+from lora_studio.files import write_bytes, write_json, write_text
 
 
 class Report(Protocol):
@@ -186,6 +187,30 @@ class JobFolder:
             except ValueError:
                 continue
         return records, offset + end
+
+    def sync_events(self) -> int:
+        """Flush the events to disk and return their length in bytes."""
+        try:
+            with disk_errors(self.events_file), self.events_file.open("rb+") as file:
+                os.fsync(file.fileno())
+                return file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            return 0
+
+    def drop_events(self, unwanted: Callable[[dict[str, Any], int], bool]) -> None:
+        """Rewrite the log without torn lines and the events for which `unwanted(event, byte offset)` is true."""
+        try:
+            data = self.events_file.read_bytes()
+        except FileNotFoundError:
+            return
+        kept, place = [], 0
+        for line in data.splitlines(keepends=True):
+            with suppress(ValueError):
+                if not unwanted(json.loads(line), place):
+                    kept.append(line if line.endswith(b"\n") else line + b"\n")
+            place += len(line)
+        if (left := b"".join(kept)) != data:
+            write_bytes(self.events_file, left)
 
     def request_stop(self) -> None:
         """Ask the worker to end at its next step, with a checkpoint."""

@@ -22,13 +22,15 @@ import psutil
 from pydantic import BaseModel
 
 from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
-from lora_studio.errors import DiskFullError, InputError, OutOfMemoryError, StudioError, disk_errors
+from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError, disk_errors
+from lora_studio.libraries import misfit
 from lora_studio.planning.memory import next_saving
 from lora_studio.project import Home
 from lora_studio.queue import Cancelled, turn
 from lora_studio.runs import JobFolder, Report, State, Status
 
 STATUS_SECONDS = 0.5
+SAME_SIGNAL_SECONDS = 1.0  # a launcher passes on the interrupt that the terminal has sent to all
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -68,9 +70,11 @@ def stage_for(job: AnyJob) -> Stage:
 def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
     """Start a detached worker process for the job; it outlives this process.
 
-    The status says "queued" before this returns, so that nobody takes the job for forgotten.
+    The status says "queued" before this returns, so that nobody takes the job for forgotten. A job for several
+    processes is started by accelerate's launcher.
     """
-    command = [sys.executable, "-m", "lora_studio", "worker", str(folder.path.resolve()), "--home", str(home.path)]
+    command = [sys.executable, *_launcher(folder.job())]
+    command += ["-m", "lora_studio", "worker", str(folder.path.resolve()), "--home", str(home.path)]
     if resume:
         command.append("--resume")
     root = Path(__file__).parent.parent
@@ -93,6 +97,17 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
             cwd=folder.path,
         )
     threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
+
+
+def _launcher(job: AnyJob) -> list[str]:
+    """The arguments that make one process of Python several, with a free port to meet at; none for one process."""
+    count = job.num_processes if isinstance(job, TrainJob) else 1
+    if count == 1:
+        return []
+    options = {"num_processes": count, "num_machines": 1, "main_process_port": 0, "mixed_precision": "no"}
+    options |= {"dynamo_backend": "no"}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return ["-m", "accelerate.commands.launch", "--multi_gpu", *given]
 
 
 def _reap(process: subprocess.Popen[bytes], folder: JobFolder, starter: int) -> None:
@@ -152,6 +167,8 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
             code="unexpected",
         )
         raise
+    finally:
+        folder.clear_stop()
     if getattr(result, "stopped", False):
         progress.ends(State.STOPPED, "Stopped; everything up to here is kept.", "Resume goes on from here.")
     else:
@@ -175,9 +192,15 @@ def _hush_libraries() -> None:
 
 
 def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:
-    """The body of a worker process; returns its exit status. What went wrong stands in the status and the log."""
+    """The body of a worker process; returns its exit status. What went wrong stands in the status and the log.
+
+    Of the processes that a launcher started for one job, the first does this, the others `follow` it.
+    """
     try:
-        execute(JobFolder(path), home=home, resume=resume)
+        if int(os.environ.get("RANK", "0")) > 0:
+            follow(JobFolder(path), home=home, resume=resume)
+        else:
+            execute(JobFolder(path), home=home, resume=resume)
     except StudioError as error:
         traceback.print_exc()
         return error.exit_status
@@ -187,6 +210,25 @@ def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:
     return 0
 
 
+def follow(folder: JobFolder, *, home: Home, resume: bool = False) -> None:
+    """The part of a further process in a training run: it computes, and leaves turn, status and events to the first.
+
+    Signals are the first one's to answer: it ends the work for all.
+    """
+    job = folder.job()
+    if not isinstance(job, TrainJob):
+        return
+    _share_cores()
+    _hush_libraries()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    stage_for(job)(job, folder, home=home, report=_silent, should_stop=folder.stop_requested, resume=resume)
+
+
+def _silent(event: str, /, **values: Any) -> None:
+    pass
+
+
 @contextmanager
 def stop_on_signals(folder: JobFolder) -> Iterator[None]:
     """Take the first interrupt or termination as a request to stop with a checkpoint; a second one ends at once."""
@@ -194,9 +236,14 @@ def stop_on_signals(folder: JobFolder) -> Iterator[None]:
         yield
         return
 
+    asked: list[float] = []
+
     def ask(number: int, frame: object) -> None:
         folder.request_stop()
-        signal.signal(number, previous[number])
+        asked.append(time.monotonic())
+        if asked[-1] - asked[0] > SAME_SIGNAL_SECONDS:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
 
     previous: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -220,10 +267,31 @@ def translated(job: AnyJob) -> Iterator[None]:
                 next_saving(job.recipe) if isinstance(job, TrainJob) else "Close other programs that use the GPU.",
                 code="out_of_memory",
             ) from error
+        if isinstance(error, ImportError):
+            raise misfit(error) from error
+        if isinstance(error, FileNotFoundError):
+            raise JobError(
+                f"A file that the work needs has vanished: {error.filename or error}.",
+                "Put it back, then resume: everything up to the last step is kept. What lies in the studio's cache "
+                "folder is made anew.",
+                code="file_vanished",
+            ) from error
+        if _is_damaged_file(error):
+            raise JobError(
+                f"A file that the work needs is damaged: {error}.",
+                "Resume: everything up to the last step is kept, and a damaged file of the cache is made anew.",
+                code="file_damaged",
+            ) from error
         if isinstance(error, OSError):
             with disk_errors(Path(error.filename or "a file")):
                 raise
         raise
+
+
+def _is_damaged_file(error: Exception) -> bool:
+    """Whether a safetensors file could not be read."""
+    safetensors = sys.modules.get("safetensors")
+    return safetensors is not None and isinstance(error, safetensors.SafetensorError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

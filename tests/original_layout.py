@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 Tensors = dict[str, torch.Tensor]
 
@@ -50,22 +52,36 @@ TEXT = {
 }
 
 
+class Parts(Protocol):
+    """The models of a pipeline; on the meta device they give names and shapes without weights."""
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+
+
 def save_single_file(pipe: StableDiffusionXLPipeline, path: Path, *markers: str, **metadata: str) -> Path:
     """Write the pipeline; `markers` are empty tensors like `v_pred` and `ztsnr`."""
+    tensors = original_tensors(pipe) | {marker: torch.tensor([]) for marker in markers}
+    save_file({name: weight.contiguous().clone() for name, weight in tensors.items()}, path, metadata or None)
+    return path
+
+
+def original_tensors(parts: Parts) -> Tensors:
+    """All weights by their names in Stability's layout, for a model of any size."""
     tensors = {
-        **_renamed("model.diffusion_model.", pipe.unet.state_dict(), lambda name: _unet(name, pipe)),
+        **_renamed("model.diffusion_model.", parts.unet.state_dict(), lambda name: _unet(name, parts.unet)),
         **_renamed(
-            "first_stage_model.", pipe.vae.state_dict(), lambda name: _vae(name, len(pipe.vae.encoder.down_blocks))
+            "first_stage_model.", parts.vae.state_dict(), lambda name: _vae(name, len(parts.vae.encoder.down_blocks))
         ),
-        **_first_text(pipe.text_encoder.state_dict()),
-        **_second_text(pipe.text_encoder_2.state_dict()),
-        **{marker: torch.tensor([]) for marker in markers},
+        **_first_text(parts.text_encoder.state_dict()),
+        **_second_text(parts.text_encoder_2.state_dict()),
     }
     for name, weight in tensors.items():
         if re.search(r"first_stage_model.*attn_1\.(q|k|v|proj_out)\.weight", name):
             tensors[name] = weight[:, :, None, None]  # convolutions of one pixel there
-    save_file({name: weight.contiguous().clone() for name, weight in tensors.items()}, path, metadata or None)
-    return path
+    return tensors
 
 
 def _renamed(prefix: str, weights: Tensors, rename) -> Tensors:  # type: ignore[no-untyped-def]
@@ -78,8 +94,8 @@ def _replaced(name: str, words: dict[str, str]) -> str:
     return name
 
 
-def _unet(name: str, pipe: StableDiffusionXLPipeline) -> str:
-    layers = pipe.unet.config.layers_per_block
+def _unet(name: str, unet: UNet2DConditionModel) -> str:
+    layers = unet.config.layers_per_block
     if match := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
         place = "1" if match[1] == "attentions" else str(2 * int(match[2]))
         return f"middle_block.{place}.{_inner(match[1], match[3])}"
@@ -88,7 +104,7 @@ def _unet(name: str, pipe: StableDiffusionXLPipeline) -> str:
         if kind == "downsamplers":
             return f"input_blocks.{(level + 1) * (layers + 1)}.0.op.{rest.removeprefix('conv.')}"
         if kind == "upsamplers":
-            attends = hasattr(pipe.unet.up_blocks[level], "attentions")
+            attends = hasattr(unet.up_blocks[level], "attentions")
             return f"output_blocks.{level * (layers + 1) + layers}.{2 if attends else 1}.{rest}"
         number = 1 + level * (layers + 1) + index if side == "down" else level * (layers + 1) + index
         blocks = "input_blocks" if side == "down" else "output_blocks"

@@ -25,6 +25,8 @@ SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
 # A tensor that every SDXL checkpoint in the original layout has: the projection of the second text encoder.
 SDXL_KEY = "conditioner.embedders.1.model.text_projection"
+# Tensors of bases with another noise schedule, that of Karras et al. 2022 (EDM), as ComfyUI marks them.
+EDM_KEYS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max"})
 SDXL_TEXT_KEY = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
 
 Progress = Callable[[str], None]
@@ -118,6 +120,31 @@ def _from_path(name: str, path: Path) -> Source:
     return Source(name, "file", str(path))
 
 
+def find_vae(name: str) -> Path | None:
+    """The folder or .safetensors file of a VAE; None for a Hub repository. Raises InputError if it is neither."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() in PICKLED:
+        raise pickled(path.name)
+    if path.is_dir() and name.strip():
+        folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+        raise InputError(
+            f"vae: {path} holds no VAE: config.json and a .safetensors file.",
+            "Give the folder of a VAE in diffusers layout (pickled .bin files are not opened), or leave it out.",
+            code="vae",
+        )
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        return path
+    if is_repo_name(name) and not path.exists():
+        return None
+    raise InputError(
+        f"vae: there is no VAE {name!r}.",
+        "Give a folder, a .safetensors file or a Hub repository like madebyollin/sdxl-vae-fp16-fix, or leave it out.",
+        code="vae",
+    )
+
+
 def pickled(name: str) -> InputError:
     """The refusal of a pickle."""
     return InputError(
@@ -171,8 +198,8 @@ def _weight_patterns(repo: str) -> list[str]:
 def read_facts(source: Source) -> Facts:
     """What a fetched base says about itself, without reading its weights.
 
-    A single file's `v_pred` and `ztsnr` tensors and its metadata count before the catalogue; a folder's scheduler
-    configuration too. Raises InputError if it is broken or no SDXL model.
+    A single file's `v_pred` and `ztsnr` tensors count first, then its metadata, then the catalogue; of a folder, its
+    scheduler configuration. Raises InputError if it is broken or no SDXL model.
     """
     if source.kind == "repo":
         raise ValueError("fetch the source first")
@@ -182,15 +209,15 @@ def read_facts(source: Source) -> Facts:
     configs = {part: _read_config(folder / part / "config.json") for part in PARTS}
     if "projection_class_embeddings_input_dim" not in configs["unet"]:
         raise _not_sdxl(path.name)
+    said: str | None
     if source.kind == "file":
-        v_prediction, zero_snr = _read_markers(path)
+        said, zero_snr = _read_markers(path)
     else:
-        v_prediction = scheduler.get("prediction_type") == "v_prediction"
+        said = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else None
         zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
-    stated = v_prediction or source.prediction_type is not None or source.kind == "folder"
     return Facts(
-        prediction_type="v_prediction" if v_prediction else source.prediction_type or "epsilon",
-        stated=stated,
+        prediction_type=said or source.prediction_type or "epsilon",
+        stated=source.kind == "folder" or (said or source.prediction_type) is not None,
         zero_terminal_snr=zero_snr or bool(source.zero_terminal_snr),
         scheduler=scheduler,
         unet=configs["unet"],
@@ -213,8 +240,11 @@ def _read_config(file: Path) -> dict[str, Any]:
     return value
 
 
-def _read_markers(file: Path) -> tuple[bool, bool]:
-    """v-prediction and zero terminal SNR as a single file declares them; raises InputError if it is not SDXL."""
+def _read_markers(file: Path) -> tuple[str | None, bool]:
+    """Prediction type (None: not said) and zero terminal SNR as a single file declares them.
+
+    Raises InputError if it is not SDXL, or has another noise schedule.
+    """
     try:
         with safe_open(file, framework="pt") as content:
             keys, metadata = set(content.keys()), content.metadata() or {}
@@ -224,8 +254,23 @@ def _read_markers(file: Path) -> tuple[bool, bool]:
         ) from error
     if SDXL_TEXT_KEY not in keys and SDXL_KEY not in keys:
         raise _not_sdxl(file.name, keys)
-    said = metadata.get("modelspec.prediction_type", "")
-    return "v_pred" in keys or said in ("v", "v_prediction"), "ztsnr" in keys
+    if keys & EDM_KEYS:
+        raise InputError(
+            f"{file.name} was made with the noise schedule of EDM (like CosXL and Playground 2.5), not SDXL's.",
+            "Choose a base with SDXL's own schedule.",
+            code="base_schedule",
+        )
+    zero_snr = "ztsnr" in keys or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
+    return "v_prediction" if "v_pred" in keys else _said(metadata), zero_snr
+
+
+def _said(metadata: dict[str, str]) -> str | None:
+    """The prediction type in a file's metadata: the model specification's, ComfyUI's, or kohya's name for it."""
+    words = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+    for name in ("modelspec.prediction_type", "modelspec.predict_key"):
+        if (said := words.get(metadata.get(name, "").lower())) is not None:
+            return said
+    return {"true": "v_prediction", "false": "epsilon"}.get(metadata.get("ss_v_parameterization", "").lower())
 
 
 def _not_sdxl(name: str, keys: Iterable[str] = ()) -> InputError:

@@ -22,19 +22,20 @@ from transformers.utils import logging as transformers_logging
 
 from lora_studio.dataset.images import file_sha256
 from lora_studio.errors import InputError
-from lora_studio.hub import PICKLED, download, is_repo_name
+from lora_studio.hub import download
 from lora_studio.training.base_files import (
     PARTS,
     SDXL_CONFIG,
     Progress,
     Source,
     fetch,
-    pickled,
+    find_vae,
     read_facts,
 )
 
 # kohya's "legacy" hash reads this window of a file; programs still show its first 8 hex digits.
 HASH_START, HASH_LENGTH = 0x100000, 0x10000
+LATENT_CHANNELS = 4
 
 
 @dataclass
@@ -182,27 +183,27 @@ def load_vae(name: str) -> AutoencoderKL:
 
     Raises InputError if it cannot be loaded.
     """
-    path = Path(name).expanduser()
+    path = find_vae(name) or download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
     try:
         if path.is_dir():
-            folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
-            return AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32)
-        if path.suffix.lower() in PICKLED:
-            raise pickled(path.name)
-        if path.is_file():
-            return AutoencoderKL.from_single_file(
+            vae = AutoencoderKL.from_pretrained(str(path), use_safetensors=True, torch_dtype=torch.float32)
+        else:
+            vae = AutoencoderKL.from_single_file(
                 str(path), config=str(SDXL_CONFIG), subfolder="vae", torch_dtype=torch.float32, local_files_only=True
             )
-        if is_repo_name(name):
-            folder = download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
-            return AutoencoderKL.from_pretrained(str(folder), use_safetensors=True, torch_dtype=torch.float32)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"The VAE {name} cannot be loaded: {str(error).splitlines()[0]}.",
             "Give a Hub repository like madebyollin/sdxl-vae-fp16-fix or the folder of a VAE, or leave it out.",
             code="vae",
         ) from error
-    raise InputError(f"There is no VAE {name!r}.", "Give a folder or a Hub repository, or leave it out.", code="vae")
+    if vae.config.latent_channels != LATENT_CHANNELS:
+        raise InputError(
+            f"The VAE {name} has {vae.config.latent_channels} latent channels, and SDXL's has {LATENT_CHANNELS}.",
+            "Give a VAE made for SDXL, or leave it out.",
+            code="vae",
+        )
+    return vae
 
 
 def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_terminal_snr: bool) -> DDPMScheduler:

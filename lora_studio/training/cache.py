@@ -76,9 +76,17 @@ class LatentCache:
         return mask.flip(-1) if item.flipped else mask
 
     def fill(
-        self, items: Sequence[Item], vae: AutoencoderKL, *, should_stop: Callable[[], bool], on_progress: Progress
+        self,
+        items: Sequence[Item],
+        vae: AutoencoderKL,
+        *,
+        should_stop: Callable[[], bool],
+        on_progress: Progress,
+        half: torch.dtype | None = None,
     ) -> int:
-        """Encode what is missing, in fp32, and return how many that were; masks are brought along.
+        """Encode what is missing and return how many that were: in `half` if given, else in fp32. Masks are brought along.
+
+        Where half precision overflows, as it does with SDXL's own VAE, this image and the rest are encoded in fp32.
 
         Raises JobError, naming the image, if the VAE answers with NaN or the file has changed since it was read first;
         InputError if an image cannot be read; Stopped.
@@ -97,8 +105,11 @@ class LatentCache:
             if last is None or last[0] != item.path:
                 last = item.path, decode(item.path, with_alpha=_keeps_colours(item)).image
                 _check_unchanged(item.path, item.sha256)
-            mean, logvar = encode_image(vae, last[1], item)
-            if not (mean.isfinite().all() and logvar.isfinite().all()):
+            mean, logvar = encode_image(vae, last[1], item, half)
+            if half is not None and not _finite(mean, logvar):
+                half = None
+                mean, logvar = encode_image(vae, last[1], item)
+            if not _finite(mean, logvar):
                 raise JobError(
                     f"The VAE turns {item.path.name!r} into numbers that are not finite.",
                     "Remove this image, or choose another VAE (`vae`, like madebyollin/sdxl-vae-fp16-fix).",
@@ -106,6 +117,10 @@ class LatentCache:
                 )
             write_bytes(self.file(item), save({"mean": mean, "logvar": logvar}))
         return len(missing)
+
+
+def _finite(*values: Tensor) -> bool:
+    return all(bool(value.isfinite().all()) for value in values)
 
 
 def _keeps_colours(item: Item) -> bool:
@@ -140,10 +155,16 @@ def cut(image: Image.Image, item: Item) -> Image.Image:
 
 
 @torch.no_grad()
-def encode_image(vae: AutoencoderKL, image: Image.Image, item: Item) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance [C, H/8, W/8] of an image, scaled, cut and mirrored as the item says."""
+def encode_image(
+    vae: AutoencoderKL, image: Image.Image, item: Item, half: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance [C, H/8, W/8] in fp32 of an image, scaled, cut and mirrored as the item says.
+
+    With `half` the convolutions are computed in it, the sums in fp32; what overflows there is not finite here.
+    """
     pixels = torch.from_numpy(np.array(cut(image, item))).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
+    with torch.autocast(vae.device.type, half, enabled=half is not None):
+        posterior = vae.encode(pixels.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
     return posterior.mean[0].float().cpu().contiguous(), posterior.logvar[0].float().cpu().contiguous()
 
 

@@ -50,7 +50,7 @@ class State:
 
 
 def save_state(folder: Path, state: State) -> Path:
-    """Write a state below `folder` and remove all but the newest two.
+    """Write a state below `folder` and remove all but the newest two, and what a killed process left half written.
 
     Raises DiskFullError or InputError for what the disk refuses; older states are then as they were.
     """
@@ -79,7 +79,7 @@ def save_state(folder: Path, state: State) -> Path:
             sync_folder(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    for old in _states(folder)[KEEP:]:
+    for old in [*_states(folder)[KEEP:], *folder.glob("*.partial")]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lora_studio.config import SaveFormat, TrainJob
 from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
-from lora_studio.runs import Report
+from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import Adapters
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base
@@ -35,6 +35,7 @@ from lora_studio.training.loss import batch_losses, step_timesteps
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
 from lora_studio.training.optimizers import current_rates, load_optimizer
+from lora_studio.training.parallel import Team
 from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
@@ -43,6 +44,8 @@ from lora_studio.training.validation import validate
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
 STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
+# Events of an attempt rather than of the training: a resume leaves them in the log, whatever it does again.
+ATTEMPT_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
 
 
 @dataclass
@@ -66,6 +69,7 @@ class Run:
     health: Health
     averages: Averages
     timestep_losses: TimestepLosses
+    team: Team = field(default_factory=Team)
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -143,7 +147,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     """Train until the run is complete (returns False) or is asked to stop (returns True).
 
     On a stop, and on any error that leaves the weights good, the state after the last step is saved first. Raises
-    NonFiniteLossError after NAN_LIMIT steps without a finite loss; the last good state is then kept.
+    NonFiniteLossError after NAN_LIMIT steps without a finite loss, which left the weights as they were before. Of
+    several processes, what ends one ends all.
     """
     begin, first = time.monotonic(), run.step
     total = run.counts.total_steps
@@ -155,7 +160,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 end_epoch(run, report=report, should_stop=should_stop)
             if run.step >= total:
                 return False
-            if should_stop():
+            if run.team.decide(should_stop()):
                 save(run)
                 return True
             tick = time.monotonic()
@@ -184,8 +189,6 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             run.health.watch(event)
             if now - run.saved_at > STATE_SECONDS:
                 save(run)
-    except NonFiniteLossError:
-        raise
     except Exception:
         if not run.updating:
             with suppress(DiskFullError, InputError, NonFiniteLossError, OSError):
@@ -201,21 +204,25 @@ def train_step(run: Run) -> float | None:
     """
     batches = run.batches(run.step)
     samples = sum(map(len, batches))
-    each: list[Tensor] = []
-    total = torch.zeros((), device=run.device)
+    figures = torch.zeros(1 + samples, device=run.device)  # the mean loss, then each sample's
     first = 0
-    for batch in batches:
-        with run.dropout(first):
-            losses = batch_losses(run, batch, first)
-        part = losses.sum() / samples
-        run.scaler.scale(part).backward()
-        each.append(losses.detach())
-        total += part.detach()
-        first += len(batch)
+    with run.team.together():
+        for batch in batches:
+            place, share = run.team.share(batch)
+            if share:
+                begin = first + place
+                with run.dropout(begin):
+                    losses = batch_losses(run, list(share), begin)
+                part = losses.sum() / samples
+                run.scaler.scale(part).backward()
+                figures[0] += part.detach()
+                figures[1 + begin : 1 + begin + len(share)] = losses.detach()
+            first += len(batch)
+    run.team.add_up(run.parameters, figures)
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.parameters, run.job.recipe.max_grad_norm or math.inf)
-    measured = torch.cat([torch.stack([total, norm.to(total.device)]), *each])
-    loss, gradient, *each_loss = measured.tolist()  # the only wait for the device in a step
+    measured = torch.cat([norm.to(run.device).view(1), figures])
+    gradient, loss, *each_loss = measured.tolist()  # the only wait for the device in a step
     rescaling = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
     good = math.isfinite(loss) and (math.isfinite(gradient) or rescaling)
     if good:
@@ -237,8 +244,17 @@ def train_step(run: Run) -> float | None:
 
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
-    recipe = run.job.recipe
     epoch = run.epochs_finished + 1
+    if run.team.leads:
+        _tell_epoch(run, epoch, report=report, should_stop=should_stop)
+    run.epoch_losses = []
+    run.timestep_losses.clear()
+    run.epochs_finished = epoch
+    save(run)
+
+
+def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    recipe = run.job.recipe
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
@@ -254,10 +270,6 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
         validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
-    run.epoch_losses = []
-    run.timestep_losses.clear()
-    run.epochs_finished = epoch
-    save(run)
 
 
 def draw(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -306,6 +318,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         started=run.started,
         epoch=epoch,
         step=run.step,
+        processes=run.team.size,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
     form = run.job.recipe.save_format
@@ -318,7 +331,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
 
 def save(run: Run) -> None:
     """Save the state after the last step, once. Raises NonFiniteLossError if its weights are not finite."""
-    if run.saved == (run.step, run.epochs_finished):
+    if not run.team.leads or run.saved == (run.step, run.epochs_finished):
         return
     _check_finite(run)
     values: dict[str, Any] = {
@@ -330,6 +343,8 @@ def save(run: Run) -> None:
         "started": run.started,
         "health": run.health.state(),
         "timestep_losses": run.timestep_losses.state(),
+        "events": JobFolder(run.folder).sync_events(),
+        "processes": run.team.size,
     }
     optimizer = {
         "optimizer": run.optimizer.state_dict(),
@@ -345,7 +360,13 @@ def save(run: Run) -> None:
 
 
 def restore(run: Run, state: State) -> None:
-    """Put a run where a saved state left it. Raises InputError if it belongs to another recipe."""
+    """Put a run where a saved state left it. Raises InputError if it is another recipe's or another team's."""
+    if (processes := state.values.get("processes", 1)) != run.team.size:
+        raise InputError(
+            f"The run was begun by {processes} processes, and this is {run.team.size}: its steps would differ.",
+            f"Set num_processes to {processes} in job.toml, or start a new run.",
+            code="resume_processes",
+        )
     try:
         run.adapters.load_state(state.weights)
         load_optimizer(run.optimizer, state.optimizer["optimizer"])
@@ -377,6 +398,13 @@ def memory_gib(device: torch.device) -> float:
 
 def _count_nan(run: Run) -> None:
     run.nan_streak += 1
+    if run.nan_streak >= NAN_LIMIT and run.last_loss is None:
+        raise NonFiniteLossError(
+            f"Not one of the first {run.step} steps had a finite loss.",
+            f"The base or its precision is at fault, not the rate: set mixed_precision to bf16 or fp32 (it is "
+            f"{run.precision} now), or download {run.base.name} anew.",
+            code="nan",
+        )
     if run.nan_streak >= NAN_LIMIT:
         raise _not_finite(run, f"The loss was not finite for {NAN_LIMIT} steps in a row, up to step {run.step}.")
 

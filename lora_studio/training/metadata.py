@@ -32,12 +32,16 @@ def describe_lora(
     started: float,
     epoch: int,
     step: int,
+    processes: int = 1,
     finished: float | None = None,
 ) -> dict[str, str]:
-    """The metadata of a LoRA after `step` steps, in its `epoch` (from 1). Times are seconds since 1970."""
+    """The metadata of a LoRA after `step` steps, in its `epoch` (from 1). Times are seconds since 1970.
+
+    The recipe's batch is that of all `processes` together.
+    """
     finished = finished or time.time()
     values = {
-        **_training(job, counts, base, precision),
+        **_training(job, counts, base, precision, processes),
         **_data(job, dataset),
         "ss_output_name": job.name,
         "ss_training_comment": f"trigger: {job.trigger_word}" if job.trigger_word else None,
@@ -56,7 +60,7 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
-def _training(job: TrainJob, counts: StepCount, base: Base, precision: str) -> dict[str, Any]:
+def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, processes: int) -> dict[str, Any]:
     recipe = job.recipe
     single = len(base.files) == 1
     huber = recipe.loss_type is not LossType.L2
@@ -78,7 +82,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str) -> d
         "ss_max_train_steps": counts.total_steps,
         "ss_num_epochs": recipe.epochs,
         "ss_num_batches_per_epoch": counts.batches_per_epoch,
-        "ss_batch_size_per_device": recipe.batch_size,
+        "ss_batch_size_per_device": -(-recipe.batch_size // processes),
         "ss_total_batch_size": recipe.batch_size * recipe.gradient_accumulation_steps,
         "ss_gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "ss_gradient_checkpointing": recipe.gradient_checkpointing,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from lora_studio.config import MaskedLoss, TrainJob
 from lora_studio.device import find_gpu
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.planning.optimizers import optimizer_cautions
+from lora_studio.libraries import installed
 from lora_studio.runs import Report
 from lora_studio.training.base_models import Base
 from lora_studio.training.loop import Run
@@ -123,13 +123,14 @@ def tell_long_captions(job: TrainJob, base: Base, ready: ReadyJob, report: Repor
 
 def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
     """Say how long the run is, and what does it."""
+    name = device_name(run.device)
     report(
         "start",
         total=run.counts.total_steps,
         steps_per_epoch=run.counts.steps_per_epoch,
         epochs=run.counts.epochs,
         images=len(run.dataset.items),
-        device=device_name(run.device),
+        device=f"{run.team.size} x {name}" if run.team.size > 1 else name,
         precision=run.precision,
         precision_reason=ready.dtype_reason,
         prediction_type=run.base.prediction_type,
@@ -171,17 +172,10 @@ def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
         "lora_studio": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": {name: installed(name) for name in LIBRARIES},
         "device": device_name(ready.device),
         "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
         "cuda": torch.version.cuda,
         "precision": PRECISIONS[ready.dtype],
         "seed": job.recipe.seed,
     }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,14 +25,16 @@ from lora_studio.planning.network import count_weights
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training.base_files import Facts, Source, fetch, read_facts, resolve
+from lora_studio.training.base_files import Facts, Source, fetch, find_vae, read_facts, resolve
 from lora_studio.training.batches import Dataset, Item, read_dataset
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.dataset_checks import dataset_problems, folder_problems
 from lora_studio.training.initial import check_weights
 from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.optimizers import try_optimizer
+from lora_studio.training.parallel import process_problems
 from lora_studio.training.text import CHUNK
+from lora_studio.training.trial import try_adapters
 from lora_studio.training.views import views_of
 
 LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
@@ -81,7 +84,10 @@ def preflight(
         found += dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
     facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
-    found += problems(recipe, guide.find_base(job.base))
+    if job.vae is not None:
+        attempt(partial(find_vae, job.vae))
+    attempt(try_adapters)
+    found += [*problems(recipe, guide.find_base(job.base)), *process_problems(job)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: try_optimizer(recipe, device))
@@ -90,7 +96,12 @@ def preflight(
         source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
         facts = attempt(partial(read_facts, source)) if source is not None else None
     if facts is not None:
-        found += [*_prediction_problems(job, facts), *_noise_problems(job, facts), *_clip_skip_problems(job, facts)]
+        found += [
+            *_prediction_problems(job, facts),
+            *_doubts(job, facts, source),
+            *_noise_problems(job, facts),
+            *_clip_skip_problems(job, facts),
+        ]
     if facts is not None and not found:
         places = places_of(facts)
         found += _network_problems(job, places)
@@ -146,6 +157,19 @@ def _noise_problems(job: TrainJob, facts: Facts) -> list[str]:
     if recipe.min_timestep >= total:
         found.append(f"min_timestep is {recipe.min_timestep}, but {job.base} has {total} timesteps. Set it to 0.")
     return found
+
+
+def _doubts(job: TrainJob, facts: Facts, source: Source | None) -> list[str]:
+    """A file whose name says v-prediction while nothing in it does: to guess wrong would waste the run."""
+    if facts.stated or job.recipe.prediction_type is not PredictionType.AUTO or source is None:
+        return []
+    name = Path(source.location).name
+    if re.search(r"v[-_ ]?pred", name, re.IGNORECASE) is None:
+        return []
+    return [
+        f"prediction_type is auto, but nothing in {name} says what it predicts, while its name says v-prediction. Set "
+        "prediction_type to v_prediction, or to epsilon if the name is wrong."
+    ]
 
 
 def _clip_skip_problems(job: TrainJob, facts: Facts) -> list[str]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
-from lora_studio.files import write_json
+from lora_studio.files import remove_temporaries, write_json
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
@@ -25,7 +25,7 @@ from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
 from lora_studio.training.initial import start_from
 from lora_studio.training.layers import find_layers
-from lora_studio.training.loop import Run, restore, run_prompts, save_adapter, train_loop
+from lora_studio.training.loop import ATTEMPT_EVENTS, Run, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.notices import (
     PRECISIONS,
     Phases,
@@ -35,6 +35,7 @@ from lora_studio.training.notices import (
     tell_start,
 )
 from lora_studio.training.optimizers import make_optimizer, parameter_groups
+from lora_studio.training.parallel import ALONE, Team, join, leave, whole_batches
 from lora_studio.training.preflight import ReadyJob, preflight
 from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
 from lora_studio.training.schedules import make_lr_scheduler
@@ -66,29 +67,41 @@ def train(
 ) -> TrainResult:
     """Train the LoRA of `job` into `folder`; with `resume`, go on from its last saved state, bit for bit on a CPU.
 
+    Where a launcher started several processes, each calls this, and they do the job together; what others than the
+    first tell is not to be written.
+
     Raises ConfigError with everything that is wrong with the job before anything is loaded; JobError if the work fails,
     after saving what is needed to go on.
     """
     begin = time.monotonic()
     phases = Phases(report)
-    ready = preflight(job, folder, home, on_progress=phases)
+    team = join()
+    job = whole_batches(job, team)
+    with team.together():
+        ready = preflight(job, folder, home, on_progress=phases)
     tell_dataset(job, ready, report)
-    write_json(folder.path / "environment.json", describe_environment(job, ready))
+    if team.leads:
+        write_json(folder.path / "environment.json", describe_environment(job, ready))
     try:
-        run = prepare(job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop)
+        with team.together():
+            run = prepare(
+                job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop, team=team
+            )
     except Stopped:
         return _result(job, folder, None, begin, stopped=True)
     if resume:
-        _resume(run, report)
-    if run.step == 0:
+        with team.together():
+            _resume(run, report)
+    if run.step == 0 and team.leads:
         used = write_records(run)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
     tell_start(run, ready, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
-    if not stopped:
+    if not stopped and team.leads:
         lora = folder.path / f"{job.name}.safetensors"
         save_adapter(run, lora, run.epoch)
         report("saved", path=lora.name)
+    leave(team)
     return _result(job, folder, run, begin, stopped=stopped)
 
 
@@ -101,8 +114,12 @@ def prepare(
     report: Report,
     phases: Phases,
     should_stop: Callable[[], bool],
+    team: Team = ALONE,
 ) -> Run:
-    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped."""
+    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped.
+
+    Of several processes each encodes its share.
+    """
     recipe, device = job.recipe, ready.device
     base = load_base(
         ready.source,
@@ -116,16 +133,20 @@ def prepare(
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
     base.vae.to(device)
     latents.fill(
-        [
-            *(view for item in ready.dataset.samples for view in views_of(item, recipe)),
-            *ready.dataset.held_out,
-        ],
+        team.share(
+            [
+                *(view for item in ready.dataset.samples for view in views_of(item, recipe)),
+                *ready.dataset.held_out,
+            ]
+        )[1],
         base.vae,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
+        # fp16 has more digits than bf16, and a GPU is several times faster in it
+        half=torch.float16 if device.type == "cuda" and ready.dtype != torch.float32 else None,
     )
     base.vae.to("cpu")
-    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop)
+    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, team)
     places = find_layers(base.unet, base.text_encoders)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
     if job.network_weights is not None:
@@ -159,11 +180,18 @@ def prepare(
         health=Health(),
         averages=Averages(optimizer, weights, recipe.ema_decay),
         timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
+        team=team,
     )
 
 
 def _cache_texts(
-    job: TrainJob, ready: ReadyJob, base: Base, home: Home, phases: Phases, should_stop: Callable[[], bool]
+    job: TrainJob,
+    ready: ReadyJob,
+    base: Base,
+    home: Home,
+    phases: Phases,
+    should_stop: Callable[[], bool],
+    team: Team,
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
     recipe = job.recipe
@@ -171,7 +199,7 @@ def _cache_texts(
     for encoder in base.text_encoders:
         encoder.to(ready.device)
     texts.fill(
-        [*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)],
+        team.share([*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
         should_stop=should_stop,
@@ -185,10 +213,17 @@ def _cache_texts(
 
 
 def _resume(run: Run, report: Report) -> None:
+    folder = JobFolder(run.folder)
+    if run.team.leads:
+        remove_temporaries(run.folder)
     state = load_state(
         run.folder / "checkpoints" / "state",
         on_damage=lambda message: report("warning", code="state_damaged", message=message),
     )
+    if state is not None:
+        restore(run, state)
+    if run.team.leads:
+        _forget(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
         report("warning", code="no_state", message="Nothing was saved yet: the run starts from the beginning.")
         return
@@ -210,6 +245,15 @@ def _check_dataset(run: Run, steps_per_epoch: int | None, report: Report) -> Non
             code="dataset_changed",
         )
     report("warning", code="dataset_changed", message=f"{told} The run goes on with them as they are now.")
+
+
+def _forget(folder: JobFolder, step: int, since: int) -> None:
+    """Take out of the log what was told after the state of `step` was saved, at byte `since`: it will be told again."""
+    folder.drop_events(
+        lambda event, place: (
+            event.get("event") not in ATTEMPT_EVENTS and (place >= since or event.get("step", 0) > step)
+        )
+    )
 
 
 def _result(job: TrainJob, folder: JobFolder, run: Run | None, begin: float, *, stopped: bool) -> TrainResult:

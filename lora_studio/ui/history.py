@@ -18,8 +18,12 @@ from lora_studio.ui.components import short
 
 @dataclass
 class History:
-    """Events of one run in order. `steps` holds the step events by step; None where the loss was no number."""
+    """Events of one run in order. `steps` holds the step events by step; None where the loss was no number.
 
+    They come from the log whose inode is `file`, up to byte `offset`.
+    """
+
+    file: int = 0
     offset: int = 0
     start: dict[str, Any] = field(default_factory=dict)
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -90,13 +94,14 @@ class Histories:
     def read(self, folder: JobFolder) -> History:
         """The history of a run up to now."""
         with self._lock:
-            history = self._known.setdefault(folder.path, History())
+            history = self._known.get(folder.path)
             try:
-                shrunk = folder.events_file.stat().st_size < history.offset
+                found = folder.events_file.stat()
+                file, size = found.st_ino, found.st_size
             except OSError:
-                shrunk = history.offset > 0
-            if shrunk:
-                history = self._known[folder.path] = History()
+                file, size = 0, 0
+            if history is None or history.file != file or size < history.offset:  # a resume writes the log anew
+                history = self._known[folder.path] = History(file)
             events, history.offset = folder.events(history.offset)
             for event in events:
                 history.add(event)

@@ -10,6 +10,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.config import Recipe, TrainJob
+from lora_studio.device import find_gpus
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_title
@@ -18,7 +19,7 @@ from lora_studio.runs import State, slugify
 from lora_studio.ui import train_view
 from lora_studio.ui.components import empty_card, error_card, heading, html, pickable
 from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
-from lora_studio.ui.fields import RecipeForm, build_form
+from lora_studio.ui.fields import RecipeForm, Spec, build_form
 from lora_studio.ui.history import Histories, RunView, run_named
 from lora_studio.ui.pictures import copy_to_save
 from lora_studio.ui.plan_tab import EXPECTED_IMAGES, project_images
@@ -47,6 +48,7 @@ class FormSide(NamedTuple):
     name: gr.Textbox
     source: gr.Dropdown
     regularization: gr.Textbox
+    processes: gr.Dropdown
 
 
 class RunSide(NamedTuple):
@@ -121,7 +123,17 @@ def _form_side() -> tuple[FormSide, RecipeForm]:
             max_lines=1,
             elem_id="train-regularization",
         )
-    return FormSide(column, name, source, regularization), form
+        declared = Spec.of(TrainJob, "num_processes")
+        gpus = len(find_gpus())
+        processes = gr.Dropdown(
+            list(range(1, gpus + 1)) or [1],
+            value=1,
+            label=declared.label,
+            info=declared.why,
+            visible=gpus > 1,
+            elem_id="train-num_processes",
+        )
+    return FormSide(column, name, source, regularization, processes), form
 
 
 def _sources() -> list[tuple[str, str]]:
@@ -192,7 +204,13 @@ class _TrainTab:
             studio.timer,
         ]
         chosen = {studio.project, studio.run}
-        contents = {studio.project, self.form_side.name, self.form_side.regularization, *self.form.inputs}
+        contents = {
+            studio.project,
+            self.form_side.name,
+            self.form_side.regularization,
+            self.form_side.processes,
+            *self.form.inputs,
+        }
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
             event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], show_progress="hidden", **options)
@@ -254,6 +272,7 @@ class _TrainTab:
                 "base": info.base,
                 "trigger_word": info.trigger_word,
                 "regularization": prior,
+                "num_processes": data[self.form_side.processes] or 1,
                 "recipe": recipe,
             }
         )
@@ -281,6 +300,7 @@ class _TrainTab:
         project, name = self._chosen(data)
         view = RunView.of(run_named(project, name), self.histories)
         filled = self._fill(project, view.job.recipe, view.job.name, view.job.regularization)
+        filled[self.form_side.processes] = min(view.job.num_processes, len(find_gpus()) or 1)
         return filled | self._show(project, FORM, view.job.recipe) | {self.form_side.source: None}
 
     def pick(self, project_name: str, event: gr.EventData) -> Updates:

@@ -9,15 +9,15 @@ import torch
 
 from lora_studio import device
 from lora_studio.config import Precision
-from lora_studio.device import Gpu, find_gpu, torch_device, torch_dtype
+from lora_studio.device import Gpu, find_gpu, find_gpus, torch_device, torch_dtype
 from lora_studio.errors import InputError
 
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    find_gpu.cache_clear()
+    find_gpus.cache_clear()
     yield
-    find_gpu.cache_clear()
+    find_gpus.cache_clear()
 
 
 def driver_says(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
@@ -33,6 +33,7 @@ def driver_says(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> Non
 def test_the_first_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     driver_says(monkeypatch, "NVIDIA GeForce RTX 3060, 12288\nNVIDIA T4, 16384\n")
     assert find_gpu() == Gpu("NVIDIA GeForce RTX 3060", 12.0)
+    assert find_gpus() == (Gpu("NVIDIA GeForce RTX 3060", 12.0), Gpu("NVIDIA T4", 16.0))
 
 
 @pytest.mark.parametrize(

@@ -202,3 +202,25 @@ def test_slugs_are_file_names(name: str, slug: str) -> None:
 def test_status_file_is_plain_json(folder: JobFolder) -> None:
     folder.set_status(own_status(State.RUNNING))
     assert json.loads((folder.path / "status.json").read_text("utf-8"))["state"] == "running"
+
+
+def test_events_are_taken_out_of_the_log_and_torn_lines_with_them(folder: JobFolder) -> None:
+    folder.emit("start")
+    folder.emit("step", step=1)
+    place = folder.sync_events()
+    assert place == folder.events_file.stat().st_size
+    folder.emit("step", step=2)
+    folder.emit("failed")
+    with folder.events_file.open("ab") as file:
+        file.write(b'{"event": "st')
+    folder.drop_events(lambda event, byte: event["event"] == "step" and byte >= place)
+    folder.emit("step", step=2)
+    assert [event.get("step", event["event"]) for event in folder.events()[0]] == ["start", 1, "failed", 2]
+    assert folder.events_file.read_bytes().count(b"\n") == 4
+
+
+def test_a_log_that_is_not_there_has_no_length(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.drop_events(lambda event, byte: True)
+    assert folder.sync_events() == 0
+    assert not folder.events_file.exists()

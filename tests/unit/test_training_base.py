@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
@@ -73,6 +73,12 @@ def test_half_precision_is_for_unet_and_text_encoders_but_not_the_vae(
         (("v_pred",), {}, ("v_prediction", True, False)),
         (("v_pred", "ztsnr"), {}, ("v_prediction", True, True)),
         ((), {"modelspec.prediction_type": "v"}, ("v_prediction", True, False)),
+        ((), {"modelspec.prediction_type": "epsilon"}, ("epsilon", True, False)),
+        ((), {"modelspec.predict_key": "v"}, ("v_prediction", True, False)),
+        ((), {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, ("v_prediction", True, True)),
+        ((), {"ss_v_parameterization": "False", "ss_zero_terminal_snr": "False"}, ("epsilon", True, False)),
+        (("v_pred",), {"modelspec.prediction_type": "epsilon"}, ("v_prediction", True, False)),
+        ((), {"modelspec.prediction_type": "unknown"}, ("epsilon", False, False)),
     ],
 )
 def test_what_a_single_file_predicts_is_read_from_it(
@@ -82,6 +88,21 @@ def test_what_a_single_file_predicts_is_read_from_it(
     save_file(tensors, tmp_path / "a.safetensors", metadata or None)
     facts = read_facts(Source("a", "file", str(tmp_path / "a.safetensors")))
     assert (facts.prediction_type, facts.stated, facts.zero_terminal_snr) == expected
+
+
+@pytest.mark.parametrize("marker", ["edm_mean", "edm_vpred.sigma_max"])
+def test_a_base_with_another_noise_schedule_is_refused(tmp_path: Path, marker: str) -> None:
+    file = tmp_path / "cosxl.safetensors"
+    save_file({base_files.SDXL_KEY: torch.zeros(1), marker: torch.zeros(1)}, file)
+    with pytest.raises(InputError, match="noise schedule of EDM") as caught:
+        read_facts(Source("a", "file", str(file)))
+    assert caught.value.code == "base_schedule"
+
+
+def test_what_the_catalogue_knows_counts_where_the_file_says_nothing(tmp_path: Path) -> None:
+    save_file({base_files.SDXL_KEY: torch.zeros(1)}, tmp_path / "a.safetensors")
+    facts = read_facts(Source("a", "file", str(tmp_path / "a.safetensors"), "v_prediction", True))
+    assert (facts.prediction_type, facts.stated, facts.zero_terminal_snr) == ("v_prediction", True, True)
 
 
 def test_a_folders_scheduler_says_what_it_predicts(tmp_path: Path, home: Home) -> None:
@@ -191,7 +212,34 @@ def test_another_vae_is_used_and_a_wrong_one_refused(tmp_path: Path, base: Path,
     other.save_pretrained(tmp_path / "vae")
     loaded = load_base(resolve(str(base), home), dtype=torch.float32, vae=str(tmp_path / "vae"))
     assert same(loaded.vae.state_dict(), other.state_dict())
-    for wrong in (tmp_path / "nothing", tmp_path / "tokenizers", tmp_path / "vae.pt"):
-        with pytest.raises(InputError) as caught:
-            load_vae(str(wrong))
+    (tmp_path / "bin").mkdir()
+    for name in ("config.json", "diffusion_pytorch_model.bin"):
+        (tmp_path / "bin" / name).write_text("{}")
+    (tmp_path / "there.ckpt").write_bytes(b"\x80\x04.")
+    make_pipeline(tmp_path / "tokenizers").vae.save_pretrained(tmp_path / "flux")
+    config = json.loads((tmp_path / "flux" / "config.json").read_text("utf-8"))
+    AutoencoderKL.from_config(config | {"latent_channels": 16}).save_pretrained(tmp_path / "flux")
+    for wrong, word in (
+        ("nothing", "no VAE"),
+        ("tokenizers", "holds no VAE"),
+        ("bin", "holds no VAE"),
+        ("vae.pt", "pickled"),
+        ("there.ckpt", "pickled"),
+        ("flux", "16 latent channels"),
+    ):
+        with pytest.raises(InputError, match=word) as caught:
+            load_vae(str(tmp_path / wrong))
         assert caught.value.remedy
+
+
+def test_a_vae_in_a_file_of_its_own_is_used(
+    base: Path, tmp_path: Path, home: Home, tiny_config: None, single: Path
+) -> None:
+    weights = {name: weight for name, weight in load_file(single).items() if name.startswith("first_stage_model.")}
+    save_file(weights, tmp_path / "whole names.safetensors")
+    save_file(
+        {name.removeprefix("first_stage_model."): weight for name, weight in weights.items()},
+        tmp_path / "b.safetensors",
+    )
+    for name in ("whole names", "b"):
+        assert same(load_vae(str(tmp_path / f"{name}.safetensors")).state_dict(), load(base, home).vae.state_dict())

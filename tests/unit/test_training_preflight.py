@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lora_studio.config import TrainJob
 from lora_studio.errors import ConfigError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training.base_files import SDXL_CONFIG, Source, read_facts
+from lora_studio.training import trial
+from lora_studio.training.base_files import SDXL_CONFIG, SDXL_KEY, Source, read_facts
 from lora_studio.training.notices import tell_dataset, tell_long_captions, tell_optimizer
 from lora_studio.training.preflight import ReadyJob, lora_weights, preflight
 from tests.training_runs import make_images, make_job, recipe_of
@@ -229,6 +233,40 @@ def test_a_run_says_what_its_optimizer_makes_of_the_settings(recipe: dict[str, A
     for hint, part in zip(told, words, strict=True):
         assert (hint["event"], hint["about"]) == ("hint", "recipe")
         assert part in hint["message"]
+
+
+def test_a_name_that_says_v_prediction_where_the_file_does_not_is_a_question(
+    images: Path, tmp_path: Path, home: Home
+) -> None:
+    file = tmp_path / "noobaiXL_vPred10.safetensors"
+    save_file({SDXL_KEY: torch.zeros(1)}, file)
+    (problem,) = problems(make_job(file, images), home)
+    assert "nothing in noobaiXL_vPred10.safetensors says what it predicts" in problem
+    assert "Set prediction_type to v_prediction" in problem
+    assert check(make_job(file, images, prediction_type="epsilon"), home).prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(("vae", "word"), [("nowhere", "no VAE 'nowhere'"), ("my.ckpt", "pickled")])
+def test_a_wrong_vae_is_told_with_the_rest(tiny_base: Path, tmp_path: Path, home: Home, vae: str, word: str) -> None:
+    job = make_job(tiny_base, tmp_path / "no images").model_copy(update={"vae": vae})
+    found = problems(job, home)
+    assert len(found) == 2
+    assert word in found[1]
+
+
+def test_libraries_that_do_not_fit_together_are_named_with_their_versions(
+    tiny_base: Path, images: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*arguments: Any, **options: Any) -> None:
+        raise ImportError("cannot import name 'HybridCache' from 'transformers'")
+
+    monkeypatch.setattr(trial, "inject_adapter_in_model", stale)
+    (problem,) = problems(make_job(tiny_base, images), home)
+    assert "do not work together" in problem
+    assert "HybridCache" in problem
+    assert "pip install --upgrade -r requirements.txt" in problem
+    for name in ("transformers", "peft"):
+        assert f"{name} {version(name)}" in problem
 
 
 def test_a_base_that_is_not_whole_is_an_error(tiny_base: Path, tmp_path: Path, images: Path, home: Home) -> None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from lora_studio import worker
 from lora_studio.config import Recipe, TrainJob
-from lora_studio.errors import DiskFullError, InputError, OutOfMemoryError, StudioError
+from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
 from lora_studio.project import Home
 from lora_studio.queue import turn
 from lora_studio.runs import JobFolder, State
@@ -101,6 +101,51 @@ def test_a_full_disk_is_named(folder: JobFolder, home: Home, stage: Any) -> None
     assert folder.status().state is State.FAILED
 
 
+def test_a_file_that_vanishes_is_named(folder: JobFolder, home: Home, stage: Any, tmp_path: Path) -> None:
+    stage(lambda job, folder, **wires: (tmp_path / "gone.png").read_bytes())
+    with pytest.raises(JobError, match=r"has vanished: .*gone\.png"):
+        worker.execute(folder, home=home)
+    assert "resume" in folder.status().remedy
+    assert folder.events()[0][-1]["code"] == "file_vanished"
+
+
+def test_a_library_that_does_not_fit_says_what_to_install(folder: JobFolder, home: Home, stage: Any) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        from peft import NoSuchThing  # type: ignore[attr-defined]  # noqa: F401
+
+        return Result()
+
+    stage(work)
+    with pytest.raises(InputError, match="do not work together: cannot import name 'NoSuchThing'"):
+        worker.execute(folder, home=home)
+    assert "pip install" in folder.status().remedy
+
+
+def test_a_job_for_several_processes_is_started_by_accelerates_launcher(
+    folder: JobFolder, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    class Process:
+        pid = 1
+
+        def __init__(self, command: list[str], **options: Any) -> None:
+            commands.append(command)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(worker.subprocess, "Popen", Process)
+    worker.start(folder, home)
+    text = folder.job_file.read_text("utf-8")
+    folder.job_file.write_text(text.replace("num_processes = 1", "num_processes = 3"), "utf-8")
+    worker.start(folder, home, resume=True)
+    one, three = commands
+    assert one[1:] == ["-m", "lora_studio", "worker", str(folder.path), "--home", str(home.path)]
+    assert three[1:6] == ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3"]
+    assert three[-len(one) :] == [*one[1:], "--resume"]
+
+
 def test_any_other_error_keeps_its_traceback_and_fails_the_job(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise ZeroDivisionError("oh")
@@ -152,7 +197,7 @@ def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, hom
     folder = JobFolder.create(tmp_path / "run", job)
     worker.start(folder, home)
     assert folder.status().state is State.QUEUED
-    _until(lambda: not folder.status().state.alive, seconds=60)
+    _until(lambda: not folder.status().state.alive, seconds=180)
     status = folder.status()
     assert status.state is State.FAILED
     assert "nowhere" in status.message

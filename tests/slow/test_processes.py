@@ -1,0 +1,117 @@
+"""Two processes on a CPU that train one LoRA together: through accelerate's launcher, stopped, and when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lora_studio import worker
+from lora_studio.config import TrainJob
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder, State
+from tests.forked import start_worker, told, wait_for
+from tests.tiny_sdxl import save_tiny_sdxl
+from tests.training_runs import make_images, make_job, train_into
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_images(folder / "images", [(64, 64), (32, 64), (64, 64), (64, 64)])
+    save_tiny_sdxl(folder / "base", layers=1)
+    return folder
+
+
+def job_for(shared: Path, processes: int, batch_size: int, **recipe: Any) -> TrainJob:
+    """Three images of one size and one of another: with a batch of two, one process has nothing to do in some steps."""
+    recipe = {"text_encoder_lr": 5e-4, "noise_offset": 0.05, "weight_decay": 0.1, "lr_warmup_steps": 1} | recipe
+    job = make_job(shared / "base", shared / "images", batch_size=batch_size, **recipe)
+    return job.model_copy(update={"num_processes": processes})
+
+
+def start_two(folder: JobFolder, home: Home, *, resume: bool = False) -> list[BaseProcess]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start_worker(folder, home, resume=resume, RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in (0, 1)
+    ]
+
+
+def test_two_processes_do_what_one_does_with_twice_the_batch(shared: Path, tmp_path: Path) -> None:
+    home = Home(shared / "home")
+    folder = JobFolder.create(tmp_path / "two", job_for(shared, 2, 1, save_every_n_epochs=2))
+    worker.start(folder, home)
+    _, alone = train_into(job_for(shared, 1, 2, save_every_n_epochs=2), tmp_path / "one", home)
+    wait_for(lambda: not folder.status().state.alive, 500)
+    assert folder.status().state is State.DONE, folder.log_tail()
+    expected = [values["loss"] for kind, values in alone if kind == "step"]
+    assert [event["loss"] for event in told(folder, "step")] == pytest.approx(expected, rel=1e-5)
+    assert told(folder, "start")[0]["device"].startswith("2 x CPU")
+    assert len(told(folder, "start")) == len(told(folder, "done")) == len(told(folder, "checkpoint")) == 1
+    one, two = (load_file(tmp_path / name / "ink.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        assert torch.allclose(two[name].float(), weight.float(), rtol=1e-3, atol=2e-5), name
+    with safe_open(folder.path / "ink.safetensors", "pt") as file:
+        assert file.metadata()["ss_batch_size_per_device"] == "1"
+        assert file.metadata()["ss_total_batch_size"] == "2"
+
+
+def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, tmp_path: Path) -> None:
+    """A stop, then the death of the second process, then the end; the bits are those of a run without a break."""
+    home = Home(shared / "home")
+    folder, whole = (JobFolder.create(tmp_path / name, job_for(shared, 2, 1, epochs=40)) for name in ("parts", "whole"))
+    job = folder.job_file.read_text("utf-8")
+    processes = start_two(folder, home)
+    wait_for(lambda: len(told(folder, "step")) >= 2)
+    folder.request_stop()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert folder.status().state is State.STOPPED
+
+    processes = start_two(folder, home, resume=True)
+    reached = told(folder, "step")[-1]["step"]
+    wait_for(lambda: told(folder, "step")[-1]["step"] > reached)
+    os.kill(processes[1].pid or 0, signal.SIGKILL)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode not in (0, None)
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert "Another process of this run ended without a word" in status.message
+    assert "Resume" in status.remedy
+
+    end = told(folder, "step")[-1]["step"] + 3
+    for path in (folder, whole):
+        path.job_file.write_text(job.replace("epochs = 40", f"epochs = 40\nmax_train_steps = {end}"), "utf-8")
+        for process in start_two(path, home, resume=path is folder):
+            process.join(180)
+            assert process.exitcode == 0, path.log_tail()
+    assert [event["step"] for event in told(folder, "step")] == list(range(1, end + 1))
+
+
+def test_another_number_of_processes_is_refused(shared: Path, tmp_path: Path) -> None:
+    home = Home(shared / "home")
+    folder = JobFolder.create(tmp_path / "run", job_for(shared, 1, 1, max_train_steps=1))
+    for process in start_two(folder, home):
+        process.join(180)
+        assert process.exitcode == 0, folder.log_tail()
+    process = start_worker(folder, home, resume=True)
+    process.join(180)
+    assert process.exitcode == 2
+    assert "begun by 2 processes" in folder.status().message
+    assert "num_processes to 2" in folder.status().remedy

@@ -1,0 +1,173 @@
+"""What may befall a run: each ends with a status that names it and the next thing to try, and can be resumed."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from lora_studio import worker
+from lora_studio.errors import StudioError
+from lora_studio.project import Home
+from lora_studio.runs import JobFolder, State
+from tests.forked import start_worker, told, wait_for, without_times
+from tests.tiny_sdxl import save_tiny_sdxl
+from tests.training_runs import make_images, make_job, same, weights_of
+
+pytestmark = pytest.mark.slow
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process are Linux's")
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_images(folder / "images", [(64, 64), (32, 64), (64, 64)])
+    save_tiny_sdxl(folder / "base", layers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(shared: Path) -> JobFolder:
+    """The same run without trouble."""
+    folder = JobFolder.create(shared / "whole", job_of(shared))
+    worker.execute(folder, home=Home(shared / "home"))
+    return folder
+
+
+def job_of(shared: Path, images: Path | None = None) -> Any:
+    return make_job(shared / "base", images or shared / "images", batch_size=1, epochs=9, max_train_steps=STEPS)
+
+
+def ends_as_the_whole(folder: JobFolder, whole: JobFolder, home: Home) -> None:
+    folder.clear_stop()
+    worker.execute(folder, home=home, resume=True)
+    assert folder.status().state is State.DONE
+    assert same(weights_of(folder.path), weights_of(whole.path))
+    assert without_times(folder) == without_times(whole)
+
+
+def fail(folder: JobFolder, home: Home, when: Callable[[dict[str, Any]], bool], harm: Callable[[], Any]) -> str:
+    """Do the job; harm is done at an event. Returns the error's code."""
+    done = False
+
+    def listen(event: dict[str, Any]) -> None:
+        nonlocal done
+        if not done and when(event):
+            done = True
+            harm()
+
+    with pytest.raises(StudioError) as caught:
+        worker.execute(folder, home=home, listen=listen)
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert (status.message, status.remedy) == (caught.value.message, caught.value.remedy)
+    assert status.remedy or "Remove or replace it" in status.message
+    return caught.value.code
+
+
+def map_all_memory() -> None:
+    """Take every block of 64 KiB or more from the system, so that a limit on its memory is felt."""
+    assert ctypes.CDLL(None).mallopt(-3, 2**16)
+
+
+@linux
+def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+    home = Home(shared / "home")
+    folder = JobFolder.create(tmp_path / "run", job_of(shared))
+    process = start_worker(folder, home, prepare=map_all_memory)
+    wait_for(lambda: len(told(folder, "step")) >= 3)
+    pid = process.pid or 0
+    memory = psutil.Process(pid)
+    sizes = [memory.memory_info().vms for _ in range(2000)]
+    resource.prlimit(pid, resource.RLIMIT_AS, ((min(sizes) + max(sizes)) // 2,) * 2)
+    process.join(180)
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert status.message == "The memory was not enough.", folder.log_tail()
+    assert "gradient checkpointing" in status.remedy
+    ends_as_the_whole(folder, whole, home)
+
+
+@linux
+def test_a_full_disk(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+    """No file may grow beyond 32 KiB from step 4 on: the small ones are written, states and LoRA files are not."""
+    home = Home(shared / "home")
+    folder = JobFolder.create(tmp_path / "run", job_of(shared))
+    process = start_worker(folder, home)
+    wait_for(lambda: len(told(folder, "step")) >= 4)
+    resource.prlimit(process.pid or 0, resource.RLIMIT_FSIZE, (2**15, 2**15))
+    process.join(180)
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert status.message.startswith("No room left to write"), folder.log_tail()
+    assert "Free some disk space" in status.remedy
+    assert not [path for path in folder.path.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]
+    ends_as_the_whole(folder, whole, home)
+
+
+def encoding(event: dict[str, Any]) -> bool:
+    return event["event"] == "phase" and event["message"] == "Encoding images"
+
+
+@pytest.mark.parametrize("harm", ["broken", "vanished"])
+def test_an_image_that_is_lost_while_the_run_is_prepared(
+    shared: Path, tmp_path: Path, whole: JobFolder, harm: str
+) -> None:
+    images = shutil.copytree(shared / "images", tmp_path / "images")
+    home, lost = Home(tmp_path / "home"), images / "2.png"
+    content = lost.read_bytes()
+    folder = JobFolder.create(tmp_path / "run", job_of(shared, images))
+    fail(folder, home, encoding, lost.unlink if harm == "vanished" else lambda: lost.write_bytes(content[:99]))
+    assert "2.png" in folder.status().message
+    lost.write_bytes(content)
+    ends_as_the_whole(folder, whole, home)
+
+
+def test_an_image_that_is_broken_from_the_start(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+    images = shutil.copytree(shared / "images", tmp_path / "images")
+    content = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(content[: len(content) // 2])
+    folder = JobFolder.create(tmp_path / "run", job_of(shared, images))
+    fail(folder, Home(tmp_path / "home"), lambda event: False, lambda: None)
+    assert "1.png" in folder.status().message
+    assert not told(folder, "start")
+    (images / "1.png").write_bytes(content)
+    ends_as_the_whole(folder, whole, Home(tmp_path / "home"))
+
+
+def test_a_cache_that_vanishes_under_the_run(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+    home = Home(tmp_path / "home")
+    folder = JobFolder.create(tmp_path / "run", job_of(shared))
+
+    def at_step_5(event: dict[str, Any]) -> bool:
+        return event["event"] == "step" and event["step"] == 5
+
+    fail(folder, home, at_step_5, lambda: shutil.rmtree(home.cache / "latents"))
+    assert ".safetensors" in folder.status().message
+    assert "esume" in folder.status().remedy
+    ends_as_the_whole(folder, whole, home)
+
+
+def test_numbers_that_are_none(shared: Path, tmp_path: Path) -> None:
+    """A base whose weights are broken: the loss is not finite from the first step on."""
+    base = shutil.copytree(shared / "base", tmp_path / "base")
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    torch.nn.init.constant_(unet.conv_out.bias, float("nan"))
+    unet.save_pretrained(base / "unet")
+    folder = JobFolder.create(tmp_path / "run", make_job(base, shared / "images", batch_size=1, epochs=9))
+    assert fail(folder, Home(tmp_path / "home"), lambda event: False, lambda: None) == "nan"
+    assert "Not one of the first 5 steps had a finite loss" in folder.status().message
+    assert "mixed_precision" in folder.status().remedy
+    assert [event["step"] for event in told(folder, "nan")] == [1, 2, 3, 4, 5]
+    assert not list(folder.path.rglob("ink.safetensors"))
