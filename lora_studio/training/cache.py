@@ -84,7 +84,7 @@ class LatentCache:
         on_progress: Progress,
         half: torch.dtype | None = None,
     ) -> int:
-        """Encode what is missing and return how many that were: in `half` if given, else in fp32. Masks are brought along.
+        """Encode what is missing and return how many that were; in `half` if given, else in fp32. Masks are made, too.
 
         Where half precision overflows, as it does with SDXL's own VAE, this image and the rest are encoded in fp32.
 

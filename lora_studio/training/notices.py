@@ -12,8 +12,8 @@ from lora_studio import __version__
 from lora_studio.config import MaskedLoss, TrainJob
 from lora_studio.device import find_gpu
 from lora_studio.guide import OPTIMIZERS
-from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.libraries import installed
+from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.runs import Report
 from lora_studio.training.base_models import Base
 from lora_studio.training.loop import Run
