@@ -189,7 +189,8 @@ def setting(
     """Declare a setting; with `advice`, default and reason come from `guide.RECIPE[advice]`.
 
     `simple` puts it into the first, unfolded part of the form. `only_with` names the setting without which this one
-    does nothing: `NAME` where that one must be set (true, not 0, not empty), or `NAME=VALUE|VALUE`. `bounds` are
+    does nothing, so that the form hides it: `NAME` where that one must be set (true, not 0, not empty), or
+    `NAME=VALUE|VALUE`. `bounds` are
     pydantic's (gt, ge, lt, le, min_length...).
     """
     if advice:
@@ -286,10 +287,11 @@ class Recipe(Settings):
         -1,
         label="LoKr factor",
         group=Group.NETWORK,
-        why="Only for LoKr: size of its small matrix. -1 makes both as square as can be, which is smallest; 4 to 16 "
+        why="Size of the small matrix of LoKr. -1 makes both as square as can be, which is smallest; 4 to 16 "
         "give the large one more to say.",
         ge=-1,
         le=512,
+        only_with="network_type=LoKr",
     )
     save_format: SaveFormat = setting(
         SaveFormat.KOHYA,
@@ -393,6 +395,7 @@ class Recipe(Settings):
         why="Of the polynomial schedule: 1 is a straight line, 2 falls early and settles slowly.",
         gt=0,
         le=10,
+        only_with="lr_scheduler=polynomial",
     )
     max_train_steps: int | None = setting(
         None,
@@ -451,6 +454,7 @@ class Recipe(Settings):
         why="How much each coarser grain of multires noise counts of the one before: 0.3 is usual, 0.8 is strong.",
         ge=0,
         le=1,
+        only_with="multires_noise_iterations",
     )
     min_timestep: int = setting(
         0,
@@ -488,12 +492,14 @@ class Recipe(Settings):
         why="Where huber and smooth_l1 turn from a square to a straight line: less is more robust.",
         gt=0,
         le=1,
+        only_with="loss_type=huber|smooth_l1",
     )
     huber_schedule: HuberSchedule = setting(
         HuberSchedule.SNR,
         label="Huber schedule",
         group=Group.OBJECTIVE,
         why="snr and exponential lower the threshold with the noise, from 1 to its value, and so keep detail.",
+        only_with="loss_type=huber|smooth_l1",
     )
     clip_skip: int = setting(label="Clip skip", group=Group.OBJECTIVE, advice="clip_skip", ge=1, le=12)
 

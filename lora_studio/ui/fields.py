@@ -69,8 +69,11 @@ class Spec:
             master_values=tuple(values.split("|")) if values else (),
         )
 
-    def applies(self, master: Any) -> bool:
-        """Whether this setting does anything, with `master` as the content of the component that it depends on."""
+    def shows(self, master: Any, content: Any) -> bool:
+        """Whether to show it: where it does something, or was changed. `master` is what it depends on holds."""
+        return self.changed(content) or self._applies(master)
+
+    def _applies(self, master: Any) -> bool:
         if self.master_values:
             return str(master) in self.master_values
         if not isinstance(master, str):
@@ -210,7 +213,11 @@ class SettingsForm(Generic[Model]):
         for name, component in self.components.items():
             if followers := [self.components[spec.name] for spec in self.specs.values() if spec.master == name]:
                 component.change(
-                    partial(self._follow, name), component, followers, show_progress="hidden", api_visibility="private"
+                    partial(self._follow, name),
+                    [component, *followers],
+                    followers,
+                    show_progress="hidden",
+                    api_visibility="private",
                 )
             _edit_event(component)(
                 partial(self._edited, name),
@@ -224,8 +231,9 @@ class SettingsForm(Generic[Model]):
                     partial(self._reset, name), None, component, show_progress="hidden", api_visibility="private"
                 )
 
-    def _follow(self, master: str, content: Any) -> Any:
-        updates = [gr.update(visible=spec.applies(content)) for spec in self.specs.values() if spec.master == master]
+    def _follow(self, master: str, content: Any, *contents: Any) -> Any:
+        followers = [spec for spec in self.specs.values() if spec.master == master]
+        updates = [gr.update(visible=spec.shows(content, own)) for spec, own in zip(followers, contents, strict=True)]
         return updates[0] if len(updates) == 1 else updates
 
     def _seen(self, name: str, contents: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +241,7 @@ class SettingsForm(Generic[Model]):
         spec = self.specs[name]
         if spec.master not in contents:
             return {}
-        return {"visible": spec.applies(contents[spec.master])}
+        return {"visible": spec.shows(contents[spec.master], contents[name])}
 
     def _values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
         """Contents by name. An empty box means "not set" where a setting has that, else it is an error."""
@@ -283,7 +291,7 @@ class RecipeForm(SettingsForm[Recipe]):
             name
             for name, spec in self.specs.items()
             if all(word in _haystack(spec) for word in words)
-            and (words or not spec.master or spec.applies(contents[spec.master]))
+            and (words or not spec.master or spec.shows(contents[spec.master], contents[name]))
         }
         updates: Updates = {component: gr.update(visible=name in hits) for name, component in self.components.items()}
         for group, fold in self.folds.items():
@@ -300,7 +308,7 @@ def build_fields(model: type[Model], names: Iterable[str], prefix: str) -> Setti
     resets: dict[str, gr.Button] = {}
     with gr.Row(elem_classes="fields"):
         for name, spec in specs.items():
-            visible = not spec.master or spec.applies(Spec.of(model, spec.master).default)
+            visible = not spec.master or spec.shows(Spec.of(model, spec.master).default, spec.shown(spec.default))
             components[name], reset = _component(spec, prefix, visible)
             if reset is not None:
                 resets[name] = reset

@@ -95,7 +95,8 @@ def test_what_does_nothing_is_not_shown(project: Project, interface: Interface) 
         return {name: updates[component]["visible"] for name, component in form.components.items()}
 
     assert not form.components["lr_scheduler_num_cycles"].visible
-    assert form._follow("lr_scheduler", "cosine_with_restarts")["visible"]
+    assert form._follow("lr_scheduler", "cosine_with_restarts", "3", "1")[0]["visible"]
+    assert [update["visible"] for update in form._follow("lr_scheduler", "cosine", "5", "1")] == [True, False]
     assert not found("")["lr_scheduler_num_cycles"]
     assert found("")["min_bucket_reso"]
     assert found("restarts")["lr_scheduler_num_cycles"]
