@@ -642,6 +642,14 @@ class Recipe(Settings):
     sample_every_n_epochs: int = setting(
         1, label="Sample every", group=Group.SAMPLES, unit="epochs", why="0 draws no samples.", ge=0
     )
+    sample_every_n_steps: int = setting(
+        0,
+        label="Sample also every",
+        group=Group.SAMPLES,
+        unit="steps",
+        why="Within long epochs; 0 draws at the ends of epochs alone.",
+        ge=0,
+    )
     sample_steps: int = setting(
         20,
         label="Sampling steps",
@@ -649,7 +657,6 @@ class Recipe(Settings):
         why="20 is enough to judge.",
         ge=1,
         le=200,
-        only_with="sample_every_n_epochs",
     )
     sample_guidance: float = setting(
         6.0,
@@ -658,7 +665,6 @@ class Recipe(Settings):
         why="Classifier-free guidance of samples.",
         ge=0,
         le=30,
-        only_with="sample_every_n_epochs",
     )
     save_every_n_epochs: int = setting(
         1,
@@ -667,6 +673,14 @@ class Recipe(Settings):
         unit="epochs",
         why="Each is a LoRA that you can compare in the sweep: the best is often not the last.",
         ge=1,
+    )
+    save_every_n_steps: int = setting(
+        0,
+        label="Checkpoint also every",
+        group=Group.SAMPLES,
+        unit="steps",
+        why="Within long epochs; 0 saves at the ends of epochs alone.",
+        ge=0,
     )
     keep_checkpoints: int = setting(
         0, label="Checkpoints kept", group=Group.SAMPLES, why="The newest so many; 0 keeps all.", ge=0

@@ -187,6 +187,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             }
             report("step", **event)
             run.health.watch(event)
+            if run.epochs_finished == run.epochs_due:
+                _within_epoch(run, report=report, should_stop=should_stop)
             if now - run.saved_at > STATE_SECONDS:
                 save(run)
     except Exception:
@@ -258,44 +260,67 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
-    if epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs:
-        path = run.folder / "checkpoints" / f"{run.job.name}-{epoch:06d}.safetensors"
-        save_adapter(run, path, epoch)
-        _drop_old_checkpoints(run)
-        report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
-    if recipe.sample_every_n_epochs and epoch % recipe.sample_every_n_epochs == 0:
-        with run.averages.given_out():
-            draw(run, epoch, report=report, should_stop=should_stop)
+    saves = epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs
+    if saves or _falls_on(recipe.save_every_n_steps, run.step):
+        _checkpoint(run, epoch, report=report)
+    if _falls_on(recipe.sample_every_n_epochs, epoch) or _falls_on(recipe.sample_every_n_steps, run.step):
+        draw(run, epoch, report=report, should_stop=should_stop)
     with run.averages.given_out():
         validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
 
 
-def draw(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
-    """Draw the sample prompts, until asked to stop."""
+def _within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """What is due after a step that ends no epoch."""
+    if not run.team.leads:
+        return
+    if _falls_on(run.job.recipe.save_every_n_steps, run.step):
+        _checkpoint(run, None, report=report)
+    if _falls_on(run.job.recipe.sample_every_n_steps, run.step):
+        draw(run, None, report=report, should_stop=should_stop)
+
+
+def _falls_on(every: int, number: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def _checkpoint(run: Run, epoch: int | None, *, report: Report) -> None:
+    """Save the LoRA of a finished epoch, or of the current step; named as kohya's tools name them."""
+    position = f"step{run.step:08d}" if epoch is None else f"{epoch:06d}"
+    path = run.folder / "checkpoints" / f"{run.job.name}-{position}.safetensors"
+    save_adapter(run, path, run.epoch if epoch is None else epoch)
+    _drop_old_checkpoints(run)
+    report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
+
+
+def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Draw the sample prompts of a finished epoch, or of the current step, until asked to stop."""
     recipe = run.job.recipe
     prompts = run_prompts(run.job, run.dataset)
     settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
-    report("phase", message=f"Drawing samples of epoch {epoch}")
-    pictures = draw_samples(
-        run.base,
-        prompts,
-        lambda prompt: run.encode([prompt]),
-        settings,
-        device=run.device,
-        autocast=run.autocast,
-        should_stop=should_stop,
-    )
-    for index, (prompt, image) in enumerate(zip(prompts, pictures, strict=False)):
-        if image is None:
-            message = f"The sample of {prompt!r} is not drawn: its numbers were not finite."
-            report("warning", code="sample_not_finite", message=message)
-            continue
-        path = run.folder / "samples" / f"{run.job.name}_e{epoch:06d}_{index:02d}_{recipe.seed}.png"
-        save_sample(path, image)
-        place = str(path.relative_to(run.folder))
-        report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=place)
+    position = f"step {run.step}" if epoch is None else f"epoch {epoch}"
+    mark = f"{run.step:08d}" if epoch is None else f"e{epoch:06d}"
+    report("phase", message=f"Drawing samples of {position}")
+    with run.averages.given_out():
+        pictures = draw_samples(
+            run.base,
+            prompts,
+            lambda prompt: run.encode([prompt]),
+            settings,
+            device=run.device,
+            autocast=run.autocast,
+            should_stop=should_stop,
+        )
+        for index, (prompt, image) in enumerate(zip(prompts, pictures, strict=False)):
+            if image is None:
+                message = f"The sample of {prompt!r} is not drawn: its numbers were not finite."
+                report("warning", code="sample_not_finite", message=message)
+                continue
+            path = run.folder / "samples" / f"{run.job.name}_{mark}_{index:02d}_{recipe.seed}.png"
+            save_sample(path, image)
+            place = str(path.relative_to(run.folder))
+            report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=place)
 
 
 def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
@@ -422,8 +447,15 @@ def _not_finite(run: Run, message: str) -> NonFiniteLossError:
 
 
 def checkpoint_files(run: Run) -> list[Path]:
-    """The LoRA files of finished epochs, oldest first."""
-    return sorted((run.folder / "checkpoints").glob(f"{glob.escape(run.job.name)}-[0-9]*.safetensors"))
+    """The LoRA files of finished epochs and of steps between them, oldest first."""
+
+    def age(file: Path) -> int:
+        position = file.stem.removeprefix(f"{run.job.name}-")
+        return int(position.removeprefix("step")) if "step" in position else int(position) * run.counts.steps_per_epoch
+
+    folder, name = run.folder / "checkpoints", glob.escape(run.job.name)
+    files = [*folder.glob(f"{name}-{'[0-9]' * 6}.safetensors"), *folder.glob(f"{name}-step{'[0-9]' * 8}.safetensors")]
+    return sorted(files, key=age)
 
 
 def _drop_old_checkpoints(run: Run) -> None:

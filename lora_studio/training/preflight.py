@@ -201,6 +201,8 @@ def _space_problems(
     captions = len(cached_captions(job, dataset)) if not recipe.text_encoder_lr else 0
     cache = int(pixels * LATENT_BYTES + captions * TEXT_BYTES * recipe.max_token_length / CHUNK)
     files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
+    if recipe.save_every_n_steps:
+        files += dataset.count(recipe).total_steps // recipe.save_every_n_steps
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
     run = weights * (width * files + STATE_BYTES)

@@ -53,7 +53,7 @@ class History:
             case "captions":
                 self.captions = [str(text) for text in event.get("examples", [])]
             case "sample":
-                self.samples[int(event["epoch"]), int(event.get("index", 0))] = event
+                self.samples[int(event["step"]), int(event.get("index", 0))] = event
             case "checkpoint":
                 if event["path"] not in self.checkpoints:
                     self.checkpoints.append(event["path"])

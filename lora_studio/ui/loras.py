@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,10 +49,12 @@ def lora_choices(project: Project) -> dict[str, Choice]:
 def _of_run(folder: JobFolder, job: TrainJob) -> list[Choice]:
     final = folder.path / f"{job.name}.safetensors"
     found = [Choice(f"{folder.name}/{final.name}", f"{folder.name} · final", final, folder)] if final.is_file() else []
-    epochs = sorted((folder.path / "checkpoints").glob(f"{job.name}-[0-9]*.safetensors"), reverse=True)
-    for path in epochs:
-        number = path.stem.removeprefix(f"{job.name}-").lstrip("0")
-        found.append(Choice(f"{folder.name}/checkpoints/{path.name}", f"{folder.name} · epoch {number}", path, folder))
+    for prefix, unit in (("", "epoch"), ("step", "step")):
+        pattern = f"{glob.escape(job.name)}-{prefix}[0-9]*.safetensors"
+        for path in sorted((folder.path / "checkpoints").glob(pattern), reverse=True):
+            number = path.stem.removeprefix(f"{job.name}-{prefix}").lstrip("0")
+            label = f"{folder.name} · {unit} {number}"
+            found.append(Choice(f"{folder.name}/checkpoints/{path.name}", label, path, folder))
     return found
 
 

@@ -133,24 +133,25 @@ def curve(view: RunView) -> Markup:
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:
-    """Samples: one row a prompt, one column an epoch, all with one seed, so that only the training differs."""
+    """Samples: one row a prompt, the training from left to right, all with one seed, so that only it differs."""
     samples = view.history.samples
     if not samples:
         every = view.job.recipe.sample_every_n_epochs
         when = "after every epoch" if every == 1 else f"every {every} epochs"
         text = f"Each prompt is drawn {when} with one seed." if every else "This run draws none (Sample every is 0)."
         return empty_card("Samples will stand here" if view.alive else "No samples were drawn", text)
-    epochs = _spread(sorted({epoch for epoch, _ in samples}), FILM_COLUMNS)
+    steps = _spread(sorted({step for step, _ in samples}), FILM_COLUMNS)
     rows = []
     for index in sorted({index for _, index in samples}):
-        row = [(epoch, samples[epoch, index]) for epoch in epochs if (epoch, index) in samples]
+        row = [samples[step, index] for step in steps if (step, index) in samples]
         pictures = Markup("").join(
-            picture(home, view.folder.path / sample["path"], f"Epoch {epoch}: {sample['prompt']}", f"epoch {epoch}")
-            for epoch, sample in row
+            picture(home, view.folder.path / sample["path"], f"{when}: {sample['prompt']}", when)
+            for sample in row
+            for when in [f"step {sample['step']}" if sample["epoch"] is None else f"epoch {sample['epoch']}"]
         )
         rows.append(
             Markup('<p class="hint">{}</p><div class="film" tabindex="0" role="group" aria-label="{}">{}</div>').format(
-                row[-1][1]["prompt"], row[-1][1]["prompt"], pictures
+                row[-1]["prompt"], row[-1]["prompt"], pictures
             )
         )
     return heading("Samples", "One seed, so that only the training differs.") + Markup("").join(rows)

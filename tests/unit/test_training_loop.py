@@ -320,3 +320,33 @@ def test_checkpoints_are_made_and_kept_as_set(base: Path, shared: Path, tmp_path
     _, events = train_into(job, tmp_path, Home(shared / "home"))
     assert [(values["epoch"], values["step"]) for values in of(events, "checkpoint")] == [(2, 4), (3, 5)]
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.safetensors")] == ["ink-000003.safetensors"]
+
+
+def test_samples_and_checkpoints_may_fall_between_the_ends_of_epochs(base: Path, shared: Path, tmp_path: Path) -> None:
+    """Three epochs of 2 steps, cut short at 5: a checkpoint every 3 steps and every 2 epochs, a sample every step."""
+    images = make_images(tmp_path / "images", [(64, 64)] * 4)
+    job = make_job(
+        base,
+        images,
+        epochs=3,
+        max_train_steps=5,
+        save_every_n_epochs=2,
+        save_every_n_steps=3,
+        keep_checkpoints=2,
+        sample_every_n_steps=1,
+        sample_steps=1,
+    )
+    _, events = train_into(job, tmp_path / "run", Home(shared / "home"))
+    made = [(values["step"], values["epoch"]) for values in of(events, "checkpoint")]
+    assert made == [(3, None), (4, 2), (5, 3)]
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    assert kept == ["ink-000002.safetensors", "ink-000003.safetensors"]
+    drawn = [(values["step"], values["epoch"], Path(values["path"]).name) for values in of(events, "sample")]
+    assert drawn == [
+        (1, None, "ink_00000001_00_42.png"),
+        (2, 1, "ink_e000001_00_42.png"),
+        (3, None, "ink_00000003_00_42.png"),
+        (4, 2, "ink_e000002_00_42.png"),
+        (5, 3, "ink_e000003_00_42.png"),
+    ]
+    assert all((tmp_path / "run" / "samples" / name).is_file() for _, _, name in drawn)
