@@ -67,6 +67,7 @@ def train(
     trigger_word: str = "",
     recipe: Recipe | None = None,
     vae: str | None = None,
+    network_weights: Path | str | None = None,
     regularization: Path | str | None = None,
     num_processes: int = 1,
     out: Path | None = None,
@@ -75,10 +76,11 @@ def train(
 ) -> TrainResult:
     """Train a LoRA on the images of `dataset` and return where it lies and how it went.
 
-    `regularization` is a folder of images of the class that are balanced against the dataset's.
-    `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file. `out` is the run
-    folder (default: a numbered one in the studio's home); one that was stopped goes on with `resume`. With more than
-    one of `num_processes`, worker processes do it, one a GPU. Raises StudioError.
+    `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file; `vae` one to use
+    instead of its own. `network_weights` is a LoRA file to start from, `regularization` a folder of images of the class
+    that are balanced against the dataset's. `out` is the run folder (default: a numbered one in the studio's home);
+    one that was stopped goes on with `resume`. With more than one of `num_processes`, worker processes do it, one a
+    GPU. Raises StudioError.
     """
     job = TrainJob.parse(
         _absolute(
@@ -87,6 +89,7 @@ def train(
                 "dataset": dataset,
                 "base": base,
                 "vae": vae,
+                "network_weights": _resolve(network_weights) if network_weights is not None else None,
                 "regularization": _resolve(regularization) if regularization is not None else None,
                 "num_processes": num_processes,
                 "trigger_word": trigger_word,

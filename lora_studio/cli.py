@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,6 +197,8 @@ def train(
     name: Annotated[str, typer.Option(help="File name of the LoRA.")] = "lora",
     trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
     preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE: Hub repository, folder or .safetensors.")] = None,
+    network_weights: Annotated[Path | None, typer.Option(help="A LoRA file to start from.")] = None,
     regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
     num_processes: Annotated[int | None, typer.Option(min=1, help="GPUs, each with a batch of its own.")] = None,
     settings: Annotated[
@@ -215,7 +218,8 @@ def train(
         with JobBar(err_console) as bar:
             result = api.resume(folder, home=located, on_event=bar)
     else:
-        job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [], regularization)
+        files = {"vae": vae, "network_weights": network_weights, "regularization": regularization}
+        job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [], files)
         with JobBar(err_console) as bar:
             result = api.train(
                 job.dataset,
@@ -224,6 +228,7 @@ def train(
                 trigger_word=job.trigger_word,
                 recipe=job.recipe,
                 vae=job.vae,
+                network_weights=job.network_weights,
                 regularization=job.regularization,
                 num_processes=num_processes or job.num_processes,
                 out=out,
@@ -322,9 +327,9 @@ def _train_job(
     trigger: str,
     preset: str | None,
     settings: list[str],
-    regularization: Path | None,
+    files: Mapping[str, Any],
 ) -> TrainJob:
-    """The job that the options describe: a job file, or dataset and base; then the preset, then each --set."""
+    """The job that the options describe: a job file, or dataset and base; then files, the preset, and each --set."""
     values: dict[str, Any]
     if job_file is not None:
         if not job_file.is_file():
@@ -338,8 +343,7 @@ def _train_job(
         if missing:
             raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
         values = {"dataset": dataset, "base": base, "name": name, "trigger_word": trigger, "recipe": {}}
-    if regularization is not None:
-        values["regularization"] = regularization
+    values |= {name: value for name, value in files.items() if value is not None}
     recipe = Recipe.parse(values["recipe"]).changed()
     recipe |= load_preset(preset) if preset else {}
     values["recipe"] = apply_overrides(recipe, settings)

@@ -10,7 +10,6 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.config import Recipe, TrainJob
-from lora_studio.device import find_gpus
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_title
@@ -19,8 +18,9 @@ from lora_studio.runs import State, slugify
 from lora_studio.ui import train_view
 from lora_studio.ui.components import empty_card, error_card, heading, html, pickable
 from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
-from lora_studio.ui.fields import RecipeForm, Spec, build_form
+from lora_studio.ui.fields import RecipeForm, build_form
 from lora_studio.ui.history import Histories, RunView, run_named
+from lora_studio.ui.job_fields import JobFields, build_job_fields
 from lora_studio.ui.pictures import copy_to_save
 from lora_studio.ui.plan_tab import EXPECTED_IMAGES, project_images
 from lora_studio.ui.plan_view import caution_cards, plan_tiles
@@ -47,8 +47,6 @@ class FormSide(NamedTuple):
     column: gr.Column
     name: gr.Textbox
     source: gr.Dropdown
-    regularization: gr.Textbox
-    processes: gr.Dropdown
 
 
 class RunSide(NamedTuple):
@@ -91,14 +89,14 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
     figures = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=3, min_width=340):
-            form_side, form = _form_side()
+            form_side, form, others = _form_side()
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside = _aside()
-    return _TrainTab(studio, title, figures, buttons, form_side, form, run_side, aside).wire(tab)
+    return _TrainTab(studio, title, figures, buttons, form_side, form, others, run_side, aside).wire(tab)
 
 
-def _form_side() -> tuple[FormSide, RecipeForm]:
+def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
     with gr.Column(visible=False) as column:
         with gr.Row(elem_classes="fields"):
             name = gr.Textbox(
@@ -115,25 +113,8 @@ def _form_side() -> tuple[FormSide, RecipeForm]:
                 elem_id="train-source",
             )
         form = build_form()
-        regularization = gr.Textbox(
-            label="Regularisation images",
-            info="Optional: a folder with images of the class (any woman, any style), laid out like a dataset. "
-            "They keep the base from drifting, and double an epoch.",
-            placeholder="empty",
-            max_lines=1,
-            elem_id="train-regularization",
-        )
-        declared = Spec.of(TrainJob, "num_processes")
-        gpus = len(find_gpus())
-        processes = gr.Dropdown(
-            list(range(1, gpus + 1)) or [1],
-            value=1,
-            label=declared.label,
-            info=declared.why,
-            visible=gpus > 1,
-            elem_id="train-num_processes",
-        )
-    return FormSide(column, name, source, regularization, processes), form
+        others = build_job_fields()
+    return FormSide(column, name, source), form, others
 
 
 def _sources() -> list[tuple[str, str]]:
@@ -172,6 +153,7 @@ class _TrainTab:
         buttons: Buttons,
         form_side: FormSide,
         form: RecipeForm,
+        others: JobFields,
         run_side: RunSide,
         aside: Aside,
     ) -> None:
@@ -181,6 +163,7 @@ class _TrainTab:
         self.buttons = buttons
         self.form_side = form_side
         self.form = form
+        self.others = others
         self.run_side = run_side
         self.aside = aside
         self.histories = Histories()
@@ -196,6 +179,7 @@ class _TrainTab:
             *buttons,
             *self.form_side,
             *self.form.outputs,
+            *self.others,
             *self.run_side,
             *self.aside,
             self.seen,
@@ -204,13 +188,7 @@ class _TrainTab:
             studio.timer,
         ]
         chosen = {studio.project, studio.run}
-        contents = {
-            studio.project,
-            self.form_side.name,
-            self.form_side.regularization,
-            self.form_side.processes,
-            *self.form.inputs,
-        }
+        contents = {studio.project, self.form_side.name, *self.others, *self.form.inputs}
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
             event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], show_progress="hidden", **options)
@@ -224,7 +202,7 @@ class _TrainTab:
         on(tab.select, self.reopened, {*chosen, self.filled_from, *contents})
         buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], show_progress="hidden")
         gr.on(
-            [*self.form.edits, self.form_side.regularization.blur],
+            [*self.form.edits, self.others.regularization.blur],
             self.edited,
             contents,
             [self.figures, self.aside.cards],
@@ -263,17 +241,16 @@ class _TrainTab:
         info = project.info()
         if not project_images(project):
             raise InputError(f"{project.name} has no images yet.", "Import some in Dataset.", code="no_images")
-        prior = self._regularization(data)
-        self._plan(project, info, recipe, prior)
+        others = self.others.values(data)
+        self._plan(project, info, recipe, others["regularization"])
         job = TrainJob.parse(
             {
                 "name": (data[self.form_side.name] or "").strip(),
                 "dataset": project.dataset_dir,
                 "base": info.base,
                 "trigger_word": info.trigger_word,
-                "regularization": prior,
-                "num_processes": data[self.form_side.processes] or 1,
                 "recipe": recipe,
+                **others,
             }
         )
         project.save_info(info.model_copy(update={"recipe": recipe}))
@@ -299,8 +276,7 @@ class _TrainTab:
         """Fill the form with this run's recipe, for one change and another run."""
         project, name = self._chosen(data)
         view = RunView.of(run_named(project, name), self.histories)
-        filled = self._fill(project, view.job.recipe, view.job.name, view.job.regularization)
-        filled[self.form_side.processes] = min(view.job.num_processes, len(find_gpus()) or 1)
+        filled = self._fill(project, view.job.recipe, view.job)
         return filled | self._show(project, FORM, view.job.recipe) | {self.form_side.source: None}
 
     def pick(self, project_name: str, event: gr.EventData) -> Updates:
@@ -326,7 +302,9 @@ class _TrainTab:
         """The form changed: what it would make of the run. A single wrong value is marked at its field."""
         try:
             project = self.studio.open(data[self.studio.project])
-            return self._estimate(project, project.info(), self.form.read(data), self._regularization(data))
+            return self._estimate(
+                project, project.info(), self.form.read(data), self.others.values(data)["regularization"]
+            )
         except StudioError:
             return gr.skip()
 
@@ -441,16 +419,12 @@ class _TrainTab:
             self.aside.download: gr.DownloadButton(value=copy_to_save(self.aside.download, view.lora)),
         }
 
-    def _regularization(self, data: dict[Any, Any]) -> Path | None:
-        text = (data[self.form_side.regularization] or "").strip()
-        return Path(text).expanduser().absolute() if text else None
-
-    def _fill(self, project: Project, recipe: Recipe, name: str = "", regularization: Path | None = None) -> Updates:
+    def _fill(self, project: Project, recipe: Recipe, job: TrainJob | None = None) -> Updates:
         return {
             **self.form.fill(dict(recipe)),
-            self.form_side.name: name or slugify(project.name),
+            **self.others.fill(job),
+            self.form_side.name: job.name if job else slugify(project.name),
             self.form_side.source: PROJECT_RECIPE,
-            self.form_side.regularization: str(regularization or ""),
             self.filled_from: _stamp(project, project.info().recipe or Recipe()),
         }
 

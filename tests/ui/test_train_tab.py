@@ -254,3 +254,19 @@ def test_a_regularisation_folder_goes_into_the_job_or_is_refused(
     assert isinstance(job, TrainJob)
     assert job.regularization == tmp_path / "prior"
     assert job.recipe.max_token_length == 150
+
+
+def test_other_files_go_into_the_job_and_come_back(
+    project: Project, interface: Interface, started: Started, tmp_path: Path
+) -> None:
+    interface.open("ink")
+    lora = tmp_path / "older.safetensors"
+    interface.call("_TrainTab.start", train_network_weights=str(lora), train_vae=" owner/vae ")
+    [(folder, _)] = started
+    job = folder.job()
+    assert isinstance(job, TrainJob)
+    assert (job.network_weights, job.vae, job.regularization, job.num_processes) == (lora, "owner/vae", None, 1)
+    interface.open("ink")
+    interface.call("_TrainTab.pick", pick=folder.name)
+    shown = interface.call("_TrainTab.again")
+    assert (shown["train_network_weights"], shown["train_vae"]) == (str(lora), "owner/vae")
