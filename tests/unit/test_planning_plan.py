@@ -294,3 +294,30 @@ def test_description_tells_the_plan_in_words() -> None:
     text = plan(24, vram_gib=8).describe()
     for part in ("24 images", "small", "144 steps an epoch", "GiB", "Roughly", "MiB", "Tag with BLIP"):
         assert part in text
+
+
+def test_large_sets_hold_a_tenth_out_and_small_ones_nothing() -> None:
+    assert plan(300).recipe.validation_split == 0
+    large = plan(400)
+    assert large.recipe.validation_split == 0.1
+    assert "learn the others by heart" in reason(large, "validation_split").why
+    assert large.steps.samples_per_epoch == 360 * (large.recipe.repeats or 1)
+    kept = plan(400, overrides={"validation_split": 0})
+    assert kept.steps.samples_per_epoch == 400 * (kept.recipe.repeats or 1)
+    assert "held_out_few" in codes(plan(20, overrides={"validation_split": 0.1}))
+    assert "held_out_few" not in codes(plan(40, overrides={"validation_split": 0.1}))
+
+
+def test_regularisation_images_double_an_epoch_but_not_how_often_an_image_is_shown(tmp_path: Path) -> None:
+    for number in range(10):
+        save(tmp_path / "data" / f"{number}.png", (1024, 1024))
+    save(tmp_path / "prior" / "a.png", (1024, 1024))
+    given = {"repeats": 4, "epochs": 10, "batch_size": 1}
+    alone = plan(tmp_path / "data", overrides=given)
+    both = plan(tmp_path / "data", overrides=given, regularization=tmp_path / "prior")
+    assert (alone.steps.steps_per_epoch, both.steps.steps_per_epoch) == (40, 80)
+    assert both.repeats == 4
+    often = {"repeats": 20, "epochs": 10}
+    assert "shown_often" not in codes(plan(tmp_path / "data", overrides=often, regularization=tmp_path / "prior"))
+    with pytest.raises(InputError, match="no folder"):
+        plan(tmp_path / "data", regularization=tmp_path / "nowhere")
