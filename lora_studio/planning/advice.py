@@ -234,7 +234,7 @@ def _network(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
             message=f"prediction_type is {recipe.prediction_type.value}; the studio does not know this base.",
             why=f"{WARNING_SIGNS['washed_out'].sign} tell of a wrong one. {WARNING_SIGNS['washed_out'].remedy}",
         )
-    if recipe.network_alpha > recipe.network_dim:
+    if recipe.network_alpha > recipe.network_dim and not recipe.rank_stabilized:
         yield Caution(
             code="alpha_above_dim",
             message=f"network_alpha {recipe.network_alpha:g} is above network_dim {recipe.network_dim}; "

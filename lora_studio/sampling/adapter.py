@@ -30,14 +30,23 @@ ADAPTER = "studio"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA that lies on a pipeline. `matched` of `total` layers of the file were found in the base.
+    """A LoRA that lies on a pipeline.
 
-    `layers` are the changed ones, each with its alpha / dim.
+    `layers` are the changed ones, each with its alpha / dim; `missing` are those of the file that the base has not.
     """
 
     layers: list[tuple[BaseTunerLayer, float]]
-    matched: int
-    total: int
+    missing: list[str]
+
+    @property
+    def matched(self) -> int:
+        """How many layers of the file were found in the base."""
+        return len(self.layers)
+
+    @property
+    def total(self) -> int:
+        """How many layers the file has."""
+        return len(self.layers) + len(self.missing)
 
     def set_strength(self, strength: float) -> None:
         """Add `strength` times the LoRA's change of the weights; 0 switches it off, which leaves exactly the base."""
@@ -91,7 +100,7 @@ def applied(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter
         raise unfit(lora, f"none of its {len(missing)} layers is there")
     try:
         layers = _put_on(models, found)
-        adapter = Adapter(layers, len(found), len(found) + len(missing))
+        adapter = Adapter(layers, missing)
         adapter.set_strength(1.0)
         yield adapter
     finally:

@@ -185,7 +185,8 @@ def _draw_lora(
             work.report(
                 "warning",
                 code="lora_partial",
-                message=f"{keys[0].base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}.",
+                message=f"{keys[0].base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}; "
+                f"what it says of the rest, like {adapter.missing[0]}, is left out.",
             )
         for strength, group in groupby(keys, key=lambda key: key.strength):
             adapter.set_strength(strength)

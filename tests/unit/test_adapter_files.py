@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_studio.config import Recipe, SaveFormat
+from lora_studio.config import Recipe, SaveFormat, job_from_toml, job_to_toml
 from lora_studio.errors import ConfigError
 from lora_studio.planning.network import Layer, Part, size_of, tensor_shapes
 from lora_studio.project import Home
@@ -25,7 +25,7 @@ from lora_studio.training.checkpoints import load_state
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.initial import check_weights, start_from
 from lora_studio.training.layers import Place, find_layers
-from lora_studio.training.loop import restore, save, train_step
+from lora_studio.training.loop import restore, save, save_adapter, train_step
 from lora_studio.training.lora_file import read_lora
 from lora_studio.training.lora_layers import read_layers
 from tests.tiny_sdxl import make_pipeline, save_tiny_sdxl
@@ -198,8 +198,14 @@ def lokr_low(weight: Tensor, noise: Any) -> tuple[dict[str, Tensor], np.ndarray]
 KINDS = {kind.__name__: kind for kind in (lora, tucker, loha, loha_tucker, lokr, lokr_low)}
 
 
-@pytest.mark.parametrize("lengths", ["plain", "outputs", "inputs"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "lengths"),
+    [
+        *((kind, "plain") for kind in KINDS),
+        *((kind, lengths) for kind in ("lora", "loha") for lengths in ("outputs", "inputs")),
+        ("lokr_low", "outputs"),
+    ],
+)
 def test_other_programs_files_change_the_weights_by_their_formula(
     kind: str, lengths: str, bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
@@ -227,9 +233,7 @@ def test_other_programs_files_change_the_weights_by_their_formula(
     torch.testing.assert_close(drawn, answer(merged), atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "network", ["LoRA", "LoCon", "DoRA", "LoHa", "LoKr", "LoKr whole", "rsLoRA blocks", "DoRA diffusers"]
-)
+@pytest.mark.parametrize("network", ["LoCon", "DoRA", "LoHa", "LoKr", "rsLoRA blocks", "DoRA diffusers"])
 def test_training_can_start_from_a_file(
     network: str, bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
@@ -383,6 +387,25 @@ def test_a_base_in_half_precision_trains_fp32_weights(network: str, pipe: Stable
     assert {weight.dtype for weight in weights} == {torch.float32}
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in weights)
     assert any(bool(weight.grad.any()) for weight in weights)
+
+
+def test_a_run_starts_from_the_file_of_another_run(shared: Path, tmp_path: Path) -> None:
+    settings = NETWORKS["LoKr"] | {"text_encoder_lr": 1e-3}
+    job = make_job(shared / "base", shared / "images", **settings)
+    first = start(job, tmp_path / "first", Home(shared / "home"))
+    train_step(first)
+    first.step = 1
+    save_adapter(first, tmp_path / "first.safetensors", 1)
+    lora = read_lora(tmp_path / "first.safetensors")
+    assert lora.metadata["ss_network_module"] == "lycoris.kohya"
+    assert '"algo": "lokr"' in lora.metadata["ss_network_args"]
+    again = job.model_copy(update={"network_weights": lora.path})
+    assert job_from_toml(job_to_toml(again)) == again
+    second = start(again, tmp_path / "second", Home(shared / "home"))
+    assert same(second.adapters.state(), first.adapters.state())
+    unet_only = make_job(shared / "base", shared / "images", **NETWORKS["LoKr"])
+    with pytest.raises(ConfigError, match=r"first\.safetensors has \d+ layers .* Set text_encoder_lr above 0"):
+        start(unet_only.model_copy(update={"network_weights": lora.path}), tmp_path / "third", Home(shared / "home"))
 
 
 def test_preflight_refuses_weights_of_another_network(shared: Path, tmp_path: Path, bare: Any) -> None:

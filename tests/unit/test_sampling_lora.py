@@ -248,6 +248,7 @@ def test_some_layers_that_the_base_lacks_are_counted(painter: Painter, tmp_path:
     lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
     with applied(painter.pipe, lora) as adapter:
         assert (adapter.matched, adapter.total) == (len(deltas), len(deltas) + 1)
+        assert adapter.missing == ["lora_unet_up_blocks_9_attentions_1_proj_in"]
 
 
 def test_weights_that_are_not_finite_are_refused(painter: Painter, tmp_path: Path) -> None:
