@@ -153,7 +153,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     begin, first = time.monotonic(), run.step
     total = run.counts.total_steps
     try:
-        if run.step == 0 and not run.held_out:
+        if run.step == 0 and not run.held_out and run.team.leads:
             validate(run, 0, report=report, should_stop=should_stop)
         while True:
             if run.epochs_finished < run.epochs_due:

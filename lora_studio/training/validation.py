@@ -53,14 +53,15 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
 
 def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
     """The weighted losses [B] of a batch at each of the timesteps."""
-    scheduler, seed = run.base.noise_scheduler, run.job.recipe.seed
+    scheduler, recipe = run.base.noise_scheduler, run.job.recipe
+    begin, end = recipe.min_timestep, min(recipe.max_timestep, scheduler.config.num_train_timesteps)
     clean = torch.stack([run.latents.load(item)[0] for item in batch]) * run.base.vae.config.scaling_factor
-    masked = run.job.recipe.masked_loss is not MaskedLoss.OFF
+    masked = recipe.masked_loss is not MaskedLoss.OFF
     masks = torch.stack([run.latents.load_mask(item) for item in batch]) if masked else None
     captions = [item.caption for item in batch]
     for number, share in enumerate(SHARES):
-        t = torch.full((len(batch),), int(share * scheduler.config.num_train_timesteps))
-        noise = torch.stack([_noise(clean.shape[1:], seed, item, number) for item in batch])
+        t = torch.full((len(batch),), begin + int(share * (end - begin)))
+        noise = torch.stack([_noise(clean.shape[1:], recipe.seed, item, number) for item in batch])
         target = training_target(scheduler, run.base.prediction_type, clean, noise, t)
         prediction = answer(run, scheduler.add_noise(clean, noise, t), t, captions, batch)
         yield weighted_losses(run, prediction, target.to(run.device), t, masks)
