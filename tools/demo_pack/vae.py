@@ -124,6 +124,13 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     _write_latents(model, images, work, device)
 
 
+def adopt(work: Path, pack: Path) -> None:
+    """WORK/vae, WORK/latents.pt and the decoder's first checkpoint from the written pack."""
+    model = AutoencoderKL.from_pretrained(pack / "base" / "vae", torch_dtype=torch.float32)
+    progress.adopt("decoder", {"vae": model.state_dict()}, work)
+    _write_latents(model, _load_images(work)[0], work, "cpu", model.config.scaling_factor)
+
+
 def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None:
     """Train the decoder on while the encoder stays as in WORK/vae, then write WORK/decoder.
 
@@ -183,8 +190,11 @@ def reconstruct(model: AutoencoderKL, x: Tensor, device: str) -> Tensor:
 
 
 @torch.no_grad()
-def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str) -> None:
-    """WORK/latents.pt: scaled posterior means of all training-set pictures and of their mirror images."""
+def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str, scale: float | None = None) -> None:
+    """WORK/vae, and WORK/latents.pt: scaled posterior means of the training sets' pictures and their mirror images.
+
+    Without `scale` the scaling factor becomes the one that gives the latents a deviation of 1.
+    """
 
     def encode(flipped: bool) -> Tensor:
         parts = []
@@ -194,8 +204,9 @@ def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str
         return torch.cat(parts)
 
     plain, mirrored = encode(False), encode(True)
-    scale = 1 / plain.std().item()
-    model.register_to_config(scaling_factor=scale)
+    if scale is None:
+        scale = 1 / plain.std().item()
+        model.register_to_config(scaling_factor=scale)
     model.save_pretrained(work / "vae")
     progress.save_atomic({"plain": plain * scale, "mirrored": mirrored * scale}, work / "latents.pt")
     progress.say(f"vae: {len(plain)} latents, scaling factor {scale:.4f}")
