@@ -93,7 +93,7 @@ def _soften(x: Tensor, draw: Draw, strength: float) -> Tensor:
 def disguise(rgba: Tensor, size: int, draw: Draw, strength: float = 1.0) -> tuple[Tensor, Tensor]:
     """uint8 [B, H, W, 4] -> pictures in 0..1, [B, 3, size, size], and the colours in them, bool [B, 11].
 
-    `strength`, 0 to 1, scales the shares of what is drawn over: a model learns faster when it begins with plain pictures.
+    `strength`, 0 to 1, scales the shares of what is drawn over: a model learns faster if it begins with plain pictures.
     """
     placed = _place(rgba.permute(0, 3, 1, 2).float() / 255, size, draw)
     rgb, alpha = _treat(placed[:, :3], placed[:, 3:], draw, strength)

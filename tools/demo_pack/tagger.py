@@ -72,10 +72,15 @@ def normalise(rgb: Tensor) -> Tensor:
     return ((rgb - 0.5) / 0.5).flip(1)
 
 
-def disguised(images: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-    """uint8 [B, H, W, 4] as a stage sees them: small and plain at first; pictures and the colours in them."""
-    size = SMALL_SIZE if draw.share < SMALL_SHARE else SIZE
-    return disguise(images, size, draw, min(1.0, draw.share / PLAIN_SHARE))
+def identities(words: Sequence[Picture]) -> tuple[Tensor, int]:
+    """A number for each picture that stands for its label, int64 [N], and how many labels there are."""
+    numbers = {label: i for i, label in enumerate(sorted({word.label for word in words}))}
+    return torch.tensor([numbers[word.label] for word in words]), len(numbers)
+
+
+def disguise_strength(draw: Draw) -> float:
+    """Pictures are plain at first."""
+    return min(1.0, draw.share / PLAIN_SHARE)
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
@@ -86,14 +91,14 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     words = learned(words)
     tags = vocabulary(words)
     table = truth(words, [name for name, _ in tags])
-    labels = {label: i for i, label in enumerate(sorted({word.label for word in words}))}
-    identity = torch.tensor([labels[word.label] for word in words])
+    identity, count = identities(words)
     model = build(len(tags)).to(device, memory_format=torch.channels_last)
-    namer = nn.Linear(model.num_features, len(labels)).to(device)
+    namer = nn.Linear(model.num_features, count).to(device)
 
     def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
         chosen = draw.integers(len(words), BATCH)
-        x, named = disguised(images[chosen], draw)
+        size = SMALL_SIZE if draw.share < SMALL_SHARE else SIZE
+        x, named = disguise(images[chosen], size, draw, disguise_strength(draw))
         y = table[chosen]
         y[:, : len(colours.NAMES)] = named.float()
         with progress.autocast(device):
