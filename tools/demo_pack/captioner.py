@@ -22,7 +22,7 @@ from demo_pack.progress import Draw, Length
 
 SIZE, PATCH = tagger.SIZE, 16  # px
 BATCH = 64
-LIKENESS_WEIGHT = 4.0  # of seeing what the tagger sees; the heads that this needs are not kept
+SIGHT_WEIGHT = 4.0  # of seeing what the tagger sees; the heads that this needs are not kept
 NAMING_WEIGHT = 0.5  # of naming the emoji from the mean of the patches
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -86,22 +86,30 @@ def build(tokens: BertTokenizer) -> BlipForConditionalGeneration:
 class Teacher:
     """The trained tagger as what the vision tower learns from. Raises SystemExit if there is none yet."""
 
-    def __init__(self, work: Path, tags: int, device: str) -> None:
+    def __init__(self, work: Path, tags: int, examples: Tensor, device: str) -> None:
+        """`examples`, pictures in 0..1 [B, 3, SIZE, SIZE], tell how its features are spread."""
         weights = progress.averaged("tagger", work)
         if weights is None:
             raise SystemExit("the captioner learns from the tagger: run the tagger stage first")
         self.model = tagger.build(tags)
         self.model.load_state_dict(weights["tagger"])
         self.model.eval().to(device, memory_format=torch.channels_last)
-        self.width = int(self.model.num_features)
+        seen = self._features(examples.to(device))
+        self.mean, self.deviation = seen.mean((0, 1)), seen.std((0, 1)).clamp_min(1e-4)
+        self.width = seen.shape[-1]
 
     @torch.no_grad()
-    def sight(self, x: Tensor) -> Tensor:
-        """What it sees at each patch of pictures in 0..1: [B, 3, SIZE, SIZE] -> [B, patches, width], of length 1."""
-        seen = self.model.forward_features(tagger.normalise(x).contiguous(memory_format=torch.channels_last)).float()
+    def _features(self, x: Tensor) -> Tensor:
+        """Its last two levels at each patch, [B, patches, width]."""
+        x = tagger.normalise(x).contiguous(memory_format=torch.channels_last)
         side = SIZE // PATCH
-        seen = functional.interpolate(seen, size=(side, side), mode="bilinear", align_corners=False)
-        return functional.normalize(seen.flatten(2).transpose(1, 2), dim=-1)
+        levels = self.model.forward_intermediates(x, indices=2, intermediates_only=True)
+        levels = [functional.interpolate(level.float(), (side, side), mode="bilinear") for level in levels]
+        return torch.cat(levels, 1).flatten(2).transpose(1, 2)
+
+    def sight(self, x: Tensor) -> Tensor:
+        """What it sees in pictures in 0..1: [B, 3, SIZE, SIZE] -> [B, patches, width], mean 0 and deviation 1."""
+        return (self._features(x) - self.mean) / self.deviation
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
@@ -112,7 +120,8 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     words = tagger.learned(words)
     tokens = load_tokenizer(work)
     identity, count = tagger.identities(words)
-    teacher = Teacher(work, len(tagger.vocabulary(words)), device)
+    examples, _ = disguise(images[:: max(1, len(images) // 256)], SIZE, Draw.of(seed, "examples", 0, 0.0), 0.5)
+    teacher = Teacher(work, len(tagger.vocabulary(words)), examples, device)
     model = build(tokens).to(device)
     width = model.config.vision_config.hidden_size
     head = nn.Linear(width, teacher.width).to(device)
@@ -135,10 +144,10 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
             )
             patches = out.last_hidden_state[:, 1:]
             seen, names = head(patches).float(), namer(patches.mean(1)).float()
-            likeness = functional.cosine_similarity(seen, teacher.sight(x), dim=-1).mean()
+            sight = functional.mse_loss(seen, teacher.sight(x))
         naming = functional.cross_entropy(names, identity[chosen].to(device))
-        loss = out.loss.float() + LIKENESS_WEIGHT * (1 - likeness) + NAMING_WEIGHT * naming
-        return loss, {"words": out.loss.item(), "likeness": likeness.item(), "naming": naming.item()}
+        loss = out.loss.float() + SIGHT_WEIGHT * sight + NAMING_WEIGHT * naming
+        return loss, {"words": out.loss.item(), "sight": sight.item(), "naming": naming.item()}
 
     progress.train(
         "captioner",
@@ -147,7 +156,7 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         work=work,
         length=length,
         seed=seed,
-        lr=1.5e-3,
+        lr=1e-3,
         weight_decay=0.05,
         warmup=300,
     )
