@@ -1,7 +1,8 @@
 """Build the embedded pack: `python tools/build_demo_pack.py all --modules node_modules --work build/pack`.
 
 Stages can be run singly and go on where they stopped. After `vae`, the stages `decoder` and `unet` can run at the same
-time; `tagger` and `captioner` need `render` alone. `export` takes the latest checkpoints, finished or not.
+time; `tagger` and `captioner` need `render` alone. `export` takes the latest checkpoints, finished or not. `adopt` makes
+first checkpoints of `decoder` and `unet` from the pack that is there, for training on without retraining the rest.
 """
 
 import argparse
@@ -25,7 +26,7 @@ PACK = ROOT / "lora_studio" / "demo"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["render", *TRAINING, "export", "evaluate", "testset", "all"])
+    parser.add_argument("stage", choices=["render", "adopt", *TRAINING, "export", "evaluate", "testset", "all"])
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
     for stage, (_, usual) in TRAINING.items():
@@ -38,6 +39,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage in ("render", "all"):
         pictures.render(args.modules, args.work, progress.say)
+    if args.stage == "adopt":
+        vae.adopt(args.work, args.pack)
+        unet.adopt(args.work, args.pack)
     for stage, (train, _) in TRAINING.items():
         if args.stage in (stage, "all") and not progress.finished(stage, args.work):
             length = Length.parse(getattr(args, stage))

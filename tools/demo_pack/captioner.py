@@ -1,4 +1,8 @@
-"""The captioner: a small BLIP that says in one line what a picture shows, written as a transformers folder."""
+"""The captioner: a small BLIP that says in one line what a picture shows, written as a transformers folder.
+
+A transformer needs far more pictures than there are to learn to see. So its vision tower learns from the trained
+tagger: each of its patches has to tell what the tagger's convolutions see there.
+"""
 
 import re
 from collections.abc import Sequence
@@ -16,15 +20,19 @@ from demo_pack.disguise import disguise
 from demo_pack.pictures import Picture
 from demo_pack.progress import Draw, Length
 
-SIZE, PATCH = 112, 16  # px
-BATCH = 48
-TAG_WEIGHT = 0.02  # of the tags that the vision tower learns beside the captions; that head is not kept
+SIZE, PATCH = tagger.SIZE, 16  # px
+BATCH = 64
+SIGHT_WEIGHT = 4.0  # of seeing what the tagger sees; the heads that this needs are not kept
+NAMING_WEIGHT = 0.5  # of naming the emoji from the mean of the patches
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def caption(word: Picture, shades: Sequence[str]) -> str:
-    """`label, subgroup, colours`: one line, in words that the base knows too."""
-    return ", ".join([word.label, word.subgroup, *shades])
+    """`subgroup, label, colours`: one line, in words that the base knows too.
+
+    The group comes first: it is the surer word, and the label then follows from the picture and the group.
+    """
+    return ", ".join([word.subgroup, word.label, *shades])
 
 
 def write_vocabulary(words: Sequence[Picture], path: Path) -> None:
@@ -75,41 +83,75 @@ def build(tokens: BertTokenizer) -> BlipForConditionalGeneration:
     return BlipForConditionalGeneration(config)
 
 
+class Teacher:
+    """The trained tagger as what the vision tower learns from. Raises SystemExit if there is none yet."""
+
+    def __init__(self, work: Path, tags: int, examples: Tensor, device: str) -> None:
+        """`examples`, pictures in 0..1 [B, 3, SIZE, SIZE], tell how its features are spread."""
+        weights = progress.averaged("tagger", work)
+        if weights is None:
+            raise SystemExit("the captioner learns from the tagger: run the tagger stage first")
+        self.model = tagger.build(tags)
+        self.model.load_state_dict(weights["tagger"])
+        self.model.eval().to(device, memory_format=torch.channels_last)
+        seen = self._features(examples.to(device))
+        self.mean, self.deviation = seen.mean((0, 1)), seen.std((0, 1)).clamp_min(1e-4)
+        self.width = seen.shape[-1]
+
+    @torch.no_grad()
+    def _features(self, x: Tensor) -> Tensor:
+        """Its last two levels at each patch, [B, patches, width]."""
+        x = tagger.normalise(x).contiguous(memory_format=torch.channels_last)
+        side = SIZE // PATCH
+        levels = self.model.forward_intermediates(x, indices=2, intermediates_only=True)
+        levels = [functional.interpolate(level.float(), (side, side), mode="bilinear") for level in levels]
+        return torch.cat(levels, 1).flatten(2).transpose(1, 2)
+
+    def sight(self, x: Tensor) -> Tensor:
+        """What it sees in pictures in 0..1: [B, 3, SIZE, SIZE] -> [B, patches, width], mean 0 and deviation 1."""
+        return (self._features(x) - self.mean) / self.deviation
+
+
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on disguised pictures of the seeing sets, for captions and tags together."""
+    """Train on disguised pictures of the seeing sets: to see as the tagger sees, to name, and to write captions."""
     torch.manual_seed(seed)
     words, rgba = pictures.load(work, pictures.SEEING_SETS)
     images = torch.from_numpy(rgba[tagger.usable(words)])
     words = tagger.learned(words)
     tokens = load_tokenizer(work)
-    tags = tagger.vocabulary(words)
-    table = tagger.truth(words, [name for name, _ in tags])
+    identity, count = tagger.identities(words)
+    examples, _ = disguise(images[:: max(1, len(images) // 256)], SIZE, Draw.of(seed, "examples", 0, 0.0), 0.5)
+    teacher = Teacher(work, len(tagger.vocabulary(words)), examples, device)
     model = build(tokens).to(device)
-    head = nn.Linear(model.config.vision_config.hidden_size, len(tags)).to(device)
+    width = model.config.vision_config.hidden_size
+    head = nn.Linear(width, teacher.width).to(device)
+    namer = nn.Linear(width, count).to(device)
 
     def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
         chosen = draw.integers(len(words), BATCH)
-        x, named = disguise(images[chosen], SIZE, draw)
+        x, named = disguise(images[chosen], SIZE, draw, tagger.disguise_strength(draw))
         shades = [[name for name, has in zip(colours.NAMES, row, strict=True) if has] for row in named.tolist()]
         texts = [caption(words[i], shades[k]) for k, i in enumerate(chosen.tolist())]
         text = tokens(texts, padding=True, truncation=True, return_tensors="pt").to(device)
         labels = text.input_ids.masked_fill(text.attention_mask == 0, -100)
-        wanted = table[chosen]
-        wanted[:, : len(colours.NAMES)] = named.float()
+        x = x.to(device)
         with progress.autocast(device):
             out = model(
-                pixel_values=((x - 0.5) / 0.5).to(device),
+                pixel_values=(x - 0.5) / 0.5,
                 input_ids=text.input_ids,
                 attention_mask=text.attention_mask,
                 labels=labels,
             )
-            logits = head(out.last_hidden_state.mean(1)).float()
-        told = functional.binary_cross_entropy_with_logits(logits, wanted.to(device), reduction="sum") / BATCH
-        return out.loss.float() + TAG_WEIGHT * told, {"words": out.loss.item(), "tags": told.item()}
+            patches = out.last_hidden_state[:, 1:]
+            seen, names = head(patches).float(), namer(patches.mean(1)).float()
+            sight = functional.mse_loss(seen, teacher.sight(x))
+        naming = functional.cross_entropy(names, identity[chosen].to(device))
+        loss = out.loss.float() + SIGHT_WEIGHT * sight + NAMING_WEIGHT * naming
+        return loss, {"words": out.loss.item(), "sight": sight.item(), "naming": naming.item()}
 
     progress.train(
         "captioner",
-        {"model": model, "head": head},
+        {"model": model, "head": head, "namer": namer},
         loss_of,
         work=work,
         length=length,

@@ -51,10 +51,10 @@ def _ink(rgb: Tensor, alpha: Tensor, draw: Draw) -> Tensor:
     return (~black).float().expand_as(rgb)
 
 
-def _treat(rgb: Tensor, alpha: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+def _treat(rgb: Tensor, alpha: Tensor, draw: Draw, strength: float) -> tuple[Tensor, Tensor]:
     """Recolour, grey, ink or cut out a share of the pictures; returns colours [B, 3, H, W] and opacity [B, 1, H, W]."""
     count = len(rgb)
-    choice = draw.uniform(count)
+    choice = draw.uniform(count) / max(strength, 1e-6)
     marks = [PERMUTED, PERMUTED + GREY, PERMUTED + GREY + INKED, PERMUTED + GREY + INKED + SILHOUETTE]
     kind = torch.bucketize(choice, torch.tensor(marks), right=True)  # 0 permuted, 1 grey, 2 inked, 3 cut out, 4 as is
     out = (rgb * (0.7 + 0.6 * draw.uniform(count, 3, 1, 1))).clamp(0, 1)
@@ -68,29 +68,35 @@ def _treat(rgb: Tensor, alpha: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
     return out, alpha
 
 
-def _ground(count: int, size: int, draw: Draw) -> Tensor:
+def _ground(count: int, size: int, draw: Draw, strength: float) -> Tensor:
     """Backgrounds [B, 3, size, size]: mostly white, else one colour or a slope between two."""
     first, second = draw.uniform(count, 3, 1, 1), draw.uniform(count, 3, 1, 1)
     slope = torch.linspace(0, 1, size).view(1, 1, size, 1)
     coloured = first + (second - first) * slope * (draw.uniform(count) < 0.5).view(-1, 1, 1, 1)
-    white = (draw.uniform(count) < 0.65).view(-1, 1, 1, 1)
+    white = (draw.uniform(count) < 1 - 0.35 * strength).view(-1, 1, 1, 1)
     return torch.where(white, torch.ones(1), coloured)
 
 
-def _soften(x: Tensor, draw: Draw) -> Tensor:
+def _soften(x: Tensor, draw: Draw, strength: float) -> Tensor:
     """Blur a third of the pictures by scaling down and up, and add a little noise to them, as small models draw."""
     size = x.shape[-1]
     small = draw.python.randint(size * 2 // 5, size)
-    rough = functional.interpolate(x, size=(small, small), mode="bilinear", antialias=True)
+    chosen = draw.uniform(len(x)) < 0.35 * strength
+    if not chosen.any():
+        return x.clamp(0, 1)
+    rough = functional.interpolate(x[chosen], size=(small, small), mode="bilinear", antialias=True)
     rough = functional.interpolate(rough, size=(size, size), mode="bicubic")
-    rough = rough + 0.04 * torch.randn(x.shape, generator=draw.torch)
-    return torch.where((draw.uniform(len(x)) < 0.35).view(-1, 1, 1, 1), rough, x).clamp(0, 1)
+    x[chosen] = rough + 0.04 * torch.randn(rough.shape, generator=draw.torch)
+    return x.clamp(0, 1)
 
 
-def disguise(rgba: Tensor, size: int, draw: Draw) -> tuple[Tensor, Tensor]:
-    """uint8 [B, H, W, 4] -> pictures in 0..1, [B, 3, size, size], and the colours in them, bool [B, 11]."""
+def disguise(rgba: Tensor, size: int, draw: Draw, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+    """uint8 [B, H, W, 4] -> pictures in 0..1, [B, 3, size, size], and the colours in them, bool [B, 11].
+
+    `strength`, 0 to 1, scales the shares of what is drawn over: a model learns faster if it begins with plain pictures.
+    """
     placed = _place(rgba.permute(0, 3, 1, 2).float() / 255, size, draw)
-    rgb, alpha = _treat(placed[:, :3], placed[:, 3:], draw)
+    rgb, alpha = _treat(placed[:, :3], placed[:, 3:], draw, strength)
     named = colours.present(rgb[:, :, ::3, ::3], alpha[:, 0, ::3, ::3])
-    shown = rgb * alpha + _ground(len(rgb), size, draw) * (1 - alpha)
-    return _soften(shown, draw), named
+    shown = rgb * alpha + _ground(len(rgb), size, draw, strength) * (1 - alpha)
+    return _soften(shown, draw, strength), named

@@ -11,24 +11,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionXLPipeline
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from demo_pack import pictures, progress, tagger
+from demo_pack import pictures, progress, tagger, unet
 from demo_pack.pictures import Picture
 from lora_studio.config import Precision
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.pipeline import Painter, open_painter
 from lora_studio.training.lora_file import read_lora
+from lora_studio.sampling.pipeline import open_painter
 from lora_studio.walkthrough import BASE, TRIGGER, run_demo
 
-STRENGTHS = (0.0, 0.5, 0.7, 1.0, 1.2)
-PROMPTS, OTHERS = 15, 20  # to judge with, and other ones for the classifier to learn the base's look from
+STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
+PROMPTS, OTHERS = 25, 25  # to judge with, and other ones for the classifier to learn the base's look from
 SEEDS = (21, 22, 23, 24)
-STEPS, GUIDANCE, CLIP_SKIP = 20, 6.0, 2
+STEPS, GUIDANCE = 20, 6.0
 CONTRAST = pictures.HELD_OUT_SETS[1]
 
 
@@ -56,19 +57,10 @@ def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
     return model
 
 
-def _draw(painter: Painter, prompts: Sequence[str]) -> NDArray[np.uint8]:
-    """Every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]; a picture that failed is black."""
-    side = pictures.RESOLUTION
-    negative = painter.encode_negative("", clip_skip=CLIP_SKIP)
-    drawn = []
-    for prompt in prompts:
-        text = painter.encode(prompt, clip_skip=CLIP_SKIP)
-        for seed in SEEDS:
-            picture = painter.draw(
-                text, negative, seed=seed, steps=STEPS, guidance=GUIDANCE, width=side, height=side
-            ) or Image.new("RGB", (side, side))
-            drawn.append(np.asarray(picture))
-    return np.stack(drawn)
+def _draw(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> NDArray[np.uint8]:
+    """Every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]."""
+    repeated = [prompt for prompt in prompts for _ in SEEDS]
+    return unet.draw_pictures(pipeline, repeated, [*SEEDS] * len(prompts), steps=STEPS, guidance=GUIDANCE)
 
 
 def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
@@ -80,14 +72,16 @@ def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
     return chosen[:PROMPTS], chosen[PROMPTS:]
 
 
-def _style_judge(work: Path, painter: Painter, words: Sequence[Picture], others: Sequence[Picture]) -> nn.Linear:
+def _style_judge(
+    work: Path, pipeline: StableDiffusionXLPipeline, words: Sequence[Picture], others: Sequence[Picture]
+) -> nn.Linear:
     """The classifier, from pictures whose names are not among `words`."""
     asked = {word.label for word in words}
     contrast_words, contrast = pictures.load(work, [CONTRAST])
     seen_words, seen = pictures.load(work, pictures.TRAINING_SETS)
     styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::2]]
     usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::4]]
-    drawn = _draw(painter, [word.label for word in others])
+    drawn = _draw(pipeline, [word.label for word in others])
     plain = torch.cat([look(pictures.on_white(usual)), look(drawn)])
     return fit_classifier(look(pictures.on_white(styled)), plain)
 
@@ -110,16 +104,17 @@ def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
     lora = read_lora(next(out.glob("*.safetensors")))
     words, others = _unseen(work)
     repeated = [word for word in words for _ in SEEDS]
-    painter = open_painter(BASE, home=home, precision=Precision.FP32)
-    judge = _style_judge(work, painter, words, others)
+    pipeline = open_painter(BASE, home=home, precision=Precision.FP32).pipe
+    pipeline.set_progress_bar_config(disable=True)
+    judge = _style_judge(work, pipeline, words, others)
     prompts = [f"{TRIGGER}, {word.label}" for word in words]
     styled: dict[str, float] = {}
     content: dict[str, float] = {}
     rows = []
-    with applied(painter.pipe, lora) as adapter:
+    with applied(pipeline, lora) as adapter:
         for strength in STRENGTHS:
             adapter.set_strength(strength)
-            drawn = _draw(painter, prompts)
+            drawn = _draw(pipeline, prompts)
             styled[f"{strength:g}"] = _share(judge, drawn)
             content[f"{strength:g}"] = round(float(seer.right(seer.probabilities(drawn), repeated).mean()), 3)
             rows.append(np.concatenate(list(drawn[:: len(SEEDS)][:12]), 1))

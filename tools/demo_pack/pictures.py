@@ -15,7 +15,13 @@ from PIL import Image
 RESOLUTION = 128  # px, the native resolution of the base
 DRAWN = 116  # px that the icon itself takes; the rest is margin
 TRAINING_SETS = ("noto", "twemoji")  # what the base learns to draw
-SEEING_SETS = ("noto", "twemoji", "emojione")  # what tagger and captioner learn from
+SEEING_SETS = (  # what tagger and captioner learn from
+    *TRAINING_SETS,
+    "emojione",
+    "noto-v1",
+    "fxemoji",
+    "emojione-monotone",
+)
 HELD_OUT_SETS = ("fluent-emoji-flat", "fluent-emoji-high-contrast")  # never trained on, by anything in the pack
 FLAGS = ("country flag", "subdivision flag")  # the VAE sees them; the base, the tagger and the captioner do not
 HELD_OUT_SHARE = 0.04  # of the emoji, by label: the same ones in every set
@@ -44,8 +50,8 @@ class Picture:
 
 
 def _slug(text: str) -> str:
-    text = text.lower().replace("\u2019", "").replace("'", "")
-    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+    """Letters and digits alone: some sets write dashes between words, others do not."""
+    return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
 def _emoji_words(modules: Path) -> dict[str, tuple[str, str, tuple[str, ...]]]:
@@ -92,7 +98,7 @@ def render(modules: Path, work: Path, report: Callable[[str], None]) -> None:
         icons = json.loads((modules / "@iconify-json" / name / "icons.json").read_text(encoding="utf-8"))
         images, rows = [], []
         for slug, icon in sorted(icons["icons"].items()):
-            if slug not in words:
+            if (slug := _slug(slug)) not in words:
                 continue
             box = (
                 icon.get("left", 0),

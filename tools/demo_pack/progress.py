@@ -40,17 +40,21 @@ class Length:
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """The random sources of one step, derived from seed, stage and step alone, so that resuming repeats nothing."""
+    """The random sources of one step, derived from seed, stage and step alone, so that resuming repeats nothing.
+
+    `share` of the stage is done, 0 to 1.
+    """
 
     step: int
+    share: float
     python: random.Random
     torch: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, stage: str, step: int) -> "Draw":
+    def of(cls, seed: int, stage: str, step: int, share: float) -> "Draw":
         """The sources of step `step` of a stage."""
         python = random.Random(f"{seed}/{stage}/{step}")
-        return cls(step, python, torch.Generator().manual_seed(python.getrandbits(62)))
+        return cls(step, share, python, torch.Generator().manual_seed(python.getrandbits(62)))
 
     def normal(self, like: Tensor) -> Tensor:
         """Normal noise of the shape and on the device of `like`."""
@@ -97,6 +101,12 @@ def averaged(name: str, work: Path) -> dict[str, dict[str, Tensor]] | None:
     return weights
 
 
+def adopt(name: str, weights: Mapping[str, Mapping[str, Tensor]], work: Path) -> None:
+    """A first checkpoint that holds given weights, by module, so that a stage trains on from them."""
+    given = {module: {k: v.float() for k, v in state.items()} for module, state in weights.items()}
+    save_atomic({"weights": given, "ema": given, "optimizer": None, "step": 0, "seconds": 0.0}, work / f"{name}.ckpt")
+
+
 def finished(name: str, work: Path) -> bool:
     return (work / f"{name}.done.json").exists()
 
@@ -134,7 +144,8 @@ def train(
         state = torch.load(path, weights_only=True, map_location=params[0].device)
         for key, module in modules.items():
             module.load_state_dict(state["weights"][key])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:  # adopted weights have none
+            optimizer.load_state_dict(state["optimizer"])
         ema, step, spent = state["ema"], state["step"], state["seconds"]
         say(f"{name}: resumed at step {step}, {_clock(spent)} in")
 
@@ -164,7 +175,7 @@ def train(
         rate = lr * min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * share)) + lr * 1e-3
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, figures = loss_of(Draw.of(seed, name, step))
+        loss, figures = loss_of(Draw.of(seed, name, step, share))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)

@@ -181,6 +181,13 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     )
 
 
+def adopt(work: Path, pack: Path) -> None:
+    """The first checkpoint of the U-Net and the text encoders from the written pack."""
+    base = StableDiffusionXLPipeline.from_pretrained(pack / "base")
+    parts = {name: getattr(base, name).state_dict() for name in ("unet", "text_encoder", "text_encoder_2")}
+    progress.adopt("unet", parts, work)
+
+
 def assemble(work: Path, modules: dict[str, nn.Module]) -> StableDiffusionXLPipeline:
     """The SDXL pipeline around the trained parts and the autoencoder; Euler steps on trailing timesteps."""
     first, second = load_tokenizers(work)

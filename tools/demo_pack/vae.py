@@ -16,6 +16,9 @@ from demo_pack.progress import Draw, Length
 BATCH = 12
 KL_WEIGHT = 1e-5  # small: latents keep the colours; 3e-4 loses reds and greens
 EDGE_WEIGHT = 0.5
+INKED = (
+    0.25  # share of the decoder's pictures that are black and white, so that it has crisp edges for such styles, too
+)
 DECODER_NOISE = 0.08  # at most, of the latents' deviation, while the decoder trains on alone
 LOW_WEIGHT = 1.0  # of the difference of 8 x 8 averages, where a lost colour shows most
 # Without help the model first settles on grey for a long time. So the first three latent channels begin as the averages
@@ -63,6 +66,14 @@ def _augment(x: Tensor, draw: Draw) -> Tensor:
     order[draw.uniform(count) < 0.5] = torch.arange(3)
     x = x.gather(1, order[:, :, None, None].expand_as(x))
     return torch.where((draw.uniform(count) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
+
+
+def _ink(x: Tensor, draw: Draw) -> Tensor:
+    """A share of the pictures in black and white, split by brightness at a level of its own, [B, 3, H, W]."""
+    count = len(x)
+    level = (1.2 * draw.uniform(count) - 0.6).view(-1, 1, 1, 1)
+    chosen = (draw.uniform(count) < INKED).view(-1, 1, 1, 1)
+    return torch.where(chosen, torch.where(x.mean(1, keepdim=True) < level, -1.0, 1.0), x)
 
 
 def _difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +135,13 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     _write_latents(model, images, work, device)
 
 
+def adopt(work: Path, pack: Path) -> None:
+    """WORK/vae, WORK/latents.pt and the decoder's first checkpoint from the written pack."""
+    model = AutoencoderKL.from_pretrained(pack / "base" / "vae", torch_dtype=torch.float32)
+    progress.adopt("decoder", {"vae": model.state_dict()}, work)
+    _write_latents(model, _load_images(work)[0], work, "cpu", model.config.scaling_factor)
+
+
 def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None:
     """Train the decoder on while the encoder stays as in WORK/vae, then write WORK/decoder.
 
@@ -139,7 +157,7 @@ def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None
 
     def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
         x = to_signal(seen[draw.integers(len(seen), BATCH)])
-        x = _augment(x, draw).contiguous().to(device)
+        x = _ink(_augment(x, draw), draw).contiguous().to(device)
         with progress.autocast(device):
             with torch.no_grad():
                 mean = model.encode(x).latent_dist.mean.float()
@@ -183,8 +201,11 @@ def reconstruct(model: AutoencoderKL, x: Tensor, device: str) -> Tensor:
 
 
 @torch.no_grad()
-def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str) -> None:
-    """WORK/latents.pt: scaled posterior means of all training-set pictures and of their mirror images."""
+def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str, scale: float | None = None) -> None:
+    """WORK/vae, and WORK/latents.pt: scaled posterior means of the training sets' pictures and their mirror images.
+
+    Without `scale` the scaling factor becomes the one that gives the latents a deviation of 1.
+    """
 
     def encode(flipped: bool) -> Tensor:
         parts = []
@@ -194,8 +215,9 @@ def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str
         return torch.cat(parts)
 
     plain, mirrored = encode(False), encode(True)
-    scale = 1 / plain.std().item()
-    model.register_to_config(scaling_factor=scale)
+    if scale is None:
+        scale = 1 / plain.std().item()
+        model.register_to_config(scaling_factor=scale)
     model.save_pretrained(work / "vae")
     progress.save_atomic({"plain": plain * scale, "mirrored": mirrored * scale}, work / "latents.pt")
     progress.say(f"vae: {len(plain)} latents, scaling factor {scale:.4f}")
