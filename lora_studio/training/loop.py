@@ -80,6 +80,7 @@ class Run:
     updating: bool = False
     saved_at: float = field(default_factory=time.monotonic)
     saved: tuple[int, int] | None = None
+    told: int | None = None  # bytes of the log before the end of an epoch, while that is not complete
     order: tuple[int, list[list[Batch]]] = (-1, [])
 
     @property
@@ -248,7 +249,9 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
     epoch = run.epochs_finished + 1
     if run.team.leads:
+        run.told = JobFolder(run.folder).sync_events()
         _tell_epoch(run, epoch, report=report, should_stop=should_stop)
+        run.told = None
     run.epoch_losses = []
     run.epochs_finished = epoch
     save(run)
@@ -332,7 +335,7 @@ def save(run: Run) -> None:
         "last_loss": run.last_loss,
         "started": run.started,
         "health": run.health.state(),
-        "events": JobFolder(run.folder).sync_events(),
+        "events": JobFolder(run.folder).sync_events() if run.told is None else run.told,
         "processes": run.team.size,
     }
     optimizer = {
