@@ -80,6 +80,7 @@ class Run:
     updating: bool = False
     saved_at: float = field(default_factory=time.monotonic)
     saved: tuple[int, int] | None = None
+    told: int | None = None  # bytes of the log before the end of an epoch, while that is not complete
     order: tuple[int, list[list[Batch]]] = (-1, [])
 
     @property
@@ -248,7 +249,9 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
     epoch = run.epochs_finished + 1
     if run.team.leads:
+        run.told = JobFolder(run.folder).sync_events()
         _tell_epoch(run, epoch, report=report, should_stop=should_stop)
+        run.told = None
     run.epoch_losses = []
     run.timestep_losses.clear()
     run.epochs_finished = epoch
@@ -273,12 +276,16 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
 
 def _within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """What is due after a step that ends no epoch."""
-    if not run.team.leads:
+    recipe = run.job.recipe
+    saves, draws = _falls_on(recipe.save_every_n_steps, run.step), _falls_on(recipe.sample_every_n_steps, run.step)
+    if not run.team.leads or not (saves or draws):
         return
-    if _falls_on(run.job.recipe.save_every_n_steps, run.step):
+    run.told = JobFolder(run.folder).sync_events()
+    if saves:
         _checkpoint(run, None, report=report)
-    if _falls_on(run.job.recipe.sample_every_n_steps, run.step):
+    if draws:
         draw(run, None, report=report, should_stop=should_stop)
+    run.told = None
 
 
 def _falls_on(every: int, number: int) -> bool:
@@ -368,7 +375,7 @@ def save(run: Run) -> None:
         "started": run.started,
         "health": run.health.state(),
         "timestep_losses": run.timestep_losses.state(),
-        "events": JobFolder(run.folder).sync_events(),
+        "events": JobFolder(run.folder).sync_events() if run.told is None else run.told,
         "processes": run.team.size,
     }
     optimizer = {

@@ -124,7 +124,8 @@ def join() -> Team:
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % gpus)
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if gpus and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     return Team(dist.get_rank(), size)
 
 

@@ -10,9 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from lora_studio import worker
-from lora_studio.errors import ConfigError
+from lora_studio.errors import ConfigError, OutOfMemoryError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, State
+from lora_studio.training import loop
 from tests.tiny_sdxl import save_tiny_sdxl
 from tests.training_runs import make_images, make_job, same
 
@@ -80,3 +81,35 @@ def test_a_wrong_job_fails_with_every_remedy_and_leaves_nothing(tmp_path: Path, 
     assert "nowhere" in status.message
     assert "'nothing'" in status.message
     assert {path.name for path in folder.path.iterdir()} == {"job.toml", "status.json", "events.jsonl"}
+
+
+def test_an_epoch_whose_end_failed_is_told_once_all_the_same(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory runs out while samples are drawn, when the epoch and its checkpoint were told already."""
+    base = save_tiny_sdxl(tmp_path / "base", layers=1)
+    images = make_images(tmp_path / "images", [(64, 64)])
+    job = make_job(base, images, sample_every_n_epochs=1, sample_steps=1, batch_size=1)
+    folder = JobFolder.create(tmp_path / "run", job)
+    draw = loop.draw
+
+    def out_of_memory(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "draw", out_of_memory)
+    with pytest.raises(OutOfMemoryError):
+        worker.execute(folder, home=home)
+    monkeypatch.setattr(loop, "draw", draw)
+    (folder.path / "checkpoints" / ".left.tmp.safetensors").touch()
+    worker.execute(folder, home=home, resume=True)
+    told = [event["event"] for event in folder.events()[0]]
+    assert {name: told.count(name) for name in ("step", "epoch", "checkpoint", "sample", "saved", "done")} == {
+        "step": 2,
+        "epoch": 2,
+        "checkpoint": 2,
+        "sample": 2,
+        "saved": 1,
+        "done": 1,
+    }
+    assert told.count("failed") == told.count("resume") == 1
+    assert not list(folder.path.rglob("*.tmp*"))
