@@ -202,4 +202,13 @@ def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
     # a row and a column of a module's two matrices: inputs + outputs + 2 ranks, in fp32
     lines = 4 * (weights / recipe.network_dim + 2 * recipe.network_dim * shape.lora_modules)
     average = 4.0 if recipe.ema_decay else 0.0
-    return (STATE_BYTES[recipe.optimizer] + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines
+    return (_weight_bytes(recipe) + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines
+
+
+def _weight_bytes(recipe: Recipe) -> float:
+    """Bytes of optimizer state for one weight; Prodigy's slice_p keeps a share of the half that finds the rate."""
+    size = STATE_BYTES[recipe.optimizer]
+    sliced = dict(text.split("=", 1) for text in recipe.optimizer_args).get("slice_p", "")
+    if recipe.optimizer is Optimizer.PRODIGY and sliced.isdecimal() and int(sliced):
+        return size / 2 + size / 2 / int(sliced)
+    return size
