@@ -390,9 +390,9 @@ class Recipe(Settings):
     )
     lr_scheduler_power: float = setting(
         1.0,
-        label="Power of the decay",
+        label="Schedule power",
         group=Group.SCHEDULE,
-        why="Of the polynomial schedule: 1 is a straight line, 2 falls early and settles slowly.",
+        why="Power of the polynomial schedule: 1 is a straight line, 2 falls early and settles slowly.",
         gt=0,
         le=10,
         only_with="lr_scheduler=polynomial",
@@ -458,7 +458,7 @@ class Recipe(Settings):
     )
     min_timestep: int = setting(
         0,
-        label="First timestep",
+        label="Min timestep",
         group=Group.OBJECTIVE,
         why="Timesteps below it are left out: those of the last touches, where almost nothing is noise.",
         ge=0,
@@ -466,7 +466,7 @@ class Recipe(Settings):
     )
     max_timestep: int = setting(
         1000,
-        label="Last timestep",
+        label="Max timestep",
         group=Group.OBJECTIVE,
         why="Timesteps from it on are left out: those of the first outlines, where almost all is noise.",
         ge=1,
@@ -487,7 +487,7 @@ class Recipe(Settings):
     )
     huber_c: float = setting(
         0.1,
-        label="Huber threshold",
+        label="Huber c",
         group=Group.OBJECTIVE,
         why="Where huber and smooth_l1 turn from a square to a straight line: less is more robust.",
         gt=0,

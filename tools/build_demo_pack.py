@@ -1,8 +1,8 @@
 """Build the embedded pack: `python tools/build_demo_pack.py all --modules node_modules --work build/pack`.
 
 Stages can be run singly and go on where they stopped. After `vae`, the stages `decoder` and `unet` can run at the same
-time; `tagger` and `captioner` need `render` alone. `export` takes the latest checkpoints, finished or not. `adopt` makes
-first checkpoints of `decoder` and `unet` from the pack that is there, for training on without retraining the rest.
+time; `tagger` needs `render` alone, `captioner` the tagger. `export` takes the latest checkpoints, finished or not.
+`adopt` makes first checkpoints of `decoder` and `unet` from the pack that is there, to train on from them.
 """
 
 import argparse

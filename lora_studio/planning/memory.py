@@ -208,7 +208,7 @@ def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
     # a row and a column of each matrix, in fp32
     lines = 4 * sum(_factored(sides) * count for sides, count in trained_shapes(recipe, shape.layers).items())
     average = 4.0 if recipe.ema_decay else 0.0
-    return (STATE_BYTES[recipe.optimizer] + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines
+    return (_weight_bytes(recipe) + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines
 
 
 def _factored(sides: tuple[int, ...]) -> int:
@@ -225,3 +225,12 @@ def _product_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
     for layer, count in trained.items():
         blocks[layer.block or layer.model] += layer.weights * count * width
     return max(blocks.values(), default=0) if recipe.gradient_checkpointing else blocks.total()
+
+
+def _weight_bytes(recipe: Recipe) -> float:
+    """Bytes of optimizer state for one weight; Prodigy's slice_p keeps a share of the half that finds the rate."""
+    size = STATE_BYTES[recipe.optimizer]
+    sliced = dict(text.split("=", 1) for text in recipe.optimizer_args).get("slice_p", "")
+    if recipe.optimizer is Optimizer.PRODIGY and sliced.isdecimal() and int(sliced):
+        return size / 2 + size / 2 / int(sliced)
+    return size

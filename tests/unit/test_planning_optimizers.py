@@ -109,6 +109,7 @@ def test_a_plan_gives_each_optimizer_what_it_wants(optimizer: Optimizer) -> None
         # 85.1 million weights of 4 bytes, and twice a row and a column for each of 1,444 matrices
         ({"optimizer": "CAME"}, 324.7 + 2 * 4 * (2_659_840 + 2 * 32 * 986) / 2**20),
         ({"optimizer": "Lion8bit"}, 85.2),
+        ({"optimizer": "Prodigy", "optimizer_args": "slice_p=11"}, 649.4 * 12 / 11),
         ({"optimizer": "PagedAdamW8bit"}, 170.5),
         ({"optimizer": "AdamWScheduleFree"}, 649.4),
         ({"optimizer": "AdamWScheduleFree", "ema_decay": 0.99}, 649.4 + 324.7),

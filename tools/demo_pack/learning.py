@@ -22,8 +22,8 @@ from demo_pack.pictures import Picture
 from lora_studio.config import Precision
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
-from lora_studio.training.lora_file import read_lora
 from lora_studio.sampling.pipeline import open_painter
+from lora_studio.training.lora_file import read_lora
 from lora_studio.walkthrough import BASE, TRIGGER, run_demo
 
 STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
