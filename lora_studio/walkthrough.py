@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lora_studio import api
 from lora_studio.config import Existing, Kind, Recipe
@@ -32,6 +32,7 @@ class DemoResult(NamedTuple):
     lora: Path
     grid: Path
     verdict: str
+    figures: list[str]
     seconds: float
 
     def lines(self) -> list[str]:
@@ -42,6 +43,7 @@ class DemoResult(NamedTuple):
             f"LoRA: {self.lora}",
             f"Grid: {self.grid}",
             self.verdict,
+            *self.figures,
             f"{self.seconds:.0f} seconds in all.",
         ]
 
@@ -123,5 +125,18 @@ def run_demo(
         lora=lora,
         grid=grid,
         verdict=f"{verdict.title}. {verdict.evidence} {verdict.next_step}" if verdict else "",
+        figures=_style_figures(drawn.measures["rows"]),
         seconds=time.monotonic() - started,
     )
+
+
+def _style_figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the strength does to the look, which is black and white here: colour, and pixels that are either."""
+
+    def by_strength(name: str, form: str) -> str:
+        return ", ".join(f"{row[name]:{form}} at {row['strength']:g}" for row in rows)
+
+    return [
+        f"Colourfulness (0 is grey): {by_strength('saturation', '.2f')}.",
+        f"Nearly black or white pixels: {by_strength('clipped', '.0%')}.",
+    ]

@@ -1,8 +1,8 @@
 """Whether a LoRA learns on the base: trains the demo's, draws with it at several strengths, and lets a judge look.
 
-The judge of style is a linear classifier on small pictures of brightness and colourfulness. It learned from
-high-contrast pictures that the LoRA has not seen, and from what the base draws and was trained on. The judge of content
-is the tagger.
+The judge of style is a linear classifier on how much of a picture has which brightness and colourfulness, wherever that
+is. It learned from high-contrast pictures that the LoRA has not seen, and from what the base draws and was trained on,
+all as the autoencoder gives them back. The judge of content is the tagger.
 """
 
 import random
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from demo_pack import pictures, progress, tagger, unet
+from demo_pack import pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
 from lora_studio.config import Precision
 from lora_studio.project import Home
@@ -30,14 +30,16 @@ STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
 PROMPTS, OTHERS = 25, 25  # to judge with, and other ones for the classifier to learn the base's look from
 SEEDS = (21, 22, 23, 24)
 STEPS, GUIDANCE = 20, 6.0
+LEVELS = 6  # of brightness, and of colourfulness
 CONTRAST = pictures.HELD_OUT_SETS[1]
 
 
 def look(rgb: NDArray[np.uint8]) -> Tensor:
-    """Brightness and colourfulness at 16 x 16, of uint8 [N, H, W, 3]: float [N, 512]."""
-    x = torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255
-    both = torch.stack([x.mean(1), x.amax(1) - x.amin(1)], 1)
-    return functional.adaptive_avg_pool2d(both, 16).flatten(1)
+    """Shares of LEVELS x LEVELS brightnesses and colourfulnesses, of uint8 [N, H, W, 3] at 64 x 64: float [N, 36]."""
+    x = functional.adaptive_avg_pool2d(torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255, 64)
+    brightness, colourfulness = x.mean(1), x.amax(1) - x.amin(1)
+    level = [(value * LEVELS).long().clamp(max=LEVELS - 1).flatten(1) for value in (brightness, colourfulness)]
+    return functional.one_hot(level[0] * LEVELS + level[1], LEVELS**2).float().mean(1)
 
 
 def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
@@ -79,11 +81,17 @@ def _style_judge(
     asked = {word.label for word in words}
     contrast_words, contrast = pictures.load(work, [CONTRAST])
     seen_words, seen = pictures.load(work, pictures.TRAINING_SETS)
-    styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::2]]
-    usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::4]]
+    styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::4]]
+    usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::8]]
     drawn = _draw(pipeline, [word.label for word in others])
-    plain = torch.cat([look(pictures.on_white(usual)), look(drawn)])
-    return fit_classifier(look(pictures.on_white(styled)), plain)
+    plain = torch.cat([look(_given_back(pipeline, usual)), look(drawn)])
+    return fit_classifier(look(_given_back(pipeline, styled)), plain)
+
+
+def _given_back(pipeline: StableDiffusionXLPipeline, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures as the autoencoder gives them back: what is drawn has its blur and its fringes, too."""
+    back = vae.reconstruct(pipeline.vae, vae.to_signal(pictures.on_white(rgba)), "cpu")
+    return back.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
