@@ -78,6 +78,16 @@ class Studio:
         return {self.timer: gr.Timer(active=True)}
 
 
+def with_project(handler: Callable[[Any, dict[Any, Any]], Updates]) -> Callable[[Any, dict[Any, Any]], Updates]:
+    """Let a tab's method do nothing while no project is chosen, as in a page that is still loading."""
+
+    @functools.wraps(handler)
+    def wrapped(tab: Any, data: dict[Any, Any]) -> Updates:
+        return handler(tab, data) if data[tab.studio.project] else {}
+
+    return wrapped
+
+
 def guarded(notice: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., Updates]:
     """Wrap a handler: a StudioError becomes a card in `notice`, which any success empties.
 

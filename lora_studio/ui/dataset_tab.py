@@ -17,7 +17,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.ui import dataset_curation, dataset_review, dataset_view
 from lora_studio.ui.components import error_card
-from lora_studio.ui.context import Page, Studio, Updates, guarded
+from lora_studio.ui.context import Page, Studio, Updates, guarded, with_project
 from lora_studio.ui.dataset_contents import Contents, Filter, Item
 from lora_studio.ui.dataset_looking import Looks
 from lora_studio.ui.dataset_parts import Section, build_curate, build_import, build_left, build_top
@@ -139,6 +139,7 @@ class _DatasetTab:
             }
         )
 
+    @with_project
     def reopened(self, data: Data) -> Updates:
         """The tab was opened: images that were never scanned are looked at."""
         contents = self._contents(data)

@@ -20,7 +20,7 @@ from lora_studio.ui.components import (
     empty_card,
     html,
 )
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.plan_view import caution_cards, plan_tiles, recipe_table
 
 EXPECTED_IMAGES = 20  # until there is a dataset to count
@@ -175,6 +175,7 @@ class _PlanTab:
         except InputError as error:
             return shown | self._unplanned(error)
 
+    @with_project
     def reopened(self, data: dict[Any, Any]) -> Updates:
         """The tab was opened: images may have come or gone."""
         project = self.studio.open(data[self.studio.project])

@@ -16,7 +16,7 @@ from lora_studio.sampling.cells import SweepPlan
 from lora_studio.training.lora_file import read_lora
 from lora_studio.ui import test_view
 from lora_studio.ui.components import empty_state, error_card, heading, html, pickable
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.fields import SettingsForm, build_fields
 from lora_studio.ui.loras import Choice, add_lora, chosen_loras, lora_choices
 from lora_studio.ui.pictures import copy_to_save
@@ -250,6 +250,7 @@ class _TestTab:
         asked = self.form.fill(self.form.defaults) | self._fill(project, _target(project, None))
         return asked | self._show(project, self._default_sweep(project))
 
+    @with_project
     def reopened(self, data: dict[Any, Any]) -> Updates:
         """The tab was opened: what was typed stays, unless another run was looked at in Train meanwhile."""
         project = self.studio.open(data[self.studio.project])

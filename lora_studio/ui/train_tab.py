@@ -17,7 +17,7 @@ from lora_studio.project import Project, ProjectInfo
 from lora_studio.runs import State, slugify
 from lora_studio.ui import train_view
 from lora_studio.ui.components import empty_card, error_card, heading, html, pickable
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.fields import RecipeForm, build_form
 from lora_studio.ui.history import Histories, RunView, run_named
 from lora_studio.ui.job_fields import JobFields, build_job_fields
@@ -218,6 +218,7 @@ class _TrainTab:
         """Show the run at work, else a recipe that was not run yet, else the latest run."""
         return self._fill(project, project.info().recipe or Recipe()) | self._show(project, self._default_run(project))
 
+    @with_project
     def reopened(self, data: dict[Any, Any]) -> Updates:
         """The tab was opened: what was typed stays, unless Plan made another recipe meanwhile."""
         project = self.studio.open(data[self.studio.project])
