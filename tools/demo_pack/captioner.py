@@ -23,6 +23,7 @@ from demo_pack.progress import Draw, Length
 SIZE, PATCH = tagger.SIZE, 16  # px
 BATCH = 64
 SIGHT_WEIGHT = 4.0  # of seeing what the tagger sees; the heads that this needs are not kept
+DISGUISE = 0.5  # of the tagger's, at most: a transformer of this size cannot take more
 NAMING_WEIGHT = 0.5  # of naming the emoji from the mean of the patches
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -129,7 +130,7 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
 
     def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
         chosen = draw.integers(len(words), BATCH)
-        x, named = disguise(images[chosen], SIZE, draw, tagger.disguise_strength(draw))
+        x, named = disguise(images[chosen], SIZE, draw, DISGUISE * tagger.disguise_strength(draw))
         shades = [[name for name, has in zip(colours.NAMES, row, strict=True) if has] for row in named.tolist()]
         texts = [caption(words[i], shades[k]) for k, i in enumerate(chosen.tolist())]
         text = tokens(texts, padding=True, truncation=True, return_tensors="pt").to(device)
