@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from demo_pack import pictures, progress
+from demo_pack import pictures, progress, unet
 
 COUNT = 48  # of each group
 COLUMNS = 12
@@ -26,5 +26,8 @@ def write(work: Path, folder: Path) -> None:
         rgb = pictures.on_white(rgba[chosen])
         sheet = np.concatenate([np.concatenate(list(rgb[i : i + COLUMNS]), 1) for i in range(0, COUNT, COLUMNS)])
         Image.fromarray(sheet).save(folder / f"{name}.webp", lossless=True, quality=100, method=6)
-        rows = [{"label": words[i].label, "subgroup": words[i].subgroup, "tags": words[i].tags} for i in chosen]
+        rows = [
+            {"label": words[i].label, "subgroup": words[i].subgroup, "tags": words[i].tags, "colours": shades}
+            for i, shades in zip(chosen, unet.colour_words(rgba[chosen]), strict=True)
+        ]
         progress.write_json(rows, folder / f"{name}.json")
