@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from lora_studio.config import Precision, SweepJob
+from lora_studio.choices import Precision
+from lora_studio.config import SweepJob
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
 from lora_studio.sampling.adapter import applied

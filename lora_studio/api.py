@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_studio.config import AnyJob, Existing, Recipe, SweepJob, TagJob, TrainJob
+from lora_studio.choices import Existing
+from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.dataset.curate import curate
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State, numbered_folder
 from lora_studio.worker import Listener, execute, start
 

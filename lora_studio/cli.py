@@ -18,11 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from lora_studio import __version__, api, guide
-from lora_studio.config import Existing, Kind, Recipe, TrainJob, apply_overrides, job_from_toml
+from lora_studio.choices import Existing, Kind
+from lora_studio.config import TrainJob, job_from_toml
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.progress import JobBar, counted
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe, apply_overrides
 
 app = typer.Typer(
     help="Curate, tag, plan, train and test SDXL LoRAs.",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lora_studio.config import Precision
+from lora_studio.choices import Precision
 from lora_studio.errors import InputError
 
 if TYPE_CHECKING:

@@ -31,10 +31,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from lora_studio.config import Kind, Recipe, Settings
+from lora_studio.choices import Kind
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_text
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, job_folders, numbered_folder, slugify
+from lora_studio.settings import Settings
 
 DEFAULT_REPEATS = 10
 SET_FOLDER = re.compile(r"^(\d+)_(.+)$")

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lora_studio import api
-from lora_studio.config import Existing, Kind, Recipe
+from lora_studio.choices import Existing, Kind
 from lora_studio.dataset.importers import import_paths
 from lora_studio.errors import InputError
 from lora_studio.planning.presets import load_preset
 from lora_studio.project import Home, Project, ProjectInfo
+from lora_studio.recipe import Recipe
 from lora_studio.worker import Listener
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "inkstamp"

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.loop import Run

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lora_studio.config import MaskedLoss
+from lora_studio.choices import MaskedLoss
 from lora_studio.dataset.images import IMAGE_SUFFIXES, MASK_ENDING, ImageInfo, decode, image_info, read_image
 from lora_studio.errors import InputError
 from lora_studio.files import write_atomic

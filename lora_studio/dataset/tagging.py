@@ -15,7 +15,8 @@ from pathlib import Path
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_studio.config import Existing, TagJob
+from lora_studio.choices import Existing
+from lora_studio.config import TagJob
 from lora_studio.dataset.captions import (
     caption_file,
     join_tags,

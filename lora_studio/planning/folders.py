@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from lora_studio.config import Recipe
 from lora_studio.dataset.buckets import place_for
 from lora_studio.dataset.captions import existing_caption
 from lora_studio.dataset.held_out import held_out, how_many, known_copies
@@ -18,6 +17,7 @@ from lora_studio.dataset.manifest import stamp_of
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import balanced_repeats
 from lora_studio.project import image_sets
+from lora_studio.recipe import Recipe
 
 Size = tuple[int, int]
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose upright image has its sides exchanged

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
-from lora_studio.config import NetworkType, Optimizer, Precision, Recipe
+from lora_studio.choices import NetworkType, Optimizer, Precision
 from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
 from lora_studio.planning.network import (
     Layer,
@@ -22,6 +22,7 @@ from lora_studio.planning.network import (
     trained_shapes,
     unet_layers,
 )
+from lora_studio.recipe import Recipe
 
 GIB = 2**30
 RUNTIME_GIB = 0.8  # CUDA context, workspaces and what the allocator rounds up

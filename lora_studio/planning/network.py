@@ -19,7 +19,8 @@ from math import isqrt, prod, sqrt
 from typing import NamedTuple
 
 from lora_studio.blocks import parse_block_dims
-from lora_studio.config import NetworkType, Recipe, TrainLayers
+from lora_studio.choices import NetworkType, TrainLayers
+from lora_studio.recipe import Recipe
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
-from lora_studio.config import Kind, Optimizer, Recipe
+from lora_studio.choices import Kind, Optimizer
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.advice import Situation, checks, require_workable
 from lora_studio.planning.cautions import Caution
@@ -20,6 +20,7 @@ from lora_studio.planning.memory import fit, lora_mib, memory_gib, memory_parts
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import Span, duration, measured_seconds, run_seconds
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 
 HELD_OUT_SHARE = 0.1  # of a large set

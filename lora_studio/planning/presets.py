@@ -11,8 +11,9 @@ from typing import Any
 import tomlkit
 from tomlkit.items import Array, Item
 
-from lora_studio.config import Recipe, parse_toml
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.recipe import Recipe
+from lora_studio.settings import parse_toml
 
 FOLDER = Path(__file__).parents[2] / "presets"
 

@@ -13,11 +13,12 @@ from math import sqrt
 from statistics import median
 from typing import Any
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.guide import BaseModel, find_base
 from lora_studio.planning.memory import EMBEDDED, architecture_of
 from lora_studio.planning.steps import StepCount
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 
 # TFLOP/s by the card's memory in GiB, (at least, low, high): SDXL LoRA, 0.6 s a step at batch 1 and 1024 px is

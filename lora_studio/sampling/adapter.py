@@ -18,7 +18,7 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lora_studio.config import NetworkType
+from lora_studio.choices import NetworkType
 from lora_studio.planning.network import Size
 from lora_studio.training.adapters import inject
 from lora_studio.training.layers import find_layers

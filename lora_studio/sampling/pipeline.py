@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from lora_studio.config import Precision
+from lora_studio.choices import Precision
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
 from lora_studio.project import Home

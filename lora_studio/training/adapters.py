@@ -23,8 +23,9 @@ from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lora_studio.config import NetworkType, Recipe
+from lora_studio.choices import NetworkType
 from lora_studio.planning.network import Size, size_of
+from lora_studio.recipe import Recipe
 from lora_studio.training.layers import find_layers
 
 NAME = "default"

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import torch
 
-from lora_studio.config import Recipe
 from lora_studio.dataset.buckets import Placement, Size, place_for
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.held_out import held_out, known_copies
@@ -20,6 +19,7 @@ from lora_studio.dataset.masks import MaskSource, mask_source
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import StepCount, balanced_repeats, count_steps
 from lora_studio.project import ImageSet, image_sets
+from lora_studio.recipe import Recipe
 from lora_studio.training.rng import generator
 
 Batch = list["Item"]

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.dataset.captions import fixed_and_free, join_tags
+from lora_studio.recipe import Recipe
 from lora_studio.training.batches import Dataset, Item
 from lora_studio.training.rng import generator
 from lora_studio.training.views import image_number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lora_studio.config import MaskedLoss, TrainJob
+from lora_studio.choices import MaskedLoss
+from lora_studio.config import TrainJob
 from lora_studio.training.batches import Dataset
 
 SHOWN = 5  # problems of one kind that are listed

@@ -27,7 +27,7 @@ from diffusers import UNet2DConditionModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from lora_studio.config import SaveFormat
+from lora_studio.choices import SaveFormat
 from lora_studio.files import write_bytes
 from lora_studio.training.adapters import DOWN, MAGNITUDE, NAME, UP, Adapters, layer_tensors
 from lora_studio.training.base_models import HASH_LENGTH, HASH_START

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
-from lora_studio.config import NetworkType, Recipe
+from lora_studio.choices import NetworkType
 from lora_studio.errors import InputError
 from lora_studio.planning.network import Size, size_of, tensor_shapes
+from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import MAGNITUDE, Adapters, layer_tensors
 from lora_studio.training.export import SCALED
 from lora_studio.training.layers import Place

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_studio.config import MaskedLoss
+from lora_studio.choices import MaskedLoss
 from lora_studio.training.batches import Batch, Item
 from lora_studio.training.captions import caption_of
 from lora_studio.training.views import view_of

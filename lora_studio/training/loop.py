@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora_studio.config import SaveFormat, TrainJob
+from lora_studio.choices import SaveFormat
+from lora_studio.config import TrainJob
 from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
 from lora_studio.runs import JobFolder, Report

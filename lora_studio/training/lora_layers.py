@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lora_studio.config import NetworkType
+from lora_studio.choices import NetworkType
 from lora_studio.errors import InputError
 from lora_studio.planning.network import Layer
 from lora_studio.training.layers import Place

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_studio.config import LossType
+from lora_studio.choices import LossType
 from lora_studio.training.batches import Batch, Item
 from lora_studio.training.inputs import gather
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep, sample_losses, training_target

@@ -12,7 +12,8 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from lora_studio import __version__
-from lora_studio.config import LossType, MaskedLoss, TrainJob
+from lora_studio.choices import LossType, MaskedLoss
+from lora_studio.config import TrainJob
 from lora_studio.dataset.captions import split_tags
 from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.training.base_models import Base, window_hash

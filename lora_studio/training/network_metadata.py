@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lora_studio.blocks import BLOCKS, parse_block_dims
-from lora_studio.config import NetworkType, Recipe, TrainLayers
+from lora_studio.choices import NetworkType, TrainLayers
+from lora_studio.recipe import Recipe
 
 # LyCORIS' names for the same choices.
 ALGORITHMS = {

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from lora_studio import __version__
-from lora_studio.config import MaskedLoss, TrainJob
+from lora_studio.choices import MaskedLoss
+from lora_studio.config import TrainJob
 from lora_studio.device import find_gpu
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.libraries import installed

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_studio.config import Optimizer, Recipe, Scheduler
+from lora_studio.choices import Optimizer, Scheduler
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import Adapters
 
 # bitsandbytes keeps the moments of smaller tensors in 32 bits.

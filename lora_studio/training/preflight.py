@@ -17,13 +17,15 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio import guide
-from lora_studio.config import PredictionType, Recipe, TrainJob
+from lora_studio.choices import PredictionType
+from lora_studio.config import TrainJob
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.advice import problems, uses_zero_snr, zero_snr_problems
 from lora_studio.planning.network import count_weights
 from lora_studio.planning.steps import StepCount
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 from lora_studio.training.base_files import Facts, Source, fetch, find_vae, read_facts, resolve
 from lora_studio.training.batches import Dataset, Item, read_dataset

@@ -9,8 +9,9 @@ import torch
 from diffusers.optimization import get_scheduler
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora_studio.config import Recipe, Scheduler
+from lora_studio.choices import Scheduler
 from lora_studio.planning.steps import warmup_steps
+from lora_studio.recipe import Recipe
 
 
 def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:

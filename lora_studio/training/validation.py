@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_studio.config import MaskedLoss
+from lora_studio.choices import MaskedLoss
 from lora_studio.dataset.buckets import Size
 from lora_studio.runs import Report
 from lora_studio.training.batches import Batch, Item

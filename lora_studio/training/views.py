@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from lora_studio.config import Recipe
+from lora_studio.recipe import Recipe
 from lora_studio.training.batches import Item
 from lora_studio.training.rng import generator
 

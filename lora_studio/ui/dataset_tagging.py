@@ -12,7 +12,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.config import Existing, TagJob
+from lora_studio.choices import Existing
+from lora_studio.config import TagJob
 from lora_studio.dataset.taggers.catalogue import KNOWN
 from lora_studio.dataset.tagging import KEPT_FILE, restore_captions
 from lora_studio.errors import InputError

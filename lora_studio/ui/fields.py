@@ -18,8 +18,9 @@ from gradio.components import Component
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from lora_studio.config import Group, Recipe, Settings
 from lora_studio.errors import ConfigError, what_is_wrong
+from lora_studio.recipe import Recipe
+from lora_studio.settings import Group, Settings
 from lora_studio.ui.components import html, short
 from lora_studio.ui.context import Updates
 

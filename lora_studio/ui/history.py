@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.planning.losses import smooth
 from lora_studio.planning.verdicts import Verdict, judge
 from lora_studio.project import Project
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.ui.components import short
 

@@ -8,7 +8,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.config import Kind
+from lora_studio.choices import Kind
 from lora_studio.dataset.images import find_images
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError

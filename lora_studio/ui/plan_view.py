@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from lora_studio.config import NetworkType, Recipe
+from lora_studio.choices import NetworkType
 from lora_studio.planning.plan import Plan
 from lora_studio.planning.timing import Span
+from lora_studio.recipe import Recipe
 from lora_studio.ui.components import Row, Tile, Tone, card, cards, count_of, heading, note, short, table, tiles
 from lora_studio.ui.fields import Spec
 

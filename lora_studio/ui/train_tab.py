@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_title
 from lora_studio.project import Project, ProjectInfo
+from lora_studio.recipe import Recipe
 from lora_studio.runs import State, slugify
 from lora_studio.ui import train_view
 from lora_studio.ui.components import empty_card, error_card, heading, html, pickable

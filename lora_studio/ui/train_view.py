@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.device import find_gpu
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.runs import State
 from lora_studio.ui.components import (
     Row,

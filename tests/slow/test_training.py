@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from lora_studio.config import Optimizer
+from lora_studio.choices import Optimizer
 from lora_studio.errors import DiskFullError
 from lora_studio.project import Home
 from lora_studio.training import base_files, base_models, checkpoints

@@ -12,9 +12,11 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from lora_studio.config import Kind, Recipe, SweepJob, TrainJob
+from lora_studio.choices import Kind
+from lora_studio.config import SweepJob, TrainJob
 from lora_studio.files import write_json
 from lora_studio.project import Home, Project, ProjectInfo
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.sampling.png_info import save_png

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lora_studio.config import Existing, TagJob
+from lora_studio.choices import Existing
+from lora_studio.config import TagJob
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.importers import ImportReport, Refused, Skipped
 from lora_studio.dataset.tagging import tag

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.project import Home, Project
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State
 from lora_studio.ui.curve import loss_curve, timestep_chart
 from lora_studio.ui.fields import RecipeForm, Spec

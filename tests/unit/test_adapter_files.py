@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lora_studio.config import Recipe, SaveFormat, job_from_toml, job_to_toml
+from lora_studio.choices import SaveFormat
+from lora_studio.config import job_from_toml, job_to_toml
 from lora_studio.errors import ConfigError
 from lora_studio.planning.network import Layer, Part, size_of, tensor_shapes
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.sampling.adapter import applied
 from lora_studio.training.adapters import Adapters, add_adapters, layer_tensors
 from lora_studio.training.checkpoints import load_state

@@ -21,7 +21,7 @@ ROWS = (
     ("training",),
     ("dataset", "planning", "demo"),
     ("project", "runs", "queue"),
-    ("guide", "config", "blocks", "device", "files", "hub", "libraries"),
+    ("guide", "choices", "settings", "recipe", "config", "blocks", "device", "files", "hub", "libraries"),
     ("errors",),
 )
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}

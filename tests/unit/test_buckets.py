@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.config import Recipe
 from lora_studio.dataset.buckets import bucket_sizes, place, place_for
 from lora_studio.errors import InputError
+from lora_studio.recipe import Recipe
 
 sides = st.integers(1, 6000)
 resolutions = st.integers(8, 192).map(lambda n: n * 8)

@@ -8,19 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio import guide
-from lora_studio.config import (
-    Existing,
-    Group,
-    Optimizer,
-    Recipe,
-    SweepJob,
-    TagJob,
-    TrainJob,
-    apply_overrides,
-    job_from_toml,
-    job_to_toml,
-)
+from lora_studio.choices import Existing, Optimizer
+from lora_studio.config import SweepJob, TagJob, TrainJob, job_from_toml, job_to_toml
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.recipe import Recipe, apply_overrides
+from lora_studio.settings import Group
 
 
 def test_defaults_are_the_guides() -> None:

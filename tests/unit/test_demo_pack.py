@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_studio.config import Precision
+from lora_studio.choices import Precision
 from lora_studio.dataset.captions import split_tags
 from lora_studio.dataset.taggers.catalogue import load_tagger
 from lora_studio.demo import PACK, base_path, tagger_path

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Recipe
 from lora_studio.errors import (
     ConfigError,
     DiskFullError,
@@ -16,6 +15,7 @@ from lora_studio.errors import (
     StudioError,
     disk_errors,
 )
+from lora_studio.recipe import Recipe
 
 
 def test_exit_status_tells_wrong_input_from_failure() -> None:

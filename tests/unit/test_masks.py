@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_studio.config import MaskedLoss
+from lora_studio.choices import MaskedLoss
 from lora_studio.dataset.buckets import place
 from lora_studio.dataset.images import decode, find_images, image_info
 from lora_studio.dataset.masks import MaskSource, mask_file, mask_source, read_mask

@@ -17,11 +17,11 @@ from peft.tuners.lokr.layer import factorization
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio.blocks import BLOCKS, parse_block_dims
-from lora_studio.config import Recipe
 from lora_studio.demo import base_path
 from lora_studio.errors import ConfigError
 from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, lora_weights, memory_parts
 from lora_studio.planning.network import Layer, Part, factors, size_of, tensor_shapes
+from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import add_adapters, layer_tensors
 from lora_studio.training.base_files import SDXL_CONFIG
 from lora_studio.training.layers import Place, find_layers

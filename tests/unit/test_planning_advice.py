@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Recipe
 from lora_studio.errors import ConfigError
 from lora_studio.guide import BASES
 from lora_studio.planning.advice import Situation, checks, problems, require_workable
 from lora_studio.planning.steps import count_steps
 from lora_studio.planning.timing import Span
+from lora_studio.recipe import Recipe
 
 
 def codes(recipe: dict[str, Any], **situation: Any) -> list[str]:

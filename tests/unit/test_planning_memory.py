@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Optimizer, Recipe
+from lora_studio.choices import Optimizer
 from lora_studio.guide import BASES, MEMORY_SAVINGS
 from lora_studio.planning.memory import (
     EMBEDDED,
@@ -19,6 +19,7 @@ from lora_studio.planning.memory import (
     next_saving,
     saves,
 )
+from lora_studio.recipe import Recipe
 
 
 def recipe(**values: Any) -> Recipe:

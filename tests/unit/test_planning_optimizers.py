@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Optimizer, Recipe
+from lora_studio.choices import Optimizer
 from lora_studio.guide import BASES
 from lora_studio.planning.advice import Situation, checks, problems
 from lora_studio.planning.memory import fit, memory_parts
 from lora_studio.planning.plan import plan
+from lora_studio.recipe import Recipe
 
 V_PRED = "NoobAI XL v-pred"
 

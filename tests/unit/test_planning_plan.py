@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 
 from lora_studio import guide
-from lora_studio.config import Kind, Optimizer, Recipe, TrainJob
+from lora_studio.choices import Kind, Optimizer
+from lora_studio.config import TrainJob
 from lora_studio.dataset.buckets import place_for
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.steps import count_steps
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 
 KEYS = {

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from lora_studio.config import Recipe
 from lora_studio.guide import BASES
 from lora_studio.planning.steps import count_steps
 from lora_studio.planning.timing import Span, duration, run_seconds, step_seconds
+from lora_studio.recipe import Recipe
 
 
 def recipe(**values: Any) -> Recipe:

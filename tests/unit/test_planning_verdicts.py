@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.config import Recipe
 from lora_studio.planning.losses import overall, smooth, trend
 from lora_studio.planning.verdicts import Verdict, judge, losses_of, verdict
+from lora_studio.recipe import Recipe
 
 Curve = Callable[[Any], Any]
 SHAPES: dict[str, Curve] = {

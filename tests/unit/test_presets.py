@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Recipe
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.guide import BASES
 from lora_studio.planning.advice import problems
 from lora_studio.planning.memory import fits
 from lora_studio.planning.plan import plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_reasons, preset_title
+from lora_studio.recipe import Recipe
 
 NAMES = {"character", "style", "low-memory-8gb", "quick-test-512", "prodigy", "demo"}
 

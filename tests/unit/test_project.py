@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.config import Kind, Recipe, TrainJob
+from lora_studio.choices import Kind
+from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.project import Home, Project, ProjectInfo, image_sets
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State
 
 

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from PIL import ImageChops
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_studio.config import Precision
+from lora_studio.choices import Precision
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied

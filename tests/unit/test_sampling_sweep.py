@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_studio.config import Precision, SweepJob
+from lora_studio.choices import Precision
+from lora_studio.config import SweepJob
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder

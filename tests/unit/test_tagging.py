@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio import api
-from lora_studio.config import Existing, TagJob
+from lora_studio.choices import Existing
+from lora_studio.config import TagJob
 from lora_studio.dataset import tagging
 from lora_studio.dataset.captions import split_tags
 from lora_studio.dataset.taggers.interface import Description, Tag

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora_studio.config import Recipe
+from lora_studio.recipe import Recipe
 from lora_studio.training.averages import Averages
 from lora_studio.training.optimizers import make_optimizer
 

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from lora_studio.config import Recipe
 from lora_studio.errors import DiskFullError
 from lora_studio.planning.network import size_of, tensor_shapes
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import add_adapters, layer_tensors
 from lora_studio.training.base_files import SDXL_CONFIG
 from lora_studio.training.drawing import Text, draw_picture, make_pipeline

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lora_studio.config import HuberSchedule, LossType, TimestepSampling
+from lora_studio.choices import HuberSchedule, LossType, TimestepSampling
 from lora_studio.training.base_models import make_noise_scheduler
 from lora_studio.training.objective import (
     debiased_weights,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lora_studio.config import Recipe
+from lora_studio.recipe import Recipe
 from lora_studio.training.optimizers import load_optimizer, make_optimizer
 
 Array = NDArray[np.float64]

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from lora_studio.config import Optimizer, Recipe
+from lora_studio.choices import Optimizer
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.guide import OPTIMIZERS, OptimizerAdvice
+from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import Adapters, add_adapters
 from lora_studio.training.optimizers import (
     current_rates,

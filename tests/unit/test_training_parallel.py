@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio import api
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.project import Home
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.training.cache import Stopped
 from lora_studio.training.parallel import PeerFailed, Team, process_problems, whole_batches

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lora_studio.config import Recipe, Scheduler
+from lora_studio.choices import Scheduler
 from lora_studio.planning.steps import warmup_steps
+from lora_studio.recipe import Recipe
 from lora_studio.training.optimizers import current_rates, make_optimizer
 from lora_studio.training.schedules import make_lr_scheduler
 

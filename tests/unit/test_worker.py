@@ -15,10 +15,11 @@ import pytest
 from pydantic import BaseModel
 
 from lora_studio import worker
-from lora_studio.config import Recipe, TrainJob
+from lora_studio.config import TrainJob
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
 from lora_studio.project import Home
 from lora_studio.queue import turn
+from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from demo_pack import pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
-from lora_studio.config import Precision
+from lora_studio.choices import Precision
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.pipeline import open_painter

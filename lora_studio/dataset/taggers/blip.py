@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
 
-from lora_studio.config import Precision
+from lora_studio.choices import Precision
 from lora_studio.dataset.taggers.interface import Description
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError

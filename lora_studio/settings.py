@@ -1,0 +1,90 @@
+"""How a setting is declared, once: type, bounds, unit, default and reason.
+
+The form in the browser, the job file, the command line's `--set`, the metadata in the LoRA and the documentation are
+all derived from these declarations. Bounds are structural (outside them a setting cannot work); what is merely unwise
+is said by the guide's checks, never forbidden here.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from enum import StrEnum
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
+
+from lora_studio import guide
+from lora_studio.errors import ConfigError, InputError
+
+
+class Group(StrEnum):
+    """The folds of the form, named as users of LoRA trainers know them."""
+
+    BASICS = "Basics"
+    NETWORK = "Network"
+    OPTIMIZER = "Optimizer"
+    SCHEDULE = "Schedule"
+    OBJECTIVE = "Objective"
+    DATA = "Data"
+    CAPTIONS = "Captions"
+    MEMORY = "Memory"
+    SAMPLES = "Samples"
+
+
+def setting(
+    default: Any = ...,
+    *,
+    label: str,
+    group: Group,
+    why: str = "",
+    advice: str = "",
+    unit: str = "",
+    simple: bool = False,
+    only_with: str = "",
+    **bounds: Any,
+) -> Any:
+    """Declare a setting; with `advice`, default and reason come from `guide.RECIPE[advice]`.
+
+    `simple` puts it into the first, unfolded part of the form. `only_with` names the setting without which this one
+    does nothing, so that the form hides it: `NAME` where that one must be set (true, not 0, not empty), or
+    `NAME=VALUE|VALUE`. `bounds` are
+    pydantic's (gt, ge, lt, le, min_length...).
+    """
+    if advice:
+        known = guide.RECIPE[advice]
+        default, why = (known.value if default is ... else default), why or known.why
+    extra: JsonDict = {"label": label, "group": group.value, "unit": unit, "simple": simple, "advice": advice}
+    extra["only_with"] = only_with
+    return Field(default=default, description=why, json_schema_extra=extra, **bounds)
+
+
+class Settings(BaseModel):
+    """Base of all configurations: unknown names are errors, values are checked on assignment."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Build from plain values; raises ConfigError with all problems at once."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError.from_validation(error) from error
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def lines_of(value: Any) -> Any:
+    """A text as its lines that are not empty; anything else as it is."""
+    return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
+
+
+def parse_toml(text: str, source: str) -> dict[str, Any]:
+    """Plain values of a TOML text; raises InputError that names the line."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{source} is not valid TOML: {error}.", "Correct that line.", code="toml") from error
