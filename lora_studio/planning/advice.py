@@ -177,7 +177,9 @@ def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
     zero_snr = uses_zero_snr(recipe, situation.base is not None and situation.base.zero_terminal_snr)
     for name in RANGED:
         value, advice = getattr(recipe, name), RECIPE[name]
-        if (finds_rate and name.endswith("_lr")) or (name in ("unet_lr", "text_encoder_lr") and value == 0):
+        if name.endswith("_lr") and (finds_rate or _is_embedded(situation)):  # a small model takes larger steps
+            continue
+        if name in ("unet_lr", "text_encoder_lr") and value == 0:
             continue
         if name == "noise_offset" and value == 0 and (zero_snr or recipe.multires_noise_iterations):
             continue
@@ -245,7 +247,7 @@ def _network(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
 
 
 def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    embedded = situation.base is not None and situation.base.family == "emoji"
+    embedded = _is_embedded(situation)
     if situation.images is not None and situation.count is not None:
         batch = recipe.batch_size * recipe.gradient_accumulation_steps
         shown = min(situation.count.total_steps * batch, situation.count.samples_per_epoch * situation.count.epochs)
@@ -288,3 +290,7 @@ def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
             message=f"The run takes {duration(situation.seconds.low)} at least, by a rough estimate.",
             why=RECIPE["training_hours"].why,
         )
+
+
+def _is_embedded(situation: Situation) -> bool:
+    return situation.base is not None and situation.base.family == "emoji"
