@@ -29,7 +29,6 @@ from lora_studio.walkthrough import BASE, TRIGGER, run_demo
 STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
 PROMPTS, OTHERS = 25, 25  # to judge with, and other ones for the classifier to learn the base's look from
 SEEDS = (21, 22, 23, 24)
-STEPS, GUIDANCE = 20, 6.0
 LEVELS = 6  # of brightness, and of colourfulness
 CONTRAST = pictures.HELD_OUT_SETS[1]
 
@@ -62,7 +61,7 @@ def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
 def _draw(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> NDArray[np.uint8]:
     """Every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]."""
     repeated = [prompt for prompt in prompts for _ in SEEDS]
-    return unet.draw_pictures(pipeline, repeated, [*SEEDS] * len(prompts), steps=STEPS, guidance=GUIDANCE)
+    return unet.draw_pictures(pipeline, repeated, [*SEEDS] * len(prompts))
 
 
 def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
