@@ -30,7 +30,7 @@ def folder_problems(job: TrainJob) -> list[str]:
 def dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
     """What cannot be trained on, a sentence each with the remedy."""
     recipe = job.recipe
-    found = [f"dataset: {message}" for message in dataset.unreadable[:SHOWN]]
+    found = [f"dataset: {message} Remove or replace it." for message in dataset.unreadable[:SHOWN]]
     if (more := len(dataset.unreadable) - SHOWN) > 0:
         found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
     if dataset.unreadable:
