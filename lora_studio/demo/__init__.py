@@ -1,4 +1,4 @@
-"""The embedded pack: a small SDXL base and a tagger that really work, as folders on disk.
+"""The embedded pack: a small SDXL base, a tagger and a captioner that really work, as folders on disk.
 
 They are in the formats that real models come in, and are loaded by the same code; only the path differs. How they were
 made, how good they are and what they learned from stands in README.md beside them.
@@ -21,6 +21,11 @@ def base_path() -> Path:
 def tagger_path() -> Path:
     """The tagger: a folder as the WD v3 taggers have it, for timm. Raises InputError if it is missing."""
     return _folder("tagger", "selected_tags.csv")
+
+
+def captioner_path() -> Path:
+    """The captioner: a BLIP as a transformers folder. Raises InputError if it is missing."""
+    return _folder("captioner", "processor_config.json")
 
 
 def _folder(name: str, proof: str) -> Path:

@@ -96,18 +96,6 @@ def tagging(work: Path, judge: tagger.Tagger) -> dict[str, dict[str, float]]:
     return figures
 
 
-def write_captioner(work: Path) -> Path:
-    """The captioner as a folder in WORK: it joins the pack when it names half of the flat pictures."""
-    weights = progress.averaged("captioner", work)
-    if weights is None:
-        raise SystemExit("there is no checkpoint of the captioner yet: run the captioner stage first")
-    tokens = captioner.load_tokenizer(work)
-    model = captioner.build(tokens)
-    model.load_state_dict(weights["model"])
-    captioner.write(model, tokens, work / "captioner")
-    return work / "captioner"
-
-
 def captioning(work: Path, folder: Path) -> dict[str, float]:
     """Share of the pictures of the sets never seen whose caption holds the right label or subgroup."""
     figures = {}
@@ -139,7 +127,7 @@ def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
     for name, measure in {
         "reconstruction": lambda: reconstruction(work, pipeline),
         "tagging": lambda: tagging(work, judge),
-        "captioning": lambda: captioning(work, write_captioner(work)),
+        "captioning": lambda: captioning(work, pack / "captioner"),
         "drawing": lambda: drawing(work, pipeline, judge),
         "learning": lambda: learning(work, judge),
     }.items():

@@ -3,10 +3,10 @@
 import shutil
 from pathlib import Path
 
-from demo_pack import pictures, progress, tagger, tokenizer, unet
+from demo_pack import captioner, pictures, progress, tagger, tokenizer, unet
 
 LIMIT_MIB = 30.0
-PARTS = ("base", "tagger")
+PARTS = ("base", "tagger", "captioner")
 
 
 def _keep_float32(config: Path) -> None:
@@ -36,18 +36,28 @@ def _export_tagger(work: Path, folder: Path) -> None:
     tagger.write(model, tags, folder)
 
 
+def _export_captioner(work: Path, folder: Path) -> None:
+    weights = progress.averaged("captioner", work)
+    if weights is None:
+        raise SystemExit("there is no checkpoint of the captioner yet: run the captioner stage first")
+    tokens = captioner.load_tokenizer(work)
+    model = captioner.build(tokens)
+    model.load_state_dict(weights["model"])
+    captioner.write(model, tokens, folder)
+
+
 def size_mib(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
 def export(work: Path, pack: Path) -> None:
-    """Write base and tagger below `pack`, from the latest checkpoints in `work`.
+    """Write base, tagger and captioner below `pack`, from the latest checkpoints in `work`.
 
     Each is written aside and put in place whole. Raises SystemExit if a checkpoint is missing or the pack is too big.
     """
     aside = work / "export"
     shutil.rmtree(aside, ignore_errors=True)
-    for name, write in zip(PARTS, (_export_base, _export_tagger), strict=True):
+    for name, write in zip(PARTS, (_export_base, _export_tagger, _export_captioner), strict=True):
         write(work, aside / name)
     total = size_mib(aside)
     if total > LIMIT_MIB:

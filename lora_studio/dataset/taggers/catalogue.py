@@ -54,6 +54,9 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
             "Salesforce/blip-image-captioning-large", "sentences", "A longer sentence, more exact, three times slower."
         ),
         "demo": Known(demo.tagger_path, "tags", "Ships with the studio and knows emoji; needs no download."),
+        "demo-captioner": Known(
+            demo.captioner_path, "sentences", "Ships with the studio: a line for an emoji, right for every second one."
+        ),
     }
 )
 
