@@ -51,7 +51,8 @@ class Studio:
 
     `project` holds the chosen project's name in the browser (an input for handlers), `tabs` the tabs (an output to
     send the user elsewhere, see `goto`), and `timer` ticks while a job is at work: tabs hang their live parts on
-    `timer.tick` and wake it with `watch` when they start a job. `run` is the name of the training run that Train shows;
+    `timer.tick` (always_last: the tick that tells of the end must not be dropped behind a slow one) and wake it with
+    `watch` when they start a job. `run` is the name of the training run that Train shows;
     empty for its form, None while nothing was chosen.
     """
 

@@ -114,7 +114,14 @@ class _DatasetTab:
             trigger_mode="always_last",
         )
         self.ticker.tick(self.tick, {*place, self.seen_look}, outputs, show_progress="hidden", queue=False)
-        self.studio.timer.tick(self.tag_tick, {*place, self.seen_tag}, outputs, show_progress="hidden", queue=False)
+        self.studio.timer.tick(
+            self.tag_tick,
+            {*place, self.seen_tag},
+            outputs,
+            show_progress="hidden",
+            queue=False,
+            trigger_mode="always_last",
+        )
         return Page(self.refresh, outputs)
 
     def refresh(self, project: Project) -> Updates:

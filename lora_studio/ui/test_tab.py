@@ -242,6 +242,7 @@ class _TestTab:
             shown,
             show_progress="hidden",
             queue=False,
+            trigger_mode="always_last",
         )
         return Page(self.refresh, [*shown, *asked])
 

@@ -211,7 +211,12 @@ class _TrainTab:
             trigger_mode="always_last",
         )
         studio.timer.tick(
-            self.tick, [studio.project, studio.run, self.seen], outputs, show_progress="hidden", queue=False
+            self.tick,
+            [studio.project, studio.run, self.seen],
+            outputs,
+            show_progress="hidden",
+            queue=False,
+            trigger_mode="always_last",
         )
         return Page(self.refresh, outputs)
 
