@@ -221,15 +221,14 @@ def _resume(run: Run, report: Report) -> None:
         on_damage=lambda message: report("warning", code="state_damaged", message=message),
     )
     if state is not None:
+        if state.values["dataset"] != run.dataset.fingerprint:
+            _check_dataset(run, state.values.get("steps_per_epoch"), report)
         restore(run, state)
     if run.team.leads:
         _forget(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
         report("warning", code="no_state", message="Nothing was saved yet: the run starts from the beginning.")
         return
-    if state.values["dataset"] != run.dataset.fingerprint:
-        _check_dataset(run, state.values.get("steps_per_epoch"), report)
-    restore(run, state)
     report("resume", step=run.step)
 
 
