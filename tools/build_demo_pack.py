@@ -1,7 +1,7 @@
 """Build the embedded pack: `python tools/build_demo_pack.py all --modules node_modules --work build/pack`.
 
 Stages can be run singly and go on where they stopped. After `vae`, the stages `decoder` and `unet` can run at the same
-time; `tagger` needs `render` alone, `captioner` the tagger. `export` takes the latest checkpoints, finished or not.
+time; `tagger` needs `render` alone, `captioner` the tagger. `export` takes the latest checkpoints that are there.
 `adopt` makes first checkpoints of `decoder` and `unet` from the pack that is there, to train on from them.
 """
 

@@ -1,12 +1,12 @@
 """Writes the pack: half-precision weights in the folders that real models come in."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from demo_pack import captioner, pictures, progress, tagger, tokenizer, unet
 
 LIMIT_MIB = 30.0
-PARTS = ("base", "tagger", "captioner")
 
 
 def _keep_float32(config: Path) -> None:
@@ -28,8 +28,7 @@ def _export_base(work: Path, folder: Path) -> None:
 
 def _export_tagger(work: Path, folder: Path) -> None:
     weights = progress.averaged("tagger", work)
-    if weights is None:
-        raise SystemExit("there is no checkpoint of the tagger yet: run the tagger stage first")
+    assert weights is not None
     tags = tagger.vocabulary(tagger.learned(pictures.load(work, pictures.SEEING_SETS)[0]))
     model = tagger.build(len(tags))
     model.load_state_dict(weights["tagger"])
@@ -38,8 +37,7 @@ def _export_tagger(work: Path, folder: Path) -> None:
 
 def _export_captioner(work: Path, folder: Path) -> None:
     weights = progress.averaged("captioner", work)
-    if weights is None:
-        raise SystemExit("there is no checkpoint of the captioner yet: run the captioner stage first")
+    assert weights is not None
     tokens = captioner.load_tokenizer(work)
     model = captioner.build(tokens)
     model.load_state_dict(weights["model"])
@@ -50,21 +48,31 @@ def size_mib(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
-def export(work: Path, pack: Path) -> None:
-    """Write base, tagger and captioner below `pack`, from the latest checkpoints in `work`.
+PARTS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {  # folder: the stage that trains it, what writes it
+    "base": ("unet", _export_base),
+    "tagger": ("tagger", _export_tagger),
+    "captioner": ("captioner", _export_captioner),
+}
 
-    Each is written aside and put in place whole. Raises SystemExit if a checkpoint is missing or the pack is too big.
+
+def export(work: Path, pack: Path) -> None:
+    """Write what has a checkpoint in `work` below `pack`, from the latest one, finished or not; the rest stays.
+
+    Each part is written aside and put in place whole. Raises SystemExit if there is nothing, or the pack is too big.
     """
     aside = work / "export"
     shutil.rmtree(aside, ignore_errors=True)
-    for name, write in zip(PARTS, (_export_base, _export_tagger, _export_captioner), strict=True):
-        write(work, aside / name)
-    total = size_mib(aside)
+    trained = [name for name, (stage, _) in PARTS.items() if progress.averaged(stage, work) is not None]
+    if not trained:
+        raise SystemExit("there are no checkpoints yet: run a training stage first")
+    for name in trained:
+        PARTS[name][1](work, aside / name)
+    total = sum(size_mib((aside if name in trained else pack) / name) for name in PARTS)
     if total > LIMIT_MIB:
         raise SystemExit(f"the pack takes {total:.1f} MiB, more than {LIMIT_MIB:g}")
-    for name in PARTS:
+    for name in trained:
         shutil.rmtree(pack / name, ignore_errors=True)
         shutil.copytree(aside / name, pack / name)
         for file in (pack / name).rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
-    progress.say(f"export: {total:.1f} MiB in {pack}")
+    progress.say(f"export: {', '.join(trained)} to {pack}; {total:.1f} MiB with what was there")
