@@ -34,13 +34,14 @@ from lora_studio.training.notices import (
     tell_long_captions,
     tell_start,
 )
-from lora_studio.training.optimizers import make_optimizer, parameter_groups
+from lora_studio.training.optimizers import layout_of, make_optimizer, parameter_groups
 from lora_studio.training.parallel import ALONE, Team, join, leave, whole_batches
 from lora_studio.training.preflight import ReadyJob, preflight
 from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
 from lora_studio.training.schedules import make_lr_scheduler
 from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.views import views_of
+from lora_studio.training.weights import TrainedWeights
 
 
 class TrainResult(BaseModel):
@@ -159,9 +160,8 @@ def prepare(
         base.unet.enable_gradient_checkpointing()
         for encoder in base.text_encoders:
             encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    groups = parameter_groups(adapters, recipe)
-    optimizer = make_optimizer(recipe, groups)
-    weights = [weight for group in groups for weight in group["params"]]
+    weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
+    optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,
         folder=folder.path,
@@ -169,6 +169,7 @@ def prepare(
         counts=ready.counts,
         base=base,
         adapters=adapters,
+        weights=weights,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, ready.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=ready.dtype == torch.float16),
@@ -178,7 +179,7 @@ def prepare(
         dtype=ready.dtype,
         precision=PRECISIONS[ready.dtype],
         health=Health(),
-        averages=Averages(optimizer, weights, recipe.ema_decay),
+        averages=Averages(optimizer, weights.flat, recipe.ema_decay, weights.publish),
         timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
         team=team,
     )

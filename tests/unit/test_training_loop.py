@@ -16,13 +16,14 @@ from lora_studio.config import TrainJob
 from lora_studio.errors import InputError, NonFiniteLossError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training import loop
+from lora_studio.training import step as stepping
 from lora_studio.training.base_models import make_noise_scheduler
 from lora_studio.training.cache import TextCache
 from lora_studio.training.checkpoints import load_state
-from lora_studio.training.loop import Run, restore, save, save_adapter, train_step
+from lora_studio.training.loop import Run, restore, save, save_adapter
 from lora_studio.training.loss import batch_losses
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
+from lora_studio.training.step import train_step
 from lora_studio.training.train import train
 from tests.tiny_sdxl import save_tiny_sdxl
 from tests.training_runs import make_images, make_job, of, same, start, train_into, weights_of
@@ -236,7 +237,7 @@ def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
     for cut in ([items], [items[:1], items[1:]]):
         run.adapters.load_state(weights)
         run.order = (0, [cut])
-        losses.append(train_step(run))
+        losses.append(train_step(run).read())
     hook.remove()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert gradients[0].any()
@@ -244,7 +245,7 @@ def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
 
 
 def gradient_of(run: Run) -> torch.Tensor:
-    return torch.cat([weight.grad.flatten() for weight in run.parameters if weight.grad is not None])
+    return torch.cat(run.weights.gradients)
 
 
 def test_gradients_are_clipped_to_the_norm_that_was_set(run: Run) -> None:
@@ -264,12 +265,12 @@ def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
     base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first step is bad, which is left out; then all from the fourth on, which ends the run."""
-    real = loop.batch_losses
+    real = stepping.batch_losses
 
     def losses(run: Run, batch: Any, first: int) -> torch.Tensor:
         return real(run, batch, first) * (1 if run.step in (1, 2) else float("nan"))
 
-    monkeypatch.setattr(loop, "batch_losses", losses)
+    monkeypatch.setattr(stepping, "batch_losses", losses)
     seen: list[tuple[str, int]] = []
 
     def report(event: str, /, **values: Any) -> None:
@@ -299,7 +300,7 @@ def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
 def test_weights_that_are_not_numbers_are_never_written(run: Run, tmp_path: Path) -> None:
     run.folder = tmp_path
     with torch.no_grad():
-        run.parameters[0].fill_(float("inf"))
+        run.weights.flat[0].fill_(float("inf"))
     with pytest.raises(NonFiniteLossError, match="No checkpoint had been made yet"):
         save_adapter(run, tmp_path / "x.safetensors", 1)
     with pytest.raises(NonFiniteLossError):
