@@ -20,6 +20,7 @@ from lora_studio.choices import Optimizer, Scheduler
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import Adapters
+from lora_studio.training.text import unread_layers
 from lora_studio.training.weights import Layout
 
 # bitsandbytes keeps the moments of smaller tensors in 32 bits.
@@ -103,9 +104,17 @@ METHODS: Mapping[Optimizer, Method] = MappingProxyType(
 
 
 def parameter_groups(adapters: Adapters, recipe: Recipe) -> list[dict[str, Any]]:
-    """One group a learning rate: the UNet's and the text encoders', named, in this order; absent where not trained."""
+    """One group a learning rate: the UNet's and the text encoders', named, in this order; absent where not trained.
+
+    Weights in layers of the first text encoder whose output nobody reads are in none: they stay as they are.
+    """
     wanted = (("unet", ("unet",), recipe.unet_lr), ("text_encoder", ("te1", "te2"), recipe.text_encoder_lr))
-    groups = [{"name": name, "params": adapters.parameters(*models), "lr": rate} for name, models, rate in wanted]
+    unread = unread_layers(adapters.models["te1"], recipe.clip_skip) if "te1" in adapters.models else []
+    idle = {id(weight) for layer in unread for weight in layer.parameters()}
+    groups = []
+    for name, models, rate in wanted:
+        weights = [weight for weight in adapters.parameters(*models) if id(weight) not in idle]
+        groups.append({"name": name, "params": weights, "lr": rate})
     return [group for group in groups if group["params"]]
 
 

@@ -13,9 +13,10 @@ of 231).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
 CHUNK = 75  # tokens of a caption that the encoders read at once, beside the marks of begin and end
@@ -36,14 +37,48 @@ def encode_text(
     chunks = max_token_length // CHUNK
     hidden = []
     pooled = None
-    for encoder, tokenizer in zip(text_encoders, tokenizers, strict=True):
-        ids = token_ids(tokenizer, captions, chunks).flatten(0, 1)
-        answer = encoder(ids.to(encoder.device), output_hidden_states=True)
-        states = answer.hidden_states[-clip_skip]  # [B n, 77, D]
+    for number, (encoder, tokenizer) in enumerate(zip(text_encoders, tokenizers, strict=True), 1):
+        ids = token_ids(tokenizer, captions, chunks).flatten(0, 1).to(encoder.device)
+        pools = number == len(text_encoders)
+        if not pools and (unread := unread_layers(encoder, clip_skip)):
+            states = _states_before(encoder, ids, unread)
+        else:
+            answer = encoder(ids, output_hidden_states=True)
+            states = answer.hidden_states[-clip_skip]  # [B n, 77, D]
         hidden.append(states.reshape(len(captions), -1, states.shape[-1]))
-        pooled = answer[0][::chunks]  # of the second encoder, which projects: [B, D2]
+        if pools:
+            pooled = answer[0][::chunks]  # projected: [B, D2]
     assert pooled is not None
     return torch.cat(hidden, dim=-1), pooled
+
+
+def unread_layers(encoder: PreTrainedModel, clip_skip: int) -> list[nn.Module]:
+    """The last layers of an encoder whose pooled output nobody reads: they come after the one that is read."""
+    layers = _stack(encoder).layers
+    return list(layers)[len(layers) + 1 - clip_skip :]
+
+
+def _stack(encoder: PreTrainedModel) -> Any:
+    stack: Any = getattr(encoder, "text_model", encoder).encoder
+    return stack
+
+
+def _states_before(encoder: PreTrainedModel, ids: Tensor, unread: Sequence[nn.Module]) -> Tensor:
+    """The hidden states [B, 77, D] that go into the unread layers, which are left out.
+
+    transformers notices the layers when it is asked for hidden states first: it is not asked while some are missing.
+    """
+    stack = _stack(encoder)
+    layers = stack.layers
+    found: list[Tensor] = []
+    stack.layers = layers[: len(layers) - len(unread)]
+    hook = stack.layers[-1].register_forward_hook(lambda layer, given, states: found.append(states))
+    try:
+        encoder(ids)
+    finally:
+        hook.remove()
+        stack.layers = layers
+    return found[0]
 
 
 def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int) -> Tensor:
