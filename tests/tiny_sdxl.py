@@ -38,10 +38,12 @@ def make_pipeline(
     prediction_type: str = "epsilon",
     layers: int = 2,
     channels: tuple[int, int, int] = (16, 32, 32),
+    depths: tuple[int, int, int] = (1, 1, 2),
 ) -> StableDiffusionXLPipeline:
     """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files.
 
-    `layers` are those of each block of the UNet, `channels` those of its levels.
+    `layers` are those of each block of the UNet, `channels` those of its levels, `depths` counts the transformer blocks
+    of each attention there.
     """
     torch.manual_seed(seed)
     tokenizers = []
@@ -68,7 +70,7 @@ def make_pipeline(
         norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1, 2],
+        transformer_layers_per_block=list(depths),
         attention_head_dim=[1, 2, 2],
         cross_attention_dim=sum(WIDTHS),
         use_linear_projection=True,

@@ -50,10 +50,11 @@ class _LoraProduct(torch.autograd.Function):
 class FusedLoraLinear(Linear):
     """peft's LoRA layer for nn.Linear with the arithmetic of one plain LoRA fused; anything else is left to peft.
 
-    `compute_weights` are copies of A and B in the base's half precision, to compute with in their place.
+    `ready` is what a layer computes with whose state is settled: weight and bias of the base, A, B and the scale. A and
+    B may be copies in half precision.
     """
 
-    compute_weights: tuple[Tensor, Tensor] | None = None
+    ready: tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None = None
 
     def fusable(self) -> bool:
         """Whether the layer carries one LoRA, without dropout, variant (as DoRA) and bias, on a layer that is whole."""
@@ -68,19 +69,22 @@ class FusedLoraLinear(Linear):
             and not self.fan_in_fan_out
         )
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer's answer [..., out] to x [..., in]."""
-        if args or kwargs or not self.fusable():
-            return super().forward(x, *args, **kwargs)
+    def settle(self, a: Tensor | None = None, b: Tensor | None = None) -> None:
+        """Compute from now on with what the layer holds now, and with `a` and `b` in the place of A and B if given."""
         name = self.active_adapters[0]
         base = self.get_base_layer()
-        weight, bias = base.weight, base.bias
-        a, b = self.compute_weights or (self.lora_A[name].weight, self.lora_B[name].weight)
+        a = self.lora_A[name].weight if a is None else a
+        b = self.lora_B[name].weight if b is None else b
+        self.ready = base.weight, base.bias, a, b, self.scaling[name]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's answer [..., out] to x [..., in]."""
+        if self.ready is None or args or kwargs or self._disable_adapters or self.merged_adapters:
+            return super().forward(x, *args, **kwargs)
+        weight, bias, a, b, scale = self.ready
         kind = x.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             x, weight, a, b = x.to(dtype), weight.to(dtype), a.to(dtype), b.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        if not x.dtype == weight.dtype == a.dtype:
-            return super().forward(x)
-        return _LoraProduct.apply(x, weight, bias, a, b, self.scaling[name])
+        return _LoraProduct.apply(x, weight, bias, a, b, scale)

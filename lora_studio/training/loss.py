@@ -76,9 +76,9 @@ def answer(run: Run, noisy: Tensor, t: Tensor, captions: Sequence[str], items: S
     with run.autocast():
         text = run.encode(captions)
         prediction: Tensor = run.base.unet(
-            noisy.to(run.device, run.base.unet.dtype, non_blocking=True),
+            noisy.to(run.device, run.dtype, non_blocking=True),
             t.to(run.device),
-            encoder_hidden_states=text.hidden,
+            encoder_hidden_states=text.hidden.to(run.dtype),
             added_cond_kwargs={"text_embeds": text.pooled, "time_ids": time_ids},
             return_dict=False,
         )[0]

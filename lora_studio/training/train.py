@@ -17,6 +17,7 @@ from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import add_adapters
+from lora_studio.training.attention import use_plain_attention
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
@@ -153,6 +154,7 @@ def prepare(
     if job.network_weights is not None:
         taken, trained = start_from(job.network_weights, adapters, recipe, places)
         phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
+    use_plain_attention(base.unet)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()

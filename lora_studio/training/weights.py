@@ -42,7 +42,8 @@ class TrainedWeights:
         self.groups: list[dict[str, Any]] = []
         self._copies: list[tuple[nn.Parameter, Tensor]] = []
         self._leaves: list[tuple[Tensor, Tensor]] = []  # what autograd fills, and where it belongs
-        fused = _computed_in(dtype, adapters)
+        fused = _fused_layers(adapters, dtype)
+        inner = {weight for layer in fused for weight in (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)}
         copies: dict[nn.Parameter, Tensor] = {}
         for group in groups:
             members = sorted(group["params"], key=lambda weight: (weight.dim(), weight.shape))
@@ -51,19 +52,17 @@ class TrainedWeights:
             views, gradients = (_parts(whole, members) for whole in (flat.detach(), flat.grad))
             for weight, view in zip(members, views, strict=True):
                 weight.data = view
-            leaves: list[Tensor] = list(members)
-            if fused:
+            if dtype != torch.float32 and inner:
                 copy = flat.detach().to(dtype)
                 self._copies.append((flat, copy))
-                parts = dict(zip(members, _parts(copy, members), strict=True))
-                copies |= {weight: parts[weight].requires_grad_() for weight in members if weight in fused}
-                leaves = [copies.get(weight, weight) for weight in members]
-            self._leaves += zip(leaves, gradients, strict=True)
+                parts = zip(members, _parts(copy, members), strict=True)
+                copies |= {weight: part.requires_grad_() for weight, part in parts if weight in inner}
+            self._leaves += zip([copies.get(weight, weight) for weight in members], gradients, strict=True)
             self.flat.append(flat)
             self.groups.append({**group, "params": _for_optimizer(layout, flat, members)})
-        for layer in {id(layer): layer for layer in fused.values()}.values():
-            layer.compute_weights = copies[layer.lora_A[NAME].weight], copies[layer.lora_B[NAME].weight]
-        self.half_only = bool(fused) and len(fused) == sum(len(group["params"]) for group in groups)
+        for layer in fused:
+            layer.settle(copies.get(layer.lora_A[NAME].weight), copies.get(layer.lora_B[NAME].weight))
+        self.half_only = bool(copies) and len(copies) == len(self._leaves)
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -90,16 +89,10 @@ class TrainedWeights:
             copy.copy_(flat)
 
 
-def _computed_in(dtype: torch.dtype, adapters: Adapters) -> dict[nn.Parameter, FusedLoraLinear]:
-    """The weights that a fused layer uses in half precision alone, each with its layer; none for fp32."""
-    if dtype == torch.float32:
-        return {}
-    return {
-        weight: layer
-        for _, _, layer in adapters.layers
-        if isinstance(layer, FusedLoraLinear) and layer.fusable() and layer.get_base_layer().weight.dtype == dtype
-        for weight in (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
-    }
+def _fused_layers(adapters: Adapters, dtype: torch.dtype) -> list[FusedLoraLinear]:
+    """The layers whose base has this dtype and whose arithmetic is fused."""
+    found = [layer for _, _, layer in adapters.layers if isinstance(layer, FusedLoraLinear) and layer.fusable()]
+    return [layer for layer in found if layer.get_base_layer().weight.dtype == dtype]
 
 
 def _parts(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
