@@ -35,6 +35,7 @@ from lora_studio.training.initial import check_weights
 from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.optimizers import try_optimizer
 from lora_studio.training.parallel import process_problems
+from lora_studio.training.quantized import try_quantized
 from lora_studio.training.text import CHUNK
 from lora_studio.training.trial import try_adapters
 from lora_studio.training.views import views_of
@@ -93,6 +94,7 @@ def preflight(
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: try_optimizer(recipe, device))
+    attempt(lambda: try_quantized(recipe.base_precision, device))
     found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
     if source is not None and source.kind == "repo" and not found:
         source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))

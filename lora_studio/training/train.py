@@ -38,6 +38,7 @@ from lora_studio.training.notices import (
 from lora_studio.training.optimizers import layout_of, make_optimizer, parameter_groups
 from lora_studio.training.parallel import ALONE, Team, join, leave, whole_batches
 from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.quantized import quantize
 from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
 from lora_studio.training.schedules import make_lr_scheduler
 from lora_studio.training.timesteps import TimestepLosses
@@ -150,6 +151,7 @@ def prepare(
     base.vae.to("cpu")
     texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, team)
     places = find_layers(base.unet, base.text_encoders)
+    quantize(base.unet, recipe.base_precision, ready.dtype, device)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
     if job.network_weights is not None:
         taken, trained = start_from(job.network_weights, adapters, recipe, places)

@@ -332,6 +332,7 @@ def test_a_run_with_dropout_goes_on_bit_for_bit(network: str, shared: Path, tmp_
         shared / "base",
         shared / "images",
         **NETWORKS[network] | {"network_dropout": 0.3, "epochs": 4, "gradient_checkpointing": network == "DoRA"},
+        base_precision={"LoRA": "nf4", "DoRA": "int8"}.get(network, "full"),
     )
     ends = []
     first = start(job, tmp_path / "run", Home(shared / "home"))
