@@ -157,7 +157,6 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
         if event == "step":
             ours.seconds.append(time.process_time() - entered)
             bare.take()
-            run.weights.collect(add=False)
             for other in others.values():
                 other.take()
         entered = time.process_time()

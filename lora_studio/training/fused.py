@@ -8,53 +8,73 @@ takes longer than the operation itself, that is what a step's time is made of.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a layer computes with: the frozen layer below, A [r, in], B [out, r] and the scale.
+
+    The gradients of A and B are added to `sinks`, one for each, if there are such.
+    """
+
+    base: nn.Linear
+    a: Tensor
+    b: Tensor
+    scale: float
+    sinks: tuple[Tensor, Tensor] | None = None
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x W' + bias + scale (x A') B' for x [..., in], W [out, in], A [r, in], B [out, r] of one dtype: [..., out].
+    """x W' + bias + scale (x A') B' for x [..., in], A and B of one dtype: [..., out].
 
-    W and the bias are frozen. With g the gradient of the result and l = g B, the gradients are g W + scale l A for x,
+    W [out, in] and the bias are those of a frozen layer, whose weight is read in both passes and never kept, as it may
+    be expanded from fewer bits. With g the gradient of the result and l = g B, the gradients are g W + scale l A for x,
     scale l' x for A and scale g' (x A') for B.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        ctx.save_for_backward(x, weight, a, b)
-        ctx.scale = scale
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, ready: Ready) -> Tensor:
+        ctx.save_for_backward(x, a, b)
+        ctx.ready = ready
+        base, bias = ready.base, ready.base.bias
         rows = x.reshape(-1, x.shape[-1])
-        result = torch.mm(rows, weight.t()) if bias is None else torch.addmm(bias, rows, weight.t())
-        result.addmm_(torch.mm(rows, a.t()), b.t(), alpha=scale)
+        result = functional.linear(rows, base.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        result.addmm_(torch.mm(rows, a.t()), b.t(), alpha=ready.scale)
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b = ctx.saved_tensors
+        x, a, b = ctx.saved_tensors
+        ready: Ready = ctx.ready
         rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         low = torch.mm(grad, b)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.mm(grad, weight).addmm_(low, a, alpha=ctx.scale).view(x.shape)
+            grad_x = torch.mm(grad, ready.base.weight.to(grad.dtype)).addmm_(low, a, alpha=ready.scale).view(x.shape)
+        inner = torch.mm(rows, a.t())
+        if ready.sinks is not None:
+            ready.sinks[0].addmm_(low.t(), rows, alpha=ready.scale)
+            ready.sinks[1].addmm_(grad.t(), inner, alpha=ready.scale)
+            return grad_x, None, None, None
         # with beta = 0 the first argument gives no more than the shape
-        grad_a = torch.addmm(a, low.t(), rows, beta=0, alpha=ctx.scale)
-        grad_b = torch.addmm(b, grad.t(), torch.mm(rows, a.t()), beta=0, alpha=ctx.scale)
-        return grad_x, None, None, grad_a, grad_b, None
+        grad_a = torch.addmm(a, low.t(), rows, beta=0, alpha=ready.scale)
+        grad_b = torch.addmm(b, grad.t(), inner, beta=0, alpha=ready.scale)
+        return grad_x, grad_a, grad_b, None
 
 
 class FusedLoraLinear(Linear):
-    """peft's LoRA layer for nn.Linear with the arithmetic of one plain LoRA fused; anything else is left to peft.
+    """peft's LoRA layer for nn.Linear with the arithmetic of one plain LoRA fused; anything else is left to peft."""
 
-    `ready` is what a layer computes with whose state is settled: weight and bias of the base, A, B and the scale. A and
-    B may be copies in half precision.
-    """
-
-    ready: tuple[Tensor, Tensor | None, Tensor, Tensor, float] | None = None
+    ready: Ready | None = None  # set where the layer's state is settled
 
     def fusable(self) -> bool:
         """Whether the layer carries one LoRA, without dropout, variant (as DoRA) and bias, on a layer that is whole."""
@@ -69,22 +89,22 @@ class FusedLoraLinear(Linear):
             and not self.fan_in_fan_out
         )
 
-    def settle(self, a: Tensor | None = None, b: Tensor | None = None) -> None:
+    def settle(
+        self, a: Tensor | None = None, b: Tensor | None = None, sinks: tuple[Tensor, Tensor] | None = None
+    ) -> None:
         """Compute from now on with what the layer holds now, and with `a` and `b` in the place of A and B if given."""
         name = self.active_adapters[0]
-        base = self.get_base_layer()
         a = self.lora_A[name].weight if a is None else a
         b = self.lora_B[name].weight if b is None else b
-        self.ready = base.weight, base.bias, a, b, self.scaling[name]
+        self.ready = Ready(self.get_base_layer(), a, b, self.scaling[name], sinks)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's answer [..., out] to x [..., in]."""
-        if self.ready is None or args or kwargs or self._disable_adapters or self.merged_adapters:
+        ready = self.ready
+        if ready is None or args or kwargs or self._disable_adapters or self.merged_adapters:
             return super().forward(x, *args, **kwargs)
-        weight, bias, a, b, scale = self.ready
-        kind = x.device.type
+        a, b, kind = ready.a, ready.b, x.device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
-            x, weight, a, b = x.to(dtype), weight.to(dtype), a.to(dtype), b.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        return _LoraProduct.apply(x, weight, bias, a, b, scale)
+            x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
+        return _LoraProduct.apply(x, a, b, ready)

@@ -65,7 +65,8 @@ def train_step(run: Run) -> Step:
 def _backward(run: Run, samples: int) -> Tensor:
     """Gather the gradients of the step's batches, clipped, and return what was measured; see `Step`."""
     figures = torch.zeros(1 + samples, device=run.device)  # the mean loss, then each sample's
-    first, passes = 0, 0
+    first = 0
+    run.weights.zero_gradients()
     with run.team.together():
         for batch in run.batches(run.step):
             place, share = run.team.share(batch)
@@ -75,13 +76,10 @@ def _backward(run: Run, samples: int) -> Tensor:
                     losses = batch_losses(run, list(share), begin)
                 part = losses.sum() / samples
                 run.scaler.scale(part).backward()
-                run.weights.collect(add=passes > 0)
-                passes += 1
+                run.weights.collect()
                 figures[0] += part.detach()
                 figures[1 + begin : 1 + begin + len(share)] = losses.detach()
             first += len(batch)
-    if not passes:
-        run.weights.collect(add=False)  # this process had no share
     run.team.add_up([figures, *run.weights.gradients])
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.flat, run.job.recipe.max_grad_norm or math.inf)

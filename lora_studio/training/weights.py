@@ -9,6 +9,7 @@ as a stack. Layers that compute in half precision get copies, made in one go aft
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 from typing import Any
@@ -28,11 +29,20 @@ class Layout(Enum):
     EACH = "each"
 
 
+@dataclass(frozen=True)
+class _Half:
+    """A group's copy in half precision, and the sum of its gradients of one backward pass; with the fp32 weight."""
+
+    flat: nn.Parameter
+    copy: Tensor
+    gradient: Tensor
+
+
 class TrainedWeights:
     """The weights, gradients and half-precision copies of parameter groups, as `parameter_groups` gives them.
 
     From here on the models must stay on their device. `groups` are for the optimizer; `flat` has one weight a group,
-    whose `.grad` `collect` fills.
+    whose `.grad` is the sum of the gradients since `zero_gradients`, once `collect` was called after each pass.
     """
 
     def __init__(
@@ -40,11 +50,11 @@ class TrainedWeights:
     ) -> None:
         self.flat: list[nn.Parameter] = []
         self.groups: list[dict[str, Any]] = []
-        self._copies: list[tuple[nn.Parameter, Tensor]] = []
-        self._leaves: list[tuple[Tensor, Tensor]] = []  # what autograd fills, and where it belongs
+        self._halves: list[_Half] = []
+        self._leaves: list[tuple[nn.Parameter, Tensor]] = []  # what autograd fills, and where it is to be added
         fused = _fused_layers(adapters, dtype)
-        inner = {weight for layer in fused for weight in (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)}
-        copies: dict[nn.Parameter, Tensor] = {}
+        inner = {weight for layer in fused for weight in _factors(layer)}
+        settled: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # what a fused layer computes with, and its sink
         for group in groups:
             members = sorted(group["params"], key=lambda weight: (weight.dim(), weight.shape))
             flat = nn.Parameter(torch.cat([weight.detach().flatten() for weight in members]))
@@ -52,17 +62,24 @@ class TrainedWeights:
             views, gradients = (_parts(whole, members) for whole in (flat.detach(), flat.grad))
             for weight, view in zip(members, views, strict=True):
                 weight.data = view
+            ours: list[tuple[Tensor, Tensor]] = list(zip(members, gradients, strict=True))
             if dtype != torch.float32 and inner:
-                copy = flat.detach().to(dtype)
-                self._copies.append((flat, copy))
-                parts = zip(members, _parts(copy, members), strict=True)
-                copies |= {weight: part.requires_grad_() for weight, part in parts if weight in inner}
-            self._leaves += zip([copies.get(weight, weight) for weight in members], gradients, strict=True)
+                half = _Half(flat, flat.detach().to(dtype), torch.zeros_like(flat, dtype=dtype))
+                self._halves.append(half)
+                copies = [copy.requires_grad_() for copy in _parts(half.copy, members)]
+                ours = list(zip(copies, _parts(half.gradient, members), strict=True))
+            for weight, gradient, own in zip(members, gradients, ours, strict=True):
+                if weight in inner:
+                    settled[weight] = own
+                else:
+                    self._leaves.append((weight, gradient))
             self.flat.append(flat)
             self.groups.append({**group, "params": _for_optimizer(layout, flat, members)})
         for layer in fused:
-            layer.settle(copies.get(layer.lora_A[NAME].weight), copies.get(layer.lora_B[NAME].weight))
-        self.half_only = bool(copies) and len(copies) == len(self._leaves)
+            if all(weight in settled for weight in _factors(layer)):  # those of unread layers are not trained
+                (a, for_a), (b, for_b) = (settled[weight] for weight in _factors(layer))
+                layer.settle(a, b, (for_a, for_b))
+        self.half_only = bool(self._halves) and not self._leaves
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -70,29 +87,42 @@ class TrainedWeights:
         return [weight.grad for weight in self.flat if weight.grad is not None]
 
     @torch.no_grad()
-    def collect(self, *, add: bool) -> None:
-        """Take the gradients of a backward pass from the layers, in place of those of the pass before, or added."""
+    def zero_gradients(self) -> None:
+        """Forget all gradients, those of a pass that was broken off too."""
+        for gradient in (*self.gradients, *(half.gradient for half in self._halves)):
+            gradient.zero_()
+        for leaf, _ in self._leaves:
+            leaf.grad = None
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the gradients of a backward pass to those of the passes before, in fp32."""
+        for half in self._halves:
+            assert half.flat.grad is not None
+            half.flat.grad.add_(half.gradient)
+            half.gradient.zero_()
         found = [(gradient, leaf.grad) for leaf, gradient in self._leaves if leaf.grad is not None]
-        if not add and len(found) < len(self._leaves):
-            torch._foreach_zero_([gradient for _, gradient in self._leaves])
         if found:
             gathered, given = map(list, zip(*found, strict=True))
-            merge = torch._foreach_add_ if add else torch._foreach_copy_
-            merge(gathered, given)
+            torch._foreach_add_(gathered, given)
         for leaf, _ in self._leaves:
             leaf.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
         """Bring the copies that layers compute with up to date; to be called whenever weights have changed."""
-        for flat, copy in self._copies:
-            copy.copy_(flat)
+        for half in self._halves:
+            half.copy.copy_(half.flat)
 
 
 def _fused_layers(adapters: Adapters, dtype: torch.dtype) -> list[FusedLoraLinear]:
     """The layers whose base has this dtype and whose arithmetic is fused."""
     found = [layer for _, _, layer in adapters.layers if isinstance(layer, FusedLoraLinear) and layer.fusable()]
     return [layer for layer in found if layer.get_base_layer().weight.dtype == dtype]
+
+
+def _factors(layer: FusedLoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
 
 
 def _parts(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:

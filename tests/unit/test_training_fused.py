@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from lora_studio.choices import Optimizer, Scheduler
 from lora_studio.project import Home
 from lora_studio.recipe import Recipe
-from lora_studio.training.adapters import add_adapters
+from lora_studio.training.adapters import Adapters, add_adapters
 from lora_studio.training.attention import PlainAttention, use_plain_attention
 from lora_studio.training.base_files import SDXL_CONFIG
-from lora_studio.training.fused import FusedLoraLinear, _LoraProduct
+from lora_studio.training.fused import FusedLoraLinear, Ready, _LoraProduct
 from lora_studio.training.loop import Run
 from lora_studio.training.optimizers import layout_of, make_optimizer, parameter_groups
 from lora_studio.training.step import train_step
@@ -73,8 +73,8 @@ def test_the_gradients_are_those_of_the_formula() -> None:
 
     source = torch.Generator().manual_seed(3)
     x, a, b = (values.requires_grad_() for values in (random(2, 4, 5), random(3, 5), random(6, 3)))
-    weight, bias = random(6, 5), random(6)
-    assert torch.autograd.gradcheck(lambda x, a, b: _LoraProduct.apply(x, weight, bias, a, b, 0.7), (x, a, b))
+    ready = Ready(nn.Linear(5, 6).double().requires_grad_(False), a, b, 0.7)
+    assert torch.autograd.gradcheck(lambda x, a, b: _LoraProduct.apply(x, a, b, ready), (x, a, b))
 
 
 def test_under_autocast_it_computes_in_half_precision() -> None:
@@ -122,7 +122,7 @@ def test_a_step_at_sdxls_real_size_is_few_operations_and_little_memory() -> None
         added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)}
         t = torch.empty(1)
     layers = [module for module in unet.modules() if isinstance(module, FusedLoraLinear)]
-    own = [*unet.parameters(), *(copy for module in layers for copy in module.ready[2:4])]
+    own = [*unet.parameters(), *(copy for module in layers for copy in (module.ready.a, *module.ready.sinks))]
     with FlashAttention(), saved_bytes(own) as saved, CountedOperations() as done:
         answer = unet(
             noisy.bfloat16(),
@@ -136,7 +136,7 @@ def test_a_step_at_sdxls_real_size_is_few_operations_and_little_memory() -> None
     assert saved() <= 6.3 * 2**30
     assert noisy.grad is None
     with CountedOperations() as after:
-        weights.collect(add=False)
+        weights.collect()
         torch.nn.utils.clip_grad_norm_(weights.flat, 1.0)
         weights.publish()
     assert after.total <= 20
@@ -191,7 +191,9 @@ def test_weights_in_one_piece_learn_as_each_by_itself(parts: Any, name: Optimize
             for leaf in leaves:
                 leaf.grad = torch.randn(leaf.shape, generator=source)
             if weights:
-                weights.collect(add=False)
+                weights.zero_gradients()
+                give(adapters)
+                weights.collect()
             optimizer.step()
         ends.append(adapters.state())
     for weight, other in zip(ends[0].values(), ends[1].values(), strict=True):
@@ -208,18 +210,49 @@ def test_each_optimizer_gets_what_it_can_work_with() -> None:
     assert layout_of(relative) is Layout.EACH
 
 
-def test_gradients_are_replaced_or_added(parts: Any) -> None:
-    recipe = Recipe.parse(NETWORK)
-    adapters = add_adapters(deepcopy(parts.unet), [], recipe)
+def give(adapters: Adapters) -> None:
+    """Add the gradients that lie at the weights to where the fused layers have theirs."""
+    for _, _, layer in adapters.layers:
+        for weight, sink in zip(
+            (layer.lora_A["default"].weight, layer.lora_B["default"].weight), layer.ready.sinks, strict=True
+        ):
+            sink += weight.grad
+            weight.grad = None
+
+
+@pytest.mark.parametrize("network", ["LoRA", "DoRA"])
+def test_gradients_of_several_passes_are_those_of_pefts_layers(parts: Any, network: str) -> None:
+    """Two batches one after the other, of which one alone counts after the gradients were forgotten."""
+
+    def backward(unet: UNet2DConditionModel, seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        noisy, text = (torch.randn(shape, generator=source) for shape in ((1, 4, 8, 8), (1, 7, 40)))
+        added = {"text_embeds": torch.randn(1, 24, generator=source), "time_ids": torch.ones(1, 6)}
+        unet(noisy, 5, text, added_cond_kwargs=added).sample.sin().sum().backward()
+
+    recipe = Recipe.parse(NETWORK | {"network_type": network})
+    plain, ours = deepcopy(parts.unet), deepcopy(parts.unet)
+    theirs, adapters = (add_adapters(unet, [], recipe) for unet in (plain, ours))
+    for adapter in (theirs, adapters):
+        with torch.no_grad():
+            for number, weight in enumerate(adapter.parameters("unet")):
+                weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 10
     weights = TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.float32)
-    leaves = adapters.parameters("unet")
-    for add, expected in ((False, 1.0), (True, 2.0), (False, 1.0)):
-        for leaf in leaves[1:]:
-            leaf.grad = torch.ones_like(leaf)
-        weights.collect(add=add)
-        [gradients] = weights.gradients
-        assert float(gradients.sum()) == expected * sum(leaf.numel() for leaf in leaves[1:])
-        assert all(leaf.grad is None for leaf in leaves)
+    for seeds in ([1, 2], [3]):
+        weights.zero_gradients()
+        for weight in theirs.parameters("unet"):
+            weight.grad = None
+        for seed in seeds:
+            backward(plain, seed)
+            backward(ours, seed)
+            weights.collect()
+        expected = {name: weight.grad for name, weight in zip(theirs.state(), theirs.parameters("unet"), strict=True)}
+        assert not any(weight.grad is not None for weight in adapters.parameters("unet"))
+        [flat], [gradient] = weights.flat, weights.gradients
+        for name, weight in zip(adapters.state(), adapters.parameters("unet"), strict=True):
+            start = (weight.data_ptr() - flat.data_ptr()) // 4
+            found = gradient[start : start + weight.numel()].view_as(weight)
+            torch.testing.assert_close(found, expected[name], atol=1e-4, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +279,7 @@ def test_in_half_precision_small_steps_are_not_lost(run: Run) -> None:
     moved = [(weight - before[name]).abs().max() for name, weight in run.adapters.state().items() if name[-1] == "A"]
     assert all(0 < float(change) < 1e-4 for change in moved)
     for module in layers:
-        for copy, weight in zip(module.ready[2:4], (module.lora_A, module.lora_B), strict=True):
+        for copy, weight in zip((module.ready.a, module.ready.b), (module.lora_A, module.lora_B), strict=True):
             assert torch.equal(copy, weight["default"].weight.bfloat16())
 
 
