@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.health import Health
-from lora_studio.training.loss import batch_losses, step_timesteps
+from lora_studio.training.inputs import StepInputs, prepare_step, step_timesteps
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
 from lora_studio.training.optimizers import current_rates, load_optimizer
 from lora_studio.training.parallel import Team
+from lora_studio.training.prefetch import Prefetch
 from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.text import encode_text
@@ -71,6 +73,7 @@ class Run:
     averages: Averages
     timestep_losses: TimestepLosses
     team: Team = field(default_factory=Team)
+    prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -134,8 +137,8 @@ class Run:
         if self.texts is None:
             encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
             return Text(*encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length))
-        hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
-        return Text(torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device))
+        hidden, pooled = self.texts.load(captions, self.dtype)
+        return Text(hidden.to(self.device), pooled.to(self.device))
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of a step (counted from 0)."""
@@ -198,6 +201,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             with suppress(DiskFullError, InputError, NonFiniteLossError, OSError):
                 save(run)
         raise
+    finally:
+        run.prefetch.close()
 
 
 def train_step(run: Run) -> float | None:
@@ -206,22 +211,16 @@ def train_step(run: Run) -> float | None:
     Each sample counts the same, in a short batch or group too. A step with a loss or gradient that is not finite leaves
     the weights alone; with fp16 an infinite gradient first only lowers the loss scale, as is usual.
     """
-    batches = run.batches(run.step)
-    samples = sum(map(len, batches))
-    figures = torch.zeros(1 + samples, device=run.device)  # the mean loss, then each sample's
-    first = 0
     with run.team.together():
-        for batch in batches:
-            place, share = run.team.share(batch)
-            if share:
-                begin = first + place
-                with run.dropout(begin):
-                    losses = batch_losses(run, list(share), begin)
-                part = losses.sum() / samples
-                run.scaler.scale(part).backward()
-                figures[0] += part.detach()
-                figures[1 + begin : 1 + begin + len(share)] = losses.detach()
-            first += len(batch)
+        inputs = run.prefetch.take(run.step, run.counts.total_steps, partial(prepare_step, run))
+        figures = torch.zeros(1 + inputs.samples, device=run.device)  # the mean loss, then each sample's
+        for begin, batch in inputs.batches:
+            with run.dropout(begin):
+                losses = batch_losses(run, batch.to(run.device))
+            part = losses.sum() / inputs.samples
+            run.scaler.scale(part).backward()
+            figures[0] += part.detach()
+            figures[1 + begin : 1 + begin + len(losses)] = losses.detach()
     run.team.add_up(run.parameters, figures)
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.parameters, run.job.recipe.max_grad_norm or math.inf)
@@ -235,7 +234,7 @@ def train_step(run: Run) -> float | None:
         run.scaler.update()
         run.averages.update()
         run.updating = False
-        run.timestep_losses.add(step_timesteps(run, 0, samples), each_loss)
+        run.timestep_losses.add(step_timesteps(run, run.step, 0, inputs.samples), each_loss)
     elif run.scaler.is_enabled():
         run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
