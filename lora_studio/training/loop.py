@@ -29,11 +29,13 @@ from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.health import Health
+from lora_studio.training.inputs import StepInputs
 from lora_studio.training.journal import Journal
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
 from lora_studio.training.optimizers import load_optimizer
 from lora_studio.training.parallel import Team
+from lora_studio.training.prefetch import Prefetch
 from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.step import train_step
@@ -71,6 +73,7 @@ class Run:
     averages: Averages
     timestep_losses: TimestepLosses
     team: Team = field(default_factory=Team)
+    prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -136,8 +139,8 @@ class Run:
         if self.texts is None:
             encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
             return Text(*encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length))
-        hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
-        return Text(torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device))
+        hidden, pooled = self.texts.load(captions, self.dtype)
+        return Text(hidden.to(self.device), pooled.to(self.device))
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of a step (counted from 0)."""
@@ -185,6 +188,8 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 with suppress(StudioError, OSError, RuntimeError):
                     rescue()
         raise
+    finally:
+        run.prefetch.close()
 
 
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:

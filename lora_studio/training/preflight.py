@@ -40,8 +40,8 @@ from lora_studio.training.text import CHUNK
 from lora_studio.training.trial import try_adapters
 from lora_studio.training.views import views_of
 
-LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
-TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
+LATENT_BYTES = 2 * 4 * 2 / 64  # a pixel: mean and log-variance of 4 channels in 16 bits, at an eighth of each side
+TEXT_BYTES = 77 * 2048 * 2 + 1280 * 2  # a caption, in 16 bits
 STATE_BYTES = 2 * (4 + 16 + 4)  # a weight: two states with it in fp32, the four values that Prodigy keeps, and an EMA
 SPARE = 2**28  # bytes that stay free
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lora_studio.training.loss import batch_losses, step_timesteps
+from lora_studio.training.inputs import StepInputs, prepare_step, step_timesteps
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.optimizers import current_rates
 
 if TYPE_CHECKING:
@@ -50,9 +52,14 @@ def train_step(run: Run) -> Step:
     Each sample counts the same, in a short batch or group too. A step with a loss or gradient that is not finite leaves
     the weights alone; with fp16 an infinite gradient first only lowers the loss scale, as is usual.
     """
-    batches = run.batches(run.step)
-    samples = sum(map(len, batches))
-    step = Step(current_rates(run.optimizer), step_timesteps(run, 0, samples), _backward(run, samples))
+    with run.team.together():
+        inputs = run.prefetch.take(run.step, run.counts.total_steps, partial(prepare_step, run))
+        figures = _backward(run, inputs)
+    run.team.add_up([figures, *run.weights.gradients])
+    run.scaler.unscale_(run.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(run.weights.flat, run.job.recipe.max_grad_norm or math.inf)
+    measured = torch.cat([norm.to(run.device).view(1), figures])
+    step = Step(current_rates(run.optimizer), step_timesteps(run, run.step, 0, inputs.samples), measured)
     update = _update_on_device if run.decides_on_device else _update_when_finite
     update(run, step)
     with warnings.catch_warnings():
@@ -62,28 +69,19 @@ def train_step(run: Run) -> Step:
     return step
 
 
-def _backward(run: Run, samples: int) -> Tensor:
-    """Gather the gradients of the step's batches, clipped, and return what was measured; see `Step`."""
-    figures = torch.zeros(1 + samples, device=run.device)  # the mean loss, then each sample's
-    first = 0
+def _backward(run: Run, inputs: StepInputs) -> Tensor:
+    """Gather the gradients of this process's batches; returns their part of the mean loss, then of each sample's."""
+    figures = torch.zeros(1 + inputs.samples, device=run.device)
     run.weights.zero_gradients()
-    with run.team.together():
-        for batch in run.batches(run.step):
-            place, share = run.team.share(batch)
-            if share:
-                begin = first + place
-                with run.dropout(begin):
-                    losses = batch_losses(run, list(share), begin)
-                part = losses.sum() / samples
-                run.scaler.scale(part).backward()
-                run.weights.collect()
-                figures[0] += part.detach()
-                figures[1 + begin : 1 + begin + len(share)] = losses.detach()
-            first += len(batch)
-    run.team.add_up([figures, *run.weights.gradients])
-    run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.weights.flat, run.job.recipe.max_grad_norm or math.inf)
-    return torch.cat([norm.to(run.device).view(1), figures])
+    for begin, batch in inputs.batches:
+        with run.dropout(begin):
+            losses = batch_losses(run, batch.to(run.device))
+        part = losses.sum() / inputs.samples
+        run.scaler.scale(part).backward()
+        run.weights.collect()
+        figures[0] += part.detach()
+        figures[1 + begin : 1 + begin + len(losses)] = losses.detach()
+    return figures
 
 
 def _update_when_finite(run: Run, step: Step) -> None:
