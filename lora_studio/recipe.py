@@ -460,7 +460,12 @@ class Recipe(Settings):
         max_length=16,
     )
     sample_every_n_epochs: int = setting(
-        1, label="Sample every", group=Group.SAMPLES, unit="epochs", why="0 draws no samples.", ge=0
+        1,
+        label="Sample every",
+        group=Group.SAMPLES,
+        unit="epochs",
+        why="The last epoch is drawn in any case; 0 draws no samples.",
+        ge=0,
     )
     sample_every_n_steps: int = setting(
         0,

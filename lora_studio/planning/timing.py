@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from statistics import median
 from typing import Any
 
@@ -123,7 +123,7 @@ def run_seconds(
     step = step_seconds(recipe, base, vram_gib, measured)
     sample = _sample_seconds(recipe, base, step)
     every = recipe.sample_every_n_epochs
-    samples = len(recipe.sample_prompts) * (count.epochs // every) if every else 0
+    samples = len(recipe.sample_prompts) * ceil(count.epochs / every) if every else 0
     small = architecture_of(base) is EMBEDDED
     start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_START, _ENCODING)
     return Span(

@@ -210,10 +210,11 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
-    saves = epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs
-    if saves or _falls_on(recipe.save_every_n_steps, run.step):
+    last = epoch == run.counts.epochs
+    if last or _falls_on(recipe.save_every_n_epochs, epoch) or _falls_on(recipe.save_every_n_steps, run.step):
         _checkpoint(run, epoch, report=report)
-    if _falls_on(recipe.sample_every_n_epochs, epoch) or _falls_on(recipe.sample_every_n_steps, run.step):
+    draws = _falls_on(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
+    if draws or _falls_on(recipe.sample_every_n_steps, run.step):
         draw(run, epoch, report=report, should_stop=should_stop)
     with run.averages.given_out():
         validate(run, epoch, report=report, should_stop=should_stop)
