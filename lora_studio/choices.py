@@ -67,6 +67,14 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class BasePrecision(StrEnum):
+    """How the frozen weights of the UNet's transformer blocks are held; `full` is in the run's own precision."""
+
+    FULL = "full"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
 class PredictionType(StrEnum):
     """What the UNet predicts; `auto` takes it from the base model."""
 

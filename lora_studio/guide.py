@@ -265,6 +265,22 @@ MEMORY_SAVINGS = (
         "Frozen text encoders are encoded once and leave the GPU, which frees about 1.9 GiB.",
         guide=False,
     ),
+    Saving(
+        "base_int8",
+        "base_precision",
+        "int8",
+        "Set the base weights to int8",
+        "The frozen UNet shrinks by 2 GiB with hardly a difference; a step takes longer.",
+        guide=False,
+    ),
+    Saving(
+        "base_nf4",
+        "base_precision",
+        "nf4",
+        "Set the base weights to nf4",
+        "The frozen UNet shrinks by another GiB, with a small difference.",
+        guide=False,
+    ),
     Saving("resolution_768", "resolution", 768, "Lower the resolution to 768", "The last resort; 768 works for most."),
     Saving("resolution_512", "resolution", 512, "Lower the resolution to 512", "For tests, or where memory is short."),
 )

@@ -38,10 +38,15 @@ def make_pipeline(
     prediction_type: str = "epsilon",
     layers: int = 2,
     channels: tuple[int, int, int] = (16, 32, 32),
+    depths: tuple[int, int, int] = (1, 1, 2),
+    widths: tuple[int, int] = WIDTHS,
+    text_layers: tuple[int, int] = (3, 3),
+    vae_channels: tuple[int, int, int, int] = (8, 8, 16, 16),
 ) -> StableDiffusionXLPipeline:
     """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files.
 
-    `layers` are those of each block of the UNet, `channels` those of its levels.
+    `layers` are those of each block of the UNet, `channels` those of its levels, `depths` counts the transformer blocks
+    of each attention there. `widths` and `text_layers` are the text encoders', `vae_channels` the VAE's.
     """
     torch.manual_seed(seed)
     tokenizers = []
@@ -49,12 +54,12 @@ def make_pipeline(
         write_tokenizer(folder / name, pad)
         tokenizers.append(CLIPTokenizer.from_pretrained(folder / name))
 
-    def text_config(width: int) -> CLIPTextConfig:
+    def text_config(width: int, layers: int) -> CLIPTextConfig:
         return CLIPTextConfig(
             vocab_size=len(tokenizers[0]),
             hidden_size=width,
             intermediate_size=2 * width,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             projection_dim=width,
             bos_token_id=tokenizers[0].bos_token_id,
@@ -68,18 +73,18 @@ def make_pipeline(
         norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=[1, 1, 2],
+        transformer_layers_per_block=list(depths),
         attention_head_dim=[1, 2, 2],
-        cross_attention_dim=sum(WIDTHS),
+        cross_attention_dim=sum(widths),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=WIDTHS[1] + 6 * 8,
+        projection_class_embeddings_input_dim=widths[1] + 6 * 8,
     )
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
-        block_out_channels=[8, 8, 16, 16],
+        block_out_channels=list(vae_channels),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,
@@ -96,8 +101,8 @@ def make_pipeline(
     )
     return StableDiffusionXLPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text_config(WIDTHS[0])),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(WIDTHS[1])),
+        text_encoder=CLIPTextModel(text_config(widths[0], text_layers[0])),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(widths[1], text_layers[1])),
         tokenizer=tokenizers[0],
         tokenizer_2=tokenizers[1],
         unet=unet,

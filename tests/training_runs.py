@@ -14,8 +14,11 @@ from lora_studio.config import TrainJob
 from lora_studio.project import Home
 from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
+from lora_studio.training.batches import Batch
 from lora_studio.training.checkpoints import load_state
+from lora_studio.training.inputs import prepare as prepare_batch
 from lora_studio.training.loop import Run
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.notices import Phases
 from lora_studio.training.preflight import preflight
 from lora_studio.training.train import TrainResult, prepare, train
@@ -73,6 +76,11 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
     job_folder = JobFolder(folder)
     ready = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
     return prepare(job, job_folder, ready, home=home, report=_silent, phases=Phases(_silent), should_stop=lambda: False)
+
+
+def losses_of(run: Run, batch: Batch, first: int = 0) -> torch.Tensor:
+    """The losses [B] of a batch in the run's next step, its first sample having this number."""
+    return batch_losses(run, prepare_batch(run, run.step, batch, first).to(run.device))
 
 
 def train_into(

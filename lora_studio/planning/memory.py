@@ -12,10 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
-from lora_studio.choices import NetworkType, Optimizer, Precision
+from lora_studio.choices import BasePrecision, NetworkType, Optimizer, Precision
 from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
 from lora_studio.planning.network import (
     Layer,
+    Part,
     count_weights,
     size_of,
     text_encoder_layers,
@@ -43,6 +44,9 @@ STATE_BYTES = {
     Optimizer.SCHEDULE_FREE: 8.0,
     Optimizer.PRODIGY_PLUS: 4.0 + 4.0 / 11,
 }
+# Bytes of a packed weight with its share of the fp32 scale of its block, of 128 weights in int8 and 64 in nf4.
+PACKED_BYTES = {BasePrecision.INT8: 1 + 4 / 128, BasePrecision.NF4: 1 / 2 + 4 / 64}
+PACKED_PARTS = (Part.ATTENTION, Part.FEED_FORWARD)  # what is packed: the UNet's transformer blocks
 # Second moments that are kept as a row and a column instead of the matrix (Shazeer and Stern 2018).
 FACTORED = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1}
 
@@ -119,7 +123,7 @@ def memory_parts(recipe: Recipe, base: BaseModel | None = None) -> dict[str, flo
     area = (recipe.resolution / shape.resolution) ** 2
     kept = shape.checkpointed if recipe.gradient_checkpointing else shape.activations
     parts = {
-        "UNet": shape.unet_weights * width / GIB,
+        "UNet": _unet_bytes(recipe, shape, width) / GIB,
         "LoRA and gradients": weights * 8 / GIB,
         "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
         "Activations": kept * area * recipe.batch_size * width / 2,
@@ -167,6 +171,9 @@ def saves(recipe: Recipe, saving: Saving) -> bool:
     match saving.setting:
         case "gradient_checkpointing":
             return not recipe.gradient_checkpointing
+        case "base_precision":
+            smaller = list(BasePrecision)
+            return smaller.index(recipe.base_precision) < smaller.index(BasePrecision(saving.value))
         case "optimizer":
             return STATE_BYTES[recipe.optimizer] > STATE_BYTES[Optimizer(saving.value)]
         case "text_encoder_lr":
@@ -203,6 +210,16 @@ def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> R
         if fits(candidate, base, vram_gib):
             return candidate
     return recipe.model_copy(update={"batch_size": 1})
+
+
+def _unet_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
+    """What the frozen UNet takes, where each weight that is not packed has `width` bytes."""
+    whole: float = shape.unet_weights * width
+    if recipe.base_precision is BasePrecision.FULL:
+        return whole
+    layers = (item for item in shape.layers.items() if item[0].model == "unet" and item[0].part in PACKED_PARTS)
+    packed = sum(layer.weights * count for layer, count in layers)
+    return whole - packed * (width - PACKED_BYTES[recipe.base_precision])
 
 
 def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:

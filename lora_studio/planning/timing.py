@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from statistics import median
 from typing import Any
 
+from lora_studio.choices import BasePrecision
 from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.guide import BaseModel, find_base
@@ -27,6 +28,7 @@ _SPEEDS = ((40, 15.0, 40.0), (22, 9.0, 25.0), (15, 2.5, 14.0), (11, 3.0, 10.0), 
 _UNKNOWN = (2.5, 25.0)
 _CPU = (0.02, 0.08)  # one to four cores, the embedded base
 _OVERHEAD = (0.15, 0.4)  # seconds a step on any GPU: kernels are launched one by one
+_EXPANDING = (1.05, 1.5)  # times as long, where packed weights are expanded twice a step
 _ENCODING = (0.1, 0.5)  # seconds to encode an image to latents, once
 WARM_UP = 5  # steps
 PACE = (
@@ -34,6 +36,7 @@ PACE = (
     "batch_size",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
+    "base_precision",
     "mixed_precision",
     "optimizer",
     "network_dim",
@@ -70,10 +73,12 @@ def step_seconds(
         work *= 1.05
     work *= recipe.batch_size * recipe.gradient_accumulation_steps
     low, high = _speed(base, vram_gib)
+    packed = recipe.base_precision is not BasePrecision.FULL
+    fastest, slowest = _EXPANDING if packed else (1.0, 1.0)
     overhead = (0.0, 0.0) if shape is EMBEDDED else _OVERHEAD
     return Span(
-        max(work / high, overhead[0] * recipe.gradient_accumulation_steps),
-        work / low + overhead[1] * recipe.gradient_accumulation_steps,
+        fastest * max(work / high, overhead[0] * recipe.gradient_accumulation_steps),
+        slowest * (work / low + overhead[1] * recipe.gradient_accumulation_steps),
     )
 
 
@@ -118,7 +123,7 @@ def run_seconds(
     step = step_seconds(recipe, base, vram_gib, measured)
     sample = _sample_seconds(recipe, base, step)
     every = recipe.sample_every_n_epochs
-    samples = len(recipe.sample_prompts) * (count.epochs // every) if every else 0
+    samples = len(recipe.sample_prompts) * ceil(count.epochs / every) if every else 0
     small = architecture_of(base) is EMBEDDED
     start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_START, _ENCODING)
     return Span(

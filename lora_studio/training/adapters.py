@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lora_studio.choices import NetworkType
 from lora_studio.planning.network import Size, size_of
 from lora_studio.recipe import Recipe
+from lora_studio.training.fused import FusedLoraLinear
 from lora_studio.training.layers import find_layers
 
 NAME = "default"
@@ -162,6 +163,7 @@ def inject(
             )
         case _:
             config = LoraConfig(lora_alpha=alpha, lora_dropout=dropout, use_dora=kind is NetworkType.DORA, **common)
+            config._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(config, model, adapter_name=adapter)
 
 

@@ -5,7 +5,7 @@ Training goes on from the weights as they were, to the last bit: they are put as
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +19,19 @@ class Averages:
 
     With `decay` above 0 the average moves by 1 - d of the difference at each step, with d = (1 + n) / (10 + n) after n
     steps until it reaches `decay`, so that the first weights are soon forgotten (Polyak and Juditsky 1992; the ramp is
-    TensorFlow's).
+    TensorFlow's). `publish` is called when the averaged weights have taken the place of the others, and when they go.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, weights: Sequence[nn.Parameter], decay: float) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Sequence[nn.Parameter],
+        decay: float,
+        publish: Callable[[], None] = lambda: None,
+    ) -> None:
         self._optimizer = optimizer
         self._weights = weights
+        self._publish = publish
         self._ema = EMAModel(weights, decay=decay, foreach=True) if decay else None
 
     def update(self) -> None:
@@ -48,6 +55,7 @@ class Averages:
                 self._ema.copy_to(self._weights)
             else:
                 self._optimizer.eval()  # type: ignore[attr-defined]
+            self._publish()
             yield
         finally:
             if self._ema is None:
@@ -55,6 +63,7 @@ class Averages:
             with torch.no_grad():
                 for weight, kept in zip(self._weights, aside, strict=True):
                     weight.copy_(kept)
+            self._publish()
 
     def state(self) -> dict[str, Any] | None:
         """What is needed to go on; None where there is no EMA."""

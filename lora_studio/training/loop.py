@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import glob
-import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -13,14 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_studio.choices import SaveFormat
 from lora_studio.config import TrainJob
-from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
+from lora_studio.errors import InputError, NonFiniteLossError, StudioError
 from lora_studio.planning.steps import StepCount
 from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import Adapters
@@ -32,16 +29,20 @@ from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
 from lora_studio.training.health import Health
-from lora_studio.training.loss import batch_losses, step_timesteps
+from lora_studio.training.inputs import StepInputs
+from lora_studio.training.journal import Journal
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
-from lora_studio.training.optimizers import current_rates, load_optimizer
+from lora_studio.training.optimizers import load_optimizer
 from lora_studio.training.parallel import Team
+from lora_studio.training.prefetch import Prefetch
 from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
+from lora_studio.training.step import train_step
 from lora_studio.training.text import encode_text
 from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.validation import validate
+from lora_studio.training.weights import TrainedWeights
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
 STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
@@ -59,6 +60,7 @@ class Run:
     counts: StepCount
     base: Base
     adapters: Adapters
+    weights: TrainedWeights
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
     scaler: torch.amp.GradScaler
@@ -71,6 +73,7 @@ class Run:
     averages: Averages
     timestep_losses: TimestepLosses
     team: Team = field(default_factory=Team)
+    prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -89,16 +92,17 @@ class Run:
         """The epoch of the last step, counted from 1."""
         return max(1, -(-self.step // self.counts.steps_per_epoch))
 
+    @cached_property
+    def decides_on_device(self) -> bool:
+        """Whether a GPU leaves out a bad step by itself: fused AdamW does, while nothing is averaged or rescaled."""
+        fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults["fused"])
+        return fused and self.device.type == "cuda" and not (self.job.recipe.ema_decay or self.scaler.is_enabled())
+
     @property
     def epochs_due(self) -> int:
         """How many epochs ought to be finished by now; the last one may be cut short by max_train_steps."""
         at_end = self.step >= self.counts.total_steps
         return self.counts.epochs if at_end else self.step // self.counts.steps_per_epoch
-
-    @cached_property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """All trained weights."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @cached_property
     def loss_weights(self) -> Tensor:
@@ -118,8 +122,9 @@ class Run:
         return huber_thresholds(self.base.noise_scheduler, recipe.huber_schedule, recipe.huber_c)
 
     def autocast(self) -> AbstractContextManager:
-        """Half precision for what can take it; a no-op in fp32."""
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        """Half precision for what can take it; a no-op where all weights have it, or none."""
+        whole = self.dtype == torch.float32 or self.weights.half_only
+        return nullcontext() if whole else torch.autocast(self.device.type, self.dtype)
 
     def dropout(self, first: int) -> AbstractContextManager:
         """The random numbers of dropout for a batch that begins with sample `first` of the step; a no-op without."""
@@ -134,8 +139,8 @@ class Run:
         if self.texts is None:
             encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
             return Text(*encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length))
-        hidden, pooled = zip(*map(self.texts.load, captions), strict=True)
-        return Text(torch.stack(hidden).to(self.device), torch.stack(pooled).to(self.device))
+        hidden, pooled = self.texts.load(captions, self.dtype)
+        return Text(hidden.to(self.device), pooled.to(self.device))
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of a step (counted from 0)."""
@@ -152,98 +157,39 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     NonFiniteLossError after NAN_LIMIT steps without a finite loss, which left the weights as they were before. Of
     several processes, what ends one ends all.
     """
-    begin, first = time.monotonic(), run.step
-    total = run.counts.total_steps
+    journal = Journal(run, report, _count_bad)
     try:
         if run.step == 0 and not run.held_out and run.team.leads:
             validate(run, 0, report=report, should_stop=should_stop)
         while True:
             if run.epochs_finished < run.epochs_due:
+                journal.tell()
                 end_epoch(run, report=report, should_stop=should_stop)
-            if run.step >= total:
+            if run.step >= run.counts.total_steps:
                 return False
             if run.team.decide(should_stop()):
+                journal.tell()
                 save(run)
                 return True
-            tick = time.monotonic()
-            rates = current_rates(run.optimizer)
-            loss = train_step(run)
+            journal.start_clock()
+            step = train_step(run)
             run.step += 1
-            now = time.monotonic()
-            left = (now - begin) / (run.step - first) * (total - run.step)
-            position = {"step": run.step, "total": total, "epoch": run.epoch, "seconds_left": round(left, 1)}
-            if loss is None:
-                report("nan", **position)
-                _count_nan(run)
-                continue
-            run.nan_streak = 0
-            run.last_loss = loss
-            run.epoch_losses.append(loss)
-            event = {
-                **position,
-                "loss": loss,
-                "lr": rates.get("unet", 0.0),
-                "text_encoder_lr": rates.get("text_encoder", 0.0),
-                "seconds": round(now - tick, 4),
-                "memory_gib": memory_gib(run.device),
-            }
-            report("step", **event)
-            run.health.watch(event)
-            if run.epochs_finished == run.epochs_due:
+            journal.add(step)
+            saves = time.monotonic() - run.saved_at > STATE_SECONDS
+            if journal.due or saves or _within_epoch_due(run):
+                journal.tell()
+            if _within_epoch_due(run):
                 _within_epoch(run, report=report, should_stop=should_stop)
-            if now - run.saved_at > STATE_SECONDS:
+            if saves:
                 save(run)
     except Exception:
         if not run.updating:
-            with suppress(DiskFullError, InputError, NonFiniteLossError, OSError):
-                save(run)
+            for rescue in (journal.tell, lambda: save(run)):
+                with suppress(StudioError, OSError, RuntimeError):
+                    rescue()
         raise
-
-
-def train_step(run: Run) -> float | None:
-    """One optimizer step over its batches; returns the mean loss of its samples, None if the step was skipped.
-
-    Each sample counts the same, in a short batch or group too. A step with a loss or gradient that is not finite leaves
-    the weights alone; with fp16 an infinite gradient first only lowers the loss scale, as is usual.
-    """
-    batches = run.batches(run.step)
-    samples = sum(map(len, batches))
-    figures = torch.zeros(1 + samples, device=run.device)  # the mean loss, then each sample's
-    first = 0
-    with run.team.together():
-        for batch in batches:
-            place, share = run.team.share(batch)
-            if share:
-                begin = first + place
-                with run.dropout(begin):
-                    losses = batch_losses(run, list(share), begin)
-                part = losses.sum() / samples
-                run.scaler.scale(part).backward()
-                figures[0] += part.detach()
-                figures[1 + begin : 1 + begin + len(share)] = losses.detach()
-            first += len(batch)
-    run.team.add_up(run.parameters, figures)
-    run.scaler.unscale_(run.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(run.parameters, run.job.recipe.max_grad_norm or math.inf)
-    measured = torch.cat([norm.to(run.device).view(1), figures])
-    gradient, loss, *each_loss = measured.tolist()  # the only wait for the device in a step
-    rescaling = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
-    good = math.isfinite(loss) and (math.isfinite(gradient) or rescaling)
-    if good:
-        run.updating = True
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.averages.update()
-        run.updating = False
-        run.timestep_losses.add(step_timesteps(run, 0, samples), each_loss)
-    elif run.scaler.is_enabled():
-        run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    with warnings.catch_warnings():
-        # torch suspects a mistake where the first step of all was left out
-        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-        run.lr_scheduler.step()
-    return loss if good else None
+    finally:
+        run.prefetch.close()
 
 
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -264,10 +210,11 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
-    saves = epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs
-    if saves or _falls_on(recipe.save_every_n_steps, run.step):
+    last = epoch == run.counts.epochs
+    if last or _falls_on(recipe.save_every_n_epochs, epoch) or _falls_on(recipe.save_every_n_steps, run.step):
         _checkpoint(run, epoch, report=report)
-    if _falls_on(recipe.sample_every_n_epochs, epoch) or _falls_on(recipe.sample_every_n_steps, run.step):
+    draws = _falls_on(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
+    if draws or _falls_on(recipe.sample_every_n_steps, run.step):
         draw(run, epoch, report=report, should_stop=should_stop)
     with run.averages.given_out():
         validate(run, epoch, report=report, should_stop=should_stop)
@@ -275,16 +222,21 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
         report("hint", **hint)
 
 
+def _within_epoch_due(run: Run) -> bool:
+    """Whether a file or samples are due after a step that ends no epoch."""
+    recipe = run.job.recipe
+    ended = run.epochs_finished < run.epochs_due
+    due = any(_falls_on(every, run.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
+    return due and not ended and run.team.leads
+
+
 def _within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """What is due after a step that ends no epoch."""
     recipe = run.job.recipe
-    saves, draws = _falls_on(recipe.save_every_n_steps, run.step), _falls_on(recipe.sample_every_n_steps, run.step)
-    if not run.team.leads or not (saves or draws):
-        return
     run.told = JobFolder(run.folder).sync_events()
-    if saves:
+    if _falls_on(recipe.save_every_n_steps, run.step):
         _checkpoint(run, None, report=report)
-    if draws:
+    if _falls_on(recipe.sample_every_n_steps, run.step):
         draw(run, None, report=report, should_stop=should_stop)
     run.told = None
 
@@ -406,6 +358,7 @@ def restore(run: Run, state: State) -> None:
         run.lr_scheduler.load_state_dict(state.optimizer["lr_scheduler"])
         run.scaler.load_state_dict(state.optimizer["scaler"])
         run.averages.load_state(state.optimizer.get("average"))
+        run.weights.publish()
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The saved state does not fit the recipe: {error}.",
@@ -423,13 +376,8 @@ def restore(run: Run, state: State) -> None:
     run.saved = state.step, state.epochs_finished
 
 
-def memory_gib(device: torch.device) -> float:
-    """The most memory that training took on a GPU so far, else this process's; in GiB."""
-    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-    return round(used / 2**30, 2)
-
-
-def _count_nan(run: Run) -> None:
+def _count_bad(run: Run) -> None:
+    """One more step without a finite loss. Raises NonFiniteLossError if they were too many."""
     run.nan_streak += 1
     if run.nan_streak >= NAN_LIMIT and run.last_loss is None:
         raise NonFiniteLossError(

@@ -88,6 +88,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_gradient_accumulation_steps": recipe.gradient_accumulation_steps,
         "ss_gradient_checkpointing": recipe.gradient_checkpointing,
         "ss_mixed_precision": "no" if precision == "fp32" else precision,
+        "ss_base_precision": recipe.base_precision.value,
         "ss_seed": recipe.seed,
         "ss_noise_offset": recipe.noise_offset or None,
         "ss_multires_noise_iterations": recipe.multires_noise_iterations or None,

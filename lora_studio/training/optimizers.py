@@ -20,6 +20,8 @@ from lora_studio.choices import Optimizer, Scheduler
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import Adapters
+from lora_studio.training.text import unread_layers
+from lora_studio.training.weights import Layout
 
 # bitsandbytes keeps the moments of smaller tensors in 32 bits.
 TRIAL_SHAPE = (64, 64)
@@ -36,11 +38,16 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Method:
-    """An optimizer: where its class is (module.Class), the arguments that it gets for a LoRA, and why these."""
+    """An optimizer: where its class is (module.Class), the arguments that it gets for a LoRA, and why these.
+
+    `layout` is how it takes the weights; one that takes stacks calls `rms` for the root mean square of a matrix.
+    """
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
+    layout: Layout = Layout.FLAT
+    rms: str = ""
 
 
 METHODS: Mapping[Optimizer, Method] = MappingProxyType(
@@ -49,6 +56,8 @@ METHODS: Mapping[Optimizer, Method] = MappingProxyType(
             "transformers.optimization.Adafactor",
             {"relative_step": False, "scale_parameter": False, "warmup_init": False},
             "Shazeer and Stern 2018 (arXiv:1804.04235). Its own relative step would discard the recipe's rates.",
+            layout=Layout.STACKS,
+            rms="_rms",
         ),
         Optimizer.ADAMW: Method(
             "torch.optim.adamw.AdamW",
@@ -76,6 +85,8 @@ METHODS: Mapping[Optimizer, Method] = MappingProxyType(
             "pytorch_optimizer.optimizer.came.CAME",
             {"betas": (0.9, 0.999, 0.9999)},
             "Luo et al. 2023 (arXiv:2307.02047), with the paper's betas.",
+            layout=Layout.STACKS,
+            rms="get_rms",
         ),
         Optimizer.SCHEDULE_FREE: Method(
             "pytorch_optimizer.optimizer.schedulefree.ScheduleFreeAdamW",
@@ -86,28 +97,53 @@ METHODS: Mapping[Optimizer, Method] = MappingProxyType(
             "prodigyplus.prodigy_plus_schedulefree.ProdigyPlusScheduleFree",
             {"split_groups": True},
             "Prodigy and schedule-free together; UNet and text encoders find a rate each.",
+            layout=Layout.EACH,
         ),
     }
 )
 
 
 def parameter_groups(adapters: Adapters, recipe: Recipe) -> list[dict[str, Any]]:
-    """One group a learning rate: the UNet's and the text encoders', named, in this order; absent where not trained."""
+    """One group a learning rate: the UNet's and the text encoders', named, in this order; absent where not trained.
+
+    Weights in layers of the first text encoder whose output nobody reads are in none: they stay as they are.
+    """
     wanted = (("unet", ("unet",), recipe.unet_lr), ("text_encoder", ("te1", "te2"), recipe.text_encoder_lr))
-    groups = [{"name": name, "params": adapters.parameters(*models), "lr": rate} for name, models, rate in wanted]
+    unread = unread_layers(adapters.models["te1"], recipe.clip_skip) if "te1" in adapters.models else []
+    idle = {id(weight) for layer in unread for weight in layer.parameters()}
+    groups = []
+    for name, models, rate in wanted:
+        weights = [weight for weight in adapters.parameters(*models) if id(weight) not in idle]
+        groups.append({"name": name, "params": weights, "lr": rate})
     return [group for group in groups if group["params"]]
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over `parameter_groups`, ready to train.
+    """The optimizer of a recipe over parameter groups, ready to train.
 
+    Weights of three and more dimensions are taken for stacks of matrices where the optimizer takes such (`layout_of`).
     Raises ImportError if the optimizer's library is not installed, ConfigError for `optimizer_args` that it does not
     have.
     """
     kind = _kind(recipe)
     _check_arguments(recipe, kind)
     with redirect_stdout(sys.stderr):  # Prodigy and its kin print about their settings
-        return kind(groups, **optimizer_arguments(recipe))
+        optimizer = kind(groups, **optimizer_arguments(recipe))
+    if layout_of(recipe) is Layout.STACKS:
+        setattr(optimizer, METHODS[recipe.optimizer].rms, _matrix_rms)
+    return optimizer
+
+
+def layout_of(recipe: Recipe) -> Layout:
+    """How the recipe's optimizer takes the weights; a relative step looks at the size of each matrix by itself."""
+    own_rate = recipe.optimizer is Optimizer.ADAFACTOR and recipe.lr_scheduler is Scheduler.ADAFACTOR
+    return Layout.EACH if own_rate else METHODS[recipe.optimizer].layout
+
+
+def _matrix_rms(values: Tensor) -> Tensor:
+    """The root mean square of a matrix, or of each one in a stack [n, ...], as [n, 1...]."""
+    axes = tuple(range(1, values.dim())) if values.dim() > 2 else tuple(range(values.dim()))
+    return values.square().mean(axes, keepdim=values.dim() > 2).sqrt()
 
 
 def optimizer_arguments(recipe: Recipe) -> dict[str, Any]:

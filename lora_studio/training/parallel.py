@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_studio.config import TrainJob
 from lora_studio.errors import JobError, StudioError
@@ -81,29 +81,14 @@ class Team:
         if own is not None:
             raise own
 
-    @torch.no_grad()
-    def add_up(self, parameters: Sequence[nn.Parameter], figures: Tensor) -> None:
-        """Replace `figures` [N] and the gradients by their sums over all processes.
-
-        A weight without a gradient anywhere stays without one.
-        """
+    def add_up(self, values: Sequence[Tensor]) -> None:
+        """Replace contiguous tensors by their sums over all processes."""
         if self.size == 1:
             return
-        used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
-        with _noticing_loss():
-            dist.all_reduce(used, dist.ReduceOp.MAX)
-        values = [figures]
-        for parameter, is_used in zip(parameters, used.tolist(), strict=True):
-            if is_used:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                values.append(parameter.grad)
-        for part in _chunks(values):
-            flat = torch.cat([value.flatten() for value in part])
-            with _noticing_loss():
-                dist.all_reduce(flat)
-            for value, summed in zip(part, flat.split([value.numel() for value in part]), strict=True):
-                value.copy_(summed.view_as(value))
+        for value in values:
+            for part in value.view(-1).split(CHUNK):
+                with _noticing_loss():
+                    dist.all_reduce(part)
 
     def _any(self, value: bool) -> bool:
         found = torch.tensor([value], dtype=torch.uint8)
@@ -154,18 +139,6 @@ def whole_batches(job: TrainJob, team: Team) -> TrainJob:
     """The job as one process would do it: with the batch of all processes together."""
     recipe = job.recipe.model_copy(update={"batch_size": job.recipe.batch_size * team.size})
     return job.model_copy(update={"recipe": recipe})
-
-
-def _chunks(values: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors in groups of CHUNK numbers or a little more."""
-    group: list[Tensor] = []
-    for value in values:
-        group.append(value)
-        if sum(item.numel() for item in group) >= CHUNK:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def _words(error: Exception | None) -> tuple[str, str, str, str] | None:

@@ -35,12 +35,13 @@ from lora_studio.training.initial import check_weights
 from lora_studio.training.layers import Place, find_layers
 from lora_studio.training.optimizers import try_optimizer
 from lora_studio.training.parallel import process_problems
+from lora_studio.training.quantized import try_quantized
 from lora_studio.training.text import CHUNK
 from lora_studio.training.trial import try_adapters
 from lora_studio.training.views import views_of
 
-LATENT_BYTES = 2 * 4 * 4 / 64  # a pixel: mean and log-variance of 4 channels in fp32, at an eighth of each side
-TEXT_BYTES = 77 * 2048 * 4 + 1280 * 4  # a caption, in fp32
+LATENT_BYTES = 2 * 4 * 2 / 64  # a pixel: mean and log-variance of 4 channels in 16 bits, at an eighth of each side
+TEXT_BYTES = 77 * 2048 * 2 + 1280 * 2  # a caption, in 16 bits
 STATE_BYTES = 2 * (4 + 16 + 4)  # a weight: two states with it in fp32, the four values that Prodigy keeps, and an EMA
 SPARE = 2**28  # bytes that stay free
 
@@ -93,6 +94,7 @@ def preflight(
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: try_optimizer(recipe, device))
+    attempt(lambda: try_quantized(recipe.base_precision, device))
     found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
     if source is not None and source.kind == "repo" and not found:
         source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,10 @@ from lora_studio.planning.verdicts import Verdict
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import add_adapters
+from lora_studio.training.attention import use_plain_attention
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base, load_base
-from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
+from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
 from lora_studio.training.health import Health
@@ -34,13 +34,16 @@ from lora_studio.training.notices import (
     tell_long_captions,
     tell_start,
 )
-from lora_studio.training.optimizers import make_optimizer, parameter_groups
+from lora_studio.training.optimizers import layout_of, make_optimizer, parameter_groups
 from lora_studio.training.parallel import ALONE, Team, join, leave, whole_batches
+from lora_studio.training.prefetch import Prefetch, depth_for
 from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.quantized import quantize
 from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
 from lora_studio.training.schedules import make_lr_scheduler
 from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.views import views_of
+from lora_studio.training.weights import TrainedWeights
 
 
 class TrainResult(BaseModel):
@@ -130,8 +133,9 @@ def prepare(
         on_progress=lambda message: phases(message, 0, 0),
     )
     tell_long_captions(job, base, ready, report)
-    latents = LatentCache(home.cache / "latents", weights_hash(base.vae))
-    base.vae.to(device)
+    # fp16 has more digits than bf16, and a GPU is several times faster in it
+    half = torch.float16 if device.type == "cuda" and ready.dtype != torch.float32 else None
+    latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
     latents.fill(
         team.share(
             [
@@ -140,18 +144,18 @@ def prepare(
             ]
         )[1],
         base.vae,
+        device=device,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
-        # fp16 has more digits than bf16, and a GPU is several times faster in it
-        half=torch.float16 if device.type == "cuda" and ready.dtype != torch.float32 else None,
     )
-    base.vae.to("cpu")
     texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, team)
     places = find_layers(base.unet, base.text_encoders)
+    quantize(base.unet, recipe.base_precision, ready.dtype, device)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
     if job.network_weights is not None:
         taken, trained = start_from(job.network_weights, adapters, recipe, places)
         phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
+    use_plain_attention(base.unet)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
@@ -159,9 +163,8 @@ def prepare(
         base.unet.enable_gradient_checkpointing()
         for encoder in base.text_encoders:
             encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    groups = parameter_groups(adapters, recipe)
-    optimizer = make_optimizer(recipe, groups)
-    weights = [weight for group in groups for weight in group["params"]]
+    weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
+    optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,
         folder=folder.path,
@@ -169,6 +172,7 @@ def prepare(
         counts=ready.counts,
         base=base,
         adapters=adapters,
+        weights=weights,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, ready.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=ready.dtype == torch.float16),
@@ -178,9 +182,10 @@ def prepare(
         dtype=ready.dtype,
         precision=PRECISIONS[ready.dtype],
         health=Health(),
-        averages=Averages(optimizer, weights, recipe.ema_decay),
+        averages=Averages(optimizer, weights.flat, recipe.ema_decay, weights.publish),
         timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
         team=team,
+        prefetch=Prefetch(depth_for(device)),
     )
 
 
@@ -195,18 +200,17 @@ def _cache_texts(
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
     recipe = job.recipe
-    texts = TextCache(home.cache / "text", weights_hash(*base.text_encoders), recipe.clip_skip, recipe.max_token_length)
-    for encoder in base.text_encoders:
-        encoder.to(ready.device)
+    made = encoders_hash(base.text_encoders, base.tokenizers)
+    texts = TextCache(home.cache / "text", made, recipe.clip_skip, recipe.max_token_length)
     texts.fill(
         team.share([*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
+        device=ready.device,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding captions", done, total),
     )
     base.text_encoders.clear()
-    gc.collect()
     if ready.device.type == "cuda":
         torch.cuda.empty_cache()
     return texts

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_studio.choices import MaskedLoss
 from lora_studio.dataset.buckets import Size
 from lora_studio.runs import Report
 from lora_studio.training.batches import Batch, Item
-from lora_studio.training.loss import answer, weighted_losses
-from lora_studio.training.objective import training_target
+from lora_studio.training.inputs import assemble
+from lora_studio.training.loss import batch_losses
 from lora_studio.training.rng import generator
 from lora_studio.training.views import image_number
 
@@ -53,18 +52,14 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
 
 def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
     """The weighted losses [B] of a batch at each of the timesteps."""
-    scheduler, recipe = run.base.noise_scheduler, run.job.recipe
-    begin, end = recipe.min_timestep, min(recipe.max_timestep, scheduler.config.num_train_timesteps)
-    clean = torch.stack([run.latents.load(item)[0] for item in batch]) * run.base.vae.config.scaling_factor
-    masked = recipe.masked_loss is not MaskedLoss.OFF
-    masks = torch.stack([run.latents.load_mask(item) for item in batch]) if masked else None
+    recipe = run.job.recipe
+    begin, end = recipe.min_timestep, min(recipe.max_timestep, run.base.noise_scheduler.config.num_train_timesteps)
+    means = torch.stack([run.latents.load(item)[0] for item in batch])
     captions = [item.caption for item in batch]
     for number, share in enumerate(SHARES):
         t = torch.full((len(batch),), begin + int(share * (end - begin)))
-        noise = torch.stack([_noise(clean.shape[1:], recipe.seed, item, number) for item in batch])
-        target = training_target(scheduler, run.base.prediction_type, clean, noise, t)
-        prediction = answer(run, scheduler.add_noise(clean, noise, t), t, captions, batch)
-        yield weighted_losses(run, prediction, target.to(run.device), t, masks)
+        noise = torch.stack([_noise(means.shape[1:], recipe.seed, item, number) for item in batch])
+        yield batch_losses(run, assemble(run, batch, captions, means, noise, t).to(run.device))
 
 
 def _noise(shape: torch.Size, seed: int, item: Item, number: int) -> torch.Tensor:

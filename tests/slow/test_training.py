@@ -16,10 +16,9 @@ from lora_studio.errors import DiskFullError
 from lora_studio.project import Home
 from lora_studio.training import base_files, base_models, checkpoints
 from lora_studio.training.loop import Run, train_loop
-from lora_studio.training.loss import batch_losses
 from tests.original_layout import save_single_file
 from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, of, same, start, train_into, weights_of
+from tests.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -89,7 +88,7 @@ def mean_loss(run: Run) -> float:
     found = []
     for step in range(10_000, 10_020):
         run.step = step
-        found.append(batch_losses(run, run.dataset.items[:2], 0).mean())
+        found.append(losses_of(run, run.dataset.items[:2]).mean())
     run.step = 0
     return float(torch.stack(found).mean())
 

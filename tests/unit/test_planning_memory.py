@@ -75,6 +75,13 @@ def test_parts_add_up_and_follow_the_settings() -> None:
     assert memory_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
 
 
+def test_a_packed_base_shrinks_as_its_bits_do() -> None:
+    sizes = [memory_parts(recipe(base_precision=kind))["UNet"] for kind in ("full", "int8", "nf4")]
+    assert sizes == pytest.approx([4.78, 2.81, 1.86], abs=0.01)
+    small = [memory_parts(recipe(base_precision=kind), BASES["embedded"])["UNet"] for kind in ("full", "nf4")]
+    assert 0.5 * small[0] < small[1] < 0.7 * small[0]
+
+
 def test_embedded_base_is_small() -> None:
     assert architecture_of(BASES["embedded"]) is EMBEDDED
     assert architecture_of(BASES["Pony V6 XL"]) is SDXL
@@ -95,13 +102,13 @@ def test_fit_changes_in_the_guides_order_and_no_more_than_needed() -> None:
     assert fit(start, None, 80)[1] == []
     order = [saving.code for saving in MEMORY_SAVINGS]
     before = 0
-    for vram in (40, 24, 12, 11, 9, 8, 7.3, 6.9):
+    for vram in (40, 24, 12, 11, 9, 8, 6, 5, 4.3):
         _, applied = fit(start, None, vram)
         codes = [saving.code for saving in applied]
         assert codes == [code for code in order if code in codes]
         assert len(codes) >= before
         before = len(codes)
-    assert codes == ["checkpointing", "batch", "text_encoders", "resolution_768", "resolution_512"]
+    assert codes == ["checkpointing", "batch", "text_encoders", "base_int8", "base_nf4", "resolution_768"]
 
 
 def test_fit_takes_the_largest_batch() -> None:
@@ -113,7 +120,7 @@ def test_fit_takes_the_largest_batch() -> None:
 def test_fit_leaves_what_it_is_told_to_keep() -> None:
     fitted, applied = fit(recipe(batch_size=4), None, 8, keep={"batch_size", "resolution"})
     assert (fitted.batch_size, fitted.resolution) == (4, 1024)
-    assert {saving.setting for saving in applied} == {"text_encoder_lr"}
+    assert {saving.setting for saving in applied} == {"text_encoder_lr", "base_precision"}
 
 
 def test_leaving_prodigy_brings_back_ordinary_rates() -> None:

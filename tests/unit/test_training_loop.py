@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,18 @@ from lora_studio.config import TrainJob
 from lora_studio.errors import InputError, NonFiniteLossError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training import loop
+from lora_studio.training import step as stepping
+from lora_studio.training import train as training
 from lora_studio.training.base_models import make_noise_scheduler
 from lora_studio.training.cache import TextCache
 from lora_studio.training.checkpoints import load_state
-from lora_studio.training.loop import Run, restore, save, save_adapter, train_step
-from lora_studio.training.loss import batch_losses
+from lora_studio.training.loop import Run, restore, save, save_adapter
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
+from lora_studio.training.prefetch import DEPTH
+from lora_studio.training.step import train_step
 from lora_studio.training.train import train
 from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, of, same, start, train_into, weights_of
+from tests.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +79,18 @@ def whole(base: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-def test_a_resumed_run_ends_with_the_same_bits(both: TrainJob, whole: Path, shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [0, DEPTH], ids=["each step when it is due", "steps made ahead"])
+def test_a_resumed_run_ends_with_the_same_bits(
+    both: TrainJob, whole: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setattr(training, "depth_for", lambda device: depth)
     home = Home(shared / "home")
     first, _ = train_into(both, tmp_path, home, stop_after=3)
     assert (first.stopped, first.lora, first.steps) == (True, None, 3)
     last, events = train_into(both, tmp_path, home, resume=True)
     assert of(events, "resume") == [{"step": 3}]
     assert [values["step"] for values in of(events, "step")] == [4]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
     assert not last.stopped
     assert last.lora is not None
     for file in ("ink.safetensors", "checkpoints/ink-000001.safetensors"):
@@ -140,7 +148,7 @@ def test_the_same_seed_gives_the_same_bits(both: TrainJob, whole: Path, shared: 
     """Neither torch's own state, nor the LoRA's name, nor samples that are drawn on the way change anything."""
     torch.manual_seed(1234)
     both.name = "other name"
-    both.recipe.sample_every_n_epochs = 2
+    both.recipe.sample_every_n_epochs = 99  # the last epoch is drawn in any case
     both.recipe.sample_steps = 1
     result, events = train_into(both, tmp_path, Home(shared / "home"))
     assert [(values["epoch"], values["prompt"]) for values in of(events, "sample")] == [(2, "inkstamp")]
@@ -186,7 +194,7 @@ def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: s
     run.base.unet = unet = Recorder()  # type: ignore[assignment]
     run.step = 5
     batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
-    losses = batch_losses(run, batch, 0)
+    losses = losses_of(run, batch)
     for index, item in enumerate(batch):
         key = (42, 5, index)
         t = draw_timestep(*key, 1000)
@@ -217,7 +225,7 @@ def test_the_last_timestep_of_zero_terminal_snr_is_pure_noise_and_teaches_the_pi
     run.job.recipe.min_timestep = 999
     run.job.recipe.min_snr_gamma = 0
     batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
-    losses = batch_losses(run, batch, 0)
+    losses = losses_of(run, batch)
     run.__dict__.pop("loss_weights")
     assert unet.given["t"].tolist() == [999, 999]
     for index, item in enumerate(batch):
@@ -236,7 +244,7 @@ def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
     for cut in ([items], [items[:1], items[1:]]):
         run.adapters.load_state(weights)
         run.order = (0, [cut])
-        losses.append(train_step(run))
+        losses.append(train_step(run).read())
     hook.remove()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert gradients[0].any()
@@ -244,7 +252,7 @@ def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
 
 
 def gradient_of(run: Run) -> torch.Tensor:
-    return torch.cat([weight.grad.flatten() for weight in run.parameters if weight.grad is not None])
+    return torch.cat(run.weights.gradients)
 
 
 def test_gradients_are_clipped_to_the_norm_that_was_set(run: Run) -> None:
@@ -264,12 +272,12 @@ def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
     base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first step is bad, which is left out; then all from the fourth on, which ends the run."""
-    real = loop.batch_losses
+    real = stepping.batch_losses
 
-    def losses(run: Run, batch: Any, first: int) -> torch.Tensor:
-        return real(run, batch, first) * (1 if run.step in (1, 2) else float("nan"))
+    def losses(run: Run, batch: Any) -> torch.Tensor:
+        return real(run, batch) * (1 if run.step in (1, 2) else float("nan"))
 
-    monkeypatch.setattr(loop, "batch_losses", losses)
+    monkeypatch.setattr(stepping, "batch_losses", losses)
     seen: list[tuple[str, int]] = []
 
     def report(event: str, /, **values: Any) -> None:
@@ -299,7 +307,7 @@ def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
 def test_weights_that_are_not_numbers_are_never_written(run: Run, tmp_path: Path) -> None:
     run.folder = tmp_path
     with torch.no_grad():
-        run.parameters[0].fill_(float("inf"))
+        run.weights.flat[0].fill_(float("inf"))
     with pytest.raises(NonFiniteLossError, match="No checkpoint had been made yet"):
         save_adapter(run, tmp_path / "x.safetensors", 1)
     with pytest.raises(NonFiniteLossError):

@@ -15,15 +15,15 @@ from PIL import Image
 from lora_studio.config import TrainJob
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.project import Home
+from lora_studio.training import inputs
 from lora_studio.training.loop import Run
-from lora_studio.training.loss import batch_losses
 from lora_studio.training.metadata import describe_lora
 from lora_studio.training.objective import draw_noise, draw_timestep
 from lora_studio.training.rng import generator
 from lora_studio.training.validation import SHARES, validate
 from lora_studio.training.views import image_number
 from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import Events, make_images, make_job, of, same, start, train_into, weights_of
+from tests.training_runs import Events, losses_of, make_images, make_job, of, same, start, train_into, weights_of
 
 EVERYTHING = {
     "shuffle_caption": True,
@@ -196,7 +196,7 @@ def test_samples_count_by_their_mask_and_set(run: Run) -> None:
     run.step = 7
     masked = next(item for item in run.dataset.samples if item.mask is not None)
     prior = next(item for item in run.dataset.regularization if item.placement.bucket == (64, 64))
-    losses = batch_losses(run, [masked, prior], 3)
+    losses = losses_of(run, [masked, prior], 3)
     for loss, item, sample in zip(losses, (masked, prior), (3, 4), strict=True):
         noise = draw_noise((4, 8, 8), 42, 7, sample, run.job.recipe.noise_offset)
         counted = noise[:, :4] if item is masked else noise
@@ -214,13 +214,13 @@ def test_the_run_folder_tells_the_captions_that_were_used(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    real = Run.encode
+    real = inputs.assemble
 
-    def encode(run: Run, captions: Any) -> Any:
-        used.extend(captions if run.base.unet.training else [])
-        return real(run, captions)
+    def assemble(run: Run, items: Any, captions: list[str], *rest: Any) -> Any:
+        used.extend(captions)
+        return real(run, items, captions, *rest)
 
-    monkeypatch.setattr(Run, "encode", encode)
+    monkeypatch.setattr(inputs, "assemble", assemble)
     _, events = train_into(job_of(shared, **EVERYTHING | {"max_train_steps": 3}), tmp_path, Home(shared / "home"))
     told = records(tmp_path / "captions.jsonl")
     assert 4 <= len(used) <= len(told)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lora_studio.training.cache import TextCache
-from lora_studio.training.text import encode_text, token_ids, truncated
+from lora_studio.training.text import encode_text, token_ids, truncated, unread_layers
 from tests.tiny_sdxl import make_pipeline
 
 LENGTHS = [0, 1, 74, 75, 76, 149, 150, 151, 225, 300]
@@ -85,3 +85,25 @@ def test_limits_have_cache_files_of_their_own(tmp_path: Path) -> None:
     files = [cache.file("a cat") for cache in caches]
     assert files[0] == files[1]
     assert len(set(files)) == 3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clip_skip", [1, 2, 3])
+def test_layers_that_nobody_reads_are_not_computed(parts: Any, clip_skip: int) -> None:
+    encoders, tokenizers = [parts.text_encoder, parts.text_encoder_2], [parts.tokenizer, parts.tokenizer_2]
+    ids = [token_ids(tokenizer, ["a b"], 1)[0] for tokenizer in tokenizers]
+    states = [
+        encoder(tokens, output_hidden_states=True).hidden_states[-clip_skip]
+        for encoder, tokens in zip(encoders, ids, strict=True)
+    ]
+    called: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, number=number: called.append(number))
+        for number, layer in enumerate(parts.text_encoder.encoder.layers, 1)
+    ]
+    hidden, _ = encode_text(encoders, tokenizers, ["a b"], clip_skip)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(hidden, torch.cat(states, -1))
+    assert called == list(range(1, 5 - clip_skip))
+    assert unread_layers(parts.text_encoder, clip_skip) == list(parts.text_encoder.encoder.layers)[4 - clip_skip :]

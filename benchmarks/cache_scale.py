@@ -1,0 +1,119 @@
+"""How the caches of 10,000 images compare with those of 100: time an image and memory, over an epoch of batches.
+
+Latents and text embeddings are written with the caches' own writer, of the sizes of a picture of 256 x 256 px and of a
+caption of an eighth of SDXL's width. Each size of dataset has a process of its own, which first checks its caches, as a
+run does that finds them full, then prepares every batch of an epoch in shuffled order. The memory is what the process
+has at its peak beyond what it had before: it knew its images then, and had opened nothing of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import psutil
+import torch
+
+from lora_studio.project import Home
+from lora_studio.training.batches import Dataset, Item
+from lora_studio.training.inputs import prepare_step
+from lora_studio.training.loop import Run
+from tests.tiny_sdxl import save_tiny_sdxl
+from tests.training_runs import make_images, make_job, start
+
+COUNTS = (100, 1_000, 10_000)
+SIDE, WIDTH, POOLED = 256, 256, 160
+BATCH = 4
+
+
+def many(item: Item, count: int) -> list[Item]:
+    """As many images, of which no two have the same content or caption."""
+    return [
+        replace(item, sha256=hashlib.sha256(str(number).encode()).hexdigest(), caption=f"inkstamp, thing {number}")
+        for number in range(count)
+    ]
+
+
+def make_run(folder: Path, count: int) -> Run:
+    """A run with a dataset of as many images, which has not begun."""
+    job = make_job(folder / "base", folder / "images", resolution=SIDE, batch_size=BATCH, mixed_precision="bf16")
+    run = start(job, folder / f"run {count}", Home(folder / "home"))
+    run.dataset = Dataset(many(run.dataset.items[0], count), [])
+    run.counts = run.dataset.count(job.recipe)
+    return run
+
+
+def fill(run: Run) -> None:
+    """Write the caches of the run's images; without waiting for the disk at each, whose speed is not the question."""
+    assert run.texts is not None
+    mean, logvar = torch.randn((2, 4, SIDE // 8, SIDE // 8))
+    hidden, pooled = torch.randn(77, WIDTH), torch.randn(POOLED)
+    with mock.patch("os.fsync"):
+        for item in run.dataset.items:
+            run.latents.store(item, mean, logvar)
+            run.texts.store(item.caption, hidden, pooled)
+
+
+def read(run: Run) -> dict[str, float]:
+    """Seconds of CPU time an image for checking the caches and for preparing an epoch, and MiB that the epoch takes."""
+    assert run.texts is not None
+    process, items = psutil.Process(), run.dataset.items
+    heedless: dict[str, Any] = {"should_stop": lambda: False, "on_progress": lambda done, total: None}
+    before = process.memory_info().rss
+    began = time.process_time()
+    missing = run.latents.fill(items, run.base.vae, **heedless)
+    missing += run.texts.fill((item.caption for item in items), [], [], **heedless)
+    assert not missing
+    checked = time.process_time()
+    peak = process.memory_info().rss
+    for step in range(run.counts.steps_per_epoch):
+        assert prepare_step(run, step).samples
+        peak = max(peak, process.memory_info().rss)
+    done = time.process_time()
+    count = len(items)
+    return {"check": (checked - began) / count, "read": (done - checked) / count, "mib": (peak - before) / 2**20}
+
+
+def measure(folder: Path, count: int) -> dict[str, float]:
+    """`read` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.cache_scale", str(folder), str(count)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, float] = json.loads(answer.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if sys.argv[2:]:
+        print(json.dumps(read(make_run(Path(sys.argv[1]), int(sys.argv[2])))))
+        return
+    with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else None) as name:
+        folder = Path(name)
+        save_tiny_sdxl(folder / "base")
+        make_images(folder / "images", [(SIDE, SIDE)])
+        found = {}
+        for count in COUNTS:
+            fill(make_run(folder, count))
+            found[count] = measure(folder, count)
+            print(
+                f"{count:6} images: {found[count]['check'] * 1e6:.0f} us of CPU time an image to check its caches, "
+                f"{found[count]['read'] * 1e6:.0f} us to prepare it, {found[count]['mib']:.1f} MiB beyond the start"
+            )
+    few, most = found[COUNTS[0]], found[COUNTS[-1]]
+    ratios = {name: most[name] / few[name] for name in ("check", "read")}
+    print(
+        f"{COUNTS[-1]} over {COUNTS[0]} images: {ratios['read']:.2f} times the time an image ({ratios['check']:.2f} to "
+        f"check), {most['mib'] - few['mib']:+.1f} MiB"
+    )
+
+
+if __name__ == "__main__":
+    main()
