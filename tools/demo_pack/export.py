@@ -1,5 +1,6 @@
 """Writes the pack: half-precision weights in the folders that real models come in."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,19 @@ def _keep_float32(config: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
 
 
+def _forget_origin(config: Path) -> None:
+    """Take out from where diffusers loaded the model, which was a folder of this machine."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _export_base(work: Path, folder: Path) -> None:
     pipeline = unet.snapshot(work)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         getattr(pipeline, part).half()
     pipeline.save_pretrained(folder)
+    _forget_origin(folder / "vae" / "config.json")
     for part in ("text_encoder", "text_encoder_2"):
         _keep_float32(folder / part / "config.json")
     for part, pad_token in (("tokenizer", tokenizer.END), ("tokenizer_2", "!")):
