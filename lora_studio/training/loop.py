@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora_studio.choices import SaveFormat
+from lora_studio.choices import GradientCheckpointing, SaveFormat
 from lora_studio.config import TrainJob
 from lora_studio.errors import DiskFullError, InputError, NonFiniteLossError
 from lora_studio.planning.steps import StepCount
@@ -28,6 +28,7 @@ from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base
 from lora_studio.training.batches import Batch, Dataset, epoch_steps
 from lora_studio.training.cache import LatentCache, TextCache
+from lora_studio.training.checkpointing import Blocks
 from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
@@ -59,6 +60,7 @@ class Run:
     counts: StepCount
     base: Base
     adapters: Adapters
+    blocks: Blocks
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
     scaler: torch.amp.GradScaler
@@ -167,7 +169,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 return True
             tick = time.monotonic()
             rates = current_rates(run.optimizer)
-            loss = train_step(run)
+            loss = patient_step(run, report)
             run.step += 1
             now = time.monotonic()
             left = (now - begin) / (run.step - first) * (total - run.step)
@@ -198,6 +200,28 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             with suppress(DiskFullError, InputError, NonFiniteLossError, OSError):
                 save(run)
         raise
+
+
+def patient_step(run: Run, report: Report) -> float | None:
+    """A `train_step`; where the GPU's memory runs out in it, again with more blocks computed twice, if that is auto.
+
+    The weights are as before then. Raises torch.OutOfMemoryError when nothing is left to save.
+    """
+    auto = run.job.recipe.gradient_checkpointing is GradientCheckpointing.AUTO and run.team.size == 1
+    while True:
+        try:
+            return train_step(run)
+        except torch.OutOfMemoryError:
+            if run.updating or not auto or not run.blocks.compute_more_twice():
+                raise
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        report(
+            "warning",
+            code="memory_short",
+            message=f"The memory was not enough for a step: {len(run.blocks.twice)} of {len(run.blocks.order)} blocks "
+            "of the UNet are computed twice from here on.",
+        )
 
 
 def train_step(run: Run) -> float | None:

@@ -19,6 +19,7 @@ from lora_studio.runs import JobFolder, Report
 from lora_studio.training.adapters import add_adapters
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base, load_base
+from lora_studio.training.budget import fit_blocks, gpu_memory, make_blocks
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
@@ -97,6 +98,9 @@ def train(
         used = write_records(run)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
     tell_start(run, ready, report)
+    if run.device.type == "cuda":
+        with team.together():
+            fit_blocks(run, gpu_memory, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped and team.leads:
         lora = folder.path / f"{job.name}.safetensors"
@@ -157,10 +161,7 @@ def prepare(
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
-    if recipe.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
-        for encoder in base.text_encoders:
-            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    blocks = make_blocks(base, recipe, device)
     groups = parameter_groups(adapters, recipe)
     optimizer = make_optimizer(recipe, groups)
     weights = [weight for group in groups for weight in group["params"]]
@@ -171,6 +172,7 @@ def prepare(
         counts=ready.counts,
         base=base,
         adapters=adapters,
+        blocks=blocks,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, ready.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=ready.dtype == torch.float16),
