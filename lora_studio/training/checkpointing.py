@@ -69,12 +69,15 @@ class Blocks:
         self._set(self.twice | set(once[: -(-len(once) // 2)]))
         return bool(once)
 
-    def measure(self, forward: Callable[[], object]) -> tuple[int, list[Cost]]:
+    def measure(self, forward: Callable[[], object], apart: Iterable[Tensor] = ()) -> tuple[int, list[Cost]]:
         """Do a forward pass, and return what it keeps outside of blocks (their inputs too), and what each block does.
 
-        It holds as much memory as if every block were computed twice. There is no backward pass after it.
+        It holds as much memory as if every block were computed twice. There is no backward pass after it. Weights are
+        not counted, nor the tensors `apart`.
         """
-        self._meter = meter = _Meter({_storage(tensor) for tensor in (*self.unet.parameters(), *self.unet.buffers())})
+        self._meter = meter = _Meter(
+            {_storage(tensor) for tensor in (*self.unet.parameters(), *self.unet.buffers(), *apart)}
+        )
         self.unet.enable_gradient_checkpointing(self)
         try:
             with meter.watching(meter.outside):
