@@ -7,6 +7,7 @@ import pytest
 from lora_studio.choices import Optimizer
 from lora_studio.guide import BASES, MEMORY_SAVINGS
 from lora_studio.planning.memory import (
+    DESKTOP_GIB,
     EMBEDDED,
     SDXL,
     architecture_of,
@@ -17,6 +18,7 @@ from lora_studio.planning.memory import (
     memory_gib,
     memory_parts,
     next_saving,
+    recomputed_share,
     saves,
 )
 from lora_studio.recipe import Recipe
@@ -73,6 +75,22 @@ def test_parts_add_up_and_follow_the_settings() -> None:
     full = memory_parts(recipe(mixed_precision="fp32"))
     assert full["UNet"] == pytest.approx(2 * parts["UNet"], abs=0.01)
     assert memory_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
+
+
+def test_auto_takes_what_the_gpu_has_and_no_more_than_it_needs() -> None:
+    none, auto, every = (
+        recipe(gradient_checkpointing=choice, batch_size=1, text_encoder_lr=0) for choice in ("off", "auto", "on")
+    )
+    least, most = memory_gib(every), memory_gib(none)
+    assert memory_gib(auto) == least
+    assert memory_gib(auto, None, 80) == most
+    between = (least + most) / 2
+    assert memory_gib(auto, None, between + DESKTOP_GIB) == pytest.approx(between, abs=0.02)
+    assert recomputed_share(auto, None, between + DESKTOP_GIB) == pytest.approx(0.5, abs=0.01)
+    assert memory_gib(auto, None, 4) == least
+    assert fits(auto, None, least + DESKTOP_GIB)
+    assert not fits(none, None, most + DESKTOP_GIB - 0.1)
+    assert [recomputed_share(item, None, None) for item in (none, auto, every)] == [0, None, 1]
 
 
 def test_a_packed_base_shrinks_as_its_bits_do() -> None:
