@@ -56,8 +56,8 @@ class Architecture:
     """What the sums need to know about a kind of base model.
 
     `layers` are those that could be trained, and how often each is there. Activations (GiB) and work (TFLOP) are
-    those of one image at `resolution` in half precision; `checkpointed` is what checkpointing keeps, plus the one
-    block that is computed anew.
+    those of one image at `resolution` in half precision. `fused_activations` are those of plain LoRA layers, which are
+    fused; `checkpointed` is what checkpointing keeps, plus the one block that is computed anew.
     """
 
     resolution: int
@@ -65,6 +65,7 @@ class Architecture:
     text_weights: int
     layers: Counter[Layer]
     activations: float
+    fused_activations: float
     checkpointed: float
     text_activations: float
     forward_tflop: float
@@ -80,6 +81,7 @@ SDXL = Architecture(
     + text_encoder_layers("te1", 768, 12)
     + text_encoder_layers("te2", 1280, 32),
     activations=9.46,
+    fused_activations=6.26,
     checkpointed=0.62 + 0.24,
     text_activations=0.3,
     forward_tflop=6.94,
@@ -93,6 +95,7 @@ EMBEDDED = Architecture(
     + text_encoder_layers("te1", 64, 3)
     + text_encoder_layers("te2", 96, 3),
     activations=0.03,
+    fused_activations=0.03,
     checkpointed=0.01,
     text_activations=0.005,
     forward_tflop=0.0004,
@@ -143,10 +146,12 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
     width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
     weights = lora_weights(recipe, base)
     area = (recipe.resolution / shape.resolution) ** 2
-    kept = share * shape.checkpointed + (1 - share) * shape.activations
+    fused = recipe.network_type is NetworkType.LORA and not recipe.network_dropout
+    activations = shape.fused_activations if fused else shape.activations
+    kept = share * shape.checkpointed + (1 - share) * activations
     parts = {
         "UNet": _unet_bytes(recipe, shape, width) / GIB,
-        "LoRA and gradients": weights * 8 / GIB,
+        "LoRA and gradients": weights * (8 + (4 if width == 2 else 0)) / GIB,  # with their copies in half precision
         "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
         "Activations": kept * area * recipe.batch_size * width / 2,
     }
