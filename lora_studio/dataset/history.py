@@ -88,6 +88,11 @@ class History:
         """Where it is kept."""
         return self.root / FOLDER
 
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is an edit to undo."""
+        return bool(self._files(DONE))
+
     def edits(self) -> list[PastEdit]:
         """All that is known, the latest first."""
         return [self._heading(file) for file in reversed(self._files())]

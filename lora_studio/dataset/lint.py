@@ -79,13 +79,22 @@ class Mend:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to look at, with the images it is about, the tags it is about and how many images have each."""
+    """One thing to look at, with the images it is about, the tags it is about and how many images have each.
+
+    `key` is its code, with what it is about behind a colon where there may be several of a code.
+    """
 
     code: str
     message: str
     images: list[Path]
     tags: dict[str, int] = field(default_factory=dict)
     mends: list[Mend] = field(default_factory=list)
+    about: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name within the lint."""
+        return f"{self.code}:{self.about}" if self.about else self.code
 
     @property
     def rule(self) -> Rule:
@@ -264,12 +273,10 @@ def _contradictions(captions: Sequence[_Caption], trigger: str) -> Iterator[Find
         for group in contradictions(caption.tags):
             groups[group].append(caption.image)
     for group, images in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
-        yield Finding(
-            "contradictory",
-            f"{_captions(len(images))} with {' and '.join(group)}.",
-            images,
-            mends=[Mend(f"contradictory:{'/'.join(group)}:{tag}", f"Remove {tag}", _without(tag)) for tag in group],
-        )
+        about = "/".join(group)
+        mends = [Mend(f"contradictory:{about}:{tag}", f"Remove {tag}", _without(tag)) for tag in group]
+        message = f"{_captions(len(images))} with {' and '.join(group)}."
+        yield Finding("contradictory", message, images, mends=mends, about=about)
 
 
 def _without(tag: str) -> Edit:
@@ -298,6 +305,7 @@ def _frequencies(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding
             images,
             {name: len(images)},
             [Mend(f"common_tag:{name}", "Leave it to the trigger word", edits.remove([name]))],
+            about=name,
         )
     rare = sorted(names[tag] for tag, images in holding.items() if len(images) == 1)
     if rare:
