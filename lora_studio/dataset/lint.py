@@ -44,18 +44,18 @@ class Rule(NamedTuple):
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
         "empty": Rule("No caption", "It trains the trigger word on everything in the picture; some trainers stop."),
-        "not_utf8": Rule("Not UTF-8", "Other trainers read it wrong or stop; Latin-1 and byte order marks do that."),
-        "untidy": Rule("Stray commas or spaces", "An empty tag is a token that says nothing."),
-        "duplicate_tags": Rule("A tag twice", "It takes tokens and says nothing more."),
         "trigger_missing": Rule("Trigger word missing", "What these pictures teach does not go to the trigger word."),
-        "trigger_doubled": Rule("Trigger word doubled", "Once is enough; a second one takes tokens."),
         "trigger_misplaced": Rule(
             "Trigger word not first", "Shuffling and dropping tags keep the first tag in place; it should be this one."
         ),
+        "trigger_doubled": Rule("Trigger word doubled", "Once is enough; a second one takes tokens."),
+        "contradictory": Rule("Tags that contradict", "One of them is wrong, and both are learned."),
         "too_long": Rule(
             f"Longer than {MAX_TOKENS} tokens", "The text encoders read no more; what comes after is not learned."
         ),
-        "contradictory": Rule("Tags that contradict", "One of them is wrong, and both are learned."),
+        "not_utf8": Rule("Not UTF-8", "Other trainers read it wrong or stop; Latin-1 and byte order marks do that."),
+        "duplicate_tags": Rule("A tag twice", "It takes tokens and says nothing more."),
+        "untidy": Rule("Stray commas or spaces", "An empty tag is a token that says nothing."),
         "common_tag": Rule(
             f"On more than {COMMON_SHARE:.0%} of the images",
             "Taken out, the trigger word takes it in; left in, it stays a tag to choose.",
@@ -123,7 +123,7 @@ class _Caption(NamedTuple):
 
 
 def lint(images: Iterable[Path], trigger: str = "") -> list[Finding]:
-    """Look at the captions of these images; without a trigger word, nothing is said about it.
+    """Look at the captions of these images, what matters most first; without a trigger word, nothing is said of it.
 
     Raises InputError for a caption that cannot be read.
     """
@@ -131,7 +131,8 @@ def lint(images: Iterable[Path], trigger: str = "") -> list[Finding]:
     found: list[Finding] = []
     for check in (_files, _texts, _trigger, _lengths, _contradictions, _frequencies, _identical):
         found += check(captions, trigger)
-    return found
+    order = list(RULES)
+    return sorted(found, key=lambda finding: order.index(finding.code))
 
 
 def mend_named(findings: Iterable[Finding], key: str) -> tuple[Finding, Mend]:

@@ -84,6 +84,9 @@ class CaptionsPanel:
 
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.column:
+            with gr.Row(elem_classes="actions"):
+                self.undo = gr.Button("Undo", elem_id="captions-undo", min_width=100, size="sm", interactive=False)
+                self.redo = gr.Button("Do again", elem_id="captions-redo", min_width=100, size="sm", interactive=False)
             self.findings = pickable(elem_id="captions-findings")
             html(heading("Change many captions", "See what would change first; the last 50 edits can be undone."))
             with gr.Group(elem_classes="answers"):
@@ -119,9 +122,6 @@ class CaptionsPanel:
                     "Apply", variant="primary", elem_id="bulk-apply", min_width=120, interactive=False
                 )
             self.changes = html(elem_id="bulk-changes")
-            with gr.Row(elem_classes="actions"):
-                self.undo = gr.Button("Undo", elem_id="captions-undo", min_width=100, interactive=False)
-                self.redo = gr.Button("Do again", elem_id="captions-redo", min_width=100, interactive=False)
             self.history = html(elem_id="captions-history")
             self.seen = gr.State("")
 
@@ -169,8 +169,8 @@ class CaptionsPanel:
         undone = [edit for edit in past if edit.undone]
         return {
             self.findings: finding_list(contents.findings) if contents.items else _nothing(),
-            self.undo: gr.Button("Undo", interactive=bool(done)),
-            self.redo: gr.Button("Do again", interactive=bool(undone)),
+            self.undo: gr.Button(interactive=bool(done)),
+            self.redo: gr.Button(interactive=bool(undone)),
             self.history: history_list(past),
             self.preview: gr.Button(interactive=bool(contents.items)),
         }
@@ -302,7 +302,7 @@ def history_list(past: Sequence[PastEdit]) -> Markup:
         )
         for edit in past[:EDITS_SHOWN]
     )
-    return Markup('<ul class="edits" aria-label="Latest edits">{}</ul>').format(lines)
+    return Markup('{}<ul class="edits" aria-label="Latest edits">{}</ul>').format(heading("Latest edits"), lines)
 
 
 def _ago(moment: float) -> str:

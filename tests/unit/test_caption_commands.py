@@ -39,8 +39,8 @@ def captions(folder: Path) -> list[str | None]:
 def test_lint_tells_and_mends(folder: Path) -> None:
     (folder / "picture 1.txt").write_text("thing 1,, day, night")
     found = answer(folder, "lint", "--trigger", "inkstamp_hc")["findings"]
-    assert [finding["code"] for finding in found] == ["untidy", "trigger_missing", "contradictory"]
-    assert found[0]["images"] == [str(folder / "picture 1.png")]
+    assert [finding["code"] for finding in found] == ["trigger_missing", "contradictory", "untidy"]
+    assert found[2]["images"] == [str(folder / "picture 1.png")]
     assert "--fix contradictory:day/night:night    Remove night" in run(folder, "lint")
     fixes = ["--fix", "untidy", "--fix", "trigger_missing", "--fix", "contradictory:day/night:night"]
     mended = answer(folder, "lint", "--trigger", "inkstamp_hc", *fixes)
