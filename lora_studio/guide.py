@@ -112,6 +112,8 @@ FEW_IMAGES = Advice(
     10,
     "Even ten good images can be enough if they are above 512 px, alike in size, varied in pose and well composed.",
 )
+FEW_TO_HOLD_OUT = 30  # images below which none can be spared for validation
+HELD_OUT_SHARE = 0.1  # of a large set
 SMALL_SIDE = Advice(512, "The guide wants images above 512 px, ideally 1024: enlarging teaches blur.")
 
 

@@ -1,13 +1,14 @@
 """dataset.json: what the last scan of a project's dataset found, so that it need not be looked at anew each time.
 
-Derived, except for `kept`: images that a curator looked at and decided to keep whatever the scan says. Paths are
-relative to the dataset folder, so that a project may be renamed or copied.
+Derived, except for `kept`, images that a curator looked at and decided to keep whatever the scan says, and `reviewed`,
+images whose caption somebody read: both by content, so that they outlive a name and a scan. Paths are relative to the
+dataset folder, so that a project may be renamed or copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,7 @@ class _Stored(BaseModel):
     report: ScanReport | None = None
     stamps: dict[str, Stamp] = {}
     kept: list[str] = []
+    reviewed: list[str] = []
 
 
 def stamp_of(path: Path) -> Stamp:
@@ -58,7 +60,14 @@ class Manifest:
         return cls._of(folder, stored)
 
     @classmethod
-    def of_scan(cls, folder: Path, report: ScanReport, stamps: dict[Path, Stamp], kept: frozenset[str]) -> Self:
+    def of_scan(
+        cls,
+        folder: Path,
+        report: ScanReport,
+        stamps: dict[Path, Stamp],
+        kept: frozenset[str],
+        reviewed: frozenset[str] = frozenset(),
+    ) -> Self:
         """A manifest of a scan; `stamps` were taken before it."""
         return cls._of(
             folder,
@@ -66,6 +75,7 @@ class Manifest:
                 report=_with_paths(report, lambda path: path.relative_to(folder)),
                 stamps={path.relative_to(folder).as_posix(): stamp for path, stamp in stamps.items()},
                 kept=sorted(kept),
+                reviewed=sorted(reviewed),
             ),
         )
 
@@ -93,6 +103,16 @@ class Manifest:
         """This manifest with an image marked as one to keep, or no longer."""
         marked = self.kept | {sha256} if kept else self.kept - {sha256}
         return Manifest._of(self.folder, self.stored.model_copy(update={"kept": sorted(marked)}))
+
+    @property
+    def reviewed(self) -> frozenset[str]:
+        """SHA-256 of the images whose caption somebody read."""
+        return frozenset(self.stored.reviewed)
+
+    def review(self, hashes: Iterable[str], *, reviewed: bool = True) -> Manifest:
+        """This manifest with images ticked as reviewed, or no longer."""
+        marked = self.reviewed | set(hashes) if reviewed else self.reviewed - set(hashes)
+        return replace(self, stored=self.stored.model_copy(update={"reviewed": sorted(marked)}))
 
     def proposals(self) -> list[Proposal]:
         """What there is to set aside: copies and unreadable files, without those that were marked to be kept."""

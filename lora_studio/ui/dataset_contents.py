@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from lora_studio.dataset.captions import read_caption, split_tags, with_trigger
+from lora_studio.dataset.captions import SETTLED_NS, read_caption, split_tags, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import ImageInfo
+from lora_studio.dataset.lint import Finding, lint
 from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.statistics import TagTable
 from lora_studio.errors import InputError
-from lora_studio.project import Project
+from lora_studio.project import Project, image_sets
 from lora_studio.ui.plan_tab import project_images
 
 MANIFEST = "dataset.json"
@@ -26,7 +29,18 @@ class Filter(StrEnum):
     ALL = "All"
     NO_CAPTION = "No caption"
     NO_TRIGGER = "No trigger word"
+    UNREVIEWED = "Unreviewed"
     FLAGGED = "To look at"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images are to be seen: those of a filter that have a tag too, or lack it, and are among `only` if given."""
+
+    filter: Filter = Filter.ALL
+    tag: str = ""
+    lacks: bool = False
+    only: frozenset[Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,16 +54,22 @@ class Item:
     proposal: str
     kept: bool
     trigger: str
+    reviewed: bool = False
 
     @property
     def name(self) -> str:
         """The file's name as text that any page can show."""
         return shown_name(self.path)
 
-    @property
+    @cached_property
     def has_trigger(self) -> bool:
         """Whether the caption begins with the trigger word."""
         return has_trigger(self.caption or "", self.trigger)
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """The caption's tags in lower case."""
+        return frozenset(tag.casefold() for tag in split_tags(self.caption or ""))
 
     @property
     def remarks(self) -> list[str]:
@@ -60,13 +80,19 @@ class Item:
         issues = [issue.message for issue in self.info.issues] if self.info else []
         return [*copy, *(message for message in issues if message not in copy)]
 
-    def passes(self, chosen: Filter) -> bool:
-        """Whether the filter shows it."""
-        match chosen:
+    def passes(self, chosen: Selection) -> bool:
+        """Whether it is to be seen."""
+        if chosen.tag and (chosen.tag.casefold() in self.tags) == chosen.lacks:
+            return False
+        if chosen.only is not None and self.path not in chosen.only:
+            return False
+        match chosen.filter:
             case Filter.NO_CAPTION:
                 return not self.caption
             case Filter.NO_TRIGGER:
                 return bool(self.caption) and not self.has_trigger
+            case Filter.UNREVIEWED:
+                return not self.reviewed
             case Filter.FLAGGED:
                 return bool(self.remarks)
         return True
@@ -84,7 +110,12 @@ class Contents:
 
     @classmethod
     def of(cls, project: Project) -> Contents:
-        """Look at a project's dataset as it is on disk now; reads no image."""
+        """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
+        return _remembered(project, _state(project))
+
+    @classmethod
+    def read(cls, project: Project) -> Contents:
+        """Look at a project's dataset on disk."""
         manifest = load_manifest(project)
         trigger = project.info().trigger_word
         proposed = {item.path: item.reason for item in manifest.proposals()}
@@ -97,6 +128,7 @@ class Contents:
                 proposal=proposed.get(path, ""),
                 kept=info is not None and info.sha256 in manifest.kept,
                 trigger=trigger,
+                reviewed=info is not None and info.sha256 in manifest.reviewed,
             )
             for path in project_images(project)
         ]
@@ -141,7 +173,22 @@ class Contents:
             raise InputError("That image is no longer in the dataset.", "Choose another one.", code="no_image")
         return found
 
-    def shown(self, chosen: Filter) -> list[Item]:
+    @cached_property
+    def table(self) -> TagTable:
+        """The captions' tags, to be counted."""
+        return TagTable.of({item.path: item.caption for item in self.items})
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What the lint says of the captions."""
+        return lint([item.path for item in self.items], self.trigger)
+
+    @property
+    def reviewed(self) -> int:
+        """How many captions were read."""
+        return sum(item.reviewed for item in self.items)
+
+    def shown(self, chosen: Selection) -> list[Item]:
         """What the grid shows."""
         return [item for item in self.items if item.passes(chosen)]
 
@@ -154,6 +201,37 @@ def load_manifest(project: Project) -> Manifest:
 def save_manifest(project: Project, manifest: Manifest) -> None:
     """Keep what a scan found."""
     manifest.save(project.path / MANIFEST)
+
+
+def _state(project: Project) -> object:
+    """Another value whenever a file of the dataset, the manifest or the project's settings may have changed."""
+    folders = [project.dataset_dir, *(item.path for item in image_sets(project.dataset_dir))]
+    stats = [
+        (entry.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        for folder in dict.fromkeys(folders)
+        if folder.is_dir()
+        for entry in os.scandir(folder)
+        if (stat := _stat(entry))
+    ]
+    for file in (project.path / MANIFEST, project.path / "project.json"):
+        if file.is_file():
+            stat = file.stat()
+            stats.append((file.name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    now = time.time_ns()
+    settled = all(now - changed > SETTLED_NS for _, changed, _, _ in stats)
+    return tuple(stats) if settled else now
+
+
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4)
+def _remembered(project: Project, state: object) -> Contents:
+    return Contents.read(project)
 
 
 def image_id(project: Project, path: Path) -> str:

@@ -132,4 +132,5 @@ class Looks:
             with suppress(OSError):
                 stamps[path] = stamp_of(path)
         report = scan(project.dataset_dir, on_progress=look.progress, workers=THREADS)
-        save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, load_manifest(project).kept))
+        marks = load_manifest(project)
+        save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))

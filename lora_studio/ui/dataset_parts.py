@@ -10,6 +10,7 @@ import gradio as gr
 from lora_studio.ui.components import empty_card, html, pickable
 from lora_studio.ui.dataset_contents import Filter
 
+HAS_TAG, LACKS_TAG = "has it", "lacks it"
 GIVEN_FILES = ["image", ".txt", ".caption", ".zip"]
 
 
@@ -19,7 +20,9 @@ class Section(StrEnum):
     IMPORT = "Import"
     CURATE = "Curate"
     TAG = "Tag"
+    CAPTIONS = "Captions"
     REVIEW = "Review"
+    STATISTICS = "Statistics"
 
 
 class Top(NamedTuple):
@@ -40,6 +43,8 @@ class Left(NamedTuple):
     example: gr.Button
     grid_side: gr.Column
     filter: gr.Radio
+    tag: gr.Textbox
+    tag_side: gr.Radio
     grid: gr.HTML
     curate_side: gr.Column
     groups: gr.HTML
@@ -117,11 +122,33 @@ def build_left() -> Left:
             elem_id="dataset-filter",
             elem_classes="segments small",
         )
+        with gr.Row(elem_classes="tag-filter"):
+            tag = gr.Textbox(
+                placeholder="Tag, like long hair",
+                label="Tag to filter by",
+                show_label=False,
+                container=False,
+                max_lines=1,
+                scale=1,
+                min_width=140,
+                elem_id="dataset-filter-tag",
+            )
+            tag_side = gr.Radio(
+                [HAS_TAG, LACKS_TAG],
+                value=HAS_TAG,
+                label="Images that",
+                show_label=False,
+                container=False,
+                scale=0,
+                min_width=190,
+                elem_id="dataset-filter-side",
+                elem_classes="segments small",
+            )
         grid = pickable(elem_id="dataset-grid")
     with gr.Column(visible=False) as curate_side:
         groups = pickable(elem_id="dataset-groups")
         flagged = pickable(elem_id="dataset-flagged")
-    return Left(empty, choose, example, grid_side, chosen, grid, curate_side, groups, flagged)
+    return Left(empty, choose, example, grid_side, chosen, tag, tag_side, grid, curate_side, groups, flagged)
 
 
 def build_import(*, local: bool) -> ImportSide:

@@ -17,7 +17,7 @@ from lora_studio.errors import InputError
 from lora_studio.guide import WORKFLOW
 from lora_studio.project import Home
 from lora_studio.ui.components import Tile, Tone, card, cards, count_of, empty_card, error_card, heading, note, tiles
-from lora_studio.ui.dataset_contents import Contents, Filter, Item, image_id, shown_name
+from lora_studio.ui.dataset_contents import Contents, Item, Selection, image_id, shown_name
 from lora_studio.ui.dataset_looking import GRID_SIZE, Look
 from lora_studio.ui.pictures import picture_url
 
@@ -56,7 +56,7 @@ def action(pick: Pick, subject: str, text: str, title: str = "") -> Markup:
 
 
 def dataset_tiles(contents: Contents, aside: int) -> Markup:
-    """Images, copies, what to look at, captions."""
+    """Images, copies, what to look at, captions, reviews."""
     items, flagged = contents.items, contents.flagged
     copies = [item for item in items if item.path in contents.copies]
     captioned = [item for item in items if item.caption]
@@ -83,6 +83,12 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
                 f"{len(captioned)} / {len(items)}",
                 _captions_note(contents, captioned),
                 _captions_tone(contents, captioned),
+            ),
+            Tile(
+                "Reviewed",
+                f"{contents.reviewed} / {len(items)}",
+                "captions that you read" if contents.reviewed else "read each caption once",
+                Tone.OK if items and contents.reviewed == len(items) else Tone.PLAIN,
             ),
         ]
     )
@@ -119,7 +125,7 @@ def _captions_tone(contents: Contents, captioned: Sequence[Item]) -> Tone:
     return Tone.OK if done else Tone.LOOK
 
 
-def grid(home: Home, contents: Contents, chosen: Filter, page: int, current: str, *, pictured: bool) -> Markup:
+def grid(home: Home, contents: Contents, chosen: Selection, page: int, current: str, *, pictured: bool) -> Markup:
     """One page of thumbnails with their captions, and the way to the other pages.
 
     `pictured`: small pictures of images that were not scanned yet may be asked for, as they are made already.
@@ -147,7 +153,9 @@ def _pager(head: str, page: int, pages: int) -> Markup:
 
 def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
     remarks = item.remarks
-    marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if remarks else ""
+    marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if remarks else Markup("")
+    if item.reviewed:
+        marks += Markup('<span class="tick" aria-hidden="true">✓</span>')
     return Markup(
         '<button type="button" class="shot" data-pick="{}:{}" aria-pressed="{}" title="{}">{}{}'
         '<span class="line{}">{}</span></button>'
@@ -155,7 +163,7 @@ def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
         Pick.SHOW.value,
         item.id,
         str(current).lower(),
-        "\n".join([item.name, *remarks]),
+        "\n".join([item.name, *(["reviewed"] if item.reviewed else []), *remarks]),
         thumb(home, item, pictured=pictured),
         marks,
         "" if item.caption else " missing",

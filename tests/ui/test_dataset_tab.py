@@ -21,7 +21,7 @@ from lora_studio.dataset.tagging import tag
 from lora_studio.project import Home, Project, ProjectInfo
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.ui import dataset_view
-from lora_studio.ui.dataset_contents import Contents, Filter, has_trigger, image_id
+from lora_studio.ui.dataset_contents import Contents, Filter, Selection, has_trigger, image_id
 from lora_studio.ui.dataset_review import caption_hint
 from lora_studio.ui.server import Mode
 from lora_studio.walkthrough import EXAMPLE
@@ -117,7 +117,13 @@ def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Inter
     assert "4 images added, 1 caption kept." in shown["dataset_report"]
     assert names(project) == NAMES
     tiles = re.findall(r'"label">([^<]+)</div><div class="figure">([^<]+)', shown["dataset_tiles"])
-    assert tiles == [("Images", "4"), ("Copies", "1"), ("To look at", "1"), ("Captioned", "1 / 4")]
+    assert tiles == [
+        ("Images", "4"),
+        ("Copies", "1"),
+        ("To look at", "1"),
+        ("Captioned", "1 / 4"),
+        ("Reviewed", "0 / 4"),
+    ]
     sources = re.findall(r'<img class="thumb" src="([^"]+)"', shown["dataset_grid"])
     assert len(sources) == 4
     assert all(re.search(r"/cache/thumbnails/[0-9a-f]{64}-256\.webp$", source) for source in sources)
@@ -198,7 +204,7 @@ def test_filters_show_what_they_say(project: Project, interface: Interface) -> N
     interface.call("_DatasetTab.switched", dataset_section="Review")
 
     def left(chosen: Filter) -> list[str]:
-        grid = interface.call("_DatasetTab.filtered", dataset_filter=chosen.value)["dataset_grid"]
+        grid = interface.call("Desk.filtered", dataset_filter=chosen.value)["dataset_grid"]
         return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
     assert left(Filter.ALL) == NAMES
@@ -382,7 +388,7 @@ def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
     )
     shown = "".join(
         [
-            dataset_view.grid(home, contents, Filter.ALL, 0, "", pictured=True),
+            dataset_view.grid(home, contents, Selection(), 0, "", pictured=True),
             dataset_view.aside_card([HOSTILE], ["x"]),
             dataset_view.import_card(report),
             caption_hint("<em>", "<b>"),
@@ -398,7 +404,7 @@ def test_a_large_dataset_has_pages(home: Home) -> None:
     for number in range(dataset_view.PAGE_SIZE + 2):
         (project.images_dir / f"{number:03d}.png").write_bytes(b"")
     contents = Contents.of(project)
-    first, last = (dataset_view.grid(home, contents, Filter.ALL, page, "", pictured=False) for page in (0, 99))
+    first, last = (dataset_view.grid(home, contents, Selection(), page, "", pictured=False) for page in (0, 99))
     assert first.count('class="shot"') == dataset_view.PAGE_SIZE
     assert button(first, "Next page") == "page:1"
     assert last.count('class="shot"') == 2
