@@ -161,11 +161,17 @@ def curate(
 @app.command()
 def tag(
     folder: Folder,
-    tagger: Annotated[str, typer.Option(help="wd14, blip, demo, a Hub repository or a folder.")],
+    tagger: Annotated[
+        list[str], typer.Option(help="wd14, blip, demo, a Hub repository or a folder; given again, they are joined.")
+    ],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a tag.")] = None,
+    character_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least confidence of a character's name.")
+    ] = None,
     trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
     existing: Annotated[Existing, typer.Option(help="What happens to captions that are there.")] = Existing.IGNORE,
     exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
+    only: Annotated[str, typer.Option(help="Whole tags, separated by commas: no others are written.")] = "",
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -175,9 +181,11 @@ def tag(
             folder,
             tagger=tagger,
             threshold=threshold,
+            character_threshold=character_threshold,
             trigger_word=trigger,
             existing=existing,
             exclude_tags=exclude.split(","),
+            only_tags=[tag for tag in only.split(",") if tag.strip()],
             home=Home.locate(home),
             on_event=bar,
         )

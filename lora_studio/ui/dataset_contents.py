@@ -12,12 +12,10 @@ from pathlib import Path
 from lora_studio.dataset.captions import read_caption, split_tags, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import ImageInfo
-from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.errors import InputError
 from lora_studio.project import Project
 from lora_studio.ui.plan_tab import project_images
-
-MANIFEST = "dataset.json"
 
 
 class Filter(StrEnum):
