@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lora_studio.dataset.taggers.catalogue import TaggerFiles
 from lora_studio.dataset.taggers.choosing import all_confidences
@@ -105,6 +106,14 @@ def confidences(home: Home, sha256: str) -> Mapping[str, float]:
     """How sure a tagger is of each tag of the picture of that hash; empty if none has seen it."""
     known = seen(home, [sha256])
     return known.confidences(sha256) if known else {}
+
+
+def features(home: Home, sha256s: Collection[str]) -> dict[str, NDArray[np.float16]]:
+    """The features [F] of those of the pictures that a tagger has seen, by the SHA-256 of the image."""
+    known = seen(home, sha256s)
+    if known is None:
+        return {}
+    return {sha256: sight.features for sha256 in sha256s if (sight := known.sights.get(sha256)) is not None}
 
 
 @lru_cache(maxsize=2)
