@@ -61,25 +61,30 @@ def _quiet(event: dict[str, Any]) -> None:
 def tag(
     dataset: Path | str,
     *,
-    tagger: str,
+    tagger: str | Sequence[str],
     threshold: float | None = None,
+    character_threshold: float | None = None,
     trigger_word: str = "",
     existing: Existing | str = Existing.IGNORE,
     exclude_tags: Sequence[str] = (),
+    only_tags: Sequence[str] = (),
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _quiet,
 ) -> TagResult:
     """Write captions beside the images of `dataset`.
 
-    `tagger` is wd14, blip, demo, a Hub repository or a folder; `threshold` (0 to 1) is the least confidence of a tag;
-    `existing` says what happens to captions that are there; `exclude_tags` are whole tags of the tagger's to leave
-    out. `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
+    `tagger` is wd14, blip, demo, a Hub repository or a folder, or several, whose words are joined; `threshold` (0 to 1)
+    is the least confidence of a tag and `character_threshold` that of a character's name; `existing` says what happens
+    to captions that are there; `exclude_tags` are whole tags of the taggers' to leave out, `only_tags` the only ones to
+    write. `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
-    values: dict[str, Any] = {"dataset": dataset, "tagger": tagger, "trigger_word": trigger_word}
-    values |= {"existing": existing, "exclude_tags": list(exclude_tags)}
-    if threshold is not None:
-        values["threshold"] = threshold
+    first, *also = [tagger] if isinstance(tagger, str) else [*tagger, ""]
+    values: dict[str, Any] = {"dataset": dataset, "tagger": first, "also": [name for name in also if name]}
+    values |= {"trigger_word": trigger_word, "existing": existing}
+    values |= {"exclude_tags": list(exclude_tags), "only_tags": list(only_tags)}
+    given = {"threshold": threshold, "character_threshold": character_threshold}
+    values |= {name: value for name, value in given.items() if value is not None}
     return cast("TagResult", _run(TagJob.parse(_absolute(values, "dataset")), "tags", "", out, home, on_event))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from lora_studio import __version__, api, guide
 from lora_studio.caption_commands import caption_app
 from lora_studio.choices import Existing, Kind
 from lora_studio.config import TrainJob, job_from_toml
+from lora_studio.dataset.tag_cache import features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.progress import JobBar, counted
@@ -109,10 +111,10 @@ def plan(
 
 
 @app.command()
-def scan(folder: Folder, as_json: Json = False) -> None:
-    """Look at the images: what is broken, too small, or there twice. Reads only."""
+def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None:
+    """Look at the images: what is broken, spoiled, too small, or there twice; similar ones once tagged. Reads only."""
     with counted(err_console, "Scanning") as progress:
-        report = api.scan(folder, on_progress=progress)
+        report = api.scan(folder, on_progress=progress, features_of=partial(features, Home.locate(home)))
     if as_json:
         print_json(report)
         return
@@ -122,11 +124,17 @@ def scan(folder: Folder, as_json: Json = False) -> None:
     for group in report.duplicate_groups:
         out_console.print(f"{group.kind}: keep {group.keep}", soft_wrap=True, highlight=False, markup=False)
         for path in group.reject:
-            out_console.print(f"    set aside {path}", soft_wrap=True, highlight=False, markup=False)
+            verb = "look at" if group.kind == "similar" else "set aside"
+            out_console.print(f"    {verb} {path}", soft_wrap=True, highlight=False, markup=False)
+    if report.diversity:
+        out_console.print(f"Diversity {report.diversity.figure} of 100: {report.diversity.words}.")
+        for pair in report.diversity.pairs:
+            line = f"    {pair.likeness:.2f} alike: {pair.first.name} and {pair.second.name}"
+            out_console.print(line, soft_wrap=True, highlight=False, markup=False)
     for issue in report.summary.issues:
         out_console.print(issue.message, soft_wrap=True, highlight=False, markup=False)
     out_console.print(
-        f"{len(report.images)} images, {sum(len(group.reject) for group in report.duplicate_groups)} copies, "
+        f"{len(report.images)} images, {report.summary.duplicates} copies, "
         f"{sum(bool(image.issues) for image in report.images)} with something to look at."
     )
 
@@ -153,11 +161,17 @@ def curate(
 @app.command()
 def tag(
     folder: Folder,
-    tagger: Annotated[str, typer.Option(help="wd14, blip, demo, a Hub repository or a folder.")],
+    tagger: Annotated[
+        list[str], typer.Option(help="wd14, blip, demo, a Hub repository or a folder; given again, they are joined.")
+    ],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a tag.")] = None,
+    character_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least confidence of a character's name.")
+    ] = None,
     trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
     existing: Annotated[Existing, typer.Option(help="What happens to captions that are there.")] = Existing.IGNORE,
     exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
+    only: Annotated[str, typer.Option(help="Whole tags, separated by commas: no others are written.")] = "",
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -167,9 +181,11 @@ def tag(
             folder,
             tagger=tagger,
             threshold=threshold,
+            character_threshold=character_threshold,
             trigger_word=trigger,
             existing=existing,
             exclude_tags=exclude.split(","),
+            only_tags=[tag for tag in only.split(",") if tag.strip()],
             home=Home.locate(home),
             on_event=bar,
         )

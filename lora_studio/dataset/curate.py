@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.dataset.captions import SUFFIXES
+from lora_studio.dataset.duplicates import DuplicateKind
 from lora_studio.dataset.images import find_images
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
@@ -124,9 +125,11 @@ def default_rejected_dir(folder: Path) -> Path:
 
 
 def proposals(report: ScanReport) -> list[Proposal]:
-    """What a scan's report proposes to set aside, each image once."""
+    """What a scan's report proposes to set aside, each image once; similar images are for a person to judge."""
     found = {}
     for group in report.duplicate_groups:
+        if group.kind is DuplicateKind.SIMILAR:
+            continue
         for path, reason in zip(group.reject, group.reasons, strict=True):
             found[path] = f"{reason} of {group.keep.name}"
     for info in report.images:

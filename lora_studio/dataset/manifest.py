@@ -20,6 +20,8 @@ from lora_studio.dataset.images import ImageInfo
 from lora_studio.dataset.scan import ScanReport
 from lora_studio.files import write_text
 
+MANIFEST = "dataset.json"  # beside the dataset folder of a project
+
 Stamp = tuple[int, int]  # time of the last change in ns, length in bytes
 
 

@@ -14,13 +14,11 @@ from lora_studio.dataset.captions import SETTLED_NS, read_caption, split_tags, w
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import ImageInfo
 from lora_studio.dataset.lint import Finding, lint
-from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.statistics import TagTable
 from lora_studio.errors import InputError
 from lora_studio.project import Project, image_sets
 from lora_studio.ui.plan_tab import project_images
-
-MANIFEST = "dataset.json"
 
 
 class Filter(StrEnum):

@@ -117,9 +117,7 @@ class _DatasetTab:
         on(self.tag.stop.click, self.stop_tagging)
         on(self.tag.resume.click, self.resume_tagging)
         on(self.tag.undo.click, self.undo_tagging)
-        self.tag.tagger.input(
-            self.tag.chosen, self.tag.tagger, [self.tag.tagger, self.tag.threshold], show_progress="hidden"
-        )
+        self.tag.tagger.input(self.tag.chosen, self.tag.tagger, self.tag.chosen_outputs, show_progress="hidden")
         self.review.caption.change(
             self.typed,
             [self.studio.project, self.review.caption],

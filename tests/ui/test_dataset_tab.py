@@ -17,6 +17,7 @@ from lora_studio.choices import Existing
 from lora_studio.config import TagJob
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.taggers.interface import Sight
 from lora_studio.dataset.tagging import tag
 from lora_studio.project import Home, Project, ProjectInfo
 from lora_studio.runs import JobFolder, State, Status
@@ -322,7 +323,13 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     shown = interface.call(
-        "_DatasetTab.start_tagging", tag_tagger="demo", tag_threshold=0.4, tag_trigger=" ink2 ", tag_existing="append"
+        "_DatasetTab.start_tagging",
+        tag_tagger="demo",
+        tag_also=["demo-captioner"],
+        tag_threshold=0.4,
+        tag_trigger=" ink2 ",
+        tag_existing="append",
+        tag_only="cat, hat",
     )
     assert shown["dataset_notice"] == ""
     [(folder, resume)] = started
@@ -330,6 +337,7 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     job = folder.job()
     assert isinstance(job, TagJob)
     assert (job.tagger, job.threshold, job.trigger_word, job.existing) == ("demo", 0.4, "ink2", Existing.APPEND)
+    assert (job.also, job.character_threshold, job.only_tags) == (["demo-captioner"], 0.85, ["cat", "hat"])
     assert job.dataset == project.dataset_dir
     assert project.info().trigger_word == "ink2"
 
@@ -356,10 +364,13 @@ def test_the_last_tagging_is_undone(
     project: Project, interface: Interface, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Says:
-        def describe(self, images: list[Image.Image]) -> list[Any]:
-            return [type("Said", (), {"caption": "a thing"})() for _ in images]
+        name, labels, side = "demo", (), 16
+        content_hash = staticmethod(lambda: "says")
+        prepare = staticmethod(lambda image: image)
+        load = classmethod(lambda cls: cls)
+        look = staticmethod(lambda prepared: [Sight(sentence="a thing") for _ in prepared])
 
-    monkeypatch.setattr("lora_studio.dataset.tagging.load_tagger", lambda *args, **options: Says())
+    monkeypatch.setattr("lora_studio.dataset.tagging.find_tagger", lambda *args, **options: Says)
     job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=Existing.OVERWRITE)
     folder = JobFolder.create(project.new_tag_dir(), job)
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
