@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 from lora_studio.blocks import parse_block_dims
 from lora_studio.choices import (
     BasePrecision,
+    GradientCheckpointing,
     HuberSchedule,
     LossType,
     MaskedLoss,
@@ -441,7 +442,7 @@ class Recipe(Settings):
     )
 
     mixed_precision: Precision = setting(label="Precision", group=Group.MEMORY, advice="mixed_precision")
-    gradient_checkpointing: bool = setting(
+    gradient_checkpointing: GradientCheckpointing = setting(
         label="Gradient checkpointing", group=Group.MEMORY, advice="gradient_checkpointing"
     )
     base_precision: BasePrecision = setting(
@@ -515,6 +516,11 @@ class Recipe(Settings):
     @classmethod
     def _lines(cls, value: Any) -> Any:
         return lines_of(value)
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("optimizer_args", mode="before")
     @classmethod

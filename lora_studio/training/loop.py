@@ -24,7 +24,9 @@ from lora_studio.training.adapters import Adapters
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base
 from lora_studio.training.batches import Batch, Dataset, epoch_steps
+from lora_studio.training.budget import patient_step
 from lora_studio.training.cache import LatentCache, TextCache
+from lora_studio.training.checkpointing import Blocks
 from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
@@ -38,7 +40,6 @@ from lora_studio.training.parallel import Team
 from lora_studio.training.prefetch import Prefetch
 from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
-from lora_studio.training.step import train_step
 from lora_studio.training.text import encode_text
 from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.validation import validate
@@ -61,6 +62,7 @@ class Run:
     base: Base
     adapters: Adapters
     weights: TrainedWeights
+    blocks: Blocks
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
     scaler: torch.amp.GradScaler
@@ -172,7 +174,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 save(run)
                 return True
             journal.start_clock()
-            step = train_step(run)
+            step = patient_step(run, report)
             run.step += 1
             journal.add(step)
             saves = time.monotonic() - run.saved_at > STATE_SECONDS
