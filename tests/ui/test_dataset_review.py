@@ -222,7 +222,7 @@ def test_what_users_wrote_is_text_there_too(home: Home) -> None:
         image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
     contents = Contents.of(project)
     plan = dataset_captions.plan_edit([item.path for item in contents.items], dataset_captions.edits.remove(["day"]))
-    frequencies = contents.table.frequencies()
+    frequencies = contents.table.frequencies
     html = "".join(
         [
             tag_chips(contents.items[0].caption or "", "<b>", {}),
