@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -229,13 +229,42 @@ _known: dict[Path, _Known] = {}
 def _remembered(project: Project) -> Contents:
     stats = _stats(project)
     known = _known.get(project.path)
-    if known is None or known.stats != stats or any(_hash(file) != value for file, value in known.fresh.items()):
-        fresh = {file: _hash(file) for file in _fresh(stats)}
-        known = _known[project.path] = _Known(stats, fresh, Contents.read(project))
-    else:
-        fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
-        known.fresh = fresh
-    return known.contents
+    stale = set() if known is None else {file for file, value in known.fresh.items() if _hash(file) != value}
+    if known is not None and known.stats == stats and not stale:
+        known.fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
+        return known.contents
+    fresh = {file: _hash(file) for file in _fresh(stats)}
+    contents = None
+    if known is not None:
+        changed = {path for path, *_ in {*stats} ^ {*known.stats}}
+        contents = _updated(known.contents, project, changed | stale)
+    _known[project.path] = _Known(stats, fresh, contents or Contents.read(project))
+    return _known[project.path].contents
+
+
+def _updated(contents: Contents, project: Project, changed: set[str]) -> Contents | None:
+    """The contents after captions or ticks changed alone; None if there is more to look at.
+
+    What did not change stays the same object, with what is remembered of it.
+    """
+    manifest_file = str(project.path / MANIFEST)
+    captions = {path.rpartition(".")[0] for path in changed if path.endswith(SUFFIXES)}
+    if any(not path.endswith(SUFFIXES) and path != manifest_file for path in changed):
+        return None
+    old = manifest = contents.manifest
+    if manifest_file in changed:
+        manifest = load_manifest(project)
+        if (manifest.kept, manifest.stored.report) != (old.kept, old.stored.report):
+            return None
+    ticked = manifest.reviewed ^ old.reviewed
+    items = []
+    for item in contents.items:
+        if str(item.path).rpartition(".")[0] in captions:
+            item = replace(item, caption=_caption(item.path))
+        if item.info is not None and item.info.sha256 in ticked:
+            item = replace(item, reviewed=item.info.sha256 in manifest.reviewed)
+        items.append(item)
+    return replace(contents, items=items, manifest=manifest)
 
 
 def _stats(project: Project) -> list[tuple[str, int, int, int]]:
@@ -246,7 +275,7 @@ def _stats(project: Project) -> list[tuple[str, int, int, int]]:
         for folder in dict.fromkeys(folders)
         if folder.is_dir()
         for entry in os.scandir(folder)
-        if (stat := _stat(entry))
+        if entry.is_file() and (stat := _stat(entry))
     ]
     for file in (project.path / MANIFEST, project.path / "project.json"):
         if stat := _stat(file):
