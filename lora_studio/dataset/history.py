@@ -121,21 +121,14 @@ class History:
 
     def undo(self) -> EditReport:
         """Take the latest edit back; a caption that changed since is kept. Raises InputError if there is none."""
-        with self._alone():
-            done = self._files(DONE)
-            if not done:
-                raise InputError("There is no edit to undo.", "Edits of captions are kept here.", code="no_edit")
-            file = done[-1]
-            report = self._carry("Undone: ", file, back=True)
-            self._turn(file, UNDONE)
+        with self._recorded(DONE, "There is no edit to undo.", "Edit captions first.") as done:
+            report = self._carry("Undone: ", done[-1], back=True)
+            self._turn(done[-1], UNDONE)
         return report
 
     def redo(self) -> EditReport:
         """Do again what was undone last; raises InputError if there is nothing."""
-        with self._alone():
-            undone = self._files(UNDONE)
-            if not undone:
-                raise InputError("There is no edit to do again.", "Undo one first.", code="no_edit")
+        with self._recorded(UNDONE, "There is no edit to do again.", "Undo one first.") as undone:
             report = self._carry("Done again: ", undone[0], back=False)
             self._turn(undone[0], DONE)
         return report
@@ -203,6 +196,16 @@ class History:
         with disk_errors(file):
             file.rename(file.with_suffix(suffix))
             sync_folder(self.folder)
+
+    @contextmanager
+    def _recorded(self, suffix: str, missing: str, remedy: str) -> Iterator[list[Path]]:
+        """The records of that kind, oldest first, for nobody else meanwhile; raises InputError if there are none."""
+        if not self._files(suffix):
+            raise InputError(missing, remedy, code="no_edit")
+        with self._alone():
+            if not (files := self._files(suffix)):
+                raise InputError(missing, remedy, code="no_edit")
+            yield files
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from lora_studio.dataset.tokens import MAX_TOKENS, count_tokens, read_part
 from lora_studio.errors import InputError
 
 COMMON_SHARE = 0.8  # of the images with a caption: a tag above it says nothing about one of them
+REMEMBERED = 50_000  # texts
 TAG_WORDS = 5  # what has more is a sentence, of which each is on one image
 FEW_CAPTIONS = 5  # below them, shares and single tags say nothing
 
@@ -115,10 +117,12 @@ class Finding:
 
 
 class _Caption(NamedTuple):
+    """An image's caption: its text ("" without a file), what stands between the commas, and its tags."""
+
     image: Path
-    text: str  # without surrounding white space; "" without a file
-    parts: list[str]  # what stands between the commas
-    tags: list[str]
+    text: str
+    parts: tuple[str, ...]
+    tags: tuple[str, ...]
     utf8: bool
 
 
@@ -167,8 +171,33 @@ def shortened(caption: str) -> str:
 def _read(image: Path) -> _Caption:
     data = caption_bytes(image)
     text = "" if data is None else decode_text(data).strip()
-    parts = [" ".join(part.split()) for part in text.split(",")]
-    return _Caption(image, text, parts, split_tags(text), data is None or edits.plain_utf8(data))
+    return _Caption(image, text, *_parsed(text), data is None or edits.plain_utf8(data))
+
+
+# What is said of a text alone is remembered: after an edit, most captions are what they were.
+@lru_cache(maxsize=REMEMBERED)
+def _parsed(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return tuple(" ".join(part.split()) for part in text.split(",")), tuple(split_tags(text))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _contradicting(tags: tuple[str, ...]) -> list[tuple[str, ...]]:
+    return list(contradictions(tags))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _trigger_flaw(text: str, trigger: str) -> str:
+    """The code of what is wrong with the trigger word in a caption that is not empty; "" if it is right."""
+    words = [as_word(word) for word in split_tags(trigger)]
+    parts, tags = _parsed(text)
+    if not all(any(word.search(tag) for tag in tags) for word in words):
+        return "trigger_missing"
+    mended = split_tags(with_trigger(text, trigger))
+    if _times(words, mended) < _times(words, parts):
+        return "trigger_doubled"
+    if split_tags(join_tags(mended).casefold()) != split_tags(text.casefold()):
+        return "trigger_misplaced"
+    return ""
 
 
 def _chosen(captions: Sequence[_Caption], wanted: Callable[[_Caption], bool]) -> list[Path]:
@@ -228,30 +257,19 @@ def _texts(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
 
 def _trigger(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
     """Each caption is in one of three findings at most; where several trigger words are meant, all must be there."""
-    words = [as_word(word) for word in split_tags(trigger)]
-    if not words:
+    if not split_tags(trigger):
         return
-    missing, doubled, misplaced = [], [], []
+    flawed: dict[str, list[Path]] = defaultdict(list)
     for caption in captions:
-        if not caption.tags:
-            continue
-        if not all(any(word.search(tag) for tag in caption.tags) for word in words):
-            missing.append(caption.image)
-            continue
-        mended = split_tags(with_trigger(caption.text, trigger))
-        if _times(words, mended) < _times(words, caption.parts):
-            doubled.append(caption.image)
-        elif split_tags(join_tags(mended).casefold()) != split_tags(caption.text.casefold()):
-            misplaced.append(caption.image)
+        if caption.tags and (code := _trigger_flaw(caption.text, trigger)):
+            flawed[code].append(caption.image)
     put = Edit(f"Put {trigger} first", lambda text: with_trigger(text, trigger) if split_tags(text) else text)
-    for code, images, where in (
-        ("trigger_missing", missing, f"without {trigger}"),
-        ("trigger_doubled", doubled, f"with {trigger} more than once"),
-        ("trigger_misplaced", misplaced, f"with {trigger} further behind"),
+    for code, where in (
+        ("trigger_missing", f"without {trigger}"),
+        ("trigger_doubled", f"with {trigger} more than once"),
+        ("trigger_misplaced", f"with {trigger} further behind"),
     ):
-        if images:
-            message = f"{_captions(len(images))} {where}."
-            yield Finding(code, message, images, mends=[Mend(code, "Put it first, once", put)])
+        yield from _found(code, flawed[code], where, Mend(code, "Put it first, once", put))
 
 
 def _times(words: Iterable[re.Pattern[str]], tags: Iterable[str]) -> int:
@@ -271,7 +289,7 @@ def _lengths(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
 def _contradictions(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
     groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for caption in captions:
-        for group in contradictions(caption.tags):
+        for group in _contradicting(caption.tags):
             groups[group].append(caption.image)
     for group, images in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         about = "/".join(group)

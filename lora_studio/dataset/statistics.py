@@ -83,6 +83,7 @@ class TagTable:
                 names.setdefault(tag.casefold(), tag)
         return names
 
+    @cached_property
     def frequencies(self) -> list[TagCount]:
         """All tags, the most frequent first."""
         return self._counted(self.tags.values(), len(self.tags))
@@ -107,7 +108,7 @@ def caption_statistics(
     """Count the captions of these images; `tag` is the one whose company is counted (default: the most frequent)."""
     captions = {image: read_caption(image) for image in images}
     table = TagTable.of(captions)
-    frequencies = table.frequencies()
+    frequencies = table.frequencies
     of = tag.strip() or (frequencies[0].tag if frequencies else "")
     return CaptionStatistics(
         images=len(images),

@@ -85,6 +85,7 @@ element.addEventListener('keydown', (event) => {
   event.preventDefault();
 });
 element.addEventListener('studio-add', (event) => send(event.detail));
+element.addEventListener('focusout', () => { if (options().length) trigger('input', { text: '' }); });
 """
 SUGGEST_SCRIPT = """
 element.addEventListener('mousedown', (event) => {
@@ -93,6 +94,10 @@ element.addEventListener('mousedown', (event) => {
   event.preventDefault();
   const field = document.querySelector('#review-add input');
   field.dispatchEvent(new CustomEvent('studio-add', { bubbles: true, detail: option.dataset.tag }));
+});
+watch('value', () => {
+  const field = document.querySelector('#review-add input');
+  if (field) field.setAttribute('aria-expanded', String(!!element.querySelector('li')));
 });
 """
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
-from lora_studio.dataset.captions import SETTLED_NS, read_caption, split_tags, with_trigger
+from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup
-from lora_studio.dataset.images import ImageInfo
+from lora_studio.dataset.images import ImageInfo, file_sha256
 from lora_studio.dataset.lint import Finding, lint
 from lora_studio.dataset.manifest import MANIFEST, Manifest
-from lora_studio.dataset.statistics import TagTable
+from lora_studio.dataset.statistics import SplitSuggestion, TagTable, suggest_split
 from lora_studio.errors import InputError
 from lora_studio.project import Project, image_sets
+from lora_studio.recipe import Recipe
 from lora_studio.ui.plan_tab import project_images
 
 
@@ -109,7 +110,7 @@ class Contents:
     @classmethod
     def of(cls, project: Project) -> Contents:
         """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
-        return _remembered(project, _state(project))
+        return _remembered(project)
 
     @classmethod
     def read(cls, project: Project) -> Contents:
@@ -181,6 +182,13 @@ class Contents:
         """What the lint says of the captions."""
         return lint([item.path for item in self.items], self.trigger)
 
+    @cached_property
+    def split(self) -> SplitSuggestion:
+        """What the guide would hold out of training."""
+        hashed = [(item.path, item.info.sha256 if item.info else file_sha256(item.path)) for item in self.items]
+        copies = [[group.keep, *group.reject] for group in self.manifest.groups]
+        return suggest_split(hashed, copies, seed=Recipe().seed)
+
     @property
     def reviewed(self) -> int:
         """How many captions were read."""
@@ -201,35 +209,96 @@ def save_manifest(project: Project, manifest: Manifest) -> None:
     manifest.save(project.path / MANIFEST)
 
 
-def _state(project: Project) -> object:
-    """Another value whenever a file of the dataset, the manifest or the project's settings may have changed."""
+@dataclass
+class _Known:
+    """A project's contents, and the state of its files that they belong to.
+
+    `fresh` has the hashes of files that changed so recently that another change need not show in their time.
+    """
+
+    stats: list[tuple[str, int, int, int]]
+    fresh: dict[str, bytes]
+    contents: Contents
+
+
+_known: dict[Path, _Known] = {}
+
+
+def _remembered(project: Project) -> Contents:
+    stats = _stats(project)
+    known = _known.get(project.path)
+    stale = set() if known is None else {file for file, value in known.fresh.items() if _hash(file) != value}
+    if known is not None and known.stats == stats and not stale:
+        known.fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
+        return known.contents
+    fresh = {file: _hash(file) for file in _fresh(stats)}
+    contents = None
+    if known is not None:
+        changed = {path for path, *_ in {*stats} ^ {*known.stats}}
+        contents = _updated(known.contents, project, changed | stale)
+    _known[project.path] = _Known(stats, fresh, contents or Contents.read(project))
+    return _known[project.path].contents
+
+
+def _updated(contents: Contents, project: Project, changed: set[str]) -> Contents | None:
+    """The contents after captions or ticks changed alone; None if there is more to look at.
+
+    What did not change stays the same object, with what is remembered of it.
+    """
+    manifest_file = str(project.path / MANIFEST)
+    captions = {path.rpartition(".")[0] for path in changed if path.endswith(SUFFIXES)}
+    if any(not path.endswith(SUFFIXES) and path != manifest_file for path in changed):
+        return None
+    old = manifest = contents.manifest
+    if manifest_file in changed:
+        manifest = load_manifest(project)
+        if (manifest.kept, manifest.stored.report) != (old.kept, old.stored.report):
+            return None
+    ticked = manifest.reviewed ^ old.reviewed
+    items = []
+    for item in contents.items:
+        if str(item.path).rpartition(".")[0] in captions:
+            item = replace(item, caption=_caption(item.path))
+        if item.info is not None and item.info.sha256 in ticked:
+            item = replace(item, reviewed=item.info.sha256 in manifest.reviewed)
+        items.append(item)
+    return replace(contents, items=items, manifest=manifest)
+
+
+def _stats(project: Project) -> list[tuple[str, int, int, int]]:
+    """Path, time of change (ns), length and inode of every file that contents depend on."""
     folders = [project.dataset_dir, *(item.path for item in image_sets(project.dataset_dir))]
-    stats = [
-        (entry.name, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    found = [
+        (entry.path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         for folder in dict.fromkeys(folders)
         if folder.is_dir()
         for entry in os.scandir(folder)
-        if (stat := _stat(entry))
+        if entry.is_file() and (stat := _stat(entry))
     ]
     for file in (project.path / MANIFEST, project.path / "project.json"):
-        if file.is_file():
-            stat = file.stat()
-            stats.append((file.name, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    now = time.time_ns()
-    settled = all(now - changed > SETTLED_NS for _, changed, _, _ in stats)
-    return tuple(stats) if settled else now
+        if stat := _stat(file):
+            found.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return found
 
 
-def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+def _fresh(stats: list[tuple[str, int, int, int]]) -> list[str]:
+    """The texts among the files that changed within the last second."""
+    limit = time.time_ns() - SETTLED_NS
+    return [path for path, changed, _, _ in stats if changed > limit and path.endswith((*SUFFIXES, ".json"))]
+
+
+def _stat(entry: os.DirEntry[str] | Path) -> os.stat_result | None:
     try:
         return entry.stat()
     except OSError:
         return None
 
 
-@lru_cache(maxsize=4)
-def _remembered(project: Project, state: object) -> Contents:
-    return Contents.read(project)
+def _hash(file: str) -> bytes:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+    except OSError:
+        return b""
 
 
 def image_id(project: Project, path: Path) -> str:

@@ -14,7 +14,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.context import Studio, Updates
 from lora_studio.ui.dataset_captions import CaptionsPanel, FindingPick, report_card
 from lora_studio.ui.dataset_chips import suggestion_list
-from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection, load_manifest, save_manifest
+from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection, save_manifest
 from lora_studio.ui.dataset_parts import HAS_TAG, LACKS_TAG, Left, Section
 from lora_studio.ui.dataset_review import ReviewPanel, change_caption, chip_edit, neighbour, said
 from lora_studio.ui.dataset_statistics import StatisticsPanel, TagPick
@@ -237,8 +237,7 @@ class Desk:
             raise InputError(
                 f"{item.name} was not scanned yet.", "Wait for the scan, or scan in Curate.", code="not_scanned"
             )
-        project = contents.project
-        save_manifest(project, load_manifest(project).review([item.info.sha256], reviewed=wanted(item)))
+        save_manifest(contents.project, contents.manifest.review([item.info.sha256], reviewed=wanted(item)))
         contents = self._contents(data)
         item = contents.item(item.id)
         if go_on:

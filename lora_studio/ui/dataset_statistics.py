@@ -9,10 +9,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.dataset.held_out import known_copies
-from lora_studio.dataset.images import file_sha256
-from lora_studio.dataset.statistics import SplitSuggestion, TagCount, suggest_split, token_counts
-from lora_studio.recipe import Recipe
+from lora_studio.dataset.statistics import SplitSuggestion, TagCount, token_counts
 from lora_studio.ui.components import Tile, Tone, card, count_of, empty_card, heading, html, pickable, tiles
 from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset_contents import Contents
@@ -47,7 +44,7 @@ class StatisticsPanel:
 
     def show(self, contents: Contents, chosen: str, page: int) -> Updates:
         """The figures; `chosen` is the tag whose company is shown (default: the trigger word, else the first)."""
-        frequencies = contents.table.frequencies()
+        frequencies = contents.table.frequencies
         if not frequencies:
             return {
                 self.figures: empty_card("Figures of your captions will stand here", "Tag the images first."),
@@ -60,13 +57,8 @@ class StatisticsPanel:
             self.figures: figures(contents, len(frequencies)),
             self.table: tag_table(frequencies, chosen, page),
             self.beside: beside_table(tag, contents.table.together(tag)),
-            self.split: split_card(_split(contents), len(contents.items)),
+            self.split: split_card(contents.split, len(contents.items)),
         }
-
-
-def _split(contents: Contents) -> SplitSuggestion:
-    hashed = [(item.path, item.info.sha256 if item.info else file_sha256(item.path)) for item in contents.items]
-    return suggest_split(hashed, known_copies(contents.project.dataset_dir), seed=Recipe().seed)
 
 
 def figures(contents: Contents, unlike: int) -> Markup:
@@ -74,7 +66,7 @@ def figures(contents: Contents, unlike: int) -> Markup:
     captions = [item.caption for item in contents.items if item.caption]
     tokens = token_counts(captions)
     long = f"{tokens.too_long} longer than {tokens.limit}" if tokens.too_long else f"none longer than {tokens.limit}"
-    single = sum(count.images == 1 for count in contents.table.frequencies())
+    single = sum(count.images == 1 for count in contents.table.frequencies)
     return tiles(
         [
             Tile("Tags", f"{unlike:,}", f"{single:,} of them on one image only"),

@@ -41,7 +41,7 @@ class Words:
         there = {tag.casefold() for tag in split_tags(item.caption or "")} if item else set()
         known = [
             Suggestion(count.tag, count.images)
-            for count in contents.table.frequencies()
+            for count in contents.table.frequencies
             if count.tag.casefold() not in there
         ]
         first = [word for word in known if word.tag.casefold().startswith(start)]

@@ -196,6 +196,46 @@ def test_figures_filter_the_gallery(project: Project, interface: Interface) -> N
     assert interface.contents_of("dataset_filter_tag") == "umbrella"
 
 
+CHANGES: dict[str, Callable[[Project], object]] = {
+    "a caption in place, as long as before": lambda project: edit(project, "key.txt", "key", "kez"),
+    "another": lambda project: edit(project, "key.txt", "kez", "key"),
+    "a caption less": lambda project: (project.images_dir / "key.txt").unlink(),
+    "an older caption beside": lambda project: (project.images_dir / "key.caption").write_text("old"),
+    "a tick": lambda project: save_manifest(project, Contents.of(project).manifest.review([first(project)])),
+    "no tick": lambda project: save_manifest(
+        project, Contents.of(project).manifest.review([first(project)], reviewed=False)
+    ),
+    "a mark": lambda project: save_manifest(project, Contents.of(project).manifest.keep(first(project))),
+    "another trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
+    "an image more": lambda project: shutil.copy(EXAMPLE / "owl.png", project.images_dir),
+    "an image less": lambda project: (project.images_dir / "umbrella.png").unlink(),
+    "another set": lambda project: (project.images_dir.parent / "2_more").mkdir(),
+}
+
+
+def edit(project: Project, name: str, old: str, new: str) -> None:
+    file = project.images_dir / name
+    file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
+
+
+def first(project: Project) -> str:
+    info = Contents.of(project).items[0].info
+    assert info is not None
+    return info.sha256
+
+
+def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "changing")
+    for what, change in CHANGES.items():
+        before = Contents.of(project)
+        change(project)
+        now, there = Contents.of(project), Contents.read(project)
+        assert (now.items, now.trigger, now.manifest) == (there.items, there.trigger, there.manifest), what
+        assert Contents.of(project) is now
+        if what == "a tick":
+            assert now.items[1] is before.items[1]
+
+
 def test_words_are_suggested_from_what_the_dataset_says(original: Project, home: Home) -> None:
     contents = Contents.of(original)
     image = contents.by_path[original.images_dir / "key.png"]
@@ -222,7 +262,7 @@ def test_what_users_wrote_is_text_there_too(home: Home) -> None:
         image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
     contents = Contents.of(project)
     plan = dataset_captions.plan_edit([item.path for item in contents.items], dataset_captions.edits.remove(["day"]))
-    frequencies = contents.table.frequencies()
+    frequencies = contents.table.frequencies
     html = "".join(
         [
             tag_chips(contents.items[0].caption or "", "<b>", {}),

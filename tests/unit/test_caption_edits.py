@@ -114,6 +114,13 @@ def test_every_byte_comes_back_and_can_be_done_again(folder: Path) -> None:
         History.of(folder).redo()
 
 
+def test_where_nothing_was_edited_there_is_nothing_to_undo_and_nothing_is_made(folder: Path) -> None:
+    there = sorted(folder.iterdir())
+    with pytest.raises(InputError, match="no edit to undo"):
+        History.of(folder).undo()
+    assert sorted(folder.iterdir()) == there
+
+
 def test_what_somebody_changed_since_is_kept_and_said(folder: Path) -> None:
     apply(folder, edits.add("new"))
     (folder / "a.txt").write_text("mine")
