@@ -15,10 +15,11 @@ from lora_studio.errors import disk_errors
 _SYNCED_AT_ONCE = 32  # files: the disk does so many flushes in little more than the time of one
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
-    On any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
+    What is `derived`, and can be made again after a power loss, is not flushed: that takes longer than all the rest. On
+    any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,11 +28,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if not derived:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-            sync_folder(path.parent)
+            if not derived:
+                sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

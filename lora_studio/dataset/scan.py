@@ -84,7 +84,7 @@ def scan(
     workers = workers or os.cpu_count() or 1
     infos, entries = [], []
     with ThreadPoolExecutor(workers) as pool:
-        for done, (info, entry) in enumerate(pool.map(_look, paths), 1):
+        for done, (info, entry) in enumerate(pool.map(look_at, paths), 1):
             infos.append(info)
             if entry is not None:
                 entries.append(entry)
@@ -119,7 +119,8 @@ class _Phases:
             self.on_progress(done, total)
 
 
-def _look(path: Path) -> tuple[ImageInfo, Entry | None]:
+def look_at(path: Path) -> tuple[ImageInfo, Entry | None]:
+    """What one image is, what is wrong with it, and its fingerprint; None if it is unreadable. Never raises."""
     info, picture = image_info(path, at_least=SIDE)
     if picture is None:
         return info, None

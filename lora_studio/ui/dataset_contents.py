@@ -6,11 +6,11 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lora_studio.dataset.captions import read_caption, split_tags, with_trigger
-from lora_studio.dataset.duplicates import DuplicateGroup
+from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images import ImageInfo
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.errors import InputError
@@ -44,12 +44,12 @@ class Item:
         """The file's name as text that any page can show."""
         return shown_name(self.path)
 
-    @property
+    @cached_property
     def has_trigger(self) -> bool:
         """Whether the caption begins with the trigger word."""
         return has_trigger(self.caption or "", self.trigger)
 
-    @property
+    @cached_property
     def remarks(self) -> list[str]:
         """What there is to look at, in words: what the scan found, unless the image is marked to be kept."""
         if self.kept:
@@ -117,7 +117,7 @@ class Contents:
         """How many images were not scanned as they are now."""
         return sum(item.info is None for item in self.items)
 
-    @property
+    @cached_property
     def proposed(self) -> list[Item]:
         """What the scan would set aside: copies and what cannot be read."""
         return [item for item in self.items if item.proposal]
@@ -127,7 +127,14 @@ class Contents:
         """The images that are copies of another one."""
         return {path for group in self.groups for path in group.reject}
 
-    @property
+    @cached_property
+    def similar(self) -> list[DuplicateGroup]:
+        """Groups of similar images to look at, without those that were marked to be kept."""
+        open_to_doubt = {item.path for item in self.items if not item.kept}
+        groups = [group for group in self.manifest.groups if group.kind is DuplicateKind.SIMILAR]
+        return [left for group in groups if group.keep in self.by_path and (left := _proposed(group, open_to_doubt))]
+
+    @cached_property
     def flagged(self) -> list[Item]:
         """Images with something to look at that are no copies."""
         return [item for item in self.items if item.remarks and item.path not in self.copies]
@@ -156,7 +163,12 @@ def save_manifest(project: Project, manifest: Manifest) -> None:
 
 def image_id(project: Project, path: Path) -> str:
     """A short name for a file of the project, for the browser: it says nothing, and is looked up."""
-    return hashlib.sha256(os.fsencode(path.relative_to(project.path))).hexdigest()[:16]
+    return _id(os.fspath(project.path), os.fspath(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def _id(project: str, path: str) -> str:
+    return hashlib.sha256(os.fsencode(os.path.relpath(path, project))).hexdigest()[:16]
 
 
 def shown_name(path: Path) -> str:

@@ -33,6 +33,12 @@ ISSUE_WORDS = {
     "alpha": "transparent",
     "deep_color": "deep colour",
     "cmyk": "CMYK",
+    "blurred": "blurred",
+    "dark": "dark",
+    "bright": "washed out",
+    "compressed": "strongly compressed",
+    "border": "bordered",
+    "bar": "with a bar",
 }
 
 
@@ -48,10 +54,10 @@ class Pick(StrEnum):
     BACK = "back"
 
 
-def action(pick: Pick, subject: str, text: str, title: str = "") -> Markup:
-    """A small button inside `pickable`."""
-    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}">{}</button>').format(
-        pick.value, subject, title, text
+def action(pick: Pick, subject: str, text: str, title: str = "", *, key: str = "") -> Markup:
+    """A small button inside `pickable`; `key` presses it in the group or row that the arrow keys chose."""
+    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}" data-key="{}">{}</button>').format(
+        pick.value, subject, title, key, text
     )
 
 
@@ -212,22 +218,23 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     keeper = contents.by_path[group.keep]
     copies = [contents.by_path[path] for path in group.reject]
     kept = Markup('<strong class="kept">Keep</strong>: {}').format(_why_keep(keeper, copies))
-    members = [_member(home, keeper, kept, Markup(""))]
+    members = [member(home, keeper, kept, Markup(""))]
     for item, reason in zip(copies, group.reasons, strict=True):
         buttons = Markup("").join(
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
-                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside."),
-                action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again."),
+                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside.", key="u"),
+                action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again.", key="k"),
             ]
         )
-        members.append(_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
+        members.append(member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
         f"{keeper.name} and {_copies(len(copies))}", Markup("").join(members)
     )
 
 
-def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+def member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+    """An image of a group with what there is to say and to do."""
     return Markup(
         '<div class="member"><button type="button" class="shot" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
@@ -265,8 +272,8 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
             item.name,
             " ".join(item.remarks),
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
-                action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again."),
+                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again.", key="k"),
                 action(Pick.SHOW, item.id, "Open", "See it large in Review."),
             ],
         )
@@ -330,7 +337,7 @@ def aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     one = len(names) == 1
     return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
         f"{names[0]} is" if one else f"{count_of(len(names), 'image')} are",
-        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back"),
+        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back", key="z"),
     )
 
 
