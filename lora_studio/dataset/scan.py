@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, Entry, find_duplicates
 from lora_studio.dataset.fingerprints import fingerprint
 from lora_studio.dataset.images import ImageInfo, Issue, find_images, image_info
-from lora_studio.dataset.quality import SIDE, flaws
+from lora_studio.dataset.quality import SIDE, averaged, flaws
 from lora_studio.dataset.similarity import Diversity, Features, compare_features
 from lora_studio.errors import InputError
 
@@ -124,8 +124,9 @@ def look_at(path: Path) -> tuple[ImageInfo, Entry | None]:
     info, picture = image_info(path, at_least=SIDE)
     if picture is None:
         return info, None
-    info = info.model_copy(update={"issues": [*info.issues, *flaws(picture)]})
-    return info, Entry(info=info, print=fingerprint(picture.image), size_bytes=path.stat().st_size)
+    small = averaged(picture.image)
+    info = info.model_copy(update={"issues": [*info.issues, *flaws(picture, small)]})
+    return info, Entry(info=info, print=fingerprint(small), size_bytes=path.stat().st_size)
 
 
 def _summary(infos: list[ImageInfo], groups: list[DuplicateGroup]) -> ScanSummary:

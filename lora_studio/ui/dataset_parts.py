@@ -79,6 +79,7 @@ class Left(NamedTuple):
     curate_side: gr.Column
     groups: gr.HTML
     flagged: gr.HTML
+    pairs: gr.HTML
     buckets: gr.HTML
 
 
@@ -101,7 +102,6 @@ class CurateSide(NamedTuple):
     scan: gr.Button
     restore: gr.Button
     variety: gr.HTML
-    pairs: gr.HTML
     aside: gr.HTML
 
 
@@ -159,8 +159,9 @@ def build_left() -> Left:
     with gr.Column(visible=False) as curate_side:
         groups = pickable(elem_id="dataset-groups")
         flagged = pickable(elem_id="dataset-flagged")
+        pairs = pickable(elem_id="dataset-pairs")
         buckets = pickable(elem_id="dataset-buckets")
-    return Left(empty, choose, example, grid_side, chosen, grid, curate_side, groups, flagged, buckets)
+    return Left(empty, choose, example, grid_side, chosen, grid, curate_side, groups, flagged, pairs, buckets)
 
 
 def build_import(*, local: bool) -> ImportSide:
@@ -202,6 +203,5 @@ def build_curate() -> CurateSide:
             elem_classes=["studio-html", "curate-keys"],
         )
         variety = html(elem_id="curate-variety")
-        pairs = pickable(elem_id="curate-pairs")
         aside = pickable(elem_id="curate-aside")
-    return CurateSide(column, says, apply, scan, restore, variety, pairs, aside)
+    return CurateSide(column, says, apply, scan, restore, variety, aside)

@@ -83,7 +83,7 @@ class _DatasetTab:
         on(tab.select, self.reopened)
         on(self.top.section.input, self.switched)
         on(self.left.filter.input, self.filtered)
-        curated = (self.left.groups, self.left.flagged, self.left.buckets, self.curate.pairs, self.curate.aside)
+        curated = (self.left.groups, self.left.flagged, self.left.buckets, self.left.pairs, self.curate.aside)
         for place_to_pick in (self.left.grid, *curated, self.top.said):
             on(place_to_pick.click, self.picked)
         on(self.imports.files.upload, self.import_dropped, [self.imports.files])
@@ -453,7 +453,7 @@ class _DatasetTab:
                 + dataset_variety.similar_groups(home, contents),
                 self.left.buckets: dataset_variety.buckets_picture(home, contents),
                 self.curate.variety: dataset_variety.variety_card(contents),
-                self.curate.pairs: dataset_variety.alike_pairs(home, contents),
+                self.left.pairs: dataset_variety.alike_pairs(home, contents),
                 self.left.flagged: dataset_view.flagged_list(home, contents),
                 self.curate.aside: dataset_view.aside_list(home, contents, aside),
                 self.curate.says: dataset_view.curate_says(contents),

@@ -22,7 +22,8 @@ from lora_studio.ui.dataset_looking import GRID_SIZE, Look
 from lora_studio.ui.pictures import picture_url
 
 PAGE_SIZE = 48  # divisible by all usual numbers of columns
-GROUPS_SHOWN = 24
+GROUPS_SHOWN = 12
+ROWS_SHOWN = 12  # of what to look at; the rest follows
 NAMES_SHOWN = 12
 ISSUE_WORDS = {
     "unreadable": "unreadable",
@@ -198,10 +199,6 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
     if not contents.groups:
         return Markup("")
     shown = contents.groups[:GROUPS_SHOWN]
-    rest = len(contents.groups) - len(shown)
-    more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(rest, "group")
-    )
     return Markup("{}{}{}").format(
         heading(
             "Copies",
@@ -210,7 +207,7 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
         Markup('<div class="groups">{}</div>').format(
             Markup("").join(_group(home, contents, group) for group in shown)
         ),
-        more if rest else "",
+        _and_more(len(contents.groups) - len(shown), "group"),
     )
 
 
@@ -277,16 +274,20 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
                 action(Pick.SHOW, item.id, "Open", "See it large in Review."),
             ],
         )
-        for item in flagged[:PAGE_SIZE]
-    )
-    rest = len(flagged) - PAGE_SIZE
-    more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(max(rest, 0), "image")
+        for item in flagged[:ROWS_SHOWN]
     )
     return Markup('{}<div class="entries">{}</div>{}').format(
         heading("To look at", "Nothing here stops you: the guide would have a second look."),
         rows,
-        more if rest > 0 else "",
+        _and_more(len(flagged) - ROWS_SHOWN, "image"),
+    )
+
+
+def _and_more(rest: int, word: str) -> Markup:
+    if rest <= 0:
+        return Markup("")
+    return Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
+        count_of(rest, word)
     )
 
 
@@ -302,13 +303,14 @@ def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> 
                 entry.reason.capitalize(),
                 [action(Pick.BACK, image_id(contents.project, folder / entry.files[0].name), "Put back")],
             )
-            for entry in rejected[:PAGE_SIZE]
+            for entry in rejected[:ROWS_SHOWN]
         ]
         parts.append(
             Markup('{}<div class="entries">{}</div>').format(
                 heading(f"Set aside ({len(rejected)})", "Out of the dataset, never deleted. Latest first."),
                 Markup("").join(rows),
             )
+            + _and_more(len(rejected) - len(rows), "image")
         )
     kept = [item for item in contents.items if item.kept]
     if kept:
