@@ -15,10 +15,11 @@ from lora_studio.errors import disk_errors
 _SYNCED_AT_ONCE = 32  # files: the disk does so many flushes in little more than the time of one
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
-    On any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
+    What is `derived`, and can be made again after a power loss, is not flushed: that takes longer than all the rest. On
+    any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,11 +28,13 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if not derived:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-            sync_folder(path.parent)
+            if not derived:
+                sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -50,8 +53,7 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
     with disk_errors(first):
         try:
             with ThreadPoolExecutor(min(_SYNCED_AT_ONCE, len(contents))) as pool:
-                for path, temporary in zip(contents, pool.map(_written, contents.items()), strict=True):
-                    made.append((path, temporary))
+                list(pool.map(lambda item: _fill_temporary(item[0], item[1], made), contents.items()))
             for path, temporary in made:
                 temporary.chmod(mode)
                 temporary.replace(path)
@@ -62,19 +64,14 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
                 temporary.unlink(missing_ok=True)
 
 
-def _written(item: tuple[Path, bytes]) -> Path:
-    """A temporary file beside a path that holds the content, flushed to disk."""
-    path, data = item
+def _fill_temporary(path: Path, data: bytes, made: list[tuple[Path, Path]]) -> None:
+    """Write the content into a temporary file beside the path, flushed to disk, and note both in `made`."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return Path(name)
+    made.append((path, Path(name)))
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

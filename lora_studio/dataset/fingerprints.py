@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 SIDE = 64  # px of the small picture
 HASH_BITS = 128
 DECODE_SIDE = 192  # px: enough for everything in this module
-_REDUCING_GAP = 2.0  # see PIL.Image.resize: a fast halving first, down to twice the size that is wanted
+_REDUCING_GAP = 1.5  # see PIL.Image.resize: a fast averaging first, down to 1.5 times the size that is wanted
 
 # Which view of one image is compared with which of the other.
 FULL, CONTENT, MIDDLE = 0, 1, 2

@@ -183,10 +183,10 @@ def thumbnail(path: Path, folder: Path, size: int = 256, *, sha256: str | None =
     cannot be decoded.
     """
     target = folder / f"{sha256 or file_sha256(path)}-{size}.webp"
-    if not target.exists():
+    if not target.exists() or not target.stat().st_size:  # empty: the machine lost power before it was on disk
         image = decode(path, at_least=size).image
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4))
+        write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4), derived=True)
     return target
 
 

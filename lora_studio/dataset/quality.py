@@ -27,7 +27,7 @@ MOST_BLOCKING = 5.0  # steps at the edges of 8 x 8 blocks over those within; JPE
 
 BAND_SHARE = 0.02  # of a side: a narrower band is a thin line
 WIDEST_BAND = 0.35
-_SAME = 10.0  # grey levels within which pixels are one colour
+_SAME = 10  # grey levels within which pixels are one colour
 _PLAIN = 0.97  # share of the outermost row that is one colour in a bar
 _TEXT = 0.5  # share of a row of a bar that is its colour where there are letters on it
 _STRAIGHT = 0.4  # share of the first row inside that may look like the bar: a margin around a drawing has more
@@ -38,27 +38,41 @@ _SAME_PLACE = 0.9  # share of the rows
 # Sum of the luminance table of JPEG's annex K, which quality 50 is; the libraries scale it with their quality.
 _STANDARD_TABLE = 3688
 
-Grey = NDArray[np.float32]
+Grey = NDArray[np.uint8]
 
 
-def flaws(picture: Picture) -> list[Issue]:
-    """What is wrong with a decoded picture, of which at least SIDE pixels are there if it has so many."""
-    grey = _grey(picture.image)
-    found = [_blur(grey), _light(grey), _compression(picture), _bars(grey)]
+def averaged(image: Image.Image) -> Image.Image:
+    """The image in a whole fraction of its size, the shorter side still SIDE pixels or more: fast, and enough."""
+    factor = min(image.size) // SIDE
+    return image.reduce(factor) if factor > 1 else image
+
+
+def flaws(picture: Picture, small: Image.Image) -> list[Issue]:
+    """What is wrong with a decoded picture; `small` is the same picture `averaged`."""
+    image = _grey(small)
+    grey = np.asarray(image)
+    counts = np.cumsum(image.histogram())
+    found = [_blur(grey, counts), _light(counts), _compression(picture), _bars(grey)]
     return [issue for issue in found if issue is not None]
 
 
-def _grey(image: Image.Image) -> Grey:
+def _grey(image: Image.Image) -> Image.Image:
+    """The picture in grey with a shorter side of SIDE pixels; one that is smaller stays as it is."""
     grey = image.convert("L")
     scale = SIDE / min(image.size)
-    if scale < 1:
-        size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-        grey = grey.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-    return np.asarray(grey, dtype=np.float32)
+    if scale >= 1:
+        return grey
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return grey.resize(size, Image.Resampling.BOX)
 
 
-def _blur(grey: Grey) -> Issue | None:
-    contrast = float(np.percentile(grey, 99.5) - np.percentile(grey, 0.5))
+def _percentile(counts: NDArray[np.int64], percent: float) -> float:
+    """Of whole numbers from 0 on, by how many there are up to each of them."""
+    return float(np.searchsorted(counts, percent / 100 * counts[-1]))
+
+
+def _blur(grey: Grey, counts: NDArray[np.int64]) -> Issue | None:
+    contrast = _percentile(counts, 99.5) - _percentile(counts, 0.5)
     if min(grey.shape) < 8 or contrast < LEAST_CONTRAST:
         return None
     sharpness = _sharpest(grey) / contrast
@@ -77,13 +91,16 @@ def _sharpest(grey: Grey) -> float:
     Its variance (Pech-Pacheco et al. 2000) would call drawings with large plain areas and photographs with a soft
     background blurred.
     """
-    inner = grey[1:-1, 1:-1]
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
-    return float(np.percentile(np.abs(laplacian), 99.5))
+    wide = grey.astype(np.int16)
+    laplacian = wide[:-2, 1:-1] + wide[2:, 1:-1]
+    laplacian += wide[1:-1, :-2]
+    laplacian += wide[1:-1, 2:]
+    laplacian -= 4 * wide[1:-1, 1:-1]
+    return _percentile(np.cumsum(np.bincount(np.abs(laplacian, out=laplacian).ravel())), 99.5)
 
 
-def _light(grey: Grey) -> Issue | None:
-    darkest, lightest = (float(value) for value in np.percentile(grey, [1, 99]))
+def _light(counts: NDArray[np.int64]) -> Issue | None:
+    darkest, lightest = _percentile(counts, 1), _percentile(counts, 99)
     if lightest < DARK:
         return Issue(
             code="dark", message=f"Dark: even its lightest parts reach only {lightest / 255:.0%}. Lift its levels."
@@ -132,11 +149,10 @@ def _blocking(image: Image.Image) -> float:
     if min(width, height) < 64:
         return 0.0
     left, top = ((whole - part) // 16 * 8 for whole, part in zip(image.size, (width, height), strict=True))
-    grey = np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), dtype=np.float32)
+    grey = np.asarray(image.crop((left, top, left + width, top + height)).convert("L"), dtype=np.int16)
     ratios = []
-    for pixels in (grey, grey.T):
-        steps = np.abs(np.diff(pixels, axis=1))
-        means = [float(steps[:, place::8].mean()) for place in range(8)]
+    for steps in (np.abs(np.diff(grey, axis=1)).sum(axis=0), np.abs(np.diff(grey, axis=0)).sum(axis=1)):
+        means = [float(steps[place::8].mean()) / len(grey) for place in range(8)]
         within = float(np.median(means[:7]))
         ratios.append(means[7] / within if within > 0.02 else 0.0)
     return min(ratios)
@@ -159,11 +175,11 @@ def _bars(grey: Grey) -> Issue | None:
 
 def _band(rows: Grey) -> float:
     """The share of the rows, from the first, that is a band; 0 if there is none."""
-    outermost = rows[: max(1, len(rows) // 100)]
-    same = np.abs(rows - np.median(outermost)) <= _SAME
-    like = same.mean(axis=1)  # share of each row that has the band's colour
-    if like[0] < _PLAIN:
+    colour = int(np.median(rows[0]))
+    if (np.abs(rows[0].astype(np.int16) - colour) <= _SAME).mean() < _PLAIN:
         return 0.0
+    same = (rows >= max(0, colour - _SAME)) & (rows <= min(255, colour + _SAME))
+    like = same.mean(axis=1)  # share of each row that has the band's colour
     length = int(np.argmax(like < _TEXT)) if (like < _TEXT).any() else len(rows)
     if not BAND_SHARE * len(rows) <= length <= WIDEST_BAND * len(rows):
         return 0.0

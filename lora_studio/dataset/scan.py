@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, Entry, find_duplicates
 from lora_studio.dataset.fingerprints import fingerprint
 from lora_studio.dataset.images import ImageInfo, Issue, find_images, image_info
-from lora_studio.dataset.quality import SIDE, flaws
+from lora_studio.dataset.quality import SIDE, averaged, flaws
 from lora_studio.dataset.similarity import Diversity, Features, compare_features
 from lora_studio.errors import InputError
 
@@ -84,7 +84,7 @@ def scan(
     workers = workers or os.cpu_count() or 1
     infos, entries = [], []
     with ThreadPoolExecutor(workers) as pool:
-        for done, (info, entry) in enumerate(pool.map(_look, paths), 1):
+        for done, (info, entry) in enumerate(pool.map(look_at, paths), 1):
             infos.append(info)
             if entry is not None:
                 entries.append(entry)
@@ -119,12 +119,14 @@ class _Phases:
             self.on_progress(done, total)
 
 
-def _look(path: Path) -> tuple[ImageInfo, Entry | None]:
+def look_at(path: Path) -> tuple[ImageInfo, Entry | None]:
+    """What one image is, what is wrong with it, and its fingerprint; None if it is unreadable. Never raises."""
     info, picture = image_info(path, at_least=SIDE)
     if picture is None:
         return info, None
-    info = info.model_copy(update={"issues": [*info.issues, *flaws(picture)]})
-    return info, Entry(info=info, print=fingerprint(picture.image), size_bytes=path.stat().st_size)
+    small = averaged(picture.image)
+    info = info.model_copy(update={"issues": [*info.issues, *flaws(picture, small)]})
+    return info, Entry(info=info, print=fingerprint(small), size_bytes=path.stat().st_size)
 
 
 def _summary(infos: list[ImageInfo], groups: list[DuplicateGroup]) -> ScanSummary:

@@ -7,11 +7,11 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, with_trigger
-from lora_studio.dataset.duplicates import DuplicateGroup
+from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images import ImageInfo, file_sha256
 from lora_studio.dataset.lint import Finding, lint
 from lora_studio.dataset.manifest import MANIFEST, Manifest
@@ -150,7 +150,7 @@ class Contents:
         """How many images were not scanned as they are now."""
         return sum(item.info is None for item in self.items)
 
-    @property
+    @cached_property
     def proposed(self) -> list[Item]:
         """What the scan would set aside: copies and what cannot be read."""
         return [item for item in self.items if item.proposal]
@@ -160,7 +160,14 @@ class Contents:
         """The images that are copies of another one."""
         return {path for group in self.groups for path in group.reject}
 
-    @property
+    @cached_property
+    def similar(self) -> list[DuplicateGroup]:
+        """Groups of similar images to look at, without those that were marked to be kept."""
+        open_to_doubt = {item.path for item in self.items if not item.kept}
+        groups = [group for group in self.manifest.groups if group.kind is DuplicateKind.SIMILAR]
+        return [left for group in groups if group.keep in self.by_path and (left := _proposed(group, open_to_doubt))]
+
+    @cached_property
     def flagged(self) -> list[Item]:
         """Images with something to look at that are no copies."""
         return [item for item in self.items if item.remarks and item.path not in self.copies]
@@ -303,7 +310,12 @@ def _hash(file: str) -> bytes:
 
 def image_id(project: Project, path: Path) -> str:
     """A short name for a file of the project, for the browser: it says nothing, and is looked up."""
-    return hashlib.sha256(os.fsencode(path.relative_to(project.path))).hexdigest()[:16]
+    return _id(os.fspath(project.path), os.fspath(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def _id(project: str, path: str) -> str:
+    return hashlib.sha256(os.fsencode(os.path.relpath(path, project))).hexdigest()[:16]
 
 
 def shown_name(path: Path) -> str:

@@ -15,7 +15,7 @@ from lora_studio.dataset.captions import with_trigger
 from lora_studio.dataset.curate import rejected
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
-from lora_studio.ui import dataset_curation, dataset_review, dataset_view
+from lora_studio.ui import dataset_curation, dataset_review, dataset_variety, dataset_view
 from lora_studio.ui.components import error_card
 from lora_studio.ui.context import Page, Studio, Updates, guarded, with_project
 from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection
@@ -97,7 +97,8 @@ class _DatasetTab:
         on(tab.select, self.reopened)
         on(self.top.section.input, self.switched)
         on(self.left.filter.input, self.desk.filtered)
-        for place_to_pick in (self.left.grid, self.left.groups, self.left.flagged, self.curate.aside, self.top.said):
+        curated = (self.left.groups, self.left.flagged, self.left.buckets, self.left.pairs, self.curate.aside)
+        for place_to_pick in (self.left.grid, *curated, self.top.said):
             on(place_to_pick.click, self.picked)
         on(self.imports.files.upload, self.import_dropped, [self.imports.files])
         on(self.left.choose.upload, self.import_chosen, [self.left.choose])
@@ -317,6 +318,8 @@ class _DatasetTab:
                     self.top.tiles: self._tiles(contents),
                     self.seen_tag: signature,
                 }
+            if data[self.seen_tag] and not self.looks.busy(project):
+                self.looks.compare(project)
             return self._again(data) | self._reopen(contents, data)
         except StudioError:
             return gr.skip()
@@ -464,7 +467,11 @@ class _DatasetTab:
         }
         if curating:
             updates |= {
-                self.left.groups: dataset_view.copy_groups(home, contents),
+                self.left.groups: dataset_view.copy_groups(home, contents)
+                + dataset_variety.similar_groups(home, contents),
+                self.left.buckets: dataset_variety.buckets_picture(home, contents),
+                self.curate.variety: dataset_variety.variety_card(contents),
+                self.left.pairs: dataset_variety.alike_pairs(home, contents),
                 self.left.flagged: dataset_view.flagged_list(home, contents),
                 self.curate.aside: dataset_view.aside_list(home, contents, aside),
                 self.curate.says: dataset_view.curate_says(contents),

@@ -22,7 +22,8 @@ from lora_studio.ui.dataset_looking import GRID_SIZE, Look
 from lora_studio.ui.pictures import picture_url
 
 PAGE_SIZE = 48  # divisible by all usual numbers of columns
-GROUPS_SHOWN = 24
+GROUPS_SHOWN = 12
+ROWS_SHOWN = 12  # of what to look at; the rest follows
 NAMES_SHOWN = 12
 ISSUE_WORDS = {
     "unreadable": "unreadable",
@@ -33,6 +34,12 @@ ISSUE_WORDS = {
     "alpha": "transparent",
     "deep_color": "deep colour",
     "cmyk": "CMYK",
+    "blurred": "blurred",
+    "dark": "dark",
+    "bright": "washed out",
+    "compressed": "strongly compressed",
+    "border": "bordered",
+    "bar": "with a bar",
 }
 
 
@@ -48,10 +55,10 @@ class Pick(StrEnum):
     BACK = "back"
 
 
-def action(pick: Pick, subject: str, text: str, title: str = "") -> Markup:
-    """A small button inside `pickable`."""
-    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}">{}</button>').format(
-        pick.value, subject, title, text
+def action(pick: Pick, subject: str, text: str, title: str = "", *, key: str = "") -> Markup:
+    """A small button inside `pickable`; `key` presses it in the group or row that the arrow keys chose."""
+    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}" data-key="{}">{}</button>').format(
+        pick.value, subject, title, key, text
     )
 
 
@@ -200,10 +207,6 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
     if not contents.groups:
         return Markup("")
     shown = contents.groups[:GROUPS_SHOWN]
-    rest = len(contents.groups) - len(shown)
-    more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(rest, "group")
-    )
     return Markup("{}{}{}").format(
         heading(
             "Copies",
@@ -212,7 +215,7 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
         Markup('<div class="groups">{}</div>').format(
             Markup("").join(_group(home, contents, group) for group in shown)
         ),
-        more if rest else "",
+        _and_more(len(contents.groups) - len(shown), "group"),
     )
 
 
@@ -220,22 +223,23 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     keeper = contents.by_path[group.keep]
     copies = [contents.by_path[path] for path in group.reject]
     kept = Markup('<strong class="kept">Keep</strong>: {}').format(_why_keep(keeper, copies))
-    members = [_member(home, keeper, kept, Markup(""))]
+    members = [member(home, keeper, kept, Markup(""))]
     for item, reason in zip(copies, group.reasons, strict=True):
         buttons = Markup("").join(
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
-                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside."),
-                action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again."),
+                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside.", key="u"),
+                action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again.", key="k"),
             ]
         )
-        members.append(_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
+        members.append(member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
         f"{keeper.name} and {_copies(len(copies))}", Markup("").join(members)
     )
 
 
-def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+def member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+    """An image of a group with what there is to say and to do."""
     return Markup(
         '<div class="member"><button type="button" class="shot" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
@@ -273,21 +277,25 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
             item.name,
             " ".join(item.remarks),
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
-                action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again."),
+                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again.", key="k"),
                 action(Pick.SHOW, item.id, "Open", "See it large in Review."),
             ],
         )
-        for item in flagged[:PAGE_SIZE]
-    )
-    rest = len(flagged) - PAGE_SIZE
-    more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(max(rest, 0), "image")
+        for item in flagged[:ROWS_SHOWN]
     )
     return Markup('{}<div class="entries">{}</div>{}').format(
         heading("To look at", "Nothing here stops you: the guide would have a second look."),
         rows,
-        more if rest > 0 else "",
+        _and_more(len(flagged) - ROWS_SHOWN, "image"),
+    )
+
+
+def _and_more(rest: int, word: str) -> Markup:
+    if rest <= 0:
+        return Markup("")
+    return Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
+        count_of(rest, word)
     )
 
 
@@ -303,13 +311,14 @@ def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> 
                 entry.reason.capitalize(),
                 [action(Pick.BACK, image_id(contents.project, folder / entry.files[0].name), "Put back")],
             )
-            for entry in rejected[:PAGE_SIZE]
+            for entry in rejected[:ROWS_SHOWN]
         ]
         parts.append(
             Markup('{}<div class="entries">{}</div>').format(
                 heading(f"Set aside ({len(rejected)})", "Out of the dataset, never deleted. Latest first."),
                 Markup("").join(rows),
             )
+            + _and_more(len(rejected) - len(rows), "image")
         )
     kept = [item for item in contents.items if item.kept]
     if kept:
@@ -338,7 +347,7 @@ def aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     one = len(names) == 1
     return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
         f"{names[0]} is" if one else f"{count_of(len(names), 'image')} are",
-        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back"),
+        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back", key="z"),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,8 @@ from lora_studio.choices import Existing
 from lora_studio.config import TagJob
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.tag_cache import TagCache
+from lora_studio.dataset.taggers.catalogue import find_tagger
 from lora_studio.dataset.taggers.interface import Sight
 from lora_studio.dataset.tagging import tag
 from lora_studio.project import Home, Project, ProjectInfo
@@ -26,6 +29,7 @@ from lora_studio.ui.dataset_contents import Contents, Filter, Selection, has_tri
 from lora_studio.ui.dataset_review import caption_hint
 from lora_studio.ui.server import Mode
 from lora_studio.walkthrough import EXAMPLE
+from tests.scenes import photo
 from tests.ui.interface import Interface
 from tests.ui.jobs import at_work
 
@@ -137,6 +141,45 @@ def test_curate_says_what_and_why(project: Project, interface: Interface) -> Non
     assert '<strong class="kept">Keep</strong>: as large' in shown["dataset_groups"]
     assert "384 x 384 px: the shorter side is below 512 px." in shown["dataset_flagged"]
     assert shown["curate_apply"] == {"value": "Set aside all proposed (1)", "visible": True}
+
+
+def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
+    project: Project, interface: Interface, home: Home
+) -> None:
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert "known after tagging" in shown["curate_variety"]
+    for number in range(6):
+        photo(number, (64, 64)).save(project.images_dir / f"photo{number}.png")
+    interface.call("_DatasetTab.look")
+    wait_for_look()
+    infos = [item.info for item in Contents.of(project).items if item.info]
+    cache = TagCache.of(find_tagger("demo", home=home), home)
+    vectors = np.random.default_rng(0).normal(0, 1, (len(infos), 32))
+    vectors[-1] = vectors[-2] + 0.01  # photo5 is like photo4
+    for info, vector in zip(infos, vectors, strict=True):
+        cache.add(info.sha256, Sight(features=vector.astype(np.float16)))
+    cache.flush()
+    folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
+    folder.update_status(state=State.DONE)
+    interface.call("_DatasetTab.tag_tick")  # the tagging has ended: what it saw is compared
+    wait_for_look()
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert "Similar: 100% alike" in shown["dataset_groups"]
+    assert "Diversity" in shown["curate_variety"]
+    assert shown["dataset_pairs"].count('class="pair"') == 10
+    assert shown["curate_apply"]["value"] == "Set aside all proposed (1)"
+    shown = interface.call("_DatasetTab.picked", pick=pick(project, "keep", "photo5.png"))
+    assert "alike in what" not in shown["dataset_groups"]
+
+
+def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Interface) -> None:
+    Image.new("RGB", (1500, 1000)).save(project.images_dir / "wide.png")
+    interface.call("_DatasetTab.look")
+    wait_for_look()
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")["dataset_buckets"]
+    assert re.findall(r"<strong>([^<]+)</strong>", shown) == ["768 × 768", "384 × 384", "1216 × 832"]
+    assert "3 sizes, from 384 × 384 to 1500 × 1000 px" in shown
+    assert re.search(r'title="wide.png: 1500 × 1000 px, 3% cropped".*?inset: 0.0% 1.\d% 0.0% 1.\d%', shown, re.DOTALL)
 
 
 def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
@@ -460,6 +503,21 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.locator("#curate-aside").get_by_role("button", name="Put back").click()
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
     assert len(names(project)) == 4
+
+    page.locator("#curate-says").click()
+    page.keyboard.press("ArrowDown")
+    page.locator("#dataset-groups .group.here").wait_for()
+    page.keyboard.press("Delete")
+    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    assert len(names(project)) == 3
+    page.locator("#dataset-flagged .entry.here").wait_for()  # what took its place
+    page.keyboard.press("z")
+    page.locator("#dataset-said").get_by_text("is back").wait_for()
+    assert len(names(project)) == 4
+    page.keyboard.press("k")
+    page.locator("#curate-aside").get_by_text("Kept all the same").wait_for()
+    page.locator("#curate-aside").get_by_role("button", name="Look again").click()
+    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
 
     section("Review")
     page.locator("#dataset-grid .shot").nth(2).click()
