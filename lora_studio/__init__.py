@@ -12,10 +12,38 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["curate", "plan", "resume", "scan", "sweep", "tag", "train"]
+__all__ = [
+    "curate",
+    "edit_captions",
+    "lint_captions",
+    "plan",
+    "plan_caption_edit",
+    "resume",
+    "review_captions",
+    "scan",
+    "summarize_captions",
+    "sweep",
+    "tag",
+    "train",
+    "undo_caption_edit",
+]
 
 if TYPE_CHECKING:
-    from lora_studio.api import curate, plan, resume, scan, sweep, tag, train
+    from lora_studio.api import (
+        curate,
+        edit_captions,
+        lint_captions,
+        plan,
+        plan_caption_edit,
+        resume,
+        review_captions,
+        scan,
+        summarize_captions,
+        sweep,
+        tag,
+        train,
+        undo_caption_edit,
+    )
 
 
 def __getattr__(name: str) -> Any:

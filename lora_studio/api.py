@@ -1,7 +1,8 @@
 """The studio's stages as Python functions: what the command line and the tabs call too.
 
-`scan`, `curate` and `plan` read and answer at once. `tag`, `train` and `sweep` do their work in this process, in a job
-folder that looks exactly like one that the browser started, and wait for their turn on the GPU.
+`scan`, `curate`, `plan` and what deals with captions that are there answer at once. `tag`, `train` and `sweep` do their
+work in this process, in a job folder that looks exactly like one that the browser started, and wait for their turn on
+the GPU.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from typing import TYPE_CHECKING, Any, cast
 from lora_studio.choices import Existing
 from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.dataset.curate import curate
+from lora_studio.dataset.edits import Edit, EditPlan, plan_edit
+from lora_studio.dataset.held_out import known_copies
+from lora_studio.dataset.history import EditReport, History
+from lora_studio.dataset.images import find_images
+from lora_studio.dataset.lint import Finding, lint
+from lora_studio.dataset.review import Review, image_hashes, mark_reviewed, review_of
 from lora_studio.dataset.scan import scan
+from lora_studio.dataset.statistics import CaptionStatistics, caption_statistics, suggest_split
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
-from lora_studio.project import Home
+from lora_studio.project import Home, Project, records_folder
 from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder, State, numbered_folder
 from lora_studio.worker import Listener, execute, start
@@ -29,7 +37,21 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.3
 
-__all__ = ["curate", "plan", "resume", "scan", "sweep", "tag", "train"]
+__all__ = [
+    "curate",
+    "edit_captions",
+    "lint_captions",
+    "plan",
+    "plan_caption_edit",
+    "resume",
+    "review_captions",
+    "scan",
+    "summarize_captions",
+    "sweep",
+    "tag",
+    "train",
+    "undo_caption_edit",
+]
 
 
 def _quiet(event: dict[str, Any]) -> None:
@@ -39,26 +61,80 @@ def _quiet(event: dict[str, Any]) -> None:
 def tag(
     dataset: Path | str,
     *,
-    tagger: str,
+    tagger: str | Sequence[str],
     threshold: float | None = None,
+    character_threshold: float | None = None,
     trigger_word: str = "",
     existing: Existing | str = Existing.IGNORE,
     exclude_tags: Sequence[str] = (),
+    only_tags: Sequence[str] = (),
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _quiet,
 ) -> TagResult:
     """Write captions beside the images of `dataset`.
 
-    `tagger` is wd14, blip, demo, a Hub repository or a folder; `threshold` (0 to 1) is the least confidence of a tag;
-    `existing` says what happens to captions that are there; `exclude_tags` are whole tags of the tagger's to leave
-    out. `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
+    `tagger` is wd14, blip, demo, a Hub repository or a folder, or several, whose words are joined; `threshold` (0 to 1)
+    is the least confidence of a tag and `character_threshold` that of a character's name; `existing` says what happens
+    to captions that are there; `exclude_tags` are whole tags of the taggers' to leave out, `only_tags` the only ones to
+    write. `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
-    values: dict[str, Any] = {"dataset": dataset, "tagger": tagger, "trigger_word": trigger_word}
-    values |= {"existing": existing, "exclude_tags": list(exclude_tags)}
-    if threshold is not None:
-        values["threshold"] = threshold
+    first, *also = [tagger] if isinstance(tagger, str) else [*tagger, ""]
+    values: dict[str, Any] = {"dataset": dataset, "tagger": first, "also": [name for name in also if name]}
+    values |= {"trigger_word": trigger_word, "existing": existing}
+    values |= {"exclude_tags": list(exclude_tags), "only_tags": list(only_tags)}
+    given = {"threshold": threshold, "character_threshold": character_threshold}
+    values |= {name: value for name, value in given.items() if value is not None}
     return cast("TagResult", _run(TagJob.parse(_absolute(values, "dataset")), "tags", "", out, home, on_event))
+
+
+def lint_captions(dataset: Path | str, *, trigger_word: str | None = None) -> list[Finding]:
+    """What is wrong or doubtful in the captions of `dataset`, each finding with the edits that mend it.
+
+    `trigger_word` is, by default, that of the project which the dataset belongs to. Raises InputError.
+    """
+    folder = Path(dataset)
+    return lint(_images(folder), trigger_word_of(folder) if trigger_word is None else trigger_word)
+
+
+def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatistics:
+    """How often each tag of `dataset` is there, with which others `tag` is, how long captions are, what to hold out.
+
+    `tag` is, by default, the project's trigger word, else the most frequent tag. Raises InputError.
+    """
+    folder = Path(dataset)
+    images = _images(folder)
+    split = suggest_split(image_hashes(folder, images), known_copies(folder), seed=Recipe().seed)
+    return caption_statistics(images, tag=tag or trigger_word_of(folder), split=split)
+
+
+def plan_caption_edit(dataset: Path | str, edit: Edit) -> EditPlan:
+    """What an edit (see `lora_studio.dataset.edits`) would do to the captions of `dataset`, image by image."""
+    return plan_edit(_images(Path(dataset)), edit)
+
+
+def edit_captions(dataset: Path | str, edit: Edit) -> EditReport:
+    """Do an edit to all captions of `dataset`; the last 50 can be undone. Raises InputError or DiskFullError."""
+    return History.of(Path(dataset)).apply(plan_caption_edit(dataset, edit))
+
+
+def undo_caption_edit(dataset: Path | str) -> EditReport:
+    """Take back the latest edit of the captions of `dataset`; raises InputError if there is none."""
+    return History.of(Path(dataset)).undo()
+
+
+def review_captions(
+    dataset: Path | str, *, mark: Sequence[Path | str] = (), unmark: Sequence[Path | str] = ()
+) -> Review:
+    """Which captions of `dataset` were read, once those of the images in `mark` are ticked, and of `unmark` no more.
+
+    Raises InputError for an image that is not in the dataset.
+    """
+    folder = Path(dataset)
+    for images, reviewed in ((mark, True), (unmark, False)):
+        if images:
+            mark_reviewed(folder, [Path(image) for image in images], reviewed=reviewed)
+    return review_of(folder)
 
 
 def train(
@@ -190,6 +266,19 @@ def _attend(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) 
         seconds=round(time.time() - begun, 3),
         stopped=True,
     )
+
+
+def _images(folder: Path) -> list[Path]:
+    images = find_images(folder)
+    if not images:
+        raise InputError(f"There are no images in {str(folder)!r}.", "Give a folder with images.", code="no_images")
+    return images
+
+
+def trigger_word_of(dataset: Path | str) -> str:
+    """The trigger word of the project that a dataset folder belongs to; empty for any other folder."""
+    project = Project(records_folder(Path(dataset)))
+    return project.info().trigger_word if (project.path / "project.json").is_file() else ""
 
 
 def _absolute(values: dict[str, Any], name: str) -> dict[str, Any]:

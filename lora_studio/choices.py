@@ -154,3 +154,11 @@ class Existing(StrEnum):
     IGNORE = "ignore"
     APPEND = "append"
     OVERWRITE = "overwrite"
+
+
+class Position(StrEnum):
+    """Where tags are added to a caption."""
+
+    FRONT = "front"
+    AFTER_TRIGGER = "after-trigger"
+    BACK = "back"

@@ -6,25 +6,26 @@ stderr. Exit status: 0, 2 for wrong input, 1 for a failure.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 
 from lora_studio import __version__, api, guide
+from lora_studio.caption_commands import caption_app
 from lora_studio.choices import Existing, Kind
 from lora_studio.config import TrainJob, job_from_toml
+from lora_studio.dataset.tag_cache import features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.progress import JobBar, counted
 from lora_studio.project import Home
 from lora_studio.recipe import Recipe, apply_overrides
+from lora_studio.terminal import Folder, HomeOption, Json, err_console, out_console, print_json
 
 app = typer.Typer(
     help="Curate, tag, plan, train and test SDXL LoRAs.",
@@ -33,14 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out_console = Console()
-err_console = Console(stderr=True)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
-HomeOption = Annotated[
-    Path | None, typer.Option("--home", help="The studio's home (default: $LORA_STUDIO_HOME or ~/lora-studio).")
-]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or with N_name folders of them.")]
+app.add_typer(caption_app, name="caption")
 
 
 def main() -> None:
@@ -105,7 +99,7 @@ def plan(
         regularization=regularization,
     )
     if as_json:
-        _print_json(result.summary())
+        print_json(result.summary())
         return
     table = Table("setting", "value", "why", box=None, pad_edge=False)
     for reason in result.reasons:
@@ -117,12 +111,12 @@ def plan(
 
 
 @app.command()
-def scan(folder: Folder, as_json: Json = False) -> None:
-    """Look at the images: what is broken, too small, or there twice. Reads only."""
+def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None:
+    """Look at the images: what is broken, spoiled, too small, or there twice; similar ones once tagged. Reads only."""
     with counted(err_console, "Scanning") as progress:
-        report = api.scan(folder, on_progress=progress)
+        report = api.scan(folder, on_progress=progress, features_of=partial(features, Home.locate(home)))
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for image in report.images:
         for issue in image.issues:
@@ -130,11 +124,17 @@ def scan(folder: Folder, as_json: Json = False) -> None:
     for group in report.duplicate_groups:
         out_console.print(f"{group.kind}: keep {group.keep}", soft_wrap=True, highlight=False, markup=False)
         for path in group.reject:
-            out_console.print(f"    set aside {path}", soft_wrap=True, highlight=False, markup=False)
+            verb = "look at" if group.kind == "similar" else "set aside"
+            out_console.print(f"    {verb} {path}", soft_wrap=True, highlight=False, markup=False)
+    if report.diversity:
+        out_console.print(f"Diversity {report.diversity.figure} of 100: {report.diversity.words}.")
+        for pair in report.diversity.pairs:
+            line = f"    {pair.likeness:.2f} alike: {pair.first.name} and {pair.second.name}"
+            out_console.print(line, soft_wrap=True, highlight=False, markup=False)
     for issue in report.summary.issues:
         out_console.print(issue.message, soft_wrap=True, highlight=False, markup=False)
     out_console.print(
-        f"{len(report.images)} images, {sum(len(group.reject) for group in report.duplicate_groups)} copies, "
+        f"{len(report.images)} images, {report.summary.duplicates} copies, "
         f"{sum(bool(image.issues) for image in report.images)} with something to look at."
     )
 
@@ -152,7 +152,7 @@ def curate(
     with counted(err_console, "Scanning") as progress:
         report = api.curate(folder, apply=apply, restore=restore, on_progress=progress)
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     for line in report.lines():
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -161,11 +161,17 @@ def curate(
 @app.command()
 def tag(
     folder: Folder,
-    tagger: Annotated[str, typer.Option(help="wd14, blip, demo, a Hub repository or a folder.")],
+    tagger: Annotated[
+        list[str], typer.Option(help="wd14, blip, demo, a Hub repository or a folder; given again, they are joined.")
+    ],
     threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a tag.")] = None,
+    character_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least confidence of a character's name.")
+    ] = None,
     trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
     existing: Annotated[Existing, typer.Option(help="What happens to captions that are there.")] = Existing.IGNORE,
     exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
+    only: Annotated[str, typer.Option(help="Whole tags, separated by commas: no others are written.")] = "",
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
@@ -175,14 +181,16 @@ def tag(
             folder,
             tagger=tagger,
             threshold=threshold,
+            character_threshold=character_threshold,
             trigger_word=trigger,
             existing=existing,
             exclude_tags=exclude.split(","),
+            only_tags=[tag for tag in only.split(",") if tag.strip()],
             home=Home.locate(home),
             on_event=bar,
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     if result.stopped:
         out_console.print("Stopped. The same command goes on with the images that have no caption.")
@@ -238,7 +246,7 @@ def train(
                 on_event=bar,
             )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     if result.stopped:
         out_console.print(f"Stopped at step {result.steps}. Go on with: train --resume --out {result.run}")
@@ -280,7 +288,7 @@ def sweep(
             on_event=bar,
         )
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     out_console.print(f"Grid: {result.grid}", soft_wrap=True, highlight=False)
 
@@ -289,7 +297,7 @@ def sweep(
 def models(as_json: Json = False) -> None:
     """List the base models that the studio knows by name."""
     if as_json:
-        _print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
+        print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
         return
     table = Table("name", "good for", "prediction", "why", box=None, pad_edge=False)
     for name, model in guide.BASES.items():
@@ -302,7 +310,7 @@ def presets(as_json: Json = False) -> None:
     """List the presets, each with what it changes."""
     known = list_presets()
     if as_json:
-        _print_json({name: load_preset(name) for name in known})
+        print_json({name: load_preset(name) for name in known})
         return
     for name in known:
         changes = ", ".join(f"{key}={value}" for key, value in load_preset(name).items())
@@ -350,12 +358,6 @@ def _train_job(
     recipe |= load_preset(preset) if preset else {}
     values["recipe"] = apply_overrides(recipe, settings)
     return TrainJob.parse(values)
-
-
-def _print_json(value: Any) -> None:
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def _escape(text: str) -> str:

@@ -59,7 +59,17 @@ class TagJob(Job):
 
     dataset: Path = Field(description="Folder with images, searched one level of N_name subfolders deep.")
     tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder.")
+    also: list[str] = setting(
+        [],
+        label="Joined with",
+        group=Group.DATA,
+        why="More taggers whose words are added: every tag once, as sure as the surest of them; sentences first.",
+        max_length=4,
+    )
     threshold: float = setting(label="Threshold", group=Group.DATA, advice="tagger_threshold", ge=0, le=1)
+    character_threshold: float = setting(
+        label="Character threshold", group=Group.DATA, advice="character_threshold", ge=0, le=1
+    )
     trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never doubled.")
     existing: Existing = Field(default=Existing.IGNORE, description="ignore keeps captions that are there.")
     exclude_tags: list[str] = setting(
@@ -69,8 +79,15 @@ class TagJob(Job):
         why="Whole tags, separated by commas. What all images share is the trigger word's to learn: do not name it.",
         max_length=1000,
     )
+    only_tags: list[str] = setting(
+        [],
+        label="Only these",
+        group=Group.DATA,
+        why="Whole tags, separated by commas; no other is written. Empty: all that are sure enough. Sentences stay.",
+        max_length=1000,
+    )
 
-    @field_validator("exclude_tags", mode="before")
+    @field_validator("also", "exclude_tags", "only_tags", mode="before")
     @classmethod
     def _tags(cls, value: Any) -> Any:
         return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import disk_errors
 
+_SYNCED_AT_ONCE = 32  # files: the disk does so many flushes in little more than the time of one
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+
+def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
-    On any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
+    What is `derived`, and can be made again after a power loss, is not flushed: that takes longer than all the rest. On
+    any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,13 +28,50 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
         temporary = Path(name)
         try:
             write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
+            if not derived:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
-            sync_folder(path.parent)
+            if not derived:
+                sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_many(contents: Mapping[Path, bytes]) -> None:
+    """Write many small files, each atomically, in a twentieth of the time that as many `write_bytes` take.
+
+    All temporary files are flushed to disk before the first is renamed; on an error some files are new, the others what
+    they were before. The folders must be there. Raises DiskFullError or InputError for what the disk refuses.
+    """
+    if not contents:
+        return
+    first = next(iter(contents))
+    mode = 0o666 & ~_umask()
+    made: list[tuple[Path, Path]] = []
+    with disk_errors(first):
+        try:
+            with ThreadPoolExecutor(min(_SYNCED_AT_ONCE, len(contents))) as pool:
+                list(pool.map(lambda item: _fill_temporary(item[0], item[1], made), contents.items()))
+            for path, temporary in made:
+                temporary.chmod(mode)
+                temporary.replace(path)
+            for folder in dict.fromkeys(path.parent for path in contents):
+                sync_folder(folder)
+        finally:
+            for _, temporary in made:
+                temporary.unlink(missing_ok=True)
+
+
+def _fill_temporary(path: Path, data: bytes, made: list[tuple[Path, Path]]) -> None:
+    """Write the content into a temporary file beside the path, flushed to disk, and note both in `made`."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    made.append((path, Path(name)))
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -70,6 +70,7 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
             high=12,
         ),
         "tagger_threshold": Advice(0.35, "0.35 to 0.40 gives balanced tags.", low=0.35, high=0.40),
+        "character_threshold": Advice(0.85, "A wrong character's name does more harm than a missing one."),
         "strengths": Advice(
             (0.0, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
             "0.7 to 1.2 is where a LoRA is used; 0 shows what the base draws without it.",
@@ -115,6 +116,8 @@ FEW_IMAGES = Advice(
     10,
     "Even ten good images can be enough if they are above 512 px, alike in size, varied in pose and well composed.",
 )
+FEW_TO_HOLD_OUT = 30  # images below which none can be spared for validation
+HELD_OUT_SHARE = 0.1  # of a large set
 SMALL_SIDE = Advice(512, "The guide wants images above 512 px, ideally 1024: enlarging teaches blur.")
 
 

@@ -6,7 +6,8 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     project.json                     trigger word, kind, base model, notes, recipe
     dataset/ 10_NAME/                images with captions beside them: the layout that kohya's tools read
     rejected/                        what curation took out
-    dataset.json                     manifest; derived, can be rebuilt
+    dataset.json                     manifest: what a scan found, and marks of a curator's
+    caption_edits/                   the latest edits of captions, to be undone
     runs/001-NAME/                   job folders of training
     loras/                           LoRA files from elsewhere, to be tested
     sweeps/001/                      job folders of sweeps
@@ -253,6 +254,14 @@ class Project:
             raise InputError(
                 f"Cannot {act} {self.name!r} while {', '.join(busy)} is at work.", "Stop it first.", code="busy"
             )
+
+
+def records_folder(folder: Path) -> Path:
+    """Where the studio keeps what belongs to a dataset: its project, if it is (a set of) a project's, else itself."""
+    resolved = folder.resolve()
+    dataset = resolved.parent if SET_FOLDER.match(resolved.name) else resolved
+    in_project = dataset.name == "dataset" and (dataset.parent / "project.json").is_file()
+    return dataset.parent if in_project else resolved
 
 
 @dataclass(frozen=True)

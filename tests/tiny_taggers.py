@@ -9,8 +9,12 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+from lora_studio.dataset.taggers.choosing import Choice, describe
+from lora_studio.dataset.taggers.interface import Description, Tagger
 
 WD_SIZE = 32  # px
 WD_TAGS = (
@@ -29,22 +33,40 @@ RED, GREEN, BLUE = 6, 7, 8  # rows of WD_TAGS
 WORDS = ["a", "picture", "of", "the", "red", "green", "blue", "cat", "house", "with", "and"]
 
 
-def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS) -> Path:
-    """A vision transformer of one block as timm writes it for the Hub, and selected_tags.csv."""
+# The families of the WD v3 series as timm knows them, as small as they get.
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "vit": (
+        "vit_tiny_patch16_224",
+        {"img_size": WD_SIZE, "embed_dim": 24, "depth": 1, "num_heads": 2, "class_token": False, "global_pool": "avg"},
+    ),
+    "swinv2": (
+        "swinv2_tiny_window8_256",
+        {"img_size": WD_SIZE, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]},
+    ),
+    "convnext": ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [8, 12, 16, 24]}),
+    "eva02": (
+        "eva02_tiny_patch14_224",
+        {"img_size": 28, "embed_dim": 24, "depth": 1, "num_heads": 2, "class_token": False, "global_pool": "avg"},
+    ),
+}
+
+
+def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS, family: str = "vit") -> Path:
+    """A small model of a family of the series as timm writes it for the Hub, and selected_tags.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    arguments = {"img_size": WD_SIZE, "embed_dim": 24, "depth": 1, "num_heads": 2, "class_token": False}
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=len(tags), global_pool="avg", **arguments)
+    architecture, arguments = FAMILIES[family]
+    side = arguments.get("img_size", WD_SIZE)
+    model = timm.create_model(architecture, num_classes=len(tags), **arguments)
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     config = {
-        "architecture": "vit_tiny_patch16_224",
+        "architecture": architecture,
         "num_classes": len(tags),
-        "num_features": 24,
-        "global_pool": "avg",
-        "model_args": arguments | {"global_pool": "avg"},
+        "num_features": model.num_features,
+        "model_args": arguments,
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, WD_SIZE, WD_SIZE],
+            "input_size": [3, side, side],
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
@@ -53,8 +75,6 @@ def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS) -> Pat
             "std": [0.5, 0.5, 0.5],
             "num_classes": len(tags),
             "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
         },
     }
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
@@ -94,3 +114,9 @@ def save_tiny_blip(folder: Path) -> Path:
     images = BlipImageProcessor(size={"height": 32, "width": 32})
     BlipProcessor(images, tokens).save_pretrained(folder)
     return folder
+
+
+def descriptions(tagger: Tagger, images: Sequence[Image.Image], choice: Choice = Choice()) -> list[Description]:  # noqa: B008
+    """What is written about pictures."""
+    sights = tagger.look([tagger.prepare(image) for image in images])
+    return [describe(sight, tagger.labels, choice) for sight in sights]

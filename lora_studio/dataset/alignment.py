@@ -28,6 +28,7 @@ _COARSE_STEPS = 6
 _FINE_STEPS = 5
 _LONGEST_STEP = 0.05
 _HOPELESS = 0.3  # of the variance; copies are below 0.1 after the coarse step
+_FAR = 0.45  # of the contrast, by the plain fit; copies are below 0.2, clipped ones too
 _SPOILED = 0.03  # of the contrast
 _LEAST_CONTRAST = 0.15  # of black to white; compression noise of a picture with less would count as a difference
 
@@ -45,6 +46,11 @@ class Alignment:
     worst: Floats
 
 
+def align_pairs(base: NDArray[np.uint8], other: NDArray[np.uint8], start: NDArray[np.float32]) -> Alignment:
+    """`align` for pictures from 0 to 255, which are smaller to send to another process."""
+    return align(base.astype(np.float32) / 255, other.astype(np.float32) / 255, start)
+
+
 def align(base: Floats, other: Floats, start: Floats) -> Alignment:
     """Align pairs of pictures, `base` and `other` [P, n, n, 3] from 0 to 1; `start` [P, 4] is one more window to try.
 
@@ -60,10 +66,13 @@ def align(base: Floats, other: Floats, start: Floats) -> Alignment:
     worst = np.ones(len(base), np.float32)
     hopeful = np.flatnonzero(_unlikeness(*coarse, window) < _HOPELESS)
     if len(hopeful):
-        base, other = base[hopeful], other[hopeful]
         fine = _descend(_blur(grey_base[hopeful]), _blur(grey_other[hopeful]), window[hopeful], _FINE_STEPS)
-        whole = np.tile(np.array([0, 1, 0, 1], np.float32), (len(hopeful), 1))
         # Clipped highlights can lead the descent astray, and most copies are not cropped: the whole is tried too.
+        whole = np.tile(np.array([0, 1, 0, 1], np.float32), (len(hopeful), 1))
+        near = np.minimum(*(_plainly(base[hopeful], other[hopeful], tried) for tried in (fine, whole))) < _FAR
+        hopeful, fine, whole = hopeful[near], fine[near], whole[near]
+    if len(hopeful):
+        base, other = base[hopeful], other[hopeful]
         (gain_fine, worst_fine), (gain_whole, worst_whole) = _judge(base, other, fine), _judge(base, other, whole)
         better = worst_whole <= worst_fine
         window[hopeful] = np.where(better[:, None], whole, fine)
@@ -125,6 +134,18 @@ def _judge(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]
     gain, forward = _difference(base, other, window)
     _, backward = _difference(other, base, _inverse(window))
     return gain, np.minimum(forward, backward)
+
+
+def _plainly(base: Floats, other: Floats, window: Floats) -> Floats:
+    """The largest local difference of the grey pictures by the plain fit: a sixth of the work of `_judge`."""
+    rows, columns, weight = _sampling(window, base.shape[1])
+    target = other.mean(axis=3)
+    warped = rows @ base.mean(axis=3) @ columns.transpose(0, 2, 1)
+    gain, offset = _fit(warped, target, weight)
+    adjusted = (gain[:, None, None] * warped + offset[:, None, None]).clip(0, 1)
+    contrast = np.ptp(_blur(target), axis=(1, 2)).clip(_LEAST_CONTRAST)
+    largest: Floats = np.abs(_blur((adjusted - target) * weight)).max(axis=(1, 2)) / contrast
+    return largest
 
 
 def _difference(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:

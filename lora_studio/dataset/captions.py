@@ -7,14 +7,18 @@ joining are each other's inverse. The file has the image's stem: `.txt`, and `.c
 from __future__ import annotations
 
 import re
+import time
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
+from lora_studio.choices import Position
 from lora_studio.errors import InputError
 from lora_studio.files import write_text
 
 SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
+SETTLED_NS = 1_000_000_000  # a file that is older cannot change any more without another time of change
 
 
 def split_tags(caption: str) -> list[str]:
@@ -42,8 +46,13 @@ def with_trigger(caption: str, trigger: str) -> str:
     return join_tags(tags)
 
 
+def as_word(word: str) -> re.Pattern[str]:
+    """What finds a trigger word in a tag, in any letter case, but not within another word."""
+    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+
+
 def _with_word(tags: list[str], word: str) -> list[str]:
-    pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+    pattern = as_word(word)
     match = pattern.match(tags[0]) if tags else None
     after, rest = (tags[0][match.end() :], tags[1:]) if match else ("", tags)
     if not word.isalpha():
@@ -61,7 +70,7 @@ def fixed_and_free(caption: str, trigger: str = "", keep_tokens: int = 0) -> tup
     tags = split_tags(caption)
     first: list[str] = []
     for word in split_tags(trigger):
-        pattern = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
+        pattern = as_word(word)
         first += [tag for tag in [next(filter(pattern.search, tags), None)] if tag is not None and tag not in first]
     fixed = [*first, *(tag for tag in tags[:keep_tokens] if tag not in first)]
     return fixed, [tag for tag in tags if tag not in fixed]
@@ -73,6 +82,47 @@ def without_tags(caption: str, tags: Iterable[str]) -> str:
     parts = split_tags(caption)
     kept = [tag for tag in parts if tag.casefold() not in unwanted]
     return caption if len(kept) == len(parts) else join_tags(kept)
+
+
+def with_tags(caption: str, tags: str, position: Position, trigger: str = "") -> str:
+    """The caption with these tags (separated by commas), but for those that it has, whatever their letter case.
+
+    After the trigger means after the tags that hold its words; in front if the caption has none of them.
+    """
+    parts = split_tags(caption)
+    there = {tag.casefold() for tag in parts}
+    more = [tag for tag in split_tags(tags) if tag.casefold() not in there]
+    if not more:
+        return caption
+    place = len(parts)
+    if position is Position.FRONT:
+        place = 0
+    elif position is Position.AFTER_TRIGGER:
+        patterns = [as_word(word) for word in split_tags(trigger)]
+        holding = [index for index, tag in enumerate(parts) if any(pattern.search(tag) for pattern in patterns)]
+        place = max(holding, default=-1) + 1
+    return join_tags([*parts[:place], *more, *parts[place:]])
+
+
+def with_replaced(caption: str, old: str, new: str) -> str:
+    """The caption with `new` (tags separated by commas) in the place of the whole tag `old`, whatever its letter case.
+
+    A tag that the caption has already is not doubled; the same text if `old` is none of its tags.
+    """
+    parts = split_tags(caption)
+    wanted = " ".join(old.split()).casefold()
+    if wanted not in {tag.casefold() for tag in parts}:
+        return caption
+    spread = [tag for part in parts for tag in (split_tags(new) if part.casefold() == wanted else [part])]
+    return join_tags(unlike(spread))
+
+
+def unlike(tags: Iterable[str]) -> list[str]:
+    """The tags without those that were there before in whatever letter case."""
+    first: dict[str, str] = {}
+    for tag in tags:
+        first.setdefault(tag.casefold(), tag)
+    return list(first.values())
 
 
 def caption_file(image: Path) -> Path:
@@ -94,16 +144,34 @@ def read_caption(image: Path) -> str | None:
 
     UTF-8 with or without a byte order mark; other bytes are read as Latin-1. Raises InputError if it cannot be read.
     """
-    file = existing_caption(image)
-    if file is None:
-        return None
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"The caption {file.name!r} cannot be read: {error.strerror}.", "Check its permissions.", code="caption"
-        ) from error
-    return decode_text(data).strip()
+    data = caption_bytes(image)
+    return None if data is None else decode_text(data).strip()
+
+
+def caption_bytes(image: Path) -> bytes | None:
+    """What the caption file of an image holds, None without a file. Raises InputError if it cannot be read.
+
+    Remembered while the file's time of change and length stay the same: the page asks for all captions at every click.
+    """
+    for suffix in SUFFIXES:
+        file = image.with_suffix(suffix)
+        try:
+            stat = file.stat()
+            if time.time_ns() - stat.st_mtime_ns < SETTLED_NS:
+                return file.read_bytes()
+            return _remembered(file, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            continue
+        except OSError as error:
+            raise InputError(
+                f"The caption {file.name!r} cannot be read: {error.strerror}.", "Check its permissions.", code="caption"
+            ) from error
+    return None
+
+
+@lru_cache(maxsize=100_000)
+def _remembered(file: Path, changed: int, length: int, inode: int) -> bytes:
+    return file.read_bytes()
 
 
 def decode_text(data: bytes) -> str:

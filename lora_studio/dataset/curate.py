@@ -16,11 +16,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.dataset.captions import SUFFIXES
+from lora_studio.dataset.duplicates import DuplicateKind
 from lora_studio.dataset.images import find_images
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
-from lora_studio.project import SET_FOLDER
+from lora_studio.project import records_folder
 
 MANIFEST = "rejected.json"
 
@@ -120,16 +121,15 @@ def curate(
 
 def default_rejected_dir(folder: Path) -> Path:
     """`rejected` of the project whose dataset `folder` is (or is a set of), else `rejected` in the folder."""
-    resolved = folder.resolve()
-    dataset = resolved.parent if SET_FOLDER.match(resolved.name) else resolved
-    in_project = dataset.name == "dataset" and (dataset.parent / "project.json").is_file()
-    return (dataset.parent if in_project else resolved) / "rejected"
+    return records_folder(folder) / "rejected"
 
 
 def proposals(report: ScanReport) -> list[Proposal]:
-    """What a scan's report proposes to set aside, each image once."""
+    """What a scan's report proposes to set aside, each image once; similar images are for a person to judge."""
     found = {}
     for group in report.duplicate_groups:
+        if group.kind is DuplicateKind.SIMILAR:
+            continue
         for path, reason in zip(group.reject, group.reasons, strict=True):
             found[path] = f"{reason} of {group.keep.name}"
     for info in report.images:

@@ -7,34 +7,39 @@ two images that differ.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.alignment import Floats, align
+from lora_studio.dataset.alignment import Alignment, align_pairs
+from lora_studio.dataset.candidates import candidate_pairs
 from lora_studio.dataset.captions import existing_caption
-from lora_studio.dataset.fingerprints import HASH_BITS, VIEW_PAIRS, Fingerprint
+from lora_studio.dataset.fingerprints import Fingerprint
 from lora_studio.dataset.images import ImageInfo, read_image
 from lora_studio.errors import InputError
 
-NEAR_DISTANCE = 28  # of 128 bits: what the hashes propose; unlike photos are some 64 apart
 LARGEST_DIFFERENCE = 0.16  # of the contrast: measured copies stay below, the nearest unlike drawings are above
-NEAREST = 24  # candidates an image, so that a large set of one style stays affordable
+MANY_PAIRS = 4_000  # from here on other processes help: starting them takes about a second
 
-_BLOCK = 256  # rows of hashes compared with all others at once
 _LOSSLESS = (".png", ".bmp", ".dib", ".tif", ".tiff")
 _BATCH = 32  # pairs aligned at once: their arrays fit into the processor's cache
 _CROPPED = 0.015  # of a side: windows that differ less are the whole picture
 _BRIGHTER = 1.06  # factor of contrast from which a copy is called brightened
 
 
+Told = Callable[[str, int, int], None]  # phase, done, total (0: unknown)
+
+
 class DuplicateKind(StrEnum):
-    """How alike: the same pixels, a changed copy, or (found by other means) much the same motif."""
+    """How alike: the same pixels, a changed copy, or (by what a tagger sees, see similarity.py) much the same motif."""
 
     EXACT = "exact"
     NEAR = "near"
@@ -44,8 +49,9 @@ class DuplicateKind(StrEnum):
 class DuplicateGroup(BaseModel):
     """One image to keep and its copies.
 
-    `distance` is the largest hash distance of a copy from `keep`, in bits of 128 (0 for exact ones); `reasons` says in
-    words for each of `reject` what it is, and `reason` sums them up.
+    `distance` is the largest hash distance of a copy from `keep`, in bits of 128 (0 for exact ones), for similar images
+    100 less their likeness in percent; `reasons` says in words for each of `reject` what it is, and `reason` sums them
+    up. Similar images are for a curator to look at: nothing sets them aside by itself.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,9 +86,12 @@ class _Link:
 
 
 def find_duplicates(
-    entries: Sequence[Entry], *, on_progress: Callable[[int, int], None] | None = None
+    entries: Sequence[Entry], *, tell: Told = lambda phase, done, total: None, workers: int = 1
 ) -> list[DuplicateGroup]:
-    """Groups of copies among readable images, in the order of the images kept."""
+    """Groups of copies among readable images, in the order of the images kept.
+
+    `tell(phase, done, total)` says how far it is; `workers` processes share the work where it is much.
+    """
     by_hash: dict[str, list[Entry]] = {}
     for entry in entries:
         by_hash.setdefault(entry.info.sha256, []).append(entry)
@@ -92,7 +101,8 @@ def find_duplicates(
         unique.append(keep)
         if copies:
             groups.append(_exact_group(keep, copies, "identical file"))
-    links = _links(unique, on_progress)
+    links = _links(unique, tell, workers)
+    tell("Choosing which to keep", 0, 0)
     groups += _star_groups(unique, links)
     return sorted(groups, key=lambda group: (str(group.keep), group.kind))
 
@@ -228,75 +238,61 @@ def _reason(keep: Entry, copy: Entry, link: _Link, keep_index: int) -> str:
     return f"{', '.join(words) or 're-encoded'} copy"
 
 
-def _links(entries: Sequence[Entry], on_progress: Callable[[int, int], None] | None) -> list[_Link]:
-    pairs = candidate_pairs([entry.print for entry in entries])
+def _links(entries: Sequence[Entry], tell: Told, workers: int) -> list[_Link]:
+    tell("Comparing hashes", 0, 0)
+    pairs = candidate_pairs(
+        [entry.print for entry in entries], on_progress=lambda done, total: tell("Comparing hashes", done, total)
+    )
     links: dict[tuple[int, int], _Link] = {}
-    for start in range(0, len(pairs), _BATCH):
-        for link in _verified(entries, pairs[start : start + _BATCH]):
+    done = 0
+    for batch, found in _aligned(entries, pairs, workers):
+        for link in _verified(batch, found):
             known = links.get((link.first, link.second))
             # Symmetric pictures match both ways: then they are not called mirrored.
             if known is None or known.mirrored:
                 links[link.first, link.second] = link
-        if on_progress:
-            on_progress(min(start + _BATCH, len(pairs)), len(pairs))
+        done += len(batch)
+        tell("Looking closely at likely copies", done, len(pairs))
     return list(links.values())
 
 
-def candidate_pairs(prints: Sequence[Fingerprint]) -> NDArray[np.int64]:
-    """Pairs worth a closer look: [n, 4] of (first, second, distance in bits, 1 if mirrored), first < second.
-
-    At most the nearest `NEAREST` of each image and orientation.
-    """
-    if len(prints) < 2:
-        return np.empty((0, 4), np.int64)
-    plain = np.stack([item.hashes for item in prints])  # [N, views, words]
-    mirrored = np.stack([item.mirrored for item in prints])
-    found = []
-    for start in range(0, len(prints) - 1, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(prints)))
-        for turned, hashes in enumerate((plain, mirrored)):
-            distance = _distances(hashes[rows], plain[start:])
-            distance[rows[:, None] >= np.arange(start, len(prints))] = HASH_BITS
-            if distance.shape[1] > NEAREST:
-                limit = np.partition(distance, NEAREST - 1, axis=1)[:, NEAREST - 1 : NEAREST]
-            else:
-                limit = np.full((len(rows), 1), NEAR_DISTANCE)
-            first, second = np.nonzero(distance <= np.minimum(limit, NEAR_DISTANCE))
-            found.append(
-                np.stack(
-                    [first + start, second + start, distance[first, second], np.full(len(first), turned)], axis=1
-                ).astype(np.int64)
-            )
-    return np.concatenate(found)
+def _aligned(
+    entries: Sequence[Entry], pairs: NDArray[np.int64], workers: int
+) -> Iterator[tuple[NDArray[np.int64], Alignment]]:
+    """Batches of pairs with their alignment; many are shared among processes, one a core."""
+    batches = [pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH)]
+    if workers < 2 or len(pairs) < MANY_PAIRS:
+        yield from ((batch, align_pairs(*_pictures(entries, batch))) for batch in batches)
+        return
+    # Spawned, not forked: the interface has threads. A few batches wait at a time: their pictures are in memory.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting: deque[tuple[NDArray[np.int64], Future[Alignment]]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(align_pairs, *_pictures(entries, batch))))
+            if len(waiting) > 4 * workers:
+                oldest, future = waiting.popleft()
+                yield oldest, future.result()
+        for batch, future in waiting:
+            yield batch, future.result()
 
 
-def _distances(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Least Hamming distance over the pairs of views: [rows, columns], at most 128."""
-    least = np.full((len(rows), len(columns)), HASH_BITS, np.uint8)
-    for view, other in VIEW_PAIRS:
-        bits = np.zeros_like(least)
-        for word in range(rows.shape[2]):
-            bits += np.bitwise_count(rows[:, None, view, word] ^ columns[None, :, other, word])
-        np.minimum(least, bits, out=least)
-    return least
-
-
-def _verified(entries: Sequence[Entry], pairs: NDArray[np.int64]) -> Iterator[_Link]:
+def _pictures(
+    entries: Sequence[Entry], pairs: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+    """What `align_pairs` takes: the small pictures of both, the first mirrored where asked for, and where to start."""
     prints = [(entries[first].print, entries[second].print, bool(turned)) for first, second, _, turned in pairs]
-    base = _floats([first.small[:, ::-1] if turned else first.small for first, _, turned in prints])
-    other = _floats([second.small for _, second, _ in prints])
-    start = np.array([_start(first, second, turned) for first, second, turned in prints], np.float32)
-    found = align(base, other, start)
+    base = np.stack([first.small[:, ::-1] if turned else first.small for first, _, turned in prints])
+    other = np.stack([second.small for _, second, _ in prints])
+    return base, other, np.array([_start(first, second, turned) for first, second, turned in prints], np.float32)
+
+
+def _verified(pairs: NDArray[np.int64], found: Alignment) -> Iterator[_Link]:
     for index in np.flatnonzero(found.worst <= LARGEST_DIFFERENCE):
         first, second, distance, turned = (int(value) for value in pairs[index])
         left, right, top, bottom = found.window[index]
         uncut = max(abs(left), abs(1 - right), abs(top), abs(1 - bottom)) < _CROPPED
         area = 1.0 if uncut else float((right - left) * (bottom - top))
         yield _Link(first, second, distance, bool(turned), area, float(found.gain[index]))
-
-
-def _floats(pictures: Sequence[NDArray[np.uint8]]) -> Floats:
-    return np.stack(pictures).astype(np.float32) / 255
 
 
 def _start(first: Fingerprint, second: Fingerprint, turned: bool) -> tuple[float, float, float, float]:

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 SIDE = 64  # px of the small picture
 HASH_BITS = 128
 DECODE_SIDE = 192  # px: enough for everything in this module
+_REDUCING_GAP = 1.5  # see PIL.Image.resize: a fast averaging first, down to 1.5 times the size that is wanted
 
 # Which view of one image is compared with which of the other.
 FULL, CONTENT, MIDDLE = 0, 1, 2
@@ -47,13 +48,13 @@ class Fingerprint:
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """Fingerprint of an RGB image of any size."""
-    work = image.resize((_WORK_SIDE, _WORK_SIDE), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    work = image.resize((_WORK_SIDE, _WORK_SIDE), Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     grey = ImageOps.autocontrast(work.convert("L"))
     box = _content_box(grey)
-    views = _views(grey, box)
+    views = [_reduced(view) for view in _views(grey, box)]
     return Fingerprint(
-        hashes=np.stack([_hash(view) for view in views]),
-        mirrored=np.stack([_hash(ImageOps.mirror(view)) for view in views]),
+        hashes=np.stack([_hash(*view) for view in views]),
+        mirrored=np.stack([_hash(ImageOps.mirror(across), ImageOps.mirror(down)) for across, down in views]),
         small=np.asarray(work.resize((SIDE, SIDE), Image.Resampling.BOX)),
         content=(box[0] / _WORK_SIDE, box[1] / _WORK_SIDE, box[2] / _WORK_SIDE, box[3] / _WORK_SIDE),
     )
@@ -78,11 +79,13 @@ def _content_box(grey: Image.Image) -> tuple[int, int, int, int]:
     return box
 
 
-def _hash(view: Image.Image) -> NDArray[np.uint64]:
-    across = imagehash.dhash(_coarse(view, (9, 8)), 8).hash
-    down = imagehash.dhash_vertical(_coarse(view, (8, 9)), 8).hash
-    return np.packbits(np.concatenate([across.ravel(), down.ravel()])).view(np.uint64)
+def _reduced(view: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The view in 9 x 8 and in 8 x 9 pixels, which is what the hashes compare."""
+    across = view.resize((9, 8), Image.Resampling.LANCZOS)
+    down = view.resize((8, 9), Image.Resampling.LANCZOS)
+    return ImageOps.posterize(across, _GREY_BITS), ImageOps.posterize(down, _GREY_BITS)
 
 
-def _coarse(view: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return ImageOps.posterize(view.resize(size, Image.Resampling.LANCZOS), _GREY_BITS)
+def _hash(across: Image.Image, down: Image.Image) -> NDArray[np.uint64]:
+    bits = [imagehash.dhash(across, 8).hash, imagehash.dhash_vertical(down, 8).hash]
+    return np.packbits(np.concatenate([part.ravel() for part in bits])).view(np.uint64)

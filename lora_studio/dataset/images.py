@@ -52,8 +52,8 @@ UPRIGHT = {
 class Issue(BaseModel):
     """Something about an image that a curator should know. `code` is stable, `message` is for people.
 
-    Codes: unreadable, wrong_extension, too_small, extreme_aspect, animated, alpha, deep_color, cmyk; of a whole
-    dataset: mixed_resolutions.
+    Codes: unreadable, wrong_extension, too_small, extreme_aspect, animated, alpha, deep_color, cmyk; by the look of the
+    pixels (quality.py): blurred, dark, bright, compressed, border, bar; of a whole dataset: mixed_resolutions.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,7 +83,8 @@ class ImageInfo(BaseModel):
 class Picture:
     """A decoded image file. `image` is upright RGB, possibly reduced; `size` is the full upright (width, height).
 
-    `alpha` (mode L) is there if it was asked for and the image is transparent somewhere.
+    `alpha` (mode L) is there if it was asked for and the image is transparent somewhere; `quantization` is the first
+    (luminance) table of a JPEG.
     """
 
     image: Image.Image
@@ -94,6 +95,7 @@ class Picture:
     deep: bool
     cmyk: bool
     alpha: Image.Image | None = None
+    quantization: tuple[int, ...] = ()
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -153,8 +155,8 @@ def decode(path: Path, *, at_least: int | None = None, with_alpha: bool = False)
         raise _unreadable(path, reason or type(error).__name__) from error
 
 
-def image_info(path: Path, *, at_least: int | None = None) -> tuple[ImageInfo, Image.Image | None]:
-    """What is known about a file, and its decoded image (see `decode`), None if it is unreadable. Never raises."""
+def image_info(path: Path, *, at_least: int | None = None) -> tuple[ImageInfo, Picture | None]:
+    """What is known about a file, and its decoded picture (see `decode`), None if it is unreadable. Never raises."""
     sha256 = ""
     try:
         sha256 = file_sha256(path)
@@ -165,7 +167,7 @@ def image_info(path: Path, *, at_least: int | None = None) -> tuple[ImageInfo, I
         return ImageInfo(path=path, width=0, height=0, sha256=sha256, issues=[issue]), None
     width, height = picture.size
     info = ImageInfo(path=path, width=width, height=height, sha256=sha256, issues=_issues(path, picture))
-    return info, picture.image
+    return info, picture
 
 
 def file_sha256(path: Path) -> str:
@@ -181,10 +183,10 @@ def thumbnail(path: Path, folder: Path, size: int = 256, *, sha256: str | None =
     cannot be decoded.
     """
     target = folder / f"{sha256 or file_sha256(path)}-{size}.webp"
-    if not target.exists():
+    if not target.exists() or not target.stat().st_size:  # empty: the machine lost power before it was on disk
         image = decode(path, at_least=size).image
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4))
+        write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4), derived=True)
     return target
 
 
@@ -195,6 +197,7 @@ def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Pictu
     name = "JPEG" if image.format == "MPO" else str(image.format)
     # A camera's MPO carries previews behind its picture: that is no animation.
     animated = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    quantization = tuple(getattr(image, "quantization", {}).get(0, ()))
     if at_least is not None:
         image.draft("RGB", _draft_size(full, at_least))
     image.load()
@@ -211,7 +214,8 @@ def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Pictu
         alpha = alpha.transpose(turn) if alpha is not None else None
     # A TIFF is turned by Pillow while loading; every other format by the line above.
     swapped = (rgb.width > rgb.height) != (full[0] > full[1]) and full[0] != full[1]
-    return Picture(rgb, full[::-1] if swapped else full, name, animated, transparent, deep, cmyk, alpha)
+    size = full[::-1] if swapped else full
+    return Picture(rgb, size, name, animated, transparent, deep, cmyk, alpha, quantization)
 
 
 def _draft_size(full: tuple[int, int], at_least: int) -> tuple[int, int]:

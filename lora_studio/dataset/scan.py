@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.duplicates import DuplicateGroup, Entry, find_duplicates
-from lora_studio.dataset.fingerprints import DECODE_SIDE, fingerprint
+from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, Entry, find_duplicates
+from lora_studio.dataset.fingerprints import fingerprint
 from lora_studio.dataset.images import ImageInfo, Issue, find_images, image_info
+from lora_studio.dataset.quality import SIDE, averaged, flaws
+from lora_studio.dataset.similarity import Diversity, Features, compare_features
 from lora_studio.errors import InputError
 
 Progress = Callable[[int, int], None]
+FeaturesOf = Callable[[Collection[str]], Features]
 
 
 class Resolution(BaseModel):
@@ -42,19 +45,32 @@ class ScanSummary(BaseModel):
 
 
 class ScanReport(BaseModel):
-    """What a scan found: the images in order of name, groups of copies, and a summary."""
+    """What a scan found: the images in order of name, groups of copies, and a summary.
+
+    Where a tagger has seen the images, groups of similar ones are among those of copies, and `diversity` is there.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     images: list[ImageInfo]
     duplicate_groups: list[DuplicateGroup]
     summary: ScanSummary
+    diversity: Diversity | None = None
 
 
-def scan(folder: Path | str, *, on_progress: Progress | None = None, workers: int | None = None) -> ScanReport:
-    """Look at every image of `folder` and of its `N_name` subfolders, in `workers` threads (default: one a core).
+def scan(
+    folder: Path | str,
+    *,
+    on_progress: Progress | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
+    workers: int | None = None,
+    features_of: FeaturesOf = lambda sha256s: {},
+) -> ScanReport:
+    """Look at every image of `folder` and of its `N_name` subfolders with `workers` cores (default: all).
 
-    `on_progress(done, total)` is called as images are read. Raises InputError if there is no folder or no image.
+    Each image is decoded once. `on_progress(done, total)` counts what a phase is about, beginning with the images that
+    are read; `on_phase` names each phase that follows. `features_of` gives what a tagger made of the images, for those
+    that it has seen. Raises InputError if there is no folder or no image.
     """
     folder = Path(folder)
     paths = find_images(folder)
@@ -64,23 +80,53 @@ def scan(folder: Path | str, *, on_progress: Progress | None = None, workers: in
             "Give a folder with PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF files, or with subfolders named like 10_name.",
             code="no_images",
         )
+    progress = on_progress or (lambda done, total: None)
+    workers = workers or os.cpu_count() or 1
     infos, entries = [], []
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        for done, (info, entry) in enumerate(pool.map(_look, paths), 1):
+    with ThreadPoolExecutor(workers) as pool:
+        for done, (info, entry) in enumerate(pool.map(look_at, paths), 1):
             infos.append(info)
             if entry is not None:
                 entries.append(entry)
-            if on_progress:
-                on_progress(done, len(paths))
-    groups = find_duplicates(entries)
-    return ScanReport(images=infos, duplicate_groups=groups, summary=_summary(infos, groups))
+            progress(done, len(paths))
+    tell = _Phases(on_phase, progress)
+    groups = find_duplicates(entries, tell=tell, workers=workers)
+    report = ScanReport(images=infos, duplicate_groups=groups, summary=_summary(infos, groups))
+    return with_similar(report, features_of({info.sha256 for info in infos}), tell=tell)
 
 
-def _look(path: Path) -> tuple[ImageInfo, Entry | None]:
-    info, image = image_info(path, at_least=DECODE_SIDE)
-    if image is None:
+def with_similar(
+    report: ScanReport, features: Features, *, tell: Callable[[str, int, int], None] = lambda phase, done, total: None
+) -> ScanReport:
+    """The report with the groups of similar images and the diversity as these features of a tagger's have them."""
+    groups = [group for group in report.duplicate_groups if group.kind is not DuplicateKind.SIMILAR]
+    copies = {path for group in groups for path in group.reject}
+    similar, diversity = compare_features(report.images, features, copies, tell)
+    return report.model_copy(update={"duplicate_groups": [*groups, *similar], "diversity": diversity})
+
+
+class _Phases:
+    """From `tell(phase, done, total)` to two callbacks."""
+
+    def __init__(self, on_phase: Callable[[str], None], on_progress: Progress) -> None:
+        self.on_phase, self.on_progress, self.phase = on_phase, on_progress, ""
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase != self.phase:
+            self.phase = phase
+            self.on_phase(phase)
+        if total:
+            self.on_progress(done, total)
+
+
+def look_at(path: Path) -> tuple[ImageInfo, Entry | None]:
+    """What one image is, what is wrong with it, and its fingerprint; None if it is unreadable. Never raises."""
+    info, picture = image_info(path, at_least=SIDE)
+    if picture is None:
         return info, None
-    return info, Entry(info=info, print=fingerprint(image), size_bytes=path.stat().st_size)
+    small = averaged(picture.image)
+    info = info.model_copy(update={"issues": [*info.issues, *flaws(picture, small)]})
+    return info, Entry(info=info, print=fingerprint(small), size_bytes=path.stat().st_size)
 
 
 def _summary(infos: list[ImageInfo], groups: list[DuplicateGroup]) -> ScanSummary:

@@ -1,40 +1,35 @@
 """The tagging stage: a caption beside every image, and the way back.
 
-Before a caption file is changed, what it was is kept in the job folder (`captions/` and `captions.jsonl`), so that
-`restore_captions` can undo the job. The job's events tell which images are done: a stopped job goes on with the rest.
+What the taggers see is kept in the studio's cache (see tag_cache.py), so that other thresholds, lists or a stopped job
+need no model for pictures that it has seen. Before a caption file is changed, what it was is kept in the job folder
+(`captions/` and `captions.jsonl`), so that `restore_captions` can undo the job. The job's events tell which images are
+done: a stopped job goes on with the rest.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.choices import Existing
 from lora_studio.config import TagJob
-from lora_studio.dataset.captions import (
-    caption_file,
-    join_tags,
-    read_caption,
-    split_tags,
-    with_trigger,
-    without_tags,
-    write_caption,
-)
-from lora_studio.dataset.images import file_sha256, find_images, read_image
-from lora_studio.dataset.taggers.catalogue import load_tagger
-from lora_studio.dataset.taggers.interface import Tagger
+from lora_studio.dataset.captions import caption_file, join_tags, read_caption, split_tags, with_trigger
+from lora_studio.dataset.images import file_sha256, find_images
+from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.seeing import Eyes, Look, file_hash
+from lora_studio.dataset.tag_cache import TagCache
+from lora_studio.dataset.taggers.catalogue import find_tagger
+from lora_studio.dataset.taggers.choosing import Choice, describe, joined
+from lora_studio.dataset.taggers.interface import Sight
 from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import write_bytes
+from lora_studio.files import write_bytes, write_many
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder, Report
-
-BATCH = 4  # images that the tagger sees at once: a stop waits for no more
 
 KEPT_FOLDER = "captions"
 KEPT_FILE = "captions.jsonl"
@@ -87,7 +82,7 @@ def tag(
 
     The trigger word stands first in every caption that is written. A caption that is there is left (ignore), gets the
     tags that it lacks (append), or is replaced (overwrite). An image that cannot be read is told and passed over.
-    Raises InputError for a dataset without images or a tagger that cannot be loaded; DiskFullError.
+    Raises InputError for a dataset without images or a tagger that cannot be found or loaded; DiskFullError.
     """
     images = find_images(job.dataset)
     if not images:
@@ -99,20 +94,54 @@ def tag(
     waiting = [image for image in images if str(image) not in done]
     todo = [image for image in waiting if not work.leaves(image)]
     if todo:
-        tagger = load_tagger(
-            job.tagger,
-            threshold=job.threshold,
-            home=home,
-            on_progress=lambda message: report("phase", message=message),
-        )
+        hash_of = _hashes(job.dataset)
+        *others, last = _open(job, home, report)
+        for eyes in others:
+            if not _see(eyes, todo, hash_of, report, should_stop):
+                work.result.stopped = True
+                return work.result
         report("phase", message="Tagging", done=work.done, total=work.total)
-        work.begin(len(todo))
-        for start in range(0, len(todo), BATCH):
-            if should_stop():
+        work.begin(len(todo), [*others, last], hash_of)
+        for looks in last.look(todo, hash_of):
+            work.write(looks)
+            if should_stop() and work.seen < len(todo):
                 work.result.stopped = True
                 break
-            work.tag(todo[start : start + BATCH], tagger)
     return work.result
+
+
+def _open(job: TagJob, home: Home, report: Report) -> list[Eyes]:
+    """The taggers of a job, each with what it has seen already."""
+
+    def tell(message: str) -> None:
+        report("phase", message=message)
+
+    found = [find_tagger(name, home=home, on_progress=tell) for name in dict.fromkeys([job.tagger, *job.also])]
+    return [Eyes(files, TagCache.of(files, home), tell) for files in found]
+
+
+def _see(
+    eyes: Eyes,
+    images: Sequence[Path],
+    hash_of: Callable[[Path], str],
+    report: Report,
+    should_stop: Callable[[], bool],
+) -> bool:
+    """Let a tagger see all images, for its words to be joined later; False if the user asked to stop."""
+    done = 0
+    for looks in eyes.look(images, hash_of):
+        done += len(looks)
+        report("phase", message=f"Looking with {eyes.files.name}", done=done, total=len(images))
+        if should_stop():
+            return False
+    return True
+
+
+def _hashes(dataset: Path) -> Callable[[Path], str]:
+    """The SHA-256 of an image of the dataset, from what the last scan wrote down if the file is as it was then."""
+    manifest = Manifest.load(dataset.parent / MANIFEST, dataset)
+    known = {path: info.sha256 for path, info in manifest.infos.items() if info.sha256}
+    return lambda path: known.get(path) or file_hash(path)
 
 
 @dataclass
@@ -128,10 +157,13 @@ class _Work:
     started: float = 0.0
     left: int = 0
     seen: int = 0
+    eyes: Sequence[Eyes] = ()
+    hash_of: Callable[[Path], str] = file_hash
 
-    def begin(self, left: int) -> None:
-        """Start the clock for `left` images."""
+    def begin(self, left: int, eyes: Sequence[Eyes], hash_of: Callable[[Path], str]) -> None:
+        """Start the clock for `left` images that the taggers describe together, in their order."""
         self.started, self.left, self.seen = time.monotonic(), left, 0
+        self.eyes, self.hash_of = eyes, hash_of
 
     def leaves(self, image: Path) -> bool:
         """Whether the image keeps its caption unseen, or cannot have one; told if so."""
@@ -145,34 +177,42 @@ class _Work:
             return True
         return False
 
-    def tag(self, images: Sequence[Path], tagger: Tagger) -> None:
-        """Caption some images; what cannot be read is told."""
-        readable: list[tuple[Path, Image.Image]] = []
-        for path in images:
-            try:
-                readable.append((path, read_image(path)))
-            except InputError as error:
-                self._fail(path, str(error))
-        if not readable:
-            return
-        said = tagger.describe([image for _, image in readable])
-        for (path, _), description in zip(readable, said, strict=True):
-            self._write(path, without_tags(description.caption, self.job.exclude_tags))
+    def write(self, looks: Sequence[Look]) -> None:
+        """Caption the images that the last of the taggers saw; what cannot be read is told."""
+        captions: dict[Path, str] = {}
+        for path, sight in looks:
+            if isinstance(sight, InputError):
+                self._fail(path, str(sight))
+            elif (caption := self._caption(path, self._says(path, sight))) is not None:
+                captions[path] = caption
+        _keep(self.folder, {caption_file(path): text for path, text in captions.items()})
+        write_many({caption_file(path): text.encode() for path, text in captions.items()})
+        for path, text in captions.items():
+            self.result.tagged += 1
+            self._tell("tagged", path, caption=text)
 
-    def _write(self, image: Path, said: str) -> None:
+    def _says(self, image: Path, last: Sight) -> str:
+        job = self.job
+        choice = Choice(job.threshold, job.character_threshold, only=job.only_tags, exclude=job.exclude_tags)
+        sights = [last]
+        if len(self.eyes) > 1:
+            sha256 = self.hash_of(image)
+            sights = [*(eyes.cache.sights.get(sha256, Sight()) for eyes in self.eyes[:-1]), last]
+        said = [describe(sight, eyes.files.labels, choice) for eyes, sight in zip(self.eyes, sights, strict=True)]
+        return joined(said).caption
+
+    def _caption(self, image: Path, said: str) -> str | None:
+        """What is to be written beside an image; None, and told, if nothing is."""
         old = read_caption(image) or ""
         if not said and not old:
             self._fail(image, f"The tagger is sure of nothing; lower the threshold {self.job.threshold:g}.")
-            return
+            return None
         new, old = (" ".join(text.split()) for text in (self._combined(old, said), old))
         # A caption that is there now and is to be left was written by somebody since the job began.
         if new == old or (old and self.job.existing is Existing.IGNORE):
             self._skip(image)
-            return
-        _keep(self.folder, caption_file(image), new)
-        write_caption(image, new)
-        self.result.tagged += 1
-        self._tell("tagged", image, caption=new)
+            return None
+        return new
 
     def _combined(self, old: str, said: str) -> str:
         caption = said or old
@@ -235,16 +275,24 @@ class _Change(BaseModel):
     after: str
 
 
-def _keep(folder: JobFolder, file: Path, text: str) -> None:
-    """Record that `file` is about to hold `text`, with a copy of what it holds now."""
-    before = _content_hash(file)
-    if before is not None:
-        write_bytes(_kept_copy(folder, before), file.read_bytes())
-    change = _Change(file=file, before=before, after=hashlib.sha256(text.encode()).hexdigest())
+def _keep(folder: JobFolder, captions: Mapping[Path, str]) -> None:
+    """Record that caption files are about to hold these texts, with copies of what they hold now."""
+    if not captions:
+        return
+    copies: dict[Path, bytes] = {}
+    changes = []
+    for file, text in captions.items():
+        before = _content_hash(file)
+        if before is not None and not (copy := _kept_copy(folder, before)).exists():
+            copies[copy] = file.read_bytes()
+        changes.append(_Change(file=file, before=before, after=hashlib.sha256(text.encode()).hexdigest()))
     path = folder.path / KEPT_FILE
-    with disk_errors(path), path.open("a", encoding="utf-8") as lines:
-        # The line break comes first: so a line that was torn when the machine died spoils no other.
-        lines.write("\n" + change.model_dump_json())
+    with disk_errors(path):
+        (folder.path / KEPT_FOLDER).mkdir(exist_ok=True)
+        write_many(copies)
+        with path.open("a", encoding="utf-8") as lines:
+            # The line break comes first: so a line that was torn when the machine died spoils no other.
+            lines.write("".join(f"\n{change.model_dump_json()}" for change in changes))
 
 
 def _kept_copy(folder: JobFolder, content_hash: str) -> Path:

@@ -18,9 +18,16 @@ _FOLDER = Path(__file__).parent.parent / "training" / "sdxl_config" / "tokenizer
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+@lru_cache(maxsize=20_000)
 def count_tokens(caption: str) -> int:
     """Tokens of a caption without the two marks; what comes after the first 75 is not read."""
     return len(_tokenizer().encode(caption).ids)
+
+
+def read_part(caption: str) -> int:
+    """How many characters of the caption the encoders read; its length if that is all."""
+    ends = [end for _, end in _tokenizer().encode(caption).offsets]
+    return len(caption) if len(ends) <= MAX_TOKENS else ends[MAX_TOKENS - 1]
 
 
 @lru_cache(maxsize=1)

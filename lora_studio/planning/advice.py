@@ -10,7 +10,16 @@ from dataclasses import dataclass
 
 from lora_studio.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
 from lora_studio.errors import ConfigError
-from lora_studio.guide import FEW_IMAGES, OPTIMIZERS, RECIPE, SMALL_SIDE, WARNING_SIGNS, BaseModel, tier_for
+from lora_studio.guide import (
+    FEW_IMAGES,
+    FEW_TO_HOLD_OUT,
+    OPTIMIZERS,
+    RECIPE,
+    SMALL_SIDE,
+    WARNING_SIGNS,
+    BaseModel,
+    tier_for,
+)
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory import DESKTOP_GIB, fits, memory_gib, next_saving
 from lora_studio.planning.optimizers import optimizer_cautions, optimizer_problems
@@ -22,7 +31,6 @@ from lora_studio.recipe import Recipe
 RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
 OFTEN = 300  # times that one image is shown in a run before it is worth a word
-FEW_TO_HOLD_OUT = 30  # images below which none can be spared
 MIXED_AREA = 4.0  # largest over smallest image, in pixels
 
 

@@ -23,7 +23,6 @@ from lora_studio.planning.timing import Span, duration, measured_seconds, run_se
 from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 
-HELD_OUT_SHARE = 0.1  # of a large set
 EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 
 
@@ -148,7 +147,7 @@ def plan(
     _choose_rest(chosen, kind, known)
     if guide.tier_for(counts.total).name == "large":
         why = "The guide holds images of large sets out, to see when the run begins to learn the others by heart."
-        chosen.set("validation_split", HELD_OUT_SHARE, why)
+        chosen.set("validation_split", guide.HELD_OUT_SHARE, why)
     recipe = chosen.recipe()
     if vram_gib is not None:
         recipe = _fit_memory(chosen, recipe, known, vram_gib)

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from lora_studio.dataset.captions import read_caption, split_tags, with_trigger
-from lora_studio.dataset.duplicates import DuplicateGroup
-from lora_studio.dataset.images import ImageInfo
-from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, with_trigger
+from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
+from lora_studio.dataset.images import ImageInfo, file_sha256
+from lora_studio.dataset.lint import Finding, lint
+from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.statistics import SplitSuggestion, TagTable, suggest_split
 from lora_studio.errors import InputError
-from lora_studio.project import Project
+from lora_studio.project import Project, image_sets
+from lora_studio.recipe import Recipe
 from lora_studio.ui.plan_tab import project_images
-
-MANIFEST = "dataset.json"
 
 
 class Filter(StrEnum):
@@ -26,7 +28,18 @@ class Filter(StrEnum):
     ALL = "All"
     NO_CAPTION = "No caption"
     NO_TRIGGER = "No trigger word"
+    UNREVIEWED = "Unreviewed"
     FLAGGED = "To look at"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images are to be seen: those of a filter that have a tag too, or lack it, and are among `only` if given."""
+
+    filter: Filter = Filter.ALL
+    tag: str = ""
+    lacks: bool = False
+    only: frozenset[Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,16 +53,22 @@ class Item:
     proposal: str
     kept: bool
     trigger: str
+    reviewed: bool = False
 
     @property
     def name(self) -> str:
         """The file's name as text that any page can show."""
         return shown_name(self.path)
 
-    @property
+    @cached_property
     def has_trigger(self) -> bool:
         """Whether the caption begins with the trigger word."""
         return has_trigger(self.caption or "", self.trigger)
+
+    @cached_property
+    def tags(self) -> frozenset[str]:
+        """The caption's tags in lower case."""
+        return frozenset(tag.casefold() for tag in split_tags(self.caption or ""))
 
     @property
     def remarks(self) -> list[str]:
@@ -60,13 +79,19 @@ class Item:
         issues = [issue.message for issue in self.info.issues] if self.info else []
         return [*copy, *(message for message in issues if message not in copy)]
 
-    def passes(self, chosen: Filter) -> bool:
-        """Whether the filter shows it."""
-        match chosen:
+    def passes(self, chosen: Selection) -> bool:
+        """Whether it is to be seen."""
+        if chosen.tag and (chosen.tag.casefold() in self.tags) == chosen.lacks:
+            return False
+        if chosen.only is not None and self.path not in chosen.only:
+            return False
+        match chosen.filter:
             case Filter.NO_CAPTION:
                 return not self.caption
             case Filter.NO_TRIGGER:
                 return bool(self.caption) and not self.has_trigger
+            case Filter.UNREVIEWED:
+                return not self.reviewed
             case Filter.FLAGGED:
                 return bool(self.remarks)
         return True
@@ -84,7 +109,12 @@ class Contents:
 
     @classmethod
     def of(cls, project: Project) -> Contents:
-        """Look at a project's dataset as it is on disk now; reads no image."""
+        """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
+        return _remembered(project)
+
+    @classmethod
+    def read(cls, project: Project) -> Contents:
+        """Look at a project's dataset on disk."""
         manifest = load_manifest(project)
         trigger = project.info().trigger_word
         proposed = {item.path: item.reason for item in manifest.proposals()}
@@ -97,6 +127,7 @@ class Contents:
                 proposal=proposed.get(path, ""),
                 kept=info is not None and info.sha256 in manifest.kept,
                 trigger=trigger,
+                reviewed=info is not None and info.sha256 in manifest.reviewed,
             )
             for path in project_images(project)
         ]
@@ -119,7 +150,7 @@ class Contents:
         """How many images were not scanned as they are now."""
         return sum(item.info is None for item in self.items)
 
-    @property
+    @cached_property
     def proposed(self) -> list[Item]:
         """What the scan would set aside: copies and what cannot be read."""
         return [item for item in self.items if item.proposal]
@@ -129,7 +160,14 @@ class Contents:
         """The images that are copies of another one."""
         return {path for group in self.groups for path in group.reject}
 
-    @property
+    @cached_property
+    def similar(self) -> list[DuplicateGroup]:
+        """Groups of similar images to look at, without those that were marked to be kept."""
+        open_to_doubt = {item.path for item in self.items if not item.kept}
+        groups = [group for group in self.manifest.groups if group.kind is DuplicateKind.SIMILAR]
+        return [left for group in groups if group.keep in self.by_path and (left := _proposed(group, open_to_doubt))]
+
+    @cached_property
     def flagged(self) -> list[Item]:
         """Images with something to look at that are no copies."""
         return [item for item in self.items if item.remarks and item.path not in self.copies]
@@ -141,7 +179,29 @@ class Contents:
             raise InputError("That image is no longer in the dataset.", "Choose another one.", code="no_image")
         return found
 
-    def shown(self, chosen: Filter) -> list[Item]:
+    @cached_property
+    def table(self) -> TagTable:
+        """The captions' tags, to be counted."""
+        return TagTable.of({item.path: item.caption for item in self.items})
+
+    @cached_property
+    def findings(self) -> list[Finding]:
+        """What the lint says of the captions."""
+        return lint([item.path for item in self.items], self.trigger)
+
+    @cached_property
+    def split(self) -> SplitSuggestion:
+        """What the guide would hold out of training."""
+        hashed = [(item.path, item.info.sha256 if item.info else file_sha256(item.path)) for item in self.items]
+        copies = [[group.keep, *group.reject] for group in self.manifest.groups]
+        return suggest_split(hashed, copies, seed=Recipe().seed)
+
+    @property
+    def reviewed(self) -> int:
+        """How many captions were read."""
+        return sum(item.reviewed for item in self.items)
+
+    def shown(self, chosen: Selection) -> list[Item]:
         """What the grid shows."""
         return [item for item in self.items if item.passes(chosen)]
 
@@ -156,9 +216,106 @@ def save_manifest(project: Project, manifest: Manifest) -> None:
     manifest.save(project.path / MANIFEST)
 
 
+@dataclass
+class _Known:
+    """A project's contents, and the state of its files that they belong to.
+
+    `fresh` has the hashes of files that changed so recently that another change need not show in their time.
+    """
+
+    stats: list[tuple[str, int, int, int]]
+    fresh: dict[str, bytes]
+    contents: Contents
+
+
+_known: dict[Path, _Known] = {}
+
+
+def _remembered(project: Project) -> Contents:
+    stats = _stats(project)
+    known = _known.get(project.path)
+    stale = set() if known is None else {file for file, value in known.fresh.items() if _hash(file) != value}
+    if known is not None and known.stats == stats and not stale:
+        known.fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
+        return known.contents
+    fresh = {file: _hash(file) for file in _fresh(stats)}
+    contents = None
+    if known is not None:
+        changed = {path for path, *_ in {*stats} ^ {*known.stats}}
+        contents = _updated(known.contents, project, changed | stale)
+    _known[project.path] = _Known(stats, fresh, contents or Contents.read(project))
+    return _known[project.path].contents
+
+
+def _updated(contents: Contents, project: Project, changed: set[str]) -> Contents | None:
+    """The contents after captions or ticks changed alone; None if there is more to look at.
+
+    What did not change stays the same object, with what is remembered of it.
+    """
+    manifest_file = str(project.path / MANIFEST)
+    captions = {path.rpartition(".")[0] for path in changed if path.endswith(SUFFIXES)}
+    if any(not path.endswith(SUFFIXES) and path != manifest_file for path in changed):
+        return None
+    old = manifest = contents.manifest
+    if manifest_file in changed:
+        manifest = load_manifest(project)
+        if (manifest.kept, manifest.stored.report) != (old.kept, old.stored.report):
+            return None
+    ticked = manifest.reviewed ^ old.reviewed
+    items = []
+    for item in contents.items:
+        if str(item.path).rpartition(".")[0] in captions:
+            item = replace(item, caption=_caption(item.path))
+        if item.info is not None and item.info.sha256 in ticked:
+            item = replace(item, reviewed=item.info.sha256 in manifest.reviewed)
+        items.append(item)
+    return replace(contents, items=items, manifest=manifest)
+
+
+def _stats(project: Project) -> list[tuple[str, int, int, int]]:
+    """Path, time of change (ns), length and inode of every file that contents depend on."""
+    folders = [project.dataset_dir, *(item.path for item in image_sets(project.dataset_dir))]
+    found = [
+        (entry.path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        for folder in dict.fromkeys(folders)
+        if folder.is_dir()
+        for entry in os.scandir(folder)
+        if entry.is_file() and (stat := _stat(entry))
+    ]
+    for file in (project.path / MANIFEST, project.path / "project.json"):
+        if stat := _stat(file):
+            found.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    return found
+
+
+def _fresh(stats: list[tuple[str, int, int, int]]) -> list[str]:
+    """The texts among the files that changed within the last second."""
+    limit = time.time_ns() - SETTLED_NS
+    return [path for path, changed, _, _ in stats if changed > limit and path.endswith((*SUFFIXES, ".json"))]
+
+
+def _stat(entry: os.DirEntry[str] | Path) -> os.stat_result | None:
+    try:
+        return entry.stat()
+    except OSError:
+        return None
+
+
+def _hash(file: str) -> bytes:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).digest()
+    except OSError:
+        return b""
+
+
 def image_id(project: Project, path: Path) -> str:
     """A short name for a file of the project, for the browser: it says nothing, and is looked up."""
-    return hashlib.sha256(os.fsencode(path.relative_to(project.path))).hexdigest()[:16]
+    return _id(os.fspath(project.path), os.fspath(path))
+
+
+@lru_cache(maxsize=1 << 16)
+def _id(project: str, path: str) -> str:
+    return hashlib.sha256(os.fsencode(os.path.relpath(path, project))).hexdigest()[:16]
 
 
 def shown_name(path: Path) -> str:

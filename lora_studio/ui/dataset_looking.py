@@ -7,16 +7,19 @@ pictures of the grid, scans, and writes dataset.json. The page asks how far it i
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from lora_studio.dataset.importers import ImportReport, import_paths
 from lora_studio.dataset.manifest import Manifest, stamp_of
 from lora_studio.dataset.scan import scan
+from lora_studio.dataset.tag_cache import features
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Home, Project
 from lora_studio.ui.dataset_contents import load_manifest, save_manifest
@@ -24,7 +27,7 @@ from lora_studio.ui.pictures import picture_url
 from lora_studio.ui.plan_tab import project_images
 
 GRID_SIZE = 256  # px of the pictures in the grid
-THREADS = 2
+CORES = os.cpu_count() or 1
 
 
 @dataclass
@@ -81,24 +84,42 @@ class Looks:
 
     def start(self, project: Project, sources: Sequence[Path] = ()) -> Look:
         """Import `sources`, then scan; raises InputError while another pass over the project is at work."""
+        return self._begin(project, lambda look: self._import_and_scan(project, sources, look))
+
+    def compare(self, project: Project) -> Look:
+        """Find similar images by what a tagger saw; raises InputError while another pass is at work."""
+        return self._begin(project, lambda look: self._compare(project, look))
+
+    def _begin(self, project: Project, work: Callable[[Look], None]) -> Look:
         with self._lock:
             if self.busy(project):
                 raise InputError(
                     "The images are being looked at.", "Wait until that is done, then try again.", code="busy"
                 )
             look = self._last[project.path] = Look()
-        threading.Thread(target=self._run, args=(project, sources, look), daemon=True, name="look at images").start()
+        threading.Thread(target=self._run, args=(project, work, look), daemon=True, name="look at images").start()
         return look
 
-    def _run(self, project: Project, sources: Sequence[Path], look: Look) -> None:
+    def _import_and_scan(self, project: Project, sources: Sequence[Path], look: Look) -> None:
+        if sources:
+            look.begin("Importing")
+            look.report = import_paths(
+                sources, project.images_dir, rejected_dir=project.rejected_dir, on_progress=look.progress
+            )
+        self._make_pictures(project, look)
+        self._scan(project, look)
+
+    def _compare(self, project: Project, look: Look) -> None:
+        look.begin("Comparing what the tagger saw")
+        manifest = load_manifest(project)
+        seen = features(self.home, {info.sha256 for info in manifest.infos.values()})
+        if seen:
+            save_manifest(project, manifest.compared(seen))
+        look.pictured = True
+
+    def _run(self, project: Project, work: Callable[[Look], None], look: Look) -> None:
         try:
-            if sources:
-                look.begin("Importing")
-                look.report = import_paths(
-                    sources, project.images_dir, rejected_dir=project.rejected_dir, on_progress=look.progress
-                )
-            self._make_pictures(project, look)
-            self._scan(project, look)
+            work(look)
         except StudioError as error:
             look.error = error
         except Exception as error:
@@ -113,7 +134,7 @@ class Looks:
     def _make_pictures(self, project: Project, look: Look) -> None:
         paths = project_images(project)
         look.begin("Making small pictures", len(paths))
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(CORES) as pool:
             for done, _ in enumerate(pool.map(self._make_picture, paths), 1):
                 look.done = done
         look.pictured = True
@@ -126,10 +147,17 @@ class Looks:
         paths = project_images(project)
         if not paths:
             return
-        look.begin("Looking for flaws and copies", len(paths))
+        look.begin("Looking for flaws", len(paths))
         stamps = {}
         for path in paths:
             with suppress(OSError):
                 stamps[path] = stamp_of(path)
-        report = scan(project.dataset_dir, on_progress=look.progress, workers=THREADS)
-        save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, load_manifest(project).kept))
+        report = scan(
+            project.dataset_dir,
+            on_progress=look.progress,
+            on_phase=look.begin,
+            workers=CORES,
+            features_of=partial(features, self.home),
+        )
+        marks = load_manifest(project)
+        save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))

@@ -10,7 +10,43 @@ import gradio as gr
 from lora_studio.ui.components import empty_card, html, pickable
 from lora_studio.ui.dataset_contents import Filter
 
+HAS_TAG, LACKS_TAG = "has it", "lacks it"
 GIVEN_FILES = ["image", ".txt", ".caption", ".zip"]
+
+
+# The arrows choose a group or row; a key presses its first button that has it. What was chosen is gone after most of
+# them: then the one that took its place is chosen.
+KEYS_SCRIPT = """
+if (!window.studioCurateKeys) {
+  window.studioCurateKeys = true;
+  let place = -1;
+  const rows = () => [...document.querySelectorAll('#dataset-groups .group, #dataset-flagged .entry')];
+  const choose = (all, next) => {
+    place = Math.max(0, Math.min(next, all.length - 1));
+    all.forEach((row, index) => row.classList.toggle('here', index === place));
+    if (all[place]) all[place].scrollIntoView({ block: 'nearest' });
+  };
+  const show = () => { if (place >= 0 && !document.querySelector('.here') && rows().length) choose(rows(), place); };
+  document.addEventListener('keydown', (event) => {
+    const typing = 'input:not([type=radio]), textarea, select, [contenteditable], [role="tab"], [role="listbox"]';
+    const keys = document.querySelector('.curate-keys');
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(typing)) return;
+    if (!keys || !keys.offsetParent) return;
+    const all = rows(), name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const press = (inside) => inside && inside.querySelector(`button[data-key="${name}"]`);
+    let button = null;
+    if (name === 'ArrowDown' || name === 'ArrowUp') {
+      if (event.target.closest('input') || !all.length) return;
+      choose(all, place + (name === 'ArrowDown' ? 1 : -1));
+    } else if (name === 'z') button = press(document.getElementById('dataset-said'));
+    else if (['k', 'u', 'Delete'].includes(name)) button = press(all[place]);
+    else return;
+    event.preventDefault();
+    if (button) button.click();
+  });
+  new MutationObserver(show).observe(document.body, { childList: true, subtree: true });
+}
+"""
 
 
 class Section(StrEnum):
@@ -19,7 +55,9 @@ class Section(StrEnum):
     IMPORT = "Import"
     CURATE = "Curate"
     TAG = "Tag"
+    CAPTIONS = "Captions"
     REVIEW = "Review"
+    STATISTICS = "Statistics"
 
 
 class Top(NamedTuple):
@@ -40,10 +78,14 @@ class Left(NamedTuple):
     example: gr.Button
     grid_side: gr.Column
     filter: gr.Radio
+    tag: gr.Textbox
+    tag_side: gr.Radio
     grid: gr.HTML
     curate_side: gr.Column
     groups: gr.HTML
     flagged: gr.HTML
+    pairs: gr.HTML
+    buckets: gr.HTML
 
 
 class ImportSide(NamedTuple):
@@ -64,6 +106,7 @@ class CurateSide(NamedTuple):
     apply: gr.Button
     scan: gr.Button
     restore: gr.Button
+    variety: gr.HTML
     aside: gr.HTML
 
 
@@ -117,11 +160,37 @@ def build_left() -> Left:
             elem_id="dataset-filter",
             elem_classes="segments small",
         )
+        with gr.Row(elem_classes="tag-filter"):
+            tag = gr.Textbox(
+                placeholder="Tag, like long hair",
+                label="Tag to filter by",
+                show_label=False,
+                container=False,
+                max_lines=1,
+                scale=1,
+                min_width=140,
+                elem_id="dataset-filter-tag",
+            )
+            tag_side = gr.Radio(
+                [HAS_TAG, LACKS_TAG],
+                value=HAS_TAG,
+                label="Images that",
+                show_label=False,
+                container=False,
+                scale=0,
+                min_width=190,
+                elem_id="dataset-filter-side",
+                elem_classes="segments small",
+            )
         grid = pickable(elem_id="dataset-grid")
     with gr.Column(visible=False) as curate_side:
         groups = pickable(elem_id="dataset-groups")
         flagged = pickable(elem_id="dataset-flagged")
-    return Left(empty, choose, example, grid_side, chosen, grid, curate_side, groups, flagged)
+        pairs = pickable(elem_id="dataset-pairs")
+        buckets = pickable(elem_id="dataset-buckets")
+    return Left(
+        empty, choose, example, grid_side, chosen, tag, tag_side, grid, curate_side, groups, flagged, pairs, buckets
+    )
 
 
 def build_import(*, local: bool) -> ImportSide:
@@ -155,5 +224,13 @@ def build_curate() -> CurateSide:
         with gr.Row(elem_classes="actions"):
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
             restore = gr.Button("Put all back", elem_id="curate-restore", min_width=110, visible=False)
+        gr.HTML(
+            '<p class="hint">Keys: ↓ and ↑ go through, Delete sets aside, K keeps, U uses the copy instead, '
+            "Z takes it back.</p>",
+            js_on_load=KEYS_SCRIPT,
+            apply_default_css=False,
+            elem_classes=["studio-html", "curate-keys"],
+        )
+        variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
-    return CurateSide(column, says, apply, scan, restore, aside)
+    return CurateSide(column, says, apply, scan, restore, variety, aside)

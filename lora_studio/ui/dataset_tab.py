@@ -15,10 +15,11 @@ from lora_studio.dataset.captions import with_trigger
 from lora_studio.dataset.curate import rejected
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
-from lora_studio.ui import dataset_curation, dataset_review, dataset_view
+from lora_studio.ui import dataset_curation, dataset_review, dataset_variety, dataset_view
 from lora_studio.ui.components import error_card
 from lora_studio.ui.context import Page, Studio, Updates, guarded, with_project
-from lora_studio.ui.dataset_contents import Contents, Filter, Item
+from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection
+from lora_studio.ui.dataset_desk import Desk
 from lora_studio.ui.dataset_looking import Looks
 from lora_studio.ui.dataset_parts import Section, build_curate, build_import, build_left, build_top
 from lora_studio.ui.dataset_review import CaptionChanged, ReviewPanel
@@ -50,7 +51,17 @@ class _DatasetTab:
                 self.curate = build_curate()
                 self.tag = TagPanel(studio)
                 self.review = ReviewPanel(studio.home)
-        self.page = gr.State(0)
+                self.page = gr.State(0)
+                self.desk = Desk(
+                    studio,
+                    left=self.left,
+                    said=self.top.said,
+                    page=self.page,
+                    review=self.review,
+                    again=self._again,
+                    step_to=self._step_to,
+                    saved_first=self._saved_first,
+                )
         self.seen_look = gr.State("")
         self.seen_tag = gr.State("")
         self.ticker = gr.Timer(LOOK_SECONDS, active=False)
@@ -65,6 +76,7 @@ class _DatasetTab:
             *self.curate,
             *self.tag.outputs,
             *self.review.outputs,
+            *self.desk.outputs,
             self.page,
             self.seen_look,
             self.seen_tag,
@@ -75,15 +87,18 @@ class _DatasetTab:
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
         outputs = self.outputs
-        place = {self.studio.project, self.top.section, self.left.filter, self.page, *self.review.inputs}
+        place = {self.studio.project, self.top.section, self.page, *self.review.inputs, *self.desk.inputs}
 
-        def on(event: Any, handler: Callable[..., Updates], more: Iterable[Any] = ()) -> None:
-            event(guarded(self.top.notice, self._in_turn(handler)), {*place, *more}, outputs, show_progress="hidden")
+        def on(event: Any, handler: Callable[..., Updates], more: Iterable[Any] = (), **options: Any) -> None:
+            wrapped = guarded(self.top.notice, self._in_turn(handler))
+            event(wrapped, {*place, *more}, outputs, show_progress="hidden", **options)
 
+        self.desk.wire(on)
         on(tab.select, self.reopened)
         on(self.top.section.input, self.switched)
-        on(self.left.filter.input, self.filtered)
-        for place_to_pick in (self.left.grid, self.left.groups, self.left.flagged, self.curate.aside, self.top.said):
+        on(self.left.filter.input, self.desk.filtered)
+        curated = (self.left.groups, self.left.flagged, self.left.buckets, self.left.pairs, self.curate.aside)
+        for place_to_pick in (self.left.grid, *curated, self.top.said):
             on(place_to_pick.click, self.picked)
         on(self.imports.files.upload, self.import_dropped, [self.imports.files])
         on(self.left.choose.upload, self.import_chosen, [self.left.choose])
@@ -103,9 +118,7 @@ class _DatasetTab:
         on(self.tag.stop.click, self.stop_tagging)
         on(self.tag.resume.click, self.resume_tagging)
         on(self.tag.undo.click, self.undo_tagging)
-        self.tag.tagger.input(
-            self.tag.chosen, self.tag.tagger, [self.tag.tagger, self.tag.threshold], show_progress="hidden"
-        )
+        self.tag.tagger.input(self.tag.chosen, self.tag.tagger, self.tag.chosen_outputs, show_progress="hidden")
         self.review.caption.change(
             self.typed,
             [self.studio.project, self.review.caption],
@@ -135,9 +148,11 @@ class _DatasetTab:
             section = Section.CURATE if contents.proposed or contents.unseen else Section.REVIEW
         first = contents.items[0] if contents.items else None
         return (
-            self._show(contents, section, Filter.ALL, 0, first)
+            self._show(contents, section, Selection(), 0, first)
             | self.review.open(contents, first)
             | self.tag.fill(contents)
+            | self.desk.show(contents, section, {})
+            | self.desk.reset()
             | {
                 self.top.section: section.value,
                 self.left.filter: Filter.ALL.value,
@@ -158,10 +173,6 @@ class _DatasetTab:
         """Another part was chosen."""
         self.looks.forget_error(self.studio.open(data[self.studio.project]))
         return self._saved_first(data) | self._again(data) | {self.top.said: ""}
-
-    def filtered(self, data: Data) -> Updates:
-        """Other images are to be shown."""
-        return self._again({**data, self.page: 0})
 
     def picked(self, data: Data, event: gr.EventData) -> Updates:
         """A button within the page was pressed; what it says is looked up."""
@@ -307,6 +318,8 @@ class _DatasetTab:
                     self.top.tiles: self._tiles(contents),
                     self.seen_tag: signature,
                 }
+            if data[self.seen_tag] and not self.looks.busy(project):
+                self.looks.compare(project)
             return self._again(data) | self._reopen(contents, data)
         except StudioError:
             return gr.skip()
@@ -348,7 +361,7 @@ class _DatasetTab:
         gone = contents.by_id.get(data[self.review.current])
         opened: Updates = {}
         if gone is not None and gone.id not in left.by_id:
-            following = dataset_review.after_removal(contents, gone, left, Filter(data[self.left.filter]))
+            following = dataset_review.after_removal(contents, gone, left, self.desk.selection(left, data))
             opened = self.review.open(left, following)
             data = {**data, self.review.current: following.id if following else ""}
         return self._again(data) | opened | {self.top.said: said}
@@ -386,11 +399,12 @@ class _DatasetTab:
     def _step(self, data: Data, step: int) -> Updates:
         self._saved_first(data)
         contents = self._contents(data)
-        chosen = Filter(data[self.left.filter])
-        item = dataset_review.neighbour(contents, data[self.review.current], chosen, step)
-        if item is None:
-            return self._again(data)
-        shown = contents.shown(chosen)
+        item = dataset_review.neighbour(contents, data[self.review.current], self.desk.selection(contents, data), step)
+        return self._again(data) if item is None else self._step_to(contents, item, data)
+
+    def _step_to(self, contents: Contents, item: Item, data: Data) -> Updates:
+        """Show an image large, and the gallery's page that has it."""
+        shown = contents.shown(self.desk.selection(contents, data))
         page = shown.index(item) // dataset_view.PAGE_SIZE if item in shown else data[self.page]
         data = {**data, self.review.current: item.id, self.page: page}
         return {
@@ -404,7 +418,7 @@ class _DatasetTab:
         """Save what is in the caption's box, as everything does that leads away from it."""
         if not self.review.edited(data) or not self.review.store(self._contents(data), data):
             return {}
-        return self.review.stored(data)
+        return self.review.stored(self._contents(data), data)
 
     def _reopen(self, contents: Contents, data: Data) -> Updates:
         """Show the caption as it is on disk now, unless something unsaved is in the box."""
@@ -421,11 +435,16 @@ class _DatasetTab:
         if current is None:
             current = contents.items[0] if contents.items else None
             opened = self.review.open(contents, current)
-        return opened | self._show(
-            contents, Section(data[self.top.section]), Filter(data[self.left.filter]), data[self.page], current
+        section, chosen = Section(data[self.top.section]), self.desk.selection(contents, data)
+        return (
+            opened
+            | self._show(contents, section, chosen, data[self.page], current)
+            | self.desk.show(contents, section, data)
         )
 
-    def _show(self, contents: Contents, section: Section, chosen: Filter, page: int, current: Item | None) -> Updates:
+    def _show(
+        self, contents: Contents, section: Section, chosen: Selection, page: int, current: Item | None
+    ) -> Updates:
         project, home = contents.project, self.studio.home
         there = bool(contents.items)
         aside = rejected(project.rejected_dir)
@@ -448,7 +467,11 @@ class _DatasetTab:
         }
         if curating:
             updates |= {
-                self.left.groups: dataset_view.copy_groups(home, contents),
+                self.left.groups: dataset_view.copy_groups(home, contents)
+                + dataset_variety.similar_groups(home, contents),
+                self.left.buckets: dataset_variety.buckets_picture(home, contents),
+                self.curate.variety: dataset_variety.variety_card(contents),
+                self.left.pairs: dataset_variety.alike_pairs(home, contents),
                 self.left.flagged: dataset_view.flagged_list(home, contents),
                 self.curate.aside: dataset_view.aside_list(home, contents, aside),
                 self.curate.says: dataset_view.curate_says(contents),
@@ -488,7 +511,7 @@ class _DatasetTab:
         return dataset_view.grid(
             self.studio.home,
             contents,
-            Filter(data[self.left.filter]),
+            self.desk.selection(contents, data),
             data[self.page],
             data[self.review.current],
             pictured=look is not None and look.pictured,

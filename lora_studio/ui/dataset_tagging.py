@@ -116,11 +116,36 @@ class TagPanel:
                     max_lines=2,
                     elem_id="tag-exclude",
                 )
+            with gr.Accordion("More", open=False, elem_id="tag-more"):
+                self.also = gr.Dropdown(
+                    list(KNOWN),
+                    value=[],
+                    multiselect=True,
+                    allow_custom_value=True,
+                    label="Joined with",
+                    info=declared["also"].description,
+                    elem_id="tag-also",
+                )
+                self.character_threshold = gr.Slider(
+                    0.05,
+                    1.0,
+                    value=declared["character_threshold"].get_default(),
+                    step=0.01,
+                    label="Character threshold",
+                    info=f"{declared['character_threshold'].description} 1 writes none.",
+                    elem_id="tag-character-threshold",
+                )
+                self.only = gr.Textbox(
+                    label="Only these",
+                    info=declared["only_tags"].description,
+                    max_lines=2,
+                    elem_id="tag-only",
+                )
 
     @property
     def inputs(self) -> set[Any]:
         """The form."""
-        return {self.tagger, self.trigger, self.threshold, self.existing, self.exclude}
+        return {*self._fields}
 
     @property
     def outputs(self) -> list[Any]:
@@ -132,12 +157,18 @@ class TagPanel:
             self.stop,
             self.resume,
             self.undo,
-            self.tagger,
-            self.trigger,
-            self.threshold,
-            self.existing,
-            self.exclude,
+            *self._fields,
         ]
+
+    @property
+    def _fields(self) -> list[Any]:
+        thresholds = [self.threshold, self.character_threshold]
+        return [self.tagger, self.also, self.trigger, *thresholds, self.existing, self.exclude, self.only]
+
+    @property
+    def chosen_outputs(self) -> list[Any]:
+        """What changes with the tagger."""
+        return [self.tagger, self.threshold, self.character_threshold]
 
     def fill(self, contents: Contents) -> Updates:
         """The form as the project wants it: the tagger that suits its base, its trigger word; captions are added to."""
@@ -156,7 +187,10 @@ class TagPanel:
         known = KNOWN.get(tagger or "")
         return {
             self.tagger: gr.update(info=about(tagger or "")),
-            self.threshold: gr.Slider(interactive=known is None or known.says == "tags"),
+            **{
+                slider: gr.Slider(interactive=known is None or known.says == "tags")
+                for slider in (self.threshold, self.character_threshold)
+            },
         }
 
     def begin(self, project: Project, contents: Contents, data: Mapping[Any, Any]) -> JobFolder:
@@ -169,10 +203,13 @@ class TagPanel:
             {
                 "dataset": project.dataset_dir,
                 "tagger": self._tagger(data[self.tagger]),
+                "also": [self._tagger(name) for name in data[self.also] or []],
                 "threshold": data[self.threshold],
+                "character_threshold": data[self.character_threshold],
                 "trigger_word": (data[self.trigger] or "").strip(),
                 "existing": data[self.existing],
                 "exclude_tags": data[self.exclude] or "",
+                "only_tags": data[self.only] or "",
             }
         )
         info = project.info()

@@ -17,12 +17,13 @@ from lora_studio.errors import InputError
 from lora_studio.guide import WORKFLOW
 from lora_studio.project import Home
 from lora_studio.ui.components import Tile, Tone, card, cards, count_of, empty_card, error_card, heading, note, tiles
-from lora_studio.ui.dataset_contents import Contents, Filter, Item, image_id, shown_name
+from lora_studio.ui.dataset_contents import Contents, Item, Selection, image_id, shown_name
 from lora_studio.ui.dataset_looking import GRID_SIZE, Look
 from lora_studio.ui.pictures import picture_url
 
 PAGE_SIZE = 48  # divisible by all usual numbers of columns
-GROUPS_SHOWN = 24
+GROUPS_SHOWN = 12
+ROWS_SHOWN = 12  # of what to look at; the rest follows
 NAMES_SHOWN = 12
 ISSUE_WORDS = {
     "unreadable": "unreadable",
@@ -33,6 +34,12 @@ ISSUE_WORDS = {
     "alpha": "transparent",
     "deep_color": "deep colour",
     "cmyk": "CMYK",
+    "blurred": "blurred",
+    "dark": "dark",
+    "bright": "washed out",
+    "compressed": "strongly compressed",
+    "border": "bordered",
+    "bar": "with a bar",
 }
 
 
@@ -48,15 +55,15 @@ class Pick(StrEnum):
     BACK = "back"
 
 
-def action(pick: Pick, subject: str, text: str, title: str = "") -> Markup:
-    """A small button inside `pickable`."""
-    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}">{}</button>').format(
-        pick.value, subject, title, text
+def action(pick: Pick, subject: str, text: str, title: str = "", *, key: str = "") -> Markup:
+    """A small button inside `pickable`; `key` presses it in the group or row that the arrow keys chose."""
+    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}" data-key="{}">{}</button>').format(
+        pick.value, subject, title, key, text
     )
 
 
 def dataset_tiles(contents: Contents, aside: int) -> Markup:
-    """Images, copies, what to look at, captions."""
+    """Images, copies, what to look at, captions, reviews."""
     items, flagged = contents.items, contents.flagged
     copies = [item for item in items if item.path in contents.copies]
     captioned = [item for item in items if item.caption]
@@ -83,6 +90,12 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
                 f"{len(captioned)} / {len(items)}",
                 _captions_note(contents, captioned),
                 _captions_tone(contents, captioned),
+            ),
+            Tile(
+                "Reviewed",
+                f"{contents.reviewed} / {len(items)}",
+                "captions that you read" if contents.reviewed else "read each caption once",
+                Tone.OK if items and contents.reviewed == len(items) else Tone.PLAIN,
             ),
         ]
     )
@@ -119,7 +132,7 @@ def _captions_tone(contents: Contents, captioned: Sequence[Item]) -> Tone:
     return Tone.OK if done else Tone.LOOK
 
 
-def grid(home: Home, contents: Contents, chosen: Filter, page: int, current: str, *, pictured: bool) -> Markup:
+def grid(home: Home, contents: Contents, chosen: Selection, page: int, current: str, *, pictured: bool) -> Markup:
     """One page of thumbnails with their captions, and the way to the other pages.
 
     `pictured`: small pictures of images that were not scanned yet may be asked for, as they are made already.
@@ -147,7 +160,9 @@ def _pager(head: str, page: int, pages: int) -> Markup:
 
 def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
     remarks = item.remarks
-    marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if remarks else ""
+    marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if remarks else Markup("")
+    if item.reviewed:
+        marks += Markup('<span class="tick" aria-hidden="true">✓</span>')
     return Markup(
         '<button type="button" class="shot" data-pick="{}:{}" aria-pressed="{}" title="{}">{}{}'
         '<span class="line{}">{}</span></button>'
@@ -155,7 +170,7 @@ def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
         Pick.SHOW.value,
         item.id,
         str(current).lower(),
-        "\n".join([item.name, *remarks]),
+        "\n".join([item.name, *(["reviewed"] if item.reviewed else []), *remarks]),
         thumb(home, item, pictured=pictured),
         marks,
         "" if item.caption else " missing",
@@ -192,10 +207,6 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
     if not contents.groups:
         return Markup("")
     shown = contents.groups[:GROUPS_SHOWN]
-    rest = len(contents.groups) - len(shown)
-    more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(rest, "group")
-    )
     return Markup("{}{}{}").format(
         heading(
             "Copies",
@@ -204,7 +215,7 @@ def copy_groups(home: Home, contents: Contents) -> Markup:
         Markup('<div class="groups">{}</div>').format(
             Markup("").join(_group(home, contents, group) for group in shown)
         ),
-        more if rest else "",
+        _and_more(len(contents.groups) - len(shown), "group"),
     )
 
 
@@ -212,22 +223,23 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     keeper = contents.by_path[group.keep]
     copies = [contents.by_path[path] for path in group.reject]
     kept = Markup('<strong class="kept">Keep</strong>: {}').format(_why_keep(keeper, copies))
-    members = [_member(home, keeper, kept, Markup(""))]
+    members = [member(home, keeper, kept, Markup(""))]
     for item, reason in zip(copies, group.reasons, strict=True):
         buttons = Markup("").join(
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
-                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside."),
-                action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again."),
+                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside.", key="u"),
+                action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again.", key="k"),
             ]
         )
-        members.append(_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
+        members.append(member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
         f"{keeper.name} and {_copies(len(copies))}", Markup("").join(members)
     )
 
 
-def _member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+def member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+    """An image of a group with what there is to say and to do."""
     return Markup(
         '<div class="member"><button type="button" class="shot" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
@@ -265,21 +277,25 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
             item.name,
             " ".join(item.remarks),
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Move it out of the dataset; it can be put back."),
-                action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again."),
+                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again.", key="k"),
                 action(Pick.SHOW, item.id, "Open", "See it large in Review."),
             ],
         )
-        for item in flagged[:PAGE_SIZE]
-    )
-    rest = len(flagged) - PAGE_SIZE
-    more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(max(rest, 0), "image")
+        for item in flagged[:ROWS_SHOWN]
     )
     return Markup('{}<div class="entries">{}</div>{}').format(
         heading("To look at", "Nothing here stops you: the guide would have a second look."),
         rows,
-        more if rest > 0 else "",
+        _and_more(len(flagged) - ROWS_SHOWN, "image"),
+    )
+
+
+def _and_more(rest: int, word: str) -> Markup:
+    if rest <= 0:
+        return Markup("")
+    return Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
+        count_of(rest, word)
     )
 
 
@@ -295,13 +311,14 @@ def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> 
                 entry.reason.capitalize(),
                 [action(Pick.BACK, image_id(contents.project, folder / entry.files[0].name), "Put back")],
             )
-            for entry in rejected[:PAGE_SIZE]
+            for entry in rejected[:ROWS_SHOWN]
         ]
         parts.append(
             Markup('{}<div class="entries">{}</div>').format(
                 heading(f"Set aside ({len(rejected)})", "Out of the dataset, never deleted. Latest first."),
                 Markup("").join(rows),
             )
+            + _and_more(len(rejected) - len(rows), "image")
         )
     kept = [item for item in contents.items if item.kept]
     if kept:
@@ -330,7 +347,7 @@ def aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     one = len(names) == 1
     return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
         f"{names[0]} is" if one else f"{count_of(len(names), 'image')} are",
-        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back"),
+        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back", key="z"),
     )
 
 

@@ -16,13 +16,15 @@ from PIL import Image
 
 from lora_studio.choices import Precision
 from lora_studio.dataset.captions import split_tags
-from lora_studio.dataset.taggers.catalogue import load_tagger
+from lora_studio.dataset.taggers.catalogue import find_tagger
+from lora_studio.dataset.taggers.choosing import Choice
 from lora_studio.dataset.taggers.interface import Tagger
 from lora_studio.project import Home
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.pipeline import Painter, open_painter
 from lora_studio.training.lora_file import read_lora
 from lora_studio.walkthrough import TRIGGER, run_demo
+from tests.tiny_taggers import descriptions
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +57,7 @@ def painter(home: Home) -> Painter:
 
 @pytest.fixture(scope="module")
 def tagger(home: Home) -> Tagger:
-    return load_tagger("demo", threshold=THRESHOLD, home=home)
+    return find_tagger("demo", home=home).load()
 
 
 @torch.no_grad()
@@ -91,7 +93,8 @@ def recognised(tagger: Tagger, pictures: list[Image.Image], words: Words) -> flo
     from demo_pack.colours import NAMES as COLOURS
 
     right = 0
-    for description, word in zip(tagger.describe(pictures), words, strict=True):
+    said = descriptions(tagger, pictures, Choice(threshold=0.0))
+    for description, word in zip(said, words, strict=True):
         tags = [tag for tag in split_tags(description.caption) if tag not in COLOURS][:5]
         right += not {word["label"], word["subgroup"]}.isdisjoint(tags)
     return right / len(words)
@@ -115,7 +118,8 @@ def test_the_tagger_sees(tagger: Tagger, name: str, least: float) -> None:
     pictures, words = sheet(name)
     vocabulary = {label for label, _ in tagger.labels}
     hits = said_in_all = true_in_all = 0
-    for description, word in zip(tagger.describe(pictures), words, strict=True):
+    descriptions_of = descriptions(tagger, pictures, Choice(threshold=THRESHOLD))
+    for description, word in zip(descriptions_of, words, strict=True):
         said = set(split_tags(description.caption))
         true = {*word["tags"], word["subgroup"], *word["colours"]} & vocabulary
         hits, said_in_all, true_in_all = hits + len(said & true), said_in_all + len(said), true_in_all + len(true)
@@ -124,7 +128,7 @@ def test_the_tagger_sees(tagger: Tagger, name: str, least: float) -> None:
 
 def test_the_base_draws_what_is_named(painter: Painter, home: Home) -> None:
     """With an unknown word before the name as well as without."""
-    every = load_tagger("demo", threshold=0.0, home=home)
+    every = find_tagger("demo", home=home).load()
     words = known(sheet("flat")[1])[:30]
     plain = recognised(every, draw(painter, [word["label"] for word in words], (11,)), words)
     strange = recognised(every, draw(painter, [f"qorvix, {word['label']}" for word in words], (11,)), words)
@@ -142,7 +146,7 @@ def test_a_lora_learns_a_style_that_the_base_has_never_seen(painter: Painter, ho
     words = known(sheet("flat")[1])[:NAMES]
     prompts = [f"{TRIGGER}, {word['label']}" for word in words]
     styled, kept = {}, {}
-    every = load_tagger("demo", threshold=0.0, home=home)
+    every = find_tagger("demo", home=home).load()
     with applied(painter.pipe, read_lora(result.lora)) as adapter:
         for strength in (0.0, 0.7, 1.0):
             adapter.set_strength(strength)

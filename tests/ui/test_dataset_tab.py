@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,14 +18,18 @@ from lora_studio.choices import Existing
 from lora_studio.config import TagJob
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.tag_cache import TagCache
+from lora_studio.dataset.taggers.catalogue import find_tagger
+from lora_studio.dataset.taggers.interface import Sight
 from lora_studio.dataset.tagging import tag
 from lora_studio.project import Home, Project, ProjectInfo
 from lora_studio.runs import JobFolder, State, Status
 from lora_studio.ui import dataset_view
-from lora_studio.ui.dataset_contents import Contents, Filter, has_trigger, image_id
+from lora_studio.ui.dataset_contents import Contents, Filter, Selection, has_trigger, image_id
 from lora_studio.ui.dataset_review import caption_hint
 from lora_studio.ui.server import Mode
 from lora_studio.walkthrough import EXAMPLE
+from tests.scenes import photo
 from tests.ui.interface import Interface
 from tests.ui.jobs import at_work
 
@@ -117,7 +122,13 @@ def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Inter
     assert "4 images added, 1 caption kept." in shown["dataset_report"]
     assert names(project) == NAMES
     tiles = re.findall(r'"label">([^<]+)</div><div class="figure">([^<]+)', shown["dataset_tiles"])
-    assert tiles == [("Images", "4"), ("Copies", "1"), ("To look at", "1"), ("Captioned", "1 / 4")]
+    assert tiles == [
+        ("Images", "4"),
+        ("Copies", "1"),
+        ("To look at", "1"),
+        ("Captioned", "1 / 4"),
+        ("Reviewed", "0 / 4"),
+    ]
     sources = re.findall(r'<img class="thumb" src="([^"]+)"', shown["dataset_grid"])
     assert len(sources) == 4
     assert all(re.search(r"/cache/thumbnails/[0-9a-f]{64}-256\.webp$", source) for source in sources)
@@ -130,6 +141,45 @@ def test_curate_says_what_and_why(project: Project, interface: Interface) -> Non
     assert '<strong class="kept">Keep</strong>: as large' in shown["dataset_groups"]
     assert "384 x 384 px: the shorter side is below 512 px." in shown["dataset_flagged"]
     assert shown["curate_apply"] == {"value": "Set aside all proposed (1)", "visible": True}
+
+
+def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
+    project: Project, interface: Interface, home: Home
+) -> None:
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert "known after tagging" in shown["curate_variety"]
+    for number in range(6):
+        photo(number, (64, 64)).save(project.images_dir / f"photo{number}.png")
+    interface.call("_DatasetTab.look")
+    wait_for_look()
+    infos = [item.info for item in Contents.of(project).items if item.info]
+    cache = TagCache.of(find_tagger("demo", home=home), home)
+    vectors = np.random.default_rng(0).normal(0, 1, (len(infos), 32))
+    vectors[-1] = vectors[-2] + 0.01  # photo5 is like photo4
+    for info, vector in zip(infos, vectors, strict=True):
+        cache.add(info.sha256, Sight(features=vector.astype(np.float16)))
+    cache.flush()
+    folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
+    folder.update_status(state=State.DONE)
+    interface.call("_DatasetTab.tag_tick")  # the tagging has ended: what it saw is compared
+    wait_for_look()
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert "Similar: 100% alike" in shown["dataset_groups"]
+    assert "Diversity" in shown["curate_variety"]
+    assert shown["dataset_pairs"].count('class="pair"') == 10
+    assert shown["curate_apply"]["value"] == "Set aside all proposed (1)"
+    shown = interface.call("_DatasetTab.picked", pick=pick(project, "keep", "photo5.png"))
+    assert "alike in what" not in shown["dataset_groups"]
+
+
+def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Interface) -> None:
+    Image.new("RGB", (1500, 1000)).save(project.images_dir / "wide.png")
+    interface.call("_DatasetTab.look")
+    wait_for_look()
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")["dataset_buckets"]
+    assert re.findall(r"<strong>([^<]+)</strong>", shown) == ["768 × 768", "384 × 384", "1216 × 832"]
+    assert "3 sizes, from 384 × 384 to 1500 × 1000 px" in shown
+    assert re.search(r'title="wide.png: 1500 × 1000 px, 3% cropped".*?inset: 0.0% 1.\d% 0.0% 1.\d%', shown, re.DOTALL)
 
 
 def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
@@ -198,7 +248,7 @@ def test_filters_show_what_they_say(project: Project, interface: Interface) -> N
     interface.call("_DatasetTab.switched", dataset_section="Review")
 
     def left(chosen: Filter) -> list[str]:
-        grid = interface.call("_DatasetTab.filtered", dataset_filter=chosen.value)["dataset_grid"]
+        grid = interface.call("Desk.filtered", dataset_filter=chosen.value)["dataset_grid"]
         return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
     assert left(Filter.ALL) == NAMES
@@ -316,7 +366,13 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     shown = interface.call(
-        "_DatasetTab.start_tagging", tag_tagger="demo", tag_threshold=0.4, tag_trigger=" ink2 ", tag_existing="append"
+        "_DatasetTab.start_tagging",
+        tag_tagger="demo",
+        tag_also=["demo-captioner"],
+        tag_threshold=0.4,
+        tag_trigger=" ink2 ",
+        tag_existing="append",
+        tag_only="cat, hat",
     )
     assert shown["dataset_notice"] == ""
     [(folder, resume)] = started
@@ -324,6 +380,7 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     job = folder.job()
     assert isinstance(job, TagJob)
     assert (job.tagger, job.threshold, job.trigger_word, job.existing) == ("demo", 0.4, "ink2", Existing.APPEND)
+    assert (job.also, job.character_threshold, job.only_tags) == (["demo-captioner"], 0.85, ["cat", "hat"])
     assert job.dataset == project.dataset_dir
     assert project.info().trigger_word == "ink2"
 
@@ -350,10 +407,13 @@ def test_the_last_tagging_is_undone(
     project: Project, interface: Interface, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Says:
-        def describe(self, images: list[Image.Image]) -> list[Any]:
-            return [type("Said", (), {"caption": "a thing"})() for _ in images]
+        name, labels, side = "demo", (), 16
+        content_hash = staticmethod(lambda: "says")
+        prepare = staticmethod(lambda image: image)
+        load = classmethod(lambda cls: cls)
+        look = staticmethod(lambda prepared: [Sight(sentence="a thing") for _ in prepared])
 
-    monkeypatch.setattr("lora_studio.dataset.tagging.load_tagger", lambda *args, **options: Says())
+    monkeypatch.setattr("lora_studio.dataset.tagging.find_tagger", lambda *args, **options: Says)
     job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=Existing.OVERWRITE)
     folder = JobFolder.create(project.new_tag_dir(), job)
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
@@ -382,7 +442,7 @@ def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
     )
     shown = "".join(
         [
-            dataset_view.grid(home, contents, Filter.ALL, 0, "", pictured=True),
+            dataset_view.grid(home, contents, Selection(), 0, "", pictured=True),
             dataset_view.aside_card([HOSTILE], ["x"]),
             dataset_view.import_card(report),
             caption_hint("<em>", "<b>"),
@@ -398,7 +458,7 @@ def test_a_large_dataset_has_pages(home: Home) -> None:
     for number in range(dataset_view.PAGE_SIZE + 2):
         (project.images_dir / f"{number:03d}.png").write_bytes(b"")
     contents = Contents.of(project)
-    first, last = (dataset_view.grid(home, contents, Filter.ALL, page, "", pictured=False) for page in (0, 99))
+    first, last = (dataset_view.grid(home, contents, Selection(), page, "", pictured=False) for page in (0, 99))
     assert first.count('class="shot"') == dataset_view.PAGE_SIZE
     assert button(first, "Next page") == "page:1"
     assert last.count('class="shot"') == 2
@@ -443,6 +503,21 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.locator("#curate-aside").get_by_role("button", name="Put back").click()
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
     assert len(names(project)) == 4
+
+    page.locator("#curate-says").click()
+    page.keyboard.press("ArrowDown")
+    page.locator("#dataset-groups .group.here").wait_for()
+    page.keyboard.press("Delete")
+    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    assert len(names(project)) == 3
+    page.locator("#dataset-flagged .entry.here").wait_for()  # what took its place
+    page.keyboard.press("z")
+    page.locator("#dataset-said").get_by_text("is back").wait_for()
+    assert len(names(project)) == 4
+    page.keyboard.press("k")
+    page.locator("#curate-aside").get_by_text("Kept all the same").wait_for()
+    page.locator("#curate-aside").get_by_role("button", name="Look again").click()
+    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
 
     section("Review")
     page.locator("#dataset-grid .shot").nth(2).click()

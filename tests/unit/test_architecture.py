@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lora_studio"
 # which the catalogue names; `progress` is a bar for the command line.
 ROWS = (
     ("__init__", "__main__"),
-    ("ui", "cli", "worker", "api", "walkthrough"),
+    ("ui", "cli", "caption_commands", "terminal", "worker", "api", "walkthrough"),
     ("release", "sampling", "progress"),
     ("training",),
     ("dataset", "planning", "demo"),

@@ -141,6 +141,11 @@ def test_tagging_by_command(image_folder: Callable[..., Path], tmp_path: Path, h
     assert (folder / "picture 0.txt").read_text().startswith("ohwx, mine, ")
     assert len(_events(home.path / "tags" / "002")) > 3
 
+    other = save_tiny_wd(tmp_path / "other", family="convnext")
+    more = ["--tagger", other, "--existing", "overwrite", "--character-threshold", "0.1", "--only", "hero_(series),red"]
+    assert answer(*options, *more)["tagged"] == 3
+    assert sorted((folder / "picture 0.txt").read_text().split(", ")) == ["hero (series)", "ohwx", "red"]
+
 
 def test_a_tiny_training_and_sweep_by_command(
     image_folder: Callable[..., Path], tiny_base: Path, tmp_path: Path, home: Home

@@ -12,10 +12,11 @@ from PIL import Image
 
 from lora_studio.choices import Precision
 from lora_studio.dataset.captions import split_tags
-from lora_studio.dataset.taggers.catalogue import load_tagger
+from lora_studio.dataset.taggers.catalogue import find_tagger
 from lora_studio.demo import PACK, base_path, tagger_path
 from lora_studio.project import Home
 from lora_studio.sampling.pipeline import Painter, open_painter
+from tests.tiny_taggers import descriptions
 
 SHEETS = Path(__file__).parent.parent / "data" / "pack"
 SIDE = 128  # px, of a picture in a sheet
@@ -87,9 +88,9 @@ def test_the_base_draws_what_it_is_asked_for(painter: Painter) -> None:
 
 def test_the_tagger_names_what_it_sees(home: Home) -> None:
     """On pictures of a set that it never saw, its tags beyond colours are right far more often than by chance."""
-    tagger = load_tagger("demo", threshold=0.35, home=home)
+    tagger = find_tagger("demo", home=home).load()
     pictures, words = sheet("flat")
-    said = [set(split_tags(description.caption)) - COLOURS for description in tagger.describe(pictures)]
+    said = [set(split_tags(description.caption)) - COLOURS for description in descriptions(tagger, pictures)]
     true = [{*word["tags"], word["subgroup"]} for word in words]
     right = sum(len(tags & own) for tags, own in zip(said, true, strict=True))
     by_chance = sum(len(tags & own) for tags, own in zip(said, true[7:] + true[:7], strict=True))
@@ -99,9 +100,9 @@ def test_the_tagger_names_what_it_sees(home: Home) -> None:
 
 def test_the_captioner_says_what_it_sees(home: Home) -> None:
     """On pictures of a set that it never saw: group or name, in words, far more often right than by chance."""
-    captioner = load_tagger("demo-captioner", threshold=0.35, home=home)
+    captioner = find_tagger("demo-captioner", home=home).load()
     pictures, words = sheet("flat")
-    said = [" ".join(description.caption.split()) for description in captioner.describe(pictures)]
+    said = [" ".join(description.caption.split()) for description in descriptions(captioner, pictures)]
 
     def right(own: list[dict]) -> int:
         parts = [[part.strip() for part in line.split(",")] for line in said]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, candidate_pairs
+from lora_studio.dataset.candidates import candidate_pairs
+from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.fingerprints import Fingerprint, fingerprint
 from lora_studio.dataset.scan import scan
 from tests.scenes import CHANGES, photo, resized, save

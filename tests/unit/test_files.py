@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio import files
 from lora_studio.errors import DiskFullError
-from lora_studio.files import write_atomic, write_bytes, write_json, write_text
+from lora_studio.files import write_atomic, write_bytes, write_json, write_many, write_text
 
 
 def test_writes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
@@ -68,3 +69,22 @@ def test_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
     names = []
     write_atomic(tmp_path / "a.webp", lambda temporary: names.append(temporary.suffix))
     assert names == [".webp"]
+
+
+def test_many_files_are_written_and_none_before_all_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_many({tmp_path / f"{number}.txt": str(number).encode() for number in range(50)})
+    write_many({})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"{n}.txt": str(n) for n in range(50)}
+    fsync = os.fsync
+
+    def full(descriptor: int) -> None:
+        fsync(descriptor)
+        if os.fstat(descriptor).st_size == 3:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(DiskFullError):
+        write_many({tmp_path / f"{number}.txt": b"new" if number == 20 else b"no" for number in range(50)})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"{n}.txt": str(n) for n in range(50)}

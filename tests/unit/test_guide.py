@@ -29,7 +29,7 @@ def test_every_entry_of_the_guide_is_used_somewhere() -> None:
 
 
 def test_every_piece_of_advice_on_a_setting_is_a_default() -> None:
-    elsewhere = {"tagger_threshold", "strengths", "training_hours"}
+    elsewhere = {"tagger_threshold", "character_threshold", "strengths", "training_hours"}
     assert guide.RECIPE.keys() - elsewhere <= Recipe.model_fields.keys()
     for name, advice in guide.RECIPE.items():
         assert advice.why.endswith("."), name

@@ -61,10 +61,10 @@ def test_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -
     exif[0x0112] = orientation
     path = tmp_path / f"a{suffix}"
     stored.save(path, exif=exif, quality=95)
-    info, image = image_info(path)
+    info, picture = image_info(path)
     assert (info.width, info.height) == (640, 560)
-    assert image is not None
-    assert difference(image, scene()) < 3
+    assert picture is not None
+    assert difference(picture.image, scene()) < 3
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def test_a_report_over_sets(tmp_path: Path) -> None:
     save(photo(3), tmp_path / "not a set" / "c.png")
     seen: list[tuple[int, int]] = []
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    report = scan(tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+    phases: list[str] = []
+    report = scan(tmp_path, on_progress=lambda done, total: seen.append((done, total)), on_phase=phases.append)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert [(image.path.relative_to(tmp_path).as_posix(), image.width, image.height) for image in report.images] == [
         ("10_hero/a.png", 640, 520),
@@ -38,7 +39,8 @@ def test_a_report_over_sets(tmp_path: Path) -> None:
     assert [(item.width, item.height, item.count) for item in summary.resolutions] == [(640, 520, 2), (320, 260, 1)]
     assert [issue.code for issue in summary.issues] == ["mixed_resolutions"]
     assert "320 x 260 to 640 x 520" in summary.issues[0].message
-    assert seen == [(done, 4) for done in range(1, 5)]
+    assert seen[:4] == [(done, 4) for done in range(1, 5)]
+    assert phases == ["Comparing hashes", "Looking closely at likely copies", "Choosing which to keep"]
 
 
 def test_images_of_one_size_are_not_mixed(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from safetensors.torch import load_file
 
 from lora_studio.dataset.taggers import catalogue
 from lora_studio.dataset.taggers.blip import BlipTagger
-from lora_studio.dataset.taggers.catalogue import KNOWN, fetch, load_tagger, read_layout
-from lora_studio.dataset.taggers.interface import Description, Tag
-from lora_studio.dataset.taggers.wd import WdTagger, read_labels, readable
+from lora_studio.dataset.taggers.catalogue import KNOWN, fetch, find_tagger, read_layout
+from lora_studio.dataset.taggers.choosing import Choice, describe, joined
+from lora_studio.dataset.taggers.interface import Description, Sight, Tag, TooMany
+from lora_studio.dataset.taggers.labels import Label, read_labels, readable
+from lora_studio.dataset.taggers.wd import WdTagger
 from lora_studio.errors import InputError
 from lora_studio.project import Home
-from tests.tiny_taggers import WD_SIZE, WD_TAGS, WORDS, save_tiny_blip, save_tiny_wd
+from tests.tiny_taggers import FAMILIES, WD_SIZE, WD_TAGS, WORDS, descriptions, save_tiny_blip, save_tiny_wd
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,29 +61,81 @@ def by_hand(folder: Path, image: Image.Image) -> np.ndarray:
 
 
 def test_wd_preprocesses_as_the_series_does(wd_folder: Path) -> None:
-    tagger = WdTagger.load(wd_folder, name="tiny", threshold=0.35)
-    got = tagger.probabilities(pictures()).numpy()
+    tagger = WdTagger.load(wd_folder, name="tiny")
+    got = tagger.pass_through([tagger.prepare(image) for image in pictures()])[1].numpy()
     expected = np.stack([by_hand(wd_folder, image) for image in pictures()])
     assert np.abs(got - expected).max() < 1e-5
     assert np.ptp(expected, axis=0).max() > 0.01  # the pictures do differ
 
 
-def test_tags_are_chosen_named_and_sorted(wd_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tagger = WdTagger.load(wd_folder, name="tiny", threshold=0.35)
-    rows = torch.tensor(
-        [
-            [0.9, 0.8, 0.36, 0.9, 0.5, 0.7, 0.35, 0.34, 0.0, 0.74],
-            [0.9, 0.8, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.76],
-        ],
-        dtype=torch.float64,
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_pass_gives_what_the_model_says_and_its_features(tmp_path: Path, family: str) -> None:
+    tagger = WdTagger.load(save_tiny_wd(tmp_path, family=family), name="tiny")
+    prepared = [tagger.prepare(image) for image in pictures()]
+    features, probabilities = tagger.pass_through(prepared)
+    with torch.inference_mode():
+        expected = torch.sigmoid(tagger.model(torch.stack(prepared)))
+    assert torch.allclose(probabilities, expected, atol=1e-6)
+    assert features.shape == (3, tagger.model.num_features)
+    sights = tagger.look(prepared)
+    for sight, row, feature in zip(sights, expected.numpy(), features.numpy(), strict=True):
+        assert np.array_equal(sight.outputs, np.flatnonzero(row >= 0.01))
+        assert np.allclose(sight.confidences, row[sight.outputs], atol=1e-3)
+        assert np.allclose(sight.features, feature, rtol=2e-3, atol=2e-3)
+
+
+def seen(**confidences: float) -> tuple[Sight, tuple[Label, ...]]:
+    """A sight of these confidences, in any order; names in capitals are characters, `_rating` is a rating."""
+    labels = tuple(
+        Label(readable(name), 9 if name[0] == "_" else 4 if name.isupper() else 0) for name in sorted(confidences)
     )
-    monkeypatch.setattr(WdTagger, "probabilities", lambda self, images: rows)
-    first, second = tagger.describe(pictures()[:2])
-    assert [tag.name for tag in first.tags] == ["long hair", "hat (object)", "^_^", "1girl", "red"]
-    assert first.caption == "long hair, hat (object), ^_^, 1girl, red"
-    assert second.tags == (Tag("hero (series)", 0.76),)
-    strict = WdTagger(tagger.name, tagger.model, tagger.transform, tagger.labels, 0.8, tagger.device)
-    assert [said.caption for said in strict.describe(pictures()[:2])] == ["long hair", ""]
+    values = np.array([confidences[name] for name in sorted(confidences)], np.float16)
+    return Sight(np.arange(len(values), dtype=np.uint16), values), labels
+
+
+def test_tags_are_chosen_by_two_thresholds_and_sorted() -> None:
+    sight, labels = seen(_general=0.9, a=0.36, b=0.35, c=0.34, long_hair=0.9, ANNA=0.84, BEA=0.86)
+    assert describe(sight, labels, Choice()).caption == "long hair, BEA, a, b"
+    assert describe(sight, labels, Choice(threshold=0.5, character_threshold=0.5)).caption == "long hair, BEA, ANNA"
+    assert describe(sight, labels, Choice(threshold=0.95, character_threshold=0.95)) == Description()
+
+
+@pytest.mark.parametrize(
+    ("only", "exclude", "said"),
+    [
+        ((), ("hair",), "long hair, hat, dog"),
+        ((), ("LONG_hair", " dog "), "hat"),
+        (("long_hair", "dog", "cat"), (), "long hair, dog"),
+        (("hat", "dog"), ("dog",), "hat"),
+    ],
+)
+def test_lists_match_whole_tags(only: tuple[str, ...], exclude: tuple[str, ...], said: str) -> None:
+    sight, labels = seen(long_hair=0.9, hat=0.8, dog=0.7)
+    assert describe(sight, labels, Choice(only=only, exclude=exclude)).caption == said
+
+
+def test_what_several_taggers_say_is_joined() -> None:
+    first = Description(tags=(Tag("cat", 0.9), Tag("hat", 0.4)))
+    second = Description(tags=(Tag("hat", 0.8), Tag("Cat", 0.5), Tag("red", 0.6)))
+    assert joined([first, second]).tags == (Tag("cat", 0.9), Tag("hat", 0.8), Tag("red", 0.6))
+    sentence = Description(sentence="a cat, red")
+    assert joined([first, second, sentence]).caption == "a cat, red, cat, hat"
+    assert joined([sentence, sentence]).caption == "a cat, red"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x")])
+def test_too_many_pictures_are_told_from_other_trouble(
+    wd_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tagger = WdTagger.load(wd_folder, name="tiny")
+
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tagger.model, "forward_features", fail)
+    with pytest.raises(RuntimeError if str(error) == "x" else TooMany) as caught:
+        tagger.look([tagger.prepare(pictures()[0])])
+    assert caught.value is error or caught.value.__cause__ is error
 
 
 def test_the_embedded_pack_writes_what_the_loader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,11 +146,12 @@ def test_the_embedded_pack_writes_what_the_loader_reads(tmp_path: Path, monkeypa
     tags = [("red", 9), ("cat face", 9), ("animal mammal", 9)]
     pack.write(pack.build(len(tags)), tags, tmp_path)
     image = pictures()[2].resize((128, 128))
-    loaded = load_tagger(str(tmp_path), threshold=0.0, home=Home(tmp_path))
+    loaded = find_tagger(str(tmp_path), home=Home(tmp_path)).load()
     assert isinstance(loaded, WdTagger)
     expected = pack.Tagger(tmp_path).probabilities(np.asarray(image)[None])
-    assert torch.allclose(loaded.probabilities([image]), expected, atol=1e-5)
-    assert {tag.name for tag in loaded.describe([image])[0].tags} == {"red", "cat face", "animal mammal"}
+    assert torch.allclose(loaded.pass_through([loaded.prepare(image)])[1], expected, atol=1e-5)
+    said = descriptions(loaded, [image], Choice(threshold=0.0))
+    assert {tag.name for tag in said[0].tags} == {"red", "cat face", "animal mammal"}
 
 
 def test_kaomoji_keep_their_underscores() -> None:
@@ -124,7 +179,7 @@ def test_outputs_and_tags_must_fit_together(tmp_path: Path) -> None:
     lines = (tmp_path / "selected_tags.csv").read_text().splitlines()
     (tmp_path / "selected_tags.csv").write_text("\n".join(lines[:-1]))
     with pytest.raises(InputError, match=f"{len(WD_TAGS)} outputs and {len(WD_TAGS) - 1} tags"):
-        WdTagger.load(tmp_path, name="tiny", threshold=0.35)
+        WdTagger.load(tmp_path, name="tiny")
 
 
 def test_weights_must_fit_the_model(tmp_path: Path) -> None:
@@ -133,10 +188,10 @@ def test_weights_must_fit_the_model(tmp_path: Path) -> None:
     config["model_args"]["depth"] = 2
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="cannot be loaded"):
-        WdTagger.load(tmp_path, name="tiny", threshold=0.35)
+        WdTagger.load(tmp_path, name="tiny")
     (tmp_path / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be loaded"):
-        WdTagger.load(tmp_path, name="tiny", threshold=0.35)
+        WdTagger.load(tmp_path, name="tiny")
 
 
 @pytest.mark.parametrize("older", [False, True])
@@ -149,16 +204,18 @@ def test_blip_says_a_sentence_of_its_words(tmp_path: Path, blip_folder: Path, ol
         (folder / "processor_config.json").unlink()
         BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
         assert (folder / "preprocessor_config.json").is_file()
-    tagger = load_tagger(str(folder), threshold=0.35, home=Home(folder))
+    tagger = find_tagger(str(folder), home=Home(folder)).load()
     assert isinstance(tagger, BlipTagger)
-    said = tagger.describe(pictures())
+    assert [sight.features.shape for sight in tagger.look([tagger.prepare(image) for image in pictures()])] == [
+        (16,)
+    ] * 3
+    said = descriptions(tagger, pictures())
     assert len(said) == 3
     for description in said:
         assert description.tags == ()
         assert description.caption
         assert set(description.caption.split()) <= set(WORDS)
-    assert tagger.describe(pictures()) == said
-    assert [tagger.describe([image])[0] for image in pictures()] == said
+    assert [descriptions(tagger, [image])[0] for image in pictures()] == said
 
 
 def test_a_folder_in_the_studios_models_folder(home: Home) -> None:
@@ -182,7 +239,7 @@ def test_what_is_missing_is_named(tmp_path: Path, remove: str, make: str | None,
     if make:
         (tmp_path / make).touch()
     with pytest.raises(InputError, match=told) as caught:
-        load_tagger(str(tmp_path), threshold=0.35, home=Home(tmp_path))
+        find_tagger(str(tmp_path), home=Home(tmp_path))
     assert caught.value.remedy
 
 

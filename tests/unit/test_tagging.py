@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,10 @@ from lora_studio.choices import Existing
 from lora_studio.config import TagJob
 from lora_studio.dataset import tagging
 from lora_studio.dataset.captions import split_tags
-from lora_studio.dataset.taggers.interface import Description, Tag
+from lora_studio.dataset.images import file_sha256
+from lora_studio.dataset.tag_cache import confidences, seen
+from lora_studio.dataset.taggers.interface import Sight, TooMany
+from lora_studio.dataset.taggers.labels import Label
 from lora_studio.dataset.tagging import TagResult, restore_captions, tag
 from lora_studio.errors import DiskFullError, InputError
 from lora_studio.project import Home
@@ -25,16 +29,39 @@ from tests.tiny_taggers import save_tiny_wd
 
 
 class Colours:
-    """Names the red value of each picture's corner, so that every picture has tags of its own."""
+    """Names the red value of each picture's corner, so that every picture has tags of its own.
 
-    name = "colours"
+    It is a tagger and its files at once. With `most`, no more pictures fit into its memory.
+    """
 
-    def __init__(self) -> None:
+    side = 16
+    labels = (*(Label(f"red {value}", 0) for value in range(256)), Label("thing", 0), Label("hero", 4))
+
+    def __init__(self, name: str = "colours", sure: float = 0.9, most: int = 99) -> None:
+        self.name, self.sure, self.most = name, sure, most
         self.batches: list[int] = []
+        self.loaded = 0
+        self.sentence = ""
 
-    def describe(self, images: Sequence[Image.Image]) -> list[Description]:
-        self.batches.append(len(images))
-        return [Description(tags=(Tag(f"red {image.getpixel((0, 0))[0]}", 0.9), Tag("thing", 0.5))) for image in images]
+    def content_hash(self) -> str:
+        return self.name
+
+    def load(self) -> Colours:
+        self.loaded += 1
+        return self
+
+    def prepare(self, image: Image.Image) -> int:
+        return image.getpixel((0, 0))[0]
+
+    def look(self, prepared: Sequence[int]) -> list[Sight]:
+        if len(prepared) > self.most:
+            raise TooMany from RuntimeError("full")
+        self.batches.append(len(prepared))
+        sure = np.array([self.sure, 0.5, 0.7], np.float16)
+        return [
+            Sight(np.array([value, 256, 257], np.uint16), sure, self.sentence, np.ones(4, np.float16))
+            for value in prepared
+        ]
 
 
 class Fixture:
@@ -46,7 +73,8 @@ class Fixture:
         self.tagger = Colours()
         self.events: list[dict[str, Any]] = []
         self.stop_after = 10**9
-        monkeypatch.setattr(tagging, "load_tagger", lambda name, **options: self.tagger)
+        self.taggers = {"colours": self.tagger}
+        monkeypatch.setattr(tagging, "find_tagger", lambda name, **options: self.taggers[name])
         self.job_path = folder / "job"
 
     def add(self, name: str, red: int = 0, caption: str | None = None) -> Path:
@@ -102,7 +130,7 @@ def test_every_image_gets_its_own_caption_with_the_trigger_first(studio: Fixture
     assert [(event["done"], event["total"]) for event in tagged] == [(done, 7) for done in range(1, 8)]
     assert tagged[-1]["seconds_left"] == 0
     assert tagged[0]["caption"] == "ohwx, red 0, thing"
-    assert studio.tagger.batches == [4, 3]
+    assert sum(studio.tagger.batches) == 7
 
 
 @pytest.mark.parametrize(
@@ -139,7 +167,7 @@ def test_nothing_new_is_left_as_it_was(studio: Fixture) -> None:
 
 def test_the_tagger_is_not_loaded_for_nothing(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.add("a.png", 1, "there")
-    monkeypatch.setattr(tagging, "load_tagger", lambda *names, **options: pytest.fail("loaded"))
+    monkeypatch.setattr(tagging, "find_tagger", lambda *names, **options: pytest.fail("looked for"))
     assert studio.run() == TagResult(skipped=1)
 
 
@@ -155,22 +183,18 @@ def test_broken_images_are_told_and_the_rest_goes_on(studio: Fixture) -> None:
     assert failed["message"] == result.failed[0].message
 
 
-def test_a_tagger_that_is_sure_of_nothing_writes_no_empty_file(
-    studio: Fixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tagger_that_is_sure_of_nothing_writes_no_empty_file(studio: Fixture) -> None:
     studio.add("a.png", 1)
     studio.add("b.png", 2, "mine")
-    monkeypatch.setattr(studio.tagger, "describe", lambda images: [Description()] * len(images), raising=False)
-    result = studio.run(existing=Existing.OVERWRITE, threshold=0.9)
+    result = studio.run(existing=Existing.OVERWRITE, threshold=0.95)
     assert studio.captions() == {"b.txt": "mine"}
-    assert "threshold 0.9" in result.failed[0].message
+    assert "threshold 0.95" in result.failed[0].message
 
 
-def test_a_sentence_is_kept_whole(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sentence_is_kept_whole(studio: Fixture) -> None:
     studio.add("a.png", 1, "a drawing")
-    said = [Description(sentence="a cat, sitting on a mat")]
-    monkeypatch.setattr(studio.tagger, "describe", lambda images: said, raising=False)
-    studio.run(existing=Existing.APPEND, trigger_word="ohwx")
+    studio.tagger.sentence = "a cat, sitting on a mat"
+    studio.run(existing=Existing.APPEND, trigger_word="ohwx", threshold=1)
     assert studio.captions() == {"a.txt": "ohwx, a drawing, a cat, sitting on a mat"}
 
 
@@ -231,9 +255,10 @@ def test_restoring_after_a_caption_was_changed_twice(studio: Fixture) -> None:
         lines.write('{"file": "torn')
     (studio.job_path / "events.jsonl").unlink()  # as if the machine had died before the event was written
     path.with_suffix(".txt").write_text("first")
-    studio.tagger.describe = lambda images: [Description(sentence="second")]  # type: ignore[method-assign]
+    studio.tagger.name = "another"
+    studio.tagger.sentence = "second"
     studio.run(resume=True)
-    assert studio.captions() == {"a.txt": "second"}
+    assert studio.captions() == {"a.txt": "second, red 1, thing"}
     restore_captions(studio.folder)
     assert studio.captions() == {"a.txt": "first"}
     assert restore_captions(studio.folder).kept == []
@@ -246,21 +271,71 @@ def test_restoring_a_job_that_changed_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_ends_the_job_with_what_is_done(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.add("a.png", 1, "old a")
     studio.add("b.png", 2, "old b")
-    write = tagging.write_caption
+    write = tagging.write_many
 
-    def full(image: Path, text: str) -> Path:
-        if image.name == "b.png":
+    def full(contents: dict[Path, bytes]) -> None:
+        write({path: data for path, data in contents.items() if path.name != "b.txt"})
+        if any(path.name == "b.txt" for path in contents):
             raise DiskFullError("No room left.", "Free some.")
-        return write(image, text)
 
-    monkeypatch.setattr(tagging, "write_caption", full)
+    monkeypatch.setattr(tagging, "write_many", full)
     with pytest.raises(DiskFullError):
         studio.run(existing=Existing.OVERWRITE)
     assert studio.captions() == {"a.txt": "red 1, thing", "b.txt": "old b"}
-    monkeypatch.setattr(tagging, "write_caption", write)
-    assert studio.run(resume=True).tagged == 2
+    monkeypatch.setattr(tagging, "write_many", write)
+    again = studio.run(resume=True)
+    assert (again.tagged, again.skipped, studio.tagger.loaded) == (1, 1, 1)
     restore_captions(studio.folder)
     assert studio.captions() == {"a.txt": "old a", "b.txt": "old b"}
+
+
+def test_other_settings_need_no_model_again(studio: Fixture) -> None:
+    for index in range(5):
+        studio.add(f"{index}.png", index)
+    studio.run(existing=Existing.OVERWRITE, trigger_word="ohwx")
+    studio.add("5.png", 5)
+    (studio.images / "0.png").rename(studio.images / "renamed.png")
+    studio.job_path = studio.job_path.with_name("again")
+    settings = {"threshold": 0.6, "character_threshold": 0.7, "exclude_tags": "red_2"}
+    assert studio.run(existing=Existing.OVERWRITE, **settings).tagged == 6
+    said = {name: caption for name, caption in studio.captions().items() if name != "0.txt"}
+    assert said == {
+        "1.txt": "red 1, hero",
+        "2.txt": "hero",
+        "3.txt": "red 3, hero",
+        "4.txt": "red 4, hero",
+        "5.txt": "red 5, hero",
+        "renamed.txt": "red 0, hero",
+    }
+    assert sum(studio.tagger.batches) == 6  # the new one alone was looked at
+    studio.job_path = studio.job_path.with_name("third")
+    studio.run(existing=Existing.OVERWRITE, only_tags="thing, red 1")
+    assert studio.captions()["1.txt"] == "red 1, thing"
+    assert studio.tagger.loaded == 2
+
+
+def test_two_taggers_are_joined_each_loaded_once(studio: Fixture) -> None:
+    studio.taggers["other"] = Colours("other", sure=0.95)
+    studio.taggers["other"].sentence = "a picture"
+    for index in range(3):
+        studio.add(f"{index}.png", index)
+    studio.run(tagger="other", also=["colours"])
+    assert studio.captions() == {f"{index}.txt": f"a picture, red {index}, thing" for index in range(3)}
+    assert [tagger.loaded for tagger in studio.taggers.values()] == [1, 1]
+    assert seen(studio.home, [file_sha256(studio.images / "1.png")]) is not None
+    assert confidences(studio.home, file_sha256(studio.images / "1.png"))["hero"] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_a_full_memory_halves_the_batch_and_every_image_is_seen_once(studio: Fixture) -> None:
+    studio.tagger.most = 1
+    for index in range(5):
+        studio.add(f"{index}.png", index)
+    assert studio.run().tagged == 5
+    assert studio.tagger.batches == [1] * 5
+    studio.tagger.most, studio.tagger.name = 0, "none fits"
+    studio.job_path = studio.job_path.with_name("again")
+    with pytest.raises(RuntimeError, match="full"):
+        studio.run(existing=Existing.OVERWRITE)
 
 
 def test_an_empty_folder(studio: Fixture) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -14,7 +15,9 @@ from transformers import BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
 
 from lora_studio.choices import Precision
-from lora_studio.dataset.taggers.interface import Description
+from lora_studio.dataset.taggers.interface import Sight
+from lora_studio.dataset.taggers.labels import Label
+from lora_studio.dataset.taggers.memory import too_many_at_once
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
 
@@ -29,6 +32,12 @@ class BlipTagger:
     name: str
     model: Any
     processor: Any
+    labels: tuple[Label, ...] = ()
+
+    @property
+    def side(self) -> int:
+        """Pixels of the sides that the model sees."""
+        return int(self.model.config.vision_config.image_size)
 
     @classmethod
     def load(cls, folder: Path, *, name: str) -> Self:
@@ -51,12 +60,25 @@ class BlipTagger:
             ) from error
         return cls(name, model.eval().to(device), processor)
 
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model takes it: [3, side, side]."""
+        pixels: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    @too_many_at_once
     @torch.inference_mode()
-    def describe(self, images: Sequence[Image.Image]) -> list[Description]:
-        """A sentence about each image, the likeliest of a beam search: the same every time."""
-        inputs = self.processor(images=list(images), return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self.model.device, self.model.dtype)
-        most = self.model.generation_config.max_new_tokens or MOST_TOKENS
-        tokens = self.model.generate(pixel_values=pixels, max_new_tokens=most, num_beams=BEAMS, do_sample=False)
+    def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
+        """A sentence about each picture, the likeliest of a beam search: the same every time; and pooled features."""
+        pixels = torch.stack(list(prepared)).to(self.model.device, self.model.dtype)
+        pooled: list[torch.Tensor] = []
+        hook = self.model.vision_model.register_forward_hook(
+            lambda module, given, result: pooled.append(result.pooler_output)
+        )
+        try:
+            most = self.model.generation_config.max_new_tokens or MOST_TOKENS
+            tokens = self.model.generate(pixel_values=pixels, max_new_tokens=most, num_beams=BEAMS, do_sample=False)
+        finally:
+            hook.remove()
         said = self.processor.batch_decode(tokens, skip_special_tokens=True)
-        return [Description(sentence=" ".join(text.split())) for text in said]
+        features = pooled[0].float().cpu().numpy().astype(np.float16)  # [N, F]
+        return [Sight(sentence=" ".join(text.split()), features=row) for text, row in zip(said, features, strict=True)]

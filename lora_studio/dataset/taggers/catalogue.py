@@ -6,6 +6,7 @@ Which code reads it is decided by its config.json: timm's `architecture` is a WD
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from types import MappingProxyType
 from typing import Literal
 
 from lora_studio import demo, hub
+from lora_studio.dataset.images import file_sha256
 from lora_studio.dataset.taggers.interface import Tagger
+from lora_studio.dataset.taggers.labels import Label, read_labels
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 
@@ -40,12 +43,27 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
         "wd14": Known(
             "SmilingWolf/wd-vit-tagger-v3",
             "tags",
-            "Danbooru tags, as anime bases were trained on: the modern WD tagger in its fast size.",
+            "Danbooru tags, as anime bases were trained on: WD v3 vit, the fast size, good for most.",
+        ),
+        "wd14-swinv2": Known(
+            "SmilingWolf/wd-swinv2-tagger-v3",
+            "tags",
+            "Danbooru tags by WD v3 swinv2: as large, a little surer, slower.",
+        ),
+        "wd14-convnext": Known(
+            "SmilingWolf/wd-convnext-tagger-v3",
+            "tags",
+            "Danbooru tags by WD v3 convnext: as large, often of other mind.",
+        ),
+        "wd14-vit-large": Known(
+            "SmilingWolf/wd-vit-large-tagger-v3",
+            "tags",
+            "Danbooru tags by WD v3 vit-large: three times the size, surer.",
         ),
         "wd14-large": Known(
             "SmilingWolf/wd-eva02-large-tagger-v3",
             "tags",
-            "Danbooru tags, the most accurate and slowest of the series.",
+            "Danbooru tags by WD v3 eva02-large: the most accurate and slowest of the series.",
         ),
         "blip": Known(
             "Salesforce/blip-image-captioning-base", "sentences", "A sentence for photographs and anything general."
@@ -61,28 +79,41 @@ KNOWN: Mapping[str, Known] = MappingProxyType(
 )
 
 
-def load_tagger(
-    name: str,
-    *,
-    threshold: float,
-    home: Home,
-    on_progress: Callable[[str], None] = lambda message: None,
-) -> Tagger:
-    """Find, fetch and load the tagger called `name` onto the best device.
+@dataclass(frozen=True)
+class TaggerFiles:
+    """A tagger's files, complete; no model is loaded. `labels` are its tags, one an output, none for a captioner."""
 
-    `threshold` (0 to 1) is the least confidence of a tag. A folder may lie in the studio's models folder.
-    `on_progress(message)` tells what takes time. Raises InputError if it is missing, incomplete, broken or a pickle.
+    name: str
+    folder: Path
+    layout: Layout
+    labels: tuple[Label, ...]
+
+    def content_hash(self) -> str:
+        """SHA-256 over all files that decide what the model says, whatever their folder is called."""
+        digest = hashlib.sha256()
+        for name in sorted({path.name for pattern in SMALL_FILES for path in self.folder.glob(pattern)} | {WEIGHTS}):
+            digest.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
+        return digest.hexdigest()
+
+    def load(self) -> Tagger:
+        """Load the model onto the best device; raises InputError if it is broken."""
+        if self.layout == "wd":
+            from lora_studio.dataset.taggers.wd import WdTagger
+
+            return WdTagger.load(self.folder, name=self.name)
+        from lora_studio.dataset.taggers.blip import BlipTagger
+
+        return BlipTagger.load(self.folder, name=self.name)
+
+
+def find_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> TaggerFiles:
+    """Find, and fetch where needed, the files of the tagger called `name`. A folder may lie in the models folder.
+
+    `on_progress(message)` tells what takes time. Raises InputError if it is missing, incomplete or a pickle.
     """
     folder = fetch(name, home=home, on_progress=on_progress)
     layout = read_layout(folder)
-    on_progress(f"Loading the tagger {name}")
-    if layout == "wd":
-        from lora_studio.dataset.taggers.wd import WdTagger
-
-        return WdTagger.load(folder, name=name, threshold=threshold)
-    from lora_studio.dataset.taggers.blip import BlipTagger
-
-    return BlipTagger.load(folder, name=name)
+    return TaggerFiles(name.strip(), folder, layout, read_labels(folder / TAGS_FILE) if layout == "wd" else ())
 
 
 def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> Path:
@@ -107,7 +138,7 @@ def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda 
     if not hub.is_repo_name(location):
         raise InputError(
             f"There is no tagger {name!r}.",
-            f"Give one of {', '.join(KNOWN)}, a Hub repository like {KNOWN['wd14'].location}, or a folder.",
+            f"Give one of {', '.join(KNOWN)}; a Hub repository like {KNOWN['wd14'].location}, or a folder.",
             code="tagger_missing",
         )
     on_progress(f"Fetching {location}")

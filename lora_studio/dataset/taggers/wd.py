@@ -6,12 +6,12 @@ tag_id, name, category, count.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -20,30 +20,26 @@ from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
 from lora_studio.dataset.taggers.catalogue import TAGS_FILE, WEIGHTS
-from lora_studio.dataset.taggers.interface import Description, Tag
+from lora_studio.dataset.taggers.interface import LEAST_CONFIDENCE, Sight
+from lora_studio.dataset.taggers.labels import Label, read_labels
+from lora_studio.dataset.taggers.memory import too_many_at_once
 from lora_studio.device import torch_device
 from lora_studio.errors import InputError
-
-GENERAL, CHARACTER = 0, 4  # categories of selected_tags.csv; 9 are ratings, which say nothing that trains
-CHARACTER_THRESHOLD = 0.75  # a wrong name does more harm than a missing one
-# Faces made of punctuation keep their underscores: they are not words.
-_FACES = "0_0 (o)_(o) +_+ +_- ._. <o>_<o> <|>_<|> =_= >_< 3_3 6_9 >_o @_@ ^_^ o_o u_u x_x |_| ||_||"
-KAOMOJI = frozenset(_FACES.split())
 
 
 @dataclass(frozen=True)
 class WdTagger:
-    """A loaded WD tagger. `labels` has one (name, category) an output of the model."""
+    """A loaded WD tagger."""
 
     name: str
     model: torch.nn.Module
     transform: Callable[[Image.Image], torch.Tensor]
-    labels: list[tuple[str, int]]
-    threshold: float
+    labels: tuple[Label, ...]
+    side: int
     device: torch.device
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, threshold: float) -> Self:
+    def load(cls, folder: Path, *, name: str) -> Self:
         """Load from a folder onto the best device; raises InputError for a folder whose files do not fit together."""
         labels = read_labels(folder / TAGS_FILE)
         try:
@@ -64,28 +60,34 @@ class WdTagger:
                 code="tagger_broken",
             )
         device = torch_device()
-        transform = create_transform(**resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model))
-        return cls(name, model.eval().to(device), transform, labels, threshold, device)
+        data = resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model)
+        return cls(name, model.eval().to(device), create_transform(**data), labels, data["input_size"][-1], device)
 
-    def describe(self, images: Sequence[Image.Image]) -> list[Description]:
-        """The tags of each image that reach the threshold, the surest first."""
-        return [Description(tags=self._chosen(row)) for row in self.probabilities(images).tolist()]
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model takes it: [3, side, side], blue, green, red, as the series was trained."""
+        return self.transform(pad_square(image)).flip(0)
 
+    def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
+        """Probabilities of all tags and pooled features of each picture, in one pass."""
+        features, probabilities = self.pass_through(prepared)
+        sights = []
+        for row, feature in zip(probabilities.numpy(), features.numpy(), strict=True):
+            outputs = np.flatnonzero(row >= LEAST_CONFIDENCE)
+            sights.append(
+                Sight(outputs.astype(np.uint16), row[outputs].astype(np.float16), features=feature.astype(np.float16))
+            )
+        return sights
+
+    @too_many_at_once
     @torch.inference_mode()
-    def probabilities(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Probability of every tag, float32 [N, tags], for images of any shape."""
-        batch = torch.stack([self.transform(pad_square(image)) for image in images])  # [N, 3, H, W], RGB
-        logits: Any = self.model(batch.flip(1).to(self.device))  # the series was trained on blue, green, red
-        return torch.sigmoid(logits).float().cpu()
-
-    def _chosen(self, probabilities: Sequence[float]) -> tuple[Tag, ...]:
-        least = {GENERAL: self.threshold, CHARACTER: max(self.threshold, CHARACTER_THRESHOLD)}
-        tags = [
-            Tag(name, confidence)
-            for (name, category), confidence in zip(self.labels, probabilities, strict=True)
-            if category in least and confidence >= least[category]
-        ]
-        return tuple(sorted(tags, key=lambda tag: -tag.confidence))
+    def pass_through(self, prepared: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled features [N, F] and probabilities of every tag [N, tags], float32; what timm's `forward` computes."""
+        model: Any = self.model
+        features = model.forward_head(
+            model.forward_features(torch.stack(list(prepared)).to(self.device)), pre_logits=True
+        )
+        probabilities = torch.sigmoid(model.get_classifier()(features))
+        return features.float().cpu(), probabilities.float().cpu()
 
 
 def pad_square(image: Image.Image) -> Image.Image:
@@ -94,21 +96,3 @@ def pad_square(image: Image.Image) -> Image.Image:
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def read_labels(file: Path) -> list[tuple[str, int]]:
-    """(name as it stands in a caption, category) of every row; raises InputError if the table cannot be read."""
-    try:
-        with file.open(encoding="utf-8", newline="") as table:
-            return [(readable(row["name"]), int(row["category"])) for row in csv.DictReader(table)]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(
-            f"{file} cannot be read: {error!r}.",
-            "It needs columns name and category; download it anew.",
-            code="tagger_broken",
-        ) from error
-
-
-def readable(name: str) -> str:
-    """A tag with spaces for underscores, as SDXL bases read it; kaomoji stay as they are."""
-    return name if name in KAOMOJI else name.replace("_", " ")

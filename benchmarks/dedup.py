@@ -1,0 +1,181 @@
+"""Finding duplicates: our scan beside the imagededup package, on the same made images, in one process.
+
+Throughput is CPU time of one thread from file to hashes: ours decodes each image once, and has the hashes of three
+views, their mirror images, the small picture for the second look, SHA-256 and quality flags; theirs has one perceptual
+hash. Recall and precision are about pairs: images and copies of them changed in known ways, and drawings of one figure
+in many poses, none of which is a copy of another. Without imagededup (it is no dependency of the studio's) only our own
+figures are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from lora_studio.dataset.candidates import candidate_pairs
+from lora_studio.dataset.fingerprints import Fingerprint, fingerprint
+from lora_studio.dataset.scan import look_at, scan
+from tests.scenes import CHANGES, photo
+
+LARGE, PNG_SIDE = (3000, 2000), (1024, 1024)
+ROUNDS, FILES = 3, 6
+SCENES, POSES = 12, 12
+HASHES = (1_000, 10_000, 100_000)
+THEIR_DISTANCE = 10  # imagededup's own default
+
+Pair = frozenset[str]
+
+
+def imagededup_hasher() -> Any | None:
+    """imagededup's perceptual hash, which its documentation recommends; None if it is not installed."""
+    try:
+        from imagededup.methods import PHash
+    except ImportError:
+        return None
+    return PHash(verbose=False)
+
+
+def seconds_a_file(work: Callable[[Path], object], files: Iterable[Path]) -> float:
+    """CPU seconds of the calling thread."""
+    files = list(files)
+    began = time.thread_time()
+    for file in files:
+        work(file)
+    return (time.thread_time() - began) / len(files)
+
+
+def throughput(folder: Path, theirs: Any | None) -> None:
+    """Milliseconds an image, by form; both sides in turn, the median of the rounds."""
+
+    def decode_only(file: Path) -> None:
+        with Image.open(file) as image:
+            image.load()
+
+    for suffix, size in ((".jpg", LARGE), (".png", PNG_SIDE)):
+        files = [folder / f"{number}{suffix}" for number in range(FILES)]
+        for number, file in enumerate(files):
+            photo(number, size).save(file, quality=92)
+        sides: dict[str, Callable[[Path], object]] = {"ours": look_at, "decoding": decode_only}
+        if theirs is not None:
+            sides["imagededup"] = lambda file: theirs.encode_image(image_file=file)
+        taken: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(ROUNDS):
+            for name, work in sides.items():
+                taken[name].append(seconds_a_file(work, files))
+        middle = {name: statistics.median(values) for name, values in taken.items()}
+        figures = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in middle.items())
+        print(f"{suffix[1:].upper()} of {size[0]} x {size[1]}: {figures}")
+        print(f"  full decoding is {middle['decoding'] / middle['ours']:.0%} of our time")
+        if "imagededup" in middle:
+            print(f"  our throughput is {middle['imagededup'] / middle['ours']:.2f} times theirs")
+
+
+def pose(number: int, size: int = 600) -> Image.Image:
+    """One figure with its arms and legs in different places."""
+    image = Image.new("RGB", (size, size), (235, 235, 240))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((230, 80, 370, 220), fill=(240, 200, 170))
+    draw.rectangle((250, 220, 350, 420), fill=(200, 40, 60))
+    for side in (-1, 1):
+        end = (300 + side * (60 + 25 * (number % 6)), 420 - 60 * ((number * (2 + side)) % 6))
+        draw.line((300 + side * 45, 240, *end), fill=(240, 200, 170), width=26)
+        draw.line((300 + side * 25, 420, 300 + side * (25 + 12 * number), 570), fill=(40, 40, 90), width=34)
+    return image
+
+
+def made_set(folder: Path) -> tuple[set[Pair], dict[Pair, str]]:
+    """Images in `folder`; the pairs that are copies of one scene, and by what the copy was changed."""
+    scenes: dict[str, list[str]] = {}
+    changes: dict[Pair, str] = {}
+    for number in range(SCENES):
+        original = f"scene{number}.png"
+        photo(number, (720, 560)).save(folder / original)
+        scenes[original] = [original]
+        for index, (name, change) in enumerate(CHANGES.items()):
+            copy = f"scene{number}-{index}.png"
+            change(photo(number, (720, 560))).save(folder / copy)
+            scenes[original].append(copy)
+            changes[frozenset((original, copy))] = name
+    for number in range(POSES):
+        pose(number).save(folder / f"pose{number}.png")
+    same = {frozenset(pair) for names in scenes.values() for pair in itertools.combinations(names, 2)}
+    return same, changes
+
+
+def quality(folder: Path, theirs: Any | None) -> None:
+    """Recall over the originals' copies, and precision over everything that was called a copy."""
+    same, changes = made_set(folder)
+    found = {
+        "ours": {
+            frozenset((group.keep.name, path.name)) for group in scan(folder).duplicate_groups for path in group.reject
+        }
+    }
+    # We tell each copy once, beside the image to keep, which may be a copy itself: what is joined counts as found.
+    found["ours"] = set(_joined(found["ours"]))
+    if theirs is not None:
+        encodings = theirs.encode_images(image_dir=folder, num_enc_workers=0)
+        listed = theirs.find_duplicates(
+            encoding_map=encodings, max_distance_threshold=THEIR_DISTANCE, num_dist_workers=0
+        )
+        found["imagededup"] = {frozenset((name, other)) for name, others in listed.items() for other in others}
+    print(f"{len(changes)} copies of {SCENES} scenes, {POSES} poses of one figure:")
+    for name, pairs in found.items():
+        recall = len(pairs & changes.keys()) / len(changes)
+        print(f"  {name}: recall {recall:.3f}, precision {len(pairs & same) / max(1, len(pairs)):.3f}")
+        missed = sorted({change for pair, change in changes.items() if pair not in pairs})
+        if missed:
+            print(f"    missed some of: {', '.join(missed)}")
+
+
+def _joined(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """All pairs of the images that these pairs join."""
+    group_of: dict[str, set[str]] = {}
+    for first, second in map(sorted, pairs):
+        merged = group_of.get(first, {first}) | group_of.get(second, {second})
+        group_of.update(dict.fromkeys(merged, merged))
+    for group in {id(group): group for group in group_of.values()}.values():
+        yield from map(frozenset, itertools.combinations(sorted(group), 2))
+
+
+def comparison(most: int) -> None:
+    """CPU seconds and the largest memory of comparing so many hashes, mirrored ones too."""
+    one = fingerprint(photo(1, (96, 96)))
+    source = np.random.default_rng(0)
+    for number in (count for count in HASHES if count <= most):
+        plain, turned = (source.integers(0, 2**63, (number, *one.hashes.shape), dtype=np.uint64) for _ in range(2))
+        prints = [Fingerprint(a, b, one.small, one.content) for a, b in zip(plain, turned, strict=True)]
+        tracemalloc.start()
+        began = time.process_time()
+        candidate_pairs(prints)
+        seconds = time.process_time() - began
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        print(f"{number:,} hashes: {seconds:.2f} s, {peak / 2**20:.0f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=HASHES[-1], help="compare no more hashes than so many")
+    most = parser.parse_args().most
+    theirs = imagededup_hasher()
+    if theirs is None:
+        print("imagededup is not installed: only our own figures.")
+    with tempfile.TemporaryDirectory() as name:
+        throughput(Path(name), theirs)
+    with tempfile.TemporaryDirectory() as name:
+        quality(Path(name), theirs)
+    comparison(most)
+
+
+if __name__ == "__main__":
+    main()

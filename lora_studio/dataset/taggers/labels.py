@@ -1,0 +1,40 @@
+"""The tags that a tagger knows, as they stand in a caption."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+from lora_studio.errors import InputError
+
+GENERAL, CHARACTER = 0, 4  # categories of selected_tags.csv; 9 are ratings, which say nothing that trains
+
+# Faces made of punctuation keep their underscores: they are not words.
+_FACES = "0_0 (o)_(o) +_+ +_- ._. <o>_<o> <|>_<|> =_= >_< 3_3 6_9 >_o @_@ ^_^ o_o u_u x_x |_| ||_||"
+KAOMOJI = frozenset(_FACES.split())
+
+
+class Label(NamedTuple):
+    """A tag's name as it stands in a caption, and its category."""
+
+    name: str
+    category: int
+
+
+def read_labels(file: Path) -> tuple[Label, ...]:
+    """The rows of selected_tags.csv, one an output; raises InputError if the table cannot be read."""
+    try:
+        with file.open(encoding="utf-8", newline="") as table:
+            return tuple(Label(readable(row["name"]), int(row["category"])) for row in csv.DictReader(table))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(
+            f"{file} cannot be read: {error!r}.",
+            "It needs columns name and category; download it anew.",
+            code="tagger_broken",
+        ) from error
+
+
+def readable(name: str) -> str:
+    """A tag with spaces for underscores, as SDXL bases read it; kaomoji stay as they are."""
+    return name if name in KAOMOJI else name.replace("_", " ")

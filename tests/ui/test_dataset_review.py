@@ -1,0 +1,337 @@
+"""Captions, Review and Statistics: what is edited can be undone, ticks stay, figures filter, words are text."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lora_studio.dataset.captions import read_caption
+from lora_studio.dataset.images import find_images
+from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.scan import scan
+from lora_studio.project import Home, Project, ProjectInfo
+from lora_studio.ui import dataset_captions, dataset_statistics
+from lora_studio.ui.dataset_chips import suggestion_list, tag_chips
+from lora_studio.ui.dataset_contents import Contents, load_manifest, save_manifest
+from lora_studio.ui.dataset_words import Suggestion, Words
+from lora_studio.walkthrough import EXAMPLE
+from tests.ui.interface import Interface
+
+TRIGGER = "inkstamp_hc"
+CAPTIONS = {
+    "guitar.png": f"{TRIGGER}, guitar, ink",
+    "key.png": f"{TRIGGER}, key, ink",
+    "umbrella.png": "umbrella, ink",
+}
+
+
+def fill(project: Project) -> Project:
+    """Three captioned images, scanned."""
+    for name, caption in CAPTIONS.items():
+        image = project.images_dir / name
+        shutil.copy(EXAMPLE / name, image)
+        image.with_suffix(".txt").write_text(caption, "utf-8")
+    images = find_images(project.dataset_dir)
+    stamps = {path: stamp_of(path) for path in images}
+    save_manifest(project, Manifest.of_scan(project.dataset_dir, scan(project.dataset_dir), stamps, frozenset()))
+    return project
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("studio") / "home")
+
+
+@pytest.fixture(scope="module")
+def interface(home: Home) -> Iterator[Interface]:
+    built = Interface(home)
+    yield built
+    built.blocks.close(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def original(home: Home) -> Project:
+    return fill(home.create_project("original", ProjectInfo(trigger_word=TRIGGER)))
+
+
+@pytest.fixture
+def project(home: Home, interface: Interface, original: Project) -> Project:
+    """A copy of it, chosen in the page, with Review open on its first image."""
+    project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
+    interface.open(project.name)
+    interface.call("_DatasetTab.switched", dataset_section="Review")
+    return project
+
+
+def captions(project: Project) -> list[str | None]:
+    return [read_caption(image) for image in find_images(project.dataset_dir)]
+
+
+def shown(grid: str) -> list[str]:
+    return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
+
+
+@pytest.mark.parametrize(
+    ("pick", "caption", "said"),
+    [
+        ("drop:ink", f"{TRIGGER}, guitar", "Removed ink."),
+        ("add: red,  blue", f"{TRIGGER}, guitar, ink, red, blue", "Added red, blue."),
+        ("move:1:ink", f"{TRIGGER}, ink, guitar", "Moved ink."),
+        ("drop:key", f"{TRIGGER}, guitar, ink", "The caption stays as it is."),
+    ],
+)
+def test_a_chip_does_what_it_says_and_undo_takes_it_back(
+    project: Project, interface: Interface, pick: str, caption: str, said: str
+) -> None:
+    updates = interface.call("Desk.chip_clicked", pick=pick)
+    assert captions(project)[0] == caption
+    assert interface.contents_of("review_caption") == caption
+    assert said in updates["review_saved"]
+    assert re.findall(r'data-tag="([^"]+)"', updates["review_chips"]) == caption.split(", ")
+    if "stays" not in said:
+        updates = interface.call("Desk.undo")
+        assert "Undone" in updates["dataset_said"]
+        assert interface.contents_of("review_caption") == CAPTIONS["guitar.png"]
+    assert captions(project) == list(CAPTIONS.values())
+
+
+@pytest.mark.parametrize("pick", ["", "drop:", "move:x:ink", "move:1:", "add: , ", "mend:untidy", "move:9999999:ink"])
+def test_a_chip_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, pick: str) -> None:
+    assert 'role="alert"' in interface.call("Desk.chip_clicked", pick=pick)["dataset_notice"]
+    assert captions(project) == list(CAPTIONS.values())
+
+
+def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: Interface) -> None:
+    updates = interface.call("Desk.tick_and_go_on")
+    assert "1 of 3 reviewed" in updates["review_progress"]
+    assert "key.png" in updates["review_line"]
+    report = scan(project.dataset_dir)
+    marks = load_manifest(project)
+    stamps = {info.path: stamp_of(info.path) for info in report.images}
+    save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))
+    updates = interface.open(project.name)
+    assert "1 of 3 reviewed" in updates["review_progress"]
+    assert shown(interface.call("Desk.filtered", dataset_filter="Unreviewed")["dataset_grid"]) == [
+        "key.png",
+        "umbrella.png",
+    ]
+    interface.call("Desk.filtered", dataset_filter="All")
+    updates = interface.call("Desk.toggle")
+    assert "0 of 3 reviewed" in updates["review_progress"]
+    assert "guitar.png" in updates["review_line"]
+
+
+def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interface: Interface) -> None:
+    def left(tag: str, side: str) -> list[str]:
+        return shown(interface.call("Desk.filtered", dataset_filter_tag=tag, dataset_filter_side=side)["dataset_grid"])
+
+    assert left(" Key ", "has it") == ["key.png"]
+    assert left("ke", "has it") == []
+    assert left("key", "lacks it") == ["guitar.png", "umbrella.png"]
+    assert left("", "lacks it") == list(CAPTIONS)
+
+
+def test_a_bulk_edit_is_seen_done_and_undone(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.switched", dataset_section="Captions")
+    form = {"bulk_act": "Replace", "bulk_first": "ink", "bulk_second": "paper, pen", "bulk_scope": "All images"}
+    assert "Nothing was previewed" in interface.call("Desk.apply", **form)["dataset_notice"]
+    updates = interface.call("Desk.preview", **form)
+    assert updates["bulk_apply"] == {"value": "Apply to 3 captions", "interactive": True}
+    assert updates["bulk_changes"].count("<del>ink</del>") == 3
+    assert captions(project) == list(CAPTIONS.values())
+    assert "changed since the preview" in interface.call("Desk.apply", bulk_second="pen")["dataset_notice"]
+    updates = interface.call("Desk.apply", bulk_second="paper, pen")
+    assert "3 captions changed." in updates["dataset_said"]
+    assert captions(project)[2] == "umbrella, paper, pen"
+    assert "Replaced ink with paper, pen" in updates["captions_history"]
+    interface.call("Desk.undo")
+    assert captions(project) == list(CAPTIONS.values())
+    interface.call("Desk.redo")
+    assert captions(project)[0] == f"{TRIGGER}, guitar, paper, pen"
+
+
+def test_a_bulk_edit_can_be_of_those_shown_alone(project: Project, interface: Interface) -> None:
+    interface.call("_DatasetTab.switched", dataset_section="Captions")
+    interface.call("Desk.filtered", dataset_filter_tag="umbrella", dataset_filter_side="has it")
+    form = {"bulk_act": "Regular expression", "bulk_first": r"(\w+), ink", "bulk_second": r"\1 in ink"}
+    interface.call("Desk.preview", bulk_scope="Those shown", **form)
+    interface.call("Desk.apply")
+    assert captions(project) == [CAPTIONS["guitar.png"], CAPTIONS["key.png"], "umbrella in ink"]
+    interface.call("Desk.filtered", dataset_filter_tag="")
+    assert "no regular expression" in interface.call("Desk.preview", bulk_first="(")["dataset_notice"]
+    assert (
+        "No image is shown"
+        in interface.call("Desk.preview", bulk_first="a", dataset_filter_tag="no such")["dataset_notice"]
+    )
+
+
+def test_a_finding_shows_its_images_and_is_mended(project: Project, interface: Interface) -> None:
+    updates = interface.call("_DatasetTab.switched", dataset_section="Captions")
+    assert "1 caption without inkstamp_hc." in updates["captions_findings"]
+    updates = interface.call("Desk.finding_clicked", pick="finding:trigger_missing")
+    assert shown(updates["dataset_grid"]) == ["umbrella.png"]
+    updates = interface.call("Desk.finding_clicked", pick="mend:trigger_missing")
+    assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
+    assert shown(updates["dataset_grid"]) == list(CAPTIONS)
+    assert "trigger" not in updates["captions_findings"]
+    assert 'role="alert"' in interface.call("Desk.finding_clicked", pick="mend:trigger_missing")["dataset_notice"]
+    interface.call("Desk.undo")
+    assert captions(project) == list(CAPTIONS.values())
+
+
+def test_figures_filter_the_gallery(project: Project, interface: Interface) -> None:
+    updates = interface.call("_DatasetTab.switched", dataset_section="Statistics")
+    assert re.findall(r'data-pick="tag:([^"]+)"', updates["statistics_tags"])[:2] == ["ink", TRIGGER]
+    assert f"Beside {TRIGGER}" in updates["statistics_beside"]
+    assert "Below 30 images none can be spared" in updates["statistics_split"]
+    updates = interface.call("Desk.tag_clicked", pick=f"tag:{TRIGGER}")
+    assert shown(updates["dataset_grid"]) == ["guitar.png", "key.png"]
+    updates = interface.call("Desk.tag_clicked", pick="tag:umbrella")
+    assert "Beside umbrella" in updates["statistics_beside"]
+    assert shown(updates["dataset_grid"]) == ["umbrella.png"]
+    assert interface.contents_of("dataset_filter_tag") == "umbrella"
+
+
+CHANGES: dict[str, Callable[[Project], object]] = {
+    "a caption in place, as long as before": lambda project: edit(project, "key.txt", "key", "kez"),
+    "another": lambda project: edit(project, "key.txt", "kez", "key"),
+    "a caption less": lambda project: (project.images_dir / "key.txt").unlink(),
+    "an older caption beside": lambda project: (project.images_dir / "key.caption").write_text("old"),
+    "a tick": lambda project: save_manifest(project, Contents.of(project).manifest.review([first(project)])),
+    "no tick": lambda project: save_manifest(
+        project, Contents.of(project).manifest.review([first(project)], reviewed=False)
+    ),
+    "a mark": lambda project: save_manifest(project, Contents.of(project).manifest.keep(first(project))),
+    "another trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
+    "an image more": lambda project: shutil.copy(EXAMPLE / "owl.png", project.images_dir),
+    "an image less": lambda project: (project.images_dir / "umbrella.png").unlink(),
+    "another set": lambda project: (project.images_dir.parent / "2_more").mkdir(),
+}
+
+
+def edit(project: Project, name: str, old: str, new: str) -> None:
+    file = project.images_dir / name
+    file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
+
+
+def first(project: Project) -> str:
+    info = Contents.of(project).items[0].info
+    assert info is not None
+    return info.sha256
+
+
+def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "changing")
+    for what, change in CHANGES.items():
+        before = Contents.of(project)
+        change(project)
+        now, there = Contents.of(project), Contents.read(project)
+        assert (now.items, now.trigger, now.manifest) == (there.items, there.trigger, there.manifest), what
+        assert Contents.of(project) is now
+        if what == "a tick":
+            assert now.items[1] is before.items[1]
+
+
+def test_words_are_suggested_from_what_the_dataset_says(original: Project, home: Home) -> None:
+    contents = Contents.of(original)
+    image = contents.by_path[original.images_dir / "key.png"]
+    words = Words(home)
+    assert [word.tag for word in words.suggest(contents, "i", image)] == []
+    assert words.suggest(contents, "I", None)[0] == Suggestion("ink", 3)
+    assert [word.tag for word in words.suggest(contents, "u", image)] == ["umbrella"]
+    assert words.suggest(contents, " ", image) == []
+
+
+def test_chips_show_what_is_not_read_and_how_sure_a_tagger_is() -> None:
+    caption = ", ".join([TRIGGER, *(f"tag number {number}" for number in range(20))])
+    chips = tag_chips(caption, TRIGGER, {"tag number 0": 0.95, "tag number 1": 0.5, "tag number 2": 0.2})
+    assert re.findall(r'<li class="chip (\w+)"', chips) == ["trigger", "high", "middle", "low"]
+    assert "<s>" not in chips.split('data-tag="tag number 9"')[0]
+    assert "<span><s>tag number 19</s></span>" in chips
+
+
+def test_what_users_wrote_is_text_there_too(home: Home) -> None:
+    project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
+    for name in ("<i>.png", "b.png"):
+        image = project.images_dir / name
+        shutil.copy(EXAMPLE / "key.png", image)
+        image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
+    contents = Contents.of(project)
+    plan = dataset_captions.plan_edit([item.path for item in contents.items], dataset_captions.edits.remove(["day"]))
+    frequencies = contents.table.frequencies
+    html = "".join(
+        [
+            tag_chips(contents.items[0].caption or "", "<b>", {}),
+            suggestion_list([Suggestion("<em>", 1)]),
+            dataset_captions.finding_list(contents.findings),
+            dataset_captions.plan_table(plan),
+            dataset_statistics.tag_table(frequencies, "<u>", 0),
+            dataset_statistics.beside_table("<s>", frequencies),
+        ]
+    )
+    for name in ("script", "u", "b", "i", "em", "s"):
+        assert f"<{name}>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_a_caption_is_edited_with_the_keyboard_and_ticks_survive_a_reload(
+    open_page: Callable[..., Any], running: Any
+) -> None:
+    """Keys add, tick and undo; a mend and a bulk edit are done with the mouse; all lies on disk."""
+    project = fill(running.home.create_project("keys", ProjectInfo(trigger_word=TRIGGER)))
+    page = open_page()
+
+    def section(page: Any, name: str) -> None:
+        page.get_by_role("tab", name="2 · Dataset").click()
+        page.locator("#dataset-section").get_by_text(name, exact=True).click()
+
+    def undo() -> None:
+        page.locator("#captions-undo").click()
+        page.locator("#dataset-said").get_by_text("Undone").wait_for()
+
+    section(page, "Review")
+    page.locator("#review-line").get_by_text("1 of 3").wait_for()
+    page.locator("#review-picture").click()
+    page.keyboard.press("a")
+    page.keyboard.type("um")
+    page.locator("#review-suggestions").get_by_role("option", name="umbrella").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.locator("#review-chips [data-tag=umbrella]").wait_for()
+    page.keyboard.press("Escape")
+    assert captions(project)[0] == f"{CAPTIONS['guitar.png']}, umbrella"
+    page.locator("#review-chips [data-tag=umbrella]").focus()
+    page.keyboard.press("Alt+ArrowLeft")
+    page.locator("#review-saved").get_by_text("Moved umbrella.").wait_for()
+    page.keyboard.press("Delete")
+    page.locator("#review-saved").get_by_text("Removed umbrella.").wait_for()
+    page.locator("#review-picture").click()
+    page.keyboard.press("Control+z")
+    page.locator("#review-chips [data-tag=umbrella]").wait_for()
+    assert captions(project)[0] == f"{TRIGGER}, guitar, umbrella, ink"
+    page.keyboard.press("Enter")
+    page.locator("#review-progress").get_by_text("1 of 3 reviewed").wait_for()
+    page.locator("#review-line").get_by_text("2 of 3").wait_for()
+
+    section(page, "Captions")
+    page.locator("#captions-findings").get_by_role("button", name="Put it first, once").click()
+    page.locator("#dataset-said").get_by_text("1 caption changed.").wait_for()
+    assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
+    undo()
+    page.locator("#bulk-act").get_by_text("Replace", exact=True).click()
+    page.locator("#bulk-first input, #bulk-first textarea").fill("ink")
+    page.locator("#bulk-second input, #bulk-second textarea").fill("pen")
+    page.locator("#bulk-preview").click()
+    page.get_by_role("button", name="Apply to 3 captions").click()
+    page.locator("#dataset-said").get_by_text("3 captions changed.").wait_for()
+    assert captions(project)[2] == "umbrella, pen"
+    undo()
+    assert captions(project)[2] == CAPTIONS["umbrella.png"]
+
+    other = open_page()
+    section(other, "Review")
+    other.locator("#review-progress").get_by_text("1 of 3 reviewed").wait_for()
