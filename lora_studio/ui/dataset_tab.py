@@ -125,6 +125,7 @@ class _DatasetTab:
 
     def refresh(self, project: Project) -> Updates:
         """Show a project, in the part where there is something to do."""
+        look = self._look_updates(project)
         contents = Contents.of(project)
         if not contents.items:
             section = Section.IMPORT
@@ -135,6 +136,7 @@ class _DatasetTab:
         first = contents.items[0] if contents.items else None
         return (
             self._show(contents, section, Filter.ALL, 0, first)
+            | look
             | self.review.open(contents, first)
             | self.tag.fill(contents)
             | {
@@ -416,15 +418,16 @@ class _DatasetTab:
 
     def _again(self, data: Data) -> Updates:
         """The tab as it is now, but for what the user typed."""
+        # Asked before the images are read: a pass that ends in between is shown at the next tick.
+        look = self._look_updates(self.studio.open(data[self.studio.project]))
         contents = self._contents(data)
         current = contents.by_id.get(data[self.review.current])
         opened: Updates = {}
         if current is None:
             current = contents.items[0] if contents.items else None
             opened = self.review.open(contents, current)
-        return opened | self._show(
-            contents, Section(data[self.top.section]), Filter(data[self.left.filter]), data[self.page], current
-        )
+        section, chosen = Section(data[self.top.section]), Filter(data[self.left.filter])
+        return opened | self._show(contents, section, chosen, data[self.page], current) | look
 
     def _show(self, contents: Contents, section: Section, chosen: Filter, page: int, current: Item | None) -> Updates:
         project, home = contents.project, self.studio.home
