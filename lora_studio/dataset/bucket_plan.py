@@ -54,8 +54,9 @@ class Bucket:
 def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> list[Bucket]:
     """The buckets of images (path, size in pixels, repeats) with a recipe's settings, the fullest first."""
     placed: dict[Size, list[tuple[Placed, int]]] = {}
+    places: dict[Size, Placement] = {}
     for path, size, repeats in images:
-        placement = place_for(recipe, *size)
+        placement = places.get(size) or places.setdefault(size, place_for(recipe, *size))
         placed.setdefault(placement.bucket, []).append((Placed(path, size, placement), recipe.repeats or repeats))
     buckets = []
     for size, members in placed.items():
@@ -64,7 +65,7 @@ def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> lis
         buckets.append(
             Bucket(
                 size,
-                sorted((one for one, _ in members), key=lambda one: (-one.cropped, one.path)),
+                sorted((one for one, _ in members), key=lambda one: (-one.cropped, str(one.path))),
                 samples,
                 batches,
                 batches * recipe.batch_size - samples,

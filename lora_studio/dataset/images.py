@@ -245,7 +245,7 @@ def _to_rgb(image: Image.Image, transparent: bool) -> Image.Image:
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     elif image.info.get("icc_profile") and image.mode in ("RGB", "CMYK"):
         return _to_srgb(image, image.info["icc_profile"])
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -139,6 +139,7 @@ class _DatasetTab:
 
     def refresh(self, project: Project) -> Updates:
         """Show a project, in the part where there is something to do."""
+        look = self._look_updates(project)
         contents = Contents.of(project)
         if not contents.items:
             section = Section.IMPORT
@@ -149,6 +150,7 @@ class _DatasetTab:
         first = contents.items[0] if contents.items else None
         return (
             self._show(contents, section, Selection(), 0, first)
+            | look
             | self.review.open(contents, first)
             | self.tag.fill(contents)
             | self.desk.show(contents, section, {})
@@ -429,6 +431,8 @@ class _DatasetTab:
 
     def _again(self, data: Data) -> Updates:
         """The tab as it is now, but for what the user typed."""
+        # Asked before the images are read: a pass that ends in between is shown at the next tick.
+        look = self._look_updates(self.studio.open(data[self.studio.project]))
         contents = self._contents(data)
         current = contents.by_id.get(data[self.review.current])
         opened: Updates = {}
@@ -440,6 +444,7 @@ class _DatasetTab:
             opened
             | self._show(contents, section, chosen, data[self.page], current)
             | self.desk.show(contents, section, data)
+            | look
         )
 
     def _show(

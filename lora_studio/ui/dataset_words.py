@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from lora_studio.dataset import tag_cache
 from lora_studio.dataset.captions import split_tags
+from lora_studio.dataset.taggers.labels import CHARACTER, GENERAL
 from lora_studio.project import Home
 from lora_studio.ui.dataset_contents import Contents, Item
 
@@ -28,12 +30,13 @@ class Words:
 
     def confidences(self, item: Item) -> Mapping[str, float]:
         """How sure a tagger is of each tag of an image (0 to 1); empty if none has seen it."""
-        return {}
+        return tag_cache.confidences(self.home, item.info.sha256) if item.info else {}
 
     def suggest(self, contents: Contents, typed: str, item: Item | None) -> list[Suggestion]:
         """Tags that begin with what is typed, then those with a word that does, the most frequent first.
 
-        Those that the image has already are left out.
+        The dataset's own come before those that only the tagger knows that has seen the image. Those that the image
+        has already are left out.
         """
         start = " ".join(typed.split()).casefold().replace("_", " ")
         if not start:
@@ -44,6 +47,13 @@ class Words:
             for count in contents.table.frequencies
             if count.tag.casefold() not in there
         ]
+        used = there | {word.tag.casefold() for word in known}
+        known += [Suggestion(name, 0) for name in self._vocabulary(item) if name.casefold() not in used]
         first = [word for word in known if word.tag.casefold().startswith(start)]
         later = [word for word in known if f" {start}" in word.tag.casefold() and word not in first]
         return [*first, *later][:SUGGESTED]
+
+    def _vocabulary(self, item: Item | None) -> list[str]:
+        """What the tagger that has seen an image can say of one."""
+        found = tag_cache.seen(self.home, [item.info.sha256]) if item and item.info else None
+        return [label.name for label in found.labels if label.category in (GENERAL, CHARACTER)] if found else []

@@ -5,20 +5,27 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.images import find_images
 from lora_studio.dataset.manifest import Manifest, stamp_of
 from lora_studio.dataset.scan import scan
+from lora_studio.dataset.tag_cache import TagCache
+from lora_studio.dataset.taggers.catalogue import find_tagger
+from lora_studio.dataset.taggers.interface import Sight
+from lora_studio.dataset.taggers.labels import GENERAL
 from lora_studio.project import Home, Project, ProjectInfo
 from lora_studio.ui import dataset_captions, dataset_statistics
 from lora_studio.ui.dataset_chips import suggestion_list, tag_chips
 from lora_studio.ui.dataset_contents import Contents, load_manifest, save_manifest
 from lora_studio.ui.dataset_words import Suggestion, Words
 from lora_studio.walkthrough import EXAMPLE
+from tests.tiny_taggers import save_tiny_wd
 from tests.ui.interface import Interface
 
 TRIGGER = "inkstamp_hc"
@@ -244,6 +251,22 @@ def test_words_are_suggested_from_what_the_dataset_says(original: Project, home:
     assert words.suggest(contents, "I", None)[0] == Suggestion("ink", 3)
     assert [word.tag for word in words.suggest(contents, "u", image)] == ["umbrella"]
     assert words.suggest(contents, " ", image) == []
+
+
+def test_what_a_tagger_saw_is_suggested_and_colours_the_chips(original: Project, tmp_path: Path) -> None:
+    contents = Contents.of(original)
+    image = contents.by_path[original.images_dir / "key.png"]
+    assert image.info
+    home = Home(tmp_path / "home")
+    words = Words(home)
+    assert not words.confidences(image)
+    cache = TagCache.of(find_tagger(str(save_tiny_wd(tmp_path / "wd")), home=home), home)
+    number, label = next((n, label) for n, label in enumerate(cache.labels) if label.category == GENERAL)
+    sight = Sight(np.array([number], np.uint16), np.array([0.5], np.float16), "", np.ones(2, np.float16))
+    cache.add(image.info.sha256, sight)
+    cache.flush()
+    assert words.confidences(image) == {label.name: 0.5}
+    assert Suggestion(label.name, 0) in words.suggest(contents, label.name, image)
 
 
 def test_chips_show_what_is_not_read_and_how_sure_a_tagger_is() -> None:
