@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
+from torch.utils.checkpoint import checkpoint
 
 from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
@@ -22,6 +24,7 @@ from lora_studio.training.base_models import Base, load_base
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
+from lora_studio.training.graphs import replays_for
 from lora_studio.training.health import Health
 from lora_studio.training.initial import start_from
 from lora_studio.training.layers import find_layers
@@ -99,6 +102,7 @@ def train(
         used = write_records(run)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
     tell_start(run, ready, report)
+    run.replays = replays_for(run, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped and team.leads:
         lora = folder.path / f"{job.name}.safetensors"
@@ -160,9 +164,13 @@ def prepare(
         module.to(device)
         module.train()
     if recipe.gradient_checkpointing:
-        base.unet.enable_gradient_checkpointing()
+        # random numbers are put back for dropout alone: while a CUDA graph is recorded, none may be
+        draws = recipe.network_dropout > 0
+        base.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=draws))
         for encoder in base.text_encoders:
-            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            encoder.activation_checkpointing_enable(
+                activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": draws}
+            )
     weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
