@@ -33,7 +33,7 @@ from tests.tiny_sdxl import save_tiny_sdxl
 from tests.training_runs import make_images, make_job, start
 
 STEPS = 20
-SIDE, DIM = 128, 16
+SIDE, DIM = 128, 8
 MODEL: dict[str, Any] = {
     "channels": (48, 96, 192),
     "depths": (1, 2, 10),

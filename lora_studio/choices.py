@@ -75,6 +75,14 @@ class BasePrecision(StrEnum):
     NF4 = "nf4"
 
 
+class GradientCheckpointing(StrEnum):
+    """Which blocks of the UNet are computed twice instead of keeping what they gave; `auto`: as many as needed."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
 class PredictionType(StrEnum):
     """What the UNet predicts; `auto` takes it from the base model."""
 

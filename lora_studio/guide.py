@@ -64,7 +64,10 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
         "epochs": Advice(10, "10 to 15 for 10 to 50 images, 5 to 8 up to 300, 3 to 5 above.", low=3, high=15),
         "mixed_precision": Advice("auto", "bf16 or fp16 halves the memory; bf16 where the GPU has it."),
         "gradient_checkpointing": Advice(
-            True, "Much less memory for more time; the guide calls it essential below 12 GB.", high=12
+            "auto",
+            "Computes blocks twice to save memory; the guide calls it essential below 12 GB. auto takes as many as the "
+            "GPU needs, off none, on all.",
+            high=12,
         ),
         "tagger_threshold": Advice(0.35, "0.35 to 0.40 gives balanced tags.", low=0.35, high=0.40),
         "strengths": Advice(
@@ -245,8 +248,8 @@ MEMORY_SAVINGS = (
     Saving(
         "checkpointing",
         "gradient_checkpointing",
-        True,
-        "Switch gradient checkpointing on",
+        "auto",
+        "Set gradient checkpointing to auto",
         "It trades speed for memory and changes nothing in the result.",
     ),
     Saving("batch", "batch_size", 1, "Lower the batch size to 1", "Activations shrink with the batch."),

@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 from lora_studio.blocks import parse_block_dims
 from lora_studio.choices import (
     BasePrecision,
+    GradientCheckpointing,
     HuberSchedule,
     LossType,
     MaskedLoss,
@@ -441,7 +442,7 @@ class Recipe(Settings):
     )
 
     mixed_precision: Precision = setting(label="Precision", group=Group.MEMORY, advice="mixed_precision")
-    gradient_checkpointing: bool = setting(
+    gradient_checkpointing: GradientCheckpointing = setting(
         label="Gradient checkpointing", group=Group.MEMORY, advice="gradient_checkpointing"
     )
     base_precision: BasePrecision = setting(
@@ -460,7 +461,12 @@ class Recipe(Settings):
         max_length=16,
     )
     sample_every_n_epochs: int = setting(
-        1, label="Sample every", group=Group.SAMPLES, unit="epochs", why="0 draws no samples.", ge=0
+        1,
+        label="Sample every",
+        group=Group.SAMPLES,
+        unit="epochs",
+        why="The last epoch is drawn in any case; 0 draws no samples.",
+        ge=0,
     )
     sample_every_n_steps: int = setting(
         0,
@@ -510,6 +516,11 @@ class Recipe(Settings):
     @classmethod
     def _lines(cls, value: Any) -> Any:
         return lines_of(value)
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return ("on" if value else "off") if isinstance(value, bool) else value
 
     @field_validator("optimizer_args", mode="before")
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_studio.choices import PredictionType, ZeroTerminalSnr
+from lora_studio.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
 from lora_studio.errors import ConfigError
 from lora_studio.guide import FEW_IMAGES, OPTIMIZERS, RECIPE, SMALL_SIDE, WARNING_SIGNS, BaseModel, tier_for
 from lora_studio.planning.cautions import Caution
@@ -112,7 +112,8 @@ def _memory(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
             why="When the memory runs out, the run ends. The estimate is rough: it may fit all the same.",
         )
     limit = RECIPE["gradient_checkpointing"].high
-    if limit is not None and vram < limit and not recipe.gradient_checkpointing and fits(recipe, situation.base, vram):
+    off = recipe.gradient_checkpointing is GradientCheckpointing.OFF
+    if limit is not None and vram < limit and off and fits(recipe, situation.base, vram):
         yield Caution(
             code="checkpointing",
             message=f"Gradient checkpointing is off with {vram:g} GiB; the guide suggests it below {limit:g}.",

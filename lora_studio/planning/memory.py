@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
-from lora_studio.choices import BasePrecision, NetworkType, Optimizer, Precision
+from lora_studio.choices import BasePrecision, GradientCheckpointing, NetworkType, Optimizer, Precision
 from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
 from lora_studio.planning.network import (
     Layer,
@@ -56,8 +56,8 @@ class Architecture:
     """What the sums need to know about a kind of base model.
 
     `layers` are those that could be trained, and how often each is there. Activations (GiB) and work (TFLOP) are
-    those of one image at `resolution` in half precision; `checkpointed` is what checkpointing keeps, plus the one
-    block that is computed anew.
+    those of one image at `resolution` in half precision. `fused_activations` are those of plain LoRA layers, which are
+    fused; `checkpointed` is what checkpointing keeps, plus the one block that is computed anew.
     """
 
     resolution: int
@@ -65,6 +65,7 @@ class Architecture:
     text_weights: int
     layers: Counter[Layer]
     activations: float
+    fused_activations: float
     checkpointed: float
     text_activations: float
     forward_tflop: float
@@ -80,6 +81,7 @@ SDXL = Architecture(
     + text_encoder_layers("te1", 768, 12)
     + text_encoder_layers("te2", 1280, 32),
     activations=9.46,
+    fused_activations=6.26,
     checkpointed=0.62 + 0.24,
     text_activations=0.3,
     forward_tflop=6.94,
@@ -93,6 +95,7 @@ EMBEDDED = Architecture(
     + text_encoder_layers("te1", 64, 3)
     + text_encoder_layers("te2", 96, 3),
     activations=0.03,
+    fused_activations=0.03,
     checkpointed=0.01,
     text_activations=0.005,
     forward_tflop=0.0004,
@@ -115,21 +118,45 @@ def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
     return lora_weights(recipe, base) * (4 if recipe.mixed_precision is Precision.FP32 else 2) / 2**20
 
 
-def memory_parts(recipe: Recipe, base: BaseModel | None = None) -> dict[str, float]:
-    """Rough GPU memory in GiB by what it holds; no bucket has a larger area than `resolution` squared."""
+def memory_parts(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> dict[str, float]:
+    """Rough GPU memory in GiB by what it holds; no bucket has a larger area than `resolution` squared.
+
+    Where gradient checkpointing is auto, activations take what `vram_gib` leaves them; where that is not known, the
+    least that they can.
+    """
+    share = recomputed_share(recipe, base, vram_gib)
+    return _parts(recipe, base, 1.0 if share is None else share)
+
+
+def recomputed_share(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> float | None:
+    """How much of what the blocks keep gradient checkpointing saves on a GPU of `vram_gib`, from 0 to 1.
+
+    None where that depends on a GPU that is not known.
+    """
+    if recipe.gradient_checkpointing is not GradientCheckpointing.AUTO:
+        return float(recipe.gradient_checkpointing is GradientCheckpointing.ON)
+    if vram_gib is None:
+        return None
+    most, least = (sum(_parts(recipe, base, share).values()) for share in (0.0, 1.0))
+    return min(1.0, max(0.0, (most - (vram_gib - DESKTOP_GIB)) / (most - least)))
+
+
+def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, float]:
     shape = architecture_of(base)
     width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
     weights = lora_weights(recipe, base)
     area = (recipe.resolution / shape.resolution) ** 2
-    kept = shape.checkpointed if recipe.gradient_checkpointing else shape.activations
+    fused = recipe.network_type is NetworkType.LORA and not recipe.network_dropout
+    activations = shape.fused_activations if fused else shape.activations
+    kept = share * shape.checkpointed + (1 - share) * activations
     parts = {
         "UNet": _unet_bytes(recipe, shape, width) / GIB,
-        "LoRA and gradients": weights * 8 / GIB,
+        "LoRA and gradients": weights * (8 + (4 if width == 2 else 0)) / GIB,  # with their copies in half precision
         "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
         "Activations": kept * area * recipe.batch_size * width / 2,
     }
     if recipe.network_type in (NetworkType.LOHA, NetworkType.LOKR):
-        parts["Adapter products"] = _product_bytes(recipe, shape, width) / GIB
+        parts["Adapter products"] = _product_bytes(recipe, shape, width, share) / GIB
     if recipe.text_encoder_lr > 0:
         parts["Text encoders"] = shape.text_weights * width / GIB
         parts["Activations"] += shape.text_activations * recipe.batch_size * width / 2
@@ -137,9 +164,9 @@ def memory_parts(recipe: Recipe, base: BaseModel | None = None) -> dict[str, flo
     return {name: round(value, 3) for name, value in parts.items()}
 
 
-def memory_gib(recipe: Recipe, base: BaseModel | None = None) -> float:
+def memory_gib(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> float:
     """Rough GPU memory of a run in GiB: the sum of `memory_parts`."""
-    return round(sum(memory_parts(recipe, base).values()), 2)
+    return round(sum(memory_parts(recipe, base, vram_gib).values()), 2)
 
 
 def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> bool:
@@ -170,7 +197,7 @@ def saves(recipe: Recipe, saving: Saving) -> bool:
     """Whether a saving would change anything in this recipe."""
     match saving.setting:
         case "gradient_checkpointing":
-            return not recipe.gradient_checkpointing
+            return recipe.gradient_checkpointing is GradientCheckpointing.OFF
         case "base_precision":
             smaller = list(BasePrecision)
             return smaller.index(recipe.base_precision) < smaller.index(BasePrecision(saving.value))
@@ -225,24 +252,28 @@ def _unet_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
 def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
     # a row and a column of each matrix, in fp32
     lines = 4 * sum(_factored(sides) * count for sides, count in trained_shapes(recipe, shape.layers).items())
-    average = 4.0 if recipe.ema_decay else 0.0
-    return (_weight_bytes(recipe) + average) * weights + FACTORED.get(recipe.optimizer, 0) * lines
+    return optimizer_bytes(recipe, weights) + FACTORED.get(recipe.optimizer, 0) * lines
 
 
 def _factored(sides: tuple[int, ...]) -> int:
     return prod(sides) // sides[-1] + prod(sides) // sides[-2]
 
 
-def _product_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
+def _product_bytes(recipe: Recipe, shape: Architecture, width: int, share: float) -> float:
     """What the whole matrices take that LoHa and LoKr multiply out, layer by layer, and keep for the backward pass.
 
-    With gradient checkpointing only one block of the UNet has them at a time.
+    Of the `share` that is computed twice only one block of the UNet has them at a time.
     """
     trained = {layer: count for layer, count in shape.layers.items() if size_of(recipe, layer)}
     blocks: Counter[str] = Counter()
     for layer, count in trained.items():
         blocks[layer.block or layer.model] += layer.weights * count * width
-    return max(blocks.values(), default=0) if recipe.gradient_checkpointing else blocks.total()
+    return share * max(blocks.values(), default=0) + (1 - share) * blocks.total()
+
+
+def optimizer_bytes(recipe: Recipe, weights: int) -> float:
+    """What an optimizer keeps for so many weights, and their average, but for rows and columns of matrices."""
+    return (_weight_bytes(recipe) + (4.0 if recipe.ema_decay else 0.0)) * weights
 
 
 def _weight_bytes(recipe: Recipe) -> float:

@@ -176,8 +176,8 @@ def plan(
         reasons=chosen.reasons(recipe),
         repeats=recipe.repeats or round(sum(counts.all_repeats) / counts.total),
         steps=steps,
-        vram_gib=memory_gib(recipe, known),
-        vram_parts=memory_parts(recipe, known),
+        vram_gib=memory_gib(recipe, known, vram_gib),
+        vram_parts=memory_parts(recipe, known, vram_gib),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
         warnings=[*_folder_cautions(counts), *checks(recipe, situation)],
@@ -312,12 +312,8 @@ def _choose_schedule(
             f"{counts.total} images shown {_times(repeats)} make {counts.total * repeats} an epoch.",
             guided=False,
         )
-    limit = guide.RECIPE["gradient_checkpointing"].high or 0.0
-    why = guide.RECIPE["gradient_checkpointing"].why
-    if vram_gib is not None and vram_gib >= limit:
-        chosen.set("gradient_checkpointing", False, f"{vram_gib:g} GiB are enough without it, and it is faster.")
-    else:
-        chosen.set("gradient_checkpointing", True, why)
+    checkpointing = guide.RECIPE["gradient_checkpointing"]
+    chosen.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
 
 
 def _choose_rest(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import ceil, sqrt
 from statistics import median
 from typing import Any
 
-from lora_studio.choices import BasePrecision
+from lora_studio.choices import BasePrecision, GradientCheckpointing
 from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.guide import BaseModel, find_base
-from lora_studio.planning.memory import EMBEDDED, architecture_of
+from lora_studio.planning.memory import EMBEDDED, architecture_of, recomputed_share
 from lora_studio.planning.steps import StepCount
 from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
@@ -66,19 +66,21 @@ def step_seconds(
     if measured is not None:
         return Span(0.9 * measured, 1.1 * measured)
     shape = architecture_of(base)
-    work = (shape.forward_tflop + shape.backward_tflop) * _area(recipe, base)
-    if recipe.gradient_checkpointing:
-        work += shape.forward_tflop * _area(recipe, base)
-    if recipe.text_encoder_lr > 0:
-        work *= 1.05
-    work *= recipe.batch_size * recipe.gradient_accumulation_steps
+    images = recipe.batch_size * recipe.gradient_accumulation_steps
+    least, most = (
+        images
+        * (1.05 if recipe.text_encoder_lr > 0 else 1.0)
+        * ((1 + share) * shape.forward_tflop + shape.backward_tflop)
+        * _area(recipe, base)
+        for share in _recomputed(recipe, base, vram_gib)
+    )
     low, high = _speed(base, vram_gib)
     packed = recipe.base_precision is not BasePrecision.FULL
     fastest, slowest = _EXPANDING if packed else (1.0, 1.0)
     overhead = (0.0, 0.0) if shape is EMBEDDED else _OVERHEAD
     return Span(
-        fastest * max(work / high, overhead[0] * recipe.gradient_accumulation_steps),
-        slowest * (work / low + overhead[1] * recipe.gradient_accumulation_steps),
+        fastest * max(least / high, overhead[0] * recipe.gradient_accumulation_steps),
+        slowest * (most / low + overhead[1] * recipe.gradient_accumulation_steps),
     )
 
 
@@ -121,9 +123,9 @@ def run_seconds(
 ) -> Span:
     """Seconds of a whole run: loading, encoding the images once, the steps, and the samples on the way."""
     step = step_seconds(recipe, base, vram_gib, measured)
-    sample = _sample_seconds(recipe, base, step)
+    sample = _sample_seconds(recipe, base, vram_gib, step)
     every = recipe.sample_every_n_epochs
-    samples = len(recipe.sample_prompts) * (count.epochs // every) if every else 0
+    samples = len(recipe.sample_prompts) * ceil(count.epochs / every) if every else 0
     small = architecture_of(base) is EMBEDDED
     start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_START, _ENCODING)
     return Span(
@@ -134,12 +136,20 @@ def run_seconds(
     )
 
 
-def _sample_seconds(recipe: Recipe, base: BaseModel | None, step: Span) -> Span:
+def _recomputed(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
+    """The share of the forward pass that is done twice: the least and the most that it may be."""
+    if architecture_of(base) is EMBEDDED and recipe.gradient_checkpointing is GradientCheckpointing.AUTO:
+        return 0.0, 0.0  # it fits every GPU
+    share = recomputed_share(recipe, base, vram_gib)
+    return (0.0, 1.0) if share is None else (share, share)
+
+
+def _sample_seconds(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: Span) -> Span:
     """A sample is `sample_steps` forward passes of two images (with and without the prompt)."""
     shape = architecture_of(base)
-    passes = 3 if recipe.gradient_checkpointing else 2
     images = recipe.batch_size * recipe.gradient_accumulation_steps
-    forward = [bound / images / passes for bound in (step.low, step.high)]
+    shares = _recomputed(recipe, base, vram_gib)
+    forward = [bound / images / (2 + share) for bound, share in zip((step.low, step.high), shares, strict=True)]
     both = 2 if recipe.sample_guidance > 1 else 1
     return Span(*(recipe.sample_steps * both * bound * _area_ratio(shape.resolution, recipe) for bound in forward))
 

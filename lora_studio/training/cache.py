@@ -1,10 +1,10 @@
 """Latents and text embeddings on disk, named by all that they were made of: an edited image is encoded again, an
 unchanged one never.
 
-Numbers are kept in 16 bits, of which fp16 rounds by at most 2^-11 of a value. That is a hundredth of the least that
-training itself does to a latent: the noise of the first timestep of SDXL's schedule has sqrt(0.00085), or 2.9 %, of a
-latent's own standard deviation. A run in fp32 is as exact as before in what it repeats: it always reads what is kept
-here, whether that was made a second or a year ago.
+Numbers are kept in 16 bits, of which fp16 rounds by at most 2^-11, or 0.05 %, of a value. Training adds far more: at
+the least noisy timestep of SDXL's schedule the noise is sqrt(0.00085), or 2.9 %, of what latents vary by. So runs in
+fp32 keep 16 bits, too. Two runs of a job read the same numbers, whichever of them made the files: no run uses what an
+encoder says before it was rounded.
 
 Files are mapped into memory and read where they are used, and nothing of them is held: ten thousand images take no more
 memory than ten.

@@ -233,7 +233,8 @@ class Replays:
         """Make the graph of a shape, and keep it if it gives what the pass gives."""
         began = time.perf_counter()
         try:
-            if self._recorder.free() < self._recorder.wanted():
+            # passes of other shapes need theirs beside it
+            if self._recorder.free() < self._recorder.wanted() * min(2, len(self._shapes)):
                 shape.settled = True
                 self._report(
                     "phase", message=f"{_described(batch)} go on without a CUDA graph: no memory is left for it"

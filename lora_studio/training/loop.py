@@ -24,7 +24,9 @@ from lora_studio.training.adapters import Adapters
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base
 from lora_studio.training.batches import Batch, Dataset, epoch_steps
+from lora_studio.training.budget import patient_step
 from lora_studio.training.cache import LatentCache, TextCache
+from lora_studio.training.checkpointing import Blocks
 from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
@@ -39,7 +41,6 @@ from lora_studio.training.parallel import Team
 from lora_studio.training.prefetch import Prefetch
 from lora_studio.training.rng import seeded
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
-from lora_studio.training.step import train_step
 from lora_studio.training.text import encode_text
 from lora_studio.training.timesteps import TimestepLosses
 from lora_studio.training.validation import validate
@@ -62,6 +63,7 @@ class Run:
     base: Base
     adapters: Adapters
     weights: TrainedWeights
+    blocks: Blocks
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
     scaler: torch.amp.GradScaler
@@ -174,7 +176,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 save(run)
                 return True
             journal.start_clock()
-            step = train_step(run)
+            step = patient_step(run, report)
             run.step += 1
             journal.add(step)
             saves = time.monotonic() - run.saved_at > STATE_SECONDS
@@ -212,10 +214,11 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
-    saves = epoch % recipe.save_every_n_epochs == 0 or epoch == run.counts.epochs
-    if saves or _falls_on(recipe.save_every_n_steps, run.step):
+    last = epoch == run.counts.epochs
+    if last or _falls_on(recipe.save_every_n_epochs, epoch) or _falls_on(recipe.save_every_n_steps, run.step):
         _checkpoint(run, epoch, report=report)
-    if _falls_on(recipe.sample_every_n_epochs, epoch) or _falls_on(recipe.sample_every_n_steps, run.step):
+    draws = _falls_on(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
+    if draws or _falls_on(recipe.sample_every_n_steps, run.step):
         draw(run, epoch, report=report, should_stop=should_stop)
     with run.averages.given_out():
         validate(run, epoch, report=report, should_stop=should_stop)

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 from lora_studio import __version__
-from lora_studio.choices import LossType, MaskedLoss
+from lora_studio.choices import GradientCheckpointing, LossType, MaskedLoss
 from lora_studio.config import TrainJob
 from lora_studio.dataset.captions import split_tags
 from lora_studio.planning.steps import StepCount, warmup_steps
@@ -86,7 +86,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_batch_size_per_device": -(-recipe.batch_size // processes),
         "ss_total_batch_size": recipe.batch_size * recipe.gradient_accumulation_steps,
         "ss_gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        "ss_gradient_checkpointing": recipe.gradient_checkpointing,
+        "ss_gradient_checkpointing": recipe.gradient_checkpointing is not GradientCheckpointing.OFF,
         "ss_mixed_precision": "no" if precision == "fp32" else precision,
         "ss_base_precision": recipe.base_precision.value,
         "ss_seed": recipe.seed,

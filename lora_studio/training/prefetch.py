@@ -22,7 +22,6 @@ class Prefetch(Generic[T]):
 
     def __init__(self, depth: int = 0) -> None:
         self._depth = depth
-        self._gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._pool: ThreadPoolExecutor | None = None
         self._coming: dict[int, Future[T]] = {}
 
@@ -31,7 +30,8 @@ class Prefetch(Generic[T]):
         if not self._depth:
             return make(step)
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "prefetch", self._enter)
+            gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
+            self._pool = ThreadPoolExecutor(1, "prefetch", _enter, (gpu,))
         ahead = range(step, max(step + 1, min(step + 1 + self._depth, total)))
         for number in self._coming.keys() - set(ahead):
             self._coming.pop(number).cancel()
@@ -47,10 +47,11 @@ class Prefetch(Generic[T]):
         self._pool = None
         self._coming.clear()
 
-    def _enter(self) -> None:
-        """Page-locked memory is asked of a thread's own GPU, which is the first one unless it is told."""
-        if self._gpu is not None:
-            torch.cuda.set_device(self._gpu)
+
+def _enter(gpu: int | None) -> None:
+    """Page-locked memory is asked of a thread's own GPU, which is the first one unless it is told."""
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
 
 
 def depth_for(device: torch.device) -> int:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
-from torch.utils.checkpoint import checkpoint
 
 from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
@@ -21,6 +19,7 @@ from lora_studio.training.adapters import add_adapters
 from lora_studio.training.attention import use_plain_attention
 from lora_studio.training.averages import Averages
 from lora_studio.training.base_models import Base, load_base
+from lora_studio.training.budget import fit_blocks, gpu_memory, make_blocks
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
@@ -102,6 +101,9 @@ def train(
         used = write_records(run)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
     tell_start(run, ready, report)
+    if run.device.type == "cuda":
+        with team.together():
+            fit_blocks(run, gpu_memory, report)
     run.replays = replays_for(run, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped and team.leads:
@@ -163,14 +165,7 @@ def prepare(
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
-    if recipe.gradient_checkpointing:
-        # random numbers are put back for dropout alone: while a CUDA graph is recorded, none may be
-        draws = recipe.network_dropout > 0
-        base.unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=draws))
-        for encoder in base.text_encoders:
-            encoder.activation_checkpointing_enable(
-                activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": draws}
-            )
+    blocks = make_blocks(base, recipe, device)
     weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
@@ -181,6 +176,7 @@ def prepare(
         base=base,
         adapters=adapters,
         weights=weights,
+        blocks=blocks,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, ready.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=ready.dtype == torch.float16),

@@ -91,6 +91,11 @@ class TrainedWeights:
         """The gradients of each group, [N]."""
         return [weight.grad for weight in self.flat if weight.grad is not None]
 
+    @property
+    def copies(self) -> list[Tensor]:
+        """What the layers compute with in half precision, [N] for each group."""
+        return [half.copy for half in self._halves]
+
     @torch.no_grad()
     def zero_gradients(self) -> None:
         """Forget all gradients, those of a pass that was broken off too."""

@@ -138,7 +138,7 @@ def filmstrip(view: RunView, home: Home) -> Markup:
     samples = view.history.samples
     if not samples:
         every = view.job.recipe.sample_every_n_epochs
-        when = "after every epoch" if every == 1 else f"every {every} epochs"
+        when = "after every epoch" if every == 1 else f"every {every} epochs, and after the last,"
         text = f"Each prompt is drawn {when} with one seed." if every else "This run draws none (Sample every is 0)."
         return empty_card("Samples will stand here" if view.alive else "No samples were drawn", text)
     steps = _spread(sorted({step for step, _ in samples}), FILM_COLUMNS)

@@ -17,6 +17,7 @@ from peft.tuners.lokr.layer import factorization
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio.blocks import BLOCKS, parse_block_dims
+from lora_studio.choices import GradientCheckpointing
 from lora_studio.demo import base_path
 from lora_studio.errors import ConfigError
 from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, lora_weights, memory_parts
@@ -153,7 +154,7 @@ def test_weights_of_all_types_on_sdxl() -> None:
     halves = Recipe.parse(base | {"network_type": "LoHa", "gradient_checkpointing": False, "mixed_precision": "bf16"})
     products = memory_parts(halves)["Adapter products"]
     assert products == pytest.approx(2 * 0.87 * 2_567_463_684 / 2**30, rel=0.02)  # 87 % of the UNet is linear
-    saved = halves.model_copy(update={"gradient_checkpointing": True})
+    saved = halves.model_copy(update={"gradient_checkpointing": GradientCheckpointing.ON})
     assert memory_parts(saved)["Adapter products"] < products / 5
     assert "Adapter products" not in memory_parts(Recipe.parse(base))
 

@@ -7,6 +7,7 @@ import pytest
 from lora_studio.choices import Optimizer
 from lora_studio.guide import BASES, MEMORY_SAVINGS
 from lora_studio.planning.memory import (
+    DESKTOP_GIB,
     EMBEDDED,
     SDXL,
     architecture_of,
@@ -17,6 +18,7 @@ from lora_studio.planning.memory import (
     memory_gib,
     memory_parts,
     next_saving,
+    recomputed_share,
     saves,
 )
 from lora_studio.recipe import Recipe
@@ -64,15 +66,34 @@ def test_parts_add_up_and_follow_the_settings() -> None:
     parts = memory_parts(base)
     assert sum(parts.values()) == pytest.approx(memory_gib(base), abs=0.01)
     assert parts["UNet"] == pytest.approx(4.78, abs=0.01)
-    assert parts["Activations"] == pytest.approx(9.46)
+    assert parts["Activations"] == pytest.approx(6.26)
+    for unfused in ({"network_type": "DoRA"}, {"network_dropout": 0.1}):
+        other = Recipe.parse(base.model_dump() | unfused)
+        assert memory_parts(other)["Activations"] == pytest.approx(9.46)
     assert "Text encoders" not in parts
     twice = memory_parts(base.model_copy(update={"batch_size": 2}))
     assert twice["Activations"] == pytest.approx(2 * parts["Activations"])
-    assert memory_parts(base.model_copy(update={"resolution": 512}))["Activations"] == pytest.approx(2.4, abs=0.05)
-    assert memory_parts(base.model_copy(update={"resolution": 768}))["Activations"] == pytest.approx(5.4, abs=0.1)
+    assert memory_parts(base.model_copy(update={"resolution": 512}))["Activations"] == pytest.approx(1.56, abs=0.01)
+    assert memory_parts(base.model_copy(update={"resolution": 768}))["Activations"] == pytest.approx(3.52, abs=0.01)
     full = memory_parts(recipe(mixed_precision="fp32"))
     assert full["UNet"] == pytest.approx(2 * parts["UNet"], abs=0.01)
     assert memory_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
+
+
+def test_auto_takes_what_the_gpu_has_and_no_more_than_it_needs() -> None:
+    none, auto, every = (
+        recipe(gradient_checkpointing=choice, batch_size=1, text_encoder_lr=0) for choice in ("off", "auto", "on")
+    )
+    least, most = memory_gib(every), memory_gib(none)
+    assert memory_gib(auto) == least
+    assert memory_gib(auto, None, 80) == most
+    between = (least + most) / 2
+    assert memory_gib(auto, None, between + DESKTOP_GIB) == pytest.approx(between, abs=0.02)
+    assert recomputed_share(auto, None, between + DESKTOP_GIB) == pytest.approx(0.5, abs=0.01)
+    assert memory_gib(auto, None, 4) == least
+    assert fits(auto, None, least + DESKTOP_GIB)
+    assert not fits(none, None, most + DESKTOP_GIB - 0.1)
+    assert [recomputed_share(item, None, None) for item in (none, auto, every)] == [0, None, 1]
 
 
 def test_a_packed_base_shrinks_as_its_bits_do() -> None:
@@ -108,13 +129,21 @@ def test_fit_changes_in_the_guides_order_and_no_more_than_needed() -> None:
         assert codes == [code for code in order if code in codes]
         assert len(codes) >= before
         before = len(codes)
-    assert codes == ["checkpointing", "batch", "text_encoders", "base_int8", "base_nf4", "resolution_768"]
+    assert codes == [
+        "checkpointing",
+        "batch",
+        "text_encoders",
+        "base_int8",
+        "base_nf4",
+        "resolution_768",
+        "resolution_512",
+    ]
 
 
 def test_fit_takes_the_largest_batch() -> None:
     fitted, _ = fit(recipe(batch_size=4), None, 12)
-    assert fitted.batch_size == 3
-    assert not fits(fitted.model_copy(update={"batch_size": 4}), None, 12)
+    assert fitted.batch_size == 2
+    assert not fits(fitted.model_copy(update={"batch_size": 3}), None, 12)
 
 
 def test_fit_leaves_what_it_is_told_to_keep() -> None:

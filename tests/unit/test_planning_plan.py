@@ -128,12 +128,13 @@ def test_memory_shapes_the_recipe_and_says_so() -> None:
     small = plan(24, vram_gib=8)
     assert small.vram_gib < 8
     assert small.recipe.batch_size == 1
-    assert small.recipe.gradient_checkpointing
+    assert small.recipe.gradient_checkpointing == "auto"
     assert small.recipe.text_encoder_lr == 0
     assert "8 GiB" in reason(small, "batch_size").why
     assert "memory" not in codes(small)
     large = plan(24, vram_gib=48)
-    assert not large.recipe.gradient_checkpointing
+    assert large.recipe.gradient_checkpointing == "auto"
+    assert large.vram_parts["Activations"] > 4 * small.vram_parts["Activations"]
     assert sum(large.vram_parts.values()) == pytest.approx(large.vram_gib, abs=0.02)
     assert plan(24, vram_gib=3).vram_gib > 3
     assert "memory" in codes(plan(24, vram_gib=3))

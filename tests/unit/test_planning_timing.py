@@ -72,3 +72,16 @@ def test_middle_is_between() -> None:
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_blocks_that_are_computed_twice_and_packed_weights_take_time() -> None:
+    off, auto, on = (recipe(batch_size=1, gradient_checkpointing=choice) for choice in ("off", "auto", "on"))
+    assert step_seconds(auto, vram_gib=80) == step_seconds(off, vram_gib=80)
+    on_12, auto_12, off_12 = (step_seconds(item, vram_gib=12).middle for item in (on, auto, off))
+    assert off_12 < auto_12 < on_12
+    unknown = step_seconds(auto)
+    assert (unknown.low, unknown.high) == (step_seconds(off).low, step_seconds(on).high)
+    packed = step_seconds(recipe(batch_size=1, gradient_checkpointing="off", base_precision="nf4"), vram_gib=80)
+    plain = step_seconds(off, vram_gib=80)
+    assert plain.low < packed.low
+    assert packed.high <= 1.5 * plain.high

@@ -39,19 +39,23 @@ def test_size_conditioning_is_the_original_the_crop_and_the_bucket() -> None:
 
 
 def test_the_crop_that_is_cut_is_the_crop_that_is_told(tmp_path: Path, parts: Any) -> None:
-    """A picture whose pixels hold their own position: what the VAE gets begins at the crop's offset."""
+    """A picture whose pixels hold their own position: what the VAE gets begins at the crop's offset.
+
+    The VAE goes to the device for that, and back whatever happens.
+    """
     pixels = np.zeros((64, 200, 3), np.uint8)
     pixels[:, :, 0] = np.arange(200)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     dataset = read_dataset(tmp_path, recipe_of())
     item = dataset.items[0]
     seen: list[torch.Tensor] = []
+    moves: list[str] = []
 
     class Vae:
         device, dtype = torch.device("cpu"), torch.float32
 
         def to(self, device: torch.device) -> None:
-            pass
+            moves.append(device.type)
 
         def encode(self, batch: torch.Tensor) -> Any:
             seen.append(batch)
@@ -59,7 +63,14 @@ def test_the_crop_that_is_cut_is_the_crop_that_is_told(tmp_path: Path, parts: An
 
     cache = LatentCache(tmp_path / "cache", "x")
     with pytest.raises(Stopped):
-        cache.fill(dataset.items, Vae(), should_stop=lambda: False, on_progress=lambda done, total: None)  # type: ignore[arg-type]
+        cache.fill(
+            dataset.items,
+            Vae(),  # type: ignore[arg-type]
+            device=torch.device("meta"),
+            should_stop=lambda: False,
+            on_progress=lambda done, total: None,
+        )
+    assert moves == ["meta", "cpu"]
     height, width, top, left, target_height, target_width = item.time_ids
     assert (height, width) == (64, 200)
     assert seen[0].shape == (1, 3, target_height, target_width)
@@ -177,13 +188,16 @@ def test_another_size_or_vae_is_encoded_anew(tmp_path: Path, parts: Any) -> None
     assert LatentCache(tmp_path / "cache", "another").file(small) != cache.file(small)
 
 
-def test_a_torn_cache_file_is_made_anew(tmp_path: Path, parts: Any) -> None:
+@pytest.mark.parametrize("left", [0, 7, 60, -1], ids=["nothing", "half a length", "half a header", "all but a byte"])
+def test_a_torn_cache_file_is_made_anew(tmp_path: Path, parts: Any, left: int) -> None:
     make_images(tmp_path / "data", [(64, 64)])
     cache = LatentCache(tmp_path / "cache", "x")
     fill(cache, tmp_path / "data", parts.vae)
     item = read_dataset(tmp_path / "data", recipe_of()).items[0]
     whole = cache.file(item).read_bytes()
-    cache.file(item).write_bytes(whole[: len(whole) // 2])
+    cache.file(item).write_bytes(whole[:left])
+    with pytest.raises(JobError, match=r"cached of 0\.png is gone or damaged"):
+        cache.load(item)
     assert fill(cache, tmp_path / "data", parts.vae) == 1
     assert cache.file(item).read_bytes() == whole
 

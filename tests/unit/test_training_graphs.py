@@ -339,7 +339,7 @@ def test_graphs_in_half_precision_with_text_encoders_and_checkpointing(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphing, "PROBES", 2)
-    run = begin(shared, mixed_precision="bf16", text_encoder_lr=1e-3, gradient_checkpointing=True, loss_type="huber")
+    run = begin(shared, mixed_precision="bf16", text_encoder_lr=1e-3, gradient_checkpointing="on", loss_type="huber")
     before = state_of(run)
     losses, weights = take(run, 5), run.adapters.state()
     restore(run, before)
