@@ -43,15 +43,19 @@ def make_blocks(base: Base, recipe: Recipe, device: torch.device) -> Blocks:
     chosen = recipe.gradient_checkpointing
     if chosen is GradientCheckpointing.ON or (chosen is GradientCheckpointing.AUTO and device.type != "cpu"):
         blocks.compute_all_twice()
-        compute_texts_twice(base.text_encoders, True)
+        compute_texts_twice(base.text_encoders, True, repeats_draws=blocks.repeats_draws)
     return blocks
 
 
-def compute_texts_twice(encoders: list[PreTrainedModel], twice: bool) -> None:
-    """Switch gradient checkpointing of text encoders, which is for all of their layers or none."""
+def compute_texts_twice(encoders: list[PreTrainedModel], twice: bool, *, repeats_draws: bool) -> None:
+    """Switch gradient checkpointing of text encoders, which is for all of their layers or none.
+
+    `repeats_draws` is as in `Blocks`: no state of random numbers may be set while a CUDA graph is recorded.
+    """
+    how = {"use_reentrant": False, "preserve_rng_state": repeats_draws}
     for encoder in encoders:
         if twice:
-            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
         else:
             encoder.activation_checkpointing_disable()
 
@@ -70,7 +74,8 @@ def fit_blocks(run: Run, measure: Callable[[Run, Prepared], Memory], report: Rep
     with run.dropout(0):
         _, costs = run.blocks.measure(lambda: batch_losses(run, batch), [*run.weights.flat, *run.weights.copies])
     run.blocks.compute_twice(choose(costs, memory.usable - memory.taken))
-    compute_texts_twice(run.base.text_encoders, bool(run.blocks.twice))
+    draws = run.blocks.repeats_draws
+    compute_texts_twice(run.base.text_encoders, bool(run.blocks.twice), repeats_draws=draws)
     report("phase", message=describe_blocks(run.blocks, memory.usable))
 
 

@@ -30,6 +30,7 @@ from lora_studio.training.checkpointing import Blocks
 from lora_studio.training.checkpoints import State, save_state
 from lora_studio.training.drawing import Text
 from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
+from lora_studio.training.graphs import Replays
 from lora_studio.training.health import Health
 from lora_studio.training.inputs import StepInputs
 from lora_studio.training.journal import Journal
@@ -76,6 +77,7 @@ class Run:
     timestep_losses: TimestepLosses
     team: Team = field(default_factory=Team)
     prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
+    replays: Replays | None = None
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0
@@ -264,6 +266,8 @@ def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[
     position = f"step {run.step}" if epoch is None else f"epoch {epoch}"
     mark = f"{run.step:08d}" if epoch is None else f"e{epoch:06d}"
     report("phase", message=f"Drawing samples of {position}")
+    if run.replays is not None:
+        run.replays.make_room()
     with run.averages.given_out():
         pictures = draw_samples(
             run.base,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lora_studio.training.graphs import gradient_pass
 from lora_studio.training.inputs import StepInputs, prepare_step, step_timesteps
-from lora_studio.training.loss import batch_losses
 from lora_studio.training.optimizers import current_rates
 
 if TYPE_CHECKING:
@@ -70,18 +70,32 @@ def train_step(run: Run) -> Step:
 
 
 def _backward(run: Run, inputs: StepInputs) -> Tensor:
-    """Gather the gradients of this process's batches; returns their part of the mean loss, then of each sample's."""
-    figures = torch.zeros(1 + inputs.samples, device=run.device)
+    """Gather the gradients of this process's batches; returns their part of the mean loss, then of each sample's.
+
+    If it fails with graphs, it is done once more from the beginning without.
+    """
+    while True:
+        try:
+            return _gather(run, inputs)
+        except RuntimeError as error:
+            if run.replays is None or not run.replays.give_up(error):
+                raise
+
+
+def _gather(run: Run, inputs: StepInputs) -> Tensor:
+    losses = torch.zeros(inputs.samples, device=run.device)
+    samples = torch.full((), float(inputs.samples), device=run.device)
     run.weights.zero_gradients()
+    if run.replays is not None:
+        run.replays.consider([batch for _, batch in inputs.batches], samples)
     for begin, batch in inputs.batches:
         with run.dropout(begin):
-            losses = batch_losses(run, batch.to(run.device))
-        part = losses.sum() / inputs.samples
-        run.scaler.scale(part).backward()
-        run.weights.collect()
-        figures[0] += part.detach()
-        figures[1 + begin : 1 + begin + len(losses)] = losses.detach()
-    return figures
+            if run.replays is not None:
+                found = run.replays.take(batch, samples)
+            else:
+                found = gradient_pass(run, batch.to(run.device), samples)
+        losses[begin : begin + len(found)] = found
+    return torch.cat([(losses.sum() / samples).view(1), losses])
 
 
 def _update_when_finite(run: Run, step: Step) -> None:

@@ -23,6 +23,7 @@ from lora_studio.training.budget import fit_blocks, gpu_memory, make_blocks
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
+from lora_studio.training.graphs import replays_for
 from lora_studio.training.health import Health
 from lora_studio.training.initial import start_from
 from lora_studio.training.layers import find_layers
@@ -103,6 +104,7 @@ def train(
     if run.device.type == "cuda":
         with team.together():
             fit_blocks(run, gpu_memory, report)
+    run.replays = replays_for(run, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped and team.leads:
         lora = folder.path / f"{job.name}.safetensors"

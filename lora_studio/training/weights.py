@@ -79,7 +79,12 @@ class TrainedWeights:
             if all(weight in settled for weight in _factors(layer)):  # those of unread layers are not trained
                 (a, for_a), (b, for_b) = (settled[weight] for weight in _factors(layer))
                 layer.settle(a, b, (for_a, for_b))
-        self.half_only = bool(self._halves) and not self._leaves
+        self.half_only = bool(self._halves) and self.all_fused
+
+    @property
+    def all_fused(self) -> bool:
+        """Whether every gradient is added where it belongs by the layers themselves."""
+        return not self._leaves
 
     @property
     def gradients(self) -> list[Tensor]:

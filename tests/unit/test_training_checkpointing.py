@@ -18,7 +18,7 @@ from lora_studio.choices import GradientCheckpointing
 from lora_studio.planning.memory import GIB
 from lora_studio.project import Home
 from lora_studio.runs import Report
-from lora_studio.training import step as stepping
+from lora_studio.training import graphs as graphing
 from lora_studio.training.adapters import Adapters, add_adapters
 from lora_studio.training.budget import Memory, fit_blocks, largest_batch, patient_step
 from lora_studio.training.checkpointing import Blocks, Cost, choose
@@ -189,7 +189,7 @@ def test_a_step_without_enough_memory_is_done_again_with_more_blocks_computed_tw
     expected = {name: weight.clone() for name, weight in run.adapters.state().items()}
     run.adapters.load_state(begin)
     run.optimizer.load_state_dict(optimizer)
-    whole, events = stepping.batch_losses, Events()
+    whole, events = graphing.batch_losses, Events()
 
     def short(*arguments: Any) -> Tensor:
         losses = whole(*arguments)
@@ -200,13 +200,13 @@ def test_a_step_without_enough_memory_is_done_again_with_more_blocks_computed_tw
     def never(*arguments: Any) -> Tensor:
         raise torch.OutOfMemoryError("out")
 
-    monkeypatch.setattr(stepping, "batch_losses", short)
+    monkeypatch.setattr(graphing, "batch_losses", short)
     patient_step(run, teller(events))
     assert [values["code"] for _, values in events] == ["memory_short"] * 2
     assert "16 of 21 blocks" in events[-1][1]["message"]
     assert same(run.adapters.state(), expected)
     monkeypatch.setattr(
-        stepping, "batch_losses", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("out"))
+        graphing, "batch_losses", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("out"))
     )
     with pytest.raises(torch.OutOfMemoryError):
         patient_step(run, teller([]))

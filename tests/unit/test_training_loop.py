@@ -17,7 +17,7 @@ from lora_studio.config import TrainJob
 from lora_studio.errors import InputError, NonFiniteLossError
 from lora_studio.project import Home
 from lora_studio.runs import JobFolder
-from lora_studio.training import step as stepping
+from lora_studio.training import graphs as graphing
 from lora_studio.training import train as training
 from lora_studio.training.base_models import make_noise_scheduler
 from lora_studio.training.cache import TextCache
@@ -272,12 +272,12 @@ def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
     base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first step is bad, which is left out; then all from the fourth on, which ends the run."""
-    real = stepping.batch_losses
+    real = graphing.batch_losses
 
     def losses(run: Run, batch: Any) -> torch.Tensor:
         return real(run, batch) * (1 if run.step in (1, 2) else float("nan"))
 
-    monkeypatch.setattr(stepping, "batch_losses", losses)
+    monkeypatch.setattr(graphing, "batch_losses", losses)
     seen: list[tuple[str, int]] = []
 
     def report(event: str, /, **values: Any) -> None:

@@ -1,0 +1,74 @@
+"""The GPU's benchmark on a CPU with a small UNet: everything but what only a GPU has runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import train_step_gpu as benchmark
+from benchmarks.train_step_gpu import Case, Size, cases, ceiling, table
+from lora_studio.choices import BasePrecision
+from tests.graph_double import Recorder
+from tests.tiny_sdxl import make_pipeline
+
+
+@pytest.fixture(scope="module")
+def size(tmp_path_factory: pytest.TempPathFactory) -> Size:
+    unet = make_pipeline(tmp_path_factory.mktemp("tokenizers"), layers=1, depths=(1, 1, 1)).unet
+    return Size(dict(unet.config), 64, 4, torch.device("cpu"), torch.float32)
+
+
+def test_every_row_is_measured_or_says_why_not(
+    size: Size, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    step = benchmark.gradient_pass
+
+    def timed(*given: object) -> torch.Tensor:
+        recorder.now += recorder.pass_seconds
+        return step(*given)
+
+    monkeypatch.setattr(benchmark, "gradient_pass", timed)
+    full, packed = BasePrecision.FULL, BasePrecision.INT8
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    chosen = [Case(1, full, True), Case(2, packed, False, 1.0)]
+    table(size, chosen, 0.01, lambda device: recorder, steps=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:34].strip() for line in lines[1:]] == [
+        "batch 1, peft, bf16",
+        "batch 1, bf16, graphs",
+        "batch 2, peft, bf16",
+        "batch 2, int8 within 0 GB, eager",
+    ]
+    for line in lines[1:]:
+        assert float(line[34:42]) > 0, line
+    assert lines[2].endswith("take 0.500 s a pass as a CUDA graph instead of 1.000 s")
+    assert lines[4].endswith("blocks twice")
+    assert len(recorder.held) == 1
+    monkeypatch.setattr(benchmark, "random_batch", out_of_memory)
+    table(size, chosen[:1], 0.01)
+    assert capsys.readouterr().out.splitlines()[-1].split(" missing: ")[1] == "CUDA out of memory."
+
+
+def out_of_memory(*given: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+def test_the_table_has_what_the_goals_are_about() -> None:
+    wanted = {(batch, base, graphs) for batch in (1, 2, 4) for base in BasePrecision for graphs in (False, True)}
+    assert {(case.batch, case.base, case.graphs) for case in cases() if not case.limit} == wanted
+    assert {(case.base, case.limit) for case in cases() if case.limit} == {
+        (BasePrecision.INT8, 8e9),
+        (BasePrecision.NF4, 6e9),
+    }
+
+
+def test_the_ceiling_is_found_and_a_machine_without_a_gpu_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert ceiling(torch.device("cpu"), torch.float32, side=64, times=2) > 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    benchmark.main()
+    assert capsys.readouterr().out == "No CUDA GPU here: the steps at SDXL's real size are not measured.\n"
