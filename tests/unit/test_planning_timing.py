@@ -30,7 +30,7 @@ def test_more_work_takes_longer() -> None:
         Recipe.parse({"batch_size": 2}),
     ):
         assert step_seconds(harder, vram_gib=24).middle > plain.middle
-    assert step_seconds(recipe(batch_size=2, gradient_checkpointing=False), vram_gib=24).middle < plain.middle
+    assert step_seconds(recipe(batch_size=2, gradient_checkpointing="on"), vram_gib=24).middle > plain.middle
     assert step_seconds(recipe(batch_size=2), vram_gib=8).middle > plain.middle
 
 
