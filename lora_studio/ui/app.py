@@ -20,6 +20,7 @@ from lora_studio.ui.server import Mode
 
 TITLE = "LoRA Studio"
 TICK_SECONDS = 1.5
+IDLE_TICKS = 8
 TABS: dict[TabName, tuple[str, Callable[[Studio, gr.Tab], Page]]] = {
     TabName.PLAN: ("1 · Plan", plan_tab.build),
     TabName.DATASET: ("2 · Dataset", dataset_tab.build),
@@ -154,7 +155,7 @@ class _Frame:
         self.welcome = welcome
         self.work = work
         self.pages = pages
-        self.seen = gr.State("")
+        self.seen = gr.State(IDLE_TICKS)
 
     def wire(self, blocks: gr.Blocks, welcome_buttons: list[gr.Button]) -> None:
         """Register the events of the frame."""
@@ -265,20 +266,24 @@ class _Frame:
             return self._job_updates(active)
         return self.show(active[0].project.name, TAB_OF_FOLDER[active[0].folder.path.parent.name])
 
-    def tick(self, name: str, seen: str) -> Updates:
-        """Keep the pill current; the timer rests one tick after the last job ended, so that every tab saw its end."""
+    def tick(self, name: str, seen: str | int) -> Updates:
+        """Keep the pill current; `seen` is its text, or for how many ticks there was no job.
+
+        The timer rests `IDLE_TICKS` after the last job ended: every tab sees its end, also where the answer to a click
+        that was asked before it came after it.
+        """
         active = self.studio.jobs.active()
-        text = _pill_text(active)
-        if not active and seen == "":
-            return {self.studio.timer: gr.Timer(active=False)}
-        if text == seen:
-            return {self.seen: seen}
-        return {self.header.job_pill: _job_pill(active), self.seen: text}
+        if active:
+            text = _pill_text(active)
+            return {self.seen: seen} if text == seen else {self.header.job_pill: _job_pill(active), self.seen: text}
+        if isinstance(seen, str):
+            return {self.header.job_pill: _job_pill(active), self.seen: 0}
+        return {self.seen: seen + 1} if seen < IDLE_TICKS else {self.studio.timer: gr.Timer(active=False)}
 
     def _job_updates(self, active: list[ActiveJob]) -> Updates:
         return {
             self.header.job_pill: _job_pill(active),
-            self.seen: _pill_text(active),
+            self.seen: _pill_text(active) if active else IDLE_TICKS,
             self.studio.timer: gr.Timer(active=bool(active)),
         }
 
