@@ -114,11 +114,12 @@ def find_images(folder: Path) -> list[Path]:
 
 def images_in(folder: Path) -> list[Path]:
     """Image files by suffix in a folder itself, in order of name, without masks."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if is_image_name(path.name) and not path.stem.endswith(MASK_ENDING) and path.is_file()
-    )
+    return sorted(path for path in folder.iterdir() if is_training_image(path) and path.is_file())
+
+
+def is_training_image(path: Path) -> bool:
+    """Whether a file is an image by its name, and no mask."""
+    return is_image_name(path.name) and not path.stem.endswith(MASK_ENDING)
 
 
 def is_image_name(name: str) -> bool:

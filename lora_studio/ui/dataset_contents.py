@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, field, replace
+from bisect import insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
 from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
-from lora_studio.dataset.images import ImageInfo, file_sha256
+from lora_studio.dataset.images import ImageInfo, file_sha256, is_training_image
 from lora_studio.dataset.lint import Finding, lint
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.statistics import SplitSuggestion, TagTable, suggest_split
@@ -20,6 +23,9 @@ from lora_studio.errors import InputError
 from lora_studio.project import Project, image_sets
 from lora_studio.recipe import Recipe
 from lora_studio.ui.plan_tab import project_images
+
+FEW_CHANGED = 1_000  # images; beyond, all are looked at anew
+OF_CAPTIONS = ("table", "findings")  # what contents remember that captions alone decide
 
 
 class Filter(StrEnum):
@@ -70,7 +76,7 @@ class Item:
         """The caption's tags in lower case."""
         return frozenset(tag.casefold() for tag in split_tags(self.caption or ""))
 
-    @property
+    @cached_property
     def remarks(self) -> list[str]:
         """What there is to look at, in words: what the scan found, unless the image is marked to be kept."""
         if self.kept:
@@ -118,22 +124,39 @@ class Contents:
         manifest = load_manifest(project)
         trigger = project.info().trigger_word
         proposed = {item.path: item.reason for item in manifest.proposals()}
-        items = [
-            Item(
-                id=image_id(project, path),
-                path=path,
-                caption=_caption(path),
-                info=(info := manifest.infos.get(path)),
-                proposal=proposed.get(path, ""),
-                kept=info is not None and info.sha256 in manifest.kept,
-                trigger=trigger,
-                reviewed=info is not None and info.sha256 in manifest.reviewed,
-            )
-            for path in project_images(project)
-        ]
-        there = {item.path for item in items}
-        groups = [left for group in manifest.groups if (left := _proposed(group, there & proposed.keys()))]
-        return cls(project, trigger, items, groups, manifest)
+        items = [_item(project, path, trigger, manifest, proposed) for path in project_images(project)]
+        return cls(project, trigger, items, _groups(manifest, items, proposed), manifest)
+
+    def updated(self, changed: set[str]) -> Contents | None:
+        """The contents after some files (images, captions, the marks) changed; None if there is more to look at.
+
+        What did not change stays the same object, with what is remembered of it.
+        """
+        manifest_file = self.project.path / MANIFEST
+        paths = [Path(path) for path in changed - {str(manifest_file)}]
+        images = {path for path in paths if is_training_image(path)}
+        if str(self.project.path / "project.json") in changed or len(images) > FEW_CHANGED:
+            return None
+        old, manifest = self.manifest, self.manifest.changed(manifest_file, images)
+        if manifest is None:
+            return None
+        proposed = {item.path: item.reason for item in manifest.proposals()}
+        before = {item.path: item.proposal for item in self.proposed}
+        stems = {_stem(path) for path in paths if path.suffix in SUFFIXES}
+        marked = (manifest.kept ^ old.kept) | (manifest.reviewed ^ old.reviewed)
+        touched = images | {path for path, _ in proposed.items() ^ before.items()}
+        if stems:
+            touched |= {item.path for item in self.items if _stem(item.path) in stems}
+        if marked:
+            touched |= {path for path, info in manifest.infos.items() if info.sha256 in marked}
+        new = {path: _item(self.project, path, self.trigger, manifest, proposed) for path in touched if path.is_file()}
+        items = [new.pop(item.path, item) for item in self.items if item.path not in touched or item.path in new]
+        for item in new.values():
+            insort(items, item, key=lambda item: (item.path.parent, item.path))
+        contents = Contents(self.project, self.trigger, items, _groups(manifest, items, proposed), manifest)
+        if not stems and not images:
+            contents.__dict__.update({name: self.__dict__[name] for name in OF_CAPTIONS if name in self.__dict__})
+        return contents
 
     @cached_property
     def by_id(self) -> dict[str, Item]:
@@ -241,35 +264,9 @@ def _remembered(project: Project) -> Contents:
     fresh = {file: _hash(file) for file in _fresh(stats)}
     contents = None
     if known is not None:
-        changed = {path for path, *_ in {*stats} ^ {*known.stats}}
-        contents = _updated(known.contents, project, changed | stale)
+        contents = known.contents.updated({path for path, *_ in {*stats} ^ {*known.stats}} | stale)
     _known[project.path] = _Known(stats, fresh, contents or Contents.read(project))
     return _known[project.path].contents
-
-
-def _updated(contents: Contents, project: Project, changed: set[str]) -> Contents | None:
-    """The contents after captions or ticks changed alone; None if there is more to look at.
-
-    What did not change stays the same object, with what is remembered of it.
-    """
-    manifest_file = str(project.path / MANIFEST)
-    captions = {path.rpartition(".")[0] for path in changed if path.endswith(SUFFIXES)}
-    if any(not path.endswith(SUFFIXES) and path != manifest_file for path in changed):
-        return None
-    old = manifest = contents.manifest
-    if manifest_file in changed:
-        manifest = load_manifest(project)
-        if (manifest.kept, manifest.stored.report) != (old.kept, old.stored.report):
-            return None
-    ticked = manifest.reviewed ^ old.reviewed
-    items = []
-    for item in contents.items:
-        if str(item.path).rpartition(".")[0] in captions:
-            item = replace(item, caption=_caption(item.path))
-        if item.info is not None and item.info.sha256 in ticked:
-            item = replace(item, reviewed=item.info.sha256 in manifest.reviewed)
-        items.append(item)
-    return replace(contents, items=items, manifest=manifest)
 
 
 def _stats(project: Project) -> list[tuple[str, int, int, int]]:
@@ -280,7 +277,7 @@ def _stats(project: Project) -> list[tuple[str, int, int, int]]:
         for folder in dict.fromkeys(folders)
         if folder.is_dir()
         for entry in os.scandir(folder)
-        if entry.is_file() and (stat := _stat(entry))
+        if (stat := _stat(entry)) and S_ISREG(stat.st_mode)
     ]
     for file in (project.path / MANIFEST, project.path / "project.json"):
         if stat := _stat(file):
@@ -328,6 +325,32 @@ def has_trigger(caption: str, trigger: str) -> bool:
     first = len(split_tags(trigger))
     wanted, given = (split_tags(text.casefold())[:first] for text in (with_trigger(caption, trigger), caption))
     return wanted == given
+
+
+def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> Item:
+    info = manifest.infos.get(path)
+    return Item(
+        id=image_id(project, path),
+        path=path,
+        caption=_caption(path),
+        info=info,
+        proposal=proposed.get(path, ""),
+        kept=info is not None and info.sha256 in manifest.kept,
+        trigger=trigger,
+        reviewed=info is not None and info.sha256 in manifest.reviewed,
+    )
+
+
+def _groups(manifest: Manifest, items: Sequence[Item], proposed: Mapping[Path, str]) -> list[DuplicateGroup]:
+    """The groups of copies that are there and proposed to be set aside."""
+    there = {item.path for item in items}
+    left = there & proposed.keys()
+    return [found for group in manifest.groups if group.keep in there and (found := _proposed(group, left))]
+
+
+def _stem(path: Path) -> str:
+    """What an image and its captions have in common."""
+    return str(path).rpartition(".")[0]
 
 
 def _caption(path: Path) -> str | None:
