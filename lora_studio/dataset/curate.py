@@ -197,8 +197,8 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
 
 def _new_entry(image: Path, rejected_dir: Path, reason: str) -> Rejected:
     image = _place(image)
-    with os.scandir(image.parent) as files:
-        beside = [file for file in files if file.name.startswith(f"{image.stem}.") and file.name != image.name]
+    with os.scandir(image.parent) as found:
+        beside = [file for file in found if file.name.startswith(f"{image.stem}.") and file.name != image.name]
     sharing = any(is_image_name(file.name) and Path(file.name).stem == image.stem and file.is_file() for file in beside)
     captions = [] if sharing else [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
     stem = _free_stem(image, captions, rejected_dir)

@@ -11,7 +11,7 @@ from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.errors import InputError
 from lora_studio.project import Project
 from lora_studio.ui.components import count_of
-from lora_studio.ui.dataset_contents import Contents, Item, image_id, load_manifest, save_manifest
+from lora_studio.ui.dataset_contents import Contents, Item, image_id, save_manifest
 from lora_studio.ui.dataset_view import aside_card, back_card
 
 BY_HAND = "set aside by hand"
@@ -36,11 +36,11 @@ def group_of(contents: Contents, item: Item) -> DuplicateGroup:
     raise InputError(f"{item.name} is no copy any more.", "Scan again.", code="no_group")
 
 
-def keep(project: Project, item: Item, *, kept: bool) -> None:
+def keep(contents: Contents, item: Item, *, kept: bool) -> None:
     """Mark an image as one to keep whatever the scan says, or no longer; raises InputError if it was not scanned."""
     if item.info is None:
         raise InputError(f"{item.name} was not scanned yet.", "Scan first.", code="not_scanned")
-    save_manifest(project, load_manifest(project).keep(item.info.sha256, kept=kept))
+    save_manifest(contents.project, contents.manifest.keep(item.info.sha256, kept=kept))
 
 
 def put_back(project: Project, ids: Sequence[str] | None = None) -> Markup:

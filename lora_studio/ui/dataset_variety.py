@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from functools import lru_cache
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -108,7 +110,12 @@ def buckets_picture(home: Home, contents: Contents) -> Markup:
         return Markup("")
     recipe = _recipe(contents)
     buckets = bucket_plan(
-        ((item.path, (item.info.width, item.info.height), _repeats(item)) for item in sized if item.info), recipe
+        (
+            (item.path, (item.info.width, item.info.height), _repeats(os.path.dirname(item.path)))  # noqa: PTH120 - fast
+            for item in sized
+            if item.info
+        ),
+        recipe,
     )
     shown = Markup("").join(_bucket(home, contents, bucket, recipe) for bucket in buckets[:BUCKETS_SHOWN])
     rest = buckets[BUCKETS_SHOWN:]
@@ -127,13 +134,14 @@ def _recipe(contents: Contents) -> Recipe:
     return info.recipe or Recipe.parse({"resolution": base.resolution} if base else {})
 
 
-def _repeats(item: Item) -> int:
-    found = SET_FOLDER.match(item.path.parent.name)
+@lru_cache(maxsize=256)
+def _repeats(folder: str) -> int:
+    found = SET_FOLDER.match(Path(folder).name)
     return int(found[1]) if found else DEFAULT_REPEATS
 
 
 def _sizes(contents: Contents) -> str:
-    sizes = Counter((item.info.width, item.info.height) for item in contents.items if item.info and item.info.readable)
+    sizes = contents.sizes
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
         return f"All images have {width} × {height} px, as the guide likes it. "
