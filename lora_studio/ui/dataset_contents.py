@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import time
@@ -15,14 +16,16 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from stat import S_ISREG
 
-from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, with_trigger
+from lora_studio import guide
+from lora_studio.dataset.bucket_plan import Bucket, bucket_plan
+from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, unlike, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images import ImageInfo, file_sha256, is_training_image
 from lora_studio.dataset.lint import Caption, Finding, lint_captions
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.statistics import SplitSuggestion, TagTable, suggest_split
 from lora_studio.errors import InputError
-from lora_studio.project import Project, image_sets
+from lora_studio.project import DEFAULT_REPEATS, SET_FOLDER, Project, image_sets
 from lora_studio.recipe import Recipe
 from lora_studio.ui.plan_tab import project_images
 
@@ -75,9 +78,14 @@ class Item:
         return has_trigger(self.caption or "", self.trigger)
 
     @cached_property
+    def words(self) -> list[str]:
+        """The caption's tags as they are written, each once."""
+        return unlike(split_tags(self.caption or ""))
+
+    @cached_property
     def tags(self) -> frozenset[str]:
         """The caption's tags in lower case."""
-        return frozenset(tag.casefold() for tag in split_tags(self.caption or ""))
+        return frozenset(tag.casefold() for tag in self.words)
 
     @cached_property
     def checked(self) -> Caption:
@@ -141,9 +149,10 @@ class Contents:
         What did not change stays the same object, with what is remembered of it.
         """
         manifest_file = self.project.path / MANIFEST
-        paths = [Path(path) for path in changed - {str(manifest_file)}]
+        paths = [Path(path) for path in changed - {*_own_files(self.project)}]
         images = {path for path in paths if is_training_image(path)}
-        if str(self.project.path / "project.json") in changed or len(images) > FEW_CHANGED:
+        settings = str(self.project.path / "project.json") in changed
+        if len(images) > FEW_CHANGED or (settings and self.project.info().trigger_word != self.trigger):
             return None
         old, manifest = self.manifest, self.manifest.changed(manifest_file, images)
         if manifest is None:
@@ -168,6 +177,7 @@ class Contents:
         groups = self.groups if same else _groups(manifest, {item.path for item in items}, proposed)
         contents = Contents(self.project, self.trigger, items, groups, manifest)
         kept = ([] if images else OF_IMAGES) + ([] if images or stems else OF_CAPTIONS)
+        kept += [] if images or settings else ["buckets"]
         contents.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return contents
 
@@ -176,6 +186,9 @@ class Contents:
 
         What others changed is seen when the contents are asked for the next time.
         """
+        images = list(images)
+        if not all(image.is_relative_to(self.project.dataset_dir) for image in images):
+            return _remembered(self.project)
         beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, SUFFIXES))]
         return _remembered(self.project, beside)
 
@@ -250,12 +263,31 @@ class Contents:
     @cached_property
     def table(self) -> TagTable:
         """The captions' tags, to be counted."""
-        return TagTable.of({item.path: item.caption for item in self.items})
+        return TagTable({item.path: item.words for item in self.items if item.words})
 
     @cached_property
     def findings(self) -> list[Finding]:
         """What the lint says of the captions."""
         return lint_captions([item.checked for item in self.items], self.trigger)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The project's recipe; before there is one, the guide's at the base's own resolution."""
+        info = self.project.info()
+        base = guide.find_base(info.base)
+        return info.recipe or Recipe.parse({"resolution": base.resolution} if base else {})
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Which images fall into which bucket with the project's recipe."""
+        return bucket_plan(
+            (
+                (item.path, (item.info.width, item.info.height), _repeats(str(item.path).rpartition(os.sep)[0]))
+                for item in self.items
+                if item.info and item.info.readable
+            ),
+            self.recipe,
+        )
 
     @cached_property
     def split(self) -> SplitSuggestion:
@@ -321,7 +353,13 @@ def _remembered(project: Project, written: Iterable[str] | None = None) -> Conte
     if known is not None:
         changed = {path for path, stat in stats.items() if known.stats.get(path) != stat}
         contents = known.contents.updated(changed | (known.stats.keys() - stats.keys()) | stale)
-    _known[project.path] = _Known(stats, fresh, contents or Contents.read(project))
+    if contents is None:
+        contents = Contents.read(project)
+        if len(contents.items) > FEW_CHANGED:
+            # The collector of garbage would go through all of them again and again, a quarter of a second each time.
+            gc.collect()
+            gc.freeze()
+    _known[project.path] = _Known(stats, fresh, contents)
     return _known[project.path].contents
 
 
@@ -407,6 +445,12 @@ def _groups(manifest: Manifest, there: set[Path], proposed: Mapping[Path, str]) 
     """The groups of copies that are there and proposed to be set aside."""
     left = there & proposed.keys()
     return [found for group in manifest.groups if group.keep in there and (found := _proposed(group, left))]
+
+
+@lru_cache(maxsize=256)
+def _repeats(folder: str) -> int:
+    found = SET_FOLDER.match(Path(folder).name)
+    return int(found[1]) if found else DEFAULT_REPEATS
 
 
 def _stem(path: Path) -> str:

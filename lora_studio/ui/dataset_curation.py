@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -43,8 +44,11 @@ def keep(contents: Contents, item: Item, *, kept: bool) -> None:
     save_manifest(contents.project, contents.manifest.keep(item.info.sha256, kept=kept))
 
 
-def put_back(project: Project, ids: Sequence[str] | None = None) -> Markup:
-    """Put back what was set aside: all, or those of the ids; raises InputError if one of them is not there."""
+def put_back(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup, list[Path]]:
+    """Put back what was set aside: all, or those of the ids; returns what there is to say, and the images.
+
+    Raises InputError if one of them is not there.
+    """
     images = None
     if ids is not None:
         known = {_id(project, entry): entry.image for entry in rejected(project.rejected_dir)}
@@ -55,7 +59,8 @@ def put_back(project: Project, ids: Sequence[str] | None = None) -> Markup:
                 code="no_image",
             )
         images = [known[identity] for identity in ids]
-    return back_card(*restore_images(project.rejected_dir, images))
+    back, kept = restore_images(project.rejected_dir, images)
+    return back_card(back, kept), back
 
 
 def _id(project: Project, entry: Rejected) -> str:

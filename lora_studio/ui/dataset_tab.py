@@ -192,7 +192,7 @@ class _DatasetTab:
             case Pick.KEEP | Pick.UNKEEP:
                 return self._keep(data, contents, contents.item(subject), kept=verb == Pick.KEEP)
             case Pick.BACK:
-                return self._put_back(data, subject.split(","))
+                return self._put_back(data, contents, subject.split(","))
         raise InputError("That button is not known.", "Reload the page.", code="pick")
 
     def import_dropped(self, data: Data) -> Updates:
@@ -233,7 +233,7 @@ class _DatasetTab:
 
     def put_all_back(self, data: Data) -> Updates:
         """Put back everything that was set aside."""
-        return self._put_back(data)
+        return self._put_back(data, self._contents(data))
 
     def go_back(self, data: Data) -> Updates:
         """The image before."""
@@ -394,9 +394,9 @@ class _DatasetTab:
         dataset_curation.keep(contents, item, kept=kept)
         return self._again(data, contents.after()) | {self.top.said: ""}
 
-    def _put_back(self, data: Data, ids: Sequence[str] | None = None) -> Updates:
-        said = dataset_curation.put_back(self.studio.open(data[self.studio.project]), ids)
-        return self._again(data) | {self.top.said: said}
+    def _put_back(self, data: Data, contents: Contents, ids: Sequence[str] | None = None) -> Updates:
+        said, back = dataset_curation.put_back(contents.project, ids)
+        return self._again(data, contents.after(back)) | {self.top.said: said}
 
     def _open(self, data: Data, contents: Contents, identity: str) -> Updates:
         """Show an image large, in Review."""
