@@ -150,7 +150,7 @@ class Contents:
         """
         manifest_file = self.project.path / MANIFEST
         paths = [Path(path) for path in changed - {*_own_files(self.project)}]
-        images = {path for path in paths if is_training_image(path)}
+        images = {path for path in paths if is_training_image(path.name)}
         settings = str(self.project.path / "project.json") in changed
         if len(images) > FEW_CHANGED or (settings and self.project.info().trigger_word != self.trigger):
             return None

@@ -251,10 +251,11 @@ class _DatasetTab:
 
     def save(self, data: Data) -> Updates:
         """Keep the caption that was typed."""
-        saved = self._saved_first(data)
-        if not saved:
-            return {}
         contents = self._contents(data)
+        if not self.review.store(contents, data):
+            return {}
+        saved = self.review.stored(contents, data)
+        contents = contents.after([contents.item(data[self.review.current]).path])
         return saved | {self.top.tiles: self._tiles(contents), self.left.grid: self._grid(contents, data)}
 
     def put_trigger(self, data: Data) -> Updates:
