@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lora_studio.dataset.buckets import Placement, Size, place_for
 from lora_studio.recipe import Recipe
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """An image of `size` pixels in its bucket; `cropped` is the share of its area that is cut away."""
 
     path: Path
@@ -65,7 +65,7 @@ def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> lis
         buckets.append(
             Bucket(
                 size,
-                sorted((one for one, _ in members), key=lambda one: (-one.cropped, str(one.path))),
+                sorted((one for one, _ in members), key=lambda one: -one.cropped),
                 samples,
                 batches,
                 batches * recipe.batch_size - samples,

@@ -46,6 +46,7 @@ def with_trigger(caption: str, trigger: str) -> str:
     return join_tags(tags)
 
 
+@lru_cache(maxsize=1024)
 def as_word(word: str) -> re.Pattern[str]:
     """What finds a trigger word in a tag, in any letter case, but not within another word."""
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)

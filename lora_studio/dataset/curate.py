@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lora_studio.dataset.captions import SUFFIXES
 from lora_studio.dataset.duplicates import DuplicateKind
-from lora_studio.dataset.images import find_images
+from lora_studio.dataset.images import is_image_name
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
@@ -197,7 +197,9 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
 
 def _new_entry(image: Path, rejected_dir: Path, reason: str) -> Rejected:
     image = _place(image)
-    sharing = [other for other in find_images(image.parent) if other.stem == image.stem and other.name != image.name]
+    with os.scandir(image.parent) as found:
+        beside = [file for file in found if file.name.startswith(f"{image.stem}.") and file.name != image.name]
+    sharing = any(is_image_name(file.name) and Path(file.name).stem == image.stem and file.is_file() for file in beside)
     captions = [] if sharing else [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
     stem = _free_stem(image, captions, rejected_dir)
     files = [Move(name=stem + file.suffix, original=file) for file in (image, *captions)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,14 @@ class EditPlan(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-def plan_edit(images: Iterable[Path], edit: Edit) -> EditPlan:
-    """What `edit` would do to the captions of these images. Reads only; raises InputError for what cannot be read."""
+def plan_edit(images: Iterable[Path], edit: Edit, known: Mapping[Path, str] | None = None) -> EditPlan:
+    """What `edit` would do to the captions of these images. Reads only; raises InputError for what cannot be read.
+
+    Captions that are `known` to be on disk are not read again.
+    """
     changes, unchanged = [], 0
     for image in images:
-        before = read_caption(image)
+        before = known[image] if known and image in known else read_caption(image)
         text = before or ""
         after = edit.change(text)
         after = text if after == text else " ".join(after.split())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,11 +115,14 @@ def find_images(folder: Path) -> list[Path]:
 
 def images_in(folder: Path) -> list[Path]:
     """Image files by suffix in a folder itself, in order of name, without masks."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if is_image_name(path.name) and not path.stem.endswith(MASK_ENDING) and path.is_file()
-    )
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if is_training_image(entry.name) and entry.is_file())
+    return [folder / name for name in names]
+
+
+def is_training_image(name: str) -> bool:
+    """Whether a file is an image by its name, and no mask."""
+    return is_image_name(name) and not name.rpartition(".")[0].endswith(MASK_ENDING)
 
 
 def is_image_name(name: str) -> bool:

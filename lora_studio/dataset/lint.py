@@ -116,14 +116,26 @@ class Finding:
         }
 
 
-class _Caption(NamedTuple):
-    """An image's caption: its text ("" without a file), what stands between the commas, and its tags."""
+class Caption(NamedTuple):
+    """An image's caption as the lint reads it: its text ("" without a file), its tags, and whether it is UTF-8.
+
+    `untidy` and `doubled` are what can be said of the text alone: stray commas or spaces, tags (in lower case) that
+    are there more than once.
+    """
 
     image: Path
     text: str
-    parts: tuple[str, ...]
     tags: tuple[str, ...]
     utf8: bool
+    untidy: bool
+    doubled: tuple[str, ...]
+
+    @classmethod
+    def of(cls, image: Path) -> Caption:
+        """Read an image's caption; raises InputError if it cannot be read."""
+        data = caption_bytes(image)
+        text = "" if data is None else decode_text(data).strip()
+        return cls(image, text, _parsed(text)[1], data is None or edits.plain_utf8(data), *_flaws(text))
 
 
 def lint(images: Iterable[Path], trigger: str = "") -> list[Finding]:
@@ -131,7 +143,11 @@ def lint(images: Iterable[Path], trigger: str = "") -> list[Finding]:
 
     Raises InputError for a caption that cannot be read.
     """
-    captions = [_read(image) for image in images]
+    return lint_captions([Caption.of(image) for image in images], trigger)
+
+
+def lint_captions(captions: Sequence[Caption], trigger: str = "") -> list[Finding]:
+    """What `lint` says of captions that were read before."""
     found: list[Finding] = []
     for check in (_files, _texts, _trigger, _lengths, _contradictions, _frequencies, _identical):
         found += check(captions, trigger)
@@ -168,16 +184,21 @@ def shortened(caption: str) -> str:
     return text[: read_part(text)].strip()
 
 
-def _read(image: Path) -> _Caption:
-    data = caption_bytes(image)
-    text = "" if data is None else decode_text(data).strip()
-    return _Caption(image, text, *_parsed(text), data is None or edits.plain_utf8(data))
-
-
 # What is said of a text alone is remembered: after an edit, most captions are what they were.
 @lru_cache(maxsize=REMEMBERED)
 def _parsed(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(" ".join(part.split()) for part in text.split(",")), tuple(split_tags(text))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _flaws(text: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a text is untidy, and its tags that are there more than once, in lower case."""
+    parts, tags = _parsed(text)
+    doubled: tuple[str, ...] = ()
+    if len(unlike(tags)) < sum(map(bool, parts)):
+        counts = Counter(part.casefold() for part in parts if part)
+        doubled = tuple(tag for tag, count in counts.items() if count > 1)
+    return bool(text) and tidy(text) != text, doubled
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -200,7 +221,7 @@ def _trigger_flaw(text: str, trigger: str) -> str:
     return ""
 
 
-def _chosen(captions: Sequence[_Caption], wanted: Callable[[_Caption], bool]) -> list[Path]:
+def _chosen(captions: Sequence[Caption], wanted: Callable[[Caption], bool]) -> list[Path]:
     return [caption.image for caption in captions if wanted(caption)]
 
 
@@ -214,7 +235,7 @@ def _captions(count: int) -> str:
     return "1 caption" if count == 1 else f"{count:,} captions"
 
 
-def _files(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _files(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     empty = _chosen(captions, lambda caption: not caption.tags)
     put = Edit(f"Put {trigger} where there was no caption", lambda text: text if split_tags(text) else trigger)
     mends = [Mend("empty", f"Write {trigger} alone", put)] if trigger else []
@@ -229,22 +250,17 @@ def _files(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
     )
 
 
-def _texts(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     yield from _found(
         "untidy",
-        _chosen(captions, lambda caption: bool(caption.text) and tidy(caption.text) != caption.text),
+        _chosen(captions, lambda caption: caption.untidy),
         "with stray commas, line breaks or spaces",
         Mend("untidy", "Tidy up", Edit("Tidied commas and spaces", tidy)),
     )
-    doubled = Counter(
-        tag
-        for caption in captions
-        for tag, count in Counter(part.casefold() for part in caption.parts if part).items()
-        if count > 1
-    )
+    doubled = Counter(tag for caption in captions for tag in caption.doubled)
     for finding in _found(
         "duplicate_tags",
-        _chosen(captions, lambda caption: len(unlike(caption.tags)) < sum(map(bool, caption.parts))),
+        _chosen(captions, lambda caption: bool(caption.doubled)),
         "with a tag more than once",
         Mend(
             "duplicate_tags",
@@ -255,7 +271,7 @@ def _texts(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
         yield Finding(finding.code, finding.message, finding.images, dict(doubled.most_common()), finding.mends)
 
 
-def _trigger(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _trigger(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     """Each caption is in one of three findings at most; where several trigger words are meant, all must be there."""
     if not split_tags(trigger):
         return
@@ -276,7 +292,7 @@ def _times(words: Iterable[re.Pattern[str]], tags: Iterable[str]) -> int:
     return sum(len(word.findall(tag)) for tag in tags for word in words)
 
 
-def _lengths(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _lengths(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     # A token is a character or more: most captions need not be counted.
     yield from _found(
         "too_long",
@@ -286,7 +302,7 @@ def _lengths(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
     )
 
 
-def _contradictions(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _contradictions(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for caption in captions:
         for group in _contradicting(caption.tags):
@@ -303,7 +319,7 @@ def _without(tag: str) -> Edit:
     return Edit(f"Removed {tag}", lambda text: without_tags(text, {tag, tag.replace(" ", "_")}))
 
 
-def _frequencies(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _frequencies(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     with_text = [caption for caption in captions if caption.tags]
     if len(with_text) < FEW_CAPTIONS:
         return
@@ -338,7 +354,7 @@ def _frequencies(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding
         )
 
 
-def _identical(captions: Sequence[_Caption], trigger: str) -> Iterator[Finding]:
+def _identical(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for caption in captions:
         if caption.tags:

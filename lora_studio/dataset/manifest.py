@@ -8,11 +8,11 @@ dataset folder, so that a project may be renamed or copied.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from pydantic import BaseModel, ValidationError
 
@@ -21,7 +21,7 @@ from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import ImageInfo
 from lora_studio.dataset.scan import ScanReport, with_similar
 from lora_studio.dataset.similarity import Diversity, Features
-from lora_studio.files import write_text
+from lora_studio.files import write_atomic
 
 MANIFEST = "dataset.json"  # beside the dataset folder of a project
 
@@ -58,11 +58,7 @@ class Manifest:
     @classmethod
     def load(cls, file: Path, folder: Path) -> Self:
         """Read `file`; one that is missing or broken is an empty manifest, as it can be made again."""
-        try:
-            stored = _parsed(file, stamp_of(file))
-        except (OSError, ValidationError):
-            stored = _Stored()
-        return cls._of(folder, stored)
+        return cls._of(folder, _read(file))
 
     @classmethod
     def of_scan(
@@ -89,30 +85,44 @@ class Manifest:
         if stored.report is None:
             return cls(folder, {}, [], frozenset(stored.kept), stored)
         infos = {}
-        place = os.fspath(folder)
         for info in stored.report.images:
-            name = info.path.as_posix()
-            stamp = stored.stamps.get(name)
-            try:
-                stat = os.stat(f"{place}/{name}")  # noqa: PTH116 - 10,000 paths take a tenth of a second to build
-            except (OSError, ValueError):
-                continue
-            if stamp == (stat.st_mtime_ns, stat.st_size):
+            if _unchanged(folder, info.path, stored):
                 path = folder / info.path
                 infos[path] = info.model_copy(update={"path": path})
-        groups = [left for group in stored.report.duplicate_groups if (left := _left(_placed(group, folder), infos))]
-        return cls(folder, infos, groups, frozenset(stored.kept), stored)
+        return cls(folder, infos, _groups(folder, stored.report, infos), frozenset(stored.kept), stored)
+
+    def changed(self, file: Path, images: Collection[Path]) -> Manifest | None:
+        """What `load` gives after these images came, went or changed; None if `file` has another scan by now."""
+        stored, report = _read(file), self.stored.report
+        if stored.report is not report or stored.stamps is not self.stored.stamps:
+            return None
+        manifest = replace(self, kept=frozenset(stored.kept), stored=stored)
+        if report is None or not images:
+            return manifest
+        infos = dict(self.infos)
+        for path in images:
+            infos.pop(path, None)
+        wanted = {path.relative_to(self.folder): path for path in images}
+        for info in report.images:
+            if info.path in wanted and _unchanged(self.folder, info.path, stored):
+                infos[wanted[info.path]] = info.model_copy(update={"path": wanted[info.path]})
+        return replace(manifest, infos=infos, groups=_groups(self.folder, report, infos))
 
     def save(self, file: Path) -> None:
         """Write it atomically."""
-        write_text(file, self.stored.model_dump_json(indent=1) + "\n")
+
+        def fill(temporary: Path) -> None:
+            temporary.write_bytes(_as_json(self.stored))
+            _remember(file, _File(_identity(temporary), self.stored))
+
+        write_atomic(file, fill)
 
     def keep(self, sha256: str, *, kept: bool = True) -> Manifest:
         """This manifest with an image marked as one to keep, or no longer."""
         marked = self.kept | {sha256} if kept else self.kept - {sha256}
-        return Manifest._of(self.folder, self.stored.model_copy(update={"kept": sorted(marked)}))
+        return replace(self, kept=marked, stored=self.stored.model_copy(update={"kept": sorted(marked)}))
 
-    @property
+    @cached_property
     def reviewed(self) -> frozenset[str]:
         """SHA-256 of the images whose caption somebody read."""
         return frozenset(self.stored.reviewed)
@@ -161,10 +171,76 @@ def _left(group: DuplicateGroup, infos: dict[Path, ImageInfo]) -> DuplicateGroup
     )
 
 
-@lru_cache(maxsize=4)
-def _parsed(file: Path, stamp: Stamp) -> _Stored:
-    """A file as it is while it has that stamp; nothing that is made of it changes it."""
-    return _Stored.model_validate_json(file.read_bytes())
+def _unchanged(folder: Path, name: Path, stored: _Stored) -> bool:
+    """Whether an image is there as it was when it was scanned."""
+    try:
+        stat = os.stat(f"{folder}/{name}")  # noqa: PTH116 - 10,000 paths take a tenth of a second to build
+    except (OSError, ValueError):
+        return False
+    return stored.stamps.get(name.as_posix()) == (stat.st_mtime_ns, stat.st_size)
+
+
+def _groups(folder: Path, report: ScanReport, infos: dict[Path, ImageInfo]) -> list[DuplicateGroup]:
+    return [left for group in report.duplicate_groups if (left := _left(_placed(group, folder), infos))]
+
+
+class _File(NamedTuple):
+    """A file's content while its time of change, length and inode are these; nothing that is made of it changes it."""
+
+    identity: tuple[int, int, int]
+    stored: _Stored
+
+
+_known: dict[Path, _File] = {}  # the files of the latest KNOWN projects
+KNOWN = 4
+
+
+def _identity(file: Path) -> tuple[int, int, int]:
+    stat = file.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _read(file: Path) -> _Stored:
+    """What a file holds; what was read or written before is the same object while the file is the same."""
+    try:
+        identity = _identity(file)
+        known = _known.get(file)
+        if known is not None and known.identity == identity:
+            return known.stored
+        stored = _Stored.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError):
+        return _Stored()
+    _remember(file, _File(identity, stored))
+    return stored
+
+
+def _remember(file: Path, content: _File) -> None:
+    _known.pop(file, None)
+    for oldest in list(_known)[: 1 - KNOWN]:
+        _known.pop(oldest, None)
+    _known[file] = content
+
+
+class _Scanned(NamedTuple):
+    """The large part of a file, and its text."""
+
+    report: ScanReport | None
+    stamps: dict[str, Stamp]
+    text: str
+
+
+_latest = _Scanned(None, {}, "")
+
+
+def _as_json(stored: _Stored) -> bytes:
+    """A file's content. A mark leaves what was scanned as it is: its text is made once for many marks."""
+    global _latest
+    scanned = _latest
+    if stored.report is not scanned.report or stored.stamps is not scanned.stamps or not scanned.text:
+        text = stored.model_dump_json(include={"report", "stamps"}, indent=1)
+        scanned = _latest = _Scanned(stored.report, stored.stamps, text.removesuffix("\n}"))
+    marks = stored.model_dump_json(include={"kept", "reviewed"}, indent=1).removeprefix("{")
+    return f"{scanned.text},{marks}\n".encode()
 
 
 def _placed(group: DuplicateGroup, folder: Path) -> DuplicateGroup:

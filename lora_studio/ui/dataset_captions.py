@@ -180,7 +180,8 @@ class CaptionsPanel:
         items = shown if data[self.scope] == Scope.SHOWN else contents.items
         if not items:
             raise InputError("No image is shown.", "Choose another filter, or all images.", code="nothing")
-        return plan_edit([item.path for item in items], self._edit(contents, data))
+        known = {item.path: item.caption for item in items if item.caption is not None}
+        return plan_edit([item.path for item in items], self._edit(contents, data), known)
 
     def previewed(self, plan: EditPlan) -> Updates:
         """Show a plan, and let it be carried out."""

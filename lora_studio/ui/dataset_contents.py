@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import time
-from dataclasses import dataclass, field, replace
+from bisect import insort
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
+from stat import S_ISREG
 
-from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, with_trigger
+from lora_studio import guide
+from lora_studio.dataset.bucket_plan import Bucket, bucket_plan
+from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, unlike, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
-from lora_studio.dataset.images import ImageInfo, file_sha256
-from lora_studio.dataset.lint import Finding, lint
+from lora_studio.dataset.images import ImageInfo, file_sha256, is_training_image
+from lora_studio.dataset.lint import Caption, Finding, lint_captions
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.statistics import SplitSuggestion, TagTable, suggest_split
 from lora_studio.errors import InputError
-from lora_studio.project import Project, image_sets
+from lora_studio.project import DEFAULT_REPEATS, SET_FOLDER, Project, image_sets
 from lora_studio.recipe import Recipe
 from lora_studio.ui.plan_tab import project_images
+
+FEW_CHANGED = 1_000  # images; beyond, all are looked at anew
+OF_CAPTIONS = ["table", "findings", "without_trigger"]  # what contents remember that captions and names decide
+OF_IMAGES = ["places", "sizes", "unseen", "split"]  # what images alone decide
 
 
 class Filter(StrEnum):
@@ -66,11 +78,21 @@ class Item:
         return has_trigger(self.caption or "", self.trigger)
 
     @cached_property
+    def words(self) -> list[str]:
+        """The caption's tags as they are written, each once."""
+        return unlike(split_tags(self.caption or ""))
+
+    @cached_property
     def tags(self) -> frozenset[str]:
         """The caption's tags in lower case."""
-        return frozenset(tag.casefold() for tag in split_tags(self.caption or ""))
+        return frozenset(tag.casefold() for tag in self.words)
 
-    @property
+    @cached_property
+    def checked(self) -> Caption:
+        """The caption as the lint reads it; raises InputError if it cannot be read."""
+        return Caption.of(self.path)
+
+    @cached_property
     def remarks(self) -> list[str]:
         """What there is to look at, in words: what the scan found, unless the image is marked to be kept."""
         if self.kept:
@@ -118,22 +140,81 @@ class Contents:
         manifest = load_manifest(project)
         trigger = project.info().trigger_word
         proposed = {item.path: item.reason for item in manifest.proposals()}
-        items = [
-            Item(
-                id=image_id(project, path),
-                path=path,
-                caption=_caption(path),
-                info=(info := manifest.infos.get(path)),
-                proposal=proposed.get(path, ""),
-                kept=info is not None and info.sha256 in manifest.kept,
-                trigger=trigger,
-                reviewed=info is not None and info.sha256 in manifest.reviewed,
-            )
-            for path in project_images(project)
-        ]
-        there = {item.path for item in items}
-        groups = [left for group in manifest.groups if (left := _proposed(group, there & proposed.keys()))]
-        return cls(project, trigger, items, groups, manifest)
+        items = [_item(project, path, trigger, manifest, proposed) for path in project_images(project)]
+        return cls(project, trigger, items, _groups(manifest, {item.path for item in items}, proposed), manifest)
+
+    def updated(self, changed: set[str]) -> Contents | None:
+        """The contents after some files (images, captions, the marks) changed; None if there is more to look at.
+
+        What did not change stays the same object, with what is remembered of it.
+        """
+        manifest_file = self.project.path / MANIFEST
+        paths = [Path(path) for path in changed - {*_own_files(self.project)}]
+        images = {path for path in paths if is_training_image(path.name)}
+        settings = str(self.project.path / "project.json") in changed
+        if len(images) > FEW_CHANGED or (settings and self.project.info().trigger_word != self.trigger):
+            return None
+        old, manifest = self.manifest, self.manifest.changed(manifest_file, images)
+        if manifest is None:
+            return None
+        before = {item.path: item.proposal for item in self.proposed}
+        same = not images and manifest.kept == old.kept
+        proposed = before if same else {item.path: item.reason for item in manifest.proposals()}
+        stems = {_stem(path) for path in paths if path.suffix in SUFFIXES}
+        marked = (manifest.kept ^ old.kept) | (manifest.reviewed ^ old.reviewed)
+        touched = images | {path for path, _ in proposed.items() ^ before.items()}
+        if stems:
+            touched |= {item.path for item in self.items if _stem(item.path) in stems}
+        if marked:
+            touched |= {path for path, info in manifest.infos.items() if info.sha256 in marked}
+        new = {path: _item(self.project, path, self.trigger, manifest, proposed) for path in touched if path.is_file()}
+        items = list(self.items)
+        for path in sorted(touched & self.by_path.keys(), key=lambda path: -self.place(self.by_path[path])):
+            place = self.place(self.by_path[path])
+            items[place : place + 1] = [new.pop(path)] if path in new else []
+        for item in new.values():
+            insort(items, item, key=lambda item: (item.path.parent, item.path))
+        groups = self.groups if same else _groups(manifest, {item.path for item in items}, proposed)
+        contents = Contents(self.project, self.trigger, items, groups, manifest)
+        kept = ([] if images else OF_IMAGES) + ([] if images or stems else OF_CAPTIONS)
+        kept += [] if images or settings else ["buckets"]
+        contents.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
+        return contents
+
+    def after(self, images: Iterable[Path] = ()) -> Contents:
+        """The contents after the studio itself changed marks, or these images or their captions.
+
+        What others changed is seen when the contents are asked for the next time.
+        """
+        images = list(images)
+        if not all(image.is_relative_to(self.project.dataset_dir) for image in images):
+            return _remembered(self.project)
+        beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, SUFFIXES))]
+        return _remembered(self.project, beside)
+
+    def place(self, item: Item) -> int:
+        """Which of the images it is, from 0."""
+        return self.places[item.id]
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Which of the images each one is, from 0, by their ids."""
+        return {item.id: place for place, item in enumerate(self.items)}
+
+    @cached_property
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many images have each size in pixels."""
+        return Counter((item.info.width, item.info.height) for item in self.items if item.info and item.info.readable)
+
+    @cached_property
+    def captioned(self) -> list[Item]:
+        """Images that have a caption."""
+        return [item for item in self.items if item.caption]
+
+    @cached_property
+    def without_trigger(self) -> int:
+        """How many captions do not begin with the trigger word."""
+        return sum(not item.has_trigger for item in self.captioned)
 
     @cached_property
     def by_id(self) -> dict[str, Item]:
@@ -145,7 +226,7 @@ class Contents:
         """The images by their paths."""
         return {item.path: item for item in self.items}
 
-    @property
+    @cached_property
     def unseen(self) -> int:
         """How many images were not scanned as they are now."""
         return sum(item.info is None for item in self.items)
@@ -182,12 +263,31 @@ class Contents:
     @cached_property
     def table(self) -> TagTable:
         """The captions' tags, to be counted."""
-        return TagTable.of({item.path: item.caption for item in self.items})
+        return TagTable({item.path: item.words for item in self.items if item.words})
 
     @cached_property
     def findings(self) -> list[Finding]:
         """What the lint says of the captions."""
-        return lint([item.path for item in self.items], self.trigger)
+        return lint_captions([item.checked for item in self.items], self.trigger)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The project's recipe; before there is one, the guide's at the base's own resolution."""
+        info = self.project.info()
+        base = guide.find_base(info.base)
+        return info.recipe or Recipe.parse({"resolution": base.resolution} if base else {})
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """Which images fall into which bucket with the project's recipe."""
+        return bucket_plan(
+            (
+                (item.path, (item.info.width, item.info.height), _repeats(str(item.path).rpartition(os.sep)[0]))
+                for item in self.items
+                if item.info and item.info.readable
+            ),
+            self.recipe,
+        )
 
     @cached_property
     def split(self) -> SplitSuggestion:
@@ -196,14 +296,14 @@ class Contents:
         copies = [[group.keep, *group.reject] for group in self.manifest.groups]
         return suggest_split(hashed, copies, seed=Recipe().seed)
 
-    @property
+    @cached_property
     def reviewed(self) -> int:
         """How many captions were read."""
         return sum(item.reviewed for item in self.items)
 
     def shown(self, chosen: Selection) -> list[Item]:
         """What the grid shows."""
-        return [item for item in self.items if item.passes(chosen)]
+        return self.items if chosen == Selection() else [item for item in self.items if item.passes(chosen)]
 
 
 def load_manifest(project: Project) -> Manifest:
@@ -216,6 +316,9 @@ def save_manifest(project: Project, manifest: Manifest) -> None:
     manifest.save(project.path / MANIFEST)
 
 
+Stats = dict[str, tuple[int, int, int]]  # path: time of change (ns), length and inode
+
+
 @dataclass
 class _Known:
     """A project's contents, and the state of its files that they belong to.
@@ -223,7 +326,7 @@ class _Known:
     `fresh` has the hashes of files that changed so recently that another change need not show in their time.
     """
 
-    stats: list[tuple[str, int, int, int]]
+    stats: Stats
     fresh: dict[str, bytes]
     contents: Contents
 
@@ -231,9 +334,16 @@ class _Known:
 _known: dict[Path, _Known] = {}
 
 
-def _remembered(project: Project) -> Contents:
-    stats = _stats(project)
+def _remembered(project: Project, written: Iterable[str] | None = None) -> Contents:
+    """What is remembered, after all files were looked at, or those alone that were written and the project's own."""
     known = _known.get(project.path)
+    if known is None or written is None:
+        stats = _stats(project)
+    else:
+        stats = known.stats.copy()
+        for path in (*written, *_own_files(project)):
+            stats.pop(path, None)
+            stats |= _stat(path)
     stale = set() if known is None else {file for file, value in known.fresh.items() if _hash(file) != value}
     if known is not None and known.stats == stats and not stale:
         known.fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
@@ -241,64 +351,51 @@ def _remembered(project: Project) -> Contents:
     fresh = {file: _hash(file) for file in _fresh(stats)}
     contents = None
     if known is not None:
-        changed = {path for path, *_ in {*stats} ^ {*known.stats}}
-        contents = _updated(known.contents, project, changed | stale)
-    _known[project.path] = _Known(stats, fresh, contents or Contents.read(project))
+        changed = {path for path, stat in stats.items() if known.stats.get(path) != stat}
+        contents = known.contents.updated(changed | (known.stats.keys() - stats.keys()) | stale)
+    if contents is None:
+        contents = Contents.read(project)
+        if len(contents.items) > FEW_CHANGED:
+            # The collector of garbage would go through all of them again and again, a quarter of a second each time.
+            gc.collect()
+            gc.freeze()
+    _known[project.path] = _Known(stats, fresh, contents)
     return _known[project.path].contents
 
 
-def _updated(contents: Contents, project: Project, changed: set[str]) -> Contents | None:
-    """The contents after captions or ticks changed alone; None if there is more to look at.
-
-    What did not change stays the same object, with what is remembered of it.
-    """
-    manifest_file = str(project.path / MANIFEST)
-    captions = {path.rpartition(".")[0] for path in changed if path.endswith(SUFFIXES)}
-    if any(not path.endswith(SUFFIXES) and path != manifest_file for path in changed):
-        return None
-    old = manifest = contents.manifest
-    if manifest_file in changed:
-        manifest = load_manifest(project)
-        if (manifest.kept, manifest.stored.report) != (old.kept, old.stored.report):
-            return None
-    ticked = manifest.reviewed ^ old.reviewed
-    items = []
-    for item in contents.items:
-        if str(item.path).rpartition(".")[0] in captions:
-            item = replace(item, caption=_caption(item.path))
-        if item.info is not None and item.info.sha256 in ticked:
-            item = replace(item, reviewed=item.info.sha256 in manifest.reviewed)
-        items.append(item)
-    return replace(contents, items=items, manifest=manifest)
-
-
-def _stats(project: Project) -> list[tuple[str, int, int, int]]:
-    """Path, time of change (ns), length and inode of every file that contents depend on."""
+def _stats(project: Project) -> Stats:
+    """Every file that contents depend on."""
     folders = [project.dataset_dir, *(item.path for item in image_sets(project.dataset_dir))]
-    found = [
-        (entry.path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
-        for folder in dict.fromkeys(folders)
-        if folder.is_dir()
-        for entry in os.scandir(folder)
-        if entry.is_file() and (stat := _stat(entry))
-    ]
-    for file in (project.path / MANIFEST, project.path / "project.json"):
-        if stat := _stat(file):
-            found.append((str(file), stat.st_mtime_ns, stat.st_size, stat.st_ino))
+    found: Stats = {}
+    for folder in dict.fromkeys(folders):
+        if folder.is_dir():
+            for entry in os.scandir(folder):
+                with suppress(OSError):  # gone meanwhile
+                    stat = entry.stat()
+                    if S_ISREG(stat.st_mode):
+                        found[entry.path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    for file in _own_files(project):
+        found |= _stat(file)
     return found
 
 
-def _fresh(stats: list[tuple[str, int, int, int]]) -> list[str]:
+def _own_files(project: Project) -> list[str]:
+    return [os.fspath(project.path / name) for name in (MANIFEST, "project.json")]
+
+
+def _fresh(stats: Stats) -> list[str]:
     """The texts among the files that changed within the last second."""
     limit = time.time_ns() - SETTLED_NS
-    return [path for path, changed, _, _ in stats if changed > limit and path.endswith((*SUFFIXES, ".json"))]
+    return [path for path, stat in stats.items() if stat[0] > limit and path.endswith((*SUFFIXES, ".json"))]
 
 
-def _stat(entry: os.DirEntry[str] | Path) -> os.stat_result | None:
+def _stat(file: str) -> Stats:
+    """A file's entry; none if it is not there."""
     try:
-        return entry.stat()
+        stat = os.stat(file)  # noqa: PTH116 - the files' names are text, as os.scandir gives them
     except OSError:
-        return None
+        return {}
+    return {file: (stat.st_mtime_ns, stat.st_size, stat.st_ino)} if S_ISREG(stat.st_mode) else {}
 
 
 def _hash(file: str) -> bytes:
@@ -328,6 +425,37 @@ def has_trigger(caption: str, trigger: str) -> bool:
     first = len(split_tags(trigger))
     wanted, given = (split_tags(text.casefold())[:first] for text in (with_trigger(caption, trigger), caption))
     return wanted == given
+
+
+def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> Item:
+    info = manifest.infos.get(path)
+    return Item(
+        id=image_id(project, path),
+        path=path,
+        caption=_caption(path),
+        info=info,
+        proposal=proposed.get(path, ""),
+        kept=info is not None and info.sha256 in manifest.kept,
+        trigger=trigger,
+        reviewed=info is not None and info.sha256 in manifest.reviewed,
+    )
+
+
+def _groups(manifest: Manifest, there: set[Path], proposed: Mapping[Path, str]) -> list[DuplicateGroup]:
+    """The groups of copies that are there and proposed to be set aside."""
+    left = there & proposed.keys()
+    return [found for group in manifest.groups if group.keep in there and (found := _proposed(group, left))]
+
+
+@lru_cache(maxsize=256)
+def _repeats(folder: str) -> int:
+    found = SET_FOLDER.match(Path(folder).name)
+    return int(found[1]) if found else DEFAULT_REPEATS
+
+
+def _stem(path: Path) -> str:
+    """What an image and its captions have in common."""
+    return str(path).rpartition(".")[0]
 
 
 def _caption(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -11,7 +12,7 @@ from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.errors import InputError
 from lora_studio.project import Project
 from lora_studio.ui.components import count_of
-from lora_studio.ui.dataset_contents import Contents, Item, image_id, load_manifest, save_manifest
+from lora_studio.ui.dataset_contents import Contents, Item, image_id, save_manifest
 from lora_studio.ui.dataset_view import aside_card, back_card
 
 BY_HAND = "set aside by hand"
@@ -36,15 +37,18 @@ def group_of(contents: Contents, item: Item) -> DuplicateGroup:
     raise InputError(f"{item.name} is no copy any more.", "Scan again.", code="no_group")
 
 
-def keep(project: Project, item: Item, *, kept: bool) -> None:
+def keep(contents: Contents, item: Item, *, kept: bool) -> None:
     """Mark an image as one to keep whatever the scan says, or no longer; raises InputError if it was not scanned."""
     if item.info is None:
         raise InputError(f"{item.name} was not scanned yet.", "Scan first.", code="not_scanned")
-    save_manifest(project, load_manifest(project).keep(item.info.sha256, kept=kept))
+    save_manifest(contents.project, contents.manifest.keep(item.info.sha256, kept=kept))
 
 
-def put_back(project: Project, ids: Sequence[str] | None = None) -> Markup:
-    """Put back what was set aside: all, or those of the ids; raises InputError if one of them is not there."""
+def put_back(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup, list[Path]]:
+    """Put back what was set aside: all, or those of the ids; returns what there is to say, and the images.
+
+    Raises InputError if one of them is not there.
+    """
     images = None
     if ids is not None:
         known = {_id(project, entry): entry.image for entry in rejected(project.rejected_dir)}
@@ -55,7 +59,8 @@ def put_back(project: Project, ids: Sequence[str] | None = None) -> Markup:
                 code="no_image",
             )
         images = [known[identity] for identity in ids]
-    return back_card(*restore_images(project.rejected_dir, images))
+    back, kept = restore_images(project.rejected_dir, images)
+    return back_card(back, kept), back
 
 
 def _id(project: Project, entry: Rejected) -> str:

@@ -36,7 +36,7 @@ class Desk:
         said: gr.HTML,
         page: gr.State,
         review: ReviewPanel,
-        again: Callable[[Data], Updates],
+        again: Callable[[Data, Contents | None], Updates],
         step_to: Callable[[Contents, Item, Data], Updates],
         saved_first: Callable[[Data], Updates],
     ) -> None:
@@ -136,7 +136,7 @@ class Desk:
         item = contents.item(data[self.review.current])
         edit = chip_edit(str(event.pick), contents.trigger)
         changed = change_caption(contents, item, edit)
-        contents = self._contents(data)
+        contents = contents.after([item.path])
         return self.step_to(contents, contents.item(item.id), data) | {
             self.review.saved: said(f"{edit.what}." if changed else "The caption stays as it is.")
         }
@@ -187,7 +187,7 @@ class Desk:
         if verb == TagPick.TAG and subject:
             return self._with_tag(data, subject)
         if verb == TagPick.PAGE and subject.isdecimal():
-            return self.again({**data, self.statistics.page: int(subject)}) | {self.statistics.page: int(subject)}
+            return self.again({**data, self.statistics.page: int(subject)}, None) | {self.statistics.page: int(subject)}
         raise InputError("That button is not known.", "Reload the page.", code="pick")
 
     def suggest(self, project: str, current: str, event: gr.EventData) -> Any:
@@ -213,7 +213,7 @@ class Desk:
 
     def _chosen(self, data: Data, chosen: Updates) -> Updates:
         """The first page of what is to be shown now, with what chooses it."""
-        return self.again({**data, **chosen, self.page: 0}) | chosen
+        return self.again({**data, **chosen, self.page: 0}, None) | chosen
 
     def _carried(self, data: Data, act: Callable[[History], EditReport]) -> Updates:
         self.saved_first(data)
@@ -222,8 +222,8 @@ class Desk:
 
     def _changed(self, data: Data, report: EditReport) -> Updates:
         """Captions were changed: show them as they are, and what was done."""
-        updates = self.again(data)
         contents = self._contents(data)
+        updates = self.again(data, contents)
         item = contents.by_id.get(data[self.review.current])
         if item is not None:
             updates |= self.review.open(contents, item)
@@ -238,7 +238,7 @@ class Desk:
                 f"{item.name} was not scanned yet.", "Wait for the scan, or scan in Curate.", code="not_scanned"
             )
         save_manifest(contents.project, contents.manifest.review([item.info.sha256], reviewed=wanted(item)))
-        contents = self._contents(data)
+        contents = contents.after()
         item = contents.item(item.id)
         if go_on:
             item = neighbour(contents, item.id, self.selection(contents, data), 1) or item

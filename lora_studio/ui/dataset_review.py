@@ -213,7 +213,7 @@ class ReviewPanel:
 
     def look(self, contents: Contents, item: Item) -> Updates:
         """Which image it is, how far the review is, and what there is to look at in it."""
-        place = contents.items.index(item) + 1
+        place = contents.place(item) + 1
         size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
         reviewed = "reviewed" if item.reviewed else ""
         line = " · ".join(part for part in (item.name, size, f"{place} of {len(contents.items)}", reviewed) if part)
@@ -371,7 +371,7 @@ def neighbour(contents: Contents, identity: str, chosen: Selection, step: int) -
     items = contents.items
     if not items:
         return None
-    here = next((place for place, item in enumerate(items) if item.id == identity), 0 if step < 0 else -1)
+    here = contents.places.get(identity, 0 if step < 0 else -1)
     for distance in range(1, len(items) + 1):
         item = items[(here + step * distance) % len(items)]
         if item.passes(chosen):
@@ -381,7 +381,7 @@ def neighbour(contents: Contents, identity: str, chosen: Selection, step: int) -
 
 def after_removal(contents: Contents, removed: Item, left: Contents, chosen: Selection) -> Item | None:
     """What to show once an image is gone: of what is `left`, the one that came after it, as the filter shows them."""
-    following = contents.items[contents.items.index(removed) + 1 :] + contents.items[: contents.items.index(removed)]
-    ids = [item.id for item in following if item.id in left.by_id]
-    shown = [left.by_id[identity] for identity in ids if left.by_id[identity].passes(chosen)]
-    return shown[0] if shown else left.by_id[ids[0]] if ids else None
+    place = contents.place(removed)
+    following = [*contents.items[place + 1 :], *contents.items[:place]]
+    there = [left.by_id[item.id] for item in following if item.id in left.by_id]
+    return next((item for item in there if item.passes(chosen)), there[0] if there else None)

@@ -20,7 +20,7 @@ from lora_studio.ui.components import error_card
 from lora_studio.ui.context import Page, Studio, Updates, guarded, with_project
 from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection
 from lora_studio.ui.dataset_desk import Desk
-from lora_studio.ui.dataset_looking import Looks
+from lora_studio.ui.dataset_looking import Look, Looks
 from lora_studio.ui.dataset_parts import Section, build_curate, build_import, build_left, build_top
 from lora_studio.ui.dataset_review import CaptionChanged, ReviewPanel
 from lora_studio.ui.dataset_tagging import TagPanel
@@ -169,7 +169,7 @@ class _DatasetTab:
         contents = self._contents(data)
         if contents.unseen and not self.looks.busy(contents.project):
             self.looks.start(contents.project)
-        return self._again(data) | {self.tag.trigger: contents.trigger}
+        return self._again(data, contents) | {self.tag.trigger: contents.trigger}
 
     def switched(self, data: Data) -> Updates:
         """Another part was chosen."""
@@ -182,17 +182,17 @@ class _DatasetTab:
         contents = self._contents(data)
         match verb:
             case Pick.PAGE if subject.isdecimal():
-                return self._again({**data, self.page: int(subject)})
+                return self._again({**data, self.page: int(subject)}, contents)
             case Pick.SHOW:
-                return self._open(data, contents.item(subject).id)
+                return self._open(data, contents, contents.item(subject).id)
             case Pick.ASIDE:
                 return self._set_aside(data, contents, [contents.item(subject)])
             case Pick.INSTEAD:
                 return self._use_instead(data, contents, contents.item(subject))
             case Pick.KEEP | Pick.UNKEEP:
-                return self._keep(data, contents.item(subject), kept=verb == Pick.KEEP)
+                return self._keep(data, contents, contents.item(subject), kept=verb == Pick.KEEP)
             case Pick.BACK:
-                return self._put_back(data, subject.split(","))
+                return self._put_back(data, contents, subject.split(","))
         raise InputError("That button is not known.", "Reload the page.", code="pick")
 
     def import_dropped(self, data: Data) -> Updates:
@@ -233,7 +233,7 @@ class _DatasetTab:
 
     def put_all_back(self, data: Data) -> Updates:
         """Put back everything that was set aside."""
-        return self._put_back(data)
+        return self._put_back(data, self._contents(data))
 
     def go_back(self, data: Data) -> Updates:
         """The image before."""
@@ -251,10 +251,11 @@ class _DatasetTab:
 
     def save(self, data: Data) -> Updates:
         """Keep the caption that was typed."""
-        saved = self._saved_first(data)
-        if not saved:
-            return {}
         contents = self._contents(data)
+        if not self.review.store(contents, data):
+            return {}
+        saved = self.review.stored(contents, data)
+        contents = contents.after([contents.item(data[self.review.current]).path])
         return saved | {self.top.tiles: self._tiles(contents), self.left.grid: self._grid(contents, data)}
 
     def put_trigger(self, data: Data) -> Updates:
@@ -292,7 +293,7 @@ class _DatasetTab:
         """Bring back the captions as they were before the last tagging."""
         said = self.tag.bring_back(self.studio.open(data[self.studio.project]))
         contents = self._contents(data)
-        return self._again(data) | self._reopen(contents, data) | {self.top.said: said}
+        return self._again(data, contents) | self._reopen(contents, data) | {self.top.said: said}
 
     def tick(self, data: Data) -> Any:
         """How far importing and scanning are; called while they are at work."""
@@ -329,18 +330,30 @@ class _DatasetTab:
     def _in_turn(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
         """One handler after the other: leaving the caption's box saves it, and what was clicked may move its image.
 
-        A caption that changed on disk meanwhile is shown; what was typed stays in the box, and is saved next time.
+        A caption that changed on disk meanwhile is shown; what was typed stays in the box, and is saved next time. What
+        a pass over the images found while the handler was at work is left to the next tick.
         """
 
         @functools.wraps(handler)
-        def wrapped(*args: Any) -> Updates:
+        def wrapped(data: Data, *args: Any) -> Updates:
             with self._lock:
+                look = self._look(data)
+                stamp = look.stamp if look else ""
                 try:
-                    return handler(*args)
+                    updates = handler(data, *args)
                 except CaptionChanged as error:
                     return {self.top.notice: error_card(error), **self.review.seen(error)}
+                if look is not None and look.stamp != stamp:
+                    updates |= {self.seen_look: "", self.ticker: gr.Timer(active=True)}
+                return updates
 
         return wrapped
+
+    def _look(self, data: Data) -> Look | None:
+        try:
+            return self.looks.last(self.studio.open(data[self.studio.project]))
+        except StudioError:
+            return None
 
     def _contents(self, data: Data) -> Contents:
         return Contents.of(self.studio.open(data[self.studio.project]))
@@ -359,14 +372,14 @@ class _DatasetTab:
     def _set_aside(self, data: Data, contents: Contents, items: Sequence[Item], reason: str = "") -> Updates:
         """Set images aside; if the one that is shown large is among them, the next one takes its place."""
         said = dataset_curation.set_aside(contents.project, items, reason)
-        left = Contents.of(contents.project)
+        left = contents.after(item.path for item in items)
         gone = contents.by_id.get(data[self.review.current])
         opened: Updates = {}
         if gone is not None and gone.id not in left.by_id:
             following = dataset_review.after_removal(contents, gone, left, self.desk.selection(left, data))
             opened = self.review.open(left, following)
             data = {**data, self.review.current: following.id if following else ""}
-        return self._again(data) | opened | {self.top.said: said}
+        return self._again(data, left) | opened | {self.top.said: said}
 
     def _use_instead(self, data: Data, contents: Contents, item: Item) -> Updates:
         """Set aside the one that was proposed to be kept. What else was a copy of it is compared anew."""
@@ -378,22 +391,22 @@ class _DatasetTab:
             updates |= self._look_updates(contents.project)
         return updates
 
-    def _keep(self, data: Data, item: Item, *, kept: bool) -> Updates:
-        dataset_curation.keep(self.studio.open(data[self.studio.project]), item, kept=kept)
-        return self._again(data) | {self.top.said: ""}
+    def _keep(self, data: Data, contents: Contents, item: Item, *, kept: bool) -> Updates:
+        dataset_curation.keep(contents, item, kept=kept)
+        return self._again(data, contents.after()) | {self.top.said: ""}
 
-    def _put_back(self, data: Data, ids: Sequence[str] | None = None) -> Updates:
-        said = dataset_curation.put_back(self.studio.open(data[self.studio.project]), ids)
-        return self._again(data) | {self.top.said: said}
+    def _put_back(self, data: Data, contents: Contents, ids: Sequence[str] | None = None) -> Updates:
+        said, back = dataset_curation.put_back(contents.project, ids)
+        return self._again(data, contents.after(back)) | {self.top.said: said}
 
-    def _open(self, data: Data, identity: str) -> Updates:
+    def _open(self, data: Data, contents: Contents, identity: str) -> Updates:
         """Show an image large, in Review."""
-        self._saved_first(data)
-        contents = self._contents(data)
+        if self._saved_first(data):
+            contents = self._contents(data)
         item = contents.item(identity)
         data = {**data, self.review.current: item.id, self.top.section: Section.REVIEW.value}
         return (
-            self._again(data)
+            self._again(data, contents)
             | self.review.open(contents, item)
             | {self.top.section: Section.REVIEW.value, self.top.said: ""}
         )
@@ -402,12 +415,13 @@ class _DatasetTab:
         self._saved_first(data)
         contents = self._contents(data)
         item = dataset_review.neighbour(contents, data[self.review.current], self.desk.selection(contents, data), step)
-        return self._again(data) if item is None else self._step_to(contents, item, data)
+        return self._again(data, contents) if item is None else self._step_to(contents, item, data)
 
     def _step_to(self, contents: Contents, item: Item, data: Data) -> Updates:
         """Show an image large, and the gallery's page that has it."""
         shown = contents.shown(self.desk.selection(contents, data))
-        page = shown.index(item) // dataset_view.PAGE_SIZE if item in shown else data[self.page]
+        place = next((place for place, one in enumerate(shown) if one.id == item.id), None)
+        page = data[self.page] if place is None else place // dataset_view.PAGE_SIZE
         data = {**data, self.review.current: item.id, self.page: page}
         return {
             self.left.grid: self._grid(contents, data),
@@ -418,9 +432,10 @@ class _DatasetTab:
 
     def _saved_first(self, data: Data) -> Updates:
         """Save what is in the caption's box, as everything does that leads away from it."""
-        if not self.review.edited(data) or not self.review.store(self._contents(data), data):
+        if not self.review.edited(data):
             return {}
-        return self.review.stored(self._contents(data), data)
+        contents = self._contents(data)
+        return self.review.stored(contents, data) if self.review.store(contents, data) else {}
 
     def _reopen(self, contents: Contents, data: Data) -> Updates:
         """Show the caption as it is on disk now, unless something unsaved is in the box."""
@@ -429,11 +444,11 @@ class _DatasetTab:
             return {}
         return self.review.open(contents, item or (contents.items[0] if contents.items else None))
 
-    def _again(self, data: Data) -> Updates:
-        """The tab as it is now, but for what the user typed."""
+    def _again(self, data: Data, contents: Contents | None = None) -> Updates:
+        """The tab as it is now, but for what the user typed; `contents` if they were read since anything changed."""
         # Asked before the images are read: a pass that ends in between is shown at the next tick.
         look = self._look_updates(self.studio.open(data[self.studio.project]))
-        contents = self._contents(data)
+        contents = contents or self._contents(data)
         current = contents.by_id.get(data[self.review.current])
         opened: Updates = {}
         if current is None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 from markupsafe import Markup
 
-from lora_studio import guide
-from lora_studio.dataset.bucket_plan import Bucket, Placed, bucket_plan
+from lora_studio.dataset.bucket_plan import Bucket, Placed
 from lora_studio.dataset.duplicates import DuplicateGroup
-from lora_studio.project import DEFAULT_REPEATS, SET_FOLDER, Home
+from lora_studio.project import Home
 from lora_studio.recipe import Recipe
 from lora_studio.ui.components import Tone, card, count_of, heading
 from lora_studio.ui.dataset_contents import Contents, Item
@@ -103,13 +100,9 @@ def _opener(home: Home, item: Item) -> Markup:
 
 def buckets_picture(home: Home, contents: Contents) -> Markup:
     """Each bucket as a shape with its images, framed where they are cropped, and what the batch size leaves empty."""
-    sized = [item for item in contents.items if item.info and item.info.readable]
-    if not sized:
+    buckets, recipe = contents.buckets, contents.recipe
+    if not buckets:
         return Markup("")
-    recipe = _recipe(contents)
-    buckets = bucket_plan(
-        ((item.path, (item.info.width, item.info.height), _repeats(item)) for item in sized if item.info), recipe
-    )
     shown = Markup("").join(_bucket(home, contents, bucket, recipe) for bucket in buckets[:BUCKETS_SHOWN])
     rest = buckets[BUCKETS_SHOWN:]
     more = Markup('<p class="hint">{} more with {}.</p>').format(
@@ -120,20 +113,8 @@ def buckets_picture(home: Home, contents: Contents) -> Markup:
     )
 
 
-def _recipe(contents: Contents) -> Recipe:
-    """The project's recipe; before there is one, the guide's at the base's own resolution."""
-    info = contents.project.info()
-    base = guide.find_base(info.base)
-    return info.recipe or Recipe.parse({"resolution": base.resolution} if base else {})
-
-
-def _repeats(item: Item) -> int:
-    found = SET_FOLDER.match(item.path.parent.name)
-    return int(found[1]) if found else DEFAULT_REPEATS
-
-
 def _sizes(contents: Contents) -> str:
-    sizes = Counter((item.info.width, item.info.height) for item in contents.items if item.info and item.info.readable)
+    sizes = contents.sizes
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
         return f"All images have {width} × {height} px, as the guide likes it. "

@@ -65,8 +65,7 @@ def action(pick: Pick, subject: str, text: str, title: str = "", *, key: str = "
 def dataset_tiles(contents: Contents, aside: int) -> Markup:
     """Images, copies, what to look at, captions, reviews."""
     items, flagged = contents.items, contents.flagged
-    copies = [item for item in items if item.path in contents.copies]
-    captioned = [item for item in items if item.caption]
+    copies = [contents.by_path[path] for path in contents.copies]
     scanned = len(items) - contents.unseen
     return tiles(
         [
@@ -87,9 +86,9 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
             ),
             Tile(
                 "Captioned",
-                f"{len(captioned)} / {len(items)}",
-                _captions_note(contents, captioned),
-                _captions_tone(contents, captioned),
+                f"{len(contents.captioned)} / {len(items)}",
+                _captions_note(contents),
+                _captions_tone(contents),
             ),
             Tile(
                 "Reviewed",
@@ -102,7 +101,7 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
 
 
 def _images_note(contents: Contents, aside: int) -> str:
-    sizes = Counter((item.info.width, item.info.height) for item in contents.items if item.info and item.info.readable)
+    sizes = contents.sizes
     parts = [f"{aside} set aside"] if aside else []
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
@@ -116,19 +115,19 @@ def _counted(words: Iterable[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common(3))
 
 
-def _captions_note(contents: Contents, captioned: Sequence[Item]) -> str:
-    if not captioned:
+def _captions_note(contents: Contents) -> str:
+    if not contents.captioned:
         return "tag them, or write your own"
     if not contents.trigger:
         return "no trigger word chosen yet"
-    without = sum(not item.has_trigger for item in captioned)
+    without = contents.without_trigger
     return f"{without} without the trigger word" if without else "trigger word first in each"
 
 
-def _captions_tone(contents: Contents, captioned: Sequence[Item]) -> Tone:
+def _captions_tone(contents: Contents) -> Tone:
     if not contents.items:
         return Tone.PLAIN
-    done = len(captioned) == len(contents.items) and all(item.has_trigger for item in captioned)
+    done = len(contents.captioned) == len(contents.items) and not contents.without_trigger
     return Tone.OK if done else Tone.LOOK
 
 

@@ -243,6 +243,23 @@ def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) ->
             assert now.items[1] is before.items[1]
 
 
+def test_after_its_own_changes_the_studio_looks_at_them_alone(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "aside")
+    contents = Contents.of(project)
+    image = contents.items[0].path
+    moved = [path.rename(project.path / path.name) for path in (image, image.with_suffix(".txt"))]
+    edit(project, "key.txt", "key", "lock")  # by another program
+    left = contents.after([image])
+    assert [item.caption for item in left.items] == [CAPTIONS["key.png"], CAPTIONS["umbrella.png"]]
+    there = Contents.of(project)
+    assert [item.caption for item in there.items] == [f"{TRIGGER}, lock, ink", CAPTIONS["umbrella.png"]]
+    for path in moved:
+        path.rename(image.parent / path.name)
+    back = there.after([image])
+    assert back.items == Contents.read(project).items
+    assert back.items[1] is there.items[0]
+
+
 def test_words_are_suggested_from_what_the_dataset_says(original: Project, home: Home) -> None:
     contents = Contents.of(original)
     image = contents.by_path[original.images_dir / "key.png"]

@@ -37,6 +37,32 @@ def test_it_is_read_back_as_it_was_written(folder: Path, tmp_path: Path) -> None
     assert [item.path.name for item in read.proposals()] == ["guitar-mirrored.png"]
 
 
+def test_marks_are_read_by_another_program_beside_the_same_scan(folder: Path, tmp_path: Path) -> None:
+    file, copied = tmp_path / "dataset.json", tmp_path / "copied.json"
+    made = scanned(folder)
+    image = made.infos[folder / "10_ink" / "umbrella.png"].sha256
+    for marked in (made, made.review([image]), made.review([image]).keep(image), made):
+        marked.save(file)
+        shutil.copy(file, copied)  # what is remembered of `file` is not of its copy
+        assert Manifest.load(copied, folder) == marked
+        assert Manifest.load(file, folder) == marked
+
+
+def test_one_image_that_went_changes_it_alone(folder: Path, tmp_path: Path) -> None:
+    file, image = tmp_path / "dataset.json", folder / "10_ink" / "guitar.png"
+    made = scanned(folder)
+    made.save(file)
+    aside = image.rename(tmp_path / "guitar.png")
+    changed = made.changed(file, [image])
+    assert changed == Manifest.load(file, folder)
+    assert changed is not None
+    assert changed.groups == []
+    aside.rename(image)
+    assert changed.changed(file, [image]) == made
+    scanned(folder).save(file)
+    assert made.changed(file, []) is None  # another scan: there is more to look at
+
+
 def test_it_moves_with_its_folder(folder: Path, tmp_path: Path) -> None:
     scanned(folder).save(tmp_path / "dataset.json")
     moved = folder.rename(tmp_path / "elsewhere")
