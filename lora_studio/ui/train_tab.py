@@ -174,20 +174,19 @@ class _TrainTab:
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
         studio, buttons = self.studio, self.buttons
-        outputs = [
+        # The browser looks at every output of a tick: the form, which has many, is in none of them.
+        live = [
             self.title,
             self.figures,
             *buttons,
-            *self.form_side,
-            *self.form.outputs,
-            *self.others,
+            self.form_side.column,
             *self.run_side,
             *self.aside,
             self.seen,
-            self.filled_from,
             studio.run,
-            studio.timer,
         ]
+        form = [*self.form_side, *self.form.outputs, *self.others, self.filled_from]
+        outputs = [*live, *(component for component in form if component not in live), studio.timer]
         chosen = {studio.project, studio.run}
         contents = {studio.project, self.form_side.name, *self.others, *self.form.inputs}
 
@@ -213,7 +212,7 @@ class _TrainTab:
         studio.timer.tick(
             self.tick,
             [studio.project, studio.run, self.seen],
-            outputs,
+            live,
             show_progress="hidden",
             queue=False,
             trigger_mode="always_last",
