@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,6 @@ class _DatasetTab:
                 )
         self.seen_look = gr.State("")
         self.seen_tag = gr.State("")
-        self.tag_news = gr.State("")
         self.ticker = gr.Timer(LOOK_SECONDS, active=False)
 
     @property
@@ -129,16 +127,7 @@ class _DatasetTab:
             trigger_mode="always_last",
         )
         self.ticker.tick(self.tick, {*place, self.seen_look}, outputs, show_progress="hidden", queue=False)
-        # The browser looks at every output of a tick, and this tab has many: they are asked for where there is news.
         self.studio.timer.tick(
-            self.tick_of_tagging,
-            [self.studio.project, self.seen_tag],
-            self.tag_news,
-            show_progress="hidden",
-            queue=False,
-            trigger_mode="always_last",
-        )
-        self.tag_news.change(
             self.tag_tick,
             {*place, self.seen_tag},
             outputs,
@@ -318,14 +307,6 @@ class _DatasetTab:
             return self._again(data)
         except StudioError:
             return gr.skip()
-
-    def tick_of_tagging(self, project: str, seen: str) -> Any:
-        """A value of its own each time that the tagging has news; called while a job is at work."""
-        try:
-            signature = self.tag.signature(self.studio.open(project))
-        except StudioError:
-            return gr.skip()
-        return gr.skip() if signature == seen else f"{signature} {time.monotonic()}"
 
     def tag_tick(self, data: Data) -> Any:
         """How far the tagging is; called while a job is at work."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -194,7 +193,6 @@ class _TestTab:
         self.sweep = gr.State("")  # the name of the test that is shown
         self.cell = gr.State("")  # the name of its picture that is shown large
         self.seen = gr.State("")
-        self.news = gr.State("")
         self.filled_for = gr.State("")  # see _stamp
 
     def wire(self, tab: gr.Tab, to_train: gr.Button) -> Page:
@@ -238,16 +236,7 @@ class _TestTab:
             show_progress="hidden",
             trigger_mode="always_last",
         )
-        # The browser looks at every output of a tick, and here are many: they are asked for where there is news.
         studio.timer.tick(
-            self.tick_of_sweep,
-            [studio.project, self.sweep, self.seen],
-            self.news,
-            show_progress="hidden",
-            queue=False,
-            trigger_mode="always_last",
-        )
-        self.news.change(
             self.tick,
             [studio.project, self.sweep, self.cell, self.seen],
             shown,
@@ -348,14 +337,6 @@ class _TestTab:
             return {self.question.count: self._count(self._job(chosen_loras(project, data[self.question.loras]), data))}
         except StudioError:
             return {self.question.count: ""}
-
-    def tick_of_sweep(self, project_name: str, sweep: str, seen: str) -> Any:
-        """A value of its own each time that a sweep has news; called while a job is at work."""
-        try:
-            signature = self._signature(self.studio.open(project_name), sweep)
-        except StudioError:
-            return gr.skip()
-        return gr.skip() if signature == seen else f"{signature} {time.monotonic()}"
 
     def tick(self, project_name: str, sweep: str, cell: str, seen: str) -> Any:
         """Show what is new; called while a job is at work."""
