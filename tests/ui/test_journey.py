@@ -22,7 +22,7 @@ from tests.tiny_taggers import save_tiny_wd
 from tests.ui.conftest import Running
 
 WORKER_MS = 240_000  # a worker process imports torch first, and the machine may be busy
-STEPS = 40
+STEPS = 200
 SIDE = 96  # px
 Keep = Callable[[str], None]
 
