@@ -13,7 +13,7 @@ from lora_studio.errors import InputError
 from lora_studio.project import Home, Project
 from lora_studio.ui import dataset_tab, plan_tab, test_tab, train_tab
 from lora_studio.ui.components import empty_state, html, pill
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded
 from lora_studio.ui.example import create_example, free_name
 from lora_studio.ui.jobs import ActiveJob, Jobs
 from lora_studio.ui.server import Mode
@@ -165,7 +165,7 @@ class _Frame:
         everything = list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
 
         def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
-            event(guarded(self.notice, handler), inputs, everything, show_progress="hidden")
+            event(guarded(self.notice, handler), inputs, everything, **QUIET)
 
         on(blocks.load, self.show, [studio.project])
         on(header.chooser.input, self.choose, [header.chooser])
@@ -181,13 +181,13 @@ class _Frame:
             lambda is_open: {menu.panel: gr.Column(visible=not is_open), menu.is_open: not is_open},
             menu.is_open,
             [menu.panel, menu.is_open],
-            show_progress="hidden",
+            **QUIET,
         )
         studio.timer.tick(
             self.tick,
             [studio.project, self.seen],
             [header.job_pill, self.seen, studio.timer],
-            show_progress="hidden",
+            **QUIET,
             queue=False,
         )
 

@@ -27,6 +27,13 @@ from lora_studio.ui.server import Mode
 
 Updates = dict[Any, Any]
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
+"""For every event: gradio draws no progress of its own over components.
+
+The empty list is for speed. Whenever an event starts or ends, gradio's page goes through all components that ever stood
+in `show_progress_on`, by default all outputs of all events so far, and looks each up in the tree of the whole page.
+"""
+
 
 class TabName(StrEnum):
     """The four tabs, by the id that the page knows them under."""

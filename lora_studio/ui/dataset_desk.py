@@ -11,7 +11,7 @@ from lora_studio.dataset.edits import plan_edit
 from lora_studio.dataset.history import EditReport, History
 from lora_studio.dataset.lint import mend_named
 from lora_studio.errors import InputError, StudioError
-from lora_studio.ui.context import Studio, Updates
+from lora_studio.ui.context import QUIET, Studio, Updates
 from lora_studio.ui.dataset_captions import CaptionsPanel, FindingPick, report_card
 from lora_studio.ui.dataset_chips import suggestion_list
 from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection, save_manifest
@@ -82,12 +82,12 @@ class Desk:
         on(self.captions.apply.click, self.apply, self.captions.inputs)
         on(self.statistics.table.click, self.tag_clicked)
         on(self.statistics.beside.click, self.tag_clicked)
-        self.captions.act.input(self.captions.chosen, self.captions.act, self.captions.outputs, show_progress="hidden")
+        self.captions.act.input(self.captions.chosen, self.captions.act, self.captions.outputs, **QUIET)
         self.review.add.input(
             self.suggest,
             [self.studio.project, self.review.current],
             self.review.suggestions,
-            show_progress="hidden",
+            **QUIET,
             trigger_mode="always_last",
         )
 

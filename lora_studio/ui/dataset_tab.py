@@ -17,7 +17,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.ui import dataset_curation, dataset_review, dataset_variety, dataset_view
 from lora_studio.ui.components import error_card
-from lora_studio.ui.context import Page, Studio, Updates, guarded, with_project
+from lora_studio.ui.context import QUIET, Page, Studio, Updates, guarded, with_project
 from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection
 from lora_studio.ui.dataset_desk import Desk
 from lora_studio.ui.dataset_looking import Look, Looks
@@ -91,7 +91,7 @@ class _DatasetTab:
 
         def on(event: Any, handler: Callable[..., Updates], more: Iterable[Any] = (), **options: Any) -> None:
             wrapped = guarded(self.top.notice, self._in_turn(handler))
-            event(wrapped, {*place, *more}, outputs, show_progress="hidden", **options)
+            event(wrapped, {*place, *more}, outputs, **QUIET, **options)
 
         self.desk.wire(on)
         on(tab.select, self.reopened)
@@ -118,20 +118,20 @@ class _DatasetTab:
         on(self.tag.stop.click, self.stop_tagging)
         on(self.tag.resume.click, self.resume_tagging)
         on(self.tag.undo.click, self.undo_tagging)
-        self.tag.tagger.input(self.tag.chosen, self.tag.tagger, self.tag.chosen_outputs, show_progress="hidden")
+        self.tag.tagger.input(self.tag.chosen, self.tag.tagger, self.tag.chosen_outputs, **QUIET)
         self.review.caption.change(
             self.typed,
             [self.studio.project, self.review.caption],
             [self.review.hint, self.review.add_trigger],
-            show_progress="hidden",
+            **QUIET,
             trigger_mode="always_last",
         )
-        self.ticker.tick(self.tick, {*place, self.seen_look}, outputs, show_progress="hidden", queue=False)
+        self.ticker.tick(self.tick, {*place, self.seen_look}, outputs, **QUIET, queue=False)
         self.studio.timer.tick(
             self.tag_tick,
             {*place, self.seen_tag},
             outputs,
-            show_progress="hidden",
+            **QUIET,
             queue=False,
             trigger_mode="always_last",
         )

@@ -22,7 +22,7 @@ from lora_studio.errors import ConfigError, what_is_wrong
 from lora_studio.recipe import Recipe
 from lora_studio.settings import Group, Settings
 from lora_studio.ui.components import html, short
-from lora_studio.ui.context import Updates
+from lora_studio.ui.context import QUIET, Updates
 
 FIELD_WIDTH = 210
 RESET_LENGTH = 24
@@ -217,20 +217,18 @@ class SettingsForm(Generic[Model]):
                     partial(self._follow, name),
                     [component, *followers],
                     followers,
-                    show_progress="hidden",
+                    **QUIET,
                     api_visibility="private",
                 )
             _edit_event(component)(
                 partial(self._edited, name),
                 component,
                 component,
-                show_progress="hidden",
+                **QUIET,
                 api_visibility="private",
             )
             if name in self.resets:
-                self.resets[name].click(
-                    partial(self._reset, name), None, component, show_progress="hidden", api_visibility="private"
-                )
+                self.resets[name].click(partial(self._reset, name), None, component, **QUIET, api_visibility="private")
 
     def _follow(self, master: str, content: Any, *contents: Any) -> Any:
         followers = [spec for spec in self.specs.values() if spec.master == master]
@@ -280,9 +278,7 @@ class RecipeForm(SettingsForm[Recipe]):
         """Marks, reset buttons, and the search."""
         super().wire()
         found = [*self.outputs, *self.folds.values(), self.nothing_found]
-        self.search.input(
-            self._find, {self.search, *self.inputs}, found, show_progress="hidden", api_visibility="private"
-        )
+        self.search.input(self._find, {self.search, *self.inputs}, found, **QUIET, api_visibility="private")
 
     def _find(self, data: Mapping[Component, Any]) -> Updates:
         """Show what has all the words, though it may do nothing yet; without words, what does something."""

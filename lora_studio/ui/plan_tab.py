@@ -20,7 +20,7 @@ from lora_studio.ui.components import (
     empty_card,
     html,
 )
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.plan_view import caution_cards, plan_tiles, recipe_table
 
 EXPECTED_IMAGES = 20  # until there is a dataset to count
@@ -136,23 +136,21 @@ class _PlanTab:
             guarded(result.notice, self.answered),
             {self.studio.project, *answers},
             outputs,
-            show_progress="hidden",
+            **QUIET,
             trigger_mode="always_last",
         )
         result.use.click(
             guarded(result.notice, self.use),
             {self.studio.project, *answers},
             [*outputs, self.studio.tabs, self.studio.run],
-            show_progress="hidden",
+            **QUIET,
         )
-        result.to_dataset.click(
-            lambda: self.studio.goto(TabName.DATASET), None, [self.studio.tabs], show_progress="hidden"
-        )
+        result.to_dataset.click(lambda: self.studio.goto(TabName.DATASET), None, [self.studio.tabs], **QUIET)
         tab.select(
             guarded(result.notice, self.reopened),
             {self.studio.project, *answers},
             outputs,
-            show_progress="hidden",
+            **QUIET,
         )
         return Page(self.refresh, outputs)
 

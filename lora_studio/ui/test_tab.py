@@ -16,7 +16,7 @@ from lora_studio.sampling.cells import SweepPlan
 from lora_studio.training.lora_file import read_lora
 from lora_studio.ui import test_view
 from lora_studio.ui.components import empty_state, error_card, heading, html, pickable
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.fields import SettingsForm, build_fields
 from lora_studio.ui.loras import Choice, add_lora, chosen_loras, lora_choices
 from lora_studio.ui.pictures import copy_to_save
@@ -205,7 +205,7 @@ class _TestTab:
         form_events = [self.question.loras.change, self.question.bases.change, *self.form.edits]
 
         def on(event: Any, handler: Any, inputs: Any, outputs: Any, **options: Any) -> None:
-            event(guarded(self.frame.notice, handler), inputs, outputs, show_progress="hidden", **options)
+            event(guarded(self.frame.notice, handler), inputs, outputs, **QUIET, **options)
 
         on(buttons.start.click, self.start, contents, [*shown, *asked])
         on(buttons.stop.click, self.stop, chosen, shown)
@@ -223,24 +223,24 @@ class _TestTab:
                 guarded(self.frame.notice, self.add_path),
                 added,
                 [*shown, *asked, self.elsewhere.path],
-                show_progress="hidden",
+                **QUIET,
             )
         state = {studio.run, self.sweep, self.filled_for, *contents}
         on(tab.select, self.reopened, state, [*shown, *asked])
-        to_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], show_progress="hidden")
+        to_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **QUIET)
         gr.on(
             form_events,
             self.edited,
             contents,
             [self.question.count],
-            show_progress="hidden",
+            **QUIET,
             trigger_mode="always_last",
         )
         studio.timer.tick(
             self.tick,
             [studio.project, self.sweep, self.cell, self.seen],
             shown,
-            show_progress="hidden",
+            **QUIET,
             queue=False,
             trigger_mode="always_last",
         )

@@ -18,7 +18,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.runs import State, slugify
 from lora_studio.ui import train_view
 from lora_studio.ui.components import empty_card, error_card, heading, html, pickable
-from lora_studio.ui.context import Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.fields import RecipeForm, build_form
 from lora_studio.ui.history import Histories, RunView, run_named
 from lora_studio.ui.job_fields import JobFields, build_job_fields
@@ -191,7 +191,7 @@ class _TrainTab:
         contents = {studio.project, self.form_side.name, *self.others, *self.form.inputs}
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
-            event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], show_progress="hidden", **options)
+            event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **QUIET, **options)
 
         on(buttons.start.click, self.start, contents)
         on(buttons.stop.click, self.stop, chosen)
@@ -200,20 +200,20 @@ class _TrainTab:
         on(self.aside.runs.click, self.pick, [studio.project])
         on(self.form_side.source.input, self.fill_from, {studio.project, self.form_side.source})
         on(tab.select, self.reopened, {*chosen, self.filled_from, *contents})
-        buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], show_progress="hidden")
+        buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **QUIET)
         gr.on(
             [*self.form.edits, self.others.regularization.blur],
             self.edited,
             contents,
             [self.figures, self.aside.cards],
-            show_progress="hidden",
+            **QUIET,
             trigger_mode="always_last",
         )
         studio.timer.tick(
             self.tick,
             [studio.project, studio.run, self.seen],
             live,
-            show_progress="hidden",
+            **QUIET,
             queue=False,
             trigger_mode="always_last",
         )

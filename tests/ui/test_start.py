@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.ui.conftest import ROOT, Running, start_app, stop_app
+from tests.ui.interface import Interface
 
 SECONDS = 4.0
 TRIES = 3
@@ -78,3 +79,12 @@ def test_it_fits_a_telephone_and_the_dark(running: Running, open_page: Callable[
     page = open_page(size=(390, 844), dark=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.evaluate("document.body.classList.contains('dark')")
+
+
+def test_no_event_keeps_the_page_busy(interface: Interface) -> None:
+    """Gradio's page goes through everything that ever showed progress whenever an event starts or ends."""
+    events = interface.blocks.get_config_file()["dependencies"]
+    drawn = {(event["api_name"], *event["targets"][0]) for event in events if event["show_progress_on"] != []}
+    assert events
+    assert not drawn
+    assert {event["show_progress"] for event in events} == {"hidden"}
