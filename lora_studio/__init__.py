@@ -26,6 +26,7 @@ __all__ = [
     "tag",
     "train",
     "undo_caption_edit",
+    "wrap_images",
 ]
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         tag,
         train,
         undo_caption_edit,
+        wrap_images,
     )
 
 

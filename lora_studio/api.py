@@ -22,6 +22,7 @@ from lora_studio.dataset.images import find_images
 from lora_studio.dataset.lint import Finding, lint
 from lora_studio.dataset.review import Review, image_hashes, mark_reviewed, review_of
 from lora_studio.dataset.scan import scan
+from lora_studio.dataset.sets import wrap_images
 from lora_studio.dataset.statistics import CaptionStatistics, caption_statistics, suggest_split
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
@@ -51,6 +52,7 @@ __all__ = [
     "tag",
     "train",
     "undo_caption_edit",
+    "wrap_images",
 ]
 
 

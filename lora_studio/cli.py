@@ -144,11 +144,17 @@ def curate(
     folder: Folder,
     apply: Annotated[bool, typer.Option("--apply", help="Set the proposed images aside (nothing is deleted).")] = False,
     restore: Annotated[bool, typer.Option("--restore", help="Put everything back where it was.")] = False,
+    wrap: Annotated[
+        str, typer.Option(metavar="NAME", help="First put the images beside the set folders into one, like 10_saria.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Show, do or undo what a scan proposes."""
     if apply and restore:
         raise InputError("--apply and --restore exclude each other.", "Give one of the two.", code="usage")
+    if wrap:
+        wrapped = api.wrap_images(folder, wrap)
+        err_console.print(f"{len(wrapped)} images are in {wrapped[0].parent} now.", soft_wrap=True, highlight=False)
     with counted(err_console, "Scanning") as progress:
         report = api.curate(folder, apply=apply, restore=restore, on_progress=progress)
     if as_json:

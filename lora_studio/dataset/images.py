@@ -1,8 +1,8 @@
 """Opening images safely: what they show, what is wrong with them, and thumbnails.
 
-Every file is decoded by Pillow with a fixed list of formats and a limit on its pixels, whatever its name says. What
-comes out is upright RGB in sRGB: the EXIF orientation applied, transparency laid on white, the first frame of an
-animation, 16 bits a channel scaled to 8.
+Every file is decoded by Pillow with a fixed list of formats and a limit on its pixels, whatever its name says; HEIC, as
+telephones write it, where the package pillow-heif is installed. What comes out is upright RGB in sRGB: the EXIF
+orientation applied, transparency laid on white, the first frame of an animation, 16 bits a channel scaled to 8.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,9 @@ SUFFIXES = {
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
     "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
 }
+HEIF_TYPES = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 MASK_ENDING = "-masklabel"  # of the name of a mask beside its image, as OneTrainer's users have them
@@ -130,6 +134,17 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
+@cache
+def formats() -> tuple[str, ...]:
+    """What Pillow may try on a file: the formats of SUFFIXES, HEIF only where its package is installed."""
+    if find_spec("pillow_heif") is None:
+        return tuple(name for name in SUFFIXES if name != "HEIF")
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return tuple(SUFFIXES)
+
+
 def read_image(path: Path) -> Image.Image:
     """The image as upright RGB; raises InputError, naming the file, if it cannot be decoded whole."""
     return decode(path).image
@@ -144,7 +159,7 @@ def decode(path: Path, *, at_least: int | None = None, with_alpha: bool = False)
     """
     try:
         # Pillow's formats beyond these, some of which run programs or read other files, are never tried.
-        with Image.open(path, formats=list(SUFFIXES)) as image:
+        with Image.open(path, formats=formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _unreadable(path, f"it has {image.width} x {image.height} px, more than {MAX_PIXELS:,}")
             return _decode(image, at_least, with_alpha)
@@ -153,7 +168,13 @@ def decode(path: Path, *, at_least: int | None = None, with_alpha: bool = False)
     except Image.DecompressionBombError as error:
         raise _unreadable(path, f"it has more than {MAX_PIXELS:,} px") from error
     except UnidentifiedImageError as error:
-        raise _unreadable(path, f"it is no {', '.join(SUFFIXES)} image") from error
+        if "HEIF" not in formats() and _is_heif(path):
+            raise InputError(
+                f"The image {path.name!r} is a HEIC image, which cannot be read without the package pillow-heif.",
+                "Run `pip install pillow-heif` and start anew, or save it as JPEG or PNG.",
+                code="heif",
+            ) from error
+        raise _unreadable(path, f"it is no {', '.join(formats())} image") from error
     except Exception as error:  # a decoder fed with broken data raises anything from SyntaxError to struct.error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(path, reason or type(error).__name__) from error
@@ -225,6 +246,13 @@ def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Pictu
 def _draft_size(full: tuple[int, int], at_least: int) -> tuple[int, int]:
     scale = min(1.0, at_least / min(full))
     return max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
+
+
+def _is_heif(path: Path) -> bool:
+    """Whether a file begins like a HEIC image: its type (ISO 14496-12, `ftyp`) is one that ISO 23008-12 registers."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_TYPES
 
 
 def _orientation(image: Image.Image) -> int:

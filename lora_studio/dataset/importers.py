@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 import tempfile
 import unicodedata
@@ -27,6 +26,7 @@ from lora_studio.dataset.curate import MANIFEST, default_rejected_dir, rejected
 from lora_studio.dataset.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images import SUFFIXES, decode, file_sha256, find_images, is_image_name
 from lora_studio.dataset.masks import bring_mask, mask_file, masks_among
+from lora_studio.dataset.sets import as_text, safe_name, set_name
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic
 from lora_studio.project import SET_FOLDER
@@ -35,13 +35,8 @@ Progress = Callable[[int, int], None]
 
 # Pictures that people have and the studio does not open: in a folder these are refused by name, while other files are
 # passed over.
-FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".cr2", ".nef", ".dng"))
+FOREIGN_SUFFIXES = frozenset((".jxl", ".jp2", ".psd", ".svg", ".raw", ".cr2", ".nef", ".dng"))
 LARGEST_CAPTION = 1 << 20  # bytes
-MOST_REPEATS = 500  # `2024_holidays` is a year, not 2024 repeats
-LONGEST_STEM = 200  # bytes; file systems take 255
-
-_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # names that Windows keeps for devices
 
 
 class Refused(BaseModel):
@@ -132,6 +127,9 @@ def import_paths(
                 _bring(candidate, images_dir, known, Path(scratch), report)
                 if on_progress:
                     on_progress(done, len(candidates))
+    loose = sum(candidate.set_name is None for candidate in candidates)
+    if 0 < loose < len(candidates):
+        report.notes.append(f"{_images(loose)} beside the set folders: imported into {images_dir.name!r}.")
     return report
 
 
@@ -160,7 +158,7 @@ def _gather(sources: Sequence[Path], report: ImportReport, limits: Limits | None
 
 
 def _from_folder(folder: Path) -> list[_Candidate]:
-    found = _paired([(path.relative_to(folder), path) for path in _walk(folder)], _set_name(folder.resolve().name))
+    found = _paired([(path.relative_to(folder), path) for path in _walk(folder)], set_name(folder.resolve().name))
     if not found:
         raise _nothing_in(f"the folder {str(folder)!r}")
     return found
@@ -191,8 +189,8 @@ def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]
     for kind, path in alone:
         report.refused.append(
             Refused(
-                name=_text(path.name),
-                message=f"There is no image for the {kind} {_text(path.name)!r}.",
+                name=as_text(path.name),
+                message=f"There is no image for the {kind} {as_text(path.name)!r}.",
                 remedy="Import it together with its image, which has the same name.",
             )
         )
@@ -224,7 +222,7 @@ def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> li
         _Candidate(
             name=path.name if isinstance(source, Path) else str(path),
             source=source,
-            set_name=next(filter(None, map(_set_name, reversed(path.parent.parts))), own_set),
+            set_name=next(filter(None, map(set_name, reversed(path.parent.parts))), own_set),
             caption=captions.get((path.parent, _key(path))),
             mask=by_image.get(path),
         )
@@ -242,26 +240,6 @@ def _key(path: PurePath) -> str:
     return unicodedata.normalize("NFC", path.stem).casefold()
 
 
-def _set_name(folder_name: str) -> str | None:
-    """The name of a set of images made safe, or None for a folder that is none."""
-    match = SET_FOLDER.match(folder_name)
-    if match is None or not 1 <= int(match[1]) <= MOST_REPEATS:
-        return None
-    return f"{int(match[1])}_{_safe(match[2])}"
-
-
-def _safe(name: str) -> str:
-    """A part of a file name that every system takes: no separators, no control characters, not too long."""
-    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", _text(name)))
-    name = name.encode()[:LONGEST_STEM].decode(errors="ignore").strip(" .")
-    return f"_{name}" if _RESERVED.fullmatch(name) else name or "image"
-
-
-def _text(name: str) -> str:
-    """A file name as text; bytes that are none become question marks."""
-    return name.encode("utf-8", "replace").decode()
-
-
 def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path, report: ImportReport) -> None:
     """Copy one image with its caption, or say in the report why not."""
     folder = images_dir.parent / candidate.set_name if candidate.set_name else images_dir
@@ -275,17 +253,17 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
     if there is None:
         suffixes = SUFFIXES[picture_format]
         suffix = PurePath(candidate.name).suffix.lower()
-        name = _safe(PurePath(candidate.name).stem)
+        name = safe_name(PurePath(candidate.name).stem)
         image = _copy(file, folder, name, suffix if suffix in suffixes else suffixes[0], known.stems(folder))
         known.add(image)
         report.added.append(image)
         if suffix not in suffixes:
             report.notes.append(
-                f"{_text(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
+                f"{as_text(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
             )
     else:
         image, reason = there
-        report.skipped.append(Skipped(name=_text(candidate.name), reason=reason))
+        report.skipped.append(Skipped(name=as_text(candidate.name), reason=reason))
     if isinstance(candidate.source, Member):
         file.unlink()
     if candidate.mask and image.is_relative_to(images_dir.parent) and mask_file(image) is None:
@@ -323,7 +301,7 @@ def _fetch(source: Source, scratch: Path) -> Path:
     """The file itself, or what is unpacked of an archive, under its own name."""
     if isinstance(source, Path):
         return source
-    file = scratch / _safe(source.name.name)
+    file = scratch / safe_name(source.name.name)
     source.extract(file)
     return file
 
@@ -354,10 +332,9 @@ def _fill(file: Path, target: Path, temporary: Path) -> None:
 
 def _refusal(name: str, error: InputError | OSError) -> Refused:
     if isinstance(error, InputError):
-        return Refused(name=_text(name), message=_text(error.message), remedy=error.remedy)
-    return Refused(
-        name=_text(name), message=f"{_text(name)!r} cannot be read: {error.strerror}.", remedy="Check its permissions."
-    )
+        return Refused(name=as_text(name), message=as_text(error.message), remedy=error.remedy)
+    message = f"{as_text(name)!r} cannot be read: {error.strerror}."
+    return Refused(name=as_text(name), message=message, remedy="Check its permissions.")
 
 
 def _nothing_in(what: str) -> InputError:

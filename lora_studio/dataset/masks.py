@@ -33,14 +33,17 @@ class MaskSource:
     alpha: bool
 
 
+def mask_files(image: Path) -> list[Path]:
+    """The mask files of an image; the first is the one that counts."""
+    beside = image.with_name(f"{image.stem}{MASK_ENDING}.png")
+    folder = image.parent / MASK_FOLDER
+    places = [beside, *(folder / f"{image.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))]
+    return [file for file in places if file.is_file()]
+
+
 def mask_file(image: Path) -> Path | None:
     """The mask file of an image, or None."""
-    beside = image.with_name(f"{image.stem}{MASK_ENDING}.png")
-    if beside.is_file():
-        return beside
-    folder = image.parent / MASK_FOLDER
-    found = (folder / f"{image.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
-    return next((file for file in found if file.is_file()), None)
+    return next(iter(mask_files(image)), None)
 
 
 def masks_among(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict[AnyPath, AnyPath | None]:

@@ -12,7 +12,7 @@ from PIL import Image
 from lora_studio.dataset.buckets import place_for
 from lora_studio.dataset.captions import existing_caption
 from lora_studio.dataset.held_out import held_out, how_many, known_copies
-from lora_studio.dataset.images import ORIENTATION_TAG, SUFFIXES, file_sha256, images_in
+from lora_studio.dataset.images import ORIENTATION_TAG, file_sha256, formats, images_in
 from lora_studio.dataset.manifest import stamp_of
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import balanced_repeats
@@ -111,7 +111,7 @@ def _upright_size(path: Path, changed: int, length: int) -> Size | None:
     Remembered while time of change (ns) and length (bytes) of the file stay the same: a form plans at every change.
     """
     try:
-        with Image.open(path, formats=list(SUFFIXES)) as image:
+        with Image.open(path, formats=formats()) as image:
             width, height = image.size
             sideways = image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):

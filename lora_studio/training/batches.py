@@ -16,6 +16,7 @@ from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.held_out import held_out, known_copies
 from lora_studio.dataset.images import ImageInfo, image_info, images_in
 from lora_studio.dataset.masks import MaskSource, mask_source
+from lora_studio.dataset.sets import loose_images
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import StepCount, balanced_repeats, count_steps
 from lora_studio.project import ImageSet, image_sets
@@ -138,11 +139,10 @@ def read_dataset(
     own = [item for item in items if not item.prior]
     kept_back = _held_out(folder, own, recipe)
     trained = [item for item in own if item.path not in kept_back]
-    read = {path for _, path, _ in found}
     return Dataset(
         trained,
         unreadable,
-        left_out=[path for path in images_in(folder) if path not in read],
+        left_out=loose_images(folder),
         regularization=_balanced([item for item in items if item.prior], sum(item.repeats for item in trained)),
         held_out=[item for item in own if item.path in kept_back],
     )

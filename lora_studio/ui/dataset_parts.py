@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from lora_studio.dataset.images import IMAGE_SUFFIXES
 from lora_studio.ui.components import empty_card, html, pickable
 from lora_studio.ui.dataset_contents import Filter
 
 HAS_TAG, LACKS_TAG = "has it", "lacks it"
-GIVEN_FILES = ["image", ".txt", ".caption", ".zip"]
+GIVEN_FILES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
 
 
 # The arrows choose a group or row; a key presses its first button that has it. What was chosen is gone after most of
@@ -106,6 +107,7 @@ class CurateSide(NamedTuple):
     apply: gr.Button
     scan: gr.Button
     restore: gr.Button
+    wrap: gr.Button
     variety: gr.HTML
     aside: gr.HTML
 
@@ -224,6 +226,7 @@ def build_curate() -> CurateSide:
         with gr.Row(elem_classes="actions"):
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
             restore = gr.Button("Put all back", elem_id="curate-restore", min_width=110, visible=False)
+        wrap = gr.Button(elem_id="curate-wrap", visible=False)
         gr.HTML(
             '<p class="hint">Keys: ↓ and ↑ go through, Delete sets aside, K keeps, U uses the copy instead, '
             "Z takes it back.</p>",
@@ -233,4 +236,4 @@ def build_curate() -> CurateSide:
         )
         variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
-    return CurateSide(column, says, apply, scan, restore, variety, aside)
+    return CurateSide(column, says, apply, scan, restore, wrap, variety, aside)

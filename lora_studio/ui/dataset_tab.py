@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from lora_studio.dataset.captions import with_trigger
 from lora_studio.dataset.curate import rejected
+from lora_studio.dataset.sets import loose_images, wrap_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.ui import dataset_curation, dataset_review, dataset_variety, dataset_view
@@ -108,6 +109,7 @@ class _DatasetTab:
         on(self.curate.scan.click, self.look)
         on(self.curate.apply.click, self.set_all_aside)
         on(self.curate.restore.click, self.put_all_back)
+        on(self.curate.wrap.click, self.wrap)
         on(self.review.previous.click, self.go_back)
         on(self.review.next.click, self.go_on)
         on(self.review.aside.click, self.set_current_aside)
@@ -234,6 +236,12 @@ class _DatasetTab:
     def put_all_back(self, data: Data) -> Updates:
         """Put back everything that was set aside."""
         return self._put_back(data, self._contents(data))
+
+    def wrap(self, data: Data) -> Updates:
+        """Put images beside the set folders into the first set, and look at them there."""
+        project = self.studio.open(data[self.studio.project])
+        wrap_images(project.dataset_dir, project.images_dir.name)
+        return self.look(data)
 
     def go_back(self, data: Data) -> Updates:
         """The image before."""
@@ -503,6 +511,9 @@ class _DatasetTab:
                     interactive=there and not self.looks.busy(project),
                 ),
                 self.curate.restore: gr.Button(visible=bool(aside)),
+                self.curate.wrap: gr.Button(
+                    f"Put them into {project.images_dir.name}", visible=bool(loose_images(project.dataset_dir))
+                ),
             }
         else:
             pictured = look is not None and look.pictured

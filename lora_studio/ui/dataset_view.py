@@ -13,6 +13,7 @@ from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import SMALL_SIDE, WIDEST_ASPECT
 from lora_studio.dataset.importers import ImportReport
+from lora_studio.dataset.sets import loose_images
 from lora_studio.errors import InputError
 from lora_studio.guide import WORKFLOW
 from lora_studio.project import Home
@@ -363,7 +364,19 @@ def back_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
 
 
 def curate_says(contents: Contents) -> Markup:
-    """Where curation stands, in a card."""
+    """Where curation stands, in cards."""
+    loose = loose_images(contents.project.dataset_dir)
+    said = [
+        card(
+            f"{count_of(len(loose), 'image')} in no set",
+            "Trainers read only the folders named like 10_name: what lies beside them is not trained on.",
+            tone=Tone.LOOK,
+        )
+    ]
+    return cards([*(said if loose else []), _stands(contents)])
+
+
+def _stands(contents: Contents) -> Markup:
     if not contents.items:
         return empty_card("Copies and flaws will stand here", "Import images first; they are scanned as they come in.")
     if contents.unseen == len(contents.items):

@@ -206,6 +206,23 @@ def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Pr
     assert {path.name: path.read_bytes() for path in project.images_dir.iterdir()} == before
 
 
+def test_images_in_no_set_are_put_into_one(project: Project, interface: Interface) -> None:
+    loose = project.dataset_dir / "by hand.png"
+    first = project.images_dir.name
+    Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
+    interface.open(project.name)
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert "1 image in no set" in shown["curate_says"]
+    assert (shown["curate_wrap"]["visible"], shown["curate_wrap"]["value"]) == (True, f"Put them into {first}")
+    interface.call("_DatasetTab.wrap")
+    wait_for_look()
+    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    assert not loose.exists()
+    assert (project.dataset_dir / first / loose.name).is_file()
+    assert "in no set" not in shown["curate_says"]
+    assert shown["curate_wrap"]["visible"] is False
+
+
 def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
     interface.call("_DatasetTab.picked", pick=pick(project, "instead", "guitar-mirrored.png"))
     assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]

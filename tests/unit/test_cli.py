@@ -74,6 +74,13 @@ def test_scan_and_curate_find_set_aside_and_restore_a_copy(image_folder: Callabl
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
+def test_curate_puts_loose_images_into_a_set(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(3, size=(640, 640))
+    done = run("curate", folder, "--wrap", "saria")
+    assert "3 images are in" in done.stderr
+    assert len(list((folder / "10_saria").glob("*.png"))) == 3
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 
+from lora_studio.dataset import images
 from lora_studio.dataset.images import decode, find_images, image_info, read_image, thumbnail
 from lora_studio.errors import InputError
 
@@ -41,6 +42,35 @@ def test_every_format_decodes_to_the_same_picture(tmp_path: Path, suffix: str) -
     info, _ = image_info(path)
     assert (info.width, info.height, info.issues) == (640, 560, [])
     assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def heic(tmp_path: Path) -> Path:
+    """A picture as a telephone has it."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / "phone.heic"
+    scene().save(path, quality=95)
+    return path
+
+
+def test_heic_is_read_where_its_package_is_installed(heic: Path) -> None:
+    assert difference(read_image(heic), scene()) < 3
+    info, picture = image_info(heic)
+    assert picture is not None
+    assert (info.width, info.height, picture.format, info.issues) == (640, 560, "HEIF", [])
+    assert codes(heic.rename(heic.with_suffix(".jpg"))) == ["wrong_extension"]
+
+
+def test_heic_says_what_it_needs_where_its_package_is_missing(heic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    images.formats.cache_clear()
+    try:
+        assert find_images(heic.parent) == [heic]
+        with pytest.raises(InputError, match="pillow-heif") as error:
+            read_image(heic)
+    finally:
+        images.formats.cache_clear()
+    assert "pip install pillow-heif" in error.value.remedy
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".tif", ".png", ".webp"])

@@ -408,3 +408,12 @@ def test_masks_come_along_with_their_images(source: Path, images_dir: Path, tmp_
 def test_a_folder_called_mask_without_images_beside_it_holds_images(source: Path, images_dir: Path) -> None:
     draw(source / "mask" / "a.png", 1)
     assert [path.name for path in import_paths([source], images_dir).added] == ["a.png"]
+
+
+def test_images_beside_the_sets_of_a_folder_are_wrapped_and_named(source: Path, images_dir: Path) -> None:
+    draw(source / "5_cat" / "a.png", 1)
+    draw(source / "b.png", 2)
+    draw(source / "c.png", 3)
+    report = import_paths([source], images_dir)
+    assert sorted(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/c.png", "5_cat/a.png"]
+    assert report.notes == ["2 images beside the set folders: imported into '10_hero'."]
