@@ -412,12 +412,9 @@ class _DatasetTab:
         if self._saved_first(data):
             contents = self._contents(data)
         item = contents.item(identity)
+        opened = {} if self.review.shows(item, data) else self.review.open(contents, item)
         data = {**data, self.review.current: item.id, self.top.section: Section.REVIEW.value}
-        return (
-            self._again(data, contents)
-            | self.review.open(contents, item)
-            | {self.top.section: Section.REVIEW.value, self.top.said: ""}
-        )
+        return self._again(data, contents) | opened | {self.top.section: Section.REVIEW.value, self.top.said: ""}
 
     def _step(self, data: Data, step: int) -> Updates:
         self._saved_first(data)

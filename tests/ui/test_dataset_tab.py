@@ -535,6 +535,16 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.locator("#curate-aside").get_by_text("Kept all the same").wait_for()
     page.locator("#curate-aside").get_by_role("button", name="Look again").click()
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.locator("#dataset-flagged .entry.here").wait_for()
+    page.keyboard.press("ArrowUp")
+    page.locator("#dataset-groups .group.here").wait_for()
+    page.keyboard.press("u")
+    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    assert "guitar.png" not in names(project)
+    page.keyboard.press("z")
+    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
+    assert len(names(project)) == 4
 
     section("Review")
     page.locator("#dataset-grid .shot").nth(2).click()
