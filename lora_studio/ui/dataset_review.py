@@ -264,7 +264,7 @@ class ReviewPanel:
         return bool(shown) and _original(shown, data[self.caption]) != data[self.original]
 
     def shows(self, item: Item, data: Mapping[Any, Any]) -> bool:
-        """Whether the panel has this image with its caption as on disk: filling the box again could undo a key press."""
+        """Whether the panel has this image and its caption as on disk: to fill the box again could undo a key press."""
         return bool(_original(item.id, item.caption or "") == data[self.original])
 
     def stored(self, contents: Contents, data: Mapping[Any, Any]) -> Updates:
