@@ -59,6 +59,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
         run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
+        bar = gr.HTML(elem_id="waiting-bar")
         header = _header(home, mode)
         menu = _menu(home)
         notice = html(elem_id="frame-notice")
@@ -70,7 +71,8 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
             visible=not home.projects(),
         )
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
-            studio = Studio(home=home, mode=mode, jobs=Jobs(home), project=project, run=run, tabs=tabs, timer=timer)
+            jobs = Jobs(home)
+            studio = Studio(home=home, mode=mode, jobs=jobs, project=project, run=run, tabs=tabs, timer=timer, bar=bar)
             pages: list[Page] = []
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:
@@ -165,7 +167,7 @@ class _Frame:
         everything = list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
 
         def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
-            event(guarded(self.notice, handler), inputs, everything, **QUIET)
+            event(guarded(self.notice, handler), inputs, everything, **studio.awaited)
 
         on(blocks.load, self.show, [studio.project])
         on(header.chooser.input, self.choose, [header.chooser])

@@ -28,7 +28,7 @@ from lora_studio.ui.server import Mode
 Updates = dict[Any, Any]
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
-"""For every event: gradio draws no progress of its own over components.
+"""For events that the user does not wait for, like ticks and typing: nothing is drawn while they are at work.
 
 The empty list is for speed. Whenever an event starts or ends, gradio's page goes through all components that ever stood
 in `show_progress_on`, by default all outputs of all events so far, and looks each up in the tree of the whole page.
@@ -59,8 +59,8 @@ class Studio:
     `project` holds the chosen project's name in the browser (an input for handlers), `tabs` the tabs (an output to
     send the user elsewhere, see `goto`), and `timer` ticks while a job is at work: tabs hang their live parts on
     `timer.tick` (always_last: the tick that tells of the end must not be dropped behind a slow one) and wake it with
-    `watch` when they start a job. `run` is the name of the training run that Train shows;
-    empty for its form, None while nothing was chosen.
+    `watch` when they start a job. `run` is the name of the training run that Train shows; empty for its form, None
+    while nothing was chosen. `bar` runs along the top of the page while an event with `awaited` takes its time.
     """
 
     home: Home
@@ -70,6 +70,12 @@ class Studio:
     run: gr.State
     tabs: gr.Tabs
     timer: gr.Timer
+    bar: gr.HTML
+
+    @property
+    def awaited(self) -> dict[str, Any]:
+        """For events that the user waits for: the bar at the top shows that they are at work. Quick like QUIET."""
+        return {"show_progress": "minimal", "show_progress_on": [self.bar]}
 
     def open(self, name: object) -> Project:
         """The project of that name; raises InputError if it is gone."""

@@ -92,7 +92,7 @@ class _DatasetTab:
 
         def on(event: Any, handler: Callable[..., Updates], more: Iterable[Any] = (), **options: Any) -> None:
             wrapped = guarded(self.top.notice, self._in_turn(handler))
-            event(wrapped, {*place, *more}, outputs, **QUIET, **options)
+            event(wrapped, {*place, *more}, outputs, **self.studio.awaited, **options)
 
         self.desk.wire(on)
         on(tab.select, self.reopened)

@@ -136,21 +136,21 @@ class _PlanTab:
             guarded(result.notice, self.answered),
             {self.studio.project, *answers},
             outputs,
-            **QUIET,
+            **self.studio.awaited,
             trigger_mode="always_last",
         )
         result.use.click(
             guarded(result.notice, self.use),
             {self.studio.project, *answers},
             [*outputs, self.studio.tabs, self.studio.run],
-            **QUIET,
+            **self.studio.awaited,
         )
         result.to_dataset.click(lambda: self.studio.goto(TabName.DATASET), None, [self.studio.tabs], **QUIET)
         tab.select(
             guarded(result.notice, self.reopened),
             {self.studio.project, *answers},
             outputs,
-            **QUIET,
+            **self.studio.awaited,
         )
         return Page(self.refresh, outputs)
 

@@ -205,7 +205,7 @@ class _TestTab:
         form_events = [self.question.loras.change, self.question.bases.change, *self.form.edits]
 
         def on(event: Any, handler: Any, inputs: Any, outputs: Any, **options: Any) -> None:
-            event(guarded(self.frame.notice, handler), inputs, outputs, **QUIET, **options)
+            event(guarded(self.frame.notice, handler), inputs, outputs, **studio.awaited, **options)
 
         on(buttons.start.click, self.start, contents, [*shown, *asked])
         on(buttons.stop.click, self.stop, chosen, shown)
@@ -223,7 +223,7 @@ class _TestTab:
                 guarded(self.frame.notice, self.add_path),
                 added,
                 [*shown, *asked, self.elsewhere.path],
-                **QUIET,
+                **studio.awaited,
             )
         state = {studio.run, self.sweep, self.filled_for, *contents}
         on(tab.select, self.reopened, state, [*shown, *asked])

@@ -191,7 +191,7 @@ class _TrainTab:
         contents = {studio.project, self.form_side.name, *self.others, *self.form.inputs}
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
-            event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **QUIET, **options)
+            event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **studio.awaited, **options)
 
         on(buttons.start.click, self.start, contents)
         on(buttons.stop.click, self.stop, chosen)
