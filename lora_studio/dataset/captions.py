@@ -24,8 +24,8 @@ SETTLED_NS = 1_000_000_000  # a file that is older cannot change any more withou
 
 def split_tags(caption: str) -> list[str]:
     """The caption's tags in order: white space normalised, no empty one, none twice."""
-    tags = (" ".join(tag.split()) for tag in caption.split(","))
-    return list(dict.fromkeys(tag for tag in tags if tag))
+    tags = [" ".join(tag.split()) for tag in caption.split(",")]
+    return list(dict.fromkeys(filter(None, tags)))
 
 
 def join_tags(tags: Iterable[str]) -> str:

@@ -31,7 +31,7 @@ SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
     "AVIF": (".avif",),
 }
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 MASK_ENDING = "-masklabel"  # of the name of a mask beside its image, as OneTrainer's users have them
 
@@ -134,8 +134,7 @@ def is_training_image(name: str) -> bool:
 
 def is_image_name(name: str) -> bool:
     """Whether a file name ends like an image's and is not hidden."""
-    stem, dot, suffix = name.rpartition(".")
-    return bool(stem) and not name.startswith(".") and (dot + suffix).lower() in IMAGE_SUFFIXES
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_image(path: Path) -> Image.Image:

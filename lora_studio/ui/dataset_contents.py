@@ -188,7 +188,7 @@ class Contents:
         What others changed is seen when the contents are asked for the next time.
         """
         images = list(images)
-        if not all(image.is_relative_to(self.project.dataset_dir) for image in images):
+        if len(images) > FEW or not all(image.is_relative_to(self.project.dataset_dir) for image in images):
             return _memory.of(self.project)
         beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, SUFFIXES))]
         return _memory.of(self.project, beside)
@@ -332,9 +332,21 @@ def shown_name(path: Path) -> str:
 
 def has_trigger(caption: str, trigger: str) -> bool:
     """Whether a caption begins with the trigger word; without one, any caption will do."""
-    first = split_tags(trigger.casefold())
-    given = split_tags(caption.casefold())[: len(first)]
-    return given == first or given == split_tags(with_trigger(caption, trigger).casefold())[: len(first)]
+    first = _first_tags(trigger)
+    if _start(caption, first) == first:
+        return True
+    wanted, given = (split_tags(text.casefold())[: len(first)] for text in (with_trigger(caption, trigger), caption))
+    return wanted == given
+
+
+@lru_cache(maxsize=16)
+def _first_tags(trigger: str) -> list[str]:
+    return split_tags(trigger.casefold())
+
+
+def _start(caption: str, tags: list[str]) -> list[str]:
+    """What stands in the places of these tags, in lower case; the rest of the caption is not looked at."""
+    return [" ".join(tag.split()) for tag in caption.casefold().split(",", len(tags))[: len(tags)]]
 
 
 def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> Item:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
@@ -77,10 +76,12 @@ def _stats(project: Project) -> Stats:
     for folder in dict.fromkeys(folders):
         if folder.is_dir():
             for entry in os.scandir(folder):
-                with suppress(OSError):  # gone meanwhile
+                try:
                     stat = entry.stat()
-                    if S_ISREG(stat.st_mode):
-                        found[entry.path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+                except OSError:  # gone meanwhile
+                    continue
+                if S_ISREG(stat.st_mode):
+                    found[entry.path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
     for file in own_files(project):
         found |= _stat(file)
     return found
