@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from lora_studio.errors import StudioError
 from lora_studio.project import Home
+from lora_studio.ui.garbage import made_to_stay
 
 
 def main(
@@ -27,11 +27,9 @@ def main(
     demo: Annotated[bool, typer.Option("--demo", help="Begin with the example project.")] = False,
 ) -> None:
     """Curate, plan, train and test SDXL LoRAs in the browser."""
-    gc.disable()  # the modules to come are a million objects that stay: looking for garbage among them takes 0.6 s
-    from lora_studio.ui.launch import serve
+    with made_to_stay():  # the modules are a million objects: looking for garbage among them takes 0.6 s
+        from lora_studio.ui.launch import serve
 
-    gc.freeze()
-    gc.enable()
     studio_home = Home.locate(home)
     try:
         served = serve(studio_home, share=share, auth=auth, host=host, port=port, demo=demo)

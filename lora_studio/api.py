@@ -16,11 +16,11 @@ from lora_studio.choices import Existing
 from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.dataset.curate import curate
 from lora_studio.dataset.edits import Edit, EditPlan, plan_edit
-from lora_studio.dataset.held_out import known_copies
 from lora_studio.dataset.history import EditReport, History
 from lora_studio.dataset.images import find_images
 from lora_studio.dataset.lint import Finding, lint
-from lora_studio.dataset.review import Review, image_hashes, mark_reviewed, review_of
+from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.review import Review, mark_reviewed, review_of
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.sets import wrap_images
 from lora_studio.dataset.statistics import CaptionStatistics, caption_statistics, suggest_split
@@ -106,7 +106,9 @@ def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatisti
     """
     folder = Path(dataset)
     images = _images(folder)
-    split = suggest_split(image_hashes(folder, images), known_copies(folder), seed=Recipe().seed)
+    known = Manifest.of(folder)
+    hashed = [(image, known.sha256_of(image)) for image in images]
+    split = suggest_split(hashed, known.copies, seed=Recipe().seed)
     return caption_statistics(images, tag=tag or trigger_word_of(folder), split=split)
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import disk_errors
 
-_SYNCED_AT_ONCE = 32  # files: the disk does so many flushes in little more than the time of one
+_AT_ONCE = 32  # files: a disk does so many flushes, and so many renames over old files, in little more time than one
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
@@ -52,11 +54,9 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
     made: list[tuple[Path, Path]] = []
     with disk_errors(first):
         try:
-            with ThreadPoolExecutor(min(_SYNCED_AT_ONCE, len(contents))) as pool:
+            with ThreadPoolExecutor(min(_AT_ONCE, len(contents))) as pool:
                 list(pool.map(lambda item: _fill_temporary(item[0], item[1], made), contents.items()))
-            for path, temporary in made:
-                temporary.chmod(mode)
-                temporary.replace(path)
+                list(pool.map(lambda item: _put_in_place(item[0], item[1], mode), made))
             for folder in dict.fromkeys(path.parent for path in contents):
                 sync_folder(folder)
         finally:
@@ -74,6 +74,11 @@ def _fill_temporary(path: Path, data: bytes, made: list[tuple[Path, Path]]) -> N
         os.fsync(file.fileno())
 
 
+def _put_in_place(path: Path, temporary: Path, mode: int) -> None:
+    temporary.chmod(mode)
+    temporary.replace(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_atomic(path, lambda temporary: _fill(temporary, text.encode("utf-8")))
@@ -89,10 +94,16 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a process that was killed while writing left in `folder` and below; nobody may be writing there."""
+def remove_temporaries(folder: Path, *, older_than: float = 0) -> None:
+    """Remove what a process that was killed while writing left in `folder` and below, so many seconds ago.
+
+    Nobody may have been writing there for so long.
+    """
+    latest = time.time() - older_than
     for path in folder.rglob(".*.tmp*"):
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if path.stat().st_mtime <= latest:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -112,10 +113,7 @@ def curate(
         back, kept = restore_images(aside)
         return CurationReport(folder=folder, rejected_dir=aside, restored=back, kept=kept)
     proposed = proposals(scan(folder, on_progress=on_progress))
-    moved = []
-    if apply:
-        for item in proposed:
-            moved += reject([item.path], aside, item.reason)
+    moved = reject(proposed, aside) if apply else []
     return CurationReport(folder=folder, rejected_dir=aside, proposed=proposed, rejected=moved)
 
 
@@ -139,25 +137,27 @@ def proposals(report: ScanReport) -> list[Proposal]:
     return [Proposal(path=path, reason=reason) for path, reason in sorted(found.items())]
 
 
-def reject(images: Iterable[Path], rejected_dir: Path, reason: str) -> list[Path]:
+def reject(proposed: Iterable[Proposal], rejected_dir: Path) -> list[Path]:
     """Move images with their captions into `rejected_dir`; returns the images that were moved.
 
     An image whose caption belongs to another image too (the same stem) leaves the caption there. Images that are gone
     already are passed over. Raises InputError or DiskFullError; what was not moved then is where it was.
     """
-    moved = []
+    there = {item.path: item for item in proposed if item.path.is_file()}
+    if not there:
+        return []
     with disk_errors(rejected_dir):
         rejected_dir.mkdir(parents=True, exist_ok=True)
-        for image in images:
-            if not image.is_file():
-                continue
-            entry = _new_entry(image, rejected_dir, reason)
-            manifest = _load(rejected_dir)
-            _save(rejected_dir, [*manifest.entries, entry])
-            for file in entry.files:
-                _move(file.original, rejected_dir / file.name)
-            moved.append(image)
-    return moved
+        names = _Names(rejected_dir)
+        # What was recorded and then not moved, as the power was cut, is recorded anew.
+        known = [entry for entry in _load(rejected_dir).entries if any(file.name in names for file in entry.files)]
+        entries = [_new_entry(item, names) for item in there.values()]
+        _save(rejected_dir, [*known, *entries])
+        moves = [(file.original, rejected_dir / file.name) for entry in entries for file in entry.files]
+        for source, target in moves:
+            _move(source, target)
+        _sync(moves)
+    return list(there)
 
 
 def rejected(rejected_dir: Path) -> list[Rejected]:
@@ -173,6 +173,7 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
     """
     wanted = None if images is None else {_place(image) for image in images}
     back, kept, remaining = [], [], []
+    moves: list[tuple[Path, Path]] = []
     for entry in _load(rejected_dir).entries:
         if wanted is not None and entry.image not in wanted:
             remaining.append(entry)
@@ -187,40 +188,69 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
             # The caption first: an image that is back has its caption.
             for file in reversed(waiting):
                 file.original.parent.mkdir(parents=True, exist_ok=True)
-                _move(rejected_dir / file.name, file.original)
+                moves.append((rejected_dir / file.name, file.original))
+                _move(*moves[-1])
         if waiting:
             back.append(entry.image)
+    _sync(moves)
     if (rejected_dir / MANIFEST).exists():
         _save(rejected_dir, remaining)
     return back, kept
 
 
-def _new_entry(image: Path, rejected_dir: Path, reason: str) -> Rejected:
-    image = _place(image)
-    with os.scandir(image.parent) as found:
-        beside = [file for file in found if file.name.startswith(f"{image.stem}.") and file.name != image.name]
-    sharing = any(is_image_name(file.name) and Path(file.name).stem == image.stem and file.is_file() for file in beside)
-    captions = [] if sharing else [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
-    stem = _free_stem(image, captions, rejected_dir)
+class _Names:
+    """The names that are free in a folder of rejects, and who shares a caption in the folders that images come from.
+
+    Each folder is listed once. Images that are to be moved count as moved.
+    """
+
+    def __init__(self, rejected_dir: Path) -> None:
+        self._taken = {path.name.casefold() for path in rejected_dir.iterdir()}
+        self._images: dict[Path, Counter[str]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name.casefold() in self._taken
+
+    def take(self, stem: str, suffixes: Sequence[str]) -> str:
+        """A stem that leaves no name with these suffixes twice; they are taken from now on."""
+        number, free = 0, stem
+        while any(free + suffix in self for suffix in suffixes):
+            number += 1
+            free = f"{stem} ({number})"
+        self._taken.update((free + suffix).casefold() for suffix in suffixes)
+        return free
+
+    def leave(self, image: Path) -> bool:
+        """Count an image as moved; whether another image stays there that has the same stem."""
+        images = self._images.get(image.parent)
+        if images is None:
+            with os.scandir(image.parent) as found:
+                names = [file.name for file in found if is_image_name(file.name) and file.is_file()]
+            images = self._images[image.parent] = Counter(name.rpartition(".")[0] for name in names)
+        images[image.stem] -= 1
+        return images[image.stem] > 0
+
+
+def _new_entry(proposed: Proposal, names: _Names) -> Rejected:
+    image = _place(proposed.path)
+    shared = names.leave(image)
+    captions = [] if shared else [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
+    stem = names.take(image.stem, [file.suffix for file in (image, *captions)])
     files = [Move(name=stem + file.suffix, original=file) for file in (image, *captions)]
-    return Rejected(files=files, reason=reason, time=time.time())
-
-
-def _free_stem(image: Path, captions: Sequence[Path], rejected_dir: Path) -> str:
-    number = 0
-    while True:
-        stem = image.stem if not number else f"{image.stem} ({number})"
-        if not any(os.path.lexists(rejected_dir / f"{stem}{file.suffix}") for file in (image, *captions)):
-            return stem
-        number += 1
+    return Rejected(files=files, reason=proposed.reason, time=time.time())
 
 
 def _move(source: Path, target: Path) -> None:
     if target.exists():
         raise InputError(f"{target} exists already.", "Move it away, then try again.", code="file_exists")
     source.replace(target)
-    sync_folder(target.parent)
-    sync_folder(source.parent)
+
+
+def _sync(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Flush the folders that files were moved between, those that they came to first."""
+    targets, sources = ([paths[side].parent for paths in moves] for side in (1, 0))
+    for folder in dict.fromkeys([*targets, *sources]):
+        sync_folder(folder)
 
 
 def _place(file: Path) -> Path:

@@ -10,16 +10,6 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lora_studio.dataset.manifest import Manifest
-
-MANIFEST = "dataset.json"
-
-
-def known_copies(folder: Path) -> list[list[Path]]:
-    """Groups of images that the project's last scan found to be copies; none for a folder that was not scanned."""
-    manifest = Manifest.load(folder.parent / MANIFEST, folder)
-    return [[group.keep, *group.reject] for group in manifest.groups]
-
 
 def held_out(
     images: Sequence[tuple[Path, str]], copies: Iterable[Iterable[Path]], *, share: float, seed: int

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -23,13 +22,14 @@ from pydantic import BaseModel
 from lora_studio.dataset.captions import caption_bytes, caption_file, decode_text
 from lora_studio.dataset.edits import Change, EditPlan
 from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import sync_folder, write_bytes, write_text
+from lora_studio.files import remove_temporaries, sync_folder, write_many, write_text
 from lora_studio.project import records_folder
 
 KEPT_EDITS = 50
 FOLDER = "caption_edits"
 DONE, UNDONE = ".jsonl", ".undone"
-WRITERS = 8  # threads: a disk flushes several files at once nearly as fast as one
+AT_ONCE = 256  # captions that are flushed to disk before the first of them is renamed
+ABANDONED = 60.0  # seconds after which a temporary file is what a process left that was killed
 
 
 class Kept(BaseModel):
@@ -115,7 +115,7 @@ class History:
                 records.append(_Record(change.image, before, change.after.encode()))
             if records:
                 self._record(plan.what, records)
-                _write((caption_file(record.image), record.after) for record in records)
+                _write([(caption_file(record.image), record.after) for record in records])
             report.changed = [record.image for record in records]
         return report
 
@@ -129,9 +129,8 @@ class History:
     def redo(self) -> EditReport:
         """Do again what was undone last; raises InputError if there is nothing."""
         with self._recorded(UNDONE, "There is no edit to do again.", "Undo one first.") as undone:
-            report = self._carry("Done again: ", undone[0], back=False)
-            self._turn(undone[0], DONE)
-        return report
+            # Done first, so that what is written of it can be undone whatever happens.
+            return self._carry("Done again: ", self._turn(undone[0], DONE), back=False)
 
     def _carry(self, said: str, file: Path, *, back: bool) -> EditReport:
         """Bring the captions of a recorded edit to what they were before (`back`) or after it."""
@@ -153,8 +152,9 @@ class History:
         _write(todo)
         return report
 
-    def _record(self, what: str, records: Iterable[_Record]) -> None:
-        lines = [_line(self.root, record) for record in records]
+    def _record(self, what: str, records: Sequence[_Record]) -> None:
+        real = {folder: folder.resolve() for folder in {record.image.parent for record in records}}
+        lines = [_line(self.root, real[record.image.parent] / record.image.name, record) for record in records]
         with disk_errors(self.folder):
             files = self._files()
             for file in [*self._files(UNDONE), *self._files(DONE)[: 1 - KEPT_EDITS]]:
@@ -192,10 +192,11 @@ class History:
             None if after is None else str(after).encode(),
         )
 
-    def _turn(self, file: Path, suffix: str) -> None:
+    def _turn(self, file: Path, suffix: str) -> Path:
         with disk_errors(file):
-            file.rename(file.with_suffix(suffix))
+            turned = file.rename(file.with_suffix(suffix))
             sync_folder(self.folder)
+        return turned
 
     @contextmanager
     def _recorded(self, suffix: str, missing: str, remedy: str) -> Iterator[list[Path]]:
@@ -235,22 +236,24 @@ def _why_not(change: Change) -> str:
     return "" if now == change.before else "it was changed meanwhile by somebody else"
 
 
-def _write(files: Iterable[tuple[Path, bytes | None]]) -> None:
-    with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(lambda item: _put(*item), files))
+def _write(files: Sequence[tuple[Path, bytes | None]]) -> None:
+    """Bring files to these contents, each whole at every moment; those with None are removed."""
+    if len(files) > 1:
+        for folder in {file.parent for file, _ in files}:
+            remove_temporaries(folder, older_than=ABANDONED)
+    for start in range(0, len(files), AT_ONCE):
+        some = files[start : start + AT_ONCE]
+        write_many({file: data for file, data in some if data is not None})
+        for file in (file for file, data in some if data is None):
+            with disk_errors(file):
+                file.unlink(missing_ok=True)
 
 
-def _put(file: Path, data: bytes | None) -> None:
-    if data is not None:
-        write_bytes(file, data)
-        return
-    with disk_errors(file):
-        file.unlink(missing_ok=True)
+def _line(root: Path, image: Path, record: _Record) -> str:
+    """A record as JSON in ASCII, as names and captions need not be text: bytes that are none read as Latin-1.
 
-
-def _line(root: Path, record: _Record) -> str:
-    """A record as JSON in ASCII, as names and captions need not be text: bytes that are none read as Latin-1."""
-    image = record.image.parent.resolve() / record.image.name
+    `image` is its image by the real name of the folder.
+    """
     if not image.is_relative_to(root):
         raise InputError(
             f"{record.image} is a link to {image}, outside of the dataset.", "Copy it into the dataset.", code="outside"

@@ -12,20 +12,23 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from lora_studio.dataset.buckets import Size
 from lora_studio.dataset.curate import Proposal, proposals
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.dataset.images import ImageInfo
+from lora_studio.dataset.remembered import Stamp, sha256_of, upright_size
 from lora_studio.dataset.scan import ScanReport, with_similar
 from lora_studio.dataset.similarity import Diversity, Features
 from lora_studio.files import write_atomic
+from lora_studio.project import records_folder
 
 MANIFEST = "dataset.json"  # beside the dataset folder of a project
 
-Stamp = tuple[int, int]  # time of the last change in ns, length in bytes
+Content = TypeVar("Content")
 
 
 class _Stored(BaseModel):
@@ -33,12 +36,6 @@ class _Stored(BaseModel):
     stamps: dict[str, Stamp] = {}
     kept: list[str] = []
     reviewed: list[str] = []
-
-
-def stamp_of(path: Path) -> Stamp:
-    """What changes when a file does; raises OSError if it is gone."""
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
 
 
 @dataclass(frozen=True)
@@ -54,6 +51,13 @@ class Manifest:
     groups: list[DuplicateGroup]
     kept: frozenset[str]
     stored: _Stored
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """What is known about a dataset: a project's, one of its sets, or any other folder."""
+        records = records_folder(folder)
+        in_set = folder.resolve().parent.parent == records
+        return cls.load(records / MANIFEST, folder.parent if in_set else folder)
 
     @classmethod
     def load(cls, file: Path, folder: Path) -> Self:
@@ -84,12 +88,13 @@ class Manifest:
     def _of(cls, folder: Path, stored: _Stored) -> Self:
         if stored.report is None:
             return cls(folder, {}, [], frozenset(stored.kept), stored)
-        infos = {}
-        for info in stored.report.images:
-            if _unchanged(folder, info.path, stored):
-                path = folder / info.path
-                infos[path] = info.model_copy(update={"path": path})
-        return cls(folder, infos, _groups(folder, stored.report, infos), frozenset(stored.kept), stored)
+        there = [info for info in stored.report.images if _unchanged(folder, info.path, stored)]
+        found = _found.get(folder)
+        if found is None or found.report is not stored.report or found.there != there:
+            infos = {(path := folder / info.path): info.model_copy(update={"path": path}) for info in there}
+            found = _Found(stored.report, there, infos, _groups(folder, stored.report, infos))
+            _remember(_found, folder, found)
+        return cls(folder, found.infos, found.groups, frozenset(stored.kept), stored)
 
     def changed(self, file: Path, images: Collection[Path]) -> Manifest | None:
         """What `load` gives after these images came, went or changed; None if `file` has another scan by now."""
@@ -113,7 +118,7 @@ class Manifest:
 
         def fill(temporary: Path) -> None:
             temporary.write_bytes(_as_json(self.stored))
-            _remember(file, _File(_identity(temporary), self.stored))
+            _remember(_files, file, _File(_identity(temporary), self.stored))
 
         write_atomic(file, fill)
 
@@ -121,6 +126,23 @@ class Manifest:
         """This manifest with an image marked as one to keep, or no longer."""
         marked = self.kept | {sha256} if kept else self.kept - {sha256}
         return replace(self, kept=marked, stored=self.stored.model_copy(update={"kept": sorted(marked)}))
+
+    @property
+    def copies(self) -> list[list[Path]]:
+        """The groups as the paths of their images, the one to keep first."""
+        return [[group.keep, *group.reject] for group in self.groups]
+
+    def size_of(self, image: Path) -> Size | None:
+        """An image's upright width and height, from its header if it was not scanned; None if it is unreadable."""
+        info = self.infos.get(image)
+        if info is None:
+            return upright_size(image)
+        return (info.width, info.height) if info.readable else None
+
+    def sha256_of(self, image: Path) -> str:
+        """The hash of an image, from its bytes if it was not scanned; raises OSError if they cannot be read."""
+        info = self.infos.get(image)
+        return info.sha256 if info is not None and info.sha256 else sha256_of(image)
 
     @cached_property
     def reviewed(self) -> frozenset[str]:
@@ -191,8 +213,18 @@ class _File(NamedTuple):
     stored: _Stored
 
 
-_known: dict[Path, _File] = {}  # the files of the latest KNOWN projects
-KNOWN = 4
+class _Found(NamedTuple):
+    """What a report comes to while of its images these are there; nothing that is made of it changes it."""
+
+    report: ScanReport
+    there: list[ImageInfo]
+    infos: dict[Path, ImageInfo]
+    groups: list[DuplicateGroup]
+
+
+_files: dict[Path, _File] = {}
+_found: dict[Path, _Found] = {}  # by dataset folder
+KNOWN = 4  # the latest of both, so many of each, are remembered
 
 
 def _identity(file: Path) -> tuple[int, int, int]:
@@ -204,21 +236,21 @@ def _read(file: Path) -> _Stored:
     """What a file holds; what was read or written before is the same object while the file is the same."""
     try:
         identity = _identity(file)
-        known = _known.get(file)
+        known = _files.get(file)
         if known is not None and known.identity == identity:
             return known.stored
         stored = _Stored.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return _Stored()
-    _remember(file, _File(identity, stored))
+    _remember(_files, file, _File(identity, stored))
     return stored
 
 
-def _remember(file: Path, content: _File) -> None:
-    _known.pop(file, None)
-    for oldest in list(_known)[: 1 - KNOWN]:
-        _known.pop(oldest, None)
-    _known[file] = content
+def _remember(store: dict[Path, Content], place: Path, content: Content) -> None:
+    store.pop(place, None)
+    for oldest in list(store)[: 1 - KNOWN]:
+        store.pop(oldest, None)
+    store[place] = content
 
 
 class _Scanned(NamedTuple):

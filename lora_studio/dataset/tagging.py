@@ -20,7 +20,7 @@ from lora_studio.choices import Existing
 from lora_studio.config import TagJob
 from lora_studio.dataset.captions import caption_file, join_tags, read_caption, split_tags, with_trigger
 from lora_studio.dataset.images import file_sha256, find_images
-from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.seeing import Eyes, Look, file_hash
 from lora_studio.dataset.tag_cache import TagCache
 from lora_studio.dataset.taggers.catalogue import find_tagger
@@ -139,8 +139,7 @@ def _see(
 
 def _hashes(dataset: Path) -> Callable[[Path], str]:
     """The SHA-256 of an image of the dataset, from what the last scan wrote down if the file is as it was then."""
-    manifest = Manifest.load(dataset.parent / MANIFEST, dataset)
-    known = {path: info.sha256 for path, info in manifest.infos.items() if info.sha256}
+    known = {path: info.sha256 for path, info in Manifest.of(dataset).infos.items() if info.sha256}
     return lambda path: known.get(path) or file_hash(path)
 
 

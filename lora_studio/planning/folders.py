@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
-from lora_studio.dataset.buckets import place_for
-from lora_studio.dataset.captions import existing_caption
-from lora_studio.dataset.held_out import held_out, how_many, known_copies
-from lora_studio.dataset.images import ORIENTATION_TAG, file_sha256, formats, images_in
-from lora_studio.dataset.manifest import stamp_of
+from lora_studio.dataset.buckets import Size, place_for
+from lora_studio.dataset.captions import captioned_in
+from lora_studio.dataset.held_out import held_out, how_many
+from lora_studio.dataset.images import images_in
+from lora_studio.dataset.manifest import Manifest
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import balanced_repeats
 from lora_studio.project import image_sets
 from lora_studio.recipe import Recipe
-
-Size = tuple[int, int]
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose upright image has its sides exchanged
 
 
 @dataclass(frozen=True)
@@ -34,12 +29,15 @@ class Counted:
 
 @dataclass
 class ImageCounts:
-    """The readable images of a folder in the trainer's order; `unreadable` and `without_caption` are file names."""
+    """The readable images of a folder in the trainer's order; `unreadable` and `without_caption` are file names.
+
+    `manifest` is what a scan found there; None if there is no folder.
+    """
 
     images: list[Counted] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     without_caption: list[str] = field(default_factory=list)
-    folder: Path | None = None
+    manifest: Manifest | None = None
 
     @property
     def total(self) -> int:
@@ -55,28 +53,21 @@ class ImageCounts:
         """Every image's size."""
         return [image.size for image in self.images]
 
-    def buckets(self, recipe: Recipe, regularization: ImageCounts | None = None) -> Counter[Size]:
-        """Images times repeats in each bucket, without those held out, with the recipe's repeats where it sets them.
+    def buckets(self, recipe: Recipe) -> Counter[Size]:
+        """Images times repeats in each bucket, without those held out, with the recipe's repeats where it sets them."""
+        return _in_buckets(recipe, ((image, recipe.repeats or image.repeats) for image in self._trained(recipe)))
 
-        Images of `regularization` are balanced against them.
-        """
-        counts: Counter[Size] = Counter()
-        for image in self._trained(recipe):
-            counts[place_for(recipe, *image.size).bucket] += recipe.repeats or image.repeats
-        if regularization is not None:
-            balanced = balanced_repeats(regularization.all_repeats, counts.total())
-            for image, repeats in zip(regularization.images, balanced, strict=True):
-                if repeats:
-                    counts[place_for(recipe, *image.size).bucket] += repeats
-        return counts
+    def balanced_buckets(self, recipe: Recipe, samples: int) -> Counter[Size]:
+        """The buckets of regularisation images, balanced against so many samples of the training set."""
+        return _in_buckets(recipe, zip(self.images, balanced_repeats(self.all_repeats, samples), strict=True))
 
     def _trained(self, recipe: Recipe) -> list[Counted]:
         share = recipe.validation_split
-        files = [image.path for image in self.images if image.path is not None]
-        if not share or self.folder is None:
+        if not share or self.manifest is None:
             return self.images[: self.total - how_many(self.total, share)]
-        hashes = [(path, _sha256(path, *stamp_of(path))) for path in files]
-        chosen = held_out(hashes, known_copies(self.folder), share=share, seed=recipe.seed)
+        files = [image.path for image in self.images if image.path is not None]
+        hashes = [(path, self.manifest.sha256_of(path)) for path in files]
+        chosen = held_out(hashes, self.manifest.copies, share=share, seed=recipe.seed)
         return [image for image in self.images if image.path not in chosen]
 
 
@@ -85,41 +76,37 @@ def assumed(images: int, side: int) -> ImageCounts:
     return ImageCounts([Counted((side, side), 1)] * images)
 
 
+def _in_buckets(recipe: Recipe, images: Iterable[tuple[Counted, int]]) -> Counter[Size]:
+    """How many samples each bucket has of images with their repeats."""
+    by_size: Counter[Size] = Counter()
+    for image, repeats in images:
+        by_size[image.size] += repeats
+    counts: Counter[Size] = Counter()
+    for size, samples in by_size.items():
+        if samples:
+            counts[place_for(recipe, *size).bucket] += samples
+    return counts
+
+
 def look_at(folder: Path) -> ImageCounts:
-    """Read the headers of all images of a dataset; raises InputError if the folder is missing or holds none."""
+    """Count the images of a dataset: by its last scan where that knows them, else by their headers.
+
+    Raises InputError if the folder is missing or holds none.
+    """
     if not folder.is_dir():
         raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
-    counts = ImageCounts(folder=folder)
+    manifest = Manifest.of(folder)
+    counts = ImageCounts(manifest=manifest)
     for image_set in image_sets(folder):
+        captioned = captioned_in(image_set.path)
         for path in images_in(image_set.path):
-            size = _upright_size(path, *stamp_of(path))
+            size = manifest.size_of(path)
             if size is None:
                 counts.unreadable.append(path.name)
                 continue
             counts.images.append(Counted(size, image_set.repeats, path))
-            if existing_caption(path) is None:
+            if path.stem not in captioned:
                 counts.without_caption.append(path.name)
     if not counts.total:
         raise InputError(f"{folder} holds no readable images.", "Put images into it.", code="no_images")
     return counts
-
-
-@lru_cache(maxsize=100_000)
-def _upright_size(path: Path, changed: int, length: int) -> Size | None:
-    """Width and height from the header, EXIF orientation honoured; None if there is no readable header.
-
-    Remembered while time of change (ns) and length (bytes) of the file stay the same: a form plans at every change.
-    """
-    try:
-        with Image.open(path, formats=formats()) as image:
-            width, height = image.size
-            sideways = image.getexif().get(ORIENTATION_TAG) in SIDEWAYS
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    return (height, width) if sideways else (width, height)
-
-
-@lru_cache(maxsize=100_000)
-def _sha256(path: Path, changed: int, length: int) -> str:
-    """The hash of a file's content, remembered like its size."""
-    return file_sha256(path)

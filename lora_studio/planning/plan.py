@@ -154,13 +154,15 @@ def plan(
     require_workable(recipe, known)
     measured = measured_seconds(runs, recipe, known.name if known else base)
     rough = partial(run_seconds, images=counts.total, base=known, vram_gib=vram_gib, measured=measured)
-    recipe, steps, seconds = _fit_time(chosen, recipe, counts.buckets(recipe, prior), rough, hours)
+    own = counts.buckets(recipe)
+    buckets = own + prior.balanced_buckets(recipe, own.total()) if prior is not None else own
+    recipe, steps, seconds = _fit_time(chosen, recipe, buckets, rough, hours)
     situation = Situation(
         base=known,
         images=counts.total,
         sizes=None if isinstance(images, int) else counts.all_sizes(),
         count=steps,
-        own_share=counts.buckets(recipe).total() / steps.samples_per_epoch,
+        own_share=own.total() / steps.samples_per_epoch,
         vram_gib=vram_gib,
         trigger_word=trigger_word,
         seconds=seconds,

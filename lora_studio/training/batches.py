@@ -13,8 +13,9 @@ import torch
 
 from lora_studio.dataset.buckets import Placement, Size, place_for
 from lora_studio.dataset.captions import read_caption
-from lora_studio.dataset.held_out import held_out, known_copies
+from lora_studio.dataset.held_out import held_out
 from lora_studio.dataset.images import ImageInfo, image_info, images_in
+from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.masks import MaskSource, mask_source
 from lora_studio.dataset.sets import loose_images
 from lora_studio.errors import InputError
@@ -173,7 +174,7 @@ def _held_out(folder: Path, items: list[Item], recipe: Recipe) -> frozenset[Path
     if not recipe.validation_split:
         return frozenset()
     images = [(item.path, item.sha256) for item in items]
-    return held_out(images, known_copies(folder), share=recipe.validation_split, seed=recipe.seed)
+    return held_out(images, Manifest.of(folder).copies, share=recipe.validation_split, seed=recipe.seed)
 
 
 def _balanced(items: list[Item], samples: int) -> list[Item]:

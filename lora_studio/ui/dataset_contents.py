@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
-import time
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
-from stat import S_ISREG
 
 from lora_studio import guide
 from lora_studio.dataset.bucket_plan import Bucket, bucket_plan
-from lora_studio.dataset.captions import SETTLED_NS, SUFFIXES, read_caption, split_tags, unlike, with_trigger
+from lora_studio.dataset.captions import SUFFIXES, read_caption, split_tags, unlike, with_trigger
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
-from lora_studio.dataset.images import ImageInfo, file_sha256, is_training_image
+from lora_studio.dataset.images import ImageInfo, is_training_image
 from lora_studio.dataset.lint import Caption, Finding, lint_captions
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.statistics import SplitSuggestion, TagTable, suggest_split
 from lora_studio.errors import InputError
-from lora_studio.project import DEFAULT_REPEATS, SET_FOLDER, Project, image_sets
+from lora_studio.project import DEFAULT_REPEATS, SET_FOLDER, Project
 from lora_studio.recipe import Recipe
+from lora_studio.ui.dataset_memory import Memory, own_files
+from lora_studio.ui.garbage import made_to_stay
 from lora_studio.ui.plan_tab import project_images
 
-FEW_CHANGED = 1_000  # images; beyond, all are looked at anew
+FEW = 1_000  # images; of more that changed all are looked at anew, and the contents of more stay in memory
 OF_CAPTIONS = ["table", "findings", "without_trigger"]  # what contents remember that captions and names decide
 OF_IMAGES = ["places", "sizes", "unseen", "split"]  # what images alone decide
 
@@ -132,16 +131,18 @@ class Contents:
     @classmethod
     def of(cls, project: Project) -> Contents:
         """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
-        return _remembered(project)
+        return _memory.of(project)
 
     @classmethod
     def read(cls, project: Project) -> Contents:
         """Look at a project's dataset on disk."""
-        manifest = load_manifest(project)
-        trigger = project.info().trigger_word
-        proposed = {item.path: item.reason for item in manifest.proposals()}
-        items = [_item(project, path, trigger, manifest, proposed) for path in project_images(project)]
-        return cls(project, trigger, items, _groups(manifest, {item.path for item in items}, proposed), manifest)
+        paths = project_images(project)
+        with made_to_stay() if len(paths) > FEW else nullcontext():
+            manifest = load_manifest(project)
+            trigger = project.info().trigger_word
+            proposed = {item.path: item.reason for item in manifest.proposals()}
+            items = [_item(project, path, trigger, manifest, proposed) for path in paths]
+            return cls(project, trigger, items, _groups(manifest, {item.path for item in items}, proposed), manifest)
 
     def updated(self, changed: set[str]) -> Contents | None:
         """The contents after some files (images, captions, the marks) changed; None if there is more to look at.
@@ -149,10 +150,10 @@ class Contents:
         What did not change stays the same object, with what is remembered of it.
         """
         manifest_file = self.project.path / MANIFEST
-        paths = [Path(path) for path in changed - {*_own_files(self.project)}]
+        paths = [Path(path) for path in changed - {*own_files(self.project)}]
         images = {path for path in paths if is_training_image(path.name)}
         settings = str(self.project.path / "project.json") in changed
-        if len(images) > FEW_CHANGED or (settings and self.project.info().trigger_word != self.trigger):
+        if len(images) > FEW or (settings and self.project.info().trigger_word != self.trigger):
             return None
         old, manifest = self.manifest, self.manifest.changed(manifest_file, images)
         if manifest is None:
@@ -187,10 +188,10 @@ class Contents:
         What others changed is seen when the contents are asked for the next time.
         """
         images = list(images)
-        if not all(image.is_relative_to(self.project.dataset_dir) for image in images):
-            return _remembered(self.project)
+        if len(images) > FEW or not all(image.is_relative_to(self.project.dataset_dir) for image in images):
+            return _memory.of(self.project)
         beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, SUFFIXES))]
-        return _remembered(self.project, beside)
+        return _memory.of(self.project, beside)
 
     def place(self, item: Item) -> int:
         """Which of the images it is, from 0."""
@@ -292,9 +293,8 @@ class Contents:
     @cached_property
     def split(self) -> SplitSuggestion:
         """What the guide would hold out of training."""
-        hashed = [(item.path, item.info.sha256 if item.info else file_sha256(item.path)) for item in self.items]
-        copies = [[group.keep, *group.reject] for group in self.manifest.groups]
-        return suggest_split(hashed, copies, seed=Recipe().seed)
+        hashed = [(item.path, self.manifest.sha256_of(item.path)) for item in self.items]
+        return suggest_split(hashed, self.manifest.copies, seed=Recipe().seed)
 
     @cached_property
     def reviewed(self) -> int:
@@ -316,103 +316,13 @@ def save_manifest(project: Project, manifest: Manifest) -> None:
     manifest.save(project.path / MANIFEST)
 
 
-Stats = dict[str, tuple[int, int, int]]  # path: time of change (ns), length and inode
-
-
-@dataclass
-class _Known:
-    """A project's contents, and the state of its files that they belong to.
-
-    `fresh` has the hashes of files that changed so recently that another change need not show in their time.
-    """
-
-    stats: Stats
-    fresh: dict[str, bytes]
-    contents: Contents
-
-
-_known: dict[Path, _Known] = {}
-
-
-def _remembered(project: Project, written: Iterable[str] | None = None) -> Contents:
-    """What is remembered, after all files were looked at, or those alone that were written and the project's own."""
-    known = _known.get(project.path)
-    if known is None or written is None:
-        stats = _stats(project)
-    else:
-        stats = known.stats.copy()
-        for path in (*written, *_own_files(project)):
-            stats.pop(path, None)
-            stats |= _stat(path)
-    stale = set() if known is None else {file for file, value in known.fresh.items() if _hash(file) != value}
-    if known is not None and known.stats == stats and not stale:
-        known.fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
-        return known.contents
-    fresh = {file: _hash(file) for file in _fresh(stats)}
-    contents = None
-    if known is not None:
-        changed = {path for path, stat in stats.items() if known.stats.get(path) != stat}
-        contents = known.contents.updated(changed | (known.stats.keys() - stats.keys()) | stale)
-    if contents is None:
-        contents = Contents.read(project)
-        if len(contents.items) > FEW_CHANGED:
-            # The collector of garbage would go through all of them again and again, a quarter of a second each time.
-            gc.collect()
-            gc.freeze()
-    _known[project.path] = _Known(stats, fresh, contents)
-    return _known[project.path].contents
-
-
-def _stats(project: Project) -> Stats:
-    """Every file that contents depend on."""
-    folders = [project.dataset_dir, *(item.path for item in image_sets(project.dataset_dir))]
-    found: Stats = {}
-    for folder in dict.fromkeys(folders):
-        if folder.is_dir():
-            for entry in os.scandir(folder):
-                with suppress(OSError):  # gone meanwhile
-                    stat = entry.stat()
-                    if S_ISREG(stat.st_mode):
-                        found[entry.path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    for file in _own_files(project):
-        found |= _stat(file)
-    return found
-
-
-def _own_files(project: Project) -> list[str]:
-    return [os.fspath(project.path / name) for name in (MANIFEST, "project.json")]
-
-
-def _fresh(stats: Stats) -> list[str]:
-    """The texts among the files that changed within the last second."""
-    limit = time.time_ns() - SETTLED_NS
-    return [path for path, stat in stats.items() if stat[0] > limit and path.endswith((*SUFFIXES, ".json"))]
-
-
-def _stat(file: str) -> Stats:
-    """A file's entry; none if it is not there."""
-    try:
-        stat = os.stat(file)  # noqa: PTH116 - the files' names are text, as os.scandir gives them
-    except OSError:
-        return {}
-    return {file: (stat.st_mtime_ns, stat.st_size, stat.st_ino)} if S_ISREG(stat.st_mode) else {}
-
-
-def _hash(file: str) -> bytes:
-    try:
-        return hashlib.sha256(Path(file).read_bytes()).digest()
-    except OSError:
-        return b""
+_memory = Memory(Contents.read, Contents.updated)
 
 
 def image_id(project: Project, path: Path) -> str:
     """A short name for a file of the project, for the browser: it says nothing, and is looked up."""
-    return _id(os.fspath(project.path), os.fspath(path))
-
-
-@lru_cache(maxsize=1 << 16)
-def _id(project: str, path: str) -> str:
-    return hashlib.sha256(os.fsencode(os.path.relpath(path, project))).hexdigest()[:16]
+    within = os.fspath(path).removeprefix(os.fspath(project.path))
+    return hashlib.sha256(os.fsencode(within)).hexdigest()[:16]
 
 
 def shown_name(path: Path) -> str:
@@ -422,9 +332,21 @@ def shown_name(path: Path) -> str:
 
 def has_trigger(caption: str, trigger: str) -> bool:
     """Whether a caption begins with the trigger word; without one, any caption will do."""
-    first = len(split_tags(trigger))
-    wanted, given = (split_tags(text.casefold())[:first] for text in (with_trigger(caption, trigger), caption))
+    first = _first_tags(trigger)
+    if _start(caption, first) == first:
+        return True
+    wanted, given = (split_tags(text.casefold())[: len(first)] for text in (with_trigger(caption, trigger), caption))
     return wanted == given
+
+
+@lru_cache(maxsize=16)
+def _first_tags(trigger: str) -> list[str]:
+    return split_tags(trigger.casefold())
+
+
+def _start(caption: str, tags: list[str]) -> list[str]:
+    """What stands in the places of these tags, in lower case; the rest of the caption is not looked at."""
+    return [" ".join(tag.split()) for tag in caption.casefold().split(",", len(tags))[: len(tags)]]
 
 
 def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> Item:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from lora_studio.dataset.curate import Rejected, reject, rejected, restore_images
+from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected, restore_images
 from lora_studio.dataset.duplicates import DuplicateGroup
 from lora_studio.errors import InputError
 from lora_studio.project import Project
@@ -22,9 +22,8 @@ def set_aside(project: Project, items: Sequence[Item], reason: str = "") -> Mark
     """Set images aside for `reason`, else for what the scan said of each; raises InputError if there are none."""
     if not items:
         raise InputError("There is nothing to set aside.", "Scan first, or choose images.", code="nothing")
-    moved = set()
-    for item in items:
-        moved.update(reject([item.path], project.rejected_dir, reason or item.proposal or BY_HAND))
+    proposed = [Proposal(path=item.path, reason=reason or item.proposal or BY_HAND) for item in items]
+    moved = set(reject(proposed, project.rejected_dir))
     entries = [entry for entry in rejected(project.rejected_dir) if entry.image in moved]
     return aside_card([item.name for item in items if item.path in moved], [_id(project, entry) for entry in entries])
 

@@ -179,7 +179,7 @@ class Desk:
         """Change what was seen."""
         contents, plan = self._contents(data), self._plan(data)
         report = self.captions.carry_out(contents, plan, data)
-        return self._changed(data, report) | self.captions.forgotten()
+        return self._changed(data, contents, report) | self.captions.forgotten()
 
     def tag_clicked(self, data: Data, event: gr.EventData) -> Updates:
         """A tag of the statistics: show the images that have it; or another page of the table."""
@@ -218,11 +218,11 @@ class Desk:
     def _carried(self, data: Data, act: Callable[[History], EditReport]) -> Updates:
         self.saved_first(data)
         contents = self._contents(data)
-        return self._changed(data, act(History.of(contents.project.dataset_dir)))
+        return self._changed(data, contents, act(History.of(contents.project.dataset_dir)))
 
-    def _changed(self, data: Data, report: EditReport) -> Updates:
+    def _changed(self, data: Data, contents: Contents, report: EditReport) -> Updates:
         """Captions were changed: show them as they are, and what was done."""
-        contents = self._contents(data)
+        contents = contents.after([*report.changed, *(item.image for item in report.kept)])
         updates = self.again(data, contents)
         item = contents.by_id.get(data[self.review.current])
         if item is not None:

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 
 from lora_studio.dataset.importers import ImportReport, import_paths
-from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tag_cache import features
 from lora_studio.errors import InputError, StudioError

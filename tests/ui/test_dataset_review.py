@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ import pytest
 
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.images import find_images
-from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tag_cache import TagCache
 from lora_studio.dataset.taggers.catalogue import find_tagger
@@ -245,6 +247,8 @@ def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) ->
 
 def test_after_its_own_changes_the_studio_looks_at_them_alone(home: Home, original: Project) -> None:
     project = home.duplicate_project(original.name, "aside")
+    for file in project.images_dir.glob("*.txt"):
+        os.utime(file, (1, 1))  # whoever changed within the last second is looked at in any case
     contents = Contents.of(project)
     image = contents.items[0].path
     moved = [path.rename(project.path / path.name) for path in (image, image.with_suffix(".txt"))]

@@ -147,21 +147,46 @@ def test_an_edit_that_was_killed_between_two_captions_can_be_undone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     before = texts(folder)
-    put, done = history._put, []
+    write, done = history.write_many, []
 
-    def dies(file: Path, data: bytes | None) -> None:
+    def dies(contents: dict[Path, bytes]) -> None:
         if len(done) == written:
             raise KeyboardInterrupt
-        done.append(file)
-        put(file, data)
+        done.append(contents)
+        write(contents)
 
-    monkeypatch.setattr(history, "WRITERS", 1)
-    monkeypatch.setattr(history, "_put", dies)
+    monkeypatch.setattr(history, "AT_ONCE", 1)
+    monkeypatch.setattr(history, "write_many", dies)
     with pytest.raises(KeyboardInterrupt):
         apply(folder, edits.add("new"))
-    monkeypatch.setattr(history, "_put", put)
+    monkeypatch.setattr(history, "write_many", write)
     report = History.of(folder).undo()
     assert len(report.changed) == written
+    assert texts(folder) == before
+
+
+def test_an_edit_that_was_killed_while_it_was_done_again_can_be_undone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = texts(folder)
+    apply(folder, edits.add("new"))
+    after = texts(folder)
+    History.of(folder).undo()
+    write, done = history.write_many, []
+
+    def dies(contents: dict[Path, bytes]) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(contents)
+        write(contents)
+
+    monkeypatch.setattr(history, "AT_ONCE", 1)
+    monkeypatch.setattr(history, "write_many", dies)
+    with pytest.raises(KeyboardInterrupt):
+        History.of(folder).redo()
+    monkeypatch.undo()
+    assert texts(folder) not in (before, after)
+    assert len(History.of(folder).undo().changed) == 2
     assert texts(folder) == before
 
 

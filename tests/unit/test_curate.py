@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lora_studio.dataset import curate as module
-from lora_studio.dataset.curate import MANIFEST, curate, default_rejected_dir, reject, rejected, restore_images
+from lora_studio.dataset.curate import (
+    MANIFEST,
+    Proposal,
+    curate,
+    default_rejected_dir,
+    reject,
+    rejected,
+    restore_images,
+)
 from lora_studio.errors import InputError
 from lora_studio.project import Home
 from tests.scenes import CHANGES, photo, save
@@ -16,6 +25,10 @@ from tests.scenes import CHANGES, photo, save
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def proposed(images: Iterable[Path], reason: str) -> list[Proposal]:
+    return [Proposal(path=path, reason=reason) for path in images]
 
 
 @pytest.fixture
@@ -71,7 +84,7 @@ def test_where_rejects_go(tmp_path: Path, home: Home) -> None:
 
 def test_a_place_that_is_taken_is_not_overwritten(folder: Path) -> None:
     aside = folder / "rejected"
-    reject([folder / "one again.png", folder / "two.png"], aside, "by hand")
+    reject(proposed([folder / "one again.png", folder / "two.png"], "by hand"), aside)
     (folder / "one again.png").write_bytes(b"something new")
     back, kept = restore_images(aside)
     assert [path.name for path in back] == ["two.png"]
@@ -85,7 +98,7 @@ def test_a_place_that_is_taken_is_not_overwritten(folder: Path) -> None:
 
 def test_some_are_put_back(folder: Path) -> None:
     aside = folder / "rejected"
-    reject([folder / "one.png", folder / "two.png"], aside, "by hand")
+    reject(proposed([folder / "one.png", folder / "two.png"], "by hand"), aside)
     assert restore_images(aside, [folder / "two.png"]) == ([folder / "two.png"], [])
     assert [entry.image.name for entry in rejected(aside)] == ["one.png"]
 
@@ -93,7 +106,7 @@ def test_some_are_put_back(folder: Path) -> None:
 def test_the_same_name_from_two_sets(tmp_path: Path) -> None:
     paths = [save(photo(seed), tmp_path / f"{seed}_set" / "a.png") for seed in (1, 2)]
     before = tree(tmp_path)
-    reject(paths, tmp_path / "aside", "by hand")
+    reject(proposed(paths, "by hand"), tmp_path / "aside")
     assert sorted(path.name for path in (tmp_path / "aside").glob("*.png")) == ["a (1).png", "a.png"]
     restore_images(tmp_path / "aside")
     (tmp_path / "aside" / MANIFEST).unlink()
@@ -104,7 +117,7 @@ def test_a_caption_that_another_image_needs_stays(tmp_path: Path) -> None:
     save(photo(1), tmp_path / "a.png")
     save(photo(1), tmp_path / "a.bmp")
     (tmp_path / "a.txt").write_text("shared")
-    reject([tmp_path / "a.bmp"], tmp_path / "aside", "copy")
+    reject([Proposal(path=tmp_path / "a.bmp", reason="copy")], tmp_path / "aside")
     assert (tmp_path / "a.txt").read_text() == "shared"
 
 
@@ -120,12 +133,67 @@ def test_a_crash_between_two_moves_loses_nothing(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(module, "_move", crash)
     with pytest.raises(OSError, match="power cut"):
-        reject([folder / "one again.png"], folder / "rejected", "by hand")
+        reject([Proposal(path=folder / "one again.png", reason="by hand")], folder / "rejected")
     monkeypatch.undo()
     assert sorted(tree(folder).values()) == sorted([*before.values(), (folder / "rejected" / MANIFEST).read_bytes()])
     restore_images(folder / "rejected")
     (folder / "rejected" / MANIFEST).unlink()
     assert tree(folder) == before
+
+
+def test_after_a_crash_setting_aside_again_records_each_image_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(folder)
+    images = sorted(folder.glob("*.png"))
+    move, calls = module._move, []
+
+    def crash(source: Path, target: Path) -> None:
+        calls.append(source)
+        if len(calls) == 3:
+            raise OSError("power cut")
+        move(source, target)
+
+    aside = folder / "rejected"
+    monkeypatch.setattr(module, "_move", crash)
+    with pytest.raises(OSError, match="power cut"):
+        reject(proposed(images, "first"), aside)
+    monkeypatch.undo()
+    assert [entry.image.name for entry in rejected(aside)] == ["one again.png"]
+    reject(proposed(images, "second"), aside)
+    assert {entry.image.name: entry.reason for entry in rejected(aside)} == {
+        "one again.png": "first",
+        "one.png": "second",
+        "torn.png": "second",
+        "two.png": "second",
+    }
+    restore_images(aside)
+    (aside / MANIFEST).unlink()
+    assert tree(folder) == before
+
+
+def test_many_are_recorded_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    save_manifest = module._save
+    monkeypatch.setattr(
+        module, "_save", lambda aside, entries: [written.append(len(entries)), save_manifest(aside, entries)]
+    )
+    images = sorted(folder.glob("*.png"))
+    assert reject(proposed([*images, images[0]], "all"), folder / "rejected") == images
+    assert written == [4]
+
+
+def test_the_last_of_those_that_share_a_caption_takes_it_along(tmp_path: Path) -> None:
+    images = [save(photo(1), tmp_path / f"a.{suffix}") for suffix in ("bmp", "png")]
+    (tmp_path / "a.txt").write_text("shared")
+    before = tree(tmp_path)
+    aside = tmp_path / "aside"
+    reject(proposed(images, "both"), aside)
+    assert not (tmp_path / "a.txt").exists()
+    assert {entry.image.name: len(entry.files) for entry in rejected(aside)} == {"a.bmp": 1, "a.png": 2}
+    restore_images(aside)
+    (aside / MANIFEST).unlink()
+    assert tree(tmp_path) == before
 
 
 def test_a_broken_manifest_is_named(folder: Path) -> None:
@@ -146,13 +214,15 @@ def test_no_folder_and_no_images(tmp_path: Path) -> None:
 
 def test_images_that_are_gone_are_passed_over(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    assert reject([tmp_path / "gone.png", tmp_path / "a.png"], tmp_path / "aside", "x") == [tmp_path / "a.png"]
+    assert reject(proposed([tmp_path / "gone.png", tmp_path / "a.png"], "x"), tmp_path / "aside") == [
+        tmp_path / "a.png"
+    ]
 
 
 def test_a_copied_and_a_renamed_project_put_back_their_own(home: Home) -> None:
     project = home.create_project("first")
     image = save(photo(1), project.images_dir / "a.png")
-    reject([image], project.rejected_dir, "for a test")
+    reject([Proposal(path=image, reason="for a test")], project.rejected_dir)
     copy = home.duplicate_project("first", "second")
     renamed = home.rename_project("first", "third")
     for each in (copy, renamed):

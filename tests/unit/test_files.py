@@ -3,13 +3,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from lora_studio import files
 from lora_studio.errors import DiskFullError
-from lora_studio.files import write_atomic, write_bytes, write_json, write_many, write_text
+from lora_studio.files import remove_temporaries, write_atomic, write_bytes, write_json, write_many, write_text
 
 
 def test_writes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
@@ -88,3 +89,14 @@ def test_many_files_are_written_and_none_before_all_are_on_disk(
     with pytest.raises(DiskFullError):
         write_many({tmp_path / f"{number}.txt": b"new" if number == 20 else b"no" for number in range(50)})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"{n}.txt": str(n) for n in range(50)}
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    names = {".a.txt.x1.tmp.txt": 90, ".b.txt.x2.tmp.txt": 10, "c.tmp.txt": 90, ".hidden.txt": 90}
+    for name, seconds in names.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, time.time() - seconds))
+    remove_temporaries(tmp_path, older_than=60)
+    assert {path.name for path in tmp_path.iterdir()} == names.keys() - {".a.txt.x1.tmp.txt"}
+    remove_temporaries(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"c.tmp.txt", ".hidden.txt"}

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lora_studio import files
 from lora_studio.dataset.archives import Limits
-from lora_studio.dataset.curate import reject
+from lora_studio.dataset.curate import Proposal, reject
 from lora_studio.dataset.importers import ImportReport, import_paths
 from lora_studio.errors import DiskFullError, InputError
 from lora_studio.project import Home
@@ -126,7 +126,7 @@ def test_what_curation_rejected_stays_out(source: Path, home: Home) -> None:
     draw(source / "a.png", 1)
     (source / "a.txt").write_text("hero")
     import_paths([source], project.images_dir)
-    reject([project.images_dir / "a.png"], project.rejected_dir, "blurred")
+    reject([Proposal(path=project.images_dir / "a.png", reason="blurred")], project.rejected_dir)
     report = import_paths([source], project.images_dir)
     assert (report.added, report.captions) == ([], 0)
     assert report.skipped[0].reason == "set aside earlier: blurred"
@@ -136,7 +136,7 @@ def test_what_curation_rejected_stays_out(source: Path, home: Home) -> None:
 def test_rejects_in_the_source_stay_out(source: Path, images_dir: Path) -> None:
     draw(source / "a.png", 1)
     draw(source / "b.png", 2)
-    reject([source / "b.png"], source / "rejected", "blurred")
+    reject([Proposal(path=source / "b.png", reason="blurred")], source / "rejected")
     assert import_paths([source], images_dir).added == [images_dir / "a.png"]
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lora_studio.dataset.images import find_images
-from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import scan
+from lora_studio.project import Home
 from lora_studio.walkthrough import EXAMPLE
 
 
@@ -103,3 +106,33 @@ def test_a_missing_or_broken_file_is_empty(folder: Path, tmp_path: Path, content
         file.write_bytes(content)
     read = Manifest.load(file, folder)
     assert (read.infos, read.groups, read.proposals()) == ({}, [], [])
+
+
+def test_sizes_and_hashes_come_from_the_scan_and_else_from_the_files(folder: Path) -> None:
+    image, other = folder / "10_ink" / "guitar.png", folder / "10_ink" / "umbrella.png"
+    made = scanned(folder)
+    told = made.infos[image].model_copy(update={"width": 7, "height": 5, "sha256": "told"})
+    known = replace(made, infos={image: told})
+    assert (known.size_of(image), known.sha256_of(image)) == ((7, 5), "told")
+    assert known.size_of(other) == (made.infos[other].width, made.infos[other].height)
+    assert known.sha256_of(other) == made.infos[other].sha256
+    broken = folder / "10_ink" / "broken.png"
+    broken.write_bytes(other.read_bytes()[:900])
+    assert known.size_of(broken) == known.size_of(other), "its header is whole"
+    assert scanned(folder).size_of(broken) is None
+
+
+def test_a_project_one_of_its_sets_and_another_folder_have_their_own_manifest(tmp_path: Path) -> None:
+    project = Home(tmp_path / "home").create_project("a")
+    other = tmp_path / "10_other"
+    for images in (project.images_dir, other):
+        images.mkdir(parents=True, exist_ok=True)
+        shutil.copy(EXAMPLE / "guitar.png", images / "guitar.png")
+    scanned(project.dataset_dir).save(project.path / "dataset.json")
+    scanned(other).save(other / "dataset.json")
+    for place, images in (
+        (project.dataset_dir, project.images_dir),
+        (project.images_dir, project.images_dir),
+        (other, other),
+    ):
+        assert list(Manifest.of(place).infos) == [images / "guitar.png"], place

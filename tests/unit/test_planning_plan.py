@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,16 @@ from lora_studio import guide
 from lora_studio.choices import Kind, Optimizer
 from lora_studio.config import TrainJob
 from lora_studio.dataset.buckets import place_for
+from lora_studio.dataset.images import ImageInfo
+from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.remembered import stamp_of
+from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.planning.folders import look_at
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.steps import count_steps
+from lora_studio.project import Home
 from lora_studio.recipe import Recipe
 from lora_studio.runs import JobFolder
 
@@ -284,6 +291,27 @@ def test_the_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, 
 def test_wrong_input_names_the_thing_and_the_remedy(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         plan(arguments.pop("images"), **arguments)
+
+
+def test_images_that_a_scan_knows_are_not_read_again(tmp_path: Path) -> None:
+    project = Home(tmp_path).create_project("a")
+    images = [project.images_dir / f"{number}.png" for number in range(4)]
+    for path in images:
+        save(path, (640, 480))
+    (project.images_dir / "0.caption").write_text("ohwx")
+    infos = [ImageInfo(path=path, width=512, height=768, sha256=path.stem) for path in images[:3]]
+    infos[2] = infos[2].model_copy(update={"width": 0, "height": 0})
+    summary = ScanSummary(images=3, readable=2, duplicates=0, issue_counts={}, resolutions=[], issues=[])
+    report = ScanReport(images=infos, duplicate_groups=[], summary=summary)
+    stamps = {path: stamp_of(path) for path in images[:3]}
+    Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()).save(project.path / MANIFEST)
+    counts = look_at(project.dataset_dir)
+    assert counts.all_sizes() == [(512, 768), (512, 768), (640, 480)]
+    assert counts.unreadable == ["2.png"]
+    assert counts.without_caption == ["1.png", "3.png"]
+    save(images[0], (800, 600))
+    os.utime(images[0], (1, 1))
+    assert look_at(project.dataset_dir).all_sizes() == [(800, 600), (512, 768), (640, 480)]
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:

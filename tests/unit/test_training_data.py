@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 from lora_studio.dataset.buckets import Placement
-from lora_studio.dataset.manifest import Manifest, stamp_of
+from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import JobError
 from lora_studio.planning.plan import plan
+from lora_studio.project import Home
 from lora_studio.training.batches import Item, epoch_steps, read_dataset
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, weights_hash
 from lora_studio.training.views import views_of
@@ -356,19 +358,21 @@ def test_the_plan_counts_regularisation_and_held_out_images(tmp_path: Path, chan
 
 
 def test_copies_that_a_scan_found_are_held_out_together(tmp_path: Path) -> None:
-    make_images(tmp_path / "dataset" / "1_a", [(64, 64)] * 8)
-    images = sorted((tmp_path / "dataset" / "1_a").glob("*.png"))
+    project = Home(tmp_path).create_project("a")
+    make_images(project.dataset_dir / "1_a", [(64, 64)] * 8)
+    images = sorted((project.dataset_dir / "1_a").glob("*.png"))
     for copy in (1, 2, 3):
         picture = Image.open(images[0])
         picture.putpixel((0, 0), (copy, 0, 0))
         picture.save(images[copy])
-    report = scan(tmp_path / "dataset")
+    report = scan(project.dataset_dir)
     (group,) = report.duplicate_groups
     copies = {group.keep, *group.reject}
     assert len(copies) > 2
     stamps = {image: stamp_of(image) for image in images}
-    Manifest.of_scan(tmp_path / "dataset", report, stamps, frozenset()).save(tmp_path / "dataset.json")
-    for seed in range(6):
-        dataset = read_dataset(tmp_path / "dataset", recipe_of(validation_split=0.25, seed=seed))
-        both = {item.path for item in dataset.held_out} & copies
-        assert both in (set(), copies)
+    Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()).save(project.path / MANIFEST)
+    for folder in (project.dataset_dir, project.dataset_dir / "1_a"):
+        for seed in range(6):
+            dataset = read_dataset(folder, recipe_of(validation_split=0.25, seed=seed))
+            both = {item.path for item in dataset.held_out} & copies
+            assert both in (set(), copies)
