@@ -1,6 +1,6 @@
 """Setting images aside, so that everything can be put back.
 
-A rejected image and its captions are moved into a folder of rejects, never deleted. What is there, where it was, why
+A rejected image, its captions and its masks are moved into a folder of rejects, never deleted. What is there, where it was, why
 and when stands in a manifest beside it, which is written before a file is moved: whatever happens in between, each file
 is in exactly one of the two places that its record names, and both moving and putting back can simply be repeated.
 The manifest names places relative to itself, so that a project can be renamed, moved and copied.
@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lora_studio.dataset.captions import SUFFIXES
 from lora_studio.dataset.duplicates import DuplicateKind
 from lora_studio.dataset.images import is_image_name
+from lora_studio.dataset.masks import mask_files
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
@@ -37,7 +38,7 @@ class Move(BaseModel):
 
 
 class Rejected(BaseModel):
-    """One image set aside, with its captions: `files` has the image first. `time` is seconds since 1970."""
+    """One image set aside, with its captions and masks: `files` has the image first. `time` is seconds since 1970."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -138,9 +139,9 @@ def proposals(report: ScanReport) -> list[Proposal]:
 
 
 def reject(proposed: Iterable[Proposal], rejected_dir: Path) -> list[Path]:
-    """Move images with their captions into `rejected_dir`; returns the images that were moved.
+    """Move images with their captions and masks into `rejected_dir`; returns the images that were moved.
 
-    An image whose caption belongs to another image too (the same stem) leaves the caption there. Images that are gone
+    An image whose caption belongs to another image too (the same stem) leaves caption and masks there. Images that are gone
     already are passed over. Raises InputError or DiskFullError; what was not moved then is where it was.
     """
     there = {item.path: item for item in proposed if item.path.is_file()}
@@ -166,7 +167,7 @@ def rejected(rejected_dir: Path) -> list[Rejected]:
 
 
 def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> tuple[list[Path], list[Proposal]]:
-    """Put images and captions back where they were: all, or those whose original places are in `images`.
+    """Put images, captions and masks back where they were: all, or those whose original places are in `images`.
 
     Returns the images that are back, and those that stay because another file has taken their place, with the reason.
     Raises InputError or DiskFullError.
@@ -234,10 +235,18 @@ class _Names:
 def _new_entry(proposed: Proposal, names: _Names) -> Rejected:
     image = _place(proposed.path)
     shared = names.leave(image)
-    captions = [] if shared else [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
-    stem = names.take(image.stem, [file.suffix for file in (image, *captions)])
-    files = [Move(name=stem + file.suffix, original=file) for file in (image, *captions)]
+    endings = {image: image.suffix}
+    if not shared:
+        endings |= {file: suffix for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()}
+        endings |= {file: _mask_ending(file, image) for file in mask_files(image)}
+    stem = names.take(image.stem, list(endings.values()))
+    files = [Move(name=stem + ending, original=file) for file, ending in endings.items()]
     return Rejected(files=files, reason=proposed.reason, time=time.time())
+
+
+def _mask_ending(mask: Path, image: Path) -> str:
+    """What follows the image's stem in the name of its mask among the rejects, where masks have no folder."""
+    return mask.name.removeprefix(image.stem) if mask.parent == image.parent else f"-{mask.parent.name}{mask.suffix}"
 
 
 def _move(source: Path, target: Path) -> None:

@@ -230,3 +230,16 @@ def test_a_copied_and_a_renamed_project_put_back_their_own(home: Home) -> None:
         assert restore_images(each.rejected_dir) == ([place.resolve()], [])
         assert place.is_file()
     assert not project.path.exists()
+
+
+def test_masks_go_along_and_come_back(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for name in ("one.png", "one-masklabel.png", "mask/one.webp", "two.png", "mask/two.png"):
+        save(photo(1), folder / name)
+    before = tree(folder)
+    aside = tmp_path / "rejected"
+    reject(proposed([folder / "one.png"], "blurred"), aside)
+    assert sorted(tree(folder)) == ["mask/two.png", "two.png"]
+    assert sorted(set(tree(aside)) - {MANIFEST}) == ["one-mask.webp", "one-masklabel.png", "one.png"]
+    restore_images(aside)
+    assert tree(folder) == before
