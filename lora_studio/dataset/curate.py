@@ -1,9 +1,9 @@
 """Setting images aside, so that everything can be put back.
 
-A rejected image, its captions and its masks are moved into a folder of rejects, never deleted. What is there, where it was, why
-and when stands in a manifest beside it, which is written before a file is moved: whatever happens in between, each file
-is in exactly one of the two places that its record names, and both moving and putting back can simply be repeated.
-The manifest names places relative to itself, so that a project can be renamed, moved and copied.
+A rejected image, its captions and its masks are moved into a folder of rejects, never deleted. What is there, where it
+was, why and when stands in a manifest beside it, which is written before a file is moved: whatever happens in between,
+each file is in exactly one of the two places that its record names, and both moving and putting back can simply be
+repeated. The manifest names places relative to itself, so that a project can be renamed, moved and copied.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def proposals(report: ScanReport) -> list[Proposal]:
 def reject(proposed: Iterable[Proposal], rejected_dir: Path) -> list[Path]:
     """Move images with their captions and masks into `rejected_dir`; returns the images that were moved.
 
-    An image whose caption belongs to another image too (the same stem) leaves caption and masks there. Images that are gone
-    already are passed over. Raises InputError or DiskFullError; what was not moved then is where it was.
+    An image whose caption belongs to another image too (the same stem) leaves caption and masks there. Images that are
+    gone already are passed over. Raises InputError or DiskFullError; what was not moved then is where it was.
     """
     there = {item.path: item for item in proposed if item.path.is_file()}
     if not there:
