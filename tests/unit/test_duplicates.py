@@ -184,7 +184,7 @@ def test_of_thousands_of_hashes_the_pairs_are_found_and_no_others() -> None:
 def test_of_many_that_are_near_the_nearest_are_proposed() -> None:
     number = NEAREST + 4
     hashes = np.zeros((number, 3, 2), np.uint64)
-    hashes[:] = ((np.uint64(1) << np.arange(number, dtype=np.uint64)) - np.uint64(1))[:, None, None]
+    hashes[:, :, 0] = ((np.uint64(1) << np.arange(number, dtype=np.uint64)) - np.uint64(1))[:, None]
     pairs = candidate_pairs(prints_of(hashes, ~hashes))
     assert [pair for pair in pairs.tolist() if pair[0] == 0] == [[0, far, far, 0] for far in range(1, NEAREST + 1)]
 
