@@ -93,17 +93,23 @@ def with_tags(caption: str, tags: str, position: Position, trigger: str = "") ->
     """
     parts = split_tags(caption)
     there = {tag.casefold() for tag in parts}
-    more = [tag for tag in split_tags(tags) if tag.casefold() not in there]
+    more = [tag for tag in _tags_of(tags) if tag.casefold() not in there]
     if not more:
         return caption
     place = len(parts)
     if position is Position.FRONT:
         place = 0
     elif position is Position.AFTER_TRIGGER:
-        patterns = [as_word(word) for word in split_tags(trigger)]
-        holding = [index for index, tag in enumerate(parts) if any(pattern.search(tag) for pattern in patterns)]
-        place = max(holding, default=-1) + 1
+        patterns = [as_word(word) for word in _tags_of(trigger)]
+        while place and not any(pattern.search(parts[place - 1]) for pattern in patterns):
+            place -= 1
     return join_tags([*parts[:place], *more, *parts[place:]])
+
+
+@lru_cache(maxsize=64)
+def _tags_of(text: str) -> tuple[str, ...]:
+    """The tags of what is the same for many captions."""
+    return tuple(split_tags(text))
 
 
 def with_replaced(caption: str, old: str, new: str) -> str:

@@ -8,8 +8,9 @@ two images that differ.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from multiprocessing import get_context
@@ -24,6 +25,7 @@ from lora_studio.dataset.candidates import candidate_pairs
 from lora_studio.dataset.captions import existing_caption
 from lora_studio.dataset.fingerprints import Fingerprint
 from lora_studio.dataset.images import ImageInfo, read_image
+from lora_studio.dataset.pools import cancelling
 from lora_studio.errors import InputError
 
 LARGEST_DIFFERENCE = 0.16  # of the contrast: measured copies stay below, the nearest unlike drawings are above
@@ -86,11 +88,16 @@ class _Link:
 
 
 def find_duplicates(
-    entries: Sequence[Entry], *, tell: Told = lambda phase, done, total: None, workers: int = 1
+    entries: Sequence[Entry],
+    *,
+    tell: Told = lambda phase, done, total: None,
+    workers: int = 1,
+    many_pairs: int = MANY_PAIRS,
 ) -> list[DuplicateGroup]:
     """Groups of copies among readable images, in the order of the images kept.
 
-    `tell(phase, done, total)` says how far it is; `workers` processes share the work where it is much.
+    `tell(phase, done, total)` says how far it is; what it raises ends the search. `workers` cores share the work, other
+    processes from `many_pairs` pairs on that are worth a closer look.
     """
     by_hash: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -101,7 +108,7 @@ def find_duplicates(
         unique.append(keep)
         if copies:
             groups.append(_exact_group(keep, copies, "identical file"))
-    links = _links(unique, tell, workers)
+    links = _links(unique, tell, workers, many_pairs)
     tell("Choosing which to keep", 0, 0)
     groups += _star_groups(unique, links)
     return sorted(groups, key=lambda group: (str(group.keep), group.kind))
@@ -238,42 +245,56 @@ def _reason(keep: Entry, copy: Entry, link: _Link, keep_index: int) -> str:
     return f"{', '.join(words) or 're-encoded'} copy"
 
 
-def _links(entries: Sequence[Entry], tell: Told, workers: int) -> list[_Link]:
+def _links(entries: Sequence[Entry], tell: Told, workers: int, many_pairs: int) -> list[_Link]:
     tell("Comparing hashes", 0, 0)
     pairs = candidate_pairs(
-        [entry.print for entry in entries], on_progress=lambda done, total: tell("Comparing hashes", done, total)
+        [entry.print for entry in entries],
+        on_progress=lambda done, total: tell("Comparing hashes", done, total),
+        workers=workers,
     )
     links: dict[tuple[int, int], _Link] = {}
     done = 0
-    for batch, found in _aligned(entries, pairs, workers):
-        for link in _verified(batch, found):
-            known = links.get((link.first, link.second))
-            # Symmetric pictures match both ways: then they are not called mirrored.
-            if known is None or known.mirrored:
-                links[link.first, link.second] = link
-        done += len(batch)
-        tell("Looking closely at likely copies", done, len(pairs))
+    with closing(_aligned(entries, pairs, workers if len(pairs) >= many_pairs else 1)) as aligned:
+        for batch, found in aligned:
+            for link in _verified(batch, found):
+                known = links.get((link.first, link.second))
+                # Symmetric pictures match both ways: then they are not called mirrored.
+                if known is None or known.mirrored:
+                    links[link.first, link.second] = link
+            done += len(batch)
+            tell("Looking closely at likely copies", done, len(pairs))
     return list(links.values())
 
 
 def _aligned(
     entries: Sequence[Entry], pairs: NDArray[np.int64], workers: int
-) -> Iterator[tuple[NDArray[np.int64], Alignment]]:
-    """Batches of pairs with their alignment; many are shared among processes, one a core."""
-    batches = [pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH)]
-    if workers < 2 or len(pairs) < MANY_PAIRS:
-        yield from ((batch, align_pairs(*_pictures(entries, batch))) for batch in batches)
-        return
-    # Spawned, not forked: the interface has threads. A few batches wait at a time: their pictures are in memory.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        waiting: deque[tuple[NDArray[np.int64], Future[Alignment]]] = deque()
+) -> Generator[tuple[NDArray[np.int64], Alignment]]:
+    """Batches of pairs with their alignment, shared among processes if there are to be several.
+
+    Where those die (for want of memory) or cannot be started, this one does the rest.
+    """
+    left = deque(pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH))
+    if workers > 1:
+        with suppress(BrokenExecutor), closing(_aligned_elsewhere(entries, list(left), workers)) as found:
+            for alignment in found:
+                yield left.popleft(), alignment
+    for batch in left:
+        yield batch, align_pairs(*_pictures(entries, batch))
+
+
+def _aligned_elsewhere(
+    entries: Sequence[Entry], batches: Sequence[NDArray[np.int64]], workers: int
+) -> Generator[Alignment]:
+    """The alignment of batches, in order. A few wait at a time, as their pictures are in memory."""
+    # Spawned, not forked: the interface has threads.
+    with cancelling(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))) as pool:
+        waiting: deque[Future[Alignment]] = deque()
         for batch in batches:
-            waiting.append((batch, pool.submit(align_pairs, *_pictures(entries, batch))))
+            waiting.append(pool.submit(align_pairs, *_pictures(entries, batch)))
             if len(waiting) > 4 * workers:
-                oldest, future = waiting.popleft()
-                yield oldest, future.result()
-        for batch, future in waiting:
-            yield batch, future.result()
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
 def _pictures(

@@ -28,7 +28,6 @@ from lora_studio.project import records_folder
 KEPT_EDITS = 50
 FOLDER = "caption_edits"
 DONE, UNDONE = ".jsonl", ".undone"
-AT_ONCE = 256  # captions that are flushed to disk before the first of them is renamed
 ABANDONED = 60.0  # seconds after which a temporary file is what a process left that was killed
 
 
@@ -241,12 +240,10 @@ def _write(files: Sequence[tuple[Path, bytes | None]]) -> None:
     if len(files) > 1:
         for folder in {file.parent for file, _ in files}:
             remove_temporaries(folder, older_than=ABANDONED)
-    for start in range(0, len(files), AT_ONCE):
-        some = files[start : start + AT_ONCE]
-        write_many({file: data for file, data in some if data is not None})
-        for file in (file for file, data in some if data is None):
-            with disk_errors(file):
-                file.unlink(missing_ok=True)
+    write_many({file: data for file, data in files if data is not None})
+    for file in (file for file, data in files if data is None):
+        with disk_errors(file):
+            file.unlink(missing_ok=True)
 
 
 def _line(root: Path, image: Path, record: _Record) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, Entry, find_duplicates
 from lora_studio.dataset.fingerprints import fingerprint
 from lora_studio.dataset.images import ImageInfo, Issue, find_images, image_info
+from lora_studio.dataset.pools import cancelling
 from lora_studio.dataset.quality import SIDE, averaged, flaws
 from lora_studio.dataset.similarity import Diversity, Features, compare_features
 from lora_studio.errors import InputError
@@ -70,7 +71,7 @@ def scan(
 
     Each image is decoded once. `on_progress(done, total)` counts what a phase is about, beginning with the images that
     are read; `on_phase` names each phase that follows. `features_of` gives what a tagger made of the images, for those
-    that it has seen. Raises InputError if there is no folder or no image.
+    that it has seen. What a callback raises ends the scan. Raises InputError if there is no folder or no image.
     """
     folder = Path(folder)
     paths = find_images(folder)
@@ -83,7 +84,7 @@ def scan(
     progress = on_progress or (lambda done, total: None)
     workers = workers or os.cpu_count() or 1
     infos, entries = [], []
-    with ThreadPoolExecutor(workers) as pool:
+    with cancelling(ThreadPoolExecutor(workers)) as pool:
         for done, (info, entry) in enumerate(pool.map(look_at, paths), 1):
             infos.append(info)
             if entry is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.dataset.edits import plan_edit
+from lora_studio.dataset.edits import EditPlan, plan_edit
 from lora_studio.dataset.history import EditReport, History
 from lora_studio.dataset.lint import mend_named
 from lora_studio.errors import InputError, StudioError
@@ -173,12 +173,12 @@ class Desk:
     def preview(self, data: Data) -> Updates:
         """Show what the form would change."""
         self.saved_first(data)
-        return self.captions.previewed(self._plan(data))
+        return self.captions.previewed(self._plan(self._contents(data), data))
 
     def apply(self, data: Data) -> Updates:
         """Change what was seen."""
-        contents, plan = self._contents(data), self._plan(data)
-        report = self.captions.carry_out(contents, plan, data)
+        contents = self._contents(data)
+        report = self.captions.carry_out(contents, self._plan(contents, data), data)
         return self._changed(data, contents, report) | self.captions.forgotten()
 
     def tag_clicked(self, data: Data, event: gr.EventData) -> Updates:
@@ -202,8 +202,7 @@ class Desk:
     def _contents(self, data: Data) -> Contents:
         return Contents.of(self.studio.open(data[self.studio.project]))
 
-    def _plan(self, data: Data) -> Any:
-        contents = self._contents(data)
+    def _plan(self, contents: Contents, data: Data) -> EditPlan:
         shown: Sequence[Item] = contents.shown(self.selection(contents, data))
         return self.captions.plan(contents, shown, data)
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_studio import files
 from lora_studio.choices import Position
 from lora_studio.dataset import edits, history
 from lora_studio.dataset.captions import join_tags, read_caption, split_tags, with_replaced, with_tags
@@ -142,24 +143,29 @@ def test_a_plan_does_not_overwrite_what_it_has_not_seen(folder: Path) -> None:
     assert texts(folder)["b"] == b"ohwx, smiley, new"
 
 
+def die_after(number: int, patched: pytest.MonkeyPatch) -> None:
+    """Captions are put in place until there are so many of them."""
+    put, done = files._put_in_place, []
+
+    def dies(path: Path, temporary: Path, mode: int) -> None:
+        if len(done) == number:
+            raise KeyboardInterrupt
+        done.append(path)
+        put(path, temporary, mode)
+
+    patched.setattr(files, "_AT_ONCE", 1)
+    patched.setattr(files, "_put_in_place", dies)
+
+
 @pytest.mark.parametrize("written", range(4))
 def test_an_edit_that_was_killed_between_two_captions_can_be_undone(
     folder: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     before = texts(folder)
-    write, done = history.write_many, []
-
-    def dies(contents: dict[Path, bytes]) -> None:
-        if len(done) == written:
-            raise KeyboardInterrupt
-        done.append(contents)
-        write(contents)
-
-    monkeypatch.setattr(history, "AT_ONCE", 1)
-    monkeypatch.setattr(history, "write_many", dies)
-    with pytest.raises(KeyboardInterrupt):
-        apply(folder, edits.add("new"))
-    monkeypatch.setattr(history, "write_many", write)
+    with monkeypatch.context() as patched:
+        die_after(written, patched)
+        with pytest.raises(KeyboardInterrupt):
+            apply(folder, edits.add("new"))
     report = History.of(folder).undo()
     assert len(report.changed) == written
     assert texts(folder) == before
@@ -172,19 +178,10 @@ def test_an_edit_that_was_killed_while_it_was_done_again_can_be_undone(
     apply(folder, edits.add("new"))
     after = texts(folder)
     History.of(folder).undo()
-    write, done = history.write_many, []
-
-    def dies(contents: dict[Path, bytes]) -> None:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(contents)
-        write(contents)
-
-    monkeypatch.setattr(history, "AT_ONCE", 1)
-    monkeypatch.setattr(history, "write_many", dies)
-    with pytest.raises(KeyboardInterrupt):
-        History.of(folder).redo()
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        die_after(2, patched)
+        with pytest.raises(KeyboardInterrupt):
+            History.of(folder).redo()
     assert texts(folder) not in (before, after)
     assert len(History.of(folder).undo().changed) == 2
     assert texts(folder) == before

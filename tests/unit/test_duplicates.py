@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import itertools
+import multiprocessing
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lora_studio.dataset.candidates import candidate_pairs
-from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
-from lora_studio.dataset.fingerprints import Fingerprint, fingerprint
-from lora_studio.dataset.scan import scan
+from lora_studio.dataset.candidates import NEAR_DISTANCE, NEAREST, candidate_pairs
+from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, Entry, find_duplicates
+from lora_studio.dataset.fingerprints import VIEW_PAIRS, Fingerprint, fingerprint
+from lora_studio.dataset.images import find_images
+from lora_studio.dataset.scan import look_at, scan
 from tests.scenes import CHANGES, photo, resized, save
 
 
@@ -132,18 +139,139 @@ def test_a_chain_of_small_changes_joins_no_two_that_differ(tmp_path: Path) -> No
         assert max(numbers) - min(numbers) < steps / 2 + 1
 
 
-def test_thousands_of_hashes_are_compared_in_a_moment() -> None:
-    rng = np.random.default_rng(0)
+def prints_of(hashes: NDArray[np.uint64], mirrored: NDArray[np.uint64]) -> list[Fingerprint]:
     one = fingerprint(photo(1, (96, 96)))
-    hashes = rng.integers(0, 2**63, (2_500, *one.hashes.shape), dtype=np.uint64)
-    turned = rng.integers(0, 2**63, hashes.shape, dtype=np.uint64)
-    hashes[2_400] = hashes[17] ^ np.uint64(1)
-    turned[500] = hashes[2_000]
-    prints = [Fingerprint(a, b, one.small, one.content) for a, b in zip(hashes, turned, strict=True)]
-    began = time.process_time()
-    pairs = candidate_pairs(prints)
-    assert time.process_time() - began < 3
-    assert {(int(first), int(second), int(mirror)) for first, second, _, mirror in pairs} == {
-        (17, 2_400, 0),
-        (500, 2_000, 1),
-    }
+    return [Fingerprint(plain, turned, one.small, one.content) for plain, turned in zip(hashes, mirrored, strict=True)]
+
+
+def every_pair(prints: list[Fingerprint]) -> set[tuple[int, int, int, int]]:
+    """What is near, pair by pair and bit by bit."""
+    found = set()
+    for (first, one), (second, other) in itertools.combinations(enumerate(prints), 2):
+        for turned, hashes in enumerate((one.hashes, one.mirrored)):
+            bits = [int.from_bytes((hashes[view] ^ other.hashes[seen]).tobytes()) for view, seen in VIEW_PAIRS]
+            if (distance := min(map(int.bit_count, bits))) <= NEAR_DISTANCE:
+                found.add((first, second, distance, turned))
+    return found
+
+
+@settings(max_examples=30, deadline=None)
+@given(number=st.integers(2, 40), flips=st.integers(0, 40), seed=st.integers(0, 1000), workers=st.integers(1, 3))
+def test_the_pairs_are_those_that_counting_bits_finds(number: int, flips: int, seed: int, workers: int) -> None:
+    source = np.random.default_rng(seed)
+    hashes = source.integers(0, 2**63, (max(1, number // 3), 3, 2), dtype=np.uint64)[
+        source.integers(0, max(1, number // 3), number)
+    ]
+    for _ in range(flips):
+        hashes ^= np.uint64(1) << source.integers(0, 64, hashes.shape, dtype=np.uint64)
+    prints = prints_of(hashes, hashes[source.permutation(number)])
+    pairs = candidate_pairs(prints, workers=workers)
+    assert len(pairs) == len({tuple(pair) for pair in pairs.tolist()})
+    assert {tuple(pair) for pair in pairs.tolist()} == every_pair(prints)
+
+
+def test_of_thousands_of_hashes_the_pairs_are_found_and_no_others() -> None:
+    source = np.random.default_rng(0)
+    hashes, turned = source.integers(0, 2**63, (2, 9_000, 3, 2), dtype=np.uint64)
+    hashes[8_900] = hashes[17] ^ np.uint64(1)
+    turned[500] = hashes[8_500]
+    hashes[299] = hashes[300] ^ np.uint64(3)
+    prints = prints_of(hashes, turned)
+    alone, shared = (candidate_pairs(prints, workers=workers) for workers in (1, 3))
+    assert alone.tolist() == shared.tolist() == [[17, 8_900, 2, 0], [299, 300, 4, 0], [500, 8_500, 0, 1]]
+
+
+def test_of_many_that_are_near_the_nearest_are_proposed() -> None:
+    number = NEAREST + 4
+    hashes = np.zeros((number, 3, 2), np.uint64)
+    hashes[:, :, 0] = ((np.uint64(1) << np.arange(number, dtype=np.uint64)) - np.uint64(1))[:, None]
+    pairs = candidate_pairs(prints_of(hashes, ~hashes))
+    assert [pair for pair in pairs.tolist() if pair[0] == 0] == [[0, far, far, 0] for far in range(1, NEAREST + 1)]
+
+
+def test_comparing_hashes_ends_with_what_the_progress_raises() -> None:
+    hashes = np.random.default_rng(0).integers(0, 2**63, (20_000, 3, 2), dtype=np.uint64)
+    told: list[int] = []
+
+    def stop(done: int, total: int) -> None:
+        told.append(done)
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        candidate_pairs(prints_of(hashes, hashes), on_progress=stop, workers=2)
+    assert told == [256]
+
+
+class Stopped(Exception):
+    """The user pressed Stop."""
+
+
+@pytest.fixture
+def children() -> Callable[[], set[BaseProcess]]:
+    """The processes that were started since the test began and are alive."""
+    before = set(multiprocessing.active_children())
+    return lambda: set(multiprocessing.active_children()) - before
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    """Scenes with changed copies, among them broken files, which are no entries."""
+    folder = tmp_path_factory.mktemp("copies")
+    for seed, (number, change) in itertools.product(range(4), enumerate(CHANGES.values())):
+        save(change(photo(seed, (240, 200))), folder / f"{seed}-{number}.png")
+    (folder / "torn.png").write_bytes((folder / "0-0.png").read_bytes()[:300])
+    (folder / "text.jpg").write_text("no image")
+    looked = [look_at(path) for path in find_images(folder)]
+    assert sum(entry is None for _, entry in looked) == 2
+    return [entry for _, entry in looked if entry is not None]
+
+
+def test_other_processes_find_what_one_finds(entries: list[Entry], children: Callable[[], set[BaseProcess]]) -> None:
+    told: list[tuple[str, int, int]] = []
+    alone = find_duplicates(entries)
+    shared = find_duplicates(entries, workers=2, many_pairs=1, tell=lambda *now: told.append(now))
+    assert shared == alone
+    assert {path for group in alone for path in group.reject}
+    looks = [(done, total) for phase, done, total in told if phase == "Looking closely at likely copies"]
+    assert [done for done, _ in looks] == sorted({done for done, _ in looks})
+    assert looks[-1][0] == looks[-1][1] > 32
+    assert not children()
+
+
+def test_few_pairs_are_not_worth_other_processes(
+    entries: list[Entry], children: Callable[[], set[BaseProcess]]
+) -> None:
+    running: list[int] = []
+    find_duplicates(entries, workers=2, tell=lambda *now: running.append(len(children())))
+    assert running
+    assert not any(running)
+
+
+def test_what_a_process_does_not_come_to_as_it_dies_is_done_by_this_one(
+    entries: list[Entry], children: Callable[[], set[BaseProcess]]
+) -> None:
+    killed: list[BaseProcess] = []
+
+    def kill(phase: str, done: int, total: int) -> None:
+        if phase == "Looking closely at likely copies" and not killed:
+            killed.extend(children())
+            for child in killed:
+                child.kill()
+
+    shared = find_duplicates(entries, workers=2, many_pairs=1, tell=kill)
+    assert killed
+    assert shared == find_duplicates(entries)
+
+
+def test_stopping_ends_the_other_processes(entries: list[Entry], children: Callable[[], set[BaseProcess]]) -> None:
+    running: list[int] = []
+
+    def stop(phase: str, done: int, total: int) -> None:
+        if phase == "Looking closely at likely copies":
+            running.append(len(children()))
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        find_duplicates(entries, workers=2, many_pairs=1, tell=stop)
+    assert running == [2]
+    assert not children()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lora_studio.dataset import scan as module
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import InputError
 from tests.scenes import CHANGES, photo, save
@@ -53,6 +54,21 @@ def test_one_worker_and_many_say_the_same(tmp_path: Path) -> None:
     for seed in range(5):
         save(photo(seed % 3), tmp_path / f"{seed}.png")
     assert scan(tmp_path, workers=1) == scan(tmp_path, workers=4)
+
+
+def test_a_scan_that_is_stopped_leaves_the_rest_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(40):
+        save(photo(seed, (64, 64)), tmp_path / f"{seed:02d}.png")
+    read: list[Path] = []
+    look_at = module.look_at
+    monkeypatch.setattr(module, "look_at", lambda path: [read.append(path), look_at(path)][1])
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        scan(tmp_path, on_progress=stop, workers=2)
+    assert len(read) < 40
 
 
 def test_only_broken_files(tmp_path: Path) -> None:
