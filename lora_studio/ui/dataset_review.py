@@ -216,7 +216,7 @@ class ReviewPanel:
         place = contents.place(item) + 1
         size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
         reviewed = "reviewed" if item.reviewed else ""
-        line = " · ".join(part for part in (item.name, size, f"{place} of {len(contents.items)}", reviewed) if part)
+        line = " · ".join(part for part in (item.name, size, f"{place:,} of {len(contents.items):,}", reviewed) if part)
         kept = [note("You decided to keep it all the same.")] if item.kept else []
         return {
             self.progress: review_bar(contents.reviewed, len(contents.items)),

@@ -87,13 +87,13 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
             ),
             Tile(
                 "Captioned",
-                f"{len(contents.captioned)} / {len(items)}",
+                f"{len(contents.captioned):,} / {len(items):,}",
                 _captions_note(contents),
                 _captions_tone(contents),
             ),
             Tile(
                 "Reviewed",
-                f"{contents.reviewed} / {len(items)}",
+                f"{contents.reviewed:,} / {len(items):,}",
                 "captions that you read" if contents.reviewed else "read each caption once",
                 Tone.OK if items and contents.reviewed == len(items) else Tone.PLAIN,
             ),
@@ -103,17 +103,17 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
 
 def _images_note(contents: Contents, aside: int) -> str:
     sizes = contents.sizes
-    parts = [f"{aside} set aside"] if aside else []
+    parts = [f"{aside:,} set aside"] if aside else []
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
         parts.append(f"all {width} × {height} px")
     elif sizes:
-        parts.append(f"{len(sizes)} sizes")
+        parts.append(f"{len(sizes):,} sizes")
     return ", ".join(parts) or ("not scanned yet" if contents.items else "none yet")
 
 
 def _counted(words: Iterable[str]) -> str:
-    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common(3))
+    return ", ".join(f"{count:,} {word}" for word, count in Counter(words).most_common(3))
 
 
 def _captions_note(contents: Contents) -> str:
@@ -122,7 +122,7 @@ def _captions_note(contents: Contents) -> str:
     if not contents.trigger:
         return "no trigger word chosen yet"
     without = contents.without_trigger
-    return f"{without} without the trigger word" if without else "trigger word first in each"
+    return f"{without:,} without the trigger word" if without else "trigger word first in each"
 
 
 def _captions_tone(contents: Contents) -> Tone:
