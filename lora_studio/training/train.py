@@ -161,12 +161,12 @@ def prepare(
     if job.network_weights is not None:
         taken, trained = start_from(job.network_weights, adapters, recipe, places)
         phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
-    use_plain_attention(base.unet)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
     blocks = make_blocks(base, recipe, device)
     weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
+    use_plain_attention(base.unet)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,
