@@ -17,6 +17,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import add_adapters
 from lora_studio.training.attention import use_plain_attention
 from lora_studio.training.base_files import SDXL_CONFIG
+from lora_studio.training.gated import use_lean_gates
 from lora_studio.training.optimizers import parameter_groups
 from lora_studio.training.weights import Layout, TrainedWeights
 from tests.counting import CountedOperations, FlashAttention, saved_bytes
@@ -46,6 +47,7 @@ def studio() -> Count:
         adapters = add_adapters(unet, [], recipe)
         TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.bfloat16)
         use_plain_attention(unet)
+        use_lean_gates(unet)
     return count(unet)
 
 

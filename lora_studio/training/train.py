@@ -23,6 +23,7 @@ from lora_studio.training.budget import fit_blocks, gpu_memory, make_blocks
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
+from lora_studio.training.gated import use_lean_gates
 from lora_studio.training.graphs import replays_for
 from lora_studio.training.health import Health
 from lora_studio.training.initial import start_from
@@ -167,6 +168,7 @@ def prepare(
     blocks = make_blocks(base, recipe, device)
     weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
     use_plain_attention(base.unet)
+    use_lean_gates(base.unet)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,

@@ -66,10 +66,10 @@ def test_parts_add_up_and_follow_the_settings() -> None:
     parts = memory_parts(base)
     assert sum(parts.values()) == pytest.approx(memory_gib(base), abs=0.01)
     assert parts["UNet"] == pytest.approx(4.78, abs=0.01)
-    assert parts["Activations"] == pytest.approx(6.26)
+    assert parts["Activations"] == pytest.approx(5.48)
     for unfused in ({"network_type": "DoRA"}, {"network_dropout": 0.1}):
         other = Recipe.parse(base.model_dump() | unfused)
-        assert memory_parts(other)["Activations"] == pytest.approx(9.46)
+        assert memory_parts(other)["Activations"] == pytest.approx(8.68)
     assert "Text encoders" not in parts
     twice = memory_parts(base.model_copy(update={"batch_size": 2}))
     assert twice["Activations"] == pytest.approx(2 * parts["Activations"])

@@ -131,8 +131,8 @@ def test_what_it_cannot_fuse_is_left_to_peft(config: dict[str, Any], change: Any
 def test_a_step_at_sdxls_real_size_is_few_operations_and_little_memory() -> None:
     """UNet, 1024 px, batch 1, rank 32; with peft's layers it is 10,656 operations."""
     counted = studio()
-    assert counted.operations <= 6800
-    assert counted.saved <= 6.3 * 2**30
+    assert counted.operations <= 6850
+    assert counted.saved <= 5.5 * 2**30
 
 
 def test_plain_attention_is_diffusers_attention() -> None:
