@@ -17,7 +17,7 @@ from lora_studio.recipe import Recipe
 from lora_studio.training.adapters import add_adapters
 from lora_studio.training.attention import use_plain_attention
 from lora_studio.training.base_files import SDXL_CONFIG
-from lora_studio.training.fused import FusedLoraLinear
+from lora_studio.training.gated import use_lean_gates
 from lora_studio.training.optimizers import parameter_groups
 from lora_studio.training.weights import Layout, TrainedWeights
 from tests.counting import CountedOperations, FlashAttention, saved_bytes
@@ -45,11 +45,10 @@ def studio() -> Count:
         unet = real_unet()
         recipe = Recipe(network_dim=RANK, network_alpha=RANK / 2, text_encoder_lr=0.0)
         adapters = add_adapters(unet, [], recipe)
-        use_plain_attention(unet)
         TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.bfloat16)
-    ready = [module.ready for module in unet.modules() if isinstance(module, FusedLoraLinear)]
-    copies = [weight for layer in ready if layer and layer.sinks for weight in (layer.a, layer.b, *layer.sinks)]
-    return count(unet, copies)
+        use_plain_attention(unet)
+        use_lean_gates(unet)
+    return count(unet)
 
 
 def peft() -> Count:
@@ -61,17 +60,17 @@ def peft() -> Count:
         inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK // 2, target_modules=places), unet)
     for parameter in unet.parameters():
         parameter.data = parameter.data.bfloat16()
-    return count(unet, [])
+    return count(unet)
 
 
-def count(unet: UNet2DConditionModel, weights: list[torch.Tensor]) -> Count:
-    """Forward and backward pass of an adapted UNet; `weights` are those that are none of its parameters."""
+def count(unet: UNet2DConditionModel) -> Count:
+    """Forward and backward pass of an adapted UNet."""
     noisy, text = (
         torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1, 4, 128, 128), (1, 77, 2048))
     )
     added = {name: torch.empty(1, size, device="meta") for name, size in (("text_embeds", 1280), ("time_ids", 6))}
     t = torch.empty(1, device="meta")
-    with FlashAttention(), saved_bytes([*unet.parameters(), *weights]) as saved, CountedOperations() as done:
+    with FlashAttention(), saved_bytes(unet.parameters()) as saved, CountedOperations() as done:
         answer = unet(noisy, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
         answer.float().square().mean().backward()
     return Count(done.total, saved())

@@ -35,6 +35,7 @@ from lora_studio.training.averages import Averages
 from lora_studio.training.base_files import SDXL_CONFIG
 from lora_studio.training.checkpointing import Blocks, choose
 from lora_studio.training.cuda_graphs import CudaRecorder, find_recorder
+from lora_studio.training.gated import use_lean_gates
 from lora_studio.training.graphs import PROBES, Replays, gradient_pass
 from lora_studio.training.health import Health
 from lora_studio.training.inputs import Prepared, StepInputs
@@ -141,9 +142,10 @@ def studio_run(size: Size, case: Case) -> Run:
     unet = random_unet(size)
     quantize(unet, case.base, size.dtype, size.device)
     adapters = add_adapters(unet, [], recipe)
-    use_plain_attention(unet)
     unet.to(size.device).train()
     weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, size.dtype)
+    use_plain_attention(unet)
+    use_lean_gates(unet)
     optimizer = make_optimizer(recipe, weights.groups)
     inputs = StepInputs(case.batch, [(0, random_batch(size, case.batch))])
     counts = count_steps({(size.side, size.side): case.batch * MANY}, batch_size=case.batch, epochs=1)

@@ -80,8 +80,8 @@ SDXL = Architecture(
     layers=unet_layers((320, 640, 1280), (0, 2, 10), per_level=2, text_width=2048)
     + text_encoder_layers("te1", 768, 12)
     + text_encoder_layers("te2", 1280, 32),
-    activations=9.46,
-    fused_activations=6.26,
+    activations=8.68,
+    fused_activations=5.48,
     checkpointed=0.62 + 0.24,
     text_activations=0.3,
     forward_tflop=6.94,

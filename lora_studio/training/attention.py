@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import inspect
 
-import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Up to so many pairs of tokens the CPU's kernels for plain matrices are faster than its fused attention, most of all in
-# the backward pass, and the matrix of weights still is small.
-CPU_PAIRS = 1024 * 1024
+from lora_studio.training.joined import Joined, join
 
 
 class PlainAttention:
-    """Attention of hidden states [B, N, C] to themselves or to a text [B, M, D], with nothing added or masked."""
+    """Attention of hidden states [B, N, C] to themselves or to a text [B, M, D], with nothing added or masked.
+
+    `joined` are its layers that read the same: key and value of a text, or all of query, key and value.
+    """
+
+    def __init__(self, joined: Joined | None = None) -> None:
+        self.joined = joined
 
     def __call__(
         self,
@@ -34,32 +37,37 @@ class PlainAttention:
         if attention_mask is not None:
             answer: Tensor = AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
             return answer
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
-        batch, heads = len(query), attn.heads
-        query, key, value = (part.view(batch, -1, heads, part.shape[-1] // heads) for part in (query, key, value))
-        mixed = _attend(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        batch, heads = len(hidden_states), attn.heads
+        query, key, value = (
+            part.view(batch, -1, heads, part.shape[-1] // heads).transpose(1, 2)
+            for part in self._project(attn, hidden_states, encoder_hidden_states)
+        )
+        mixed = scaled_dot_product_attention(query, key, value)
         result: Tensor = attn.to_out[0](mixed.transpose(1, 2).reshape(batch, -1, heads * value.shape[-1]))
         return result
+
+    def _project(self, attn: Attention, hidden: Tensor, text: Tensor | None) -> tuple[Tensor, ...]:
+        """Query [B, N, C], key and value [B, N or M, C]."""
+        joined = self.joined if self.joined is not None and self.joined.fused else None
+        source = hidden if text is None else text
+        if joined is None:
+            return attn.to_q(hidden), attn.to_k(source), attn.to_v(source)
+        return joined(hidden) if text is None else (attn.to_q(hidden), *joined(text))
 
 
 # `Attention.forward` asks for it at each call, which is slow to work out and quick to read.
 PlainAttention.__call__.__signature__ = inspect.signature(PlainAttention.__call__)  # type: ignore[attr-defined]
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(Q K' / sqrt(d)) V for [B, heads, tokens, d]."""
-    if query.device.type != "cpu" or query.shape[2] * key.shape[2] > CPU_PAIRS:
-        return scaled_dot_product_attention(query, key, value)
-    weights = torch.matmul(query * query.shape[-1] ** -0.5, key.transpose(2, 3)).softmax(-1)
-    return torch.matmul(weights, value)
-
-
 def use_plain_attention(unet: UNet2DConditionModel) -> None:
-    """Put `PlainAttention` into every attention layer that is as SDXL's are; others keep theirs."""
+    """Put `PlainAttention` into every attention layer that is as SDXL's are; others keep theirs.
+
+    To be called when the trained weights are in one piece: layers that learn are joined as they lie there.
+    """
     for module in unet.modules():
         if isinstance(module, Attention) and _is_plain(module):
-            module.set_processor(PlainAttention())
+            query = [] if module.is_cross_attention else [module.to_q]
+            module.set_processor(PlainAttention(join([*query, module.to_k, module.to_v])))
 
 
 def _is_plain(attn: Attention) -> bool:

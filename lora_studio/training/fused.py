@@ -22,53 +22,50 @@ from torch.nn import functional
 class Ready:
     """What a layer computes with: the frozen layer below, A [r, in], B [out, r] and the scale.
 
-    The gradients of A and B are added to `sinks`, one for each, if there are such.
+    The gradients of A and B are added to `sinks`, one for each. All have one dtype, which is autocast's where that is
+    on.
     """
 
     base: nn.Linear
     a: Tensor
     b: Tensor
     scale: float
-    sinks: tuple[Tensor, Tensor] | None = None
+    sinks: tuple[Tensor, Tensor]
 
 
 class _LoraProduct(torch.autograd.Function):
-    """x W' + bias + scale (x A') B' for x [..., in], A and B of one dtype: [..., out].
+    """x W' + bias + scale (x A') B' for x [..., in]: [..., out].
 
-    W [out, in] and the bias are those of a frozen layer, whose weight is read in both passes and never kept, as it may
-    be expanded from fewer bits. With g the gradient of the result and l = g B, the gradients are g W + scale l A for x,
-    scale l' x for A and scale g' (x A') for B.
+    W [out, in] and the bias are those of the frozen layer, whose weight is read in both passes and never kept, as it
+    may be expanded from fewer bits. With g the gradient of the result and l = g B, the gradients are g W + scale l A
+    for x, and, added to the sinks, scale l' x for A and scale g' (x A') for B. `trained` makes autograd ask for them
+    where x itself takes no gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, ready: Ready) -> Tensor:
-        ctx.save_for_backward(x, a, b)
-        ctx.ready = ready
-        base, bias = ready.base, ready.base.bias
+    def forward(ctx: Any, x: Tensor, trained: Tensor | None, ready: Ready) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        result = functional.linear(rows, base.weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-        result.addmm_(torch.mm(rows, a.t()), b.t(), alpha=ready.scale)
+        ctx.save_for_backward(rows)
+        ctx.ready = ready
+        result = functional.linear(rows, ready.base.weight, ready.base.bias)
+        result.addmm_(torch.mm(rows, ready.a.t()), ready.b.t(), alpha=ready.scale)
         return result.view(*x.shape[:-1], result.shape[-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        (rows,) = ctx.saved_tensors
         ready: Ready = ctx.ready
-        rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-        low = torch.mm(grad, b)
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = torch.mm(grad, ready.base.weight.to(grad.dtype)).addmm_(low, a, alpha=ready.scale).view(x.shape)
-        inner = torch.mm(rows, a.t())
-        if ready.sinks is not None:
-            ready.sinks[0].addmm_(low.t(), rows, alpha=ready.scale)
-            ready.sinks[1].addmm_(grad.t(), inner, alpha=ready.scale)
-            return grad_x, None, None, None
-        # with beta = 0 the first argument gives no more than the shape
-        grad_a = torch.addmm(a, low.t(), rows, beta=0, alpha=ready.scale)
-        grad_b = torch.addmm(b, grad.t(), inner, beta=0, alpha=ready.scale)
-        return grad_x, grad_a, grad_b, None
+        leading = grad.shape[:-1]
+        grad = grad.reshape(-1, grad.shape[-1])
+        low = torch.mm(grad, ready.b)
+        for_a, for_b = ready.sinks
+        for_a.addmm_(low.t(), rows, alpha=ready.scale)
+        for_b.addmm_(grad.t(), torch.mm(rows, ready.a.t()), alpha=ready.scale)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        grad_x = torch.mm(grad, ready.base.weight).addmm_(low, ready.a, alpha=ready.scale)
+        return grad_x.view(*leading, grad_x.shape[-1]), None, None
 
 
 class FusedLoraLinear(Linear):
@@ -89,22 +86,19 @@ class FusedLoraLinear(Linear):
             and not self.fan_in_fan_out
         )
 
-    def settle(
-        self, a: Tensor | None = None, b: Tensor | None = None, sinks: tuple[Tensor, Tensor] | None = None
-    ) -> None:
-        """Compute from now on with what the layer holds now, and with `a` and `b` in the place of A and B if given."""
-        name = self.active_adapters[0]
-        a = self.lora_A[name].weight if a is None else a
-        b = self.lora_B[name].weight if b is None else b
-        self.ready = Ready(self.get_base_layer(), a, b, self.scaling[name], sinks)
+    def settle(self, a: Tensor, b: Tensor, sinks: tuple[Tensor, Tensor]) -> None:
+        """Compute from now on with A, B and the scale as they are, and add the gradients to `sinks`."""
+        self.ready = Ready(self.get_base_layer(), a, b, self.scaling[self.active_adapters[0]], sinks)
+
+    @property
+    def fused(self) -> Ready | None:
+        """What the layer computes with at the moment; None where its arithmetic is peft's."""
+        return None if self._disable_adapters or self.merged_adapters else self.ready
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's answer [..., out] to x [..., in]."""
-        ready = self.ready
-        if ready is None or args or kwargs or self._disable_adapters or self.merged_adapters:
+        ready = self.fused
+        if ready is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        a, b, kind = ready.a, ready.b, x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            x, a, b = x.to(dtype), a.to(dtype), b.to(dtype)
-        return _LoraProduct.apply(x, a, b, ready)
+        x = x.to(ready.a.dtype)
+        return _LoraProduct.apply(x, None if x.requires_grad else ready.a, ready)

@@ -1,6 +1,6 @@
 """Passes of a step as graphs that a GPU takes as one, where that makes the run shorter.
 
-A pass (forward, backward, gathering the gradients) of SDXL launches some 8,400 operations, and at batch 1 a fast GPU
+A pass (forward, backward, gathering the gradients) of SDXL launches some 6,800 operations, and at batch 1 a fast GPU
 has done each before it hears of the next. A CUDA graph holds them all and is launched once. It repeats what was
 recorded, on the same memory: a batch is copied to where the recorded one lay, and the losses lie where those lay.
 

@@ -23,6 +23,7 @@ from lora_studio.training.budget import fit_blocks, gpu_memory, make_blocks
 from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
 from lora_studio.training.captions import cached_captions
 from lora_studio.training.checkpoints import load_state
+from lora_studio.training.gated import use_lean_gates
 from lora_studio.training.graphs import replays_for
 from lora_studio.training.health import Health
 from lora_studio.training.initial import start_from
@@ -161,12 +162,13 @@ def prepare(
     if job.network_weights is not None:
         taken, trained = start_from(job.network_weights, adapters, recipe, places)
         phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
-    use_plain_attention(base.unet)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
     blocks = make_blocks(base, recipe, device)
     weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
+    use_plain_attention(base.unet)
+    use_lean_gates(base.unet)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,

@@ -32,7 +32,7 @@ from tests.training_runs import make_images, make_job, start
 INPUTS, OUTPUTS, RANK = 12, 20, 3
 
 
-def layer(*, fused: bool, bias: bool = True, **config: Any) -> Linear:
+def layer(*, fused: bool, bias: bool = True, dtype: torch.dtype = torch.float32, **config: Any) -> Linear:
     """A LoRA layer of peft's, or ours, with the same numbers; none of them zero."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias=bias)).requires_grad_(False)
@@ -40,19 +40,27 @@ def layer(*, fused: bool, bias: bool = True, **config: Any) -> Linear:
     if fused:
         chosen._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(chosen, model)
-    found: Linear = model[0]
+    found: Linear = model.to(dtype)[0]
     if isinstance(found, FusedLoraLinear) and found.fusable():
-        found.settle()
+        a, b = factors(found)
+        found.settle(a, b, (torch.zeros_like(a), torch.zeros_like(b)))
     return found
 
 
+def factors(module: Linear) -> tuple[nn.Parameter, nn.Parameter]:
+    return module.lora_A["default"].weight, module.lora_B["default"].weight
+
+
 def answers(module: Linear, x: Tensor) -> list[Tensor]:
-    """The layer's answer, and the gradients of its sines for x and every trained weight."""
+    """The layer's answer, and the gradients of its sines for x, A and B."""
     x = x.clone().requires_grad_()
-    torch.manual_seed(1)  # of dropout
     y = module(x)
-    weights = [weight for weight in module.parameters() if weight.requires_grad]
-    return [y, *torch.autograd.grad(y.float().sin().sum(), [x, *weights])]
+    y.float().sin().sum().backward()
+    assert x.grad is not None
+    if isinstance(module, FusedLoraLinear):
+        assert module.ready
+        return [y, x.grad, *module.ready.sinks]
+    return [y, x.grad, *(weight.grad for weight in factors(module) if weight.grad is not None)]
 
 
 @pytest.mark.parametrize("shape", [(7, INPUTS), (2, 5, INPUTS)])
@@ -60,8 +68,6 @@ def answers(module: Linear, x: Tensor) -> list[Tensor]:
 def test_the_fused_layer_gives_what_pefts_gives(shape: tuple[int, ...], bias: bool) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     ours, theirs = layer(fused=True, bias=bias), layer(fused=False, bias=bias)
-    assert isinstance(ours, FusedLoraLinear)
-    assert ours.ready
     for mine, other in zip(answers(ours, x), answers(theirs, x), strict=True):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
 
@@ -72,14 +78,29 @@ def test_the_gradients_are_those_of_the_formula() -> None:
 
     source = torch.Generator().manual_seed(3)
     x, a, b = (values.requires_grad_() for values in (random(2, 4, 5), random(3, 5), random(6, 3)))
-    ready = Ready(nn.Linear(5, 6).double().requires_grad_(False), a, b, 0.7)
-    assert torch.autograd.gradcheck(lambda x, a, b: _LoraProduct.apply(x, a, b, ready), (x, a, b))
+    base = nn.Linear(5, 6).double().requires_grad_(False)
+    ready = Ready(base, a, b, 0.7, (random(3, 5), random(6, 3)))
+    before = [sink.clone() for sink in ready.sinks]
+    grad = random(2, 4, 6)
+    [for_x] = torch.autograd.grad(_LoraProduct.apply(x, None, ready), x, grad)
+    expected = torch.autograd.grad(base(x) + 0.7 * (x @ a.T) @ b.T, (x, a, b), grad)
+    added = [sink - old for sink, old in zip(ready.sinks, before, strict=True)]
+    for mine, other in zip([for_x, *added], expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-12, rtol=1e-12)
+
+
+def test_weights_learn_where_the_input_takes_no_gradient() -> None:
+    x = torch.randn((7, INPUTS), generator=torch.Generator().manual_seed(2))
+    ours, theirs = layer(fused=True), layer(fused=False)
+    ours(x).sin().sum().backward()
+    for mine, other in zip(ours.ready.sinks, answers(theirs, x)[2:], strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
 
 
 def test_under_autocast_it_computes_in_half_precision() -> None:
     x = torch.randn((7, INPUTS), generator=torch.Generator().manual_seed(2))
     with torch.autocast("cpu", torch.bfloat16):
-        mine, other = answers(layer(fused=True), x), answers(layer(fused=False), x)
+        mine, other = (answers(layer(fused=fused, dtype=torch.bfloat16), x) for fused in (True, False))
     assert mine[0].dtype == other[0].dtype == torch.bfloat16
     for one, two in zip(mine, other, strict=True):
         torch.testing.assert_close(one, two, atol=0.05, rtol=0.05)
@@ -110,21 +131,20 @@ def test_what_it_cannot_fuse_is_left_to_peft(config: dict[str, Any], change: Any
 def test_a_step_at_sdxls_real_size_is_few_operations_and_little_memory() -> None:
     """UNet, 1024 px, batch 1, rank 32; with peft's layers it is 10,656 operations."""
     counted = studio()
-    assert counted.operations <= 8400
-    assert counted.saved <= 6.3 * 2**30
+    assert counted.operations <= 6850
+    assert counted.saved <= 5.5 * 2**30
 
 
-@pytest.mark.parametrize("tokens", [5, 1500])
-def test_plain_attention_is_diffusers_attention(tokens: int) -> None:
-    """To the states themselves and to a text; many tokens take the fused kernel on a CPU, too."""
+def test_plain_attention_is_diffusers_attention() -> None:
+    """To the states themselves and to a text."""
     torch.manual_seed(4)
     for text in (None, torch.randn(2, 7, 12)):
         attn = Attention(16, None if text is None else 12, heads=2, dim_head=8)
-        x = torch.randn(2, tokens, 16)
+        x = torch.randn(2, 5, 16)
         expected = attn(x, text)
         attn.set_processor(PlainAttention())
         torch.testing.assert_close(attn(x, text), expected, atol=1e-5, rtol=1e-4)
-        mask = torch.zeros(2, 1, tokens if text is None else 7)
+        mask = torch.zeros(2, 1, 5 if text is None else 7)
         torch.testing.assert_close(attn(x, text, mask), expected, atol=1e-5, rtol=1e-4)
 
 
@@ -210,6 +230,7 @@ def test_gradients_of_several_passes_are_those_of_pefts_layers(parts: Any, netwo
             for number, weight in enumerate(adapter.parameters("unet")):
                 weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 10
     weights = TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.float32)
+    use_plain_attention(ours)
     for seeds in ([1, 2], [3]):
         weights.zero_gradients()
         for weight in theirs.parameters("unet"):
