@@ -1,0 +1,93 @@
+"""How busy the page is while a run trains, and what its tabs cost: time of its main thread, over gradio's own way.
+
+Gradio shows progress on all outputs of an event unless told otherwise, and at each start and end of one looks up all
+that ever were; the studio names one small bar. Both are measured with the example project on the embedded base.
+Needs Chromium and Playwright, as the tests of the interface do.
+
+    python -m benchmarks.page
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import gradio as gr
+from playwright.sync_api import sync_playwright
+
+from lora_studio.project import Home
+from lora_studio.ui import launch
+from tests.ui.conftest import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PATIENCE_MS
+
+TABS = ("Dataset", "Test", "Plan", "Train")
+SETTLE_MS = 3_000
+WATCHED_MS = 20_000
+
+
+def as_gradio_has_it(*args: Any) -> gr.Blocks:
+    """The interface, with progress on all outputs."""
+    blocks = build_app(*args)
+    for event in blocks.fns.values():
+        event.show_progress_on = None
+    return blocks
+
+
+build_app = launch.build_app
+
+
+def measure(page: Any, url: str) -> dict[str, float]:
+    """Seconds of the page's main thread: for opening each tab once, and of one second beside a training."""
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+
+    def busy(act: Callable[[], None]) -> float:
+        def spent() -> float:
+            metrics = devtools.send("Performance.getMetrics")["metrics"]
+            return float(next(item["value"] for item in metrics if item["name"] == "TaskDuration"))
+
+        before = spent()
+        act()
+        return spent() - before
+
+    def open_tabs() -> None:
+        for name in TABS:
+            page.get_by_role("tab", name=name).click()
+            page.wait_for_timeout(SETTLE_MS)
+
+    page.goto(url)
+    page.get_by_role("button", name="Try it with the example set").click()
+    page.get_by_role("tab", name="Train").wait_for()
+    page.wait_for_timeout(SETTLE_MS)
+    tabs = busy(open_tabs)
+    page.locator("#train-start").click()
+    page.locator("#train-curve svg").wait_for()
+    training = busy(lambda: page.wait_for_timeout(WATCHED_MS))
+    page.locator("#train-stop").click()
+    page.locator("#train-resume").wait_for()
+    return {"opening the four tabs": tabs, "a second of training": training * 1000 / WATCHED_MS}
+
+
+def main() -> None:
+    """Measure both in turn and print the ratios."""
+    found = {}
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory(dir=Path.home()) as folder:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+        for name, build in {"studio": build_app, "gradio": as_gradio_has_it}.items():
+            page = chromium.new_page(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
+            page.set_default_timeout(PATIENCE_MS)
+            with patch.object(launch, "build_app", build):
+                served = launch.serve(Home(Path(folder) / name))
+            found[name] = measure(page, served.url)
+            page.close()
+            served.close()
+        chromium.close()
+    for what, seconds in found["studio"].items():
+        plain = found["gradio"][what]
+        print(f"{what}: {seconds:.2f} s over {plain:.2f} s as gradio has it: {seconds / plain:.2f}")
+
+
+if __name__ == "__main__":
+    main()
