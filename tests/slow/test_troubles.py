@@ -89,7 +89,10 @@ def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     wait_for(lambda: len(told(folder, "step")) >= 3)
     pid = process.pid or 0
     memory = psutil.Process(pid)
-    sizes = [memory.memory_info().vms for _ in range(2000)]
+    sizes: list[int] = []
+    seen = len(told(folder, "step"))
+    while len(told(folder, "step")) < seen + 2:  # a whole step, from its least to its most
+        sizes += [memory.memory_info().vms for _ in range(100)]
     resource.prlimit(pid, resource.RLIMIT_AS, ((min(sizes) + max(sizes)) // 2,) * 2)
     process.join(180)
     status = folder.status()
