@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
+from lora_studio.dataset import tokens
 from lora_studio.dataset.tokens import MAX_TOKENS, count_tokens
 from lora_studio.training.base_models import SDXL_CONFIG
 
@@ -32,6 +35,20 @@ def tokenizer() -> CLIPTokenizer:
 )
 def test_as_the_tokenizer_of_training(caption: str, tokenizer: CLIPTokenizer) -> None:
     assert count_tokens(caption) == len(tokenizer(caption, truncation=False).input_ids) - 2
+
+
+@given(st.lists(st.text(max_size=12), max_size=6).map(" ".join))
+def test_a_caption_has_the_tokens_of_its_words(caption: str) -> None:
+    assert count_tokens(caption) == len(tokens._tokenizer().encode(caption).ids)
+
+
+@given(
+    st.lists(st.sampled_from(["ΟΔΟΣ", "e\u0301", "\u0301", "'s", "it's", ":),", "1girl", "\u00a0", ",", "Σ"])).map(
+        " ".join
+    )
+)
+def test_words_do_not_depend_on_their_neighbours(caption: str) -> None:
+    assert count_tokens(caption) == len(tokens._tokenizer().encode(caption).ids)
 
 
 def test_the_limit_is_what_the_encoders_read(tokenizer: CLIPTokenizer) -> None:
