@@ -125,7 +125,7 @@ def test_embedded_base_takes_the_demo_preset() -> None:
     preset = Recipe.parse(load_preset("demo"))
     assert result.recipe.model_copy(update={"sample_prompts": []}) == preset.model_copy(update={"sample_prompts": []})
     assert result.recipe.resolution == guide.BASES["embedded"].resolution
-    assert result.steps.total_steps == 400
+    assert result.steps.total_steps == 500
     assert result.tagger == "demo"
     assert result.seconds.high < 600
     assert codes(result) == []
