@@ -2,7 +2,8 @@
 
 The judge of style is a linear classifier on how much of a picture has which brightness and colourfulness, wherever that
 is. It learned from high-contrast pictures that the LoRA has not seen, and from what the base draws and was trained on,
-all as the autoencoder gives them back. The judge of content is the tagger.
+all as the autoencoder gives them back. How fine its levels are and how free its weights were chosen by how often it
+errs on pictures that it did not learn from, which is measured each time. The judge of content is the tagger.
 """
 
 import random
@@ -29,17 +30,19 @@ from lora_studio.walkthrough import BASE, TRIGGER, run_demo
 STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
 PROMPTS, OTHERS = 25, 75  # to judge with, and other ones for the classifier to learn the base's look from
 SEEDS = (21, 22, 23, 24)
-LEVELS = 6  # of brightness, and of colourfulness
+LEVELS = 12  # of brightness, and of colourfulness
+WEIGHT_DECAY = 1e-6
 CONTRAST = pictures.HELD_OUT_SETS[1]
 STYLE = {"black", "white"}
 
 
 def look(rgb: NDArray[np.uint8]) -> Tensor:
-    """Shares of LEVELS x LEVELS brightnesses and colourfulnesses, of uint8 [N, H, W, 3] at 64 x 64: float [N, 36]."""
+    """Shares of LEVELS x LEVELS brightnesses and colourfulnesses, of uint8 [N, H, W, 3] at 64 x 64: float [N, 144]."""
     x = functional.adaptive_avg_pool2d(torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255, 64)
     brightness, colourfulness = x.mean(1), x.amax(1) - x.amin(1)
     level = [(value * LEVELS).long().clamp(max=LEVELS - 1).flatten(1) for value in (brightness, colourfulness)]
-    return functional.one_hot(level[0] * LEVELS + level[1], LEVELS**2).float().mean(1)
+    joint = level[0] * LEVELS + level[1]
+    return torch.zeros(len(x), LEVELS**2).scatter_add_(1, joint, torch.full(joint.shape, 1 / joint.shape[1]))
 
 
 def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
@@ -51,7 +54,7 @@ def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = functional.softplus(-model(styled)).mean() + functional.softplus(model(plain)).mean()
-        loss = loss + 1e-3 * model.weight.square().sum()
+        loss = loss + WEIGHT_DECAY * model.weight.square().sum()
         loss.backward()
         return loss
 
@@ -79,16 +82,23 @@ def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
 
 def _style_judge(
     work: Path, pipeline: StableDiffusionXLPipeline, words: Sequence[Picture], others: Sequence[Picture]
-) -> nn.Linear:
-    """The classifier, from pictures whose names are not among `words`."""
+) -> tuple[nn.Linear, dict[str, float]]:
+    """The classifier, from half of the pictures whose names are not among `words`, and its errors on the other half."""
     asked = {word.label for word in words}
     contrast_words, contrast = pictures.load(work, [CONTRAST])
     seen_words, seen = pictures.load(work, pictures.TRAINING_SETS)
-    styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::4]]
-    usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::8]]
-    drawn = _draw(pipeline, [word.label for word in others])
-    plain = torch.cat([look(_given_back(pipeline, usual)), look(drawn)])
-    return fit_classifier(look(_given_back(pipeline, styled)), plain)
+    styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::2]]
+    usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::4]]
+    kinds = {
+        "high contrast": look(_given_back(pipeline, styled)),
+        "trained on": look(_given_back(pipeline, usual)),
+        "drawn": look(_draw(pipeline, [word.label for word in others])),
+    }
+    half = {kind: len(looks) // 2 for kind, looks in kinds.items()}
+    learned = {kind: looks[: half[kind]] for kind, looks in kinds.items()}
+    judge = fit_classifier(learned["high contrast"], torch.cat([learned["trained on"], learned["drawn"]]))
+    called = {kind: _share(judge, looks[half[kind] :]) for kind, looks in kinds.items()}
+    return judge, called
 
 
 def _given_back(pipeline: StableDiffusionXLPipeline, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -98,14 +108,15 @@ def _given_back(pipeline: StableDiffusionXLPipeline, rgba: NDArray[np.uint8]) ->
 
 
 @torch.no_grad()
-def _share(judge: nn.Linear, drawn: NDArray[np.uint8]) -> float:
-    return round((judge(look(drawn)) > 0).float().mean().item(), 3)
+def _share(judge: nn.Linear, looks: Tensor) -> float:
+    return round((judge(looks) > 0).float().mean().item(), 3)
 
 
 def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
     """Figures of the demo's LoRA: the share called high-contrast by strength, and the share that keep content.
 
-    Content: how often the tagger's likeliest tags hold the prompt's label or subgroup. Strength 0 sets the mark.
+    Beside them, the share that the judge calls high-contrast of pictures whose kind is known. Content: how often the
+    tagger's likeliest tags hold the prompt's label or subgroup. Strength 0 sets the mark.
     """
     out = work / "demo"
     home = Home(work / "home")
@@ -117,7 +128,7 @@ def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
     repeated = [word for word in words for _ in SEEDS]
     pipeline = open_painter(BASE, home=home, precision=Precision.FP32).pipe
     pipeline.set_progress_bar_config(disable=True)
-    judge = _style_judge(work, pipeline, words, others)
+    judge, called = _style_judge(work, pipeline, words, others)
     prompts = [f"{TRIGGER}, {word.label}" for word in words]
     styled: dict[str, float] = {}
     content: dict[str, float] = {}
@@ -126,8 +137,8 @@ def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
         for strength in STRENGTHS:
             adapter.set_strength(strength)
             drawn = _draw(pipeline, prompts)
-            styled[f"{strength:g}"] = _share(judge, drawn)
+            styled[f"{strength:g}"] = _share(judge, look(drawn))
             content[f"{strength:g}"] = round(float(seer.right(seer.probabilities(drawn), repeated).mean()), 3)
             rows.append(np.concatenate(list(drawn[:: len(SEEDS)][:12]), 1))
     Image.fromarray(np.concatenate(rows)).save(work / "learning.png")
-    return {"high contrast by strength": styled, "content by strength": content}
+    return {"high contrast by strength": styled, "content by strength": content, "called high contrast": called}
