@@ -17,7 +17,7 @@ from lora_studio.dataset.sets import loose_images, wrap_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.ui import dataset_curation, dataset_review, dataset_variety, dataset_view
-from lora_studio.ui.components import error_card
+from lora_studio.ui.components import count_of, error_card
 from lora_studio.ui.context import QUIET, Page, Studio, Updates, guarded, with_project
 from lora_studio.ui.dataset_contents import Contents, Filter, Item, Selection
 from lora_studio.ui.dataset_desk import Desk
@@ -491,6 +491,7 @@ class _DatasetTab:
             **self.tag.show(project, contents),
         }
         if curating:
+            loose = loose_images(project.dataset_dir)
             updates |= {
                 self.left.groups: dataset_view.copy_groups(home, contents)
                 + dataset_variety.similar_groups(home, contents),
@@ -509,7 +510,7 @@ class _DatasetTab:
                 ),
                 self.curate.restore: gr.Button(visible=bool(aside)),
                 self.curate.wrap: gr.Button(
-                    f"Put them into {project.images_dir.name}", visible=bool(loose_images(project.dataset_dir))
+                    f"Put {count_of(len(loose), 'loose image')} into {project.images_dir.name}", visible=bool(loose)
                 ),
             }
         else:

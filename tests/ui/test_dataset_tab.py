@@ -213,7 +213,7 @@ def test_images_in_no_set_are_put_into_one(project: Project, interface: Interfac
     interface.open(project.name)
     shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
     assert "1 image in no set" in shown["curate_says"]
-    assert (shown["curate_wrap"]["visible"], shown["curate_wrap"]["value"]) == (True, f"Put them into {first}")
+    assert (shown["curate_wrap"]["visible"], shown["curate_wrap"]["value"]) == (True, f"Put 1 loose image into {first}")
     interface.call("_DatasetTab.wrap")
     wait_for_look()
     shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
