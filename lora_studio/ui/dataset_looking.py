@@ -20,6 +20,7 @@ from lora_studio.dataset.importers import ImportReport, import_paths
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import scan
+from lora_studio.dataset.sets import wrap_images
 from lora_studio.dataset.tag_cache import features
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Home, Project
@@ -87,6 +88,10 @@ class Looks:
         """Import `sources`, then scan; raises InputError while another pass over the project is at work."""
         return self._begin(project, lambda look: self._import_and_scan(project, sources, look))
 
+    def wrap(self, project: Project) -> Look:
+        """Put images beside the sets into the first one, then scan; raises InputError while another pass is at work."""
+        return self._begin(project, lambda look: self._wrap_and_scan(project, look))
+
     def compare(self, project: Project) -> Look:
         """Find similar images by what a tagger saw; raises InputError while another pass is at work."""
         return self._begin(project, lambda look: self._compare(project, look))
@@ -107,6 +112,11 @@ class Looks:
             look.report = import_paths(
                 sources, project.images_dir, rejected_dir=project.rejected_dir, on_progress=look.progress
             )
+        self._make_pictures(project, look)
+        self._scan(project, look)
+
+    def _wrap_and_scan(self, project: Project, look: Look) -> None:
+        wrap_images(project.dataset_dir, project.images_dir.name)
         self._make_pictures(project, look)
         self._scan(project, look)
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from lora_studio.dataset.captions import with_trigger
 from lora_studio.dataset.curate import rejected
-from lora_studio.dataset.sets import loose_images, wrap_images
+from lora_studio.dataset.sets import loose_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.project import Project, ProjectInfo
 from lora_studio.ui import dataset_curation, dataset_review, dataset_variety, dataset_view
@@ -240,8 +240,10 @@ class _DatasetTab:
     def wrap(self, data: Data) -> Updates:
         """Put images beside the set folders into the first set, and look at them there."""
         project = self.studio.open(data[self.studio.project])
-        wrap_images(project.dataset_dir, project.images_dir.name)
-        return self.look(data)
+        project.check_idle("move images of")
+        self._saved_first(data)
+        self.looks.wrap(project)
+        return self._again(data)
 
     def go_back(self, data: Data) -> Updates:
         """The image before."""

@@ -18,13 +18,14 @@ from lora_studio.choices import Existing
 from lora_studio.config import TagJob
 from lora_studio.dataset.captions import read_caption
 from lora_studio.dataset.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tag_cache import TagCache
 from lora_studio.dataset.taggers.catalogue import find_tagger
 from lora_studio.dataset.taggers.interface import Sight
 from lora_studio.dataset.tagging import tag
 from lora_studio.project import Home, Project, ProjectInfo
 from lora_studio.runs import JobFolder, State, Status
-from lora_studio.ui import dataset_view
+from lora_studio.ui import dataset_looking, dataset_view
 from lora_studio.ui.dataset_contents import Contents, Filter, Selection, has_trigger, image_id
 from lora_studio.ui.dataset_review import caption_hint
 from lora_studio.ui.server import Mode
@@ -221,6 +222,24 @@ def test_images_in_no_set_are_put_into_one(project: Project, interface: Interfac
     assert (project.dataset_dir / first / loose.name).is_file()
     assert "in no set" not in shown["curate_says"]
     assert shown["curate_wrap"]["visible"] is False
+
+
+def test_no_image_is_moved_under_a_job_or_a_scan(
+    project: Project, interface: Interface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(dataset_looking, "scan", lambda *args, **options: go_on.wait() and scan(*args, **options))
+    loose = project.dataset_dir / "by hand.png"
+    Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
+    interface.call("_DatasetTab.look")
+    said = interface.call("_DatasetTab.wrap")["dataset_notice"]
+    go_on.set()
+    wait_for_look()
+    assert "being looked at" in said
+    folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
+    folder.set_status(Status(**at_work()))
+    assert f"while {folder.name} is at work" in interface.call("_DatasetTab.wrap")["dataset_notice"]
+    assert loose.is_file()
 
 
 def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
