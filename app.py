@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from lora_studio.errors import StudioError
-from lora_studio.project import Home
-from lora_studio.ui.garbage import made_to_stay
+from lora_studio.ui.gc_freeze import made_to_stay
+from lora_studio.workspace.project import Home
 
 
 def main(

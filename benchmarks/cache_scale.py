@@ -23,12 +23,12 @@ from unittest import mock
 import psutil
 import torch
 
-from lora_studio.project import Home
-from lora_studio.training.batches import Dataset, Item
-from lora_studio.training.inputs import prepare_step
+from lora_studio.training.data.collate import prepare_step
+from lora_studio.training.data.dataset import Dataset, Item
 from lora_studio.training.loop import Run
-from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, start
+from lora_studio.workspace.project import Home
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, start
 
 COUNTS = (100, 1_000, 10_000)
 SIDE, WIDTH, POOLED = 256, 2048, 1280

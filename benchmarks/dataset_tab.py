@@ -17,15 +17,15 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind
-from lora_studio.dataset.images import ImageInfo, file_sha256, find_images
+from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
+from lora_studio.dataset.images.decode import ImageInfo, file_sha256, find_images
+from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import ScanReport, ScanSummary
-from lora_studio.project import Home, Project, ProjectInfo
-from lora_studio.ui.dataset_contents import Contents, image_id, save_manifest
-from lora_studio.ui.garbage import made_to_stay
-from tests.ui.interface import Interface
+from lora_studio.ui.dataset.contents import Contents, image_id, save_manifest
+from lora_studio.ui.gc_freeze import made_to_stay
+from lora_studio.workspace.project import Home, Project, ProjectInfo
+from tests.support.interface import Interface
 
 LIMIT = 0.3  # seconds
 COPIES = 20  # one image of so many is a copy

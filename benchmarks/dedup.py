@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lora_studio.dataset.candidates import candidate_pairs
-from lora_studio.dataset.fingerprints import Fingerprint, fingerprint
+from lora_studio.dataset.duplicates.candidates import candidate_pairs
+from lora_studio.dataset.duplicates.fingerprints import Fingerprint, fingerprint
 from lora_studio.dataset.scan import look_at, scan
-from tests.scenes import CHANGES, photo
+from tests.support.scenes import CHANGES, photo
 
 LARGE, PNG_SIDE = (3000, 2000), (1024, 1024)
 ROUNDS, FILES = 3, 6

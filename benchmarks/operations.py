@@ -13,14 +13,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 
-from lora_studio.recipe import Recipe
-from lora_studio.training.adapters import add_adapters
-from lora_studio.training.attention import use_plain_attention
-from lora_studio.training.base_files import SDXL_CONFIG
-from lora_studio.training.gated import use_lean_gates
-from lora_studio.training.optimizers import parameter_groups
-from lora_studio.training.weights import Layout, TrainedWeights
-from tests.counting import CountedOperations, FlashAttention, saved_bytes
+from lora_studio.lora.inject import add_adapters
+from lora_studio.models.locate import SDXL_CONFIG
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.optim.flat_params import Layout, TrainedWeights
+from lora_studio.training.optim.optimizers import parameter_groups
+from lora_studio.training.speed.attention import use_plain_attention
+from lora_studio.training.speed.geglu import use_lean_gates
+from tests.support.counting import CountedOperations, FlashAttention, saved_bytes
 
 RANK = 32
 

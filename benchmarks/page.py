@@ -19,8 +19,8 @@ from unittest.mock import patch
 import gradio as gr
 from playwright.sync_api import sync_playwright
 
-from lora_studio.project import Home
 from lora_studio.ui import launch
+from lora_studio.workspace.project import Home
 from tests.ui.conftest import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PATIENCE_MS
 
 TABS = ("Dataset", "Test", "Plan", "Train")

@@ -25,11 +25,11 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_studio import worker
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder
-from lora_studio.training.base_files import SDXL_CONFIG
-from tests.original_layout import original_tensors
-from tests.training_runs import make_images, make_job
+from lora_studio.models.locate import SDXL_CONFIG
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.original_layout import original_tensors
+from tests.support.training_runs import make_images, make_job
 
 LIMIT_GIB = 20
 STEPS, SIDE = 2, 256

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from lora_studio.choices import Precision
-from lora_studio.config import SweepJob
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder
+from lora_studio.lora.header import read_lora
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.pipeline import open_painter
 from lora_studio.sampling.sweep import sweep
-from lora_studio.training.lora_file import read_lora
-from tests.kohya_lora import make_lora, save_lora
-from tests.tiny_sdxl import save_tiny_sdxl
+from lora_studio.settings.choices import Precision
+from lora_studio.settings.job_specs import SweepJob
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.kohya_lora import make_lora, save_lora
+from tests.support.tiny_sdxl import save_tiny_sdxl
 
 STRENGTHS = [0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
 PROMPT, STEPS, GUIDANCE, SEED, SIDE = "inkstamp, round", 10, 5.0, 7, 64

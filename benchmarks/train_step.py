@@ -28,11 +28,11 @@ from PIL import Image
 from torch.nn import functional
 
 from benchmarks import train_step_gpu
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder
 from lora_studio.training.loop import Run, train_loop
-from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, start
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, start
 
 STEPS = 20
 SIDE, DIM = 128, 8

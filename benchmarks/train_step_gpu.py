@@ -26,27 +26,27 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from lora_studio.choices import BasePrecision
+from lora_studio.lora.inject import add_adapters
+from lora_studio.models.locate import SDXL_CONFIG
+from lora_studio.models.quantize import quantize
 from lora_studio.planning.steps import count_steps
-from lora_studio.recipe import Recipe
-from lora_studio.training.adapters import add_adapters
-from lora_studio.training.attention import use_plain_attention
-from lora_studio.training.averages import Averages
-from lora_studio.training.base_files import SDXL_CONFIG
-from lora_studio.training.checkpointing import Blocks, choose
-from lora_studio.training.cuda_graphs import CudaRecorder, find_recorder
-from lora_studio.training.gated import use_lean_gates
-from lora_studio.training.graphs import PROBES, Replays, gradient_pass
-from lora_studio.training.health import Health
-from lora_studio.training.inputs import Prepared, StepInputs
+from lora_studio.settings.choices import BasePrecision
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.data.collate import Prepared, StepInputs
 from lora_studio.training.loop import Run
 from lora_studio.training.loss import batch_losses
-from lora_studio.training.optimizers import layout_of, make_optimizer, parameter_groups
-from lora_studio.training.quantized import quantize
-from lora_studio.training.schedules import make_lr_scheduler
+from lora_studio.training.optim.ema import Averages
+from lora_studio.training.optim.flat_params import TrainedWeights
+from lora_studio.training.optim.optimizers import layout_of, make_optimizer, parameter_groups
+from lora_studio.training.optim.schedules import make_lr_scheduler
+from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.training.speed.attention import use_plain_attention
+from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, find_recorder
+from lora_studio.training.speed.cuda_graph_policy import PROBES, Replays, gradient_pass
+from lora_studio.training.speed.geglu import use_lean_gates
+from lora_studio.training.speed.recompute import Blocks, choose
 from lora_studio.training.step import train_step
-from lora_studio.training.timesteps import TimestepLosses
-from lora_studio.training.weights import TrainedWeights
 
 STEPS, WARM_UP = 12, 3
 MANY = 10**6  # steps of a run that has as many as graphs want

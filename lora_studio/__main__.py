@@ -1,6 +1,6 @@
 """`python -m lora_studio`."""
 
-from lora_studio.cli import main
+from lora_studio.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -12,27 +12,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_studio.choices import Existing
-from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.dataset.captions.edit_history import EditReport, History
+from lora_studio.dataset.captions.edits import Edit, EditPlan, plan_edit
+from lora_studio.dataset.captions.lint import Finding, lint
+from lora_studio.dataset.captions.statistics import CaptionStatistics, caption_statistics, suggest_split
 from lora_studio.dataset.curate import curate
-from lora_studio.dataset.edits import Edit, EditPlan, plan_edit
-from lora_studio.dataset.history import EditReport, History
-from lora_studio.dataset.images import find_images
-from lora_studio.dataset.lint import Finding, lint
+from lora_studio.dataset.images.decode import find_images
+from lora_studio.dataset.images.sets import wrap_images
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.review import Review, mark_reviewed, review_of
 from lora_studio.dataset.scan import scan
-from lora_studio.dataset.sets import wrap_images
-from lora_studio.dataset.statistics import CaptionStatistics, caption_statistics, suggest_split
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
-from lora_studio.project import Home, Project, records_folder
-from lora_studio.recipe import Recipe
-from lora_studio.runs import JobFolder, State, numbered_folder
+from lora_studio.settings.choices import Existing
+from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.settings.recipe import Recipe
 from lora_studio.worker import Listener, execute, start
+from lora_studio.workspace.job_folder import JobFolder, State, numbered_folder
+from lora_studio.workspace.project import Home, Project, records_folder
 
 if TYPE_CHECKING:
-    from lora_studio.dataset.tagging import TagResult
+    from lora_studio.dataset.tagging.stage import TagResult
     from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
 
@@ -113,7 +113,7 @@ def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatisti
 
 
 def plan_caption_edit(dataset: Path | str, edit: Edit) -> EditPlan:
-    """What an edit (see `lora_studio.dataset.edits`) would do to the captions of `dataset`, image by image."""
+    """What an edit (see `lora_studio.dataset.captions.edits`) would do to the captions of `dataset`, image by image."""
     return plan_edit(_images(Path(dataset)), edit)
 
 

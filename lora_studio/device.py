@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from lora_studio.choices import Precision
 from lora_studio.errors import InputError
+from lora_studio.settings.choices import Precision
 
 if TYPE_CHECKING:
     import torch

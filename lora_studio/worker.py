@@ -21,13 +21,13 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
-from lora_studio.config import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError, disk_errors
-from lora_studio.libraries import misfit
 from lora_studio.planning.memory import next_saving
-from lora_studio.project import Home
-from lora_studio.queue import Cancelled, turn
-from lora_studio.runs import JobFolder, Report, State, Status
+from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.versions import misfit
+from lora_studio.workspace.gpu_queue import Cancelled, turn
+from lora_studio.workspace.job_folder import JobFolder, Report, State, Status
+from lora_studio.workspace.project import Home
 
 STATUS_SECONDS = 0.5
 SAME_SIGNAL_SECONDS = 1.0  # a launcher passes on the interrupt that the terminal has sent to all
@@ -58,7 +58,7 @@ def stage_for(job: AnyJob) -> Stage:
 
             return train
         case TagJob():
-            from lora_studio.dataset.tagging import tag
+            from lora_studio.dataset.tagging.stage import tag
 
             return tag
         case SweepJob():

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 from PIL import Image, ImageDraw
 
-from lora_studio.project import Home
+from lora_studio.workspace.project import Home
 
 settings.register_profile("studio", deadline=None)  # a busy machine may stall for seconds
 settings.load_profile("studio")
@@ -31,7 +31,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random SDXL in diffusers layout, 64 px native."""
-    from tests.tiny_sdxl import save_tiny_sdxl
+    from tests.support.tiny_sdxl import save_tiny_sdxl
 
     return save_tiny_sdxl(tmp_path_factory.mktemp("tiny_sdxl"))
 

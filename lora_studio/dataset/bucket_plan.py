@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_studio.dataset.buckets import Placement, Size, place_for
-from lora_studio.recipe import Recipe
+from lora_studio.settings.recipe import Recipe
 
 
 class Placed(NamedTuple):

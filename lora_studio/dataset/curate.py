@@ -16,14 +16,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_studio.dataset.captions import SUFFIXES
-from lora_studio.dataset.duplicates import DuplicateKind
-from lora_studio.dataset.images import is_image_name
-from lora_studio.dataset.masks import mask_files
+from lora_studio.dataset.captions.text import SUFFIXES
+from lora_studio.dataset.duplicates.find import DuplicateKind
+from lora_studio.dataset.images.decode import is_image_name
+from lora_studio.dataset.images.masks import mask_files
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
-from lora_studio.project import records_folder
+from lora_studio.workspace.project import records_folder
 
 MANIFEST = "rejected.json"
 

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ValidationError
 
 from lora_studio.dataset.buckets import Size
 from lora_studio.dataset.curate import Proposal, proposals
-from lora_studio.dataset.duplicates import DuplicateGroup
-from lora_studio.dataset.images import ImageInfo
-from lora_studio.dataset.remembered import Stamp, sha256_of, upright_size
+from lora_studio.dataset.duplicates.find import DuplicateGroup
+from lora_studio.dataset.duplicates.similarity import Diversity, Features
+from lora_studio.dataset.images.decode import ImageInfo
+from lora_studio.dataset.images.header_cache import Stamp, sha256_of, upright_size
 from lora_studio.dataset.scan import ScanReport, with_similar
-from lora_studio.dataset.similarity import Diversity, Features
 from lora_studio.files import write_atomic
-from lora_studio.project import records_folder
+from lora_studio.workspace.project import records_folder
 
 MANIFEST = "dataset.json"  # beside the dataset folder of a project
 

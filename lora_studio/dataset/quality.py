@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lora_studio.dataset.images import Issue, Picture
+from lora_studio.dataset.images.decode import Issue, Picture
 
 SIDE = 384  # px
 

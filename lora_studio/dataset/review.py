@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from lora_studio.dataset.images import find_images
+from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.errors import InputError
-from lora_studio.project import records_folder
+from lora_studio.workspace.project import records_folder
 
 
 class Review(BaseModel):

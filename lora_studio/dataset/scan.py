@@ -10,12 +10,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.duplicates import DuplicateGroup, DuplicateKind, Entry, find_duplicates
-from lora_studio.dataset.fingerprints import fingerprint
-from lora_studio.dataset.images import ImageInfo, Issue, find_images, image_info
-from lora_studio.dataset.pools import cancelling
+from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, Entry, find_duplicates
+from lora_studio.dataset.duplicates.fingerprints import fingerprint
+from lora_studio.dataset.duplicates.pools import cancelling
+from lora_studio.dataset.duplicates.similarity import Diversity, Features, compare_features
+from lora_studio.dataset.images.decode import ImageInfo, Issue, find_images, image_info
 from lora_studio.dataset.quality import SIDE, averaged, flaws
-from lora_studio.dataset.similarity import Diversity, Features, compare_features
 from lora_studio.errors import InputError
 
 Progress = Callable[[int, int], None]

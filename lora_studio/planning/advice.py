@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lora_studio.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
 from lora_studio.errors import ConfigError
 from lora_studio.guide import (
     FEW_IMAGES,
@@ -26,7 +25,8 @@ from lora_studio.planning.optimizers import optimizer_cautions, optimizer_proble
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import Span, duration
 from lora_studio.planning.trigger import check_trigger
-from lora_studio.recipe import Recipe
+from lora_studio.settings.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
+from lora_studio.settings.recipe import Recipe
 
 RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_studio.dataset.buckets import Size, place_for
-from lora_studio.dataset.captions import captioned_in
-from lora_studio.dataset.held_out import held_out, how_many
-from lora_studio.dataset.images import images_in
+from lora_studio.dataset.captions.text import captioned_in
+from lora_studio.dataset.images.decode import images_in
 from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.validation_split import held_out, how_many
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import balanced_repeats
-from lora_studio.project import image_sets
-from lora_studio.recipe import Recipe
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.project import image_sets
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
-from lora_studio.choices import BasePrecision, GradientCheckpointing, NetworkType, Optimizer, Precision
 from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
-from lora_studio.planning.network import (
+from lora_studio.lora.shapes import (
     Layer,
     Part,
     count_weights,
@@ -23,7 +22,8 @@ from lora_studio.planning.network import (
     trained_shapes,
     unet_layers,
 )
-from lora_studio.recipe import Recipe
+from lora_studio.settings.choices import BasePrecision, GradientCheckpointing, NetworkType, Optimizer, Precision
+from lora_studio.settings.recipe import Recipe
 
 GIB = 2**30
 RUNTIME_GIB = 0.8  # CUDA context, workspaces and what the allocator rounds up

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_studio.choices import Optimizer, Scheduler
 from lora_studio.guide import OPTIMIZERS, RECIPE
 from lora_studio.planning.cautions import Caution
-from lora_studio.recipe import Recipe
+from lora_studio.settings.choices import Optimizer, Scheduler
+from lora_studio.settings.recipe import Recipe
 
 LEAST_FACTOR = 0.1  # of a rate that the optimizer finds itself: with 1e-4 of it nothing is learned
 STEADY = (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)

@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
-from lora_studio.choices import Kind, Optimizer
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.advice import Situation, checks, require_workable
 from lora_studio.planning.cautions import Caution
@@ -20,8 +19,9 @@ from lora_studio.planning.memory import fit, lora_mib, memory_gib, memory_parts
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import Span, duration, measured_seconds, run_seconds
-from lora_studio.recipe import Recipe
-from lora_studio.runs import JobFolder
+from lora_studio.settings.choices import Kind, Optimizer
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.job_folder import JobFolder
 
 EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 

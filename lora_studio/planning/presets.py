@@ -12,8 +12,8 @@ import tomlkit
 from tomlkit.items import Array, Item
 
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.recipe import Recipe
-from lora_studio.settings import parse_toml
+from lora_studio.settings.declare import parse_toml
+from lora_studio.settings.recipe import Recipe
 
 FOLDER = Path(__file__).parents[2] / "presets"
 

@@ -13,14 +13,14 @@ from math import ceil, sqrt
 from statistics import median
 from typing import Any
 
-from lora_studio.choices import BasePrecision, GradientCheckpointing
-from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.guide import BaseModel, find_base
 from lora_studio.planning.memory import EMBEDDED, architecture_of, recomputed_share
 from lora_studio.planning.steps import StepCount
-from lora_studio.recipe import Recipe
-from lora_studio.runs import JobFolder
+from lora_studio.settings.choices import BasePrecision, GradientCheckpointing
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.job_folder import JobFolder
 
 # TFLOP/s by the card's memory in GiB, (at least, low, high): SDXL LoRA, 0.6 s a step at batch 1 and 1024 px is
 # published for H100 and L40S, about 0.8 for an RTX 4090, 1.2 for a 3090, 3 for a 3060, and 6 for a T4.

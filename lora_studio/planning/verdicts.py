@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.choices import Precision, Scheduler
 from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
 from lora_studio.planning.losses import Change, Losses, overall, smooth, trend
-from lora_studio.recipe import Recipe
+from lora_studio.settings.choices import Precision, Scheduler
+from lora_studio.settings.recipe import Recipe
 
 LEAST_STEPS = 50
 FLAT = 0.1  # a change of the recent half that is surely below a tenth counts as none

@@ -18,12 +18,12 @@ from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from lora_studio.choices import NetworkType
-from lora_studio.planning.network import Size
-from lora_studio.training.adapters import inject
-from lora_studio.training.layers import find_layers
-from lora_studio.training.lora_file import LoraFile
-from lora_studio.training.lora_layers import LayerWeights, multiply_out, read_layers, unfit
+from lora_studio.lora.header import LoraFile
+from lora_studio.lora.inject import inject
+from lora_studio.lora.layers import find_layers
+from lora_studio.lora.read import LayerWeights, multiply_out, read_layers, unfit
+from lora_studio.lora.shapes import Size
+from lora_studio.settings.choices import NetworkType
 
 ADAPTER = "studio"
 

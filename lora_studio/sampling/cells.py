@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lora_studio.config import SweepJob
-from lora_studio.training.lora_file import LoraFile
+from lora_studio.lora.header import LoraFile
+from lora_studio.settings.job_specs import SweepJob
 
 
 @dataclass(frozen=True)

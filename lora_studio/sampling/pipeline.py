@@ -10,14 +10,14 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from lora_studio.choices import Precision
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
-from lora_studio.project import Home
-from lora_studio.training.base_files import resolve
-from lora_studio.training.base_models import Base, load_base
-from lora_studio.training.drawing import Text, draw_picture, make_pipeline
-from lora_studio.training.text import encode_text
+from lora_studio.models.load import Base, load_base
+from lora_studio.models.locate import resolve
+from lora_studio.models.pipeline import Text, draw_picture, make_pipeline
+from lora_studio.models.text_encoding import encode_text
+from lora_studio.settings.choices import Precision
+from lora_studio.workspace.project import Home
 
 
 @dataclass(frozen=True)

@@ -19,19 +19,19 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from lora_studio.config import SweepJob
 from lora_studio.files import write_json
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder, Report
+from lora_studio.lora.header import read_lora
+from lora_studio.models.pipeline import Text
+from lora_studio.models.text_encoding import truncated
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
 from lora_studio.sampling.grid import Row, Section, draw_grid
 from lora_studio.sampling.measures import MEANING, measure
 from lora_studio.sampling.pipeline import Painter, open_painter
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
-from lora_studio.training.drawing import Text
-from lora_studio.training.lora_file import read_lora
-from lora_studio.training.text import truncated
+from lora_studio.settings.job_specs import SweepJob
+from lora_studio.workspace.job_folder import JobFolder, Report
+from lora_studio.workspace.project import Home
 
 
 class Cell(BaseModel):

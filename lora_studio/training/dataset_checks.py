@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lora_studio.choices import MaskedLoss
-from lora_studio.config import TrainJob
-from lora_studio.training.batches import Dataset
+from lora_studio.settings.choices import MaskedLoss
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.data.dataset import Dataset
 
 SHOWN = 5  # problems of one kind that are listed
 

@@ -15,36 +15,36 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from lora_studio.choices import SaveFormat
-from lora_studio.config import TrainJob
 from lora_studio.errors import InputError, NonFiniteLossError, StudioError
+from lora_studio.lora.inject import Adapters
+from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
+from lora_studio.models.load import Base
+from lora_studio.models.pipeline import Text
+from lora_studio.models.text_encoding import encode_text
 from lora_studio.planning.steps import StepCount
-from lora_studio.runs import JobFolder, Report
-from lora_studio.training.adapters import Adapters
-from lora_studio.training.averages import Averages
-from lora_studio.training.base_models import Base
-from lora_studio.training.batches import Batch, Dataset, epoch_steps
-from lora_studio.training.budget import patient_step
-from lora_studio.training.cache import LatentCache, TextCache
-from lora_studio.training.checkpointing import Blocks
-from lora_studio.training.checkpoints import State, save_state
-from lora_studio.training.drawing import Text
-from lora_studio.training.export import adapter_metadata, lora_tensors, save_lora
-from lora_studio.training.graphs import Replays
-from lora_studio.training.health import Health
-from lora_studio.training.inputs import StepInputs
-from lora_studio.training.journal import Journal
-from lora_studio.training.metadata import describe_lora
+from lora_studio.settings.choices import SaveFormat
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.data.cache import LatentCache, TextCache
+from lora_studio.training.data.collate import StepInputs
+from lora_studio.training.data.dataset import Batch, Dataset, epoch_steps
+from lora_studio.training.data.prefetch import Prefetch
+from lora_studio.training.data.rng import seeded
+from lora_studio.training.distributed import Team
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
-from lora_studio.training.optimizers import load_optimizer
-from lora_studio.training.parallel import Team
-from lora_studio.training.prefetch import Prefetch
-from lora_studio.training.rng import seeded
+from lora_studio.training.optim.ema import Averages
+from lora_studio.training.optim.flat_params import TrainedWeights
+from lora_studio.training.optim.optimizers import load_optimizer
+from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.lora_metadata import describe_lora
+from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.training.reporting.step_log import Journal
+from lora_studio.training.resume_state import State, save_state
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
-from lora_studio.training.text import encode_text
-from lora_studio.training.timesteps import TimestepLosses
+from lora_studio.training.speed.cuda_graph_policy import Replays
+from lora_studio.training.speed.memory_budget import patient_step
+from lora_studio.training.speed.recompute import Blocks
 from lora_studio.training.validation import validate
-from lora_studio.training.weights import TrainedWeights
+from lora_studio.workspace.job_folder import JobFolder, Report
 
 NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
 STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down

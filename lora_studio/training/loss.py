@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lora_studio.training.inputs import Prepared
+from lora_studio.models.text_encoding import encode_tokens
+from lora_studio.training.data.collate import Prepared
 from lora_studio.training.objective import sample_losses
-from lora_studio.training.text import encode_tokens
 
 if TYPE_CHECKING:
     from lora_studio.training.loop import Run

@@ -10,8 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from lora_studio.choices import HuberSchedule, LossType, TimestepSampling
-from lora_studio.training.rng import generator
+from lora_studio.settings.choices import HuberSchedule, LossType, TimestepSampling
+from lora_studio.training.data.rng import generator
 
 LEAST_SNR = 1e-4  # below any timestep's but that of pure noise, where 1 / sqrt(snr) has no value
 

@@ -17,28 +17,28 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio import guide
-from lora_studio.choices import PredictionType
-from lora_studio.config import TrainJob
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.lora.layers import Place, find_layers
+from lora_studio.lora.shapes import count_weights
+from lora_studio.models.compatibility import try_adapters
+from lora_studio.models.locate import Facts, Source, fetch, find_vae, read_facts, resolve
+from lora_studio.models.quantize import try_quantized
+from lora_studio.models.text_encoding import CHUNK
 from lora_studio.planning.advice import problems, uses_zero_snr, zero_snr_problems
-from lora_studio.planning.network import count_weights
 from lora_studio.planning.steps import StepCount
-from lora_studio.project import Home
-from lora_studio.recipe import Recipe
-from lora_studio.runs import JobFolder
-from lora_studio.training.base_files import Facts, Source, fetch, find_vae, read_facts, resolve
-from lora_studio.training.batches import Dataset, Item, read_dataset
-from lora_studio.training.captions import cached_captions
+from lora_studio.settings.choices import PredictionType
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.data.augment import views_of
+from lora_studio.training.data.caption_variants import cached_captions
+from lora_studio.training.data.dataset import Dataset, Item, read_dataset
 from lora_studio.training.dataset_checks import dataset_problems, folder_problems
-from lora_studio.training.initial import check_weights
-from lora_studio.training.layers import Place, find_layers
-from lora_studio.training.optimizers import try_optimizer
-from lora_studio.training.parallel import process_problems
-from lora_studio.training.quantized import try_quantized
-from lora_studio.training.text import CHUNK
-from lora_studio.training.trial import try_adapters
-from lora_studio.training.views import views_of
+from lora_studio.training.distributed import process_problems
+from lora_studio.training.optim.optimizers import try_optimizer
+from lora_studio.training.warm_start import check_weights
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
 
 LATENT_BYTES = 2 * 4 * 2 / 64  # a pixel: mean and log-variance of 4 channels in 16 bits, at an eighth of each side
 TEXT_BYTES = 77 * 2048 * 2 + 1280 * 2  # a caption, in 16 bits

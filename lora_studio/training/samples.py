@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from lora_studio.files import write_atomic
-from lora_studio.training.base_models import Base
-from lora_studio.training.drawing import Text, draw_picture, make_pipeline
+from lora_studio.models.load import Base
+from lora_studio.models.pipeline import Text, draw_picture, make_pipeline
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lora_studio.training.graphs import gradient_pass
-from lora_studio.training.inputs import StepInputs, prepare_step, step_timesteps
-from lora_studio.training.optimizers import current_rates
+from lora_studio.training.data.collate import StepInputs, prepare_step, step_timesteps
+from lora_studio.training.optim.optimizers import current_rates
+from lora_studio.training.speed.cuda_graph_policy import gradient_pass
 
 if TYPE_CHECKING:
     from lora_studio.training.loop import Run

@@ -9,27 +9,29 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from lora_studio.config import TrainJob
 from lora_studio.errors import InputError
 from lora_studio.files import remove_temporaries, write_json
+from lora_studio.lora.inject import add_adapters
+from lora_studio.lora.layers import find_layers
+from lora_studio.models.load import Base, load_base
+from lora_studio.models.quantize import quantize
 from lora_studio.planning.verdicts import Verdict
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder, Report
-from lora_studio.training.adapters import add_adapters
-from lora_studio.training.attention import use_plain_attention
-from lora_studio.training.averages import Averages
-from lora_studio.training.base_models import Base, load_base
-from lora_studio.training.budget import fit_blocks, gpu_memory, make_blocks
-from lora_studio.training.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
-from lora_studio.training.captions import cached_captions
-from lora_studio.training.checkpoints import load_state
-from lora_studio.training.gated import use_lean_gates
-from lora_studio.training.graphs import replays_for
-from lora_studio.training.health import Health
-from lora_studio.training.initial import start_from
-from lora_studio.training.layers import find_layers
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.data.augment import views_of
+from lora_studio.training.data.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
+from lora_studio.training.data.caption_variants import cached_captions
+from lora_studio.training.data.prefetch import Prefetch, depth_for
+from lora_studio.training.distributed import ALONE, Team, join, leave, whole_batches
 from lora_studio.training.loop import ATTEMPT_EVENTS, Run, restore, run_prompts, save_adapter, train_loop
-from lora_studio.training.notices import (
+from lora_studio.training.optim.ema import Averages
+from lora_studio.training.optim.flat_params import TrainedWeights
+from lora_studio.training.optim.optimizers import layout_of, make_optimizer, parameter_groups
+from lora_studio.training.optim.schedules import make_lr_scheduler
+from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.training.reporting.run_records import CAPTIONS, DATASET, changes, write_records
+from lora_studio.training.reporting.startup import (
     PRECISIONS,
     Phases,
     describe_environment,
@@ -37,16 +39,14 @@ from lora_studio.training.notices import (
     tell_long_captions,
     tell_start,
 )
-from lora_studio.training.optimizers import layout_of, make_optimizer, parameter_groups
-from lora_studio.training.parallel import ALONE, Team, join, leave, whole_batches
-from lora_studio.training.prefetch import Prefetch, depth_for
-from lora_studio.training.preflight import ReadyJob, preflight
-from lora_studio.training.quantized import quantize
-from lora_studio.training.record import CAPTIONS, DATASET, changes, write_records
-from lora_studio.training.schedules import make_lr_scheduler
-from lora_studio.training.timesteps import TimestepLosses
-from lora_studio.training.views import views_of
-from lora_studio.training.weights import TrainedWeights
+from lora_studio.training.resume_state import load_state
+from lora_studio.training.speed.attention import use_plain_attention
+from lora_studio.training.speed.cuda_graph_policy import replays_for
+from lora_studio.training.speed.geglu import use_lean_gates
+from lora_studio.training.speed.memory_budget import fit_blocks, gpu_memory, make_blocks
+from lora_studio.training.warm_start import start_from
+from lora_studio.workspace.job_folder import JobFolder, Report
+from lora_studio.workspace.project import Home
 
 
 class TrainResult(BaseModel):

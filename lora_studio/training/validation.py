@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_studio.dataset.buckets import Size
-from lora_studio.runs import Report
-from lora_studio.training.batches import Batch, Item
-from lora_studio.training.inputs import assemble
+from lora_studio.training.data.augment import image_number
+from lora_studio.training.data.collate import assemble
+from lora_studio.training.data.dataset import Batch, Item
+from lora_studio.training.data.rng import generator
 from lora_studio.training.loss import batch_losses
-from lora_studio.training.rng import generator
-from lora_studio.training.views import image_number
+from lora_studio.workspace.job_folder import Report
 
 if TYPE_CHECKING:
     from lora_studio.training.loop import Run

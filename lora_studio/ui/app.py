@@ -10,13 +10,16 @@ from markupsafe import Markup
 
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
-from lora_studio.project import Home, Project
-from lora_studio.ui import dataset_tab, plan_tab, test_tab, train_tab
-from lora_studio.ui.components import empty_state, html, pill
 from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.dataset import tab as dataset_tab
 from lora_studio.ui.example import create_example, free_name
-from lora_studio.ui.jobs import ActiveJob, Jobs
+from lora_studio.ui.plan import tab as plan_tab
 from lora_studio.ui.server import Mode
+from lora_studio.ui.state.jobs import ActiveJob, Jobs
+from lora_studio.ui.sweep import tab as test_tab
+from lora_studio.ui.train import tab as train_tab
+from lora_studio.ui.widgets.html import empty_state, html, pill
+from lora_studio.workspace.project import Home, Project
 
 TITLE = "LoRA Studio"
 TICK_SECONDS = 1.5

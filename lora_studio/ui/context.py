@@ -20,10 +20,10 @@ from gradio.components import Component
 from markupsafe import escape
 
 from lora_studio.errors import InputError, StudioError
-from lora_studio.project import Home, Project
-from lora_studio.ui.components import error_card
-from lora_studio.ui.jobs import Jobs
 from lora_studio.ui.server import Mode
+from lora_studio.ui.state.jobs import Jobs
+from lora_studio.ui.widgets.html import error_card
+from lora_studio.workspace.project import Home, Project
 
 Updates = dict[Any, Any]
 

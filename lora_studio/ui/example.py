@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lora_studio.dataset.importers import import_paths
-from lora_studio.project import Home, Project
-from lora_studio.walkthrough import EXAMPLE, example_project_info
+from lora_studio.dataset.ingest.importers import import_paths
+from lora_studio.example import EXAMPLE, example_project_info
+from lora_studio.workspace.project import Home, Project
 
 EXAMPLE_NAME = "inkstamp"
 

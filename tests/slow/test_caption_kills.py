@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from lora_studio import files
-from lora_studio.dataset import edits
-from lora_studio.dataset.edits import plan_edit
-from lora_studio.dataset.history import ABANDONED, History
-from lora_studio.dataset.images import find_images
-from tests.forked import CONTEXT, wait_for
+from lora_studio.dataset.captions import edits
+from lora_studio.dataset.captions.edit_history import ABANDONED, History
+from lora_studio.dataset.captions.edits import plan_edit
+from lora_studio.dataset.images.decode import find_images
+from tests.support.forked import CONTEXT, wait_for
 
 pytestmark = pytest.mark.slow
 

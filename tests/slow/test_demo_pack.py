@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_studio.choices import Precision
-from lora_studio.dataset.captions import split_tags
-from lora_studio.dataset.taggers.catalogue import find_tagger
-from lora_studio.dataset.taggers.choosing import Choice
-from lora_studio.dataset.taggers.interface import Tagger
-from lora_studio.project import Home
+from lora_studio.dataset.captions.text import split_tags
+from lora_studio.dataset.tagging.catalogue import find_tagger
+from lora_studio.dataset.tagging.interface import Tagger
+from lora_studio.dataset.tagging.selection import Choice
+from lora_studio.example import TRIGGER, run_demo
+from lora_studio.lora.header import read_lora
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.pipeline import Painter, open_painter
-from lora_studio.training.lora_file import read_lora
-from lora_studio.walkthrough import TRIGGER, run_demo
-from tests.tiny_taggers import descriptions
+from lora_studio.settings.choices import Precision
+from lora_studio.workspace.project import Home
+from tests.support.tiny_taggers import descriptions
 
 pytestmark = pytest.mark.slow
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder, State
-from lora_studio.training.checkpoints import load_state
-from tests.forked import die_in_write, start_worker, told, wait_for, without_times
-from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, same
+from lora_studio.training.resume_state import load_state
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home
+from tests.support.forked import die_in_write, start_worker, told, wait_for, without_times
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, same
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from lora_studio import worker
-from lora_studio.config import TrainJob
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder, State
-from tests.forked import start_worker, told, wait_for
-from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, train_into
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home
+from tests.support.forked import start_worker, told, wait_for
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, train_into
 
 pytestmark = pytest.mark.slow
 

@@ -11,14 +11,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from lora_studio.choices import Optimizer
 from lora_studio.errors import DiskFullError
-from lora_studio.project import Home
-from lora_studio.training import base_files, base_models, checkpoints
+from lora_studio.models import load as base_models
+from lora_studio.models import locate as base_files
+from lora_studio.settings.choices import Optimizer
+from lora_studio.training import resume_state as checkpoints
 from lora_studio.training.loop import Run, train_loop
-from tests.original_layout import save_single_file
-from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
+from lora_studio.workspace.project import Home
+from tests.support.original_layout import save_single_file
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
 
 pytestmark = pytest.mark.slow
 

@@ -17,11 +17,11 @@ from diffusers import UNet2DConditionModel
 
 from lora_studio import worker
 from lora_studio.errors import StudioError
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder, State
-from tests.forked import start_worker, told, wait_for, without_times
-from tests.tiny_sdxl import save_tiny_sdxl
-from tests.training_runs import make_images, make_job, same, weights_of
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home
+from tests.support.forked import start_worker, told, wait_for, without_times
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, same, weights_of
 
 pytestmark = pytest.mark.slow
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of a running process are Linux's")

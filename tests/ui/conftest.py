@@ -25,9 +25,9 @@ import psutil
 import pytest
 
 from lora_studio import worker
-from lora_studio.project import Home
-from lora_studio.runs import JobFolder
-from tests.ui.interface import Interface
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.interface import Interface
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("LORA_STUDIO_CHROMIUM") or "/usr/bin/chromium"

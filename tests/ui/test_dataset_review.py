@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lora_studio.dataset.captions import read_caption
-from lora_studio.dataset.images import find_images
+from lora_studio.dataset.captions.text import read_caption
+from lora_studio.dataset.images.decode import find_images
+from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.remembered import stamp_of
 from lora_studio.dataset.scan import scan
-from lora_studio.dataset.tag_cache import TagCache
-from lora_studio.dataset.taggers.catalogue import find_tagger
-from lora_studio.dataset.taggers.interface import Sight
-from lora_studio.dataset.taggers.labels import GENERAL
-from lora_studio.project import Home, Project, ProjectInfo
-from lora_studio.ui import dataset_captions, dataset_statistics
-from lora_studio.ui.dataset_chips import suggestion_list, tag_chips
-from lora_studio.ui.dataset_contents import Contents, load_manifest, save_manifest
-from lora_studio.ui.dataset_words import Suggestion, Words
-from lora_studio.walkthrough import EXAMPLE
-from tests.tiny_taggers import save_tiny_wd
-from tests.ui.interface import Interface
+from lora_studio.dataset.tagging.cache import TagCache
+from lora_studio.dataset.tagging.catalogue import find_tagger
+from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.labels import GENERAL
+from lora_studio.example import EXAMPLE
+from lora_studio.ui.dataset import captions as dataset_captions
+from lora_studio.ui.dataset import statistics as dataset_statistics
+from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
+from lora_studio.ui.dataset.contents import Contents, load_manifest, save_manifest
+from lora_studio.ui.dataset.suggestions import Suggestion, Words
+from lora_studio.workspace.project import Home, Project, ProjectInfo
+from tests.support.interface import Interface
+from tests.support.tiny_taggers import save_tiny_wd
 
 TRIGGER = "inkstamp_hc"
 CAPTIONS = {

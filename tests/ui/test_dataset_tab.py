@@ -14,25 +14,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_studio.choices import Existing
-from lora_studio.config import TagJob
-from lora_studio.dataset.captions import read_caption
-from lora_studio.dataset.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.captions.text import read_caption
+from lora_studio.dataset.ingest.importers import ImportReport, Refused, Skipped
 from lora_studio.dataset.scan import scan
-from lora_studio.dataset.tag_cache import TagCache
-from lora_studio.dataset.taggers.catalogue import find_tagger
-from lora_studio.dataset.taggers.interface import Sight
-from lora_studio.dataset.tagging import tag
-from lora_studio.project import Home, Project, ProjectInfo
-from lora_studio.runs import JobFolder, State, Status
-from lora_studio.ui import dataset_looking, dataset_view
-from lora_studio.ui.dataset_contents import Contents, Filter, Selection, has_trigger, image_id
-from lora_studio.ui.dataset_review import caption_hint
+from lora_studio.dataset.tagging.cache import TagCache
+from lora_studio.dataset.tagging.catalogue import find_tagger
+from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.stage import tag
+from lora_studio.example import EXAMPLE
+from lora_studio.settings.choices import Existing
+from lora_studio.settings.job_specs import TagJob
+from lora_studio.ui.dataset import background_scan as dataset_looking
+from lora_studio.ui.dataset import view as dataset_view
+from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
+from lora_studio.ui.dataset.review import caption_hint
 from lora_studio.ui.server import Mode
-from lora_studio.walkthrough import EXAMPLE
-from tests.scenes import photo
-from tests.ui.interface import Interface
-from tests.ui.jobs import at_work
+from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.project import Home, Project, ProjectInfo
+from tests.support.interface import Interface
+from tests.support.jobs import at_work
+from tests.support.scenes import photo
 
 TRIGGER = "inkstamp_hc"
 NAMES = ["guitar-mirrored.png", "guitar.png", "key.png", "umbrella.png"]
@@ -449,7 +450,7 @@ def test_the_last_tagging_is_undone(
         load = classmethod(lambda cls: cls)
         look = staticmethod(lambda prepared: [Sight(sentence="a thing") for _ in prepared])
 
-    monkeypatch.setattr("lora_studio.dataset.tagging.find_tagger", lambda *args, **options: Says)
+    monkeypatch.setattr("lora_studio.dataset.tagging.stage.find_tagger", lambda *args, **options: Says)
     job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=Existing.OVERWRITE)
     folder = JobFolder.create(project.new_tag_dir(), job)
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from lora_studio.project import Project
-from lora_studio.runs import State
+from lora_studio.lora.header import read_lora
 from lora_studio.sampling.png_info import read_parameters
-from lora_studio.training.lora_file import read_lora
-from tests.tiny_taggers import save_tiny_wd
+from lora_studio.workspace.job_folder import State
+from lora_studio.workspace.project import Project
+from tests.support.tiny_taggers import save_tiny_wd
 from tests.ui.conftest import Running
 
 WORKER_MS = 240_000  # a worker process imports torch first, and the machine may be busy

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.project import Home, Project
-from lora_studio.ui.train_tab import FORM
-from tests.ui.interface import Interface
-from tests.ui.jobs import make_project
+from lora_studio.ui.train.tab import FORM
+from lora_studio.workspace.project import Home, Project
+from tests.support.interface import Interface
+from tests.support.jobs import make_project
 
 
 @pytest.fixture

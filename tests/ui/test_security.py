@@ -13,13 +13,13 @@ import gradio as gr
 import pytest
 
 from lora_studio.errors import InputError
-from lora_studio.project import Home, Project
 from lora_studio.ui import launch
-from lora_studio.ui.pictures import picture_url
 from lora_studio.ui.server import Guard, Hosts, Mode, hosts_for, mode_for
+from lora_studio.ui.widgets.thumbnails import picture_url
+from lora_studio.workspace.project import Home, Project
+from tests.support.interface import Interface
+from tests.support.jobs import make_project, make_run
 from tests.ui.conftest import ROOT, Running
-from tests.ui.interface import Interface
-from tests.ui.jobs import make_project, make_run
 
 SECRET = b"not for the browser"
 

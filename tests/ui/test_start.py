@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.interface import Interface
 from tests.ui.conftest import ROOT, Running, start_app, stop_app
-from tests.ui.interface import Interface
 
 SECONDS = 4.0
 TRIES = 3
@@ -41,7 +41,7 @@ def test_the_interface_imports_nothing_heavy(tmp_path: Path) -> None:
     script = (
         "import sys, app\n"
         "from pathlib import Path\n"
-        "from lora_studio.project import Home\n"
+        "from lora_studio.workspace.project import Home\n"
         "from lora_studio.ui.launch import build_app\n"
         f"build_app(Home(Path({str(tmp_path)!r})))\n"
         "print(*sys.modules, sep='\\n')"

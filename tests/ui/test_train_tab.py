@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_studio.config import TrainJob
-from lora_studio.project import Home, Project
-from lora_studio.recipe import Recipe
-from lora_studio.runs import JobFolder, State
-from lora_studio.ui.curve import loss_curve, timestep_chart
-from lora_studio.ui.fields import RecipeForm, Spec
-from lora_studio.ui.train_tab import FORM
-from tests.ui.interface import Interface
-from tests.ui.jobs import BASE, at_work, make_project, make_run
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.ui.train.tab import FORM
+from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
+from lora_studio.ui.widgets.settings_form import RecipeForm, Spec
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home, Project
+from tests.support.interface import Interface
+from tests.support.jobs import BASE, at_work, make_project, make_run
 
 Started = list[tuple[JobFolder, bool]]
 

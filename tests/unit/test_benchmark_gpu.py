@@ -9,9 +9,9 @@ import torch
 
 from benchmarks import train_step_gpu as benchmark
 from benchmarks.train_step_gpu import Case, Size, cases, ceiling, table
-from lora_studio.choices import BasePrecision
-from tests.graph_double import Recorder
-from tests.tiny_sdxl import make_pipeline
+from lora_studio.settings.choices import BasePrecision
+from tests.support.graph_double import Recorder
+from tests.support.tiny_sdxl import make_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from lora_studio import device
-from lora_studio.choices import Precision
 from lora_studio.device import Gpu, find_gpu, find_gpus, torch_device, torch_dtype
 from lora_studio.errors import InputError
+from lora_studio.settings.choices import Precision
 
 
 @pytest.fixture(autouse=True)

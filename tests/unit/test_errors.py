@@ -15,7 +15,7 @@ from lora_studio.errors import (
     StudioError,
     disk_errors,
 )
-from lora_studio.recipe import Recipe
+from lora_studio.settings.recipe import Recipe
 
 
 def test_exit_status_tells_wrong_input_from_failure() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lora_studio.dataset.captions import read_caption
-from lora_studio.dataset.images import read_image
+from lora_studio.dataset.captions.text import read_caption
+from lora_studio.dataset.images.decode import read_image
 from lora_studio.dataset.scan import scan
-from lora_studio.walkthrough import EXAMPLE, PROMPTS
+from lora_studio.example import EXAMPLE, PROMPTS
 
 
 def test_a_scan_finds_exactly_the_planted_flaws() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_studio import guide
-from lora_studio.choices import Kind, Optimizer, PredictionType
-from lora_studio.recipe import Recipe
+from lora_studio.settings.choices import Kind, Optimizer, PredictionType
+from lora_studio.settings.recipe import Recipe
 
 PACKAGE = Path(guide.__file__).parent
 

@@ -15,12 +15,12 @@ import pytest
 from pydantic import BaseModel
 
 from lora_studio import worker
-from lora_studio.config import TrainJob
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
-from lora_studio.project import Home
-from lora_studio.queue import turn
-from lora_studio.recipe import Recipe
-from lora_studio.runs import JobFolder, State
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.gpu_queue import turn
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home
 
 
 class Result(BaseModel):

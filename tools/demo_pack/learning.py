@@ -20,12 +20,12 @@ from torch.nn import functional
 
 from demo_pack import pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
-from lora_studio.choices import Precision
-from lora_studio.project import Home
+from lora_studio.example import BASE, TRIGGER, run_demo
+from lora_studio.lora.header import read_lora
 from lora_studio.sampling.adapter import applied
 from lora_studio.sampling.pipeline import open_painter
-from lora_studio.training.lora_file import read_lora
-from lora_studio.walkthrough import BASE, TRIGGER, run_demo
+from lora_studio.settings.choices import Precision
+from lora_studio.workspace.project import Home
 
 STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
 PROMPTS, OTHERS = 25, 75  # to judge with, and other ones for the classifier to learn the base's look from

@@ -1,0 +1,198 @@
+"""`python -m lora_studio caption DIR ...`: captions checked, counted, edited with an undo, and reviewed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from lora_studio import api
+from lora_studio.cli.console import Folder, Json, out_console, print_json, print_lines
+from lora_studio.dataset.captions import edits
+from lora_studio.dataset.captions.edit_history import EditReport, History
+from lora_studio.dataset.captions.edits import Change, Edit
+from lora_studio.dataset.captions.lint import mend_named
+from lora_studio.errors import InputError
+from lora_studio.settings.choices import Position
+
+SHOWN = 20  # lines of a table or a preview
+
+caption_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Trigger = Annotated[str | None, typer.Option(help="Trigger word (default: the project's).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")]
+
+
+@caption_app.callback()
+def caption(context: typer.Context, folder: Folder) -> None:
+    """Check, count, edit and review the captions of a folder; the last 50 edits can be undone."""
+    context.obj = folder
+
+
+@caption_app.command("lint")
+def lint_command(
+    context: typer.Context,
+    fix: Annotated[list[str] | None, typer.Option(help="Mend this finding; may be given again.")] = None,
+    trigger: Trigger = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is wrong or doubtful, and mend it with --fix CODE."""
+    folder: Path = context.obj
+    findings = api.lint_captions(folder, trigger_word=trigger)
+    fixed: list[EditReport] = []
+    for key in fix or []:
+        _, mend = mend_named(findings, key)
+        fixed.append(api.edit_captions(folder, mend.edit))
+        findings = api.lint_captions(folder, trigger_word=trigger)
+    if as_json:
+        print_json(
+            {
+                "findings": [finding.as_dict() for finding in findings],
+                "fixed": [report.model_dump(mode="json") for report in fixed],
+            }
+        )
+        return
+    for report in fixed:
+        print_lines(*report.lines())
+    for finding in findings:
+        print_lines(f"{finding.rule.title}: {finding.message} {finding.rule.why}")
+        print_lines(*(f"    {image}" for image in finding.images[:SHOWN]))
+        if len(finding.images) > SHOWN:
+            print_lines(f"    and {len(finding.images) - SHOWN} more")
+        print_lines(*(f"    --fix {mend.key}    {mend.label}" for mend in finding.mends))
+    if not findings:
+        print_lines("Nothing to mend.")
+
+
+@caption_app.command()
+def stats(
+    context: typer.Context,
+    tag: Annotated[str, typer.Option(help="Count the tags beside this one (default: the trigger word).")] = "",
+    as_json: Json = False,
+) -> None:
+    """Count tags, which are there together, and tokens; suggest what to hold out."""
+    found = api.summarize_captions(context.obj, tag=tag)
+    if as_json:
+        print_json(found)
+        return
+    for title, counts in (("tag", found.tags), (f"beside {found.of}", found.together)):
+        table = Table(title, "images", "share", box=None, pad_edge=False)
+        for count in counts[:SHOWN]:
+            table.add_row(count.tag.replace("[", r"\["), str(count.images), f"{count.share:.0%}")
+        out_console.print(table)
+    tokens = found.tokens
+    print_lines(
+        f"{found.captioned} of {found.images} images have a caption, with {len(found.tags)} unlike tags.",
+        f"{tokens.least} to {tokens.most} tokens, {tokens.mean:g} on average; "
+        f"{tokens.too_long} captions are longer than {tokens.limit}.",
+    )
+    if found.split:
+        print_lines(f"Hold out {len(found.split.held_out)} images. {found.split.why}")
+
+
+@caption_app.command()
+def add(
+    context: typer.Context,
+    tags: Annotated[str, typer.Argument(metavar="TAG", help="A tag, or several separated by commas.")],
+    position: Annotated[Position, typer.Option(help="Where to.")] = Position.BACK,
+    trigger: Trigger = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Add tags to captions that lack them."""
+    word = trigger if trigger is not None else api.trigger_word_of(context.obj)
+    _edit(context.obj, edits.add(tags, position, word), dry_run, as_json)
+
+
+@caption_app.command()
+def remove(
+    context: typer.Context,
+    tags: Annotated[list[str], typer.Argument(metavar="TAG...", help="Whole tags.")],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Take whole tags out."""
+    _edit(context.obj, edits.remove(tags), dry_run, as_json)
+
+
+@caption_app.command()
+def replace(
+    context: typer.Context,
+    old: Annotated[str, typer.Argument(help="A whole tag, or a regular expression over whole captions.")],
+    new: Annotated[str, typer.Argument(help=r"What takes its place; \1 stands for a group.")],
+    use_regex: Annotated[bool, typer.Option("--regex", help="OLD is a regular expression.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Put other tags or another text in the place of one."""
+    _edit(context.obj, edits.substitute(old, new) if use_regex else edits.replace(old, new), dry_run, as_json)
+
+
+@caption_app.command()
+def undo(
+    context: typer.Context,
+    list_edits: Annotated[bool, typer.Option("--list", help="Show the edits that there are, and undo none.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take the latest edit back."""
+    folder: Path = context.obj
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
+    if list_edits:
+        past = History.of(folder).edits()
+        if as_json:
+            print_json([edit.model_dump(mode="json") for edit in past])
+            return
+        for edit in past:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(edit.time))
+            print_lines(f"{when}  {edit.what} ({edit.images} images){', undone' if edit.undone else ''}")
+        return
+    report = api.undo_caption_edit(folder)
+    if as_json:
+        print_json(report)
+        return
+    print_lines(*report.lines())
+
+
+@caption_app.command()
+def review(
+    context: typer.Context,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="By path, or by name in DIR.")
+    ] = None,
+    mark: Annotated[
+        bool | None, typer.Option("--mark/--unmark", help="Tick the images, or take their tick away.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say whose captions were read, and tick them."""
+    if (mark is None) == bool(images):
+        raise InputError("Images and --mark or --unmark belong together.", "Give both, or neither.", code="usage")
+    given = images or []
+    found = api.review_captions(context.obj, mark=given if mark else [], unmark=given if mark is False else [])
+    if as_json:
+        print_json(found)
+        return
+    print_lines(*(f"to review: {image}" for image in found.left), f"{found}.")
+
+
+def _edit(folder: Path, edit: Edit, dry_run: bool, as_json: bool) -> None:
+    """Do an edit, or show it; either is told as the images with their captions before and after."""
+    plan = api.plan_caption_edit(folder, edit)
+    report = None if dry_run else History.of(folder).apply(plan)
+    if as_json:
+        print_json(plan if report is None else {**plan.model_dump(mode="json"), **report.model_dump(mode="json")})
+        return
+    if report is not None:
+        print_lines(*report.lines())
+        return
+    for change in plan.changes[:SHOWN]:
+        print_lines(*_shown(change))
+    print_lines(f"Would change {len(plan.changes)} captions and leave {plan.unchanged} as they are.")
+
+
+def _shown(change: Change) -> tuple[str, ...]:
+    return f"{change.image}", f"  - {change.before or ''}", f"  + {change.after}"

@@ -1,0 +1,1 @@
+"""Captions: text files, bulk edits with undo, lint, statistics, token counts."""

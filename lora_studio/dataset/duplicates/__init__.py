@@ -1,0 +1,1 @@
+"""Duplicate detection: exact, near, mirrored and similar images."""

@@ -1,0 +1,114 @@
+"""Which pairs of images are worth a closer look, by their hashes: vectorised, in blocks of bounded memory.
+
+Every hash is compared with every other. An index over parts of the hashes would leave most pairs to be compared all the
+same: of 128 bits 28 may differ, so that of 8 parts the best can differ in 3 bits of 16, as 8% of unlike pairs do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_studio.dataset.duplicates.fingerprints import VIEW_PAIRS, Fingerprint
+from lora_studio.dataset.duplicates.pools import cancelling
+
+NEAR_DISTANCE = 28  # of 128 bits: what the hashes propose; unlike photos are some 64 apart
+NEAREST = 24  # candidates an image, so that a large set of one style stays affordable
+
+_ROWS = 256  # hashes that a thread compares with all later ones at a time
+_TILE = (16, 8192)  # rows and columns compared at once, at most: a megabyte, which fits into a core's own cache
+
+
+def candidate_pairs(
+    prints: Sequence[Fingerprint],
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    workers: int = 1,
+) -> NDArray[np.int64]:
+    """Pairs worth a closer look: [n, 4] of (first, second, distance in bits, 1 if mirrored), first < second.
+
+    At most the nearest `NEAREST` of each image and orientation (more where several are as near). `on_progress` counts
+    images; what it raises ends the comparison. `workers` threads share the work.
+    """
+    if len(prints) < 2:
+        return np.empty((0, 4), np.int64)
+    # [views, words, N]: a word of all images lies together
+    plain = np.ascontiguousarray(np.stack([item.hashes for item in prints]).transpose(1, 2, 0))
+    mirrored = np.ascontiguousarray(np.stack([item.mirrored for item in prints]).transpose(1, 2, 0))
+    starts = range(0, len(prints) - 1, _ROWS)
+    found = []
+    with cancelling(ThreadPoolExecutor(workers)) as pool:
+        for start, pairs in zip(starts, pool.map(partial(_later, plain, mirrored), starts), strict=True):
+            found.append(pairs)
+            on_progress(min(start + _ROWS, len(prints)), len(prints))
+    return np.concatenate(found)
+
+
+def _later(plain: NDArray[np.uint64], mirrored: NDArray[np.uint64], start: int) -> NDArray[np.int64]:
+    """The pairs of `_ROWS` images from `start` with later ones."""
+    found = []
+    for turned, hashes in enumerate((plain, mirrored)):
+        near = _near(hashes[:, :, start : start + _ROWS], plain[:, :, start:])
+        near[:, :2] += start
+        found.append(np.insert(near, 3, turned, axis=1))
+    return np.concatenate(found)
+
+
+def _near(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Near pairs, [n, 3] of (row, column, distance) in this order, the column being the later image."""
+    near = np.concatenate([np.empty((0, 3), np.int64), *_near_in_tiles(rows, columns)])
+    near = near[near[:, 1] > near[:, 0]]
+    near = near[np.lexsort((near[:, 1], near[:, 0]))]
+    first, values = near[:, 0], near[:, 2]
+    counts = np.bincount(first, minlength=rows.shape[2])
+    if counts.max(initial=0) > NEAREST:
+        limits = np.full(rows.shape[2], NEAR_DISTANCE)
+        for row in np.flatnonzero(counts > NEAREST):
+            limits[row] = np.partition(values[first == row], NEAREST - 1)[NEAREST - 1]
+        near = near[values <= limits[first]]
+    return near
+
+
+def _near_in_tiles(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+    """What is near in each tile, also before the row itself: [n, 3] of (row, column, distance)."""
+    height, widest = _TILE
+    number = columns.shape[2]
+    width = ceil(number / ceil(number / widest))  # numpy takes three times as long for narrow tiles
+    buffers = _Buffers()
+    for left in range(0, number, width):
+        for top in range(0, rows.shape[2], height):
+            least = buffers.distances(rows[:, :, top : top + height], columns[:, :, left : left + width])
+            if least.min() <= NEAR_DISTANCE:
+                places = np.flatnonzero(least <= NEAR_DISTANCE)
+                first, second = np.divmod(places, least.shape[1])
+                yield np.stack([first + top, second + left, least.ravel()[places]], axis=1)
+
+
+class _Buffers:
+    """What is computed on the way from two tiles of hashes to their distances; allocating it takes as long."""
+
+    def __init__(self) -> None:
+        size = _TILE[0] * _TILE[1]
+        self._differing = np.empty(size, np.uint64)
+        self._count, self._bits, self._least = (np.empty(size, np.uint8) for _ in range(3))
+
+    def distances(self, rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """Least Hamming distance over the pairs of views: [rows, columns], at most 128; overwritten by the next."""
+        shape = rows.shape[2], columns.shape[2]
+        differing = self._differing[: shape[0] * shape[1]].reshape(shape)
+        count, bits, least = (
+            buffer[: shape[0] * shape[1]].reshape(shape) for buffer in (self._count, self._bits, self._least)
+        )
+        least.fill(np.iinfo(np.uint8).max)
+        for view, other in VIEW_PAIRS:
+            bits.fill(0)
+            for word in range(rows.shape[1]):
+                np.bitwise_xor(rows[view, word, :, None], columns[other, word, None, :], out=differing)
+                np.add(bits, np.bitwise_count(differing, out=count), out=bits)
+            np.minimum(least, bits, out=least)
+        return least

@@ -1,0 +1,1 @@
+"""Image files: decoding, masks, kohya's set folders, cached headers."""

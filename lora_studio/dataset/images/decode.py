@@ -1,0 +1,348 @@
+"""Opening images safely: what they show, what is wrong with them, and thumbnails.
+
+Every file is decoded by Pillow with a fixed list of formats and a limit on its pixels, whatever its name says; HEIC, as
+telephones write it, where the package pillow-heif is installed. What comes out is upright RGB in sRGB: the EXIF
+orientation applied, transparency laid on white, the first frame of an animation, 16 bits a channel scaled to 8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict
+
+from lora_studio.errors import InputError
+from lora_studio.files import write_atomic
+from lora_studio.workspace.project import SET_FOLDER
+
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+HEIF_TYPES = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+MASK_ENDING = "-masklabel"  # of the name of a mask beside its image, as OneTrainer's users have them
+
+MAX_PIXELS = 100_000_000
+SMALL_SIDE = 512  # px; the guide's lower bound
+WIDEST_ASPECT = 2.0  # longer side / shorter side
+
+ORIENTATION_TAG = 0x0112  # EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Issue(BaseModel):
+    """Something about an image that a curator should know. `code` is stable, `message` is for people.
+
+    Codes: unreadable, wrong_extension, too_small, extreme_aspect, animated, alpha, deep_color, cmyk; by the look of the
+    pixels (quality.py): blurred, dark, bright, compressed, border, bar; of a whole dataset: mixed_resolutions.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    code: str
+    message: str
+
+
+class ImageInfo(BaseModel):
+    """What is known about an image file. Width and height are those of the upright image, 0 if it is unreadable."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    width: int
+    height: int
+    sha256: str
+    issues: list[Issue] = []
+
+    @property
+    def readable(self) -> bool:
+        """Whether the image could be decoded."""
+        return self.width > 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image file. `image` is upright RGB, possibly reduced; `size` is the full upright (width, height).
+
+    `alpha` (mode L) is there if it was asked for and the image is transparent somewhere; `quantization` is the first
+    (luminance) table of a JPEG.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    format: str
+    animated: bool
+    transparent: bool
+    deep: bool
+    cmyk: bool
+    alpha: Image.Image | None = None
+    quantization: tuple[int, ...] = ()
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Image files by suffix in `folder` and in its `N_name` subfolders, in order of name.
+
+    Hidden files and masks (NAME-masklabel.png) are left out. Raises InputError if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
+    found = images_in(folder)
+    for sub in sorted(folder.iterdir()):
+        if SET_FOLDER.match(sub.name) and sub.is_dir():
+            found += images_in(sub)
+    return found
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Image files by suffix in a folder itself, in order of name, without masks."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if is_training_image(entry.name) and entry.is_file())
+    return list(_paths(folder, tuple(names)))
+
+
+@lru_cache(maxsize=16)
+def _paths(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files of a folder; making the paths takes twice as long as listing them."""
+    return tuple(folder / name for name in names)
+
+
+def is_training_image(name: str) -> bool:
+    """Whether a file is an image by its name, and no mask."""
+    return is_image_name(name) and not name.rpartition(".")[0].endswith(MASK_ENDING)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name ends like an image's and is not hidden."""
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """What Pillow may try on a file: the formats of SUFFIXES, HEIF only where its package is installed."""
+    if find_spec("pillow_heif") is None:
+        return tuple(name for name in SUFFIXES if name != "HEIF")
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return tuple(SUFFIXES)
+
+
+def read_image(path: Path) -> Image.Image:
+    """The image as upright RGB; raises InputError, naming the file, if it cannot be decoded whole."""
+    return decode(path).image
+
+
+def decode(path: Path, *, at_least: int | None = None, with_alpha: bool = False) -> Picture:
+    """Decode an image file once and tell what it is.
+
+    With `at_least`, a JPEG is decoded at a reduced size whose sides are still that many pixels or more, which is
+    several times faster; the whole file is read all the same, so that a torn one is noticed. With `with_alpha`,
+    transparency is handed out beside the colours that lie below it, instead of laid on white. Raises InputError.
+    """
+    try:
+        # Pillow's formats beyond these, some of which run programs or read other files, are never tried.
+        with Image.open(path, formats=formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise _unreadable(path, f"it has {image.width} x {image.height} px, more than {MAX_PIXELS:,}")
+            return _decode(image, at_least, with_alpha)
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _unreadable(path, f"it has more than {MAX_PIXELS:,} px") from error
+    except UnidentifiedImageError as error:
+        if "HEIF" not in formats() and _is_heif(path):
+            raise InputError(
+                f"The image {path.name!r} is a HEIC image, which cannot be read without the package pillow-heif.",
+                "Run `pip install pillow-heif` and start anew, or save it as JPEG or PNG.",
+                code="heif",
+            ) from error
+        raise _unreadable(path, f"it is no {', '.join(formats())} image") from error
+    except Exception as error:  # a decoder fed with broken data raises anything from SyntaxError to struct.error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise _unreadable(path, reason or type(error).__name__) from error
+
+
+def image_info(path: Path, *, at_least: int | None = None) -> tuple[ImageInfo, Picture | None]:
+    """What is known about a file, and its decoded picture (see `decode`), None if it is unreadable. Never raises."""
+    sha256 = ""
+    try:
+        sha256 = file_sha256(path)
+        picture = decode(path, at_least=at_least)
+    except (InputError, OSError) as error:
+        message = error.message if isinstance(error, InputError) else f"It cannot be read: {error.strerror}."
+        issue = Issue(code="unreadable", message=message)
+        return ImageInfo(path=path, width=0, height=0, sha256=sha256, issues=[issue]), None
+    width, height = picture.size
+    info = ImageInfo(path=path, width=width, height=height, sha256=sha256, issues=_issues(path, picture))
+    return info, picture
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def thumbnail(path: Path, folder: Path, size: int = 256, *, sha256: str | None = None) -> Path:
+    """A WebP of at most `size` x `size` px in `folder`, named by the image's content and the size; made if missing.
+
+    `sha256` is the file's hash where the caller knows it, which spares reading the file. Raises InputError if the image
+    cannot be decoded.
+    """
+    target = folder / f"{sha256 or file_sha256(path)}-{size}.webp"
+    if not target.exists() or not target.stat().st_size:  # empty: the machine lost power before it was on disk
+        image = decode(path, at_least=size).image
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+        write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4), derived=True)
+    return target
+
+
+def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Picture:
+    full = image.size
+    deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    cmyk = image.mode == "CMYK"
+    name = "JPEG" if image.format == "MPO" else str(image.format)
+    # A camera's MPO carries previews behind its picture: that is no animation.
+    animated = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    quantization = tuple(getattr(image, "quantization", {}).get(0, ()))
+    if at_least is not None:
+        image.draft("RGB", _draft_size(full, at_least))
+    image.load()
+    turn = UPRIGHT.get(_orientation(image))
+    transparent = _is_transparent(image)
+    alpha = None
+    if transparent and with_alpha and not image.mode.startswith(("I", "F")):
+        rgba = image.convert("RGBA")
+        rgb, alpha = rgba.convert("RGB"), rgba.getchannel("A")
+    else:
+        rgb = _to_rgb(image, transparent)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        alpha = alpha.transpose(turn) if alpha is not None else None
+    # A TIFF is turned by Pillow while loading; every other format by the line above.
+    swapped = (rgb.width > rgb.height) != (full[0] > full[1]) and full[0] != full[1]
+    size = full[::-1] if swapped else full
+    return Picture(rgb, size, name, animated, transparent, deep, cmyk, alpha, quantization)
+
+
+def _draft_size(full: tuple[int, int], at_least: int) -> tuple[int, int]:
+    scale = min(1.0, at_least / min(full))
+    return max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
+
+
+def _is_heif(path: Path) -> bool:
+    """Whether a file begins like a HEIC image: its type (ISO 14496-12, `ftyp`) is one that ISO 23008-12 registers."""
+    with path.open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_TYPES
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF raises whatever its parser stumbles on, and the picture is good without it
+        return 1
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    lowest = image.convert("RGBA").getchannel("A").getextrema()[0]
+    return isinstance(lowest, int | float) and lowest < 255
+
+
+def _to_rgb(image: Image.Image, transparent: bool) -> Image.Image:
+    if image.mode.startswith(("I", "F")):
+        image = _to_8_bits(image)
+    if transparent:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    elif image.info.get("icc_profile") and image.mode in ("RGB", "CMYK"):
+        return _to_srgb(image, image.info["icc_profile"])
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 or 32 bits or floating point, scaled to 0..255; Pillow's own conversion clips instead."""
+    values = np.asarray(image, dtype=np.float64)
+    top = float(values.max(initial=0.0))
+    white = (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0) if image.mode == "F" else 65535.0
+    return Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Apply an embedded colour profile, as a viewer does; a broken profile is ignored."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return image.convert("RGB")
+    return converted if converted is not None else image.convert("RGB")
+
+
+def _issues(path: Path, picture: Picture) -> list[Issue]:
+    width, height = picture.size
+    found = []
+    if path.suffix.lower() not in SUFFIXES[picture.format]:
+        found.append(
+            Issue(
+                code="wrong_extension",
+                message=f"It is a {picture.format} image; the name says {path.suffix or 'nothing'}. Rename it.",
+            )
+        )
+    if min(width, height) < SMALL_SIDE:
+        found.append(
+            Issue(
+                code="too_small",
+                message=f"{width} x {height} px: the shorter side is below {SMALL_SIDE} px. "
+                "Find a larger original; enlarging teaches blur.",
+            )
+        )
+    if max(width, height) > WIDEST_ASPECT * min(width, height):
+        found.append(
+            Issue(
+                code="extreme_aspect",
+                message=f"{width} x {height} px is longer than {WIDEST_ASPECT:g}:1. Crop it to what matters.",
+            )
+        )
+    if picture.animated:
+        found.append(Issue(code="animated", message="It has several frames; only the first is used."))
+    if picture.transparent:
+        found.append(Issue(code="alpha", message="It is partly transparent; it trains on a white background."))
+    if picture.deep:
+        found.append(Issue(code="deep_color", message="It has more than 8 bits a channel; it trains with 8."))
+    if picture.cmyk:
+        found.append(Issue(code="cmyk", message="It is made for print (CMYK); converted, its colours may shift."))
+    return found
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"The image {path.name!r} cannot be read: {reason}.", "Open and save it anew, or remove it.", code="unreadable"
+    )

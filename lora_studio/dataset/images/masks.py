@@ -1,0 +1,102 @@
+"""Masks: which parts of an image count in the loss.
+
+White counts fully, black not at all, grey in between. A mask is the image's own transparency, as in kohya's sd-scripts
+(`alpha_mask`), or a file: `NAME-masklabel.png` beside the image, as OneTrainer has it, or a file of the image's name in
+a folder `mask` beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TypeVar
+
+from PIL import Image
+
+from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, MASK_ENDING, ImageInfo, decode, image_info, read_image
+from lora_studio.errors import InputError
+from lora_studio.files import write_atomic
+from lora_studio.settings.choices import MaskedLoss
+
+AnyPath = TypeVar("AnyPath", bound=PurePath)
+MASK_FOLDER = "mask"
+ASPECT_TOLERANCE = 0.02  # of the aspect ratio: a mask may be smaller than its image, but not of another shape
+
+
+@dataclass(frozen=True)
+class MaskSource:
+    """Where the mask of an image comes from: a file with the SHA-256 of its bytes; `alpha`: the image file itself."""
+
+    path: Path
+    sha256: str
+    alpha: bool
+
+
+def mask_files(image: Path) -> list[Path]:
+    """The mask files of an image; the first is the one that counts."""
+    beside = image.with_name(f"{image.stem}{MASK_ENDING}.png")
+    folder = image.parent / MASK_FOLDER
+    places = [beside, *(folder / f"{image.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))]
+    return [file for file in places if file.is_file()]
+
+
+def mask_file(image: Path) -> Path | None:
+    """The mask file of an image, or None."""
+    return next(iter(mask_files(image)), None)
+
+
+def masks_among(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict[AnyPath, AnyPath | None]:
+    """Which of these image files are masks, each with the image that it belongs to, None if that is not among them.
+
+    `key` of a path is what names have in common that say the same. A file in a folder called `mask` is one only if
+    the folder beside has its image.
+    """
+    files = list(files)
+    images = {(path.parent, key(path)): path for path in files}
+    found: dict[AnyPath, AnyPath | None] = {}
+    for path in files:
+        if path.stem.endswith(MASK_ENDING):
+            named = path.with_name(path.stem.removesuffix(MASK_ENDING) + path.suffix)
+            found[path] = images.get((path.parent, key(named)))
+        elif path.parent.name == MASK_FOLDER and (path.parent.parent, key(path)) in images:
+            found[path] = images[path.parent.parent, key(path)]
+    return found
+
+
+def bring_mask(file: Path, image: Path) -> None:
+    """Write a mask beside an image that has none. Raises InputError if it cannot be read."""
+    mask = read_image(file).convert("L")
+    target = image.with_name(f"{image.stem}{MASK_ENDING}.png")
+    write_atomic(target, lambda temporary: mask.save(temporary, "PNG"))
+
+
+def mask_source(info: ImageInfo, kind: MaskedLoss) -> MaskSource | None:
+    """The mask of an image that can be read; None if it has none, so that all of it counts.
+
+    Raises InputError for a mask file that cannot be read or has another shape than its image.
+    """
+    if kind is MaskedLoss.ALPHA and any(issue.code == "alpha" for issue in info.issues):
+        return MaskSource(info.path, info.sha256, alpha=True)
+    file = mask_file(info.path) if kind is MaskedLoss.FILES else None
+    if file is None:
+        return None
+    mask, _ = image_info(file)
+    if not mask.readable:
+        raise InputError(f"The mask of {info.path.name}: {mask.issues[0].message}", code="mask")
+    if abs(mask.width * info.height / (mask.height * info.width) - 1) > ASPECT_TOLERANCE:
+        raise InputError(
+            f"The mask {file.name!r} has {mask.width} x {mask.height} px, another shape than {info.path.name!r} with "
+            f"{info.width} x {info.height}.",
+            "Make it anew for this image, or remove it.",
+            code="mask_shape",
+        )
+    return MaskSource(file, mask.sha256, alpha=False)
+
+
+def read_mask(source: MaskSource) -> Image.Image:
+    """The mask as upright grey (mode L). Raises InputError if its file cannot be read."""
+    if not source.alpha:
+        return read_image(source.path).convert("L")
+    picture = decode(source.path, with_alpha=True)
+    return picture.alpha or Image.new("L", picture.image.size, 255)

@@ -1,0 +1,1 @@
+"""Import of files, folders and zip archives into a dataset."""

@@ -1,0 +1,396 @@
+"""Bringing images with their captions and masks into a dataset, from files, folders and zips.
+
+Sources are only read. An image is copied if its bytes are not in the dataset already, nor among what curation set
+aside; a name that is taken by another image gets a number. Folders named like `10_name`, as kohya's tools want them,
+become sets of the dataset; everything else goes into the folder that is given.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePath
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_studio.dataset.captions.text import SUFFIXES as CAPTION_SUFFIXES
+from lora_studio.dataset.captions.text import decode_text, existing_caption, write_caption
+from lora_studio.dataset.curate import MANIFEST, default_rejected_dir, rejected
+from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
+from lora_studio.dataset.images.decode import SUFFIXES, decode, file_sha256, find_images, is_image_name
+from lora_studio.dataset.images.masks import bring_mask, mask_file, masks_among
+from lora_studio.dataset.images.sets import as_text, safe_name, set_name
+from lora_studio.dataset.ingest.archives import Limits, Member, members
+from lora_studio.errors import InputError, disk_errors
+from lora_studio.files import write_atomic
+from lora_studio.workspace.project import SET_FOLDER
+
+Progress = Callable[[int, int], None]
+
+# Pictures that people have and the studio does not open: in a folder these are refused by name, while other files are
+# passed over.
+FOREIGN_SUFFIXES = frozenset((".jxl", ".jp2", ".psd", ".svg", ".raw", ".cr2", ".nef", ".dng"))
+LARGEST_CAPTION = 1 << 20  # bytes
+
+
+class Refused(BaseModel):
+    """A file that was not imported, why, and what to do about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    message: str
+    remedy: str
+
+
+class Skipped(BaseModel):
+    """An image that is there already, and where."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    reason: str
+
+
+class ImportReport(BaseModel):
+    """What an import did. `added` are the new images in the dataset, `captions` and `masks` count what came along."""
+
+    added: list[Path] = []
+    captions: int = 0
+    masks: int = 0
+    skipped: list[Skipped] = []
+    refused: list[Refused] = []
+    notes: list[str] = []
+
+    def lines(self) -> list[str]:
+        """The report for people: what needs attention, then one line to sum up."""
+        lines = [f"{item.message} {item.remedy}".strip() for item in self.refused]
+        counts = [f"{_images(len(self.added))} added"]
+        if self.captions:
+            counts.append(f"{self.captions} with captions")
+        if self.masks:
+            counts.append(f"{self.masks} with masks")
+        if self.skipped:
+            counts.append(f"{len(self.skipped)} already there")
+        if self.refused:
+            counts.append(f"{len(self.refused)} refused")
+        return [*lines, *self.notes, ", ".join(counts) + "."]
+
+
+Source = Path | Member
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An image to bring in: what people call it, where it lies, its set (`10_name` or None), its caption, its mask."""
+
+    name: str
+    source: Source
+    set_name: str | None
+    caption: Source | None
+    mask: Source | None = None
+
+
+def import_paths(
+    sources: Sequence[Path | str],
+    images_dir: Path,
+    *,
+    rejected_dir: Path | None = None,
+    on_progress: Progress | None = None,
+    limits: Limits | None = None,
+) -> ImportReport:
+    """Copy the images of `sources` (image and caption files, folders, zips) into `images_dir`.
+
+    Sets named `N_name` in the sources become folders beside `images_dir`. Captions (.txt, .caption) come along and are
+    written as UTF-8 `.txt`; an image that is there without a caption gets the one that comes with its copy.
+    `rejected_dir` holds what curation set aside (default: as `curate` has it); it is not brought back.
+    `on_progress(done, total)` is called after each image.
+
+    Files that cannot be used are refused by name in the report. Raises InputError, before anything is written, if a
+    source is missing, holds no image, or is a zip that cannot be trusted; DiskFullError if the disk is full, with every
+    image so far whole and in place.
+    """
+    report = ImportReport()
+    candidates = _gather([Path(source).expanduser() for source in sources], report, limits)
+    images_dir = images_dir.absolute()
+    with disk_errors(images_dir):
+        images_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".import-", dir=images_dir) as scratch:
+            known = _Known.of(images_dir, rejected_dir or default_rejected_dir(images_dir))
+            for done, candidate in enumerate(candidates, 1):
+                _bring(candidate, images_dir, known, Path(scratch), report)
+                if on_progress:
+                    on_progress(done, len(candidates))
+    loose = sum(candidate.set_name is None for candidate in candidates)
+    if 0 < loose < len(candidates):
+        report.notes.append(f"{_images(loose)} beside the set folders: imported into {images_dir.name!r}.")
+    return report
+
+
+def _gather(sources: Sequence[Path], report: ImportReport, limits: Limits | None) -> list[_Candidate]:
+    """All images of all sources; raises one InputError with everything that is wrong with them."""
+    candidates: list[_Candidate] = []
+    files: list[Path] = []
+    problems: list[InputError] = []
+    for source in sources:
+        try:
+            if source.is_dir():
+                candidates += _from_folder(source)
+            elif not source.is_file():
+                raise InputError(f"There is no file or folder {str(source)!r}.", "Check the path.", code="no_source")
+            elif source.suffix.lower() == ".zip":
+                candidates += _from_zip(source, limits)
+            else:
+                files.append(source)
+        except InputError as error:
+            problems.append(error)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise InputError("\n".join(str(problem) for problem in problems), code="sources")
+    return candidates + _from_files(files, report)
+
+
+def _from_folder(folder: Path) -> list[_Candidate]:
+    found = _paired([(path.relative_to(folder), path) for path in _walk(folder)], set_name(folder.resolve().name))
+    if not found:
+        raise _nothing_in(f"the folder {str(folder)!r}")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below a folder in order of name; hidden folders, links to folders and unreadable ones are left out."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
+
+
+def _from_zip(archive: Path, limits: Limits | None) -> list[_Candidate]:
+    found = _paired([(member.name, member) for member in sorted(members(archive, limits), key=lambda m: m.name)], None)
+    if not found:
+        raise _nothing_in(f"the zip {archive.name!r}")
+    return found
+
+
+def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]:
+    """Files that were chosen one by one. Their captions may come from elsewhere: a browser puts each by itself."""
+    captions = {_key(path): path for path in files if path.suffix.lower() in CAPTION_SUFFIXES}
+    images = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
+    masks = masks_among([Path(path.name) for path in images], _key)  # a browser puts these by themselves too
+    by_image = {_key(image): path for path in images if (image := masks.get(Path(path.name))) is not None}
+    alone = [("caption", captions[key]) for key in captions.keys() - {_key(path) for path in images}]
+    alone += [("mask", mask) for mask, image in masks.items() if image is None]
+    for kind, path in alone:
+        report.refused.append(
+            Refused(
+                name=as_text(path.name),
+                message=f"There is no image for the {kind} {as_text(path.name)!r}.",
+                remedy="Import it together with its image, which has the same name.",
+            )
+        )
+    return [
+        _Candidate(path.name, path, None, captions.get(_key(path), existing_caption(path)), by_image.get(_key(path)))
+        for path in images
+        if Path(path.name) not in masks
+    ]
+
+
+def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> list[_Candidate]:
+    """The images among `files` (paths below the source) with their sets and captions.
+
+    Hidden files, and folders in which curation keeps what it set aside, are left out.
+    """
+    aside = {path.parent for path, _ in files if path.name == MANIFEST}
+    seen = [
+        (path, source)
+        for path, source in files
+        if not any(_is_hidden(part) for part in path.parts) and aside.isdisjoint(path.parents)
+    ]
+    captions: dict[tuple[PurePath, str], Source] = {}
+    for suffix in reversed(CAPTION_SUFFIXES):  # the first has the last word
+        captions |= {(path.parent, _key(path)): source for path, source in seen if path.suffix.lower() == suffix}
+    pictures = {path: source for path, source in seen if is_image_name(path.name)}
+    masks = masks_among(pictures, _key)
+    by_image = {image: pictures[mask] for mask, image in masks.items() if image is not None}
+    return [
+        _Candidate(
+            name=path.name if isinstance(source, Path) else str(path),
+            source=source,
+            set_name=next(filter(None, map(set_name, reversed(path.parent.parts))), own_set),
+            caption=captions.get((path.parent, _key(path))),
+            mask=by_image.get(path),
+        )
+        for path, source in seen
+        if (path in pictures and path not in masks) or path.suffix.lower() in FOREIGN_SUFFIXES
+    ]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _key(path: PurePath) -> str:
+    """What an image and its caption have in common; macOS takes letters with accents apart, Windows ignores case."""
+    return unicodedata.normalize("NFC", path.stem).casefold()
+
+
+def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path, report: ImportReport) -> None:
+    """Copy one image with its caption, or say in the report why not."""
+    folder = images_dir.parent / candidate.set_name if candidate.set_name else images_dir
+    try:
+        file = _fetch(candidate.source, scratch)
+        there = known.find(file)
+        picture_format = "" if there else decode(file, at_least=DECODE_SIDE).format
+    except (InputError, OSError) as error:
+        report.refused.append(_refusal(candidate.name, error))
+        return
+    if there is None:
+        suffixes = SUFFIXES[picture_format]
+        suffix = PurePath(candidate.name).suffix.lower()
+        name = safe_name(PurePath(candidate.name).stem)
+        image = _copy(file, folder, name, suffix if suffix in suffixes else suffixes[0], known.stems(folder))
+        known.add(image)
+        report.added.append(image)
+        if suffix not in suffixes:
+            report.notes.append(
+                f"{as_text(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
+            )
+    else:
+        image, reason = there
+        report.skipped.append(Skipped(name=as_text(candidate.name), reason=reason))
+    if isinstance(candidate.source, Member):
+        file.unlink()
+    if candidate.mask and image.is_relative_to(images_dir.parent) and mask_file(image) is None:
+        _bring_mask(candidate.mask, image, scratch, report)
+    if candidate.caption and image.is_relative_to(images_dir.parent) and existing_caption(image) is None:
+        _bring_caption(candidate.caption, image, scratch, report)
+
+
+def _bring_mask(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
+    try:
+        bring_mask(_fetch(source, scratch), image)
+        report.masks += 1
+    except (InputError, OSError) as error:
+        report.refused.append(_refusal(source.name if isinstance(source, Path) else str(source.name), error))
+
+
+def _bring_caption(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
+    name = source.name if isinstance(source, Path) else str(source.name)
+    try:
+        size = source.stat().st_size if isinstance(source, Path) else source.size
+        if size > LARGEST_CAPTION:
+            raise InputError(
+                f"{name!r} has {size:,} bytes: that is no caption.", "Write a line of words.", code="caption"
+            )
+        text = " ".join(decode_text(_fetch(source, scratch).read_bytes()).split())
+    except (InputError, OSError) as error:
+        report.refused.append(_refusal(name, error))
+        return
+    if text:
+        write_caption(image, text)
+        report.captions += 1
+
+
+def _fetch(source: Source, scratch: Path) -> Path:
+    """The file itself, or what is unpacked of an archive, under its own name."""
+    if isinstance(source, Path):
+        return source
+    file = scratch / safe_name(source.name.name)
+    source.extract(file)
+    return file
+
+
+def _copy(file: Path, folder: Path, stem: str, suffix: str, taken: set[str]) -> Path:
+    """Copy into `folder` under a name that neither an image nor a caption has, and return the new file."""
+    for number in itertools.count(1):
+        target = folder / f"{stem if number == 1 else f'{stem} ({number})'}{suffix}"
+        if _key(target) in taken:
+            continue
+        taken.add(_key(target))
+        try:
+            write_atomic(target, partial(_fill, file, target))
+        except FileExistsError:
+            continue  # another import took the name in between
+        except BaseException:
+            if target.exists() and not target.stat().st_size:
+                target.unlink()
+            raise
+        return target
+    raise AssertionError("count() has no end")
+
+
+def _fill(file: Path, target: Path, temporary: Path) -> None:
+    shutil.copyfile(file, temporary)
+    target.touch(exist_ok=False)
+
+
+def _refusal(name: str, error: InputError | OSError) -> Refused:
+    if isinstance(error, InputError):
+        return Refused(name=as_text(name), message=as_text(error.message), remedy=error.remedy)
+    message = f"{as_text(name)!r} cannot be read: {error.strerror}."
+    return Refused(name=as_text(name), message=message, remedy="Check its permissions.")
+
+
+def _nothing_in(what: str) -> InputError:
+    return InputError(
+        f"There are no images in {what}.",
+        "Give PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF files.",
+        code="no_images",
+    )
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+@dataclass
+class _Known:
+    """What is in the dataset, and what was taken out of it, to be found by content. Files are hashed when needed."""
+
+    reasons: dict[Path, str] = field(default_factory=dict)
+    by_size: dict[int, list[Path]] = field(default_factory=dict)
+    hashes: dict[Path, str] = field(default_factory=dict)
+    names: dict[Path, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, images_dir: Path, rejected_dir: Path) -> _Known:
+        """The images of `images_dir` and of the sets beside it, and those in the folder of rejects."""
+        known = cls()
+        sets = [path for path in images_dir.parent.iterdir() if SET_FOLDER.match(path.name) and path.is_dir()]
+        for folder in dict.fromkeys([images_dir, *sorted(sets)]):
+            for image in find_images(folder):
+                known.add(image)
+        for entry in rejected(rejected_dir):
+            known.add(rejected_dir / entry.files[0].name, f"set aside earlier: {entry.reason}")
+        return known
+
+    def add(self, image: Path, reason: str = "") -> None:
+        """Remember an image; `reason` is what to say if it comes again."""
+        self.reasons[image] = reason or f"already there as {image.name!r}"
+        self.by_size.setdefault(image.stat().st_size, []).append(image)
+
+    def find(self, file: Path) -> tuple[Path, str] | None:
+        """The image of the same bytes as `file`, and what to say about it."""
+        same_size = self.by_size.get(file.stat().st_size)
+        if not same_size:
+            return None
+        sha256 = file_sha256(file)
+        for image in same_size:
+            if image not in self.hashes:
+                self.hashes[image] = file_sha256(image)
+            if self.hashes[image] == sha256:
+                return image, self.reasons[image]
+        return None
+
+    def stems(self, folder: Path) -> set[str]:
+        """What the names of files in `folder` have in common with their captions; the folder is made if missing."""
+        if folder not in self.names:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.names[folder] = {_key(path) for path in folder.iterdir()}
+        return self.names[folder]

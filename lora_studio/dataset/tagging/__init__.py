@@ -1,0 +1,1 @@
+"""Taggers (WD v3, BLIP) and the tagging stage."""

@@ -1,0 +1,84 @@
+"""BLIP captioners (Li et al. 2022): a sentence about a picture, from a transformers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import BlipForConditionalGeneration, BlipProcessor
+from transformers.utils import logging
+
+from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.labels import Label
+from lora_studio.dataset.tagging.oom import too_many_at_once
+from lora_studio.device import torch_device, torch_dtype
+from lora_studio.errors import InputError
+from lora_studio.settings.choices import Precision
+
+BEAMS = 3
+MOST_TOKENS = 60  # where the model's own generation settings name no limit
+
+
+@dataclass(frozen=True)
+class BlipTagger:
+    """A loaded BLIP captioner with its processor."""
+
+    name: str
+    model: Any
+    processor: Any
+    labels: tuple[Label, ...] = ()
+
+    @property
+    def side(self) -> int:
+        """Pixels of the sides that the model sees."""
+        return int(self.model.config.vision_config.image_size)
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str) -> Self:
+        """Load from a folder, in fp32 on a CPU, in half precision on a GPU; raises InputError if it is broken."""
+        device = torch_device()
+        dtype, _ = torch_dtype(Precision.AUTO, device)
+        logging.disable_progress_bar()
+        try:
+            processor = BlipProcessor.from_pretrained(folder, local_files_only=True)
+            model = BlipForConditionalGeneration.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"The captioner in {folder} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}",
+                "Download it anew, with all its files.",
+                code="tagger_broken",
+            ) from error
+        return cls(name, model.eval().to(device), processor)
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model takes it: [3, side, side]."""
+        pixels: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    @too_many_at_once
+    @torch.inference_mode()
+    def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
+        """A sentence about each picture, the likeliest of a beam search: the same every time; and pooled features."""
+        pixels = torch.stack(list(prepared)).to(self.model.device, self.model.dtype)
+        pooled: list[torch.Tensor] = []
+        hook = self.model.vision_model.register_forward_hook(
+            lambda module, given, result: pooled.append(result.pooler_output)
+        )
+        try:
+            most = self.model.generation_config.max_new_tokens or MOST_TOKENS
+            tokens = self.model.generate(pixel_values=pixels, max_new_tokens=most, num_beams=BEAMS, do_sample=False)
+        finally:
+            hook.remove()
+        said = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        features = pooled[0].float().cpu().numpy().astype(np.float16)  # [N, F]
+        return [Sight(sentence=" ".join(text.split()), features=row) for text, row in zip(said, features, strict=True)]

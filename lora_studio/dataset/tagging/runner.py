@@ -1,0 +1,127 @@
+"""Taggers at work over many pictures: what is in the cache needs no model, the rest is decoded ahead and batched."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_studio.dataset.images.decode import decode, file_sha256
+from lora_studio.dataset.tagging.batch_size import BatchSize
+from lora_studio.dataset.tagging.cache import TagCache
+from lora_studio.dataset.tagging.catalogue import TaggerFiles
+from lora_studio.dataset.tagging.interface import Sight, TooMany
+from lora_studio.errors import InputError
+
+CHUNK = 64  # pictures that are decoded ahead; a model's input takes some 2 MB
+
+
+class Look(NamedTuple):
+    """A picture's path and what the tagger saw in it, or why it cannot be seen."""
+
+    path: Path
+    sight: Sight | InputError
+
+
+@dataclass
+class Eyes:
+    """One tagger over the pictures of one job. The model is loaded when the first picture needs it."""
+
+    files: TaggerFiles
+    cache: TagCache
+    on_load: Callable[[str], None]
+    batch: BatchSize = field(default_factory=BatchSize)
+    _tagger: Any = None
+
+    def look(self, paths: Sequence[Path], hash_of: Callable[[Path], str]) -> Iterator[list[Look]]:
+        """What the tagger sees in each of the pictures, in batches, those in the cache first in every chunk.
+
+        The caller may leave off at any time; what was seen up to then is kept. Raises what the model raises.
+        """
+        workers = os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool, closing(self):
+            for start in range(0, len(paths), CHUNK):
+                chunk = paths[start : start + CHUNK]
+                known: list[Look] = []
+                fresh: list[tuple[Path, str]] = []
+                for path, hashed in zip(chunk, pool.map(_told(hash_of), chunk), strict=True):
+                    if isinstance(hashed, InputError):
+                        known.append(Look(path, hashed))
+                    elif (sight := self.cache.sights.get(hashed)) is not None:
+                        known.append(Look(path, sight))
+                    else:
+                        fresh.append((path, hashed))
+                if known:
+                    yield known
+                if fresh:
+                    yield from self._fresh(fresh, pool)
+
+    def close(self) -> None:
+        """Keep what was seen and let the model go."""
+        self.cache.flush()
+        self._tagger = None
+
+    def _fresh(self, pictures: Sequence[tuple[Path, str]], pool: ThreadPoolExecutor) -> Iterator[list[Look]]:
+        if self._tagger is None:
+            self.on_load(f"Loading the tagger {self.files.name}")
+            self._tagger = self.files.load()
+        tagger = self._tagger
+
+        def prepared(picture: tuple[Path, str]) -> Any:
+            # Twice the model's sides leave its own scaling something to do; JPEGs are decoded no larger than that.
+            return tagger.prepare(decode(picture[0], at_least=2 * tagger.side).image)
+
+        waiting: list[tuple[Path, str, Any]] = []
+        results = zip(pictures, pool.map(_told(prepared), pictures), strict=True)
+        for left, ((path, sha256), ready) in zip(range(len(pictures) - 1, -1, -1), results, strict=True):
+            if isinstance(ready, InputError):
+                yield [Look(path, ready)]
+            else:
+                waiting.append((path, sha256, ready))
+            while waiting and (len(waiting) >= self.batch.size or not left):
+                taken = waiting[: self.batch.size]
+                if (sights := self._sights([ready for _, _, ready in taken])) is None:
+                    continue
+                waiting = waiting[len(taken) :]
+                for (_, taken_hash, _), sight in zip(taken, sights, strict=True):
+                    self.cache.add(taken_hash, sight)
+                yield [Look(path, sight) for (path, _, _), sight in zip(taken, sights, strict=True)]
+
+    def _sights(self, prepared: Sequence[Any]) -> list[Sight] | None:
+        """None if they were too many for the memory and fewer are to be tried."""
+        began = time.monotonic()
+        try:
+            sights: list[Sight] = self._tagger.look(prepared)
+        except TooMany as error:
+            if self.batch.too_large():
+                return None
+            raise error.__cause__ or error from None
+        self.batch.took(len(prepared), time.monotonic() - began)
+        return sights
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of an image file; raises InputError if it cannot be read."""
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(
+            f"The image {path.name!r} cannot be read: {error.strerror}.", "Check its permissions.", code="unreadable"
+        ) from error
+
+
+def _told(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`work` with its InputError as a result: one picture's trouble is not the others'."""
+
+    def wrapped(given: Any) -> Any:
+        try:
+            return work(given)
+        except InputError as error:
+            return error
+
+    return wrapped

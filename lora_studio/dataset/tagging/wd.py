@@ -1,0 +1,98 @@
+"""WD taggers (v3 series): timm models that know thousands of Danbooru tags.
+
+The folder holds config.json and model.safetensors as timm writes them, and selected_tags.csv with one row an output:
+tag_id, name, category, count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import create_transform, resolve_data_config
+
+from lora_studio.dataset.tagging.catalogue import TAGS_FILE, WEIGHTS
+from lora_studio.dataset.tagging.interface import LEAST_CONFIDENCE, Sight
+from lora_studio.dataset.tagging.labels import Label, read_labels
+from lora_studio.dataset.tagging.oom import too_many_at_once
+from lora_studio.device import torch_device
+from lora_studio.errors import InputError
+
+
+@dataclass(frozen=True)
+class WdTagger:
+    """A loaded WD tagger."""
+
+    name: str
+    model: torch.nn.Module
+    transform: Callable[[Image.Image], torch.Tensor]
+    labels: tuple[Label, ...]
+    side: int
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str) -> Self:
+        """Load from a folder onto the best device; raises InputError for a folder whose files do not fit together."""
+        labels = read_labels(folder / TAGS_FILE)
+        try:
+            model = timm.create_model(f"local-dir:{folder}", pretrained=False)
+            model.load_state_dict(load_file(folder / WEIGHTS))
+        except torch.OutOfMemoryError:
+            raise
+        except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise InputError(
+                f"The tagger in {folder} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}",
+                "Download it anew; config.json and model.safetensors must belong together.",
+                code="tagger_broken",
+            ) from error
+        if model.num_classes != len(labels):
+            raise InputError(
+                f"The tagger in {folder} has {model.num_classes} outputs and {len(labels)} tags in {TAGS_FILE}.",
+                f"Download {TAGS_FILE} of the same version.",
+                code="tagger_broken",
+            )
+        device = torch_device()
+        data = resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model)
+        return cls(name, model.eval().to(device), create_transform(**data), labels, data["input_size"][-1], device)
+
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        """The picture as the model takes it: [3, side, side], blue, green, red, as the series was trained."""
+        return self.transform(pad_square(image)).flip(0)
+
+    def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
+        """Probabilities of all tags and pooled features of each picture, in one pass."""
+        features, probabilities = self.pass_through(prepared)
+        sights = []
+        for row, feature in zip(probabilities.numpy(), features.numpy(), strict=True):
+            outputs = np.flatnonzero(row >= LEAST_CONFIDENCE)
+            sights.append(
+                Sight(outputs.astype(np.uint16), row[outputs].astype(np.float16), features=feature.astype(np.float16))
+            )
+        return sights
+
+    @too_many_at_once
+    @torch.inference_mode()
+    def pass_through(self, prepared: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled features [N, F] and probabilities of every tag [N, tags], float32; what timm's `forward` computes."""
+        model: Any = self.model
+        features = model.forward_head(
+            model.forward_features(torch.stack(list(prepared)).to(self.device)), pre_logits=True
+        )
+        probabilities = torch.sigmoid(model.get_classifier()(features))
+        return features.float().cpu(), probabilities.float().cpu()
+
+
+def pad_square(image: Image.Image) -> Image.Image:
+    """The image in the middle of a white square as wide as its longer side."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square

@@ -1,0 +1,143 @@
+"""The whole way on the embedded small model and the example images: from pictures to a LoRA and its grid."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lora_studio import api
+from lora_studio.dataset.ingest.importers import import_paths
+from lora_studio.errors import InputError
+from lora_studio.planning.presets import load_preset
+from lora_studio.settings.choices import Existing, Kind
+from lora_studio.settings.recipe import Recipe
+from lora_studio.worker import Listener
+from lora_studio.workspace.project import Home, Project, ProjectInfo
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "inkstamp"
+TRIGGER = "inkstamp_hc"
+BASE = "embedded"
+STYLE_TAGS = ("black", "white")  # the look of every image, which is the trigger word's to learn
+PROMPTS = ("{trigger}, grinning face", "{trigger}, red apple", "{trigger}, house", "{trigger}, cat face", "clock")
+
+
+class DemoResult(NamedTuple):
+    """Where the demo left its things, and what it found."""
+
+    images: int
+    set_aside: int
+    run: Path
+    lora: Path
+    grid: Path
+    verdict: str
+    figures: list[str]
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The result in words, one line each."""
+        return [
+            f"{self.images} images kept, {self.set_aside} set aside.",
+            f"Run: {self.run}",
+            f"LoRA: {self.lora}",
+            f"Grid: {self.grid}",
+            self.verdict,
+            *self.figures,
+            f"{self.seconds:.0f} seconds in all.",
+        ]
+
+
+def example_project_info() -> ProjectInfo:
+    """What the example set wants: a style, the embedded base, the recipe of the demo preset."""
+    return ProjectInfo(kind=Kind.STYLE, trigger_word=TRIGGER, base=BASE, recipe=Recipe.parse(load_preset("demo")))
+
+
+def run_demo(
+    out: Path, *, home: Home, steps: int | None, on_event: Listener, on_stage: Callable[[str], None]
+) -> DemoResult:
+    """Import, curate, tag, train and sweep into `out`, which gets the layout of a project.
+
+    `steps` shortens the training. Raises InputError if `out` is not empty, StudioError for what a stage meets.
+    """
+    started = time.monotonic()
+    out = out.expanduser().resolve()
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out {out} is not empty.", "Give a new or an empty folder.", code="not_empty")
+    project = Project(out)
+    info = example_project_info()
+    images_dir = out / "dataset" / "10_inkstamp"
+    project.save_info(info)
+
+    on_stage(f"Dataset: the example images from {EXAMPLE.name}")
+    import_paths([EXAMPLE], images_dir)
+    report = api.curate(project.dataset_dir, apply=True)
+    for line in report.lines():
+        on_stage(f"  {line}")
+    tagged = api.tag(
+        project.dataset_dir,
+        tagger="demo",
+        trigger_word=TRIGGER,
+        existing=Existing.APPEND,
+        exclude_tags=STYLE_TAGS,
+        home=home,
+        out=project.new_tag_dir(),
+        on_event=on_event,
+    )
+
+    on_stage("Train: a LoRA on the embedded small model")
+    recipe = info.recipe or Recipe()
+    if steps is not None:
+        recipe = recipe.model_copy(update={"max_train_steps": steps})
+    trained = api.train(
+        project.dataset_dir,
+        base=BASE,
+        name="inkstamp",
+        trigger_word=TRIGGER,
+        recipe=recipe,
+        out=project.new_run_dir("inkstamp"),
+        home=home,
+        on_event=on_event,
+    )
+    if trained.lora is None:
+        raise InputError(
+            "The training was stopped.", f"Resume it with train --resume --out {trained.run}.", code="stopped"
+        )
+
+    on_stage("Test: the LoRA at several strengths")
+    drawn = api.sweep(
+        [trained.lora],
+        bases=[BASE],
+        prompts=list(PROMPTS),
+        trigger_word=TRIGGER,
+        out=project.new_sweep_dir(),
+        home=home,
+        on_event=on_event,
+    )
+    if drawn.grid is None:
+        raise InputError("The sweep was stopped.", "Run the demo again into a new folder.", code="stopped")
+    lora, grid = (Path(shutil.copy2(source, out / source.name)) for source in (trained.lora, drawn.grid))
+    verdict = trained.verdict
+    return DemoResult(
+        images=tagged.tagged,
+        set_aside=len(report.rejected),
+        run=trained.run,
+        lora=lora,
+        grid=grid,
+        verdict=f"{verdict.title}. {verdict.evidence} {verdict.next_step}" if verdict else "",
+        figures=_style_figures(drawn.measures["rows"]),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _style_figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the strength does to the look, which is black and white here: colour, and pixels that are either."""
+
+    def by_strength(name: str, form: str) -> str:
+        return ", ".join(f"{row[name]:{form}} at {row['strength']:g}" for row in rows)
+
+    return [
+        f"Colourfulness (0 is grey): {by_strength('saturation', '.2f')}.",
+        f"Nearly black or white pixels: {by_strength('clipped', '.0%')}.",
+    ]

@@ -1,0 +1,1 @@
+"""The LoRA network and its file formats."""

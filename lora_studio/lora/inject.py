@@ -1,0 +1,212 @@
+"""Adapters in the UNet and the text encoders, at the places where kohya's trainer and LyCORIS put them.
+
+Each chosen weight W acts as W + (alpha / dim) * D, where D is small: `lora_studio.lora.shapes` says what it is
+made of for each network type. A DoRA (Liu et al. 2024, arXiv:2402.09353) then gives every row of the sum a length of
+its own. An adapter's weights are always fp32: in bf16 a step of 1e-4 is lost in rounding. The base stays frozen in its
+own dtype.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from lora_studio.lora.fused_linear import FusedLoraLinear
+from lora_studio.lora.layers import find_layers
+from lora_studio.lora.shapes import Size, size_of
+from lora_studio.settings.choices import NetworkType
+from lora_studio.settings.recipe import Recipe
+
+NAME = "default"
+DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
+# What a saved state calls them.
+STATE_NAMES = {DOWN: "A", UP: "B"}
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The models that carry an adapter, by the name of kohya's files: `unet`, `te1`, `te2`."""
+
+    models: dict[str, nn.Module]
+
+    @cached_property
+    def layers(self) -> list[tuple[str, str, BaseTunerLayer]]:
+        """Every adapted layer as (model, path in the model, layer), in a fixed order."""
+        return [
+            (prefix, path, module)
+            for prefix, model in self.models.items()
+            for path, module in model.named_modules()
+            if isinstance(module, BaseTunerLayer)
+        ]
+
+    def parameters(self, *prefixes: str) -> list[nn.Parameter]:
+        """The trained weights of these models, in a fixed order."""
+        return [
+            parameter
+            for prefix, _, layer in self.layers
+            if prefix in prefixes
+            for parameter in layer_tensors(layer).values()
+        ]
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights by name, fp32, on the CPU.
+
+        A LoRA's are `unet/PATH/A` [dim, in...] and `unet/PATH/B` [out, dim...]; others have their names in files.
+        """
+        return {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave; raises KeyError or RuntimeError if it is another network's."""
+        for name, parameter in self._named():
+            parameter.copy_(state[name])
+
+    def finite(self) -> bool:
+        """Whether every weight is a number; one wait for the device."""
+        parts = [parameter.detach().isfinite().all() for parameter in self.parameters(*self.models)]
+        return bool(torch.stack(parts).all())
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for prefix, path, layer in self.layers:
+            for name, parameter in layer_tensors(layer).items():
+                yield f"{prefix}/{path}/{STATE_NAMES.get(name, name)}", parameter
+
+
+def layer_tensors(layer: BaseTunerLayer, adapter: str = NAME) -> dict[str, nn.Parameter]:
+    """An adapted layer's weights by the names that kohya's and LyCORIS' files give them, in peft's shapes."""
+    if not isinstance(layer, LoraLayer):
+        parts = {name: getattr(layer, name) for name in layer.adapter_layer_names}
+        return {name: part[adapter] for name, part in parts.items() if adapter in part}
+    found = {DOWN: layer.lora_A[adapter].weight, UP: layer.lora_B[adapter].weight}
+    if adapter in layer.lora_magnitude_vector:
+        found[MAGNITUDE] = layer.lora_magnitude_vector[adapter].weight
+    return found
+
+
+def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], recipe: Recipe) -> Adapters:
+    """Put the recipe's adapters into the models, in place.
+
+    They are drawn from its seed and change nothing before training: one of their matrices is zero. The layers'
+    `cast_input_dtype_enabled` is off where the base is in half precision, since autocast does the casting.
+    """
+    models: dict[str, nn.Module] = {"unet": unet}
+    models |= {f"te{number}": encoder for number, encoder in enumerate(text_encoders, 1)}
+    sizes: dict[str, dict[str, Size]] = defaultdict(dict)
+    for place in find_layers(unet, text_encoders):
+        if size := size_of(recipe, place.layer):
+            sizes[place.model][place.path] = size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        for prefix, chosen in sizes.items():
+            inject(
+                models[prefix],
+                recipe.network_type,
+                chosen,
+                NAME,
+                dropout=recipe.network_dropout,
+                lokr_factor=recipe.lokr_factor,
+            )
+    adapters = Adapters({prefix: models[prefix] for prefix in sizes})
+    for _, _, layer in adapters.layers:
+        layer.cast_input_dtype_enabled = layer.get_base_layer().weight.dtype == torch.float32
+    for parameter in adapters.parameters(*adapters.models):
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    for _, _, layer in adapters.layers:
+        measure_rows(layer, NAME)
+    return adapters
+
+
+def inject(
+    model: nn.Module,
+    kind: NetworkType,
+    sizes: Mapping[str, Size],
+    adapter: str,
+    *,
+    dropout: float = 0.0,
+    lokr_factor: int = -1,
+    inference: bool = False,
+) -> None:
+    """Wrap the layers at these paths in peft's layers of one kind, new and, unless for `inference`, trainable."""
+    (dim, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    common: dict[str, Any] = {
+        "r": dim,
+        "target_modules": list(sizes),
+        "rank_pattern": _pattern({path: size.dim for path, size in sizes.items()}, dim),
+        "alpha_pattern": _pattern({path: size.alpha for path, size in sizes.items()}, alpha),
+        "inference_mode": inference,
+    }
+    config: PeftConfig
+    match kind:
+        case NetworkType.LOHA:
+            config = LoHaConfig(alpha=alpha, rank_dropout=dropout, **common)
+        case NetworkType.LOKR:
+            config = LoKrConfig(
+                alpha=alpha,
+                rank_dropout=dropout,
+                rank_dropout_scale=True,
+                decompose_factor=lokr_factor,
+                init_weights="lycoris",
+                **common,
+            )
+        case _:
+            config = LoraConfig(lora_alpha=alpha, lora_dropout=dropout, use_dora=kind is NetworkType.DORA, **common)
+            config._register_custom_module({nn.Linear: FusedLoraLinear})
+    inject_adapter_in_model(config, model, adapter_name=adapter)
+
+
+def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
+    """Exceptions from the default as peft takes them; one expression a value, since peft tries each on every layer."""
+    paths: dict[float, list[str]] = defaultdict(list)
+    for path, value in values.items():
+        if value != default:
+            paths[value].append(re.escape(path))
+    return {"|".join(names): value for value, names in paths.items()}
+
+
+class _Rows:
+    """peft measures a DoRA's rows in the base's dtype, where bf16 is off by 0.4 %; here it is fp32."""
+
+    def get_weight_norm(
+        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
+    ) -> Tensor:
+        norm: Tensor = super().get_weight_norm(  # type: ignore[misc]
+            weight.float(), lora_weight.float(), scaling, adapter_name=adapter_name
+        )
+        return norm
+
+
+class _LinearRows(_Rows, DoraLinearLayer):
+    pass
+
+
+class _ConvRows(_Rows, DoraConv2dLayer):
+    pass
+
+
+def measure_rows(layer: BaseTunerLayer, adapter: str) -> None:
+    """Set a DoRA's lengths of rows to those that the layer has now, in fp32; other layers stay as they are."""
+    if not isinstance(layer, LoraLayer) or adapter not in layer.lora_magnitude_vector:
+        return
+    base = layer.get_base_layer()
+    rows = (_ConvRows if isinstance(base, nn.Conv2d) else _LinearRows)(fan_in_fan_out=False)
+    weights = layer_tensors(layer, adapter)
+    rows.update_layer(
+        base_layer=base,
+        lora_A=weights[DOWN].detach(),
+        lora_B=weights[UP].detach(),
+        scaling=layer.scaling[adapter],
+    )
+    layer.lora_magnitude_vector[adapter] = rows

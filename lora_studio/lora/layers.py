@@ -1,0 +1,128 @@
+"""The layers of real models that can carry an adapter, and what kohya's files call them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from lora_studio.lora.shapes import Layer, Part
+
+TEXT_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
+# What Stability's code calls the layers of a resnet.
+RESNET_NAMES = {
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_BLOCK = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.")
+_SHORT = {"input": "in", "middle": "mid", "output": "out"}
+
+
+class Place(NamedTuple):
+    """A layer of a model: `path` is diffusers' or transformers', `stability` that of Stability's code (UNet only)."""
+
+    model: str
+    path: str
+    stability: str
+    layer: Layer
+
+    @property
+    def kohya(self) -> str:
+        """The layer's name in kohya's files."""
+        return kohya_name(self.model, self.path, self.stability)
+
+
+def find_layers(unet: UNet2DConditionModel | None, text_encoders: list[nn.Module]) -> list[Place]:
+    """Every layer that some recipe could train, model by model in the order of their modules.
+
+    To be called while no adapter lies on the models.
+    """
+    found = list(_unet_layers(unet)) if unet is not None else []
+    for number, encoder in enumerate(text_encoders, 1):
+        for path, module in encoder.named_modules():
+            if isinstance(module, nn.Linear) and path.endswith(TEXT_LAYERS):
+                part = Part.ATTENTION if ".self_attn." in path else Part.FEED_FORWARD
+                layer = Layer(f"te{number}", part, "", module.out_features, module.in_features)
+                found.append(Place(f"te{number}", path, "", layer))
+    return found
+
+
+def _unet_layers(unet: UNet2DConditionModel) -> Iterator[Place]:
+    blocks = block_names(unet)
+    for path, module in unet.named_modules():
+        stability = stability_path(path, blocks)
+        match = _BLOCK.match(stability)
+        if match is None or not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        block = _SHORT[match[1]] + match[2]
+        if isinstance(module, nn.Linear):
+            layer = Layer("unet", _part(path, 0), block, module.out_features, module.in_features)
+        else:
+            kernel = module.kernel_size[0]
+            layer = Layer("unet", _part(path, kernel), block, module.out_channels, module.in_channels, kernel)
+        yield Place("unet", path, stability, layer)
+
+
+def _part(path: str, kernel: int) -> Part:
+    if ".attentions." not in path:
+        return Part.CONVOLUTION if kernel > 1 else Part.LINEAR
+    if ".attn1." in path or ".attn2." in path:
+        return Part.ATTENTION
+    return Part.FEED_FORWARD if ".ff." in path else Part.PROJECTION
+
+
+def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
+    """Diffusers' paths of the parts of a UNet's blocks -> Stability's, for any number of levels and layers.
+
+    Stability's code counts through: `input_blocks.0` is the first convolution, then comes one number for every pair of
+    resnet and attention, and one for every downsampler; `output_blocks` likewise, upsamplers within the last pair.
+    """
+    names = {}
+    number = 1
+    for level, block in enumerate(unet.down_blocks):
+        for layer in range(len(block.resnets)):
+            names[f"down_blocks.{level}.resnets.{layer}."] = f"input_blocks.{number}.0."
+            names[f"down_blocks.{level}.attentions.{layer}."] = f"input_blocks.{number}.1."
+            number += 1
+        for _ in block.downsamplers or ():
+            names[f"down_blocks.{level}.downsamplers.0."] = f"input_blocks.{number}.0."
+            number += 1
+    names["mid_block.resnets.0."] = "middle_block.0."
+    names["mid_block.attentions.0."] = "middle_block.1."
+    names["mid_block.resnets.1."] = "middle_block.2."
+    number = 0
+    for level, block in enumerate(unet.up_blocks):
+        for layer in range(len(block.resnets)):
+            names[f"up_blocks.{level}.resnets.{layer}."] = f"output_blocks.{number}.0."
+            names[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{number}.1."
+            number += 1
+        if block.upsamplers:
+            place = 2 if getattr(block, "attentions", None) else 1
+            names[f"up_blocks.{level}.upsamplers.0."] = f"output_blocks.{number - 1}.{place}."
+    return names
+
+
+def stability_path(path: str, blocks: dict[str, str]) -> str:
+    """The path in Stability's UNet of a layer in a block; empty for what lies outside. `blocks` is of `block_names`."""
+    parts = path.split(".")
+    depth = 3 if parts[0] == "mid_block" else 4
+    prefix, name = ".".join(parts[:depth]) + ".", ".".join(parts[depth:])
+    if prefix not in blocks:
+        return ""
+    if ".resnets." in prefix:
+        name = RESNET_NAMES.get(name, name)
+    if ".downsamplers." in prefix:
+        name = "op"
+    return blocks[prefix] + name
+
+
+def kohya_name(model: str, path: str, stability: str = "") -> str:
+    """The name of a layer in kohya's files; `model` is unet, te1 or te2, `stability` the path in Stability's UNet."""
+    if model != "unet" and not path.startswith("text_model."):
+        path = f"text_model.{path}"  # transformers has dropped this level from the first text encoder
+    return f"lora_{model}_{(stability or path).replace('.', '_')}"

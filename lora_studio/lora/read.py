@@ -1,0 +1,246 @@
+"""The weights in a LoRA file, layer by layer, for a base whose layers are known.
+
+Files of sd-scripts, LyCORIS, OneTrainer, ai-toolkit and diffusers differ in how they spell layers and in details of
+shape; here they all become one form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lora_studio.errors import InputError
+from lora_studio.lora.header import LoraFile
+from lora_studio.lora.layers import Place
+from lora_studio.lora.shapes import Layer
+from lora_studio.settings.choices import NetworkType
+
+PEFT_METADATA = "lora_adapter_metadata"
+PEFT_PREFIXES = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """What a file has for one layer: alpha / dim times the product of `tensors` is added to the layer's weight.
+
+    The names and shapes are those of `planning.network.tensor_shapes`, but for LoHa and LoKr with a Tucker core
+    (`hada_t1`, `lokr_t2`) and LoKr's small matrix as a product, which stay as they are. `magnitude` is a DoRA's length
+    of each output (`axis` 0) or input (`axis` 1).
+    """
+
+    place: Place
+    kind: NetworkType
+    dim: int
+    alpha: float
+    tensors: dict[str, Tensor]
+    magnitude: Tensor | None = None
+    axis: int = 0
+
+
+def read_layers(lora: LoraFile, places: Iterable[Place]) -> tuple[list[LayerWeights], list[str]]:
+    """The file's layers that the base has, and the names of those that it has not.
+
+    Raises InputError if the file is damaged, holds numbers that are not finite, or a layer has another shape than the
+    base's.
+    """
+    weights = _load(lora)
+    known = _spellings(places)
+    alphas = _PeftAlphas(lora)
+    found, missing = [], []
+    for name, parts in lora.modules.items():
+        place = known.get(name)
+        if place is None:
+            missing.append(name)
+            continue
+        tensors = {part: weights[full] for part, full in parts.items()}
+        try:
+            found.append(_layer(place, tensors, alphas, kohya=lora.kohya))
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items() if tensor.dim())
+            size = f"{place.layer.outputs} x {place.layer.inputs}"
+            raise unfit(lora, f"its layer {name} ({shapes}) is not made for the base's, which has {size}") from error
+    return found, missing
+
+
+def unfit(lora: LoraFile, why: str) -> InputError:
+    """The refusal of a file that was made for another base."""
+    made_for = lora.metadata.get("ss_base_model_version") or lora.metadata.get("modelspec.architecture")
+    hint = f" Its metadata says that it was made for {made_for}." if made_for else ""
+    return InputError(
+        f"LoRA {lora.path.name} does not fit this base: {why}.{hint}",
+        "Choose a base of the kind that the LoRA was trained on.",
+        code="lora_unfit",
+    )
+
+
+def _load(lora: LoraFile) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = load_file(lora.path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"LoRA {lora.path.name} is damaged: {error}.", "Download or copy it again.", code="lora_file"
+        ) from error
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"LoRA {lora.path.name} holds numbers that are not finite (in {name}).",
+                "Its training broke down; use an earlier checkpoint.",
+                code="lora_not_finite",
+            )
+    return weights
+
+
+def _spellings(places: Iterable[Place]) -> dict[str, Place]:
+    """All names under which trainers write a layer. Text encoders stand with `text_model` and without."""
+    known: dict[str, Place] = {}
+    for place in places:
+        if place.model == "unet":
+            paths = {place.path, place.stability}
+        else:
+            bare = place.path.removeprefix("text_model.")
+            paths = {bare, f"text_model.{bare}"}
+        for path in paths:
+            known[f"lora_{place.model}_{path.replace('.', '_')}"] = place
+            known[f"{PEFT_PREFIXES[place.model]}.{path}"] = place
+    return known
+
+
+class _PeftAlphas:
+    """The alphas that diffusers writes into the metadata, as peft's configuration of each model."""
+
+    def __init__(self, lora: LoraFile) -> None:
+        try:
+            values = json.loads(lora.metadata.get(PEFT_METADATA, "{}"))
+        except (ValueError, RecursionError):
+            values = {}
+        self.values: Mapping[str, Any] = values if isinstance(values, dict) else {}
+
+    def of(self, place: Place, dim: int) -> float:
+        """The alpha of a layer; its dim where nothing is said. Patterns are read as names, never as expressions."""
+        prefix = PEFT_PREFIXES[place.model]
+        patterns = self.values.get(f"{prefix}.alpha_pattern") or {}
+        exact = next((patterns[name] for name in _endings(place.path) if name in patterns), None)
+        alpha = float(exact if exact is not None else self.values.get(f"{prefix}.lora_alpha", dim))
+        return alpha * dim**0.5 if self.values.get(f"{prefix}.use_rslora") else alpha
+
+
+def _endings(path: str) -> list[str]:
+    """`a.b.c` -> a.b.c, b.c, c: a pattern may leave out the front."""
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _layer(place: Place, tensors: dict[str, Tensor], alphas: _PeftAlphas, *, kohya: bool) -> LayerWeights:
+    layer = place.layer
+    if "lora_down.weight" in tensors:
+        kind, (dim, parts) = NetworkType.LORA, _lora(layer, tensors)
+    elif "hada_w1_a" in tensors:
+        kind, (dim, parts) = NetworkType.LOHA, _loha(layer, tensors)
+    else:
+        kind, (dim, parts) = NetworkType.LOKR, _lokr(layer, tensors)
+    if not dim:
+        dim, alpha = 1, 1.0  # a LoKr of two whole matrices is not scaled, whatever its alpha
+    elif "alpha" in tensors:
+        alpha = float(tensors["alpha"])
+    else:
+        alpha = alphas.of(place, dim) if not kohya else float(dim)
+    _require(isfinite(alpha))
+    magnitude = tensors.get("dora_scale")
+    if magnitude is None:
+        return LayerWeights(place, kind, dim, alpha, parts)
+    # kohya's form tells by the shape, [out, 1...] or [1, in...]; peft only has lengths of outputs
+    axis = 1 if kohya and magnitude.dim() > 1 and magnitude.shape[0] == 1 and layer.outputs > 1 else 0
+    magnitude = magnitude.reshape(layer.inputs if axis else layer.outputs)
+    return LayerWeights(
+        place, NetworkType.DORA if kind is NetworkType.LORA else kind, dim, alpha, parts, magnitude, axis
+    )
+
+
+def _lora(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+    kernel = (layer.kernel,) * 2 if layer.kernel else ()
+    down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
+    dim = down.shape[0]
+    _require(dim > 0)
+    if (core := tensors.get("lora_mid.weight")) is not None:
+        # LyCORIS' Tucker form: 1x1 down, the core with the kernel, 1x1 up; the first two are one convolution
+        _require(tuple(core.shape[2:]) == kernel)
+        down = torch.einsum("mnkl,ni->mikl", core.float(), down.flatten(1).float())
+        dim = down.shape[0]
+    return dim, {
+        "lora_down.weight": down.reshape(dim, layer.inputs, *kernel),
+        "lora_up.weight": up.reshape(layer.outputs, dim, *[1] * len(kernel)),
+    }
+
+
+def _loha(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+    parts = {name: tensor for name, tensor in tensors.items() if name.startswith("hada_")}
+    dim = parts["hada_w1_b"].shape[0]
+    area = max(1, layer.kernel) ** 2
+    tucker = "hada_t1" in parts
+    for side in ("1", "2"):
+        left, right = (dim, layer.outputs), (dim, layer.inputs)
+        if tucker:
+            _require(parts[f"hada_t{side}"].shape == (dim, dim, layer.kernel, layer.kernel))
+        else:
+            left, right = (layer.outputs, dim), (dim, layer.inputs * area)
+            parts[f"hada_w{side}_b"] = parts[f"hada_w{side}_b"].flatten(1)
+        _require(parts[f"hada_w{side}_a"].shape == left and parts[f"hada_w{side}_b"].shape == right)
+    return dim, parts
+
+
+def _lokr(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+    """The dim is 0 where both matrices are whole."""
+    parts = {name: tensor for name, tensor in tensors.items() if name.startswith("lokr_")}
+    area = max(1, layer.kernel) ** 2
+    if "lokr_w1" in parts:
+        rows, columns = parts["lokr_w1"].shape
+    else:
+        _require(parts["lokr_w1_a"].shape[1] == parts["lokr_w1_b"].shape[0])
+        rows, columns = parts["lokr_w1_a"].shape[0], parts["lokr_w1_b"].shape[1]
+    if "lokr_w2" in parts:
+        if not layer.kernel:
+            parts["lokr_w2"] = parts["lokr_w2"].flatten(1)
+        more_rows, more = parts["lokr_w2"].shape[0], parts["lokr_w2"][0].numel()
+    elif "lokr_t2" in parts:
+        core = parts["lokr_t2"]
+        _require(core.shape[2:] == (layer.kernel, layer.kernel))
+        _require((parts["lokr_w2_a"].shape[0], parts["lokr_w2_b"].shape[0]) == tuple(core.shape[:2]))
+        more_rows, more = parts["lokr_w2_a"].shape[1], parts["lokr_w2_b"].shape[1] * area
+    else:
+        parts["lokr_w2_b"] = parts["lokr_w2_b"].flatten(1)
+        _require(parts["lokr_w2_a"].shape[1] == parts["lokr_w2_b"].shape[0])
+        more_rows, more = parts["lokr_w2_a"].shape[0], parts["lokr_w2_b"].shape[1]
+    _require(rows * more_rows == layer.outputs and columns * more == layer.inputs * area)
+    low = parts.get("lokr_w2_b", parts.get("lokr_w1_b"))
+    return 0 if low is None else low.shape[0], parts
+
+
+def _require(fits: bool) -> None:
+    if not fits:
+        raise ValueError("shapes differ")
+
+
+def multiply_out(weights: LayerWeights) -> Tensor:
+    """The whole change of a LoHa's or LoKr's layer, [out, in * area] in fp32, without a DoRA's lengths."""
+    parts = {name: tensor.float() for name, tensor in weights.tensors.items()}
+    scale = weights.alpha / weights.dim
+    if weights.kind is NetworkType.LOHA:
+        return scale * _half(parts, "hada_w1", "hada_t1") * _half(parts, "hada_w2", "hada_t2")
+    small = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
+    large = parts["lokr_w2"].flatten(1) if "lokr_w2" in parts else _half(parts, "lokr_w2", "lokr_t2")
+    return scale * torch.kron(small, large)
+
+
+def _half(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
+    left, right = parts[f"{name}_a"], parts[f"{name}_b"]
+    if core not in parts:
+        return left @ right
+    return torch.einsum("ijkl,io,jn->onkl", parts[core], left, right).flatten(1)

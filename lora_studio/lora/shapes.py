@@ -1,0 +1,208 @@
+"""Which layers a recipe trains, with which dim and alpha, and how many weights that makes: arithmetic, no torch.
+
+A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) gets, at dim r:
+
+- LoRA and LoCon (Hu et al. 2021, arXiv:2106.09685): two matrices, r (inputs + outputs) weights
+- DoRA (Liu et al. 2024, arXiv:2402.09353): these and one length an output
+- LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the product, number by number, of two such pairs
+- LoKr (Yeh et al. 2023, LyCORIS, arXiv:2309.14859): the Kronecker product of a small matrix and a large one, which is
+  two matrices of rank r where that is smaller
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isqrt, prod, sqrt
+from typing import NamedTuple
+
+from lora_studio.settings.block_dims import parse_block_dims
+from lora_studio.settings.choices import NetworkType, TrainLayers
+from lora_studio.settings.recipe import Recipe
+
+Shape = tuple[int, ...]
+
+
+class Part(StrEnum):
+    """What a layer does in its block."""
+
+    ATTENTION = "attention"
+    FEED_FORWARD = "feed-forward"
+    PROJECTION = "projection"
+    LINEAR = "linear"  # in a resnet, 1x1 convolutions included
+    CONVOLUTION = "convolution"  # 3x3
+
+
+_PARTS = {
+    TrainLayers.ATTENTION: {Part.ATTENTION},
+    TrainLayers.ATTENTION_FF: {Part.ATTENTION, Part.FEED_FORWARD, Part.PROJECTION},
+    TrainLayers.LINEAR: {Part.ATTENTION, Part.FEED_FORWARD, Part.PROJECTION, Part.LINEAR},
+    TrainLayers.ALL: set(Part),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be trained. `model` is unet, te1 or te2, `block` like in4 (empty in a text encoder).
+
+    `kernel` is a convolution's side, 0 for a linear layer.
+    """
+
+    model: str
+    part: Part
+    block: str
+    outputs: int
+    inputs: int
+    kernel: int = 0
+
+    @property
+    def weights(self) -> int:
+        """How many weights the layer itself has."""
+        return self.outputs * self.inputs * max(1, self.kernel) ** 2
+
+
+class Size(NamedTuple):
+    """Dim and alpha of one layer: its change is multiplied by alpha / dim."""
+
+    dim: int
+    alpha: float
+
+
+def size_of(recipe: Recipe, layer: Layer) -> Size | None:
+    """Dim and alpha that a recipe gives a layer; None if it does not train it.
+
+    With `rank_stabilized` (Kalajdzievski 2023, arXiv:2312.03732) alpha is sqrt(dim) times larger, so that alpha / dim
+    is the recipe's alpha / sqrt(dim) for every program. A LoKr without a matrix of low rank is never scaled, as in
+    LyCORIS and ComfyUI.
+    """
+    rate = recipe.unet_lr if layer.model == "unet" else recipe.text_encoder_lr
+    chosen = TrainLayers.ALL if recipe.trains_convolutions else recipe.train_layers
+    if not rate or layer.part not in _PARTS[chosen]:
+        return None
+    dim = parse_block_dims(recipe.block_dims).get(layer.block, recipe.network_dim)
+    alpha = recipe.network_alpha
+    if not dim:
+        return None
+    if layer.part is Part.CONVOLUTION and recipe.conv_dim is not None:
+        dim, alpha = recipe.conv_dim, recipe.network_alpha * recipe.conv_dim / recipe.network_dim
+    if layer.part is Part.CONVOLUTION and recipe.conv_alpha is not None:
+        alpha = recipe.conv_alpha
+    if recipe.network_type is NetworkType.LOKR and "lokr_w2" in tensor_shapes(recipe, layer, dim):
+        return Size(dim, float(dim))
+    return Size(dim, alpha * sqrt(dim) if recipe.rank_stabilized else alpha)
+
+
+def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
+    """The tensors that a layer gets, by the names of kohya's and LyCORIS' files; alpha is not among them."""
+    outputs, inputs = layer.outputs, layer.inputs
+    kernel = (layer.kernel,) * 2 if layer.kernel else ()
+    point = (1,) * len(kernel)
+    area = prod(kernel)
+    match recipe.network_type:
+        case NetworkType.LOHA:
+            pair = (outputs, dim), (dim, inputs * area)
+            return dict(zip(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), pair * 2, strict=True))
+        case NetworkType.LOKR:
+            rows, more_rows = factors(outputs, recipe.lokr_factor)
+            columns, more_columns = factors(inputs, recipe.lokr_factor)
+            small: dict[str, Shape] = {"lokr_w1": (rows, columns)}
+            if 2 * dim >= max(more_rows, more_columns):
+                return small | {"lokr_w2": (more_rows, more_columns, *kernel)}
+            return small | {"lokr_w2_a": (more_rows, dim), "lokr_w2_b": (dim, more_columns * area)}
+        case _:
+            shapes: dict[str, Shape] = {
+                "lora_down.weight": (dim, inputs, *kernel),
+                "lora_up.weight": (outputs, dim, *point),
+            }
+            if recipe.network_type is NetworkType.DORA:
+                shapes["dora_scale"] = (outputs, 1, *point)
+            return shapes
+
+
+def factors(size: int, factor: int) -> tuple[int, int]:
+    """`size` as a product of two numbers, the way LoKr cuts a side.
+
+    The first is `factor` if that divides it, else the largest divisor up to `factor` (-1: no bound) and the root.
+    """
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    bound = min(isqrt(size), factor) if factor > 0 else isqrt(size)
+    first = next(number for number in range(bound, 0, -1) if size % number == 0)
+    return first, size // first
+
+
+def trained_shapes(recipe: Recipe, layers: Mapping[Layer, int]) -> Counter[Shape]:
+    """The shapes of all tensors that a recipe trains in these layers, and how often each is there."""
+    found: Counter[Shape] = Counter()
+    for layer, count in layers.items():
+        if size := size_of(recipe, layer):
+            for shape in tensor_shapes(recipe, layer, size.dim).values():
+                found[shape] += count
+    return found
+
+
+def count_weights(recipe: Recipe, layers: Mapping[Layer, int]) -> int:
+    """How many weights a recipe trains in these layers (how often each is there)."""
+    return sum(prod(shape) * count for shape, count in trained_shapes(recipe, layers).items())
+
+
+def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: int, text_width: int) -> Counter[Layer]:
+    """The layers of a UNet of SDXL's kind.
+
+    `widths` and `depths` are a level's channels and transformer layers (0: no attention), `per_level` the resnets of a
+    level, `text_width` that of the text that it attends to.
+    """
+    found: Counter[Layer] = Counter()
+
+    def add(part: Part, block: str, outputs: int, inputs: int, kernel: int = 0, count: int = 1) -> None:
+        found[Layer("unet", part, block, outputs, inputs, kernel)] += count
+
+    def resnet(block: str, inputs: int, outputs: int) -> None:
+        add(Part.CONVOLUTION, block, outputs, inputs, 3)
+        add(Part.CONVOLUTION, block, outputs, outputs, 3)
+        add(Part.LINEAR, block, outputs, 4 * widths[0])
+        if inputs != outputs:
+            add(Part.LINEAR, block, outputs, inputs, 1)
+
+    def transformer(block: str, width: int, depth: int) -> None:
+        if depth:
+            add(Part.PROJECTION, block, width, width, count=2)
+            add(Part.ATTENTION, block, width, width, count=6 * depth)
+            add(Part.ATTENTION, block, width, text_width, count=2 * depth)
+            add(Part.FEED_FORWARD, block, 8 * width, width, count=depth)
+            add(Part.FEED_FORWARD, block, width, 4 * width, count=depth)
+
+    current, kept, number = widths[0], [widths[0]], 1
+    for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        for _ in range(per_level):
+            resnet(f"in{number}", current, width)
+            transformer(f"in{number}", width, depth)
+            current, number = width, number + 1
+            kept.append(width)
+        if level < len(widths) - 1:
+            add(Part.CONVOLUTION, f"in{number}", width, width, 3)
+            kept.append(width)
+            number += 1
+    resnet("mid0", current, current)
+    transformer("mid1", current, depths[-1])
+    resnet("mid2", current, current)
+    number = 0
+    for level, (width, depth) in reversed(list(enumerate(zip(widths, depths, strict=True)))):
+        for _ in range(per_level + 1):
+            resnet(f"out{number}", current + kept.pop(), width)
+            transformer(f"out{number}", width, depth)
+            current, number = width, number + 1
+        if level:
+            add(Part.CONVOLUTION, f"out{number - 1}", width, width, 3)
+    return found
+
+
+def text_encoder_layers(model: str, width: int, depth: int) -> Counter[Layer]:
+    """The layers of a CLIP text encoder, `te1` or `te2`, whose feed-forward layers are four times as wide."""
+    found: Counter[Layer] = Counter()
+    found[Layer(model, Part.ATTENTION, "", width, width)] = 4 * depth
+    found[Layer(model, Part.FEED_FORWARD, "", 4 * width, width)] = depth
+    found[Layer(model, Part.FEED_FORWARD, "", width, 4 * width)] = depth
+    return found

@@ -1,0 +1,126 @@
+"""The trained weights as a file that A1111, Forge, ComfyUI and diffusers read.
+
+In kohya's and LyCORIS' form a layer NAME gives `NAME.alpha` [] and
+
+- `NAME.lora_down.weight` [dim, in...] and `NAME.lora_up.weight` [out, dim...], 1x1 for a convolution
+- a DoRA also `NAME.dora_scale` [out, 1...]: the length of each row of the whole weight
+- `NAME.hada_w1_a` [out, dim], `NAME.hada_w1_b` [dim, in * area] and the same with w2
+- `NAME.lokr_w1`, and `NAME.lokr_w2` or `NAME.lokr_w2_a` and `NAME.lokr_w2_b`
+
+and the program that loads it adds alpha / dim times their product. UNet layers have the names of Stability's own code
+(`input_blocks`, `middle_block`, `output_blocks`), which every program knows. In diffusers' form the names are those of
+its models and alpha stands in the metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from diffusers import UNet2DConditionModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
+
+from lora_studio.files import write_bytes
+from lora_studio.lora.inject import DOWN, MAGNITUDE, NAME, UP, Adapters, layer_tensors
+from lora_studio.lora.layers import block_names, kohya_name, stability_path
+from lora_studio.models.load import HASH_LENGTH, HASH_START
+from lora_studio.settings.choices import SaveFormat
+
+# What takes the rounding of alpha: one factor of each kind's product.
+SCALED = (UP, "hada_w1_a", "lokr_w1")
+DIFFUSERS_PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
+DIFFUSERS_NAMES = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
+
+
+def lora_tensors(
+    adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype, form: SaveFormat = SaveFormat.KOHYA
+) -> dict[str, Tensor]:
+    """All tensors of the file, on the CPU, in `dtype`."""
+    if form is SaveFormat.DIFFUSERS:
+        return {
+            _diffusers_name(model, path, part): _stored(weight, dtype)
+            for model, path, layer in adapters.layers
+            for part, weight in layer_tensors(layer).items()
+        }
+    blocks = block_names(unet)
+    tensors: dict[str, Tensor] = {}
+    for model, path, layer in adapters.layers:
+        name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
+        tensors |= {f"{name}.{part}": weight for part, weight in _kohya_tensors(layer, dtype).items()}
+    return tensors
+
+
+def _diffusers_name(model: str, path: str, part: str) -> str:
+    """A tensor's name as diffusers reads it: a DoRA's lengths it expects otherwise in a UNet than transformers does."""
+    ending = ".weight" if part == MAGNITUDE and model != "unet" else ""
+    return f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
+
+
+def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A layer's tensors. Where `dtype` cannot hold alpha exactly, a weight takes what is missing."""
+    alpha = layer.scaling[NAME] * layer.r[NAME]
+    rounded = torch.tensor(alpha, dtype=dtype)
+    missing = alpha / float(rounded)
+    found = {}
+    for part, parameter in layer_tensors(layer).items():
+        weight = parameter.detach()
+        if part == MAGNITUDE:
+            weight = weight.reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+        elif part in SCALED and missing != 1:
+            weight = weight * missing
+        found[part] = _stored(weight, dtype)
+    return found | {"alpha": rounded}
+
+
+def _stored(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.detach().to("cpu", dtype, copy=True).contiguous()
+
+
+def adapter_metadata(adapters: Adapters) -> dict[str, str]:
+    """What diffusers needs beside the tensors of its own form: each model's peft configuration, as JSON."""
+    values: dict[str, Any] = {}
+    for model in adapters.models:
+        layers = {path: layer for prefix, path, layer in adapters.layers if prefix == model}
+        dims = {path: layer.r[NAME] for path, layer in layers.items()}
+        alphas = {path: layer.scaling[NAME] * layer.r[NAME] for path, layer in layers.items()}
+        dim, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (dims, alphas))
+        config = {
+            "r": dim,
+            "lora_alpha": alpha,
+            "rank_pattern": {path: value for path, value in dims.items() if value != dim},
+            "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+            "target_modules": list(layers),
+            "use_dora": any(MAGNITUDE in layer_tensors(layer) for layer in layers.values()),
+            "use_rslora": False,
+        }
+        values |= {f"{DIFFUSERS_PARTS[model]}.{name}": value for name, value in config.items()}
+    return {"format": "pt", "lora_adapter_metadata": json.dumps(values, sort_keys=True)}
+
+
+def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write the file atomically, with the hashes that programs recognise a LoRA by.
+
+    Raises DiskFullError or InputError for what the disk refuses.
+    """
+    write_bytes(path, safetensors.torch.save(tensors, {**metadata, **model_hashes(tensors, metadata)}))
+
+
+def model_hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
+    """kohya's two hashes of a LoRA: of all after the header, and A1111's older one of a window of the file.
+
+    Both are taken from a file that carries the `ss_` entries only, so that editing a title does not change them.
+    """
+    training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    content = safetensors.torch.save(tensors, training)
+    (header,) = struct.unpack("<Q", content[:8])
+    return {
+        "sshs_model_hash": hashlib.sha256(content[8 + header :]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[HASH_START : HASH_START + HASH_LENGTH]).hexdigest()[:8],
+    }

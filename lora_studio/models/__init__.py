@@ -1,0 +1,1 @@
+"""The SDXL base model: locate, load, quantize, encode text, build a sampling pipeline."""

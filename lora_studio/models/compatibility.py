@@ -1,0 +1,36 @@
+"""A trial of what no version number tells: whether peft can put a LoRA into a model of these transformers."""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lora_studio.versions import misfit
+
+
+def try_adapters() -> None:
+    """Put a LoRA into a text encoder of one layer and take its gradient.
+
+    Raises InputError, with the versions, if the installed peft and transformers cannot do that together.
+    """
+    config = CLIPTextConfig(
+        vocab_size=8,
+        hidden_size=4,
+        intermediate_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        bos_token_id=6,
+        eos_token_id=7,
+        pad_token_id=7,
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = CLIPTextModel(config)
+            inject_adapter_in_model(LoraConfig(r=1, target_modules=["q_proj", "fc1"]), model)
+        model(torch.tensor([[1, 7]])).last_hidden_state.sum().backward()
+        found = [name for name, weight in model.named_parameters() if "lora_B" in name and weight.grad is not None]
+    except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise misfit(f"peft cannot put a LoRA into a text encoder ({error})") from error
+    if len(found) != 2:
+        raise misfit(f"peft trains {len(found)} of 2 layers of a text encoder")

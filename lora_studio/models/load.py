@@ -1,0 +1,228 @@
+"""Loading a base model's parts.
+
+The classes are fixed here, and no code that comes with a model is ever run. Single files load without a network: SDXL's
+configuration and tokenizers ship beside this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import UNet2DConditionModel as UNet
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lora_studio.dataset.images.decode import file_sha256
+from lora_studio.errors import InputError
+from lora_studio.hub import download
+from lora_studio.models.locate import (
+    PARTS,
+    SDXL_CONFIG,
+    Progress,
+    Source,
+    fetch,
+    find_vae,
+    read_facts,
+)
+
+# kohya's "legacy" hash reads this window of a file; programs still show its first 8 hex digits.
+HASH_START, HASH_LENGTH = 0x100000, 0x10000
+LATENT_CHANNELS = 4
+
+
+@dataclass
+class Base:
+    """A loaded base model: frozen, in eval mode, on the CPU. UNet and text encoders in `dtype`, the VAE in fp32.
+
+    The VAE stays in fp32 because SDXL's overflows in fp16.
+    """
+
+    name: str
+    unet: UNet
+    text_encoders: list[PreTrainedModel]
+    tokenizers: list[CLIPTokenizer]
+    vae: AutoencoderKL
+    noise_scheduler: DDPMScheduler
+    prediction_type: str
+    zero_terminal_snr: bool
+    native_resolution: int
+    files: list[Path] = field(default_factory=list)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 in hex: of a single file, its content; of a folder, of its parts' names, sizes and samples."""
+        if len(self.files) == 1:
+            return file_sha256(self.files[0])
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size} {window_hash(file)}\n".encode())
+        return digest.hexdigest()
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels a latent along each side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    def sampler(self) -> EulerDiscreteScheduler:
+        """Euler over this base's noise schedule; with zero terminal SNR it starts at the last timestep."""
+        spacing = "trailing" if self.zero_terminal_snr else "leading"
+        return EulerDiscreteScheduler.from_config(self.noise_scheduler.config, timestep_spacing=spacing)
+
+
+def load_base(
+    source: Source,
+    *,
+    dtype: torch.dtype,
+    vae: str | None = None,
+    prediction_type: str | None = None,
+    zero_terminal_snr: bool | None = None,
+    on_progress: Progress = lambda message: None,
+) -> Base:
+    """Load a base onto the CPU, frozen. `vae` is another VAE: Hub repository, folder or .safetensors file.
+
+    `prediction_type` and `zero_terminal_snr` override what the base says. Raises InputError if something is missing or
+    broken.
+    """
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    source = fetch(source, on_progress=on_progress)
+    facts = read_facts(source)
+    on_progress(f"Loading {source.name}")
+    path = Path(source.location)
+    try:
+        parts = _load_folder(path, dtype) if source.kind == "folder" else _load_file(path, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"The base model {source.name} cannot be loaded: {error}.",
+            "It may be incomplete or no SDXL model: download it anew.",
+            code="base_broken",
+        ) from error
+    unet, text_encoders, own_vae, tokenizers = parts
+    used_vae = own_vae if vae is None else load_vae(vae)
+    for module in (unet, *text_encoders, used_vae):
+        module.requires_grad_(False)
+        module.eval()
+    predicts = prediction_type or facts.prediction_type
+    zero_snr = facts.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
+    return Base(
+        name=source.name,
+        unet=unet,
+        text_encoders=text_encoders,
+        tokenizers=tokenizers,
+        vae=used_vae,
+        noise_scheduler=make_noise_scheduler(facts.scheduler, predicts, zero_snr),
+        prediction_type=predicts,
+        zero_terminal_snr=zero_snr,
+        native_resolution=facts.native_resolution,
+        files=[path] if source.kind == "file" else [_weights(path / part) for part in PARTS],
+    )
+
+
+Parts = tuple[UNet, list[PreTrainedModel], AutoencoderKL, list[CLIPTokenizer]]
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
+    def options(part: str) -> dict[str, Any]:
+        half = _weights(folder / part).name.endswith(".fp16.safetensors")
+        return {
+            "pretrained_model_name_or_path": str(folder),
+            "subfolder": part,
+            "use_safetensors": True,
+            "local_files_only": True,
+            "variant": "fp16" if half else None,
+        }
+
+    unet = UNet.from_pretrained(**options("unet"), torch_dtype=dtype)
+    first = CLIPTextModel.from_pretrained(**options("text_encoder"), dtype=dtype)
+    second = CLIPTextModelWithProjection.from_pretrained(**options("text_encoder_2"), dtype=dtype)
+    vae = AutoencoderKL.from_pretrained(**options("vae"), torch_dtype=torch.float32)
+    return unet, [first, second], vae, _load_tokenizers(folder)
+
+
+def _load_file(file: Path, dtype: torch.dtype) -> Parts:
+    config = str(SDXL_CONFIG)
+    vae = AutoencoderKL.from_single_file(
+        str(file), config=config, subfolder="vae", torch_dtype=torch.float32, local_files_only=True
+    )
+    pipeline = StableDiffusionXLPipeline.from_single_file(
+        str(file), config=config, vae=vae, torch_dtype=dtype, local_files_only=True
+    )
+    return pipeline.unet, [pipeline.text_encoder, pipeline.text_encoder_2], vae, _load_tokenizers(SDXL_CONFIG)
+
+
+def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
+    return [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
+
+
+def _weights(folder: Path) -> Path:
+    """The safetensors file of one part, or the index of its shards; the fp16 one only if it is alone."""
+    names = ("model", "diffusion_pytorch_model")
+    for suffix in (".safetensors", ".safetensors.index.json", ".fp16.safetensors"):
+        for name in names:
+            if (file := folder / f"{name}{suffix}").is_file():
+                return file
+    raise InputError(
+        f"{folder} holds no .safetensors weights.",
+        "Use a model that has them (pickled .bin files are not opened), or download it anew.",
+        code="base_broken",
+    )
+
+
+def load_vae(name: str) -> AutoencoderKL:
+    """A VAE of its own in fp32: a Hub repository, a diffusers folder, or a .safetensors file in the original layout.
+
+    Raises InputError if it cannot be loaded.
+    """
+    path = find_vae(name) or download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
+    try:
+        if path.is_dir():
+            vae = AutoencoderKL.from_pretrained(str(path), use_safetensors=True, torch_dtype=torch.float32)
+        else:
+            vae = AutoencoderKL.from_single_file(
+                str(path), config=str(SDXL_CONFIG), subfolder="vae", torch_dtype=torch.float32, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"The VAE {name} cannot be loaded: {str(error).splitlines()[0]}.",
+            "Give a Hub repository like madebyollin/sdxl-vae-fp16-fix or the folder of a VAE, or leave it out.",
+            code="vae",
+        ) from error
+    if vae.config.latent_channels != LATENT_CHANNELS:
+        raise InputError(
+            f"The VAE {name} has {vae.config.latent_channels} latent channels, and SDXL's has {LATENT_CHANNELS}.",
+            "Give a VAE made for SDXL, or leave it out.",
+            code="vae",
+        )
+    return vae
+
+
+def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_terminal_snr: bool) -> DDPMScheduler:
+    """The forward process of a base: its betas over its timesteps; rescaled if its terminal SNR is zero."""
+    return DDPMScheduler(
+        num_train_timesteps=config.get("num_train_timesteps", 1000),
+        beta_start=config.get("beta_start", 0.00085),
+        beta_end=config.get("beta_end", 0.012),
+        beta_schedule=config.get("beta_schedule", "scaled_linear"),
+        trained_betas=config.get("trained_betas"),
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=zero_terminal_snr,
+        steps_offset=1,
+        clip_sample=False,
+    )
+
+
+def window_hash(file: Path) -> str:
+    """SHA-256 in hex of 64 KiB from 1 MiB on: kohya's "legacy" hash is its first 8 digits."""
+    with file.open("rb") as stream:
+        stream.seek(HASH_START)
+        return hashlib.sha256(stream.read(HASH_LENGTH)).hexdigest()

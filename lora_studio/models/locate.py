@@ -1,0 +1,285 @@
+"""Finding a base model and reading what it is, before any weight is loaded.
+
+A base is a name from the catalogue, a file or folder in the studio's models folder, a Hub repository, a folder in
+diffusers layout, or a single .safetensors file in the original layout. Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import list_repo_files
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+
+from lora_studio import guide
+from lora_studio.errors import InputError
+from lora_studio.hub import PICKLED, download, is_repo_name
+from lora_studio.workspace.project import Home
+
+SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
+PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
+# A tensor that every SDXL checkpoint in the original layout has: the projection of the second text encoder.
+SDXL_KEY = "conditioner.embedders.1.model.text_projection"
+# Tensors of bases with another noise schedule, that of Karras et al. 2022 (EDM), as ComfyUI marks them.
+EDM_KEYS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max"})
+SDXL_TEXT_KEY = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model lies, and what the catalogue knows about it (None: nothing)."""
+
+    name: str
+    kind: Literal["folder", "file", "repo"]
+    location: str
+    prediction_type: str | None = None
+    zero_terminal_snr: bool | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a base says about itself before its weights are read.
+
+    `prediction_type` is "epsilon" or "v_prediction"; `stated` is False where it is only SDXL's default. The configs
+    are those of the model classes.
+    """
+
+    prediction_type: str
+    stated: bool
+    zero_terminal_snr: bool
+    scheduler: dict[str, Any]
+    unet: dict[str, Any]
+    text_encoders: tuple[dict[str, Any], dict[str, Any]]
+    vae: dict[str, Any]
+
+    @property
+    def native_resolution(self) -> int:
+        """Side in pixels of the square that the base was made for."""
+        factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        return int(self.unet["sample_size"]) * int(factor)
+
+
+def resolve(name: str, home: Home) -> Source:
+    """Find the base model called `name`; nothing is read but directory entries.
+
+    Raises InputError if there is none, or if it is a pickle, which could run any program when it is opened.
+    """
+    name = name.strip()
+    if not name:
+        raise InputError("No base model is given.", f"Choose one of {', '.join(guide.BASES)}.", code="base_missing")
+    if (entry := guide.find_base(name)) is not None:
+        return _from_catalogue(entry)
+    for path in (home.models / name, home.models / f"{name}.safetensors", Path(name).expanduser()):
+        if path.exists():
+            return _from_path(name, path)
+    if Path(name).suffix.lower() in PICKLED:
+        raise pickled(name)
+    if is_repo_name(name) and not name.endswith(".safetensors"):
+        return Source(name, "repo", name)
+    raise InputError(
+        f"There is no base model {name!r}.",
+        f"Give one of {', '.join(guide.BASES)}, a Hub repository like stabilityai/stable-diffusion-xl-base-1.0, or the "
+        f"path of a diffusers folder or a .safetensors file (such files may lie in {home.models}).",
+        code="base_missing",
+    )
+
+
+def _from_catalogue(entry: guide.BaseModel) -> Source:
+    if entry.repo:
+        return Source(entry.name, "repo", entry.repo, entry.prediction_type, entry.zero_terminal_snr)
+    from lora_studio.demo import base_path
+
+    return Source(entry.name, "folder", str(base_path()), entry.prediction_type, entry.zero_terminal_snr)
+
+
+def _from_path(name: str, path: Path) -> Source:
+    path = path.resolve()
+    if path.is_dir():
+        if not (path / "unet" / "config.json").is_file():
+            raise InputError(
+                f"{path} is no model in diffusers layout: it has no unet/config.json.",
+                "Give the folder that holds model_index.json, or a .safetensors file.",
+                code="base_layout",
+            )
+        return Source(name, "folder", str(path))
+    if path.suffix.lower() in PICKLED:
+        raise pickled(path.name)
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(
+            f"{path.name} is no .safetensors file.",
+            "Give a .safetensors file or a diffusers folder.",
+            code="base_format",
+        )
+    return Source(name, "file", str(path))
+
+
+def find_vae(name: str) -> Path | None:
+    """The folder or .safetensors file of a VAE; None for a Hub repository. Raises InputError if it is neither."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() in PICKLED:
+        raise pickled(path.name)
+    if path.is_dir() and name.strip():
+        folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+        raise InputError(
+            f"vae: {path} holds no VAE: config.json and a .safetensors file.",
+            "Give the folder of a VAE in diffusers layout (pickled .bin files are not opened), or leave it out.",
+            code="vae",
+        )
+    if path.is_file() and path.suffix.lower() == ".safetensors":
+        return path
+    if is_repo_name(name) and not path.exists():
+        return None
+    raise InputError(
+        f"vae: there is no VAE {name!r}.",
+        "Give a folder, a .safetensors file or a Hub repository like madebyollin/sdxl-vae-fp16-fix, or leave it out.",
+        code="vae",
+    )
+
+
+def pickled(name: str) -> InputError:
+    """The refusal of a pickle."""
+    return InputError(
+        f"{name} is a pickled checkpoint, which can run any program when it is opened.",
+        "Use the .safetensors version of this model; most download pages offer one.",
+        code="pickle",
+    )
+
+
+def fetch(source: Source, *, on_progress: Progress = lambda message: None) -> Source:
+    """Download a Hub repository, or take it from the cache; a folder or file comes back as it is.
+
+    Raises InputError if it cannot be had or is not made of safetensors.
+    """
+    if source.kind != "repo":
+        return source
+    on_progress(f"Fetching {source.location}")
+    folder = download(source.location, ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt"])
+    if (folder / "unet" / "config.json").is_file():
+        folder = download(source.location, ["*.json", "*/*.json", "*/*.txt", *_weight_patterns(source.location)])
+        return Source(source.name, "folder", str(folder), source.prediction_type, source.zero_terminal_snr)
+    files = [name for name in _repo_files(source.location) if "/" not in name and name.endswith(".safetensors")]
+    if len(files) != 1:
+        raise InputError(
+            f"{source.location} is no SDXL model: it has no unet folder and {len(files)} .safetensors files.",
+            "Download the file that you want and give its path.",
+            code="base_layout",
+        )
+    file = download(source.location, files) / files[0]
+    return Source(source.name, "file", str(file), source.prediction_type, source.zero_terminal_snr)
+
+
+def _repo_files(repo: str) -> list[str]:
+    try:
+        return list(list_repo_files(repo))
+    except (HfHubHTTPError, OSError):
+        folder = download(repo, ["*.safetensors"])
+        return [str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")]
+
+
+def _weight_patterns(repo: str) -> list[str]:
+    """The weights to download: of each part the fp16 ones where there are any, which are half the size."""
+    files = _repo_files(repo)
+    patterns = []
+    for part in PARTS:
+        half = any(name.startswith(f"{part}/") and name.endswith(".fp16.safetensors") for name in files)
+        patterns.append(f"{part}/*.fp16.safetensors" if half else f"{part}/*.safetensors")
+    return patterns
+
+
+def read_facts(source: Source) -> Facts:
+    """What a fetched base says about itself, without reading its weights.
+
+    A single file's `v_pred` and `ztsnr` tensors count first, then its metadata, then the catalogue; of a folder, its
+    scheduler configuration. Raises InputError if it is broken or no SDXL model.
+    """
+    if source.kind == "repo":
+        raise ValueError("fetch the source first")
+    path = Path(source.location)
+    folder = path if source.kind == "folder" else SDXL_CONFIG
+    scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
+    configs = {part: _read_config(folder / part / "config.json") for part in PARTS}
+    if "projection_class_embeddings_input_dim" not in configs["unet"]:
+        raise _not_sdxl(path.name)
+    said: str | None
+    if source.kind == "file":
+        said, zero_snr = _read_markers(path)
+    else:
+        said = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else None
+        zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
+    return Facts(
+        prediction_type=said or source.prediction_type or "epsilon",
+        stated=source.kind == "folder" or (said or source.prediction_type) is not None,
+        zero_terminal_snr=zero_snr or bool(source.zero_terminal_snr),
+        scheduler=scheduler,
+        unet=configs["unet"],
+        text_encoders=(configs["text_encoder"], configs["text_encoder_2"]),
+        vae=configs["vae"],
+    )
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{file.parent.name}/{file.name} of the base model cannot be read: {error}.",
+            f"Download the model anew; {file.parent.parent} is not complete.",
+            code="base_broken",
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds no object.", "Download the model anew.", code="base_broken")
+    return value
+
+
+def _read_markers(file: Path) -> tuple[str | None, bool]:
+    """Prediction type (None: not said) and zero terminal SNR as a single file declares them.
+
+    Raises InputError if it is not SDXL, or has another noise schedule.
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            keys, metadata = set(content.keys()), content.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{file.name} cannot be read: {error}.", "It may be incomplete: download it anew.", code="base_broken"
+        ) from error
+    if SDXL_TEXT_KEY not in keys and SDXL_KEY not in keys:
+        raise _not_sdxl(file.name, keys)
+    if keys & EDM_KEYS:
+        raise InputError(
+            f"{file.name} was made with the noise schedule of EDM (like CosXL and Playground 2.5), not SDXL's.",
+            "Choose a base with SDXL's own schedule.",
+            code="base_schedule",
+        )
+    zero_snr = "ztsnr" in keys or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
+    return "v_prediction" if "v_pred" in keys else _said(metadata), zero_snr
+
+
+def _said(metadata: dict[str, str]) -> str | None:
+    """The prediction type in a file's metadata: the model specification's, ComfyUI's, or kohya's name for it."""
+    words = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+    for name in ("modelspec.prediction_type", "modelspec.predict_key"):
+        if (said := words.get(metadata.get(name, "").lower())) is not None:
+            return said
+    return {"true": "v_prediction", "false": "epsilon"}.get(metadata.get("ss_v_parameterization", "").lower())
+
+
+def _not_sdxl(name: str, keys: Iterable[str] = ()) -> InputError:
+    if any("lora_down" in key or "lora_A" in key for key in keys):
+        return InputError(
+            f"{name} is a LoRA, not a base model.", "Choose the SDXL model it belongs to.", code="base_lora"
+        )
+    return InputError(
+        f"{name} is no SDXL model.",
+        "Choose a checkpoint made from SDXL (SD 1.5 and others do not fit).",
+        code="base_kind",
+    )

@@ -1,0 +1,192 @@
+"""Jobs: what a worker process is asked to do, as it stands in a job folder's job.toml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import tomlkit
+from pydantic import Field, field_validator
+
+from lora_studio import guide
+from lora_studio.errors import InputError
+from lora_studio.settings.choices import Existing, Precision
+from lora_studio.settings.declare import Group, Settings, lines_of, parse_toml, setting
+from lora_studio.settings.recipe import Recipe
+
+
+class Job(Settings):
+    """A piece of work for a worker process: what stands in a job folder's job.toml."""
+
+    kind: ClassVar[str]
+
+
+class TrainJob(Job):
+    """One training run: a recipe applied to a dataset and a base model."""
+
+    kind: ClassVar[str] = "train"
+
+    name: Annotated[str, Field(pattern=r"^[\w][\w .\-]{0,79}$")] = Field(
+        description="File name of the LoRA: letters, digits, spaces, dots, dashes and underscores."
+    )
+    dataset: Path = Field(description="Folder with images and captions; subfolders named 10_name give repeats.")
+    base: str = Field(description="Name from the catalogue, Hub repository, diffusers folder or .safetensors file.")
+    vae: str | None = Field(default=None, description="Another VAE: Hub repository or folder. None: the base's own.")
+    trigger_word: str = Field(default="", max_length=200, description="Written to the LoRA's metadata and samples.")
+    regularization: Path | None = Field(
+        default=None,
+        description="Folder of images of the class, laid out like the dataset, that keep the base from drifting.",
+    )
+    network_weights: Path | None = Field(
+        default=None, description="A LoRA file to start from; its type, dims and alphas must be the recipe's."
+    )
+    num_processes: int = setting(
+        1,
+        label="GPUs",
+        group=Group.MEMORY,
+        why="Each trains on a batch of its own at every step: 2 GPUs with batch 2 learn as one does with batch 4, in "
+        "about half the time. The estimate here is that of one GPU.",
+        ge=1,
+        le=64,
+    )
+    recipe: Recipe = Field(default_factory=Recipe)
+
+
+class TagJob(Job):
+    """Write captions beside the images of a folder."""
+
+    kind: ClassVar[str] = "tag"
+
+    dataset: Path = Field(description="Folder with images, searched one level of N_name subfolders deep.")
+    tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder.")
+    also: list[str] = setting(
+        [],
+        label="Joined with",
+        group=Group.DATA,
+        why="More taggers whose words are added: every tag once, as sure as the surest of them; sentences first.",
+        max_length=4,
+    )
+    threshold: float = setting(label="Threshold", group=Group.DATA, advice="tagger_threshold", ge=0, le=1)
+    character_threshold: float = setting(
+        label="Character threshold", group=Group.DATA, advice="character_threshold", ge=0, le=1
+    )
+    trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never doubled.")
+    existing: Existing = Field(default=Existing.IGNORE, description="ignore keeps captions that are there.")
+    exclude_tags: list[str] = setting(
+        [],
+        label="Leave out",
+        group=Group.DATA,
+        why="Whole tags, separated by commas. What all images share is the trigger word's to learn: do not name it.",
+        max_length=1000,
+    )
+    only_tags: list[str] = setting(
+        [],
+        label="Only these",
+        group=Group.DATA,
+        why="Whole tags, separated by commas; no other is written. Empty: all that are sure enough. Sentences stay.",
+        max_length=1000,
+    )
+
+    @field_validator("also", "exclude_tags", "only_tags", mode="before")
+    @classmethod
+    def _tags(cls, value: Any) -> Any:
+        return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
+
+
+class SweepJob(Job):
+    """Draw LoRAs at several strengths with one seed, so that only the strength differs."""
+
+    kind: ClassVar[str] = "sweep"
+
+    loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files or run folders' checkpoints.")
+    bases: list[str] = Field(min_length=1, max_length=8)
+    prompts: list[str] = setting(
+        label="Prompts, one a line",
+        group=Group.SAMPLES,
+        why="{trigger} stands for the trigger word. A line without it shows what the LoRA does where it was not asked.",
+        min_length=1,
+        max_length=32,
+    )
+    trigger_word: str = setting(
+        "",
+        label="Trigger word",
+        group=Group.SAMPLES,
+        why="What {trigger} becomes. Empty: the word that each LoRA was trained with.",
+        max_length=200,
+    )
+    strengths: list[Annotated[float, Field(ge=-4, le=4)]] = setting(
+        list(guide.RECIPE["strengths"].value),
+        label="Strengths",
+        group=Group.SAMPLES,
+        why=guide.RECIPE["strengths"].why,
+        min_length=1,
+        max_length=32,
+    )
+    negative_prompt: str = setting(
+        "", label="Negative prompt", group=Group.SAMPLES, why="What to stay away from.", max_length=2000
+    )
+    seed: int = setting(
+        42, label="Seed", group=Group.SAMPLES, why="One for all pictures: the same noise.", ge=0, le=2**32 - 1
+    )
+    steps: int = setting(25, label="Steps", group=Group.SAMPLES, why="More change little.", ge=1, le=200)
+    guidance: float = setting(
+        6.0, label="CFG", group=Group.SAMPLES, why="How closely the prompt is followed; 5 to 7 suits SDXL.", ge=0, le=30
+    )
+    width: int | None = setting(
+        None,
+        label="Width",
+        unit="px",
+        group=Group.SAMPLES,
+        why="Empty: the base's own size.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+    height: int | None = setting(
+        None,
+        label="Height",
+        unit="px",
+        group=Group.SAMPLES,
+        why="Empty: the base's own size.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+    clip_skip: int = setting(label="Clip skip", group=Group.SAMPLES, advice="clip_skip", ge=1, le=12)
+    mixed_precision: Precision = setting(label="Precision", group=Group.SAMPLES, advice="mixed_precision")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        return lines_of(value)
+
+    @field_validator("strengths", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+AnyJob = TrainJob | TagJob | SweepJob
+
+
+JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
+    kind.kind: kind for kind in (TrainJob, TagJob, SweepJob)
+}
+
+
+def job_to_toml(job: AnyJob) -> str:
+    """The job as TOML: `kind` first, unset values left out; read back by `job_from_toml` to an equal job."""
+    document = tomlkit.document()
+    document["kind"] = job.kind
+    for name, value in job.model_dump(mode="json", exclude_none=True).items():
+        document[name] = value
+    return tomlkit.dumps(document)
+
+
+def job_from_toml(text: str, source: str = "job file") -> AnyJob:
+    """Read a job; raises InputError for broken TOML or an unknown kind, ConfigError for wrong values."""
+    values = parse_toml(text, source)
+    kind = values.pop("kind", "train")
+    if kind not in JOB_KINDS:
+        raise InputError(f"{source}: kind {kind!r} is unknown.", f"Use one of {', '.join(JOB_KINDS)}.", code="job_kind")
+    return JOB_KINDS[kind].parse(values)

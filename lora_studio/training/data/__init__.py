@@ -1,0 +1,1 @@
+"""Training data: dataset, augmentation, caching, collation, prefetching."""

@@ -1,0 +1,70 @@
+"""The caption that a sample trains with: shuffled, thinned out or left away, as the recipe says.
+
+Where the text encoders are frozen, their answers are cached: then an image has a fixed number of variants of its
+caption, each made from seed and image, and each sample draws one. Where they are trained, every sample has its own.
+A caption that is left away is the empty text as the encoders read it, which is what A1111 and ComfyUI put in the place
+of an empty prompt.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lora_studio.dataset.captions.text import fixed_and_free, join_tags
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.data.augment import image_number
+from lora_studio.training.data.dataset import Dataset, Item
+from lora_studio.training.data.rng import generator
+
+
+def changes_captions(recipe: Recipe) -> bool:
+    """Whether captions are shown otherwise than they are written, apart from being left away."""
+    return recipe.shuffle_caption or recipe.caption_tag_dropout_rate > 0
+
+
+def caption_of(item: Item, job: TrainJob, step: int, sample: int, *, cached: bool) -> str:
+    """The caption of one sample of one step; with `cached` it is one of `cached_captions`."""
+    recipe = job.recipe
+    if recipe.caption_dropout_rate:
+        chance = torch.rand(1, generator=generator(recipe.seed, "caption dropout", step, sample))
+        if float(chance) < recipe.caption_dropout_rate:
+            return ""
+    if not changes_captions(recipe):
+        return item.caption
+    if not cached:
+        return vary(item.caption, job, generator(recipe.seed, "caption", step, sample))
+    number = torch.randint(recipe.caption_variants, (1,), generator=generator(recipe.seed, "variant", step, sample))
+    return _variant(item, job, int(number))
+
+
+def cached_captions(job: TrainJob, dataset: Dataset) -> list[str]:
+    """Every caption that training and the held-out loss may ask for, each once."""
+    recipe = job.recipe
+    found = [item.caption for item in dataset.held_out]
+    for item in dataset.samples:
+        if changes_captions(recipe):
+            found += [_variant(item, job, number) for number in range(recipe.caption_variants)]
+        else:
+            found.append(item.caption)
+    if recipe.caption_dropout_rate:
+        found.append("")
+    return list(dict.fromkeys(found))
+
+
+def vary(caption: str, job: TrainJob, source: torch.Generator) -> str:
+    """The caption with its free tags in an order of `source`'s, some of them left out.
+
+    As in kohya's sd-scripts each free tag is left out with the chance `caption_tag_dropout_rate`, on its own.
+    """
+    recipe = job.recipe
+    fixed, free = fixed_and_free(caption, job.trigger_word, recipe.keep_tokens)
+    if recipe.shuffle_caption:
+        free = [free[place] for place in torch.randperm(len(free), generator=source).tolist()]
+    chances = torch.rand(len(free), generator=source).tolist()
+    kept = [tag for tag, chance in zip(free, chances, strict=True) if chance >= recipe.caption_tag_dropout_rate]
+    return join_tags([*fixed, *kept])
+
+
+def _variant(item: Item, job: TrainJob, number: int) -> str:
+    return vary(item.caption, job, generator(job.recipe.seed, "caption variant", image_number(item), number))

@@ -1,0 +1,1 @@
+"""What a run reports: log lines, run records, health checks, LoRA metadata."""

@@ -1,0 +1,59 @@
+"""What a LoRA file says about its network: the module and arguments that sd-scripts would be called with for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
+from lora_studio.settings.choices import NetworkType, TrainLayers
+from lora_studio.settings.recipe import Recipe
+
+# LyCORIS' names for the same choices.
+ALGORITHMS = {
+    NetworkType.LORA: "locon",
+    NetworkType.LOCON: "locon",
+    NetworkType.DORA: "locon",
+    NetworkType.LOHA: "loha",
+    NetworkType.LOKR: "lokr",
+}
+PRESETS = {
+    TrainLayers.ATTENTION: "attn-only",
+    TrainLayers.ATTENTION_FF: "attn-mlp",
+    TrainLayers.LINEAR: "full-lin",
+    TrainLayers.ALL: "full",
+}
+
+
+def describe_network(recipe: Recipe) -> dict[str, Any]:
+    """The `ss_network_*` entries. What sd-scripts' own module cannot do is LyCORIS', as its users would call it."""
+    plain = recipe.network_type in (NetworkType.LORA, NetworkType.LOCON)
+    own = plain and (recipe.trains_convolutions or recipe.train_layers is TrainLayers.ATTENTION_FF)
+    own = own and not recipe.rank_stabilized
+    return {
+        "ss_network_module": "networks.lora" if own else "lycoris.kohya",
+        "ss_network_dim": recipe.network_dim,
+        "ss_network_alpha": recipe.network_alpha,
+        "ss_network_args": _arguments(recipe, lycoris=not own),
+        "ss_network_dropout": recipe.network_dropout or None,
+    }
+
+
+def _arguments(recipe: Recipe, *, lycoris: bool) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if lycoris:
+        layers = TrainLayers.ALL if recipe.trains_convolutions else recipe.train_layers
+        found |= {"algo": ALGORITHMS[recipe.network_type], "preset": PRESETS[layers]}
+    if recipe.trains_convolutions:
+        dim = recipe.conv_dim or recipe.network_dim
+        alpha = recipe.conv_alpha or recipe.network_alpha * dim / recipe.network_dim
+        found |= {"conv_dim": str(dim), "conv_alpha": f"{alpha:g}"}
+    if recipe.network_type is NetworkType.DORA:
+        found |= {"dora_wd": "True", "wd_on_output": "True"}
+    if recipe.network_type is NetworkType.LOKR:
+        found |= {"factor": str(recipe.lokr_factor)}
+    if recipe.rank_stabilized:
+        found |= {"rs_lora": "True"}
+    if dims := parse_block_dims(recipe.block_dims):
+        numbers = [dims.get(block, recipe.network_dim) for block in BLOCKS]
+        found |= {"block_dims": ",".join(map(str, [0, *numbers, 0]))}
+    return found

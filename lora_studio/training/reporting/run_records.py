@@ -1,0 +1,101 @@
+"""What a run trains on, written into its folder: the images with their hashes, and the captions as they are used.
+
+```
+dataset.jsonl    one image a line: set (train, prior, held out), path, sha256, caption, repeats
+captions.jsonl   the first samples of the run: step, image, caption as it trains, size conditioning, weight
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_studio.files import write_text
+from lora_studio.training.data.augment import view_of
+from lora_studio.training.data.caption_variants import caption_of
+from lora_studio.training.data.dataset import Dataset, Item
+
+if TYPE_CHECKING:
+    from lora_studio.training.loop import Run
+
+DATASET, CAPTIONS = "dataset.jsonl", "captions.jsonl"
+PRIOR = "prior"
+SAMPLES = 100
+
+
+def write_records(run: Run) -> list[dict[str, Any]]:
+    """Write both files and return the content of the second."""
+    dataset = run.dataset
+    sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.held_out}
+    _write(
+        run.folder / DATASET,
+        (
+            {
+                "set": name,
+                "path": str(item.path),
+                "sha256": item.sha256,
+                "caption": item.caption,
+                "repeats": item.repeats,
+            }
+            for name, items in sets.items()
+            for item in items
+        ),
+    )
+    samples = list(islice(_samples(run), SAMPLES))
+    _write(run.folder / CAPTIONS, samples)
+    return samples
+
+
+def changes(folder: Path, dataset: Dataset) -> str:
+    """How a dataset differs from what the run in `folder` began with, in words; empty if in nothing or not known.
+
+    How many regularisation images are in use depends on the other images: only those without a file are gone.
+    """
+    try:
+        lines = (folder / DATASET).read_text("utf-8").splitlines()
+        before = {record["path"]: record for record in map(json.loads, lines)}
+    except (OSError, ValueError, KeyError):
+        return ""
+    now = {str(item.path): item for item in [*dataset.samples, *dataset.held_out]}
+    both = before.keys() & now.keys()
+    found = {
+        "gone": {
+            path for path in before.keys() - now.keys() if before[path]["set"] != PRIOR or not Path(path).is_file()
+        },
+        "new": {path for path in now.keys() - before.keys() if not now[path].prior},
+        "edited": {path for path in both if before[path]["sha256"] != now[path].sha256},
+        "captioned anew": {path for path in both if before[path]["caption"] != now[path].caption},
+    }
+    return ", ".join(f"{len(paths)} {what} ({_names(paths)})" for what, paths in found.items() if paths)
+
+
+def _names(paths: Iterable[str]) -> str:
+    names = sorted(Path(path).name for path in paths)
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _samples(run: Run) -> Iterator[dict[str, Any]]:
+    recipe, cached = run.job.recipe, run.texts is not None
+    for step in range(min(SAMPLES, run.counts.steps_per_epoch)):
+        numbers = count()
+        for batch in run.batches(step):
+            for item in batch:
+                sample = next(numbers)
+                view: Item = view_of(item, recipe, step, sample)
+                yield {
+                    "step": step + 1,
+                    "image": item.path.name,
+                    "caption": caption_of(item, run.job, step, sample, cached=cached),
+                    "mirrored": view.flipped,
+                    "time_ids": view.time_ids,
+                    "weight": recipe.prior_loss_weight if item.prior else 1.0,
+                    "masked": item.mask is not None,
+                }
+
+
+def _write(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    write_text(file, "".join(f"{json.dumps(record, ensure_ascii=False)}\n" for record in records))

@@ -1,0 +1,182 @@
+"""What a run says about itself before its first step: progress, the state of the dataset, the machine."""
+
+from __future__ import annotations
+
+import platform
+import time
+from typing import Any
+
+import torch
+
+from lora_studio import __version__
+from lora_studio.device import find_gpu
+from lora_studio.guide import OPTIMIZERS
+from lora_studio.models.load import Base
+from lora_studio.models.text_encoding import truncated
+from lora_studio.planning.optimizers import optimizer_cautions
+from lora_studio.settings.choices import MaskedLoss
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.loop import Run
+from lora_studio.training.preflight import ReadyJob
+from lora_studio.versions import installed
+from lora_studio.workspace.job_folder import Report
+
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "prodigyopt",
+    "pytorch-optimizer",
+    "prodigy-plus-schedule-free",
+    "safetensors",
+)
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+REPORT_SECONDS = 0.5
+
+
+class Phases:
+    """Reports what is being prepared, a few times a second at most."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._message = ""
+        self._told = 0.0
+
+    def __call__(self, message: str, done: int, total: int) -> None:
+        """Tell how far one preparation is; a `total` of 0 means that it has no parts."""
+        now = time.monotonic()
+        if message != self._message or now - self._told > REPORT_SECONDS:
+            self._report("phase", message=message, **({"done": done, "total": total} if total else {}))
+            self._message, self._told = message, now
+
+
+def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
+    """Say how many captions were found, and what stands in where there are none."""
+    items = ready.dataset.items
+    left_out = ready.dataset.left_out
+    if left_out:
+        report(
+            "warning",
+            code="images_left_out",
+            message=f"{len(left_out)} images beside the N_name folders, like {left_out[0].name}, are not trained on. "
+            "Move them into one of these folders.",
+        )
+    missing = [item for item in items if not item.captioned]
+    counted = {"regularisation images": ready.dataset.regularization, "images held out": ready.dataset.held_out}
+    more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
+    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
+    if missing:
+        names = ", ".join(item.path.name for item in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        instead = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
+        report(
+            "warning",
+            code="captions_missing",
+            message=f"{len(missing)} of {len(items)} images have no caption ({names}): {instead} stands in for it.",
+        )
+    word = job.trigger_word.casefold()
+    without = [item for item in items if word not in item.caption.casefold()]
+    if word and without:
+        report(
+            "warning",
+            code="trigger_missing",
+            message=f"{len(without)} of {len(items)} captions lack the trigger word {job.trigger_word!r}, like that of "
+            f"{without[0].path.name}: it will call up the rest only.",
+        )
+
+    _tell_masks(job, ready, report)
+    named = [item for item in ready.dataset.regularization if word and word in item.caption.casefold()]
+    if named:
+        report(
+            "warning",
+            code="regularization_trigger",
+            message=f"{len(named)} regularisation captions hold the trigger word, like that of {named[0].path.name}: "
+            "they teach that it means the class. Take it out.",
+        )
+
+
+def _tell_masks(job: TrainJob, ready: ReadyJob, report: Report) -> None:
+    samples = ready.dataset.samples
+    without = [item for item in samples if item.mask is None]
+    if job.recipe.masked_loss is not MaskedLoss.OFF and without:
+        report(
+            "warning",
+            code="masks_missing",
+            message=f"{len(without)} of {len(samples)} images have no mask, like {without[0].path.name}: "
+            "all of such an image counts.",
+        )
+
+
+def tell_long_captions(job: TrainJob, base: Base, ready: ReadyJob, report: Report) -> None:
+    """Say which captions are cut off."""
+    limit = int(job.recipe.max_token_length)
+    cut = truncated(base.tokenizers[0], [item.caption for item in ready.dataset.samples], limit)
+    if cut:
+        report(
+            "warning",
+            code="captions_long",
+            message=f"{len(cut)} captions are longer than {limit} tokens; their ends are not read. "
+            f"The first begins {cut[0][:60]!r}.",
+        )
+
+
+def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
+    """Say how long the run is, and what does it."""
+    name = device_name(run.device)
+    report(
+        "start",
+        total=run.counts.total_steps,
+        steps_per_epoch=run.counts.steps_per_epoch,
+        epochs=run.counts.epochs,
+        images=len(run.dataset.items),
+        device=f"{run.team.size} x {name}" if run.team.size > 1 else name,
+        precision=run.precision,
+        precision_reason=ready.dtype_reason,
+        prediction_type=run.base.prediction_type,
+        zero_terminal_snr=run.base.zero_terminal_snr,
+    )
+    tell_optimizer(run, report)
+
+
+def tell_optimizer(run: Run, report: Report) -> None:
+    """Say what the optimizer makes of the recipe's rates and schedule, where it is not what they say."""
+    recipe = run.job.recipe
+    if OPTIMIZERS[recipe.optimizer.value].finds_rate:
+        shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].one_rate else "finds one for each model"
+        trained = "UNet and text encoders learn" if recipe.text_encoder_lr else "text encoders stay as they are"
+        if not recipe.unet_lr:
+            trained = "only the text encoders learn"
+        report(
+            "hint",
+            about="recipe",
+            code="prodigy_rates",
+            message=f"{recipe.optimizer.value} finds the rate itself and {shared}: {trained}.",
+            why="The rates of the recipe are factors on the rate that it finds.",
+        )
+    for caution in optimizer_cautions(recipe):
+        report("hint", about="recipe", **caution.model_dump())
+
+
+def device_name(device: torch.device) -> str:
+    """A device as people know it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
+
+
+def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
+    """The machine and the versions that do a run, for environment.json."""
+    gpu = find_gpu()
+    return {
+        "lora_studio": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: installed(name) for name in LIBRARIES},
+        "device": device_name(ready.device),
+        "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
+        "cuda": torch.version.cuda,
+        "precision": PRECISIONS[ready.dtype],
+        "seed": job.recipe.seed,
+    }

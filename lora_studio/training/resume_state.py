@@ -1,0 +1,124 @@
+"""The state from which a run goes on: complete, or not there.
+
+```
+checkpoints/state/
+  00000120-00003/      step 120, 3 epochs finished
+    lora.safetensors   weights, fp32
+    optimizer.pt       optimizer, schedule and scaler
+    state.json         written last: position, values, and the SHA-256 of the other files
+```
+
+A state is written beside its place, flushed to disk and renamed; only then are older ones removed, and the one before
+stays, in case the newest is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from lora_studio.dataset.images.decode import file_sha256
+from lora_studio.errors import disk_errors
+from lora_studio.files import sync_folder
+
+VERSION = 1
+KEEP = 2
+WEIGHTS, OPTIMIZER, MANIFEST = "lora.safetensors", "optimizer.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stood after `step` optimizer steps. `values` is JSON, `weights` and `optimizer` hold tensors."""
+
+    step: int
+    epochs_finished: int
+    values: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+
+
+def save_state(folder: Path, state: State) -> Path:
+    """Write a state below `folder` and remove all but the newest two, and what a killed process left half written.
+
+    Raises DiskFullError or InputError for what the disk refuses; older states are then as they were.
+    """
+    target = folder / f"{state.step:08d}-{state.epochs_finished:05d}"
+    partial = folder / f"{target.name}.partial"
+    buffer = io.BytesIO()
+    torch.save(state.optimizer, buffer)
+    contents = {WEIGHTS: safetensors.torch.save(state.weights), OPTIMIZER: buffer.getvalue()}
+    manifest = {
+        "version": VERSION,
+        "step": state.step,
+        "epochs_finished": state.epochs_finished,
+        "values": state.values,
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }
+    with disk_errors(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            for name, content in [*contents.items(), (MANIFEST, json.dumps(manifest).encode())]:
+                _write(partial / name, content)
+            sync_folder(partial)
+            if target.exists():
+                shutil.rmtree(target)
+            partial.rename(target)
+            sync_folder(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    for old in [*_states(folder)[KEEP:], *folder.glob("*.partial")]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> State | None:
+    """The newest state that is whole, None if there is none; damaged ones are passed over and told."""
+    for path in _states(folder):
+        try:
+            return _read(path)
+        except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            on_damage(f"The saved state {path.name} is damaged ({reason}); the one before it is used.")
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    """Finished states, the newest first."""
+    found = folder.glob("[0-9]*-[0-9]*") if folder.is_dir() else iter(())
+    return sorted((path for path in found if path.suffix != ".partial"), reverse=True)
+
+
+def _read(path: Path) -> State:
+    manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+    if manifest["version"] != VERSION:
+        raise ValueError(f"version {manifest['version']} is unknown")
+    for name, expected in manifest["files"].items():
+        if file_sha256(path / name) != expected:
+            raise ValueError(f"{name} has changed")
+    return State(
+        step=manifest["step"],
+        epochs_finished=manifest["epochs_finished"],
+        values=manifest["values"],
+        weights=safetensors.torch.load_file(path / WEIGHTS),
+        optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

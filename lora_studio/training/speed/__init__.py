@@ -1,0 +1,1 @@
+"""Faster or smaller training steps: attention, activation checkpointing, CUDA graphs."""

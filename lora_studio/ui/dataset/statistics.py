@@ -1,0 +1,148 @@
+"""Statistics: how often each tag is there, what stands beside one, how long captions are, what to hold out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import gradio as gr
+from markupsafe import Markup
+
+from lora_studio.dataset.captions.statistics import SplitSuggestion, TagCount, token_counts
+from lora_studio.ui.context import Updates
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.view import NAMES_SHOWN
+from lora_studio.ui.widgets.html import Tile, Tone, card, count_of, empty_card, heading, html, pickable, tiles
+
+ROWS = 25  # tags a page of the table
+BESIDE = 10
+
+
+class TagPick(StrEnum):
+    """What a button of the tables asks for; what follows the colon is a tag, or a page's number."""
+
+    TAG = "tag"
+    PAGE = "tags"
+
+
+class StatisticsPanel:
+    """The right side of Statistics."""
+
+    def __init__(self) -> None:
+        with gr.Column(visible=False) as self.column:
+            self.figures = html(elem_id="statistics-figures")
+            self.table = pickable(elem_id="statistics-tags")
+            self.beside = pickable(elem_id="statistics-beside")
+            self.split = html(elem_id="statistics-split")
+            self.page = gr.State(0)
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything that this panel changes."""
+        return [self.column, self.figures, self.table, self.beside, self.split, self.page]
+
+    def show(self, contents: Contents, chosen: str, page: int) -> Updates:
+        """The figures; `chosen` is the tag whose company is shown (default: the trigger word, else the first)."""
+        frequencies = contents.table.frequencies
+        if not frequencies:
+            return {
+                self.figures: empty_card("Figures of your captions will stand here", "Tag the images first."),
+                self.table: "",
+                self.beside: "",
+                self.split: "",
+            }
+        tag = chosen or contents.trigger or frequencies[0].tag
+        return {
+            self.figures: figures(contents, len(frequencies)),
+            self.table: tag_table(frequencies, chosen, page),
+            self.beside: beside_table(tag, contents.table.together(tag)),
+            self.split: split_card(contents.split, len(contents.items)),
+        }
+
+
+def figures(contents: Contents, unlike: int) -> Markup:
+    """The captions in three figures."""
+    captions = [item.caption for item in contents.items if item.caption]
+    tokens = token_counts(captions)
+    long = f"{tokens.too_long} longer than {tokens.limit}" if tokens.too_long else f"none longer than {tokens.limit}"
+    single = sum(count.images == 1 for count in contents.table.frequencies)
+    return tiles(
+        [
+            Tile("Tags", f"{unlike:,}", f"{single:,} of them on one image only"),
+            Tile(
+                "Tags a caption",
+                f"{sum(map(len, contents.table.tags.values())) / max(len(contents.table.tags), 1):.1f}",
+                "on average",
+            ),
+            Tile(
+                "Tokens",
+                f"{tokens.least} to {tokens.most}",
+                f"{tokens.mean:g} on average, {long}",
+                Tone.LOOK if tokens.too_long else Tone.OK,
+            ),
+        ]
+    )
+
+
+def tag_table(frequencies: Sequence[TagCount], chosen: str, page: int) -> Markup:
+    """One page of tags with a bar each; a click shows the images that have it."""
+    pages = (len(frequencies) - 1) // ROWS + 1
+    page = min(max(page, 0), pages - 1)
+    shown = frequencies[page * ROWS : (page + 1) * ROWS]
+    buttons = [
+        Markup('<button type="button" class="act" data-pick="{}:{}">{}</button>').format(
+            TagPick.PAGE.value, number, text
+        )
+        for number, text in ((page - 1, "More frequent"), (page + 1, "Less frequent"))
+        if 0 <= number < pages
+    ]
+    return Markup('{}{}<div class="pager"><span class="hint">{}</span>{}</div>').format(
+        heading("Tag frequency", "Click a tag to see the images that have it on the left, and what stands beside it."),
+        _bars(shown, chosen),
+        f"{page * ROWS + 1}–{page * ROWS + len(shown)} of {count_of(len(frequencies), 'tag')}",
+        Markup("").join(buttons),
+    )
+
+
+def beside_table(tag: str, together: Sequence[TagCount]) -> Markup:
+    """The tags that most often stand beside one."""
+    title = heading(f"Beside {tag}", "Share of the images that have it. What is always there, the LoRA learns with it.")
+    if not together:
+        return Markup('{}<p class="hint">No other tag stands beside it.</p>').format(title)
+    return Markup("{}{}").format(title, _bars(together[:BESIDE], ""))
+
+
+def _bars(counts: Sequence[TagCount], chosen: str) -> Markup:
+    rows = Markup("").join(
+        Markup(
+            '<tr><th scope="row"><button type="button" class="pick" data-pick="{0}:{1}" aria-pressed="{2}">{1}</button>'
+            '</th><td class="frequency"><div style="width: {3:.1f}%"></div></td><td class="keep">{4}</td>'
+            '<td class="keep">{5}</td></tr>'
+        ).format(
+            TagPick.TAG.value,
+            count.tag,
+            str(count.tag.casefold() == chosen.casefold()).lower(),
+            100 * count.share,
+            f"{count.images:,}",
+            f"{count.share:.0%}",
+        )
+        for count in counts
+    )
+    return Markup(
+        '<div class="table-scroll bars"><table><thead><tr><th scope="col">Tag</th><th scope="col"></th>'
+        '<th scope="col">Images</th><th scope="col">Share</th></tr></thead><tbody>{}</tbody></table></div>'
+    ).format(rows)
+
+
+def split_card(split: SplitSuggestion, images: int) -> Markup:
+    """What to hold out of training."""
+    if not split.held_out:
+        return card("Hold none of them out", split.why)
+    names = [path.name for path in split.held_out[:NAMES_SHOWN]]
+    more = f" and {len(split.held_out) - NAMES_SHOWN} more" if len(split.held_out) > NAMES_SHOWN else ""
+    return card(
+        f"Hold out {len(split.held_out):,} of {count_of(images, 'image')}",
+        f"{split.why} Copies of one picture stay on one side: {', '.join(names)}{more}.",
+        f"A held-out share of {split.share:g} in Train does that.",
+    )

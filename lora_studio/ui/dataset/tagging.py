@@ -1,0 +1,376 @@
+"""Tag: the form, the job at work, and what came of it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+from markupsafe import Markup
+
+from lora_studio import guide
+from lora_studio.dataset.tagging.catalogue import KNOWN
+from lora_studio.dataset.tagging.stage import KEPT_FILE, restore_captions
+from lora_studio.errors import InputError
+from lora_studio.hub import is_repo_name
+from lora_studio.planning.trigger import check_trigger
+from lora_studio.settings.choices import Existing
+from lora_studio.settings.job_specs import TagJob
+from lora_studio.ui.context import Studio, Updates
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.view import NAMES_SHOWN, progress_card
+from lora_studio.ui.server import Mode
+from lora_studio.ui.widgets.html import Tone, card, cards, count_of, duration, html, note
+from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.project import Project
+
+RESUMABLE = (State.STOPPED, State.FAILED)
+LATEST_SHOWN = 3
+LOG_LINES = 40
+
+
+@dataclass
+class Told:
+    """What a tagging job told up to now: its latest captions and what failed."""
+
+    offset: int = 0
+    latest: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=LATEST_SHOWN))
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    said: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def read(self, folder: JobFolder) -> Told:
+        """Take in what is new."""
+        events, self.offset = folder.events(self.offset)
+        for event in events:
+            name = Path(str(event.get("path", ""))).name
+            match event.get("event"):
+                case "tagged":
+                    self.latest.append((name, str(event.get("caption", ""))))
+                case "image_failed":
+                    self.failed.append((name, str(event.get("message", ""))))
+                case "warning" | "hint":
+                    self.said[str(event.get("code", ""))] = (
+                        str(event.get("message", "")),
+                        str(event.get("why", "")),
+                    )
+        return self
+
+
+class TagPanel:
+    """The right side of Tag."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self._told: dict[Path, Told] = {}
+        self._undone: set[Path] = set()
+        declared = TagJob.model_fields
+        with gr.Column(visible=False) as self.column:
+            self.state = html(elem_id="tag-state")
+            with gr.Row(elem_classes="actions"):
+                self.start = gr.Button("Tag the images", variant="primary", elem_id="tag-start", min_width=140)
+                self.stop = gr.Button("Stop and keep", elem_id="tag-stop", visible=False, min_width=140)
+                self.resume = gr.Button("Go on", elem_id="tag-resume", visible=False, min_width=90)
+                self.undo = gr.Button("Undo the last tagging", elem_id="tag-undo", visible=False, min_width=160)
+            with gr.Group(elem_classes="answers"):
+                self.tagger = gr.Dropdown(
+                    [(f"{name} ({known.says})", name) for name, known in KNOWN.items()],
+                    value="wd14",
+                    allow_custom_value=True,
+                    label="Tagger",
+                    info=about("wd14"),
+                    elem_id="tag-tagger",
+                )
+                self.trigger = gr.Textbox(
+                    label="Trigger word",
+                    info="Put first in every caption, never doubled. Kept with the project.",
+                    max_lines=1,
+                    elem_id="tag-trigger",
+                )
+                self.threshold = gr.Slider(
+                    0.05,
+                    0.95,
+                    value=declared["threshold"].get_default(),
+                    step=0.01,
+                    label="Threshold",
+                    info=f"{declared['threshold'].description} Higher: fewer, surer tags. Sentences have none.",
+                    elem_id="tag-threshold",
+                )
+                self.existing = gr.Radio(
+                    [
+                        ("Leave them", Existing.IGNORE.value),
+                        ("Add to them", Existing.APPEND.value),
+                        ("Replace them", Existing.OVERWRITE.value),
+                    ],
+                    value=Existing.IGNORE.value,
+                    label="Captions that are there",
+                    info="Whatever you choose can be undone afterwards.",
+                    elem_id="tag-existing",
+                )
+                self.exclude = gr.Textbox(
+                    label="Leave out",
+                    info=declared["exclude_tags"].description,
+                    placeholder="white background, simple background",
+                    max_lines=2,
+                    elem_id="tag-exclude",
+                )
+            with gr.Accordion("More", open=False, elem_id="tag-more"):
+                self.also = gr.Dropdown(
+                    list(KNOWN),
+                    value=[],
+                    multiselect=True,
+                    allow_custom_value=True,
+                    label="Joined with",
+                    info=declared["also"].description,
+                    elem_id="tag-also",
+                )
+                self.character_threshold = gr.Slider(
+                    0.05,
+                    1.0,
+                    value=declared["character_threshold"].get_default(),
+                    step=0.01,
+                    label="Character threshold",
+                    info=f"{declared['character_threshold'].description} 1 writes none.",
+                    elem_id="tag-character-threshold",
+                )
+                self.only = gr.Textbox(
+                    label="Only these",
+                    info=declared["only_tags"].description,
+                    max_lines=2,
+                    elem_id="tag-only",
+                )
+
+    @property
+    def inputs(self) -> set[Any]:
+        """The form."""
+        return {*self._fields}
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Everything that this panel changes."""
+        return [
+            self.column,
+            self.state,
+            self.start,
+            self.stop,
+            self.resume,
+            self.undo,
+            *self._fields,
+        ]
+
+    @property
+    def _fields(self) -> list[Any]:
+        thresholds = [self.threshold, self.character_threshold]
+        return [self.tagger, self.also, self.trigger, *thresholds, self.existing, self.exclude, self.only]
+
+    @property
+    def chosen_outputs(self) -> list[Any]:
+        """What changes with the tagger."""
+        return [self.tagger, self.threshold, self.character_threshold]
+
+    def fill(self, contents: Contents) -> Updates:
+        """The form as the project wants it: the tagger that suits its base, its trigger word; captions are added to."""
+        info = contents.project.info()
+        base = guide.find_base(info.base)
+        tagger = base.tagger if base else "wd14"
+        captioned = any(item.caption for item in contents.items)
+        return {
+            self.tagger: gr.update(value=tagger, info=about(tagger)),
+            self.trigger: info.trigger_word,
+            self.existing: (Existing.APPEND if captioned else Existing.IGNORE).value,
+        }
+
+    def chosen(self, tagger: str | None) -> Updates:
+        """Another tagger: say what it is good for, and whether it has a threshold."""
+        known = KNOWN.get(tagger or "")
+        return {
+            self.tagger: gr.update(info=about(tagger or "")),
+            **{
+                slider: gr.Slider(interactive=known is None or known.says == "tags")
+                for slider in (self.threshold, self.character_threshold)
+            },
+        }
+
+    def begin(self, project: Project, contents: Contents, data: Mapping[Any, Any]) -> JobFolder:
+        """Write the job and start its worker process; keeps the trigger word with the project."""
+        if not contents.items:
+            raise InputError(f"{project.name} has no images yet.", "Import some first.", code="no_images")
+        if self.at_work(project):
+            raise InputError("The images are being tagged already.", "Wait for it, or stop it first.", code="busy")
+        job = TagJob.parse(
+            {
+                "dataset": project.dataset_dir,
+                "tagger": self._tagger(data[self.tagger]),
+                "also": [self._tagger(name) for name in data[self.also] or []],
+                "threshold": data[self.threshold],
+                "character_threshold": data[self.character_threshold],
+                "trigger_word": (data[self.trigger] or "").strip(),
+                "existing": data[self.existing],
+                "exclude_tags": data[self.exclude] or "",
+                "only_tags": data[self.only] or "",
+            }
+        )
+        info = project.info()
+        if info.trigger_word != job.trigger_word:
+            project.save_info(info.model_copy(update={"trigger_word": job.trigger_word}))
+        return self.studio.jobs.start(project.new_tag_dir(), job)
+
+    def at_work(self, project: Project) -> bool:
+        """Whether a tagging is at work or waits."""
+        folder = latest_job(project)
+        return folder is not None and folder.status().state.alive
+
+    def end(self, project: Project) -> None:
+        """Ask the tagging to end; raises InputError if there is none."""
+        folder = latest_job(project)
+        if folder is None or not folder.status().state.alive:
+            raise InputError("No tagging is at work.", "Nothing is left to stop.", code="no_job")
+        folder.request_stop()
+
+    def go_on(self, project: Project) -> None:
+        """Go on with the tagging that was stopped; raises InputError if there is none."""
+        folder = latest_job(project)
+        if folder is None or folder.status().state not in RESUMABLE:
+            raise InputError("No tagging was stopped.", "Start one.", code="no_job")
+        self._undone.discard(folder.path)
+        self.studio.jobs.resume(folder)
+
+    def bring_back(self, project: Project) -> Markup:
+        """Bring back the captions as they were before the last tagging, and say what was done."""
+        folder = latest_job(project)
+        if folder is None or folder.status().state.alive:
+            raise InputError("There is no tagging to undo.", "Stop it first, if it is at work.", code="no_job")
+        report = restore_captions(folder)
+        self._undone.add(folder.path)
+        counts = [f"{count_of(len(report.removed), 'new caption')} taken away"] if report.removed else []
+        counts += [f"{count_of(len(report.restored), 'caption')} put back"] if report.restored else []
+        said = [card("The last tagging is undone", f"{', '.join(counts) or 'Nothing was left to undo'}.")]
+        if report.kept:
+            text = f"{count_of(len(report.kept), 'caption')} that you edited, or set aside with its image, stays."
+            said.append(note(text))
+        return cards(said)
+
+    def show(self, project: Project, contents: Contents) -> Updates:
+        """The job at work, else what the latest one did."""
+        folder = latest_job(project)
+        status = folder.status() if folder else Status()
+        alive = status.state.alive
+        return {
+            self.state: self._state(contents, folder, status),
+            self.start: gr.Button(visible=not alive, interactive=bool(contents.items)),
+            self.stop: gr.Button(
+                "Stopping" if folder and folder.stop_requested() else "Stop and keep",
+                visible=alive,
+                interactive=not (folder and folder.stop_requested()),
+            ),
+            self.resume: gr.Button(visible=status.state in RESUMABLE),
+            self.undo: gr.Button(visible=folder is not None and not alive and self._can_undo(folder)),
+        }
+
+    def signature(self, project: Project) -> str:
+        """Changes whenever there is something new to show."""
+        folder = latest_job(project)
+        if folder is None:
+            return project.name
+        status = folder.status()
+        size = folder.events_file.stat().st_size if folder.events_file.exists() else 0
+        return f"{project.name}|{folder.name}|{status.state}|{status.updated_at}|{size}|{folder.stop_requested()}"
+
+    def _can_undo(self, folder: JobFolder) -> bool:
+        return folder.path not in self._undone and (folder.path / KEPT_FILE).is_file()
+
+    def _tagger(self, given: str | None) -> str:
+        tagger = (given or "").strip()
+        if not tagger:
+            raise InputError("No tagger is chosen.", "Choose one from the list.", code="no_tagger")
+        if self.studio.mode is not Mode.LOCAL and tagger not in KNOWN and not is_repo_name(tagger):
+            raise InputError(
+                f"Tagger {tagger!r} is none of the list and no Hub repository.",
+                "Folders of this computer can be chosen only where the studio runs for you alone.",
+                code="tagger",
+            )
+        return tagger
+
+    def _state(self, contents: Contents, folder: JobFolder | None, status: Status) -> Markup:
+        if folder is None or folder.path in self._undone:
+            return _before(contents)
+        told = self._told.setdefault(folder.path, Told()).read(folder)
+        said = [note(message, why, Tone.LOOK) for message, why in told.said.values()]
+        return cards([_job_card(folder, status, told), *said, *_failures(told, status)])
+
+
+def about(tagger: str) -> str:
+    """What a tagger is good for."""
+    known = KNOWN.get(tagger)
+    if known is None:
+        return "A Hub repository or a folder, in the layout of a WD v3 tagger or of BLIP."
+    return f"{known.why} Downloaded at its first use." if isinstance(known.location, str) else known.why
+
+
+def latest_job(project: Project) -> JobFolder | None:
+    """The latest tagging of a project."""
+    jobs = [job for job in project.jobs() if job.path.parent.name == "tags"]
+    return jobs[-1] if jobs else None
+
+
+def _before(contents: Contents) -> Markup:
+    """What there is to say before the first tagging."""
+    if not contents.items:
+        return Markup("")
+    without = sum(not item.caption for item in contents.items)
+    advice = " ".join(guide.WORKFLOW["dataset"].todo[1:3])
+    return cards(
+        [card(f"{count_of(without, 'image')} without a caption" if without else "Every image has a caption", advice)]
+    )
+
+
+def trigger_notes(word: str) -> Markup:
+    """What the guide would say about a trigger word."""
+    return cards(note(caution.message, caution.why, Tone.LOOK) for caution in check_trigger(word))
+
+
+def _job_card(folder: JobFolder, status: Status, told: Told) -> Markup:
+    match status.state:
+        case State.QUEUED:
+            return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
+        case State.RUNNING:
+            left = [f"{duration(status.seconds_left)} left"] if status.seconds_left is not None else []
+            latest = [f"{name}: {caption}" for name, caption in reversed(told.latest)]
+            title = "Tagging" if status.done else status.message or "Tagging"
+            return progress_card(title, status.done, status.total, "\n".join([*left, *latest]))
+        case State.FAILED:
+            log = Markup('<details><summary class="hint">Log</summary><pre class="log">{}</pre></details>').format(
+                folder.log_tail(LOG_LINES)
+            )
+            return card("The tagging failed", status.message, status.remedy, Tone.BAD) + log
+        case State.STOPPED:
+            return card(
+                "Tagging was stopped",
+                _did(folder, status),
+                "Go on does the rest; the undo takes back what was done.",
+            )
+        case State.DONE:
+            return card("Tagged", _did(folder, status), "Read every caption yourself, in Review.", Tone.OK)
+    return card("Not started", status.message)
+
+
+def _did(folder: JobFolder, status: Status) -> str:
+    result = folder.result()
+    if result is None:
+        return f"{status.done} of {count_of(status.total, 'image')} were looked at; their captions are kept."
+    job = cast(TagJob, folder.job())
+    parts = [f"{count_of(result.get('tagged', 0), 'image')} tagged by {job.tagger}"]
+    if result.get("skipped"):
+        parts.append(f"{result['skipped']} had captions and were left as they are")
+    return f"{'; '.join(parts)}."
+
+
+def _failures(told: Told, status: Status) -> list[Markup]:
+    if not told.failed or status.state is State.QUEUED:
+        return []
+    lines = [f"{name}: {message}" for name, message in told.failed[:NAMES_SHOWN]]
+    if len(told.failed) > NAMES_SHOWN:
+        lines.append(f"and {len(told.failed) - NAMES_SHOWN} more")
+    return [card(f"{count_of(len(told.failed), 'image')} could not be tagged", "\n".join(lines), tone=Tone.LOOK)]

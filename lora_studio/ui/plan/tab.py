@@ -1,0 +1,303 @@
+"""Plan: what should I do? A few answers on the left make a recipe with its reasons on the right."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import gradio as gr
+from markupsafe import Markup
+
+from lora_studio import guide
+from lora_studio.dataset.images.decode import find_images
+from lora_studio.device import find_gpu
+from lora_studio.errors import InputError
+from lora_studio.planning.plan import Plan, plan
+from lora_studio.settings.choices import Kind
+from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.plan.view import caution_cards, plan_tiles, recipe_table
+from lora_studio.ui.widgets.html import (
+    Tone,
+    card,
+    empty_card,
+    html,
+)
+from lora_studio.workspace.project import Project, ProjectInfo
+
+EXPECTED_IMAGES = 20  # until there is a dataset to count
+DATASET_CODES = frozenset(
+    {"few_images", "small_images", "mixed_resolution", "bucket_waste", "unreadable", "captions_missing"}
+)
+
+
+class Answers(NamedTuple):
+    """The questions on the left."""
+
+    kind: gr.Radio
+    base: gr.Dropdown
+    trigger_word: gr.Textbox
+    images: gr.Number
+    vram_gib: gr.Number
+    hours: gr.Number
+
+
+class Result(NamedTuple):
+    """What came of it, on the right."""
+
+    notice: gr.HTML
+    use: gr.Button
+    to_dataset: gr.Button
+    tiles: gr.HTML
+    recipe: gr.HTML
+    cautions: gr.HTML
+    guide: gr.HTML
+
+
+def build(studio: Studio, tab: gr.Tab) -> Page:
+    """Build the tab and wire its events."""
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=2, min_width=300):
+            answers = _answers()
+        with gr.Column(scale=5, min_width=340):
+            result = _result()
+    return _PlanTab(studio, answers, result).wire(tab)
+
+
+def _answers() -> Answers:
+    gpu = find_gpu()
+    found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else "No GPU was found here; empty: not known."
+    with gr.Group(elem_classes="answers"):
+        return Answers(
+            kind=gr.Radio(
+                [(kind.value.capitalize(), kind.value) for kind in Kind],
+                label="What are you making?",
+                info="It sets the network, the repeats and the sample prompts.",
+                elem_id="plan-kind",
+            ),
+            base=gr.Dropdown(
+                list(guide.BASES),
+                allow_custom_value=True,
+                label="Base model",
+                info="From the list, or a Hub repository, a folder or a .safetensors file.",
+                elem_id="plan-base",
+            ),
+            trigger_word=gr.Textbox(
+                label="Trigger word",
+                info="Unique and easy to type, like saria_zelda.",
+                max_lines=1,
+                elem_id="plan-trigger",
+            ),
+            images=gr.Number(
+                EXPECTED_IMAGES, label="Images", info="How many you expect to have.", precision=0, elem_id="plan-images"
+            ),
+            vram_gib=gr.Number(None, label="GPU memory, GiB", info=found, elem_id="plan-vram"),
+            hours=gr.Number(
+                None,
+                label="Time budget, hours",
+                info="Optional; the guide: 1 to 3 while you test.",
+                elem_id="plan-hours",
+            ),
+        )
+
+
+def _result() -> Result:
+    notice = html(elem_id="plan-notice")
+    with gr.Row(elem_classes="actions"):
+        use = gr.Button("Use this recipe", variant="primary", scale=2, elem_id="plan-use")
+        to_dataset = gr.Button("Open the dataset", scale=1)
+    figures = html(elem_id="plan-tiles")
+    cautions = html(elem_id="plan-cautions")
+    recipe = html(elem_id="plan-recipe")
+    with gr.Accordion("What the guide says", open=False):
+        wisdom = html(_guide_says())
+    return Result(notice, use, to_dataset, figures, recipe, cautions, wisdom)
+
+
+class _PlanTab:
+    def __init__(self, studio: Studio, answers: Answers, result: Result) -> None:
+        self.studio = studio
+        self.answers = answers
+        self.result = result
+
+    def wire(self, tab: gr.Tab) -> Page:
+        """Register the events; every answer is saved and planned with at once."""
+        answers, result = self.answers, self.result
+        outputs = [*answers, *result]
+        listeners = [
+            answers.kind.input,
+            answers.base.input,
+            *(
+                event
+                for box in (answers.trigger_word, answers.images, answers.vram_gib, answers.hours)
+                for event in (box.blur, box.submit)
+            ),
+        ]
+        gr.on(
+            listeners,
+            guarded(result.notice, self.answered),
+            {self.studio.project, *answers},
+            outputs,
+            **self.studio.awaited,
+            trigger_mode="always_last",
+        )
+        result.use.click(
+            guarded(result.notice, self.use),
+            {self.studio.project, *answers},
+            [*outputs, self.studio.tabs, self.studio.run],
+            **self.studio.awaited,
+        )
+        result.to_dataset.click(lambda: self.studio.goto(TabName.DATASET), None, [self.studio.tabs], **QUIET)
+        tab.select(
+            guarded(result.notice, self.reopened),
+            {self.studio.project, *answers},
+            outputs,
+            **self.studio.awaited,
+        )
+        return Page(self.refresh, outputs)
+
+    def refresh(self, project: Project) -> Updates:
+        """Show what the project says and the plan that follows."""
+        info = project.info()
+        gpu = find_gpu()
+        vram = info.vram_gib if info.vram_gib is not None else (gpu.vram_gib if gpu else None)
+        images = len(project_images(project))
+        shown = {
+            self.answers.kind: info.kind.value,
+            self.answers.base: _base_box(info.base),
+            self.answers.trigger_word: info.trigger_word,
+            self.answers.images: _images_box(images, expected=EXPECTED_IMAGES),
+            self.answers.vram_gib: vram,
+            self.answers.hours: None,
+        }
+        try:
+            return shown | self._planned(project, info, images or EXPECTED_IMAGES, vram, None)
+        except InputError as error:
+            return shown | self._unplanned(error)
+
+    @with_project
+    def reopened(self, data: dict[Any, Any]) -> Updates:
+        """The tab was opened: images may have come or gone."""
+        project = self.studio.open(data[self.studio.project])
+        return {self.answers.images: _images_box(len(project_images(project)))} | self.answered(data)
+
+    def answered(self, data: dict[Any, Any]) -> Updates:
+        """An answer changed: save it, and plan again."""
+        project = self.studio.open(data[self.studio.project])
+        info = self._save(project, data)
+        about = {self.answers.base: gr.update(info=_about_base(info.base))}
+        return about | self._planned(project, info, *self._figures(data))
+
+    def use(self, data: dict[Any, Any]) -> Updates:
+        """Take the recipe to Train."""
+        project = self.studio.open(data[self.studio.project])
+        info = self._save(project, data)
+        made = self._plan(project, info, *self._figures(data))
+        project.save_info(info.model_copy(update={"recipe": made.recipe}))
+        return self._show(made) | self.studio.goto(TabName.TRAIN) | {self.studio.run: ""}
+
+    def _save(self, project: Project, data: dict[Any, Any]) -> ProjectInfo:
+        old = project.info()
+        new = ProjectInfo.parse(
+            old.model_dump()
+            | {
+                "kind": data[self.answers.kind] or old.kind,
+                "base": (data[self.answers.base] or "").strip(),
+                "trigger_word": (data[self.answers.trigger_word] or "").strip(),
+                "vram_gib": _positive("GPU memory", data[self.answers.vram_gib]),
+            }
+        )
+        if new != old:
+            project.save_info(new)
+        return new
+
+    def _figures(self, data: dict[Any, Any]) -> tuple[int, float | None, float | None]:
+        """Images expected, GPU memory in GiB, hours."""
+        return (
+            int(_positive("The number of images", data[self.answers.images]) or EXPECTED_IMAGES),
+            _positive("GPU memory", data[self.answers.vram_gib]),
+            _positive("The time budget", data[self.answers.hours]),
+        )
+
+    def _plan(
+        self, project: Project, info: ProjectInfo, images: int, vram_gib: float | None, hours: float | None
+    ) -> Plan:
+        return plan(
+            project.dataset_dir if project_images(project) else images,
+            kind=info.kind,
+            base=info.base,
+            vram_gib=vram_gib,
+            trigger_word=info.trigger_word,
+            hours=hours,
+        )
+
+    def _planned(
+        self, project: Project, info: ProjectInfo, images: int, vram_gib: float | None, hours: float | None
+    ) -> Updates:
+        return self._show(self._plan(project, info, images, vram_gib, hours))
+
+    def _show(self, made: Plan) -> Updates:
+        result = self.result
+        dataset = DATASET_CODES & {caution.code for caution in made.warnings}
+        return {
+            result.notice: "",
+            result.use: gr.Button(interactive=True),
+            result.to_dataset: gr.Button("Look at the dataset" if dataset else "Open the dataset"),
+            result.tiles: plan_tiles(made),
+            result.recipe: recipe_table(made),
+            result.cautions: caution_cards(made),
+        }
+
+    def _unplanned(self, error: InputError) -> Updates:
+        result = self.result
+        return {
+            result.notice: card("There is no plan yet", error.message, error.remedy, Tone.BAD),
+            result.use: gr.Button(interactive=False),
+            result.tiles: "",
+            result.recipe: empty_card("The recipe will stand here", "Correct the answers on the left."),
+            result.cautions: "",
+        }
+
+
+def project_images(project: Project) -> list[Any]:
+    """The project's images; none if it has no dataset yet."""
+    return find_images(project.dataset_dir) if project.dataset_dir.is_dir() else []
+
+
+def _guide_says() -> Markup:
+    step = guide.WORKFLOW["plan"]
+    corrections = Markup("").join(
+        Markup("<li>{} {}</li>").format(correction.says, correction.holds) for correction in guide.CORRECTIONS
+    )
+    return Markup(
+        '<div class="guide"><p>{}</p><ol>{}</ol><p>Where its figures and the arithmetic part ways:</p><ul>{}</ul>'
+        '<p class="hint">{} <a href="{}" target="_blank" rel="noreferrer">The guide</a></p></div>'
+    ).format(
+        step.thought,
+        Markup("").join(Markup("<li>{}</li>").format(line) for line in step.todo),
+        corrections,
+        guide.DISCLAIMER,
+        guide.SOURCE,
+    )
+
+
+def _base_box(base: str) -> Any:
+    known = guide.find_base(base)
+    return gr.update(value=known.name if known else base, info=_about_base(base))
+
+
+def _about_base(base: str) -> str:
+    known = guide.find_base(base)
+    return f"Good for {known.good_for}. {known.why}" if known else "Not in the catalogue: taken for an SDXL."
+
+
+def _images_box(images: int, *, expected: int | None = None) -> Any:
+    """The number of images as counted, or what a user expects: `expected`, or what was typed."""
+    if images:
+        return gr.update(value=images, info="Counted in the dataset; their shapes count too.", interactive=False)
+    typed = {} if expected is None else {"value": expected}
+    return gr.update(info="How many you expect to have; the dataset is empty.", interactive=True, **typed)
+
+
+def _positive(name: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise InputError(f"{name} is {value:g}.", "Give a number above 0, or leave it empty.", code="positive")
+    return value

@@ -1,0 +1,1 @@
+"""Read-only state that the tabs show: jobs, run history, LoRA files."""

@@ -1,0 +1,88 @@
+"""Worker processes that start at once, forked from one that has torch loaded: for tests that kill them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from lora_studio import files, worker
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lora_studio.training.train", "tests.support.forked"])
+
+
+def start_worker(
+    folder: JobFolder,
+    home: Home,
+    *,
+    resume: bool = False,
+    prepare: Callable[[], None] | None = None,
+    **environment: str,
+) -> BaseProcess:
+    """The body of a worker process, in a fork; `prepare` is called there first. It exits as a worker does."""
+    process = CONTEXT.Process(target=_work, args=(folder.path, home, resume, prepare, environment), daemon=True)
+    process.start()
+    return process
+
+
+def _work(
+    path: Path, home: Home, resume: bool, prepare: Callable[[], None] | None, environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)
+    with (path / "worker.log").open("ab", buffering=0) as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    if prepare is not None:
+        prepare()
+    sys.exit(worker.run_detached(path, home, resume=resume))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
+    """Wait until something is so; an AssertionError if it takes too long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def told(folder: JobFolder, kind: str) -> list[dict[str, Any]]:
+    """The events of one kind."""
+    return [event for event in folder.events()[0] if event["event"] == kind]
+
+
+def die_in_write(number: int) -> None:
+    """From now on, be killed when half of the `number`th file's content is written."""
+    from lora_studio.training import resume_state as checkpoints
+
+    count = 0
+
+    def write(path: Path, content: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count == number:
+            path.write_bytes(content[: len(content) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        path.write_bytes(content)
+
+    files._fill = checkpoints._write = write
+
+
+def without_times(folder: JobFolder) -> list[str]:
+    """The events of the training itself, each as JSON without what a clock or the memory decides."""
+    changing = {"time", "seconds", "seconds_left", "memory_gib"}
+    attempts = {"waiting", "phase", "warning", "start", "resume", "stopped", "failed"}
+    return [
+        json.dumps({name: value for name, value in event.items() if name not in changing}, sort_keys=True)
+        for event in folder.events()[0]
+        if event["event"] not in attempts
+    ]

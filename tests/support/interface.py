@@ -1,0 +1,84 @@
+"""The interface without a browser: its handlers by name, with the contents of components as a browser sends them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from lora_studio.ui.app import build_app
+from lora_studio.ui.server import Mode
+from lora_studio.workspace.project import Home
+
+
+class Interface:
+    """The built interface over a home.
+
+    `call("_TrainTab.stop", project="a", **contents)` runs a handler as its event would. Contents are given by
+    component: `project` and `run` for what the frame holds, `chooser` for its list, else by elem_id with `_` for `-`;
+    all others have the value that they had last. What the handler changed is kept, and returned by the same names.
+    """
+
+    def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
+        self.blocks = build_app(home, mode)
+        self.contents: dict[int, Any] = {}
+        self.names: dict[int, str] = {}
+        states = [block for block in self.blocks.blocks.values() if isinstance(block, gr.State)]
+        self.names[states[0]._id] = "run"  # the frame's own comes first
+        for number, component in self.blocks.blocks.items():
+            self.contents[number] = getattr(component, "value", None)
+            if getattr(component, "elem_id", None):
+                self.names[number] = (
+                    "chooser" if component.elem_id == "project" else component.elem_id.replace("-", "_")
+                )
+            if isinstance(component, gr.BrowserState):
+                self.names[number] = "project"
+                self.contents[number] = component.default_value
+
+    def open(self, project: str) -> dict[str, Any]:
+        """Choose a project at the top."""
+        return self.call("_Frame.choose", chooser=project)
+
+    def call(self, handler: str, pick: str | None = None, **contents: Any) -> dict[str, Any]:
+        """Run a handler by its qualified name; `pick` is what a `pick_button` sends."""
+        block = self._block(handler)
+        numbers = {name: number for number, name in self.names.items()}
+        for name, value in contents.items():
+            self.contents[numbers[name]] = value
+        given = [self.contents[component._id] for component in block.inputs]
+        arguments: list[Any] = [dict(zip(block.inputs, given, strict=True))] if block.inputs_as_dict else [*given]
+        if pick is not None:
+            arguments.append(gr.EventData(None, {"pick": pick}))
+        return self._taken(block.fn(*arguments))
+
+    def contents_of(self, name: str) -> Any:
+        """What a component holds now."""
+        return self.contents[next(number for number, known in self.names.items() if known == name)]
+
+    def handlers(self) -> set[str]:
+        """The qualified names of all handlers that are wired."""
+        return {getattr(block.fn, "__qualname__", "") for block in self.blocks.fns.values()}
+
+    def _block(self, handler: str) -> Any:
+        for block in self.blocks.fns.values():
+            if getattr(block.fn, "__qualname__", "") == handler:
+                return block
+        raise LookupError(handler)
+
+    def _taken(self, updates: Any) -> dict[str, Any]:
+        """Keep what an update says, and return it by name: a value, or a dictionary of changed properties."""
+        shown: dict[str, Any] = {}
+        if not isinstance(updates, dict) or "__type__" in updates:
+            return shown
+        for component, update in updates.items():
+            number = component._id
+            if isinstance(update, gr.blocks.Block):
+                update = {**update._constructor_args[0], "__type__": "update"}
+            if isinstance(update, dict) and update.get("__type__") == "update":
+                changed = {name: value for name, value in update.items() if name != "__type__"}
+                if "value" in changed:
+                    self.contents[number] = changed["value"]
+            else:
+                changed = self.contents[number] = update
+            shown[self.names.get(number, f"#{number}")] = changed
+        return shown

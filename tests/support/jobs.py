@@ -1,0 +1,89 @@
+"""Projects with images, runs and sweeps as their workers leave them, made without training or drawing."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from PIL import Image
+
+from lora_studio.files import write_json
+from lora_studio.lora.header import read_lora
+from lora_studio.sampling.cells import SweepPlan
+from lora_studio.sampling.png_info import save_png
+from lora_studio.settings.choices import Kind
+from lora_studio.settings.job_specs import SweepJob, TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.project import Home, Project, ProjectInfo
+
+LORA = Path(__file__).parents[1] / "data" / "kohya_tiny_sdxl_lora.safetensors"
+BASE = "SDXL 1.0"
+PROMPTS = ["{trigger}, face", "clock"]
+
+
+def make_project(home: Home, name: str = "ink", images: int = 3, recipe: Recipe | None = None) -> Project:
+    """A project with captioned images."""
+    info = ProjectInfo(kind=Kind.STYLE, trigger_word="inkstamp_hc", base=BASE, recipe=recipe)
+    project = home.create_project(name, info)
+    for index in range(images):
+        path = project.images_dir / f"picture {index}.png"
+        Image.new("RGB", (640, 640), (50 * index, 90, 200)).save(path)
+        path.with_suffix(".txt").write_text(f"inkstamp_hc, thing {index}", "utf-8")
+    return project
+
+
+def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool = True, **status: Any) -> JobFolder:
+    """A run with its events, a LoRA an epoch and, if `final`, the last one. `status` changes what it says of itself."""
+    recipe = Recipe(sample_prompts=PROMPTS, epochs=epochs)
+    job = TrainJob(name="ink", dataset=project.dataset_dir, base=BASE, trigger_word="inkstamp_hc", recipe=recipe)
+    folder = JobFolder.create(project.new_run_dir("ink"), job)
+    folder.emit("start", total=steps, epochs=epochs, steps_per_epoch=steps // epochs, device="CPU", precision="fp32")
+    (folder.path / "checkpoints").mkdir()
+    for step in range(1, steps + 1):
+        epoch = math.ceil(step * epochs / steps)
+        folder.emit(
+            "step", step=step, total=steps, epoch=epoch, loss=1 / step, lr=5e-4, text_encoder_lr=1e-4, seconds=0.5
+        )
+        if step * epochs % steps == 0:
+            path = folder.path / "checkpoints" / f"ink-{epoch:06d}.safetensors"
+            shutil.copyfile(LORA, path)
+            folder.emit("checkpoint", step=step, epoch=epoch, path=f"checkpoints/{path.name}")
+    if final:
+        shutil.copyfile(LORA, folder.path / "ink.safetensors")
+    _say(folder, done=steps, total=steps, **status)
+    return folder
+
+
+def make_sweep(project: Project, loras: Sequence[Path], *, drawn: int | None = None, **status: Any) -> JobFolder:
+    """A sweep of which `drawn` cells (default: all) are there; a whole one has its grid and measures."""
+    job = SweepJob(loras=list(loras), bases=[BASE], prompts=PROMPTS, trigger_word="inkstamp_hc", strengths=[0, 0.7, 1])
+    folder = JobFolder.create(project.new_sweep_dir(), job)
+    plan = SweepPlan(job, [read_lora(path) for path in loras])
+    for number, key in enumerate(plan.cells[:drawn]):
+        picture = Image.new("RGB", (64, 64), (20 * number, 80, 120))
+        save_png(picture, folder.path / plan.path(key), f"{key.prompt}\nSteps: 25, Seed: {job.seed}")
+    if drawn is None:
+        Image.new("RGB", (300, 200)).save(folder.path / "grid.png")
+        rows = [
+            {"strength": strength, "change": strength / 10, "variety": 0.2, "saturation": 0.3, "contrast": 0.1}
+            for strength in job.strengths
+        ]
+        write_json(folder.path / "measures.json", {"meaning": {}, "rows": rows})
+    _say(folder, done=len(plan.cells[:drawn]), total=len(plan.cells), **status)
+    return folder
+
+
+def at_work() -> dict[str, Any]:
+    """What a job says of itself while its worker, here this process, is at it."""
+    own = psutil.Process()
+    return {"state": State.RUNNING, "pid": own.pid, "pid_started": own.create_time(), "seconds_left": 9.0}
+
+
+def _say(folder: JobFolder, **status: Any) -> None:
+    folder.set_status(Status(**{"state": State.DONE, "started_at": time.time() - 60, **status}))

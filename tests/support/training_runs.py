@@ -1,0 +1,133 @@
+"""Small training runs for the tests of the trainer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.data.collate import prepare as prepare_batch
+from lora_studio.training.data.dataset import Batch
+from lora_studio.training.loop import Run
+from lora_studio.training.loss import batch_losses
+from lora_studio.training.preflight import preflight
+from lora_studio.training.reporting.startup import Phases
+from lora_studio.training.resume_state import load_state
+from lora_studio.training.train import TrainResult, prepare, train
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+
+Events = list[tuple[str, dict[str, Any]]]
+Sizes = list[tuple[int, int]]
+
+RECIPE = {
+    "network_dim": 4,
+    "network_alpha": 2,
+    "optimizer": "AdamW",
+    "unet_lr": 1e-3,
+    "text_encoder_lr": 0.0,
+    "epochs": 2,
+    "batch_size": 2,
+    "resolution": 64,
+    "bucket_reso_steps": 32,
+    "mixed_precision": "fp32",
+    "gradient_checkpointing": False,
+    "sample_every_n_epochs": 0,
+}
+
+
+def make_images(folder: Path, sizes: Sizes) -> Path:
+    """Images of noise, with a caption each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, (width, height) in enumerate(sizes):
+        source = torch.Generator().manual_seed(index)
+        pixels = torch.randint(256, (height, width, 3), generator=source, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{index}.png")
+        (folder / f"{index}.txt").write_text(f"inkstamp, thing {index}", "utf-8")
+    return folder
+
+
+def make_job(base: Path | str, dataset: Path, **recipe: Any) -> TrainJob:
+    """A job of a few steps in fp32."""
+    return TrainJob.parse(
+        {
+            "name": "ink",
+            "dataset": dataset,
+            "base": str(base),
+            "trigger_word": "inkstamp",
+            "recipe": RECIPE | recipe,
+        }
+    )
+
+
+def recipe_of(**changes: Any) -> Recipe:
+    """The recipe of `make_job`."""
+    return Recipe.parse(RECIPE | changes)
+
+
+def start(job: TrainJob, folder: Path, home: Home) -> Run:
+    """A run that is ready for its first step."""
+    job_folder = JobFolder(folder)
+    ready = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
+    return prepare(job, job_folder, ready, home=home, report=_silent, phases=Phases(_silent), should_stop=lambda: False)
+
+
+def losses_of(run: Run, batch: Batch, first: int = 0) -> torch.Tensor:
+    """The losses [B] of a batch in the run's next step, its first sample having this number."""
+    return batch_losses(run, prepare_batch(run, run.step, batch, first).to(run.device))
+
+
+def train_into(
+    job: TrainJob,
+    folder: Path,
+    home: Home,
+    *,
+    stop_after: int | None = None,
+    stop_when: Callable[[int], bool] | None = None,
+    resume: bool = False,
+) -> tuple[TrainResult, Events]:
+    """Train, and ask for a stop after step `stop_after`, or when `stop_when(steps so far)`; events must be JSON."""
+    events: Events = []
+
+    def report(event: str, /, **values: Any) -> None:
+        json.dumps(values)
+        events.append((event, values))
+
+    def should_stop() -> bool:
+        if stop_when is not None:
+            return stop_when(len(of(events, "step")))
+        return stop_after is not None and any(values["step"] >= stop_after for values in of(events, "step"))
+
+    result = train(job, JobFolder(folder), home=home, report=report, should_stop=should_stop, resume=resume)
+    return result, events
+
+
+def of(events: Events, name: str) -> list[dict[str, Any]]:
+    """The values of the events of one name."""
+    return [values for event, values in events if event == name]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The fp32 weights of a run's newest saved state."""
+    state = load_state(folder / "checkpoints" / "state", on_damage=_never)
+    assert state is not None
+    return state.weights
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors are equal bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _silent(event: str, /, **values: Any) -> None:
+    pass
+
+
+def _never(message: str) -> None:
+    raise AssertionError(message)

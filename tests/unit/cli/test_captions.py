@@ -1,0 +1,97 @@
+"""`caption DIR ...` on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lora_studio.cli.main import app
+from lora_studio.dataset.captions.text import read_caption
+from lora_studio.errors import InputError
+
+
+def run(folder: Path, *words: str) -> str:
+    done = CliRunner().invoke(app, ["caption", str(folder), *words])
+    if done.exception is not None:
+        raise done.exception
+    return done.stdout
+
+
+def answer(folder: Path, *words: str) -> Any:
+    return json.loads(run(folder, *words, "--json"))
+
+
+@pytest.fixture
+def folder(image_folder: Callable[..., Path]) -> Path:
+    """Three images with captions `inkstamp_hc, thing N, round`."""
+    return image_folder(3)
+
+
+def captions(folder: Path) -> list[str | None]:
+    return [read_caption(image) for image in sorted(folder.glob("*.png"))]
+
+
+def test_lint_tells_and_mends(folder: Path) -> None:
+    (folder / "picture 1.txt").write_text("thing 1,, day, night")
+    found = answer(folder, "lint", "--trigger", "inkstamp_hc")["findings"]
+    assert [finding["code"] for finding in found] == ["trigger_missing", "contradictory", "untidy"]
+    assert found[2]["images"] == [str(folder / "picture 1.png")]
+    assert "--fix contradictory:day/night:night    Remove night" in run(folder, "lint")
+    fixes = ["--fix", "untidy", "--fix", "trigger_missing", "--fix", "contradictory:day/night:night"]
+    mended = answer(folder, "lint", "--trigger", "inkstamp_hc", *fixes)
+    assert mended["findings"] == []
+    assert len(mended["fixed"]) == 3
+    assert captions(folder)[1] == "inkstamp_hc, thing 1, day"
+    with pytest.raises(InputError, match="no mend 'untidy'"):
+        run(folder, "lint", "--fix", "untidy")
+
+
+def test_edits_are_shown_done_listed_and_undone(folder: Path) -> None:
+    before = captions(folder)
+    shown = run(folder, "replace", "round", "flat", "--dry-run")
+    assert "  + inkstamp_hc, thing 0, flat" in shown
+    assert "Would change 3 captions and leave 0 as they are." in shown
+    assert captions(folder) == before
+    done = answer(folder, "replace", r"thing (\d)", r"item \1", "--regex")
+    assert done["changes"][2]["after"] == "inkstamp_hc, item 2, round"
+    assert len(done["changed"]) == 3
+    assert "Added red: 3 captions." in run(
+        folder, "add", "red", "--position", "after-trigger", "--trigger", "inkstamp_hc"
+    )
+    run(folder, "remove", "ROUND", "item 0")
+    assert captions(folder) == ["inkstamp_hc, red", "inkstamp_hc, red, item 1", "inkstamp_hc, red, item 2"]
+    assert [edit["what"] for edit in answer(folder, "undo", "--list")] == [
+        "Removed ROUND, item 0",
+        "Added red",
+        r"Replaced thing (\d) with item \1",
+    ]
+    for _ in range(3):
+        run(folder, "undo")
+    assert captions(folder) == before
+    with pytest.raises(InputError, match="no edit to undo"):
+        run(folder, "undo")
+
+
+def test_ticks_are_by_content(folder: Path) -> None:
+    assert "0 of 3 reviewed." in run(folder, "review")
+    assert len(answer(folder, "review", "--mark", "picture 0.png", str(folder / "picture 1.png"))["reviewed"]) == 2
+    (folder / "picture 0.png").rename(folder / "renamed.png")
+    assert "2 of 3 reviewed." in run(folder, "review")
+    assert "1 of 3 reviewed." in run(folder, "review", "--unmark", "renamed.png")
+    with pytest.raises(InputError, match="no image of"):
+        run(folder, "review", "--mark", "../other.png")
+    with pytest.raises(InputError, match="belong together"):
+        run(folder, "review", "--mark")
+
+
+def test_stats_count_tags_and_what_is_beside_them(folder: Path) -> None:
+    found = answer(folder, "stats", "--tag", "thing 1")
+    assert found["tags"][0] == {"tag": "inkstamp_hc", "images": 3, "share": 1.0}
+    assert [count["tag"] for count in found["together"]] == ["inkstamp_hc", "round"]
+    assert found["split"]["held_out"] == []
+    assert "3 of 3 images have a caption, with 5 unlike tags." in run(folder, "stats")

@@ -1,0 +1,196 @@
+"""The command line, run as a user runs it: a process, its two streams and its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from lora_studio.cli.main import app
+from lora_studio.workspace.project import Home
+from tests.support.tiny_taggers import save_tiny_wd
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lora_studio", *map(str, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+
+
+def answer(*words: str | Path) -> Any:
+    done = run(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_plan_answers_with_the_documented_keys(home: Home) -> None:
+    plan = answer("plan", "--images", "24", "--kind", "style", "--base", "Illustrious XL", "--vram", "12")
+    expected = (
+        "tier network_dim network_alpha unet_lr text_encoder_lr optimizer batch_size epochs repeats steps_per_epoch "
+        "total_steps vram_gib seconds lora_mib warnings"
+    )
+    assert set(expected.split()) <= set(plan)
+    assert plan["total_steps"] == plan["steps_per_epoch"] * plan["epochs"]
+    assert all({"code", "message", "why"} <= set(warning) for warning in plan["warnings"])
+
+
+def test_plan_obeys_what_it_is_told(home: Home) -> None:
+    plan = answer("plan", "--images", "24", "--epochs", "3", "--batch", "4", "--repeats", "2")
+    assert (plan["epochs"], plan["batch_size"], plan["repeats"]) == (3, 4, 2)
+    assert plan["total_steps"] == 3 * 24 * 2 // 4
+
+
+def test_scan_and_curate_find_set_aside_and_restore_a_copy(image_folder: Callable[..., Path], home: Home) -> None:
+    folder = image_folder(4, size=(640, 640))
+    copy = folder / "picture 1 again.png"
+    copy.write_bytes((folder / "picture 1.png").read_bytes())
+    report = answer("scan", folder)
+    assert len(report["images"]) == 5
+    (group,) = report["duplicate_groups"]
+    assert group["kind"] == "exact"
+    assert {"keep", "reject", "kind", "distance"} <= set(group)
+    assert {"path", "width", "height", "sha256", "issues"} <= set(report["images"][0])
+    assert report["summary"]["duplicates"] == 1
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+
+    shown = run("curate", folder)
+    assert shown.returncode == 0
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+    assert run("curate", folder, "--apply").returncode == 0
+    assert len(list(folder.glob("*.png"))) == 4
+    assert run("curate", folder, "--restore").returncode == 0
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_curate_puts_loose_images_into_a_set(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(3, size=(640, 640))
+    done = run("curate", folder, "--wrap", "saria")
+    assert "3 images are in" in done.stderr
+    assert len(list((folder / "10_saria").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["scan", "no such folder"], "no such folder"),
+        (["plan"], "--images"),
+        (["plan", "--images", "0"], "--images"),
+        (["train", "--dataset", "."], "--base"),
+        (["train", "nowhere.toml"], "nowhere.toml"),
+        (["train", "--dataset", ".", "--base", "x", "--set", "unet_lr=abc"], "unet_lr"),
+        (["train", "--dataset", ".", "--base", "x", "--set", "no_such=1"], "no_such"),
+        (["sweep", "missing.safetensors", "--base", "x", "--prompt", "p", "--strengths", "0,often"], "often"),
+        (["curate", ".", "--apply", "--restore"], "exclude"),
+        (["tag", "examples/inkstamp", "--tagger", "no such tagger"], "no such tagger"),
+        (["tag", "examples/inkstamp", "--tagger", "wd14", "--threshold", "2"], "threshold"),
+    ],
+)
+def test_wrong_input_is_named_on_stderr_with_exit_status_2(words: list[str], told: str, home: Home) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_every_command_explains_itself_and_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for command in app.registered_commands:
+        assert command.callback is not None
+        assert command.callback.__doc__
+        if not command.hidden:
+            assert f"python -m lora_studio {command.callback.__name__}" in readme
+
+
+def test_the_readme_names_only_what_exists() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", readme):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+    tree = readme.split("## How it is built")[1].split("```")[1]
+    stack: list[str] = []
+    for line in tree.strip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        stack[depth:] = [name.rstrip("/")]
+        for part in name.split(","):
+            path = ROOT.joinpath(*stack[:-1], part.strip().rstrip("/"))
+            assert path.exists(), path
+
+
+def test_tagging_by_command(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
+    folder, tagger = image_folder(3, captions=False), save_tiny_wd(tmp_path / "tagger")
+    (folder / "broken.png").write_text("no image")
+    (folder / "picture 0.txt").write_text("mine")
+    options = ["tag", folder, "--tagger", tagger, "--threshold", "0.1", "--trigger", "ohwx"]
+    result = answer(*options)
+    assert (result["tagged"], result["skipped"], result["stopped"]) == (2, 1, False)
+    (failure,) = result["failed"]
+    assert failure["path"] == str(folder / "broken.png")
+    assert (folder / "picture 0.txt").read_text() == "mine"
+    assert (folder / "picture 1.txt").read_text().startswith("ohwx, ")
+
+    again = CliRunner().invoke(app, [str(word) for word in (*options, "--existing", "append")])
+    assert again.exit_code == 0
+    assert "1 tagged, 2 left as they were, 1 failed." in again.stdout
+    assert "broken.png" in again.stdout
+    assert (folder / "picture 0.txt").read_text().startswith("ohwx, mine, ")
+    assert len(_events(home.path / "tags" / "002")) > 3
+
+    other = save_tiny_wd(tmp_path / "other", family="convnext")
+    more = ["--tagger", other, "--existing", "overwrite", "--character-threshold", "0.1", "--only", "hero_(series),red"]
+    assert answer(*options, *more)["tagged"] == 3
+    assert sorted((folder / "picture 0.txt").read_text().split(", ")) == ["hero (series)", "ohwx", "red"]
+
+
+def test_a_tiny_training_and_sweep_by_command(
+    image_folder: Callable[..., Path], tiny_base: Path, tmp_path: Path, home: Home
+) -> None:
+    out = tmp_path / "run"
+    settings = (
+        "network_dim=4 network_alpha=2 resolution=64 min_bucket_reso=64 epochs=2 batch_size=2 sample_every_n_epochs=0 "
+        "max_train_steps=3 repeats=1"
+    )
+    options = [word for text in settings.split() for word in ("--set", text)]
+    trained = answer(
+        "train", "--dataset", image_folder(4), "--base", tiny_base, "--name", "tiny", "--out", out, *options
+    )
+    lora = Path(trained["lora"])
+    assert lora == out / "tiny.safetensors"
+    assert lora.is_file()
+    assert trained["steps"] == 3
+    losses = [event["loss"] for event in _events(out) if event["event"] == "step"]
+    assert len(losses) == 3
+    assert trained["final_loss"] == losses[-1]
+
+    swept = answer(
+        "sweep",
+        lora,
+        "--base",
+        tiny_base,
+        "--prompt",
+        "inkstamp_hc",
+        "--strengths",
+        "0,1",
+        "--steps",
+        "2",
+        "--out",
+        tmp_path / "sweep",
+    )
+    assert [cell["strength"] for cell in swept["cells"]] == [0, 1]
+    assert Path(swept["grid"]).is_file()
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]

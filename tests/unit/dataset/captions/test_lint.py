@@ -1,0 +1,126 @@
+"""Lint: each flaw is found where it is and nowhere else, and its mend leaves nothing of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_studio.dataset.captions.contradictions import contradictions
+from lora_studio.dataset.captions.edit_history import History
+from lora_studio.dataset.captions.edits import plan_edit
+from lora_studio.dataset.captions.lint import RULES, Finding, lint, mend_named, shortened, tidy
+from lora_studio.dataset.captions.text import read_caption, split_tags
+from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens, read_part
+from lora_studio.errors import InputError
+
+LONG = ", ".join(f"quite a long tag {number}" for number in range(30))
+
+
+def folder_of(tmp_path: Path, *captions: str | bytes | None) -> list[Path]:
+    images = []
+    for number, caption in enumerate(captions):
+        image = tmp_path / f"{number:02d}.png"
+        image.write_bytes(b"")
+        if caption is not None:
+            image.with_suffix(".txt").write_bytes(caption if isinstance(caption, bytes) else caption.encode())
+        images.append(image)
+    return images
+
+
+def about(findings: list[Finding]) -> dict[str, list[str]]:
+    return {finding.code: [image.stem.lstrip("0") or "0" for image in finding.images] for finding in findings}
+
+
+@pytest.mark.parametrize(
+    ("code", "caption", "mended"),
+    [
+        ("empty", None, "ohwx"),
+        ("empty", " , ", "ohwx"),
+        ("not_utf8", "ohwx, café".encode("latin-1"), "ohwx, café"),
+        ("not_utf8", "\ufeffohwx, cat".encode(), "ohwx, cat"),
+        ("not_utf8", "ohwx, cat".encode("utf-16"), "ohwx, cat"),
+        ("untidy", "ohwx,, cat , dog,", "ohwx, cat, dog"),
+        ("duplicate_tags", "ohwx, cat, Cat, dog", "ohwx, cat, dog"),
+        ("trigger_missing", "cat", "ohwx, cat"),
+        ("trigger_doubled", "ohwx, cat, ohwx", "ohwx, cat"),
+        ("trigger_misplaced", "cat, OHWX", "ohwx, cat"),
+        ("contradictory:day/night:night", "ohwx, day, night", "ohwx, day"),
+        ("contradictory:open eyes/closed eyes:closed eyes", "ohwx, open_eyes, closed_eyes", "ohwx, open_eyes"),
+        ("too_long", f"ohwx, {LONG}", None),
+    ],
+)
+def test_a_flaw_is_found_mended_and_gone(tmp_path: Path, code: str, caption: str | None, mended: str | None) -> None:
+    images = folder_of(tmp_path, "ohwx, fine", caption)
+    finding, mend = mend_named(lint(images, "ohwx"), code)
+    assert finding.images == [images[1]]
+    History.of(tmp_path).apply(plan_edit(images, mend.edit))
+    assert read_caption(images[0]) == "ohwx, fine"
+    if mended is not None:
+        assert images[1].with_suffix(".txt").read_bytes() == mended.encode()
+    assert finding.code not in about(lint(images, "ohwx"))
+
+
+def test_a_clean_folder_has_nothing_to_mend(tmp_path: Path) -> None:
+    assert lint(folder_of(tmp_path, "ohwx, cat", "ohwx, a dog, on a mat"), "ohwx") == []
+
+
+def test_without_a_trigger_word_nothing_is_said_of_it(tmp_path: Path) -> None:
+    assert lint(folder_of(tmp_path, "cat", "dog"), "") == []
+
+
+def test_common_and_rare_tags_and_like_captions(tmp_path: Path) -> None:
+    images = folder_of(tmp_path, *["ohwx, hat, tree"] * 5, "ohwx, hat, car", "ohwx, a very long sentence about a car")
+    findings = {finding.code: finding for finding in lint(images, "ohwx")}
+    assert set(findings) == {"common_tag", "rare_tag", "identical"}
+    assert findings["common_tag"].tags == {"hat": 6}
+    assert findings["rare_tag"].tags == {"car": 1}
+    assert findings["rare_tag"].images == [images[5]]
+    assert findings["identical"].images == images[:5]
+    assert findings["identical"].mends == []
+    with pytest.raises(InputError, match="no mend 'identical'"):
+        mend_named(findings.values(), "identical")
+
+
+def test_a_mend_of_several_must_be_named(tmp_path: Path) -> None:
+    findings = lint(folder_of(tmp_path, "day, night"))
+    with pytest.raises(InputError, match="contradictory:day/night:day, contradictory:day/night:night"):
+        mend_named(findings, "contradictory")
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        (["1girl", "2girls"], [("1girl", "2girls")]),
+        (["2girls", "standing", "sitting"], []),
+        (["1girl", "1boy", "standing", "sitting"], []),
+        (["solo", "standing", "Sitting"], [("standing", "sitting")]),
+        (["indoors", "outdoors", "night"], [("indoors", "outdoors")]),
+    ],
+)
+def test_what_contradicts(tags: list[str], found: list[tuple[str, ...]]) -> None:
+    assert list(contradictions(tags)) == found
+
+
+words = st.sampled_from(["cat", "Ünïcode", "a long phrase of words", "(x:1.2)", "😀", "tag,", ""])
+
+
+@given(st.lists(words, max_size=60).map(", ".join))
+def test_what_is_shortened_is_read_whole(caption: str) -> None:
+    short = shortened(caption)
+    assert count_tokens(short) <= MAX_TOKENS
+    assert ", ".join(split_tags(caption)).startswith(short)
+    assert read_part(short) == len(short)
+    assert count_tokens(caption[: read_part(caption)]) <= MAX_TOKENS
+
+
+@given(st.text(", a\n", max_size=20))
+def test_tidying_keeps_every_tag(caption: str) -> None:
+    assert tidy(tidy(caption)) == tidy(caption)
+    assert split_tags(tidy(caption)) == split_tags(caption)
+
+
+def test_every_rule_says_why() -> None:
+    assert all(rule.title and rule.why.endswith(".") for rule in RULES.values())

@@ -1,0 +1,93 @@
+"""Masks: where they come from, and that they lie on the image like the image itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lora_studio.dataset.buckets import place
+from lora_studio.dataset.images.decode import decode, find_images, image_info
+from lora_studio.dataset.images.masks import MaskSource, mask_file, mask_source, read_mask
+from lora_studio.errors import InputError
+from lora_studio.settings.choices import MaskedLoss
+from lora_studio.training.data.cache import mask_latents
+from lora_studio.training.data.dataset import Item
+
+
+def picture(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "teal").save(path)
+    return path
+
+
+def source_of(path: Path, kind: MaskedLoss) -> MaskSource | None:
+    return mask_source(image_info(path)[0], kind)
+
+
+@pytest.mark.parametrize("name", ["cat-masklabel.png", "mask/cat.png", "mask/cat.webp"])
+def test_mask_files_are_found_and_are_no_images(tmp_path: Path, name: str) -> None:
+    image = picture(tmp_path / "cat.png")
+    mask = tmp_path / name
+    mask.parent.mkdir(exist_ok=True)
+    Image.new("L", (32, 24), 255).save(mask)
+    assert find_images(tmp_path) == [image]
+    assert mask_file(image) == mask
+    found = source_of(image, MaskedLoss.FILES)
+    assert found is not None
+    assert (found.path, found.alpha) == (mask, False)
+    assert read_mask(found).getextrema() == (255, 255)
+    assert source_of(image, MaskedLoss.OFF) is None
+    assert source_of(image, MaskedLoss.ALPHA) is None
+
+
+def test_a_mask_of_another_shape_or_a_broken_one_is_refused(tmp_path: Path) -> None:
+    image = picture(tmp_path / "cat.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "cat-masklabel.png")
+    with pytest.raises(InputError, match="64 x 64 px, another shape") as caught:
+        source_of(image, MaskedLoss.FILES)
+    assert caught.value.code == "mask_shape"
+    (tmp_path / "cat-masklabel.png").write_text("no picture", "utf-8")
+    with pytest.raises(InputError, match=r"The mask of cat\.png.*cannot be read"):
+        source_of(image, MaskedLoss.FILES)
+
+
+def test_transparency_is_a_mask_above_the_colours_below_it(tmp_path: Path) -> None:
+    """Alpha is turned like the picture, and the colours where it is 0 are those of the file, not white."""
+    rgba = np.zeros((40, 60, 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[:, :20, 3] = 255
+    file = tmp_path / "cut.png"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter to the right
+    Image.fromarray(rgba).save(file, exif=exif)
+    found = source_of(file, MaskedLoss.ALPHA)
+    assert found is not None
+    assert found.alpha
+    mask = read_mask(found)
+    assert mask.size == (40, 60)
+    assert np.array_equal(np.array(mask), np.rot90(rgba[..., 3], -1))
+    kept = decode(file, with_alpha=True).image
+    assert np.array(kept).reshape(-1, 3).min(axis=0).tolist() == [200, 0, 0]
+    assert np.array(decode(file).image).max() == 255
+    assert source_of(picture(tmp_path / "whole.png"), MaskedLoss.ALPHA) is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(64, 300), height=st.integers(64, 300), flipped=st.booleans())
+def test_a_mask_lies_on_its_image(width: int, height: int, flipped: bool) -> None:
+    """A mask of a slope, against the slope at the middle of each latent's pixels, in the scaled image's coordinates."""
+    slope = np.tile(np.linspace(0, 255, width, dtype=np.float32), (height, 1))
+    spot = place(width, height, resolution=128, bucket_reso_steps=32)
+    item = Item(Path("a.png"), "0", (width, height), spot, "", True, 1, "x", flipped=flipped)
+    found = mask_latents(Image.fromarray(slope.astype(np.uint8)), item)
+    columns, rows = spot.bucket[0] // 8, spot.bucket[1] // 8
+    assert found.shape == (1, rows, columns)
+    middles = (spot.crop[0] + 8 * np.arange(columns) + 4) / spot.scaled[0] * width - 0.5
+    expected = np.clip(middles / (width - 1), 0, 1)
+    assert torch.allclose(found[0, rows // 2], torch.tensor(expected, dtype=torch.float32), atol=0.02)

@@ -1,0 +1,419 @@
+"""Importing files, folders and zips into a dataset."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import stat
+import warnings
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lora_studio import files
+from lora_studio.dataset.curate import Proposal, reject
+from lora_studio.dataset.ingest.archives import Limits
+from lora_studio.dataset.ingest.importers import ImportReport, import_paths
+from lora_studio.errors import DiskFullError, InputError
+from lora_studio.workspace.project import Home
+
+
+def draw(path: Path, shade: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (shade, 99, 200)).save(path)
+    return path
+
+
+def pack(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return path
+
+
+def png(tmp_path: Path, shade: int = 0) -> bytes:
+    return draw(tmp_path / "scratch.png", shade).read_bytes()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def images_dir(tmp_path: Path) -> Path:
+    return tmp_path / "project" / "dataset" / "10_hero"
+
+
+def test_a_folder_is_copied_with_captions_and_left_as_it_was(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1)
+    draw(source / "deep" / "er" / "b.jpg", 2)
+    (source / "a.txt").write_bytes("\ufeffhero, café\r\nsmiling".encode())
+    (source / "deep" / "er" / "b.caption").write_bytes("naïve hero".encode("latin-1"))
+    (source / "notes.md").write_text("no picture")
+    (source / ".hidden.png").write_bytes(b"x")
+    before = tree(source)
+    seen: list[tuple[int, int]] = []
+    report = import_paths([source], images_dir, on_progress=lambda done, total: seen.append((done, total)))
+    assert tree(source) == before
+    assert tree(images_dir.parent.parent) == {
+        "dataset/10_hero/a.png": before["a.png"],
+        "dataset/10_hero/a.txt": "hero, café smiling".encode(),
+        "dataset/10_hero/b.jpg": before["deep/er/b.jpg"],
+        "dataset/10_hero/b.txt": "naïve hero".encode(),
+    }
+    assert report == ImportReport(added=[images_dir / "a.png", images_dir / "b.jpg"], captions=2)
+    assert report.lines() == ["2 images added, 2 with captions."]
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_sets_stay_sets_beside_the_images(source: Path, images_dir: Path) -> None:
+    draw(source / "img" / "5_villain" / "a.png", 1)
+    draw(source / "img" / "10_hero" / "b.png", 2)
+    draw(source / "2024_holidays" / "c.png", 3)
+    draw(source / "0_none" / "d.png", 4)
+    import_paths([source], images_dir)
+    assert list(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/c.png", "10_hero/d.png", "5_villain/a.png"]
+
+
+def test_a_folder_that_is_a_set_itself(tmp_path: Path, images_dir: Path) -> None:
+    draw(tmp_path / "3_cats" / "a.png")
+    import_paths([tmp_path / "3_cats"], images_dir)
+    assert list(tree(images_dir.parent)) == ["3_cats/a.png"]
+
+
+def test_importing_again_adds_only_what_is_new(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1)
+    draw(source / "5_villain" / "v.png", 2)
+    import_paths([source], images_dir)
+    (images_dir / "a.png").rename(images_dir / "renamed.png")
+    draw(source / "b.png", 3)
+    report = import_paths([source], images_dir)
+    assert report.added == [images_dir / "b.png"]
+    assert {item.name: item.reason for item in report.skipped} == {
+        "a.png": "already there as 'renamed.png'",
+        "v.png": "already there as 'v.png'",
+    }
+    assert list(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/renamed.png", "5_villain/v.png"]
+
+
+def test_a_late_caption_comes_to_an_image_without_one_and_never_over_another(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1)
+    draw(source / "b.png", 2)
+    import_paths([source], images_dir)
+    (images_dir / "b.txt").write_text("mine")
+    (source / "a.txt").write_text("late")
+    (source / "b.txt").write_text("theirs")
+    assert import_paths([source], images_dir).captions == 1
+    assert (images_dir / "a.txt").read_text() == "late"
+    assert (images_dir / "b.txt").read_text() == "mine"
+
+
+def test_what_curation_rejected_stays_out(source: Path, home: Home) -> None:
+    project = home.create_project("hero")
+    draw(source / "a.png", 1)
+    (source / "a.txt").write_text("hero")
+    import_paths([source], project.images_dir)
+    reject([Proposal(path=project.images_dir / "a.png", reason="blurred")], project.rejected_dir)
+    report = import_paths([source], project.images_dir)
+    assert (report.added, report.captions) == ([], 0)
+    assert report.skipped[0].reason == "set aside earlier: blurred"
+    assert tree(project.dataset_dir) == {}
+
+
+def test_rejects_in_the_source_stay_out(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1)
+    draw(source / "b.png", 2)
+    reject([Proposal(path=source / "b.png", reason="blurred")], source / "rejected")
+    assert import_paths([source], images_dir).added == [images_dir / "a.png"]
+
+
+def test_a_name_that_is_taken_gets_a_number(source: Path, images_dir: Path) -> None:
+    draw(images_dir / "a.png", 1)
+    (images_dir / "A (2).txt").write_text("a caption whose image is gone")
+    draw(source / "A.jpg", 2)
+    draw(source / "more" / "a.png", 3)
+    (source / "more" / "a.txt").write_text("third")
+    before = tree(images_dir)
+    report = import_paths([source], images_dir)
+    assert [path.name for path in report.added] == ["A (3).jpg", "a (4).png"]
+    assert (images_dir / "a (4).txt").read_text() == "third"
+    assert before.items() <= tree(images_dir).items()
+
+
+def test_broken_files_are_refused_by_name_and_the_rest_comes(source: Path, images_dir: Path) -> None:
+    draw(source / "good.png", 1)
+    whole = draw(source / "torn.jpg", 2, (400, 300)).read_bytes()
+    (source / "torn.jpg").write_bytes(whole[: len(whole) // 2])
+    (source / "text.png").write_text("this is no image")
+    (source / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (source / "good.txt").write_bytes(b"x" * (2 << 20))
+    report = import_paths([source], images_dir)
+    assert [path.name for path in report.added] == ["good.png"]
+    assert sorted(item.name for item in report.refused) == ["good.txt", "phone.heic", "text.png", "torn.jpg"]
+    for item in report.refused:
+        assert item.name in item.message
+        assert item.remedy
+    assert list(tree(images_dir.parent)) == ["10_hero/good.png"]
+    assert report.lines()[-1] == "1 image added, 4 refused."
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_refused(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1).chmod(0)
+    assert "Permission denied" in import_paths([source], images_dir).refused[0].message
+
+
+def test_a_jpeg_called_png_gets_its_right_name(source: Path, images_dir: Path) -> None:
+    draw(source / "a.jpg").rename(source / "a.PNG")
+    report = import_paths([source], images_dir)
+    assert report.added == [images_dir / "a.jpg"]
+    assert report.notes == ["'a.PNG' is a JPEG image and is called 'a.jpg' now."]
+
+
+def test_chosen_files_find_their_captions(source: Path, images_dir: Path) -> None:
+    one = draw(source / "upload 1" / "a.png", 1)
+    (source / "upload 2").mkdir()
+    (source / "upload 2" / "a.txt").write_text("from elsewhere")
+    two = draw(source / "b.png", 2)
+    (source / "b.txt").write_text("from beside")
+    (source / "lonely.txt").write_text("?")
+    report = import_paths([one, source / "upload 2" / "a.txt", two, source / "lonely.txt"], images_dir)
+    assert (images_dir / "a.txt").read_text() == "from elsewhere"
+    assert (images_dir / "b.txt").read_text() == "from beside"
+    assert [item.name for item in report.refused] == ["lonely.txt"]
+
+
+def test_a_zip_with_sets_and_captions(tmp_path: Path, images_dir: Path) -> None:
+    entries = {
+        "set/10_hero/a.png": png(tmp_path, 1),
+        "set/10_hero/a.txt": "café".encode("latin-1"),
+        "set\\4_more\\b.png": png(tmp_path, 2),
+        "__MACOSX/set/10_hero/._a.png": b"junk",
+        "set/loose.png": png(tmp_path, 3),
+        "set/liar.png": b"plain text",
+    }
+    report = import_paths([pack(tmp_path / "x.zip", entries)], images_dir)
+    assert tree(images_dir.parent) == {
+        "10_hero/a.png": entries["set/10_hero/a.png"],
+        "10_hero/a.txt": "café".encode(),
+        "10_hero/loose.png": entries["set/loose.png"],
+        "4_more/b.png": entries["set\\4_more\\b.png"],
+    }
+    assert [item.name for item in report.refused] == ["set/liar.png"]
+    assert len(import_paths([tmp_path / "x.zip"], images_dir).skipped) == 3
+
+
+def test_names_are_made_safe(tmp_path: Path, images_dir: Path) -> None:
+    names = ['<img src=x onerror="alert(1)">.png', "con.png", "a\nb.png", "漢" * 300 + ".png"]
+    archive = pack(tmp_path / "x.zip", {name: png(tmp_path, index) for index, name in enumerate(names)})
+    report = import_paths([archive], images_dir)
+    assert sorted(path.name for path in report.added) == sorted(
+        ["_img src=x onerror=_alert(1)__.png", "_con.png", "a_b.png", "漢" * 66 + ".png"]
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
+def test_a_name_that_is_no_text(source: Path, images_dir: Path) -> None:
+    draw(source / os.fsdecode(b"caf\xe9.png"))
+    (source / os.fsdecode(b"torn\xe9.png")).write_bytes(b"no image")
+    report = import_paths([source], images_dir)
+    assert report.added == [images_dir / "caf?.png".replace("?", "_")]
+    assert report.refused[0].name == "torn?.png"
+    assert report.model_dump_json()
+
+
+def test_names_in_utf8_that_are_not_marked(tmp_path: Path, images_dir: Path) -> None:
+    archive = pack(tmp_path / "x.zip", {"cafe.png": png(tmp_path)})
+    archive.write_bytes(archive.read_bytes().replace(b"cafe.png", "féa.png".encode()))
+    assert import_paths([archive], images_dir).added == [images_dir / "féa.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/.."]
+)
+def test_a_zip_that_leads_outside_is_refused_whole(tmp_path: Path, images_dir: Path, name: str) -> None:
+    archive = pack(tmp_path / "x.zip", {"good.png": png(tmp_path), name: png(tmp_path, 1)})
+    with pytest.raises(InputError, match=r"'x\.zip' holds .*evil\.png|a/\.\.") as caught:
+        import_paths([archive], images_dir)
+    assert caught.value.remedy
+    assert not images_dir.exists()
+    assert not list(tmp_path.rglob("evil*"))
+
+
+def test_a_zip_with_a_link_is_refused(tmp_path: Path, images_dir: Path) -> None:
+    link = zipfile.ZipInfo("a.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(InputError, match="a link"):
+        import_paths([tmp_path / "x.zip"], images_dir)
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        (Limits(entries=1), "holds 2 files, more than 1"),
+        (Limits(total=1 << 20), "unpacks to 0.0 GiB"),
+        (Limits(free=1 << 20), r"unpacks to \d+ times"),
+    ],
+)
+def test_bombs_are_refused_before_anything_is_written(
+    tmp_path: Path, images_dir: Path, limits: Limits, told: str
+) -> None:
+    entries = {"a.png": png(tmp_path), "b.bmp": bytes(5 << 20)}
+    archive = pack(tmp_path / "x.zip", entries, zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match=told):
+        import_paths([archive], images_dir, limits=limits)
+    assert not images_dir.exists()
+    assert len(import_paths([archive], images_dir).added) == 1
+
+
+def test_a_damaged_entry_is_refused_and_the_rest_comes(tmp_path: Path, images_dir: Path) -> None:
+    good, bad = png(tmp_path, 1), png(tmp_path, 2)
+    archive = pack(tmp_path / "x.zip", {"good.png": good, "bad.png": bad})
+    archive.write_bytes(archive.read_bytes().replace(bad, bad[:-20] + bytes(20)))
+    report = import_paths([archive], images_dir)
+    assert list(tree(images_dir)) == ["good.png"]
+    assert [item.name for item in report.refused] == ["bad.png"]
+    assert "CRC" in report.refused[0].message
+
+
+def test_a_zip_with_a_password(tmp_path: Path, images_dir: Path) -> None:
+    archive = pack(tmp_path / "x.zip", {"a.png": png(tmp_path)})
+    data = bytearray(archive.read_bytes())
+    data[data.index(b"PK\1\2") + 8] |= 1
+    archive.write_bytes(data)
+    with pytest.raises(InputError, match="password"):
+        import_paths([archive], images_dir)
+
+
+def test_what_is_wrong_with_sources_is_told_at_once_and_before_writing(source: Path, images_dir: Path) -> None:
+    (source / "no.zip").write_text("no zip")
+    (source / "empty").mkdir()
+    good = draw(source / "a.png")
+    with pytest.raises(InputError) as caught:
+        import_paths([source / "no.zip", source / "empty", source / "gone", good], images_dir)
+    for told in ("'no.zip' cannot be opened", "no images in the folder", "no file or folder"):
+        assert told in caught.value.message
+    assert not images_dir.exists()
+
+
+def test_a_full_disk_leaves_whole_files_only(source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(source / "a.png", 1)
+    draw(source / "b.png", 2)
+    syncs = iter([None, OSError(errno.ENOSPC, "No space left on device")])
+
+    def sync(descriptor: int) -> None:
+        if (error := next(syncs)) is not None:
+            raise error
+
+    monkeypatch.setattr(files.os, "fsync", sync)
+    monkeypatch.setattr(files, "sync_folder", lambda folder: None)
+    with pytest.raises(DiskFullError, match=r"b\.png"):
+        import_paths([source], images_dir)
+    assert tree(images_dir.parent) == {"10_hero/a.png": (source / "a.png").read_bytes()}
+    monkeypatch.undo()
+    assert import_paths([source], images_dir).added == [images_dir / "b.png"]
+
+
+def test_a_name_taken_by_another_import_meanwhile(
+    source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw(source / "a.png", 1)
+    copy = shutil.copyfile
+
+    def meanwhile(*paths: Path) -> None:
+        copy(*paths)
+        if not (images_dir / "a.png").exists():
+            (images_dir / "a.png").write_bytes(b"theirs")
+
+    monkeypatch.setattr(shutil, "copyfile", meanwhile)
+    assert import_paths([source], images_dir).added == [images_dir / "a (2).png"]
+    assert (images_dir / "a.png").read_bytes() == b"theirs"
+
+
+names = st.lists(
+    st.sampled_from(["..", ".", "", "/", "a", "10_b", "con", "C:", "x" * 260, "é", "\x00", "*?", "a.b"])
+    | st.text(max_size=6),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(parts=st.lists(names, min_size=1, max_size=4), separator=st.sampled_from(["/", "\\"]))
+def test_whatever_a_zip_calls_its_files_they_stay_in_the_dataset(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[str]], separator: str
+) -> None:
+    root = tmp_path_factory.mktemp("zip")
+    images_dir = root / "in" / "dataset" / "10_hero"
+    data = png(root)
+    archive = root / "x.zip"
+    with zipfile.ZipFile(archive, "w") as opened, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # names that come twice
+        for index, path in enumerate(parts):
+            name = separator.join(path).encode("utf-8", "replace").decode() + ".png"
+            opened.writestr(zipfile.ZipInfo(name), data + bytes([index]))
+    before = {path: data for path, data in tree(root).items() if not path.startswith("in/")}
+    try:
+        report = import_paths([archive], images_dir)
+    except InputError:
+        assert not images_dir.exists()
+        return
+    after = tree(root)
+    assert {path: data for path, data in after.items() if not path.startswith("in/")} == before
+    written = [path for path in after if path.startswith("in/")]
+    assert len(written) == len(report.added)
+    for path in written:
+        assert re.fullmatch(r"in/dataset/\d+_[^/]+/[^/]+\.png", path)
+        assert len(Path(path).name.encode()) < 255
+    assert len(report.added) + len(report.skipped) + len(report.refused) <= len(parts)
+    again = import_paths([archive], images_dir)
+    assert (again.added, len(again.skipped)) == ([], len(report.added) + len(report.skipped))
+
+
+def test_masks_come_along_with_their_images(source: Path, images_dir: Path, tmp_path: Path) -> None:
+    """Named as OneTrainer has them or in a folder `mask`; masks of the same bytes are no copies of one another."""
+    for name in ("a", "b", "c"):
+        draw(source / f"{name}.png", ord(name))
+    for name in ("a-masklabel.png", "b-masklabel.png", "mask/c.png"):
+        (source / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (40, 30), 255).save(source / name)
+    draw(images_dir / "a.png", 7)
+    packed = pack(tmp_path / "all.zip", tree(source))
+    expected = {"a.png", "a (2).png", "b.png", "c.png"} | {f"{n}-masklabel.png" for n in ("a (2)", "b", "c")}
+    report = import_paths([source], images_dir)
+    assert {path.name for path in images_dir.iterdir()} == expected
+    assert report.lines() == ["3 images added, 3 with masks."]
+    for again in ([source], [packed], sorted(source.glob("*.png"))):
+        assert import_paths(again, images_dir).lines() == ["0 images added, 3 already there."]
+    assert {path.name for path in images_dir.iterdir()} == expected
+    chosen = import_paths([source / "b-masklabel.png"], images_dir)
+    assert chosen.refused[0].message == "There is no image for the mask 'b-masklabel.png'."
+
+
+def test_a_folder_called_mask_without_images_beside_it_holds_images(source: Path, images_dir: Path) -> None:
+    draw(source / "mask" / "a.png", 1)
+    assert [path.name for path in import_paths([source], images_dir).added] == ["a.png"]
+
+
+def test_images_beside_the_sets_of_a_folder_are_wrapped_and_named(source: Path, images_dir: Path) -> None:
+    draw(source / "5_cat" / "a.png", 1)
+    draw(source / "b.png", 2)
+    draw(source / "c.png", 3)
+    report = import_paths([source], images_dir)
+    assert sorted(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/c.png", "5_cat/a.png"]
+    assert report.notes == ["2 images beside the set folders: imported into '10_hero'."]

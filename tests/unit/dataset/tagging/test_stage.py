@@ -1,0 +1,391 @@
+"""The tagging stage: what is written, what is left, stop and resume, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lora_studio import api
+from lora_studio.dataset.captions.text import split_tags
+from lora_studio.dataset.images.decode import file_sha256
+from lora_studio.dataset.tagging import stage as tagging
+from lora_studio.dataset.tagging.cache import confidences, seen
+from lora_studio.dataset.tagging.interface import Sight, TooMany
+from lora_studio.dataset.tagging.labels import Label
+from lora_studio.dataset.tagging.stage import TagResult, restore_captions, tag
+from lora_studio.errors import DiskFullError, InputError
+from lora_studio.settings.choices import Existing
+from lora_studio.settings.job_specs import TagJob
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home
+from tests.support.tiny_taggers import save_tiny_wd
+
+
+class Colours:
+    """Names the red value of each picture's corner, so that every picture has tags of its own.
+
+    It is a tagger and its files at once. With `most`, no more pictures fit into its memory.
+    """
+
+    side = 16
+    labels = (*(Label(f"red {value}", 0) for value in range(256)), Label("thing", 0), Label("hero", 4))
+
+    def __init__(self, name: str = "colours", sure: float = 0.9, most: int = 99) -> None:
+        self.name, self.sure, self.most = name, sure, most
+        self.batches: list[int] = []
+        self.loaded = 0
+        self.sentence = ""
+
+    def content_hash(self) -> str:
+        return self.name
+
+    def load(self) -> Colours:
+        self.loaded += 1
+        return self
+
+    def prepare(self, image: Image.Image) -> int:
+        return image.getpixel((0, 0))[0]
+
+    def look(self, prepared: Sequence[int]) -> list[Sight]:
+        if len(prepared) > self.most:
+            raise TooMany from RuntimeError("full")
+        self.batches.append(len(prepared))
+        sure = np.array([self.sure, 0.5, 0.7], np.float16)
+        return [
+            Sight(np.array([value, 256, 257], np.uint16), sure, self.sentence, np.ones(4, np.float16))
+            for value in prepared
+        ]
+
+
+class Fixture:
+    """A folder of pictures, a job folder, and a way to run the stage in it."""
+
+    def __init__(self, folder: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.images, self.home = folder / "images", home
+        self.images.mkdir()
+        self.tagger = Colours()
+        self.events: list[dict[str, Any]] = []
+        self.stop_after = 10**9
+        self.taggers = {"colours": self.tagger}
+        monkeypatch.setattr(tagging, "find_tagger", lambda name, **options: self.taggers[name])
+        self.job_path = folder / "job"
+
+    def add(self, name: str, red: int = 0, caption: str | None = None) -> Path:
+        path = self.images / name
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (24, 24), (red, 9, 9)).save(path)
+        if caption is not None:
+            path.with_suffix(".txt").write_text(caption)
+        return path
+
+    def run(self, *, resume: bool = False, **settings: Any) -> TagResult:
+        if resume:
+            self.folder = JobFolder(self.job_path)
+        else:
+            job = TagJob.parse({"dataset": self.images, "tagger": "colours", **settings})
+            self.folder = JobFolder.create(self.job_path, job)
+
+        def report(event: str, /, **values: Any) -> None:
+            self.events.append(self.folder.emit(event, **values))
+
+        job = self.folder.job()
+        assert isinstance(job, TagJob)
+        return tag(job, self.folder, home=self.home, report=report, should_stop=self.should_stop, resume=resume)
+
+    def should_stop(self) -> bool:
+        return sum(event["event"] == "tagged" for event in self.events) >= self.stop_after
+
+    def captions(self) -> dict[str, str]:
+        return {
+            str(path.relative_to(self.images)): path.read_text("utf-8") for path in sorted(self.images.rglob("*.txt"))
+        }
+
+    def names(self, event: str) -> list[str]:
+        return [Path(item["path"]).name for item in self.events if item["event"] == event]
+
+
+@pytest.fixture
+def studio(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Fixture:
+    return Fixture(tmp_path, home, monkeypatch)
+
+
+def test_every_image_gets_its_own_caption_with_the_trigger_first(studio: Fixture) -> None:
+    for index in range(6):
+        studio.add(f"{index}.png", index)
+    studio.add("5_more/a.png", 77)
+    result = studio.run(trigger_word="ohwx")
+    assert result == TagResult(tagged=7)
+    assert studio.captions() == {
+        **{f"{index}.txt": f"ohwx, red {index}, thing" for index in range(6)},
+        "5_more/a.txt": "ohwx, red 77, thing",
+    }
+    tagged = [event for event in studio.events if event["event"] == "tagged"]
+    assert [(event["done"], event["total"]) for event in tagged] == [(done, 7) for done in range(1, 8)]
+    assert tagged[-1]["seconds_left"] == 0
+    assert tagged[0]["caption"] == "ohwx, red 0, thing"
+    assert sum(studio.tagger.batches) == 7
+
+
+@pytest.mark.parametrize(
+    ("existing", "expected", "tagged"),
+    [
+        (Existing.IGNORE, {"a.txt": "smiling, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 2),
+        (Existing.APPEND, {"a.txt": "smiling, thing, red 1", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 3),
+        (Existing.OVERWRITE, {"a.txt": "red 1, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 3),
+    ],
+)
+def test_existing_captions(studio: Fixture, existing: Existing, expected: dict[str, str], tagged: int) -> None:
+    studio.add("a.png", 1, "smiling, thing")
+    studio.add("b.png", 2)
+    studio.add("c.png", 3, "  \n")
+    result = studio.run(existing=existing)
+    assert studio.captions() == expected
+    assert (result.tagged, result.skipped) == (tagged, 3 - tagged)
+    assert len(studio.names("tagged")) == tagged
+    assert studio.names("skipped") == ["a.png"] * (3 - tagged)
+
+
+def test_appending_puts_the_trigger_first_and_never_twice(studio: Fixture) -> None:
+    studio.add("a.png", 1, "smiling, OHWX, Thing")
+    studio.run(existing=Existing.APPEND, trigger_word="ohwx")
+    assert studio.captions() == {"a.txt": "ohwx, smiling, Thing, red 1"}
+
+
+def test_nothing_new_is_left_as_it_was(studio: Fixture) -> None:
+    path = studio.add("a.png", 1, "thing,red 1\n")
+    result = studio.run(existing=Existing.APPEND)
+    assert (result.tagged, result.skipped) == (0, 1)
+    assert path.with_suffix(".txt").read_text() == "thing,red 1\n"
+
+
+def test_the_tagger_is_not_loaded_for_nothing(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio.add("a.png", 1, "there")
+    monkeypatch.setattr(tagging, "find_tagger", lambda *names, **options: pytest.fail("looked for"))
+    assert studio.run() == TagResult(skipped=1)
+
+
+def test_broken_images_are_told_and_the_rest_goes_on(studio: Fixture) -> None:
+    studio.add("a.png", 1)
+    (studio.images / "b.png").write_text("no image")
+    studio.add("c.png", 3)
+    result = studio.run()
+    assert (result.tagged, [item.path.name for item in result.failed]) == (2, ["b.png"])
+    assert "b.png" in result.failed[0].message
+    assert list(studio.captions()) == ["a.txt", "c.txt"]
+    failed = next(event for event in studio.events if event["event"] == "image_failed")
+    assert failed["message"] == result.failed[0].message
+
+
+def test_a_tagger_that_is_sure_of_nothing_writes_no_empty_file(studio: Fixture) -> None:
+    studio.add("a.png", 1)
+    studio.add("b.png", 2, "mine")
+    result = studio.run(existing=Existing.OVERWRITE, threshold=0.95)
+    assert studio.captions() == {"b.txt": "mine"}
+    assert "threshold 0.95" in result.failed[0].message
+
+
+def test_a_sentence_is_kept_whole(studio: Fixture) -> None:
+    studio.add("a.png", 1, "a drawing")
+    studio.tagger.sentence = "a cat, sitting on a mat"
+    studio.run(existing=Existing.APPEND, trigger_word="ohwx", threshold=1)
+    assert studio.captions() == {"a.txt": "ohwx, a drawing, a cat, sitting on a mat"}
+
+
+@pytest.mark.parametrize("existing", list(Existing))
+def test_stop_and_resume_do_every_image_once(studio: Fixture, existing: Existing) -> None:
+    for index in range(10):
+        studio.add(f"{index}.png", index, "old" if index in (1, 7) else None)
+    studio.stop_after = 3
+    first = studio.run(existing=existing)
+    assert first.stopped
+    assert 3 <= first.tagged < 8
+    (studio.images / "0.txt").write_text("edited while it was stopped")
+    studio.stop_after = 10**9
+    second = studio.run(resume=True)
+    expected = 8 if existing is Existing.IGNORE else 10
+    assert (second.tagged, second.skipped, second.stopped) == (expected, 10 - expected, False)
+    assert len(studio.names("tagged")) == len(set(studio.names("tagged"))) == expected
+    assert studio.captions()["0.txt"] == "edited while it was stopped"
+    expected_captions = {}
+    for index in range(10):
+        said = f"red {index}, thing"
+        old = {"ignore": "old", "append": f"old, {said}", "overwrite": said}[existing.value]
+        expected_captions[f"{index}.txt"] = old if index in (1, 7) else said
+    assert studio.captions() == expected_captions | {"0.txt": "edited while it was stopped"}
+    assert studio.events[-1]["done"] == studio.events[-1]["total"] == 10
+
+
+def test_restoring_undoes_the_job_byte_for_byte(studio: Fixture) -> None:
+    studio.add("old.png", 1)
+    latin = "café, naïve\r\n".encode("latin-1")
+    (studio.images / "old.txt").write_bytes(latin)
+    studio.add("new.png", 2)
+    studio.add("edited.png", 3, "mine")
+    dotted = studio.add("dotted.png", 4)
+    dotted.with_suffix(".caption").write_text("theirs")
+    studio.run(existing=Existing.OVERWRITE)
+    (studio.images / "edited.txt").write_text("better words")
+    report = restore_captions(studio.folder)
+    assert (studio.images / "old.txt").read_bytes() == latin
+    assert sorted(path.name for path in studio.images.glob("*.txt")) == ["edited.txt", "old.txt"]
+    assert (studio.images / "edited.txt").read_text() == "better words"
+    assert dotted.with_suffix(".caption").read_text() == "theirs"
+    assert [path.name for path in report.restored] == ["old.txt"]
+    assert [path.name for path in report.removed] == ["dotted.txt", "new.txt"]
+    assert [path.name for path in report.kept] == ["edited.txt"]
+    assert report.lines() == [
+        f"{studio.images / 'edited.txt'} was edited after it was tagged and stays as it is.",
+        "1 captions put back, 2 new ones taken away.",
+    ]
+    again = restore_captions(studio.job_path)
+    assert (again.restored, again.removed) == ([], [])
+
+
+def test_restoring_after_a_caption_was_changed_twice(studio: Fixture) -> None:
+    path = studio.add("a.png", 1, "first")
+    studio.run(existing=Existing.OVERWRITE)
+    with (studio.job_path / tagging.KEPT_FILE).open("a") as lines:
+        lines.write('{"file": "torn')
+    (studio.job_path / "events.jsonl").unlink()  # as if the machine had died before the event was written
+    path.with_suffix(".txt").write_text("first")
+    studio.tagger.name = "another"
+    studio.tagger.sentence = "second"
+    studio.run(resume=True)
+    assert studio.captions() == {"a.txt": "second, red 1, thing"}
+    restore_captions(studio.folder)
+    assert studio.captions() == {"a.txt": "first"}
+    assert restore_captions(studio.folder).kept == []
+
+
+def test_restoring_a_job_that_changed_nothing(tmp_path: Path) -> None:
+    assert restore_captions(tmp_path).lines() == ["0 captions put back, 0 new ones taken away."]
+
+
+def test_a_full_disk_ends_the_job_with_what_is_done(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    studio.add("a.png", 1, "old a")
+    studio.add("b.png", 2, "old b")
+    write = tagging.write_many
+
+    def full(contents: dict[Path, bytes]) -> None:
+        write({path: data for path, data in contents.items() if path.name != "b.txt"})
+        if any(path.name == "b.txt" for path in contents):
+            raise DiskFullError("No room left.", "Free some.")
+
+    monkeypatch.setattr(tagging, "write_many", full)
+    with pytest.raises(DiskFullError):
+        studio.run(existing=Existing.OVERWRITE)
+    assert studio.captions() == {"a.txt": "red 1, thing", "b.txt": "old b"}
+    monkeypatch.setattr(tagging, "write_many", write)
+    again = studio.run(resume=True)
+    assert (again.tagged, again.skipped, studio.tagger.loaded) == (1, 1, 1)
+    restore_captions(studio.folder)
+    assert studio.captions() == {"a.txt": "old a", "b.txt": "old b"}
+
+
+def test_other_settings_need_no_model_again(studio: Fixture) -> None:
+    for index in range(5):
+        studio.add(f"{index}.png", index)
+    studio.run(existing=Existing.OVERWRITE, trigger_word="ohwx")
+    studio.add("5.png", 5)
+    (studio.images / "0.png").rename(studio.images / "renamed.png")
+    studio.job_path = studio.job_path.with_name("again")
+    settings = {"threshold": 0.6, "character_threshold": 0.7, "exclude_tags": "red_2"}
+    assert studio.run(existing=Existing.OVERWRITE, **settings).tagged == 6
+    said = {name: caption for name, caption in studio.captions().items() if name != "0.txt"}
+    assert said == {
+        "1.txt": "red 1, hero",
+        "2.txt": "hero",
+        "3.txt": "red 3, hero",
+        "4.txt": "red 4, hero",
+        "5.txt": "red 5, hero",
+        "renamed.txt": "red 0, hero",
+    }
+    assert sum(studio.tagger.batches) == 6  # the new one alone was looked at
+    studio.job_path = studio.job_path.with_name("third")
+    studio.run(existing=Existing.OVERWRITE, only_tags="thing, red 1")
+    assert studio.captions()["1.txt"] == "red 1, thing"
+    assert studio.tagger.loaded == 2
+
+
+def test_two_taggers_are_joined_each_loaded_once(studio: Fixture) -> None:
+    studio.taggers["other"] = Colours("other", sure=0.95)
+    studio.taggers["other"].sentence = "a picture"
+    for index in range(3):
+        studio.add(f"{index}.png", index)
+    studio.run(tagger="other", also=["colours"])
+    assert studio.captions() == {f"{index}.txt": f"a picture, red {index}, thing" for index in range(3)}
+    assert [tagger.loaded for tagger in studio.taggers.values()] == [1, 1]
+    assert seen(studio.home, [file_sha256(studio.images / "1.png")]) is not None
+    assert confidences(studio.home, file_sha256(studio.images / "1.png"))["hero"] == pytest.approx(0.7, abs=1e-3)
+
+
+def test_a_full_memory_halves_the_batch_and_every_image_is_seen_once(studio: Fixture) -> None:
+    studio.tagger.most = 1
+    for index in range(5):
+        studio.add(f"{index}.png", index)
+    assert studio.run().tagged == 5
+    assert studio.tagger.batches == [1] * 5
+    studio.tagger.most, studio.tagger.name = 0, "none fits"
+    studio.job_path = studio.job_path.with_name("again")
+    with pytest.raises(RuntimeError, match="full"):
+        studio.run(existing=Existing.OVERWRITE)
+
+
+def test_an_empty_folder(studio: Fixture) -> None:
+    with pytest.raises(InputError, match="no images"):
+        studio.run()
+
+
+def test_by_the_library_with_a_real_tiny_tagger(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
+    images, tagger = image_folder(3, captions=False), save_tiny_wd(tmp_path / "wd")
+    heard: list[str] = []
+    result = api.tag(
+        images,
+        tagger=str(tagger),
+        threshold=0.1,
+        trigger_word="ohwx",
+        out=tmp_path / "job",
+        home=home,
+        on_event=lambda event: heard.append(event["event"]),
+    )
+    assert result.tagged == 3
+    for path in images.glob("*.txt"):
+        caption = path.read_text()
+        assert caption.startswith("ohwx, ")
+        assert set(split_tags(caption)) == {"ohwx", "1girl", "long hair", "^_^", "hat (object)", "red", "green", "blue"}
+    folder = JobFolder(tmp_path / "job")
+    assert folder.status().state is State.DONE
+    assert folder.result() == {"tagged": 3, "skipped": 0, "failed": [], "stopped": False}
+    assert heard.count("tagged") == 3
+
+
+tags = st.text(st.characters(codec="ascii", exclude_characters=",", exclude_categories=["C"]), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(old=st.lists(tags, max_size=5), said=st.lists(tags, max_size=5), trigger=st.sampled_from(["", "ohwx"]))
+def test_appending_loses_nothing_and_doubles_nothing(
+    tmp_path: Path, old: list[str], said: list[str], trigger: str
+) -> None:
+    job = TagJob.parse({"dataset": tmp_path, "tagger": "x", "existing": "append", "trigger_word": trigger})
+    work = tagging._Work(job, JobFolder(tmp_path), lambda event, /, **values: None, 1, 0, TagResult())
+    combined = split_tags(work._combined(", ".join(old), ", ".join(said)))
+    folded = {part.casefold() for part in combined}
+    for part in split_tags(", ".join([*old, *said])):
+        assert part.casefold() in folded or "ohwx" in part.casefold()
+    once = work._combined(", ".join(combined), ", ".join(said))
+    assert split_tags(once) == combined
+
+
+def test_tags_to_leave_out_are_not_written_and_what_a_user_wrote_stays(studio: Fixture) -> None:
+    studio.add("a.png", 10)
+    studio.add("b.png", 20, "Thing, my own")
+    studio.run(existing=Existing.APPEND, trigger_word="ohwx", exclude_tags="thing, red")
+    assert studio.captions() == {"a.txt": "ohwx, red 10", "b.txt": "ohwx, Thing, my own, red 20"}

@@ -1,0 +1,121 @@
+"""Bucket sizes and placements against their definition."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_studio.dataset.buckets import bucket_sizes, place, place_for
+from lora_studio.errors import InputError
+from lora_studio.settings.recipe import Recipe
+
+sides = st.integers(1, 6000)
+resolutions = st.integers(8, 192).map(lambda n: n * 8)
+steps = st.sampled_from([8, 16, 32, 64, 128])
+
+
+@pytest.mark.parametrize(("low", "high", "count"), [(256, 1024, 25), (256, 2048, 41), (512, 2048, 33)])
+def test_as_many_buckets_as_kohya_makes(low: int, high: int, count: int) -> None:
+    assert len(bucket_sizes(resolution=1024, min_bucket_reso=low, max_bucket_reso=high)) == count
+
+
+def test_known_buckets_of_sdxl() -> None:
+    sizes = bucket_sizes(resolution=1024)
+    assert {(1024, 1024), (896, 1152), (1152, 896), (832, 1216), (1216, 832), (768, 1344), (640, 1536)} <= set(sizes)
+
+
+@given(resolutions, st.integers(1, 64), st.integers(0, 64), steps)
+def test_bucket_sizes_hold_their_bounds(resolution: int, low: int, more: int, step: int) -> None:
+    minimum, maximum = low * 32, (low + more) * 32
+    sizes = bucket_sizes(
+        resolution=resolution, min_bucket_reso=minimum, max_bucket_reso=maximum, bucket_reso_steps=step
+    )
+    used = min(step, resolution)
+    assert len(set(sizes)) == len(sizes) >= 1
+    for width, height in sizes:
+        assert width % 8 == height % 8 == 0
+        assert width % used == height % used == 0
+        assert width * height <= resolution**2
+        assert max(width, height) <= max(maximum, used)
+        assert (height, width) in sizes
+
+
+@given(sides, sides, resolutions, steps, st.booleans(), st.booleans(), st.sampled_from([256, 1024, 2048]))
+def test_placements_hold_their_promises(
+    width: int, height: int, resolution: int, step: int, no_upscale: bool, enable: bool, maximum: int
+) -> None:
+    placement = place(
+        width,
+        height,
+        resolution=resolution,
+        enable_bucket=enable,
+        max_bucket_reso=maximum,
+        bucket_reso_steps=step,
+        bucket_no_upscale=no_upscale,
+    )
+    (bucket_w, bucket_h), (scaled_w, scaled_h), (left, top) = placement.bucket, placement.scaled, placement.crop
+    used = min(step, resolution)
+    assert bucket_w * bucket_h <= resolution**2
+    assert bucket_w >= 8
+    assert bucket_h >= 8
+    assert bucket_w % 8 == bucket_h % 8 == 0
+    assert 0 <= left <= scaled_w - bucket_w
+    assert 0 <= top <= scaled_h - bucket_h
+    # The crop is centred to the pixel.
+    assert abs(2 * left - (scaled_w - bucket_w)) <= 1
+    assert abs(2 * top - (scaled_h - bucket_h)) <= 1
+    if not enable:
+        assert placement.bucket == (resolution, resolution)
+        return
+    assert bucket_w % used == bucket_h % used == 0
+    assert max(bucket_w, bucket_h) <= max(maximum, used)
+    if no_upscale:
+        one_step = min(bucket_w, bucket_h) == used
+        if not one_step:
+            assert scaled_w <= width
+            assert scaled_h <= height
+        assert scaled_w - bucket_w < used or scaled_h - bucket_h < used
+    else:
+        # One side is hit exactly: the image is scaled to cover, not more.
+        assert scaled_w == bucket_w or scaled_h == bucket_h
+
+
+@given(st.integers(64, 6000), st.integers(64, 6000))
+def test_aspect_ratio_is_kept_without_upscale(width: int, height: int) -> None:
+    scaled_w, scaled_h = place(width, height, resolution=1024).scaled
+    assert abs(scaled_w - scaled_h * width / height) <= max(1.0, width / height)
+
+
+def test_crop_stands_on_the_axis_that_is_cropped() -> None:
+    placement = place(900, 1000, resolution=1024, bucket_no_upscale=False)
+    assert (placement.bucket, placement.scaled, placement.crop) == ((960, 1088), (979, 1088), (9, 0))
+
+
+def test_a_small_image_keeps_its_own_size() -> None:
+    placement = place(700, 530, resolution=1024)
+    assert (placement.bucket, placement.scaled, placement.crop) == ((640, 512), (700, 530), (30, 9))
+
+
+def test_a_photo_is_scaled_to_the_area() -> None:
+    placement = place(4000, 3000, resolution=1024)
+    assert (placement.bucket, placement.scaled) == ((1088, 832), (1109, 832))
+    assert placement.scaled[0] * 3 == pytest.approx(placement.scaled[1] * 4, abs=4)
+
+
+def test_a_tiny_image_fills_one_step() -> None:
+    placement = place(40, 900, resolution=1024)
+    assert (placement.bucket, placement.scaled, placement.crop) == ((64, 896), (64, 1440), (0, 272))
+
+
+def test_a_recipe_decides() -> None:
+    recipe = Recipe(resolution=768, enable_bucket=False)
+    assert place_for(recipe, 900, 1800).bucket == (768, 768)
+    assert place_for(Recipe(resolution=768), 900, 1800).bucket == place(900, 1800, resolution=768).bucket
+
+
+def test_impossible_values_are_named() -> None:
+    with pytest.raises(InputError, match="bucket_reso_steps is 12"):
+        place(100, 100, resolution=512, bucket_reso_steps=12)
+    with pytest.raises(InputError, match="0 x 5 px"):
+        place(0, 5, resolution=512)

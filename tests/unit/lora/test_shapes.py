@@ -1,0 +1,227 @@
+"""Which layers a recipe trains, and how many weights that makes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given
+from hypothesis import strategies as st
+from peft.tuners.lokr.layer import factorization
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from lora_studio.demo import base_path
+from lora_studio.errors import ConfigError
+from lora_studio.lora.inject import add_adapters, layer_tensors
+from lora_studio.lora.layers import Place, find_layers
+from lora_studio.lora.shapes import Layer, Part, factors, size_of, tensor_shapes
+from lora_studio.models.locate import SDXL_CONFIG
+from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, lora_weights, memory_parts
+from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
+from lora_studio.settings.choices import GradientCheckpointing
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.reporting.network_metadata import describe_network
+from tests.support.tiny_sdxl import make_pipeline
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> list[Place]:
+    return places_of(SDXL_CONFIG)
+
+
+def places_of(folder: Path) -> list[Place]:
+    def config(part: str) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((folder / part / "config.json").read_text("utf-8"))
+        return values
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config("unet"))
+        encoders = [CLIPTextModel(CLIPTextConfig(**config(part))) for part in ("text_encoder", "text_encoder_2")]
+    return find_layers(unet, encoders)
+
+
+@pytest.mark.parametrize(("folder", "shape"), [(SDXL_CONFIG, SDXL), (base_path(), EMBEDDED)], ids=["SDXL", "embedded"])
+def test_the_layers_that_plans_count_with_are_the_models(folder: Path, shape: Architecture) -> None:
+    assert Counter(place.layer for place in places_of(folder)) == shape.layers
+
+
+@pytest.mark.parametrize(
+    ("layers", "counts"),
+    [
+        ("attention", {"unet": 70 * 8, "te1": 48, "te2": 128}),
+        ("attention_ff", {"unet": 722, "te1": 72, "te2": 192}),
+        # 17 resnets have a linear layer each, 11 of them a 1x1 convolution too
+        ("linear", {"unet": 722 + 17 + 11, "te1": 72, "te2": 192}),
+        ("all", {"unet": 722 + 17 + 11 + 2 * 17 + 2 + 2, "te1": 72, "te2": 192}),
+    ],
+)
+def test_how_many_layers_of_sdxl_are_trained(sdxl: list[Place], layers: str, counts: dict[str, int]) -> None:
+    recipe = Recipe.parse({"train_layers": layers})
+    assert Counter(place.model for place in sdxl if size_of(recipe, place.layer)) == counts
+
+
+def test_convolutions_have_the_names_of_stabilitys_code(sdxl: list[Place]) -> None:
+    """Of the layers outside the transformers: `input_blocks` has resnets at .0, `output_blocks` upsamplers at .2."""
+    names = {place.kohya for place in sdxl if ".attentions." not in place.path and place.model == "unet"}
+    expected = set()
+    resnets = [f"input_blocks_{number}_0" for number in (1, 2, 4, 5, 7, 8)]
+    resnets += ["middle_block_0", "middle_block_2", *(f"output_blocks_{number}_0" for number in range(9))]
+    for resnet in resnets:
+        expected |= {f"lora_unet_{resnet}_{layer}" for layer in ("in_layers_2", "out_layers_3", "emb_layers_1")}
+    wider = ["input_blocks_4_0", "input_blocks_7_0", *(f"output_blocks_{number}_0" for number in range(9))]
+    expected |= {f"lora_unet_{resnet}_skip_connection" for resnet in wider}
+    expected |= {f"lora_unet_input_blocks_{number}_0_op" for number in (3, 6)}
+    expected |= {f"lora_unet_output_blocks_{number}_2_conv" for number in (2, 5)}
+    assert names == expected
+    paths = {place.kohya: place.path for place in sdxl}
+    assert paths["lora_unet_input_blocks_6_0_op"] == "down_blocks.1.downsamplers.0.conv"
+    assert paths["lora_unet_output_blocks_5_2_conv"] == "up_blocks.1.upsamplers.0.conv"
+    assert paths["lora_unet_input_blocks_4_0_skip_connection"] == "down_blocks.1.resnets.0.conv_shortcut"
+    assert paths["lora_unet_output_blocks_8_0_emb_layers_1"] == "up_blocks.2.resnets.2.time_emb_proj"
+
+
+def test_every_name_belongs_to_one_layer(sdxl: list[Place]) -> None:
+    assert len({place.kohya for place in sdxl}) == len({place.path.replace(".", "_") + place.model for place in sdxl})
+    assert all(place.layer.block in BLOCKS for place in sdxl if place.model == "unet")
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "LoCon": {"network_type": "LoCon", "conv_dim": 3, "conv_alpha": 1},
+    "DoRA": {"network_type": "DoRA", "train_layers": "all"},
+    "LoHa": {"network_type": "LoHa", "train_layers": "all"},
+    "LoKr": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1},
+    "LoKr whole": {"network_type": "LoKr", "network_dim": 64, "lokr_factor": 4},
+    "blocks": {"block_dims": "in=2, mid1=6, out0=0", "rank_stabilized": True},
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_peft_makes_the_tensors_that_are_counted(network: str, tmp_path: Path) -> None:
+    pipe = make_pipeline(tmp_path, layers=1)
+    recipe = Recipe.parse({"network_dim": 4, "network_alpha": 2} | NETWORKS[network])
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    places = {(place.model, place.path): place.layer for place in find_layers(pipe.unet, encoders)}
+    expected = {place: size_of(recipe, layer) for place, layer in places.items() if size_of(recipe, layer)}
+    adapters = add_adapters(pipe.unet, encoders, recipe)
+    assert {(model, path) for model, path, _ in adapters.layers} == set(expected)
+    for model, path, layer in adapters.layers:
+        size = expected[model, path]
+        assert size is not None
+        assert layer.scaling["default"] == pytest.approx(size.alpha / size.dim)
+        shapes = tensor_shapes(recipe, places[model, path], size.dim)
+        made = {name: tensor.shape.numel() for name, tensor in layer_tensors(layer).items()}
+        assert made == {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+        assert all(tensor.dtype == torch.float32 and tensor.requires_grad for tensor in layer_tensors(layer).values())
+
+
+def test_sizes_follow_the_recipe() -> None:
+    wide, conv = Layer("unet", Part.ATTENTION, "in4", 640, 640), Layer("unet", Part.CONVOLUTION, "in4", 640, 320, 3)
+    plain = Recipe(network_dim=16, network_alpha=8)
+    assert size_of(plain, wide) == (16, 8)
+    assert size_of(plain, conv) is None
+    assert size_of(Recipe.parse({"network_dim": 16, "network_alpha": 8, "network_type": "LoCon"}), conv) == (16, 8)
+    locon = Recipe.parse({"network_dim": 16, "network_alpha": 8, "network_type": "LoCon", "conv_dim": 4})
+    assert (size_of(locon, wide), size_of(locon, conv)) == ((16, 8), (4, 2))
+    blocks = Recipe(network_dim=16, network_alpha=8, block_dims="in4=4, in5=0")
+    assert size_of(blocks, wide) == (4, 8)  # as in kohya's block_dims, alpha stays
+    assert size_of(blocks, Layer("unet", Part.ATTENTION, "in5", 640, 640)) is None
+    assert size_of(blocks, Layer("te1", Part.ATTENTION, "", 768, 768)) == (16, 8)
+    stable = Recipe(network_dim=16, network_alpha=8, rank_stabilized=True)
+    assert size_of(stable, wide) == (16, 32)  # 32 / 16 = 8 / sqrt(16)
+    assert size_of(Recipe(unet_lr=0), wide) is None
+
+
+@given(size=st.integers(1, 12_000), factor=st.just(-1) | st.integers(1, 64))
+def test_lokr_cuts_sides_as_peft_does(size: int, factor: int) -> None:
+    assert factors(size, factor) == factorization(size, factor)
+
+
+def test_weights_of_all_types_on_sdxl() -> None:
+    base: dict[str, Any] = {"network_dim": 8, "network_alpha": 4, "text_encoder_lr": 0}
+    lora = lora_weights(Recipe.parse(base))
+    assert lora == 8 * 2_659_840
+    assert lora_weights(Recipe.parse(base | {"network_type": "LoHa"})) == 2 * lora
+    rows = sum(layer.outputs * count for layer, count in SDXL.layers.items() if size_of(Recipe.parse(base), layer))
+    assert lora_weights(Recipe.parse(base | {"network_type": "DoRA"})) == lora + rows
+    assert lora_weights(Recipe.parse(base | {"network_type": "LoKr"})) < lora / 8
+    halves = Recipe.parse(base | {"network_type": "LoHa", "gradient_checkpointing": False, "mixed_precision": "bf16"})
+    products = memory_parts(halves)["Adapter products"]
+    assert products == pytest.approx(2 * 0.87 * 2_567_463_684 / 2**30, rel=0.02)  # 87 % of the UNet is linear
+    saved = halves.model_copy(update={"gradient_checkpointing": GradientCheckpointing.ON})
+    assert memory_parts(saved)["Adapter products"] < products / 5
+    assert "Adapter products" not in memory_parts(Recipe.parse(base))
+
+
+@pytest.mark.parametrize(
+    ("text", "dims"),
+    [
+        ("", {}),
+        ("in4=8", {"in4": 8}),
+        ("IN4 - 5 = 8; mid=16", {"in4": 8, "in5": 8, "mid0": 16, "mid1": 16, "mid2": 16}),
+        ("out=4, out8=0", {**{f"out{number}": 4 for number in range(8)}, "out8": 0}),
+        (",".join(map(str, range(23))), dict(zip(BLOCKS, range(1, 22), strict=True))),
+    ],
+)
+def test_block_dims_can_be_written_in_two_ways(text: str, dims: dict[str, int]) -> None:
+    assert parse_block_dims(text) == dims
+
+
+@given(dims=st.dictionaries(st.sampled_from(BLOCKS), st.integers(0, 512)))
+def test_block_dims_survive_writing(dims: dict[str, int]) -> None:
+    assert parse_block_dims(", ".join(f"{block}={dim}" for block, dim in dims.items())) == dims
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"block_dims": "in9=8"}, "in0 to in8"),
+        ({"block_dims": "in5-4=8"}, "in0 to in8"),
+        ({"block_dims": "down=8"}, "'down=8' names no block"),
+        ({"block_dims": "8,8,8"}, "there are 3 numbers"),
+        ({"block_dims": "mid=513"}, "above 512"),
+        ({"conv_dim": 8}, "conv_dim is 8, but no convolution is trained"),
+        ({"conv_alpha": 8}, "conv_alpha is 8, but no convolution"),
+        ({"network_type": "LoCon", "train_layers": "attention"}, "Set train_layers to all"),
+        ({"lokr_factor": 8}, "lokr_factor is 8, but network_type is LoRA"),
+        ({"lokr_factor": 0, "network_type": "LoKr"}, "lokr_factor is 0"),
+        ({"save_format": "diffusers", "network_type": "LoHa"}, "Set save_format to kohya"),
+        ({"network_dropout": 1}, "less than or equal to 0.9"),
+    ],
+)
+def test_networks_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        Recipe.parse(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "module", "arguments"),
+    [
+        ({}, "networks.lora", {}),
+        ({"network_type": "LoCon", "conv_dim": 8}, "networks.lora", {"conv_dim": "8", "conv_alpha": "4"}),
+        ({"block_dims": "mid=8"}, "networks.lora", {"block_dims": "0," + "32," * 9 + "8,8,8," + "32," * 9 + "0"}),
+        (
+            {"network_type": "DoRA"},
+            "lycoris.kohya",
+            {"algo": "locon", "preset": "attn-mlp", "dora_wd": "True", "wd_on_output": "True"},
+        ),
+        ({"network_type": "LoKr"}, "lycoris.kohya", {"algo": "lokr", "preset": "attn-mlp", "factor": "-1"}),
+        (
+            {"network_type": "LoHa", "train_layers": "all", "rank_stabilized": True},
+            "lycoris.kohya",
+            {"algo": "loha", "preset": "full", "conv_dim": "32", "conv_alpha": "16", "rs_lora": "True"},
+        ),
+        ({"train_layers": "attention"}, "lycoris.kohya", {"algo": "locon", "preset": "attn-only"}),
+    ],
+)
+def test_metadata_names_the_network_as_sd_scripts_would(
+    values: dict[str, Any], module: str, arguments: dict[str, str]
+) -> None:
+    found = describe_network(Recipe.parse(values))
+    assert (found["ss_network_module"], found["ss_network_args"]) == (module, arguments)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_studio.guide import BASES
+from lora_studio.planning.advice import Situation, checks, problems
+from lora_studio.planning.memory import fit, memory_parts
+from lora_studio.planning.plan import plan
+from lora_studio.settings.choices import Optimizer
+from lora_studio.settings.recipe import Recipe
+
+V_PRED = "NoobAI XL v-pred"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "code"),
+    [
+        ({"optimizer": "Lion8bit", "unet_lr": 5e-4, "text_encoder_lr": 0}, "lion_rate"),
+        ({"optimizer": "AdamWScheduleFree"}, "schedule_free"),
+        ({"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant", "ema_decay": 0.99}, "averaged_twice"),
+        (
+            {
+                "optimizer": "ProdigyPlusScheduleFree",
+                "unet_lr": 1,
+                "text_encoder_lr": 0,
+                "lr_scheduler": "constant",
+            },
+            "prodigy_clipping",
+        ),
+        ({"lr_scheduler": "adafactor"}, "adafactor_rates"),
+        ({"lr_scheduler": "constant", "lr_warmup_steps": 10}, "warmup_ignored"),
+        ({"debiased_estimation_loss": True}, "weighted_twice"),
+        ({"multires_noise_iterations": 6}, "offset_twice"),
+    ],
+)
+def test_each_caution_is_raised_alone(recipe: dict[str, Any], code: str) -> None:
+    found = checks(Recipe.parse(recipe), Situation())
+    assert [caution.code for caution in found] == [code]
+    assert found[0].message
+    assert found[0].why
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "Lion8bit", "unet_lr": 1e-4, "text_encoder_lr": 2e-5},
+        {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 10},
+        {"debiased_estimation_loss": True, "min_snr_gamma": 0},
+        {"multires_noise_iterations": 6, "noise_offset": 0},
+        {"ema_decay": 0.99, "loss_type": "huber", "timestep_sampling": "logit_normal"},
+        *({"optimizer": name} for name in ("CAME", "PagedAdamW8bit", "AdamW8bit", "Adafactor")),
+    ],
+)
+def test_what_suits_is_left_alone(recipe: dict[str, Any]) -> None:
+    assert checks(Recipe.parse(recipe), Situation()) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base", "words"),
+    [
+        ({"zero_terminal_snr": "on"}, "SDXL 1.0", "Set zero_terminal_snr to auto, or choose a base"),
+        ({"zero_terminal_snr": "on", "prediction_type": "epsilon"}, None, "Set zero_terminal_snr to auto"),
+        ({"lr_scheduler": "adafactor", "optimizer": "AdamW"}, None, "lr_scheduler to cosine"),
+        ({"lr_scheduler": "adafactor", "optimizer": "AdamWScheduleFree"}, None, "lr_scheduler to constant"),
+        ({"optimizer": "ProdigyPlusScheduleFree", "text_encoder_lr": 0}, None, "Set unet_lr to 1"),
+    ],
+)
+def test_what_cannot_work_is_a_problem(recipe: dict[str, Any], base: str | None, words: str) -> None:
+    (problem,) = problems(Recipe.parse(recipe), BASES[base] if base else None)
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("recipe", "base"),
+    [
+        ({"zero_terminal_snr": "on"}, V_PRED),
+        ({"zero_terminal_snr": "off"}, V_PRED),
+        ({"zero_terminal_snr": "off"}, "SDXL 1.0"),
+        ({"zero_terminal_snr": "on"}, None),
+        ({"lr_scheduler": "adafactor"}, None),
+        ({"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1, "text_encoder_lr": 0.2}, None),
+    ],
+)
+def test_what_can_work_is_none(recipe: dict[str, Any], base: str | None) -> None:
+    assert problems(Recipe.parse(recipe), BASES[base] if base else None) == []
+
+
+def test_a_schedule_that_is_not_the_bases_is_told() -> None:
+    found = checks(Recipe.parse({"zero_terminal_snr": "off"}), Situation(base=BASES[V_PRED]))
+    assert [caution.code for caution in found] == ["zero_snr_off"]
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_a_plan_gives_each_optimizer_what_it_wants(optimizer: Optimizer) -> None:
+    result = plan(24, overrides={"optimizer": optimizer.value})
+    assert not {caution.code for caution in result.warnings} - {"optimizer_large"}
+    rates = (result.recipe.unet_lr, result.recipe.text_encoder_lr)
+    assert rates == {
+        Optimizer.PRODIGY: (1, 0),
+        Optimizer.PRODIGY_PLUS: (1, pytest.approx(0.2)),
+        Optimizer.LION8BIT: (pytest.approx(1e-4), pytest.approx(2e-5)),
+    }.get(optimizer, (5e-4, 1e-4))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "mib"),
+    [
+        # 85.1 million weights of 4 bytes, and twice a row and a column for each of 1,444 matrices
+        ({"optimizer": "CAME"}, 324.7 + 2 * 4 * (2_659_840 + 2 * 32 * 986) / 2**20),
+        ({"optimizer": "Lion8bit"}, 85.2),
+        ({"optimizer": "Prodigy", "optimizer_args": "slice_p=11"}, 649.4 * 12 / 11),
+        ({"optimizer": "PagedAdamW8bit"}, 170.5),
+        ({"optimizer": "AdamWScheduleFree"}, 649.4),
+        ({"optimizer": "AdamWScheduleFree", "ema_decay": 0.99}, 649.4 + 324.7),
+        ({"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1}, 354.2 + 4 * (2_659_840 + 2 * 32 * 986) / 2**20),
+    ],
+)
+def test_states_take_what_they_hold(recipe: dict[str, Any], mib: float) -> None:
+    parts = memory_parts(Recipe.parse({"text_encoder_lr": 0, **recipe}))
+    assert parts["Optimizer state"] * 1024 == pytest.approx(mib, abs=2)
+
+
+def test_another_optimizer_gets_no_arguments_that_are_not_its_own() -> None:
+    start = Recipe.parse(
+        {"optimizer": "Prodigy", "optimizer_args": "d_coef=2", "unet_lr": 1, "text_encoder_lr": 0, "network_dim": 128,
+         "batch_size": 1}
+    )  # fmt: skip
+    fitted, _ = fit(start, None, 12)
+    assert (fitted.optimizer, fitted.optimizer_args) == (Optimizer.ADAMW8BIT, [])

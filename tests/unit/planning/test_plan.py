@@ -1,0 +1,354 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lora_studio import guide
+from lora_studio.dataset.buckets import place_for
+from lora_studio.dataset.images.decode import ImageInfo
+from lora_studio.dataset.images.header_cache import stamp_of
+from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.scan import ScanReport, ScanSummary
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.planning.folders import look_at
+from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.presets import load_preset
+from lora_studio.planning.steps import count_steps
+from lora_studio.settings.choices import Kind, Optimizer
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+
+KEYS = {
+    "tier", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "optimizer", "batch_size", "epochs",
+    "repeats", "steps_per_epoch", "total_steps", "vram_gib", "seconds", "lora_mib", "warnings",
+}  # fmt: skip
+
+
+def codes(result: Plan) -> list[str]:
+    return [warning.code for warning in result.warnings]
+
+
+def reason(result: Plan, setting: str) -> Any:
+    return next(item for item in result.reasons if item.setting == setting)
+
+
+def save(path: Path, size: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "orange").save(path)
+
+
+def test_a_character_of_24_images_gets_the_guides_recipe() -> None:
+    result = plan(24)
+    assert result.tier.name == "small"
+    recipe = result.recipe
+    assert (recipe.unet_lr, recipe.text_encoder_lr) == (5e-4, 1e-4)
+    assert (recipe.network_dim, recipe.network_alpha) == (32, 16)
+    assert recipe.optimizer is Optimizer.ADAFACTOR
+    assert result.repeats == 6
+    assert 1 <= recipe.batch_size <= 2
+    assert 10 <= recipe.epochs <= 15
+    assert result.steps.total_steps == 24 * 6 // recipe.batch_size * recipe.epochs
+
+
+def test_summary_is_json_with_the_promised_keys() -> None:
+    summary = plan(24, vram_gib=12, trigger_word="saria_zelda").summary()
+    assert summary.keys() >= KEYS
+    assert json.loads(json.dumps(summary)) == summary
+    assert summary["seconds_range"][0] < summary["seconds"] < summary["seconds_range"][1]
+    assert Recipe.parse(summary["recipe"]).epochs == summary["epochs"]
+    for warning in plan(5).summary()["warnings"]:
+        assert warning.keys() == {"code", "message", "why"}
+
+
+@pytest.mark.parametrize(
+    ("images", "tier"), [(1, "small"), (50, "small"), (51, "medium"), (300, "medium"), (301, "large")]
+)
+def test_tiers_set_batch_and_epochs(images: int, tier: str) -> None:
+    result = plan(images)
+    assert result.tier.name == tier
+    low, high = result.tier.epochs
+    assert low <= result.recipe.epochs <= high
+    assert result.tier.batch_size[0] <= result.recipe.batch_size <= result.tier.batch_size[1]
+    assert not [code for code in codes(result) if code.endswith("_tier")]
+
+
+def test_more_images_are_shown_less_often() -> None:
+    shown = [plan(images).recipe for images in (10, 24, 50, 150, 300, 1000)]
+    assert [recipe.repeats for recipe in shown] == sorted((recipe.repeats for recipe in shown), reverse=True)
+    assert [recipe.epochs for recipe in shown] == sorted((recipe.epochs for recipe in shown), reverse=True)
+    assert shown[1].repeats == 6
+    assert shown[-1].repeats == 1
+
+
+def test_every_recommendation_has_a_reason() -> None:
+    for kind in Kind:
+        for base in guide.BASES:
+            result = plan(24, kind=kind, base=base, vram_gib=8)
+            for item in result.reasons:
+                assert item.why, item
+                assert item.value == result.recipe.model_dump(mode="json")[item.setting]
+            told = {item.setting for item in result.reasons}
+            assert told >= set(result.recipe.changed())
+
+
+def test_kinds_differ_where_it_matters() -> None:
+    character, style, concept = (plan(24, kind=kind) for kind in ("character", "style", "concept"))
+    assert (concept.recipe.network_dim, concept.recipe.network_alpha) == (16, 8)
+    assert concept.lora_mib == pytest.approx(character.lora_mib / 2, abs=0.1)
+    assert style.repeats < character.repeats
+    assert len({tuple(item.recipe.sample_prompts) for item in (character, style, concept)}) == 3
+    assert len({item.tagging for item in (character, style, concept)}) == 3
+
+
+def test_bases_differ_where_it_matters() -> None:
+    pony, noobai, sdxl = plan(24, base="pony"), plan(24, base="NoobAI XL v-pred"), plan(24, base="SDXL 1.0")
+    assert pony.base == "Pony V6 XL"
+    assert pony.recipe.sample_prompts[0].startswith("score_9, ")
+    assert (pony.tagger, sdxl.tagger) == ("wd14", "blip")
+    assert (noobai.prediction_type, sdxl.prediction_type) == ("v_prediction", "epsilon")
+    assert noobai.recipe.noise_offset == 0
+    assert "noise_offset_range" not in codes(noobai)
+    unknown = plan(24, base="somebody/some-sdxl")
+    assert (unknown.base, unknown.tagger, unknown.prediction_type) == ("somebody/some-sdxl", "", "auto")
+
+
+def test_embedded_base_takes_the_demo_preset() -> None:
+    result = plan(20, base="embedded", kind="style", trigger_word="inkstamp_hc")
+    preset = Recipe.parse(load_preset("demo"))
+    assert result.recipe.model_copy(update={"sample_prompts": []}) == preset.model_copy(update={"sample_prompts": []})
+    assert result.recipe.resolution == guide.BASES["embedded"].resolution
+    assert result.steps.total_steps == 500
+    assert result.tagger == "demo"
+    assert result.seconds.high < 600
+    assert codes(result) == []
+
+
+def test_memory_shapes_the_recipe_and_says_so() -> None:
+    small = plan(24, vram_gib=8)
+    assert small.vram_gib < 8
+    assert small.recipe.batch_size == 1
+    assert small.recipe.gradient_checkpointing == "auto"
+    assert small.recipe.text_encoder_lr == 0
+    assert "8 GiB" in reason(small, "batch_size").why
+    assert "memory" not in codes(small)
+    large = plan(24, vram_gib=48)
+    assert large.recipe.gradient_checkpointing == "auto"
+    assert large.vram_parts["Activations"] > 4 * small.vram_parts["Activations"]
+    assert sum(large.vram_parts.values()) == pytest.approx(large.vram_gib, abs=0.02)
+    assert plan(24, vram_gib=3).vram_gib > 3
+    assert "memory" in codes(plan(24, vram_gib=3))
+    assert "memory" not in codes(plan(24))
+
+
+def test_overrides_stay_and_are_marked() -> None:
+    result = plan(24, vram_gib=8, overrides={"batch_size": 4, "network_dim": 64, "epochs": 30})
+    assert (result.recipe.batch_size, result.recipe.network_dim, result.recipe.epochs) == (4, 64, 30)
+    assert result.recipe.network_alpha == 32
+    given = reason(result, "network_dim")
+    assert (given.given, given.guide) == (True, False)
+    assert "32" in given.why
+    assert "epochs_tier" in codes(result)
+
+
+def test_prodigy_gets_its_own_rates() -> None:
+    result = plan(24, overrides={"optimizer": "Prodigy"})
+    assert (result.recipe.unet_lr, result.recipe.text_encoder_lr) == (1, 0)
+    with pytest.raises(ConfigError, match="differ") as caught:
+        plan(24, overrides={"optimizer": "Prodigy", "unet_lr": 5e-4, "text_encoder_lr": 1e-4})
+    assert len(caught.value.problems) == 3
+
+
+def test_hours_take_epochs_away() -> None:
+    free, short = plan(24, vram_gib=12), plan(24, vram_gib=12, hours=1)
+    assert 1 < short.recipe.epochs < free.recipe.epochs
+    assert short.seconds.middle <= 3600
+    assert "60 minutes" in reason(short, "epochs").why
+    assert plan(24, vram_gib=12, hours=100).recipe.epochs == free.recipe.epochs
+
+
+def test_hours_take_steps_away_when_epochs_are_set() -> None:
+    short = plan(24, vram_gib=12, hours=0.5, overrides={"epochs": 12})
+    assert short.recipe.epochs == 12
+    assert short.steps.total_steps == short.recipe.max_train_steps
+    assert short.seconds.middle <= 2100
+    assert "30 minutes" in reason(short, "max_train_steps").why
+    given = {"epochs": 12, "max_train_steps": 800}
+    assert plan(24, vram_gib=12, hours=0.5, overrides=given).steps.total_steps == 800
+
+
+def test_an_earlier_run_narrows_the_time(tmp_path: Path) -> None:
+    guess = plan(24, vram_gib=24, base="sdxl")
+    folders = []
+    for number, (seconds, changes) in enumerate([(9.0, {}), (1.0, {"epochs": 3}), (5.0, {"resolution": 512})]):
+        recipe = guess.recipe.model_dump() | changes
+        job = TrainJob.parse({"name": "a", "dataset": "d", "base": "SDXL 1.0", "recipe": recipe})
+        folders.append(JobFolder.create(tmp_path / f"{number:03d}", job))
+        for step in range(20):
+            folders[-1].emit("step", step=step + 1, seconds=60.0 if step == 0 else seconds)
+    (tmp_path / "003").mkdir()
+    folders.append(JobFolder(tmp_path / "003"))
+    measured = plan(24, vram_gib=24, base="sdxl", runs=folders)
+    assert measured.seconds.high / measured.seconds.low < guess.seconds.high / guess.seconds.low
+    assert 864 * 0.9 < measured.seconds.low < measured.seconds.high < 864 * 1.1 + 1000
+    assert plan(24, vram_gib=24, base="pony", runs=folders).seconds.high > measured.seconds.high
+    slower = plan(24, vram_gib=24, base="sdxl", runs=folders[:1])
+    assert slower.seconds.low > 864 * 8
+
+
+def test_folder_steps_are_those_of_its_buckets(tmp_path: Path) -> None:
+    sizes = [(1024, 1024)] * 5 + [(832, 1216)] * 3 + [(1216, 832)] * 2
+    for index, size in enumerate(sizes):
+        save(tmp_path / "data" / "10_saria" / f"{index}.png", size)
+    result = plan(tmp_path / "data", overrides={"batch_size": 4})
+    buckets: dict[Any, int] = {}
+    for width, height in sizes:
+        bucket = place_for(result.recipe, width, height).bucket
+        buckets[bucket] = buckets.get(bucket, 0) + result.repeats
+    assert len(buckets) == 3
+    assert result.steps == count_steps(buckets, batch_size=4, epochs=result.recipe.epochs)
+    assert result.images == 10
+    assert not result.assumed
+    assert result.repeats == 15
+    assert "captions_missing" in codes(result)
+
+
+def test_folders_of_several_repeats_keep_their_weights(tmp_path: Path) -> None:
+    for name, number in (("2_saria", 4), ("5_bird", 2)):
+        for index in range(number):
+            save(tmp_path / name / f"{index}.png", (512, 512))
+    result = plan(tmp_path)
+    assert result.recipe.repeats is None
+    assert result.steps.samples_per_epoch == 4 * 2 + 2 * 5
+    assert plan(tmp_path, overrides={"repeats": 3}).steps.samples_per_epoch == 18
+
+
+def test_folder_says_what_is_wrong_with_its_images(tmp_path: Path) -> None:
+    save(tmp_path / "large.png", (1500, 1500))
+    save(tmp_path / "small.png", (300, 400))
+    (tmp_path / "broken.png").write_text("no image", "utf-8")
+    found = plan(tmp_path, trigger_word="saria_zelda")
+    assert {"few_images", "small_images", "mixed_resolution", "unreadable", "captions_missing"} <= set(codes(found))
+    assert found.images == 2
+
+
+def test_captioned_folder_is_not_blamed(image_folder: Callable[..., Path]) -> None:
+    result = plan(image_folder(12, (1024, 1024)), trigger_word="inkstamp_hc")
+    assert codes(result) == []
+
+
+def test_sideways_photos_are_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (1216, 832)).save(tmp_path / "photo.jpg", exif=exif)
+    save(tmp_path / "upright.png", (832, 1216))
+    assert plan(tmp_path, overrides={"batch_size": 2, "repeats": 1}).steps.batches_per_epoch == 1
+
+
+@pytest.mark.parametrize(
+    "overrides", [{}, {"repeats": 3}, {"enable_bucket": False}, {"resolution": 512, "bucket_no_upscale": False}]
+)
+def test_the_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    from lora_studio.training.data.dataset import read_dataset
+
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    sizes = [(1024, 1024), (700, 1300), (1300, 700), (640, 480), (333, 999), (1216, 832)]
+    for name, number in (("2_saria", 6), ("5_bird", 3)):
+        for index in range(number):
+            path = tmp_path / name / f"{index}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", sizes[index], "teal").save(path, exif=exif if index % 2 else Image.Exif())
+    (tmp_path / "notes").mkdir()
+    save(tmp_path / "notes" / "a.png", (512, 512))
+    save(tmp_path / "loose.png", (512, 512))
+    more = {"batch_size": 2, "gradient_accumulation_steps": 3, "epochs": 4}
+    planned = plan(tmp_path, overrides=more | overrides)
+    assert planned.images == 9
+    assert read_dataset(tmp_path, planned.recipe, "").count(planned.recipe) == planned.steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"images": 0}, "number of images is 0"),
+        ({"images": 24, "kind": "portrait"}, "kind is 'portrait'"),
+        ({"images": 24, "base": " "}, "No base model"),
+        ({"images": 24, "vram_gib": 0}, "vram_gib is 0"),
+        ({"images": 24, "hours": -1.0}, "hours is -1"),
+        ({"images": 24, "overrides": {"unet_learning_rate": 1}}, "unet_learning_rate: no such setting"),
+        ({"images": 24, "overrides": {"unet_lr": "abc"}}, "unet_lr"),
+        ({"images": 24, "base": "noobai", "overrides": {"prediction_type": "v_prediction"}}, "NoobAI XL predicts"),
+    ],
+)
+def test_wrong_input_names_the_thing_and_the_remedy(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        plan(arguments.pop("images"), **arguments)
+
+
+def test_images_that_a_scan_knows_are_not_read_again(tmp_path: Path) -> None:
+    project = Home(tmp_path).create_project("a")
+    images = [project.images_dir / f"{number}.png" for number in range(4)]
+    for path in images:
+        save(path, (640, 480))
+    (project.images_dir / "0.caption").write_text("ohwx")
+    infos = [ImageInfo(path=path, width=512, height=768, sha256=path.stem) for path in images[:3]]
+    infos[2] = infos[2].model_copy(update={"width": 0, "height": 0})
+    summary = ScanSummary(images=3, readable=2, duplicates=0, issue_counts={}, resolutions=[], issues=[])
+    report = ScanReport(images=infos, duplicate_groups=[], summary=summary)
+    stamps = {path: stamp_of(path) for path in images[:3]}
+    Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()).save(project.path / MANIFEST)
+    counts = look_at(project.dataset_dir)
+    assert counts.all_sizes() == [(512, 768), (512, 768), (640, 480)]
+    assert counts.unreadable == ["2.png"]
+    assert counts.without_caption == ["1.png", "3.png"]
+    save(images[0], (800, 600))
+    os.utime(images[0], (1, 1))
+    assert look_at(project.dataset_dir).all_sizes() == [(800, 600), (512, 768), (640, 480)]
+
+
+def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        plan(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no readable images"):
+        plan(tmp_path)
+
+
+def test_description_tells_the_plan_in_words() -> None:
+    text = plan(24, vram_gib=8).describe()
+    for part in ("24 images", "small", "144 steps an epoch", "GiB", "Roughly", "MiB", "Tag with BLIP"):
+        assert part in text
+
+
+def test_large_sets_hold_a_tenth_out_and_small_ones_nothing() -> None:
+    assert plan(300).recipe.validation_split == 0
+    large = plan(400)
+    assert large.recipe.validation_split == 0.1
+    assert "learn the others by heart" in reason(large, "validation_split").why
+    assert large.steps.samples_per_epoch == 360 * (large.recipe.repeats or 1)
+    kept = plan(400, overrides={"validation_split": 0})
+    assert kept.steps.samples_per_epoch == 400 * (kept.recipe.repeats or 1)
+    assert "held_out_few" in codes(plan(20, overrides={"validation_split": 0.1}))
+    assert "held_out_few" not in codes(plan(40, overrides={"validation_split": 0.1}))
+
+
+def test_regularisation_images_double_an_epoch_but_not_how_often_an_image_is_shown(tmp_path: Path) -> None:
+    for number in range(10):
+        save(tmp_path / "data" / f"{number}.png", (1024, 1024))
+    save(tmp_path / "prior" / "a.png", (1024, 1024))
+    given = {"repeats": 4, "epochs": 10, "batch_size": 1}
+    alone = plan(tmp_path / "data", overrides=given)
+    both = plan(tmp_path / "data", overrides=given, regularization=tmp_path / "prior")
+    assert (alone.steps.steps_per_epoch, both.steps.steps_per_epoch) == (40, 80)
+    assert both.repeats == 4
+    often = {"repeats": 20, "epochs": 10}
+    assert "shown_often" not in codes(plan(tmp_path / "data", overrides=often, regularization=tmp_path / "prior"))
+    with pytest.raises(InputError, match="no folder"):
+        plan(tmp_path / "data", regularization=tmp_path / "nowhere")

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.guide import BASES
+from lora_studio.planning.advice import problems
+from lora_studio.planning.memory import fits
+from lora_studio.planning.plan import plan
+from lora_studio.planning.presets import list_presets, load_preset, preset_reasons, preset_title
+from lora_studio.settings.recipe import Recipe
+
+NAMES = {"character", "style", "low-memory-8gb", "quick-test-512", "prodigy", "demo"}
+
+
+def test_all_presets_are_listed() -> None:
+    assert set(list_presets()) == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_preset_is_a_difference_with_reasons_and_can_be_planned(name: str) -> None:
+    values = load_preset(name)
+    recipe = Recipe.parse(values)
+    assert set(recipe.changed()) == set(values), "a preset repeats a default"
+    reasons = preset_reasons(name)
+    assert reasons.keys() == values.keys()
+    assert all(reasons.values()), reasons
+    assert preset_title(name).endswith((".", "?"))
+    assert problems(recipe) == []
+    base = "embedded" if name == "demo" else "SDXL 1.0"
+    planned = plan(24, base=base, overrides=values)
+    assert planned.steps.total_steps > 0
+    assert {setting: planned.recipe.model_dump(mode="json")[setting] for setting in values} == recipe.changed()
+
+
+def test_presets_keep_their_promises() -> None:
+    assert fits(Recipe.parse(load_preset("low-memory-8gb")), None, 8)
+    demo = Recipe.parse(load_preset("demo"))
+    assert demo.resolution == BASES["embedded"].resolution
+    assert demo.min_bucket_reso % demo.bucket_reso_steps == demo.max_bucket_reso % demo.bucket_reso_steps == 0
+    assert load_preset("prodigy")["optimizer"] == "Prodigy"
+
+
+def test_a_file_of_the_users_loads_too(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("# Mine.\nnetwork_dim = 64 # more detail\nsample_prompts = ['a', 'b'] # two\nseed = 7\n", "utf-8")
+    assert load_preset(file) == load_preset(str(file)) == {"network_dim": 64, "sample_prompts": ["a", "b"], "seed": 7}
+    assert preset_reasons(file) == {"network_dim": "more detail", "sample_prompts": "two", "seed": ""}
+    assert preset_title(file) == "Mine."
+
+
+@pytest.mark.parametrize("name", ["nonsense", "../presets/demo", "", "nowhere.toml"])
+def test_unknown_preset_names_the_known_ones(name: str) -> None:
+    with pytest.raises(InputError, match="low-memory-8gb"):
+        load_preset(name)
+
+
+def test_broken_presets_name_the_file_and_every_problem(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text("network_dim = 0\nunet_lr = 'abc'\nlearning_rate = 1\n", "utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_preset(file)
+    assert len(caught.value.problems) == 3
+    assert all(problem.startswith("bad.toml: ") for problem in caught.value.problems)
+    file.write_text("network_dim = \n", "utf-8")
+    with pytest.raises(InputError, match=r"bad\.toml is not valid TOML"):
+        load_preset(file)
+    with pytest.raises(InputError, match="not valid TOML"):
+        preset_reasons(file)
+    file.write_bytes(b"# \xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        load_preset(file)

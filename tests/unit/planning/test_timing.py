@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_studio.guide import BASES
+from lora_studio.planning.steps import count_steps
+from lora_studio.planning.timing import Span, duration, run_seconds, step_seconds
+from lora_studio.settings.recipe import Recipe
+
+
+def recipe(**values: Any) -> Recipe:
+    return Recipe.parse({"text_encoder_lr": 0, **values})
+
+
+def test_published_step_times_lie_within_the_range() -> None:
+    # SDXL at 1024 px, batch 1, on an H100: 0.606 s, with checkpointing 1.080 s.
+    for checkpointing, published in ((False, 0.606), (True, 1.08)):
+        span = step_seconds(recipe(batch_size=1, gradient_checkpointing=checkpointing), vram_gib=80)
+        assert span.low < published < span.high
+
+
+def test_more_work_takes_longer() -> None:
+    plain = step_seconds(recipe(batch_size=2), vram_gib=24)
+    for harder in (
+        recipe(batch_size=4),
+        recipe(batch_size=2, gradient_accumulation_steps=2),
+        recipe(batch_size=2, resolution=1536),
+        Recipe.parse({"batch_size": 2}),
+    ):
+        assert step_seconds(harder, vram_gib=24).middle > plain.middle
+    assert step_seconds(recipe(batch_size=2, gradient_checkpointing="on"), vram_gib=24).middle > plain.middle
+    assert step_seconds(recipe(batch_size=2), vram_gib=8).middle > plain.middle
+
+
+def test_unknown_card_gives_the_widest_range() -> None:
+    unknown, known = step_seconds(recipe()), step_seconds(recipe(), vram_gib=24)
+    assert unknown.low <= known.low
+    assert unknown.high >= known.high
+
+
+def test_a_measured_step_replaces_the_guess() -> None:
+    span = step_seconds(recipe(), vram_gib=8, measured=2.0)
+    assert (span.low, span.high) == pytest.approx((1.8, 2.2))
+    count = count_steps({0: 100}, batch_size=2, epochs=10)
+    run = run_seconds(recipe(sample_every_n_epochs=0), count, images=100, measured=2.0)
+    assert 500 * 1.8 < run.low < run.high < 500 * 2.2 + 120
+
+
+def test_samples_on_the_way_are_counted() -> None:
+    count = count_steps({0: 100}, batch_size=2, epochs=10)
+    without = run_seconds(recipe(sample_every_n_epochs=0), count, images=100, vram_gib=24)
+    with_samples = run_seconds(recipe(sample_prompts=["a", "b"]), count, images=100, vram_gib=24)
+    rarely = run_seconds(recipe(sample_prompts=["a", "b"], sample_every_n_epochs=5), count, images=100, vram_gib=24)
+    assert without.middle < rarely.middle < with_samples.middle
+
+
+def test_embedded_base_takes_minutes_without_a_gpu() -> None:
+    small = recipe(resolution=128, bucket_reso_steps=32, batch_size=8, gradient_checkpointing=False)
+    count = count_steps({0: 240}, batch_size=8, epochs=10)
+    span = run_seconds(small, count, images=20, base=BASES["embedded"])
+    assert 20 < span.low < span.high < 600
+
+
+def test_middle_is_between() -> None:
+    assert Span(100, 400).middle == pytest.approx(200)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(40, "40 seconds"), (89, "89 seconds"), (720, "12 minutes"), (9000, "2.5 hours")]
+)
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_blocks_that_are_computed_twice_and_packed_weights_take_time() -> None:
+    off, auto, on = (recipe(batch_size=1, gradient_checkpointing=choice) for choice in ("off", "auto", "on"))
+    assert step_seconds(auto, vram_gib=80) == step_seconds(off, vram_gib=80)
+    on_12, auto_12, off_12 = (step_seconds(item, vram_gib=12).middle for item in (on, auto, off))
+    assert off_12 < auto_12 < on_12
+    unknown = step_seconds(auto)
+    assert (unknown.low, unknown.high) == (step_seconds(off).low, step_seconds(on).high)
+    packed = step_seconds(recipe(batch_size=1, gradient_checkpointing="off", base_precision="nf4"), vram_gib=80)
+    plain = step_seconds(off, vram_gib=80)
+    assert plain.low < packed.low
+    assert packed.high <= 1.5 * plain.high

@@ -1,0 +1,279 @@
+"""The sweep on the small SDXL: what is drawn, in which order, what is kept, and what the files say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lora_studio.errors import InputError
+from lora_studio.sampling.cells import fill_trigger
+from lora_studio.sampling.pipeline import open_painter
+from lora_studio.sampling.png_info import read_parameters
+from lora_studio.sampling.sweep import SweepResult, sweep
+from lora_studio.settings.choices import Precision
+from lora_studio.settings.job_specs import SweepJob
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.kohya_lora import make_lora, save_lora
+
+TRIGGER = {"modelspec.trigger_phrase": "inkstamp_hc"}
+Events = list[tuple[str, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def loras(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two LoRAs, of which only the first changes the text encoders."""
+    folder = tmp_path_factory.mktemp("loras")
+    painter = open_painter(str(tiny_base), home=Home(folder), precision=Precision.AUTO)
+    return [
+        save_lora(make_lora(painter.pipe, text_encoders=texts, seed=seed)[0], folder / name, **TRIGGER)
+        for name, texts, seed in (("ink-000001.safetensors", True, 1), ("ink.safetensors", False, 2))
+    ]
+
+
+def make_job(base: Path, loras: list[Path], **changes: Any) -> SweepJob:
+    values = {
+        "loras": loras,
+        "bases": [str(base)],
+        "prompts": ["{trigger}, face", "clock"],
+        "strengths": [0, 0.7, 1.0],
+        "steps": 2,
+        "guidance": 5.0,
+        "seed": 9,
+    }
+    return SweepJob.parse(values | changes)
+
+
+def run(
+    job: SweepJob, folder: Path, home: Home, *, stop_after: int | None = None, resume: bool = False
+) -> tuple[SweepResult, Events]:
+    """Sweep, and ask for a stop once so many cells are there."""
+    events: Events = []
+
+    def report(event: str, /, **values: Any) -> None:
+        json.dumps(values, allow_nan=False)
+        events.append((event, values))
+
+    def should_stop() -> bool:
+        return stop_after is not None and sum(event == "cell" for event, _ in events) >= stop_after
+
+    job_folder = JobFolder(folder) if resume else JobFolder.create(folder, job)
+    return sweep(job, job_folder, home=home, report=report, should_stop=should_stop, resume=resume), events
+
+
+@pytest.fixture(scope="module")
+def done(
+    tiny_base: Path, loras: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[SweepResult, Events, Path]:
+    """One whole sweep that several tests look at, and must not change."""
+    folder = tmp_path_factory.mktemp("sweep") / "001"
+    return *run(make_job(tiny_base, loras), folder, Home(folder.parent / "home")), folder
+
+
+@pytest.fixture
+def copied(done: tuple[SweepResult, Events, Path], tmp_path: Path) -> Path:
+    """A copy of that sweep to work on."""
+    return Path(shutil.copytree(done[2], tmp_path / "001"))
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_every_cell_is_there_once(done: tuple[SweepResult, Events, Path], loras: list[Path]) -> None:
+    result, events, folder = done
+    found = [(cell.lora, cell.strength, cell.prompt) for cell in result.cells]
+    prompts = ["inkstamp_hc, face", "clock"]
+    expected = [(None, 0.0, prompt) for prompt in prompts]
+    expected += [(lora, strength, prompt) for lora in loras for strength in (1.0, 0.7) for prompt in prompts]
+    assert found == expected
+    assert not result.stopped
+    assert len(list((folder / "cells").iterdir())) == len(expected)
+    cells = [values for event, values in events if event == "cell"]
+    assert [folder / values["path"] for values in cells] == [cell.path for cell in result.cells]
+    assert [values["done"] for values in cells] == list(range(1, 11))
+    assert {values["total"] for values in cells} == {10}
+    assert cells[0]["seconds_left"] > 0
+    assert cells[-1]["seconds_left"] == 0
+    assert SweepResult.model_validate_json(result.model_dump_json()) == result
+
+
+def test_strengths_and_loras_differ_and_seed_is_shared(done: tuple[SweepResult, Events, Path]) -> None:
+    pictures = [pixels(cell.path).astype(int) for cell in done[0].cells]
+    for index, one in enumerate(pictures):
+        for other in pictures[:index]:
+            assert np.abs(one - other).max() > 0
+    # One seed: the noise decides far more of a picture than what is asked for.
+    assert np.corrcoef(pictures[0].ravel(), pictures[2].ravel())[0, 1] > 0.5
+    assert {cell.seed for cell in done[0].cells} == {9}
+
+
+def test_base_cell_is_the_pipelines_own_picture(
+    done: tuple[SweepResult, Events, Path], tiny_base: Path, home: Home
+) -> None:
+    import torch
+
+    painter = open_painter(str(tiny_base), home=home, precision=Precision.AUTO)
+    expected = painter.pipe(
+        "inkstamp_hc, face",
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        generator=torch.Generator("cpu").manual_seed(9),
+        width=64,
+        height=64,
+    ).images[0]
+    assert (pixels(done[0].cells[0].path) == np.asarray(expected)).all()
+
+
+def test_cells_carry_their_parameters(done: tuple[SweepResult, Events, Path], tiny_base: Path) -> None:
+    from lora_studio.lora.header import read_lora
+
+    cell = done[0].cells[4]
+    short = read_lora(cell.lora).model_hash[:12]
+    first, settings = read_parameters(cell.path).splitlines()
+    assert first == "inkstamp_hc, face <lora:ink-000001:0.7>"
+    assert settings.startswith("Steps: 2, Sampler: Euler, CFG scale: 5, Seed: 9, Size: 64x64, Model hash: ")
+    assert f"Model: {tiny_base.name}, Clip skip: 2" in settings
+    assert settings.endswith(f'Lora hashes: "ink-000001: {short}"')
+    bare = read_parameters(done[0].cells[0].path)
+    assert bare.splitlines()[0] == "inkstamp_hc, face"
+    assert "Lora" not in bare
+    grid = read_parameters(done[0].grid)
+    assert 'Prompts: "inkstamp_hc, face | clock", Strengths: "0, 0.7, 1"' in grid
+    assert str(tiny_base.parent) not in grid + bare + settings
+
+
+def test_measures_tell_how_much_each_strength_changes(done: tuple[SweepResult, Events, Path]) -> None:
+    result, _, folder = done
+    assert json.loads((folder / "measures.json").read_text("utf-8")) == result.measures
+    rows = result.measures["rows"]
+    assert [(row["lora"], row["strength"]) for row in rows] == [
+        (lora, strength) for lora in ("ink-000001", "ink") for strength in (0.0, 0.7, 1.0)
+    ]
+    assert set(rows[0]) == {"base", "lora", "strength", *result.measures["meaning"]}
+    for first in (0, 3):
+        off, middle, full = (row["change"] for row in rows[first : first + 3])
+        assert off == 0
+        assert 0 < middle < full
+    cells = {(cell.lora.stem if cell.lora else None, cell.strength, cell.prompt): cell.path for cell in result.cells}
+    differences = [
+        np.abs(pixels(cells["ink", 1.0, prompt]) / 255 - pixels(cells[None, 0.0, prompt]) / 255).mean()
+        for prompt in ("inkstamp_hc, face", "clock")
+    ]
+    assert rows[5]["change"] == pytest.approx(np.mean(differences), abs=1e-4)
+
+
+def test_stop_keeps_what_is_drawn_and_resume_draws_the_rest(
+    done: tuple[SweepResult, Events, Path], tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
+) -> None:
+    job, folder = make_job(tiny_base, loras), tmp_path / "001"
+    first, _ = run(job, folder, home, stop_after=4)
+    assert first.stopped
+    assert len(first.cells) == 4
+    assert first.grid is not None
+    kept = {cell.path: cell.path.stat().st_mtime_ns for cell in first.cells}
+    second, events = run(job, folder, home, resume=True)
+    assert not second.stopped
+    assert [values["done"] for event, values in events if event == "cell"] == [5, 6, 7, 8, 9, 10]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for cell, uninterrupted in zip(second.cells, done[0].cells, strict=True):
+        assert (pixels(cell.path) == pixels(uninterrupted.path)).all()
+
+
+def test_stop_before_the_first_cell_leaves_no_grid(
+    tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
+) -> None:
+    result, _ = run(make_job(tiny_base, loras), tmp_path / "001", home, stop_after=0)
+    assert (result.stopped, result.grid, result.cells) == (True, None, [])
+
+
+def test_only_cells_that_changed_are_drawn_again(copied: Path, tiny_base: Path, loras: list[Path], home: Home) -> None:
+    cells = sorted((copied / "cells").iterdir())
+    cells[1].write_bytes(cells[1].read_bytes()[:200])  # torn
+    cells[2].unlink()
+    result, events = run(make_job(tiny_base, loras), copied, home, resume=True)
+    drawn = {Path(values["path"]).name for event, values in events if event == "cell"}
+    assert drawn == {cells[1].name, cells[2].name}
+    assert len(result.cells) == 10
+    assert not any(values.get("message") == "Loading ink" for _, values in events)
+    _, events = run(make_job(tiny_base, loras, seed=10, strengths=[0]), copied, home, resume=True)
+    assert sum(event == "cell" for event, _ in events) == 2
+
+
+def test_two_bases_and_triggers_of_their_own(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
+    from tests.support.tiny_sdxl import save_tiny_sdxl
+
+    other = save_tiny_sdxl(tmp_path / "other", seed=5)
+    job = make_job(
+        tiny_base,
+        loras[1:],
+        bases=[str(tiny_base), str(other)],
+        prompts=["{trigger}, a"],
+        strengths=[0, 1],
+        trigger_word="mine",
+        width=96,
+        height=64,
+        negative_prompt="blurry, grey",
+        steps=1,
+    )
+    result, _ = run(job, tmp_path / "001", home)
+    assert [(cell.base, cell.strength, cell.prompt) for cell in result.cells] == [
+        (str(base), strength, "mine, a") for base in (tiny_base, other) for strength in (0.0, 1.0)
+    ]
+    assert pixels(result.cells[0].path).shape == (64, 96, 3)
+    assert (pixels(result.cells[0].path) != pixels(result.cells[2].path)).any()
+    assert "\nNegative prompt: blurry, grey\n" in read_parameters(result.cells[0].path)
+
+
+def test_numbers_that_overflow_leave_an_empty_frame_and_a_warning(tiny_base: Path, tmp_path: Path, home: Home) -> None:
+    painter = open_painter(str(tiny_base), home=home, precision=Precision.AUTO)
+    tensors, _ = make_lora(painter.pipe, text_encoders=False)
+    lora = save_lora({name: weight * 3e18 for name, weight in tensors.items()}, tmp_path / "loud.safetensors")
+    result, events = run(make_job(tiny_base, [lora], prompts=["x"], strengths=[0, 1]), tmp_path / "001", home)
+    assert [cell.strength for cell in result.cells] == [0.0]
+    assert not result.stopped
+    assert result.grid is not None
+    warning = next(values for event, values in events if event == "warning")
+    assert (warning["code"], "strength 1" in warning["message"]) == ("not_finite", True)
+
+
+def test_long_prompt_is_told(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
+    job = make_job(tiny_base, loras[1:], prompts=["x" * 80, "short"], strengths=[0], steps=1)
+    _, events = run(job, tmp_path / "001", home)
+    warnings = [values for event, values in events if event == "warning"]
+    assert [warning["code"] for warning in warnings] == ["long_prompt"]
+    assert "x" * 80 in warnings[0]["message"]
+
+
+def test_bad_lora_is_refused_before_the_base_is_loaded(
+    tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
+) -> None:
+    (tmp_path / "bad.safetensors").write_text("no model")
+    events: Callable[..., None] = pytest.fail
+    job = make_job(tiny_base, [loras[0], tmp_path / "bad.safetensors"])
+    folder = JobFolder.create(tmp_path / "001", job)
+    with pytest.raises(InputError, match=r"bad\.safetensors"):
+        sweep(job, folder, home=home, report=events, should_stop=lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "trigger", "filled"),
+    [
+        ("{trigger}, smiling", "saria", "saria, smiling"),
+        ("{trigger}, smiling", "", "smiling"),
+        ("a cat, {trigger} , red", "", "a cat, red"),
+        ("{trigger}", "", ""),
+        ("a cat,  red", "", "a cat,  red"),
+        ("{trigger} and {trigger}", "x", "x and x"),
+    ],
+)
+def test_trigger_word_takes_its_place(prompt: str, trigger: str, filled: str) -> None:
+    assert fill_trigger(prompt, trigger) == filled

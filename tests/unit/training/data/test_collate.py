@@ -1,0 +1,157 @@
+"""What a batch goes into a step with: a function of the step alone, and never waited for on the device."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lora_studio.errors import JobError
+from lora_studio.models.load import Base, load_base
+from lora_studio.training import train as training
+from lora_studio.training.data.collate import Prepared, StepInputs, prepare_step
+from lora_studio.training.data.prefetch import DEPTH, Prefetch, depth_for
+from lora_studio.training.distributed import ALONE, Team
+from lora_studio.training.loop import Run, train_loop
+from lora_studio.training.loss import batch_losses
+from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.resume_state import load_state
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, same, start
+
+META = torch.device("meta")
+EVERYTHING: dict[str, Any] = {
+    "loss_type": "huber",
+    "masked_loss": "files",
+    "flip_aug": True,
+    "shuffle_caption": True,
+    "caption_dropout_rate": 0.2,
+    "multires_noise_iterations": 3,
+    "batch_size": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_images(folder / "images", [(64, 64), (32, 64), (64, 64), (64, 64)])
+    Image.linear_gradient("L").resize((64, 64)).save(folder / "images" / "0-masklabel.png")
+    save_tiny_sdxl(folder / "base", layers=1)
+    return folder
+
+
+def job_of(shared: Path, **changes: Any) -> Any:
+    return make_job(shared / "base", shared / "images", **changes)
+
+
+@pytest.fixture(scope="module")
+def run(shared: Path) -> Run:
+    return start(job_of(shared, **EVERYTHING), shared / "run", Home(shared / "home"))
+
+
+@pytest.fixture
+def alone(run: Run) -> Iterator[Run]:
+    yield run
+    run.team, run.step, run.order = ALONE, 0, (-1, [])
+
+
+def values(inputs: StepInputs) -> dict[str, torch.Tensor]:
+    return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
+
+
+def test_a_step_is_the_same_whenever_it_is_prepared(alone: Run) -> None:
+    steps = [values(prepare_step(alone, step)) for step in range(4)]
+    alone.step = 3
+    torch.manual_seed(5)
+    again = {step: values(prepare_step(alone, step)) for step in (3, 0, 2, 1)}
+    assert all(same(again[step], steps[step]) for step in again)
+    assert not same(steps[0], steps[2])
+    names = {name.split()[1] for name in steps[0]}
+    assert names == {"noisy", "target", "t", "time_ids", "weights", "hidden", "pooled", "thresholds", "masks"}
+
+
+def test_processes_share_the_batches_of_a_step(alone: Run) -> None:
+    """Two of them have what one has alone, each under the numbers of its samples."""
+    step = next(step for step in range(4) if prepare_step(alone, step).samples == 3)
+    ((_, whole),) = prepare_step(alone, step).batches
+    parts: list[tuple[int, Prepared]] = []
+    for rank in (0, 1):
+        alone.team = Team(rank, 2)
+        inputs = prepare_step(alone, step)
+        assert inputs.samples == 3
+        parts += inputs.batches
+    assert [(first, len(part.t)) for first, part in parts] == [(0, 1), (1, 2)]
+    joined = {name: torch.cat([part.tensors[name] for _, part in parts]) for name in whole.tensors}
+    assert same(joined, whole.tensors)
+
+
+def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
+    """A run on the meta device, which has shapes and no numbers; its caches must be full."""
+
+    def ready(*given: Any, **more: Any) -> ReadyJob:
+        return replace(preflight(*given, **more), device=META)
+
+    monkeypatch.setattr("tests.training_runs.preflight", ready)
+    return start(job_of(shared, **changes), folder / "meta", Home(shared / "home"))
+
+
+def test_from_full_caches_the_unet_alone_is_on_the_device_and_nobody_waits_for_it(
+    alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever asked the meta device for a number, or moved the VAE there and back, would raise."""
+    encoders: list[weakref.ref[Any]] = []
+
+    def load(*given: Any, **more: Any) -> Base:
+        base = load_base(*given, **more)
+        encoders.extend(weakref.ref(encoder) for encoder in base.text_encoders)
+        return base
+
+    monkeypatch.setattr(training, "load_base", load)
+    run = on_meta(shared, tmp_path, monkeypatch, **EVERYTHING)
+    assert {weight.device for weight in run.base.unet.parameters()} == {META}
+    assert {weight.device for weight in run.base.vae.parameters()} == {torch.device("cpu")}
+    assert [encoder() for encoder in encoders] == [None, None]
+    ((_, batch),) = prepare_step(run, 0).batches
+    assert {value.device.type for value in batch.tensors.values()} == {"cpu"}
+    losses = batch_losses(run, batch.to(META))
+    assert (losses.shape, losses.device) == (batch.t.shape, META)
+    losses.sum().backward()
+    run.weights.collect()
+    assert {gradient.device for gradient in run.weights.gradients} == {META}
+
+
+def test_text_encoders_that_train_are_not_waited_for_either(
+    alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = on_meta(shared, tmp_path, monkeypatch, text_encoder_lr=1e-3, max_token_length=150)
+    ((_, batch),) = prepare_step(run, 0).batches
+    assert batch.tokens is not None
+    assert batch.tokens.shape == (2, len(batch.t), 2, 77)
+    assert batch_losses(run, batch.to(META)).device == META
+
+
+def test_a_cache_that_is_gone_ends_a_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
+    run = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
+    run.prefetch = Prefetch(DEPTH)
+    run.latents.file(run.batches(2)[0][0]).unlink()
+    JobFolder(run.folder).path.mkdir(exist_ok=True)
+    with pytest.raises(JobError) as caught:
+        train_loop(run, report=lambda event, /, **told: None, should_stop=lambda: False)
+    assert caught.value.code == "cache_gone"
+    state = load_state(run.folder / "checkpoints" / "state", on_damage=print)
+    assert state is not None
+    assert run.step == state.step == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_steps_are_made_ahead_where_a_device_works_beside_the_cpu() -> None:
+    assert [depth_for(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [0, DEPTH, DEPTH]

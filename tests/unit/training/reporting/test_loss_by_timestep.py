@@ -1,0 +1,41 @@
+"""The loss by timestep."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_studio.training.reporting.loss_by_timestep import BINS, TimestepLosses
+
+
+@given(st.integers(BINS, 2000), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 10)), max_size=40))
+def test_each_loss_counts_in_the_bin_of_its_timestep(total: int, samples: list[tuple[float, float]]) -> None:
+    taken = [(min(int(place * total), total - 1), loss) for place, loss in samples]
+    losses = TimestepLosses(total)
+    losses.add([timestep for timestep, _ in taken], [loss for _, loss in taken])
+    event = losses.event()
+    assert json.loads(json.dumps(event)) == event
+    edges = [event["bins"][0][0], *(end for _, end in event["bins"])]
+    assert (edges[0], edges[-1], len(edges)) == (0, total, BINS + 1)
+    assert [begin for begin, _ in event["bins"]] == edges[:-1]
+    for (begin, end), mean, count in zip(event["bins"], event["loss"], event["count"], strict=True):
+        inside = [loss for timestep, loss in taken if begin <= timestep < end]
+        assert count == len(inside)
+        assert mean is None if not inside else mean == pytest.approx(sum(inside) / len(inside))
+
+
+def test_what_was_counted_is_taken_back_and_an_epoch_begins_anew() -> None:
+    losses = TimestepLosses(1000)
+    losses.add([3, 999], [0.1, 0.7])
+    again = TimestepLosses(1000)
+    again.load_state(json.loads(json.dumps(losses.state())))
+    again.add([5], [0.3])
+    losses.add([5], [0.3])
+    assert again.event() == losses.event()
+    assert again.event()["loss"][0] == pytest.approx(0.2)
+    again.clear()
+    assert again.event() == TimestepLosses(1000).event()
+    assert losses.event()["count"][0] == 2

@@ -1,0 +1,51 @@
+"""Gated layers that keep less: diffusers' numbers and names."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+
+from lora_studio.training.speed.geglu import LeanGEGLU, _Gated, use_lean_gates
+from tests.support.counting import saved_bytes
+from tests.support.tiny_sdxl import make_pipeline
+
+
+def test_the_gradient_is_that_of_the_formula() -> None:
+    x = torch.randn((2, 3, 8), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(_Gated.apply, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lean_gate_gives_what_diffusers_gives_and_keeps_less(dtype: torch.dtype) -> None:
+    """It keeps the projection's two halves and its input, diffusers' also the gelu of one."""
+    torch.manual_seed(1)
+    theirs = GEGLU(12, 20).to(dtype)
+    x = torch.randn((2, 5, 12), dtype=dtype)
+    results, kept = [], []
+    for gate in (theirs, LeanGEGLU(theirs.proj)):
+        own = x.clone().requires_grad_()
+        with saved_bytes(gate.parameters()) as saved:
+            y = gate(own)
+        y.float().sin().sum().backward()
+        results.append((y, own.grad))
+        kept.append(saved())
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert kept[0] - kept[1] == 2 * 5 * 20 * x.itemsize
+
+
+def test_a_unets_weights_keep_their_names(tmp_path: Path) -> None:
+    unet = make_pipeline(tmp_path, layers=1).unet
+    lean = deepcopy(unet)
+    use_lean_gates(lean)
+    assert list(lean.state_dict()) == list(unet.state_dict())
+    assert not any(isinstance(module, GEGLU) for module in lean.modules())
+    inputs = torch.ones(1, 4, 8, 8), 5, torch.ones(1, 7, unet.config.cross_attention_dim)
+    added = {"text_embeds": torch.ones(1, 24), "time_ids": torch.ones(1, 6)}
+    with torch.no_grad():
+        answers = [model(*inputs, added_cond_kwargs=added).sample for model in (unet, lean)]
+    torch.testing.assert_close(*answers)

@@ -1,0 +1,163 @@
+"""Several processes: whose samples are whose, sums over a real process group, and errors that reach all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_studio import api
+from lora_studio.errors import ConfigError, InputError, JobError
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.data.cache import Stopped
+from lora_studio.training.distributed import PeerFailed, Team, process_problems, whole_batches
+from lora_studio.worker import is_out_of_memory
+from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.project import Home
+
+
+@given(values=st.lists(st.integers(), max_size=40), size=st.integers(1, 9))
+def test_shares_are_the_batch_in_order_and_differ_by_one_at_most(values: list[int], size: int) -> None:
+    shares = [Team(rank, size).share(values) for rank in range(size)]
+    assert [value for _, share in shares for value in share] == values
+    assert [values[start : start + len(share)] for start, share in shares] == [share for _, share in shares]
+    lengths = {len(share) for _, share in shares}
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    alone = Team()
+    gradient = torch.ones(2)
+    alone.add_up([gradient])
+    assert gradient.tolist() == [1, 1]
+    assert alone.leads
+    assert alone.decide(True)
+    with pytest.raises(ZeroDivisionError), alone.together():
+        1 / 0
+
+
+def what_a_process_sees(rank: int) -> dict[str, Any]:
+    team = Team(rank, 2)
+    seen: dict[str, Any] = {"word": team.decide(rank == 0)}
+    loss, gradients = torch.tensor(0.5 + rank), [torch.full((2, 3), 1.0 + rank), rank * torch.arange(4.0)]
+    team.add_up([loss, *gradients])
+    seen["loss"] = float(loss)
+    seen["gradients"] = [gradient.tolist() for gradient in gradients]
+    with team.together():
+        pass
+    for name, error in (
+        ("stopped", Stopped()),
+        ("memory", MemoryError("no room")),
+        ("config", ConfigError(["a is 1.", "b is 2."])),
+        ("known", InputError("a is 1.", "Set it to 2.", code="a")),
+        ("unknown", KeyError("x")),
+    ):
+        try:
+            with team.together():
+                if rank == 1:
+                    raise error
+        except Exception as caught:
+            seen[name] = caught
+    return seen
+
+
+def member(rank: int, folder: Path, answers: Any) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    seen = what_a_process_sees(rank)
+    told = {name: value for name, value in seen.items() if not isinstance(value, Exception)}
+    told |= {
+        name: (type(value), str(value), is_out_of_memory(value)) for name, value in seen.items() if name not in told
+    }
+    answers.put((rank, told))
+    if rank == 1:
+        os._exit(0)  # gone without a word
+    try:
+        Team(0, 2).decide(True)
+    except JobError as error:
+        answers.put((2, error.code))
+
+
+def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    processes = [context.Process(target=member, args=(rank, tmp_path, answers), daemon=True) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = dict(answers.get() for _ in range(3))
+    for process in processes:
+        process.join(20)
+    for rank in range(2):
+        seen = found[rank]
+        assert seen["word"] is True
+        assert seen["loss"] == 2.0
+        assert seen["gradients"] == [[[3.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0]]
+    first, second = found[0], found[1]
+    assert first["stopped"][0] is second["stopped"][0] is Stopped
+    assert first["memory"] == (PeerFailed, "Process 2 of 2: out of memory: no room", True)
+    assert second["memory"][0] is MemoryError
+    assert second["config"][0] is ConfigError
+    assert first["config"][:2] == (JobError, "Process 2 of 2: a is 1.\nb is 2.")
+    assert first["known"][:2] == (JobError, "Process 2 of 2: a is 1. Set it to 2.")
+    assert first["unknown"][1].startswith("Process 2 of 2: KeyError: 'x'. The log has its traceback.")
+    assert found[2] == "process_lost"
+
+
+def test_the_job_of_a_team_has_the_batch_of_all() -> None:
+    job = TrainJob(name="a", dataset=Path("x"), base="y", recipe=Recipe(batch_size=200))
+    assert whole_batches(job, Team(0, 3)).recipe.batch_size == 600
+    assert job.recipe.batch_size == 200
+
+
+def test_a_job_for_several_processes_is_not_done_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    job = TrainJob(name="a", dataset=Path("x"), base="y", num_processes=2)
+    (problem,) = process_problems(job)
+    assert "accelerate launch --num_processes 2" in problem
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert process_problems(job) == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert process_problems(job) == ["num_processes is 2, but this machine has 1 GPUs. Set it to 1."]
+
+
+def test_a_script_hears_what_several_processes_do(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes are played by a thread that writes what they would."""
+    heard: list[str] = []
+
+    def begin(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
+        assert folder.job().num_processes == 2  # type: ignore[union-attr]
+        folder.set_status(Status(state=State.RUNNING, pid=os.getpid(), total=2))
+        threading.Thread(target=play, args=(folder, resume)).start()
+
+    def play(folder: JobFolder, resume: bool) -> None:
+        folder.emit("step", step=1 + resume, epoch=1, loss=0.5)
+        if not resume:
+            while not folder.stop_requested():
+                time.sleep(0.01)
+            folder.emit("stopped")
+            folder.update_status(state=State.STOPPED, done=1)
+        else:
+            folder.emit("failed", code="nan")
+            folder.update_status(state=State.FAILED, message="Not finite.", remedy="Halve unet_lr.")
+
+    def listen(event: dict[str, Any]) -> None:
+        heard.append(event["event"])
+        if heard == ["step"]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "start", begin)
+    result = api.train(tmp_path, base="x", name="a", num_processes=2, out=tmp_path / "run", home=home, on_event=listen)
+    assert (result.stopped, result.lora, result.steps, result.final_loss) == (True, None, 1, 0.5)
+    assert heard == ["step", "stopped"]
+    with pytest.raises(JobError, match=r"Not finite\. Halve unet_lr\.") as caught:
+        api.resume(tmp_path / "run", home=home, on_event=lambda event: None)
+    assert caught.value.code == "nan"

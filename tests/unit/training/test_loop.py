@@ -1,0 +1,360 @@
+"""The loop on the small SDXL in fp32: what a step computes, resuming, seeds, and runs that break."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lora_studio.errors import InputError, NonFiniteLossError
+from lora_studio.models.load import make_noise_scheduler
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training import train as training
+from lora_studio.training.data.cache import TextCache
+from lora_studio.training.data.prefetch import DEPTH
+from lora_studio.training.loop import Run, restore, save, save_adapter
+from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
+from lora_studio.training.resume_state import load_state
+from lora_studio.training.speed import cuda_graph_policy as graphing
+from lora_studio.training.step import train_step
+from lora_studio.training.train import train
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and a cache that the tests share."""
+    folder = tmp_path_factory.mktemp("shared")
+    make_images(folder / "images", [(64, 64), (32, 64), (64, 64)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(shared: Path) -> Path:
+    return save_tiny_sdxl(shared / "base", layers=1)
+
+
+@pytest.fixture(scope="module")
+def prepared(base: Path, shared: Path) -> Run:
+    job = make_job(base, shared / "images", noise_offset=0.1, min_snr_gamma=3.0)
+    return start(job, shared / "run", Home(shared / "home"))
+
+
+@pytest.fixture
+def run(prepared: Run) -> Iterator[Run]:
+    """A run of the UNet alone, ready for its first step; what a test changes is put back."""
+    weights = {name: weight.clone() for name, weight in prepared.adapters.state().items()}
+    before = copy.copy(prepared), copy.copy(prepared.base), prepared.job.recipe.model_copy()
+    yield prepared
+    prepared.__dict__.update(before[0].__dict__)
+    prepared.base.__dict__.update(before[1].__dict__)
+    prepared.job.recipe = before[2]
+    prepared.adapters.load_state(weights)
+
+
+@pytest.fixture
+def both(base: Path, shared: Path) -> TrainJob:
+    """A job that trains the UNet and both text encoders: 2 epochs of 2 steps, in 2 buckets."""
+    return make_job(base, shared / "images", text_encoder_lr=5e-4, noise_offset=0.05)
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same job, done without a stop."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = make_job(base, shared / "images", text_encoder_lr=5e-4, noise_offset=0.05)
+    result, events = train_into(job, folder, Home(shared / "home"))
+    assert (result.steps, result.epochs, result.stopped) == (4, 2, False)
+    assert [values["step"] for values in of(events, "step")] == [1, 2, 3, 4]
+    return folder
+
+
+@pytest.mark.parametrize("depth", [0, DEPTH], ids=["each step when it is due", "steps made ahead"])
+def test_a_resumed_run_ends_with_the_same_bits(
+    both: TrainJob, whole: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    monkeypatch.setattr(training, "depth_for", lambda device: depth)
+    home = Home(shared / "home")
+    first, _ = train_into(both, tmp_path, home, stop_after=3)
+    assert (first.stopped, first.lora, first.steps) == (True, None, 3)
+    last, events = train_into(both, tmp_path, home, resume=True)
+    assert of(events, "resume") == [{"step": 3}]
+    assert [values["step"] for values in of(events, "step")] == [4]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    assert not last.stopped
+    assert last.lora is not None
+    for file in ("ink.safetensors", "checkpoints/ink-000001.safetensors"):
+        assert same(load_file(tmp_path / file), load_file(whole / file))
+    assert same(weights_of(tmp_path), weights_of(whole))
+    uninterrupted = weights_of(whole)
+    assert {name.split("/")[0] for name in uninterrupted} == {"unet", "te1", "te2"}
+    for prefix in ("unet", "te1", "te2"):
+        assert any(
+            weight.any() for name, weight in uninterrupted.items() if name.startswith(prefix) and name[-1] == "B"
+        )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant", "debiased_estimation_loss": True},
+        {"ema_decay": 0.5, "lr_scheduler": "rex", "loss_type": "huber", "multires_noise_iterations": 6},
+    ],
+    ids=["schedule-free", "ema"],
+)
+def test_averages_are_resumed_and_given_out(base: Path, shared: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """The same bits with a stop in the middle of an epoch; the files hold the average, the state what is trained."""
+    job = make_job(base, shared / "images", **changes)
+    home = Home(shared / "home")
+    _, told = train_into(job, tmp_path / "whole", home)
+    train_into(job, tmp_path / "parts", home, stop_after=1)
+    _, rest = train_into(job, tmp_path / "parts", home, resume=True)
+    lora = {folder: load_file(tmp_path / folder / "ink.safetensors") for folder in ("whole", "parts")}
+    assert same(lora["whole"], lora["parts"])
+    trained = weights_of(tmp_path / "whole")
+    assert same(trained, weights_of(tmp_path / "parts"))
+    plain = sorted(float(weight.square().sum()) for name, weight in trained.items() if name.endswith("/B"))
+    given = sorted(float(weight.square().sum()) for name, weight in lora["whole"].items() if "lora_up" in name)
+    assert len(plain) == len(given)
+    assert plain != given
+    assert of(rest, "timesteps") == of(told, "timesteps")
+
+
+def test_losses_by_timestep_are_those_of_the_epoch(base: Path, shared: Path, tmp_path: Path) -> None:
+    job = make_job(base, shared / "images", batch_size=1, min_timestep=200, max_timestep=500)
+    _, events = train_into(job, tmp_path, Home(shared / "home"))
+    found = of(events, "timesteps")
+    assert [values["epoch"] for values in found] == [1, 2]
+    for values, epoch in zip(found, of(events, "epoch"), strict=True):
+        filled = [place for place, count in enumerate(values["count"]) if count]
+        assert set(filled) <= {2, 3, 4}
+        assert sum(values["count"]) == 3
+        assert [mean is not None for mean in values["loss"]] == [place in filled for place in range(10)]
+        total = sum(values["loss"][place] * values["count"][place] for place in filled)
+        assert total / 3 == pytest.approx(epoch["loss"], rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_bits(both: TrainJob, whole: Path, shared: Path, tmp_path: Path) -> None:
+    """Neither torch's own state, nor the LoRA's name, nor samples that are drawn on the way change anything."""
+    torch.manual_seed(1234)
+    both.name = "other name"
+    both.recipe.sample_every_n_epochs = 99  # the last epoch is drawn in any case
+    both.recipe.sample_steps = 1
+    result, events = train_into(both, tmp_path, Home(shared / "home"))
+    assert [(values["epoch"], values["prompt"]) for values in of(events, "sample")] == [(2, "inkstamp")]
+    with Image.open(tmp_path / of(events, "sample")[0]["path"]) as sample:
+        assert sample.size == (64, 64)
+    assert same(weights_of(tmp_path), weights_of(whole))
+    assert result.lora == tmp_path / "other name.safetensors"
+
+
+def test_text_embeddings_are_cached_only_if_text_encoders_are_frozen(
+    run: Run, base: Path, shared: Path, tmp_path: Path
+) -> None:
+    assert isinstance(run.texts, TextCache)
+    assert run.base.text_encoders == []
+    assert set(run.adapters.models) == {"unet"}
+    assert len(list((shared / "home" / "cache" / "text").rglob("*.safetensors"))) == 4  # captions and the prompt
+    job = make_job(base, shared / "images", text_encoder_lr=1e-3)
+    trained = start(job, tmp_path / "b", Home(tmp_path / "other home"))
+    assert trained.texts is None
+    assert set(trained.adapters.models) == {"unet", "te1", "te2"}
+    assert not (tmp_path / "other home" / "cache" / "text").exists()
+    before = trained.encode(["inkstamp"]).hidden.detach().clone()
+    for _ in range(2):
+        train_step(trained)
+        trained.step += 1
+    assert not torch.equal(trained.encode(["inkstamp"]).hidden, before)
+
+
+class Recorder(torch.nn.Module):
+    """A UNet that answers zeros and keeps what it was given."""
+
+    dtype = torch.float32
+
+    def forward(self, noisy: torch.Tensor, t: torch.Tensor, **given: Any) -> tuple[torch.Tensor]:
+        self.given = {"noisy": noisy, "t": t, **given}
+        return (torch.zeros_like(noisy),)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: str) -> None:
+    run.__dict__.pop("loss_weights", None)
+    run.base.prediction_type = kind
+    run.base.unet = unet = Recorder()  # type: ignore[assignment]
+    run.step = 5
+    batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
+    losses = losses_of(run, batch)
+    for index, item in enumerate(batch):
+        key = (42, 5, index)
+        t = draw_timestep(*key, 1000)
+        assert int(unet.given["t"][index]) == t
+        mean, logvar = run.latents.load(item)
+        clean = draw_latent(mean, logvar, *key) * 0.13025
+        noise = draw_noise((4, 8, 8), *key, 0.1)
+        a = float(run.base.noise_scheduler.alphas_cumprod[t])
+        assert torch.allclose(unet.given["noisy"][index], a**0.5 * clean + (1 - a) ** 0.5 * noise, atol=1e-5)
+        assert unet.given["added_cond_kwargs"]["time_ids"][index].tolist() == [64, 64, 0, 0, 64, 64]
+        snr = a / (1 - a)
+        if kind == "epsilon":
+            expected = (noise**2).mean() * min(snr, 3) / snr
+        else:
+            expected = ((a**0.5 * noise - (1 - a) ** 0.5 * clean) ** 2).mean() * min(snr, 3) / (snr + 1)
+        assert float(losses[index]) == pytest.approx(float(expected), rel=1e-4)
+    text = run.encode([item.caption for item in batch])
+    assert torch.equal(unet.given["encoder_hidden_states"], text.hidden)
+    assert torch.equal(unet.given["added_cond_kwargs"]["text_embeds"], text.pooled)
+
+
+def test_the_last_timestep_of_zero_terminal_snr_is_pure_noise_and_teaches_the_picture(run: Run) -> None:
+    """At SNR 0 the input is the noise, and v is what takes it away: minus the picture."""
+    run.__dict__.pop("loss_weights", None)
+    run.base.prediction_type = "v_prediction"
+    run.base.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
+    run.base.unet = unet = Recorder()  # type: ignore[assignment]
+    run.job.recipe.min_timestep = 999
+    run.job.recipe.min_snr_gamma = 0
+    batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
+    losses = losses_of(run, batch)
+    run.__dict__.pop("loss_weights")
+    assert unet.given["t"].tolist() == [999, 999]
+    for index, item in enumerate(batch):
+        clean = draw_latent(*run.latents.load(item), 42, 0, index) * 0.13025
+        assert torch.allclose(unet.given["noisy"][index], draw_noise((4, 8, 8), 42, 0, index, 0.1), atol=1e-4)
+        assert float(losses[index]) == pytest.approx(float(clean.square().mean()), rel=1e-2)
+
+
+def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
+    """Gradients of one batch of four, and of a batch of one and one of three."""
+    gradients: list[torch.Tensor] = []
+    hook = run.optimizer.register_step_pre_hook(lambda *step: gradients.append(gradient_of(run)))
+    weights = {name: weight.clone() for name, weight in run.adapters.state().items()}
+    items = [item for item in run.dataset.items if item.size == (64, 64)] * 2
+    losses = []
+    for cut in ([items], [items[:1], items[1:]]):
+        run.adapters.load_state(weights)
+        run.order = (0, [cut])
+        losses.append(train_step(run).read())
+    hook.remove()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert gradients[0].any()
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6, rtol=1e-3)
+
+
+def gradient_of(run: Run) -> torch.Tensor:
+    return torch.cat(run.weights.gradients)
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_set(run: Run) -> None:
+    norms: list[float] = []
+    hook = run.optimizer.register_step_pre_hook(lambda *step: norms.append(float(gradient_of(run).norm())))
+    weights = {name: weight.clone() for name, weight in run.adapters.state().items()}
+    for limit in (0, 1e-3):
+        run.adapters.load_state(weights)
+        run.job.recipe.max_grad_norm = limit
+        train_step(run)
+    hook.remove()
+    assert norms[0] > 2e-3
+    assert norms[1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
+    base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first step is bad, which is left out; then all from the fourth on, which ends the run."""
+    real = graphing.batch_losses
+
+    def losses(run: Run, batch: Any) -> torch.Tensor:
+        return real(run, batch) * (1 if run.step in (1, 2) else float("nan"))
+
+    monkeypatch.setattr(graphing, "batch_losses", losses)
+    seen: list[tuple[str, int]] = []
+
+    def report(event: str, /, **values: Any) -> None:
+        if event in ("nan", "step"):
+            seen.append((event, values["step"]))
+
+    with pytest.raises(NonFiniteLossError, match="5 steps in a row, up to step 8") as caught:
+        train(
+            make_job(base, shared / "images", epochs=9),
+            JobFolder(tmp_path),
+            home=Home(shared / "home"),
+            report=report,
+            should_stop=lambda: False,
+        )
+    bad = [("nan", step) for step in range(4, 9)]
+    assert seen == [("nan", 1), ("step", 2), ("step", 3), *bad]
+    assert "checkpoint, ink-000003.safetensors, is kept" in caught.value.message
+    assert caught.value.remedy == "The learning rate is too high: halve unet_lr."
+    assert not (tmp_path / "ink.safetensors").exists()
+    files = sorted((tmp_path / "checkpoints").glob("*.safetensors"))
+    assert files[-1].name == "ink-000003.safetensors"
+    for file in files:
+        assert all(weight.isfinite().all() for weight in load_file(file).values())
+    assert all(weight.isfinite().all() for weight in weights_of(tmp_path).values())
+
+
+def test_weights_that_are_not_numbers_are_never_written(run: Run, tmp_path: Path) -> None:
+    run.folder = tmp_path
+    with torch.no_grad():
+        run.weights.flat[0].fill_(float("inf"))
+    with pytest.raises(NonFiniteLossError, match="No checkpoint had been made yet"):
+        save_adapter(run, tmp_path / "x.safetensors", 1)
+    with pytest.raises(NonFiniteLossError):
+        save(run)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_a_state_of_another_recipe_is_refused(run: Run, whole: Path) -> None:
+    state = load_state(whole / "checkpoints" / "state", on_damage=print)
+    assert state is not None
+    with pytest.raises(InputError, match="does not fit the recipe") as caught:
+        restore(run, state)
+    assert caught.value.code == "resume_mismatch"
+
+
+def test_checkpoints_are_made_and_kept_as_set(base: Path, shared: Path, tmp_path: Path) -> None:
+    job = make_job(base, shared / "images", epochs=9, save_every_n_epochs=2, keep_checkpoints=1, max_train_steps=5)
+    _, events = train_into(job, tmp_path, Home(shared / "home"))
+    assert [(values["epoch"], values["step"]) for values in of(events, "checkpoint")] == [(2, 4), (3, 5)]
+    assert [path.name for path in (tmp_path / "checkpoints").glob("*.safetensors")] == ["ink-000003.safetensors"]
+
+
+def test_samples_and_checkpoints_may_fall_between_the_ends_of_epochs(base: Path, shared: Path, tmp_path: Path) -> None:
+    """Three epochs of 2 steps, cut short at 5: a checkpoint every 3 steps and every 2 epochs, a sample every step."""
+    images = make_images(tmp_path / "images", [(64, 64)] * 4)
+    job = make_job(
+        base,
+        images,
+        epochs=3,
+        max_train_steps=5,
+        save_every_n_epochs=2,
+        save_every_n_steps=3,
+        keep_checkpoints=2,
+        sample_every_n_steps=1,
+        sample_steps=1,
+    )
+    _, events = train_into(job, tmp_path / "run", Home(shared / "home"))
+    made = [(values["step"], values["epoch"]) for values in of(events, "checkpoint")]
+    assert made == [(3, None), (4, 2), (5, 3)]
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("*.safetensors"))
+    assert kept == ["ink-000002.safetensors", "ink-000003.safetensors"]
+    drawn = [(values["step"], values["epoch"], Path(values["path"]).name) for values in of(events, "sample")]
+    assert drawn == [
+        (1, None, "ink_00000001_00_42.png"),
+        (2, 1, "ink_e000001_00_42.png"),
+        (3, None, "ink_00000003_00_42.png"),
+        (4, 2, "ink_e000002_00_42.png"),
+        (5, 3, "ink_e000003_00_42.png"),
+    ]
+    assert all((tmp_path / "run" / "samples" / name).is_file() for _, _, name in drawn)

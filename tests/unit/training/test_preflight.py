@@ -1,0 +1,298 @@
+"""Everything that is wrong with a job, told at once and before anything is loaded; and what is only worth a word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lora_studio.errors import ConfigError
+from lora_studio.models import compatibility as trial
+from lora_studio.models.locate import SDXL_CONFIG, SDXL_KEY, Source, read_facts
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.preflight import ReadyJob, lora_weights, preflight
+from lora_studio.training.reporting.startup import tell_dataset, tell_long_captions, tell_optimizer
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.training_runs import make_images, make_job, recipe_of
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def check(job: TrainJob, home: Home) -> ReadyJob:
+    return preflight(job, JobFolder(home.path / "run"), home, on_progress=lambda message, done, total: None)
+
+
+def problems(job: TrainJob, home: Home) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        check(job, home)
+    assert not (home.path / "cache").exists()
+    return caught.value.problems
+
+
+def warnings(job: TrainJob, home: Home) -> dict[str, str]:
+    found: dict[str, str] = {}
+
+    def report(event: str, /, **values: Any) -> None:
+        if event == "warning":
+            found[values["code"]] = values["message"]
+
+    tell_dataset(job, check(job, home), report)
+    return found
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "images", [(64, 64)] * 3)
+
+
+def test_a_good_job_is_ready(tiny_base: Path, images: Path, home: Home) -> None:
+    ready = check(make_job(tiny_base, images), home)
+    assert [item.path.name for item in ready.dataset.items] == ["0.png", "1.png", "2.png"]
+    assert (ready.counts.steps_per_epoch, ready.counts.total_steps) == (2, 4)
+    assert ready.prediction_type == "epsilon"
+    assert warnings(make_job(tiny_base, images), home) == {}
+
+
+def test_all_that_is_wrong_is_told_in_one_go(tmp_path: Path, home: Home) -> None:
+    (tmp_path / "empty").mkdir()
+    job = make_job("no such base", tmp_path / "empty", optimizer="Prodigy", unet_lr=1, text_encoder_lr=0.5)
+    found = problems(job, home)
+    assert len(found) == 3
+    for word in ("holds no images", "no such base", "Prodigy takes one rate"):
+        assert any(word in problem for problem in found)
+
+
+def test_a_missing_folder_is_named(tiny_base: Path, tmp_path: Path, home: Home) -> None:
+    (problem,) = problems(make_job(tiny_base, tmp_path / "nowhere"), home)
+    assert str(tmp_path / "nowhere") in problem
+
+
+def test_broken_images_are_named_and_many_are_counted(tiny_base: Path, images: Path, home: Home) -> None:
+    for number in range(8):
+        (images / f"broken {number}.png").write_text("no picture", "utf-8")
+    found = problems(make_job(tiny_base, images), home)
+    assert len(found) == 6
+    assert "broken 0.png" in found[0]
+    assert "3 more images" in found[-1]
+
+
+def test_missing_captions_are_a_warning_that_says_what_stands_in(tiny_base: Path, images: Path, home: Home) -> None:
+    (images / "1.txt").unlink()
+    found = warnings(make_job(tiny_base, images), home)
+    assert list(found) == ["captions_missing"]
+    assert "1 of 3 images have no caption (1.png): the trigger word stands in" in found["captions_missing"]
+
+
+def test_captions_without_the_trigger_word_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    (images / "2.txt").write_text("a thing", "utf-8")
+    found = warnings(make_job(tiny_base, images), home)
+    assert list(found) == ["trigger_missing"]
+    assert "1 of 3" in found["trigger_missing"]
+    assert "2.png" in found["trigger_missing"]
+
+
+def test_images_beside_the_folders_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    make_images(images / "2_ink", [(64, 64)])
+    found = warnings(make_job(tiny_base, images), home)
+    assert "3 images beside the N_name folders" in found["images_left_out"]
+
+
+def test_captions_that_are_cut_off_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    from lora_studio.models.load import load_base
+
+    (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
+    ready = check(make_job(tiny_base, images), home)
+    said: list[str] = []
+    base = load_base(ready.source, dtype=ready.dtype)
+    tell_long_captions(
+        make_job(tiny_base, images), base, ready, lambda event, /, **values: said.append(values["message"])
+    )
+    assert len(said) == 1
+    assert said[0].startswith("1 captions are longer than 75 tokens")
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"prediction_type": "v_prediction"}, "predicts epsilon. Set prediction_type to auto"),
+        ({"clip_skip": 4}, "clip_skip is 4, but a text encoder"),
+        ({"zero_terminal_snr": "on"}, "Zero terminal SNR cannot go with a prediction of the noise"),
+        ({"optimizer_args": "betas=0.9,0.99 foo=1"}, "optimizer_args: AdamW has no argument foo. It has amsgrad"),
+        ({"lr_scheduler": "adafactor"}, "lr_scheduler is adafactor, which AdamW does not have"),
+        ({"mixed_precision": "fp16"}, "mixed_precision is fp16, which needs a GPU"),
+    ],
+)
+def test_what_does_not_fit_base_or_machine_is_an_error(
+    tiny_base: Path, images: Path, home: Home, changes: dict[str, Any], word: str
+) -> None:
+    (problem,) = problems(make_job(tiny_base, images, **changes), home)
+    assert word in problem
+
+
+def with_prior(job: TrainJob, folder: Path) -> TrainJob:
+    job.regularization = folder
+    return job
+
+
+def test_regularisation_folders_that_cannot_work_are_errors(tiny_base: Path, images: Path, home: Home) -> None:
+    (images.parent / "empty").mkdir()
+    for folder, words in (
+        (images.parent / "nowhere", "regularization: there is no folder"),
+        (images.parent / "empty", "empty holds no images"),
+        (images.parent / "empty" / ".." / "images", "regularization is the dataset's own folder"),
+    ):
+        (problem,) = problems(with_prior(make_job(tiny_base, images), folder), home)
+        assert words in problem
+    both = problems(with_prior(make_job(tiny_base, images / "no"), images / "none"), home)
+    assert len(both) == 2
+
+
+def test_a_trigger_word_in_regularisation_captions_is_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
+    make_images(images.parent / "prior", [(64, 64)])
+    found = warnings(with_prior(make_job(tiny_base, images), images.parent / "prior"), home)
+    assert list(found) == ["regularization_trigger"]
+    assert "1 regularisation captions" in found["regularization_trigger"]
+
+
+def test_masks_that_are_missing_are_told(tiny_base: Path, images: Path, home: Home) -> None:
+    for kind, words in (("files", "no image has a mask"), ("alpha", "no image is transparent")):
+        (problem,) = problems(make_job(tiny_base, images, masked_loss=kind), home)
+        assert words in problem
+    Image.new("L", (64, 64), 255).save(images / "1-masklabel.png")
+    found = warnings(make_job(tiny_base, images, masked_loss="files"), home)
+    assert "2 of 3 images have no mask, like 0.png" in found["masks_missing"]
+    Image.new("L", (64, 32), 255).save(images / "1-masklabel.png")
+    (problem,) = problems(make_job(tiny_base, images, masked_loss="files"), home)
+    assert "another shape" in problem
+
+
+def test_an_image_that_cannot_be_spared_is_not_held_out(tiny_base: Path, images: Path, home: Home) -> None:
+    for name in ("1.png", "2.png"):
+        shutil.copy(images / "0.png", images / name)
+    (problem,) = problems(make_job(tiny_base, images, validation_split=0.3), home)
+    assert "leave none to hold out. Set it to 0" in problem
+
+
+def made_for(base: Path, folder: Path, **scheduler: Any) -> Path:
+    """A copy of a base whose noise schedule says something else."""
+    shutil.copytree(base, folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | scheduler), "utf-8")
+    return folder
+
+
+def test_zero_terminal_snr_is_read_from_the_base_and_can_be_set(
+    tiny_base: Path, tmp_path: Path, images: Path, home: Home
+) -> None:
+    v_pred = made_for(tiny_base, tmp_path / "v", prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert not check(make_job(tiny_base, images), home).zero_terminal_snr
+    assert check(make_job(v_pred, images), home).zero_terminal_snr
+    assert not check(make_job(v_pred, images, zero_terminal_snr="off"), home).zero_terminal_snr
+    plain = made_for(tiny_base, tmp_path / "plain", prediction_type="v_prediction")
+    assert check(make_job(plain, images, zero_terminal_snr="on"), home).zero_terminal_snr
+    odd = made_for(tiny_base, tmp_path / "odd", rescale_betas_zero_snr=True)
+    (problem,) = problems(make_job(odd, images), home)
+    assert "Set zero_terminal_snr to off" in problem
+    assert not check(make_job(odd, images, zero_terminal_snr="off"), home).zero_terminal_snr
+
+
+def test_timesteps_that_a_base_does_not_have_are_an_error(
+    tiny_base: Path, tmp_path: Path, images: Path, home: Home
+) -> None:
+    short = made_for(tiny_base, tmp_path / "short", num_train_timesteps=100)
+    (problem,) = problems(make_job(short, images, min_timestep=100), home)
+    assert "has 100 timesteps. Set it to 0" in problem
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}, ["one rate only: text encoders stay"]),
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, ["one rate only: UNet and text encoders learn"]),
+        ({"optimizer": "Prodigy", "unet_lr": 0, "text_encoder_lr": 1}, ["one rate only: only the text encoders"]),
+        ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, ["own schedule uses no unet_lr"]),
+        ({"optimizer": "AdamWScheduleFree"}, ["set lr_scheduler to constant"]),
+        ({}, []),
+    ],
+)
+def test_a_run_says_what_its_optimizer_makes_of_the_settings(recipe: dict[str, Any], words: list[str]) -> None:
+    run: Any = SimpleNamespace(job=make_job("base", Path("images"), **recipe))
+    told: list[dict[str, Any]] = []
+    tell_optimizer(run, lambda event, /, **values: told.append({"event": event, **values}))
+    assert len(told) == len(words)
+    for hint, part in zip(told, words, strict=True):
+        assert (hint["event"], hint["about"]) == ("hint", "recipe")
+        assert part in hint["message"]
+
+
+def test_a_name_that_says_v_prediction_where_the_file_does_not_is_a_question(
+    images: Path, tmp_path: Path, home: Home
+) -> None:
+    file = tmp_path / "noobaiXL_vPred10.safetensors"
+    save_file({SDXL_KEY: torch.zeros(1)}, file)
+    (problem,) = problems(make_job(file, images), home)
+    assert "nothing in noobaiXL_vPred10.safetensors says what it predicts" in problem
+    assert "Set prediction_type to v_prediction" in problem
+    assert check(make_job(file, images, prediction_type="epsilon"), home).prediction_type == "epsilon"
+
+
+@pytest.mark.parametrize(("vae", "word"), [("nowhere", "no VAE 'nowhere'"), ("my.ckpt", "pickled")])
+def test_a_wrong_vae_is_told_with_the_rest(tiny_base: Path, tmp_path: Path, home: Home, vae: str, word: str) -> None:
+    job = make_job(tiny_base, tmp_path / "no images").model_copy(update={"vae": vae})
+    found = problems(job, home)
+    assert len(found) == 2
+    assert word in found[1]
+
+
+def test_libraries_that_do_not_fit_together_are_named_with_their_versions(
+    tiny_base: Path, images: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stale(*arguments: Any, **options: Any) -> None:
+        raise ImportError("cannot import name 'HybridCache' from 'transformers'")
+
+    monkeypatch.setattr(trial, "inject_adapter_in_model", stale)
+    (problem,) = problems(make_job(tiny_base, images), home)
+    assert "do not work together" in problem
+    assert "HybridCache" in problem
+    assert "pip install --upgrade -r requirements.txt" in problem
+    for name in ("transformers", "peft"):
+        assert f"{name} {version(name)}" in problem
+
+
+def test_a_base_that_is_not_whole_is_an_error(tiny_base: Path, tmp_path: Path, images: Path, home: Home) -> None:
+    shutil.copytree(tiny_base, tmp_path / "half")
+    (tmp_path / "half" / "vae" / "config.json").unlink()
+    (problem,) = problems(make_job(tmp_path / "half", images), home)
+    assert "vae/config.json of the base model cannot be read" in problem
+
+
+def test_a_full_disk_is_told_before_the_first_step(
+    tiny_base: Path, images: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(2**40, 2**40 - 1000, 1000))
+    (problem,) = problems(make_job(tiny_base, images), home)
+    assert "but only 0.0 GiB are free" in problem
+    assert "keep_checkpoints" in problem
+
+
+def test_the_weights_of_sdxls_lora_are_counted_right() -> None:
+    """Kohya's file at rank 32 lists every tensor."""
+    listed = json.loads((Path(__file__).parents[2] / "data" / "kohya_sdxl_rank32.json").read_text("utf-8"))
+    weights = {name: shape[0] * shape[1] for name, shape in listed.items() if name.endswith(".weight")}
+    facts = read_facts(Source("sdxl", "folder", str(SDXL_CONFIG)))
+    assert lora_weights(recipe_of(network_dim=32, text_encoder_lr=1e-4), facts) == sum(weights.values())
+    unet = sum(count for name, count in weights.items() if "unet" in name)
+    assert lora_weights(recipe_of(network_dim=32), facts) == unet
+    assert (
+        lora_weights(recipe_of(network_dim=32, unet_lr=0, text_encoder_lr=1e-4), facts) == sum(weights.values()) - unet
+    )

@@ -1,0 +1,115 @@
+"""A training run through the worker: what stands in the job folder while it runs, stopped, and when it is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from lora_studio import worker
+from lora_studio.errors import ConfigError, OutOfMemoryError
+from lora_studio.training import loop
+from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.project import Home
+from tests.support.tiny_sdxl import save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, same
+
+
+def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: Home) -> None:
+    base = save_tiny_sdxl(tmp_path / "base", layers=1)
+    images = make_images(tmp_path / "images", [(64, 64)] * 3)
+    job = make_job(base, images, sample_every_n_epochs=2, sample_steps=1, sample_prompts=["{trigger}, round"])
+    whole = JobFolder.create(tmp_path / "whole", job)
+    folder = JobFolder.create(tmp_path / "run", job)
+    states: list[State] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        states.append(folder.status().state)
+        if event["event"] == "step" and event["step"] == 1:
+            folder.request_stop()
+
+    stopped: Any = worker.execute(folder, home=home, listen=listen)
+    assert stopped.stopped
+    assert State.RUNNING in states
+    status = folder.status()
+    assert (status.state, status.done, status.total) == (State.STOPPED, 1, 4)
+    assert folder.result() is None
+    assert not (folder.path / "ink.safetensors").exists()
+
+    folder.clear_stop()
+    done: Any = worker.execute(folder, home=home, resume=True)
+    status = folder.status()
+    assert (status.state, status.done, status.total, status.seconds_left) == (State.DONE, 4, 4, None)
+    assert folder.result() == done.model_dump(mode="json")
+    assert done.lora == folder.path / "ink.safetensors"
+    assert (done.steps, done.epochs) == (4, 2)
+
+    events, _ = folder.events()
+    steps = [event for event in events if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [1, 2, 3, 4]
+    assert [event["epoch"] for event in steps] == [1, 1, 2, 2]
+    assert all(event["loss"] > 0 and event["lr"] > 0 and event["seconds"] > 0 for event in steps)
+    names = [event["event"] for event in events]
+    assert names.count("epoch") == 2
+    assert names[-2:] == ["saved", "done"]
+    for event in events:
+        if event["event"] in ("checkpoint", "sample", "saved"):
+            assert (folder.path / event["path"]).is_file()
+    (sample,) = [event for event in events if event["event"] == "sample"]
+    assert sample["prompt"] == "inkstamp, round"
+    means = [event["loss"] for event in events if event["event"] == "epoch"]
+    assert means[0] == pytest.approx(sum(event["loss"] for event in steps[:2]) / 2)
+
+    environment = json.loads((folder.path / "environment.json").read_text("utf-8"))
+    assert environment["precision"] == "fp32"
+    assert environment["seed"] == 42
+    assert environment["libraries"]["torch"]
+
+    worker.execute(whole, home=home)
+    assert same(load_file(folder.path / "ink.safetensors"), load_file(whole.path / "ink.safetensors"))
+
+
+def test_a_wrong_job_fails_with_every_remedy_and_leaves_nothing(tmp_path: Path, home: Home) -> None:
+    folder = JobFolder.create(tmp_path / "run", make_job("nothing", tmp_path / "nowhere"))
+    with pytest.raises(ConfigError):
+        worker.execute(folder, home=home)
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert "nowhere" in status.message
+    assert "'nothing'" in status.message
+    assert {path.name for path in folder.path.iterdir()} == {"job.toml", "status.json", "events.jsonl"}
+
+
+def test_an_epoch_whose_end_failed_is_told_once_all_the_same(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory runs out while samples are drawn, when the epoch and its checkpoint were told already."""
+    base = save_tiny_sdxl(tmp_path / "base", layers=1)
+    images = make_images(tmp_path / "images", [(64, 64)])
+    job = make_job(base, images, sample_every_n_epochs=1, sample_steps=1, batch_size=1)
+    folder = JobFolder.create(tmp_path / "run", job)
+    draw = loop.draw
+
+    def out_of_memory(*arguments: Any, **options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "draw", out_of_memory)
+    with pytest.raises(OutOfMemoryError):
+        worker.execute(folder, home=home)
+    monkeypatch.setattr(loop, "draw", draw)
+    (folder.path / "checkpoints" / ".left.tmp.safetensors").touch()
+    worker.execute(folder, home=home, resume=True)
+    told = [event["event"] for event in folder.events()[0]]
+    assert {name: told.count(name) for name in ("step", "epoch", "checkpoint", "sample", "saved", "done")} == {
+        "step": 2,
+        "epoch": 2,
+        "checkpoint": 2,
+        "sample": 2,
+        "saved": 1,
+        "done": 1,
+    }
+    assert told.count("failed") == told.count("resume") == 1
+    assert not list(folder.path.rglob("*.tmp*"))

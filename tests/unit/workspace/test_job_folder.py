@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lora_studio.errors import InputError
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.workspace.job_folder import (
+    JobFolder,
+    State,
+    Status,
+    job_folders,
+    numbered_folder,
+    process_lives,
+    slugify,
+)
+
+
+@pytest.fixture
+def job() -> TrainJob:
+    return TrainJob.parse({"name": "saria", "dataset": "/data", "base": "SDXL 1.0", "recipe": {"epochs": 3}})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, job: TrainJob) -> JobFolder:
+    return JobFolder.create(tmp_path / "001-saria", job)
+
+
+def own_status(state: State) -> Status:
+    own = psutil.Process()
+    return Status(state=state, pid=own.pid, pid_started=own.create_time())
+
+
+def test_a_new_folder_holds_its_job(folder: JobFolder, job: TrainJob) -> None:
+    assert folder.exists
+    assert folder.job() == job
+    assert folder.status().state is State.CREATED
+    assert folder.result() is None
+    assert folder.events() == ([], 0)
+    assert folder.log_tail() == ""
+
+
+def test_a_folder_is_never_given_a_second_job(folder: JobFolder, job: TrainJob) -> None:
+    with pytest.raises(InputError, match="already holds a job"):
+        JobFolder.create(folder.path, job)
+
+
+def test_a_folder_without_a_job_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no job\.toml"):
+        JobFolder(tmp_path).job()
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_status_of_a_living_worker_is_what_it_wrote(folder: JobFolder, state: State) -> None:
+    folder.set_status(own_status(state))
+    assert folder.status().state is state
+
+
+@pytest.mark.parametrize("state", [State.QUEUED, State.RUNNING])
+def test_a_dead_worker_is_read_as_failed(folder: JobFolder, state: State) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        started = psutil.Process(process.pid).create_time()
+    folder.set_status(Status(state=state, pid=process.pid, pid_started=started, done=7, total=10, seconds_left=3))
+    status = folder.status()
+    assert status.state is State.FAILED
+    assert "worker process ended" in status.message
+    assert "worker.log" in status.remedy
+    assert (status.done, status.total, status.seconds_left) == (7, 10, None)
+
+
+def test_a_finished_job_needs_no_living_worker(folder: JobFolder) -> None:
+    folder.set_status(Status(state=State.DONE, pid=2**22 - 1, pid_started=1.0))
+    assert folder.status().state is State.DONE
+
+
+def test_a_reused_process_number_is_not_the_worker() -> None:
+    own = psutil.Process()
+    assert process_lives(own.pid, own.create_time())
+    assert process_lives(own.pid, None)
+    assert not process_lives(own.pid, own.create_time() - 100)
+    assert not process_lives(None, None)
+
+
+def test_update_changes_only_what_it_names(folder: JobFolder) -> None:
+    folder.set_status(own_status(State.RUNNING))
+    folder.update_status(done=3, total=9, message="Step 3")
+    status = folder.status()
+    assert (status.state, status.done, status.total, status.message) == (State.RUNNING, 3, 9, "Step 3")
+    assert status.updated_at > 0
+
+
+def test_broken_status_is_no_crash(folder: JobFolder) -> None:
+    (folder.path / "status.json").write_text('{"state": "runn', "utf-8")
+    assert folder.status() == Status()
+
+
+def test_events_come_back_in_order_and_once(folder: JobFolder) -> None:
+    folder.emit("start", total=2)
+    first, offset = folder.events()
+    folder.emit("step", step=1, loss=0.5, prompt="grüße\u2028\n")
+    second, end = folder.events(offset)
+    assert [event["event"] for event in first] == ["start"]
+    assert [(event["step"], event["prompt"]) for event in second] == [(1, "grüße\u2028\n")]
+    assert folder.events(end) == ([], end)
+    assert second[0]["time"] > 0
+
+
+def test_a_torn_line_spoils_no_later_event(folder: JobFolder) -> None:
+    folder.emit("start")
+    with folder.events_file.open("ab") as file:
+        file.write(b'{"event": "step", "st')
+    folder.emit("step", step=2)
+    assert [event["event"] for event in folder.events()[0]] == ["start", "step"]
+    assert folder.events()[0][1]["step"] == 2
+
+
+def test_a_torn_line_waits_for_its_end(folder: JobFolder) -> None:
+    folder.emit("start")
+    whole, offset = folder.events()
+    with folder.events_file.open("ab") as file:
+        file.write(b'{"event": "step", "st')
+    assert folder.events(offset) == ([], offset)
+    with folder.events_file.open("ab") as file:
+        file.write(b'ep": 1}\n')
+    assert folder.events(offset)[0] == [{"event": "step", "step": 1}]
+    assert len(whole) == 1
+
+
+def test_a_broken_line_does_not_hide_the_others(folder: JobFolder) -> None:
+    folder.emit("start")
+    with folder.events_file.open("ab") as file:
+        file.write(b"\x00\x00 torn by a crash\n")
+    folder.emit("step", step=1)
+    assert [event["event"] for event in folder.events()[0]] == ["start", "step"]
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(folder: JobFolder) -> None:
+    folder.emit("step", loss=float("nan"), parts={"a": [float("inf"), 1.0]}, word="é")
+    text = folder.events_file.read_text("utf-8")
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    [event], _ = folder.events()
+    assert (event["loss"], event["parts"], event["word"]) == (None, {"a": [None, 1.0]}, "é")
+
+
+def test_stop_is_a_file_that_anybody_can_make(folder: JobFolder) -> None:
+    assert not folder.stop_requested()
+    folder.request_stop()
+    folder.request_stop()
+    assert folder.stop_requested()
+    assert (folder.path / "stop").exists()
+    folder.clear_stop()
+    folder.clear_stop()
+    assert not folder.stop_requested()
+
+
+def test_result_is_there_once_finished(folder: JobFolder) -> None:
+    folder.finish({"steps": 3})
+    assert folder.result() == {"steps": 3}
+    (folder.path / "result.json").write_text("[1]", "utf-8")
+    assert folder.result() is None
+
+
+def test_log_tail_takes_the_last_lines(folder: JobFolder) -> None:
+    folder.log_file.write_bytes(b"\n".join(b"line %d" % number for number in range(100)) + b"\n\xff end")
+    assert folder.log_tail(2).splitlines()[0] == "line 99"
+    assert folder.log_tail(2).endswith("end")
+
+
+def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
+    assert numbered_folder(tmp_path / "runs", "My LoRA / v2!").name == "001-My-LoRA-v2"
+    (tmp_path / "runs" / "007-other").mkdir()
+    assert numbered_folder(tmp_path / "runs").name == "008"
+    assert (tmp_path / "runs" / "008").is_dir()
+
+
+def test_numbered_folders_are_unique_among_threads(tmp_path: Path) -> None:
+    names: list[str] = []
+    threads = [threading.Thread(target=lambda: names.append(numbered_folder(tmp_path, "x").name)) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == 20
+
+
+def test_job_folders_are_those_with_a_job(tmp_path: Path, job: TrainJob) -> None:
+    for number in (2, 1):
+        JobFolder.create(numbered_folder(tmp_path / "runs", f"run {number}"), job)
+    (tmp_path / "runs" / "notes").mkdir()
+    assert [item.name for item in job_folders(tmp_path / "runs")] == ["001-run-2", "002-run-1"]
+    assert list(job_folders(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"), [("a b", "a-b"), ("../x", "x"), ("画風", "画風"), ("  ", ""), ("x" * 99, "x" * 60)]
+)
+def test_slugs_are_file_names(name: str, slug: str) -> None:
+    assert slugify(name) == slug
+    assert os.sep not in slugify(name)
+
+
+def test_status_file_is_plain_json(folder: JobFolder) -> None:
+    folder.set_status(own_status(State.RUNNING))
+    assert json.loads((folder.path / "status.json").read_text("utf-8"))["state"] == "running"
+
+
+def test_events_are_taken_out_of_the_log_and_torn_lines_with_them(folder: JobFolder) -> None:
+    folder.emit("start")
+    folder.emit("step", step=1)
+    place = folder.sync_events()
+    assert place == folder.events_file.stat().st_size
+    folder.emit("step", step=2)
+    folder.emit("failed")
+    with folder.events_file.open("ab") as file:
+        file.write(b'{"event": "st')
+    folder.drop_events(lambda event, byte: event["event"] == "step" and byte >= place)
+    folder.emit("step", step=2)
+    assert [event.get("step", event["event"]) for event in folder.events()[0]] == ["start", 1, "failed", 2]
+    assert folder.events_file.read_bytes().count(b"\n") == 4
+
+
+def test_a_log_that_is_not_there_has_no_length(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.drop_events(lambda event, byte: True)
+    assert folder.sync_events() == 0
+    assert not folder.events_file.exists()
