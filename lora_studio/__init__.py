@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from lora_studio.versions import VERSION as __version__
+
 __all__ = [
+    "__version__",
     "curate",
     "edit_captions",
     "lint_captions",

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from lora_studio.errors import InputError
 
+VERSION = "0.1.0"
 TOGETHER = ("torch", "diffusers", "transformers", "peft", "accelerate")  # they rely on one another's insides
 
 

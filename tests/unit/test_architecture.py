@@ -1,4 +1,7 @@
-"""The house rules of CONTRIBUTING.md, read off the source: imports go down only, heavy libraries stay in place."""
+"""The import rules: modules import downwards only, without a cycle, and heavy libraries stay where they belong.
+
+`LAYERS` is the one place where the order of the packages is written down.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,55 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lora_studio"
-# From the top of the house down; a part may import its own row and the rows below. `demo` holds a model and its loader,
-# which the catalogue names; `progress` is a bar for the command line.
-ROWS = (
-    ("__init__", "__main__"),
-    ("ui", "cli", "caption_commands", "terminal", "worker", "api", "walkthrough"),
-    ("release", "sampling", "progress"),
-    ("training",),
-    ("dataset", "planning", "demo"),
-    ("project", "runs", "queue"),
-    ("guide", "choices", "settings", "recipe", "config", "blocks", "device", "files", "hub", "libraries"),
+# From the top down. An entry is a package or a module below lora_studio; a module belongs to the longest entry that
+# matches its name. It may import its own layer and the layers below.
+LAYERS = (
+    ("__main__",),
+    ("ui.app", "ui.launch", "cli.main"),
+    ("ui.plan", "ui.dataset", "ui.train", "ui.sweep", "cli"),
+    ("ui",),
+    ("ui.state",),
+    ("ui.widgets",),
+    ("example",),
+    ("__init__", "api"),
+    ("worker",),
+    ("sampling",),
+    ("training.train",),
+    ("training.loop",),
+    ("training.validation", "training.samples", "training.warm_start", "training.preflight"),
+    ("training.step",),
+    ("training.run", "training.resume_state"),
+    ("training.reporting",),
+    ("training", "training.speed", "training.optim"),
+    ("training.data",),
+    ("training.objective", "training.distributed"),
+    ("training.data.rng",),
+    ("lora",),
+    ("models",),
+    ("planning",),
+    ("dataset.ingest", "dataset.tagging"),
+    ("dataset",),
+    ("dataset.duplicates",),
+    ("dataset.images",),
+    ("dataset.captions", "dataset.validation_split"),
+    ("dataset.buckets",),
+    ("demo",),
+    ("workspace",),
+    ("lora.shapes",),
+    ("device", "hub"),
+    ("settings",),
+    ("guide",),
+    ("files", "versions"),
     ("errors",),
 )
-LEVEL = {part: level for level, row in enumerate(ROWS) for part in row}
+LEVEL = {entry: level for level, layer in enumerate(LAYERS) for entry in layer}
 HEAVY = {
     "torch",
     "torchvision",
@@ -38,7 +71,7 @@ HEAVY = {
     "prodigyplus",
     "pytorch_optimizer",
 }
-HEAVY_PLACES = ("training/", "sampling/", "dataset/taggers", "demo/")
+HEAVY_PLACES = ("models/", "lora/", "training/", "sampling/", "dataset/tagging/", "demo/")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -46,26 +79,48 @@ def name_of(file: Path) -> str:
     return file.relative_to(PACKAGE).as_posix()
 
 
-def part_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(file: Path) -> str:
+    """Return a file's dotted name below lora_studio; packages keep `__init__` where that has code to import."""
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(file): file for file in SOURCES}
+
+
+def entry_of(module: str) -> str:
+    """Return the longest entry of `LAYERS` that is the module or contains it; raise KeyError if there is none."""
+    parts = module.split(".")
+    for length in range(len(parts), 0, -1):
+        if (entry := ".".join(parts[:length])) in LEVEL:
+            return entry
+    raise KeyError(module)
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every module that is imported, in functions too, but not for type checkers alone."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
+    """Yield every name that is imported, inside functions and under TYPE_CHECKING too."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        else:
-            yield from imports(node)
+
+
+def own_imports(module: str) -> set[str]:
+    """Return the modules of lora_studio that a module imports."""
+    found = set()
+    for name in imports(parsed(MODULES[module])):
+        first, *rest = name.split(".")
+        if first == "lora_studio":
+            while rest and ".".join(rest) not in MODULES:
+                rest.pop()
+            found.add(".".join(rest) or "__init__")
+    return found - {module}
 
 
 def at_import(tree: ast.AST) -> Iterator[str]:
-    """What is imported when the module is: all but what stands in functions."""
+    """Yield what importing the module imports: everything outside functions and TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             continue
@@ -79,22 +134,26 @@ def parsed(file: Path) -> ast.Module:
     return ast.parse(file.read_text("utf-8"), str(file))
 
 
-def test_every_part_has_its_place() -> None:
-    assert {part_of(file) for file in SOURCES} <= set(LEVEL)
+def test_every_module_has_a_layer() -> None:
+    assert [module for module in MODULES if entry_of(module) not in LEVEL] == []
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_imports_go_down_only(file: Path) -> None:
-    own = part_of(file)
-    for module in imports(parsed(file)):
-        first, *rest = module.split(".")
-        if first != "lora_studio":
-            continue
-        other = rest[0]
-        if other in LEVEL:
-            assert LEVEL[other] >= LEVEL[own], f"{name_of(file)} imports {module}, which stands above it"
-        else:
-            assert other == "__version__", f"{name_of(file)} imports {module} from the top of the package"
+def test_every_layer_exists() -> None:
+    assert {entry_of(module) for module in MODULES} == set(LEVEL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down_only(module: str) -> None:
+    own = LEVEL[entry_of(module)]
+    above = {other for other in own_imports(module) if LEVEL[entry_of(other)] < own}
+    assert not above, f"{module} imports modules of a layer above its own"
+
+
+def test_no_import_cycle_between_files() -> None:
+    try:
+        TopologicalSorter({module: own_imports(module) for module in MODULES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=name_of)
@@ -119,7 +178,7 @@ def test_app_is_the_one_other_place_of_gradio() -> None:
 
 def test_the_library_never_prints() -> None:
     for file in SOURCES:
-        if part_of(file) in ("cli", "__main__", "progress"):
+        if name_of(file).startswith(("cli/", "__main__")):
             continue
         calls = (node.func for node in ast.walk(parsed(file)) if isinstance(node, ast.Call))
         printing = [call for call in calls if isinstance(call, ast.Name) and call.id == "print"]

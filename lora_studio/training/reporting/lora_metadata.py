@@ -11,7 +11,6 @@ import time
 from collections import Counter, defaultdict
 from typing import Any
 
-from lora_studio import __version__
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.models.load import Base, window_hash
 from lora_studio.models.text_encoding import CHUNK
@@ -21,6 +20,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import optimizer_name
 from lora_studio.training.reporting.network_metadata import describe_network
+from lora_studio.versions import VERSION
 
 
 def describe_lora(
@@ -157,7 +157,7 @@ def _model_spec(job: TrainJob, base: Base, finished: float) -> dict[str, str]:
         "sai_model_spec": "1.0.1",
         "architecture": "stable-diffusion-xl-v1-base/lora",
         "implementation": "https://github.com/Stability-AI/generative-models",
-        "implementation_version": f"lora-studio/{__version__}",
+        "implementation_version": f"lora-studio/{VERSION}",
         "title": job.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(finished)),
         "resolution": f"{side}x{side}",

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from lora_studio import __version__
 from lora_studio.device import find_gpu
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.models.load import Base
@@ -18,7 +17,7 @@ from lora_studio.settings.choices import MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.loop import Run
 from lora_studio.training.preflight import ReadyJob
-from lora_studio.versions import installed
+from lora_studio.versions import VERSION, installed
 from lora_studio.workspace.job_folder import Report
 
 LIBRARIES = (
@@ -170,7 +169,7 @@ def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
     """The machine and the versions that do a run, for environment.json."""
     gpu = find_gpu()
     return {
-        "lora_studio": __version__,
+        "lora_studio": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: installed(name) for name in LIBRARIES},
