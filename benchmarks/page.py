@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 
 from lora_studio.ui import launch
 from lora_studio.workspace.project import Home
-from tests.ui.conftest import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PATIENCE_MS
+from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PAGE_TIMEOUT_MS
 
 TABS = ("Dataset", "Test", "Plan", "Train")
 SETTLE_MS = 3_000
@@ -77,7 +77,7 @@ def main() -> None:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         for name, build in {"studio": build_app, "gradio": as_gradio_has_it}.items():
             page = chromium.new_page(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
-            page.set_default_timeout(PATIENCE_MS)
+            page.set_default_timeout(PAGE_TIMEOUT_MS)
             home = Home(Path(folder) / name)
             with patch.object(launch, "build_app", build):
                 served = launch.serve(home)

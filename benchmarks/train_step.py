@@ -7,7 +7,7 @@
 
 The model is SDXL with all its 70 transformer blocks and 57 M weights in the UNet, text encoders of 12 and 32 layers;
 128 px, batch 1. Times are CPU time of one thread, and the least of all steps: whatever else the machine does only adds
-to them. Where there is a CUDA GPU, `train_step_gpu` follows, at SDXL's real size; with --gpu that is all.
+to them. Where there is a CUDA GPU, a table at SDXL's real size follows; with --gpu that is all.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from peft import LoraConfig
 from PIL import Image
 from torch.nn import functional
 
-from benchmarks import train_step_gpu
 from lora_studio.training.loop import Run, train_loop
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.gpu_steps import gpu_table
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
 
@@ -173,7 +173,7 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
 def main() -> None:
     if "--gpu" not in sys.argv[1:]:
         on_cpu()
-    train_step_gpu.main()
+    gpu_table()
 
 
 def on_cpu() -> None:

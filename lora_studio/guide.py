@@ -523,8 +523,13 @@ class BaseModel:
     page: str = ""
     aliases: tuple[str, ...] = field(default=(), repr=False)
 
+    @property
+    def is_embedded(self) -> bool:
+        """True for the small base that ships with the studio."""
+        return not self.repo
+
     def prompt(self, text: str) -> str:
-        """A prompt as this base likes it, with its quality tags."""
+        """Return a prompt as this base likes it, with its quality tags."""
         return f"{self.prompt_prefix}{text}{self.prompt_suffix}"
 
     def as_dict(self) -> dict[str, Any]:

@@ -302,4 +302,4 @@ def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
 
 
 def _is_embedded(situation: Situation) -> bool:
-    return situation.base is not None and situation.base.family == "emoji"
+    return situation.base is not None and situation.base.is_embedded

@@ -105,7 +105,7 @@ EMBEDDED = Architecture(
 
 def architecture_of(base: BaseModel | None) -> Architecture:
     """The shapes of a catalogue base; anything that is not in the catalogue is taken for an SDXL."""
-    return EMBEDDED if base is not None and base.family == "emoji" else SDXL
+    return EMBEDDED if base is not None and base.is_embedded else SDXL
 
 
 def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:

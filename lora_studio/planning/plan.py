@@ -302,7 +302,7 @@ def _choose_schedule(
     batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
     chosen.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
     chosen.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
-    shown = EMBEDDED_SHOWN if base and base.family == "emoji" else guide.KINDS[kind.value].shown
+    shown = EMBEDDED_SHOWN if base and base.is_embedded else guide.KINDS[kind.value].shown
     repeats = max(1, round(shown / counts.total))
     if len(set(counts.all_repeats)) > 1:
         chosen.set("repeats", None, "Your folders' names weigh them against each other; kept.", guided=False)
@@ -324,7 +324,7 @@ def _choose_rest(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> 
     chosen.set("sample_prompts", prompts, why, guided=False)
     if base is not None:
         chosen.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
-    if base is None or base.family != "emoji":
+    if base is None or not base.is_embedded:
         return
     chosen.set(
         "network_alpha", guide.RECIPE["network_alpha"].value, "As the demo preset's rate wants it.", guided=False

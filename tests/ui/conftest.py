@@ -27,13 +27,10 @@ import pytest
 from lora_studio import worker
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PAGE_TIMEOUT_MS
 from tests.support.interface import Interface
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = os.environ.get("LORA_STUDIO_CHROMIUM") or "/usr/bin/chromium"
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"]
-DESKTOP = (1360, 860)
-PATIENCE_MS = 60_000  # a busy machine may take its time; what is wrong fails at once
 START_SECONDS = 60
 STOP_SECONDS = 10
 
@@ -201,7 +198,7 @@ def open_page(browser: Any, running: Running) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(
             viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
         )
-        context.set_default_timeout(PATIENCE_MS)
+        context.set_default_timeout(PAGE_TIMEOUT_MS)
         contexts.append(context)
         page = context.new_page()
         watched.append(Watched(page, urlsplit(running.url).netloc))

@@ -14,7 +14,6 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from benchmarks.operations import studio
 from lora_studio.lora.fused_linear import FusedLoraLinear, Ready, _LoraProduct
 from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.settings.choices import Optimizer, Scheduler
@@ -26,6 +25,7 @@ from lora_studio.training.speed.attention import PlainAttention, use_plain_atten
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
 from tests.support.counting import CountedOperations, HostReads
+from tests.support.step_operations import studio
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
 

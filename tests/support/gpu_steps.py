@@ -336,8 +336,8 @@ def table(
         row(label, case.batch, partial(measure, size, case, find, steps), size, top, plain[case.batch])
 
 
-def main() -> None:
-    """The table on this machine's GPU, or one line that there is none."""
+def gpu_table() -> None:
+    """Print the table for this machine's GPU, or one line that it has none."""
     if not torch.cuda.is_available():
         print("No CUDA GPU here: the steps at SDXL's real size are not measured.")
         return
@@ -346,7 +346,3 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}: {top:.0f} TFLOP/s at most in bf16")
     table(real_size(device), cases(), top)
     print(GOALS)
-
-
-if __name__ == "__main__":
-    main()

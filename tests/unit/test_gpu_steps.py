@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import train_step_gpu as benchmark
-from benchmarks.train_step_gpu import Case, Size, cases, ceiling, table
 from lora_studio.settings.choices import BasePrecision
+from tests.support import gpu_steps
+from tests.support.gpu_steps import Case, Size, cases, ceiling, gpu_table, table
 from tests.support.graph_double import Recorder
 from tests.support.tiny_sdxl import make_pipeline
 
@@ -24,15 +24,15 @@ def test_every_row_is_measured_or_says_why_not(
     size: Size, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    step = benchmark.gradient_pass
+    step = gpu_steps.gradient_pass
 
     def timed(*given: object) -> torch.Tensor:
         recorder.now += recorder.pass_seconds
         return step(*given)
 
-    monkeypatch.setattr(benchmark, "gradient_pass", timed)
+    monkeypatch.setattr(gpu_steps, "gradient_pass", timed)
     full, packed = BasePrecision.FULL, BasePrecision.INT8
-    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    monkeypatch.setattr(gpu_steps, "WARM_UP", 1)
     chosen = [Case(1, full, True), Case(2, packed, False, 1.0)]
     table(size, chosen, 0.01, lambda device: recorder, steps=1)
     lines = capsys.readouterr().out.splitlines()
@@ -47,7 +47,7 @@ def test_every_row_is_measured_or_says_why_not(
     assert lines[2].endswith("take 0.500 s a pass as a CUDA graph instead of 1.000 s")
     assert lines[4].endswith("blocks twice")
     assert len(recorder.held) == 1
-    monkeypatch.setattr(benchmark, "random_batch", out_of_memory)
+    monkeypatch.setattr(gpu_steps, "random_batch", out_of_memory)
     table(size, chosen[:1], 0.01)
     assert capsys.readouterr().out.splitlines()[-1].split(" missing: ")[1] == "CUDA out of memory."
 
@@ -70,5 +70,5 @@ def test_the_ceiling_is_found_and_a_machine_without_a_gpu_says_so(
 ) -> None:
     assert ceiling(torch.device("cpu"), torch.float32, side=64, times=2) > 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    benchmark.main()
+    gpu_table()
     assert capsys.readouterr().out == "No CUDA GPU here: the steps at SDXL's real size are not measured.\n"

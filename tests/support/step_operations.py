@@ -1,0 +1,76 @@
+"""What a step launches and keeps at SDXL's real size: the studio's adapted UNet, and the same with peft's layers.
+
+Counted on the meta device, which computes shapes alone: forward and backward pass at 1024 px, batch 1, rank 32, the
+base and the LoRA in bf16, attention by the flash kernel. At batch 1 a step is bound by the number of its operations.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, inject_adapter_in_model
+
+from lora_studio.lora.inject import add_adapters
+from lora_studio.models.locate import SDXL_CONFIG
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.optim.flat_params import Layout, TrainedWeights
+from lora_studio.training.optim.optimizers import parameter_groups
+from lora_studio.training.speed.attention import use_plain_attention
+from lora_studio.training.speed.geglu import use_lean_gates
+from tests.support.counting import CountedOperations, FlashAttention, saved_bytes
+
+RANK = 32
+
+
+@dataclass(frozen=True)
+class Count:
+    """Operations other than views, and bytes that autograd keeps beside the weights."""
+
+    operations: int
+    saved: int
+
+
+def real_unet() -> UNet2DConditionModel:
+    """SDXL's UNet in bf16, frozen, without values."""
+    config = json.loads((SDXL_CONFIG / "unet" / "config.json").read_text("utf-8"))
+    return UNet2DConditionModel.from_config(config).to(torch.bfloat16).requires_grad_(False)
+
+
+def studio() -> Count:
+    """The studio's step."""
+    with torch.device("meta"):
+        unet = real_unet()
+        recipe = Recipe(network_dim=RANK, network_alpha=RANK / 2, text_encoder_lr=0.0)
+        adapters = add_adapters(unet, [], recipe)
+        TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.bfloat16)
+        use_plain_attention(unet)
+        use_lean_gates(unet)
+    return count(unet)
+
+
+def peft() -> Count:
+    """peft's layers in the same places, their weights in bf16 already."""
+    with torch.device("meta"):
+        unet = real_unet()
+        recipe = Recipe(network_dim=RANK, network_alpha=RANK / 2, text_encoder_lr=0.0)
+        places = [path for _, path, _ in add_adapters(real_unet(), [], recipe).layers]
+        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK // 2, target_modules=places), unet)
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.bfloat16()
+    return count(unet)
+
+
+def count(unet: UNet2DConditionModel) -> Count:
+    """Forward and backward pass of an adapted UNet."""
+    noisy, text = (
+        torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1, 4, 128, 128), (1, 77, 2048))
+    )
+    added = {name: torch.empty(1, size, device="meta") for name, size in (("text_embeds", 1280), ("time_ids", 6))}
+    t = torch.empty(1, device="meta")
+    with FlashAttention(), saved_bytes(unet.parameters()) as saved, CountedOperations() as done:
+        answer = unet(noisy, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+        answer.float().square().mean().backward()
+    return Count(done.total, saved())
