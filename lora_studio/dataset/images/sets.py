@@ -10,11 +10,11 @@ import unicodedata
 from pathlib import Path
 
 from lora_studio.dataset.captions.text import SUFFIXES
-from lora_studio.dataset.images.decode import images_in
+from lora_studio.dataset.images.decode import find_images, images_in
 from lora_studio.dataset.images.masks import mask_files
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder
-from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, image_sets
+from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project, image_sets
 
 MOST_REPEATS = 500  # `2024_holidays` is a year, not 2024 repeats
 LONGEST_NAME = 200  # bytes; file systems take 255
@@ -42,6 +42,11 @@ def safe_name(name: str) -> str:
 def as_text(name: str) -> str:
     """A file name as text; bytes that are none become question marks."""
     return name.encode("utf-8", "replace").decode()
+
+
+def project_images(project: Project) -> list[Path]:
+    """Return the images of a project's dataset; none if the project has no dataset folder yet."""
+    return find_images(project.dataset_dir) if project.dataset_dir.is_dir() else []
 
 
 def loose_images(folder: Path) -> list[Path]:

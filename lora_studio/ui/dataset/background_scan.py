@@ -17,14 +17,13 @@ from functools import partial
 from pathlib import Path
 
 from lora_studio.dataset.images.header_cache import stamp_of
-from lora_studio.dataset.images.sets import wrap_images
+from lora_studio.dataset.images.sets import project_images, wrap_images
 from lora_studio.dataset.ingest.importers import ImportReport, import_paths
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import features
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.dataset.contents import load_manifest, save_manifest
-from lora_studio.ui.plan.tab import project_images
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home, Project
 

@@ -14,18 +14,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lora_studio import guide
-from lora_studio.dataset.bucket_plan import Bucket, bucket_plan
+from lora_studio.dataset.buckets import Bucket, bucket_plan
 from lora_studio.dataset.captions.lint import Caption, Finding, lint_captions
 from lora_studio.dataset.captions.statistics import SplitSuggestion, TagTable, suggest_split
 from lora_studio.dataset.captions.text import SUFFIXES, read_caption, split_tags, unlike, with_trigger
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import ImageInfo, is_training_image
+from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.errors import InputError
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.stat_cache import Memory, own_files
 from lora_studio.ui.gc_freeze import made_to_stay
-from lora_studio.ui.plan.tab import project_images
 from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
 
 FEW = 1_000  # images; of more that changed all are looked at anew, and the contents of more stay in memory

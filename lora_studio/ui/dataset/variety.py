@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from lora_studio.dataset.bucket_plan import Bucket, Placed
+from lora_studio.dataset.buckets import Bucket, Placed
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.contents import Contents, Item

@@ -8,7 +8,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.dataset.images.decode import find_images
+from lora_studio.dataset.images.sets import project_images
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan, plan
@@ -255,11 +255,6 @@ class _PlanTab:
             result.recipe: empty_card("The recipe will stand here", "Correct the answers on the left."),
             result.cautions: "",
         }
-
-
-def project_images(project: Project) -> list[Any]:
-    """The project's images; none if it has no dataset yet."""
-    return find_images(project.dataset_dir) if project.dataset_dir.is_dir() else []
 
 
 def _guide_says() -> Markup:

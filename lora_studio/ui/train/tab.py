@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import gradio as gr
 from markupsafe import Markup
 
+from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_title
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
-from lora_studio.ui.plan.tab import EXPECTED_IMAGES, project_images
+from lora_studio.ui.plan.tab import EXPECTED_IMAGES
 from lora_studio.ui.plan.view import caution_cards, plan_tiles
 from lora_studio.ui.state.run_history import Histories, RunView, run_named
 from lora_studio.ui.train import view as train_view
