@@ -1,12 +1,13 @@
-"""Every error that the studio raises on purpose.
+"""Every exception that the studio raises on purpose.
 
 StudioError                a message with the setting, the value and the remedy
-├── InputError             what the caller gave cannot work: exit status 2
-│   └── ConfigError        several of them, told at once
-└── JobError               the work itself failed: exit status 1
-    ├── OutOfMemoryError   with the next thing to try
+├── InputError             wrong input: exit status 2
+│   └── ConfigError        all problems of a configuration at once
+└── JobError               the job itself failed: exit status 1
+    ├── OutOfMemoryError   with the next memory saving to try
     ├── DiskFullError
     └── NonFiniteLossError
+StopRequested              not an error: ends preparation or waiting after a stop request
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class InputError(StudioError):
 _WORDS = {"float_parsing": "should be a number", "int_parsing": "should be a whole number"}
 
 
-def what_is_wrong(problem: ErrorDetails) -> str:
+def validation_message(problem: ErrorDetails) -> str:
     """One problem of pydantic's report, in a user's words: "should be a number"."""
     text = _WORDS.get(problem["type"], problem["msg"])
     return text.removeprefix("Value error, ").replace("Input should", "should", 1)
@@ -69,7 +70,7 @@ class ConfigError(InputError):
             name = ".".join(str(part) for part in item["loc"]) or "settings"
             given = item.get("input")
             shown = "" if isinstance(given, dict) else f" (given: {str(given)[:80]!r})"
-            lines.append(f"{name}: {what_is_wrong(item)}{shown}")
+            lines.append(f"{name}: {validation_message(item)}{shown}")
         return cls(lines)
 
 
@@ -87,6 +88,10 @@ class DiskFullError(JobError):
 
 class NonFiniteLossError(JobError):
     """The loss became NaN or infinite and stayed so; the last good checkpoint is kept."""
+
+
+class StopRequested(Exception):
+    """A stop was requested while a job was waiting or preparing; caught by the code that ends the job."""
 
 
 @contextmanager

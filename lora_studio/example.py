@@ -1,4 +1,4 @@
-"""The whole way on the embedded small model and the example images: from pictures to a LoRA and its grid."""
+"""The example project, and the demo that runs the whole workflow on it: example images, embedded small model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.worker import Listener
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "inkstamp"
+EXAMPLE_NAME = "inkstamp"
+EXAMPLE_IMAGES = Path(__file__).parent.parent / "examples" / EXAMPLE_NAME
 TRIGGER = "inkstamp_hc"
 BASE = "embedded"
 STYLE_TAGS = ("black", "white")  # the look of every image, which is the trigger word's to learn
@@ -50,8 +51,31 @@ class DemoResult(NamedTuple):
 
 
 def example_project_info() -> ProjectInfo:
-    """What the example set wants: a style, the embedded base, the recipe of the demo preset."""
+    """Return the settings of the example project: a style, the embedded base, the recipe of the demo preset."""
     return ProjectInfo(kind=Kind.STYLE, trigger_word=TRIGGER, base=BASE, recipe=Recipe.parse(load_preset("demo")))
+
+
+def create_example(home: Home) -> Project:
+    """Create a project with the example images, named after the set; raises StudioError for errors of the disk."""
+    project = home.create_project(unused_name(home, EXAMPLE_NAME), example_project_info())
+    import_paths([EXAMPLE_IMAGES], project.images_dir)
+    return project
+
+
+def ensure_example(home: Home) -> Project:
+    """Return the example project; create it if it does not exist."""
+    known = {project.name: project for project in home.projects()}
+    return known.get(EXAMPLE_NAME) or create_example(home)
+
+
+def unused_name(home: Home, name: str) -> str:
+    """Return `name`, or the first of `name 2`, `name 3`... that no project has."""
+    taken = {project.name.lower() for project in home.projects()}
+    number, candidate = 1, name
+    while candidate.lower() in taken:
+        number += 1
+        candidate = f"{name} {number}"
+    return candidate
 
 
 def run_demo(
@@ -70,8 +94,8 @@ def run_demo(
     images_dir = out / "dataset" / "10_inkstamp"
     project.save_info(info)
 
-    on_stage(f"Dataset: the example images from {EXAMPLE.name}")
-    import_paths([EXAMPLE], images_dir)
+    on_stage(f"Dataset: the example images from {EXAMPLE_IMAGES.name}")
+    import_paths([EXAMPLE_IMAGES], images_dir)
     report = api.curate(project.dataset_dir, apply=True)
     for line in report.lines():
         on_stage(f"  {line}")

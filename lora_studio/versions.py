@@ -18,7 +18,7 @@ def installed(name: str) -> str | None:
         return None
 
 
-def misfit(reason: object) -> InputError:
+def incompatible_libraries_error(reason: object) -> InputError:
     """The error for libraries that do not work with one another, with all their versions."""
     lines = str(reason).strip().splitlines() or [type(reason).__name__]
     found = ", ".join(f"{name} {installed(name) or 'missing'}" for name in TOGETHER)

@@ -21,11 +21,19 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
-from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError, disk_errors
+from lora_studio.errors import (
+    DiskFullError,
+    InputError,
+    JobError,
+    OutOfMemoryError,
+    StopRequested,
+    StudioError,
+    disk_errors,
+)
 from lora_studio.planning.memory import next_saving
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
-from lora_studio.versions import misfit
-from lora_studio.workspace.gpu_queue import Cancelled, turn
+from lora_studio.versions import incompatible_libraries_error
+from lora_studio.workspace.gpu_queue import turn
 from lora_studio.workspace.job_folder import JobFolder, Report, State, Status
 from lora_studio.workspace.project import Home
 
@@ -150,7 +158,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
                 result = stage_for(job)(
                     job, folder, home=home, report=progress, should_stop=folder.stop_requested, resume=resume
                 )
-    except Cancelled:
+    except StopRequested:
         progress.ends(State.STOPPED, "Stopped before its turn came.", "Resume puts it back into the queue.")
         raise StudioError("Stopped before its turn came.", "Start it again when you like.", code="stopped") from None
     except StudioError as error:
@@ -268,7 +276,7 @@ def translated(job: AnyJob) -> Iterator[None]:
                 code="out_of_memory",
             ) from error
         if isinstance(error, ImportError):
-            raise misfit(error) from error
+            raise incompatible_libraries_error(error) from error
         if isinstance(error, FileNotFoundError):
             raise JobError(
                 f"A file that the work needs has vanished: {error.filename or error}.",

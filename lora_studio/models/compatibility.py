@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lora_studio.versions import misfit
+from lora_studio.versions import incompatible_libraries_error
 
 
 def try_adapters() -> None:
@@ -31,6 +31,6 @@ def try_adapters() -> None:
         model(torch.tensor([[1, 7]])).last_hidden_state.sum().backward()
         found = [name for name, weight in model.named_parameters() if "lora_B" in name and weight.grad is not None]
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise misfit(f"peft cannot put a LoRA into a text encoder ({error})") from error
+        raise incompatible_libraries_error(f"peft cannot put a LoRA into a text encoder ({error})") from error
     if len(found) != 2:
-        raise misfit(f"peft trains {len(found)} of 2 layers of a text encoder")
+        raise incompatible_libraries_error(f"peft trains {len(found)} of 2 layers of a text encoder")

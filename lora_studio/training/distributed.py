@@ -19,9 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lora_studio.errors import JobError, StudioError
+from lora_studio.errors import JobError, StopRequested, StudioError
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data.cache import Stopped
 
 PATIENCE = timedelta(days=7)  # the leader may wait for its turn on the GPU; a process that dies is noticed at once
 CHUNK = 2**24  # weights whose gradients are added up in one message: 64 MiB
@@ -64,7 +63,7 @@ class Team:
         """Leave this block only when all have: what one raises ends it for all.
 
         The process that failed raises its own error, the others a JobError with its words (PeerFailed if it ran out of
-        memory, Stopped if it was stopped).
+        memory, StopRequested if it was stopped).
         """
         own: Exception | None = None
         try:
@@ -146,7 +145,7 @@ def _words(error: Exception | None) -> tuple[str, str, str, str] | None:
     match error:
         case None:
             return None
-        case Stopped():
+        case StopRequested():
             return "stopped", "", "", ""
         case StudioError():
             return "known", error.message, error.remedy, error.code
@@ -158,7 +157,7 @@ def _words(error: Exception | None) -> tuple[str, str, str, str] | None:
 def _error_of(who: str, kind: str, message: str, remedy: str, code: str) -> Exception:
     match kind:
         case "stopped":
-            return Stopped()
+            return StopRequested()
         case "memory":
             return PeerFailed(f"{who}: {message}")
         case "known":

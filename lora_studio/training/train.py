@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from lora_studio.errors import InputError
+from lora_studio.errors import InputError, StopRequested
 from lora_studio.files import remove_temporaries, write_json
 from lora_studio.lora.inject import add_adapters
 from lora_studio.lora.layers import find_layers
@@ -18,7 +18,7 @@ from lora_studio.models.quantize import quantize
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.augment import views_of
-from lora_studio.training.data.cache import LatentCache, Stopped, TextCache, encoders_hash, weights_hash
+from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, weights_hash
 from lora_studio.training.data.caption_variants import cached_captions
 from lora_studio.training.data.prefetch import Prefetch, depth_for
 from lora_studio.training.distributed import ALONE, Team, join, leave, whole_batches
@@ -93,7 +93,7 @@ def train(
             run = prepare(
                 job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop, team=team
             )
-    except Stopped:
+    except StopRequested:
         return _result(job, folder, None, begin, stopped=True)
     if resume:
         with team.together():
@@ -126,7 +126,7 @@ def prepare(
     should_stop: Callable[[], bool],
     team: Team = ALONE,
 ) -> Run:
-    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises Stopped.
+    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises StopRequested.
 
     Of several processes each encodes its share.
     """

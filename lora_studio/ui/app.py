@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
+from lora_studio.example import create_example, unused_name
 from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded
 from lora_studio.ui.dataset import tab as dataset_tab
-from lora_studio.ui.example import create_example, free_name
 from lora_studio.ui.plan import tab as plan_tab
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
@@ -236,7 +236,7 @@ class _Frame:
     def duplicate(self, current: str, name: str) -> Updates:
         """Copy the chosen project without its runs."""
         source = self.studio.open(current).name
-        return self.show(self.home.duplicate_project(source, name or free_name(self.home, f"{source} copy")).name)
+        return self.show(self.home.duplicate_project(source, name or unused_name(self.home, f"{source} copy")).name)
 
     def delete(self, current: str) -> Updates:
         """Move the chosen project to the trash."""
@@ -293,7 +293,7 @@ class _Frame:
         }
 
     def _fresh(self) -> Project:
-        return self.home.create_project(free_name(self.home, "my-lora"))
+        return self.home.create_project(unused_name(self.home, "my-lora"))
 
 
 def _pill_text(active: list[ActiveJob]) -> str:

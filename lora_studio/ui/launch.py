@@ -8,8 +8,8 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from lora_studio.errors import InputError, disk_errors
+from lora_studio.example import ensure_example
 from lora_studio.ui.app import build_app
-from lora_studio.ui.example import ensure_example
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
 from lora_studio.ui.theme import CSS_FILE, studio_theme
 from lora_studio.workspace.project import Home

@@ -16,15 +16,11 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
-from lora_studio.errors import disk_errors
+from lora_studio.errors import StopRequested, disk_errors
 from lora_studio.files import write_json
 from lora_studio.workspace.job_folder import process_lives
 
 POLL_SECONDS = 0.5
-
-
-class Cancelled(Exception):
-    """The job was asked to stop while it waited for its turn."""
 
 
 @contextmanager
@@ -37,7 +33,7 @@ def turn(
 ) -> Iterator[None]:
     """Wait for the GPU and hold it. `on_wait(ahead, label)` hears how many jobs are ahead, and the first one's label.
 
-    Raises Cancelled when `should_stop` says so while waiting.
+    Raises StopRequested when `should_stop` says so while waiting.
     """
     with disk_errors(queue):
         queue.mkdir(parents=True, exist_ok=True)
@@ -87,7 +83,7 @@ def _wait(
             except Timeout:
                 ahead = ["another program"]
         if should_stop():
-            raise Cancelled
+            raise StopRequested
         if told != (len(ahead), ahead[0]):
             told = (len(ahead), ahead[0])
             on_wait(*told)

@@ -21,7 +21,7 @@ from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Sight
 from lora_studio.dataset.tagging.labels import GENERAL
-from lora_studio.example import EXAMPLE
+from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset import captions as dataset_captions
 from lora_studio.ui.dataset import statistics as dataset_statistics
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
@@ -43,7 +43,7 @@ def fill(project: Project) -> Project:
     """Three captioned images, scanned."""
     for name, caption in CAPTIONS.items():
         image = project.images_dir / name
-        shutil.copy(EXAMPLE / name, image)
+        shutil.copy(EXAMPLE_IMAGES / name, image)
         image.with_suffix(".txt").write_text(caption, "utf-8")
     images = find_images(project.dataset_dir)
     stamps = {path: stamp_of(path) for path in images}
@@ -217,7 +217,7 @@ CHANGES: dict[str, Callable[[Project], object]] = {
     ),
     "a mark": lambda project: save_manifest(project, Contents.of(project).manifest.keep(first(project))),
     "another trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
-    "an image more": lambda project: shutil.copy(EXAMPLE / "owl.png", project.images_dir),
+    "an image more": lambda project: shutil.copy(EXAMPLE_IMAGES / "owl.png", project.images_dir),
     "an image less": lambda project: (project.images_dir / "umbrella.png").unlink(),
     "another set": lambda project: (project.images_dir.parent / "2_more").mkdir(),
 }
@@ -303,7 +303,7 @@ def test_what_users_wrote_is_text_there_too(home: Home) -> None:
     project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
     for name in ("<i>.png", "b.png"):
         image = project.images_dir / name
-        shutil.copy(EXAMPLE / "key.png", image)
+        shutil.copy(EXAMPLE_IMAGES / "key.png", image)
         image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
     contents = Contents.of(project)
     plan = dataset_captions.plan_edit([item.path for item in contents.items], dataset_captions.edits.remove(["day"]))

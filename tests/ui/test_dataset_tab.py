@@ -21,7 +21,7 @@ from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Sight
 from lora_studio.dataset.tagging.stage import tag
-from lora_studio.example import EXAMPLE
+from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.choices import Existing
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as dataset_looking
@@ -67,7 +67,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four of the example images: a guitar twice, a key, an umbrella that is too small."""
     folder = tmp_path_factory.mktemp("pictures")
     for name in NAMES:
-        shutil.copy(EXAMPLE / name, folder / name)
+        shutil.copy(EXAMPLE_IMAGES / name, folder / name)
     (folder / "key.txt").write_text(f"{TRIGGER}, key", "utf-8")
     return folder
 
@@ -354,7 +354,7 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
 ) -> None:
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("../outside.png", (EXAMPLE / "key.png").read_bytes())
+        file.writestr("../outside.png", (EXAMPLE_IMAGES / "key.png").read_bytes())
     interface.call("_DatasetTab.import_dropped", dataset_files=[str(archive)])
     wait_for_look()
     shown = interface.call("_DatasetTab.tick")
@@ -585,7 +585,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
 
 def test_a_phone_shows_all_of_it(open_page: Callable[..., Any], running: Any) -> None:
     project = running.home.create_project("phone")
-    shutil.copy(EXAMPLE / "key.png", project.images_dir)
+    shutil.copy(EXAMPLE_IMAGES / "key.png", project.images_dir)
     page = open_page(size=(390, 844), dark=True)
     page.get_by_role("tab", name="2 · Dataset").click()
     for name in ("Import", "Curate", "Tag", "Review"):

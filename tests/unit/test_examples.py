@@ -8,11 +8,11 @@ from pathlib import Path
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import read_image
 from lora_studio.dataset.scan import scan
-from lora_studio.example import EXAMPLE, PROMPTS
+from lora_studio.example import EXAMPLE_IMAGES, PROMPTS
 
 
 def test_a_scan_finds_exactly_the_planted_flaws() -> None:
-    report = scan(EXAMPLE)
+    report = scan(EXAMPLE_IMAGES)
     assert report.summary.images == report.summary.readable == 24
     found = {
         (group.keep.name, path.name): reason
@@ -29,19 +29,19 @@ def test_a_scan_finds_exactly_the_planted_flaws() -> None:
 
 
 def test_the_readme_lists_every_picture_and_there_is_nothing_else() -> None:
-    readme = (EXAMPLE / "README.md").read_text("utf-8")
+    readme = (EXAMPLE_IMAGES / "README.md").read_text("utf-8")
     good = re.search(r"20 are as they should be:\n(.*?)\.\n", readme, re.DOTALL)
     assert good is not None
     listed = {f"{name}.png" for name in re.split(r",\s+", good[1])}
     flaws = set(re.findall(r"^\| (\S+\.(?:png|jpg)) ", readme, re.MULTILINE))
     assert (len(listed), len(flaws)) == (20, 4)
     captions = {f"{Path(name).stem}.txt" for name in listed | {"umbrella.png"}}
-    assert {path.name for path in EXAMPLE.iterdir()} == listed | flaws | captions | {"README.md", "LICENSE"}
-    assert all(read_caption(EXAMPLE / name) == Path(name).stem.replace("-", " ") for name in listed)
+    assert {path.name for path in EXAMPLE_IMAGES.iterdir()} == listed | flaws | captions | {"README.md", "LICENSE"}
+    assert all(read_caption(EXAMPLE_IMAGES / name) == Path(name).stem.replace("-", " ") for name in listed)
 
 
 def test_pictures_are_black_on_white_with_a_margin() -> None:
-    for path in EXAMPLE.glob("*.png"):
+    for path in EXAMPLE_IMAGES.glob("*.png"):
         image = read_image(path)
         inked = image.convert("L").point(lambda value: 255 - value).getbbox()
         assert inked is not None
@@ -53,5 +53,5 @@ def test_pictures_are_black_on_white_with_a_margin() -> None:
 
 
 def test_the_demo_draws_nothing_that_is_in_the_set() -> None:
-    names = {path.stem.replace("-", " ") for path in EXAMPLE.glob("*.png")}
+    names = {path.stem.replace("-", " ") for path in EXAMPLE_IMAGES.glob("*.png")}
     assert not names & {prompt.removeprefix("{trigger}, ") for prompt in PROMPTS}

@@ -30,7 +30,7 @@ from transformers import CLIPTokenizer, PreTrainedModel
 from lora_studio.dataset.buckets import VAE_FACTOR
 from lora_studio.dataset.images.decode import decode, file_sha256
 from lora_studio.dataset.images.masks import read_mask
-from lora_studio.errors import JobError
+from lora_studio.errors import JobError, StopRequested
 from lora_studio.files import write_bytes
 from lora_studio.models.text_encoding import CHUNK, encode_text
 from lora_studio.training.data.dataset import Item
@@ -38,10 +38,6 @@ from lora_studio.training.data.dataset import Item
 VERSION = "2"  # of what is stored: raise it when the same input gives another content
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
-
-
-class Stopped(Exception):
-    """The user asked to stop while something was being prepared."""
 
 
 def weights_hash(*modules: nn.Module) -> str:
@@ -128,7 +124,7 @@ class LatentCache:
         The VAE is on `device` as long as it encodes, and not at all where nothing is missing.
 
         Raises JobError, naming the image, if the VAE answers with NaN or the file has changed since it was read first;
-        InputError if an image cannot be read; Stopped.
+        InputError if an image cannot be read; StopRequested.
         """
         for item in items:
             if item.mask is not None and not _usable(self.mask_file(item)):
@@ -144,7 +140,7 @@ class LatentCache:
         try:
             for done, item in enumerate(missing):
                 if should_stop():
-                    raise Stopped
+                    raise StopRequested
                 on_progress(done, len(missing))
                 if last is None or last[0] != item.path:
                     last = item.path, decode(item.path, with_alpha=_keeps_colours(item)).image
@@ -257,7 +253,7 @@ class TextCache:
         should_stop: Callable[[], bool],
         on_progress: Progress,
     ) -> int:
-        """Encode what is missing and return how many that were. Raises Stopped.
+        """Encode what is missing and return how many that were. Raises StopRequested.
 
         The encoders go to `device` and stay there; they stay where they are if nothing is missing.
         """
@@ -266,7 +262,7 @@ class TextCache:
             encoder.to(device)
         for done, caption in enumerate(missing):
             if should_stop():
-                raise Stopped
+                raise StopRequested
             on_progress(done, len(missing))
             hidden, pooled = encode_text(text_encoders, tokenizers, [caption], self.clip_skip, self.max_token_length)
             self.store(caption, hidden[0], pooled[0])

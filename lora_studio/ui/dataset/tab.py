@@ -15,7 +15,7 @@ from lora_studio.dataset.captions.text import with_trigger
 from lora_studio.dataset.curate import rejected
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.errors import InputError, StudioError
-from lora_studio.example import EXAMPLE, example_project_info
+from lora_studio.example import EXAMPLE_IMAGES, example_project_info
 from lora_studio.ui.context import QUIET, Page, Studio, Updates, guarded, with_project
 from lora_studio.ui.dataset import curate as dataset_curation
 from lora_studio.ui.dataset import review as dataset_review
@@ -224,7 +224,7 @@ class _DatasetTab:
         project = self.studio.open(data[self.studio.project])
         if project.info() == ProjectInfo():
             project.save_info(example_project_info())
-        return self._import(data, [EXAMPLE]) | self.tag.fill(self._contents(data))
+        return self._import(data, [EXAMPLE_IMAGES]) | self.tag.fill(self._contents(data))
 
     def look(self, data: Data) -> Updates:
         """Scan the images, which changes none of them."""

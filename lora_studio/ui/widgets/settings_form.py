@@ -18,7 +18,7 @@ from gradio.components import Component
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from lora_studio.errors import ConfigError, what_is_wrong
+from lora_studio.errors import ConfigError, validation_message
 from lora_studio.settings.declare import Group, Settings
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import QUIET, Updates
@@ -379,7 +379,7 @@ def _problems(error: ValidationError) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in error.errors():
         name = str(item["loc"][0]) if item["loc"] else ""
-        text = what_is_wrong(item)
+        text = validation_message(item)
         found.setdefault(name, f"{text} (given: {_plain(item.get('input'))})" if name else text)
     return found
 

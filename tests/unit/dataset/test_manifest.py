@@ -13,7 +13,7 @@ from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import scan
-from lora_studio.example import EXAMPLE
+from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.workspace.project import Home
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "dataset" / "10_ink"
     folder.mkdir(parents=True)
     for name in ("guitar.png", "guitar-mirrored.png", "umbrella.png"):
-        shutil.copy(EXAMPLE / name, folder / name)
+        shutil.copy(EXAMPLE_IMAGES / name, folder / name)
     return folder.parent
 
 
@@ -127,7 +127,7 @@ def test_a_project_one_of_its_sets_and_another_folder_have_their_own_manifest(tm
     other = tmp_path / "10_other"
     for images in (project.images_dir, other):
         images.mkdir(parents=True, exist_ok=True)
-        shutil.copy(EXAMPLE / "guitar.png", images / "guitar.png")
+        shutil.copy(EXAMPLE_IMAGES / "guitar.png", images / "guitar.png")
     scanned(project.dataset_dir).save(project.path / "dataset.json")
     scanned(other).save(other / "dataset.json")
     for place, images in (

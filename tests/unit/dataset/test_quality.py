@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 from lora_studio.dataset.images.decode import Issue, Picture, decode
 from lora_studio.dataset.quality import SIDE, averaged, flaws, jpeg_quality
-from lora_studio.example import EXAMPLE
+from lora_studio.example import EXAMPLE_IMAGES
 from tests.support.scenes import photo, save, saved_as
 
 SIZE = (480, 400)
@@ -101,7 +101,7 @@ def test_the_quality_that_a_jpeg_was_saved_with(quality: int) -> None:
 
 
 def test_the_examples_have_no_flaws() -> None:
-    found = {path.name: flaws_of(decode(path, at_least=SIDE)) for path in sorted(EXAMPLE.glob("*.png"))[::2]}
+    found = {path.name: flaws_of(decode(path, at_least=SIDE)) for path in sorted(EXAMPLE_IMAGES.glob("*.png"))[::2]}
     assert len(found) > 10
     assert not any(found.values())
 

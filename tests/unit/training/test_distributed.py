@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio import api
-from lora_studio.errors import ConfigError, InputError, JobError
+from lora_studio.errors import ConfigError, InputError, JobError, StopRequested
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.data.cache import Stopped
 from lora_studio.training.distributed import PeerFailed, Team, process_problems, whole_batches
 from lora_studio.worker import is_out_of_memory
 from lora_studio.workspace.job_folder import JobFolder, State, Status
@@ -56,7 +55,7 @@ def what_a_process_sees(rank: int) -> dict[str, Any]:
     with team.together():
         pass
     for name, error in (
-        ("stopped", Stopped()),
+        ("stopped", StopRequested()),
         ("memory", MemoryError("no room")),
         ("config", ConfigError(["a is 1.", "b is 2."])),
         ("known", InputError("a is 1.", "Set it to 2.", code="a")),
@@ -102,7 +101,7 @@ def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
         assert seen["loss"] == 2.0
         assert seen["gradients"] == [[[3.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0]]
     first, second = found[0], found[1]
-    assert first["stopped"][0] is second["stopped"][0] is Stopped
+    assert first["stopped"][0] is second["stopped"][0] is StopRequested
     assert first["memory"] == (PeerFailed, "Process 2 of 2: out of memory: no room", True)
     assert second["memory"][0] is MemoryError
     assert second["config"][0] is ConfigError

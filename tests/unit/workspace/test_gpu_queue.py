@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lora_studio.errors import StopRequested
 from lora_studio.workspace import gpu_queue as queue
-from lora_studio.workspace.gpu_queue import Cancelled, turn, waiting
+from lora_studio.workspace.gpu_queue import turn, waiting
 
 HOLDER = """
 import sys, time
@@ -71,7 +72,7 @@ def test_the_waiting_hear_who_is_ahead_and_may_give_up(tmp_path: Path) -> None:
     ahead = ticket(tmp_path, "0000-1", os.getpid(), "the elder")
     heard: list[tuple[int, str]] = []
     with (
-        pytest.raises(Cancelled),
+        pytest.raises(StopRequested),
         turn(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda *news: heard.append(news)),
     ):
         pytest.fail("it was not its turn")
@@ -107,7 +108,7 @@ def test_a_lock_without_a_ticket_is_waited_for_too(tmp_path: Path) -> None:
             path.unlink()
         heard: list[str] = []
         with (
-            pytest.raises(Cancelled),
+            pytest.raises(StopRequested),
             turn(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda _, label: heard.append(label)),
         ):
             pytest.fail("the lock was held")

@@ -17,10 +17,10 @@ from lora_studio.dataset.buckets import Placement
 from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.scan import scan
-from lora_studio.errors import JobError
+from lora_studio.errors import JobError, StopRequested
 from lora_studio.planning.plan import plan
 from lora_studio.training.data.augment import views_of
-from lora_studio.training.data.cache import LatentCache, Stopped, TextCache, weights_hash
+from lora_studio.training.data.cache import LatentCache, TextCache, weights_hash
 from lora_studio.training.data.dataset import Item, epoch_steps, read_dataset
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline
@@ -61,10 +61,10 @@ def test_the_crop_that_is_cut_is_the_crop_that_is_told(tmp_path: Path, parts: An
 
         def encode(self, batch: torch.Tensor) -> Any:
             seen.append(batch)
-            raise Stopped
+            raise StopRequested
 
     cache = LatentCache(tmp_path / "cache", "x")
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         cache.fill(
             dataset.items,
             Vae(),  # type: ignore[arg-type]
@@ -241,7 +241,7 @@ def test_filling_stops_when_asked(tmp_path: Path, parts: Any) -> None:
     make_images(tmp_path / "data", [(64, 64)] * 3)
     cache = LatentCache(tmp_path / "cache", "x")
     done: list[int] = []
-    with pytest.raises(Stopped):
+    with pytest.raises(StopRequested):
         cache.fill(
             read_dataset(tmp_path / "data", recipe_of()).items,
             parts.vae,
