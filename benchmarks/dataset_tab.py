@@ -11,7 +11,9 @@ import argparse
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -23,6 +25,8 @@ from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.ui.dataset.contents import Contents, image_id, save_manifest
+from lora_studio.ui.dataset.handlers import Desk
+from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.gc_freeze import made_to_stay
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface
@@ -73,7 +77,7 @@ def wait() -> None:
             thread.join()
 
 
-def every_click(contents: Contents) -> list[tuple[str, str, dict[str, str], str | None]]:
+def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[str, str], str | None]]:
     """What is clicked: its name, handler, contents of fields, and what a button in the page sends.
 
     The clicks of one turn leave captions, ticks and images as they were.
@@ -81,38 +85,38 @@ def every_click(contents: Contents) -> list[tuple[str, str, dict[str, str], str 
     project, items = contents.project, contents.items
     middle, third = items[len(items) // 2], items[3]
     aside = image_id(project, project.rejected_dir / third.path.name)
-    section = "_DatasetTab.switched"
+    section = DatasetTab.switched
     bulk = {"bulk_act": "Add", "bulk_first": "indoors", "bulk_scope": "All images"}
     return [
-        ("open the tab", "_DatasetTab.reopened", {}, None),
+        ("open the tab", DatasetTab.reopened, {}, None),
         ("open Import", section, {"dataset_section": "Import"}, None),
         ("open Curate", section, {"dataset_section": "Curate"}, None),
-        ("keep a copy", "_DatasetTab.picked", {}, f"keep:{contents.proposed[0].id}"),
-        ("look at it again", "_DatasetTab.picked", {}, f"unkeep:{contents.proposed[0].id}"),
-        ("set a copy aside", "_DatasetTab.picked", {}, f"aside:{third.id}"),
-        ("put it back", "_DatasetTab.picked", {}, f"back:{aside}"),
+        ("keep a copy", DatasetTab.picked, {}, f"keep:{contents.proposed[0].id}"),
+        ("look at it again", DatasetTab.picked, {}, f"unkeep:{contents.proposed[0].id}"),
+        ("set a copy aside", DatasetTab.picked, {}, f"aside:{third.id}"),
+        ("put it back", DatasetTab.picked, {}, f"back:{aside}"),
         ("open Tag", section, {"dataset_section": "Tag"}, None),
         ("open Captions", section, {"dataset_section": "Captions"}, None),
-        ("bulk preview", "Desk.preview", bulk, None),
+        ("bulk preview", Desk.preview, bulk, None),
         ("open Statistics", section, {"dataset_section": "Statistics"}, None),
-        ("a tag of the table", "Desk.tag_clicked", {}, "tag:thing 7"),
+        ("a tag of the table", Desk.tag_clicked, {}, "tag:thing 7"),
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
-        ("next page", "_DatasetTab.picked", {}, "page:7"),
-        ("filter To look at", "Desk.filtered", {"dataset_filter": "To look at"}, None),
-        ("filter Unreviewed", "Desk.filtered", {"dataset_filter": "Unreviewed"}, None),
-        ("filter by a tag", "Desk.filtered", {"dataset_filter": "All", "dataset_filter_tag": "thing 7"}, None),
-        ("all again", "Desk.filtered", {"dataset_filter_tag": ""}, None),
-        ("show an image", "_DatasetTab.picked", {}, f"show:{middle.id}"),
-        ("next image", "_DatasetTab.go_on", {}, None),
-        ("tick, and next", "Desk.tick_and_go_on", {}, None),
-        ("previous image", "_DatasetTab.go_back", {}, None),
-        ("untick", "Desk.toggle", {}, None),
-        ("save a caption", "_DatasetTab.save", {"review_caption": "ohwx, other words"}, None),
-        ("undo", "Desk.undo", {}, None),
-        ("add a tag", "Desk.chip_clicked", {}, "add:standing"),
-        ("take a tag out", "Desk.chip_clicked", {}, "drop:standing"),
-        ("set aside in Review", "_DatasetTab.set_current_aside", {}, None),
-        ("put all back", "_DatasetTab.put_all_back", {}, None),
+        ("next page", DatasetTab.picked, {}, "page:7"),
+        ("filter To look at", Desk.filtered, {"dataset_filter": "To look at"}, None),
+        ("filter Unreviewed", Desk.filtered, {"dataset_filter": "Unreviewed"}, None),
+        ("filter by a tag", Desk.filtered, {"dataset_filter": "All", "dataset_filter_tag": "thing 7"}, None),
+        ("all again", Desk.filtered, {"dataset_filter_tag": ""}, None),
+        ("show an image", DatasetTab.picked, {}, f"show:{middle.id}"),
+        ("next image", DatasetTab.go_on, {}, None),
+        ("tick, and next", Desk.tick_and_go_on, {}, None),
+        ("previous image", DatasetTab.go_back, {}, None),
+        ("untick", Desk.toggle, {}, None),
+        ("save a caption", DatasetTab.save, {"review_caption": "ohwx, other words"}, None),
+        ("undo", Desk.undo, {}, None),
+        ("add a tag", Desk.chip_clicked, {}, "add:standing"),
+        ("take a tag out", Desk.chip_clicked, {}, "drop:standing"),
+        ("set aside in Review", DatasetTab.set_current_aside, {}, None),
+        ("put all back", DatasetTab.put_all_back, {}, None),
     ]
 
 
@@ -142,7 +146,7 @@ def main() -> None:
             interface = Interface(home)
             interface.open(project.name)
             began = time.process_time()
-            interface.call("_DatasetTab.look")
+            interface.call(DatasetTab.look)
             wait()
             print(f"{given.images:,} images: pictured and scanned in {time.process_time() - began:.0f} s of CPU time")
         else:

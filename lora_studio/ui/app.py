@@ -80,7 +80,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:
                     pages.append(build(studio, tab))
-        _Frame(studio, header, menu, notice, welcome.group, work, pages).wire(blocks, welcome.buttons)
+        AppFrame(studio, header, menu, notice, welcome.group, work, pages).wire(blocks, welcome.buttons)
     return blocks
 
 
@@ -139,7 +139,7 @@ def _day(stamp: str) -> str:
     return f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}"
 
 
-class _Frame:
+class AppFrame:
     """Ties the header, the menu and the tabs together."""
 
     def __init__(

@@ -1,12 +1,13 @@
-"""The interface without a browser: its handlers by name, with the contents of components as a browser sends them."""
+"""The interface without a browser: calls its handlers with the values that a browser would send."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
-from lora_studio.ui.app import build_app
+from lora_studio.ui.app import AppFrame, build_app
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.project import Home
 
@@ -14,9 +15,9 @@ from lora_studio.workspace.project import Home
 class Interface:
     """The built interface over a home.
 
-    `call("_TrainTab.stop", project="a", **contents)` runs a handler as its event would. Contents are given by
-    component: `project` and `run` for what the frame holds, `chooser` for its list, else by elem_id with `_` for `-`;
-    all others have the value that they had last. What the handler changed is kept, and returned by the same names.
+    `call(TrainTab.stop, project="a", **contents)` runs a handler as its event would. Component values are given by
+    name: `project` and `run` for the state of the frame, `chooser` for the project list, else the elem_id with `_`
+    for `-`. The other components keep their last value. Changes are kept, and returned by the same names.
     """
 
     def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
@@ -37,10 +38,10 @@ class Interface:
 
     def open(self, project: str) -> dict[str, Any]:
         """Choose a project at the top."""
-        return self.call("_Frame.choose", chooser=project)
+        return self.call(AppFrame.choose, chooser=project)
 
-    def call(self, handler: str, pick: str | None = None, **contents: Any) -> dict[str, Any]:
-        """Run a handler by its qualified name; `pick` is what a `pick_button` sends."""
+    def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
+        """Run a handler; `pick` is what a `pick_button` sends."""
         block = self._block(handler)
         numbers = {name: number for number, name in self.names.items()}
         for name, value in contents.items():
@@ -55,15 +56,15 @@ class Interface:
         """What a component holds now."""
         return self.contents[next(number for number, known in self.names.items() if known == name)]
 
-    def handlers(self) -> set[str]:
-        """The qualified names of all handlers that are wired."""
-        return {getattr(block.fn, "__qualname__", "") for block in self.blocks.fns.values()}
+    def is_wired(self, handler: Callable[..., Any]) -> bool:
+        """Return whether an event calls this handler."""
+        return any(_qualified_name(block.fn) == _qualified_name(handler) for block in self.blocks.fns.values())
 
-    def _block(self, handler: str) -> Any:
+    def _block(self, handler: Callable[..., Any]) -> Any:
         for block in self.blocks.fns.values():
-            if getattr(block.fn, "__qualname__", "") == handler:
+            if _qualified_name(block.fn) == _qualified_name(handler):
                 return block
-        raise LookupError(handler)
+        raise LookupError(_qualified_name(handler))
 
     def _taken(self, updates: Any) -> dict[str, Any]:
         """Keep what an update says, and return it by name: a value, or a dictionary of changed properties."""
@@ -82,3 +83,8 @@ class Interface:
                 changed = self.contents[number] = update
             shown[self.names.get(number, f"#{number}")] = changed
         return shown
+
+
+def _qualified_name(handler: Callable[..., Any] | None) -> str:
+    """Return `Class.method`, which wrappers made with functools.wraps keep."""
+    return getattr(handler, "__qualname__", "")

@@ -26,7 +26,9 @@ from lora_studio.ui.dataset import captions as dataset_captions
 from lora_studio.ui.dataset import statistics as dataset_statistics
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
 from lora_studio.ui.dataset.contents import Contents, load_manifest, save_manifest
+from lora_studio.ui.dataset.handlers import Desk
 from lora_studio.ui.dataset.suggestions import Suggestion, Words
+from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface
 from tests.support.tiny_taggers import save_tiny_wd
@@ -73,7 +75,7 @@ def project(home: Home, interface: Interface, original: Project) -> Project:
     """A copy of it, chosen in the page, with Review open on its first image."""
     project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
     interface.open(project.name)
-    interface.call("_DatasetTab.switched", dataset_section="Review")
+    interface.call(DatasetTab.switched, dataset_section="Review")
     return project
 
 
@@ -97,13 +99,13 @@ def shown(grid: str) -> list[str]:
 def test_a_chip_does_what_it_says_and_undo_takes_it_back(
     project: Project, interface: Interface, pick: str, caption: str, said: str
 ) -> None:
-    updates = interface.call("Desk.chip_clicked", pick=pick)
+    updates = interface.call(Desk.chip_clicked, pick=pick)
     assert captions(project)[0] == caption
     assert interface.contents_of("review_caption") == caption
     assert said in updates["review_saved"]
     assert re.findall(r'data-tag="([^"]+)"', updates["review_chips"]) == caption.split(", ")
     if "stays" not in said:
-        updates = interface.call("Desk.undo")
+        updates = interface.call(Desk.undo)
         assert "Undone" in updates["dataset_said"]
         assert interface.contents_of("review_caption") == CAPTIONS["guitar.png"]
     assert captions(project) == list(CAPTIONS.values())
@@ -111,12 +113,12 @@ def test_a_chip_does_what_it_says_and_undo_takes_it_back(
 
 @pytest.mark.parametrize("pick", ["", "drop:", "move:x:ink", "move:1:", "add: , ", "mend:untidy", "move:9999999:ink"])
 def test_a_chip_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, pick: str) -> None:
-    assert 'role="alert"' in interface.call("Desk.chip_clicked", pick=pick)["dataset_notice"]
+    assert 'role="alert"' in interface.call(Desk.chip_clicked, pick=pick)["dataset_notice"]
     assert captions(project) == list(CAPTIONS.values())
 
 
 def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: Interface) -> None:
-    updates = interface.call("Desk.tick_and_go_on")
+    updates = interface.call(Desk.tick_and_go_on)
     assert "1 of 3 reviewed" in updates["review_progress"]
     assert "key.png" in updates["review_line"]
     report = scan(project.dataset_dir)
@@ -125,19 +127,19 @@ def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: 
     save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))
     updates = interface.open(project.name)
     assert "1 of 3 reviewed" in updates["review_progress"]
-    assert shown(interface.call("Desk.filtered", dataset_filter="Unreviewed")["dataset_grid"]) == [
+    assert shown(interface.call(Desk.filtered, dataset_filter="Unreviewed")["dataset_grid"]) == [
         "key.png",
         "umbrella.png",
     ]
-    interface.call("Desk.filtered", dataset_filter="All")
-    updates = interface.call("Desk.toggle")
+    interface.call(Desk.filtered, dataset_filter="All")
+    updates = interface.call(Desk.toggle)
     assert "0 of 3 reviewed" in updates["review_progress"]
     assert "guitar.png" in updates["review_line"]
 
 
 def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interface: Interface) -> None:
     def left(tag: str, side: str) -> list[str]:
-        return shown(interface.call("Desk.filtered", dataset_filter_tag=tag, dataset_filter_side=side)["dataset_grid"])
+        return shown(interface.call(Desk.filtered, dataset_filter_tag=tag, dataset_filter_side=side)["dataset_grid"])
 
     assert left(" Key ", "has it") == ["key.png"]
     assert left("ke", "has it") == []
@@ -146,61 +148,61 @@ def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interfac
 
 
 def test_a_bulk_edit_is_seen_done_and_undone(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.switched", dataset_section="Captions")
+    interface.call(DatasetTab.switched, dataset_section="Captions")
     form = {"bulk_act": "Replace", "bulk_first": "ink", "bulk_second": "paper, pen", "bulk_scope": "All images"}
-    assert "Nothing was previewed" in interface.call("Desk.apply", **form)["dataset_notice"]
-    updates = interface.call("Desk.preview", **form)
+    assert "Nothing was previewed" in interface.call(Desk.apply, **form)["dataset_notice"]
+    updates = interface.call(Desk.preview, **form)
     assert updates["bulk_apply"] == {"value": "Apply to 3 captions", "interactive": True}
     assert updates["bulk_changes"].count("<del>ink</del>") == 3
     assert captions(project) == list(CAPTIONS.values())
-    assert "changed since the preview" in interface.call("Desk.apply", bulk_second="pen")["dataset_notice"]
-    updates = interface.call("Desk.apply", bulk_second="paper, pen")
+    assert "changed since the preview" in interface.call(Desk.apply, bulk_second="pen")["dataset_notice"]
+    updates = interface.call(Desk.apply, bulk_second="paper, pen")
     assert "3 captions changed." in updates["dataset_said"]
     assert captions(project)[2] == "umbrella, paper, pen"
     assert "Replaced ink with paper, pen" in updates["captions_history"]
-    interface.call("Desk.undo")
+    interface.call(Desk.undo)
     assert captions(project) == list(CAPTIONS.values())
-    interface.call("Desk.redo")
+    interface.call(Desk.redo)
     assert captions(project)[0] == f"{TRIGGER}, guitar, paper, pen"
 
 
 def test_a_bulk_edit_can_be_of_those_shown_alone(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.switched", dataset_section="Captions")
-    interface.call("Desk.filtered", dataset_filter_tag="umbrella", dataset_filter_side="has it")
+    interface.call(DatasetTab.switched, dataset_section="Captions")
+    interface.call(Desk.filtered, dataset_filter_tag="umbrella", dataset_filter_side="has it")
     form = {"bulk_act": "Regular expression", "bulk_first": r"(\w+), ink", "bulk_second": r"\1 in ink"}
-    interface.call("Desk.preview", bulk_scope="Those shown", **form)
-    interface.call("Desk.apply")
+    interface.call(Desk.preview, bulk_scope="Those shown", **form)
+    interface.call(Desk.apply)
     assert captions(project) == [CAPTIONS["guitar.png"], CAPTIONS["key.png"], "umbrella in ink"]
-    interface.call("Desk.filtered", dataset_filter_tag="")
-    assert "no regular expression" in interface.call("Desk.preview", bulk_first="(")["dataset_notice"]
+    interface.call(Desk.filtered, dataset_filter_tag="")
+    assert "no regular expression" in interface.call(Desk.preview, bulk_first="(")["dataset_notice"]
     assert (
         "No image is shown"
-        in interface.call("Desk.preview", bulk_first="a", dataset_filter_tag="no such")["dataset_notice"]
+        in interface.call(Desk.preview, bulk_first="a", dataset_filter_tag="no such")["dataset_notice"]
     )
 
 
 def test_a_finding_shows_its_images_and_is_mended(project: Project, interface: Interface) -> None:
-    updates = interface.call("_DatasetTab.switched", dataset_section="Captions")
+    updates = interface.call(DatasetTab.switched, dataset_section="Captions")
     assert "1 caption without inkstamp_hc." in updates["captions_findings"]
-    updates = interface.call("Desk.finding_clicked", pick="finding:trigger_missing")
+    updates = interface.call(Desk.finding_clicked, pick="finding:trigger_missing")
     assert shown(updates["dataset_grid"]) == ["umbrella.png"]
-    updates = interface.call("Desk.finding_clicked", pick="mend:trigger_missing")
+    updates = interface.call(Desk.finding_clicked, pick="mend:trigger_missing")
     assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
     assert shown(updates["dataset_grid"]) == list(CAPTIONS)
     assert "trigger" not in updates["captions_findings"]
-    assert 'role="alert"' in interface.call("Desk.finding_clicked", pick="mend:trigger_missing")["dataset_notice"]
-    interface.call("Desk.undo")
+    assert 'role="alert"' in interface.call(Desk.finding_clicked, pick="mend:trigger_missing")["dataset_notice"]
+    interface.call(Desk.undo)
     assert captions(project) == list(CAPTIONS.values())
 
 
 def test_figures_filter_the_gallery(project: Project, interface: Interface) -> None:
-    updates = interface.call("_DatasetTab.switched", dataset_section="Statistics")
+    updates = interface.call(DatasetTab.switched, dataset_section="Statistics")
     assert re.findall(r'data-pick="tag:([^"]+)"', updates["statistics_tags"])[:2] == ["ink", TRIGGER]
     assert f"Beside {TRIGGER}" in updates["statistics_beside"]
     assert "Below 30 images none can be spared" in updates["statistics_split"]
-    updates = interface.call("Desk.tag_clicked", pick=f"tag:{TRIGGER}")
+    updates = interface.call(Desk.tag_clicked, pick=f"tag:{TRIGGER}")
     assert shown(updates["dataset_grid"]) == ["guitar.png", "key.png"]
-    updates = interface.call("Desk.tag_clicked", pick="tag:umbrella")
+    updates = interface.call(Desk.tag_clicked, pick="tag:umbrella")
     assert "Beside umbrella" in updates["statistics_beside"]
     assert shown(updates["dataset_grid"]) == ["umbrella.png"]
     assert interface.contents_of("dataset_filter_tag") == "umbrella"

@@ -27,7 +27,9 @@ from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as dataset_looking
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
+from lora_studio.ui.dataset.handlers import Desk
 from lora_studio.ui.dataset.review import caption_hint
+from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.job_folder import JobFolder, State, Status
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -77,7 +79,7 @@ def imported(home: Home, interface: Interface, pictures: Path) -> Project:
     """A project with those images, imported and scanned by the page."""
     project = home.create_project("imported", ProjectInfo(trigger_word=TRIGGER))
     interface.open(project.name)
-    interface.call("_DatasetTab.import_typed", dataset_folder=str(pictures))
+    interface.call(DatasetTab.import_typed, dataset_folder=str(pictures))
     wait_for_look()
     return project
 
@@ -87,7 +89,7 @@ def project(home: Home, interface: Interface, imported: Project) -> Project:
     """A copy of it, chosen in the page, with Curate open."""
     project = home.duplicate_project(imported.name, f"ink {len(home.projects())}")
     interface.open(project.name)
-    interface.call("_DatasetTab.switched", dataset_section="Curate")
+    interface.call(DatasetTab.switched, dataset_section="Curate")
     return project
 
 
@@ -120,7 +122,7 @@ def test_an_empty_project_shows_the_ways_to_images(home: Home, interface: Interf
 def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Interface) -> None:
     project = imported
     interface.open(project.name)
-    shown = interface.call("_DatasetTab.switched", dataset_section="Import")
+    shown = interface.call(DatasetTab.switched, dataset_section="Import")
     assert "4 images added, 1 caption kept." in shown["dataset_report"]
     assert names(project) == NAMES
     tiles = re.findall(r'"label">([^<]+)</div><div class="figure">([^<]+)', shown["dataset_tiles"])
@@ -138,7 +140,7 @@ def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Inter
 
 
 def test_curate_says_what_and_why(project: Project, interface: Interface) -> None:
-    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
     assert "Mirrored copy" in shown["dataset_groups"]
     assert '<strong class="kept">Keep</strong>: as large' in shown["dataset_groups"]
     assert "384 x 384 px: the shorter side is below 512 px." in shown["dataset_flagged"]
@@ -148,11 +150,11 @@ def test_curate_says_what_and_why(project: Project, interface: Interface) -> Non
 def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     project: Project, interface: Interface, home: Home
 ) -> None:
-    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
     assert "known after tagging" in shown["curate_variety"]
     for number in range(6):
         photo(number, (64, 64)).save(project.images_dir / f"photo{number}.png")
-    interface.call("_DatasetTab.look")
+    interface.call(DatasetTab.look)
     wait_for_look()
     infos = [item.info for item in Contents.of(project).items if item.info]
     cache = TagCache.of(find_tagger("demo", home=home), home)
@@ -163,33 +165,33 @@ def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     cache.flush()
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.update_status(state=State.DONE)
-    interface.call("_DatasetTab.tag_tick")  # the tagging has ended: what it saw is compared
+    interface.call(DatasetTab.tag_tick)  # the tagging has ended: what it saw is compared
     wait_for_look()
-    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
     assert "Similar: 100% alike" in shown["dataset_groups"]
     assert "Diversity" in shown["curate_variety"]
     assert shown["dataset_pairs"].count('class="pair"') == 10
     assert shown["curate_apply"]["value"] == "Set aside all proposed (1)"
-    shown = interface.call("_DatasetTab.picked", pick=pick(project, "keep", "photo5.png"))
+    shown = interface.call(DatasetTab.picked, pick=pick(project, "keep", "photo5.png"))
     assert "alike in what" not in shown["dataset_groups"]
 
 
 def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Interface) -> None:
     Image.new("RGB", (1500, 1000)).save(project.images_dir / "wide.png")
-    interface.call("_DatasetTab.look")
+    interface.call(DatasetTab.look)
     wait_for_look()
-    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")["dataset_buckets"]
+    shown = interface.call(DatasetTab.switched, dataset_section="Curate")["dataset_buckets"]
     assert re.findall(r"<strong>([^<]+)</strong>", shown) == ["768 × 768", "384 × 384", "1216 × 832"]
     assert "3 sizes, from 384 × 384 to 1500 × 1000 px" in shown
     assert re.search(r'title="wide.png: 1500 × 1000 px, 3% cropped".*?inset: 0.0% 1.\d% 0.0% 1.\d%', shown, re.DOTALL)
 
 
 def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
-    shown = interface.call("_DatasetTab.picked", pick=pick(project, "aside", "umbrella.png"))
+    shown = interface.call(DatasetTab.picked, pick=pick(project, "aside", "umbrella.png"))
     assert names(project) == NAMES[:3]
     assert "umbrella.png is set aside" in shown["dataset_said"]
     assert "umbrella.png" in shown["curate_aside"]
-    shown = interface.call("_DatasetTab.picked", pick=button(shown["dataset_said"], "Put it back"))
+    shown = interface.call(DatasetTab.picked, pick=button(shown["dataset_said"], "Put it back"))
     assert names(project) == NAMES
     assert "umbrella.png is back" in shown["dataset_said"]
     assert "384 x 384" in shown["dataset_flagged"]
@@ -199,12 +201,12 @@ def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Pr
     copy = project.images_dir / "guitar-mirrored.png"
     copy.with_suffix(".txt").write_text("a guitar", "utf-8")
     before = {path.name: path.read_bytes() for path in project.images_dir.iterdir()}
-    shown = interface.call("_DatasetTab.set_all_aside")
+    shown = interface.call(DatasetTab.set_all_aside)
     assert names(project) == NAMES[1:]
     assert not copy.with_suffix(".txt").exists()
     assert shown["curate_apply"]["visible"] is False
     assert "Mirrored copy of guitar.png" in shown["curate_aside"]
-    interface.call("_DatasetTab.put_all_back")
+    interface.call(DatasetTab.put_all_back)
     assert {path.name: path.read_bytes() for path in project.images_dir.iterdir()} == before
 
 
@@ -213,12 +215,12 @@ def test_images_in_no_set_are_put_into_one(project: Project, interface: Interfac
     first = project.images_dir.name
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
     interface.open(project.name)
-    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
     assert "1 image in no set" in shown["curate_says"]
     assert (shown["curate_wrap"]["visible"], shown["curate_wrap"]["value"]) == (True, f"Put 1 loose image into {first}")
-    interface.call("_DatasetTab.wrap")
+    interface.call(DatasetTab.wrap)
     wait_for_look()
-    shown = interface.call("_DatasetTab.switched", dataset_section="Curate")
+    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
     assert not loose.exists()
     assert (project.dataset_dir / first / loose.name).is_file()
     assert "in no set" not in shown["curate_says"]
@@ -232,30 +234,30 @@ def test_no_image_is_moved_under_a_job_or_a_scan(
     monkeypatch.setattr(dataset_looking, "scan", lambda *args, **options: go_on.wait() and scan(*args, **options))
     loose = project.dataset_dir / "by hand.png"
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
-    interface.call("_DatasetTab.look")
-    said = interface.call("_DatasetTab.wrap")["dataset_notice"]
+    interface.call(DatasetTab.look)
+    said = interface.call(DatasetTab.wrap)["dataset_notice"]
     go_on.set()
     wait_for_look()
     assert "being looked at" in said
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(Status(**at_work()))
-    assert f"while {folder.name} is at work" in interface.call("_DatasetTab.wrap")["dataset_notice"]
+    assert f"while {folder.name} is at work" in interface.call(DatasetTab.wrap)["dataset_notice"]
     assert loose.is_file()
 
 
 def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.picked", pick=pick(project, "instead", "guitar-mirrored.png"))
+    interface.call(DatasetTab.picked, pick=pick(project, "instead", "guitar-mirrored.png"))
     assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]
     assert Contents.of(project).proposed == []
 
 
 def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project: Project, interface: Interface) -> None:
-    shown = interface.call("_DatasetTab.picked", pick=pick(project, "keep", "guitar-mirrored.png"))
+    shown = interface.call(DatasetTab.picked, pick=pick(project, "keep", "guitar-mirrored.png"))
     assert shown["dataset_groups"] == ""
     assert shown["curate_apply"]["visible"] is False
-    assert "There is nothing to set aside" in interface.call("_DatasetTab.set_all_aside")["dataset_notice"]
+    assert "There is nothing to set aside" in interface.call(DatasetTab.set_all_aside)["dataset_notice"]
     assert names(project) == NAMES
-    shown = interface.call("_DatasetTab.picked", pick=button(shown["curate_aside"], "Look again"))
+    shown = interface.call(DatasetTab.picked, pick=button(shown["curate_aside"], "Look again"))
     assert "Mirrored copy" in shown["dataset_groups"]
 
 
@@ -275,17 +277,17 @@ def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project:
     ],
 )
 def test_a_button_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, asked: str) -> None:
-    shown = interface.call("_DatasetTab.picked", pick=asked)
+    shown = interface.call(DatasetTab.picked, pick=asked)
     assert 'role="alert"' in shown["dataset_notice"]
     assert names(project) == NAMES
 
 
 def test_filters_show_what_they_say(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
-    interface.call("_DatasetTab.switched", dataset_section="Review")
+    interface.call(DatasetTab.switched, dataset_section="Review")
 
     def left(chosen: Filter) -> list[str]:
-        grid = interface.call("Desk.filtered", dataset_filter=chosen.value)["dataset_grid"]
+        grid = interface.call(Desk.filtered, dataset_filter=chosen.value)["dataset_grid"]
         return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
     assert left(Filter.ALL) == NAMES
@@ -295,57 +297,57 @@ def test_filters_show_what_they_say(project: Project, interface: Interface) -> N
 
 
 def test_a_caption_is_saved_when_the_box_or_the_image_is_left(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.picked", pick=pick(project, "show", "guitar.png"))
-    shown = interface.call("_DatasetTab.save", review_caption=f"{TRIGGER},  guitar\nred ")
+    interface.call(DatasetTab.picked, pick=pick(project, "show", "guitar.png"))
+    shown = interface.call(DatasetTab.save, review_caption=f"{TRIGGER},  guitar\nred ")
     assert (project.images_dir / "guitar.txt").read_text("utf-8") == f"{TRIGGER}, guitar red"
     assert "Saved" in shown["review_saved"]
-    shown = interface.call("_DatasetTab.go_on", review_caption=f"{TRIGGER}, guitar")
+    shown = interface.call(DatasetTab.go_on, review_caption=f"{TRIGGER}, guitar")
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
     assert "key.png" in shown["review_line"]
     assert interface.contents_of("review_caption") == f"{TRIGGER}, key"
 
 
 def test_a_caption_that_was_not_edited_is_not_written(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.picked", pick=pick(project, "show", "key.png"))
+    interface.call(DatasetTab.picked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
-    interface.call("_DatasetTab.save")
-    interface.call("_DatasetTab.go_on")
+    interface.call(DatasetTab.save)
+    interface.call(DatasetTab.go_on)
     assert file.read_text("utf-8") == "from elsewhere"
 
 
 def test_a_caption_that_changed_on_disk_is_shown_before_it_is_replaced(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.picked", pick=pick(project, "show", "key.png"))
+    interface.call(DatasetTab.picked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
-    shown = interface.call("_DatasetTab.go_on", review_caption="mine")
+    shown = interface.call(DatasetTab.go_on, review_caption="mine")
     assert "from elsewhere" in shown["dataset_notice"]
     assert "review_line" not in shown
     assert file.read_text("utf-8") == "from elsewhere"
-    interface.call("_DatasetTab.save")
+    interface.call(DatasetTab.save)
     assert file.read_text("utf-8") == "mine"
 
 
 def test_a_caption_is_never_saved_for_an_image_that_is_gone(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.picked", pick=pick(project, "show", "key.png"))
+    interface.call(DatasetTab.picked, pick=pick(project, "show", "key.png"))
     (project.images_dir / "key.png").unlink()
     (project.images_dir / "key.txt").unlink()
-    interface.call("_DatasetTab.go_on", review_caption="lost")
+    interface.call(DatasetTab.go_on, review_caption="lost")
     assert not (project.images_dir / "key.txt").exists()
 
 
 def test_setting_aside_in_review_goes_on_to_the_next(project: Project, interface: Interface) -> None:
-    interface.call("_DatasetTab.picked", pick=pick(project, "show", "guitar.png"))
-    shown = interface.call("_DatasetTab.set_current_aside", review_caption=f"{TRIGGER}, my guitar")
+    interface.call(DatasetTab.picked, pick=pick(project, "show", "guitar.png"))
+    shown = interface.call(DatasetTab.set_current_aside, review_caption=f"{TRIGGER}, my guitar")
     assert "key.png" in shown["review_line"]
-    interface.call("_DatasetTab.put_all_back")
+    interface.call(DatasetTab.put_all_back)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, my guitar"
 
 
 def test_the_trigger_word_is_put_first_on_request(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
-    interface.call("_DatasetTab.picked", pick=pick(project, "show", "guitar.png"))
-    interface.call("_DatasetTab.put_trigger")
+    interface.call(DatasetTab.picked, pick=pick(project, "show", "guitar.png"))
+    interface.call(DatasetTab.put_trigger)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
 
 
@@ -355,16 +357,16 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("../outside.png", (EXAMPLE_IMAGES / "key.png").read_bytes())
-    interface.call("_DatasetTab.import_dropped", dataset_files=[str(archive)])
+    interface.call(DatasetTab.import_dropped, dataset_files=[str(archive)])
     wait_for_look()
-    shown = interface.call("_DatasetTab.tick")
+    shown = interface.call(DatasetTab.tick)
     assert names(project) == NAMES
     assert not (tmp_path / "outside.png").exists()
     assert 'role="alert"' in shown["dataset_progress"]
     (tmp_path / "text.png").write_text("no picture", "utf-8")
-    interface.call("_DatasetTab.import_dropped", dataset_files=[str(tmp_path / "text.png")])
+    interface.call(DatasetTab.import_dropped, dataset_files=[str(tmp_path / "text.png")])
     wait_for_look()
-    shown = interface.call("_DatasetTab.tick")
+    shown = interface.call(DatasetTab.tick)
     assert "Nothing new" in shown["dataset_report"]
     assert "text.png" in shown["dataset_report"]
     assert names(project) == NAMES
@@ -372,7 +374,7 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
 
 @pytest.mark.parametrize(("given", "said"), [("", "No folder is given"), ("/there/is/no/such", "There is no folder")])
 def test_a_folder_that_is_not_there(project: Project, interface: Interface, given: str, said: str) -> None:
-    assert said in interface.call("_DatasetTab.import_typed", dataset_folder=given)["dataset_notice"]
+    assert said in interface.call(DatasetTab.import_typed, dataset_folder=given)["dataset_notice"]
 
 
 def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path, started: list[Any]) -> None:
@@ -380,9 +382,9 @@ def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path,
     shutil.copy(pictures / "key.png", project.images_dir)
     interface = Interface(home, Mode.SHARED)
     interface.open(project.name)
-    shown = interface.call("_DatasetTab.import_typed", dataset_folder=str(pictures))
+    shown = interface.call(DatasetTab.import_typed, dataset_folder=str(pictures))
     assert "only where the studio runs for you alone" in shown["dataset_notice"]
-    shown = interface.call("_DatasetTab.start_tagging", tag_tagger=str(pictures))
+    shown = interface.call(DatasetTab.start_tagging, tag_tagger=str(pictures))
     assert "none of the list and no Hub repository" in shown["dataset_notice"]
     assert names(project) == ["key.png"]
     assert started == []
@@ -391,7 +393,7 @@ def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path,
 def test_the_example_fills_an_empty_project(home: Home, interface: Interface) -> None:
     project = home.create_project("mine")
     interface.open("mine")
-    interface.call("_DatasetTab.import_example")
+    interface.call(DatasetTab.import_example)
     wait_for_look()
     contents = Contents.of(project)
     assert len(contents.items) == 24
@@ -403,7 +405,7 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     shown = interface.call(
-        "_DatasetTab.start_tagging",
+        DatasetTab.start_tagging,
         tag_tagger="demo",
         tag_also=["demo-captioner"],
         tag_threshold=0.4,
@@ -428,14 +430,14 @@ def test_a_tagging_at_work_is_shown_stopped_and_not_started_twice(
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(Status(**at_work() | {"done": 1, "total": 4, "seconds_left": 75.0}))
     folder.emit("tagged", path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4)
-    shown = interface.call("_DatasetTab.tag_tick")
+    shown = interface.call(DatasetTab.tag_tick)
     assert "1 of 4" in shown["tag_state"]
     assert "1 min 15 s left" in shown["tag_state"]
     assert "&lt;script&gt;" in shown["tag_state"]
     assert "<script>" not in shown["tag_state"]
     assert shown["tag_start"]["visible"] is False
-    assert "tagged already" in interface.call("_DatasetTab.start_tagging", tag_tagger="demo")["dataset_notice"]
-    interface.call("_DatasetTab.stop_tagging")
+    assert "tagged already" in interface.call(DatasetTab.start_tagging, tag_tagger="demo")["dataset_notice"]
+    interface.call(DatasetTab.stop_tagging)
     assert folder.stop_requested()
     assert started == []
 
@@ -456,10 +458,10 @@ def test_the_last_tagging_is_undone(
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
     folder.finish(result.model_dump(mode="json"))
     folder.update_status(state=State.DONE, done=4, total=4)
-    shown = interface.call("_DatasetTab.switched", dataset_section="Tag")
+    shown = interface.call(DatasetTab.switched, dataset_section="Tag")
     assert "4 images tagged by demo." in shown["tag_state"]
     assert shown["tag_undo"]["visible"] is True
-    shown = interface.call("_DatasetTab.undo_tagging")
+    shown = interface.call(DatasetTab.undo_tagging)
     assert "3 new captions taken away, 1 caption put back." in shown["dataset_said"]
     assert shown["tag_undo"]["visible"] is False
     assert [item.caption for item in Contents.of(project).items] == [None, None, f"{TRIGGER}, key", None]

@@ -38,10 +38,12 @@ Data = Mapping[Any, Any]
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and wire its events."""
-    return _DatasetTab(studio).wire(tab)
+    return DatasetTab(studio).wire(tab)
 
 
-class _DatasetTab:
+class DatasetTab:
+    """Event handlers of the Dataset tab."""
+
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self.looks = Looks(studio.home)

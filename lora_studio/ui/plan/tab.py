@@ -59,7 +59,7 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
             answers = _answers()
         with gr.Column(scale=5, min_width=340):
             result = _result()
-    return _PlanTab(studio, answers, result).wire(tab)
+    return PlanTab(studio, answers, result).wire(tab)
 
 
 def _answers() -> Answers:
@@ -112,7 +112,9 @@ def _result() -> Result:
     return Result(notice, use, to_dataset, figures, recipe, cautions, wisdom)
 
 
-class _PlanTab:
+class PlanTab:
+    """Event handlers of the Plan tab."""
+
     def __init__(self, studio: Studio, answers: Answers, result: Result) -> None:
         self.studio = studio
         self.answers = answers

@@ -109,7 +109,7 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
         with gr.Column(scale=5, min_width=340) as answer_side:
             answer = _answer()
     frame = Frame(notice, empty.group, work, question_side, answer_side, title, figures)
-    return _TestTab(studio, frame, buttons, question, form, elsewhere, answer).wire(tab, empty.buttons[0])
+    return SweepTab(studio, frame, buttons, question, form, elsewhere, answer).wire(tab, empty.buttons[0])
 
 
 def _question() -> tuple[Question, SettingsForm[SweepJob]]:
@@ -172,7 +172,9 @@ def _answer() -> Answer:
     return Answer(state, large, grid, download, reading, measures, sweeps, log_fold, log)
 
 
-class _TestTab:
+class SweepTab:
+    """Event handlers of the Test tab."""
+
     def __init__(
         self,
         studio: Studio,

@@ -95,7 +95,7 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside = _aside()
-    return _TrainTab(studio, title, figures, buttons, form_side, form, others, run_side, aside).wire(tab)
+    return TrainTab(studio, title, figures, buttons, form_side, form, others, run_side, aside).wire(tab)
 
 
 def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
@@ -146,7 +146,9 @@ def _aside() -> Aside:
     return Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
 
 
-class _TrainTab:
+class TrainTab:
+    """Event handlers of the Train tab."""
+
     def __init__(
         self,
         studio: Studio,
