@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from lora_studio.dataset.duplicates.candidates import candidate_pairs
 from lora_studio.dataset.duplicates.fingerprints import Fingerprint, fingerprint
-from lora_studio.dataset.scan import look_at, scan
+from lora_studio.dataset.scan import scan, scan_image
 from tests.support.scenes import CHANGES, photo
 
 LARGE, PNG_SIDE = (3000, 2000), (1024, 1024)
@@ -67,7 +67,7 @@ def throughput(folder: Path, theirs: Any | None) -> None:
         files = [folder / f"{number}{suffix}" for number in range(FILES)]
         for number, file in enumerate(files):
             photo(number, size).save(file, quality=92)
-        sides: dict[str, Callable[[Path], object]] = {"ours": look_at, "decoding": decode_only}
+        sides: dict[str, Callable[[Path], object]] = {"ours": scan_image, "decoding": decode_only}
         if theirs is not None:
             sides["imagededup"] = lambda file: theirs.encode_image(image_file=file)
         taken: dict[str, list[float]] = {name: [] for name in sides}

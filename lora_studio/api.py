@@ -20,7 +20,7 @@ from lora_studio.dataset.curate import curate
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.images.sets import wrap_images
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.review import Review, mark_reviewed, review_of
+from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
@@ -108,7 +108,7 @@ def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatisti
     images = _images(folder)
     known = Manifest.of(folder)
     hashed = [(image, known.sha256_of(image)) for image in images]
-    split = suggest_split(hashed, known.copies, seed=Recipe().seed)
+    split = suggest_split(hashed, known.duplicates, seed=Recipe().seed)
     return caption_statistics(images, tag=tag or trigger_word_of(folder), split=split)
 
 
@@ -138,7 +138,7 @@ def review_captions(
     for images, reviewed in ((mark, True), (unmark, False)):
         if images:
             mark_reviewed(folder, [Path(image) for image in images], reviewed=reviewed)
-    return review_of(folder)
+    return review_status(folder)
 
 
 def train(

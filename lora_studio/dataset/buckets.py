@@ -37,7 +37,7 @@ class Placement:
     crop: Size
 
 
-class Placed(NamedTuple):
+class PlacedImage(NamedTuple):
     """An image of `size` pixels in its bucket; `cropped` is the share of its area that is cut away."""
 
     path: Path
@@ -67,14 +67,14 @@ class Placed(NamedTuple):
 class Bucket:
     """One bucket: its images, the most cropped first; in an epoch `samples` images times repeats fill `batches`.
 
-    The last batch of the bucket lacks `empty` images.
+    The last batch of the bucket lacks `empty_slots` images.
     """
 
     size: Size
-    images: list[Placed]
+    images: list[PlacedImage]
     samples: int
     batches: int
-    empty: int
+    empty_slots: int
 
 
 @lru_cache(maxsize=64)
@@ -152,11 +152,11 @@ def place_for(recipe: Recipe, width: int, height: int) -> Placement:
 
 def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> list[Bucket]:
     """The buckets of images (path, size in pixels, repeats) with a recipe's settings, the fullest first."""
-    placed: dict[Size, list[tuple[Placed, int]]] = {}
+    placed: dict[Size, list[tuple[PlacedImage, int]]] = {}
     places: dict[Size, Placement] = {}
     for path, size, repeats in images:
         placement = places.get(size) or places.setdefault(size, place_for(recipe, *size))
-        placed.setdefault(placement.bucket, []).append((Placed(path, size, placement), recipe.repeats or repeats))
+        placed.setdefault(placement.bucket, []).append((PlacedImage(path, size, placement), recipe.repeats or repeats))
     buckets = []
     for size, members in placed.items():
         samples = sum(repeats for _, repeats in members)

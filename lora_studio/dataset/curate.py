@@ -25,7 +25,7 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
 from lora_studio.workspace.project import records_folder
 
-MANIFEST = "rejected.json"
+REJECTED_FILE = "rejected.json"
 
 
 class Move(BaseModel):
@@ -161,7 +161,7 @@ def reject(proposed: Iterable[Proposal], rejected_dir: Path) -> list[Path]:
     return list(there)
 
 
-def rejected(rejected_dir: Path) -> list[Rejected]:
+def rejected_images(rejected_dir: Path) -> list[Rejected]:
     """What lies in a folder of rejects, the latest first; raises InputError if its manifest cannot be read."""
     return [entry for entry in reversed(_load(rejected_dir).entries) if (rejected_dir / entry.files[0].name).is_file()]
 
@@ -194,7 +194,7 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
         if waiting:
             back.append(entry.image)
     _sync(moves)
-    if (rejected_dir / MANIFEST).exists():
+    if (rejected_dir / REJECTED_FILE).exists():
         _save(rejected_dir, remaining)
     return back, kept
 
@@ -268,7 +268,7 @@ def _place(file: Path) -> Path:
 
 
 def _load(rejected_dir: Path) -> _Manifest:
-    file = rejected_dir / MANIFEST
+    file = rejected_dir / REJECTED_FILE
     try:
         manifest = _Manifest.model_validate_json(file.read_bytes())
     except FileNotFoundError:
@@ -284,7 +284,7 @@ def _load(rejected_dir: Path) -> _Manifest:
 def _save(rejected_dir: Path, entries: Sequence[Rejected]) -> None:
     home = rejected_dir.resolve()
     relative = _with_places(entries, lambda place: Path(os.path.relpath(place, home)))
-    write_text(rejected_dir / MANIFEST, _Manifest(entries=relative).model_dump_json(indent=1) + "\n")
+    write_text(rejected_dir / REJECTED_FILE, _Manifest(entries=relative).model_dump_json(indent=1) + "\n")
 
 
 def _with_places(entries: Sequence[Rejected], change: Callable[[Path], Path]) -> list[Rejected]:

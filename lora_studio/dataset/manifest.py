@@ -128,7 +128,7 @@ class Manifest:
         return replace(self, kept=marked, stored=self.stored.model_copy(update={"kept": sorted(marked)}))
 
     @property
-    def copies(self) -> list[list[Path]]:
+    def duplicates(self) -> list[list[Path]]:
         """The groups as the paths of their images, the one to keep first."""
         return [[group.keep, *group.reject] for group in self.groups]
 

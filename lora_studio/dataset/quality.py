@@ -14,19 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lora_studio.dataset.images.decode import Issue, Picture
+from lora_studio.dataset.images.decode import DecodedImage, Issue
 
 SIDE = 384  # px
 
-LEAST_SHARPNESS = 0.04  # of the contrast; sharp drawings have 0.5 and more, soft photographs 0.1
-LEAST_CONTRAST = 12.0  # of 255; a picture with less has nothing that could be sharp
-DARK = 70.0  # of 255: the lightest hundredth of a dark picture is darker
-BRIGHT = 190.0  # of 255: the darkest hundredth of a washed-out picture is lighter
-LEAST_JPEG_QUALITY = 50.0  # of 100
-MOST_BLOCKING = 5.0  # steps at the edges of 8 x 8 blocks over those within; JPEG 50 has 4, drawings have 3.5 at most
+MIN_SHARPNESS = 0.04  # of the contrast; sharp drawings have 0.5 and more, soft photographs 0.1
+MIN_CONTRAST = 12.0  # of 255; a picture with less has nothing that could be sharp
+MAX_DARK_LEVEL = 70.0  # of 255: the lightest hundredth of a dark picture is darker
+MIN_BRIGHT_LEVEL = 190.0  # of 255: the darkest hundredth of a washed-out picture is lighter
+MIN_JPEG_QUALITY = 50.0  # of 100
+MAX_BLOCKING = 5.0  # steps at the edges of 8 x 8 blocks over those within; JPEG 50 has 4, drawings have 3.5 at most
 
-BAND_SHARE = 0.02  # of a side: a narrower band is a thin line
-WIDEST_BAND = 0.35
+MIN_BAND_SHARE = 0.02  # of a side: a narrower band is a thin line
+MAX_BAND_SHARE = 0.35
 _SAME = 10  # grey levels within which pixels are one colour
 _PLAIN = 0.97  # share of the outermost row that is one colour in a bar
 _TEXT = 0.5  # share of a row of a bar that is its colour where there are letters on it
@@ -41,14 +41,14 @@ _STANDARD_TABLE = 3688
 Grey = NDArray[np.uint8]
 
 
-def averaged(image: Image.Image) -> Image.Image:
+def downscale(image: Image.Image) -> Image.Image:
     """The image in a whole fraction of its size, the shorter side still SIDE pixels or more: fast, and enough."""
     factor = min(image.size) // SIDE
     return image.reduce(factor) if factor > 1 else image
 
 
-def flaws(picture: Picture, small: Image.Image) -> list[Issue]:
-    """What is wrong with a decoded picture; `small` is the same picture `averaged`."""
+def quality_issues(picture: DecodedImage, small: Image.Image) -> list[Issue]:
+    """What is wrong with a decoded picture; `small` is the same picture `downscale`."""
     image = _grey(small)
     grey = np.asarray(image)
     counts = np.cumsum(image.histogram())
@@ -73,14 +73,14 @@ def _percentile(counts: NDArray[np.int64], percent: float) -> float:
 
 def _blur(grey: Grey, counts: NDArray[np.int64]) -> Issue | None:
     contrast = _percentile(counts, 99.5) - _percentile(counts, 0.5)
-    if min(grey.shape) < 8 or contrast < LEAST_CONTRAST:
+    if min(grey.shape) < 8 or contrast < MIN_CONTRAST:
         return None
     sharpness = _sharpest(grey) / contrast
-    if sharpness >= LEAST_SHARPNESS:
+    if sharpness >= MIN_SHARPNESS:
         return None
     return Issue(
         code="blurred",
-        message=f"Blurred: nowhere an edge, its sharpest places have {sharpness / LEAST_SHARPNESS:.0%} of what a soft "
+        message=f"Blurred: nowhere an edge, its sharpest places have {sharpness / MIN_SHARPNESS:.0%} of what a soft "
         "photograph has. Training learns the blur.",
     )
 
@@ -101,11 +101,11 @@ def _sharpest(grey: Grey) -> float:
 
 def _light(counts: NDArray[np.int64]) -> Issue | None:
     darkest, lightest = _percentile(counts, 1), _percentile(counts, 99)
-    if lightest < DARK:
+    if lightest < MAX_DARK_LEVEL:
         return Issue(
             code="dark", message=f"Dark: even its lightest parts reach only {lightest / 255:.0%}. Lift its levels."
         )
-    if darkest > BRIGHT:
+    if darkest > MIN_BRIGHT_LEVEL:
         return Issue(
             code="bright",
             message=f"Washed out: even its darkest parts are at {darkest / 255:.0%} of white. Lower its levels.",
@@ -113,16 +113,16 @@ def _light(counts: NDArray[np.int64]) -> Issue | None:
     return None
 
 
-def _compression(picture: Picture) -> Issue | None:
+def _compression(picture: DecodedImage) -> Issue | None:
     if picture.quantization:
         quality = jpeg_quality(picture.quantization)
-        if quality < LEAST_JPEG_QUALITY:
+        if quality < MIN_JPEG_QUALITY:
             return Issue(
                 code="compressed",
                 message=f"Strongly compressed: JPEG of quality {quality:.0f}. Its blocks and halos are learned too.",
             )
         return None
-    if picture.image.size != picture.size or not (blocking := _blocking(picture.image)) > MOST_BLOCKING:
+    if picture.image.size != picture.size or not (blocking := _blocking(picture.image)) > MAX_BLOCKING:
         return None
     return Issue(
         code="compressed",
@@ -181,7 +181,7 @@ def _band(rows: Grey) -> float:
     same = (rows >= max(0, colour - _SAME)) & (rows <= min(255, colour + _SAME))
     like = same.mean(axis=1)  # share of each row that has the band's colour
     length = int(np.argmax(like < _TEXT)) if (like < _TEXT).any() else len(rows)
-    if not BAND_SHARE * len(rows) <= length <= WIDEST_BAND * len(rows):
+    if not MIN_BAND_SHARE * len(rows) <= length <= MAX_BAND_SHARE * len(rows):
         return 0.0
     inside = same[length + 1 : len(rows) - length]  # the row at the edge may be a blend of both
     if not len(inside) or inside[0].mean() > _STRAIGHT:

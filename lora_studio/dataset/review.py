@@ -23,7 +23,7 @@ class Review(BaseModel):
         return f"{len(self.reviewed)} of {len(self.reviewed) + len(self.left)} reviewed"
 
 
-def review_of(folder: Path) -> Review:
+def review_status(folder: Path) -> Review:
     """How far the review of a folder is; raises InputError without such a folder."""
     manifest = Manifest.of(folder)
     reviewed: list[Path] = []
@@ -47,4 +47,4 @@ def mark_reviewed(folder: Path, images: Sequence[Path], *, reviewed: bool = True
         chosen.append(found)
     manifest = Manifest.of(folder)
     manifest.review(map(manifest.sha256_of, chosen), reviewed=reviewed).save(records_folder(folder) / MANIFEST)
-    return review_of(folder)
+    return review_status(folder)

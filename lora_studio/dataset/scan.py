@@ -15,7 +15,7 @@ from lora_studio.dataset.duplicates.fingerprints import fingerprint
 from lora_studio.dataset.duplicates.pools import cancelling
 from lora_studio.dataset.duplicates.similarity import Diversity, Features, compare_features
 from lora_studio.dataset.images.decode import ImageInfo, Issue, find_images, image_info
-from lora_studio.dataset.quality import SIDE, averaged, flaws
+from lora_studio.dataset.quality import SIDE, downscale, quality_issues
 from lora_studio.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -85,7 +85,7 @@ def scan(
     workers = workers or os.cpu_count() or 1
     infos, entries = [], []
     with cancelling(ThreadPoolExecutor(workers)) as pool:
-        for done, (info, entry) in enumerate(pool.map(look_at, paths), 1):
+        for done, (info, entry) in enumerate(pool.map(scan_image, paths), 1):
             infos.append(info)
             if entry is not None:
                 entries.append(entry)
@@ -120,13 +120,13 @@ class _Phases:
             self.on_progress(done, total)
 
 
-def look_at(path: Path) -> tuple[ImageInfo, Entry | None]:
+def scan_image(path: Path) -> tuple[ImageInfo, Entry | None]:
     """What one image is, what is wrong with it, and its fingerprint; None if it is unreadable. Never raises."""
-    info, picture = image_info(path, at_least=SIDE)
+    info, picture = image_info(path, min_side=SIDE)
     if picture is None:
         return info, None
-    small = averaged(picture.image)
-    info = info.model_copy(update={"issues": [*info.issues, *flaws(picture, small)]})
+    small = downscale(picture.image)
+    info = info.model_copy(update={"issues": [*info.issues, *quality_issues(picture, small)]})
     return info, Entry(info=info, print=fingerprint(small), size_bytes=path.stat().st_size)
 
 

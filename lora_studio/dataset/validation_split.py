@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def held_out(
-    images: Sequence[tuple[Path, str]], copies: Iterable[Iterable[Path]], *, share: float, seed: int
+def choose_validation_images(
+    images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]], *, share: float, seed: int
 ) -> frozenset[Path]:
-    """The paths of images to hold out; `images` has path and SHA-256 of each, `copies` groups of paths.
+    """The paths of images to hold out; `images` has path and SHA-256 of each, `duplicates` groups of paths.
 
     As near to `share` of all images as whole groups allow, at least one group if `share` is above 0, and never all.
     """
-    groups = _groups(images, copies)
+    groups = _groups(images, duplicates)
     wanted = share * len(images)
     if not wanted or len(groups) < 2:
         return frozenset()
@@ -32,13 +32,13 @@ def held_out(
     return frozenset(path for path, _ in chosen)
 
 
-def how_many(images: int, share: float) -> int:
-    """How many of so many images, none a copy of another, `held_out` takes."""
+def validation_count(images: int, share: float) -> int:
+    """How many of so many images, none a copy of another, `choose_validation_images` takes."""
     return min(max(1, int(share * images + 0.5)), images - 1) if share and images > 1 else 0
 
 
-def _groups(images: Sequence[tuple[Path, str]], copies: Iterable[Iterable[Path]]) -> list[list[tuple[Path, str]]]:
-    """Images by what they are copies of: the same bytes, or members of one of `copies`."""
+def _groups(images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]]) -> list[list[tuple[Path, str]]]:
+    """Images by what they are duplicates of: the same bytes, or members of one of `duplicates`."""
     parent = list(range(len(images)))
 
     def root(index: int) -> int:
@@ -55,7 +55,7 @@ def _groups(images: Sequence[tuple[Path, str]], copies: Iterable[Iterable[Path]]
     for index, (_, sha256) in enumerate(images):
         places.setdefault(sha256, []).append(index)
     by_path = {path: index for index, (path, _) in enumerate(images)}
-    for members in [*places.values(), *([by_path[path] for path in group if path in by_path] for group in copies)]:
+    for members in [*places.values(), *([by_path[path] for path in group if path in by_path] for group in duplicates)]:
         join(members)
     found: dict[int, list[tuple[Path, str]]] = {}
     for index, image in enumerate(images):

@@ -11,7 +11,7 @@ from lora_studio.dataset.buckets import Size, place_for
 from lora_studio.dataset.captions.text import captioned_in
 from lora_studio.dataset.images.decode import images_in
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.validation_split import held_out, how_many
+from lora_studio.dataset.validation_split import choose_validation_images, validation_count
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import balanced_repeats
 from lora_studio.settings.recipe import Recipe
@@ -64,10 +64,10 @@ class ImageCounts:
     def _trained(self, recipe: Recipe) -> list[Counted]:
         share = recipe.validation_split
         if not share or self.manifest is None:
-            return self.images[: self.total - how_many(self.total, share)]
+            return self.images[: self.total - validation_count(self.total, share)]
         files = [image.path for image in self.images if image.path is not None]
         hashes = [(path, self.manifest.sha256_of(path)) for path in files]
-        chosen = held_out(hashes, self.manifest.copies, share=share, seed=recipe.seed)
+        chosen = choose_validation_images(hashes, self.manifest.duplicates, share=share, seed=recipe.seed)
         return [image for image in self.images if image.path not in chosen]
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio import guide
 from lora_studio.dataset.captions.text import read_caption, split_tags, unlike
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
-from lora_studio.dataset.validation_split import held_out
+from lora_studio.dataset.validation_split import choose_validation_images
 
 
 class TagCount(BaseModel):
@@ -141,7 +141,7 @@ def suggest_split(
     With the share and `seed` in a recipe, training holds out the same images.
     """
     if guide.tier_for(len(images)).name == "large":
-        chosen = held_out(images, copies, share=guide.HELD_OUT_SHARE, seed=seed)
+        chosen = choose_validation_images(images, copies, share=guide.HELD_OUT_SHARE, seed=seed)
         return SplitSuggestion(
             share=guide.HELD_OUT_SHARE,
             held_out=sorted(chosen),

@@ -23,7 +23,7 @@ from lora_studio.errors import InputError
 from lora_studio.files import write_atomic
 from lora_studio.workspace.project import SET_FOLDER
 
-SUFFIXES = {
+SUFFIXES_BY_FORMAT = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
     "WEBP": (".webp",),
@@ -33,17 +33,17 @@ SUFFIXES = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif", ".hif"),
 }
-HEIF_TYPES = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
-IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
 
 MASK_ENDING = "-masklabel"  # of the name of a mask beside its image, as OneTrainer's users have them
 
 MAX_PIXELS = 100_000_000
-SMALL_SIDE = 512  # px; the guide's lower bound
-WIDEST_ASPECT = 2.0  # longer side / shorter side
+MIN_SIDE = 512  # px; the guide's lower bound
+MAX_ASPECT = 2.0  # longer side / shorter side
 
 ORIENTATION_TAG = 0x0112  # EXIF
-UPRIGHT = {
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -85,7 +85,7 @@ class ImageInfo(BaseModel):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image file. `image` is upright RGB, possibly reduced; `size` is the full upright (width, height).
 
     `alpha` (mode L) is there if it was asked for and the image is transparent somewhere; `quantization` is the first
@@ -97,7 +97,7 @@ class Picture:
     format: str
     animated: bool
     transparent: bool
-    deep: bool
+    high_bit_depth: bool
     cmyk: bool
     alpha: Image.Image | None = None
     quantization: tuple[int, ...] = ()
@@ -141,14 +141,14 @@ def is_image_name(name: str) -> bool:
 
 
 @cache
-def formats() -> tuple[str, ...]:
-    """What Pillow may try on a file: the formats of SUFFIXES, HEIF only where its package is installed."""
+def pillow_formats() -> tuple[str, ...]:
+    """What Pillow may try on a file: the formats of SUFFIXES_BY_FORMAT, HEIF only where its package is installed."""
     if find_spec("pillow_heif") is None:
-        return tuple(name for name in SUFFIXES if name != "HEIF")
+        return tuple(name for name in SUFFIXES_BY_FORMAT if name != "HEIF")
     from pillow_heif import register_heif_opener
 
     register_heif_opener()
-    return tuple(SUFFIXES)
+    return tuple(SUFFIXES_BY_FORMAT)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -156,42 +156,42 @@ def read_image(path: Path) -> Image.Image:
     return decode(path).image
 
 
-def decode(path: Path, *, at_least: int | None = None, with_alpha: bool = False) -> Picture:
+def decode(path: Path, *, min_side: int | None = None, with_alpha: bool = False) -> DecodedImage:
     """Decode an image file once and tell what it is.
 
-    With `at_least`, a JPEG is decoded at a reduced size whose sides are still that many pixels or more, which is
+    With `min_side`, a JPEG is decoded at a reduced size whose sides are still that many pixels or more, which is
     several times faster; the whole file is read all the same, so that a torn one is noticed. With `with_alpha`,
     transparency is handed out beside the colours that lie below it, instead of laid on white. Raises InputError.
     """
     try:
         # Pillow's formats beyond these, some of which run programs or read other files, are never tried.
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(path, formats=pillow_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise _unreadable(path, f"it has {image.width} x {image.height} px, more than {MAX_PIXELS:,}")
-            return _decode(image, at_least, with_alpha)
+            return _decode(image, min_side, with_alpha)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
         raise _unreadable(path, f"it has more than {MAX_PIXELS:,} px") from error
     except UnidentifiedImageError as error:
-        if "HEIF" not in formats() and _is_heif(path):
+        if "HEIF" not in pillow_formats() and _is_heif(path):
             raise InputError(
                 f"The image {path.name!r} is a HEIC image, which cannot be read without the package pillow-heif.",
                 "Run `pip install pillow-heif` and start anew, or save it as JPEG or PNG.",
                 code="heif",
             ) from error
-        raise _unreadable(path, f"it is no {', '.join(formats())} image") from error
+        raise _unreadable(path, f"it is no {', '.join(pillow_formats())} image") from error
     except Exception as error:  # a decoder fed with broken data raises anything from SyntaxError to struct.error
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(path, reason or type(error).__name__) from error
 
 
-def image_info(path: Path, *, at_least: int | None = None) -> tuple[ImageInfo, Picture | None]:
+def image_info(path: Path, *, min_side: int | None = None) -> tuple[ImageInfo, DecodedImage | None]:
     """What is known about a file, and its decoded picture (see `decode`), None if it is unreadable. Never raises."""
     sha256 = ""
     try:
         sha256 = file_sha256(path)
-        picture = decode(path, at_least=at_least)
+        picture = decode(path, min_side=min_side)
     except (InputError, OSError) as error:
         message = error.message if isinstance(error, InputError) else f"It cannot be read: {error.strerror}."
         issue = Issue(code="unreadable", message=message)
@@ -215,24 +215,24 @@ def thumbnail(path: Path, folder: Path, size: int = 256, *, sha256: str | None =
     """
     target = folder / f"{sha256 or file_sha256(path)}-{size}.webp"
     if not target.exists() or not target.stat().st_size:  # empty: the machine lost power before it was on disk
-        image = decode(path, at_least=size).image
+        image = decode(path, min_side=size).image
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
         write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4), derived=True)
     return target
 
 
-def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Picture:
+def _decode(image: Image.Image, min_side: int | None, with_alpha: bool) -> DecodedImage:
     full = image.size
-    deep = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+    high_bit_depth = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     cmyk = image.mode == "CMYK"
     name = "JPEG" if image.format == "MPO" else str(image.format)
     # A camera's MPO carries previews behind its picture: that is no animation.
     animated = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     quantization = tuple(getattr(image, "quantization", {}).get(0, ()))
-    if at_least is not None:
-        image.draft("RGB", _draft_size(full, at_least))
+    if min_side is not None:
+        image.draft("RGB", _draft_size(full, min_side))
     image.load()
-    turn = UPRIGHT.get(_orientation(image))
+    turn = EXIF_TRANSPOSES.get(_orientation(image))
     transparent = _is_transparent(image)
     alpha = None
     if transparent and with_alpha and not image.mode.startswith(("I", "F")):
@@ -246,11 +246,11 @@ def _decode(image: Image.Image, at_least: int | None, with_alpha: bool) -> Pictu
     # A TIFF is turned by Pillow while loading; every other format by the line above.
     swapped = (rgb.width > rgb.height) != (full[0] > full[1]) and full[0] != full[1]
     size = full[::-1] if swapped else full
-    return Picture(rgb, size, name, animated, transparent, deep, cmyk, alpha, quantization)
+    return DecodedImage(rgb, size, name, animated, transparent, high_bit_depth, cmyk, alpha, quantization)
 
 
-def _draft_size(full: tuple[int, int], at_least: int) -> tuple[int, int]:
-    scale = min(1.0, at_least / min(full))
+def _draft_size(full: tuple[int, int], min_side: int) -> tuple[int, int]:
+    scale = min(1.0, min_side / min(full))
     return max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
 
 
@@ -258,7 +258,7 @@ def _is_heif(path: Path) -> bool:
     """Whether a file begins like a HEIC image: its type (ISO 14496-12, `ftyp`) is one that ISO 23008-12 registers."""
     with path.open("rb") as file:
         head = file.read(12)
-    return head[4:8] == b"ftyp" and head[8:] in HEIF_TYPES
+    return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
 
 
 def _orientation(image: Image.Image) -> int:
@@ -306,36 +306,36 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted if converted is not None else image.convert("RGB")
 
 
-def _issues(path: Path, picture: Picture) -> list[Issue]:
+def _issues(path: Path, picture: DecodedImage) -> list[Issue]:
     width, height = picture.size
     found = []
-    if path.suffix.lower() not in SUFFIXES[picture.format]:
+    if path.suffix.lower() not in SUFFIXES_BY_FORMAT[picture.format]:
         found.append(
             Issue(
                 code="wrong_extension",
                 message=f"It is a {picture.format} image; the name says {path.suffix or 'nothing'}. Rename it.",
             )
         )
-    if min(width, height) < SMALL_SIDE:
+    if min(width, height) < MIN_SIDE:
         found.append(
             Issue(
                 code="too_small",
-                message=f"{width} x {height} px: the shorter side is below {SMALL_SIDE} px. "
+                message=f"{width} x {height} px: the shorter side is below {MIN_SIDE} px. "
                 "Find a larger original; enlarging teaches blur.",
             )
         )
-    if max(width, height) > WIDEST_ASPECT * min(width, height):
+    if max(width, height) > MAX_ASPECT * min(width, height):
         found.append(
             Issue(
                 code="extreme_aspect",
-                message=f"{width} x {height} px is longer than {WIDEST_ASPECT:g}:1. Crop it to what matters.",
+                message=f"{width} x {height} px is longer than {MAX_ASPECT:g}:1. Crop it to what matters.",
             )
         )
     if picture.animated:
         found.append(Issue(code="animated", message="It has several frames; only the first is used."))
     if picture.transparent:
         found.append(Issue(code="alpha", message="It is partly transparent; it trains on a white background."))
-    if picture.deep:
+    if picture.high_bit_depth:
         found.append(Issue(code="deep_color", message="It has more than 8 bits a channel; it trains with 8."))
     if picture.cmyk:
         found.append(Issue(code="cmyk", message="It is made for print (CMYK); converted, its colours may shift."))

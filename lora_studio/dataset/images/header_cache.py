@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from lora_studio.dataset.buckets import Size
-from lora_studio.dataset.images.decode import ORIENTATION_TAG, file_sha256, formats
+from lora_studio.dataset.images.decode import ORIENTATION_TAG, file_sha256, pillow_formats
 
 Stamp = tuple[int, int]  # time of the last change in ns, length in bytes
 
@@ -41,7 +41,7 @@ def sha256_of(path: Path) -> str:
 @lru_cache(maxsize=REMEMBERED)
 def _upright_size(path: Path, stamp: Stamp) -> Size | None:
     try:
-        with Image.open(path, formats=formats()) as image:
+        with Image.open(path, formats=pillow_formats()) as image:
             width, height = image.size
             if image.format == "TIFF":  # Pillow tells its upright size
                 return width, height

@@ -46,7 +46,7 @@ def mask_file(image: Path) -> Path | None:
     return next(iter(mask_files(image)), None)
 
 
-def masks_among(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict[AnyPath, AnyPath | None]:
+def match_masks(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict[AnyPath, AnyPath | None]:
     """Which of these image files are masks, each with the image that it belongs to, None if that is not among them.
 
     `key` of a path is what names have in common that say the same. A file in a folder called `mask` is one only if
@@ -64,7 +64,7 @@ def masks_among(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict
     return found
 
 
-def bring_mask(file: Path, image: Path) -> None:
+def import_mask(file: Path, image: Path) -> None:
     """Write a mask beside an image that has none. Raises InputError if it cannot be read."""
     mask = read_image(file).convert("L")
     target = image.with_name(f"{image.stem}{MASK_ENDING}.png")

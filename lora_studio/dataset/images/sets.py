@@ -16,9 +16,9 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder
 from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project, image_sets
 
-MOST_REPEATS = 500  # `2024_holidays` is a year, not 2024 repeats
-LONGEST_NAME = 200  # bytes; file systems take 255
-SHOWN = 5  # names of files in a message
+MAX_REPEATS = 500  # `2024_holidays` is a year, not 2024 repeats
+MAX_NAME_BYTES = 200  # bytes; file systems take 255
+MAX_NAMES_SHOWN = 5  # names of files in a message
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # names that Windows keeps for devices
@@ -27,19 +27,19 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # names
 def set_name(folder_name: str) -> str | None:
     """The name of a set of images made safe, or None for a folder that is none."""
     match = SET_FOLDER.match(folder_name)
-    if match is None or not 1 <= int(match[1]) <= MOST_REPEATS:
+    if match is None or not 1 <= int(match[1]) <= MAX_REPEATS:
         return None
     return f"{int(match[1])}_{safe_name(match[2])}"
 
 
 def safe_name(name: str) -> str:
     """A part of a file name that every system takes: no separators, no control characters, not too long."""
-    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", as_text(name)))
-    name = name.encode()[:LONGEST_NAME].decode(errors="ignore").strip(" .")
+    name = _FORBIDDEN.sub("_", unicodedata.normalize("NFC", printable_name(name)))
+    name = name.encode()[:MAX_NAME_BYTES].decode(errors="ignore").strip(" .")
     return f"_{name}" if _RESERVED.fullmatch(name) else name or "image"
 
 
-def as_text(name: str) -> str:
+def printable_name(name: str) -> str:
     """A file name as text; bytes that are none become question marks."""
     return name.encode("utf-8", "replace").decode()
 
@@ -67,7 +67,9 @@ def wrap_images(folder: Path | str, name: str) -> list[Path]:
         raise InputError(f"No images lie in {str(folder)!r} itself.", "Nothing is left to do.", code="loose")
     moves = {file: target / file.relative_to(folder) for image in images for file in [*_companions(image), image]}
     if taken := [place.name for place in moves.values() if place.exists()]:
-        names = ", ".join(taken[:SHOWN]) + (f" and {len(taken) - SHOWN} more" if len(taken) > SHOWN else "")
+        names = ", ".join(taken[:MAX_NAMES_SHOWN]) + (
+            f" and {len(taken) - MAX_NAMES_SHOWN} more" if len(taken) > MAX_NAMES_SHOWN else ""
+        )
         raise InputError(f"The set {target.name!r} has {names} already.", "Choose another set.", code="taken")
     with disk_errors(target):
         for file, place in moves.items():
@@ -84,7 +86,7 @@ def _named(name: str) -> str:
     if found is None or not name.strip():
         raise InputError(
             f"{name!r} is no name of a set.",
-            f"Write repeats and a name, like 10_saria, with 1 to {MOST_REPEATS} repeats.",
+            f"Write repeats and a name, like 10_saria, with 1 to {MAX_REPEATS} repeats.",
             code="set_name",
         )
     return found

@@ -23,12 +23,12 @@ ENCRYPTED = 0x1
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that an archive may hold. Sizes are unpacked bytes; `ratio` (unpacked / packed) counts from `free`."""
+    """The most that an archive may hold. Sizes are unpacked bytes; `ratio` is unpacked / packed."""
 
     entries: int = 20_000
     total: int = 32 * 2**30
     ratio: float = 200.0
-    free: int = 256 * 2**20  # below this even blank bitmaps, which pack to a thousandth, do no harm
+    ratio_exempt: int = 256 * 2**20  # below this even blank bitmaps, which pack to a thousandth, do no harm
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Member:
             ) from error
 
 
-def members(archive: Path, limits: Limits | None = None) -> list[Member]:
+def list_members(archive: Path, limits: Limits | None = None) -> list[Member]:
     """The files of a zip in its own order, folders left out.
 
     Raises InputError for what is no zip, needs a password, or is refused as an attack.
@@ -106,7 +106,7 @@ def _check_amount(archive: Path, infos: list[ZipInfo], limits: Limits) -> None:
             f"unpacks to {total / 2**30:.1f} GiB, more than {limits.total / 2**30:.1f} GiB",
             "Split it, or give a folder.",
         )
-    if total > limits.free and total > limits.ratio * max(1, packed):
+    if total > limits.ratio_exempt and total > limits.ratio * max(1, packed):
         raise _refused(
             archive,
             f"unpacks to {total / max(1, packed):.0f} times its size, as no set of images does",

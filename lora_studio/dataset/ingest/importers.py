@@ -21,12 +21,12 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_studio.dataset.captions.text import SUFFIXES as CAPTION_SUFFIXES
 from lora_studio.dataset.captions.text import decode_text, existing_caption, write_caption
-from lora_studio.dataset.curate import MANIFEST, default_rejected_dir, rejected
+from lora_studio.dataset.curate import REJECTED_FILE, default_rejected_dir, rejected_images
 from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
-from lora_studio.dataset.images.decode import SUFFIXES, decode, file_sha256, find_images, is_image_name
-from lora_studio.dataset.images.masks import bring_mask, mask_file, masks_among
-from lora_studio.dataset.images.sets import as_text, safe_name, set_name
-from lora_studio.dataset.ingest.archives import Limits, Member, members
+from lora_studio.dataset.images.decode import SUFFIXES_BY_FORMAT, decode, file_sha256, find_images, is_image_name
+from lora_studio.dataset.images.masks import import_mask, mask_file, match_masks
+from lora_studio.dataset.images.sets import printable_name, safe_name, set_name
+from lora_studio.dataset.ingest.archives import Limits, Member, list_members
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic
 from lora_studio.workspace.project import SET_FOLDER
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 # Pictures that people have and the studio does not open: in a folder these are refused by name, while other files are
 # passed over.
 FOREIGN_SUFFIXES = frozenset((".jxl", ".jp2", ".psd", ".svg", ".raw", ".cr2", ".nef", ".dng"))
-LARGEST_CAPTION = 1 << 20  # bytes
+MAX_CAPTION_BYTES = 1 << 20  # bytes
 
 
 class Refused(BaseModel):
@@ -172,7 +172,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _from_zip(archive: Path, limits: Limits | None) -> list[_Candidate]:
-    found = _paired([(member.name, member) for member in sorted(members(archive, limits), key=lambda m: m.name)], None)
+    found = _paired(
+        [(member.name, member) for member in sorted(list_members(archive, limits), key=lambda m: m.name)], None
+    )
     if not found:
         raise _nothing_in(f"the zip {archive.name!r}")
     return found
@@ -182,15 +184,15 @@ def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]
     """Files that were chosen one by one. Their captions may come from elsewhere: a browser puts each by itself."""
     captions = {_key(path): path for path in files if path.suffix.lower() in CAPTION_SUFFIXES}
     images = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
-    masks = masks_among([Path(path.name) for path in images], _key)  # a browser puts these by themselves too
+    masks = match_masks([Path(path.name) for path in images], _key)  # a browser puts these by themselves too
     by_image = {_key(image): path for path in images if (image := masks.get(Path(path.name))) is not None}
     alone = [("caption", captions[key]) for key in captions.keys() - {_key(path) for path in images}]
     alone += [("mask", mask) for mask, image in masks.items() if image is None]
     for kind, path in alone:
         report.refused.append(
             Refused(
-                name=as_text(path.name),
-                message=f"There is no image for the {kind} {as_text(path.name)!r}.",
+                name=printable_name(path.name),
+                message=f"There is no image for the {kind} {printable_name(path.name)!r}.",
                 remedy="Import it together with its image, which has the same name.",
             )
         )
@@ -206,7 +208,7 @@ def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> li
 
     Hidden files, and folders in which curation keeps what it set aside, are left out.
     """
-    aside = {path.parent for path, _ in files if path.name == MANIFEST}
+    aside = {path.parent for path, _ in files if path.name == REJECTED_FILE}
     seen = [
         (path, source)
         for path, source in files
@@ -216,7 +218,7 @@ def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> li
     for suffix in reversed(CAPTION_SUFFIXES):  # the first has the last word
         captions |= {(path.parent, _key(path)): source for path, source in seen if path.suffix.lower() == suffix}
     pictures = {path: source for path, source in seen if is_image_name(path.name)}
-    masks = masks_among(pictures, _key)
+    masks = match_masks(pictures, _key)
     by_image = {image: pictures[mask] for mask, image in masks.items() if image is not None}
     return [
         _Candidate(
@@ -246,12 +248,12 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
     try:
         file = _fetch(candidate.source, scratch)
         there = known.find(file)
-        picture_format = "" if there else decode(file, at_least=DECODE_SIDE).format
+        picture_format = "" if there else decode(file, min_side=DECODE_SIDE).format
     except (InputError, OSError) as error:
         report.refused.append(_refusal(candidate.name, error))
         return
     if there is None:
-        suffixes = SUFFIXES[picture_format]
+        suffixes = SUFFIXES_BY_FORMAT[picture_format]
         suffix = PurePath(candidate.name).suffix.lower()
         name = safe_name(PurePath(candidate.name).stem)
         image = _copy(file, folder, name, suffix if suffix in suffixes else suffixes[0], known.stems(folder))
@@ -259,11 +261,11 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
         report.added.append(image)
         if suffix not in suffixes:
             report.notes.append(
-                f"{as_text(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
+                f"{printable_name(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
             )
     else:
         image, reason = there
-        report.skipped.append(Skipped(name=as_text(candidate.name), reason=reason))
+        report.skipped.append(Skipped(name=printable_name(candidate.name), reason=reason))
     if isinstance(candidate.source, Member):
         file.unlink()
     if candidate.mask and image.is_relative_to(images_dir.parent) and mask_file(image) is None:
@@ -274,7 +276,7 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
 
 def _bring_mask(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
     try:
-        bring_mask(_fetch(source, scratch), image)
+        import_mask(_fetch(source, scratch), image)
         report.masks += 1
     except (InputError, OSError) as error:
         report.refused.append(_refusal(source.name if isinstance(source, Path) else str(source.name), error))
@@ -284,7 +286,7 @@ def _bring_caption(source: Source, image: Path, scratch: Path, report: ImportRep
     name = source.name if isinstance(source, Path) else str(source.name)
     try:
         size = source.stat().st_size if isinstance(source, Path) else source.size
-        if size > LARGEST_CAPTION:
+        if size > MAX_CAPTION_BYTES:
             raise InputError(
                 f"{name!r} has {size:,} bytes: that is no caption.", "Write a line of words.", code="caption"
             )
@@ -332,9 +334,9 @@ def _fill(file: Path, target: Path, temporary: Path) -> None:
 
 def _refusal(name: str, error: InputError | OSError) -> Refused:
     if isinstance(error, InputError):
-        return Refused(name=as_text(name), message=as_text(error.message), remedy=error.remedy)
-    message = f"{as_text(name)!r} cannot be read: {error.strerror}."
-    return Refused(name=as_text(name), message=message, remedy="Check its permissions.")
+        return Refused(name=printable_name(name), message=printable_name(error.message), remedy=error.remedy)
+    message = f"{printable_name(name)!r} cannot be read: {error.strerror}."
+    return Refused(name=printable_name(name), message=message, remedy="Check its permissions.")
 
 
 def _nothing_in(what: str) -> InputError:
@@ -366,7 +368,7 @@ class _Known:
         for folder in dict.fromkeys([images_dir, *sorted(sets)]):
             for image in find_images(folder):
                 known.add(image)
-        for entry in rejected(rejected_dir):
+        for entry in rejected_images(rejected_dir):
             known.add(rejected_dir / entry.files[0].name, f"set aside earlier: {entry.reason}")
         return known
 

@@ -74,7 +74,7 @@ class Eyes:
 
         def prepared(picture: tuple[Path, str]) -> Any:
             # Twice the model's sides leave its own scaling something to do; JPEGs are decoded no larger than that.
-            return tagger.prepare(decode(picture[0], at_least=2 * tagger.side).image)
+            return tagger.prepare(decode(picture[0], min_side=2 * tagger.side).image)
 
         waiting: list[tuple[Path, str, Any]] = []
         results = zip(pictures, pool.map(_told(prepared), pictures), strict=True)

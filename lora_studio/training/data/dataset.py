@@ -17,7 +17,7 @@ from lora_studio.dataset.images.decode import ImageInfo, image_info, images_in
 from lora_studio.dataset.images.masks import MaskSource, mask_source
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.validation_split import held_out
+from lora_studio.dataset.validation_split import choose_validation_images
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import StepCount, balanced_repeats, count_steps
 from lora_studio.settings.recipe import Recipe
@@ -129,7 +129,7 @@ def read_dataset(
     items, unreadable = [], []
     for done, (group, path, prior) in enumerate(found):
         on_progress(done, len(found))
-        info, _ = image_info(path, at_least=64)
+        info, _ = image_info(path, min_side=64)
         if not info.readable:
             unreadable += [issue.message for issue in info.issues]
             continue
@@ -174,7 +174,9 @@ def _held_out(folder: Path, items: list[Item], recipe: Recipe) -> frozenset[Path
     if not recipe.validation_split:
         return frozenset()
     images = [(item.path, item.sha256) for item in items]
-    return held_out(images, Manifest.of(folder).copies, share=recipe.validation_split, seed=recipe.seed)
+    return choose_validation_images(
+        images, Manifest.of(folder).duplicates, share=recipe.validation_split, seed=recipe.seed
+    )
 
 
 def _balanced(items: list[Item], samples: int) -> list[Item]:

@@ -294,7 +294,7 @@ class Contents:
     def split(self) -> SplitSuggestion:
         """What the guide would hold out of training."""
         hashed = [(item.path, self.manifest.sha256_of(item.path)) for item in self.items]
-        return suggest_split(hashed, self.manifest.copies, seed=Recipe().seed)
+        return suggest_split(hashed, self.manifest.duplicates, seed=Recipe().seed)
 
     @cached_property
     def reviewed(self) -> int:

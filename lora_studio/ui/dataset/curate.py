@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected, restore_images
+from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.contents import Contents, Item, image_id, save_manifest
@@ -24,7 +24,7 @@ def set_aside(project: Project, items: Sequence[Item], reason: str = "") -> Mark
         raise InputError("There is nothing to set aside.", "Scan first, or choose images.", code="nothing")
     proposed = [Proposal(path=item.path, reason=reason or item.proposal or BY_HAND) for item in items]
     moved = set(reject(proposed, project.rejected_dir))
-    entries = [entry for entry in rejected(project.rejected_dir) if entry.image in moved]
+    entries = [entry for entry in rejected_images(project.rejected_dir) if entry.image in moved]
     return aside_card([item.name for item in items if item.path in moved], [_id(project, entry) for entry in entries])
 
 
@@ -50,7 +50,7 @@ def put_back(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup
     """
     images = None
     if ids is not None:
-        known = {_id(project, entry): entry.image for entry in rejected(project.rejected_dir)}
+        known = {_id(project, entry): entry.image for entry in rejected_images(project.rejected_dir)}
         if missing := [identity for identity in ids if identity not in known]:
             raise InputError(
                 f"{count_of(len(missing), 'image')} cannot be found among what was set aside.",

@@ -12,7 +12,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.dataset.captions.text import with_trigger
-from lora_studio.dataset.curate import rejected
+from lora_studio.dataset.curate import rejected_images
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.example import EXAMPLE_IMAGES, example_project_info
@@ -479,7 +479,7 @@ class DatasetTab:
     ) -> Updates:
         project, home = contents.project, self.studio.home
         there = bool(contents.items)
-        aside = rejected(project.rejected_dir)
+        aside = rejected_images(project.rejected_dir)
         curating = section is Section.CURATE
         look = self.looks.last(project)
         updates: Updates = {
@@ -540,7 +540,7 @@ class DatasetTab:
         }
 
     def _tiles(self, contents: Contents) -> Markup:
-        return dataset_view.dataset_tiles(contents, len(rejected(contents.project.rejected_dir)))
+        return dataset_view.dataset_tiles(contents, len(rejected_images(contents.project.rejected_dir)))
 
     def _grid(self, contents: Contents, data: Data) -> Markup:
         look = self.looks.last(contents.project)

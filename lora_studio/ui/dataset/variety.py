@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from lora_studio.dataset.buckets import Bucket, Placed
+from lora_studio.dataset.buckets import Bucket, PlacedImage
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.contents import Contents, Item
@@ -126,7 +126,7 @@ def _sizes(contents: Contents) -> str:
 
 
 def _waste(buckets: list[Bucket], recipe: Recipe) -> str:
-    empty = sum(bucket.empty for bucket in buckets)
+    empty = sum(bucket.empty_slots for bucket in buckets)
     places = sum(bucket.batches for bucket in buckets) * recipe.batch_size
     if not empty:
         return f"Batches of {recipe.batch_size} are all full."
@@ -142,7 +142,11 @@ def _bucket(home: Home, contents: Contents, bucket: Bucket, recipe: Recipe) -> M
         cut = "nothing cropped"
     else:
         cut = f"up to {max(cropped):.0%} cropped" if len(cropped) > 1 else f"{max(cropped):.0%} cropped"
-    full = "all batches full" if not bucket.empty else f"its last batch lacks {bucket.empty} of {recipe.batch_size}"
+    full = (
+        "all batches full"
+        if not bucket.empty_slots
+        else f"its last batch lacks {bucket.empty_slots} of {recipe.batch_size}"
+    )
     pictures = Markup("").join(
         _framed(home, contents.by_path[one.path], one) for one in bucket.images[:SHOWN_IN_BUCKET]
     )
@@ -165,7 +169,7 @@ def _bucket(home: Home, contents: Contents, bucket: Bucket, recipe: Recipe) -> M
     )
 
 
-def _framed(home: Home, item: Item, one: Placed) -> Markup:
+def _framed(home: Home, item: Item, one: PlacedImage) -> Markup:
     """A thumbnail with a frame around what the bucket keeps of it."""
     left, top, right, bottom = (f"{100 * share:.1f}%" for share in one.frame)
     width, height = one.size

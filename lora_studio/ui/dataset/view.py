@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates.find import DuplicateGroup
-from lora_studio.dataset.images.decode import SMALL_SIDE, WIDEST_ASPECT
+from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.dataset.ingest.importers import ImportReport
 from lora_studio.errors import InputError
@@ -29,8 +29,8 @@ NAMES_SHOWN = 12
 ISSUE_WORDS = {
     "unreadable": "unreadable",
     "wrong_extension": "misnamed",
-    "too_small": f"below {SMALL_SIDE} px",
-    "extreme_aspect": f"longer than {WIDEST_ASPECT:g}:1",
+    "too_small": f"below {MIN_SIDE} px",
+    "extreme_aspect": f"longer than {MAX_ASPECT:g}:1",
     "animated": "animated",
     "alpha": "transparent",
     "deep_color": "deep colour",

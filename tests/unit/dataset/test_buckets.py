@@ -129,9 +129,9 @@ def test_buckets_by_hand() -> None:
     recipe = Recipe.parse({"resolution": 1024, "batch_size": 4})
     images = [("square.png", (1024, 1024), 2), ("wide.png", (1400, 1024), 1), ("large.png", (2048, 2048), 1)]
     square, wide = bucket_plan([(Path(name), size, repeats) for name, size, repeats in images], recipe)
-    assert (square.size, square.samples, square.batches, square.empty) == ((1024, 1024), 3, 1, 1)
+    assert (square.size, square.samples, square.batches, square.empty_slots) == ((1024, 1024), 3, 1, 1)
     assert [one.cropped for one in square.images] == [0, 0]
-    assert (wide.samples, wide.empty) == (1, 3)
+    assert (wide.samples, wide.empty_slots) == (1, 3)
     (one,) = wide.images
     assert 0 < one.cropped < 0.05
     assert sum(one.frame) > 0
@@ -146,7 +146,7 @@ def test_every_image_is_in_one_bucket_and_the_steps_are_the_trainers(
     assert sum(len(bucket.images) for bucket in buckets) == len(sizes)
     steps = count_steps({bucket.size: bucket.samples for bucket in buckets}, batch_size=batch, epochs=1)
     assert sum(bucket.batches for bucket in buckets) == steps.batches_per_epoch
-    assert sum(bucket.empty for bucket in buckets) == steps.empty_slots
+    assert sum(bucket.empty_slots for bucket in buckets) == steps.empty_slots
     for bucket in buckets:
         for one in bucket.images:
             left, top, right, bottom = one.frame

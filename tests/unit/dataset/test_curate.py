@@ -10,12 +10,12 @@ from PIL import Image
 
 from lora_studio.dataset import curate as module
 from lora_studio.dataset.curate import (
-    MANIFEST,
+    REJECTED_FILE,
     Proposal,
     curate,
     default_rejected_dir,
     reject,
-    rejected,
+    rejected_images,
     restore_images,
 )
 from lora_studio.errors import InputError
@@ -60,10 +60,12 @@ def test_applied_and_restored_everything_is_as_before(folder: Path) -> None:
     assert [name for name in tree(folder) if "/" not in name] == ["one.png", "one.txt", "two.png"]
     aside = report.rejected_dir
     assert (aside / "one again.txt").read_text() == "ohwx"
-    assert {entry.image.name: entry.reason for entry in rejected(aside)}["one again.png"] == "mirrored copy of one.png"
+    assert {entry.image.name: entry.reason for entry in rejected_images(aside)}[
+        "one again.png"
+    ] == "mirrored copy of one.png"
     back = curate(folder, restore=True)
     assert sorted(path.name for path in back.restored) == ["one again.png", "torn.png"]
-    (aside / MANIFEST).unlink()
+    (aside / REJECTED_FILE).unlink()
     assert tree(folder) == before
 
 
@@ -100,7 +102,7 @@ def test_some_are_put_back(folder: Path) -> None:
     aside = folder / "rejected"
     reject(proposed([folder / "one.png", folder / "two.png"], "by hand"), aside)
     assert restore_images(aside, [folder / "two.png"]) == ([folder / "two.png"], [])
-    assert [entry.image.name for entry in rejected(aside)] == ["one.png"]
+    assert [entry.image.name for entry in rejected_images(aside)] == ["one.png"]
 
 
 def test_the_same_name_from_two_sets(tmp_path: Path) -> None:
@@ -109,7 +111,7 @@ def test_the_same_name_from_two_sets(tmp_path: Path) -> None:
     reject(proposed(paths, "by hand"), tmp_path / "aside")
     assert sorted(path.name for path in (tmp_path / "aside").glob("*.png")) == ["a (1).png", "a.png"]
     restore_images(tmp_path / "aside")
-    (tmp_path / "aside" / MANIFEST).unlink()
+    (tmp_path / "aside" / REJECTED_FILE).unlink()
     assert tree(tmp_path) == before
 
 
@@ -135,9 +137,11 @@ def test_a_crash_between_two_moves_loses_nothing(folder: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="power cut"):
         reject([Proposal(path=folder / "one again.png", reason="by hand")], folder / "rejected")
     monkeypatch.undo()
-    assert sorted(tree(folder).values()) == sorted([*before.values(), (folder / "rejected" / MANIFEST).read_bytes()])
+    assert sorted(tree(folder).values()) == sorted(
+        [*before.values(), (folder / "rejected" / REJECTED_FILE).read_bytes()]
+    )
     restore_images(folder / "rejected")
-    (folder / "rejected" / MANIFEST).unlink()
+    (folder / "rejected" / REJECTED_FILE).unlink()
     assert tree(folder) == before
 
 
@@ -159,16 +163,16 @@ def test_after_a_crash_setting_aside_again_records_each_image_once(
     with pytest.raises(OSError, match="power cut"):
         reject(proposed(images, "first"), aside)
     monkeypatch.undo()
-    assert [entry.image.name for entry in rejected(aside)] == ["one again.png"]
+    assert [entry.image.name for entry in rejected_images(aside)] == ["one again.png"]
     reject(proposed(images, "second"), aside)
-    assert {entry.image.name: entry.reason for entry in rejected(aside)} == {
+    assert {entry.image.name: entry.reason for entry in rejected_images(aside)} == {
         "one again.png": "first",
         "one.png": "second",
         "torn.png": "second",
         "two.png": "second",
     }
     restore_images(aside)
-    (aside / MANIFEST).unlink()
+    (aside / REJECTED_FILE).unlink()
     assert tree(folder) == before
 
 
@@ -190,16 +194,16 @@ def test_the_last_of_those_that_share_a_caption_takes_it_along(tmp_path: Path) -
     aside = tmp_path / "aside"
     reject(proposed(images, "both"), aside)
     assert not (tmp_path / "a.txt").exists()
-    assert {entry.image.name: len(entry.files) for entry in rejected(aside)} == {"a.bmp": 1, "a.png": 2}
+    assert {entry.image.name: len(entry.files) for entry in rejected_images(aside)} == {"a.bmp": 1, "a.png": 2}
     restore_images(aside)
-    (aside / MANIFEST).unlink()
+    (aside / REJECTED_FILE).unlink()
     assert tree(tmp_path) == before
 
 
 def test_a_broken_manifest_is_named(folder: Path) -> None:
     (folder / "rejected").mkdir()
-    (folder / "rejected" / MANIFEST).write_text("{")
-    with pytest.raises(InputError, match=MANIFEST):
+    (folder / "rejected" / REJECTED_FILE).write_text("{")
+    with pytest.raises(InputError, match=REJECTED_FILE):
         curate(folder, apply=True)
     assert (folder / "one again.png").is_file()
 
@@ -240,6 +244,6 @@ def test_masks_go_along_and_come_back(tmp_path: Path) -> None:
     aside = tmp_path / "rejected"
     reject(proposed([folder / "one.png"], "blurred"), aside)
     assert sorted(tree(folder)) == ["mask/two.png", "two.png"]
-    assert sorted(set(tree(aside)) - {MANIFEST}) == ["one-mask.webp", "one-masklabel.png", "one.png"]
+    assert sorted(set(tree(aside)) - {REJECTED_FILE}) == ["one-mask.webp", "one-masklabel.png", "one.png"]
     restore_images(aside)
     assert tree(folder) == before

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
-from lora_studio.dataset.images.decode import Issue, Picture, decode
-from lora_studio.dataset.quality import SIDE, averaged, flaws, jpeg_quality
+from lora_studio.dataset.images.decode import DecodedImage, Issue, decode
+from lora_studio.dataset.quality import SIDE, downscale, jpeg_quality, quality_issues
 from lora_studio.example import EXAMPLE_IMAGES
 from tests.support.scenes import photo, save, saved_as
 
 SIZE = (480, 400)
 
 
-def flaws_of(picture: Picture) -> list[Issue]:
-    return flaws(picture, averaged(picture.image))
+def flaws_of(picture: DecodedImage) -> list[Issue]:
+    return quality_issues(picture, downscale(picture.image))
 
 
 def whole() -> Image.Image:
@@ -53,7 +53,7 @@ def with_bars(image: Image.Image, **sides: int) -> Image.Image:
 
 def watermarked(image: Image.Image) -> Image.Image:
     image = with_bars(image, bottom=40)
-    ImageDraw.Draw(image).text((20, image.height - 30), "WWW.SOME-GALLERY.EXAMPLE", fill="white", font_size=18)
+    ImageDraw.Draw(image).text((20, image.height - 30), "WWW.SOME-GALLERY.EXAMPLE_IMAGES", fill="white", font_size=18)
     return image
 
 
@@ -80,7 +80,7 @@ MADE: dict[str, tuple[Callable[[], Image.Image], str]] = {
 @pytest.mark.parametrize("name", MADE)
 def test_each_flaw_is_flagged_and_nothing_else(tmp_path: Path, name: str) -> None:
     make, code = MADE[name]
-    found = flaws_of(decode(save(make(), tmp_path / "a.png"), at_least=SIDE))
+    found = flaws_of(decode(save(make(), tmp_path / "a.png"), min_side=SIDE))
     assert [issue.code for issue in found] == ([code] if code else [])
     assert all(len(issue.message) > 30 for issue in found)
 
@@ -88,7 +88,7 @@ def test_each_flaw_is_flagged_and_nothing_else(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize(("quality", "codes"), [(20, ["compressed"]), (45, ["compressed"]), (60, []), (95, [])])
 def test_a_jpeg_tells_by_its_tables(tmp_path: Path, quality: int, codes: list[str]) -> None:
     photo(3, (1000, 800)).save(tmp_path / "a.jpg", quality=quality)
-    picture = decode(tmp_path / "a.jpg", at_least=SIDE)
+    picture = decode(tmp_path / "a.jpg", min_side=SIDE)
     assert picture.image.width < picture.size[0]
     assert [issue.code for issue in flaws_of(picture)] == codes
 
@@ -101,7 +101,7 @@ def test_the_quality_that_a_jpeg_was_saved_with(quality: int) -> None:
 
 
 def test_the_examples_have_no_flaws() -> None:
-    found = {path.name: flaws_of(decode(path, at_least=SIDE)) for path in sorted(EXAMPLE_IMAGES.glob("*.png"))[::2]}
+    found = {path.name: flaws_of(decode(path, min_side=SIDE)) for path in sorted(EXAMPLE_IMAGES.glob("*.png"))[::2]}
     assert len(found) > 10
     assert not any(found.values())
 
@@ -109,5 +109,5 @@ def test_the_examples_have_no_flaws() -> None:
 @given(width=st.integers(1, 40), height=st.integers(1, 40), seed=st.integers(0, 99))
 def test_tiny_pictures_do_no_harm(width: int, height: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    picture = Picture(Image.fromarray(pixels), (width, height), "PNG", False, False, False, False)
+    picture = DecodedImage(Image.fromarray(pixels), (width, height), "PNG", False, False, False, False)
     assert {issue.code for issue in flaws_of(picture)} <= {"blurred", "dark", "bright", "bar", "border"}

@@ -60,8 +60,8 @@ def test_a_scan_that_is_stopped_leaves_the_rest_unread(tmp_path: Path, monkeypat
     for seed in range(40):
         save(photo(seed, (64, 64)), tmp_path / f"{seed:02d}.png")
     read: list[Path] = []
-    look_at = module.look_at
-    monkeypatch.setattr(module, "look_at", lambda path: [read.append(path), look_at(path)][1])
+    scan_image = module.scan_image
+    monkeypatch.setattr(module, "scan_image", lambda path: [read.append(path), scan_image(path)][1])
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Which images are held out: by content and seed, copies on one side."""
+"""Which images are held out: by content and seed, duplicates on one side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.dataset.validation_split import held_out, how_many
+from lora_studio.dataset.validation_split import choose_validation_images, validation_count
 
 shares = st.floats(0, 0.5)
 
@@ -20,8 +20,8 @@ def images_of(hashes: list[str]) -> list[tuple[Path, str]]:
 @given(number=st.integers(0, 120), share=shares, seed=st.integers(0, 5))
 def test_of_unlike_images_the_share_is_held_out(number: int, share: float, seed: int) -> None:
     images = images_of([f"{index:064x}" for index in range(number)])
-    chosen = held_out(images, [], share=share, seed=seed)
-    assert len(chosen) == how_many(number, share)
+    chosen = choose_validation_images(images, [], share=share, seed=seed)
+    assert len(chosen) == validation_count(number, share)
     if number > 1 and share:
         assert 1 <= len(chosen) < number
         assert abs(len(chosen) - share * number) <= max(0.5, 1 - share * number) + 1e-9
@@ -31,13 +31,13 @@ def test_of_unlike_images_the_share_is_held_out(number: int, share: float, seed:
 
 @given(
     hashes=st.lists(st.sampled_from("abcdef"), min_size=2, max_size=20),
-    copies=st.lists(st.lists(st.integers(0, 25), max_size=4), max_size=4),
+    duplicates=st.lists(st.lists(st.integers(0, 25), max_size=4), max_size=4),
     share=shares.filter(bool),
 )
-def test_copies_stay_on_one_side(hashes: list[str], copies: list[list[int]], share: float) -> None:
+def test_copies_stay_on_one_side(hashes: list[str], duplicates: list[list[int]], share: float) -> None:
     images = images_of(hashes)
-    groups = [[Path(f"{number}.png") for number in group] for group in copies]
-    chosen = held_out(images, groups, share=share, seed=3)
+    groups = [[Path(f"{number}.png") for number in group] for group in duplicates]
+    chosen = choose_validation_images(images, groups, share=share, seed=3)
     assert len(chosen) < len(images)
     same = [{path for path, sha256 in images if sha256 == each} for each in set(hashes)]
     known = {path for path, _ in images}
@@ -48,17 +48,17 @@ def test_copies_stay_on_one_side(hashes: list[str], copies: list[list[int]], sha
 def test_names_and_order_do_not_matter_but_the_seed_does() -> None:
     hashes = [f"{index:064x}" for index in range(40)]
     by_path = dict(images_of(hashes))
-    chosen = {by_path[path] for path in held_out(images_of(hashes), [], share=0.1, seed=1)}
+    chosen = {by_path[path] for path in choose_validation_images(images_of(hashes), [], share=0.1, seed=1)}
     renamed = [(Path(f"x{number}.png"), sha256) for number, sha256 in enumerate(reversed(hashes))]
-    again = {dict(renamed)[path] for path in held_out(renamed, [], share=0.1, seed=1)}
+    again = {dict(renamed)[path] for path in choose_validation_images(renamed, [], share=0.1, seed=1)}
     assert chosen == again
-    assert chosen != {by_path[path] for path in held_out(images_of(hashes), [], share=0.1, seed=2)}
+    assert chosen != {by_path[path] for path in choose_validation_images(images_of(hashes), [], share=0.1, seed=2)}
 
 
 def test_copies_of_one_picture_are_never_held_out_as_a_whole() -> None:
-    assert held_out(images_of(["a", "a", "a"]), [], share=0.3, seed=0) == frozenset()
+    assert choose_validation_images(images_of(["a", "a", "a"]), [], share=0.3, seed=0) == frozenset()
 
 
 @pytest.mark.parametrize(("images", "share", "expected"), [(300, 0.1, 30), (10, 0.1, 1), (4, 0.5, 2), (2, 0.01, 1)])
 def test_how_many_are_held_out(images: int, share: float, expected: int) -> None:
-    assert how_many(images, share) == expected
+    assert validation_count(images, share) == expected

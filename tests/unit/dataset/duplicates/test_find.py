@@ -19,7 +19,7 @@ from lora_studio.dataset.duplicates.candidates import NEAR_DISTANCE, NEAREST, ca
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, Entry, find_duplicates
 from lora_studio.dataset.duplicates.fingerprints import VIEW_PAIRS, Fingerprint, fingerprint
 from lora_studio.dataset.images.decode import find_images
-from lora_studio.dataset.scan import look_at, scan
+from lora_studio.dataset.scan import scan, scan_image
 from tests.support.scenes import CHANGES, photo, resized, save
 
 
@@ -221,7 +221,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
         save(change(photo(seed, (240, 200))), folder / f"{seed}-{number}.png")
     (folder / "torn.png").write_bytes((folder / "0-0.png").read_bytes()[:300])
     (folder / "text.jpg").write_text("no image")
-    looked = [look_at(path) for path in find_images(folder)]
+    looked = [scan_image(path) for path in find_images(folder)]
     assert sum(entry is None for _, entry in looked) == 2
     return [entry for _, entry in looked if entry is not None]
 

@@ -63,13 +63,13 @@ def test_heic_is_read_where_its_package_is_installed(heic: Path) -> None:
 
 def test_heic_says_what_it_needs_where_its_package_is_missing(heic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "find_spec", lambda name: None)
-    images.formats.cache_clear()
+    images.pillow_formats.cache_clear()
     try:
         assert find_images(heic.parent) == [heic]
         with pytest.raises(InputError, match="pillow-heif") as error:
             read_image(heic)
     finally:
-        images.formats.cache_clear()
+        images.pillow_formats.cache_clear()
     assert "pip install pillow-heif" in error.value.remedy
 
 
@@ -197,7 +197,7 @@ def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=path.name) as caught:
             read_image(path)
         assert (caught.value.code, bool(caught.value.remedy)) == ("unreadable", True)
-        info, image = image_info(path, at_least=64)
+        info, image = image_info(path, min_side=64)
         assert image is None
         assert (info.width, info.readable, [issue.code for issue in info.issues]) == (0, False, ["unreadable"])
         assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -231,7 +231,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 
 def test_a_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
     scene((1600, 1200)).save(tmp_path / "a.jpg")
-    picture = decode(tmp_path / "a.jpg", at_least=64)
+    picture = decode(tmp_path / "a.jpg", min_side=64)
     assert picture.size == (1600, 1200)
     assert picture.image.size == (200, 150)
 

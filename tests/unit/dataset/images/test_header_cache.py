@@ -35,7 +35,7 @@ def move_exif_back(path: Path) -> None:
 def test_the_size_is_that_of_the_decoded_image(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = tmp_path / f"a{suffix}"
     save(path, orientation)
-    info, _ = image_info(path, at_least=32)
+    info, _ = image_info(path, min_side=32)
     assert upright_size(path) == (info.width, info.height)
     if suffix not in (".bmp", ".gif"):  # they know no EXIF
         assert upright_size(path) == ((64, 96) if orientation > 4 else (96, 64))
@@ -55,7 +55,7 @@ def test_a_png_with_nothing_behind_its_pixels_is_not_decoded(tmp_path: Path) -> 
     data = path.read_bytes()
     pixels = data.index(b"IDAT") + 4
     path.write_bytes(data[:pixels] + bytes(20) + data[pixels + 20 :])
-    assert not image_info(path, at_least=32)[0].readable
+    assert not image_info(path, min_side=32)[0].readable
     assert upright_size(path) == (96, 64)
 
 

@@ -267,7 +267,7 @@ def test_a_zip_with_a_link_is_refused(tmp_path: Path, images_dir: Path) -> None:
     [
         (Limits(entries=1), "holds 2 files, more than 1"),
         (Limits(total=1 << 20), "unpacks to 0.0 GiB"),
-        (Limits(free=1 << 20), r"unpacks to \d+ times"),
+        (Limits(ratio_exempt=1 << 20), r"unpacks to \d+ times"),
     ],
 )
 def test_bombs_are_refused_before_anything_is_written(
