@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from lora_studio.dataset.captions.edit_history import EditReport, History
+from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Edit, EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import Finding, lint
 from lora_studio.dataset.captions.statistics import CaptionStatistics, caption_statistics, suggest_split
@@ -119,12 +119,12 @@ def plan_caption_edit(dataset: Path | str, edit: Edit) -> EditPlan:
 
 def edit_captions(dataset: Path | str, edit: Edit) -> EditReport:
     """Do an edit to all captions of `dataset`; the last 50 can be undone. Raises InputError or DiskFullError."""
-    return History.of(Path(dataset)).apply(plan_caption_edit(dataset, edit))
+    return CaptionHistory.of(Path(dataset)).apply(plan_caption_edit(dataset, edit))
 
 
 def undo_caption_edit(dataset: Path | str) -> EditReport:
     """Take back the latest edit of the captions of `dataset`; raises InputError if there is none."""
-    return History.of(Path(dataset)).undo()
+    return CaptionHistory.of(Path(dataset)).undo()
 
 
 def review_captions(

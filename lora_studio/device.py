@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -74,3 +75,19 @@ def torch_dtype(precision: Precision, device: torch.device) -> tuple[torch.dtype
         Precision.FP32: torch.float32,
     }[precision]
     return chosen, f"{precision.value}: as set"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an exception says that memory ran out, on the GPU or the CPU, in any library's wording."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def free_gpu_cache() -> None:
+    """Return unused memory of torch's allocator to the GPU, if torch is loaded."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

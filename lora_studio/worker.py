@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
+from lora_studio.device import is_out_of_memory
 from lora_studio.errors import (
     DiskFullError,
     InputError,
@@ -300,15 +301,6 @@ def _is_damaged_file(error: Exception) -> bool:
     """Whether a safetensors file could not be read."""
     safetensors = sys.modules.get("safetensors")
     return safetensors is not None and isinstance(error, safetensors.SafetensorError)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on the GPU or the CPU, however the library words it."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 class _Progress:

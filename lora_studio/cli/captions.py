@@ -12,7 +12,7 @@ from rich.table import Table
 from lora_studio import api
 from lora_studio.cli.console import Folder, Json, out_console, print_json, print_lines
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.edit_history import EditReport, History
+from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Change, Edit
 from lora_studio.dataset.captions.lint import mend_named
 from lora_studio.errors import InputError
@@ -142,7 +142,7 @@ def undo(
     if not folder.is_dir():
         raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
     if list_edits:
-        past = History.of(folder).edits()
+        past = CaptionHistory.of(folder).edits()
         if as_json:
             print_json([edit.model_dump(mode="json") for edit in past])
             return
@@ -182,7 +182,7 @@ def review(
 def _edit(folder: Path, edit: Edit, dry_run: bool, as_json: bool) -> None:
     """Do an edit, or show it; either is told as the images with their captions before and after."""
     plan = api.plan_caption_edit(folder, edit)
-    report = None if dry_run else History.of(folder).apply(plan)
+    report = None if dry_run else CaptionHistory.of(folder).apply(plan)
     if as_json:
         print_json(plan if report is None else {**plan.model_dump(mode="json"), **report.model_dump(mode="json")})
         return

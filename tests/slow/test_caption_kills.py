@@ -13,7 +13,7 @@ import pytest
 
 from lora_studio import files
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.edit_history import ABANDONED, History
+from lora_studio.dataset.captions.edit_history import ABANDONED, CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.images.decode import find_images
 from tests.support.forked import CONTEXT, wait_for
@@ -30,15 +30,15 @@ Act = Callable[[Path], object]
 
 
 def apply(folder: Path) -> None:
-    History.of(folder).apply(plan_edit(find_images(folder), edits.add("a tag that comes")))
+    CaptionHistory.of(folder).apply(plan_edit(find_images(folder), edits.add("a tag that comes")))
 
 
 def undo(folder: Path) -> None:
-    History.of(folder).undo()
+    CaptionHistory.of(folder).undo()
 
 
 def redo(folder: Path) -> None:
-    History.of(folder).redo()
+    CaptionHistory.of(folder).redo()
 
 
 BEFORE: dict[Act, list[Act]] = {apply: [], undo: [apply], redo: [apply, undo]}
@@ -122,7 +122,7 @@ def test_an_edit_that_is_killed_at_any_moment_can_be_taken_back(tmp_path: Path, 
         step = 1 + int(moment * WRITTEN[act]) + (number % 2) * WRITTEN[act]
         delay, deadly = (moment * lasted, 0) if number < MOMENTS else (None, step)
         while True:
-            if History.of(folder).can_undo:
+            if CaptionHistory.of(folder).can_undo:
                 undo(folder)
             assert captions(folder) == original
             old = prepare()
@@ -137,7 +137,7 @@ def test_an_edit_that_is_killed_at_any_moment_can_be_taken_back(tmp_path: Path, 
         assert left.keys() <= old.keys() | new.keys(), where
         halfway += left not in (old, new)
         if left != original:
-            assert History.of(folder).can_undo, where
+            assert CaptionHistory.of(folder).can_undo, where
             undo(folder)
         assert captions(folder) == original, where
     assert halfway

@@ -72,13 +72,13 @@ class _Record:
 
 
 @dataclass(frozen=True)
-class History:
+class CaptionHistory:
     """The edits of the captions below `root`."""
 
     root: Path
 
     @classmethod
-    def of(cls, folder: Path) -> History:
+    def of(cls, folder: Path) -> CaptionHistory:
         """The history of a dataset folder, or of one of its sets."""
         return cls(records_folder(folder))
 

@@ -16,7 +16,6 @@ from transformers.utils import logging
 
 from lora_studio.dataset.tagging.interface import Sight
 from lora_studio.dataset.tagging.labels import Label
-from lora_studio.dataset.tagging.oom import too_many_at_once
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import Precision
@@ -65,7 +64,6 @@ class BlipTagger:
         pixels: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    @too_many_at_once
     @torch.inference_mode()
     def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
         """A sentence about each picture, the likeliest of a beam search: the same every time; and pooled features."""

@@ -17,14 +17,12 @@ from typing import Literal
 from lora_studio import demo, hub
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.tagging.interface import Tagger
-from lora_studio.dataset.tagging.labels import Label, read_labels
+from lora_studio.dataset.tagging.labels import TAGS_FILE, WEIGHTS_FILE, Label, read_labels
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import Home
 
 Layout = Literal["wd", "blip"]
 
-WEIGHTS = "model.safetensors"
-TAGS_FILE = "selected_tags.csv"
 # All but the weights: what tells the layout, tags, tokenizer and image processor.
 SMALL_FILES = ("*.json", "*.csv", "*.txt")
 
@@ -91,7 +89,9 @@ class TaggerFiles:
     def content_hash(self) -> str:
         """SHA-256 over all files that decide what the model says, whatever their folder is called."""
         digest = hashlib.sha256()
-        for name in sorted({path.name for pattern in SMALL_FILES for path in self.folder.glob(pattern)} | {WEIGHTS}):
+        for name in sorted(
+            {path.name for pattern in SMALL_FILES for path in self.folder.glob(pattern)} | {WEIGHTS_FILE}
+        ):
             digest.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
         return digest.hexdigest()
 
@@ -131,7 +131,7 @@ def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda 
         if not location.is_dir():
             raise InputError(
                 f"{location} is no folder.",
-                f"Give the folder that holds config.json and {WEIGHTS}.",
+                f"Give the folder that holds config.json and {WEIGHTS_FILE}.",
                 code="tagger_layout",
             )
         return location
@@ -143,7 +143,7 @@ def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda 
         )
     on_progress(f"Fetching {location}")
     read_layout(hub.download(location, SMALL_FILES), weights=False)
-    return hub.download(location, (*SMALL_FILES, WEIGHTS))
+    return hub.download(location, (*SMALL_FILES, WEIGHTS_FILE))
 
 
 def read_layout(folder: Path, *, weights: bool = True) -> Layout:
@@ -173,7 +173,7 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
             f"Use one of {', '.join(KNOWN)}, another of the WD v3 series, or a BLIP captioning model.",
             code="tagger_layout",
         )
-    for name in [*needed, *([WEIGHTS] if weights else [])]:
+    for name in [*needed, *([WEIGHTS_FILE] if weights else [])]:
         if not (folder / name).is_file():
             raise _incomplete(folder, name)
     return layout
@@ -181,12 +181,12 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
 
 def _incomplete(folder: Path, missing: str) -> InputError:
     others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in hub.PICKLED)
-    if missing == WEIGHTS and others:
+    if missing == WEIGHTS_FILE and others:
         return _pickled(others[0])
-    if missing == WEIGHTS and any(folder.glob("*.onnx")):
+    if missing == WEIGHTS_FILE and any(folder.glob("*.onnx")):
         return InputError(
             f"The tagger in {folder} is in ONNX format.",
-            f"Use its {WEIGHTS}; the taggers of the WD v3 series have one.",
+            f"Use its {WEIGHTS_FILE}; the taggers of the WD v3 series have one.",
             code="tagger_format",
         )
     return InputError(
@@ -199,6 +199,6 @@ def _incomplete(folder: Path, missing: str) -> InputError:
 def _pickled(name: str) -> InputError:
     return InputError(
         f"{name} is a pickle, which can run any program when it is opened.",
-        f"Use the safetensors version of this tagger ({WEIGHTS}).",
+        f"Use the safetensors version of this tagger ({WEIGHTS_FILE}).",
         code="pickle",
     )

@@ -52,10 +52,6 @@ class Sight:
     features: NDArray[np.float16] = field(default_factory=lambda: np.empty(0, np.float16))
 
 
-class TooMany(MemoryError):
-    """The pictures do not fit into memory together; the cause is the library's error."""
-
-
 class Tagger(Protocol):
     """A loaded model."""
 
@@ -75,4 +71,7 @@ class Tagger(Protocol):
         """What `look` takes, of an upright RGB image of any size and shape; any thread may call it."""
 
     def look(self, prepared: Sequence[Any]) -> list[Sight]:
-        """What the model makes of each of the pictures, in their order, in one pass. Raises TooMany."""
+        """Return the model's prediction for each of the images, in their order, in one batch.
+
+        Raises the library's own error when memory runs out.
+        """

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from lora_studio.errors import InputError
 
+TAGS_FILE = "selected_tags.csv"
+WEIGHTS_FILE = "model.safetensors"
+
 GENERAL, CHARACTER = 0, 4  # categories of selected_tags.csv; 9 are ratings, which say nothing that trains
 
 # Faces made of punctuation keep their underscores: they are not words.

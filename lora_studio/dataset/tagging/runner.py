@@ -15,7 +15,8 @@ from lora_studio.dataset.images.decode import decode, file_sha256
 from lora_studio.dataset.tagging.batch_size import BatchSize
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import TaggerFiles
-from lora_studio.dataset.tagging.interface import Sight, TooMany
+from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.device import free_gpu_cache, is_out_of_memory
 from lora_studio.errors import InputError
 
 CHUNK = 64  # pictures that are decoded ahead; a model's input takes some 2 MB
@@ -93,16 +94,21 @@ class Eyes:
                 yield [Look(path, sight) for (path, _, _), sight in zip(taken, sights, strict=True)]
 
     def _sights(self, prepared: Sequence[Any]) -> list[Sight] | None:
-        """None if they were too many for the memory and fewer are to be tried."""
+        """Return the predictions of a batch, or None if it does not fit into memory and a smaller one is to be tried.
+
+        Raises what the model raises when a batch of one does not fit.
+        """
         began = time.monotonic()
         try:
             sights: list[Sight] = self._tagger.look(prepared)
-        except TooMany as error:
-            if self.batch.too_large():
-                return None
-            raise error.__cause__ or error from None
-        self.batch.took(len(prepared), time.monotonic() - began)
-        return sights
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or not self.batch.too_large():
+                raise
+        else:
+            self.batch.took(len(prepared), time.monotonic() - began)
+            return sights
+        free_gpu_cache()  # only now: until here the error's traceback held the tensors that did not fit
+        return None
 
 
 def file_hash(path: Path) -> str:

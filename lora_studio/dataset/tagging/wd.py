@@ -19,10 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
-from lora_studio.dataset.tagging.catalogue import TAGS_FILE, WEIGHTS
 from lora_studio.dataset.tagging.interface import LEAST_CONFIDENCE, Sight
-from lora_studio.dataset.tagging.labels import Label, read_labels
-from lora_studio.dataset.tagging.oom import too_many_at_once
+from lora_studio.dataset.tagging.labels import TAGS_FILE, WEIGHTS_FILE, Label, read_labels
 from lora_studio.device import torch_device
 from lora_studio.errors import InputError
 
@@ -44,7 +42,7 @@ class WdTagger:
         labels = read_labels(folder / TAGS_FILE)
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=False)
-            model.load_state_dict(load_file(folder / WEIGHTS))
+            model.load_state_dict(load_file(folder / WEIGHTS_FILE))
         except torch.OutOfMemoryError:
             raise
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
@@ -78,7 +76,6 @@ class WdTagger:
             )
         return sights
 
-    @too_many_at_once
     @torch.inference_mode()
     def pass_through(self, prepared: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled features [N, F] and probabilities of every tag [N, tags], float32; what timm's `forward` computes."""

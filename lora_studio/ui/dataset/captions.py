@@ -11,7 +11,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.edit_history import EditReport, History, PastEdit
+from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport, PastEdit
 from lora_studio.dataset.captions.edits import Change, Edit, EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import Finding
 from lora_studio.dataset.captions.text import split_tags
@@ -164,7 +164,7 @@ class CaptionsPanel:
 
     def show(self, contents: Contents) -> Updates:
         """What the lint says, and what can be undone."""
-        past = History.of(contents.project.dataset_dir).edits()
+        past = CaptionHistory.of(contents.project.dataset_dir).edits()
         done = [edit for edit in past if not edit.undone]
         undone = [edit for edit in past if edit.undone]
         return {
@@ -200,7 +200,7 @@ class CaptionsPanel:
             raise InputError(
                 "The captions or the form changed since the preview.", "Preview once more.", code="other_preview"
             )
-        return History.of(contents.project.dataset_dir).apply(plan)
+        return CaptionHistory.of(contents.project.dataset_dir).apply(plan)
 
     def _edit(self, contents: Contents, data: Mapping[Any, Any]) -> Edit:
         first, second = data[self.first] or "", data[self.second] or ""

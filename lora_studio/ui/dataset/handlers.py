@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.dataset.captions.edit_history import EditReport, History
+from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import mend_named
 from lora_studio.errors import InputError, StudioError
@@ -214,10 +214,10 @@ class Desk:
         """The first page of what is to be shown now, with what chooses it."""
         return self.again({**data, **chosen, self.page: 0}, None) | chosen
 
-    def _carried(self, data: Data, act: Callable[[History], EditReport]) -> Updates:
+    def _carried(self, data: Data, act: Callable[[CaptionHistory], EditReport]) -> Updates:
         self.saved_first(data)
         contents = self._contents(data)
-        return self._changed(data, contents, act(History.of(contents.project.dataset_dir)))
+        return self._changed(data, contents, act(CaptionHistory.of(contents.project.dataset_dir)))
 
     def _changed(self, data: Data, contents: Contents, report: EditReport) -> Updates:
         """Captions were changed: show them as they are, and what was done."""

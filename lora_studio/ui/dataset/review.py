@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.dataset.captions.edit_history import History
+from lora_studio.dataset.captions.edit_history import CaptionHistory
 from lora_studio.dataset.captions.edits import Edit, plan_edit, rewritten
 from lora_studio.dataset.captions.text import join_tags, split_tags, with_tags, without_tags
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
@@ -222,7 +222,7 @@ class ReviewPanel:
             self.progress: review_bar(contents.reviewed, len(contents.items)),
             self.line: Markup('<p class="hint">{}</p>').format(line),
             self.toggle: gr.Button("Untick" if item.reviewed else "Tick", interactive=True),
-            self.undo: gr.Button(interactive=History.of(contents.project.dataset_dir).can_undo),
+            self.undo: gr.Button(interactive=CaptionHistory.of(contents.project.dataset_dir).can_undo),
             self.facts: cards([*(note(text, tone=Tone.LOOK) for text in item.remarks), *kept]),
         }
 
@@ -293,7 +293,7 @@ class ReviewPanel:
 def change_caption(contents: Contents, item: Item, edit: Edit) -> bool:
     """Do an edit to one image's caption, in a way that can be undone; tells whether it changed anything."""
     plan = plan_edit([item.path], edit)
-    return bool(plan.changes) and bool(History.of(contents.project.dataset_dir).apply(plan).changed)
+    return bool(plan.changes) and bool(CaptionHistory.of(contents.project.dataset_dir).apply(plan).changed)
 
 
 def chip_edit(asked: str, trigger: str) -> Edit:

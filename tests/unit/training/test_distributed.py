@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio import api
+from lora_studio.device import is_out_of_memory
 from lora_studio.errors import ConfigError, InputError, JobError, StopRequested
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.distributed import PeerFailed, Team, process_problems, whole_batches
-from lora_studio.worker import is_out_of_memory
 from lora_studio.workspace.job_folder import JobFolder, State, Status
 from lora_studio.workspace.project import Home
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lora_studio import files
 from lora_studio.dataset.captions import edit_history as history
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.edit_history import KEPT_EDITS, History
+from lora_studio.dataset.captions.edit_history import KEPT_EDITS, CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.captions.text import join_tags, read_caption, split_tags, with_replaced, with_tags
 from lora_studio.errors import InputError
@@ -43,7 +43,7 @@ def texts(folder: Path) -> dict[str, bytes]:
 
 
 def apply(folder: Path, edit: edits.Edit) -> history.EditReport:
-    return History.of(folder).apply(plan_edit(images(folder), edit))
+    return CaptionHistory.of(folder).apply(plan_edit(images(folder), edit))
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_a_plan_says_what_will_be_and_it_is(folder: Path, edit: edits.Edit, a: s
     plan = plan_edit(images(folder), edit)
     before = texts(folder)
     assert len(plan.changes) + plan.unchanged == 4
-    History.of(folder).apply(plan)
+    CaptionHistory.of(folder).apply(plan)
     assert [read_caption(folder / f"{name}.png") for name in "ab"] == [a, b]
     for change in plan.changes:
         assert read_caption(change.image) == change.after
-    History.of(folder).undo()
+    CaptionHistory.of(folder).undo()
     assert texts(folder) == before
 
 
@@ -108,18 +108,18 @@ def test_every_byte_comes_back_and_can_be_done_again(folder: Path) -> None:
     after = texts(folder)
     assert after["c"].decode() == "ohwx, café, new"
     assert after["d"] == b"new"
-    assert History.of(folder).undo().what == "Undone: Added new"
+    assert CaptionHistory.of(folder).undo().what == "Undone: Added new"
     assert texts(folder) == before
-    assert History.of(folder).redo().what == "Done again: Added new"
+    assert CaptionHistory.of(folder).redo().what == "Done again: Added new"
     assert texts(folder) == after
     with pytest.raises(InputError, match="no edit to do again"):
-        History.of(folder).redo()
+        CaptionHistory.of(folder).redo()
 
 
 def test_where_nothing_was_edited_there_is_nothing_to_undo_and_nothing_is_made(folder: Path) -> None:
     there = sorted(folder.iterdir())
     with pytest.raises(InputError, match="no edit to undo"):
-        History.of(folder).undo()
+        CaptionHistory.of(folder).undo()
     assert sorted(folder.iterdir()) == there
 
 
@@ -127,7 +127,7 @@ def test_what_somebody_changed_since_is_kept_and_said(folder: Path) -> None:
     apply(folder, edits.add("new"))
     (folder / "a.txt").write_text("mine")
     (folder / "b.png").unlink()
-    report = History.of(folder).undo()
+    report = CaptionHistory.of(folder).undo()
     assert {item.image.stem: item.reason for item in report.kept} == {
         "a": "it was changed since by somebody else",
         "b": "the image is no longer there",
@@ -138,7 +138,7 @@ def test_what_somebody_changed_since_is_kept_and_said(folder: Path) -> None:
 def test_a_plan_does_not_overwrite_what_it_has_not_seen(folder: Path) -> None:
     plan = plan_edit(images(folder), edits.add("new"))
     (folder / "a.txt").write_text("mine")
-    report = History.of(folder).apply(plan)
+    report = CaptionHistory.of(folder).apply(plan)
     assert [item.image.stem for item in report.kept] == ["a"]
     assert texts(folder)["a"] == b"mine"
     assert texts(folder)["b"] == b"ohwx, smiley, new"
@@ -167,7 +167,7 @@ def test_an_edit_that_was_killed_between_two_captions_can_be_undone(
         die_after(written, patched)
         with pytest.raises(KeyboardInterrupt):
             apply(folder, edits.add("new"))
-    report = History.of(folder).undo()
+    report = CaptionHistory.of(folder).undo()
     assert len(report.changed) == written
     assert texts(folder) == before
 
@@ -178,13 +178,13 @@ def test_an_edit_that_was_killed_while_it_was_done_again_can_be_undone(
     before = texts(folder)
     apply(folder, edits.add("new"))
     after = texts(folder)
-    History.of(folder).undo()
+    CaptionHistory.of(folder).undo()
     with monkeypatch.context() as patched:
         die_after(2, patched)
         with pytest.raises(KeyboardInterrupt):
-            History.of(folder).redo()
+            CaptionHistory.of(folder).redo()
     assert texts(folder) not in (before, after)
-    assert len(History.of(folder).undo().changed) == 2
+    assert len(CaptionHistory.of(folder).undo().changed) == 2
     assert texts(folder) == before
 
 
@@ -193,14 +193,14 @@ def test_the_latest_edits_are_kept_and_undone_in_turn(folder: Path, monkeypatch:
     monkeypatch.setattr(history, "KEPT_EDITS", 4)
     for number in range(7):
         apply(folder, edits.add(f"tag {number}"))
-    past = History.of(folder).edits()
+    past = CaptionHistory.of(folder).edits()
     assert [edit.what for edit in past] == [f"Added tag {number}" for number in (6, 5, 4, 3)]
     for _ in range(2):
-        History.of(folder).undo()
-    assert [edit.undone for edit in History.of(folder).edits()] == [True, True, False, False]
+        CaptionHistory.of(folder).undo()
+    assert [edit.undone for edit in CaptionHistory.of(folder).edits()] == [True, True, False, False]
     assert split_tags(read_caption(folder / "d.png") or "")[-1] == "tag 4"
     apply(folder, edits.add("other"))
-    assert not any(edit.undone for edit in History.of(folder).edits())
+    assert not any(edit.undone for edit in CaptionHistory.of(folder).edits())
 
 
 def test_a_project_keeps_its_edits_beside_the_dataset_and_moves_with_them(home: Home) -> None:
@@ -212,7 +212,7 @@ def test_a_project_keeps_its_edits_beside_the_dataset_and_moves_with_them(home: 
     assert [path.name for path in project.images_dir.iterdir() if path.suffix == ".txt"] == ["one.txt"]
     assert (project.path / "caption_edits").is_dir()
     moved = home.rename_project("a", "b")
-    History.of(moved.dataset_dir).undo()
+    CaptionHistory.of(moved.dataset_dir).undo()
     assert read_caption(moved.images_dir / "one.png") == "smile"
 
 
@@ -221,7 +221,7 @@ def test_a_record_that_names_another_place_is_refused(folder: Path, tmp_path_fac
     [record] = (folder / "caption_edits").glob("*.jsonl")
     record.write_text(record.read_text().replace('"a.png"', '"../a.png"'))
     with pytest.raises(InputError, match="lies elsewhere"):
-        History.of(folder).undo()
+        CaptionHistory.of(folder).undo()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio.dataset.captions.contradictions import contradictions
-from lora_studio.dataset.captions.edit_history import History
+from lora_studio.dataset.captions.edit_history import CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.captions.lint import RULES, Finding, lint, mend_named, shortened, tidy
 from lora_studio.dataset.captions.text import read_caption, split_tags
@@ -56,7 +56,7 @@ def test_a_flaw_is_found_mended_and_gone(tmp_path: Path, code: str, caption: str
     images = folder_of(tmp_path, "ohwx, fine", caption)
     finding, mend = mend_named(lint(images, "ohwx"), code)
     assert finding.images == [images[1]]
-    History.of(tmp_path).apply(plan_edit(images, mend.edit))
+    CaptionHistory.of(tmp_path).apply(plan_edit(images, mend.edit))
     assert read_caption(images[0]) == "ohwx, fine"
     if mended is not None:
         assert images[1].with_suffix(".txt").read_bytes() == mended.encode()

@@ -12,10 +12,10 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from lora_studio.dataset.tagging import catalogue
+from lora_studio.dataset.tagging import catalogue, labels
 from lora_studio.dataset.tagging.blip import BlipTagger
 from lora_studio.dataset.tagging.catalogue import KNOWN, fetch, find_tagger, read_layout
-from lora_studio.dataset.tagging.interface import Description, Sight, Tag, TooMany
+from lora_studio.dataset.tagging.interface import Description, Sight, Tag
 from lora_studio.dataset.tagging.labels import Label, read_labels, readable
 from lora_studio.dataset.tagging.selection import Choice, describe, joined
 from lora_studio.dataset.tagging.wd import WdTagger
@@ -121,21 +121,6 @@ def test_what_several_taggers_say_is_joined() -> None:
     sentence = Description(sentence="a cat, red")
     assert joined([first, second, sentence]).caption == "a cat, red, cat, hat"
     assert joined([sentence, sentence]).caption == "a cat, red"
-
-
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("x")])
-def test_too_many_pictures_are_told_from_other_trouble(
-    wd_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    tagger = WdTagger.load(wd_folder, name="tiny")
-
-    def fail(*given: object) -> None:
-        raise error
-
-    monkeypatch.setattr(tagger.model, "forward_features", fail)
-    with pytest.raises(RuntimeError if str(error) == "x" else TooMany) as caught:
-        tagger.look([tagger.prepare(pictures()[0])])
-    assert caught.value is error or caught.value.__cause__ is error
 
 
 def test_the_embedded_pack_writes_what_the_loader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,12 +270,12 @@ def test_a_repository_is_looked_at_before_its_weights_are_downloaded(
 
     monkeypatch.setattr(catalogue.hub, "download", download)
     assert fetch("good/tagger", home=home) == wd_folder
-    assert [catalogue.WEIGHTS in patterns for patterns in asked] == [False, True]
+    assert [labels.WEIGHTS_FILE in patterns for patterns in asked] == [False, True]
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     asked.clear()
     with pytest.raises(InputError, match="neither"):
         fetch("other/model", home=home)
-    assert [catalogue.WEIGHTS in patterns for patterns in asked] == [False]
+    assert [labels.WEIGHTS_FILE in patterns for patterns in asked] == [False]
 
 
 def test_descriptions_as_captions() -> None:

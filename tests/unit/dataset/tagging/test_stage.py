@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,7 +18,7 @@ from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.tagging import stage as tagging
 from lora_studio.dataset.tagging.cache import confidences, seen
-from lora_studio.dataset.tagging.interface import Sight, TooMany
+from lora_studio.dataset.tagging.interface import Sight
 from lora_studio.dataset.tagging.labels import Label
 from lora_studio.dataset.tagging.stage import TagResult, restore_captions, tag
 from lora_studio.errors import DiskFullError, InputError
@@ -42,6 +43,7 @@ class Colours:
         self.batches: list[int] = []
         self.loaded = 0
         self.sentence = ""
+        self.error: Exception = torch.OutOfMemoryError("CUDA out of memory")
 
     def content_hash(self) -> str:
         return self.name
@@ -55,7 +57,7 @@ class Colours:
 
     def look(self, prepared: Sequence[int]) -> list[Sight]:
         if len(prepared) > self.most:
-            raise TooMany from RuntimeError("full")
+            raise self.error
         self.batches.append(len(prepared))
         sure = np.array([self.sure, 0.5, 0.7], np.float16)
         return [
@@ -326,16 +328,34 @@ def test_two_taggers_are_joined_each_loaded_once(studio: Fixture) -> None:
     assert confidences(studio.home, file_sha256(studio.images / "1.png"))["hero"] == pytest.approx(0.7, abs=1e-3)
 
 
-def test_a_full_memory_halves_the_batch_and_every_image_is_seen_once(studio: Fixture) -> None:
-    studio.tagger.most = 1
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("can't allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_tags_every_image_once(studio: Fixture, error: Exception) -> None:
+    studio.tagger.most, studio.tagger.error = 1, error
     for index in range(5):
         studio.add(f"{index}.png", index)
     assert studio.run().tagged == 5
     assert studio.tagger.batches == [1] * 5
     studio.tagger.most, studio.tagger.name = 0, "none fits"
     studio.job_path = studio.job_path.with_name("again")
-    with pytest.raises(RuntimeError, match="full"):
+    with pytest.raises(type(error)) as caught:
         studio.run(existing=Existing.OVERWRITE)
+    assert caught.value is error
+
+
+def test_other_errors_of_the_model_end_the_job_at_once(studio: Fixture) -> None:
+    studio.tagger.most, studio.tagger.error = 1, RuntimeError("shapes do not match")
+    for index in range(3):
+        studio.add(f"{index}.png", index)
+    with pytest.raises(RuntimeError, match="shapes"):
+        studio.run()
+    assert studio.tagger.batches == []
 
 
 def test_an_empty_folder(studio: Fixture) -> None:
