@@ -7,6 +7,7 @@ StudioError                a message with the setting, the value and the remedy
     ├── OutOfMemoryError   with the next memory saving to try
     ├── DiskFullError
     └── NonFiniteLossError
+PeerOutOfMemoryError       another process of the same run ran out of memory
 StopRequested              not an error: ends preparation or waiting after a stop request
 """
 
@@ -88,6 +89,10 @@ class DiskFullError(JobError):
 
 class NonFiniteLossError(JobError):
     """The loss became NaN or infinite and stayed so; the last good checkpoint is kept."""
+
+
+class PeerOutOfMemoryError(RuntimeError):
+    """Another process of a run on several GPUs ran out of memory; the message is that process's."""
 
 
 class StopRequested(Exception):

@@ -29,7 +29,7 @@ from lora_studio.training.data.collate import StepInputs
 from lora_studio.training.data.dataset import Batch, Dataset, epoch_steps
 from lora_studio.training.data.prefetch import Prefetch
 from lora_studio.training.data.rng import seeded
-from lora_studio.training.distributed import Team
+from lora_studio.training.distributed import RankGroup
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
 from lora_studio.training.optim.ema import Averages
 from lora_studio.training.optim.flat_params import TrainedWeights
@@ -38,7 +38,7 @@ from lora_studio.training.reporting.health import Health
 from lora_studio.training.reporting.lora_metadata import describe_lora
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.training.reporting.step_log import Journal
-from lora_studio.training.resume_state import State, save_state
+from lora_studio.training.resume_state import ResumeState, save_state
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
 from lora_studio.training.speed.cuda_graph_policy import Replays
 from lora_studio.training.speed.memory_budget import patient_step
@@ -75,7 +75,7 @@ class Run:
     health: Health
     averages: Averages
     timestep_losses: TimestepLosses
-    team: Team = field(default_factory=Team)
+    ranks: RankGroup = field(default_factory=RankGroup)
     prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
     replays: Replays | None = None
     started: float = field(default_factory=time.time)
@@ -163,7 +163,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     """
     journal = Journal(run, report, _count_bad)
     try:
-        if run.step == 0 and not run.held_out and run.team.leads:
+        if run.step == 0 and not run.held_out and run.ranks.is_main:
             validate(run, 0, report=report, should_stop=should_stop)
         while True:
             if run.epochs_finished < run.epochs_due:
@@ -171,7 +171,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 end_epoch(run, report=report, should_stop=should_stop)
             if run.step >= run.counts.total_steps:
                 return False
-            if run.team.decide(should_stop()):
+            if run.ranks.broadcast_flag(should_stop()):
                 journal.tell()
                 save(run)
                 return True
@@ -199,7 +199,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
 def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
     epoch = run.epochs_finished + 1
-    if run.team.leads:
+    if run.ranks.is_main:
         run.told = JobFolder(run.folder).sync_events()
         _tell_epoch(run, epoch, report=report, should_stop=should_stop)
         run.told = None
@@ -231,7 +231,7 @@ def _within_epoch_due(run: Run) -> bool:
     recipe = run.job.recipe
     ended = run.epochs_finished < run.epochs_due
     due = any(_falls_on(every, run.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
-    return due and not ended and run.team.leads
+    return due and not ended and run.ranks.is_main
 
 
 def _within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -309,7 +309,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
         started=run.started,
         epoch=epoch,
         step=run.step,
-        processes=run.team.size,
+        processes=run.ranks.world_size,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
     form = run.job.recipe.save_format
@@ -322,7 +322,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
 
 def save(run: Run) -> None:
     """Save the state after the last step, once. Raises NonFiniteLossError if its weights are not finite."""
-    if not run.team.leads or run.saved == (run.step, run.epochs_finished):
+    if not run.ranks.is_main or run.saved == (run.step, run.epochs_finished):
         return
     _check_finite(run)
     values: dict[str, Any] = {
@@ -335,7 +335,7 @@ def save(run: Run) -> None:
         "health": run.health.state(),
         "timestep_losses": run.timestep_losses.state(),
         "events": JobFolder(run.folder).sync_events() if run.told is None else run.told,
-        "processes": run.team.size,
+        "processes": run.ranks.world_size,
     }
     optimizer = {
         "optimizer": run.optimizer.state_dict(),
@@ -345,16 +345,16 @@ def save(run: Run) -> None:
     }
     save_state(
         run.folder / "checkpoints" / "state",
-        State(run.step, run.epochs_finished, values, run.adapters.state(), optimizer),
+        ResumeState(run.step, run.epochs_finished, values, run.adapters.state(), optimizer),
     )
     run.saved, run.saved_at = (run.step, run.epochs_finished), time.monotonic()
 
 
-def restore(run: Run, state: State) -> None:
-    """Put a run where a saved state left it. Raises InputError if it is another recipe's or another team's."""
-    if (processes := state.values.get("processes", 1)) != run.team.size:
+def restore(run: Run, state: ResumeState) -> None:
+    """Put a run where a saved state left it. Raises InputError if it is another recipe's or another world size's."""
+    if (processes := state.values.get("processes", 1)) != run.ranks.world_size:
         raise InputError(
-            f"The run was begun by {processes} processes, and this is {run.team.size}: its steps would differ.",
+            f"The run was begun by {processes} processes, and this is {run.ranks.world_size}: its steps would differ.",
             f"Set num_processes to {processes} in job.toml, or start a new run.",
             code="resume_processes",
         )

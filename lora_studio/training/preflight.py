@@ -27,13 +27,12 @@ from lora_studio.models.quantize import try_quantized
 from lora_studio.models.text_encoding import CHUNK
 from lora_studio.planning.advice import problems, uses_zero_snr, zero_snr_problems
 from lora_studio.planning.steps import StepCount
-from lora_studio.settings.choices import PredictionType
+from lora_studio.settings.choices import MaskedLoss, PredictionType
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.augment import views_of
 from lora_studio.training.data.caption_variants import cached_captions
 from lora_studio.training.data.dataset import Dataset, Item, read_dataset
-from lora_studio.training.dataset_checks import dataset_problems, folder_problems
 from lora_studio.training.distributed import process_problems
 from lora_studio.training.optim.optimizers import try_optimizer
 from lora_studio.training.warm_start import check_weights
@@ -44,6 +43,7 @@ LATENT_BYTES = 2 * 4 * 2 / 64  # a pixel: mean and log-variance of 4 channels in
 TEXT_BYTES = 77 * 2048 * 2 + 1280 * 2  # a caption, in 16 bits
 STATE_BYTES = 2 * (4 + 16 + 4)  # a weight: two states with it in fp32, the four values that Prodigy keeps, and an EMA
 SPARE = 2**28  # bytes that stay free
+MAX_UNREADABLE_SHOWN = 5  # unreadable images that are listed one by one
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def preflight(
 
     dataset = attempt(lambda: _dataset(job, on_progress))
     if dataset is not None:
-        found += dataset_problems(job, dataset)
+        found += _dataset_problems(job, dataset)
     source = attempt(lambda: resolve(job.base, home))
     facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
     if job.vae is not None:
@@ -132,7 +132,7 @@ def preflight(
 
 
 def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dataset:
-    if found := folder_problems(job):
+    if found := _folder_problems(job):
         raise ConfigError(found)
     return read_dataset(
         job.dataset,
@@ -141,6 +141,57 @@ def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dat
         regularization=job.regularization,
         on_progress=lambda done, total: on_progress("Reading images", done, total),
     )
+
+
+def _folder_problems(job: TrainJob) -> list[str]:
+    """Folders that cannot be read as asked."""
+    found = []
+    if not job.dataset.is_dir():
+        found.append(f"dataset: there is no folder {job.dataset}. Give a folder with images.")
+    prior = job.regularization
+    if prior is None:
+        return found
+    if not prior.is_dir():
+        found.append(f"regularization: there is no folder {prior}. Give a folder with images, or leave it empty.")
+    elif prior.resolve() == job.dataset.resolve():
+        found.append(
+            "regularization is the dataset's own folder. Give images of the class that do not show what is to be "
+            "learned, or leave it empty."
+        )
+    return found
+
+
+def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
+    """What cannot be trained on, a sentence each with the remedy."""
+    recipe = job.recipe
+    found = [f"dataset: {message} Remove or replace it." for message in dataset.unreadable[:MAX_UNREADABLE_SHOWN]]
+    if (more := len(dataset.unreadable) - MAX_UNREADABLE_SHOWN) > 0:
+        found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
+    if dataset.unreadable:
+        return found
+    if not dataset.items:
+        return [
+            f"dataset: {job.dataset} holds no images. Add some to it or to a subfolder named like 10_name "
+            "(repeats_name); other subfolders are not read."
+        ]
+    if job.regularization is not None and not dataset.regularization:
+        found.append(
+            f"regularization: {job.regularization} holds no images. Add some to it or to a subfolder named like "
+            "1_class, or leave it empty."
+        )
+    if recipe.validation_split and not dataset.held_out:
+        found.append(
+            f"validation_split is {recipe.validation_split:g}, but {len(dataset.items)} images, copies of one picture "
+            "counted once, leave none to hold out. Set it to 0."
+        )
+    if recipe.masked_loss is not MaskedLoss.OFF and not any(item.mask for item in dataset.samples):
+        where = (
+            "no image is transparent anywhere"
+            if recipe.masked_loss is MaskedLoss.ALPHA
+            else "no image has a mask: neither NAME-masklabel.png nor mask/NAME.png beside it"
+        )
+        found.append(f"masked_loss is {recipe.masked_loss.value}, but {where}. Make masks, or set it to off.")
+    return found
 
 
 def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:

@@ -34,12 +34,12 @@ from lora_studio.errors import disk_errors
 from lora_studio.files import sync_folder
 
 VERSION = 1
-KEEP = 2
+KEPT_STATES = 2
 WEIGHTS, OPTIMIZER, MANIFEST = "lora.safetensors", "optimizer.pt", "state.json"
 
 
 @dataclass(frozen=True)
-class State:
+class ResumeState:
     """Where a run stood after `step` optimizer steps. `values` is JSON, `weights` and `optimizer` hold tensors."""
 
     step: int
@@ -49,7 +49,7 @@ class State:
     optimizer: dict[str, Any]
 
 
-def save_state(folder: Path, state: State) -> Path:
+def save_state(folder: Path, state: ResumeState) -> Path:
     """Write a state below `folder` and remove all but the newest two, and what a killed process left half written.
 
     Raises DiskFullError or InputError for what the disk refuses; older states are then as they were.
@@ -79,14 +79,14 @@ def save_state(folder: Path, state: State) -> Path:
             sync_folder(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    for old in [*_states(folder)[KEEP:], *folder.glob("*.partial")]:
+    for old in [*_finished_states(folder)[KEPT_STATES:], *folder.glob("*.partial")]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> State | None:
+def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> ResumeState | None:
     """The newest state that is whole, None if there is none; damaged ones are passed over and told."""
-    for path in _states(folder):
+    for path in _finished_states(folder):
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -95,20 +95,20 @@ def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> State | Non
     return None
 
 
-def _states(folder: Path) -> list[Path]:
+def _finished_states(folder: Path) -> list[Path]:
     """Finished states, the newest first."""
     found = folder.glob("[0-9]*-[0-9]*") if folder.is_dir() else iter(())
     return sorted((path for path in found if path.suffix != ".partial"), reverse=True)
 
 
-def _read(path: Path) -> State:
+def _read(path: Path) -> ResumeState:
     manifest = json.loads((path / MANIFEST).read_text("utf-8"))
     if manifest["version"] != VERSION:
         raise ValueError(f"version {manifest['version']} is unknown")
     for name, expected in manifest["files"].items():
         if file_sha256(path / name) != expected:
             raise ValueError(f"{name} has changed")
-    return State(
+    return ResumeState(
         step=manifest["step"],
         epochs_finished=manifest["epochs_finished"],
         values=manifest["values"],

@@ -52,10 +52,10 @@ def train_step(run: Run) -> Step:
     Each sample counts the same, in a short batch or group too. A step with a loss or gradient that is not finite leaves
     the weights alone; with fp16 an infinite gradient first only lowers the loss scale, as is usual.
     """
-    with run.team.together():
+    with run.ranks.sync_errors():
         inputs = run.prefetch.take(run.step, run.counts.total_steps, partial(prepare_step, run))
         figures = _backward(run, inputs)
-    run.team.add_up([figures, *run.weights.gradients])
+    run.ranks.all_reduce([figures, *run.weights.gradients])
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.flat, run.job.recipe.max_grad_norm or math.inf)
     measured = torch.cat([norm.to(run.device).view(1), figures])

@@ -21,7 +21,13 @@ from lora_studio.training.data.augment import views_of
 from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, weights_hash
 from lora_studio.training.data.caption_variants import cached_captions
 from lora_studio.training.data.prefetch import Prefetch, depth_for
-from lora_studio.training.distributed import ALONE, Team, join, leave, whole_batches
+from lora_studio.training.distributed import (
+    SINGLE_PROCESS,
+    RankGroup,
+    destroy_rank_group,
+    init_rank_group,
+    with_global_batch,
+)
 from lora_studio.training.loop import ATTEMPT_EVENTS, Run, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.optim.ema import Averages
 from lora_studio.training.optim.flat_params import TrainedWeights
@@ -81,37 +87,37 @@ def train(
     """
     begin = time.monotonic()
     phases = Phases(report)
-    team = join()
-    job = whole_batches(job, team)
-    with team.together():
+    ranks = init_rank_group()
+    job = with_global_batch(job, ranks)
+    with ranks.sync_errors():
         ready = preflight(job, folder, home, on_progress=phases)
     tell_dataset(job, ready, report)
-    if team.leads:
+    if ranks.is_main:
         write_json(folder.path / "environment.json", describe_environment(job, ready))
     try:
-        with team.together():
+        with ranks.sync_errors():
             run = prepare(
-                job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop, team=team
+                job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop, ranks=ranks
             )
     except StopRequested:
         return _result(job, folder, None, begin, stopped=True)
     if resume:
-        with team.together():
+        with ranks.sync_errors():
             _resume(run, report)
-    if run.step == 0 and team.leads:
+    if run.step == 0 and ranks.is_main:
         used = write_records(run)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
     tell_start(run, ready, report)
     if run.device.type == "cuda":
-        with team.together():
+        with ranks.sync_errors():
             fit_blocks(run, gpu_memory, report)
     run.replays = replays_for(run, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
-    if not stopped and team.leads:
+    if not stopped and ranks.is_main:
         lora = folder.path / f"{job.name}.safetensors"
         save_adapter(run, lora, run.epoch)
         report("saved", path=lora.name)
-    leave(team)
+    destroy_rank_group(ranks)
     return _result(job, folder, run, begin, stopped=stopped)
 
 
@@ -124,7 +130,7 @@ def prepare(
     report: Report,
     phases: Phases,
     should_stop: Callable[[], bool],
-    team: Team = ALONE,
+    ranks: RankGroup = SINGLE_PROCESS,
 ) -> Run:
     """Load the base, fill the caches, add the adapters: everything up to the first step. Raises StopRequested.
 
@@ -144,7 +150,7 @@ def prepare(
     half = torch.float16 if device.type == "cuda" and ready.dtype != torch.float32 else None
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
     latents.fill(
-        team.share(
+        ranks.shard(
             [
                 *(view for item in ready.dataset.samples for view in views_of(item, recipe)),
                 *ready.dataset.held_out,
@@ -155,7 +161,7 @@ def prepare(
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
     )
-    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, team)
+    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, ranks)
     places = find_layers(base.unet, base.text_encoders)
     quantize(base.unet, recipe.base_precision, ready.dtype, device)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
@@ -190,7 +196,7 @@ def prepare(
         health=Health(),
         averages=Averages(optimizer, weights.flat, recipe.ema_decay, weights.publish),
         timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
-        team=team,
+        ranks=ranks,
         prefetch=Prefetch(depth_for(device)),
     )
 
@@ -202,14 +208,14 @@ def _cache_texts(
     home: Home,
     phases: Phases,
     should_stop: Callable[[], bool],
-    team: Team,
+    ranks: RankGroup,
 ) -> TextCache:
     """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
     recipe = job.recipe
     made = encoders_hash(base.text_encoders, base.tokenizers)
     texts = TextCache(home.cache / "text", made, recipe.clip_skip, recipe.max_token_length)
     texts.fill(
-        team.share([*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)])[1],
+        ranks.shard([*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
         device=ready.device,
@@ -224,7 +230,7 @@ def _cache_texts(
 
 def _resume(run: Run, report: Report) -> None:
     folder = JobFolder(run.folder)
-    if run.team.leads:
+    if run.ranks.is_main:
         remove_temporaries(run.folder)
     state = load_state(
         run.folder / "checkpoints" / "state",
@@ -234,7 +240,7 @@ def _resume(run: Run, report: Report) -> None:
         if state.values["dataset"] != run.dataset.fingerprint:
             _check_dataset(run, state.values.get("steps_per_epoch"), report)
         restore(run, state)
-    if run.team.leads:
+    if run.ranks.is_main:
         _forget(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
         report("warning", code="no_state", message="Nothing was saved yet: the run starts from the beginning.")

@@ -76,7 +76,7 @@ def prepare_step(run: Run, step: int) -> StepInputs:
     found: list[tuple[int, Prepared]] = []
     first = 0
     for batch in run.batches(step):
-        place, share = run.team.share(batch)
+        place, share = run.ranks.shard(batch)
         if share:
             prepared = prepare(run, step, list(share), first + place)
             found.append((first + place, prepared.pinned() if run.device.type == "cuda" else prepared))

@@ -130,7 +130,7 @@ def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
         steps_per_epoch=run.counts.steps_per_epoch,
         epochs=run.counts.epochs,
         images=len(run.dataset.items),
-        device=f"{run.team.size} x {name}" if run.team.size > 1 else name,
+        device=f"{run.ranks.world_size} x {name}" if run.ranks.world_size > 1 else name,
         precision=run.precision,
         precision_reason=ready.dtype_reason,
         prediction_type=run.base.prediction_type,

@@ -303,7 +303,7 @@ def replays_for(run: Run, report: Report) -> Replays | None:
     """
     recorder = find_recorder(run.device)
     fit = run.weights.all_fused and not run.job.recipe.network_dropout and not run.scaler.is_enabled()
-    if recorder is None or not fit or run.team.size > 1:
+    if recorder is None or not fit or run.ranks.world_size > 1:
         return None
     return Replays(partial(gradient_pass, run), recorder, run.weights, passes_left(run), report)
 

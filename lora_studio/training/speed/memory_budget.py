@@ -95,7 +95,7 @@ def largest_batch(run: Run) -> Batch:
 
     batches = [batch for step in epoch_steps(run.dataset, run.job.recipe, 0) for batch in step]
     largest = max(batches, key=pixels)
-    return list(run.team.share(largest)[1]) or largest[:1]
+    return list(run.ranks.shard(largest)[1]) or largest[:1]
 
 
 def gpu_memory(run: Run, batch: Prepared) -> Memory:
@@ -119,7 +119,7 @@ def patient_step(run: Run, report: Report) -> Step:
 
     The weights are as before then. Raises torch.OutOfMemoryError when nothing is left to save.
     """
-    auto = run.job.recipe.gradient_checkpointing is GradientCheckpointing.AUTO and run.team.size == 1
+    auto = run.job.recipe.gradient_checkpointing is GradientCheckpointing.AUTO and run.ranks.world_size == 1
     while True:
         try:
             return train_step(run)

@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 
 from lora_studio import api
 from lora_studio.device import is_out_of_memory
-from lora_studio.errors import ConfigError, InputError, JobError, StopRequested
+from lora_studio.errors import ConfigError, InputError, JobError, PeerOutOfMemoryError, StopRequested
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.distributed import PeerFailed, Team, process_problems, whole_batches
+from lora_studio.training.distributed import RankGroup, process_problems, with_global_batch
 from lora_studio.workspace.job_folder import JobFolder, State, Status
 from lora_studio.workspace.project import Home
 
 
 @given(values=st.lists(st.integers(), max_size=40), size=st.integers(1, 9))
 def test_shares_are_the_batch_in_order_and_differ_by_one_at_most(values: list[int], size: int) -> None:
-    shares = [Team(rank, size).share(values) for rank in range(size)]
+    shares = [RankGroup(rank, size).shard(values) for rank in range(size)]
     assert [value for _, share in shares for value in share] == values
     assert [values[start : start + len(share)] for start, share in shares] == [share for _, share in shares]
     lengths = {len(share) for _, share in shares}
@@ -35,24 +35,24 @@ def test_shares_are_the_batch_in_order_and_differ_by_one_at_most(values: list[in
 
 
 def test_alone_nothing_is_exchanged() -> None:
-    alone = Team()
+    alone = RankGroup()
     gradient = torch.ones(2)
-    alone.add_up([gradient])
+    alone.all_reduce([gradient])
     assert gradient.tolist() == [1, 1]
-    assert alone.leads
-    assert alone.decide(True)
-    with pytest.raises(ZeroDivisionError), alone.together():
+    assert alone.is_main
+    assert alone.broadcast_flag(True)
+    with pytest.raises(ZeroDivisionError), alone.sync_errors():
         1 / 0
 
 
 def what_a_process_sees(rank: int) -> dict[str, Any]:
-    team = Team(rank, 2)
-    seen: dict[str, Any] = {"word": team.decide(rank == 0)}
+    ranks = RankGroup(rank, 2)
+    seen: dict[str, Any] = {"word": ranks.broadcast_flag(rank == 0)}
     loss, gradients = torch.tensor(0.5 + rank), [torch.full((2, 3), 1.0 + rank), rank * torch.arange(4.0)]
-    team.add_up([loss, *gradients])
+    ranks.all_reduce([loss, *gradients])
     seen["loss"] = float(loss)
     seen["gradients"] = [gradient.tolist() for gradient in gradients]
-    with team.together():
+    with ranks.sync_errors():
         pass
     for name, error in (
         ("stopped", StopRequested()),
@@ -62,7 +62,7 @@ def what_a_process_sees(rank: int) -> dict[str, Any]:
         ("unknown", KeyError("x")),
     ):
         try:
-            with team.together():
+            with ranks.sync_errors():
                 if rank == 1:
                     raise error
         except Exception as caught:
@@ -81,7 +81,7 @@ def member(rank: int, folder: Path, answers: Any) -> None:
     if rank == 1:
         os._exit(0)  # gone without a word
     try:
-        Team(0, 2).decide(True)
+        RankGroup(0, 2).broadcast_flag(True)
     except JobError as error:
         answers.put((2, error.code))
 
@@ -102,7 +102,7 @@ def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
         assert seen["gradients"] == [[[3.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0]]
     first, second = found[0], found[1]
     assert first["stopped"][0] is second["stopped"][0] is StopRequested
-    assert first["memory"] == (PeerFailed, "Process 2 of 2: out of memory: no room", True)
+    assert first["memory"] == (PeerOutOfMemoryError, "Process 2 of 2: out of memory: no room", True)
     assert second["memory"][0] is MemoryError
     assert second["config"][0] is ConfigError
     assert first["config"][:2] == (JobError, "Process 2 of 2: a is 1.\nb is 2.")
@@ -113,7 +113,7 @@ def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
 
 def test_the_job_of_a_team_has_the_batch_of_all() -> None:
     job = TrainJob(name="a", dataset=Path("x"), base="y", recipe=Recipe(batch_size=200))
-    assert whole_batches(job, Team(0, 3)).recipe.batch_size == 600
+    assert with_global_batch(job, RankGroup(0, 3)).recipe.batch_size == 600
     assert job.recipe.batch_size == 200
 
 

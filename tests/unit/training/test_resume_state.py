@@ -13,16 +13,16 @@ import torch
 
 from lora_studio.errors import DiskFullError
 from lora_studio.training import resume_state as checkpoints
-from lora_studio.training.resume_state import State, load_state, save_state
+from lora_studio.training.resume_state import ResumeState, load_state, save_state
 
 
-def make_state(step: int, epochs: int = 0) -> State:
+def make_state(step: int, epochs: int = 0) -> ResumeState:
     weights = {"unet/a/A": torch.full((2, 3), float(step))}
     optimizer = {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-3}]}}
-    return State(step, epochs, {"epoch_losses": [0.1, 0.2]}, weights, optimizer)
+    return ResumeState(step, epochs, {"epoch_losses": [0.1, 0.2]}, weights, optimizer)
 
 
-def load(folder: Path, damage: list[str] | None = None) -> State | None:
+def load(folder: Path, damage: list[str] | None = None) -> ResumeState | None:
     found: list[str] = [] if damage is None else damage
     state = load_state(folder, on_damage=found.append)
     assert damage is not None or not found

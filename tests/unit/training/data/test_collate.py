@@ -18,7 +18,7 @@ from lora_studio.models.load import Base, load_base
 from lora_studio.training import train as training
 from lora_studio.training.data.collate import Prepared, StepInputs, prepare_step
 from lora_studio.training.data.prefetch import DEPTH, Prefetch, depth_for
-from lora_studio.training.distributed import ALONE, Team
+from lora_studio.training.distributed import SINGLE_PROCESS, RankGroup
 from lora_studio.training.loop import Run, train_loop
 from lora_studio.training.loss import batch_losses
 from lora_studio.training.preflight import ReadyJob, preflight
@@ -61,7 +61,7 @@ def run(shared: Path) -> Run:
 @pytest.fixture
 def alone(run: Run) -> Iterator[Run]:
     yield run
-    run.team, run.step, run.order = ALONE, 0, (-1, [])
+    run.ranks, run.step, run.order = SINGLE_PROCESS, 0, (-1, [])
 
 
 def values(inputs: StepInputs) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_processes_share_the_batches_of_a_step(alone: Run) -> None:
     ((_, whole),) = prepare_step(alone, step).batches
     parts: list[tuple[int, Prepared]] = []
     for rank in (0, 1):
-        alone.team = Team(rank, 2)
+        alone.ranks = RankGroup(rank, 2)
         inputs = prepare_step(alone, step)
         assert inputs.samples == 3
         parts += inputs.batches

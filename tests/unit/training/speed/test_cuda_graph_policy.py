@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio.training.data.collate import Prepared
-from lora_studio.training.distributed import Team
+from lora_studio.training.distributed import RankGroup
 from lora_studio.training.loop import Run, restore, save
-from lora_studio.training.resume_state import State, load_state
+from lora_studio.training.resume_state import ResumeState, load_state
 from lora_studio.training.speed import cuda_graph_policy as graphing
 from lora_studio.training.speed.cuda_graph_policy import (
     GUESSED_COST,
@@ -246,14 +246,14 @@ def begin(shared: Path, **recipe: Any) -> Run:
 
 
 @pytest.fixture(scope="module")
-def accumulating(shared: Path) -> tuple[Run, State, list[list[float]], dict[str, torch.Tensor]]:
+def accumulating(shared: Path) -> tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]]:
     """A run of two batches a step, its state before the first, and the losses and weights of 14 plain steps."""
     run = begin(shared, gradient_accumulation_steps=2)
     before = state_of(run)
     return run, before, take(run, 14), run.adapters.state()
 
 
-def state_of(run: Run) -> State:
+def state_of(run: Run) -> ResumeState:
     save(run)
     state = load_state(run.folder / "checkpoints" / "state", on_damage=lambda message: None)
     assert state is not None
@@ -288,7 +288,7 @@ def give_graphs(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_run_is_the_same_with_graphs_over_two_shapes_and_a_resume(
-    accumulating: tuple[Run, State, list[list[float]], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+    accumulating: tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, before, losses, weights = accumulating
     restore(run, before)
@@ -308,7 +308,7 @@ def test_a_run_is_the_same_with_graphs_over_two_shapes_and_a_resume(
 
 @pytest.mark.parametrize("after", [False, True], ids=["at once", "after its gradients"])
 def test_a_step_whose_graph_fails_is_done_again_without(
-    accumulating: tuple[Run, State, list[list[float]], dict[str, torch.Tensor]],
+    accumulating: tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]],
     monkeypatch: pytest.MonkeyPatch,
     after: bool,
 ) -> None:
@@ -352,7 +352,7 @@ def test_graphs_in_half_precision_with_text_encoders_and_checkpointing(
 
 
 def test_an_error_without_a_graph_is_raised(
-    accumulating: tuple[Run, State, list[list[float]], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+    accumulating: tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, *_ = accumulating
     events = give_graphs(run, Recorder(), monkeypatch)
@@ -367,7 +367,7 @@ def broken(*arguments: Any, **named: Any) -> None:
 
 
 def test_what_no_graph_could_repeat_gets_none(
-    accumulating: tuple[Run, State, list[list[float]], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+    accumulating: tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout, weights beside the fused layers' (as a DoRA's), a scaled loss, several processes; and a CPU."""
     run, *_ = accumulating
@@ -379,14 +379,14 @@ def test_what_no_graph_could_repeat_gets_none(
         {"job": dropout},
         {"weights": SimpleNamespace(all_fused=False)},
         {"scaler": SimpleNamespace(is_enabled=lambda: True)},
-        {"team": Team(0, 2)},
+        {"ranks": RankGroup(0, 2)},
     ]
     for other in others:
         assert replays_for(dataclasses.replace(run, **other), print) is None
 
 
 def test_passes_that_are_left_are_counted_by_shape(
-    accumulating: tuple[Run, State, list[list[float]], dict[str, torch.Tensor]],
+    accumulating: tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]],
 ) -> None:
     run, *_ = accumulating  # 2 of 64 x 64 px and 1 of 32 x 64 in an epoch of 2 steps; 100 epochs
     left = passes_left(run)
