@@ -86,7 +86,7 @@ def main() -> None:
             served.close()
             (run,) = home.projects()[0].runs()
             run.request_stop()
-            while run.status().state.alive:
+            while run.status().state.is_active:
                 time.sleep(POLL_SECONDS)
         chromium.close()
     for what, seconds in found["studio"].items():

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from lora_studio.lora.header import read_lora
-from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.pipeline import open_painter
+from lora_studio.sampling.adapter import apply_lora
+from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.sampling.sweep import sweep
 from lora_studio.settings.choices import Precision
 from lora_studio.settings.job_specs import SweepJob
@@ -32,11 +32,13 @@ def reload_each(base: Path, lora: Path, folder: Path) -> float:
     """Seconds of CPU time a picture, everything loaded for each."""
     began = time.process_time()
     for strength in STRENGTHS:
-        painter = open_painter(str(base), home=Home(folder), precision=Precision.FP32)
-        with applied(painter.pipe, read_lora(lora)) as adapter:
+        pipeline = load_sampling_pipeline(str(base), home=Home(folder), precision=Precision.FP32)
+        with apply_lora(pipeline.pipe, read_lora(lora)) as adapter:
             adapter.set_strength(strength)
-            prompt, negative = painter.encode(PROMPT, clip_skip=2), painter.encode_negative("", clip_skip=2)
-            picture = painter.draw(prompt, negative, seed=SEED, steps=STEPS, guidance=GUIDANCE, width=SIDE, height=SIDE)
+            prompt, negative = pipeline.encode(PROMPT, clip_skip=2), pipeline.encode_negative("", clip_skip=2)
+            picture = pipeline.draw(
+                prompt, negative, seed=SEED, steps=STEPS, guidance=GUIDANCE, width=SIDE, height=SIDE
+            )
         assert picture is not None
         picture.save(folder / f"{strength}.png")
     return (time.process_time() - began) / len(STRENGTHS)
@@ -68,8 +70,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = save_tiny_sdxl(folder / "base", channels=(64, 128, 128))
-        painter = open_painter(str(base), home=Home(folder), precision=Precision.FP32)
-        lora = save_lora(make_lora(painter.pipe)[0], folder / "ink.safetensors")
+        pipeline = load_sampling_pipeline(str(base), home=Home(folder), precision=Precision.FP32)
+        lora = save_lora(make_lora(pipeline.pipe)[0], folder / "ink.safetensors")
         one_sweep(base, lora, folder / "warm up")
         anew, kept = reload_each(base, lora, folder), one_sweep(base, lora, folder)
     print(f"reloading {anew:.3f} s, sweep {kept:.3f} s of CPU time a cell: {kept / anew:.2f} times")

@@ -24,11 +24,11 @@ from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
-from lora_studio.settings.choices import Existing
+from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.worker import Listener, execute, start
-from lora_studio.workspace.job_folder import JobFolder, State, numbered_folder
+from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.project import Home, Project, records_folder
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def tag(
     threshold: float | None = None,
     character_threshold: float | None = None,
     trigger_word: str = "",
-    existing: Existing | str = Existing.IGNORE,
+    existing: ExistingCaptions | str = ExistingCaptions.IGNORE,
     exclude_tags: Sequence[str] = (),
     only_tags: Sequence[str] = (),
     out: Path | None = None,
@@ -210,7 +210,7 @@ def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener =
     """
     job_folder = JobFolder(Path(folder))
     job_folder.job()
-    if job_folder.status().state.alive:
+    if job_folder.status().state.is_active:
         raise InputError(f"{folder} is at work already.", "Wait for it, or stop it first.", code="busy")
     job_folder.clear_stop()
     return _do(job_folder, home or Home.locate(), on_event, resume=True)
@@ -237,7 +237,7 @@ def _attend(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) 
     start(folder, home, resume=resume)
     while True:
         try:
-            alive = folder.status().state.alive
+            alive = folder.status().state.is_active
             if folder.events_file.exists() and (found := folder.events_file.stat().st_ino) != file:
                 file, offset = found, 0  # a resume writes the log anew
             events, offset = folder.events(offset)
@@ -253,7 +253,7 @@ def _attend(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) 
                 raise
             folder.request_stop()
     status = folder.status()
-    if status.state is State.FAILED:
+    if status.state is JobState.FAILED:
         code = last.get("failed", {}).get("code", "error")
         if code == "config":
             raise ConfigError(status.message.splitlines(), status.remedy)

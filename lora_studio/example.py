@@ -12,7 +12,7 @@ from lora_studio import api
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import InputError
 from lora_studio.planning.presets import load_preset
-from lora_studio.settings.choices import Existing, Kind
+from lora_studio.settings.choices import ExistingCaptions, LoraKind
 from lora_studio.settings.recipe import Recipe
 from lora_studio.worker import Listener
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -52,7 +52,7 @@ class DemoResult(NamedTuple):
 
 def example_project_info() -> ProjectInfo:
     """Return the settings of the example project: a style, the embedded base, the recipe of the demo preset."""
-    return ProjectInfo(kind=Kind.STYLE, trigger_word=TRIGGER, base=BASE, recipe=Recipe.parse(load_preset("demo")))
+    return ProjectInfo(kind=LoraKind.STYLE, trigger_word=TRIGGER, base=BASE, recipe=Recipe.parse(load_preset("demo")))
 
 
 def create_example(home: Home) -> Project:
@@ -103,7 +103,7 @@ def run_demo(
         project.dataset_dir,
         tagger="demo",
         trigger_word=TRIGGER,
-        existing=Existing.APPEND,
+        existing=ExistingCaptions.APPEND,
         exclude_tags=STYLE_TAGS,
         home=home,
         out=project.new_tag_dir(),

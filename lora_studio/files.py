@@ -94,7 +94,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def remove_temporaries(folder: Path, *, older_than: float = 0) -> None:
+def remove_temporary_files(folder: Path, *, older_than: float = 0) -> None:
     """Remove what a process that was killed while writing left in `folder` and below, so many seconds ago.
 
     Nobody may have been writing there for so long.

@@ -34,8 +34,8 @@ from lora_studio.errors import (
 from lora_studio.planning.memory import next_saving
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
-from lora_studio.workspace.gpu_queue import turn
-from lora_studio.workspace.job_folder import JobFolder, Report, State, Status
+from lora_studio.workspace.gpu_queue import hold_gpu
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus, Report
 from lora_studio.workspace.project import Home
 
 STATUS_SECONDS = 0.5
@@ -91,8 +91,12 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
     folder.clear_stop()
     own = psutil.Process()
     folder.set_status(
-        Status(
-            state=State.QUEUED, message="Starting", pid=own.pid, pid_started=own.create_time(), started_at=time.time()
+        JobStatus(
+            state=JobState.QUEUED,
+            message="Starting",
+            pid=own.pid,
+            pid_started=own.create_time(),
+            started_at=time.time(),
         )
     )
     with disk_errors(folder.log_file), folder.log_file.open("ab") as log:
@@ -124,7 +128,7 @@ def _reap(process: subprocess.Popen[bytes], folder: JobFolder, starter: int) -> 
     exit_status = process.wait()
     if folder.status().pid == starter:
         folder.update_status(
-            state=State.FAILED,
+            state=JobState.FAILED,
             message=f"The worker process could not start (exit status {exit_status}).",
             remedy=f"Its last lines are in {folder.log_file.name}.",
         )
@@ -141,8 +145,8 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     started = time.time()
     progress = _Progress(folder, listen)
     folder.set_status(
-        Status(
-            state=State.QUEUED,
+        JobStatus(
+            state=JobState.QUEUED,
             message="Waiting for its turn",
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
@@ -152,25 +156,25 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     try:
         with (
             stop_on_signals(folder),
-            turn(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=progress.waits),
+            hold_gpu(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=progress.waits),
         ):
-            folder.update_status(state=State.RUNNING, message="Starting", started_at=time.time())
+            folder.update_status(state=JobState.RUNNING, message="Starting", started_at=time.time())
             with translated(job):
                 result = stage_for(job)(
                     job, folder, home=home, report=progress, should_stop=folder.stop_requested, resume=resume
                 )
     except StopRequested:
-        progress.ends(State.STOPPED, "Stopped before its turn came.", "Resume puts it back into the queue.")
+        progress.ends(JobState.STOPPED, "Stopped before its turn came.", "Resume puts it back into the queue.")
         raise StudioError("Stopped before its turn came.", "Start it again when you like.", code="stopped") from None
     except StudioError as error:
-        progress.ends(State.FAILED, error.message, error.remedy, code=error.code)
+        progress.ends(JobState.FAILED, error.message, error.remedy, code=error.code)
         raise
     except KeyboardInterrupt:
-        progress.ends(State.FAILED, "Interrupted at once.", "Resume goes on from the last checkpoint.")
+        progress.ends(JobState.FAILED, "Interrupted at once.", "Resume goes on from the last checkpoint.")
         raise
     except Exception as error:
         progress.ends(
-            State.FAILED,
+            JobState.FAILED,
             f"{type(error).__name__}: {error}",
             f"This should not happen. The traceback is in {folder.log_file.name}.",
             code="unexpected",
@@ -179,10 +183,10 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     finally:
         folder.clear_stop()
     if getattr(result, "stopped", False):
-        progress.ends(State.STOPPED, "Stopped; everything up to here is kept.", "Resume goes on from here.")
+        progress.ends(JobState.STOPPED, "Stopped; everything up to here is kept.", "Resume goes on from here.")
     else:
         folder.finish(result.model_dump(mode="json"))
-        progress.ends(State.DONE, "Done")
+        progress.ends(JobState.DONE, "Done")
     return result
 
 
@@ -329,7 +333,7 @@ class _Progress:
         """Say who has the GPU."""
         self("waiting", message=f"Waits for {label}" + (f" and {ahead - 1} more" if ahead > 1 else ""))
 
-    def ends(self, state: State, message: str, remedy: str = "", **values: Any) -> None:
+    def ends(self, state: JobState, message: str, remedy: str = "", **values: Any) -> None:
         """Write the last event and the final status; a full disk must not hide why the job ended."""
         try:
             record = self.folder.emit(state.value, message=message, remedy=remedy, **values)

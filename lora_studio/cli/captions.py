@@ -1,4 +1,4 @@
-"""`python -m lora_studio caption DIR ...`: captions checked, counted, edited with an undo, and reviewed."""
+"""`python -m lora_studio caption DIR ...`: captions checked, progress_bar, edited with an undo, and reviewed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Change, Edit
 from lora_studio.dataset.captions.lint import mend_named
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Position
+from lora_studio.settings.choices import TagPosition
 
 SHOWN = 20  # lines of a table or a preview
 
@@ -97,7 +97,7 @@ def stats(
 def add(
     context: typer.Context,
     tags: Annotated[str, typer.Argument(metavar="TAG", help="A tag, or several separated by commas.")],
-    position: Annotated[Position, typer.Option(help="Where to.")] = Position.BACK,
+    position: Annotated[TagPosition, typer.Option(help="Where to.")] = TagPosition.BACK,
     trigger: Trigger = None,
     dry_run: DryRun = False,
     as_json: Json = False,

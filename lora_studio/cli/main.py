@@ -18,11 +18,11 @@ from rich.table import Table
 from lora_studio import __version__, api, guide
 from lora_studio.cli.captions import caption_app
 from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json
-from lora_studio.cli.progress import JobBar, counted
+from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.dataset.tagging.cache import features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.presets import list_presets, load_preset
-from lora_studio.settings.choices import Existing, Kind
+from lora_studio.settings.choices import ExistingCaptions, LoraKind
 from lora_studio.settings.job_specs import TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
 from lora_studio.workspace.project import Home
@@ -64,7 +64,7 @@ def demo(
     """Show the whole way on the embedded small model and the example images, with no GPU and no download."""
     from lora_studio.example import run_demo
 
-    with JobBar(err_console) as bar:
+    with JobProgress(err_console) as bar:
         result = run_demo(out, home=Home.locate(home), steps=steps, on_event=bar, on_stage=bar.stage)
     for line in result.lines():
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -74,7 +74,7 @@ def demo(
 def plan(
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of images.")] = None,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Number of images, without a folder.")] = None,
-    kind: Annotated[Kind, typer.Option(help="What the LoRA teaches.")] = Kind.CHARACTER,
+    kind: Annotated[LoraKind, typer.Option(help="What the LoRA teaches.")] = LoraKind.CHARACTER,
     base: Annotated[str, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = "SDXL 1.0",
     vram: Annotated[float | None, typer.Option("--vram", min=1, help="GPU memory in GiB.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -113,7 +113,7 @@ def plan(
 @app.command()
 def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None:
     """Look at the images: what is broken, spoiled, too small, or there twice; similar ones once tagged. Reads only."""
-    with counted(err_console, "Scanning") as progress:
+    with progress_bar(err_console, "Scanning") as progress:
         report = api.scan(folder, on_progress=progress, features_of=partial(features, Home.locate(home)))
     if as_json:
         print_json(report)
@@ -155,7 +155,7 @@ def curate(
     if wrap:
         wrapped = api.wrap_images(folder, wrap)
         err_console.print(f"{len(wrapped)} images are in {wrapped[0].parent} now.", soft_wrap=True, highlight=False)
-    with counted(err_console, "Scanning") as progress:
+    with progress_bar(err_console, "Scanning") as progress:
         report = api.curate(folder, apply=apply, restore=restore, on_progress=progress)
     if as_json:
         print_json(report)
@@ -175,14 +175,16 @@ def tag(
         float | None, typer.Option(min=0, max=1, help="Least confidence of a character's name.")
     ] = None,
     trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
-    existing: Annotated[Existing, typer.Option(help="What happens to captions that are there.")] = Existing.IGNORE,
+    existing: Annotated[
+        ExistingCaptions, typer.Option(help="What happens to captions that are there.")
+    ] = ExistingCaptions.IGNORE,
     exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
     only: Annotated[str, typer.Option(help="Whole tags, separated by commas: no others are written.")] = "",
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
     """Write a caption beside every image."""
-    with JobBar(err_console) as bar:
+    with JobProgress(err_console) as bar:
         result = api.tag(
             folder,
             tagger=tagger,
@@ -231,12 +233,12 @@ def train(
         folder = out or (job_file.parent if job_file else None)
         if folder is None:
             raise InputError("--resume needs a run.", "Give --out RUN or RUN/job.toml.", code="usage")
-        with JobBar(err_console) as bar:
+        with JobProgress(err_console) as bar:
             result = api.resume(folder, home=located, on_event=bar)
     else:
         files = {"vae": vae, "network_weights": network_weights, "regularization": regularization}
         job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [], files)
-        with JobBar(err_console) as bar:
+        with JobProgress(err_console) as bar:
             result = api.train(
                 job.dataset,
                 base=job.base,
@@ -278,7 +280,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Draw LoRAs at several strengths with one seed, as one labelled grid."""
-    with JobBar(err_console) as bar:
+    with JobProgress(err_console) as bar:
         result = api.sweep(
             loras,
             bases=base,
@@ -360,7 +362,7 @@ def _train_job(
             raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
         values = {"dataset": dataset, "base": base, "name": name, "trigger_word": trigger, "recipe": {}}
     values |= {name: value for name, value in files.items() if value is not None}
-    recipe = Recipe.parse(values["recipe"]).changed()
+    recipe = Recipe.parse(values["recipe"]).non_defaults()
     recipe |= load_preset(preset) if preset else {}
     values["recipe"] = apply_overrides(recipe, settings)
     return TrainJob.parse(values)

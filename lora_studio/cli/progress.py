@@ -23,7 +23,7 @@ def _bar(console: Console) -> Progress:
     )
 
 
-class JobBar:
+class JobProgress:
     """A listener for job events that shows one bar a phase; warnings and hints are printed as lines.
 
     Where stderr is no terminal, each phase is one line.
@@ -76,7 +76,7 @@ class JobBar:
 
 
 @contextmanager
-def counted(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for work that tells `(done, total)`."""
     with _bar(console) as progress:
         task = progress.add_task(label, total=None, note="")

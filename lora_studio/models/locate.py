@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from lora_studio import guide
 from lora_studio.errors import InputError
-from lora_studio.hub import PICKLED, download, is_repo_name
+from lora_studio.hub import PICKLE_SUFFIXES, download, is_repo_name
 from lora_studio.workspace.project import Home
 
 SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
@@ -79,7 +79,7 @@ def resolve(name: str, home: Home) -> Source:
     for path in (home.models / name, home.models / f"{name}.safetensors", Path(name).expanduser()):
         if path.exists():
             return _from_path(name, path)
-    if Path(name).suffix.lower() in PICKLED:
+    if Path(name).suffix.lower() in PICKLE_SUFFIXES:
         raise pickled(name)
     if is_repo_name(name) and not name.endswith(".safetensors"):
         return Source(name, "repo", name)
@@ -109,7 +109,7 @@ def _from_path(name: str, path: Path) -> Source:
                 code="base_layout",
             )
         return Source(name, "folder", str(path))
-    if path.suffix.lower() in PICKLED:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise pickled(path.name)
     if path.suffix.lower() != ".safetensors":
         raise InputError(
@@ -123,7 +123,7 @@ def _from_path(name: str, path: Path) -> Source:
 def find_vae(name: str) -> Path | None:
     """The folder or .safetensors file of a VAE; None for a Hub repository. Raises InputError if it is neither."""
     path = Path(name).expanduser()
-    if path.suffix.lower() in PICKLED:
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise pickled(path.name)
     if path.is_dir() and name.strip():
         folder = path / "vae" if (path / "vae" / "config.json").is_file() else path

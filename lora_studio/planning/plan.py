@@ -19,7 +19,7 @@ from lora_studio.planning.memory import fit, lora_mib, memory_gib, memory_parts
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import Span, duration, measured_seconds, run_seconds
-from lora_studio.settings.choices import Kind, Optimizer
+from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
 
@@ -45,7 +45,7 @@ class Plan(BaseModel):
 
     images: int
     assumed: bool
-    kind: Kind
+    kind: LoraKind
     base: str
     tier: guide.Tier
     recipe: Recipe
@@ -83,7 +83,7 @@ class Plan(BaseModel):
             "seconds_range": [self.seconds.low, self.seconds.high],
             "lora_mib": self.lora_mib,
             "tagger": self.tagger,
-            "recipe": self.recipe.changed(),
+            "recipe": self.recipe.non_defaults(),
             "reasons": [reason.model_dump(mode="json") for reason in self.reasons],
             "warnings": [warning.model_dump() for warning in self.warnings],
         }
@@ -111,7 +111,7 @@ class Plan(BaseModel):
 def plan(
     images: Path | str | int,
     *,
-    kind: Kind | str = Kind.CHARACTER,
+    kind: LoraKind | str = LoraKind.CHARACTER,
     base: str = "SDXL 1.0",
     vram_gib: float | None = None,
     trigger_word: str | None = None,
@@ -244,11 +244,11 @@ def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return dict(overrides)
 
 
-def _kind(kind: Kind | str) -> Kind:
+def _kind(kind: LoraKind | str) -> LoraKind:
     try:
-        return Kind(kind)
+        return LoraKind(kind)
     except ValueError:
-        raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(Kind)}.", code="kind") from None
+        raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(LoraKind)}.", code="kind") from None
 
 
 def _images(images: Path | str | int, side: int) -> ImageCounts:
@@ -259,7 +259,7 @@ def _images(images: Path | str | int, side: int) -> ImageCounts:
     return assumed(images, side)
 
 
-def _choose_network(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> None:
+def _choose_network(chosen: _Choices, kind: LoraKind, base: guide.BaseModel | None) -> None:
     advice = guide.KINDS[kind.value]
     chosen.set("network_dim", advice.network_dim, advice.why)
     chosen.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
@@ -294,7 +294,7 @@ def _choose_rates(chosen: _Choices, optimizer: Optimizer) -> None:
 
 
 def _choose_schedule(
-    chosen: _Choices, kind: Kind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
+    chosen: _Choices, kind: LoraKind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
 ) -> None:
     tier = guide.tier_for(counts.total)
     low, high = tier.batch_size
@@ -317,7 +317,7 @@ def _choose_schedule(
     chosen.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
 
 
-def _choose_rest(chosen: _Choices, kind: Kind, base: guide.BaseModel | None) -> None:
+def _choose_rest(chosen: _Choices, kind: LoraKind, base: guide.BaseModel | None) -> None:
     chosen.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
     prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
     why = "Drawn while it learns, written as this base likes its prompts."
@@ -406,7 +406,7 @@ def _folder_cautions(counts: ImageCounts) -> list[Caution]:
     return found
 
 
-def _tagging(kind: Kind, base: guide.BaseModel | None) -> str:
+def _tagging(kind: LoraKind, base: guide.BaseModel | None) -> str:
     names = {"wd14": "WD14", "blip": "BLIP", "demo": "the small tagger that ships with the studio"}
     first = f"Tag with {names[base.tagger]}. " if base else "Tag with WD14 for anime, BLIP for realistic pictures. "
     return first + guide.KINDS[kind.value].tagging

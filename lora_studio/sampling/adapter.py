@@ -54,13 +54,13 @@ class Adapter:
             layer.enable_adapters(strength != 0)
             layer.requires_grad_(False)
             variant = getattr(layer, "lora_variant", {}).get(ADAPTER)
-            if isinstance(variant, Decomposed):
+            if isinstance(variant, DoraVariant):
                 variant.strength = strength
             else:
                 layer.scaling[ADAPTER] = strength * scale
 
 
-class Decomposed(LoraVariant):
+class DoraVariant(LoraVariant):
     """A DoRA at any strength: W + strength * (W' - W), where W' is W + D with the lengths that the file gives.
 
     peft's own has W + strength * D instead, and lengths of outputs only. `factors` are what those rows (`axis` 0) or
@@ -89,7 +89,7 @@ class Decomposed(LoraVariant):
 
 
 @contextmanager
-def applied(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter]:
+def apply_lora(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter]:
     """Put a LoRA on the pipeline, and take it off at the end.
 
     Raises InputError if the weights are not finite, do not fit the base, or none of the file's layers is in the base.
@@ -147,7 +147,7 @@ def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
         down, up = (tensors[name].float().flatten(1) for name in ("lora_down.weight", "lora_up.weight"))
         change = weights.alpha / weights.dim * (up @ down)
         factors = _factors(like, change.view(like.shape), weights)
-        layer.lora_variant[ADAPTER] = Decomposed(factors, weights.axis)
+        layer.lora_variant[ADAPTER] = DoraVariant(factors, weights.axis)
 
 
 def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:

@@ -22,7 +22,7 @@ class CellKey:
 
 
 @dataclass(frozen=True)
-class StrengthCells:
+class SweepRow:
     """The cells of one base, LoRA (counted from 1) and strength, a prompt each; strength 0's are the base's own."""
 
     base: str
@@ -80,13 +80,13 @@ class SweepPlan:
         base, prompt = self.bases.index(key.base) + 1, self._prompt_numbers[key.prompt]
         return Path("cells", f"base{base}-lora{key.lora}-{key.strength:g}-prompt{prompt:02d}.png")
 
-    def rows(self) -> Iterator[StrengthCells]:
+    def rows(self) -> Iterator[SweepRow]:
         """The rows of the grid in its order; strength 0 comes in every section."""
         for base in self.bases:
             for number, lora in enumerate(self.loras, 1):
                 for strength in self.strengths:
                     cells = [CellKey(base, number if strength else 0, strength, text) for text in self.prompts(lora)]
-                    yield StrengthCells(base, number, strength, cells)
+                    yield SweepRow(base, number, strength, cells)
 
     def heading(self, base: str, lora: int) -> str:
         """What tells one base's and LoRA's part of the grid from the others; empty if there is only one."""

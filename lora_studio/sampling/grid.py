@@ -20,7 +20,7 @@ PAPER, INK, MUTED, FRAME, EMPTY = "#ffffff", "#1e293b", "#64748b", "#cbd5e1", "#
 
 
 @dataclass(frozen=True)
-class Row:
+class GridRow:
     """One strength: its label and a picture's path for each prompt, None where there is none."""
 
     label: str
@@ -28,11 +28,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Section:
+class GridSection:
     """The rows of one LoRA on one base. `heading` may be empty where there is only one section."""
 
     heading: str
-    rows: Sequence[Row]
+    rows: Sequence[GridRow]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _Layout:
     headers: Sequence[Sequence[str]]
 
 
-def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Sequence[Section]) -> Image.Image:
+def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Sequence[GridSection]) -> Image.Image:
     """Draw the grid; cells are as large as the pictures, or smaller where the whole would be too large to open.
 
     Pictures that are missing or unreadable leave an empty frame.
@@ -74,7 +74,7 @@ def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Seque
     return canvas
 
 
-def _fit(native: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[Section]) -> _Layout:
+def _fit(native: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
     """The layout with the largest cells that stays within the limits."""
     scale = 1.0
     while True:
@@ -86,7 +86,7 @@ def _fit(native: tuple[int, int], across: int, prompts: Sequence[str], sections:
         scale *= 0.95
 
 
-def _lay_out(cell: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[Section]) -> _Layout:
+def _lay_out(cell: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
     font = max(12, min(40, round(min(cell) / 16)))
     line, gap, margin = _line(font), max(4, font // 3), 2 * font
     rows = max(len(section.rows) for section in sections)
@@ -120,7 +120,7 @@ def _prompts(draw: ImageDraw.ImageDraw, layout: _Layout, x: int) -> None:
 
 
 def _section(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, section: Section, corner: tuple[int, int]
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, section: GridSection, corner: tuple[int, int]
 ) -> None:
     x, y = corner
     font = _font(layout.font)
@@ -158,7 +158,7 @@ def _open(path: Path | None) -> Image.Image | None:
         return None
 
 
-def _native_size(sections: Sequence[Section]) -> tuple[int, int]:
+def _native_size(sections: Sequence[GridSection]) -> tuple[int, int]:
     """The size of the pictures, or the least multiple of it at which a label can be read."""
     pictures = (_open(path) for section in sections for row in section.rows for path in row.pictures)
     size = next((picture.size for picture in pictures if picture is not None), (READABLE, READABLE))

@@ -14,7 +14,7 @@ from PIL import Image
 
 Pixels = NDArray[np.float32]
 
-MEANING = {
+MEASURE_DESCRIPTIONS = {
     "change": "Mean absolute difference from strength 0, same prompt and seed (0 to 1): how much the LoRA does.",
     "saturation": "Mean of the largest minus the smallest colour channel (0 grey to 1): washed out or burnt colours.",
     "contrast": "Standard deviation of the brightness (0 flat to 0.5 black and white).",
@@ -30,7 +30,8 @@ THUMBNAIL = (32, 32)
 def measure(pictures: Mapping[str, Image.Image], references: Mapping[str, Image.Image]) -> dict[str, float | None]:
     """Figures of one strength, averaged over its `pictures` by prompt; `references` are strength 0's.
 
-    Each is described in MEANING; `change` is None without a reference, `variety` with fewer than two prompts.
+    Each is described in MEASURE_DESCRIPTIONS; `change` is None without a reference, `variety` with fewer than two
+    prompts.
     """
     pixels = {prompt: _pixels(picture) for prompt, picture in pictures.items()}
     changes = [

@@ -21,7 +21,7 @@ from lora_studio.workspace.project import Home
 
 
 @dataclass(frozen=True)
-class Painter:
+class SamplingPipeline:
     """A base model ready to draw; `sampler` is the name that A1111 gives to the scheduler."""
 
     base: Base
@@ -55,9 +55,9 @@ class Painter:
         return draw_picture(self.pipe, prompt, negative, **settings)
 
 
-def open_painter(
+def load_sampling_pipeline(
     name: str, *, home: Home, precision: Precision, on_progress: Callable[[str], None] = lambda message: None
-) -> Painter:
+) -> SamplingPipeline:
     """Load a base model by name, path or Hub repository onto the best device.
 
     Raises InputError for a base that is not there or broken, or a precision that the device does not have.
@@ -67,4 +67,4 @@ def open_painter(
     base = load_base(resolve(name, home), dtype=dtype, on_progress=on_progress)
     for module in (base.unet, *base.text_encoders, base.vae):
         module.to(device)
-    return Painter(base, make_pipeline(base))
+    return SamplingPipeline(base, make_pipeline(base))

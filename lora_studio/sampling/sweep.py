@@ -23,11 +23,11 @@ from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora
 from lora_studio.models.pipeline import Text
 from lora_studio.models.text_encoding import truncated
-from lora_studio.sampling.adapter import applied
+from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
-from lora_studio.sampling.grid import Row, Section, draw_grid
-from lora_studio.sampling.measures import MEANING, measure
-from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
+from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, measure
+from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder, Report
@@ -129,58 +129,58 @@ class _Work:
 class _Texts:
     """Texts encoded once, for as long as the text encoders stay as they are."""
 
-    painter: Painter
+    pipeline: SamplingPipeline
     job: SweepJob
     known: dict[str, Text] = field(default_factory=dict)
 
     def prompt(self, text: str) -> Text:
         """An encoded prompt."""
         if text not in self.known:
-            self.known[text] = self.painter.encode(text, clip_skip=self.job.clip_skip)
+            self.known[text] = self.pipeline.encode(text, clip_skip=self.job.clip_skip)
         return self.known[text]
 
     @cached_property
     def negative(self) -> Text:
         """The encoded negative prompt."""
-        return self.painter.encode_negative(self.job.negative_prompt, clip_skip=self.job.clip_skip)
+        return self.pipeline.encode_negative(self.job.negative_prompt, clip_skip=self.job.clip_skip)
 
 
 def _sweep_base(work: _Work, base: str, home: Home) -> None:
     """Draw what is missing of one base; its memory is free again afterwards."""
     job, report = work.job, work.report
-    painter = open_painter(
+    pipeline = load_sampling_pipeline(
         base, home=home, precision=job.mixed_precision, on_progress=lambda message: report("phase", message=message)
     )
     try:
         keys = [key for key in work.plan.cells if key.base == base]
-        parameters = {key: _parameters(work, painter, key) for key in keys}
+        parameters = {key: _parameters(work, pipeline, key) for key in keys}
         for key in keys:
             if read_parameters(work.path(key)) == parameters[key]:
                 work.keep(key)
         pending = [key for key in keys if key not in work.finished]
-        for prompt in truncated(painter.base.tokenizers[0], sorted({key.prompt for key in pending})):
+        for prompt in truncated(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
             report("warning", code="long_prompt", message=f"Only the first 75 tokens count of the prompt: {prompt}")
-        texts = _Texts(painter, job)
+        texts = _Texts(pipeline, job)
         for number, group in groupby(pending, key=lambda key: key.lora):
             if number == 0:
-                _draw(work, painter, texts, list(group), parameters)
+                _draw(work, pipeline, texts, list(group), parameters)
             elif not work.should_stop():
-                _draw_lora(work, painter, texts, list(group), parameters)
+                _draw_lora(work, pipeline, texts, list(group), parameters)
     finally:
-        del painter
+        del pipeline
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def _draw_lora(
-    work: _Work, painter: Painter, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
+    work: _Work, pipeline: SamplingPipeline, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
 ) -> None:
     """Draw the cells of one LoRA. `texts` are the base's, which hold for a LoRA that has no text encoder."""
     lora = work.plan.lora(keys[0])
     assert lora is not None
     work.report("phase", message=f"Loading {lora.name}")
-    with applied(painter.pipe, lora) as adapter:
+    with apply_lora(pipeline.pipe, lora) as adapter:
         if adapter.matched < adapter.total:
             work.report(
                 "warning",
@@ -190,20 +190,20 @@ def _draw_lora(
             )
         for strength, group in groupby(keys, key=lambda key: key.strength):
             adapter.set_strength(strength)
-            current = _Texts(painter, work.job) if lora.has_text_encoder else texts
-            _draw(work, painter, current, list(group), parameters)
+            current = _Texts(pipeline, work.job) if lora.has_text_encoder else texts
+            _draw(work, pipeline, current, list(group), parameters)
 
 
 def _draw(
-    work: _Work, painter: Painter, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
+    work: _Work, pipeline: SamplingPipeline, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
 ) -> None:
     """Draw cells one by one, as the pipeline stands."""
-    width, height = _size(work.job, painter)
+    width, height = _size(work.job, pipeline)
     for key in keys:
         if work.should_stop():
             return
         started = time.monotonic()
-        picture = painter.draw(
+        picture = pipeline.draw(
             texts.prompt(key.prompt),
             texts.negative,
             seed=work.job.seed,
@@ -231,18 +231,18 @@ def _report_cell(work: _Work, cell: Cell) -> None:
     work.report("cell", done=len(work.finished), total=len(work.plan.cells), seconds_left=work.seconds_left, **values)
 
 
-def _size(job: SweepJob, painter: Painter) -> tuple[int, int]:
+def _size(job: SweepJob, pipeline: SamplingPipeline) -> tuple[int, int]:
     """Width and height in px; the base's own where the job names none."""
-    native = painter.base.native_resolution
+    native = pipeline.base.native_resolution
     return job.width or native, job.height or native
 
 
-def _parameters(work: _Work, painter: Painter, key: CellKey) -> str:
+def _parameters(work: _Work, pipeline: SamplingPipeline, key: CellKey) -> str:
     """All that decides how a cell looks, in A1111's form."""
     job, lora = work.job, work.plan.lora(key)
-    settings = _settings(job, painter.sampler, _size(job, painter))
-    settings |= {"Model hash": painter.base.hash[:10], "Model": base_label(key.base)}
-    settings |= {"Clip skip": job.clip_skip, "Precision": str(painter.base.unet.dtype).removeprefix("torch.")}
+    settings = _settings(job, pipeline.sampler, _size(job, pipeline))
+    settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
+    settings |= {"Clip skip": job.clip_skip, "Precision": str(pipeline.base.unet.dtype).removeprefix("torch.")}
     if lora is None:
         return infotext(key.prompt, job.negative_prompt, settings)
     settings["Lora hashes"] = f"{lora.name}: {lora.model_hash[:12]}"
@@ -271,7 +271,7 @@ def _measures(work: _Work) -> dict[str, Any]:
             figures = measure(pictures, references)
             names = {"base": base_label(row.base), "lora": labels[row.lora - 1], "strength": row.strength}
             rows.append({**names, **figures})
-    return {"meaning": MEANING, "rows": rows}
+    return {"meaning": MEASURE_DESCRIPTIONS, "rows": rows}
 
 
 def _open(path: Path) -> Image.Image:
@@ -285,18 +285,18 @@ def _write_grid(work: _Work) -> Path:
     sections = []
     for (base, number), rows in groupby(plan.rows(), key=lambda row: (row.base, row.lora)):
         drawn = [
-            Row(
+            GridRow(
                 strength_label(row.strength),
                 [work.cells[key].path if key in work.cells else None for key in row.cells],
             )
             for row in rows
         ]
-        sections.append(Section(plan.heading(base, number), drawn))
+        sections.append(GridSection(plan.heading(base, number), drawn))
     variants = {tuple(plan.prompts(lora)) for lora in plan.loras}
     prompts = list(variants.pop()) if len(variants) == 1 else list(dict.fromkeys(job.prompts))
     bases = ", ".join(map(base_label, plan.bases))
     with Image.open(next(iter(work.cells.values())).path) as first:
-        settings = _settings(job, Painter.sampler, first.size)
+        settings = _settings(job, SamplingPipeline.sampler, first.size)
     subtitle = f"{bases} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
     path = work.folder.path / "grid.png"
     grid = draw_grid(", ".join(plan.lora_labels), subtitle, prompts, sections)

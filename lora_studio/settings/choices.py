@@ -140,7 +140,7 @@ class HuberSchedule(StrEnum):
     SNR = "snr"
 
 
-class Kind(StrEnum):
+class LoraKind(StrEnum):
     """What a LoRA teaches."""
 
     CHARACTER = "character"
@@ -148,7 +148,7 @@ class Kind(StrEnum):
     CONCEPT = "concept"
 
 
-class Existing(StrEnum):
+class ExistingCaptions(StrEnum):
     """What tagging does with a caption that is already there."""
 
     IGNORE = "ignore"
@@ -156,7 +156,7 @@ class Existing(StrEnum):
     OVERWRITE = "overwrite"
 
 
-class Position(StrEnum):
+class TagPosition(StrEnum):
     """Where tags are added to a caption."""
 
     FRONT = "front"

@@ -72,12 +72,12 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise ConfigError.from_validation(error) from error
 
-    def changed(self) -> dict[str, Any]:
+    def non_defaults(self) -> dict[str, Any]:
         """The fields that differ from their defaults, as plain values."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-def lines_of(value: Any) -> Any:
+def split_lines(value: Any) -> Any:
     """A text as its lines that are not empty; anything else as it is."""
     return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
 

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 
 from lora_studio import guide
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Existing, Precision
-from lora_studio.settings.declare import Group, Settings, lines_of, parse_toml, setting
+from lora_studio.settings.choices import ExistingCaptions, Precision
+from lora_studio.settings.declare import Group, Settings, parse_toml, setting, split_lines
 from lora_studio.settings.recipe import Recipe
 
 
@@ -71,7 +71,9 @@ class TagJob(Job):
         label="Character threshold", group=Group.DATA, advice="character_threshold", ge=0, le=1
     )
     trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never doubled.")
-    existing: Existing = Field(default=Existing.IGNORE, description="ignore keeps captions that are there.")
+    existing: ExistingCaptions = Field(
+        default=ExistingCaptions.IGNORE, description="ignore keeps captions that are there."
+    )
     exclude_tags: list[str] = setting(
         [],
         label="Leave out",
@@ -158,7 +160,7 @@ class SweepJob(Job):
     @field_validator("prompts", mode="before")
     @classmethod
     def _lines(cls, value: Any) -> Any:
-        return lines_of(value)
+        return split_lines(value)
 
     @field_validator("strengths", mode="before")
     @classmethod

@@ -27,7 +27,7 @@ from lora_studio.settings.choices import (
     TrainLayers,
     ZeroTerminalSnr,
 )
-from lora_studio.settings.declare import Group, Settings, lines_of, setting
+from lora_studio.settings.declare import Group, Settings, setting, split_lines
 
 # Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99.
 ARGUMENT_BREAK = re.compile(r"[\s,]+(?=[^\W\d]\w*\s*=)")
@@ -515,7 +515,7 @@ class Recipe(Settings):
     @field_validator("sample_prompts", mode="before")
     @classmethod
     def _lines(cls, value: Any) -> Any:
-        return lines_of(value)
+        return split_lines(value)
 
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from lora_studio.errors import InputError, StopRequested
-from lora_studio.files import remove_temporaries, write_json
+from lora_studio.files import remove_temporary_files, write_json
 from lora_studio.lora.inject import add_adapters
 from lora_studio.lora.layers import find_layers
 from lora_studio.models.load import Base, load_base
@@ -231,7 +231,7 @@ def _cache_texts(
 def _resume(run: Run, report: Report) -> None:
     folder = JobFolder(run.folder)
     if run.ranks.is_main:
-        remove_temporaries(run.folder)
+        remove_temporary_files(run.folder)
     state = load_state(
         run.folder / "checkpoints" / "state",
         on_damage=lambda message: report("warning", code="state_damaged", message=message),

@@ -18,13 +18,13 @@ from filelock import FileLock, Timeout
 
 from lora_studio.errors import StopRequested, disk_errors
 from lora_studio.files import write_json
-from lora_studio.workspace.job_folder import process_lives
+from lora_studio.workspace.job_folder import is_process_alive
 
 POLL_SECONDS = 0.5
 
 
 @contextmanager
-def turn(
+def hold_gpu(
     queue: Path,
     label: str,
     *,
@@ -51,7 +51,7 @@ def turn(
         ticket.unlink(missing_ok=True)
 
 
-def waiting(queue: Path) -> list[tuple[Path, str]]:
+def live_tickets(queue: Path) -> list[tuple[Path, str]]:
     """The tickets of living processes with their labels, oldest first; tickets of dead ones are removed."""
     tickets = []
     for path in sorted(queue.glob("*.json")):
@@ -59,7 +59,7 @@ def waiting(queue: Path) -> list[tuple[Path, str]]:
             content = json.loads(path.read_bytes())
         except (OSError, ValueError):
             continue
-        if process_lives(content.get("pid"), content.get("pid_started")):
+        if is_process_alive(content.get("pid"), content.get("pid_started")):
             tickets.append((path, str(content.get("label", ""))))
         else:
             path.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def _wait(
 ) -> None:
     told: tuple[int, str] | None = None
     while True:
-        ahead = [label for path, label in waiting(queue) if path.name < ticket.name]
+        ahead = [label for path, label in live_tickets(queue) if path.name < ticket.name]
         if not ahead:
             try:
                 lock.acquire(timeout=0)

@@ -47,7 +47,7 @@ class Report(Protocol):
         """Tell one event."""
 
 
-class State(StrEnum):
+class JobState(StrEnum):
     """Where a job stands."""
 
     CREATED = "created"
@@ -58,15 +58,15 @@ class State(StrEnum):
     FAILED = "failed"
 
     @property
-    def alive(self) -> bool:
+    def is_active(self) -> bool:
         """True while a worker process is, or should be, at it."""
-        return self in (State.QUEUED, State.RUNNING)
+        return self in (JobState.QUEUED, JobState.RUNNING)
 
 
-class Status(BaseModel):
+class JobStatus(BaseModel):
     """The content of status.json. `done` of `total` are steps, images or cells, by the kind of job."""
 
-    state: State = State.CREATED
+    state: JobState = JobState.CREATED
     message: str = ""
     remedy: str = ""
     done: int = 0
@@ -93,7 +93,7 @@ class JobFolder:
         if folder.job_file.exists():
             raise InputError(f"{path} already holds a job.", "Choose another name, or resume it.", code="job_exists")
         write_text(folder.job_file, job_to_toml(job))
-        folder.set_status(Status())
+        folder.set_status(JobStatus())
         return folder
 
     @property
@@ -127,16 +127,16 @@ class JobFolder:
             raise InputError(f"{self.path} holds no job.toml.", "Give the folder of a run.", code="no_job")
         return job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
 
-    def status(self) -> Status:
+    def status(self) -> JobStatus:
         """Where the job stands; a job whose worker is gone without a word is reported as failed."""
         try:
-            status = Status.model_validate_json((self.path / "status.json").read_bytes())
+            status = JobStatus.model_validate_json((self.path / "status.json").read_bytes())
         except (OSError, ValidationError):
-            return Status()
-        if status.state.alive and not process_lives(status.pid, status.pid_started):
+            return JobStatus()
+        if status.state.is_active and not is_process_alive(status.pid, status.pid_started):
             return status.model_copy(
                 update={
-                    "state": State.FAILED,
+                    "state": JobState.FAILED,
                     "seconds_left": None,
                     "message": "The worker process ended without a word; the system may have run out of memory.",
                     "remedy": f"Resume continues from the last checkpoint. Its last lines are in {self.log_file.name}.",
@@ -144,13 +144,13 @@ class JobFolder:
             )
         return status
 
-    def set_status(self, status: Status) -> None:
+    def set_status(self, status: JobStatus) -> None:
         """Replace status.json."""
         write_text(
             self.path / "status.json", status.model_copy(update={"updated_at": time.time()}).model_dump_json(indent=1)
         )
 
-    def update_status(self, **changes: Any) -> Status:
+    def update_status(self, **changes: Any) -> JobStatus:
         """Replace some fields of status.json and return the new status."""
         status = self.status().model_copy(update=changes)
         self.set_status(status)
@@ -275,7 +275,7 @@ def slugify(name: str) -> str:
     return re.sub(r"[^\w]+", "-", name.strip()).strip("-")[:60]
 
 
-def process_lives(pid: int | None, started: float | None) -> bool:
+def is_process_alive(pid: int | None, started: float | None) -> bool:
     """Whether the process `pid` that started at `started` (seconds since 1970) still runs; numbers are reused."""
     if pid is None:
         return False

@@ -34,7 +34,7 @@ from pydantic import ValidationError
 
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_text
-from lora_studio.settings.choices import Kind
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import Settings
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder, job_folders, numbered_folder, slugify
@@ -46,7 +46,7 @@ SET_FOLDER = re.compile(r"^(\d+)_(.+)$")
 class ProjectInfo(Settings):
     """project.json: what a user said about a project."""
 
-    kind: Kind = Kind.CHARACTER
+    kind: LoraKind = LoraKind.CHARACTER
     trigger_word: str = ""
     base: str = "SDXL 1.0"
     vram_gib: float | None = None
@@ -249,7 +249,7 @@ class Project:
 
     def check_idle(self, act: str) -> None:
         """Raise InputError if a job of this project is at work."""
-        busy = [job.name for job in self.jobs() if job.status().state.alive]
+        busy = [job.name for job in self.jobs() if job.status().state.is_active]
         if busy:
             raise InputError(
                 f"Cannot {act} {self.name!r} while {', '.join(busy)} is at work.", "Stop it first.", code="busy"

@@ -20,8 +20,8 @@ from lora_studio.dataset.tagging.interface import Tagger
 from lora_studio.dataset.tagging.selection import Choice
 from lora_studio.example import TRIGGER, run_demo
 from lora_studio.lora.header import read_lora
-from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.sampling.adapter import apply_lora
+from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import descriptions
@@ -51,8 +51,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 
 @pytest.fixture(scope="module")
-def painter(home: Home) -> Painter:
-    return open_painter("embedded", home=home, precision=Precision.FP32)
+def pipeline(home: Home) -> SamplingPipeline:
+    return load_sampling_pipeline("embedded", home=home, precision=Precision.FP32)
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +61,21 @@ def tagger(home: Home) -> Tagger:
 
 
 @torch.no_grad()
-def given_back(painter: Painter, pictures: list[Image.Image]) -> np.ndarray:
+def given_back(pipeline: SamplingPipeline, pictures: list[Image.Image]) -> np.ndarray:
     """Pictures through the autoencoder, uint8 [N, H, W, 3]."""
     x = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 127.5 - 1
-    y = painter.base.vae.decode(painter.base.vae.encode(x).latent_dist.mean).sample
+    y = pipeline.base.vae.decode(pipeline.base.vae.encode(x).latent_dist.mean).sample
     return ((y.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def draw(painter: Painter, prompts: list[str], seeds: tuple[int, ...]) -> list[Image.Image]:
+def draw(pipeline: SamplingPipeline, prompts: list[str], seeds: tuple[int, ...]) -> list[Image.Image]:
     """A picture for each prompt and seed."""
-    negative = painter.encode_negative("", clip_skip=2)
+    negative = pipeline.encode_negative("", clip_skip=2)
     drawn = []
     for prompt in prompts:
-        text = painter.encode(prompt, clip_skip=2)
+        text = pipeline.encode(prompt, clip_skip=2)
         for seed in seeds:
-            picture = painter.draw(text, negative, seed=seed, steps=20, guidance=6, width=SIDE, height=SIDE)
+            picture = pipeline.draw(text, negative, seed=seed, steps=20, guidance=6, width=SIDE, height=SIDE)
             assert picture is not None
             drawn.append(picture)
     return drawn
@@ -106,9 +106,9 @@ def _tools(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("name", "least"), [("held-out", 25.0), ("flat", 22.0)])
-def test_pictures_come_back(painter: Painter, name: str, least: float) -> None:
+def test_pictures_come_back(pipeline: SamplingPipeline, name: str, least: float) -> None:
     pictures = sheet(name)[0]
-    error = np.square(np.stack([np.asarray(p) for p in pictures]).astype(float) - given_back(painter, pictures))
+    error = np.square(np.stack([np.asarray(p) for p in pictures]).astype(float) - given_back(pipeline, pictures))
     assert np.mean(10 * np.log10(255**2 / error.mean((1, 2, 3)))) > least
 
 
@@ -126,31 +126,33 @@ def test_the_tagger_sees(tagger: Tagger, name: str, least: float) -> None:
     assert 2 * hits / (said_in_all + true_in_all) > least
 
 
-def test_the_base_draws_what_is_named(painter: Painter, home: Home) -> None:
+def test_the_base_draws_what_is_named(pipeline: SamplingPipeline, home: Home) -> None:
     """With an unknown word before the name as well as without."""
     every = find_tagger("demo", home=home).load()
     words = known(sheet("flat")[1])[:30]
-    plain = recognised(every, draw(painter, [word["label"] for word in words], (11,)), words)
-    strange = recognised(every, draw(painter, [f"qorvix, {word['label']}" for word in words], (11,)), words)
+    plain = recognised(every, draw(pipeline, [word["label"] for word in words], (11,)), words)
+    strange = recognised(every, draw(pipeline, [f"qorvix, {word['label']}" for word in words], (11,)), words)
     assert plain > 0.45
     assert strange > plain - 0.15
 
 
-def test_a_lora_learns_a_style_that_the_base_has_never_seen(painter: Painter, home: Home, tmp_path: Path) -> None:
+def test_a_lora_learns_a_style_that_the_base_has_never_seen(
+    pipeline: SamplingPipeline, home: Home, tmp_path: Path
+) -> None:
     """The demo's own run; a linear classifier that saw neither its pictures nor the LoRA's judges the style."""
     from demo_pack.learning import fit_classifier, look
 
     result = run_demo(tmp_path / "demo", home=home, steps=None, on_event=lambda event: None, on_stage=lambda text: None)
-    plain = given_back(painter, sheet("held-out")[0] + sheet("flat")[0])
-    judge = fit_classifier(look(given_back(painter, sheet("contrast")[0])), look(plain))
+    plain = given_back(pipeline, sheet("held-out")[0] + sheet("flat")[0])
+    judge = fit_classifier(look(given_back(pipeline, sheet("contrast")[0])), look(plain))
     words = known(sheet("flat")[1])[:NAMES]
     prompts = [f"{TRIGGER}, {word['label']}" for word in words]
     styled, kept = {}, {}
     every = find_tagger("demo", home=home).load()
-    with applied(painter.pipe, read_lora(result.lora)) as adapter:
+    with apply_lora(pipeline.pipe, read_lora(result.lora)) as adapter:
         for strength in (0.0, 0.7, 1.0):
             adapter.set_strength(strength)
-            drawn = draw(painter, prompts, (21, 22))
+            drawn = draw(pipeline, prompts, (21, 22))
             looks = look(np.stack([np.asarray(picture) for picture in drawn]))
             styled[strength] = float((judge(looks) > 0).float().mean())
             kept[strength] = recognised(every, drawn, [word for word in words for _ in range(2)])

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora_studio.training.resume_state import load_state
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import die_in_write, start_worker, told, wait_for, without_times
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -106,12 +106,12 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path:
             died = run(folder, prepare=partial(save_at_every_step_and_die, 7 + int(moment * 22)))
             assert died == -signal.SIGKILL
         where = f"kill {number} (seed {SEED}) after step {folder.status().done}"
-        assert folder.status().state is State.FAILED or folder.result() is not None, where
+        assert folder.status().state is JobState.FAILED or folder.result() is not None, where
         assert run(folder, resume=True) == 0, f"{where}: {folder.log_tail()}"
         found = contents(folder)
         for part, value in expected.items():
             assert equal(found[part], value), f"{where}: {part} differ"
         assert same(load_file(folder.path / "ink.safetensors"), load_file(whole.path / "ink.safetensors"))
-        assert folder.status().state is State.DONE
+        assert folder.status().state is JobState.DONE
         left = [path.name for path in folder.path.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]
         assert not left, where

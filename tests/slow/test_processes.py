@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from lora_studio import worker
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import start_worker, told, wait_for
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -55,8 +55,8 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(shared: Path, tmp_p
     folder = JobFolder.create(tmp_path / "two", job_for(shared, 2, 1, save_every_n_epochs=2))
     worker.start(folder, home)
     _, alone = train_into(job_for(shared, 1, 2, save_every_n_epochs=2), tmp_path / "one", home)
-    wait_for(lambda: not folder.status().state.alive, 500)
-    assert folder.status().state is State.DONE, folder.log_tail()
+    wait_for(lambda: not folder.status().state.is_active, 500)
+    assert folder.status().state is JobState.DONE, folder.log_tail()
     expected = [values["loss"] for kind, values in alone if kind == "step"]
     assert [event["loss"] for event in told(folder, "step")] == pytest.approx(expected, rel=1e-5)
     assert told(folder, "start")[0]["device"].startswith("2 x CPU")
@@ -81,7 +81,7 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, 
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    assert folder.status().state is State.STOPPED
+    assert folder.status().state is JobState.STOPPED
 
     processes = start_two(folder, home, resume=True)
     reached = told(folder, "step")[-1]["step"]
@@ -91,7 +91,7 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, 
         process.join(60)
         assert process.exitcode not in (0, None)
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert "Another process of this run ended without a word" in status.message
     assert "Resume" in status.remedy
 

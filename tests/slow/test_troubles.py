@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 
 from lora_studio import worker
 from lora_studio.errors import StudioError
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import start_worker, told, wait_for, without_times
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -52,7 +52,7 @@ def job_of(shared: Path, images: Path | None = None) -> Any:
 def ends_as_the_whole(folder: JobFolder, whole: JobFolder, home: Home) -> None:
     folder.clear_stop()
     worker.execute(folder, home=home, resume=True)
-    assert folder.status().state is State.DONE
+    assert folder.status().state is JobState.DONE
     assert same(weights_of(folder.path), weights_of(whole.path))
     assert without_times(folder) == without_times(whole)
 
@@ -70,7 +70,7 @@ def fail(folder: JobFolder, home: Home, when: Callable[[dict[str, Any]], bool], 
     with pytest.raises(StudioError) as caught:
         worker.execute(folder, home=home, listen=listen)
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert (status.message, status.remedy) == (caught.value.message, caught.value.remedy)
     assert status.remedy or "Remove or replace it" in status.message
     return caught.value.code
@@ -96,7 +96,7 @@ def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, ((min(sizes) + max(sizes)) // 2,) * 2)
     process.join(180)
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert status.message == "The memory was not enough.", folder.log_tail()
     assert "gradient checkpointing" in status.remedy
     ends_as_the_whole(folder, whole, home)
@@ -112,7 +112,7 @@ def test_a_full_disk(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     resource.prlimit(process.pid or 0, resource.RLIMIT_FSIZE, (2**15, 2**15))
     process.join(180)
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert status.message.startswith("No room left to write"), folder.log_tail()
     assert "Free some disk space" in status.remedy
     assert not [path for path in folder.path.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]

@@ -16,10 +16,10 @@ from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.sampling.png_info import save_png
-from lora_studio.settings.choices import Kind
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 
 LORA = Path(__file__).parents[1] / "data" / "kohya_tiny_sdxl_lora.safetensors"
@@ -29,7 +29,7 @@ PROMPTS = ["{trigger}, face", "clock"]
 
 def make_project(home: Home, name: str = "ink", images: int = 3, recipe: Recipe | None = None) -> Project:
     """A project with captioned images."""
-    info = ProjectInfo(kind=Kind.STYLE, trigger_word="inkstamp_hc", base=BASE, recipe=recipe)
+    info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="inkstamp_hc", base=BASE, recipe=recipe)
     project = home.create_project(name, info)
     for index in range(images):
         path = project.images_dir / f"picture {index}.png"
@@ -82,8 +82,8 @@ def make_sweep(project: Project, loras: Sequence[Path], *, drawn: int | None = N
 def at_work() -> dict[str, Any]:
     """What a job says of itself while its worker, here this process, is at it."""
     own = psutil.Process()
-    return {"state": State.RUNNING, "pid": own.pid, "pid_started": own.create_time(), "seconds_left": 9.0}
+    return {"state": JobState.RUNNING, "pid": own.pid, "pid_started": own.create_time(), "seconds_left": 9.0}
 
 
 def _say(folder: JobFolder, **status: Any) -> None:
-    folder.set_status(Status(**{"state": State.DONE, "started_at": time.time() - 60, **status}))
+    folder.set_status(JobStatus(**{"state": JobState.DONE, "started_at": time.time() - 60, **status}))

@@ -22,7 +22,7 @@ from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Sight
 from lora_studio.dataset.tagging.stage import tag
 from lora_studio.example import EXAMPLE_IMAGES
-from lora_studio.settings.choices import Existing
+from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as dataset_looking
 from lora_studio.ui.dataset import view as dataset_view
@@ -31,7 +31,7 @@ from lora_studio.ui.dataset.handlers import Desk
 from lora_studio.ui.dataset.review import caption_hint
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface
 from tests.support.jobs import at_work
@@ -164,7 +164,7 @@ def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
         cache.add(info.sha256, Sight(features=vector.astype(np.float16)))
     cache.flush()
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
-    folder.update_status(state=State.DONE)
+    folder.update_status(state=JobState.DONE)
     interface.call(DatasetTab.tag_tick)  # the tagging has ended: what it saw is compared
     wait_for_look()
     shown = interface.call(DatasetTab.switched, dataset_section="Curate")
@@ -240,7 +240,7 @@ def test_no_image_is_moved_under_a_job_or_a_scan(
     wait_for_look()
     assert "being looked at" in said
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
-    folder.set_status(Status(**at_work()))
+    folder.set_status(JobStatus(**at_work()))
     assert f"while {folder.name} is at work" in interface.call(DatasetTab.wrap)["dataset_notice"]
     assert loose.is_file()
 
@@ -418,7 +418,7 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     assert not resume
     job = folder.job()
     assert isinstance(job, TagJob)
-    assert (job.tagger, job.threshold, job.trigger_word, job.existing) == ("demo", 0.4, "ink2", Existing.APPEND)
+    assert (job.tagger, job.threshold, job.trigger_word, job.existing) == ("demo", 0.4, "ink2", ExistingCaptions.APPEND)
     assert (job.also, job.character_threshold, job.only_tags) == (["demo-captioner"], 0.85, ["cat", "hat"])
     assert job.dataset == project.dataset_dir
     assert project.info().trigger_word == "ink2"
@@ -428,7 +428,7 @@ def test_a_tagging_at_work_is_shown_stopped_and_not_started_twice(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
-    folder.set_status(Status(**at_work() | {"done": 1, "total": 4, "seconds_left": 75.0}))
+    folder.set_status(JobStatus(**at_work() | {"done": 1, "total": 4, "seconds_left": 75.0}))
     folder.emit("tagged", path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4)
     shown = interface.call(DatasetTab.tag_tick)
     assert "1 of 4" in shown["tag_state"]
@@ -453,11 +453,11 @@ def test_the_last_tagging_is_undone(
         look = staticmethod(lambda prepared: [Sight(sentence="a thing") for _ in prepared])
 
     monkeypatch.setattr("lora_studio.dataset.tagging.stage.find_tagger", lambda *args, **options: Says)
-    job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=Existing.OVERWRITE)
+    job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=ExistingCaptions.OVERWRITE)
     folder = JobFolder.create(project.new_tag_dir(), job)
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
     folder.finish(result.model_dump(mode="json"))
-    folder.update_status(state=State.DONE, done=4, total=4)
+    folder.update_status(state=JobState.DONE, done=4, total=4)
     shown = interface.call(DatasetTab.switched, dataset_section="Tag")
     assert "4 images tagged by demo." in shown["tag_state"]
     assert shown["tag_undo"]["visible"] is True

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from lora_studio.lora.header import read_lora
 from lora_studio.sampling.png_info import read_parameters
-from lora_studio.workspace.job_folder import State
+from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project
 from tests.support.tiny_taggers import save_tiny_wd
 from tests.ui.conftest import Running
@@ -163,7 +163,7 @@ def stop_and_resume(page: Any, project: Project, keep: Keep) -> None:
     page.locator("#train-stop").click()
     page.locator("#train-resume").wait_for(timeout=WORKER_MS)
     [run] = project.runs()
-    assert run.status().state is State.STOPPED
+    assert run.status().state is JobState.STOPPED
     assert 0 < run.status().done < STEPS
     page.locator("#train-resume").click()
     page.locator("#train-test").wait_for(timeout=WORKER_MS)

@@ -9,7 +9,7 @@ import pytest
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.ui.server import Mode
 from lora_studio.ui.sweep.tab import SweepTab
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface
 from tests.support.jobs import BASE, LORA, PROMPTS, at_work, make_project, make_run, make_sweep
@@ -174,7 +174,7 @@ def test_stop_and_resume(project: Project, interface: Interface, started: Starte
     assert folder.stop_requested()
     assert shown["test_stop"] == {"value": "Stopping", "interactive": False, "visible": True}
     assert "at work already" in interface.call(SweepTab.resume)["test_notice"]
-    folder.update_status(state=State.STOPPED)
+    folder.update_status(state=JobState.STOPPED)
     interface.open("ink")
     interface.call(SweepTab.resume)
     assert started == [(folder, True)]
@@ -183,7 +183,7 @@ def test_stop_and_resume(project: Project, interface: Interface, started: Starte
 def test_a_failure_says_why_and_shows_the_log(project: Project, interface: Interface) -> None:
     lora = project.runs()[0].path / "ink.safetensors"
     folder = make_sweep(
-        project, [lora], drawn=0, state=State.FAILED, message="Base <b>x</b> is gone.", remedy="Choose."
+        project, [lora], drawn=0, state=JobState.FAILED, message="Base <b>x</b> is gone.", remedy="Choose."
     )
     folder.log_file.write_text("a last line", "utf-8")
     shown = interface.open("ink")

@@ -13,7 +13,7 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.train.tab import FORM, TrainTab
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
 from lora_studio.ui.widgets.settings_form import RecipeForm, Spec
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface
 from tests.support.jobs import BASE, at_work, make_project, make_run
@@ -157,7 +157,7 @@ def test_stop_asks_and_resume_goes_on(project: Project, interface: Interface, st
     assert folder.stop_requested()
     assert not shown["train_stop"]["interactive"]
     assert "at work already" in interface.call(TrainTab.resume)["train_notice"]
-    folder.update_status(state=State.STOPPED, message="Stopped; everything up to here is kept.")
+    folder.update_status(state=JobState.STOPPED, message="Stopped; everything up to here is kept.")
     assert interface.call(TrainTab.tick)["train_resume"] == {"visible": True}
     interface.call(TrainTab.resume)
     assert started == [(folder, True)]

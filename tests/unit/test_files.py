@@ -10,7 +10,7 @@ import pytest
 
 from lora_studio import files
 from lora_studio.errors import DiskFullError
-from lora_studio.files import remove_temporaries, write_atomic, write_bytes, write_json, write_many, write_text
+from lora_studio.files import remove_temporary_files, write_atomic, write_bytes, write_json, write_many, write_text
 
 
 def test_writes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(t
     for name, seconds in names.items():
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, time.time() - seconds))
-    remove_temporaries(tmp_path, older_than=60)
+    remove_temporary_files(tmp_path, older_than=60)
     assert {path.name for path in tmp_path.iterdir()} == names.keys() - {".a.txt.x1.tmp.txt"}
-    remove_temporaries(tmp_path)
+    remove_temporary_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"c.tmp.txt", ".hidden.txt"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio import guide
-from lora_studio.settings.choices import Kind, Optimizer, PredictionType
+from lora_studio.settings.choices import LoraKind, Optimizer, PredictionType
 from lora_studio.settings.recipe import Recipe
 
 PACKAGE = Path(guide.__file__).parent
@@ -57,7 +57,7 @@ def test_tiers_are_the_guides_and_leave_no_gap() -> None:
 
 
 def test_kinds_and_optimizers_are_those_of_the_settings() -> None:
-    assert guide.KINDS.keys() == {kind.value for kind in Kind}
+    assert guide.KINDS.keys() == {kind.value for kind in LoraKind}
     assert guide.OPTIMIZERS.keys() == {optimizer.value for optimizer in Optimizer}
     for advice in guide.KINDS.values():
         assert all("{trigger}" in prompt for prompt in advice.prompts)

@@ -18,8 +18,8 @@ from lora_studio import worker
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.workspace.gpu_queue import turn
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.gpu_queue import hold_gpu
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 
 
@@ -43,7 +43,7 @@ def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Ho
     heard: list[dict[str, Any]] = []
 
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
-        assert folder.status().state is State.RUNNING
+        assert folder.status().state is JobState.RUNNING
         wires["report"]("step", step=3, total=3, loss=float("nan"), seconds_left=0.0)
         return Result()
 
@@ -51,7 +51,7 @@ def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Ho
     result = worker.execute(folder, home=home, listen=heard.append)
     assert result == Result()
     status = folder.status()
-    assert (status.state, status.done, status.total) == (State.DONE, 3, 3)
+    assert (status.state, status.done, status.total) == (JobState.DONE, 3, 3)
     assert folder.result() == {"stopped": False, "figure": 7}
     events, _ = folder.events()
     assert [event["event"] for event in events] == ["step", "done"]
@@ -62,7 +62,7 @@ def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Ho
 def test_a_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) -> None:
     stage(lambda job, folder, **wires: Result(stopped=True))
     worker.execute(folder, home=home)
-    assert folder.status().state is State.STOPPED
+    assert folder.status().state is JobState.STOPPED
     assert folder.result() is None
 
 
@@ -74,7 +74,7 @@ def test_a_studio_error_is_the_status_with_its_remedy(folder: JobFolder, home: H
     with pytest.raises(InputError):
         worker.execute(folder, home=home)
     status = folder.status()
-    assert (status.state, status.message, status.remedy) == (State.FAILED, "base 'x' is missing.", "Give a folder.")
+    assert (status.state, status.message, status.remedy) == (JobState.FAILED, "base 'x' is missing.", "Give a folder.")
     assert folder.events()[0][-1]["code"] == "no_base"
 
 
@@ -99,7 +99,7 @@ def test_a_full_disk_is_named(folder: JobFolder, home: Home, stage: Any) -> None
     stage(work)
     with pytest.raises(DiskFullError, match="/somewhere/file"):
         worker.execute(folder, home=home)
-    assert folder.status().state is State.FAILED
+    assert folder.status().state is JobState.FAILED
 
 
 def test_a_file_that_vanishes_is_named(folder: JobFolder, home: Home, stage: Any, tmp_path: Path) -> None:
@@ -169,15 +169,15 @@ def test_a_job_waits_for_the_one_before_it_and_can_be_stopped_while_it_waits(
         except StudioError as error:
             failures.append(error)
 
-    with turn(home.queue, "001-other"):
+    with hold_gpu(home.queue, "001-other"):
         thread = threading.Thread(target=run)
         thread.start()
         _until(lambda: "001-other" in folder.status().message)
-        assert folder.status().state is State.QUEUED
+        assert folder.status().state is JobState.QUEUED
         folder.request_stop()
         thread.join(10)
     assert [error.code for error in failures if isinstance(error, StudioError)] == ["stopped"]
-    assert folder.status().state is State.STOPPED
+    assert folder.status().state is JobState.STOPPED
 
 
 def test_a_termination_is_a_request_to_stop(folder: JobFolder, home: Home, stage: Any) -> None:
@@ -189,7 +189,7 @@ def test_a_termination_is_a_request_to_stop(folder: JobFolder, home: Home, stage
     stage(work)
     before = signal.getsignal(signal.SIGTERM)
     worker.execute(folder, home=home)
-    assert folder.status().state is State.STOPPED
+    assert folder.status().state is JobState.STOPPED
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -197,22 +197,22 @@ def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, hom
     job = TrainJob(name="a", dataset=tmp_path / "nowhere", base="x")
     folder = JobFolder.create(tmp_path / "run", job)
     worker.start(folder, home)
-    assert folder.status().state is State.QUEUED
-    _until(lambda: not folder.status().state.alive, seconds=180)
+    assert folder.status().state is JobState.QUEUED
+    _until(lambda: not folder.status().state.is_active, seconds=180)
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert "nowhere" in status.message
     _until(lambda: "Traceback" in folder.log_tail(), seconds=60)
 
 
 def test_a_worker_that_is_killed_leaves_a_failed_job(tmp_path: Path, home: Home) -> None:
     folder = JobFolder.create(tmp_path / "run", TrainJob(name="a", dataset=tmp_path, base="x"))
-    with turn(home.queue, "001-other"):
+    with hold_gpu(home.queue, "001-other"):
         worker.start(folder, home)
         _until(lambda: "001-other" in folder.status().message, seconds=60)
         os.kill(folder.status().pid or 0, signal.SIGKILL)
-        _until(lambda: not folder.status().state.alive)
-    assert folder.status().state is State.FAILED
+        _until(lambda: not folder.status().state.is_active)
+    assert folder.status().state is JobState.FAILED
     assert "ended without a word" in folder.status().message
 
 

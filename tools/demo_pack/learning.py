@@ -22,8 +22,8 @@ from demo_pack import pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
 from lora_studio.example import BASE, TRIGGER, run_demo
 from lora_studio.lora.header import read_lora
-from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.pipeline import open_painter
+from lora_studio.sampling.adapter import apply_lora
+from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
 
@@ -126,14 +126,14 @@ def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
     lora = read_lora(next(out.glob("*.safetensors")))
     words, others = _unseen(work)
     repeated = [word for word in words for _ in SEEDS]
-    pipeline = open_painter(BASE, home=home, precision=Precision.FP32).pipe
+    pipeline = load_sampling_pipeline(BASE, home=home, precision=Precision.FP32).pipe
     pipeline.set_progress_bar_config(disable=True)
     judge, called = _style_judge(work, pipeline, words, others)
     prompts = [f"{TRIGGER}, {word.label}" for word in words]
     styled: dict[str, float] = {}
     content: dict[str, float] = {}
     rows = []
-    with applied(pipeline, lora) as adapter:
+    with apply_lora(pipeline, lora) as adapter:
         for strength in STRENGTHS:
             adapter.set_strength(strength)
             drawn = _draw(pipeline, prompts)

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from lora_studio.dataset.captions.edits import Change, EditPlan
 from lora_studio.dataset.captions.text import caption_bytes, caption_file, decode_text
 from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import remove_temporaries, sync_folder, write_many, write_text
+from lora_studio.files import remove_temporary_files, sync_folder, write_many, write_text
 from lora_studio.workspace.project import records_folder
 
 KEPT_EDITS = 50
@@ -239,7 +239,7 @@ def _write(files: Sequence[tuple[Path, bytes | None]]) -> None:
     """Bring files to these contents, each whole at every moment; those with None are removed."""
     if len(files) > 1:
         for folder in {file.parent for file, _ in files}:
-            remove_temporaries(folder, older_than=ABANDONED)
+            remove_temporary_files(folder, older_than=ABANDONED)
     write_many({file: data for file, data in files if data is not None})
     for file in (file for file, data in files if data is None):
         with disk_errors(file):

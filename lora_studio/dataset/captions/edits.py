@@ -25,7 +25,7 @@ from lora_studio.dataset.captions.text import (
     without_tags,
 )
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Position
+from lora_studio.settings.choices import TagPosition
 
 REGEX_SECONDS = 3.0  # for all captions of one edit: some patterns would take for ever
 
@@ -91,7 +91,7 @@ def plain_utf8(data: bytes) -> bool:
         return False
 
 
-def add(tags: str, position: Position = Position.BACK, trigger: str = "") -> Edit:
+def add(tags: str, position: TagPosition = TagPosition.BACK, trigger: str = "") -> Edit:
     """Add tags, separated by commas, to captions that lack them; raises InputError if there are none."""
     named = join_tags(_needed(tags, "tag to add"))
     return Edit(f"Added {named}", lambda caption: with_tags(caption, named, position, trigger))

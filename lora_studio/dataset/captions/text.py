@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lora_studio.errors import InputError
 from lora_studio.files import write_text
-from lora_studio.settings.choices import Position
+from lora_studio.settings.choices import TagPosition
 
 SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
 SETTLED_NS = 1_000_000_000  # a file that is older cannot change any more without another time of change
@@ -86,7 +86,7 @@ def without_tags(caption: str, tags: Iterable[str]) -> str:
     return caption if len(kept) == len(parts) else join_tags(kept)
 
 
-def with_tags(caption: str, tags: str, position: Position, trigger: str = "") -> str:
+def with_tags(caption: str, tags: str, position: TagPosition, trigger: str = "") -> str:
     """The caption with these tags (separated by commas), but for those that it has, whatever their letter case.
 
     After the trigger means after the tags that hold its words; in front if the caption has none of them.
@@ -97,9 +97,9 @@ def with_tags(caption: str, tags: str, position: Position, trigger: str = "") ->
     if not more:
         return caption
     place = len(parts)
-    if position is Position.FRONT:
+    if position is TagPosition.FRONT:
         place = 0
-    elif position is Position.AFTER_TRIGGER:
+    elif position is TagPosition.AFTER_TRIGGER:
         patterns = [as_word(word) for word in _tags_of(trigger)]
         while place and not any(pattern.search(parts[place - 1]) for pattern in patterns):
             place -= 1

@@ -126,7 +126,7 @@ def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda 
         found = [path for path in (home.models / name, Path(name).expanduser()) if name and path.exists()]
         location = found[0].resolve() if found else name
     if isinstance(location, Path):
-        if location.suffix.lower() in hub.PICKLED:
+        if location.suffix.lower() in hub.PICKLE_SUFFIXES:
             raise _pickled(location.name)
         if not location.is_dir():
             raise InputError(
@@ -180,7 +180,7 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
 
 
 def _incomplete(folder: Path, missing: str) -> InputError:
-    others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in hub.PICKLED)
+    others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in hub.PICKLE_SUFFIXES)
     if missing == WEIGHTS_FILE and others:
         return _pickled(others[0])
     if missing == WEIGHTS_FILE and any(folder.glob("*.onnx")):

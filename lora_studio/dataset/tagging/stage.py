@@ -26,7 +26,7 @@ from lora_studio.dataset.tagging.runner import Eyes, Look, file_hash
 from lora_studio.dataset.tagging.selection import Choice, describe, joined
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_bytes, write_many
-from lora_studio.settings.choices import Existing
+from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.workspace.job_folder import JobFolder, Report
 from lora_studio.workspace.project import Home
@@ -171,7 +171,7 @@ class _Work:
         except InputError as error:
             self._fail(image, str(error))
             return True
-        if caption and self.job.existing is Existing.IGNORE:
+        if caption and self.job.existing is ExistingCaptions.IGNORE:
             self._skip(image)
             return True
         return False
@@ -208,14 +208,14 @@ class _Work:
             return None
         new, old = (" ".join(text.split()) for text in (self._combined(old, said), old))
         # A caption that is there now and is to be left was written by somebody since the job began.
-        if new == old or (old and self.job.existing is Existing.IGNORE):
+        if new == old or (old and self.job.existing is ExistingCaptions.IGNORE):
             self._skip(image)
             return None
         return new
 
     def _combined(self, old: str, said: str) -> str:
         caption = said or old
-        if self.job.existing is Existing.APPEND and old and said:
+        if self.job.existing is ExistingCaptions.APPEND and old and said:
             there = {tag.casefold() for tag in split_tags(old)}
             caption = join_tags([old, *(tag for tag in split_tags(said) if tag.casefold() not in there)])
         return with_trigger(caption, self.job.trigger_word) if self.job.trigger_word.strip() else caption

@@ -17,7 +17,7 @@ from lora_studio.settings.choices import MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.loop import Run
 from lora_studio.training.preflight import ReadyJob
-from lora_studio.versions import VERSION, installed
+from lora_studio.versions import VERSION, installed_version
 from lora_studio.workspace.job_folder import Report
 
 LIBRARIES = (
@@ -172,7 +172,7 @@ def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
         "lora_studio": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: installed(name) for name in LIBRARIES},
+        "libraries": {name: installed_version(name) for name in LIBRARIES},
         "device": device_name(ready.device),
         "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
         "cuda": torch.version.cuda,

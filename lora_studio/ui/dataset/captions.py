@@ -16,7 +16,7 @@ from lora_studio.dataset.captions.edits import Change, Edit, EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import Finding
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Position
+from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.contents import Contents, Item, shown_name
 from lora_studio.ui.dataset.view import NAMES_SHOWN
@@ -44,9 +44,9 @@ class Scope(StrEnum):
 
 
 POSITIONS = (
-    ("In front", Position.FRONT),
-    ("After the trigger word", Position.AFTER_TRIGGER),
-    ("At the end", Position.BACK),
+    ("In front", TagPosition.FRONT),
+    ("After the trigger word", TagPosition.AFTER_TRIGGER),
+    ("At the end", TagPosition.BACK),
 )
 
 
@@ -104,7 +104,7 @@ class CaptionsPanel:
                 self.second = gr.Textbox(label="With", max_lines=1, visible=False, elem_id="bulk-second")
                 self.position = gr.Radio(
                     [(text, position.value) for text, position in POSITIONS],
-                    value=Position.AFTER_TRIGGER.value,
+                    value=TagPosition.AFTER_TRIGGER.value,
                     label="Where",
                     info="The first tags stay in place when tags are shuffled in training.",
                     elem_id="bulk-position",
@@ -206,7 +206,7 @@ class CaptionsPanel:
         first, second = data[self.first] or "", data[self.second] or ""
         match Act(data[self.act]):
             case Act.ADD:
-                return edits.add(first, Position(data[self.position]), contents.trigger)
+                return edits.add(first, TagPosition(data[self.position]), contents.trigger)
             case Act.REMOVE:
                 return edits.remove(split_tags(first))
             case Act.REPLACE:

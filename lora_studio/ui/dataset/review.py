@@ -19,7 +19,7 @@ from lora_studio.dataset.captions.edits import Edit, plan_edit, rewritten
 from lora_studio.dataset.captions.text import join_tags, split_tags, with_tags, without_tags
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Position
+from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.chips import ADD_SCRIPT, CHIPS_SCRIPT, SUGGEST_SCRIPT, add_field, tag_chips
 from lora_studio.ui.dataset.contents import Contents, Item, Selection, has_trigger
@@ -305,7 +305,7 @@ def chip_edit(asked: str, trigger: str) -> Edit:
             return Edit(f"Removed {subject}", lambda caption: without_tags(caption, [subject]))
         case Chip.ADD if split_tags(subject):
             named = join_tags(split_tags(subject))
-            return Edit(f"Added {named}", lambda caption: with_tags(caption, named, Position.BACK, trigger))
+            return Edit(f"Added {named}", lambda caption: with_tags(caption, named, TagPosition.BACK, trigger))
         case Chip.MOVE if place.isdecimal() and len(place) < 6 and moved:
             return Edit(f"Moved {moved}", lambda caption: with_moved(caption, moved, int(place)))
     raise InputError("That button is not known.", "Reload the page.", code="pick")

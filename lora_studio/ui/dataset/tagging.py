@@ -17,17 +17,17 @@ from lora_studio.dataset.tagging.stage import KEPT_FILE, restore_captions
 from lora_studio.errors import InputError
 from lora_studio.hub import is_repo_name
 from lora_studio.planning.trigger import check_trigger
-from lora_studio.settings.choices import Existing
+from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.context import Studio, Updates
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.view import NAMES_SHOWN, progress_card
 from lora_studio.ui.server import Mode
 from lora_studio.ui.widgets.html import Tone, card, cards, count_of, duration, html, note
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
-RESUMABLE = (State.STOPPED, State.FAILED)
+RESUMABLE = (JobState.STOPPED, JobState.FAILED)
 LATEST_SHOWN = 3
 LOG_LINES = 40
 
@@ -100,11 +100,11 @@ class TagPanel:
                 )
                 self.existing = gr.Radio(
                     [
-                        ("Leave them", Existing.IGNORE.value),
-                        ("Add to them", Existing.APPEND.value),
-                        ("Replace them", Existing.OVERWRITE.value),
+                        ("Leave them", ExistingCaptions.IGNORE.value),
+                        ("Add to them", ExistingCaptions.APPEND.value),
+                        ("Replace them", ExistingCaptions.OVERWRITE.value),
                     ],
-                    value=Existing.IGNORE.value,
+                    value=ExistingCaptions.IGNORE.value,
                     label="Captions that are there",
                     info="Whatever you choose can be undone afterwards.",
                     elem_id="tag-existing",
@@ -179,7 +179,7 @@ class TagPanel:
         return {
             self.tagger: gr.update(value=tagger, info=about(tagger)),
             self.trigger: info.trigger_word,
-            self.existing: (Existing.APPEND if captioned else Existing.IGNORE).value,
+            self.existing: (ExistingCaptions.APPEND if captioned else ExistingCaptions.IGNORE).value,
         }
 
     def chosen(self, tagger: str | None) -> Updates:
@@ -220,12 +220,12 @@ class TagPanel:
     def at_work(self, project: Project) -> bool:
         """Whether a tagging is at work or waits."""
         folder = latest_job(project)
-        return folder is not None and folder.status().state.alive
+        return folder is not None and folder.status().state.is_active
 
     def end(self, project: Project) -> None:
         """Ask the tagging to end; raises InputError if there is none."""
         folder = latest_job(project)
-        if folder is None or not folder.status().state.alive:
+        if folder is None or not folder.status().state.is_active:
             raise InputError("No tagging is at work.", "Nothing is left to stop.", code="no_job")
         folder.request_stop()
 
@@ -240,7 +240,7 @@ class TagPanel:
     def bring_back(self, project: Project) -> Markup:
         """Bring back the captions as they were before the last tagging, and say what was done."""
         folder = latest_job(project)
-        if folder is None or folder.status().state.alive:
+        if folder is None or folder.status().state.is_active:
             raise InputError("There is no tagging to undo.", "Stop it first, if it is at work.", code="no_job")
         report = restore_captions(folder)
         self._undone.add(folder.path)
@@ -255,8 +255,8 @@ class TagPanel:
     def show(self, project: Project, contents: Contents) -> Updates:
         """The job at work, else what the latest one did."""
         folder = latest_job(project)
-        status = folder.status() if folder else Status()
-        alive = status.state.alive
+        status = folder.status() if folder else JobStatus()
+        alive = status.state.is_active
         return {
             self.state: self._state(contents, folder, status),
             self.start: gr.Button(visible=not alive, interactive=bool(contents.items)),
@@ -293,7 +293,7 @@ class TagPanel:
             )
         return tagger
 
-    def _state(self, contents: Contents, folder: JobFolder | None, status: Status) -> Markup:
+    def _state(self, contents: Contents, folder: JobFolder | None, status: JobStatus) -> Markup:
         if folder is None or folder.path in self._undone:
             return _before(contents)
         told = self._told.setdefault(folder.path, Told()).read(folder)
@@ -331,32 +331,32 @@ def trigger_notes(word: str) -> Markup:
     return cards(note(caution.message, caution.why, Tone.LOOK) for caution in check_trigger(word))
 
 
-def _job_card(folder: JobFolder, status: Status, told: Told) -> Markup:
+def _job_card(folder: JobFolder, status: JobStatus, told: Told) -> Markup:
     match status.state:
-        case State.QUEUED:
+        case JobState.QUEUED:
             return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
-        case State.RUNNING:
+        case JobState.RUNNING:
             left = [f"{duration(status.seconds_left)} left"] if status.seconds_left is not None else []
             latest = [f"{name}: {caption}" for name, caption in reversed(told.latest)]
             title = "Tagging" if status.done else status.message or "Tagging"
             return progress_card(title, status.done, status.total, "\n".join([*left, *latest]))
-        case State.FAILED:
+        case JobState.FAILED:
             log = Markup('<details><summary class="hint">Log</summary><pre class="log">{}</pre></details>').format(
                 folder.log_tail(LOG_LINES)
             )
             return card("The tagging failed", status.message, status.remedy, Tone.BAD) + log
-        case State.STOPPED:
+        case JobState.STOPPED:
             return card(
                 "Tagging was stopped",
                 _did(folder, status),
                 "Go on does the rest; the undo takes back what was done.",
             )
-        case State.DONE:
+        case JobState.DONE:
             return card("Tagged", _did(folder, status), "Read every caption yourself, in Review.", Tone.OK)
     return card("Not started", status.message)
 
 
-def _did(folder: JobFolder, status: Status) -> str:
+def _did(folder: JobFolder, status: JobStatus) -> str:
     result = folder.result()
     if result is None:
         return f"{status.done} of {count_of(status.total, 'image')} were looked at; their captions are kept."
@@ -367,8 +367,8 @@ def _did(folder: JobFolder, status: Status) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _failures(told: Told, status: Status) -> list[Markup]:
-    if not told.failed or status.state is State.QUEUED:
+def _failures(told: Told, status: JobStatus) -> list[Markup]:
+    if not told.failed or status.state is JobState.QUEUED:
         return []
     lines = [f"{name}: {message}" for name, message in told.failed[:NAMES_SHOWN]]
     if len(told.failed) > NAMES_SHOWN:

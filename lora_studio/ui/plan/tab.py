@@ -12,7 +12,7 @@ from lora_studio.dataset.images.sets import project_images
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan, plan
-from lora_studio.settings.choices import Kind
+from lora_studio.settings.choices import LoraKind
 from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
 from lora_studio.ui.plan.view import caution_cards, plan_tiles, recipe_table
 from lora_studio.ui.widgets.html import (
@@ -68,7 +68,7 @@ def _answers() -> Answers:
     with gr.Group(elem_classes="answers"):
         return Answers(
             kind=gr.Radio(
-                [(kind.value.capitalize(), kind.value) for kind in Kind],
+                [(kind.value.capitalize(), kind.value) for kind in LoraKind],
                 label="What are you making?",
                 info="It sets the network, the repeats and the sample prompts.",
                 elem_id="plan-kind",

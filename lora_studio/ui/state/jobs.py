@@ -1,4 +1,4 @@
-"""Jobs as the interface sees them: which are at work, what they say, and starting one. State lives on disk alone."""
+"""Jobs as the interface sees them: which are at work, what they say, and starting one. JobState lives on disk alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from lora_studio import worker
 from lora_studio.settings.job_specs import AnyJob
 from lora_studio.ui.widgets.html import duration
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
 
 KIND_OF_FOLDER = {"runs": "Training", "sweeps": "Testing", "tags": "Tagging"}
@@ -20,7 +20,7 @@ class ActiveJob:
 
     project: Project
     folder: JobFolder
-    status: Status
+    status: JobStatus
 
     @property
     def kind(self) -> str:
@@ -30,7 +30,7 @@ class ActiveJob:
     @property
     def text(self) -> str:
         """What the header's pill says: "Training 68% · 1 min 04 s left"."""
-        if self.status.state is State.QUEUED:
+        if self.status.state is JobState.QUEUED:
             return f"{self.kind} · {self.status.message or 'waits'}"
         share = f" {self.status.done / self.status.total:.0%}" if self.status.total else ""
         left = f" · {duration(self.status.seconds_left)} left" if self.status.seconds_left is not None else ""
@@ -52,7 +52,7 @@ class Jobs:
                 status = self._status(folder)
                 if status is not None:
                     found.append(ActiveJob(project, folder, status))
-        return sorted(found, key=lambda job: (job.status.state is not State.RUNNING, job.status.started_at or 0.0))
+        return sorted(found, key=lambda job: (job.status.state is not JobState.RUNNING, job.status.started_at or 0.0))
 
     def start(self, path: Path, job: AnyJob) -> JobFolder:
         """Write a job into a fresh folder and start its worker process."""
@@ -64,7 +64,7 @@ class Jobs:
         """Start a worker process that goes on from the job's last checkpoint."""
         worker.start(folder, self.home, resume=True)
 
-    def _status(self, folder: JobFolder) -> Status | None:
+    def _status(self, folder: JobFolder) -> JobStatus | None:
         file = folder.path / "status.json"
         try:
             changed = file.stat().st_mtime_ns
@@ -73,8 +73,8 @@ class Jobs:
         if self._ended.get(file) == changed:
             return None
         status = folder.status()
-        if status.state.alive:
+        if status.state.is_active:
             return status
-        if status.state is not State.CREATED:
+        if status.state is not JobState.CREATED:
             self._ended[file] = changed
         return None

@@ -13,7 +13,7 @@ from lora_studio.planning.verdicts import Verdict, judge
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.widgets.html import short
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
 
@@ -125,7 +125,7 @@ class RunView:
 
     folder: JobFolder
     job: TrainJob
-    status: Status
+    status: JobStatus
     history: History
     verdict: Verdict
 
@@ -136,13 +136,13 @@ class RunView:
         if not isinstance(job, TrainJob):
             raise InputError(f"{folder.name} is no training run.", "Choose another one.", code="no_run")
         status = folder.status()
-        verdict = histories.verdict(folder, job, running=status.state is State.RUNNING)
+        verdict = histories.verdict(folder, job, running=status.state is JobState.RUNNING)
         return cls(folder, job, status, histories.read(folder), verdict)
 
     @property
     def alive(self) -> bool:
         """Whether it is at work or waits."""
-        return self.status.state.alive
+        return self.status.state.is_active
 
     @property
     def lora(self) -> Path | None:

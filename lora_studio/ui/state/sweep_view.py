@@ -12,7 +12,7 @@ from lora_studio.errors import InputError
 from lora_studio.lora.header import LoraFile, read_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
 
@@ -22,7 +22,7 @@ class SweepView:
 
     folder: JobFolder
     job: SweepJob
-    status: Status
+    status: JobStatus
     plan: SweepPlan
     drawn: frozenset[str]
     measures: list[dict[str, Any]]
@@ -48,7 +48,7 @@ class SweepView:
     @property
     def alive(self) -> bool:
         """Whether it is at work or waits."""
-        return self.status.state.alive
+        return self.status.state.is_active
 
     @property
     def grid(self) -> Path | None:
@@ -59,7 +59,7 @@ class SweepView:
     @property
     def at_work(self) -> CellKey | None:
         """The cell that is being drawn."""
-        if self.status.state is not State.RUNNING:
+        if self.status.state is not JobState.RUNNING:
             return None
         return next((key for key in self.plan.cells if self.name(key) not in self.drawn), None)
 

@@ -20,7 +20,7 @@ from lora_studio.ui.sweep import view as test_view
 from lora_studio.ui.widgets.html import empty_state, error_card, heading, html, pickable
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 from lora_studio.ui.widgets.thumbnails import copy_to_save
-from lora_studio.workspace.job_folder import State
+from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project, ProjectInfo
 
 SIMPLE = ("prompts", "strengths")
@@ -289,7 +289,7 @@ class SweepTab:
         """Draw what is missing."""
         project, name = self._chosen(data)
         folder = sweep_named(project, name)
-        if folder.status().state.alive:
+        if folder.status().state.is_active:
             raise InputError(f"Test {name} is at work already.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
         return self._show(project, name) | self.studio.watch()
@@ -366,7 +366,7 @@ class SweepTab:
 
     def _default_sweep(self, project: Project) -> str:
         sweeps = project.sweeps()
-        active = [folder.name for folder in sweeps if folder.status().state.alive]
+        active = [folder.name for folder in sweeps if folder.status().state.is_active]
         return active[0] if active else sweeps[-1].name if sweeps else ""
 
     def _fill(self, project: Project, target: Choice | None) -> Updates:
@@ -432,14 +432,14 @@ class SweepTab:
         frame, answer = self.frame, self.answer
         folder = sweep_named(project, sweep)
         view = SweepView.of(folder)
-        failed = view.status.state is State.FAILED
+        failed = view.status.state is JobState.FAILED
         return {
             frame.title: test_view.title(view),
             frame.figures: test_view.sweep_tiles(view),
             **self._buttons(
                 stop=view.alive,
                 stopping=folder.stop_requested(),
-                resume=view.status.state in (State.STOPPED, State.FAILED, State.CREATED),
+                resume=view.status.state in (JobState.STOPPED, JobState.FAILED, JobState.CREATED),
                 again=True,
             ),
             answer.state: test_view.state_card(view),

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.errors import InputError
-from lora_studio.sampling.cells import CellKey, StrengthCells, SweepPlan, base_label, strength_label
-from lora_studio.sampling.measures import MEANING
+from lora_studio.sampling.cells import CellKey, SweepPlan, SweepRow, base_label, strength_label
+from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.train.view import STATE_WORDS
@@ -31,7 +31,7 @@ from lora_studio.ui.widgets.html import (
     tiles,
 )
 from lora_studio.ui.widgets.thumbnails import picture_url
-from lora_studio.workspace.job_folder import State
+from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 
 CELL_SIZE, LARGE_SIZE = 384, 1024  # px of the copies that are shown
@@ -94,7 +94,7 @@ def _shape(plan: SweepPlan) -> str:
 
 def _time_tile(view: SweepView) -> Tile:
     status = view.status
-    if status.state is State.RUNNING:
+    if status.state is JobState.RUNNING:
         return Tile("Time left", duration(status.seconds_left), status.message or "drawing")
     if status.started_at and status.updated_at and not view.alive:
         return Tile("Took", duration(status.updated_at - status.started_at), STATE_WORDS[status.state])
@@ -110,15 +110,15 @@ def state_card(view: SweepView) -> Markup:
     status = view.status
     said: list[Markup] = []
     match status.state:
-        case State.QUEUED:
+        case JobState.QUEUED:
             said = [
                 card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
             ]
-        case State.RUNNING if not view.drawn:
+        case JobState.RUNNING if not view.drawn:
             said = [card("Getting ready", status.message)]
-        case State.STOPPED:
+        case JobState.STOPPED:
             said = [card("Stopped", status.message, status.remedy, Tone.LOOK)]
-        case State.FAILED:
+        case JobState.FAILED:
             said = [card("The test failed", status.message, status.remedy, Tone.BAD)]
     return cards([*said, *(note(message, tone=Tone.LOOK) for message in view.notes)])
 
@@ -150,9 +150,7 @@ def grid(view: SweepView, home: Home, shown: str = "") -> Markup:
     return heading("Grid: prompts down, strengths across", hint) + Markup("").join(parts)
 
 
-def _section(
-    view: SweepView, home: Home, shown: str, base: str, number: int, columns: Sequence[StrengthCells]
-) -> Markup:
+def _section(view: SweepView, home: Home, shown: str, base: str, number: int, columns: Sequence[SweepRow]) -> Markup:
     head = Markup("").join(
         Markup('<th scope="col">{}</th>').format(strength_label(column.strength)) for column in columns
     )
@@ -252,7 +250,7 @@ def measures(view: SweepView) -> Markup:
     ]
     headers = [*(["LoRA and base"] if several else []), "Strength", *FIGURES.values()]
     meaning = Markup("").join(
-        Markup("<li><b>{}</b>: {}</li>").format(label, MEANING[name]) for name, label in FIGURES.items()
+        Markup("<li><b>{}</b>: {}</li>").format(label, MEASURE_DESCRIPTIONS[name]) for name, label in FIGURES.items()
     )
     return (
         heading("Measures", "They compare pixels, not meaning: read them down a column, never as a score of quality.")

@@ -24,7 +24,7 @@ from lora_studio.ui.widgets.html import empty_card, error_card, heading, html, p
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
 from lora_studio.ui.widgets.thumbnails import copy_to_save
-from lora_studio.workspace.job_folder import State, slugify
+from lora_studio.workspace.job_folder import JobState, slugify
 from lora_studio.workspace.project import Project, ProjectInfo
 
 FORM = ""  # what `studio.run` holds while the form is shown
@@ -276,7 +276,7 @@ class TrainTab:
         """Go on from the last checkpoint."""
         project, name = self._chosen(data)
         folder = run_named(project, name)
-        if folder.status().state.alive:
+        if folder.status().state.is_active:
             raise InputError(f"{name} is at work already.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
         return self._show(project, name) | self.studio.watch()
@@ -337,7 +337,7 @@ class TrainTab:
 
     def _default_run(self, project: Project) -> str:
         runs = project.runs()
-        active = [folder.name for folder in runs if folder.status().state.alive]
+        active = [folder.name for folder in runs if folder.status().state.is_active]
         if active:
             return active[0]
         recipe = project.info().recipe
@@ -376,7 +376,7 @@ class TrainTab:
         folder = run_named(project, run)
         view = RunView.of(folder, self.histories)
         ended = not view.alive
-        failed = view.status.state is State.FAILED
+        failed = view.status.state is JobState.FAILED
         return {
             self.title: train_view.title(view),
             self.figures: train_view.run_tiles(view),
@@ -385,7 +385,7 @@ class TrainTab:
             **self._buttons(
                 stop=view.alive,
                 stopping=folder.stop_requested(),
-                resume=view.status.state in (State.STOPPED, State.FAILED, State.CREATED),
+                resume=view.status.state in (JobState.STOPPED, JobState.FAILED, JobState.CREATED),
                 test=ended and view.lora is not None,
                 again=ended,
             ),

@@ -28,17 +28,17 @@ from lora_studio.ui.widgets.html import (
 )
 from lora_studio.ui.widgets.settings_form import Spec
 from lora_studio.ui.widgets.thumbnails import picture
-from lora_studio.workspace.job_folder import State
+from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 
 TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.LOOK, "bad": Tone.BAD}
 STATE_WORDS = {
-    State.CREATED: "not started",
-    State.QUEUED: "waiting",
-    State.RUNNING: "running",
-    State.DONE: "done",
-    State.STOPPED: "stopped",
-    State.FAILED: "failed",
+    JobState.CREATED: "not started",
+    JobState.QUEUED: "waiting",
+    JobState.RUNNING: "running",
+    JobState.DONE: "done",
+    JobState.STOPPED: "stopped",
+    JobState.FAILED: "failed",
 }
 FILM_COLUMNS = 16
 CHANGES_SHOWN = 3
@@ -90,7 +90,7 @@ def run_tiles(view: RunView) -> Markup:
 def _time_tile(view: RunView) -> Tile:
     steps = [event["seconds"] for event in list(view.history.steps.values())[-50:] if event.get("seconds")]
     pace = f"{sum(steps) / len(steps):.2f} s a step" if steps else "known after the first steps"
-    if view.status.state is State.RUNNING:
+    if view.status.state is JobState.RUNNING:
         return Tile("Time left", duration(view.status.seconds_left), pace)
     if view.status.started_at and view.status.updated_at and not view.alive:
         return Tile("Took", duration(view.status.updated_at - view.status.started_at), pace)
@@ -169,14 +169,14 @@ def state_card(view: RunView) -> Markup:
     """What the state asks for: waiting, getting ready, stopped, failed; empty while all goes its way."""
     status = view.status
     match status.state:
-        case State.QUEUED:
+        case JobState.QUEUED:
             return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
-        case State.RUNNING if not view.history.steps:
+        case JobState.RUNNING if not view.history.steps:
             progress = f" ({status.done} of {status.total})" if status.total and status.done else ""
             return card("Getting ready", f"{status.message}{progress}")
-        case State.STOPPED:
+        case JobState.STOPPED:
             return card("Stopped", status.message, status.remedy, Tone.LOOK)
-        case State.FAILED:
+        case JobState.FAILED:
             return card("The run failed", status.message, status.remedy, Tone.BAD)
     return Markup("")
 

@@ -13,7 +13,7 @@ from PIL import Image
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.demo import PACK, base_path, tagger_path
-from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import descriptions
@@ -39,9 +39,9 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def painter(tmp_path_factory: pytest.TempPathFactory) -> Painter:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> SamplingPipeline:
     """The embedded base, loaded as any base is."""
-    return open_painter("embedded", home=Home(tmp_path_factory.mktemp("home")), precision=Precision.FP32)
+    return load_sampling_pipeline("embedded", home=Home(tmp_path_factory.mktemp("home")), precision=Precision.FP32)
 
 
 def test_it_is_small_and_holds_no_pickle() -> None:
@@ -53,22 +53,22 @@ def test_it_is_small_and_holds_no_pickle() -> None:
 
 
 @pytest.mark.parametrize(("name", "least"), [("held-out", 23.5), ("flat", 22.0)])
-def test_the_autoencoder_gives_pictures_back(painter: Painter, name: str, least: float) -> None:
+def test_the_autoencoder_gives_pictures_back(pipeline: SamplingPipeline, name: str, least: float) -> None:
     pictures = [np.asarray(picture) for picture in sheet(name)[0][::4]]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
-        y = painter.base.vae.decode(painter.base.vae.encode(x).latent_dist.mean).sample
+        y = pipeline.base.vae.decode(pipeline.base.vae.encode(x).latent_dist.mean).sample
     back = ((y.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
     assert np.mean([psnr(one, other) for one, other in zip(pictures, back, strict=True)]) > least
 
 
-def test_the_base_draws_what_it_is_asked_for(painter: Painter) -> None:
+def test_the_base_draws_what_it_is_asked_for(pipeline: SamplingPipeline) -> None:
     """A red apple is red, a face is yellow, and both stand on white; a word that it does not know changes little."""
 
     def draw(prompt: str) -> np.ndarray:
-        negative = painter.encode_negative("", clip_skip=2)
-        text = painter.encode(prompt, clip_skip=2)
-        picture = painter.draw(text, negative, seed=5, steps=12, guidance=5, width=SIDE, height=SIDE)
+        negative = pipeline.encode_negative("", clip_skip=2)
+        text = pipeline.encode(prompt, clip_skip=2)
+        picture = pipeline.draw(text, negative, seed=5, steps=12, guidance=5, width=SIDE, height=SIDE)
         assert picture is not None
         return np.asarray(picture, dtype=float)
 

@@ -22,7 +22,7 @@ from lora_studio.lora.layers import Place, find_layers
 from lora_studio.lora.read import read_layers
 from lora_studio.lora.shapes import Layer, Part, size_of, tensor_shapes
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
-from lora_studio.sampling.adapter import applied
+from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.job_specs import job_from_toml, job_to_toml
 from lora_studio.settings.recipe import Recipe
@@ -110,7 +110,7 @@ def test_a_file_gives_what_was_in_memory(
     mine = answer(other)
     lora = read_lora(write(tmp_path / "x.safetensors", other, adapters, recipe))
     assert (mine - before).abs().max() > 0.1
-    with applied(pipe, lora) as adapter:
+    with apply_lora(pipe, lora) as adapter:
         assert adapter.matched == adapter.total == len(adapters.layers)
         torch.testing.assert_close(answer(pipe), mine, atol=1e-5, rtol=1e-5)
         adapter.set_strength(0)
@@ -228,7 +228,7 @@ def test_other_programs_files_change_the_weights_by_their_formula(
         layer.weight.data = weight + 0.6 * (torch.from_numpy(whole) - weight)
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     save_file(tensors, tmp_path / "x.safetensors")
-    with applied(pipe, read_lora(tmp_path / "x.safetensors")) as adapter:
+    with apply_lora(pipe, read_lora(tmp_path / "x.safetensors")) as adapter:
         assert adapter.matched == adapter.total == 4
         adapter.set_strength(0.6)
         drawn = answer(pipe)

@@ -20,7 +20,7 @@ from lora_studio.planning.folders import look_at
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.steps import count_steps
-from lora_studio.settings.choices import Kind, Optimizer
+from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
@@ -89,14 +89,14 @@ def test_more_images_are_shown_less_often() -> None:
 
 
 def test_every_recommendation_has_a_reason() -> None:
-    for kind in Kind:
+    for kind in LoraKind:
         for base in guide.BASES:
             result = plan(24, kind=kind, base=base, vram_gib=8)
             for item in result.reasons:
                 assert item.why, item
                 assert item.value == result.recipe.model_dump(mode="json")[item.setting]
             told = {item.setting for item in result.reasons}
-            assert told >= set(result.recipe.changed())
+            assert told >= set(result.recipe.non_defaults())
 
 
 def test_kinds_differ_where_it_matters() -> None:

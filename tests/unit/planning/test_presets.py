@@ -23,7 +23,7 @@ def test_all_presets_are_listed() -> None:
 def test_preset_is_a_difference_with_reasons_and_can_be_planned(name: str) -> None:
     values = load_preset(name)
     recipe = Recipe.parse(values)
-    assert set(recipe.changed()) == set(values), "a preset repeats a default"
+    assert set(recipe.non_defaults()) == set(values), "a preset repeats a default"
     reasons = preset_reasons(name)
     assert reasons.keys() == values.keys()
     assert all(reasons.values()), reasons
@@ -32,7 +32,7 @@ def test_preset_is_a_difference_with_reasons_and_can_be_planned(name: str) -> No
     base = "embedded" if name == "demo" else "SDXL 1.0"
     planned = plan(24, base=base, overrides=values)
     assert planned.steps.total_steps > 0
-    assert {setting: planned.recipe.model_dump(mode="json")[setting] for setting in values} == recipe.changed()
+    assert {setting: planned.recipe.model_dump(mode="json")[setting] for setting in values} == recipe.non_defaults()
 
 
 def test_presets_keep_their_promises() -> None:

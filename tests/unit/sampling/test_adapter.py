@@ -15,8 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lora_studio.errors import InputError
 from lora_studio.lora.header import read_lora
-from lora_studio.sampling.adapter import applied
-from lora_studio.sampling.pipeline import Painter, open_painter
+from lora_studio.sampling.adapter import apply_lora
+from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
 from tests.support.kohya_lora import attention_layers, make_lora, save_lora, text_layers
@@ -26,20 +26,20 @@ PEER = Path(__file__).parents[2] / "data" / "kohya_tiny_sdxl_lora.safetensors"
 
 
 @pytest.fixture(scope="module")
-def painter(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Painter:
-    return open_painter(str(tiny_base), home=Home(tmp_path_factory.mktemp("home")), precision=Precision.AUTO)
+def pipeline(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> SamplingPipeline:
+    return load_sampling_pipeline(str(tiny_base), home=Home(tmp_path_factory.mktemp("home")), precision=Precision.AUTO)
 
 
-def draw(painter: Painter, prompt: str = "a cat") -> torch.Tensor:
+def draw(pipeline: SamplingPipeline, prompt: str = "a cat") -> torch.Tensor:
     """Latents and picture alike are decided by the pipeline's state; the picture is what users see."""
-    image = painter.draw(painter.encode(prompt, clip_skip=2), painter.encode_negative("", clip_skip=2), **DRAW)
+    image = pipeline.draw(pipeline.encode(prompt, clip_skip=2), pipeline.encode_negative("", clip_skip=2), **DRAW)
     assert image is not None
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
 
 
-def latents(painter: Painter, prompt: str = "a cat") -> torch.Tensor:
+def latents(pipeline: SamplingPipeline, prompt: str = "a cat") -> torch.Tensor:
     """What diffusers' own call gives, text and all: the independent reference."""
-    return painter.pipe(
+    return pipeline.pipe(
         prompt,
         num_inference_steps=2,
         guidance_scale=5.0,
@@ -74,9 +74,9 @@ def header(names: dict[str, list[int]], *, metadata: dict | None = None, size: i
     return struct.pack("<Q", len(text)) + text + bytes(size * len(names))
 
 
-def test_picture_is_what_diffusers_draws(painter: Painter) -> None:
-    image = painter.draw(painter.encode("a cat", clip_skip=2), painter.encode_negative("", clip_skip=2), **DRAW)
-    expected = painter.pipe(
+def test_picture_is_what_diffusers_draws(pipeline: SamplingPipeline) -> None:
+    image = pipeline.draw(pipeline.encode("a cat", clip_skip=2), pipeline.encode_negative("", clip_skip=2), **DRAW)
+    expected = pipeline.pipe(
         "a cat",
         num_inference_steps=2,
         guidance_scale=5.0,
@@ -98,21 +98,21 @@ def test_picture_is_what_diffusers_draws(painter: Painter) -> None:
     ],
     ids=str,
 )
-def test_strength_adds_so_much_of_the_delta(painter: Painter, tmp_path: Path, spelling: dict) -> None:
-    tensors, deltas = make_lora(painter.pipe, **spelling)
+def test_strength_adds_so_much_of_the_delta(pipeline: SamplingPipeline, tmp_path: Path, spelling: dict) -> None:
+    tensors, deltas = make_lora(pipeline.pipe, **spelling)
     lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
-    bare = latents(painter)
-    with applied(painter.pipe, lora) as adapter:
+    bare = latents(pipeline)
+    with apply_lora(pipeline.pipe, lora) as adapter:
         assert adapter.matched == adapter.total == len(deltas)
         adapter.set_strength(0.7)
-        drawn = latents(painter)
-    layers = {("unet", name): layer for name, layer in attention_layers(painter.pipe).items()}
-    layers |= {(f"te{n}", name): layer for n in (1, 2) for name, layer in text_layers(painter.pipe, n).items()}
+        drawn = latents(pipeline)
+    layers = {("unet", name): layer for name, layer in attention_layers(pipeline.pipe).items()}
+    layers |= {(f"te{n}", name): layer for n in (1, 2) for name, layer in text_layers(pipeline.pipe, n).items()}
     before = {key: layers[key].weight.detach().clone() for key in deltas}
     try:
         for key, delta in deltas.items():
             layers[key].weight.data += 0.7 * delta
-        merged = latents(painter)
+        merged = latents(pipeline)
     finally:
         for key, weight in before.items():
             layers[key].weight.data = weight
@@ -120,36 +120,36 @@ def test_strength_adds_so_much_of_the_delta(painter: Painter, tmp_path: Path, sp
     torch.testing.assert_close(drawn, merged, atol=2e-4, rtol=1e-3)
 
 
-def test_strength_zero_is_the_base_bit_for_bit(painter: Painter, tmp_path: Path) -> None:
-    lora = read_lora(save_lora(make_lora(painter.pipe)[0], tmp_path / "x.safetensors"))
-    bare = draw(painter)
-    with applied(painter.pipe, lora) as adapter:
+def test_strength_zero_is_the_base_bit_for_bit(pipeline: SamplingPipeline, tmp_path: Path) -> None:
+    lora = read_lora(save_lora(make_lora(pipeline.pipe)[0], tmp_path / "x.safetensors"))
+    bare = draw(pipeline)
+    with apply_lora(pipeline.pipe, lora) as adapter:
         adapter.set_strength(0)
-        off = draw(painter)
+        off = draw(pipeline)
         adapter.set_strength(1.0)
-        on = draw(painter)
+        on = draw(pipeline)
         adapter.set_strength(0)
-        off_again = draw(painter)
-    gone = draw(painter)
+        off_again = draw(pipeline)
+    gone = draw(pipeline)
     assert torch.equal(off, bare)
     assert torch.equal(off_again, bare)
     assert torch.equal(gone, bare)
     assert not torch.equal(on, bare)
 
 
-def test_half_precision_file_works_in_the_bases_arithmetic(painter: Painter, tmp_path: Path) -> None:
-    tensors = {name: weight.half() for name, weight in make_lora(painter.pipe)[0].items()}
+def test_half_precision_file_works_in_the_bases_arithmetic(pipeline: SamplingPipeline, tmp_path: Path) -> None:
+    tensors = {name: weight.half() for name, weight in make_lora(pipeline.pipe)[0].items()}
     half = read_lora(save_lora(tensors, tmp_path / "half.safetensors"))
     full = read_lora(save_lora({n: w.float() for n, w in tensors.items()}, tmp_path / "full.safetensors"))
-    with applied(painter.pipe, half):
-        first = latents(painter)
-    with applied(painter.pipe, full):
-        second = latents(painter)
+    with apply_lora(pipeline.pipe, half):
+        first = latents(pipeline)
+    with apply_lora(pipeline.pipe, full):
+        second = latents(pipeline)
     assert torch.equal(first, second)
 
 
-def test_diffusers_own_format_keeps_its_alpha(painter: Painter, tmp_path: Path) -> None:
-    tensors, deltas = make_lora(painter.pipe, text_encoders=False, sgm=False, alpha=2.0)
+def test_diffusers_own_format_keeps_its_alpha(pipeline: SamplingPipeline, tmp_path: Path) -> None:
+    tensors, deltas = make_lora(pipeline.pipe, text_encoders=False, sgm=False, alpha=2.0)
     kohya = read_lora(save_lora(tensors, tmp_path / "kohya.safetensors"))
     names = {name.replace(".", "_"): name for _, name in deltas}
     peft = {}
@@ -161,15 +161,15 @@ def test_diffusers_own_format_keeps_its_alpha(painter: Painter, tmp_path: Path) 
     other = read_lora(
         save_lora(peft, tmp_path / "peft.safetensors", format="pt", lora_adapter_metadata=json.dumps(metadata))
     )
-    with applied(painter.pipe, kohya):
-        first = latents(painter)
-    with applied(painter.pipe, other) as adapter:
+    with apply_lora(pipeline.pipe, kohya):
+        first = latents(pipeline)
+    with apply_lora(pipeline.pipe, other) as adapter:
         assert adapter.matched == adapter.total == len(deltas)
-        second = latents(painter)
+        second = latents(pipeline)
     assert torch.equal(first, second)
 
 
-def test_file_of_kohyas_trainer_matches_every_layer(painter: Painter) -> None:
+def test_file_of_kohyas_trainer_matches_every_layer(pipeline: SamplingPipeline) -> None:
     unet = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32, 64, 128),
@@ -201,16 +201,16 @@ def test_file_of_kohyas_trainer_matches_every_layer(painter: Painter) -> None:
         vae=AutoencoderKL(),
         text_encoder=CLIPTextModel(config(64)),
         text_encoder_2=CLIPTextModelWithProjection(config(96)),
-        tokenizer=painter.pipe.tokenizer,
-        tokenizer_2=painter.pipe.tokenizer_2,
+        tokenizer=pipeline.pipe.tokenizer,
+        tokenizer_2=pipeline.pipe.tokenizer_2,
         unet=unet,
-        scheduler=painter.pipe.scheduler,
+        scheduler=pipeline.pipe.scheduler,
         add_watermarker=False,
     )
     lora = read_lora(PEER)
     assert lora.has_text_encoder
     assert lora.model_hash == lora.metadata["sshs_model_hash"]
-    with applied(pipe, lora) as adapter:
+    with apply_lora(pipe, lora) as adapter:
         # 264 layers of text encoders as in SDXL, halved by 12 layers each, and the UNet's.
         assert (adapter.matched, adapter.total) == (336, 336)
         first = pipe.unet.down_blocks[1].attentions[0].proj_in
@@ -222,48 +222,51 @@ def test_file_of_kohyas_trainer_matches_every_layer(painter: Painter) -> None:
     assert (drawn - bare).abs().max() > 1e-3
 
 
-def test_another_models_lora_is_refused_and_leaves_no_trace(painter: Painter) -> None:
-    bare = draw(painter)
-    with pytest.raises(InputError, match="does not fit this base") as caught, applied(painter.pipe, read_lora(PEER)):
+def test_another_models_lora_is_refused_and_leaves_no_trace(pipeline: SamplingPipeline) -> None:
+    bare = draw(pipeline)
+    with (
+        pytest.raises(InputError, match="does not fit this base") as caught,
+        apply_lora(pipeline.pipe, read_lora(PEER)),
+    ):
         pass
     assert "sdxl_base_v1-0" in str(caught.value)
-    assert torch.equal(draw(painter), bare)
+    assert torch.equal(draw(pipeline), bare)
 
 
-def test_layers_that_the_base_lacks_are_refused_not_ignored(painter: Painter, tmp_path: Path) -> None:
+def test_layers_that_the_base_lacks_are_refused_not_ignored(pipeline: SamplingPipeline, tmp_path: Path) -> None:
     tensors = {
         "lora_unet_down_blocks_9_attentions_0_proj_in.lora_down.weight": torch.ones(4, 32),
         "lora_unet_down_blocks_9_attentions_0_proj_in.lora_up.weight": torch.ones(32, 4),
     }
     lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
-    with pytest.raises(InputError, match=r"x\.safetensors does not fit this base"), applied(painter.pipe, lora):
+    with pytest.raises(InputError, match=r"x\.safetensors does not fit this base"), apply_lora(pipeline.pipe, lora):
         pass
 
 
-def test_some_layers_that_the_base_lacks_are_counted(painter: Painter, tmp_path: Path) -> None:
-    tensors, deltas = make_lora(painter.pipe, text_encoders=False, sgm=False)
+def test_some_layers_that_the_base_lacks_are_counted(pipeline: SamplingPipeline, tmp_path: Path) -> None:
+    tensors, deltas = make_lora(pipeline.pipe, text_encoders=False, sgm=False)
     tensors["lora_unet_up_blocks_9_attentions_1_proj_in.lora_down.weight"] = torch.ones(4, 32)
     tensors["lora_unet_up_blocks_9_attentions_1_proj_in.lora_up.weight"] = torch.ones(32, 4)
     tensors["lora_unet_up_blocks_9_attentions_1_proj_in.alpha"] = torch.tensor(2.0)
     lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
-    with applied(painter.pipe, lora) as adapter:
+    with apply_lora(pipeline.pipe, lora) as adapter:
         assert (adapter.matched, adapter.total) == (len(deltas), len(deltas) + 1)
         assert adapter.missing == ["lora_unet_up_blocks_9_attentions_1_proj_in"]
 
 
-def test_weights_that_are_not_finite_are_refused(painter: Painter, tmp_path: Path) -> None:
-    tensors, _ = make_lora(painter.pipe, text_encoders=False)
+def test_weights_that_are_not_finite_are_refused(pipeline: SamplingPipeline, tmp_path: Path) -> None:
+    tensors, _ = make_lora(pipeline.pipe, text_encoders=False)
     next(iter(tensors.values()))[0, 0] = float("nan")
     lora = read_lora(save_lora(tensors, tmp_path / "broken.safetensors"))
     with pytest.raises(InputError, match=r"broken\.safetensors holds numbers that are not finite"):
-        applied(painter.pipe, lora).__enter__()
+        apply_lora(pipeline.pipe, lora).__enter__()
 
 
-def test_data_shorter_than_the_header_says_is_refused(painter: Painter, tmp_path: Path) -> None:
-    path = save_lora(make_lora(painter.pipe, text_encoders=False)[0], tmp_path / "x.safetensors")
+def test_data_shorter_than_the_header_says_is_refused(pipeline: SamplingPipeline, tmp_path: Path) -> None:
+    path = save_lora(make_lora(pipeline.pipe, text_encoders=False)[0], tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"x\.safetensors is damaged"):
-        applied(painter.pipe, read_lora(path)).__enter__()
+        apply_lora(pipeline.pipe, read_lora(path)).__enter__()
 
 
 UNET = "lora_unet_input_blocks_4_1_proj_in"
@@ -330,15 +333,15 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_lora(tmp_path / "gone.safetensors")
 
 
-def test_clip_skip_counts_from_the_last_layer(painter: Painter) -> None:
+def test_clip_skip_counts_from_the_last_layer(pipeline: SamplingPipeline) -> None:
     def hidden(skip: int | None) -> torch.Tensor:
-        return painter.pipe.encode_prompt("a cat", do_classifier_free_guidance=False, clip_skip=skip)[0]
+        return pipeline.pipe.encode_prompt("a cat", do_classifier_free_guidance=False, clip_skip=skip)[0]
 
-    assert torch.equal(painter.encode("a cat", clip_skip=2).hidden, hidden(None))
-    assert torch.equal(painter.encode("a cat", clip_skip=3).hidden, hidden(1))
-    assert not torch.equal(painter.encode("a cat", clip_skip=1).hidden, hidden(None))
+    assert torch.equal(pipeline.encode("a cat", clip_skip=2).hidden, hidden(None))
+    assert torch.equal(pipeline.encode("a cat", clip_skip=3).hidden, hidden(1))
+    assert not torch.equal(pipeline.encode("a cat", clip_skip=1).hidden, hidden(None))
     with pytest.raises(InputError, match="clip_skip is 9"):
-        painter.encode("a cat", clip_skip=9)
+        pipeline.encode("a cat", clip_skip=9)
 
 
 def test_v_prediction_base_is_sampled_as_such(tmp_path: Path, home: Home) -> None:
@@ -347,7 +350,7 @@ def test_v_prediction_base_is_sampled_as_such(tmp_path: Path, home: Home) -> Non
     folder = save_tiny_sdxl(tmp_path / "v", prediction_type="v_prediction")
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"rescale_betas_zero_snr": True}))
-    scheduler = open_painter(str(folder), home=home, precision=Precision.AUTO).pipe.scheduler
+    scheduler = load_sampling_pipeline(str(folder), home=home, precision=Precision.AUTO).pipe.scheduler
     assert scheduler.config.prediction_type == "v_prediction"
     assert scheduler.config.rescale_betas_zero_snr
     scheduler.set_timesteps(10)

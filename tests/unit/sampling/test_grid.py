@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_studio.sampling.grid import EMPTY, MAX_PIXELS, MAX_SIDE, Row, Section, draw_grid
-from lora_studio.sampling.measures import MEANING, measure
+from lora_studio.sampling.grid import EMPTY, MAX_PIXELS, MAX_SIDE, GridRow, GridSection, draw_grid
+from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, measure
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
 
 RED, GREEN = (200, 30, 30), (30, 200, 30)
@@ -30,8 +30,8 @@ def boxes(image: Image.Image, color: tuple[int, int, int]) -> tuple[int, int, in
 
 def test_grid_has_strengths_down_and_prompts_across(tmp_path: Path) -> None:
     red, green = picture(tmp_path / "r.png", RED), picture(tmp_path / "g.png", GREEN)
-    rows = [Row("0 (no LoRA)", [red, None]), Row("1", [None, green])]
-    grid = draw_grid("title", "subtitle", ["one", "two"], [Section("", rows)])
+    rows = [GridRow("0 (no LoRA)", [red, None]), GridRow("1", [None, green])]
+    grid = draw_grid("title", "subtitle", ["one", "two"], [GridSection("", rows)])
     left, right = boxes(grid, RED), boxes(grid, GREEN)
     assert (left[2] - left[0], left[3] - left[1]) == (200, 200)
     assert right[0] > left[2]
@@ -48,21 +48,21 @@ def test_grid_has_strengths_down_and_prompts_across(tmp_path: Path) -> None:
 
 def test_small_pictures_are_enlarged_until_labels_can_be_read(tmp_path: Path) -> None:
     path = picture(tmp_path / "r.png", RED, (64, 64))
-    box = boxes(draw_grid("t", "s", ["p"], [Section("", [Row("1", [path])])]), RED)
+    box = boxes(draw_grid("t", "s", ["p"], [GridSection("", [GridRow("1", [path])])]), RED)
     assert (box[2] - box[0], box[3] - box[1]) == (192, 192)
 
 
 def test_sections_lie_side_by_side_where_that_fits_a_screen(tmp_path: Path) -> None:
     path = picture(tmp_path / "r.png", RED)
-    section = Section("some LoRA", [Row(f"{row}", [path]) for row in range(7)])
+    section = GridSection("some LoRA", [GridRow(f"{row}", [path]) for row in range(7)])
     width, height = draw_grid("t", "s", ["p"], [section] * 4).size
     assert 0.5 < width / height < 3
 
 
 def test_grid_can_always_be_opened(tmp_path: Path) -> None:
     path = picture(tmp_path / "r.png", RED, (1024, 1024))
-    rows = [Row(f"{row}", [path if row == 0 else None] * 8) for row in range(32)]
-    grid = draw_grid("t", "s", ["a prompt"] * 8, [Section("x", rows)] * 3)
+    rows = [GridRow(f"{row}", [path if row == 0 else None] * 8) for row in range(32)]
+    grid = draw_grid("t", "s", ["a prompt"] * 8, [GridSection("x", rows)] * 3)
     assert max(grid.size) <= MAX_SIDE
     assert grid.width * grid.height <= MAX_PIXELS
     assert max(grid.size) > 6000
@@ -71,9 +71,9 @@ def test_grid_can_always_be_opened(tmp_path: Path) -> None:
 def test_texts_of_any_length_stay_inside(tmp_path: Path) -> None:
     path = picture(tmp_path / "r.png", RED)
     long = "masterpiece, " * 60
-    rows = [Row("1", [path, path])]
-    grid = draw_grid(long, long, [long, "w" * 400], [Section(long, rows)])
-    plain = draw_grid("t", "s", ["p", "q"], [Section("h", rows)])
+    rows = [GridRow("1", [path, path])]
+    grid = draw_grid(long, long, [long, "w" * 400], [GridSection(long, rows)])
+    plain = draw_grid("t", "s", ["p", "q"], [GridSection("h", rows)])
     assert grid.width == plain.width
     assert (np.asarray(grid)[:, -20:] == 255).all()
     assert boxes(grid, RED)[2] == boxes(plain, RED)[2]
@@ -81,8 +81,8 @@ def test_texts_of_any_length_stay_inside(tmp_path: Path) -> None:
 
 def test_unreadable_picture_is_an_empty_frame(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    rows = [Row("1", [tmp_path / "bad.png", tmp_path / "gone.png"])]
-    grid = draw_grid("t", "s", ["", "日本語"], [Section("", rows)])
+    rows = [GridRow("1", [tmp_path / "bad.png", tmp_path / "gone.png"])]
+    grid = draw_grid("t", "s", ["", "日本語"], [GridSection("", rows)])
     empty = tuple(int(EMPTY[i : i + 2], 16) for i in (1, 3, 5))
     assert boxes(grid, empty)[2] - boxes(grid, empty)[0] > 2 * 150
 
@@ -103,7 +103,7 @@ def test_measures_of_known_pictures() -> None:
     colored = measure({"a": red}, {"a": red})
     assert (colored["change"], colored["saturation"], colored["clipped"]) == (0.0, 1.0, 0.0)
     assert measure({"a": red, "b": red}, {})["variety"] == 0
-    assert set(flat) == set(MEANING)
+    assert set(flat) == set(MEASURE_DESCRIPTIONS)
 
 
 @settings(max_examples=30)

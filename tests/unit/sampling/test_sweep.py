@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_studio.errors import InputError
 from lora_studio.sampling.cells import fill_trigger
-from lora_studio.sampling.pipeline import open_painter
+from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.sampling.sweep import SweepResult, sweep
 from lora_studio.settings.choices import Precision
@@ -31,9 +31,9 @@ Events = list[tuple[str, dict[str, Any]]]
 def loras(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two LoRAs, of which only the first changes the text encoders."""
     folder = tmp_path_factory.mktemp("loras")
-    painter = open_painter(str(tiny_base), home=Home(folder), precision=Precision.AUTO)
+    pipeline = load_sampling_pipeline(str(tiny_base), home=Home(folder), precision=Precision.AUTO)
     return [
-        save_lora(make_lora(painter.pipe, text_encoders=texts, seed=seed)[0], folder / name, **TRIGGER)
+        save_lora(make_lora(pipeline.pipe, text_encoders=texts, seed=seed)[0], folder / name, **TRIGGER)
         for name, texts, seed in (("ink-000001.safetensors", True, 1), ("ink.safetensors", False, 2))
     ]
 
@@ -121,8 +121,8 @@ def test_base_cell_is_the_pipelines_own_picture(
 ) -> None:
     import torch
 
-    painter = open_painter(str(tiny_base), home=home, precision=Precision.AUTO)
-    expected = painter.pipe(
+    pipeline = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO)
+    expected = pipeline.pipe(
         "inkstamp_hc, face",
         num_inference_steps=2,
         guidance_scale=5.0,
@@ -234,8 +234,8 @@ def test_two_bases_and_triggers_of_their_own(tiny_base: Path, loras: list[Path],
 
 
 def test_numbers_that_overflow_leave_an_empty_frame_and_a_warning(tiny_base: Path, tmp_path: Path, home: Home) -> None:
-    painter = open_painter(str(tiny_base), home=home, precision=Precision.AUTO)
-    tensors, _ = make_lora(painter.pipe, text_encoders=False)
+    pipeline = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO)
+    tensors, _ = make_lora(pipeline.pipe, text_encoders=False)
     lora = save_lora({name: weight * 3e18 for name, weight in tensors.items()}, tmp_path / "loud.safetensors")
     result, events = run(make_job(tiny_base, [lora], prompts=["x"], strengths=[0, 1]), tmp_path / "001", home)
     assert [cell.strength for cell in result.cells] == [0.0]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lora_studio import guide
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.settings.choices import Existing, Optimizer
+from lora_studio.settings.choices import ExistingCaptions, Optimizer
 from lora_studio.settings.declare import Group
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob, job_from_toml, job_to_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
@@ -42,10 +42,10 @@ def test_every_setting_says_what_it_is() -> None:
 
 
 def test_changed_holds_the_difference_only() -> None:
-    assert Recipe().changed() == {}
-    changed = Recipe.parse({"epochs": 3, "optimizer": "Prodigy", "network_dim": 32}).changed()
+    assert Recipe().non_defaults() == {}
+    changed = Recipe.parse({"epochs": 3, "optimizer": "Prodigy", "network_dim": 32}).non_defaults()
     assert changed == {"epochs": 3, "optimizer": "Prodigy"}
-    assert Recipe.parse(changed).changed() == changed
+    assert Recipe.parse(changed).non_defaults() == changed
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_prompts_may_be_given_as_lines() -> None:
 def test_optimizer_arguments_are_taken_as_people_write_them(given: Any) -> None:
     recipe = Recipe.parse({"optimizer_args": given})
     assert recipe.optimizer_args == ["weight_decay=0.1", "betas=0.9,0.99", "decouple=True"]
-    assert Recipe.parse(recipe.changed()) == recipe
+    assert Recipe.parse(recipe.non_defaults()) == recipe
     assert Recipe.parse({"optimizer_args": "betas=[0.9, 0.99]"}).optimizer_args == ["betas=[0.9, 0.99]"]
     assert Recipe.parse({"optimizer_args": ""}).optimizer_args == []
 
@@ -149,7 +149,7 @@ def test_tag_jobs_survive_their_file() -> None:
     text = job_to_toml(job)
     assert text.startswith('kind = "tag"')
     assert job_from_toml(text) == job
-    assert job.existing is Existing.APPEND
+    assert job.existing is ExistingCaptions.APPEND
 
 
 def test_job_files_say_what_is_wrong() -> None:

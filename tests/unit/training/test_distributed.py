@@ -21,7 +21,7 @@ from lora_studio.errors import ConfigError, InputError, JobError, PeerOutOfMemor
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.distributed import RankGroup, process_problems, with_global_batch
-from lora_studio.workspace.job_folder import JobFolder, State, Status
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
 
 
@@ -134,7 +134,7 @@ def test_a_script_hears_what_several_processes_do(tmp_path: Path, home: Home, mo
 
     def begin(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
         assert folder.job().num_processes == 2  # type: ignore[union-attr]
-        folder.set_status(Status(state=State.RUNNING, pid=os.getpid(), total=2))
+        folder.set_status(JobStatus(state=JobState.RUNNING, pid=os.getpid(), total=2))
         threading.Thread(target=play, args=(folder, resume)).start()
 
     def play(folder: JobFolder, resume: bool) -> None:
@@ -143,10 +143,10 @@ def test_a_script_hears_what_several_processes_do(tmp_path: Path, home: Home, mo
             while not folder.stop_requested():
                 time.sleep(0.01)
             folder.emit("stopped")
-            folder.update_status(state=State.STOPPED, done=1)
+            folder.update_status(state=JobState.STOPPED, done=1)
         else:
             folder.emit("failed", code="nan")
-            folder.update_status(state=State.FAILED, message="Not finite.", remedy="Halve unet_lr.")
+            folder.update_status(state=JobState.FAILED, message="Not finite.", remedy="Halve unet_lr.")
 
     def listen(event: dict[str, Any]) -> None:
         heard.append(event["event"])

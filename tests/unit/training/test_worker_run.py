@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lora_studio import worker
 from lora_studio.errors import ConfigError, OutOfMemoryError
 from lora_studio.training import loop
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same
@@ -24,7 +24,7 @@ def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: H
     job = make_job(base, images, sample_every_n_epochs=2, sample_steps=1, sample_prompts=["{trigger}, round"])
     whole = JobFolder.create(tmp_path / "whole", job)
     folder = JobFolder.create(tmp_path / "run", job)
-    states: list[State] = []
+    states: list[JobState] = []
 
     def listen(event: dict[str, Any]) -> None:
         states.append(folder.status().state)
@@ -33,16 +33,16 @@ def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: H
 
     stopped: Any = worker.execute(folder, home=home, listen=listen)
     assert stopped.stopped
-    assert State.RUNNING in states
+    assert JobState.RUNNING in states
     status = folder.status()
-    assert (status.state, status.done, status.total) == (State.STOPPED, 1, 4)
+    assert (status.state, status.done, status.total) == (JobState.STOPPED, 1, 4)
     assert folder.result() is None
     assert not (folder.path / "ink.safetensors").exists()
 
     folder.clear_stop()
     done: Any = worker.execute(folder, home=home, resume=True)
     status = folder.status()
-    assert (status.state, status.done, status.total, status.seconds_left) == (State.DONE, 4, 4, None)
+    assert (status.state, status.done, status.total, status.seconds_left) == (JobState.DONE, 4, 4, None)
     assert folder.result() == done.model_dump(mode="json")
     assert done.lora == folder.path / "ink.safetensors"
     assert (done.steps, done.epochs) == (4, 2)
@@ -77,7 +77,7 @@ def test_a_wrong_job_fails_with_every_remedy_and_leaves_nothing(tmp_path: Path, 
     with pytest.raises(ConfigError):
         worker.execute(folder, home=home)
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert "nowhere" in status.message
     assert "'nothing'" in status.message
     assert {path.name for path in folder.path.iterdir()} == {"job.toml", "status.json", "events.jsonl"}

@@ -13,13 +13,13 @@ import pytest
 
 from lora_studio.errors import StopRequested
 from lora_studio.workspace import gpu_queue as queue
-from lora_studio.workspace.gpu_queue import turn, waiting
+from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lora_studio.workspace.gpu_queue import turn
-with turn(Path(sys.argv[1]), "the other"):
+from lora_studio.workspace.gpu_queue import hold_gpu
+with hold_gpu(Path(sys.argv[1]), "the other"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -38,9 +38,9 @@ def ticket(folder: Path, name: str, pid: int, label: str = "x") -> Path:
 
 
 def test_a_free_gpu_is_given_at_once_and_left_clean(tmp_path: Path) -> None:
-    with turn(tmp_path / "queue", "mine"):
-        assert [label for _, label in waiting(tmp_path / "queue")] == ["mine"]
-    assert waiting(tmp_path / "queue") == []
+    with hold_gpu(tmp_path / "queue", "mine"):
+        assert [label for _, label in live_tickets(tmp_path / "queue")] == ["mine"]
+    assert live_tickets(tmp_path / "queue") == []
 
 
 def test_one_at_a_time_in_the_order_of_arrival(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_one_at_a_time_in_the_order_of_arrival(tmp_path: Path) -> None:
     inside: list[int] = []
 
     def work(name: str) -> None:
-        with turn(tmp_path, name):
+        with hold_gpu(tmp_path, name):
             inside.append(1)
             order.append(name)
             assert len(inside) == 1
@@ -60,7 +60,7 @@ def test_one_at_a_time_in_the_order_of_arrival(tmp_path: Path) -> None:
         threads.append(threading.Thread(target=work, args=(name,)))
         threads[-1].start()
         deadline = time.monotonic() + 5
-        while name not in order and not any(label == name for _, label in waiting(tmp_path)):
+        while name not in order and not any(label == name for _, label in live_tickets(tmp_path)):
             assert time.monotonic() < deadline
             time.sleep(0.005)
     for thread in threads:
@@ -73,11 +73,11 @@ def test_the_waiting_hear_who_is_ahead_and_may_give_up(tmp_path: Path) -> None:
     heard: list[tuple[int, str]] = []
     with (
         pytest.raises(StopRequested),
-        turn(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda *news: heard.append(news)),
+        hold_gpu(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda *news: heard.append(news)),
     ):
         pytest.fail("it was not its turn")
     assert heard == [(1, "the elder")]
-    assert [path for path, _ in waiting(tmp_path)] == [ahead]
+    assert [path for path, _ in live_tickets(tmp_path)] == [ahead]
 
 
 def test_the_lock_falls_with_its_holder(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_the_lock_falls_with_its_holder(tmp_path: Path) -> None:
             process.kill()
             process.wait(10)
 
-        with turn(tmp_path, "mine", on_wait=hear):
+        with hold_gpu(tmp_path, "mine", on_wait=hear):
             assert heard[0] == (1, "the other")
     finally:
         process.kill()
@@ -104,12 +104,12 @@ def test_a_lock_without_a_ticket_is_waited_for_too(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        for path, _ in waiting(tmp_path):
+        for path, _ in live_tickets(tmp_path):
             path.unlink()
         heard: list[str] = []
         with (
             pytest.raises(StopRequested),
-            turn(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda _, label: heard.append(label)),
+            hold_gpu(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda _, label: heard.append(label)),
         ):
             pytest.fail("the lock was held")
         assert heard == ["another program"]
@@ -124,15 +124,15 @@ def test_tickets_of_the_dead_are_removed(tmp_path: Path) -> None:
     dead = ticket(tmp_path, "0000-1", process.pid)
     broken = tmp_path / "0001-1.json"
     broken.write_text("{", "utf-8")
-    with turn(tmp_path, "mine"):
+    with hold_gpu(tmp_path, "mine"):
         assert not dead.exists()
 
 
 def test_the_turn_ends_with_an_error_too(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), turn(tmp_path, "mine"):
+    with pytest.raises(RuntimeError), hold_gpu(tmp_path, "mine"):
         raise RuntimeError
-    with turn(tmp_path, "next"):
-        assert len(waiting(tmp_path)) == 1
+    with hold_gpu(tmp_path, "next"):
+        assert len(live_tickets(tmp_path)) == 1
 
 
 def test_a_reused_process_number_holds_no_place(tmp_path: Path) -> None:
@@ -140,4 +140,4 @@ def test_a_reused_process_number_holds_no_place(tmp_path: Path) -> None:
     content = json.loads(path.read_text("utf-8"))
     content["pid_started"] = psutil.Process().create_time() - 100
     path.write_text(json.dumps(content), "utf-8")
-    assert waiting(tmp_path) == []
+    assert live_tickets(tmp_path) == []

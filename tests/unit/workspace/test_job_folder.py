@@ -14,11 +14,11 @@ from lora_studio.errors import InputError
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import (
     JobFolder,
-    State,
-    Status,
+    JobState,
+    JobStatus,
+    is_process_alive,
     job_folders,
     numbered_folder,
-    process_lives,
     slugify,
 )
 
@@ -33,15 +33,15 @@ def folder(tmp_path: Path, job: TrainJob) -> JobFolder:
     return JobFolder.create(tmp_path / "001-saria", job)
 
 
-def own_status(state: State) -> Status:
+def own_status(state: JobState) -> JobStatus:
     own = psutil.Process()
-    return Status(state=state, pid=own.pid, pid_started=own.create_time())
+    return JobStatus(state=state, pid=own.pid, pid_started=own.create_time())
 
 
 def test_a_new_folder_holds_its_job(folder: JobFolder, job: TrainJob) -> None:
     assert folder.exists
     assert folder.job() == job
-    assert folder.status().state is State.CREATED
+    assert folder.status().state is JobState.CREATED
     assert folder.result() is None
     assert folder.events() == ([], 0)
     assert folder.log_tail() == ""
@@ -57,48 +57,48 @@ def test_a_folder_without_a_job_says_so(tmp_path: Path) -> None:
         JobFolder(tmp_path).job()
 
 
-@pytest.mark.parametrize("state", list(State))
-def test_status_of_a_living_worker_is_what_it_wrote(folder: JobFolder, state: State) -> None:
+@pytest.mark.parametrize("state", list(JobState))
+def test_status_of_a_living_worker_is_what_it_wrote(folder: JobFolder, state: JobState) -> None:
     folder.set_status(own_status(state))
     assert folder.status().state is state
 
 
-@pytest.mark.parametrize("state", [State.QUEUED, State.RUNNING])
-def test_a_dead_worker_is_read_as_failed(folder: JobFolder, state: State) -> None:
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING])
+def test_a_dead_worker_is_read_as_failed(folder: JobFolder, state: JobState) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         started = psutil.Process(process.pid).create_time()
-    folder.set_status(Status(state=state, pid=process.pid, pid_started=started, done=7, total=10, seconds_left=3))
+    folder.set_status(JobStatus(state=state, pid=process.pid, pid_started=started, done=7, total=10, seconds_left=3))
     status = folder.status()
-    assert status.state is State.FAILED
+    assert status.state is JobState.FAILED
     assert "worker process ended" in status.message
     assert "worker.log" in status.remedy
     assert (status.done, status.total, status.seconds_left) == (7, 10, None)
 
 
 def test_a_finished_job_needs_no_living_worker(folder: JobFolder) -> None:
-    folder.set_status(Status(state=State.DONE, pid=2**22 - 1, pid_started=1.0))
-    assert folder.status().state is State.DONE
+    folder.set_status(JobStatus(state=JobState.DONE, pid=2**22 - 1, pid_started=1.0))
+    assert folder.status().state is JobState.DONE
 
 
 def test_a_reused_process_number_is_not_the_worker() -> None:
     own = psutil.Process()
-    assert process_lives(own.pid, own.create_time())
-    assert process_lives(own.pid, None)
-    assert not process_lives(own.pid, own.create_time() - 100)
-    assert not process_lives(None, None)
+    assert is_process_alive(own.pid, own.create_time())
+    assert is_process_alive(own.pid, None)
+    assert not is_process_alive(own.pid, own.create_time() - 100)
+    assert not is_process_alive(None, None)
 
 
 def test_update_changes_only_what_it_names(folder: JobFolder) -> None:
-    folder.set_status(own_status(State.RUNNING))
+    folder.set_status(own_status(JobState.RUNNING))
     folder.update_status(done=3, total=9, message="Step 3")
     status = folder.status()
-    assert (status.state, status.done, status.total, status.message) == (State.RUNNING, 3, 9, "Step 3")
+    assert (status.state, status.done, status.total, status.message) == (JobState.RUNNING, 3, 9, "Step 3")
     assert status.updated_at > 0
 
 
 def test_broken_status_is_no_crash(folder: JobFolder) -> None:
     (folder.path / "status.json").write_text('{"state": "runn', "utf-8")
-    assert folder.status() == Status()
+    assert folder.status() == JobStatus()
 
 
 def test_events_come_back_in_order_and_once(folder: JobFolder) -> None:
@@ -208,7 +208,7 @@ def test_slugs_are_file_names(name: str, slug: str) -> None:
 
 
 def test_status_file_is_plain_json(folder: JobFolder) -> None:
-    folder.set_status(own_status(State.RUNNING))
+    folder.set_status(own_status(JobState.RUNNING))
     assert json.loads((folder.path / "status.json").read_text("utf-8"))["state"] == "running"
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Kind
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project, ProjectInfo, image_sets
 
 
 def busy(project: Project) -> None:
     job = TrainJob.parse({"name": "a", "dataset": "d", "base": "b"})
     folder = JobFolder.create(project.new_run_dir("a"), job)
-    folder.update_status(state=State.RUNNING, pid=os.getpid(), pid_started=None)
+    folder.update_status(state=JobState.RUNNING, pid=os.getpid(), pid_started=None)
 
 
 def test_home_is_found_where_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_a_public_home_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_project_keeps_what_was_said(home: Home) -> None:
-    info = ProjectInfo(kind=Kind.STYLE, trigger_word="ink_hc", base="embedded", vram_gib=8, recipe=Recipe(epochs=3))
+    info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="ink_hc", base="embedded", vram_gib=8, recipe=Recipe(epochs=3))
     project = home.create_project("My style", info)
     assert project.info() == info
     assert home.project("My style").info() == info

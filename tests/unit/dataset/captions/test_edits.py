@@ -15,7 +15,7 @@ from lora_studio.dataset.captions.edit_history import KEPT_EDITS, CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.captions.text import join_tags, read_caption, split_tags, with_replaced, with_tags
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Position
+from lora_studio.settings.choices import TagPosition
 from lora_studio.workspace.project import Home
 
 tags = st.sampled_from(
@@ -49,16 +49,16 @@ def apply(folder: Path, edit: edits.Edit) -> history.EditReport:
 @pytest.mark.parametrize(
     ("caption", "position", "expected"),
     [
-        ("ohwx, smile", Position.FRONT, "new, ohwx, smile"),
-        ("ohwx, smile", Position.AFTER_TRIGGER, "ohwx, new, smile"),
-        ("ohwx, smile", Position.BACK, "ohwx, smile, new"),
-        ("smile, day", Position.AFTER_TRIGGER, "new, smile, day"),
-        ("photo of ohwx, day", Position.AFTER_TRIGGER, "photo of ohwx, new, day"),
-        ("NEW, smile", Position.FRONT, "NEW, smile"),
-        ("", Position.BACK, "new"),
+        ("ohwx, smile", TagPosition.FRONT, "new, ohwx, smile"),
+        ("ohwx, smile", TagPosition.AFTER_TRIGGER, "ohwx, new, smile"),
+        ("ohwx, smile", TagPosition.BACK, "ohwx, smile, new"),
+        ("smile, day", TagPosition.AFTER_TRIGGER, "new, smile, day"),
+        ("photo of ohwx, day", TagPosition.AFTER_TRIGGER, "photo of ohwx, new, day"),
+        ("NEW, smile", TagPosition.FRONT, "NEW, smile"),
+        ("", TagPosition.BACK, "new"),
     ],
 )
-def test_tags_are_added_where_they_are_wanted(caption: str, position: Position, expected: str) -> None:
+def test_tags_are_added_where_they_are_wanted(caption: str, position: TagPosition, expected: str) -> None:
     assert with_tags(caption, "new", position, "ohwx") == expected
 
 
@@ -72,8 +72,8 @@ def test_a_replaced_tag_is_gone_and_nothing_else_is(caption: str, old: str, new:
         assert after == before - {old.casefold()} | {new.casefold()}
 
 
-@given(captions, tags, st.sampled_from(Position))
-def test_added_and_removed_is_as_before(caption: str, tag: str, position: Position) -> None:
+@given(captions, tags, st.sampled_from(TagPosition))
+def test_added_and_removed_is_as_before(caption: str, tag: str, position: TagPosition) -> None:
     added = edits.add(tag, position, "ohwx").change(caption)
     assert edits.add(tag, position, "ohwx").change(added) == added
     if tag.casefold() not in {other.casefold() for other in split_tags(caption)}:

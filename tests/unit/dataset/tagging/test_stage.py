@@ -22,9 +22,9 @@ from lora_studio.dataset.tagging.interface import Sight
 from lora_studio.dataset.tagging.labels import Label
 from lora_studio.dataset.tagging.stage import TagResult, restore_captions, tag
 from lora_studio.errors import DiskFullError, InputError
-from lora_studio.settings.choices import Existing
+from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
-from lora_studio.workspace.job_folder import JobFolder, State
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import save_tiny_wd
 
@@ -138,12 +138,16 @@ def test_every_image_gets_its_own_caption_with_the_trigger_first(studio: Fixture
 @pytest.mark.parametrize(
     ("existing", "expected", "tagged"),
     [
-        (Existing.IGNORE, {"a.txt": "smiling, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 2),
-        (Existing.APPEND, {"a.txt": "smiling, thing, red 1", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 3),
-        (Existing.OVERWRITE, {"a.txt": "red 1, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 3),
+        (ExistingCaptions.IGNORE, {"a.txt": "smiling, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 2),
+        (
+            ExistingCaptions.APPEND,
+            {"a.txt": "smiling, thing, red 1", "b.txt": "red 2, thing", "c.txt": "red 3, thing"},
+            3,
+        ),
+        (ExistingCaptions.OVERWRITE, {"a.txt": "red 1, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 3),
     ],
 )
-def test_existing_captions(studio: Fixture, existing: Existing, expected: dict[str, str], tagged: int) -> None:
+def test_existing_captions(studio: Fixture, existing: ExistingCaptions, expected: dict[str, str], tagged: int) -> None:
     studio.add("a.png", 1, "smiling, thing")
     studio.add("b.png", 2)
     studio.add("c.png", 3, "  \n")
@@ -156,13 +160,13 @@ def test_existing_captions(studio: Fixture, existing: Existing, expected: dict[s
 
 def test_appending_puts_the_trigger_first_and_never_twice(studio: Fixture) -> None:
     studio.add("a.png", 1, "smiling, OHWX, Thing")
-    studio.run(existing=Existing.APPEND, trigger_word="ohwx")
+    studio.run(existing=ExistingCaptions.APPEND, trigger_word="ohwx")
     assert studio.captions() == {"a.txt": "ohwx, smiling, Thing, red 1"}
 
 
 def test_nothing_new_is_left_as_it_was(studio: Fixture) -> None:
     path = studio.add("a.png", 1, "thing,red 1\n")
-    result = studio.run(existing=Existing.APPEND)
+    result = studio.run(existing=ExistingCaptions.APPEND)
     assert (result.tagged, result.skipped) == (0, 1)
     assert path.with_suffix(".txt").read_text() == "thing,red 1\n"
 
@@ -188,7 +192,7 @@ def test_broken_images_are_told_and_the_rest_goes_on(studio: Fixture) -> None:
 def test_a_tagger_that_is_sure_of_nothing_writes_no_empty_file(studio: Fixture) -> None:
     studio.add("a.png", 1)
     studio.add("b.png", 2, "mine")
-    result = studio.run(existing=Existing.OVERWRITE, threshold=0.95)
+    result = studio.run(existing=ExistingCaptions.OVERWRITE, threshold=0.95)
     assert studio.captions() == {"b.txt": "mine"}
     assert "threshold 0.95" in result.failed[0].message
 
@@ -196,12 +200,12 @@ def test_a_tagger_that_is_sure_of_nothing_writes_no_empty_file(studio: Fixture) 
 def test_a_sentence_is_kept_whole(studio: Fixture) -> None:
     studio.add("a.png", 1, "a drawing")
     studio.tagger.sentence = "a cat, sitting on a mat"
-    studio.run(existing=Existing.APPEND, trigger_word="ohwx", threshold=1)
+    studio.run(existing=ExistingCaptions.APPEND, trigger_word="ohwx", threshold=1)
     assert studio.captions() == {"a.txt": "ohwx, a drawing, a cat, sitting on a mat"}
 
 
-@pytest.mark.parametrize("existing", list(Existing))
-def test_stop_and_resume_do_every_image_once(studio: Fixture, existing: Existing) -> None:
+@pytest.mark.parametrize("existing", list(ExistingCaptions))
+def test_stop_and_resume_do_every_image_once(studio: Fixture, existing: ExistingCaptions) -> None:
     for index in range(10):
         studio.add(f"{index}.png", index, "old" if index in (1, 7) else None)
     studio.stop_after = 3
@@ -211,7 +215,7 @@ def test_stop_and_resume_do_every_image_once(studio: Fixture, existing: Existing
     (studio.images / "0.txt").write_text("edited while it was stopped")
     studio.stop_after = 10**9
     second = studio.run(resume=True)
-    expected = 8 if existing is Existing.IGNORE else 10
+    expected = 8 if existing is ExistingCaptions.IGNORE else 10
     assert (second.tagged, second.skipped, second.stopped) == (expected, 10 - expected, False)
     assert len(studio.names("tagged")) == len(set(studio.names("tagged"))) == expected
     assert studio.captions()["0.txt"] == "edited while it was stopped"
@@ -232,7 +236,7 @@ def test_restoring_undoes_the_job_byte_for_byte(studio: Fixture) -> None:
     studio.add("edited.png", 3, "mine")
     dotted = studio.add("dotted.png", 4)
     dotted.with_suffix(".caption").write_text("theirs")
-    studio.run(existing=Existing.OVERWRITE)
+    studio.run(existing=ExistingCaptions.OVERWRITE)
     (studio.images / "edited.txt").write_text("better words")
     report = restore_captions(studio.folder)
     assert (studio.images / "old.txt").read_bytes() == latin
@@ -252,7 +256,7 @@ def test_restoring_undoes_the_job_byte_for_byte(studio: Fixture) -> None:
 
 def test_restoring_after_a_caption_was_changed_twice(studio: Fixture) -> None:
     path = studio.add("a.png", 1, "first")
-    studio.run(existing=Existing.OVERWRITE)
+    studio.run(existing=ExistingCaptions.OVERWRITE)
     with (studio.job_path / tagging.KEPT_FILE).open("a") as lines:
         lines.write('{"file": "torn')
     (studio.job_path / "events.jsonl").unlink()  # as if the machine had died before the event was written
@@ -282,7 +286,7 @@ def test_a_full_disk_ends_the_job_with_what_is_done(studio: Fixture, monkeypatch
 
     monkeypatch.setattr(tagging, "write_many", full)
     with pytest.raises(DiskFullError):
-        studio.run(existing=Existing.OVERWRITE)
+        studio.run(existing=ExistingCaptions.OVERWRITE)
     assert studio.captions() == {"a.txt": "red 1, thing", "b.txt": "old b"}
     monkeypatch.setattr(tagging, "write_many", write)
     again = studio.run(resume=True)
@@ -294,12 +298,12 @@ def test_a_full_disk_ends_the_job_with_what_is_done(studio: Fixture, monkeypatch
 def test_other_settings_need_no_model_again(studio: Fixture) -> None:
     for index in range(5):
         studio.add(f"{index}.png", index)
-    studio.run(existing=Existing.OVERWRITE, trigger_word="ohwx")
+    studio.run(existing=ExistingCaptions.OVERWRITE, trigger_word="ohwx")
     studio.add("5.png", 5)
     (studio.images / "0.png").rename(studio.images / "renamed.png")
     studio.job_path = studio.job_path.with_name("again")
     settings = {"threshold": 0.6, "character_threshold": 0.7, "exclude_tags": "red_2"}
-    assert studio.run(existing=Existing.OVERWRITE, **settings).tagged == 6
+    assert studio.run(existing=ExistingCaptions.OVERWRITE, **settings).tagged == 6
     said = {name: caption for name, caption in studio.captions().items() if name != "0.txt"}
     assert said == {
         "1.txt": "red 1, hero",
@@ -311,7 +315,7 @@ def test_other_settings_need_no_model_again(studio: Fixture) -> None:
     }
     assert sum(studio.tagger.batches) == 6  # the new one alone was looked at
     studio.job_path = studio.job_path.with_name("third")
-    studio.run(existing=Existing.OVERWRITE, only_tags="thing, red 1")
+    studio.run(existing=ExistingCaptions.OVERWRITE, only_tags="thing, red 1")
     assert studio.captions()["1.txt"] == "red 1, thing"
     assert studio.tagger.loaded == 2
 
@@ -345,7 +349,7 @@ def test_out_of_memory_halves_the_batch_and_tags_every_image_once(studio: Fixtur
     studio.tagger.most, studio.tagger.name = 0, "none fits"
     studio.job_path = studio.job_path.with_name("again")
     with pytest.raises(type(error)) as caught:
-        studio.run(existing=Existing.OVERWRITE)
+        studio.run(existing=ExistingCaptions.OVERWRITE)
     assert caught.value is error
 
 
@@ -381,7 +385,7 @@ def test_by_the_library_with_a_real_tiny_tagger(image_folder: Callable[..., Path
         assert caption.startswith("ohwx, ")
         assert set(split_tags(caption)) == {"ohwx", "1girl", "long hair", "^_^", "hat (object)", "red", "green", "blue"}
     folder = JobFolder(tmp_path / "job")
-    assert folder.status().state is State.DONE
+    assert folder.status().state is JobState.DONE
     assert folder.result() == {"tagged": 3, "skipped": 0, "failed": [], "stopped": False}
     assert heard.count("tagged") == 3
 
@@ -407,5 +411,5 @@ def test_appending_loses_nothing_and_doubles_nothing(
 def test_tags_to_leave_out_are_not_written_and_what_a_user_wrote_stays(studio: Fixture) -> None:
     studio.add("a.png", 10)
     studio.add("b.png", 20, "Thing, my own")
-    studio.run(existing=Existing.APPEND, trigger_word="ohwx", exclude_tags="thing, red")
+    studio.run(existing=ExistingCaptions.APPEND, trigger_word="ohwx", exclude_tags="thing, red")
     assert studio.captions() == {"a.txt": "ohwx, red 10", "b.txt": "ohwx, Thing, my own, red 20"}
