@@ -25,7 +25,7 @@ from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.ui.dataset.contents import Contents, image_id, save_manifest
-from lora_studio.ui.dataset.handlers import Desk
+from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.gc_freeze import made_to_stay
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -73,7 +73,7 @@ def write_down(project: Project) -> None:
 def wait() -> None:
     """Until nobody looks at images in the background."""
     for thread in threading.enumerate():
-        if thread.name == "look at images":
+        if thread.name == "dataset scan":
             thread.join()
 
 
@@ -85,38 +85,39 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
     project, items = contents.project, contents.items
     middle, third = items[len(items) // 2], items[3]
     aside = image_id(project, project.rejected_dir / third.path.name)
-    section = DatasetTab.switched
-    bulk = {"bulk_act": "Add", "bulk_first": "indoors", "bulk_scope": "All images"}
+    section = DatasetTab.section_changed
+    bulk = {"bulk_action": "Add", "bulk_first": "indoors", "bulk_scope": "All images"}
+    all_images = {"dataset_filter": "All"}
     return [
-        ("open the tab", DatasetTab.reopened, {}, None),
+        ("open the tab", DatasetTab.tab_opened, {}, None),
         ("open Import", section, {"dataset_section": "Import"}, None),
         ("open Curate", section, {"dataset_section": "Curate"}, None),
-        ("keep a copy", DatasetTab.picked, {}, f"keep:{contents.proposed[0].id}"),
-        ("look at it again", DatasetTab.picked, {}, f"unkeep:{contents.proposed[0].id}"),
-        ("set a copy aside", DatasetTab.picked, {}, f"aside:{third.id}"),
-        ("put it back", DatasetTab.picked, {}, f"back:{aside}"),
+        ("keep a copy", DatasetTab.button_clicked, {}, f"keep:{contents.proposed[0].id}"),
+        ("look at it again", DatasetTab.button_clicked, {}, f"unkeep:{contents.proposed[0].id}"),
+        ("set a copy aside", DatasetTab.button_clicked, {}, f"aside:{third.id}"),
+        ("put it back", DatasetTab.button_clicked, {}, f"back:{aside}"),
         ("open Tag", section, {"dataset_section": "Tag"}, None),
         ("open Captions", section, {"dataset_section": "Captions"}, None),
-        ("bulk preview", Desk.preview, bulk, None),
+        ("bulk preview", CaptionHandlers.preview, bulk, None),
         ("open Statistics", section, {"dataset_section": "Statistics"}, None),
-        ("a tag of the table", Desk.tag_clicked, {}, "tag:thing 7"),
+        ("a tag of the table", CaptionHandlers.tag_clicked, {}, "tag:thing 7"),
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
-        ("next page", DatasetTab.picked, {}, "page:7"),
-        ("filter To look at", Desk.filtered, {"dataset_filter": "To look at"}, None),
-        ("filter Unreviewed", Desk.filtered, {"dataset_filter": "Unreviewed"}, None),
-        ("filter by a tag", Desk.filtered, {"dataset_filter": "All", "dataset_filter_tag": "thing 7"}, None),
-        ("all again", Desk.filtered, {"dataset_filter_tag": ""}, None),
-        ("show an image", DatasetTab.picked, {}, f"show:{middle.id}"),
-        ("next image", DatasetTab.go_on, {}, None),
-        ("tick, and next", Desk.tick_and_go_on, {}, None),
-        ("previous image", DatasetTab.go_back, {}, None),
-        ("untick", Desk.toggle, {}, None),
-        ("save a caption", DatasetTab.save, {"review_caption": "ohwx, other words"}, None),
-        ("undo", Desk.undo, {}, None),
-        ("add a tag", Desk.chip_clicked, {}, "add:standing"),
-        ("take a tag out", Desk.chip_clicked, {}, "drop:standing"),
+        ("next page", DatasetTab.button_clicked, {}, "page:7"),
+        ("filter To look at", CaptionHandlers.filter_changed, {"dataset_filter": "To look at"}, None),
+        ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": "Unreviewed"}, None),
+        ("filter by a tag", CaptionHandlers.filter_changed, all_images | {"dataset_filter_tag": "thing 7"}, None),
+        ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),
+        ("show an image", DatasetTab.button_clicked, {}, f"show:{middle.id}"),
+        ("next image", DatasetTab.show_next, {}, None),
+        ("tick, and next", CaptionHandlers.mark_and_show_next, {}, None),
+        ("previous image", DatasetTab.show_previous, {}, None),
+        ("untick", CaptionHandlers.toggle_reviewed, {}, None),
+        ("save a caption", DatasetTab.save_caption, {"review_caption": "ohwx, other words"}, None),
+        ("undo", CaptionHandlers.undo, {}, None),
+        ("add a tag", CaptionHandlers.chip_clicked, {}, "add:standing"),
+        ("take a tag out", CaptionHandlers.chip_clicked, {}, "drop:standing"),
         ("set aside in Review", DatasetTab.set_current_aside, {}, None),
-        ("put all back", DatasetTab.put_all_back, {}, None),
+        ("put all back", DatasetTab.restore_all, {}, None),
     ]
 
 
@@ -146,9 +147,9 @@ def main() -> None:
             interface = Interface(home)
             interface.open(project.name)
             began = time.process_time()
-            interface.call(DatasetTab.look)
+            interface.call(DatasetTab.start_scan)
             wait()
-            print(f"{given.images:,} images: pictured and scanned in {time.process_time() - began:.0f} s of CPU time")
+            print(f"{given.images:,} images: thumbnails and scan in {time.process_time() - began:.0f} s of CPU time")
         else:
             write_down(project)
         measure(home, project)

@@ -26,8 +26,8 @@ from lora_studio.ui.dataset import captions as dataset_captions
 from lora_studio.ui.dataset import statistics as dataset_statistics
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
 from lora_studio.ui.dataset.contents import Contents, load_manifest, save_manifest
-from lora_studio.ui.dataset.handlers import Desk
-from lora_studio.ui.dataset.suggestions import Suggestion, Words
+from lora_studio.ui.dataset.handlers import CaptionHandlers
+from lora_studio.ui.dataset.suggestions import Suggestion, TagSuggester
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface
@@ -75,7 +75,7 @@ def project(home: Home, interface: Interface, original: Project) -> Project:
     """A copy of it, chosen in the page, with Review open on its first image."""
     project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
     interface.open(project.name)
-    interface.call(DatasetTab.switched, dataset_section="Review")
+    interface.call(DatasetTab.section_changed, dataset_section="Review")
     return project
 
 
@@ -99,26 +99,26 @@ def shown(grid: str) -> list[str]:
 def test_a_chip_does_what_it_says_and_undo_takes_it_back(
     project: Project, interface: Interface, pick: str, caption: str, said: str
 ) -> None:
-    updates = interface.call(Desk.chip_clicked, pick=pick)
+    updates = interface.call(CaptionHandlers.chip_clicked, pick=pick)
     assert captions(project)[0] == caption
     assert interface.contents_of("review_caption") == caption
     assert said in updates["review_saved"]
     assert re.findall(r'data-tag="([^"]+)"', updates["review_chips"]) == caption.split(", ")
     if "stays" not in said:
-        updates = interface.call(Desk.undo)
-        assert "Undone" in updates["dataset_said"]
+        updates = interface.call(CaptionHandlers.undo)
+        assert "Undone" in updates["dataset_message"]
         assert interface.contents_of("review_caption") == CAPTIONS["guitar.png"]
     assert captions(project) == list(CAPTIONS.values())
 
 
-@pytest.mark.parametrize("pick", ["", "drop:", "move:x:ink", "move:1:", "add: , ", "mend:untidy", "move:9999999:ink"])
+@pytest.mark.parametrize("pick", ["", "drop:", "move:x:ink", "move:1:", "add: , ", "fix:untidy", "move:9999999:ink"])
 def test_a_chip_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, pick: str) -> None:
-    assert 'role="alert"' in interface.call(Desk.chip_clicked, pick=pick)["dataset_notice"]
+    assert 'role="alert"' in interface.call(CaptionHandlers.chip_clicked, pick=pick)["dataset_notice"]
     assert captions(project) == list(CAPTIONS.values())
 
 
 def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: Interface) -> None:
-    updates = interface.call(Desk.tick_and_go_on)
+    updates = interface.call(CaptionHandlers.mark_and_show_next)
     assert "1 of 3 reviewed" in updates["review_progress"]
     assert "key.png" in updates["review_line"]
     report = scan(project.dataset_dir)
@@ -127,19 +127,23 @@ def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: 
     save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))
     updates = interface.open(project.name)
     assert "1 of 3 reviewed" in updates["review_progress"]
-    assert shown(interface.call(Desk.filtered, dataset_filter="Unreviewed")["dataset_grid"]) == [
+    assert shown(interface.call(CaptionHandlers.filter_changed, dataset_filter="Unreviewed")["dataset_grid"]) == [
         "key.png",
         "umbrella.png",
     ]
-    interface.call(Desk.filtered, dataset_filter="All")
-    updates = interface.call(Desk.toggle)
+    interface.call(CaptionHandlers.filter_changed, dataset_filter="All")
+    updates = interface.call(CaptionHandlers.toggle_reviewed)
     assert "0 of 3 reviewed" in updates["review_progress"]
     assert "guitar.png" in updates["review_line"]
 
 
 def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interface: Interface) -> None:
     def left(tag: str, side: str) -> list[str]:
-        return shown(interface.call(Desk.filtered, dataset_filter_tag=tag, dataset_filter_side=side)["dataset_grid"])
+        return shown(
+            interface.call(CaptionHandlers.filter_changed, dataset_filter_tag=tag, dataset_filter_side=side)[
+                "dataset_grid"
+            ]
+        )
 
     assert left(" Key ", "has it") == ["key.png"]
     assert left("ke", "has it") == []
@@ -148,62 +152,64 @@ def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interfac
 
 
 def test_a_bulk_edit_is_seen_done_and_undone(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.switched, dataset_section="Captions")
-    form = {"bulk_act": "Replace", "bulk_first": "ink", "bulk_second": "paper, pen", "bulk_scope": "All images"}
-    assert "Nothing was previewed" in interface.call(Desk.apply, **form)["dataset_notice"]
-    updates = interface.call(Desk.preview, **form)
+    interface.call(DatasetTab.section_changed, dataset_section="Captions")
+    form = {"bulk_action": "Replace", "bulk_first": "ink", "bulk_second": "paper, pen", "bulk_scope": "All images"}
+    assert "Nothing was previewed" in interface.call(CaptionHandlers.apply, **form)["dataset_notice"]
+    updates = interface.call(CaptionHandlers.preview, **form)
     assert updates["bulk_apply"] == {"value": "Apply to 3 captions", "interactive": True}
     assert updates["bulk_changes"].count("<del>ink</del>") == 3
     assert captions(project) == list(CAPTIONS.values())
-    assert "changed since the preview" in interface.call(Desk.apply, bulk_second="pen")["dataset_notice"]
-    updates = interface.call(Desk.apply, bulk_second="paper, pen")
-    assert "3 captions changed." in updates["dataset_said"]
+    assert "changed since the preview" in interface.call(CaptionHandlers.apply, bulk_second="pen")["dataset_notice"]
+    updates = interface.call(CaptionHandlers.apply, bulk_second="paper, pen")
+    assert "3 captions changed." in updates["dataset_message"]
     assert captions(project)[2] == "umbrella, paper, pen"
     assert "Replaced ink with paper, pen" in updates["captions_history"]
-    interface.call(Desk.undo)
+    interface.call(CaptionHandlers.undo)
     assert captions(project) == list(CAPTIONS.values())
-    interface.call(Desk.redo)
+    interface.call(CaptionHandlers.redo)
     assert captions(project)[0] == f"{TRIGGER}, guitar, paper, pen"
 
 
 def test_a_bulk_edit_can_be_of_those_shown_alone(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.switched, dataset_section="Captions")
-    interface.call(Desk.filtered, dataset_filter_tag="umbrella", dataset_filter_side="has it")
-    form = {"bulk_act": "Regular expression", "bulk_first": r"(\w+), ink", "bulk_second": r"\1 in ink"}
-    interface.call(Desk.preview, bulk_scope="Those shown", **form)
-    interface.call(Desk.apply)
+    interface.call(DatasetTab.section_changed, dataset_section="Captions")
+    interface.call(CaptionHandlers.filter_changed, dataset_filter_tag="umbrella", dataset_filter_side="has it")
+    form = {"bulk_action": "Regular expression", "bulk_first": r"(\w+), ink", "bulk_second": r"\1 in ink"}
+    interface.call(CaptionHandlers.preview, bulk_scope="Those shown", **form)
+    interface.call(CaptionHandlers.apply)
     assert captions(project) == [CAPTIONS["guitar.png"], CAPTIONS["key.png"], "umbrella in ink"]
-    interface.call(Desk.filtered, dataset_filter_tag="")
-    assert "no regular expression" in interface.call(Desk.preview, bulk_first="(")["dataset_notice"]
+    interface.call(CaptionHandlers.filter_changed, dataset_filter_tag="")
+    assert "no regular expression" in interface.call(CaptionHandlers.preview, bulk_first="(")["dataset_notice"]
     assert (
         "No image is shown"
-        in interface.call(Desk.preview, bulk_first="a", dataset_filter_tag="no such")["dataset_notice"]
+        in interface.call(CaptionHandlers.preview, bulk_first="a", dataset_filter_tag="no such")["dataset_notice"]
     )
 
 
 def test_a_finding_shows_its_images_and_is_mended(project: Project, interface: Interface) -> None:
-    updates = interface.call(DatasetTab.switched, dataset_section="Captions")
+    updates = interface.call(DatasetTab.section_changed, dataset_section="Captions")
     assert "1 caption without inkstamp_hc." in updates["captions_findings"]
-    updates = interface.call(Desk.finding_clicked, pick="finding:trigger_missing")
+    updates = interface.call(CaptionHandlers.finding_clicked, pick="finding:trigger_missing")
     assert shown(updates["dataset_grid"]) == ["umbrella.png"]
-    updates = interface.call(Desk.finding_clicked, pick="mend:trigger_missing")
+    updates = interface.call(CaptionHandlers.finding_clicked, pick="fix:trigger_missing")
     assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
     assert shown(updates["dataset_grid"]) == list(CAPTIONS)
     assert "trigger" not in updates["captions_findings"]
-    assert 'role="alert"' in interface.call(Desk.finding_clicked, pick="mend:trigger_missing")["dataset_notice"]
-    interface.call(Desk.undo)
+    assert (
+        'role="alert"' in interface.call(CaptionHandlers.finding_clicked, pick="fix:trigger_missing")["dataset_notice"]
+    )
+    interface.call(CaptionHandlers.undo)
     assert captions(project) == list(CAPTIONS.values())
 
 
 def test_figures_filter_the_gallery(project: Project, interface: Interface) -> None:
-    updates = interface.call(DatasetTab.switched, dataset_section="Statistics")
+    updates = interface.call(DatasetTab.section_changed, dataset_section="Statistics")
     assert re.findall(r'data-pick="tag:([^"]+)"', updates["statistics_tags"])[:2] == ["ink", TRIGGER]
-    assert f"Beside {TRIGGER}" in updates["statistics_beside"]
+    assert f"Beside {TRIGGER}" in updates["statistics_co_occurrence"]
     assert "Below 30 images none can be spared" in updates["statistics_split"]
-    updates = interface.call(Desk.tag_clicked, pick=f"tag:{TRIGGER}")
+    updates = interface.call(CaptionHandlers.tag_clicked, pick=f"tag:{TRIGGER}")
     assert shown(updates["dataset_grid"]) == ["guitar.png", "key.png"]
-    updates = interface.call(Desk.tag_clicked, pick="tag:umbrella")
-    assert "Beside umbrella" in updates["statistics_beside"]
+    updates = interface.call(CaptionHandlers.tag_clicked, pick="tag:umbrella")
+    assert "Beside umbrella" in updates["statistics_co_occurrence"]
     assert shown(updates["dataset_grid"]) == ["umbrella.png"]
     assert interface.contents_of("dataset_filter_tag") == "umbrella"
 
@@ -241,7 +247,7 @@ def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) ->
     for what, change in CHANGES.items():
         before = Contents.of(project)
         change(project)
-        now, there = Contents.of(project), Contents.read(project)
+        now, there = Contents.of(project), Contents.load(project)
         assert (now.items, now.trigger, now.manifest) == (there.items, there.trigger, there.manifest), what
         assert Contents.of(project) is now
         if what == "a tick":
@@ -256,25 +262,25 @@ def test_after_its_own_changes_the_studio_looks_at_them_alone(home: Home, origin
     image = contents.items[0].path
     moved = [path.rename(project.path / path.name) for path in (image, image.with_suffix(".txt"))]
     edit(project, "key.txt", "key", "lock")  # by another program
-    left = contents.after([image])
+    left = contents.after_change([image])
     assert [item.caption for item in left.items] == [CAPTIONS["key.png"], CAPTIONS["umbrella.png"]]
     there = Contents.of(project)
     assert [item.caption for item in there.items] == [f"{TRIGGER}, lock, ink", CAPTIONS["umbrella.png"]]
     for path in moved:
         path.rename(image.parent / path.name)
-    back = there.after([image])
-    assert back.items == Contents.read(project).items
+    back = there.after_change([image])
+    assert back.items == Contents.load(project).items
     assert back.items[1] is there.items[0]
 
 
 def test_words_are_suggested_from_what_the_dataset_says(original: Project, home: Home) -> None:
     contents = Contents.of(original)
     image = contents.by_path[original.images_dir / "key.png"]
-    words = Words(home)
-    assert [word.tag for word in words.suggest(contents, "i", image)] == []
-    assert words.suggest(contents, "I", None)[0] == Suggestion("ink", 3)
-    assert [word.tag for word in words.suggest(contents, "u", image)] == ["umbrella"]
-    assert words.suggest(contents, " ", image) == []
+    suggester = TagSuggester(home)
+    assert [word.tag for word in suggester.suggest(contents, "i", image)] == []
+    assert suggester.suggest(contents, "I", None)[0] == Suggestion("ink", 3)
+    assert [word.tag for word in suggester.suggest(contents, "u", image)] == ["umbrella"]
+    assert suggester.suggest(contents, " ", image) == []
 
 
 def test_what_a_tagger_saw_is_suggested_and_colours_the_chips(original: Project, tmp_path: Path) -> None:
@@ -282,15 +288,15 @@ def test_what_a_tagger_saw_is_suggested_and_colours_the_chips(original: Project,
     image = contents.by_path[original.images_dir / "key.png"]
     assert image.info
     home = Home(tmp_path / "home")
-    words = Words(home)
-    assert not words.confidences(image)
+    suggester = TagSuggester(home)
+    assert not suggester.confidences(image)
     cache = TagCache.of(find_tagger(str(save_tiny_wd(tmp_path / "wd")), home=home), home)
     number, label = next((n, label) for n, label in enumerate(cache.labels) if label.category == GENERAL)
     sight = Sight(np.array([number], np.uint16), np.array([0.5], np.float16), "", np.ones(2, np.float16))
     cache.add(image.info.sha256, sight)
     cache.flush()
-    assert words.confidences(image) == {label.name: 0.5}
-    assert Suggestion(label.name, 0) in words.suggest(contents, label.name, image)
+    assert suggester.confidences(image) == {label.name: 0.5}
+    assert Suggestion(label.name, 0) in suggester.suggest(contents, label.name, image)
 
 
 def test_chips_show_what_is_not_read_and_how_sure_a_tagger_is() -> None:
@@ -309,7 +315,7 @@ def test_what_users_wrote_is_text_there_too(home: Home) -> None:
         image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
     contents = Contents.of(project)
     plan = dataset_captions.plan_edit([item.path for item in contents.items], dataset_captions.edits.remove(["day"]))
-    frequencies = contents.table.frequencies
+    frequencies = contents.tag_table.frequencies
     html = "".join(
         [
             tag_chips(contents.items[0].caption or "", "<b>", {}),
@@ -317,7 +323,7 @@ def test_what_users_wrote_is_text_there_too(home: Home) -> None:
             dataset_captions.finding_list(contents.findings),
             dataset_captions.plan_table(plan),
             dataset_statistics.tag_table(frequencies, "<u>", 0),
-            dataset_statistics.beside_table("<s>", frequencies),
+            dataset_statistics.co_occurrence_table("<s>", frequencies),
         ]
     )
     for name in ("script", "u", "b", "i", "em", "s"):
@@ -338,7 +344,7 @@ def test_a_caption_is_edited_with_the_keyboard_and_ticks_survive_a_reload(
 
     def undo() -> None:
         page.locator("#captions-undo").click()
-        page.locator("#dataset-said").get_by_text("Undone").wait_for()
+        page.locator("#dataset-message").get_by_text("Undone").wait_for()
 
     section(page, "Review")
     page.locator("#review-line").get_by_text("1 of 3").wait_for()
@@ -366,15 +372,15 @@ def test_a_caption_is_edited_with_the_keyboard_and_ticks_survive_a_reload(
 
     section(page, "Captions")
     page.locator("#captions-findings").get_by_role("button", name="Put it first, once").click()
-    page.locator("#dataset-said").get_by_text("1 caption changed.").wait_for()
+    page.locator("#dataset-message").get_by_text("1 caption changed.").wait_for()
     assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
     undo()
-    page.locator("#bulk-act").get_by_text("Replace", exact=True).click()
+    page.locator("#bulk-action").get_by_text("Replace", exact=True).click()
     page.locator("#bulk-first input, #bulk-first textarea").fill("ink")
     page.locator("#bulk-second input, #bulk-second textarea").fill("pen")
     page.locator("#bulk-preview").click()
     page.get_by_role("button", name="Apply to 3 captions").click()
-    page.locator("#dataset-said").get_by_text("3 captions changed.").wait_for()
+    page.locator("#dataset-message").get_by_text("3 captions changed.").wait_for()
     assert captions(project)[2] == "umbrella, pen"
     undo()
     assert captions(project)[2] == CAPTIONS["umbrella.png"]

@@ -24,10 +24,10 @@ from lora_studio.dataset.tagging.stage import tag
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
-from lora_studio.ui.dataset import background_scan as dataset_looking
+from lora_studio.ui.dataset import background_scan as background_scan
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
-from lora_studio.ui.dataset.handlers import Desk
+from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.review import caption_hint
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode
@@ -40,14 +40,14 @@ from tests.support.scenes import photo
 TRIGGER = "inkstamp_hc"
 NAMES = ["guitar-mirrored.png", "guitar.png", "key.png", "umbrella.png"]
 HOSTILE = "<img src=x onerror=alert(1)>.png"
-LOOK_SECONDS = 60
+SCAN_TICK_SECONDS = 60
 
 
-def wait_for_look() -> None:
+def wait_for_scan() -> None:
     """Until nobody looks at images in the background."""
     for thread in threading.enumerate():
-        if thread.name == "look at images":
-            thread.join(LOOK_SECONDS)
+        if thread.name == "dataset scan":
+            thread.join(SCAN_TICK_SECONDS)
             assert not thread.is_alive()
 
 
@@ -79,8 +79,8 @@ def imported(home: Home, interface: Interface, pictures: Path) -> Project:
     """A project with those images, imported and scanned by the page."""
     project = home.create_project("imported", ProjectInfo(trigger_word=TRIGGER))
     interface.open(project.name)
-    interface.call(DatasetTab.import_typed, dataset_folder=str(pictures))
-    wait_for_look()
+    interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
+    wait_for_scan()
     return project
 
 
@@ -89,7 +89,7 @@ def project(home: Home, interface: Interface, imported: Project) -> Project:
     """A copy of it, chosen in the page, with Curate open."""
     project = home.duplicate_project(imported.name, f"ink {len(home.projects())}")
     interface.open(project.name)
-    interface.call(DatasetTab.switched, dataset_section="Curate")
+    interface.call(DatasetTab.section_changed, dataset_section="Curate")
     return project
 
 
@@ -122,7 +122,7 @@ def test_an_empty_project_shows_the_ways_to_images(home: Home, interface: Interf
 def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Interface) -> None:
     project = imported
     interface.open(project.name)
-    shown = interface.call(DatasetTab.switched, dataset_section="Import")
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Import")
     assert "4 images added, 1 caption kept." in shown["dataset_report"]
     assert names(project) == NAMES
     tiles = re.findall(r'"label">([^<]+)</div><div class="figure">([^<]+)', shown["dataset_tiles"])
@@ -139,8 +139,8 @@ def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Inter
     assert str(project.path) not in shown["dataset_grid"]
 
 
-def test_curate_says_what_and_why(project: Project, interface: Interface) -> None:
-    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
+def test_curate_status_what_and_why(project: Project, interface: Interface) -> None:
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
     assert "Mirrored copy" in shown["dataset_groups"]
     assert '<strong class="kept">Keep</strong>: as large' in shown["dataset_groups"]
     assert "384 x 384 px: the shorter side is below 512 px." in shown["dataset_flagged"]
@@ -150,12 +150,12 @@ def test_curate_says_what_and_why(project: Project, interface: Interface) -> Non
 def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     project: Project, interface: Interface, home: Home
 ) -> None:
-    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
     assert "known after tagging" in shown["curate_variety"]
     for number in range(6):
         photo(number, (64, 64)).save(project.images_dir / f"photo{number}.png")
-    interface.call(DatasetTab.look)
-    wait_for_look()
+    interface.call(DatasetTab.start_scan)
+    wait_for_scan()
     infos = [item.info for item in Contents.of(project).items if item.info]
     cache = TagCache.of(find_tagger("demo", home=home), home)
     vectors = np.random.default_rng(0).normal(0, 1, (len(infos), 32))
@@ -165,35 +165,35 @@ def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     cache.flush()
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.update_status(state=JobState.DONE)
-    interface.call(DatasetTab.tag_tick)  # the tagging has ended: what it saw is compared
-    wait_for_look()
-    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
+    interface.call(DatasetTab.tagging_tick)  # the tagging has ended: what it saw is compared
+    wait_for_scan()
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
     assert "Similar: 100% alike" in shown["dataset_groups"]
     assert "Diversity" in shown["curate_variety"]
     assert shown["dataset_pairs"].count('class="pair"') == 10
     assert shown["curate_apply"]["value"] == "Set aside all proposed (1)"
-    shown = interface.call(DatasetTab.picked, pick=pick(project, "keep", "photo5.png"))
+    shown = interface.call(DatasetTab.button_clicked, pick=pick(project, "keep", "photo5.png"))
     assert "alike in what" not in shown["dataset_groups"]
 
 
 def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Interface) -> None:
     Image.new("RGB", (1500, 1000)).save(project.images_dir / "wide.png")
-    interface.call(DatasetTab.look)
-    wait_for_look()
-    shown = interface.call(DatasetTab.switched, dataset_section="Curate")["dataset_buckets"]
+    interface.call(DatasetTab.start_scan)
+    wait_for_scan()
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")["dataset_buckets"]
     assert re.findall(r"<strong>([^<]+)</strong>", shown) == ["768 × 768", "384 × 384", "1216 × 832"]
     assert "3 sizes, from 384 × 384 to 1500 × 1000 px" in shown
     assert re.search(r'title="wide.png: 1500 × 1000 px, 3% cropped".*?inset: 0.0% 1.\d% 0.0% 1.\d%', shown, re.DOTALL)
 
 
 def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
-    shown = interface.call(DatasetTab.picked, pick=pick(project, "aside", "umbrella.png"))
+    shown = interface.call(DatasetTab.button_clicked, pick=pick(project, "aside", "umbrella.png"))
     assert names(project) == NAMES[:3]
-    assert "umbrella.png is set aside" in shown["dataset_said"]
+    assert "umbrella.png is set aside" in shown["dataset_message"]
     assert "umbrella.png" in shown["curate_aside"]
-    shown = interface.call(DatasetTab.picked, pick=button(shown["dataset_said"], "Put it back"))
+    shown = interface.call(DatasetTab.button_clicked, pick=button(shown["dataset_message"], "Put it back"))
     assert names(project) == NAMES
-    assert "umbrella.png is back" in shown["dataset_said"]
+    assert "umbrella.png is back" in shown["dataset_message"]
     assert "384 x 384" in shown["dataset_flagged"]
 
 
@@ -201,12 +201,12 @@ def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Pr
     copy = project.images_dir / "guitar-mirrored.png"
     copy.with_suffix(".txt").write_text("a guitar", "utf-8")
     before = {path.name: path.read_bytes() for path in project.images_dir.iterdir()}
-    shown = interface.call(DatasetTab.set_all_aside)
+    shown = interface.call(DatasetTab.set_aside_proposed)
     assert names(project) == NAMES[1:]
     assert not copy.with_suffix(".txt").exists()
     assert shown["curate_apply"]["visible"] is False
     assert "Mirrored copy of guitar.png" in shown["curate_aside"]
-    interface.call(DatasetTab.put_all_back)
+    interface.call(DatasetTab.restore_all)
     assert {path.name: path.read_bytes() for path in project.images_dir.iterdir()} == before
 
 
@@ -215,49 +215,52 @@ def test_images_in_no_set_are_put_into_one(project: Project, interface: Interfac
     first = project.images_dir.name
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
     interface.open(project.name)
-    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
-    assert "1 image in no set" in shown["curate_says"]
-    assert (shown["curate_wrap"]["visible"], shown["curate_wrap"]["value"]) == (True, f"Put 1 loose image into {first}")
-    interface.call(DatasetTab.wrap)
-    wait_for_look()
-    shown = interface.call(DatasetTab.switched, dataset_section="Curate")
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
+    assert "1 image in no set" in shown["curate_status"]
+    assert (shown["curate_move_loose"]["visible"], shown["curate_move_loose"]["value"]) == (
+        True,
+        f"Put 1 loose image into {first}",
+    )
+    interface.call(DatasetTab.move_loose_images)
+    wait_for_scan()
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
     assert not loose.exists()
     assert (project.dataset_dir / first / loose.name).is_file()
-    assert "in no set" not in shown["curate_says"]
-    assert shown["curate_wrap"]["visible"] is False
+    assert "in no set" not in shown["curate_status"]
+    assert shown["curate_move_loose"]["visible"] is False
 
 
 def test_no_image_is_moved_under_a_job_or_a_scan(
     project: Project, interface: Interface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(dataset_looking, "scan", lambda *args, **options: go_on.wait() and scan(*args, **options))
+    monkeypatch.setattr(background_scan, "scan", lambda *args, **options: go_on.wait() and scan(*args, **options))
     loose = project.dataset_dir / "by hand.png"
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
-    interface.call(DatasetTab.look)
-    said = interface.call(DatasetTab.wrap)["dataset_notice"]
+    interface.call(DatasetTab.start_scan)
+    said = interface.call(DatasetTab.move_loose_images)["dataset_notice"]
     go_on.set()
-    wait_for_look()
+    wait_for_scan()
     assert "being looked at" in said
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(JobStatus(**at_work()))
-    assert f"while {folder.name} is at work" in interface.call(DatasetTab.wrap)["dataset_notice"]
+    assert f"while {folder.name} is at work" in interface.call(DatasetTab.move_loose_images)["dataset_notice"]
     assert loose.is_file()
 
 
 def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.picked, pick=pick(project, "instead", "guitar-mirrored.png"))
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "instead", "guitar-mirrored.png"))
     assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]
     assert Contents.of(project).proposed == []
 
 
 def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project: Project, interface: Interface) -> None:
-    shown = interface.call(DatasetTab.picked, pick=pick(project, "keep", "guitar-mirrored.png"))
+    shown = interface.call(DatasetTab.button_clicked, pick=pick(project, "keep", "guitar-mirrored.png"))
     assert shown["dataset_groups"] == ""
     assert shown["curate_apply"]["visible"] is False
-    assert "There is nothing to set aside" in interface.call(DatasetTab.set_all_aside)["dataset_notice"]
+    assert "There is nothing to set aside" in interface.call(DatasetTab.set_aside_proposed)["dataset_notice"]
     assert names(project) == NAMES
-    shown = interface.call(DatasetTab.picked, pick=button(shown["curate_aside"], "Look again"))
+    shown = interface.call(DatasetTab.button_clicked, pick=button(shown["curate_aside"], "Look again"))
     assert "Mirrored copy" in shown["dataset_groups"]
 
 
@@ -277,17 +280,17 @@ def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project:
     ],
 )
 def test_a_button_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, asked: str) -> None:
-    shown = interface.call(DatasetTab.picked, pick=asked)
+    shown = interface.call(DatasetTab.button_clicked, pick=asked)
     assert 'role="alert"' in shown["dataset_notice"]
     assert names(project) == NAMES
 
 
 def test_filters_show_what_they_say(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
-    interface.call(DatasetTab.switched, dataset_section="Review")
+    interface.call(DatasetTab.section_changed, dataset_section="Review")
 
     def left(chosen: Filter) -> list[str]:
-        grid = interface.call(Desk.filtered, dataset_filter=chosen.value)["dataset_grid"]
+        grid = interface.call(CaptionHandlers.filter_changed, dataset_filter=chosen.value)["dataset_grid"]
         return [title.split("\n")[0] for title in re.findall(r'aria-pressed="\w+" title="([^"]+)"', grid)]
 
     assert left(Filter.ALL) == NAMES
@@ -297,57 +300,57 @@ def test_filters_show_what_they_say(project: Project, interface: Interface) -> N
 
 
 def test_a_caption_is_saved_when_the_box_or_the_image_is_left(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.picked, pick=pick(project, "show", "guitar.png"))
-    shown = interface.call(DatasetTab.save, review_caption=f"{TRIGGER},  guitar\nred ")
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "guitar.png"))
+    shown = interface.call(DatasetTab.save_caption, review_caption=f"{TRIGGER},  guitar\nred ")
     assert (project.images_dir / "guitar.txt").read_text("utf-8") == f"{TRIGGER}, guitar red"
     assert "Saved" in shown["review_saved"]
-    shown = interface.call(DatasetTab.go_on, review_caption=f"{TRIGGER}, guitar")
+    shown = interface.call(DatasetTab.show_next, review_caption=f"{TRIGGER}, guitar")
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
     assert "key.png" in shown["review_line"]
     assert interface.contents_of("review_caption") == f"{TRIGGER}, key"
 
 
 def test_a_caption_that_was_not_edited_is_not_written(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.picked, pick=pick(project, "show", "key.png"))
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
-    interface.call(DatasetTab.save)
-    interface.call(DatasetTab.go_on)
+    interface.call(DatasetTab.save_caption)
+    interface.call(DatasetTab.show_next)
     assert file.read_text("utf-8") == "from elsewhere"
 
 
 def test_a_caption_that_changed_on_disk_is_shown_before_it_is_replaced(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.picked, pick=pick(project, "show", "key.png"))
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
-    shown = interface.call(DatasetTab.go_on, review_caption="mine")
+    shown = interface.call(DatasetTab.show_next, review_caption="mine")
     assert "from elsewhere" in shown["dataset_notice"]
     assert "review_line" not in shown
     assert file.read_text("utf-8") == "from elsewhere"
-    interface.call(DatasetTab.save)
+    interface.call(DatasetTab.save_caption)
     assert file.read_text("utf-8") == "mine"
 
 
 def test_a_caption_is_never_saved_for_an_image_that_is_gone(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.picked, pick=pick(project, "show", "key.png"))
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "key.png"))
     (project.images_dir / "key.png").unlink()
     (project.images_dir / "key.txt").unlink()
-    interface.call(DatasetTab.go_on, review_caption="lost")
+    interface.call(DatasetTab.show_next, review_caption="lost")
     assert not (project.images_dir / "key.txt").exists()
 
 
 def test_setting_aside_in_review_goes_on_to_the_next(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.picked, pick=pick(project, "show", "guitar.png"))
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "guitar.png"))
     shown = interface.call(DatasetTab.set_current_aside, review_caption=f"{TRIGGER}, my guitar")
     assert "key.png" in shown["review_line"]
-    interface.call(DatasetTab.put_all_back)
+    interface.call(DatasetTab.restore_all)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, my guitar"
 
 
 def test_the_trigger_word_is_put_first_on_request(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
-    interface.call(DatasetTab.picked, pick=pick(project, "show", "guitar.png"))
-    interface.call(DatasetTab.put_trigger)
+    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "guitar.png"))
+    interface.call(DatasetTab.add_trigger_word)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
 
 
@@ -357,16 +360,16 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("../outside.png", (EXAMPLE_IMAGES / "key.png").read_bytes())
-    interface.call(DatasetTab.import_dropped, dataset_files=[str(archive)])
-    wait_for_look()
-    shown = interface.call(DatasetTab.tick)
+    interface.call(DatasetTab.import_files, dataset_files=[str(archive)])
+    wait_for_scan()
+    shown = interface.call(DatasetTab.scan_tick)
     assert names(project) == NAMES
     assert not (tmp_path / "outside.png").exists()
     assert 'role="alert"' in shown["dataset_progress"]
     (tmp_path / "text.png").write_text("no picture", "utf-8")
-    interface.call(DatasetTab.import_dropped, dataset_files=[str(tmp_path / "text.png")])
-    wait_for_look()
-    shown = interface.call(DatasetTab.tick)
+    interface.call(DatasetTab.import_files, dataset_files=[str(tmp_path / "text.png")])
+    wait_for_scan()
+    shown = interface.call(DatasetTab.scan_tick)
     assert "Nothing new" in shown["dataset_report"]
     assert "text.png" in shown["dataset_report"]
     assert names(project) == NAMES
@@ -374,7 +377,7 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
 
 @pytest.mark.parametrize(("given", "said"), [("", "No folder is given"), ("/there/is/no/such", "There is no folder")])
 def test_a_folder_that_is_not_there(project: Project, interface: Interface, given: str, said: str) -> None:
-    assert said in interface.call(DatasetTab.import_typed, dataset_folder=given)["dataset_notice"]
+    assert said in interface.call(DatasetTab.import_folder, dataset_folder=given)["dataset_notice"]
 
 
 def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path, started: list[Any]) -> None:
@@ -382,7 +385,7 @@ def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path,
     shutil.copy(pictures / "key.png", project.images_dir)
     interface = Interface(home, Mode.SHARED)
     interface.open(project.name)
-    shown = interface.call(DatasetTab.import_typed, dataset_folder=str(pictures))
+    shown = interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
     assert "only where the studio runs for you alone" in shown["dataset_notice"]
     shown = interface.call(DatasetTab.start_tagging, tag_tagger=str(pictures))
     assert "none of the list and no Hub repository" in shown["dataset_notice"]
@@ -394,7 +397,7 @@ def test_the_example_fills_an_empty_project(home: Home, interface: Interface) ->
     project = home.create_project("mine")
     interface.open("mine")
     interface.call(DatasetTab.import_example)
-    wait_for_look()
+    wait_for_scan()
     contents = Contents.of(project)
     assert len(contents.items) == 24
     assert len(contents.proposed) == 3
@@ -430,7 +433,7 @@ def test_a_tagging_at_work_is_shown_stopped_and_not_started_twice(
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(JobStatus(**at_work() | {"done": 1, "total": 4, "seconds_left": 75.0}))
     folder.emit("tagged", path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4)
-    shown = interface.call(DatasetTab.tag_tick)
+    shown = interface.call(DatasetTab.tagging_tick)
     assert "1 of 4" in shown["tag_state"]
     assert "1 min 15 s left" in shown["tag_state"]
     assert "&lt;script&gt;" in shown["tag_state"]
@@ -458,11 +461,11 @@ def test_the_last_tagging_is_undone(
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
     folder.finish(result.model_dump(mode="json"))
     folder.update_status(state=JobState.DONE, done=4, total=4)
-    shown = interface.call(DatasetTab.switched, dataset_section="Tag")
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Tag")
     assert "4 images tagged by demo." in shown["tag_state"]
     assert shown["tag_undo"]["visible"] is True
     shown = interface.call(DatasetTab.undo_tagging)
-    assert "3 new captions taken away, 1 caption put back." in shown["dataset_said"]
+    assert "3 new captions taken away, 1 caption put back." in shown["dataset_message"]
     assert shown["tag_undo"]["visible"] is False
     assert [item.caption for item in Contents.of(project).items] == [None, None, f"{TRIGGER}, key", None]
 
@@ -481,8 +484,8 @@ def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
     )
     shown = "".join(
         [
-            dataset_view.grid(home, contents, Selection(), 0, "", pictured=True),
-            dataset_view.aside_card([HOSTILE], ["x"]),
+            dataset_view.image_grid(home, contents, Selection(), 0, "", thumbnails_ready=True),
+            dataset_view.set_aside_card([HOSTILE], ["x"]),
             dataset_view.import_card(report),
             caption_hint("<em>", "<b>"),
         ]
@@ -497,7 +500,9 @@ def test_a_large_dataset_has_pages(home: Home) -> None:
     for number in range(dataset_view.PAGE_SIZE + 2):
         (project.images_dir / f"{number:03d}.png").write_bytes(b"")
     contents = Contents.of(project)
-    first, last = (dataset_view.grid(home, contents, Selection(), page, "", pictured=False) for page in (0, 99))
+    first, last = (
+        dataset_view.image_grid(home, contents, Selection(), page, "", thumbnails_ready=False) for page in (0, 99)
+    )
     assert first.count('class="shot"') == dataset_view.PAGE_SIZE
     assert button(first, "Next page") == "page:1"
     assert last.count('class="shot"') == 2
@@ -536,22 +541,22 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
 
     section("Curate")
     page.locator("#dataset-groups").get_by_role("button", name="Set aside").click()
-    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    page.locator("#dataset-message").get_by_text("is set aside").wait_for()
     project = running.home.projects()[0]
     assert len(names(project)) == 3
     page.locator("#curate-aside").get_by_role("button", name="Put back").click()
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
     assert len(names(project)) == 4
 
-    page.locator("#curate-says").click()
+    page.locator("#curate-status").click()
     page.keyboard.press("ArrowDown")
     page.locator("#dataset-groups .group.here").wait_for()
     page.keyboard.press("Delete")
-    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    page.locator("#dataset-message").get_by_text("is set aside").wait_for()
     assert len(names(project)) == 3
     page.locator("#dataset-flagged .entry.here").wait_for()  # what took its place
     page.keyboard.press("z")
-    page.locator("#dataset-said").get_by_text("is back").wait_for()
+    page.locator("#dataset-message").get_by_text("is back").wait_for()
     assert len(names(project)) == 4
     page.keyboard.press("k")
     page.locator("#curate-aside").get_by_text("Kept all the same").wait_for()
@@ -562,7 +567,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.keyboard.press("ArrowUp")
     page.locator("#dataset-groups .group.here").wait_for()
     page.keyboard.press("u")
-    page.locator("#dataset-said").get_by_text("is set aside").wait_for()
+    page.locator("#dataset-message").get_by_text("is set aside").wait_for()
     assert "guitar.png" not in names(project)
     page.keyboard.press("z")
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()

@@ -107,7 +107,7 @@ def bring_in(page: Any, project: Project, pictures: Path, keep: Keep) -> None:
     tab(page, "Dataset")
     fill(page, "dataset-folder", str(pictures))
     page.locator("#dataset-import-folder").click()
-    page.locator("#dataset-notice, #dataset-report, #dataset-said").get_by_text("notes.png").first.wait_for()
+    page.locator("#dataset-notice, #dataset-report, #dataset-message").get_by_text("notes.png").first.wait_for()
     assert len(list(project.images_dir.glob("*.png"))) == 7
     page.locator("#dataset-section").get_by_text("Curate").click()
     page.locator("#dataset-groups img").nth(1).wait_for()

@@ -27,145 +27,145 @@ from lora_studio.ui.dataset.contents import load_manifest, save_manifest
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home, Project
 
-GRID_SIZE = 256  # px of the pictures in the grid
+THUMBNAIL_PX = 256  # px of the pictures in the grid
 CORES = os.cpu_count() or 1
 
 
 @dataclass
-class Look:
+class ScanTask:
     """One pass over a project's images: what it does now, how far it is, and what came of it.
 
-    `pictured` says that the grid's small pictures are made.
+    `thumbnails_ready` says that the grid's small pictures are made.
     """
 
     phase: str = "Starting"
     done: int = 0
     total: int = 0
     running: bool = True
-    pictured: bool = False
+    thumbnails_ready: bool = False
     report: ImportReport | None = None
     error: StudioError | None = None
 
-    def begin(self, phase: str, total: int = 0) -> None:
+    def start_phase(self, phase: str, total: int = 0) -> None:
         """Go on to the next part."""
         self.phase, self.done, self.total = phase, 0, total
 
-    def progress(self, done: int, total: int) -> None:
+    def set_progress(self, done: int, total: int) -> None:
         """So many of so many."""
         self.done, self.total = done, total
 
     @property
-    def stamp(self) -> str:
+    def render_key(self) -> str:
         """Changes when there is something else to show than a figure."""
         return f"{id(self)}:{self.phase}:{self.running}"
 
 
 @dataclass
-class Looks:
+class ScanRunner:
     """The passes of a home's projects, one at a time for each."""
 
     home: Home
-    _last: dict[Path, Look] = field(default_factory=dict)
+    _latest: dict[Path, ScanTask] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def last(self, project: Project) -> Look | None:
+    def latest(self, project: Project) -> ScanTask | None:
         """The pass at work, else the latest since the studio was started."""
-        return self._last.get(project.path)
+        return self._latest.get(project.path)
 
-    def busy(self, project: Project) -> bool:
+    def is_running(self, project: Project) -> bool:
         """Whether a pass is at work."""
-        look = self.last(project)
-        return look is not None and look.running
+        task = self.latest(project)
+        return task is not None and task.running
 
-    def forget_error(self, project: Project) -> None:
+    def clear_error(self, project: Project) -> None:
         """The user read why the latest pass failed, and went on."""
-        look = self.last(project)
-        if look is not None:
-            look.error = None
+        task = self.latest(project)
+        if task is not None:
+            task.error = None
 
-    def start(self, project: Project, sources: Sequence[Path] = ()) -> Look:
+    def start(self, project: Project, sources: Sequence[Path] = ()) -> ScanTask:
         """Import `sources`, then scan; raises InputError while another pass over the project is at work."""
-        return self._begin(project, lambda look: self._import_and_scan(project, sources, look))
+        return self._begin(project, lambda task: self._import_and_scan(project, sources, task))
 
-    def wrap(self, project: Project) -> Look:
+    def move_loose_images(self, project: Project) -> ScanTask:
         """Put images beside the sets into the first one, then scan; raises InputError while another pass is at work."""
-        return self._begin(project, lambda look: self._wrap_and_scan(project, look))
+        return self._begin(project, lambda task: self._move_and_scan(project, task))
 
-    def compare(self, project: Project) -> Look:
+    def find_similar(self, project: Project) -> ScanTask:
         """Find similar images by what a tagger saw; raises InputError while another pass is at work."""
-        return self._begin(project, lambda look: self._compare(project, look))
+        return self._begin(project, lambda task: self._find_similar(project, task))
 
-    def _begin(self, project: Project, work: Callable[[Look], None]) -> Look:
+    def _begin(self, project: Project, work: Callable[[ScanTask], None]) -> ScanTask:
         with self._lock:
-            if self.busy(project):
+            if self.is_running(project):
                 raise InputError(
                     "The images are being looked at.", "Wait until that is done, then try again.", code="busy"
                 )
-            look = self._last[project.path] = Look()
-        threading.Thread(target=self._run, args=(project, work, look), daemon=True, name="look at images").start()
-        return look
+            task = self._latest[project.path] = ScanTask()
+        threading.Thread(target=self._run, args=(project, work, task), daemon=True, name="dataset scan").start()
+        return task
 
-    def _import_and_scan(self, project: Project, sources: Sequence[Path], look: Look) -> None:
+    def _import_and_scan(self, project: Project, sources: Sequence[Path], task: ScanTask) -> None:
         if sources:
-            look.begin("Importing")
-            look.report = import_paths(
-                sources, project.images_dir, rejected_dir=project.rejected_dir, on_progress=look.progress
+            task.start_phase("Importing")
+            task.report = import_paths(
+                sources, project.images_dir, rejected_dir=project.rejected_dir, on_progress=task.set_progress
             )
-        self._make_pictures(project, look)
-        self._scan(project, look)
+        self._make_thumbnails(project, task)
+        self._scan(project, task)
 
-    def _wrap_and_scan(self, project: Project, look: Look) -> None:
+    def _move_and_scan(self, project: Project, task: ScanTask) -> None:
         wrap_images(project.dataset_dir, project.images_dir.name)
-        self._make_pictures(project, look)
-        self._scan(project, look)
+        self._make_thumbnails(project, task)
+        self._scan(project, task)
 
-    def _compare(self, project: Project, look: Look) -> None:
-        look.begin("Comparing what the tagger saw")
+    def _find_similar(self, project: Project, task: ScanTask) -> None:
+        task.start_phase("Comparing what the tagger saw")
         manifest = load_manifest(project)
-        seen = features(self.home, {info.sha256 for info in manifest.infos.values()})
-        if seen:
-            save_manifest(project, manifest.compared(seen))
-        look.pictured = True
+        tagger_features = features(self.home, {info.sha256 for info in manifest.infos.values()})
+        if tagger_features:
+            save_manifest(project, manifest.compared(tagger_features))
+        task.thumbnails_ready = True
 
-    def _run(self, project: Project, work: Callable[[Look], None], look: Look) -> None:
+    def _run(self, project: Project, work: Callable[[ScanTask], None], task: ScanTask) -> None:
         try:
-            work(look)
+            work(task)
         except StudioError as error:
-            look.error = error
+            task.error = error
         except Exception as error:
             logging.getLogger(__name__).exception("looking at the images of %s", project.path)
-            look.error = StudioError(
+            task.error = StudioError(
                 f"This should not have happened: {type(error).__name__}: {error}.",
                 "Its traceback is where the studio was started.",
             )
         finally:
-            look.running = False
+            task.running = False
 
-    def _make_pictures(self, project: Project, look: Look) -> None:
+    def _make_thumbnails(self, project: Project, task: ScanTask) -> None:
         paths = project_images(project)
-        look.begin("Making small pictures", len(paths))
+        task.start_phase("Making small pictures", len(paths))
         with ThreadPoolExecutor(CORES) as pool:
-            for done, _ in enumerate(pool.map(self._make_picture, paths), 1):
-                look.done = done
-        look.pictured = True
+            for done, _ in enumerate(pool.map(self._make_thumbnail, paths), 1):
+                task.done = done
+        task.thumbnails_ready = True
 
-    def _make_picture(self, path: Path) -> None:
+    def _make_thumbnail(self, path: Path) -> None:
         with suppress(InputError, OSError):  # the scan says what cannot be read
-            picture_url(self.home, path, GRID_SIZE)
+            picture_url(self.home, path, THUMBNAIL_PX)
 
-    def _scan(self, project: Project, look: Look) -> None:
+    def _scan(self, project: Project, task: ScanTask) -> None:
         paths = project_images(project)
         if not paths:
             return
-        look.begin("Looking for flaws", len(paths))
+        task.start_phase("Looking for flaws", len(paths))
         stamps = {}
         for path in paths:
             with suppress(OSError):
                 stamps[path] = stamp_of(path)
         report = scan(
             project.dataset_dir,
-            on_progress=look.progress,
-            on_phase=look.begin,
+            on_progress=task.set_progress,
+            on_phase=task.start_phase,
             workers=CORES,
             features_of=partial(features, self.home),
         )

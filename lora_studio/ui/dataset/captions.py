@@ -18,7 +18,7 @@ from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.context import Updates
-from lora_studio.ui.dataset.contents import Contents, Item, shown_name
+from lora_studio.ui.dataset.contents import Contents, ImageItem, display_name
 from lora_studio.ui.dataset.view import NAMES_SHOWN
 from lora_studio.ui.widgets.html import Tone, card, cards, count_of, empty_card, heading, html, note, pickable
 
@@ -27,7 +27,7 @@ EDITS_SHOWN = 8
 TAGS_SHOWN = 12
 
 
-class Act(StrEnum):
+class BulkAction(StrEnum):
     """What can be done to all captions."""
 
     ADD = "Add"
@@ -53,12 +53,12 @@ POSITIONS = (
 class FindingPick(StrEnum):
     """What a finding's button asks for; what follows the colon is a mend's or a finding's key, or a tag."""
 
-    MEND = "mend"
+    FIX = "fix"
     SHOW = "finding"
     TAG = "tag"
 
 
-class _Fields(NamedTuple):
+class _FieldTexts(NamedTuple):
     """What the form asks for an act: the two texts' labels and reasons; an empty label hides the second."""
 
     first: str
@@ -67,13 +67,13 @@ class _Fields(NamedTuple):
     second_why: str = ""
 
 
-FIELDS: Mapping[Act, _Fields] = {
-    Act.ADD: _Fields("Tags", "Separated by commas. A caption that has one already keeps it where it is."),
-    Act.REMOVE: _Fields("Tags", "Whole tags, separated by commas: hair does not touch long hair."),
-    Act.REPLACE: _Fields(
+FIELDS: Mapping[BulkAction, _FieldTexts] = {
+    BulkAction.ADD: _FieldTexts("Tags", "Separated by commas. A caption that has one already keeps it where it is."),
+    BulkAction.REMOVE: _FieldTexts("Tags", "Whole tags, separated by commas: hair does not touch long hair."),
+    BulkAction.REPLACE: _FieldTexts(
         "Tag", "One whole tag.", "With", "One or several; a tag that is there already is not doubled."
     ),
-    Act.REGEX: _Fields(
+    BulkAction.REGEX: _FieldTexts(
         "Look for", r"Over the whole caption, as in \b(\w+) dress.", "Put in its place", r"\1 is the first group."
     ),
 }
@@ -90,16 +90,16 @@ class CaptionsPanel:
             self.findings = pickable(elem_id="captions-findings")
             html(heading("Change many captions", "See what would change first; the last 50 edits can be undone."))
             with gr.Group(elem_classes="answers"):
-                self.act = gr.Radio(
-                    [act.value for act in Act],
-                    value=Act.ADD.value,
+                self.action = gr.Radio(
+                    [action.value for action in BulkAction],
+                    value=BulkAction.ADD.value,
                     label="What to do",
                     show_label=False,
                     container=False,
-                    elem_id="bulk-act",
-                    elem_classes="segments small bulk-act",
+                    elem_id="bulk-action",
+                    elem_classes="segments small bulk-action",
                 )
-                first = FIELDS[Act.ADD]
+                first = FIELDS[BulkAction.ADD]
                 self.first = gr.Textbox(label=first.first, info=first.why, max_lines=1, elem_id="bulk-first")
                 self.second = gr.Textbox(label="With", max_lines=1, visible=False, elem_id="bulk-second")
                 self.position = gr.Radio(
@@ -123,12 +123,12 @@ class CaptionsPanel:
                 )
             self.changes = html(elem_id="bulk-changes")
             self.history = html(elem_id="captions-history")
-            self.seen = gr.State("")
+            self.previewed = gr.State("")
 
     @property
     def inputs(self) -> list[Any]:
         """What the form says."""
-        return [self.act, self.first, self.second, self.position, self.scope, self.seen]
+        return [self.action, self.first, self.second, self.position, self.scope, self.previewed]
 
     @property
     def outputs(self) -> list[Any]:
@@ -145,24 +145,24 @@ class CaptionsPanel:
             self.undo,
             self.redo,
             self.history,
-            self.seen,
+            self.previewed,
         ]
 
-    def chosen(self, act: str) -> Updates:
+    def action_changed(self, action: str) -> Updates:
         """Another act was chosen: the form asks for what it needs."""
-        fields = FIELDS[Act(act)]
+        fields = FIELDS[BulkAction(action)]
         return {
             self.first: gr.Textbox(label=fields.first, info=fields.why),
             self.second: gr.Textbox(label=fields.second or "With", info=fields.second_why, visible=bool(fields.second)),
-            self.position: gr.Radio(visible=act == Act.ADD),
-            **self.forgotten(),
+            self.position: gr.Radio(visible=action == BulkAction.ADD),
+            **self.clear_preview(),
         }
 
-    def forgotten(self) -> Updates:
+    def clear_preview(self) -> Updates:
         """What was seen does not hold any more."""
-        return {self.changes: "", self.seen: "", self.apply: gr.Button("Apply", interactive=False)}
+        return {self.changes: "", self.previewed: "", self.apply: gr.Button("Apply", interactive=False)}
 
-    def show(self, contents: Contents) -> Updates:
+    def render(self, contents: Contents) -> Updates:
         """What the lint says, and what can be undone."""
         past = CaptionHistory.of(contents.project.dataset_dir).edits()
         done = [edit for edit in past if not edit.undone]
@@ -175,7 +175,7 @@ class CaptionsPanel:
             self.preview: gr.Button(interactive=bool(contents.items)),
         }
 
-    def plan(self, contents: Contents, shown: Sequence[Item], data: Mapping[Any, Any]) -> EditPlan:
+    def plan(self, contents: Contents, shown: Sequence[ImageItem], data: Mapping[Any, Any]) -> EditPlan:
         """What the form would change; raises InputError for what it cannot do."""
         items = shown if data[self.scope] == Scope.SHOWN else contents.items
         if not items:
@@ -183,20 +183,20 @@ class CaptionsPanel:
         known = {item.path: item.caption for item in items if item.caption is not None}
         return plan_edit([item.path for item in items], self._edit(contents, data), known)
 
-    def previewed(self, plan: EditPlan) -> Updates:
+    def show_preview(self, plan: EditPlan) -> Updates:
         """Show a plan, and let it be carried out."""
         count = len(plan.changes)
         return {
             self.changes: plan_table(plan),
-            self.seen: plan.stamp,
+            self.previewed: plan.stamp,
             self.apply: gr.Button(f"Apply to {count_of(count, 'caption')}", interactive=count > 0),
         }
 
-    def carry_out(self, contents: Contents, plan: EditPlan, data: Mapping[Any, Any]) -> EditReport:
+    def apply_previewed(self, contents: Contents, plan: EditPlan, data: Mapping[Any, Any]) -> EditReport:
         """Do what was seen; raises InputError if something else would be done by now."""
-        if not data[self.seen]:
+        if not data[self.previewed]:
             raise InputError("Nothing was previewed.", "Look at what would change first.", code="no_preview")
-        if plan.stamp != data[self.seen]:
+        if plan.stamp != data[self.previewed]:
             raise InputError(
                 "The captions or the form changed since the preview.", "Preview once more.", code="other_preview"
             )
@@ -204,14 +204,14 @@ class CaptionsPanel:
 
     def _edit(self, contents: Contents, data: Mapping[Any, Any]) -> Edit:
         first, second = data[self.first] or "", data[self.second] or ""
-        match Act(data[self.act]):
-            case Act.ADD:
+        match BulkAction(data[self.action]):
+            case BulkAction.ADD:
                 return edits.add(first, TagPosition(data[self.position]), contents.trigger)
-            case Act.REMOVE:
+            case BulkAction.REMOVE:
                 return edits.remove(split_tags(first))
-            case Act.REPLACE:
+            case BulkAction.REPLACE:
                 return edits.replace(first, second)
-            case Act.REGEX:
+            case BulkAction.REGEX:
                 return edits.substitute(first, second)
 
 
@@ -229,7 +229,7 @@ def _finding(finding: Finding) -> Markup:
     buttons = [
         _button(FindingPick.SHOW, finding.key, f"Show {len(finding.images):,}", "Show these images on the left.")
     ]
-    buttons += [_button(FindingPick.MEND, mend.key, mend.label, "It can be undone.") for mend in finding.mends]
+    buttons += [_button(FindingPick.FIX, mend.key, mend.label, "It can be undone.") for mend in finding.mends]
     shown = list(finding.tags)[:TAGS_SHOWN] if finding.code != "common_tag" else []
     tags = Markup("").join(_button(FindingPick.TAG, tag, tag, "Show the images that have it.") for tag in shown)
     rest = len(finding.tags) - len(shown)
@@ -286,7 +286,7 @@ def _change(change: Change) -> Markup:
     elif not after:
         pieces.append(Markup('<span class="hint">nothing is left</span>'))
     return Markup('<tr><th scope="row" title="{0}">{0}</th><td>{1}</td></tr>').format(
-        shown_name(change.image), Markup(" ").join(pieces)
+        display_name(change.image), Markup(" ").join(pieces)
     )
 
 
@@ -321,7 +321,7 @@ def report_card(report: EditReport) -> Markup:
     done = card(report.what, f"{count_of(len(report.changed), 'caption')} changed.", tone=Tone.OK)
     if not report.kept:
         return done
-    lines = [f"{shown_name(item.image)}: {item.reason}." for item in report.kept[:NAMES_SHOWN]]
+    lines = [f"{display_name(item.image)}: {item.reason}." for item in report.kept[:NAMES_SHOWN]]
     if len(report.kept) > NAMES_SHOWN:
         lines.append(f"and {len(report.kept) - NAMES_SHOWN} more")
     return cards([done, card("Left as they are", "\n".join(lines), tone=Tone.LOOK)])

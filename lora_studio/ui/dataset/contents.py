@@ -28,9 +28,9 @@ from lora_studio.ui.dataset.stat_cache import Memory, own_files
 from lora_studio.ui.gc_freeze import made_to_stay
 from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
 
-FEW = 1_000  # images; of more that changed all are looked at anew, and the contents of more stay in memory
-OF_CAPTIONS = ["table", "findings", "without_trigger"]  # what contents remember that captions and names decide
-OF_IMAGES = ["places", "sizes", "unseen", "split"]  # what images alone decide
+MAX_PARTIAL_UPDATE = 1_000  # changed images; beyond that the project is loaded again
+FROM_CAPTIONS = ["tag_table", "findings", "without_trigger"]  # what contents remember that captions and names decide
+FROM_IMAGES = ["indices", "sizes", "unscanned", "split_suggestion"]  # what images alone decide
 
 
 class Filter(StrEnum):
@@ -49,12 +49,12 @@ class Selection:
 
     filter: Filter = Filter.ALL
     tag: str = ""
-    lacks: bool = False
+    without_tag: bool = False
     only: frozenset[Path] | None = None
 
 
 @dataclass(frozen=True)
-class Item:
+class ImageItem:
     """One image. `info` is None until it was scanned; `proposal` says why the scan would set it aside, if it would."""
 
     id: str
@@ -69,7 +69,7 @@ class Item:
     @property
     def name(self) -> str:
         """The file's name as text that any page can show."""
-        return shown_name(self.path)
+        return display_name(self.path)
 
     @cached_property
     def has_trigger(self) -> bool:
@@ -77,22 +77,22 @@ class Item:
         return has_trigger(self.caption or "", self.trigger)
 
     @cached_property
-    def words(self) -> list[str]:
+    def tags_once(self) -> list[str]:
         """The caption's tags as they are written, each once."""
         return unlike(split_tags(self.caption or ""))
 
     @cached_property
     def tags(self) -> frozenset[str]:
         """The caption's tags in lower case."""
-        return frozenset(tag.casefold() for tag in self.words)
+        return frozenset(tag.casefold() for tag in self.tags_once)
 
     @cached_property
-    def checked(self) -> Caption:
+    def lint_input(self) -> Caption:
         """The caption as the lint reads it; raises InputError if it cannot be read."""
         return Caption.of(self.path)
 
     @cached_property
-    def remarks(self) -> list[str]:
+    def issues(self) -> list[str]:
         """What there is to look at, in words: what the scan found, unless the image is marked to be kept."""
         if self.kept:
             return []
@@ -100,13 +100,13 @@ class Item:
         issues = [issue.message for issue in self.info.issues] if self.info else []
         return [*copy, *(message for message in issues if message not in copy)]
 
-    def passes(self, chosen: Selection) -> bool:
+    def matches(self, selection: Selection) -> bool:
         """Whether it is to be seen."""
-        if chosen.tag and (chosen.tag.casefold() in self.tags) == chosen.lacks:
+        if selection.tag and (selection.tag.casefold() in self.tags) == selection.without_tag:
             return False
-        if chosen.only is not None and self.path not in chosen.only:
+        if selection.only is not None and self.path not in selection.only:
             return False
-        match chosen.filter:
+        match selection.filter:
             case Filter.NO_CAPTION:
                 return not self.caption
             case Filter.NO_TRIGGER:
@@ -114,7 +114,7 @@ class Item:
             case Filter.UNREVIEWED:
                 return not self.reviewed
             case Filter.FLAGGED:
-                return bool(self.remarks)
+                return bool(self.issues)
         return True
 
 
@@ -124,20 +124,20 @@ class Contents:
 
     project: Project
     trigger: str
-    items: list[Item]
+    items: list[ImageItem]
     groups: list[DuplicateGroup]
     manifest: Manifest = field(repr=False)
 
     @classmethod
     def of(cls, project: Project) -> Contents:
         """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
-        return _memory.of(project)
+        return _cache.of(project)
 
     @classmethod
-    def read(cls, project: Project) -> Contents:
+    def load(cls, project: Project) -> Contents:
         """Look at a project's dataset on disk."""
         paths = project_images(project)
-        with made_to_stay() if len(paths) > FEW else nullcontext():
+        with made_to_stay() if len(paths) > MAX_PARTIAL_UPDATE else nullcontext():
             manifest = load_manifest(project)
             trigger = project.info().trigger_word
             proposed = {item.path: item.reason for item in manifest.proposals()}
@@ -153,7 +153,7 @@ class Contents:
         paths = [Path(path) for path in changed - {*own_files(self.project)}]
         images = {path for path in paths if is_training_image(path.name)}
         settings = str(self.project.path / "project.json") in changed
-        if len(images) > FEW or (settings and self.project.info().trigger_word != self.trigger):
+        if len(images) > MAX_PARTIAL_UPDATE or (settings and self.project.info().trigger_word != self.trigger):
             return None
         old, manifest = self.manifest, self.manifest.changed(manifest_file, images)
         if manifest is None:
@@ -170,37 +170,39 @@ class Contents:
             touched |= {path for path, info in manifest.infos.items() if info.sha256 in marked}
         new = {path: _item(self.project, path, self.trigger, manifest, proposed) for path in touched if path.is_file()}
         items = list(self.items)
-        for path in sorted(touched & self.by_path.keys(), key=lambda path: -self.place(self.by_path[path])):
-            place = self.place(self.by_path[path])
-            items[place : place + 1] = [new.pop(path)] if path in new else []
+        for path in sorted(touched & self.by_path.keys(), key=lambda path: -self.index(self.by_path[path])):
+            index = self.index(self.by_path[path])
+            items[index : index + 1] = [new.pop(path)] if path in new else []
         for item in new.values():
             insort(items, item, key=lambda item: (item.path.parent, item.path))
         groups = self.groups if same else _groups(manifest, {item.path for item in items}, proposed)
         contents = Contents(self.project, self.trigger, items, groups, manifest)
-        kept = ([] if images else OF_IMAGES) + ([] if images or stems else OF_CAPTIONS)
+        kept = ([] if images else FROM_IMAGES) + ([] if images or stems else FROM_CAPTIONS)
         kept += [] if images or settings else ["buckets"]
         contents.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
         return contents
 
-    def after(self, images: Iterable[Path] = ()) -> Contents:
+    def after_change(self, images: Iterable[Path] = ()) -> Contents:
         """The contents after the studio itself changed marks, or these images or their captions.
 
         What others changed is seen when the contents are asked for the next time.
         """
         images = list(images)
-        if len(images) > FEW or not all(image.is_relative_to(self.project.dataset_dir) for image in images):
-            return _memory.of(self.project)
+        if len(images) > MAX_PARTIAL_UPDATE or not all(
+            image.is_relative_to(self.project.dataset_dir) for image in images
+        ):
+            return _cache.of(self.project)
         beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, SUFFIXES))]
-        return _memory.of(self.project, beside)
+        return _cache.of(self.project, beside)
 
-    def place(self, item: Item) -> int:
+    def index(self, item: ImageItem) -> int:
         """Which of the images it is, from 0."""
-        return self.places[item.id]
+        return self.indices[item.id]
 
     @cached_property
-    def places(self) -> dict[str, int]:
+    def indices(self) -> dict[str, int]:
         """Which of the images each one is, from 0, by their ids."""
-        return {item.id: place for place, item in enumerate(self.items)}
+        return {item.id: index for index, item in enumerate(self.items)}
 
     @cached_property
     def sizes(self) -> Counter[tuple[int, int]]:
@@ -208,7 +210,7 @@ class Contents:
         return Counter((item.info.width, item.info.height) for item in self.items if item.info and item.info.readable)
 
     @cached_property
-    def captioned(self) -> list[Item]:
+    def captioned(self) -> list[ImageItem]:
         """Images that have a caption."""
         return [item for item in self.items if item.caption]
 
@@ -218,43 +220,43 @@ class Contents:
         return sum(not item.has_trigger for item in self.captioned)
 
     @cached_property
-    def by_id(self) -> dict[str, Item]:
+    def by_id(self) -> dict[str, ImageItem]:
         """The images by their ids."""
         return {item.id: item for item in self.items}
 
     @cached_property
-    def by_path(self) -> dict[Path, Item]:
+    def by_path(self) -> dict[Path, ImageItem]:
         """The images by their paths."""
         return {item.path: item for item in self.items}
 
     @cached_property
-    def unseen(self) -> int:
+    def unscanned(self) -> int:
         """How many images were not scanned as they are now."""
         return sum(item.info is None for item in self.items)
 
     @cached_property
-    def proposed(self) -> list[Item]:
+    def proposed(self) -> list[ImageItem]:
         """What the scan would set aside: copies and what cannot be read."""
         return [item for item in self.items if item.proposal]
 
     @cached_property
-    def copies(self) -> set[Path]:
+    def duplicates(self) -> set[Path]:
         """The images that are copies of another one."""
         return {path for group in self.groups for path in group.reject}
 
     @cached_property
-    def similar(self) -> list[DuplicateGroup]:
+    def similar_groups(self) -> list[DuplicateGroup]:
         """Groups of similar images to look at, without those that were marked to be kept."""
         open_to_doubt = {item.path for item in self.items if not item.kept}
         groups = [group for group in self.manifest.groups if group.kind is DuplicateKind.SIMILAR]
         return [left for group in groups if group.keep in self.by_path and (left := _proposed(group, open_to_doubt))]
 
     @cached_property
-    def flagged(self) -> list[Item]:
+    def flagged(self) -> list[ImageItem]:
         """Images with something to look at that are no copies."""
-        return [item for item in self.items if item.remarks and item.path not in self.copies]
+        return [item for item in self.items if item.issues and item.path not in self.duplicates]
 
-    def item(self, identity: object) -> Item:
+    def item(self, identity: object) -> ImageItem:
         """The image of an id from the browser; raises InputError if it is gone."""
         found = self.by_id.get(identity) if isinstance(identity, str) else None
         if found is None:
@@ -262,14 +264,14 @@ class Contents:
         return found
 
     @cached_property
-    def table(self) -> TagTable:
+    def tag_table(self) -> TagTable:
         """The captions' tags, to be counted."""
-        return TagTable({item.path: item.words for item in self.items if item.words})
+        return TagTable({item.path: item.tags_once for item in self.items if item.tags_once})
 
     @cached_property
     def findings(self) -> list[Finding]:
         """What the lint says of the captions."""
-        return lint_captions([item.checked for item in self.items], self.trigger)
+        return lint_captions([item.lint_input for item in self.items], self.trigger)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -291,7 +293,7 @@ class Contents:
         )
 
     @cached_property
-    def split(self) -> SplitSuggestion:
+    def split_suggestion(self) -> SplitSuggestion:
         """What the guide would hold out of training."""
         hashed = [(item.path, self.manifest.sha256_of(item.path)) for item in self.items]
         return suggest_split(hashed, self.manifest.duplicates, seed=Recipe().seed)
@@ -301,9 +303,9 @@ class Contents:
         """How many captions were read."""
         return sum(item.reviewed for item in self.items)
 
-    def shown(self, chosen: Selection) -> list[Item]:
+    def matching(self, selection: Selection) -> list[ImageItem]:
         """What the grid shows."""
-        return self.items if chosen == Selection() else [item for item in self.items if item.passes(chosen)]
+        return self.items if selection == Selection() else [item for item in self.items if item.matches(selection)]
 
 
 def load_manifest(project: Project) -> Manifest:
@@ -316,7 +318,7 @@ def save_manifest(project: Project, manifest: Manifest) -> None:
     manifest.save(project.path / MANIFEST)
 
 
-_memory = Memory(Contents.read, Contents.updated)
+_cache = Memory(Contents.load, Contents.updated)
 
 
 def image_id(project: Project, path: Path) -> str:
@@ -325,7 +327,7 @@ def image_id(project: Project, path: Path) -> str:
     return hashlib.sha256(os.fsencode(within)).hexdigest()[:16]
 
 
-def shown_name(path: Path) -> str:
+def display_name(path: Path) -> str:
     """A file's name as text; bytes that are no text become question marks."""
     return os.fsencode(path.name).decode("utf-8", errors="replace")
 
@@ -349,9 +351,9 @@ def _start(caption: str, tags: list[str]) -> list[str]:
     return [" ".join(tag.split()) for tag in caption.casefold().split(",", len(tags))[: len(tags)]]
 
 
-def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> Item:
+def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> ImageItem:
     info = manifest.infos.get(path)
-    return Item(
+    return ImageItem(
         id=image_id(project, path),
         path=path,
         caption=_caption(path),

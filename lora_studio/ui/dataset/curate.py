@@ -10,25 +10,27 @@ from markupsafe import Markup
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
-from lora_studio.ui.dataset.contents import Contents, Item, image_id, save_manifest
-from lora_studio.ui.dataset.view import aside_card, back_card
+from lora_studio.ui.dataset.contents import Contents, ImageItem, image_id, save_manifest
+from lora_studio.ui.dataset.view import restored_card, set_aside_card
 from lora_studio.ui.widgets.html import count_of
 from lora_studio.workspace.project import Project
 
 BY_HAND = "set aside by hand"
 
 
-def set_aside(project: Project, items: Sequence[Item], reason: str = "") -> Markup:
+def set_aside(project: Project, items: Sequence[ImageItem], reason: str = "") -> Markup:
     """Set images aside for `reason`, else for what the scan said of each; raises InputError if there are none."""
     if not items:
         raise InputError("There is nothing to set aside.", "Scan first, or choose images.", code="nothing")
     proposed = [Proposal(path=item.path, reason=reason or item.proposal or BY_HAND) for item in items]
     moved = set(reject(proposed, project.rejected_dir))
     entries = [entry for entry in rejected_images(project.rejected_dir) if entry.image in moved]
-    return aside_card([item.name for item in items if item.path in moved], [_id(project, entry) for entry in entries])
+    return set_aside_card(
+        [item.name for item in items if item.path in moved], [_id(project, entry) for entry in entries]
+    )
 
 
-def group_of(contents: Contents, item: Item) -> DuplicateGroup:
+def group_with_duplicate(contents: Contents, item: ImageItem) -> DuplicateGroup:
     """The group in which an image is a copy; raises InputError if it is none."""
     for group in contents.groups:
         if item.path in group.reject:
@@ -36,14 +38,14 @@ def group_of(contents: Contents, item: Item) -> DuplicateGroup:
     raise InputError(f"{item.name} is no copy any more.", "Scan again.", code="no_group")
 
 
-def keep(contents: Contents, item: Item, *, kept: bool) -> None:
+def mark_kept(contents: Contents, item: ImageItem, *, kept: bool) -> None:
     """Mark an image as one to keep whatever the scan says, or no longer; raises InputError if it was not scanned."""
     if item.info is None:
         raise InputError(f"{item.name} was not scanned yet.", "Scan first.", code="not_scanned")
     save_manifest(contents.project, contents.manifest.keep(item.info.sha256, kept=kept))
 
 
-def put_back(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup, list[Path]]:
+def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup, list[Path]]:
     """Put back what was set aside: all, or those of the ids; returns what there is to say, and the images.
 
     Raises InputError if one of them is not there.
@@ -59,7 +61,7 @@ def put_back(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup
             )
         images = [known[identity] for identity in ids]
     back, kept = restore_images(project.rejected_dir, images)
-    return back_card(back, kept), back
+    return restored_card(back, kept), back
 
 
 def _id(project: Project, entry: Rejected) -> str:

@@ -39,7 +39,7 @@ if (!window.studioCurateKeys) {
     if (name === 'ArrowDown' || name === 'ArrowUp') {
       if (event.target.closest('input') || !all.length) return;
       choose(all, place + (name === 'ArrowDown' ? 1 : -1));
-    } else if (name === 'z') button = press(document.getElementById('dataset-said'));
+    } else if (name === 'z') button = press(document.getElementById('dataset-message'));
     else if (['k', 'u', 'Delete'].includes(name)) button = press(all[place]);
     else return;
     event.preventDefault();
@@ -67,7 +67,7 @@ class Top(NamedTuple):
     tiles: gr.HTML
     section: gr.Radio
     notice: gr.HTML
-    said: gr.HTML
+    message: gr.HTML
     progress: gr.HTML
 
 
@@ -103,11 +103,11 @@ class CurateSide(NamedTuple):
     """The right side of Curate."""
 
     column: gr.Column
-    says: gr.HTML
+    status: gr.HTML
     apply: gr.Button
     scan: gr.Button
     restore: gr.Button
-    wrap: gr.Button
+    move_loose: gr.Button
     variety: gr.HTML
     aside: gr.HTML
 
@@ -126,7 +126,7 @@ def build_top() -> Top:
             elem_classes="segments",
         ),
         notice=html(elem_id="dataset-notice"),
-        said=pickable(elem_id="dataset-said"),
+        message=pickable(elem_id="dataset-message"),
         progress=html(elem_id="dataset-progress"),
     )
 
@@ -221,12 +221,12 @@ def build_import(*, local: bool) -> ImportSide:
 def build_curate() -> CurateSide:
     """Curate."""
     with gr.Column(visible=False) as column:
-        says = html(elem_id="curate-says")
+        status = html(elem_id="curate-status")
         apply = gr.Button("Set aside all proposed", variant="primary", elem_id="curate-apply", visible=False)
         with gr.Row(elem_classes="actions"):
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
             restore = gr.Button("Put all back", elem_id="curate-restore", min_width=110, visible=False)
-        wrap = gr.Button(elem_id="curate-wrap", visible=False)
+        move_loose = gr.Button(elem_id="curate-move-loose", visible=False)
         gr.HTML(
             '<p class="hint">Keys: ↓ and ↑ go through, Delete sets aside, K keeps, U uses the copy instead, '
             "Z takes it back.</p>",
@@ -236,4 +236,4 @@ def build_curate() -> CurateSide:
         )
         variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
-    return CurateSide(column, says, apply, scan, restore, wrap, variety, aside)
+    return CurateSide(column, status, apply, scan, restore, move_loose, variety, aside)

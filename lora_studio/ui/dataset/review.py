@@ -22,19 +22,19 @@ from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.chips import ADD_SCRIPT, CHIPS_SCRIPT, SUGGEST_SCRIPT, add_field, tag_chips
-from lora_studio.ui.dataset.contents import Contents, Item, Selection, has_trigger
-from lora_studio.ui.dataset.suggestions import Words
+from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection, has_trigger
+from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.widgets.html import Tone, cards, empty_card, html, note
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home
 
-LARGE_SIZE = 768  # px
+LARGE_PX = 768  # px
 KEYS_SCRIPT = """
 if (!window.studioReviewKeys) {
   window.studioReviewKeys = true;
   const buttons = {
     ArrowLeft: 'review-previous', k: 'review-previous', ArrowRight: 'review-next', j: 'review-next',
-    Enter: 'review-tick', ' ': 'review-tick', r: 'review-toggle', Delete: 'review-aside',
+    Enter: 'review-mark', ' ': 'review-mark', r: 'review-toggle', Delete: 'review-aside',
   };
   const typing = 'input, textarea, select, [contenteditable], [role="tab"], [role="listbox"]';
   document.addEventListener('keydown', (event) => {
@@ -83,11 +83,11 @@ class Chip(StrEnum):
 class CaptionChanged(InputError):
     """The caption of image `identity` became `there` on disk while another text was being typed."""
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, item: ImageItem) -> None:
         self.identity = item.id
-        self.there = one_line(item.caption)
+        self.on_disk = one_line(item.caption)
         super().__init__(
-            f"The caption of {item.name} was changed elsewhere meanwhile; it says now: {self.there!r}.",
+            f"The caption of {item.name} was changed elsewhere meanwhile; it says now: {self.on_disk!r}.",
             "Yours is still in the box: Save puts it in its place.",
             code="caption_changed",
         )
@@ -98,14 +98,14 @@ class ReviewPanel:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.words = Words(home)
+        self.suggester = TagSuggester(home)
         with gr.Column(visible=False) as self.column:
             self.progress = html(elem_id="review-progress")
             self.picture = html(elem_id="review-picture")
             self.line = html(elem_id="review-line", classes="picture-line")
             with gr.Row(elem_classes="actions review-actions"):
                 self.previous = gr.Button("Previous", elem_id="review-previous", min_width=80)
-                self.tick = gr.Button("Reviewed", variant="primary", elem_id="review-tick", min_width=100)
+                self.mark = gr.Button("Reviewed", variant="primary", elem_id="review-mark", min_width=100)
                 self.next = gr.Button("Next", elem_id="review-next", min_width=80)
             self.chips = gr.HTML(
                 "",
@@ -166,7 +166,7 @@ class ReviewPanel:
             self.picture,
             self.line,
             self.previous,
-            self.tick,
+            self.mark,
             self.next,
             self.chips,
             self.aside,
@@ -182,12 +182,12 @@ class ReviewPanel:
             self.original,
         ]
 
-    def open(self, contents: Contents, item: Item | None) -> Updates:
+    def show_image(self, contents: Contents, item: ImageItem | None) -> Updates:
         """Show an image; without one, what will be here."""
         there = item is not None
         updates: Updates = {
             button: gr.Button(interactive=there)
-            for button in (self.previous, self.next, self.tick, self.aside, self.save, self.toggle)
+            for button in (self.previous, self.next, self.mark, self.aside, self.save, self.toggle)
         }
         if item is None:
             return updates | {
@@ -204,93 +204,93 @@ class ReviewPanel:
                 self.add_trigger: gr.Button(visible=False),
             }
         return updates | {
-            self.picture: self._large(item),
+            self.picture: self._picture(item),
             self.current: item.id,
             self.saved: "",
-            **self.look(contents, item),
-            **self.texts(contents, item),
+            **self.status(contents, item),
+            **self.caption_fields(contents, item),
         }
 
-    def look(self, contents: Contents, item: Item) -> Updates:
+    def status(self, contents: Contents, item: ImageItem) -> Updates:
         """Which image it is, how far the review is, and what there is to look at in it."""
-        place = contents.place(item) + 1
+        index = contents.index(item) + 1
         size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
         reviewed = "reviewed" if item.reviewed else ""
-        line = " · ".join(part for part in (item.name, size, f"{place:,} of {len(contents.items):,}", reviewed) if part)
+        line = " · ".join(part for part in (item.name, size, f"{index:,} of {len(contents.items):,}", reviewed) if part)
         kept = [note("You decided to keep it all the same.")] if item.kept else []
         return {
             self.progress: review_bar(contents.reviewed, len(contents.items)),
             self.line: Markup('<p class="hint">{}</p>').format(line),
             self.toggle: gr.Button("Untick" if item.reviewed else "Tick", interactive=True),
             self.undo: gr.Button(interactive=CaptionHistory.of(contents.project.dataset_dir).can_undo),
-            self.facts: cards([*(note(text, tone=Tone.LOOK) for text in item.remarks), *kept]),
+            self.facts: cards([*(note(text, tone=Tone.LOOK) for text in item.issues), *kept]),
         }
 
-    def texts(self, contents: Contents, item: Item) -> Updates:
+    def caption_fields(self, contents: Contents, item: ImageItem) -> Updates:
         """The caption as it is on disk, as chips and as text."""
         caption = item.caption or ""
         return {
-            self.chips: tag_chips(caption, contents.trigger, self.words.confidences(item)),
+            self.chips: tag_chips(caption, contents.trigger, self.suggester.confidences(item)),
             self.original: _original(item.id, caption),
             self.caption: gr.Textbox(value=caption, interactive=True),
-            **self.hints(contents.trigger, caption),
+            **self.caption_hints(contents.trigger, caption),
         }
 
-    def hints(self, trigger: str, caption: str) -> Updates:
+    def caption_hints(self, trigger: str, caption: str) -> Updates:
         """How long the caption is, and whether the trigger word is there."""
         return {
             self.hint: caption_hint(caption, trigger),
             self.add_trigger: gr.Button(visible=bool(trigger) and not has_trigger(caption, trigger)),
         }
 
-    def store(self, contents: Contents, data: Mapping[Any, Any]) -> bool:
+    def save_caption(self, contents: Contents, data: Mapping[Any, Any]) -> bool:
         """Write what is in the box, if it was edited and its image is there; tells whether it was.
 
         Raises CaptionChanged if another text is on disk by now than the one that was edited.
         """
         item = contents.by_id.get(data[self.current] or "")
-        if item is None or not self.edited(data):
+        if item is None or not self.has_unsaved_caption(data):
             return False
         before = (data[self.original] or "").partition(":")[2]
-        text, there = one_line(data[self.caption]), one_line(item.caption)
-        if there not in (before, text):
+        text, on_disk = one_line(data[self.caption]), one_line(item.caption)
+        if on_disk not in (before, text):
             raise CaptionChanged(item)
         change_caption(contents, item, rewritten(text, f"Edited {item.name}"))
         return True
 
-    def edited(self, data: Mapping[Any, Any]) -> bool:
+    def has_unsaved_caption(self, data: Mapping[Any, Any]) -> bool:
         """Whether the box holds another text than was put into it."""
         shown = data[self.current]
         return bool(shown) and _original(shown, data[self.caption]) != data[self.original]
 
-    def shows(self, item: Item, data: Mapping[Any, Any]) -> bool:
+    def is_showing(self, item: ImageItem, data: Mapping[Any, Any]) -> bool:
         """Whether the panel has this image and its caption as on disk: to fill the box again could undo a key press."""
         return bool(_original(item.id, item.caption or "") == data[self.original])
 
-    def stored(self, contents: Contents, data: Mapping[Any, Any]) -> Updates:
+    def after_save(self, contents: Contents, data: Mapping[Any, Any]) -> Updates:
         """What `store` wrote is what is there now."""
         caption = one_line(data[self.caption])
         item = contents.item(data[self.current])
         return {
             self.original: _original(item.id, caption),
-            self.chips: tag_chips(caption, contents.trigger, self.words.confidences(item)),
+            self.chips: tag_chips(caption, contents.trigger, self.suggester.confidences(item)),
             self.undo: gr.Button(interactive=True),
-            self.saved: said("Saved."),
+            self.saved: status_line("Saved."),
         }
 
-    def seen(self, changed: CaptionChanged) -> Updates:
+    def accept_other_caption(self, changed: CaptionChanged) -> Updates:
         """The user sees the other text: the next save may replace it."""
-        return {self.original: _original(changed.identity, changed.there)}
+        return {self.original: _original(changed.identity, changed.on_disk)}
 
-    def _large(self, item: Item) -> Markup:
+    def _picture(self, item: ImageItem) -> Markup:
         try:
-            url = picture_url(self.home, item.path, LARGE_SIZE, sha256=item.info.sha256 if item.info else None)
+            url = picture_url(self.home, item.path, LARGE_PX, sha256=item.info.sha256 if item.info else None)
         except (InputError, OSError):
             return Markup('<div class="portrait"><p class="hint">It cannot be shown.</p></div>')
         return Markup('<div class="portrait"><img src="{}" alt="{}"></div>').format(url, item.name)
 
 
-def change_caption(contents: Contents, item: Item, edit: Edit) -> bool:
+def change_caption(contents: Contents, item: ImageItem, edit: Edit) -> bool:
     """Do an edit to one image's caption, in a way that can be undone; tells whether it changed anything."""
     plan = plan_edit([item.path], edit)
     return bool(plan.changes) and bool(CaptionHistory.of(contents.project.dataset_dir).apply(plan).changed)
@@ -307,11 +307,11 @@ def chip_edit(asked: str, trigger: str) -> Edit:
             named = join_tags(split_tags(subject))
             return Edit(f"Added {named}", lambda caption: with_tags(caption, named, TagPosition.BACK, trigger))
         case Chip.MOVE if place.isdecimal() and len(place) < 6 and moved:
-            return Edit(f"Moved {moved}", lambda caption: with_moved(caption, moved, int(place)))
+            return Edit(f"Moved {moved}", lambda caption: move_tag(caption, moved, int(place)))
     raise InputError("That button is not known.", "Reload the page.", code="pick")
 
 
-def with_moved(caption: str, tag: str, place: int) -> str:
+def move_tag(caption: str, tag: str, place: int) -> str:
     """The caption with one of its tags at another place; the same text if it has no such tag."""
     tags = split_tags(caption)
     if tag not in tags:
@@ -326,7 +326,7 @@ def one_line(caption: str | None) -> str:
     return " ".join((caption or "").split())
 
 
-def said(text: str) -> Markup:
+def status_line(text: str) -> Markup:
     """What was just done."""
     return Markup('<p class="hint" role="status">{}</p>').format(text)
 
@@ -367,7 +367,7 @@ def caption_hint(caption: str, trigger: str) -> Markup:
     return Markup('<p class="hint{}">{}</p>').format(" warn" if warn else "", " · ".join(words))
 
 
-def neighbour(contents: Contents, identity: str, chosen: Selection, step: int) -> Item | None:
+def neighbour(contents: Contents, identity: str, selection: Selection, step: int) -> ImageItem | None:
     """The next image that the filter shows, before (-1) or after (1) the current one, around the ends.
 
     The current one itself if the filter shows no other; None if there is no image.
@@ -375,17 +375,17 @@ def neighbour(contents: Contents, identity: str, chosen: Selection, step: int) -
     items = contents.items
     if not items:
         return None
-    here = contents.places.get(identity, 0 if step < 0 else -1)
+    current = contents.indices.get(identity, 0 if step < 0 else -1)
     for distance in range(1, len(items) + 1):
-        item = items[(here + step * distance) % len(items)]
-        if item.passes(chosen):
+        item = items[(current + step * distance) % len(items)]
+        if item.matches(selection):
             return item
-    return items[max(here, 0)]
+    return items[max(current, 0)]
 
 
-def after_removal(contents: Contents, removed: Item, left: Contents, chosen: Selection) -> Item | None:
+def after_removal(contents: Contents, removed: ImageItem, left: Contents, selection: Selection) -> ImageItem | None:
     """What to show once an image is gone: of what is `left`, the one that came after it, as the filter shows them."""
-    place = contents.place(removed)
-    following = [*contents.items[place + 1 :], *contents.items[:place]]
+    index = contents.index(removed)
+    following = [*contents.items[index + 1 :], *contents.items[:index]]
     there = [left.by_id[item.id] for item in following if item.id in left.by_id]
-    return next((item for item in there if item.passes(chosen)), there[0] if there else None)
+    return next((item for item in there if item.matches(selection)), there[0] if there else None)

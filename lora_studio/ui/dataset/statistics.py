@@ -15,8 +15,8 @@ from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.view import NAMES_SHOWN
 from lora_studio.ui.widgets.html import Tile, Tone, card, count_of, empty_card, heading, html, pickable, tiles
 
-ROWS = 25  # tags a page of the table
-BESIDE = 10
+TAGS_PER_PAGE = 25  # tags a page of the table
+CO_OCCURRING_SHOWN = 10
 
 
 class TagPick(StrEnum):
@@ -33,46 +33,46 @@ class StatisticsPanel:
         with gr.Column(visible=False) as self.column:
             self.figures = html(elem_id="statistics-figures")
             self.table = pickable(elem_id="statistics-tags")
-            self.beside = pickable(elem_id="statistics-beside")
+            self.co_occurrence = pickable(elem_id="statistics-co-occurrence")
             self.split = html(elem_id="statistics-split")
             self.page = gr.State(0)
 
     @property
     def outputs(self) -> list[Any]:
         """Everything that this panel changes."""
-        return [self.column, self.figures, self.table, self.beside, self.split, self.page]
+        return [self.column, self.figures, self.table, self.co_occurrence, self.split, self.page]
 
-    def show(self, contents: Contents, chosen: str, page: int) -> Updates:
+    def render(self, contents: Contents, chosen: str, page: int) -> Updates:
         """The figures; `chosen` is the tag whose company is shown (default: the trigger word, else the first)."""
-        frequencies = contents.table.frequencies
+        frequencies = contents.tag_table.frequencies
         if not frequencies:
             return {
                 self.figures: empty_card("Figures of your captions will stand here", "Tag the images first."),
                 self.table: "",
-                self.beside: "",
+                self.co_occurrence: "",
                 self.split: "",
             }
         tag = chosen or contents.trigger or frequencies[0].tag
         return {
-            self.figures: figures(contents, len(frequencies)),
+            self.figures: caption_figures(contents, len(frequencies)),
             self.table: tag_table(frequencies, chosen, page),
-            self.beside: beside_table(tag, contents.table.together(tag)),
-            self.split: split_card(contents.split, len(contents.items)),
+            self.co_occurrence: co_occurrence_table(tag, contents.tag_table.together(tag)),
+            self.split: split_card(contents.split_suggestion, len(contents.items)),
         }
 
 
-def figures(contents: Contents, unlike: int) -> Markup:
+def caption_figures(contents: Contents, distinct: int) -> Markup:
     """The captions in three figures."""
     captions = [item.caption for item in contents.items if item.caption]
     tokens = token_counts(captions)
     long = f"{tokens.too_long} longer than {tokens.limit}" if tokens.too_long else f"none longer than {tokens.limit}"
-    single = sum(count.images == 1 for count in contents.table.frequencies)
+    single = sum(count.images == 1 for count in contents.tag_table.frequencies)
     return tiles(
         [
-            Tile("Tags", f"{unlike:,}", f"{single:,} of them on one image only"),
+            Tile("Tags", f"{distinct:,}", f"{single:,} of them on one image only"),
             Tile(
                 "Tags a caption",
-                f"{sum(map(len, contents.table.tags.values())) / max(len(contents.table.tags), 1):.1f}",
+                f"{sum(map(len, contents.tag_table.tags.values())) / max(len(contents.tag_table.tags), 1):.1f}",
                 "on average",
             ),
             Tile(
@@ -87,9 +87,9 @@ def figures(contents: Contents, unlike: int) -> Markup:
 
 def tag_table(frequencies: Sequence[TagCount], chosen: str, page: int) -> Markup:
     """One page of tags with a bar each; a click shows the images that have it."""
-    pages = (len(frequencies) - 1) // ROWS + 1
+    pages = (len(frequencies) - 1) // TAGS_PER_PAGE + 1
     page = min(max(page, 0), pages - 1)
-    shown = frequencies[page * ROWS : (page + 1) * ROWS]
+    shown = frequencies[page * TAGS_PER_PAGE : (page + 1) * TAGS_PER_PAGE]
     buttons = [
         Markup('<button type="button" class="act" data-pick="{}:{}">{}</button>').format(
             TagPick.PAGE.value, number, text
@@ -100,17 +100,17 @@ def tag_table(frequencies: Sequence[TagCount], chosen: str, page: int) -> Markup
     return Markup('{}{}<div class="pager"><span class="hint">{}</span>{}</div>').format(
         heading("Tag frequency", "Click a tag to see the images that have it on the left, and what stands beside it."),
         _bars(shown, chosen),
-        f"{page * ROWS + 1}–{page * ROWS + len(shown)} of {count_of(len(frequencies), 'tag')}",
+        f"{page * TAGS_PER_PAGE + 1}–{page * TAGS_PER_PAGE + len(shown)} of {count_of(len(frequencies), 'tag')}",
         Markup("").join(buttons),
     )
 
 
-def beside_table(tag: str, together: Sequence[TagCount]) -> Markup:
+def co_occurrence_table(tag: str, together: Sequence[TagCount]) -> Markup:
     """The tags that most often stand beside one."""
     title = heading(f"Beside {tag}", "Share of the images that have it. What is always there, the LoRA learns with it.")
     if not together:
         return Markup('{}<p class="hint">No other tag stands beside it.</p>').format(title)
-    return Markup("{}{}").format(title, _bars(together[:BESIDE], ""))
+    return Markup("{}{}").format(title, _bars(together[:CO_OCCURRING_SHOWN], ""))
 
 
 def _bars(counts: Sequence[TagCount], chosen: str) -> Markup:

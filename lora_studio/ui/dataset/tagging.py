@@ -28,20 +28,20 @@ from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
 RESUMABLE = (JobState.STOPPED, JobState.FAILED)
-LATEST_SHOWN = 3
+CAPTIONS_SHOWN = 3
 LOG_LINES = 40
 
 
 @dataclass
-class Told:
-    """What a tagging job told up to now: its latest captions and what failed."""
+class TaggingEvents:
+    """What a tagging job events up to now: its latest captions and what failed."""
 
     offset: int = 0
-    latest: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=LATEST_SHOWN))
+    latest: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=CAPTIONS_SHOWN))
     failed: list[tuple[str, str]] = field(default_factory=list)
-    said: dict[str, tuple[str, str]] = field(default_factory=dict)
+    warnings: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def read(self, folder: JobFolder) -> Told:
+    def update(self, folder: JobFolder) -> TaggingEvents:
         """Take in what is new."""
         events, self.offset = folder.events(self.offset)
         for event in events:
@@ -52,7 +52,7 @@ class Told:
                 case "image_failed":
                     self.failed.append((name, str(event.get("message", ""))))
                 case "warning" | "hint":
-                    self.said[str(event.get("code", ""))] = (
+                    self.warnings[str(event.get("code", ""))] = (
                         str(event.get("message", "")),
                         str(event.get("why", "")),
                     )
@@ -64,7 +64,7 @@ class TagPanel:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._told: dict[Path, Told] = {}
+        self._events: dict[Path, TaggingEvents] = {}
         self._undone: set[Path] = set()
         declared = TagJob.model_fields
         with gr.Column(visible=False) as self.column:
@@ -80,7 +80,7 @@ class TagPanel:
                     value="wd14",
                     allow_custom_value=True,
                     label="Tagger",
-                    info=about("wd14"),
+                    info=tagger_info("wd14"),
                     elem_id="tag-tagger",
                 )
                 self.trigger = gr.Textbox(
@@ -166,38 +166,38 @@ class TagPanel:
         return [self.tagger, self.also, self.trigger, *thresholds, self.existing, self.exclude, self.only]
 
     @property
-    def chosen_outputs(self) -> list[Any]:
+    def tagger_outputs(self) -> list[Any]:
         """What changes with the tagger."""
         return [self.tagger, self.threshold, self.character_threshold]
 
-    def fill(self, contents: Contents) -> Updates:
+    def fill_form(self, contents: Contents) -> Updates:
         """The form as the project wants it: the tagger that suits its base, its trigger word; captions are added to."""
         info = contents.project.info()
         base = guide.find_base(info.base)
         tagger = base.tagger if base else "wd14"
         captioned = any(item.caption for item in contents.items)
         return {
-            self.tagger: gr.update(value=tagger, info=about(tagger)),
+            self.tagger: gr.update(value=tagger, info=tagger_info(tagger)),
             self.trigger: info.trigger_word,
             self.existing: (ExistingCaptions.APPEND if captioned else ExistingCaptions.IGNORE).value,
         }
 
-    def chosen(self, tagger: str | None) -> Updates:
+    def tagger_changed(self, tagger: str | None) -> Updates:
         """Another tagger: say what it is good for, and whether it has a threshold."""
         known = KNOWN.get(tagger or "")
         return {
-            self.tagger: gr.update(info=about(tagger or "")),
+            self.tagger: gr.update(info=tagger_info(tagger or "")),
             **{
                 slider: gr.Slider(interactive=known is None or known.says == "tags")
                 for slider in (self.threshold, self.character_threshold)
             },
         }
 
-    def begin(self, project: Project, contents: Contents, data: Mapping[Any, Any]) -> JobFolder:
+    def start_job(self, project: Project, contents: Contents, data: Mapping[Any, Any]) -> JobFolder:
         """Write the job and start its worker process; keeps the trigger word with the project."""
         if not contents.items:
             raise InputError(f"{project.name} has no images yet.", "Import some first.", code="no_images")
-        if self.at_work(project):
+        if self.is_running(project):
             raise InputError("The images are being tagged already.", "Wait for it, or stop it first.", code="busy")
         job = TagJob.parse(
             {
@@ -217,19 +217,19 @@ class TagPanel:
             project.save_info(info.model_copy(update={"trigger_word": job.trigger_word}))
         return self.studio.jobs.start(project.new_tag_dir(), job)
 
-    def at_work(self, project: Project) -> bool:
+    def is_running(self, project: Project) -> bool:
         """Whether a tagging is at work or waits."""
         folder = latest_job(project)
         return folder is not None and folder.status().state.is_active
 
-    def end(self, project: Project) -> None:
+    def request_stop(self, project: Project) -> None:
         """Ask the tagging to end; raises InputError if there is none."""
         folder = latest_job(project)
         if folder is None or not folder.status().state.is_active:
             raise InputError("No tagging is at work.", "Nothing is left to stop.", code="no_job")
         folder.request_stop()
 
-    def go_on(self, project: Project) -> None:
+    def resume_job(self, project: Project) -> None:
         """Go on with the tagging that was stopped; raises InputError if there is none."""
         folder = latest_job(project)
         if folder is None or folder.status().state not in RESUMABLE:
@@ -237,7 +237,7 @@ class TagPanel:
         self._undone.discard(folder.path)
         self.studio.jobs.resume(folder)
 
-    def bring_back(self, project: Project) -> Markup:
+    def undo_last(self, project: Project) -> Markup:
         """Bring back the captions as they were before the last tagging, and say what was done."""
         folder = latest_job(project)
         if folder is None or folder.status().state.is_active:
@@ -252,7 +252,7 @@ class TagPanel:
             said.append(note(text))
         return cards(said)
 
-    def show(self, project: Project, contents: Contents) -> Updates:
+    def render(self, project: Project, contents: Contents) -> Updates:
         """The job at work, else what the latest one did."""
         folder = latest_job(project)
         status = folder.status() if folder else JobStatus()
@@ -269,7 +269,7 @@ class TagPanel:
             self.undo: gr.Button(visible=folder is not None and not alive and self._can_undo(folder)),
         }
 
-    def signature(self, project: Project) -> str:
+    def render_key(self, project: Project) -> str:
         """Changes whenever there is something new to show."""
         folder = latest_job(project)
         if folder is None:
@@ -295,13 +295,13 @@ class TagPanel:
 
     def _state(self, contents: Contents, folder: JobFolder | None, status: JobStatus) -> Markup:
         if folder is None or folder.path in self._undone:
-            return _before(contents)
-        told = self._told.setdefault(folder.path, Told()).read(folder)
-        said = [note(message, why, Tone.LOOK) for message, why in told.said.values()]
-        return cards([_job_card(folder, status, told), *said, *_failures(told, status)])
+            return _advice(contents)
+        events = self._events.setdefault(folder.path, TaggingEvents()).update(folder)
+        said = [note(message, why, Tone.LOOK) for message, why in events.warnings.values()]
+        return cards([_job_card(folder, status, events), *said, *_failures(events, status)])
 
 
-def about(tagger: str) -> str:
+def tagger_info(tagger: str) -> str:
     """What a tagger is good for."""
     known = KNOWN.get(tagger)
     if known is None:
@@ -315,7 +315,7 @@ def latest_job(project: Project) -> JobFolder | None:
     return jobs[-1] if jobs else None
 
 
-def _before(contents: Contents) -> Markup:
+def _advice(contents: Contents) -> Markup:
     """What there is to say before the first tagging."""
     if not contents.items:
         return Markup("")
@@ -331,13 +331,13 @@ def trigger_notes(word: str) -> Markup:
     return cards(note(caution.message, caution.why, Tone.LOOK) for caution in check_trigger(word))
 
 
-def _job_card(folder: JobFolder, status: JobStatus, told: Told) -> Markup:
+def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Markup:
     match status.state:
         case JobState.QUEUED:
             return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
         case JobState.RUNNING:
             left = [f"{duration(status.seconds_left)} left"] if status.seconds_left is not None else []
-            latest = [f"{name}: {caption}" for name, caption in reversed(told.latest)]
+            latest = [f"{name}: {caption}" for name, caption in reversed(events.latest)]
             title = "Tagging" if status.done else status.message or "Tagging"
             return progress_card(title, status.done, status.total, "\n".join([*left, *latest]))
         case JobState.FAILED:
@@ -348,15 +348,15 @@ def _job_card(folder: JobFolder, status: JobStatus, told: Told) -> Markup:
         case JobState.STOPPED:
             return card(
                 "Tagging was stopped",
-                _did(folder, status),
+                _summary(folder, status),
                 "Go on does the rest; the undo takes back what was done.",
             )
         case JobState.DONE:
-            return card("Tagged", _did(folder, status), "Read every caption yourself, in Review.", Tone.OK)
+            return card("Tagged", _summary(folder, status), "Read every caption yourself, in Review.", Tone.OK)
     return card("Not started", status.message)
 
 
-def _did(folder: JobFolder, status: JobStatus) -> str:
+def _summary(folder: JobFolder, status: JobStatus) -> str:
     result = folder.result()
     if result is None:
         return f"{status.done} of {count_of(status.total, 'image')} were looked at; their captions are kept."
@@ -367,10 +367,10 @@ def _did(folder: JobFolder, status: JobStatus) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _failures(told: Told, status: JobStatus) -> list[Markup]:
-    if not told.failed or status.state is JobState.QUEUED:
+def _failures(events: TaggingEvents, status: JobStatus) -> list[Markup]:
+    if not events.failed or status.state is JobState.QUEUED:
         return []
-    lines = [f"{name}: {message}" for name, message in told.failed[:NAMES_SHOWN]]
-    if len(told.failed) > NAMES_SHOWN:
-        lines.append(f"and {len(told.failed) - NAMES_SHOWN} more")
-    return [card(f"{count_of(len(told.failed), 'image')} could not be tagged", "\n".join(lines), tone=Tone.LOOK)]
+    lines = [f"{name}: {message}" for name, message in events.failed[:NAMES_SHOWN]]
+    if len(events.failed) > NAMES_SHOWN:
+        lines.append(f"and {len(events.failed) - NAMES_SHOWN} more")
+    return [card(f"{count_of(len(events.failed), 'image')} could not be tagged", "\n".join(lines), tone=Tone.LOOK)]

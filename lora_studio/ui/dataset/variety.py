@@ -7,15 +7,15 @@ from markupsafe import Markup
 from lora_studio.dataset.buckets import Bucket, PlacedImage
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.dataset.contents import Contents, Item
-from lora_studio.ui.dataset.view import Pick, action, member, thumb
+from lora_studio.ui.dataset.contents import Contents, ImageItem
+from lora_studio.ui.dataset.view import Pick, action, group_member, thumbnail
 from lora_studio.ui.widgets.html import Tone, card, count_of, heading
 from lora_studio.workspace.project import Home
 
 GROUPS_SHOWN = 12
 BUCKETS_SHOWN = 12
 SHOWN_IN_BUCKET = 6
-LEAST_VARIED = 45  # of 100; what is less is said with an amber edge
+MIN_DIVERSITY = 45  # of 100; what is less is said with an amber edge
 
 
 def variety_card(contents: Contents) -> Markup:
@@ -24,8 +24,8 @@ def variety_card(contents: Contents) -> Markup:
     if found is None:
         text = "Tag the images: what the tagger sees tells which are much alike, in the same pass."
         return card("Diversity is known after tagging", text) if contents.items else Markup("")
-    more = "Similar poses waste training steps." if contents.similar else ""
-    tone = Tone.OK if found.figure > LEAST_VARIED else Tone.LOOK
+    more = "Similar poses waste training steps." if contents.similar_groups else ""
+    tone = Tone.OK if found.figure > MIN_DIVERSITY else Tone.LOOK
     return card(
         f"Diversity {found.figure} of 100", f"Over {count_of(found.images, 'image')}: {found.words}.", more, tone
     )
@@ -33,10 +33,10 @@ def variety_card(contents: Contents) -> Markup:
 
 def similar_groups(home: Home, contents: Contents) -> Markup:
     """Groups of similar images side by side; nothing of them is proposed to go."""
-    if not contents.similar:
+    if not contents.similar_groups:
         return Markup("")
-    groups = Markup("").join(_group(home, contents, group) for group in contents.similar[:GROUPS_SHOWN])
-    rest = len(contents.similar) - GROUPS_SHOWN
+    groups = Markup("").join(_group(home, contents, group) for group in contents.similar_groups[:GROUPS_SHOWN])
+    rest = len(contents.similar_groups) - GROUPS_SHOWN
     more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
         count_of(max(rest, 0), "group")
     )
@@ -52,7 +52,9 @@ def similar_groups(home: Home, contents: Contents) -> Markup:
 
 def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     keeper = contents.by_path[group.keep]
-    members = [member(home, keeper, Markup("The largest of them" if len(group.reject) > 1 else "Its like"), Markup(""))]
+    members = [
+        group_member(home, keeper, Markup("The largest of them" if len(group.reject) > 1 else "Its like"), Markup(""))
+    ]
     for path, reason in zip(group.reject, group.reasons, strict=True):
         item = contents.by_path[path]
         buttons = Markup("").join(
@@ -61,13 +63,13 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
                 action(Pick.KEEP, item.id, "Keep both", "It stays, and is not shown here again.", key="k"),
             ]
         )
-        members.append(member(home, item, Markup("{}").format(reason.capitalize()), buttons))
+        members.append(group_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group similar" role="group" aria-label="{}">{}</div>').format(
         f"{keeper.name} and {count_of(len(group.reject), 'similar image')}", Markup("").join(members)
     )
 
 
-def alike_pairs(home: Home, contents: Contents) -> Markup:
+def most_similar_pairs(home: Home, contents: Contents) -> Markup:
     """The ten most alike pairs, however alike they are."""
     found = contents.manifest.diversity
     pairs = [
@@ -92,13 +94,13 @@ def alike_pairs(home: Home, contents: Contents) -> Markup:
     )
 
 
-def _opener(home: Home, item: Item) -> Markup:
+def _opener(home: Home, item: ImageItem) -> Markup:
     return Markup('<button type="button" class="shot" data-pick="{}:{}" title="{}">{}</button>').format(
-        Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item)
+        Pick.SHOW.value, item.id, f"Open {item.name}", thumbnail(home, item)
     )
 
 
-def buckets_picture(home: Home, contents: Contents) -> Markup:
+def bucket_overview(home: Home, contents: Contents) -> Markup:
     """Each bucket as a shape with its images, framed where they are cropped, and what the batch size leaves empty."""
     buckets, recipe = contents.buckets, contents.recipe
     if not buckets:
@@ -169,7 +171,7 @@ def _bucket(home: Home, contents: Contents, bucket: Bucket, recipe: Recipe) -> M
     )
 
 
-def _framed(home: Home, item: Item, one: PlacedImage) -> Markup:
+def _framed(home: Home, item: ImageItem, one: PlacedImage) -> Markup:
     """A thumbnail with a frame around what the bucket keeps of it."""
     left, top, right, bottom = (f"{100 * share:.1f}%" for share in one.frame)
     width, height = one.size
@@ -182,7 +184,7 @@ def _framed(home: Home, item: Item, one: PlacedImage) -> Markup:
         f"{item.name}: {width} × {height} px, {one.cropped:.0%} cropped",
         width,
         height,
-        thumb(home, item),
+        thumbnail(home, item),
         top,
         right,
         bottom,

@@ -16,8 +16,8 @@ from lora_studio.dataset.images.sets import loose_images
 from lora_studio.dataset.ingest.importers import ImportReport
 from lora_studio.errors import InputError
 from lora_studio.guide import WORKFLOW
-from lora_studio.ui.dataset.background_scan import GRID_SIZE, Look
-from lora_studio.ui.dataset.contents import Contents, Item, Selection, image_id, shown_name
+from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanTask
+from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection, display_name, image_id
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, count_of, empty_card, error_card, heading, note, tiles
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home
@@ -26,7 +26,7 @@ PAGE_SIZE = 48  # divisible by all usual numbers of columns
 GROUPS_SHOWN = 12
 ROWS_SHOWN = 12  # of what to look at; the rest follows
 NAMES_SHOWN = 12
-ISSUE_WORDS = {
+ISSUE_LABELS = {
     "unreadable": "unreadable",
     "wrong_extension": "misnamed",
     "too_small": f"below {MIN_SIDE} px",
@@ -66,8 +66,8 @@ def action(pick: Pick, subject: str, text: str, title: str = "", *, key: str = "
 def dataset_tiles(contents: Contents, aside: int) -> Markup:
     """Images, copies, what to look at, captions, reviews."""
     items, flagged = contents.items, contents.flagged
-    copies = [contents.by_path[path] for path in contents.copies]
-    scanned = len(items) - contents.unseen
+    copies = [contents.by_path[path] for path in contents.duplicates]
+    scanned = len(items) - contents.unscanned
     return tiles(
         [
             Tile("Images", f"{len(items):,}", _images_note(contents, aside)),
@@ -81,7 +81,7 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
             Tile(
                 "To look at",
                 f"{len(flagged):,}" if scanned else "–",
-                _counted(ISSUE_WORDS[issue.code] for item in flagged if item.info for issue in item.info.issues)
+                _counted(ISSUE_LABELS[issue.code] for item in flagged if item.info for issue in item.info.issues)
                 or ("no flaws were found" if scanned else "known after the scan"),
                 Tone.LOOK if flagged else Tone.OK if scanned else Tone.PLAIN,
             ),
@@ -120,7 +120,7 @@ def _captions_note(contents: Contents) -> str:
     if not contents.captioned:
         return "tag them, or write your own"
     if not contents.trigger:
-        return "no trigger word chosen yet"
+        return "no trigger word selection yet"
     without = contents.without_trigger
     return f"{without:,} without the trigger word" if without else "trigger word first in each"
 
@@ -132,19 +132,21 @@ def _captions_tone(contents: Contents) -> Tone:
     return Tone.OK if done else Tone.LOOK
 
 
-def grid(home: Home, contents: Contents, chosen: Selection, page: int, current: str, *, pictured: bool) -> Markup:
+def image_grid(
+    home: Home, contents: Contents, selection: Selection, page: int, current: str, *, thumbnails_ready: bool
+) -> Markup:
     """One page of thumbnails with their captions, and the way to the other pages.
 
-    `pictured`: small pictures of images that were not scanned yet may be asked for, as they are made already.
+    `thumbnails_ready`: small pictures of images that were not scanned yet may be asked for, as they are made already.
     """
-    items = contents.shown(chosen)
+    items = contents.matching(selection)
     if not items:
         return empty_card("No image is like that", "Choose another filter to see the rest.")
     pages = (len(items) - 1) // PAGE_SIZE + 1
     page = min(max(page, 0), pages - 1)
     first = page * PAGE_SIZE
     shown = items[first : first + PAGE_SIZE]
-    cells = Markup("").join(_cell(home, item, item.id == current, pictured=pictured) for item in shown)
+    cells = Markup("").join(_cell(home, item, item.id == current, thumbnails_ready=thumbnails_ready) for item in shown)
     head = f"{first + 1}–{first + len(shown)} of {count_of(len(items), 'image')}"
     return Markup('{}<div class="shots">{}</div>').format(_pager(head, page, pages), cells)
 
@@ -158,9 +160,9 @@ def _pager(head: str, page: int, pages: int) -> Markup:
     return Markup('<div class="pager"><span class="hint">{}</span>{}</div>').format(head, Markup("").join(buttons))
 
 
-def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
-    remarks = item.remarks
-    marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if remarks else Markup("")
+def _cell(home: Home, item: ImageItem, current: bool, *, thumbnails_ready: bool) -> Markup:
+    issues = item.issues
+    marks = Markup('<span class="mark">{}</span>').format(_mark(item)) if issues else Markup("")
     if item.reviewed:
         marks += Markup('<span class="tick" aria-hidden="true">✓</span>')
     return Markup(
@@ -170,39 +172,39 @@ def _cell(home: Home, item: Item, current: bool, *, pictured: bool) -> Markup:
         Pick.SHOW.value,
         item.id,
         str(current).lower(),
-        "\n".join([item.name, *(["reviewed"] if item.reviewed else []), *remarks]),
-        thumb(home, item, pictured=pictured),
+        "\n".join([item.name, *(["reviewed"] if item.reviewed else []), *issues]),
+        thumbnail(home, item, thumbnails_ready=thumbnails_ready),
         marks,
         "" if item.caption else " missing",
         item.caption or "no caption",
     )
 
 
-def _mark(item: Item) -> str:
+def _mark(item: ImageItem) -> str:
     """What is most to look at, in a word or two."""
     if item.info and not item.info.readable:
-        return ISSUE_WORDS["unreadable"]
+        return ISSUE_LABELS["unreadable"]
     if item.proposal:
         return "copy"
-    return ISSUE_WORDS[item.info.issues[0].code] if item.info and item.info.issues else ""
+    return ISSUE_LABELS[item.info.issues[0].code] if item.info and item.info.issues else ""
 
 
-def thumb(home: Home, item: Item, *, pictured: bool = True) -> Markup:
+def thumbnail(home: Home, item: ImageItem, *, thumbnails_ready: bool = True) -> Markup:
     """An image's small picture; a place for it while there is none."""
-    if item.info is None and not pictured:
+    if item.info is None and not thumbnails_ready:
         return Markup('<span class="thumb none">being read</span>')
-    return _thumb(home, item.path, item.name, item.info.sha256 if item.info else None)
+    return _thumbnail(home, item.path, item.name, item.info.sha256 if item.info else None)
 
 
-def _thumb(home: Home, path: Path, name: str, sha256: str | None = None) -> Markup:
+def _thumbnail(home: Home, path: Path, name: str, sha256: str | None = None) -> Markup:
     try:
-        url = picture_url(home, path, GRID_SIZE, sha256=sha256 or None)
+        url = picture_url(home, path, THUMBNAIL_PX, sha256=sha256 or None)
     except (InputError, OSError):
         return Markup('<span class="thumb none">cannot be shown</span>')
     return Markup('<img class="thumb" src="{}" alt="{}" loading="lazy">').format(url, name)
 
 
-def copy_groups(home: Home, contents: Contents) -> Markup:
+def duplicate_groups(home: Home, contents: Contents) -> Markup:
     """Each group of copies side by side, the one to keep first."""
     if not contents.groups:
         return Markup("")
@@ -223,7 +225,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     keeper = contents.by_path[group.keep]
     copies = [contents.by_path[path] for path in group.reject]
     kept = Markup('<strong class="kept">Keep</strong>: {}').format(_why_keep(keeper, copies))
-    members = [member(home, keeper, kept, Markup(""))]
+    members = [group_member(home, keeper, kept, Markup(""))]
     for item, reason in zip(copies, group.reasons, strict=True):
         buttons = Markup("").join(
             [
@@ -232,25 +234,27 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
                 action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again.", key="k"),
             ]
         )
-        members.append(member(home, item, Markup("{}").format(reason.capitalize()), buttons))
+        members.append(group_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group" role="group" aria-label="{}">{}</div>').format(
         f"{keeper.name} and {_copies(len(copies))}", Markup("").join(members)
     )
 
 
-def member(home: Home, item: Item, facts: Markup, buttons: Markup) -> Markup:
+def group_member(home: Home, item: ImageItem, facts: Markup, buttons: Markup) -> Markup:
     """An image of a group with what there is to say and to do."""
     return Markup(
         '<div class="member"><button type="button" class="shot" data-pick="{}:{}" title="{}">{}'
         '<span class="line">{}</span></button><p class="hint">{}<br>{}</p><div class="acts">{}</div></div>'
-    ).format(Pick.SHOW.value, item.id, f"Open {item.name}", thumb(home, item), item.name, facts, _size(item), buttons)
+    ).format(
+        Pick.SHOW.value, item.id, f"Open {item.name}", thumbnail(home, item), item.name, facts, _size(item), buttons
+    )
 
 
 def _copies(number: int) -> str:
     return "1 copy" if number == 1 else f"{number:,} copies"
 
 
-def _why_keep(keeper: Item, copies: Sequence[Item]) -> str:
+def _why_keep(keeper: ImageItem, copies: Sequence[ImageItem]) -> str:
     if all(_pixels(item) < _pixels(keeper) for item in copies):
         return "the largest"
     if keeper.caption and not any(item.caption for item in copies):
@@ -258,11 +262,11 @@ def _why_keep(keeper: Item, copies: Sequence[Item]) -> str:
     return "as large, and as sharp or sharper"
 
 
-def _pixels(item: Item) -> int:
+def _pixels(item: ImageItem) -> int:
     return item.info.width * item.info.height if item.info else 0
 
 
-def _size(item: Item) -> str:
+def _size(item: ImageItem) -> str:
     return f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
 
 
@@ -273,9 +277,9 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
         return Markup("")
     rows = Markup("").join(
         _row(
-            thumb(home, item),
+            thumbnail(home, item),
             item.name,
-            " ".join(item.remarks),
+            " ".join(item.issues),
             [
                 action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
                 action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again.", key="k"),
@@ -285,7 +289,7 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
         for item in flagged[:ROWS_SHOWN]
     )
     return Markup('{}<div class="entries">{}</div>{}').format(
-        heading("To look at", "Nothing here stops you: the guide would have a second look."),
+        heading("To look at", "Nothing here stops you: the guide would have a second task."),
         rows,
         _and_more(len(flagged) - ROWS_SHOWN, "image"),
     )
@@ -306,8 +310,8 @@ def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> 
         folder = contents.project.rejected_dir
         rows = [
             _row(
-                _thumb(home, folder / entry.files[0].name, shown_name(entry.image)),
-                shown_name(entry.image),
+                _thumbnail(home, folder / entry.files[0].name, display_name(entry.image)),
+                display_name(entry.image),
                 entry.reason.capitalize(),
                 [action(Pick.BACK, image_id(contents.project, folder / entry.files[0].name), "Put back")],
             )
@@ -323,7 +327,7 @@ def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> 
     kept = [item for item in contents.items if item.kept]
     if kept:
         rows = [
-            _row(thumb(home, item), item.name, "", [action(Pick.UNKEEP, item.id, "Look again")])
+            _row(thumbnail(home, item), item.name, "", [action(Pick.UNKEEP, item.id, "Look again")])
             for item in kept[:PAGE_SIZE]
         ]
         parts.append(
@@ -342,7 +346,7 @@ def _row(picture: Markup, name: str, text: str, buttons: Sequence[Markup]) -> Ma
     ).format(picture, name, text, Markup("").join(buttons))
 
 
-def aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
+def set_aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     """What was just set aside, with the way back."""
     one = len(names) == 1
     return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
@@ -351,19 +355,19 @@ def aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     )
 
 
-def back_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
+def restored_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
     """What was just put back, and what could not be."""
     said = []
     if back:
         one = len(back) == 1
-        said.append(note(f"{shown_name(back[0])} is back." if one else f"{len(back)} images are back."))
+        said.append(note(f"{display_name(back[0])} is back." if one else f"{len(back)} images are back."))
     if kept:
-        lines = "\n".join(f"{shown_name(item.path)}: {item.reason}." for item in kept)
+        lines = "\n".join(f"{display_name(item.path)}: {item.reason}." for item in kept)
         said.append(card("Not put back", lines, "Rename the file in its place first.", Tone.LOOK))
     return cards(said)
 
 
-def curate_says(contents: Contents) -> Markup:
+def curation_status(contents: Contents) -> Markup:
     """Where curation stands, in cards."""
     loose = loose_images(contents.project.dataset_dir)
     said = [
@@ -379,10 +383,10 @@ def curate_says(contents: Contents) -> Markup:
 def _stands(contents: Contents) -> Markup:
     if not contents.items:
         return empty_card("Copies and flaws will stand here", "Import images first; they are scanned as they come in.")
-    if contents.unseen == len(contents.items):
+    if contents.unscanned == len(contents.items):
         return card("Not scanned yet", "Scan finds copies and flaws; it changes nothing.")
-    words = [_copies(len(contents.copies))] if contents.copies else []
-    unreadable = len(contents.proposed) - len(contents.copies)
+    words = [_copies(len(contents.duplicates))] if contents.duplicates else []
+    unreadable = len(contents.proposed) - len(contents.duplicates)
     words += [f"{unreadable} unreadable"] if unreadable else []
     if words:
         return card(
@@ -395,13 +399,13 @@ def _stands(contents: Contents) -> Markup:
     return card("Nothing to set aside", WORKFLOW["dataset"].thought, tone=Tone.OK)
 
 
-def look_card(look: Look | None) -> Markup:
+def scan_card(task: ScanTask | None) -> Markup:
     """How far importing and scanning are, or why they failed."""
-    if look is None or not (look.running or look.error):
+    if task is None or not (task.running or task.error):
         return Markup("")
-    if look.error:
-        return error_card(look.error)
-    return progress_card(look.phase, look.done, look.total)
+    if task.error:
+        return error_card(task.error)
+    return progress_card(task.phase, task.done, task.total)
 
 
 def progress_card(title: str, done: int, total: int, text: str = "") -> Markup:

@@ -37,11 +37,11 @@ def test_the_collector_is_on_again_whatever_happens() -> None:
 def test_contents_of_a_large_dataset_are_freed_when_they_are_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset_contents, "FEW", 2)
+    monkeypatch.setattr(dataset_contents, "MAX_PARTIAL_UPDATE", 2)
     project = Home(tmp_path).create_project("a")
     for number in range(4):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(project.images_dir / f"{number}.png")
-    contents = Contents.read(project)
+    contents = Contents.load(project)
     assert gc.get_freeze_count()
     assert contents.findings
     assert len(contents.by_id) == 4
