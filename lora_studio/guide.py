@@ -112,13 +112,13 @@ TIERS = (
         "Guard against overfitting: keep a few images out of training to compare with.",
     ),
 )
-FEW_IMAGES = Advice(
+MIN_IMAGES = Advice(
     10,
     "Even ten good images can be enough if they are above 512 px, alike in size, varied in pose and well composed.",
 )
-FEW_TO_HOLD_OUT = 30  # images below which none can be spared for validation
-HELD_OUT_SHARE = 0.1  # of a large set
-SMALL_SIDE = Advice(512, "The guide wants images above 512 px, ideally 1024: enlarging teaches blur.")
+MIN_IMAGES_FOR_VALIDATION = 30  # images below which none can be spared for validation
+VALIDATION_SHARE = 0.1  # of a large set
+MIN_SIDE = Advice(512, "The guide wants images above 512 px, ideally 1024: enlarging teaches blur.")
 
 
 def tier_for(images: int) -> Tier:
@@ -130,13 +130,13 @@ def tier_for(images: int) -> Tier:
 class KindAdvice:
     """What differs between a character, a style and a concept.
 
-    `shown` is about how many pictures an epoch of a small set shows: images times repeats. `prompts` are for samples;
+    `samples_per_epoch` is a target for small sets: images times repeats. `prompts` are for samples;
     {trigger} stands for the trigger word.
     """
 
     network_dim: int
     network_alpha: float
-    shown: int
+    samples_per_epoch: int
     why: str
     prompts: tuple[str, ...]
     tagging: str
@@ -178,19 +178,19 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
 
 @dataclass(frozen=True)
 class OptimizerAdvice:
-    """What is said about an optimizer; above `avoid_above` images the guide advises against it.
+    """What is said about an optimizer; above `avoid_above_images` images the guide advises against it.
 
-    `finds_rate`: rates are factors around 1 on the rate that it finds; `one_rate`: and all must be the same.
-    `averages`: it needs no schedule, and what it saves are averaged weights. `rate` is the usual rate as a share of
-    AdamW's. `arguments` are further ones (KEY=VALUE) that are known to work, each with what it does.
+    `learning_rate_free`: rates are factors around 1 on the rate that it finds; `single_rate`: and all must be the same.
+    `schedule_free`: it needs no schedule, and what it saves are averaged weights. `rate_factor` is the usual rate
+    as a multiple of AdamW's. `arguments` are further ones (KEY=VALUE) that are known to work, each with what it does.
     """
 
     why: str
-    avoid_above: int | None = None
-    finds_rate: bool = False
-    one_rate: bool = False
-    averages: bool = False
-    rate: float = 1.0
+    avoid_above_images: int | None = None
+    learning_rate_free: bool = False
+    single_rate: bool = False
+    schedule_free: bool = False
+    rate_factor: float = 1.0
     arguments: tuple[tuple[str, str], ...] = ()
 
 
@@ -206,29 +206,32 @@ OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
         ),
         "Prodigy": OptimizerAdvice(
             "Finds its own rate: experimental but promising. Both rates must be 1.",
-            finds_rate=True,
-            one_rate=True,
+            learning_rate_free=True,
+            single_rate=True,
             arguments=(_D_COEF, ("slice_p=11", "half of its memory, for a rate from every eleventh weight")),
         ),
-        "AdamW": OptimizerAdvice("The full-size original; the guide avoids it on large datasets.", avoid_above=300),
+        "AdamW": OptimizerAdvice(
+            "The full-size original; the guide avoids it on large datasets.", avoid_above_images=300
+        ),
         "CAME": OptimizerAdvice(
             "Adafactor with momentum and more confidence: half of AdamW's memory.",
             arguments=(("weight_decay=0.04", "what recipes for CAME set"),),
         ),
         "Lion8bit": OptimizerAdvice(
-            "Steps of one size in every weight, an eighth of AdamW's memory; it wants a fifth of its rates.", rate=0.2
+            "Steps of one size in every weight, an eighth of AdamW's memory; it wants a fifth of its rates.",
+            rate_factor=0.2,
         ),
         "PagedAdamW8bit": OptimizerAdvice(
             "AdamW8bit whose state moves to the main memory when the GPU's runs out.", arguments=(_WEIGHT_DECAY,)
         ),
         "AdamWScheduleFree": OptimizerAdvice(
             "AdamW that averages its weights instead of lowering the rate: set the schedule to constant.",
-            averages=True,
+            schedule_free=True,
         ),
         "ProdigyPlusScheduleFree": OptimizerAdvice(
             "Prodigy with a rate for each model and no schedule: rates of 1, constant, Max gradient norm 0.",
-            finds_rate=True,
-            averages=True,
+            learning_rate_free=True,
+            schedule_free=True,
             arguments=(_D_COEF,),
         ),
     }
@@ -236,7 +239,7 @@ OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Saving:
+class MemorySaving:
     """One way to save memory: `setting` becomes `value`. `guide` tells whether the guide names it."""
 
     code: str
@@ -248,22 +251,22 @@ class Saving:
 
 
 MEMORY_SAVINGS = (
-    Saving(
+    MemorySaving(
         "checkpointing",
         "gradient_checkpointing",
         "auto",
         "Set gradient checkpointing to auto",
         "It trades speed for memory and changes nothing in the result.",
     ),
-    Saving("batch", "batch_size", 1, "Lower the batch size to 1", "Activations shrink with the batch."),
-    Saving(
+    MemorySaving("batch", "batch_size", 1, "Lower the batch size to 1", "Activations shrink with the batch."),
+    MemorySaving(
         "optimizer",
         "optimizer",
         "AdamW8bit",
         "Use AdamW8bit",
         "Its state takes a quarter of AdamW's and an eighth of Prodigy's memory.",
     ),
-    Saving(
+    MemorySaving(
         "text_encoders",
         "text_encoder_lr",
         0.0,
@@ -271,7 +274,7 @@ MEMORY_SAVINGS = (
         "Frozen text encoders are encoded once and leave the GPU, which frees about 1.9 GiB.",
         guide=False,
     ),
-    Saving(
+    MemorySaving(
         "base_int8",
         "base_precision",
         "int8",
@@ -279,7 +282,7 @@ MEMORY_SAVINGS = (
         "The frozen UNet shrinks by 2 GiB with hardly a difference; a step takes longer.",
         guide=False,
     ),
-    Saving(
+    MemorySaving(
         "base_nf4",
         "base_precision",
         "nf4",
@@ -287,13 +290,17 @@ MEMORY_SAVINGS = (
         "The frozen UNet shrinks by another GiB, with a small difference.",
         guide=False,
     ),
-    Saving("resolution_768", "resolution", 768, "Lower the resolution to 768", "The last resort; 768 works for most."),
-    Saving("resolution_512", "resolution", 512, "Lower the resolution to 512", "For tests, or where memory is short."),
+    MemorySaving(
+        "resolution_768", "resolution", 768, "Lower the resolution to 768", "The last resort; 768 works for most."
+    ),
+    MemorySaving(
+        "resolution_512", "resolution", 512, "Lower the resolution to 512", "For tests, or where memory is short."
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Rule:
+class GuideRule:
     """A rule of thumb with its reason; `code` is what a check that applies it reports."""
 
     code: str
@@ -302,15 +309,15 @@ class Rule:
 
 
 TRIGGER_RULES = (
-    Rule(
+    GuideRule(
         "trigger_unique",
         "Make it unique, like saria_zelda rather than saria.",
         "A word that the base knows brings along what the base thinks of it.",
     ),
-    Rule("trigger_memorable", "Keep it memorable: 4 to 24 characters.", "You will type it a lot."),
-    Rule("trigger_style", "Avoid existing style terms.", "The new meaning would fight with the old one."),
-    Rule("trigger_consistent", "Use the same word in every caption.", "Only then does it gather what they share."),
-    Rule(
+    GuideRule("trigger_memorable", "Keep it memorable: 4 to 24 characters.", "You will type it a lot."),
+    GuideRule("trigger_style", "Avoid existing style terms.", "The new meaning would fight with the old one."),
+    GuideRule("trigger_consistent", "Use the same word in every caption.", "Only then does it gather what they share."),
+    GuideRule(
         "trigger_characters",
         "Use letters, digits and underscores only.",
         "Spaces and commas split it, and brackets, colons and angle brackets mean something in prompts.",
@@ -325,16 +332,16 @@ render retro sketch steampunk style surreal ukiyo-e vintage watercolor watercolo
 STYLE_TERMS = frozenset(_STYLE_WORDS.split())
 
 EXPERIMENTS = (
-    Rule("unet_lr", "Learning rate", "The most impactful of all."),
-    Rule("epochs", "Training length", "Stop before it overfits; an earlier checkpoint may be the better one."),
-    Rule("network_dim", "Network size", "Bigger is not always better."),
-    Rule("optimizer", "Optimizer", "Another approach to the same data."),
+    GuideRule("unet_lr", "Learning rate", "The most impactful of all."),
+    GuideRule("epochs", "Training length", "Stop before it overfits; an earlier checkpoint may be the better one."),
+    GuideRule("network_dim", "Network size", "Bigger is not always better."),
+    GuideRule("optimizer", "Optimizer", "Another approach to the same data."),
 )
 ONE_CHANGE = "Change one thing at a time, and note what worked and what did not."
 
 
 @dataclass(frozen=True)
-class Sign:
+class WarningSign:
     """A warning sign: what is seen, its likely cause, what to do, and which settings that concerns."""
 
     sign: str
@@ -343,39 +350,39 @@ class Sign:
     settings: tuple[str, ...]
 
 
-WARNING_SIGNS: Mapping[str, Sign] = MappingProxyType(
+WARNING_SIGNS: Mapping[str, WarningSign] = MappingProxyType(
     {
-        "nan": Sign(
+        "nan": WarningSign(
             "The loss became NaN",
             "The learning rate is too high.",
             "Go on from the last good checkpoint with a lower learning rate.",
             ("unet_lr", "text_encoder_lr"),
         ),
-        "no_improvement": Sign(
+        "no_improvement": WarningSign(
             "The loss does not fall",
             "The learning rate is too low, or the images and captions do not agree.",
             "Read the captions once more; if they are right, raise the UNet's learning rate.",
             ("unet_lr",),
         ),
-        "rising": Sign(
+        "rising": WarningSign(
             "The loss is rising",
             "The learning rate is too high, or the run has gone on for too long.",
             "Stop, and compare the earlier checkpoints.",
             ("unet_lr", "epochs"),
         ),
-        "plateau": Sign(
+        "plateau": WarningSign(
             "The loss has levelled off",
             "What these settings can learn from these images is learned.",
             "You could stop here: it is better to undertrain than to overtrain.",
             ("epochs",),
         ),
-        "overfit": Sign(
+        "overfit": WarningSign(
             "Always the same pose or picture",
             "The run has gone on for too long for so few images.",
             "Use an earlier checkpoint or fewer epochs, or add more varied images.",
             ("epochs", "repeats", "network_dim"),
         ),
-        "washed_out": Sign(
+        "washed_out": WarningSign(
             "Washed-out colours",
             "The prediction type does not match the base model, or the LoRA is overtrained.",
             "Leave the prediction type on auto; if it is, use an earlier checkpoint.",
@@ -385,31 +392,31 @@ WARNING_SIGNS: Mapping[str, Sign] = MappingProxyType(
 )
 
 SUCCESS_INDICATORS = (
-    Rule("steady_loss", "The loss falls steadily.", "A healthy learning curve."),
-    Rule("variety", "Pictures vary from seed to seed.", "It learned the subject, not single images."),
-    Rule("trigger_works", "The trigger word works reliably.", "Compare the same seed with and without it."),
-    Rule("style_holds", "The look stays what you intended.", "Over prompts that the dataset does not have."),
+    GuideRule("steady_loss", "The loss falls steadily.", "A healthy learning curve."),
+    GuideRule("variety", "Pictures vary from seed to seed.", "It learned the subject, not single images."),
+    GuideRule("trigger_works", "The trigger word works reliably.", "Compare the same seed with and without it."),
+    GuideRule("style_holds", "The look stays what you intended.", "Over prompts that the dataset does not have."),
 )
 
 
 # The guide says which strengths to try; how to read what comes out is said here in its spirit.
 GRID_READING = (
-    Rule(
+    GuideRule(
         "lowest",
         "Take the lowest strength at which every row shows what you wanted.",
         "What is stronger than needed costs variety and mixes badly with other LoRAs.",
     ),
-    Rule(
+    GuideRule(
         "too_weak",
         "If it only comes above 1.2, it has learned too little.",
         "Train longer or at a higher rate, or look at the captions once more.",
     ),
-    Rule(
+    GuideRule(
         "too_strong",
         "If it is stiff, burnt or always the same at 0.7 already, it has learned too much.",
         "Use an earlier checkpoint or fewer epochs.",
     ),
-    Rule(
+    GuideRule(
         "leaks",
         "A row without the trigger word should stay close to what strength 0 shows.",
         "If it does not, the LoRA changes prompts that did not ask for it: lower the text encoder's rate.",

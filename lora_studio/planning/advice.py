@@ -1,4 +1,4 @@
-"""The guide applied to a recipe: what cannot work (`problems`) and what is worth a second look (`checks`).
+"""The guide applied to a recipe: what cannot work (`recipe_errors`) and what is worth a second look (`check_recipe`).
 
 Problems are told all at once and stop a run before it starts. Cautions are advice: they never stop anything.
 """
@@ -10,32 +10,32 @@ from dataclasses import dataclass
 
 from lora_studio.errors import ConfigError
 from lora_studio.guide import (
-    FEW_IMAGES,
-    FEW_TO_HOLD_OUT,
+    MIN_IMAGES,
+    MIN_IMAGES_FOR_VALIDATION,
+    MIN_SIDE,
     OPTIMIZERS,
     RECIPE,
-    SMALL_SIDE,
     WARNING_SIGNS,
     BaseModel,
     tier_for,
 )
 from lora_studio.planning.cautions import Caution
-from lora_studio.planning.memory import DESKTOP_GIB, fits, memory_gib, next_saving
-from lora_studio.planning.optimizers import optimizer_cautions, optimizer_problems
+from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, next_saving
+from lora_studio.planning.optimizers import optimizer_cautions, optimizer_errors
 from lora_studio.planning.steps import StepCount
-from lora_studio.planning.timing import Span, duration
+from lora_studio.planning.timing import SecondsRange, format_duration
 from lora_studio.planning.trigger import check_trigger
 from lora_studio.settings.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
 from lora_studio.settings.recipe import Recipe
 
-RANGED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
-WASTE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
-OFTEN = 300  # times that one image is shown in a run before it is worth a word
-MIXED_AREA = 4.0  # largest over smallest image, in pixels
+RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
+MAX_EMPTY_SHARE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
+MAX_VIEWS_PER_IMAGE = 300  # times that one image is shown in a run before it is worth a word
+MAX_AREA_RATIO = 4.0  # largest over smallest image, in pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class Situation:
+class CheckContext:
     """What checks may know beside the recipe; what is None is not checked. `sizes` are (width, height) in px.
 
     `own_share` is that of the dataset's images in an epoch's samples; the rest is regularisation.
@@ -48,12 +48,12 @@ class Situation:
     count: StepCount | None = None
     vram_gib: float | None = None
     trigger_word: str | None = None
-    seconds: Span | None = None
+    seconds: SecondsRange | None = None
 
 
-def problems(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
+def recipe_errors(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
     """Settings that cannot work together or with this base, a sentence each with the remedy; empty if all is well."""
-    found = optimizer_problems(recipe)
+    found = optimizer_errors(recipe)
     if base is not None and recipe.prediction_type not in (PredictionType.AUTO, base.prediction_type):
         found.append(
             f"prediction_type is {recipe.prediction_type.value}, but {base.name} predicts {base.prediction_type}. "
@@ -62,10 +62,10 @@ def problems(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
     predicts = recipe.prediction_type.value
     if recipe.prediction_type is PredictionType.AUTO:
         predicts = base.prediction_type if base else ""
-    return found + zero_snr_problems(recipe, predicts, base is not None and base.zero_terminal_snr)
+    return found + zero_snr_errors(recipe, predicts, base is not None and base.zero_terminal_snr)
 
 
-def zero_snr_problems(recipe: Recipe, prediction_type: str, zero_terminal_snr: bool) -> list[str]:
+def zero_snr_errors(recipe: Recipe, prediction_type: str, zero_terminal_snr: bool) -> list[str]:
     """Whether zero terminal SNR can work; the arguments are what will be predicted, and whether the base is so made."""
     if prediction_type != "epsilon" or not uses_zero_snr(recipe, zero_terminal_snr):
         return []
@@ -87,32 +87,32 @@ def uses_zero_snr(recipe: Recipe, zero_terminal_snr: bool) -> bool:
     return recipe.zero_terminal_snr is ZeroTerminalSnr.ON
 
 
-def require_workable(recipe: Recipe, base: BaseModel | None = None) -> None:
-    """Raise ConfigError with all `problems` of a recipe, if there are any."""
-    if found := problems(recipe, base):
+def require_valid(recipe: Recipe, base: BaseModel | None = None) -> None:
+    """Raise ConfigError with all `recipe_errors` of a recipe, if there are any."""
+    if found := recipe_errors(recipe, base):
         raise ConfigError(found)
 
 
-def checks(recipe: Recipe, situation: Situation) -> list[Caution]:
+def check_recipe(recipe: Recipe, context: CheckContext) -> list[Caution]:
     """What the guide would have a second look at, the most consequential first."""
     return [
-        *_memory(recipe, situation),
-        *_images(recipe, situation),
-        *_rates(recipe, situation),
+        *_memory(recipe, context),
+        *_images(recipe, context),
+        *_rates(recipe, context),
         *optimizer_cautions(recipe),
-        *_objective(recipe, situation),
-        *_network(recipe, situation),
-        *_length(recipe, situation),
-        *(check_trigger(situation.trigger_word) if situation.trigger_word is not None else ()),
+        *_objective(recipe, context),
+        *_network(recipe, context),
+        *_length(recipe, context),
+        *(check_trigger(context.trigger_word) if context.trigger_word is not None else ()),
     ]
 
 
-def _memory(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    vram = situation.vram_gib
+def _memory(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
+    vram = context.vram_gib
     if vram is None:
         return
-    needed = memory_gib(recipe, situation.base)
-    if not fits(recipe, situation.base, vram):
+    needed = estimate_vram_gib(recipe, context.base)
+    if not fits(recipe, context.base, vram):
         yield Caution(
             code="memory",
             message=f"The run needs roughly {needed:.1f} GiB; of {vram:g} GiB about {vram - DESKTOP_GIB:.1f} are free. "
@@ -121,7 +121,7 @@ def _memory(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
         )
     limit = RECIPE["gradient_checkpointing"].high
     off = recipe.gradient_checkpointing is GradientCheckpointing.OFF
-    if limit is not None and vram < limit and off and fits(recipe, situation.base, vram):
+    if limit is not None and vram < limit and off and fits(recipe, context.base, vram):
         yield Caution(
             code="checkpointing",
             message=f"Gradient checkpointing is off with {vram:g} GiB; the guide suggests it below {limit:g}.",
@@ -129,30 +129,30 @@ def _memory(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
         )
 
 
-def _images(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    if situation.images is not None and situation.images < FEW_IMAGES.value:
+def _images(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
+    if context.images is not None and context.images < MIN_IMAGES.value:
         yield Caution(
             code="few_images",
-            message=f"{situation.images} images are fewer than the guide's smallest set of {FEW_IMAGES.value}.",
-            why=FEW_IMAGES.why,
+            message=f"{context.images} images are fewer than the guide's smallest set of {MIN_IMAGES.value}.",
+            why=MIN_IMAGES.why,
         )
-    if recipe.validation_split and situation.images is not None and situation.images < FEW_TO_HOLD_OUT:
+    if recipe.validation_split and context.images is not None and context.images < MIN_IMAGES_FOR_VALIDATION:
         yield Caution(
             code="held_out_few",
-            message=f"validation_split is {recipe.validation_split:g} of only {situation.images} images.",
+            message=f"validation_split is {recipe.validation_split:g} of only {context.images} images.",
             why="So few are missed in training, and too few are held out to tell anything.",
         )
-    avoid = OPTIMIZERS[recipe.optimizer.value].avoid_above
-    if avoid is not None and situation.images is not None and situation.images > avoid:
+    avoid = OPTIMIZERS[recipe.optimizer.value].avoid_above_images
+    if avoid is not None and context.images is not None and context.images > avoid:
         yield Caution(
             code="optimizer_large",
-            message=f"The guide avoids {recipe.optimizer.value} with {situation.images} images; try AdamW8bit.",
+            message=f"The guide avoids {recipe.optimizer.value} with {context.images} images; try AdamW8bit.",
             why=OPTIMIZERS[recipe.optimizer.value].why,
         )
-    if situation.sizes:
-        yield from _sizes(recipe, situation.sizes, situation.base)
-    count = situation.count
-    if count is not None and count.empty_slots > WASTE * (count.samples_per_epoch + count.empty_slots):
+    if context.sizes:
+        yield from _sizes(recipe, context.sizes, context.base)
+    count = context.count
+    if count is not None and count.empty_slots > MAX_EMPTY_SHARE * (count.samples_per_epoch + count.empty_slots):
         share = count.empty_slots / (count.samples_per_epoch + count.empty_slots)
         yield Caution(
             code="bucket_waste",
@@ -163,17 +163,17 @@ def _images(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
 
 
 def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: BaseModel | None) -> Iterator[Caution]:
-    least = min(SMALL_SIDE.value, base.resolution if base else SMALL_SIDE.value)
+    least = min(MIN_SIDE.value, base.resolution if base else MIN_SIDE.value)
     small = sum(min(size) < least for size in sizes)
     if small:
         yield Caution(
             code="small_images",
             message=f"{small} of {len(sizes)} images are below {least} px on their shorter side. "
             "Look for larger originals.",
-            why=SMALL_SIDE.why,
+            why=MIN_SIDE.why,
         )
     areas = [width * height for width, height in sizes]
-    if max(areas) > MIXED_AREA * min(areas) and min(areas) < recipe.resolution**2:
+    if max(areas) > MAX_AREA_RATIO * min(areas) and min(areas) < recipe.resolution**2:
         yield Caution(
             code="mixed_resolution",
             message=f"The largest image has {max(areas) / min(areas):.0f} times the pixels of the smallest.",
@@ -181,12 +181,12 @@ def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: BaseModel | N
         )
 
 
-def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    finds_rate = OPTIMIZERS[recipe.optimizer.value].finds_rate
-    zero_snr = uses_zero_snr(recipe, situation.base is not None and situation.base.zero_terminal_snr)
-    for name in RANGED:
+def _rates(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
+    learning_rate_free = OPTIMIZERS[recipe.optimizer.value].learning_rate_free
+    zero_snr = uses_zero_snr(recipe, context.base is not None and context.base.zero_terminal_snr)
+    for name in RANGE_CHECKED:
         value, advice = getattr(recipe, name), RECIPE[name]
-        if name.endswith("_lr") and (finds_rate or _is_embedded(situation)):  # a small model takes larger steps
+        if name.endswith("_lr") and (learning_rate_free or _is_embedded(context)):  # a small model takes larger steps
             continue
         if name in ("unet_lr", "text_encoder_lr") and value == 0:
             continue
@@ -200,7 +200,7 @@ def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
                 message=f"{name} is {value:g}; the guide suggests {bounds}.",
                 why=advice.why,
             )
-    if not finds_rate and recipe.text_encoder_lr > recipe.unet_lr > 0:
+    if not learning_rate_free and recipe.text_encoder_lr > recipe.unet_lr > 0:
         yield Caution(
             code="text_encoder_rate",
             message=f"text_encoder_lr {recipe.text_encoder_lr:g} is above unet_lr {recipe.unet_lr:g}; "
@@ -211,13 +211,13 @@ def _rates(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
         yield Caution(
             code="noise_offset_zero_snr",
             message=f"noise_offset is {recipe.noise_offset:g}; "
-            f"{situation.base.name if situation.base else 'zero terminal SNR'} needs none.",
+            f"{context.base.name if context.base else 'zero terminal SNR'} needs none.",
             why="Zero terminal SNR reaches full black and white by itself.",
         )
 
 
-def _objective(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    base = situation.base
+def _objective(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
+    base = context.base
     if base is not None and base.zero_terminal_snr and recipe.zero_terminal_snr is ZeroTerminalSnr.OFF:
         yield Caution(
             code="zero_snr_off",
@@ -239,8 +239,8 @@ def _objective(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
         )
 
 
-def _network(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    if situation.base is None and recipe.prediction_type is not PredictionType.AUTO:
+def _network(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
+    if context.base is None and recipe.prediction_type is not PredictionType.AUTO:
         yield Caution(
             code="prediction_type_set",
             message=f"prediction_type is {recipe.prediction_type.value}; the studio does not know this base.",
@@ -255,21 +255,21 @@ def _network(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
         )
 
 
-def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
-    embedded = _is_embedded(situation)
-    if situation.images is not None and situation.count is not None:
+def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
+    embedded = _is_embedded(context)
+    if context.images is not None and context.count is not None:
         batch = recipe.batch_size * recipe.gradient_accumulation_steps
-        shown = min(situation.count.total_steps * batch, situation.count.samples_per_epoch * situation.count.epochs)
-        shown = round(shown * situation.own_share)
-        if shown > OFTEN * situation.images:
+        shown = min(context.count.total_steps * batch, context.count.samples_per_epoch * context.count.epochs)
+        shown = round(shown * context.own_share)
+        if shown > MAX_VIEWS_PER_IMAGE * context.images:
             yield Caution(
                 code="shown_often",
-                message=f"Every image is shown about {shown / situation.images:.0f} times. Fewer repeats or epochs "
+                message=f"Every image is shown about {shown / context.images:.0f} times. Fewer repeats or epochs "
                 f"would do; watch the samples for this: {WARNING_SIGNS['overfit'].sign.lower()}.",
                 why=WARNING_SIGNS["overfit"].cause,
             )
-    if situation.images is not None and not embedded:
-        tier = tier_for(situation.images)
+    if context.images is not None and not embedded:
+        tier = tier_for(context.images)
         low, high = tier.epochs
         if not low <= recipe.epochs <= high:
             yield Caution(
@@ -285,21 +285,21 @@ def _length(recipe: Recipe, situation: Situation) -> Iterator[Caution]:
                 f"{tier.batch_size[1]} for {tier.describe()}.",
                 why="Large batches average away what is special in a few images.",
             )
-    if situation.count is not None and recipe.lr_warmup_steps >= max(1, situation.count.total_steps):
+    if context.count is not None and recipe.lr_warmup_steps >= max(1, context.count.total_steps):
         yield Caution(
             code="warmup_long",
             message=f"lr_warmup_steps is {recipe.lr_warmup_steps:g}, but the run ends at step "
-            f"{situation.count.total_steps}: the rate never gets to its value.",
+            f"{context.count.total_steps}: the rate never gets to its value.",
             why="A twentieth of the run is plenty.",
         )
     hours = RECIPE["training_hours"].high
-    if situation.seconds is not None and hours is not None and situation.seconds.low > hours * 3600:
+    if context.seconds is not None and hours is not None and context.seconds.low > hours * 3600:
         yield Caution(
             code="time",
-            message=f"The run takes {duration(situation.seconds.low)} at least, by a rough estimate.",
+            message=f"The run takes {format_duration(context.seconds.low)} at least, by a rough estimate.",
             why=RECIPE["training_hours"].why,
         )
 
 
-def _is_embedded(situation: Situation) -> bool:
-    return situation.base is not None and situation.base.is_embedded
+def _is_embedded(context: CheckContext) -> bool:
+    return context.base is not None and context.base.is_embedded

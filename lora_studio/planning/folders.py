@@ -19,7 +19,7 @@ from lora_studio.workspace.project import image_sets
 
 
 @dataclass(frozen=True)
-class Counted:
+class CountedImage:
     """An image's upright size (width, height), the repeats that its folder's name asks for, and its file, if any."""
 
     size: Size
@@ -34,7 +34,7 @@ class ImageCounts:
     `manifest` is what a scan found there; None if there is no folder.
     """
 
-    images: list[Counted] = field(default_factory=list)
+    images: list[CountedImage] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     without_caption: list[str] = field(default_factory=list)
     manifest: Manifest | None = None
@@ -55,13 +55,13 @@ class ImageCounts:
 
     def buckets(self, recipe: Recipe) -> Counter[Size]:
         """Images times repeats in each bucket, without those held out, with the recipe's repeats where it sets them."""
-        return _in_buckets(recipe, ((image, recipe.repeats or image.repeats) for image in self._trained(recipe)))
+        return _in_buckets(recipe, ((image, recipe.repeats or image.repeats) for image in self._training_split(recipe)))
 
     def balanced_buckets(self, recipe: Recipe, samples: int) -> Counter[Size]:
         """The buckets of regularisation images, balanced against so many samples of the training set."""
         return _in_buckets(recipe, zip(self.images, balanced_repeats(self.all_repeats, samples), strict=True))
 
-    def _trained(self, recipe: Recipe) -> list[Counted]:
+    def _training_split(self, recipe: Recipe) -> list[CountedImage]:
         share = recipe.validation_split
         if not share or self.manifest is None:
             return self.images[: self.total - validation_count(self.total, share)]
@@ -71,12 +71,12 @@ class ImageCounts:
         return [image for image in self.images if image.path not in chosen]
 
 
-def assumed(images: int, side: int) -> ImageCounts:
+def square_images(images: int, side: int) -> ImageCounts:
     """A number of square images of `side` px, as if they had been looked at."""
-    return ImageCounts([Counted((side, side), 1)] * images)
+    return ImageCounts([CountedImage((side, side), 1)] * images)
 
 
-def _in_buckets(recipe: Recipe, images: Iterable[tuple[Counted, int]]) -> Counter[Size]:
+def _in_buckets(recipe: Recipe, images: Iterable[tuple[CountedImage, int]]) -> Counter[Size]:
     """How many samples each bucket has of images with their repeats."""
     by_size: Counter[Size] = Counter()
     for image, repeats in images:
@@ -88,7 +88,7 @@ def _in_buckets(recipe: Recipe, images: Iterable[tuple[Counted, int]]) -> Counte
     return counts
 
 
-def look_at(folder: Path) -> ImageCounts:
+def count_images(folder: Path) -> ImageCounts:
     """Count the images of a dataset: by its last scan where that knows them, else by their headers.
 
     Raises InputError if the folder is missing or holds none.
@@ -104,7 +104,7 @@ def look_at(folder: Path) -> ImageCounts:
             if size is None:
                 counts.unreadable.append(path.name)
                 continue
-            counts.images.append(Counted(size, image_set.repeats, path))
+            counts.images.append(CountedImage(size, image_set.repeats, path))
             if path.stem not in captioned:
                 counts.without_caption.append(path.name)
     if not counts.total:

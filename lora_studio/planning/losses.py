@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Losses = Sequence[float | None]
-WINDOWS = 20
-CERTAIN = 3.5  # standard errors: p = 0.003 two-sided with the 18 degrees of freedom of 20 windows, 0.005 with 11
+MAX_WINDOWS = 20
+# Two-sided p = 0.003 with the 18 degrees of freedom of 20 windows, 0.005 with 11.
+MIN_STANDARD_ERRORS = 3.5
 
 
 @dataclass(frozen=True)
-class Change:
+class LossChange:
     """How a loss changed over `steps` steps: `start` and `end` by the trend, and its standard error, all absolute."""
 
     start: float
@@ -40,12 +41,12 @@ class Change:
     @property
     def falls(self) -> bool:
         """Whether the fall is beyond chance."""
-        return self.start - self.end > CERTAIN * self.error
+        return self.start - self.end > MIN_STANDARD_ERRORS * self.error
 
     @property
     def rises(self) -> bool:
         """Whether the rise is beyond chance."""
-        return self.end - self.start > CERTAIN * self.error
+        return self.end - self.start > MIN_STANDARD_ERRORS * self.error
 
 
 def smooth(losses: Losses, half_life: float | None = None) -> list[float | None]:
@@ -65,24 +66,24 @@ def smooth(losses: Losses, half_life: float | None = None) -> list[float | None]
     return smoothed
 
 
-def finite(losses: Losses) -> NDArray[np.float64]:
+def finite_losses(losses: Losses) -> NDArray[np.float64]:
     """The losses that are numbers, with spikes lowered to Tukey's outer fence, Q3 + 3 (Q3 - Q1), of their window."""
     values = np.array([loss for loss in losses if loss is not None and isfinite(loss)], dtype=np.float64)
-    for window in np.array_split(values, max(1, min(WINDOWS, len(values) // 10))):  # views: changed in place
+    for window in np.array_split(values, max(1, min(MAX_WINDOWS, len(values) // 10))):  # views: changed in place
         if len(window) >= 8:
             lower, upper = np.quantile(window, (0.25, 0.75))
             np.minimum(window, upper + 3 * (upper - lower), out=window)
     return values
 
 
-def trend(losses: Losses) -> Change:
+def fit_trend(losses: Losses) -> LossChange:
     """The straight line through the curve, fitted to the means of up to 20 windows of equal length.
 
     Means of windows have errors that are nearly normal and, unlike single steps, nearly independent, so that the
     scatter about the line gives its standard error (the method of batch means). Needs 8 finite losses.
     """
-    values = finite(losses)
-    windows = min(WINDOWS, len(values) // 2)
+    values = finite_losses(losses)
+    windows = min(MAX_WINDOWS, len(values) // 2)
     length = len(values) // windows
     means = values[len(values) - windows * length :].reshape(windows, length).mean(axis=1)
     places = np.arange(windows) - (windows - 1) / 2
@@ -92,12 +93,12 @@ def trend(losses: Losses) -> Change:
     error = sqrt(float((scatter**2).sum()) / (windows - 2) / spread)
     half = slope * windows / 2
     middle = float(means.mean())
-    return Change(max(middle - half, 1e-12), middle + half, error * windows, len(values))
+    return LossChange(max(middle - half, 1e-12), middle + half, error * windows, len(values))
 
 
-def overall(losses: Losses) -> Change:
+def total_change(losses: Losses) -> LossChange:
     """From the mean of the curve's first tenth, where most is learned, to that of its last half. Needs 20 losses."""
-    values = finite(losses)
+    values = finite_losses(losses)
     first, last = values[: max(2, len(values) // 10)], values[len(values) // 2 :]
     error = sqrt(float(first.var(ddof=1)) / len(first) + float(last.var(ddof=1)) / len(last))
-    return Change(max(float(first.mean()), 1e-12), float(last.mean()), error, len(values))
+    return LossChange(max(float(first.mean()), 1e-12), float(last.mean()), error, len(values))

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
-from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, Saving
+from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, MemorySaving
 from lora_studio.lora.shapes import (
     Layer,
     Part,
@@ -45,10 +45,10 @@ STATE_BYTES = {
     Optimizer.PRODIGY_PLUS: 4.0 + 4.0 / 11,
 }
 # Bytes of a packed weight with its share of the fp32 scale of its block, of 128 weights in int8 and 64 in nf4.
-PACKED_BYTES = {BasePrecision.INT8: 1 + 4 / 128, BasePrecision.NF4: 1 / 2 + 4 / 64}
-PACKED_PARTS = (Part.ATTENTION, Part.FEED_FORWARD)  # what is packed: the UNet's transformer blocks
+QUANTIZED_BYTES = {BasePrecision.INT8: 1 + 4 / 128, BasePrecision.NF4: 1 / 2 + 4 / 64}
+QUANTIZED_PARTS = (Part.ATTENTION, Part.FEED_FORWARD)  # what is packed: the UNet's transformer blocks
 # Second moments that are kept as a row and a column instead of the matrix (Shazeer and Stern 2018).
-FACTORED = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1}
+FACTORED_MOMENTS = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
     return lora_weights(recipe, base) * (4 if recipe.mixed_precision is Precision.FP32 else 2) / 2**20
 
 
-def memory_parts(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> dict[str, float]:
+def estimate_vram_parts(
+    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None
+) -> dict[str, float]:
     """Rough GPU memory in GiB by what it holds; no bucket has a larger area than `resolution` squared.
 
     Where gradient checkpointing is auto, activations take what `vram_gib` leaves them; where that is not known, the
@@ -156,7 +158,7 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
         "Activations": kept * area * recipe.batch_size * width / 2,
     }
     if recipe.network_type in (NetworkType.LOHA, NetworkType.LOKR):
-        parts["Adapter products"] = _product_bytes(recipe, shape, width, share) / GIB
+        parts["Adapter products"] = _adapter_product_bytes(recipe, shape, width, share) / GIB
     if recipe.text_encoder_lr > 0:
         parts["Text encoders"] = shape.text_weights * width / GIB
         parts["Activations"] += shape.text_activations * recipe.batch_size * width / 2
@@ -164,19 +166,19 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
     return {name: round(value, 3) for name, value in parts.items()}
 
 
-def memory_gib(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> float:
-    """Rough GPU memory of a run in GiB: the sum of `memory_parts`."""
-    return round(sum(memory_parts(recipe, base, vram_gib).values()), 2)
+def estimate_vram_gib(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> float:
+    """Rough GPU memory of a run in GiB: the sum of `estimate_vram_parts`."""
+    return round(sum(estimate_vram_parts(recipe, base, vram_gib).values()), 2)
 
 
 def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> bool:
     """Whether a run should fit a GPU of `vram_gib`, a little left to the desktop."""
-    return memory_gib(recipe, base) <= vram_gib - DESKTOP_GIB
+    return estimate_vram_gib(recipe, base) <= vram_gib - DESKTOP_GIB
 
 
-def fit(
+def fit_vram(
     recipe: Recipe, base: BaseModel | None, vram_gib: float, keep: Collection[str] = ()
-) -> tuple[Recipe, list[Saving]]:
+) -> tuple[Recipe, list[MemorySaving]]:
     """Change as little as needed to fit `vram_gib`, in the guide's order; returns the recipe and what was changed.
 
     Settings in `keep` stay as they are. The result may still not fit: ask `fits`.
@@ -185,7 +187,7 @@ def fit(
     for saving in MEMORY_SAVINGS:
         if fits(recipe, base, vram_gib):
             break
-        if saving.setting in keep or not saves(recipe, saving):
+        if saving.setting in keep or not has_effect(recipe, saving):
             continue
         batch = saving.setting == "batch_size"
         recipe = _largest_batch(recipe, base, vram_gib) if batch else _apply(recipe, saving)
@@ -193,7 +195,7 @@ def fit(
     return recipe, applied
 
 
-def saves(recipe: Recipe, saving: Saving) -> bool:
+def has_effect(recipe: Recipe, saving: MemorySaving) -> bool:
     """Whether a saving would change anything in this recipe."""
     match saving.setting:
         case "gradient_checkpointing":
@@ -212,18 +214,18 @@ def saves(recipe: Recipe, saving: Saving) -> bool:
 def next_saving(recipe: Recipe) -> str:
     """One sentence: what to try next when the memory was not enough."""
     for saving in MEMORY_SAVINGS:
-        if saves(recipe, saving):
+        if has_effect(recipe, saving):
             return f"{saving.advice}. {saving.why}"
     if recipe.network_dim > 8:
         return f"Lower the network dim from {recipe.network_dim} to 8, and close other programs that use the GPU."
     return "Close other programs that use the GPU, or use one with more memory: these settings are the smallest."
 
 
-def _apply(recipe: Recipe, saving: Saving) -> Recipe:
+def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
     changes = {saving.setting: saving.value}
     if saving.setting == "optimizer":
         changes["optimizer_args"] = []  # they were the other one's
-    if saving.setting == "optimizer" and OPTIMIZERS[recipe.optimizer.value].finds_rate:
+    if saving.setting == "optimizer" and OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         # Such rates are factors around 1; any other optimizer would blow up with them.
         rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
         changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
@@ -244,22 +246,22 @@ def _unet_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
     whole: float = shape.unet_weights * width
     if recipe.base_precision is BasePrecision.FULL:
         return whole
-    layers = (item for item in shape.layers.items() if item[0].model == "unet" and item[0].part in PACKED_PARTS)
+    layers = (item for item in shape.layers.items() if item[0].model == "unet" and item[0].part in QUANTIZED_PARTS)
     packed = sum(layer.weights * count for layer, count in layers)
-    return whole - packed * (width - PACKED_BYTES[recipe.base_precision])
+    return whole - packed * (width - QUANTIZED_BYTES[recipe.base_precision])
 
 
 def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
     # a row and a column of each matrix, in fp32
     lines = 4 * sum(_factored(sides) * count for sides, count in trained_shapes(recipe, shape.layers).items())
-    return optimizer_bytes(recipe, weights) + FACTORED.get(recipe.optimizer, 0) * lines
+    return optimizer_bytes(recipe, weights) + FACTORED_MOMENTS.get(recipe.optimizer, 0) * lines
 
 
 def _factored(sides: tuple[int, ...]) -> int:
     return prod(sides) // sides[-1] + prod(sides) // sides[-2]
 
 
-def _product_bytes(recipe: Recipe, shape: Architecture, width: int, share: float) -> float:
+def _adapter_product_bytes(recipe: Recipe, shape: Architecture, width: int, share: float) -> float:
     """What the whole matrices take that LoHa and LoKr multiply out, layer by layer, and keep for the backward pass.
 
     Of the `share` that is computed twice only one block of the UNet has them at a time.

@@ -9,31 +9,31 @@ from lora_studio.planning.cautions import Caution
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
 
-LEAST_FACTOR = 0.1  # of a rate that the optimizer finds itself: with 1e-4 of it nothing is learned
-STEADY = (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
-SLACK = 2.0  # how far a rate may be from the optimizer's usual range before it is worth a word
+MIN_RATE_FACTOR = 0.1  # of a rate that the optimizer finds itself: with 1e-4 of it nothing is learned
+CONSTANT_SCHEDULES = (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
+MAX_RATE_RATIO = 2.0  # how far a rate may be from the optimizer's usual range before it is worth a word
 
 
-def optimizer_problems(recipe: Recipe) -> list[str]:
+def optimizer_errors(recipe: Recipe) -> list[str]:
     """Settings that cannot work with the recipe's optimizer, a sentence each with the remedy."""
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
     found = []
-    if advice.one_rate and len(set(used.values())) > 1:
+    if advice.single_rate and len(set(used.values())) > 1:
         found.append(
             f"unet_lr {recipe.unet_lr:g} and text_encoder_lr {recipe.text_encoder_lr:g} differ, and {name} takes "
             "one rate only. Set both to 1, or text_encoder_lr to 0."
         )
-    if advice.finds_rate:
+    if advice.learning_rate_free:
         found += [
             f"{setting} is {rate:g}, with which {name} learns nothing: it finds the rate itself. Set {setting} to 1."
             for setting, rate in used.items()
-            if rate < LEAST_FACTOR
+            if rate < MIN_RATE_FACTOR
         ]
     if recipe.lr_scheduler is Scheduler.ADAFACTOR and recipe.optimizer is not Optimizer.ADAFACTOR:
         found.append(
             f"lr_scheduler is adafactor, which {name} does not have. Set optimizer to Adafactor, or lr_scheduler to "
-            f"{'constant' if advice.averages else 'cosine'}."
+            f"{'constant' if advice.schedule_free else 'cosine'}."
         )
     return found
 
@@ -42,7 +42,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
     """What is worth a second look about the recipe's optimizer, its rates and its schedule."""
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
-    if advice.finds_rate and not optimizer_problems(recipe) and max(used.values()) != 1:
+    if advice.learning_rate_free and not optimizer_errors(recipe) and max(used.values()) != 1:
         yield Caution(
             code="prodigy_rate",
             message=f"{name}'s rate is {max(used.values()):g}; 1 leaves it to {name}.",
@@ -55,14 +55,14 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
             why="It takes its rate from the number of steps and the size of the weights (Shazeer and Stern 2018).",
         )
     if recipe.optimizer is Optimizer.LION8BIT:
-        yield from _scaled_rates(recipe, name, advice.rate)
-    if advice.averages and recipe.lr_scheduler not in STEADY:
+        yield from _scaled_rates(recipe, name, advice.rate_factor)
+    if advice.schedule_free and recipe.lr_scheduler not in CONSTANT_SCHEDULES:
         yield Caution(
             code="schedule_free",
             message=f"{name} needs no schedule: set lr_scheduler to constant.",
             why="It averages its weights instead of lowering the rate; both together learn less.",
         )
-    if advice.averages and recipe.ema_decay:
+    if advice.schedule_free and recipe.ema_decay:
         yield Caution(
             code="averaged_twice",
             message=f"ema_decay is {recipe.ema_decay:g}, but {name} averages its weights already. Set it to 0.",
@@ -91,7 +91,7 @@ def _scaled_rates(recipe: Recipe, name: str, share: float) -> Iterator[Caution]:
     """Rates that are far above what suits an optimizer whose usual rate is a share of AdamW's."""
     for setting, rate in _rates(recipe).items():
         usual = RECIPE[setting].value * share
-        if rate > SLACK * usual:
+        if rate > MAX_RATE_RATIO * usual:
             yield Caution(
                 code="lion_rate",
                 message=f"{setting} is {rate:g}; for {name} about {usual:g} does the same.",

@@ -12,18 +12,18 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.planning.advice import Situation, checks, require_workable
+from lora_studio.planning.advice import CheckContext, check_recipe, require_valid
 from lora_studio.planning.cautions import Caution
-from lora_studio.planning.folders import ImageCounts, assumed, look_at
-from lora_studio.planning.memory import fit, lora_mib, memory_gib, memory_parts
+from lora_studio.planning.folders import ImageCounts, count_images, square_images
+from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, fit_vram, lora_mib
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.steps import StepCount, count_steps
-from lora_studio.planning.timing import Span, duration, measured_seconds, run_seconds
+from lora_studio.planning.timing import SecondsRange, format_duration, measured_step_seconds, run_seconds
 from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
 
-EMBEDDED_SHOWN = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
+EMBEDDED_SAMPLES_PER_EPOCH = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 
 
 class Reason(BaseModel):
@@ -54,7 +54,7 @@ class Plan(BaseModel):
     steps: StepCount
     vram_gib: float
     vram_parts: dict[str, float]
-    seconds: Span
+    seconds: SecondsRange
     lora_mib: float
     warnings: list[Caution]
     tagger: str
@@ -97,9 +97,10 @@ class Plan(BaseModel):
                 f"{self.images} images ({source}): a {self.tier.name} set, good for {self.tier.good_for}. "
                 f"{self.tier.focus}",
                 f"{self.steps.steps_per_epoch} steps an epoch, {self.steps.total_steps} in all: every image is shown "
-                f"{_times(self.repeats)} an epoch, {self.steps.epochs} epochs, batch size {self.recipe.batch_size}.",
-                f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {duration(self.seconds.low)} to "
-                f"{duration(self.seconds.high)}.",
+                f"{_times_as_text(self.repeats)} an epoch, {self.steps.epochs} epochs, "
+                f"batch size {self.recipe.batch_size}.",
+                f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {format_duration(self.seconds.low)} to "
+                f"{format_duration(self.seconds.high)}.",
                 f"The {self.recipe.network_type.value} will take {self.lora_mib:.0f} MiB"
                 f"{' with its text encoder part' if text else ''}.",
                 f"{self.base}: {self.base_advice}",
@@ -140,24 +141,24 @@ def plan(
         raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
     side = known.resolution if known else guide.RECIPE["resolution"].value
     counts = _images(images, given.get("resolution") or side)
-    prior = look_at(Path(regularization).expanduser()) if regularization is not None else None
-    chosen = _Choices(given)
-    _choose_network(chosen, kind, known)
-    _choose_schedule(chosen, kind, known, counts, vram_gib)
-    _choose_rest(chosen, kind, known)
+    prior = count_images(Path(regularization).expanduser()) if regularization is not None else None
+    draft = _RecipeDraft(given)
+    _choose_network(draft, kind, known)
+    _choose_schedule(draft, kind, known, counts, vram_gib)
+    _choose_rest(draft, kind, known)
     if guide.tier_for(counts.total).name == "large":
         why = "The guide holds images of large sets out, to see when the run begins to learn the others by heart."
-        chosen.set("validation_split", guide.HELD_OUT_SHARE, why)
-    recipe = chosen.recipe()
+        draft.set("validation_split", guide.VALIDATION_SHARE, why)
+    recipe = draft.recipe()
     if vram_gib is not None:
-        recipe = _fit_memory(chosen, recipe, known, vram_gib)
-    require_workable(recipe, known)
-    measured = measured_seconds(runs, recipe, known.name if known else base)
+        recipe = _fit_memory(draft, recipe, known, vram_gib)
+    require_valid(recipe, known)
+    measured = measured_step_seconds(runs, recipe, known.name if known else base)
     rough = partial(run_seconds, images=counts.total, base=known, vram_gib=vram_gib, measured=measured)
     own = counts.buckets(recipe)
     buckets = own + prior.balanced_buckets(recipe, own.total()) if prior is not None else own
-    recipe, steps, seconds = _fit_time(chosen, recipe, buckets, rough, hours)
-    situation = Situation(
+    recipe, steps, seconds = _fit_time(draft, recipe, buckets, rough, hours)
+    context = CheckContext(
         base=known,
         images=counts.total,
         sizes=None if isinstance(images, int) else counts.all_sizes(),
@@ -174,14 +175,14 @@ def plan(
         base=known.name if known else base,
         tier=guide.tier_for(counts.total),
         recipe=recipe,
-        reasons=chosen.reasons(recipe),
+        reasons=draft.reasons(recipe),
         repeats=recipe.repeats or round(sum(counts.all_repeats) / counts.total),
         steps=steps,
-        vram_gib=memory_gib(recipe, known, vram_gib),
-        vram_parts=memory_parts(recipe, known, vram_gib),
+        vram_gib=estimate_vram_gib(recipe, known, vram_gib),
+        vram_parts=estimate_vram_parts(recipe, known, vram_gib),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
-        warnings=[*_folder_cautions(counts), *checks(recipe, situation)],
+        warnings=[*_folder_warnings(counts), *check_recipe(recipe, context)],
         tagger=known.tagger if known else "",
         tagging=_tagging(kind, known),
         base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
@@ -189,7 +190,7 @@ def plan(
     )
 
 
-class _Choices:
+class _RecipeDraft:
     """Values for a recipe, each with its reason; what the caller gave is never replaced."""
 
     def __init__(self, given: dict[str, Any]) -> None:
@@ -230,7 +231,7 @@ class _Choices:
         return found
 
 
-def _times(count: int) -> str:
+def _times_as_text(count: int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
@@ -253,86 +254,84 @@ def _kind(kind: LoraKind | str) -> LoraKind:
 
 def _images(images: Path | str | int, side: int) -> ImageCounts:
     if not isinstance(images, int):
-        return look_at(Path(images).expanduser())
+        return count_images(Path(images).expanduser())
     if images < 1:
         raise InputError(f"The number of images is {images}.", "Give at least 1.", code="no_images")
-    return assumed(images, side)
+    return square_images(images, side)
 
 
-def _choose_network(chosen: _Choices, kind: LoraKind, base: guide.BaseModel | None) -> None:
+def _choose_network(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
     advice = guide.KINDS[kind.value]
-    chosen.set("network_dim", advice.network_dim, advice.why)
-    chosen.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
-    if "network_dim" in chosen.given:
-        dim = Recipe.parse({"network_dim": chosen.given["network_dim"]}).network_dim
-        chosen.set("network_alpha", dim / 2, guide.RECIPE["network_alpha"].why)
+    draft.set("network_dim", advice.network_dim, advice.why)
+    draft.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
+    if "network_dim" in draft.given:
+        dim = Recipe.parse({"network_dim": draft.given["network_dim"]}).network_dim
+        draft.set("network_alpha", dim / 2, guide.RECIPE["network_alpha"].why)
     for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
-        chosen.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
-    _choose_rates(chosen, Recipe.parse({"optimizer": chosen.get("optimizer")}).optimizer)
+        draft.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
+    _choose_rates(draft, Recipe.parse({"optimizer": draft.get("optimizer")}).optimizer)
     if base is not None and base.zero_terminal_snr:
-        chosen.set("noise_offset", 0.0, "Zero terminal SNR reaches full black and white by itself.", guided=False)
+        draft.set("noise_offset", 0.0, "Zero terminal SNR reaches full black and white by itself.", guided=False)
 
 
-def _choose_rates(chosen: _Choices, optimizer: Optimizer) -> None:
+def _choose_rates(draft: _RecipeDraft, optimizer: Optimizer) -> None:
     """What the optimizer makes of the guide's rates and schedule, which are those of AdamW and its like."""
     name, advice = optimizer.value, guide.OPTIMIZERS[optimizer.value]
-    if advice.finds_rate:
-        chosen.set("unet_lr", 1.0, f"{name} finds the rate itself; 1 leaves it alone.", guided=False)
-        chosen.set("text_encoder_lr", 0.0, f"{name} takes one rate only, too high a one for text.", guided=False)
-    if advice.finds_rate and not advice.one_rate:
+    if advice.learning_rate_free:
+        draft.set("unet_lr", 1.0, f"{name} finds the rate itself; 1 leaves it alone.", guided=False)
+        draft.set("text_encoder_lr", 0.0, f"{name} takes one rate only, too high a one for text.", guided=False)
+    if advice.learning_rate_free and not advice.single_rate:
         ratio = guide.RECIPE["text_encoder_lr"].value / guide.RECIPE["unet_lr"].value
         why = f"{name} finds a rate for each model; a fifth of it, as the guide's rates are."
-        chosen.set("text_encoder_lr", ratio, why, guided=False)
-    if advice.rate != 1:
+        draft.set("text_encoder_lr", ratio, why, guided=False)
+    if advice.rate_factor != 1:
         for setting in ("unet_lr", "text_encoder_lr"):
-            rate = float(f"{guide.RECIPE[setting].value * advice.rate:.6g}")
-            chosen.set(setting, rate, f"{advice.rate:g} of the guide's rate, as {name} wants it.", guided=False)
-    if advice.averages:
-        chosen.set("lr_scheduler", "constant", f"{name} averages its weights instead.", guided=False)
+            rate = float(f"{guide.RECIPE[setting].value * advice.rate_factor:.6g}")
+            draft.set(setting, rate, f"{advice.rate_factor:g} of the guide's rate, as {name} wants it.", guided=False)
+    if advice.schedule_free:
+        draft.set("lr_scheduler", "constant", f"{name} averages its weights instead.", guided=False)
     if optimizer is Optimizer.PRODIGY_PLUS:
-        chosen.set("max_grad_norm", 0.0, "It finds its rate from the size of the gradients.", guided=False)
+        draft.set("max_grad_norm", 0.0, "It finds its rate from the size of the gradients.", guided=False)
 
 
 def _choose_schedule(
-    chosen: _Choices, kind: LoraKind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
+    draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
 ) -> None:
     tier = guide.tier_for(counts.total)
     low, high = tier.batch_size
     # Where the memory is not known: two at a time, or the least that the tier wants.
     batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
-    chosen.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
-    chosen.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
-    shown = EMBEDDED_SHOWN if base and base.is_embedded else guide.KINDS[kind.value].shown
+    draft.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
+    draft.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
+    shown = EMBEDDED_SAMPLES_PER_EPOCH if base and base.is_embedded else guide.KINDS[kind.value].samples_per_epoch
     repeats = max(1, round(shown / counts.total))
     if len(set(counts.all_repeats)) > 1:
-        chosen.set("repeats", None, "Your folders' names weigh them against each other; kept.", guided=False)
+        draft.set("repeats", None, "Your folders' names weigh them against each other; kept.", guided=False)
     else:
-        chosen.set(
+        draft.set(
             "repeats",
             repeats,
-            f"{counts.total} images shown {_times(repeats)} make {counts.total * repeats} an epoch.",
+            f"{counts.total} images shown {_times_as_text(repeats)} make {counts.total * repeats} an epoch.",
             guided=False,
         )
     checkpointing = guide.RECIPE["gradient_checkpointing"]
-    chosen.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
+    draft.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
 
 
-def _choose_rest(chosen: _Choices, kind: LoraKind, base: guide.BaseModel | None) -> None:
-    chosen.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
+def _choose_rest(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
+    draft.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
     prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
     why = "Drawn while it learns, written as this base likes its prompts."
-    chosen.set("sample_prompts", prompts, why, guided=False)
+    draft.set("sample_prompts", prompts, why, guided=False)
     if base is not None:
-        chosen.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
+        draft.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
     if base is None or not base.is_embedded:
         return
-    chosen.set(
-        "network_alpha", guide.RECIPE["network_alpha"].value, "As the demo preset's rate wants it.", guided=False
-    )
+    draft.set("network_alpha", guide.RECIPE["network_alpha"].value, "As the demo preset's rate wants it.", guided=False)
     reasons = preset_reasons("demo")
     for name, value in load_preset("demo").items():
         if name != "repeats":
-            chosen.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
+            draft.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
 
 
 def _epochs(tier: guide.Tier, images: int) -> int:
@@ -343,24 +342,24 @@ def _epochs(tier: guide.Tier, images: int) -> int:
     return round(high - min(1.0, share) * (high - low))
 
 
-def _fit_memory(chosen: _Choices, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
-    fitted, savings = fit(recipe, base, vram_gib, keep=chosen.given)
+def _fit_memory(draft: _RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
+    fitted, savings = fit_vram(recipe, base, vram_gib, keep=draft.given)
     for saving in savings:
         value = getattr(fitted, saving.setting)
-        chosen.set(saving.setting, value, f"To fit {vram_gib:g} GiB. {saving.why}", guided=saving.guide)
+        draft.set(saving.setting, value, f"To fit {vram_gib:g} GiB. {saving.why}", guided=saving.guide)
     return fitted
 
 
 def _fit_time(
-    chosen: _Choices,
+    draft: _RecipeDraft,
     recipe: Recipe,
     buckets: Mapping[Any, int],
-    rough: Callable[[Recipe, StepCount], Span],
+    rough: Callable[[Recipe, StepCount], SecondsRange],
     hours: float | None,
-) -> tuple[Recipe, StepCount, Span]:
+) -> tuple[Recipe, StepCount, SecondsRange]:
     """Count the steps, and take epochs, then steps away until the middle of the estimate keeps to `hours`."""
 
-    def measure(recipe: Recipe) -> tuple[Recipe, StepCount, Span]:
+    def measure(recipe: Recipe) -> tuple[Recipe, StepCount, SecondsRange]:
         steps = count_steps(
             buckets,
             batch_size=recipe.batch_size,
@@ -373,18 +372,18 @@ def _fit_time(
     made = measure(recipe)
     if hours is None:
         return made
-    why = f"To keep to about {duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
-    while made[2].middle > hours * 3600 and made[0].epochs > 1 and "epochs" not in chosen.given:
-        chosen.set("epochs", made[0].epochs - 1, why)
+    why = f"To keep to about {format_duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
+    while made[2].middle > hours * 3600 and made[0].epochs > 1 and "epochs" not in draft.given:
+        draft.set("epochs", made[0].epochs - 1, why)
         made = measure(made[0].model_copy(update={"epochs": made[0].epochs - 1}))
-    if made[2].middle > hours * 3600 and "max_train_steps" not in chosen.given:
+    if made[2].middle > hours * 3600 and "max_train_steps" not in draft.given:
         steps = max(1, int(made[1].total_steps * hours * 3600 / made[2].middle))
-        chosen.set("max_train_steps", steps, why)
+        draft.set("max_train_steps", steps, why)
         made = measure(made[0].model_copy(update={"max_train_steps": steps}))
     return made
 
 
-def _folder_cautions(counts: ImageCounts) -> list[Caution]:
+def _folder_warnings(counts: ImageCounts) -> list[Caution]:
     found = []
     if counts.unreadable:
         found.append(

@@ -24,14 +24,14 @@ from lora_studio.workspace.job_folder import JobFolder
 
 # TFLOP/s by the card's memory in GiB, (at least, low, high): SDXL LoRA, 0.6 s a step at batch 1 and 1024 px is
 # published for H100 and L40S, about 0.8 for an RTX 4090, 1.2 for a 3090, 3 for a 3060, and 6 for a T4.
-_SPEEDS = ((40, 15.0, 40.0), (22, 9.0, 25.0), (15, 2.5, 14.0), (11, 3.0, 10.0), (0, 2.5, 8.0))
-_UNKNOWN = (2.5, 25.0)
-_CPU = (0.02, 0.08)  # one to four cores, the embedded base
-_OVERHEAD = (0.15, 0.4)  # seconds a step on any GPU: kernels are launched one by one
-_EXPANDING = (1.05, 1.5)  # times as long, where packed weights are expanded twice a step
-_ENCODING = (0.1, 0.5)  # seconds to encode an image to latents, once
-WARM_UP = 5  # steps
-PACE = (
+_TFLOPS_BY_VRAM = ((40, 15.0, 40.0), (22, 9.0, 25.0), (15, 2.5, 14.0), (11, 3.0, 10.0), (0, 2.5, 8.0))
+_UNKNOWN_TFLOPS = (2.5, 25.0)
+_CPU_TFLOPS = (0.02, 0.08)  # one to four cores, the embedded base
+_LAUNCH_SECONDS = (0.15, 0.4)  # seconds a step on any GPU: kernels are launched one by one
+_DEQUANTIZE_FACTOR = (1.05, 1.5)  # times as long, where packed weights are expanded twice a step
+_ENCODE_SECONDS = (0.1, 0.5)  # seconds to encode an image to latents, once
+WARMUP_STEPS = 5  # steps
+SPEED_SETTINGS = (
     "resolution",
     "batch_size",
     "gradient_accumulation_steps",
@@ -43,11 +43,11 @@ PACE = (
     "network_type",
     "train_layers",
 )
-_START = (10.0, 60.0)  # seconds to load a base
+_LOAD_SECONDS = (10.0, 60.0)  # seconds to load a base
 
 
 @dataclass(frozen=True)
-class Span:
+class SecondsRange:
     """A rough duration in seconds."""
 
     low: float
@@ -61,10 +61,10 @@ class Span:
 
 def step_seconds(
     recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, measured: float | None = None
-) -> Span:
+) -> SecondsRange:
     """Seconds a step; `measured` (of an earlier run with the same settings) is trusted within a tenth."""
     if measured is not None:
-        return Span(0.9 * measured, 1.1 * measured)
+        return SecondsRange(0.9 * measured, 1.1 * measured)
     shape = architecture_of(base)
     images = recipe.batch_size * recipe.gradient_accumulation_steps
     least, most = (
@@ -76,15 +76,15 @@ def step_seconds(
     )
     low, high = _speed(base, vram_gib)
     packed = recipe.base_precision is not BasePrecision.FULL
-    fastest, slowest = _EXPANDING if packed else (1.0, 1.0)
-    overhead = (0.0, 0.0) if shape is EMBEDDED else _OVERHEAD
-    return Span(
+    fastest, slowest = _DEQUANTIZE_FACTOR if packed else (1.0, 1.0)
+    overhead = (0.0, 0.0) if shape is EMBEDDED else _LAUNCH_SECONDS
+    return SecondsRange(
         fastest * max(least / high, overhead[0] * recipe.gradient_accumulation_steps),
         slowest * (most / low + overhead[1] * recipe.gradient_accumulation_steps),
     )
 
 
-def measured_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) -> float | None:
+def measured_step_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) -> float | None:
     """Seconds a step of the latest of earlier `runs` with this base and the settings that decide the speed, or None.
 
     It is the median, without the first steps, which set up kernels and caches.
@@ -94,20 +94,24 @@ def measured_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) -> fl
             job = folder.job()
         except InputError:
             continue
-        if not isinstance(job, TrainJob) or _pace(job.recipe) != _pace(recipe) or _same_base(job.base) != base:
+        if (
+            not isinstance(job, TrainJob)
+            or _speed_settings(job.recipe) != _speed_settings(recipe)
+            or _catalogue_name(job.base) != base
+        ):
             continue
         steps = [event["seconds"] for event in folder.events()[0] if event.get("event") == "step"]
-        if len(steps) > 2 * WARM_UP:
-            return float(median(steps[WARM_UP:]))
+        if len(steps) > 2 * WARMUP_STEPS:
+            return float(median(steps[WARMUP_STEPS:]))
     return None
 
 
-def _pace(recipe: Recipe) -> list[Any]:
+def _speed_settings(recipe: Recipe) -> list[Any]:
     frozen = recipe.text_encoder_lr == 0
-    return [frozen, *(getattr(recipe, name) for name in PACE)]
+    return [frozen, *(getattr(recipe, name) for name in SPEED_SETTINGS)]
 
 
-def _same_base(name: str) -> str:
+def _catalogue_name(name: str) -> str:
     known = find_base(name)
     return known.name if known else name
 
@@ -120,15 +124,15 @@ def run_seconds(
     base: BaseModel | None = None,
     vram_gib: float | None = None,
     measured: float | None = None,
-) -> Span:
+) -> SecondsRange:
     """Seconds of a whole run: loading, encoding the images once, the steps, and the samples on the way."""
     step = step_seconds(recipe, base, vram_gib, measured)
     sample = _sample_seconds(recipe, base, vram_gib, step)
     every = recipe.sample_every_n_epochs
     samples = len(recipe.sample_prompts) * ceil(count.epochs / every) if every else 0
     small = architecture_of(base) is EMBEDDED
-    start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_START, _ENCODING)
-    return Span(
+    start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_LOAD_SECONDS, _ENCODE_SECONDS)
+    return SecondsRange(
         *(
             round(start[end] + images * encoding[end] + count.total_steps * bound + samples * drawing)
             for end, bound, drawing in ((0, step.low, sample.low), (1, step.high, sample.high))
@@ -144,14 +148,16 @@ def _recomputed(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) 
     return (0.0, 1.0) if share is None else (share, share)
 
 
-def _sample_seconds(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: Span) -> Span:
+def _sample_seconds(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: SecondsRange) -> SecondsRange:
     """A sample is `sample_steps` forward passes of two images (with and without the prompt)."""
     shape = architecture_of(base)
     images = recipe.batch_size * recipe.gradient_accumulation_steps
     shares = _recomputed(recipe, base, vram_gib)
     forward = [bound / images / (2 + share) for bound, share in zip((step.low, step.high), shares, strict=True)]
     both = 2 if recipe.sample_guidance > 1 else 1
-    return Span(*(recipe.sample_steps * both * bound * _area_ratio(shape.resolution, recipe) for bound in forward))
+    return SecondsRange(
+        *(recipe.sample_steps * both * bound * _area_ratio(shape.resolution, recipe) for bound in forward)
+    )
 
 
 def _area(recipe: Recipe, base: BaseModel | None) -> float:
@@ -165,13 +171,13 @@ def _area_ratio(native: int, recipe: Recipe) -> float:
 
 def _speed(base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
     if architecture_of(base) is EMBEDDED:
-        return _CPU
+        return _CPU_TFLOPS
     if vram_gib is None:
-        return _UNKNOWN
-    return next((low, high) for least, low, high in _SPEEDS if vram_gib >= least)
+        return _UNKNOWN_TFLOPS
+    return next((low, high) for least, low, high in _TFLOPS_BY_VRAM if vram_gib >= least)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in words: "40 seconds", "12 minutes", "1.5 hours"."""
     if seconds < 90:
         return f"{round(seconds)} seconds"

@@ -13,16 +13,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
-from lora_studio.planning.losses import Change, Losses, overall, smooth, trend
+from lora_studio.planning.losses import LossChange, Losses, fit_trend, smooth, total_change
 from lora_studio.settings.choices import Precision, Scheduler
 from lora_studio.settings.recipe import Recipe
 
-LEAST_STEPS = 50
-FLAT = 0.1  # a change of the recent half that is surely below a tenth counts as none
-FLAT_SHARE = 1 / 3  # or below a third of the fall before it
-RISE = 0.03  # a rise by less is nothing to speak of
+MIN_STEPS = 50
+MAX_FLAT_CHANGE = 0.1  # a change of the recent half that is surely below a tenth counts as none
+MAX_FLAT_SHARE = 1 / 3  # or below a third of the fall before it
+MIN_RISE = 0.03  # a rise by less is nothing to speak of
 STEEP_RISE = 0.3
-PATIENCE = 2  # held-out losses in a row that must be above the lowest
+VALIDATION_PATIENCE = 2  # held-out losses in a row that must be above the lowest
 
 Code = Literal["healthy", "plateau", "no_improvement", "rising", "nan", "too_short", "unclear", "overfit"]
 
@@ -39,7 +39,7 @@ class Verdict(BaseModel):
     level: Literal["good", "info", "warn", "bad"]
 
 
-def losses_of(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
+def read_losses(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
     """Losses by step from a run's events, None where not finite; of a step that a resume repeated, the last counts."""
     by_step: dict[int, float | None] = {}
     for event in events:
@@ -50,7 +50,9 @@ def losses_of(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def verdict(events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None, total: int | None = None) -> Verdict:
+def judge_run(
+    events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None, total: int | None = None
+) -> Verdict:
     """Judge a run by its step events; `total` is its planned number of steps (default: what the events say).
 
     With a recipe the next step names figures.
@@ -59,12 +61,12 @@ def verdict(events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None
     if total is None:
         told = (event.get("total") for event in reversed(events) if event.get("event") in ("start", "step"))
         total = next((steps for steps in told if steps is not None), None)
-    losses = losses_of(events)
+    losses = read_losses(events)
     running = total is not None and len(losses) < total
-    return judge(losses, recipe=recipe, running=running, held_out=held_out_of(events))
+    return judge_losses(losses, recipe=recipe, running=running, validation=read_validation_losses(events))
 
 
-def held_out_of(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+def read_validation_losses(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     """Held-out losses by the step after which they were measured, in order; the last of a step counts."""
     found = {
         int(event["step"]): float(event["loss"])
@@ -74,45 +76,45 @@ def held_out_of(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
     return dict(sorted(found.items()))
 
 
-def judge(
+def judge_losses(
     losses: Losses,
     *,
     recipe: Recipe | None = None,
     running: bool = False,
-    held_out: Mapping[int, float] | None = None,
+    validation: Mapping[int, float] | None = None,
 ) -> Verdict:
     """Judge a loss curve, a value a step; `running` tells that more steps are to come.
 
-    `held_out` has the losses on images that are not trained on, by step, in order.
+    `validation` has the losses on images that are not trained on, by step, in order.
     """
     good = sum(loss is not None and isfinite(loss) for loss in losses)
     if losses and (losses[-1] is None or not isfinite(losses[-1])):
         return _nan(losses, good, recipe)
-    if good < LEAST_STEPS:
+    if good < MIN_STEPS:
         return Verdict(
             code="too_short",
             title="Too early to tell",
             evidence=f"{good} steps so far; the loss of a single step is mostly chance.",
-            next_step="Let it run." if running else f"Train for {LEAST_STEPS} steps at least, or judge by the samples.",
+            next_step="Let it run." if running else f"Train for {MIN_STEPS} steps at least, or judge by the samples.",
             level="info",
         )
-    whole, recent = _whole(losses), trend(_recent(losses))
-    if held_out and not recent.rises and (since := _lowest_before_rise(held_out)) is not None:
-        return _overfit(held_out, since, running)
-    if recent.rises and recent.relative > RISE:
+    whole, recent = _whole(losses), fit_trend(_recent(losses))
+    if validation and not recent.rises and (since := _lowest_before_rise(validation)) is not None:
+        return _overfit(validation, since, running)
+    if recent.rises and recent.relative > MIN_RISE:
         return _rising(losses, recent, recipe)
     if recent.falls:
         return _healthy(whole, recent, running)
     hidden = abs(recent.relative) + 2 * recent.relative_error
-    if hidden > max(FLAT, FLAT_SHARE * -whole.relative if whole.falls else 0.0):
+    if hidden > max(MAX_FLAT_CHANGE, MAX_FLAT_SHARE * -whole.relative if whole.falls else 0.0):
         return _healthy(whole, recent, running) if whole.falls else _unclear(whole, recent, running)
     return _plateau(whole, recent, running) if whole.falls else _no_improvement(recent, recipe)
 
 
-def _whole(losses: Losses) -> Change:
+def _whole(losses: Losses) -> LossChange:
     """The fall since the start or, where that is not beyond chance, the trend, which sees a slow and steady fall."""
-    start_to_end = overall(losses)
-    return start_to_end if start_to_end.falls else trend(losses)
+    start_to_end = total_change(losses)
+    return start_to_end if start_to_end.falls else fit_trend(losses)
 
 
 def _recent(losses: Losses) -> Losses:
@@ -136,35 +138,37 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
     )
 
 
-def _lowest_before_rise(held_out: Mapping[int, float]) -> int | None:
+def _lowest_before_rise(validation: Mapping[int, float]) -> int | None:
     """The step of the lowest held-out loss, if it has risen since and stayed above; None if it has not.
 
     Its timesteps and noise never change, so that even a small rise is one of the LoRA's.
     """
-    steps = list(held_out)
-    lowest = min(steps, key=held_out.__getitem__)
-    later = [held_out[step] for step in steps if step > lowest]
-    risen = len(later) >= PATIENCE and all(loss > held_out[lowest] * (1 + RISE) for loss in later[-PATIENCE:])
+    steps = list(validation)
+    lowest = min(steps, key=validation.__getitem__)
+    later = [validation[step] for step in steps if step > lowest]
+    risen = len(later) >= VALIDATION_PATIENCE and all(
+        loss > validation[lowest] * (1 + MIN_RISE) for loss in later[-VALIDATION_PATIENCE:]
+    )
     return lowest if risen else None
 
 
-def _overfit(held_out: Mapping[int, float], lowest: int, running: bool) -> Verdict:
+def _overfit(validation: Mapping[int, float], lowest: int, running: bool) -> Verdict:
     sign = WARNING_SIGNS["overfit"]
-    last = list(held_out.values())[-1]
-    share = last / held_out[lowest] - 1
+    last = list(validation.values())[-1]
+    share = last / validation[lowest] - 1
     when = f"after step {lowest}" if lowest else "before the first step"
     best = f" The checkpoint at step {lowest} did best on them." if lowest else ""
     return Verdict(
         code="overfit",
         title="It learns its images by heart",
-        evidence=f"On the images that are held out the loss was lowest {when}, {held_out[lowest]:.4g}, and is "
+        evidence=f"On the images that are held out the loss was lowest {when}, {validation[lowest]:.4g}, and is "
         f"{last:.4g} now (+{share:.0%}), while that of training does not rise. {sign.cause}",
         next_step=f"{'You could stop here. ' if running else ''}{sign.remedy}{best}",
         level="warn",
     )
 
 
-def _rising(losses: Losses, recent: Change, recipe: Recipe | None) -> Verdict:
+def _rising(losses: Losses, recent: LossChange, recipe: Recipe | None) -> Verdict:
     sign = WARNING_SIGNS["rising"]
     curve = [value for value in smooth(losses) if value is not None]
     lowest = min(range(len(curve) // 10, len(curve)), key=curve.__getitem__) + 1
@@ -177,7 +181,7 @@ def _rising(losses: Losses, recent: Change, recipe: Recipe | None) -> Verdict:
     )
 
 
-def _healthy(whole: Change, recent: Change, running: bool) -> Verdict:
+def _healthy(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
     still = (
         f"It is still falling: {_told(recent)}"
         if recent.falls
@@ -192,7 +196,7 @@ def _healthy(whole: Change, recent: Change, running: bool) -> Verdict:
     )
 
 
-def _plateau(whole: Change, recent: Change, running: bool) -> Verdict:
+def _plateau(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
     sign = WARNING_SIGNS["plateau"]
     return Verdict(
         code="plateau",
@@ -203,7 +207,7 @@ def _plateau(whole: Change, recent: Change, running: bool) -> Verdict:
     )
 
 
-def _no_improvement(recent: Change, recipe: Recipe | None) -> Verdict:
+def _no_improvement(recent: LossChange, recipe: Recipe | None) -> Verdict:
     sign = WARNING_SIGNS["no_improvement"]
     return Verdict(
         code="no_improvement",
@@ -214,7 +218,7 @@ def _no_improvement(recent: Change, recipe: Recipe | None) -> Verdict:
     )
 
 
-def _unclear(whole: Change, recent: Change, running: bool) -> Verdict:
+def _unclear(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
     return Verdict(
         code="unclear",
         title="The loss does not tell",
@@ -234,7 +238,7 @@ def _change_first() -> str:
     return f"If it is not right yet: {ONE_CHANGE} The {first} first, then the {then}."
 
 
-def _told(change: Change) -> str:
+def _told(change: LossChange) -> str:
     verb = "fell" if change.end < change.start else "rose"
     return (
         f"Over {change.steps} steps the loss {verb} from {change.start:.4g} to {change.end:.4g} "
@@ -242,7 +246,7 @@ def _told(change: Change) -> str:
     )
 
 
-def _range(change: Change) -> str:
+def _range(change: LossChange) -> str:
     return f"{change.relative:+.1%} \N{PLUS-MINUS SIGN} {2 * change.relative_error:.1%}"
 
 
@@ -250,7 +254,7 @@ def _rate(recipe: Recipe | None, factor: float, lead: str = " ") -> str:
     """The next rate to try, in words; nothing for Prodigy and others that find their own."""
     if recipe is None or recipe.unet_lr == 0 or recipe.lr_scheduler is Scheduler.ADAFACTOR:
         return ""
-    if OPTIMIZERS[recipe.optimizer.value].finds_rate:
+    if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         return ""
     text = f"(unet_lr {recipe.unet_lr:g} to {recipe.unet_lr * factor:g})"
     return f"{lead or ' '}{text}"

@@ -25,7 +25,7 @@ from lora_studio.models.compatibility import try_adapters
 from lora_studio.models.locate import Facts, Source, fetch, find_vae, read_facts, resolve
 from lora_studio.models.quantize import try_quantized
 from lora_studio.models.text_encoding import CHUNK
-from lora_studio.planning.advice import problems, uses_zero_snr, zero_snr_problems
+from lora_studio.planning.advice import recipe_errors, uses_zero_snr, zero_snr_errors
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss, PredictionType
 from lora_studio.settings.job_specs import TrainJob
@@ -90,7 +90,7 @@ def preflight(
     if job.vae is not None:
         attempt(partial(find_vae, job.vae))
     attempt(try_adapters)
-    found += [*problems(recipe, guide.find_base(job.base)), *process_problems(job)]
+    found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_problems(job)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: try_optimizer(recipe, device))
@@ -208,7 +208,7 @@ def _noise_problems(job: TrainJob, facts: Facts) -> list[str]:
     recipe, total = job.recipe, facts.scheduler.get("num_train_timesteps", 1000)
     chosen = recipe.prediction_type
     predicts = facts.prediction_type if chosen is PredictionType.AUTO else chosen.value
-    found = zero_snr_problems(recipe, predicts, facts.zero_terminal_snr)
+    found = zero_snr_errors(recipe, predicts, facts.zero_terminal_snr)
     if recipe.min_timestep >= total:
         found.append(f"min_timestep is {recipe.min_timestep}, but {job.base} has {total} timesteps. Set it to 0.")
     return found

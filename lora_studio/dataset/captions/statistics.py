@@ -141,14 +141,14 @@ def suggest_split(
     With the share and `seed` in a recipe, training holds out the same images.
     """
     if guide.tier_for(len(images)).name == "large":
-        chosen = choose_validation_images(images, copies, share=guide.HELD_OUT_SHARE, seed=seed)
+        chosen = choose_validation_images(images, copies, share=guide.VALIDATION_SHARE, seed=seed)
         return SplitSuggestion(
-            share=guide.HELD_OUT_SHARE,
+            share=guide.VALIDATION_SHARE,
             held_out=sorted(chosen),
             why="The guide holds a tenth of a large set out, to see when the run begins to learn the others by heart.",
         )
-    if len(images) < guide.FEW_TO_HOLD_OUT:
-        why = f"Below {guide.FEW_TO_HOLD_OUT} images none can be spared, and so few would tell nothing."
+    if len(images) < guide.MIN_IMAGES_FOR_VALIDATION:
+        why = f"Below {guide.MIN_IMAGES_FOR_VALIDATION} images none can be spared, and so few would tell nothing."
     else:
         why = "The guide holds images out of large sets alone; hold out a tenth if you want to see overfitting begin."
     return SplitSuggestion(share=0.0, held_out=[], why=why)

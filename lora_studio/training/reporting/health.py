@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_studio.planning.verdicts import Verdict, verdict
+from lora_studio.planning.verdicts import Verdict, judge_run
 
 
 class Health:
@@ -26,7 +26,7 @@ class Health:
 
     def verdict(self) -> Verdict | None:
         """What there is to say about the run so far."""
-        return verdict([*self._events, *self._measured()])
+        return judge_run([*self._events, *self._measured()])
 
     def hints(self) -> list[dict[str, str]]:
         """Warning signs that were not said before, as the values of a hint event."""

@@ -142,8 +142,8 @@ def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
 def tell_optimizer(run: Run, report: Report) -> None:
     """Say what the optimizer makes of the recipe's rates and schedule, where it is not what they say."""
     recipe = run.job.recipe
-    if OPTIMIZERS[recipe.optimizer.value].finds_rate:
-        shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].one_rate else "finds one for each model"
+    if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
+        shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one for each model"
         trained = "UNet and text encoders learn" if recipe.text_encoder_lr else "text encoders stay as they are"
         if not recipe.unet_lr:
             trained = "only the text encoders learn"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from lora_studio.planning.plan import Plan
-from lora_studio.planning.timing import Span
+from lora_studio.planning.timing import SecondsRange
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.widgets.html import Row, Tile, Tone, card, cards, count_of, heading, note, short, table, tiles
@@ -38,7 +38,7 @@ def _network(made: Plan) -> str:
     return f"{'' if kind is NetworkType.LORA else f'{kind.value} '}dim {made.recipe.network_dim}"
 
 
-def _span(seconds: Span) -> str:
+def _span(seconds: SecondsRange) -> str:
     """A rough time: "20–60 s", "12–25 min", "1.6–5.3 h"."""
     unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds.high >= 1.5 * unit)
     low, high = (

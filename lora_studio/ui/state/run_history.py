@@ -9,7 +9,7 @@ from typing import Any
 
 from lora_studio.errors import InputError
 from lora_studio.planning.losses import smooth
-from lora_studio.planning.verdicts import Verdict, judge
+from lora_studio.planning.verdicts import Verdict, judge_losses
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.widgets.html import short
@@ -114,7 +114,7 @@ class Histories:
         known = self._verdicts.get(folder.path)
         if known is None or known[:2] != (history.offset, running):
             held_out = dict(sorted(history.held_out.items()))
-            judged = judge(history.curve()[1], recipe=job.recipe, running=running, held_out=held_out)
+            judged = judge_losses(history.curve()[1], recipe=job.recipe, running=running, validation=held_out)
             known = self._verdicts[folder.path] = (history.offset, running, judged)
         return known[2]
 

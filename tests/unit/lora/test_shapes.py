@@ -22,7 +22,7 @@ from lora_studio.lora.inject import add_adapters, layer_tensors
 from lora_studio.lora.layers import Place, find_layers
 from lora_studio.lora.shapes import Layer, Part, factors, size_of, tensor_shapes
 from lora_studio.models.locate import SDXL_CONFIG
-from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, lora_weights, memory_parts
+from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, estimate_vram_parts, lora_weights
 from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
@@ -152,11 +152,11 @@ def test_weights_of_all_types_on_sdxl() -> None:
     assert lora_weights(Recipe.parse(base | {"network_type": "DoRA"})) == lora + rows
     assert lora_weights(Recipe.parse(base | {"network_type": "LoKr"})) < lora / 8
     halves = Recipe.parse(base | {"network_type": "LoHa", "gradient_checkpointing": False, "mixed_precision": "bf16"})
-    products = memory_parts(halves)["Adapter products"]
+    products = estimate_vram_parts(halves)["Adapter products"]
     assert products == pytest.approx(2 * 0.87 * 2_567_463_684 / 2**30, rel=0.02)  # 87 % of the UNet is linear
     saved = halves.model_copy(update={"gradient_checkpointing": GradientCheckpointing.ON})
-    assert memory_parts(saved)["Adapter products"] < products / 5
-    assert "Adapter products" not in memory_parts(Recipe.parse(base))
+    assert estimate_vram_parts(saved)["Adapter products"] < products / 5
+    assert "Adapter products" not in estimate_vram_parts(Recipe.parse(base))
 
 
 @pytest.mark.parametrize(

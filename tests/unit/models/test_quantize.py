@@ -20,7 +20,7 @@ from lora_studio.errors import InputError
 from lora_studio.lora.header import read_lora
 from lora_studio.lora.inject import add_adapters
 from lora_studio.models.quantize import QuantizedLinear, quantize, try_quantized
-from lora_studio.planning.memory import PACKED_BYTES
+from lora_studio.planning.memory import QUANTIZED_BYTES
 from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.project import Home
@@ -77,7 +77,7 @@ def test_normal_weights_lose_little_and_take_what_the_plan_says(kind: BasePrecis
     lost = (layer.weight.float() - source.weight).norm() / source.weight.norm()
     assert NEAR[kind] / 2 < lost < NEAR[kind]
     sizes = sum(buffer.nbytes for name, buffer in layer.named_buffers() if name != "code")
-    assert sizes / source.weight.numel() == pytest.approx(PACKED_BYTES[kind])
+    assert sizes / source.weight.numel() == pytest.approx(QUANTIZED_BYTES[kind])
     assert layer.code.nbytes <= 1024
     assert not list(layer.parameters())
 

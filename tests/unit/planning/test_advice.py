@@ -6,14 +6,14 @@ import pytest
 
 from lora_studio.errors import ConfigError
 from lora_studio.guide import BASES
-from lora_studio.planning.advice import Situation, checks, problems, require_workable
+from lora_studio.planning.advice import CheckContext, check_recipe, recipe_errors, require_valid
 from lora_studio.planning.steps import count_steps
-from lora_studio.planning.timing import Span
+from lora_studio.planning.timing import SecondsRange
 from lora_studio.settings.recipe import Recipe
 
 
 def codes(recipe: dict[str, Any], **situation: Any) -> list[str]:
-    found = checks(Recipe.parse(recipe), Situation(**situation))
+    found = check_recipe(Recipe.parse(recipe), CheckContext(**situation))
     assert all(caution.message and caution.why for caution in found)
     return [caution.code for caution in found]
 
@@ -54,7 +54,7 @@ def test_the_guides_defaults_raise_nothing() -> None:
         ),
         ({"optimizer": "Prodigy", "unet_lr": 0.5, "text_encoder_lr": 0}, {}, "prodigy_rate"),
         ({}, {"base": BASES["NoobAI XL v-pred"]}, "noise_offset_zero_snr"),
-        ({}, {"seconds": Span(4 * 3600, 9 * 3600)}, "time"),
+        ({}, {"seconds": SecondsRange(4 * 3600, 9 * 3600)}, "time"),
     ],
 )
 def test_each_caution_is_raised(recipe: dict[str, Any], situation: dict[str, Any], code: str) -> None:
@@ -71,7 +71,7 @@ def test_each_caution_is_raised(recipe: dict[str, Any], situation: dict[str, Any
         ({"optimizer": "AdamW"}, {"images": 100, "sizes": None}),
         ({}, {"sizes": [(128, 128)] * 3, "base": BASES["embedded"]}),
         ({}, {"sizes": [(4000, 4000), (1100, 1100)]}),
-        ({}, {"seconds": Span(600, 9 * 3600)}),
+        ({}, {"seconds": SecondsRange(600, 9 * 3600)}),
         ({"prediction_type": "epsilon"}, {"base": BASES["SDXL 1.0"]}),
         ({}, {"images": 60, "count": count_steps({0: 120}, batch_size=1, epochs=15)}),
     ],
@@ -83,7 +83,7 @@ def test_what_is_fine_is_left_alone(recipe: dict[str, Any], situation: dict[str,
 
 def test_wasted_places_are_told_with_their_share() -> None:
     count = count_steps(dict.fromkeys(range(5), 2), batch_size=4, epochs=1)
-    [caution] = checks(Recipe(batch_size=4), Situation(count=count))
+    [caution] = check_recipe(Recipe(batch_size=4), CheckContext(count=count))
     assert caution.code == "bucket_waste"
     assert "50%" in caution.message
     assert codes({"batch_size": 4}, count=count_steps({0: 39}, batch_size=4, epochs=1)) == []
@@ -97,13 +97,13 @@ def test_a_warmup_longer_than_the_run_is_told() -> None:
 
 def test_problems_are_told_at_once() -> None:
     recipe = Recipe.parse({"optimizer": "Prodigy", "prediction_type": "v_prediction"})
-    found = problems(recipe, BASES["SDXL 1.0"])
+    found = recipe_errors(recipe, BASES["SDXL 1.0"])
     assert len(found) == 4
     assert any("one rate only" in problem for problem in found)
     assert sum("Set unet_lr to 1" in problem or "Set text_encoder_lr to 1" in problem for problem in found) == 2
     assert any("SDXL 1.0 predicts epsilon" in problem for problem in found)
     with pytest.raises(ConfigError) as caught:
-        require_workable(recipe, BASES["SDXL 1.0"])
+        require_valid(recipe, BASES["SDXL 1.0"])
     assert caught.value.problems == found
 
 
@@ -121,5 +121,5 @@ def test_problems_are_told_at_once() -> None:
 )
 def test_what_can_work_is_no_problem(recipe: dict[str, Any], base: str | None) -> None:
     found = Recipe.parse(recipe)
-    assert problems(found, BASES[base] if base else None) == []
-    require_workable(found, BASES[base] if base else None)
+    assert recipe_errors(found, BASES[base] if base else None) == []
+    require_valid(found, BASES[base] if base else None)

@@ -10,15 +10,15 @@ from lora_studio.planning.memory import (
     EMBEDDED,
     SDXL,
     architecture_of,
-    fit,
+    estimate_vram_gib,
+    estimate_vram_parts,
+    fit_vram,
     fits,
+    has_effect,
     lora_mib,
     lora_weights,
-    memory_gib,
-    memory_parts,
     next_saving,
     recomputed_share,
-    saves,
 )
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
@@ -53,53 +53,57 @@ def test_text_encoder_weights_are_counted_layer_by_layer() -> None:
     ("optimizer", "mib"), [(Optimizer.ADAMW, 649), (Optimizer.ADAMW8BIT, 170), (Optimizer.PRODIGY, 1299)]
 )
 def test_optimizer_states(optimizer: Optimizer, mib: float) -> None:
-    parts = memory_parts(recipe(optimizer=optimizer, text_encoder_lr=0))
+    parts = estimate_vram_parts(recipe(optimizer=optimizer, text_encoder_lr=0))
     assert parts["Optimizer state"] * 1024 == pytest.approx(mib, abs=4)
 
 
 def test_adafactor_keeps_rows_and_columns_only() -> None:
-    assert memory_parts(recipe())["Optimizer state"] < 0.02
+    assert estimate_vram_parts(recipe())["Optimizer state"] < 0.02
 
 
 def test_parts_add_up_and_follow_the_settings() -> None:
     base = recipe(gradient_checkpointing=False, batch_size=1, text_encoder_lr=0)
-    parts = memory_parts(base)
-    assert sum(parts.values()) == pytest.approx(memory_gib(base), abs=0.01)
+    parts = estimate_vram_parts(base)
+    assert sum(parts.values()) == pytest.approx(estimate_vram_gib(base), abs=0.01)
     assert parts["UNet"] == pytest.approx(4.78, abs=0.01)
     assert parts["Activations"] == pytest.approx(5.48)
     for unfused in ({"network_type": "DoRA"}, {"network_dropout": 0.1}):
         other = Recipe.parse(base.model_dump() | unfused)
-        assert memory_parts(other)["Activations"] == pytest.approx(8.68)
+        assert estimate_vram_parts(other)["Activations"] == pytest.approx(8.68)
     assert "Text encoders" not in parts
-    twice = memory_parts(base.model_copy(update={"batch_size": 2}))
+    twice = estimate_vram_parts(base.model_copy(update={"batch_size": 2}))
     assert twice["Activations"] == pytest.approx(2 * parts["Activations"])
-    assert memory_parts(base.model_copy(update={"resolution": 512}))["Activations"] == pytest.approx(1.37, abs=0.01)
-    assert memory_parts(base.model_copy(update={"resolution": 768}))["Activations"] == pytest.approx(3.08, abs=0.01)
-    full = memory_parts(recipe(mixed_precision="fp32"))
+    assert estimate_vram_parts(base.model_copy(update={"resolution": 512}))["Activations"] == pytest.approx(
+        1.37, abs=0.01
+    )
+    assert estimate_vram_parts(base.model_copy(update={"resolution": 768}))["Activations"] == pytest.approx(
+        3.08, abs=0.01
+    )
+    full = estimate_vram_parts(recipe(mixed_precision="fp32"))
     assert full["UNet"] == pytest.approx(2 * parts["UNet"], abs=0.01)
-    assert memory_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
+    assert estimate_vram_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
 
 
 def test_auto_takes_what_the_gpu_has_and_no_more_than_it_needs() -> None:
     none, auto, every = (
         recipe(gradient_checkpointing=choice, batch_size=1, text_encoder_lr=0) for choice in ("off", "auto", "on")
     )
-    least, most = memory_gib(every), memory_gib(none)
-    assert memory_gib(auto) == least
-    assert memory_gib(auto, None, 80) == most
+    least, most = estimate_vram_gib(every), estimate_vram_gib(none)
+    assert estimate_vram_gib(auto) == least
+    assert estimate_vram_gib(auto, None, 80) == most
     between = (least + most) / 2
-    assert memory_gib(auto, None, between + DESKTOP_GIB) == pytest.approx(between, abs=0.02)
+    assert estimate_vram_gib(auto, None, between + DESKTOP_GIB) == pytest.approx(between, abs=0.02)
     assert recomputed_share(auto, None, between + DESKTOP_GIB) == pytest.approx(0.5, abs=0.01)
-    assert memory_gib(auto, None, 4) == least
+    assert estimate_vram_gib(auto, None, 4) == least
     assert fits(auto, None, least + DESKTOP_GIB)
     assert not fits(none, None, most + DESKTOP_GIB - 0.1)
     assert [recomputed_share(item, None, None) for item in (none, auto, every)] == [0, None, 1]
 
 
 def test_a_packed_base_shrinks_as_its_bits_do() -> None:
-    sizes = [memory_parts(recipe(base_precision=kind))["UNet"] for kind in ("full", "int8", "nf4")]
+    sizes = [estimate_vram_parts(recipe(base_precision=kind))["UNet"] for kind in ("full", "int8", "nf4")]
     assert sizes == pytest.approx([4.78, 2.81, 1.86], abs=0.01)
-    small = [memory_parts(recipe(base_precision=kind), BASES["embedded"])["UNet"] for kind in ("full", "nf4")]
+    small = [estimate_vram_parts(recipe(base_precision=kind), BASES["embedded"])["UNet"] for kind in ("full", "nf4")]
     assert 0.5 * small[0] < small[1] < 0.7 * small[0]
 
 
@@ -108,23 +112,23 @@ def test_embedded_base_is_small() -> None:
     assert architecture_of(BASES["Pony V6 XL"]) is SDXL
     assert architecture_of(None) is SDXL
     small = recipe(resolution=128, bucket_reso_steps=32, network_dim=16, batch_size=8)
-    assert memory_gib(small, BASES["embedded"]) < 2
+    assert estimate_vram_gib(small, BASES["embedded"]) < 2
     assert lora_mib(small, BASES["embedded"]) < 3
 
 
 @pytest.mark.parametrize("vram", [8, 10, 12, 16, 24, 48, 80])
 def test_fit_finds_a_recipe_for_common_cards(vram: int) -> None:
-    fitted, _ = fit(recipe(gradient_checkpointing=False, batch_size=4), None, vram)
+    fitted, _ = fit_vram(recipe(gradient_checkpointing=False, batch_size=4), None, vram)
     assert fits(fitted, None, vram)
 
 
 def test_fit_changes_in_the_guides_order_and_no_more_than_needed() -> None:
     start = recipe(gradient_checkpointing=False, batch_size=4)
-    assert fit(start, None, 80)[1] == []
+    assert fit_vram(start, None, 80)[1] == []
     order = [saving.code for saving in MEMORY_SAVINGS]
     before = 0
     for vram in (40, 24, 12, 11, 9, 8, 6, 5, 4.3):
-        _, applied = fit(start, None, vram)
+        _, applied = fit_vram(start, None, vram)
         codes = [saving.code for saving in applied]
         assert codes == [code for code in order if code in codes]
         assert len(codes) >= before
@@ -141,19 +145,21 @@ def test_fit_changes_in_the_guides_order_and_no_more_than_needed() -> None:
 
 
 def test_fit_takes_the_largest_batch() -> None:
-    fitted, _ = fit(recipe(batch_size=4), None, 12)
+    fitted, _ = fit_vram(recipe(batch_size=4), None, 12)
     assert fitted.batch_size == 2
     assert not fits(fitted.model_copy(update={"batch_size": 3}), None, 12)
 
 
 def test_fit_leaves_what_it_is_told_to_keep() -> None:
-    fitted, applied = fit(recipe(batch_size=4), None, 8, keep={"batch_size", "resolution"})
+    fitted, applied = fit_vram(recipe(batch_size=4), None, 8, keep={"batch_size", "resolution"})
     assert (fitted.batch_size, fitted.resolution) == (4, 1024)
     assert {saving.setting for saving in applied} == {"text_encoder_lr", "base_precision"}
 
 
 def test_leaving_prodigy_brings_back_ordinary_rates() -> None:
-    fitted, _ = fit(recipe(optimizer="Prodigy", unet_lr=1, text_encoder_lr=0, network_dim=128, batch_size=1), None, 12)
+    fitted, _ = fit_vram(
+        recipe(optimizer="Prodigy", unet_lr=1, text_encoder_lr=0, network_dim=128, batch_size=1), None, 12
+    )
     assert fitted.optimizer is Optimizer.ADAMW8BIT
     assert (fitted.unet_lr, fitted.text_encoder_lr) == (5e-4, 0)
 
@@ -162,7 +168,7 @@ def test_next_saving_walks_down_the_ladder() -> None:
     current = recipe(gradient_checkpointing=False, batch_size=2, optimizer="AdamW")
     told = []
     for saving in MEMORY_SAVINGS:
-        assert saves(current, saving)
+        assert has_effect(current, saving)
         sentence = next_saving(current)
         assert saving.advice in sentence
         told.append(sentence)

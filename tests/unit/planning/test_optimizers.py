@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from lora_studio.guide import BASES
-from lora_studio.planning.advice import Situation, checks, problems
-from lora_studio.planning.memory import fit, memory_parts
+from lora_studio.planning.advice import CheckContext, check_recipe, recipe_errors
+from lora_studio.planning.memory import estimate_vram_parts, fit_vram
 from lora_studio.planning.plan import plan
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
@@ -36,7 +36,7 @@ V_PRED = "NoobAI XL v-pred"
     ],
 )
 def test_each_caution_is_raised_alone(recipe: dict[str, Any], code: str) -> None:
-    found = checks(Recipe.parse(recipe), Situation())
+    found = check_recipe(Recipe.parse(recipe), CheckContext())
     assert [caution.code for caution in found] == [code]
     assert found[0].message
     assert found[0].why
@@ -54,7 +54,7 @@ def test_each_caution_is_raised_alone(recipe: dict[str, Any], code: str) -> None
     ],
 )
 def test_what_suits_is_left_alone(recipe: dict[str, Any]) -> None:
-    assert checks(Recipe.parse(recipe), Situation()) == []
+    assert check_recipe(Recipe.parse(recipe), CheckContext()) == []
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_what_suits_is_left_alone(recipe: dict[str, Any]) -> None:
     ],
 )
 def test_what_cannot_work_is_a_problem(recipe: dict[str, Any], base: str | None, words: str) -> None:
-    (problem,) = problems(Recipe.parse(recipe), BASES[base] if base else None)
+    (problem,) = recipe_errors(Recipe.parse(recipe), BASES[base] if base else None)
     assert words in problem
 
 
@@ -84,11 +84,11 @@ def test_what_cannot_work_is_a_problem(recipe: dict[str, Any], base: str | None,
     ],
 )
 def test_what_can_work_is_none(recipe: dict[str, Any], base: str | None) -> None:
-    assert problems(Recipe.parse(recipe), BASES[base] if base else None) == []
+    assert recipe_errors(Recipe.parse(recipe), BASES[base] if base else None) == []
 
 
 def test_a_schedule_that_is_not_the_bases_is_told() -> None:
-    found = checks(Recipe.parse({"zero_terminal_snr": "off"}), Situation(base=BASES[V_PRED]))
+    found = check_recipe(Recipe.parse({"zero_terminal_snr": "off"}), CheckContext(base=BASES[V_PRED]))
     assert [caution.code for caution in found] == ["zero_snr_off"]
 
 
@@ -118,7 +118,7 @@ def test_a_plan_gives_each_optimizer_what_it_wants(optimizer: Optimizer) -> None
     ],
 )
 def test_states_take_what_they_hold(recipe: dict[str, Any], mib: float) -> None:
-    parts = memory_parts(Recipe.parse({"text_encoder_lr": 0, **recipe}))
+    parts = estimate_vram_parts(Recipe.parse({"text_encoder_lr": 0, **recipe}))
     assert parts["Optimizer state"] * 1024 == pytest.approx(mib, abs=2)
 
 
@@ -127,5 +127,5 @@ def test_another_optimizer_gets_no_arguments_that_are_not_its_own() -> None:
         {"optimizer": "Prodigy", "optimizer_args": "d_coef=2", "unet_lr": 1, "text_encoder_lr": 0, "network_dim": 128,
          "batch_size": 1}
     )  # fmt: skip
-    fitted, _ = fit(start, None, 12)
+    fitted, _ = fit_vram(start, None, 12)
     assert (fitted.optimizer, fitted.optimizer_args) == (Optimizer.ADAMW8BIT, [])

@@ -16,7 +16,7 @@ from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.planning.folders import look_at
+from lora_studio.planning.folders import count_images
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.steps import count_steps
@@ -305,13 +305,13 @@ def test_images_that_a_scan_knows_are_not_read_again(tmp_path: Path) -> None:
     report = ScanReport(images=infos, duplicate_groups=[], summary=summary)
     stamps = {path: stamp_of(path) for path in images[:3]}
     Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()).save(project.path / MANIFEST)
-    counts = look_at(project.dataset_dir)
+    counts = count_images(project.dataset_dir)
     assert counts.all_sizes() == [(512, 768), (512, 768), (640, 480)]
     assert counts.unreadable == ["2.png"]
     assert counts.without_caption == ["1.png", "3.png"]
     save(images[0], (800, 600))
     os.utime(images[0], (1, 1))
-    assert look_at(project.dataset_dir).all_sizes() == [(800, 600), (512, 768), (640, 480)]
+    assert count_images(project.dataset_dir).all_sizes() == [(800, 600), (512, 768), (640, 480)]
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:

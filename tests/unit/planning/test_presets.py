@@ -6,7 +6,7 @@ import pytest
 
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.guide import BASES
-from lora_studio.planning.advice import problems
+from lora_studio.planning.advice import recipe_errors
 from lora_studio.planning.memory import fits
 from lora_studio.planning.plan import plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_reasons, preset_title
@@ -28,7 +28,7 @@ def test_preset_is_a_difference_with_reasons_and_can_be_planned(name: str) -> No
     assert reasons.keys() == values.keys()
     assert all(reasons.values()), reasons
     assert preset_title(name).endswith((".", "?"))
-    assert problems(recipe) == []
+    assert recipe_errors(recipe) == []
     base = "embedded" if name == "demo" else "SDXL 1.0"
     planned = plan(24, base=base, overrides=values)
     assert planned.steps.total_steps > 0

@@ -6,7 +6,7 @@ import pytest
 
 from lora_studio.guide import BASES
 from lora_studio.planning.steps import count_steps
-from lora_studio.planning.timing import Span, duration, run_seconds, step_seconds
+from lora_studio.planning.timing import SecondsRange, format_duration, run_seconds, step_seconds
 from lora_studio.settings.recipe import Recipe
 
 
@@ -64,14 +64,14 @@ def test_embedded_base_takes_minutes_without_a_gpu() -> None:
 
 
 def test_middle_is_between() -> None:
-    assert Span(100, 400).middle == pytest.approx(200)
+    assert SecondsRange(100, 400).middle == pytest.approx(200)
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(40, "40 seconds"), (89, "89 seconds"), (720, "12 minutes"), (9000, "2.5 hours")]
 )
 def test_durations_in_words(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_blocks_that_are_computed_twice_and_packed_weights_take_time() -> None:

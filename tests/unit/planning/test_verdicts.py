@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.planning.losses import overall, smooth, trend
-from lora_studio.planning.verdicts import Verdict, judge, losses_of, verdict
+from lora_studio.planning.losses import fit_trend, smooth, total_change
+from lora_studio.planning.verdicts import Verdict, judge_losses, judge_run, read_losses
 from lora_studio.settings.recipe import Recipe
 
 Curve = Callable[[Any], Any]
@@ -30,14 +30,14 @@ def curve(shape: str, steps: int, noise: float, seed: int) -> list[float | None]
 
 
 def verdicts(shape: str, steps: int, noise: float, runs: int = 60) -> list[str]:
-    return [judge(curve(shape, steps, noise, seed)).code for seed in range(runs)]
+    return [judge_losses(curve(shape, steps, noise, seed)).code for seed in range(runs)]
 
 
 @pytest.mark.parametrize(
     ("shape", "code"),
     [("flat", "no_improvement"), ("falling", "healthy"), ("settling", "plateau"), ("rising", "rising")],
 )
-def test_a_long_curve_gets_its_verdict(shape: str, code: str) -> None:
+def test_a_long_curve_gets_its_judge_run(shape: str, code: str) -> None:
     found = verdicts(shape, 3000, 0.2)
     assert found.count(code) >= 54, found
 
@@ -60,7 +60,7 @@ def test_a_held_out_loss_that_rises_while_training_falls_is_overtraining(held_ou
         {"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)
     ]
     events += [{"event": "validation", "step": step, "loss": loss} for step, loss in held_out.items()]
-    found = verdict(events)
+    found = judge_run(events)
     assert found.code == code
     if code == "overfit" and held_out[0] == 0.13:
         assert "lowest after step 100, 0.1, and is 0.12 now (+20%)" in found.evidence
@@ -86,18 +86,18 @@ def test_a_falling_curve_of_usual_length_is_healthy() -> None:
 
 def test_levels_and_next_steps() -> None:
     recipe = Recipe()
-    flat = judge(curve("flat", 3000, 0.2, 1), recipe=recipe)
+    flat = judge_losses(curve("flat", 3000, 0.2, 1), recipe=recipe)
     assert (flat.code, flat.level) == ("no_improvement", "warn")
     assert "0.0005 to 0.001" in flat.next_step
-    rising = judge(curve("rising", 3000, 0.2, 1), recipe=recipe)
+    rising = judge_losses(curve("rising", 3000, 0.2, 1), recipe=recipe)
     assert (rising.code, rising.level) == ("rising", "bad")
     assert "0.0005 to 0.00025" in rising.next_step
-    settled = judge(curve("settling", 3000, 0.2, 1), recipe=recipe)
+    settled = judge_losses(curve("settling", 3000, 0.2, 1), recipe=recipe)
     assert (settled.code, settled.level) == ("plateau", "good")
-    going = judge(curve("settling", 3000, 0.2, 1), recipe=recipe, running=True)
+    going = judge_losses(curve("settling", 3000, 0.2, 1), recipe=recipe, running=True)
     assert (going.code, going.level) == ("plateau", "warn")
     assert "undertrain" in going.next_step
-    healthy = judge(curve("falling", 3000, 0.2, 1), running=True)
+    healthy = judge_losses(curve("falling", 3000, 0.2, 1), running=True)
     assert (healthy.code, healthy.level) == ("healthy", "good")
     assert "%" in healthy.evidence
     assert "3000 steps" in healthy.evidence
@@ -105,54 +105,54 @@ def test_levels_and_next_steps() -> None:
 
 def test_prodigy_is_not_told_to_change_its_rate() -> None:
     recipe = Recipe.parse({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0})
-    assert "unet_lr" not in judge(curve("rising", 3000, 0.2, 1), recipe=recipe).next_step
+    assert "unet_lr" not in judge_losses(curve("rising", 3000, 0.2, 1), recipe=recipe).next_step
 
 
 @pytest.mark.parametrize(("slope", "level"), [(0.002, "bad"), (0.00005, "warn")])
 def test_a_steep_rise_is_worse(slope: float, level: str) -> None:
-    found = judge([0.1] * 200 + [0.1 + slope * step for step in range(200)])
+    found = judge_losses([0.1] * 200 + [0.1 + slope * step for step in range(200)])
     assert (found.code, found.level) == ("rising", level)
 
 
 def test_too_short_is_said() -> None:
-    found = judge(curve("falling", 49, 0.1, 0), running=True)
+    found = judge_losses(curve("falling", 49, 0.1, 0), running=True)
     assert (found.code, found.level) == ("too_short", "info")
     assert "49 steps" in found.evidence
-    assert judge([]).code == "too_short"
+    assert judge_losses([]).code == "too_short"
 
 
 @pytest.mark.parametrize("last", [None, float("nan"), float("inf")])
 def test_a_run_that_ends_without_a_loss_is_nan(last: float | None) -> None:
     losses = [*curve("falling", 100, 0.2, 0), last, last]
-    found = judge(losses, recipe=Recipe.parse({"mixed_precision": "fp16"}))
+    found = judge_losses(losses, recipe=Recipe.parse({"mixed_precision": "fp16"}))
     assert (found.code, found.level) == ("nan", "bad")
     assert "2 of 102" in found.evidence
     assert "bf16" in found.next_step
     assert "0.0005 to 0.00025" in found.next_step
 
 
-def test_a_gap_on_the_way_does_not_spoil_the_verdict() -> None:
+def test_a_gap_on_the_way_does_not_spoil_the_judge_run() -> None:
     losses = curve("falling", 3000, 0.2, 0)
     losses[500:520] = [None] * 20
     losses[900] = float("nan")
-    assert judge(losses).code == "healthy"
+    assert judge_losses(losses).code == "healthy"
 
 
 def test_a_spike_is_no_rise() -> None:
     losses = curve("falling", 3000, 0.2, 0)
     losses[2900] = 1e6
-    assert judge(losses).code == "healthy"
+    assert judge_losses(losses).code == "healthy"
 
 
 def test_verdict_reads_events() -> None:
     losses = curve("falling", 1000, 0.2, 0)
     events: list[dict[str, Any]] = [{"event": "phase", "message": "Loading"}, {"event": "start", "total": 1200}]
     events += [{"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
-    found = verdict(events)
+    found = judge_run(events)
     assert found.code == "healthy"
-    assert found == judge(losses, running=True)
-    assert verdict([event | {"total": 1200} for event in events if event["event"] == "step"]) == found
-    assert verdict(events, total=1000) == judge(losses, running=False)
+    assert found == judge_losses(losses, running=True)
+    assert judge_run([event | {"total": 1200} for event in events if event["event"] == "step"]) == found
+    assert judge_run(events, total=1000) == judge_losses(losses, running=False)
     assert Verdict.model_validate_json(found.model_dump_json()) == found
 
 
@@ -160,7 +160,7 @@ def test_steps_that_a_resume_repeats_count_once() -> None:
     events = [{"event": "step", "step": step, "loss": 1.0} for step in (1, 2, 3)]
     events += [{"event": "resume", "step": 1}, {"event": "step", "step": 2, "loss": 0.5}]
     events += [{"event": "nan", "step": 4}]
-    assert losses_of(events) == [1.0, 0.5, 1.0, None]
+    assert read_losses(events) == [1.0, 0.5, 1.0, None]
 
 
 def test_smooth_starts_at_the_first_loss_and_keeps_a_constant() -> None:
@@ -194,7 +194,7 @@ def test_smooth_stays_within_what_it_saw(losses: list[float | None]) -> None:
     st.booleans(),
 )
 def test_any_curve_gets_a_verdict_in_words(losses: list[float | None], running: bool) -> None:
-    found = judge(losses, recipe=Recipe(), running=running)
+    found = judge_losses(losses, recipe=Recipe(), running=running)
     assert found.title
     assert found.evidence
     assert found.next_step
@@ -203,21 +203,21 @@ def test_any_curve_gets_a_verdict_in_words(losses: list[float | None], running: 
 
 def test_trend_finds_the_slope_and_its_error() -> None:
     steps = 2000
-    change = trend([0.2 - 0.1 * step / steps for step in range(steps)])
+    change = fit_trend([0.2 - 0.1 * step / steps for step in range(steps)])
     assert change.start == pytest.approx(0.2, abs=2e-3)
     assert change.end == pytest.approx(0.1, abs=2e-3)
     assert change.error < 1e-3
     errors = []
     shifts = []
     for seed in range(200):
-        noisy = trend(curve("flat", 400, 0.4, seed))
+        noisy = fit_trend(curve("flat", 400, 0.4, seed))
         errors.append(noisy.error)
         shifts.append(noisy.end - noisy.start)
     assert np.mean(errors) == pytest.approx(np.std(shifts), rel=0.15)
 
 
 def test_overall_compares_the_start_with_the_end() -> None:
-    change = overall([1.0] * 50 + [0.5] * 450)
+    change = total_change([1.0] * 50 + [0.5] * 450)
     assert change.steps == 500
     assert change.relative == pytest.approx(-0.5)
     assert change.falls

@@ -37,7 +37,7 @@ def test_only_large_sets_are_split_and_copies_stay_on_one_side() -> None:
 
     few, medium, large = (suggest_split(images(count), [], seed=1) for count in (29, 30, 301))
     assert (few.share, few.held_out) == (0.0, [])
-    assert str(guide.FEW_TO_HOLD_OUT) in few.why
+    assert str(guide.MIN_IMAGES_FOR_VALIDATION) in few.why
     assert (medium.share, medium.held_out) == (0.0, [])
     assert medium.why != few.why
     assert (large.share, len(large.held_out)) == (0.1, 30)
