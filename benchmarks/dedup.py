@@ -155,7 +155,7 @@ def comparison(most: int) -> None:
     source = np.random.default_rng(0)
     for number in (count for count in HASHES if count <= most):
         plain, turned = (source.integers(0, 2**63, (number, *one.hashes.shape), dtype=np.uint64) for _ in range(2))
-        prints = [Fingerprint(a, b, one.small, one.content) for a, b in zip(plain, turned, strict=True)]
+        prints = [Fingerprint(a, b, one.thumbnail, one.content_box) for a, b in zip(plain, turned, strict=True)]
         tracemalloc.start()
         began, began_working = time.perf_counter(), time.process_time()
         candidate_pairs(prints, workers=CORES)

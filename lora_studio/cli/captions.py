@@ -14,7 +14,7 @@ from lora_studio.cli.console import Folder, Json, out_console, print_json, print
 from lora_studio.dataset.captions import edits
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Change, Edit
-from lora_studio.dataset.captions.lint import mend_named
+from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 
@@ -44,8 +44,8 @@ def lint_command(
     findings = api.lint_captions(folder, trigger_word=trigger)
     fixed: list[EditReport] = []
     for key in fix or []:
-        _, mend = mend_named(findings, key)
-        fixed.append(api.edit_captions(folder, mend.edit))
+        _, chosen = find_fix(findings, key)
+        fixed.append(api.edit_captions(folder, chosen.edit))
         findings = api.lint_captions(folder, trigger_word=trigger)
     if as_json:
         print_json(
@@ -62,7 +62,7 @@ def lint_command(
         print_lines(*(f"    {image}" for image in finding.images[:SHOWN]))
         if len(finding.images) > SHOWN:
             print_lines(f"    and {len(finding.images) - SHOWN} more")
-        print_lines(*(f"    --fix {mend.key}    {mend.label}" for mend in finding.mends))
+        print_lines(*(f"    --fix {chosen.key}    {chosen.label}" for chosen in finding.fixes))
     if not findings:
         print_lines("Nothing to mend.")
 

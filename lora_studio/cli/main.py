@@ -19,7 +19,7 @@ from lora_studio import __version__, api, guide
 from lora_studio.cli.captions import caption_app
 from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json
 from lora_studio.cli.progress import JobProgress, progress_bar
-from lora_studio.dataset.tagging.cache import features
+from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.choices import ExistingCaptions, LoraKind
@@ -114,7 +114,7 @@ def plan(
 def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None:
     """Look at the images: what is broken, spoiled, too small, or there twice; similar ones once tagged. Reads only."""
     with progress_bar(err_console, "Scanning") as progress:
-        report = api.scan(folder, on_progress=progress, features_of=partial(features, Home.locate(home)))
+        report = api.scan(folder, on_progress=progress, features_of=partial(cached_features, Home.locate(home)))
     if as_json:
         print_json(report)
         return

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_studio.dataset.captions.text import SUFFIXES
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
 from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
@@ -237,7 +237,7 @@ def _new_entry(proposed: Proposal, names: _Names) -> Rejected:
     shared = names.leave(image)
     endings = {image: image.suffix}
     if not shared:
-        endings |= {file: suffix for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()}
+        endings |= {file: suffix for suffix in CAPTION_SUFFIXES if (file := image.with_suffix(suffix)).is_file()}
         endings |= {file: _mask_ending(file, image) for file in mask_files(image)}
     stem = names.take(image.stem, list(endings.values()))
     files = [Move(name=stem + ending, original=file) for file, ending in endings.items()]

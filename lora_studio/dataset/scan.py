@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, Entry, find_duplicates
+from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, FingerprintedImage, find_duplicates
 from lora_studio.dataset.duplicates.fingerprints import fingerprint
-from lora_studio.dataset.duplicates.pools import cancelling
+from lora_studio.dataset.duplicates.pools import cancel_on_exit
 from lora_studio.dataset.duplicates.similarity import Diversity, Features, compare_features
 from lora_studio.dataset.images.decode import ImageInfo, Issue, find_images, image_info
 from lora_studio.dataset.quality import SIDE, downscale, quality_issues
@@ -84,14 +84,14 @@ def scan(
     progress = on_progress or (lambda done, total: None)
     workers = workers or os.cpu_count() or 1
     infos, entries = [], []
-    with cancelling(ThreadPoolExecutor(workers)) as pool:
+    with cancel_on_exit(ThreadPoolExecutor(workers)) as pool:
         for done, (info, entry) in enumerate(pool.map(scan_image, paths), 1):
             infos.append(info)
             if entry is not None:
                 entries.append(entry)
             progress(done, len(paths))
     tell = _Phases(on_phase, progress)
-    groups = find_duplicates(entries, tell=tell, workers=workers)
+    groups = find_duplicates(entries, report_progress=tell, workers=workers)
     report = ScanReport(images=infos, duplicate_groups=groups, summary=_summary(infos, groups))
     return with_similar(report, features_of({info.sha256 for info in infos}), tell=tell)
 
@@ -120,14 +120,14 @@ class _Phases:
             self.on_progress(done, total)
 
 
-def scan_image(path: Path) -> tuple[ImageInfo, Entry | None]:
+def scan_image(path: Path) -> tuple[ImageInfo, FingerprintedImage | None]:
     """What one image is, what is wrong with it, and its fingerprint; None if it is unreadable. Never raises."""
     info, picture = image_info(path, min_side=SIDE)
     if picture is None:
         return info, None
     small = downscale(picture.image)
     info = info.model_copy(update={"issues": [*info.issues, *quality_issues(picture, small)]})
-    return info, Entry(info=info, print=fingerprint(small), size_bytes=path.stat().st_size)
+    return info, FingerprintedImage(info=info, fingerprint=fingerprint(small), size_bytes=path.stat().st_size)
 
 
 def _summary(infos: list[ImageInfo], groups: list[DuplicateGroup]) -> ScanSummary:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_studio.dataset.buckets import Size, place_for
-from lora_studio.dataset.captions.text import captioned_in
+from lora_studio.dataset.captions.text import captioned_stems
 from lora_studio.dataset.images.decode import images_in
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.validation_split import choose_validation_images, validation_count
@@ -98,7 +98,7 @@ def count_images(folder: Path) -> ImageCounts:
     manifest = Manifest.of(folder)
     counts = ImageCounts(manifest=manifest)
     for image_set in image_sets(folder):
-        captioned = captioned_in(image_set.path)
+        captioned = captioned_stems(image_set.path)
         for path in images_in(image_set.path):
             size = manifest.size_of(path)
             if size is None:

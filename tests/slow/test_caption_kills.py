@@ -13,7 +13,7 @@ import pytest
 
 from lora_studio import files
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.edit_history import ABANDONED, CaptionHistory
+from lora_studio.dataset.captions.edit_history import STALE_SECONDS, CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.images.decode import find_images
 from tests.support.forked import CONTEXT, wait_for
@@ -142,6 +142,6 @@ def test_an_edit_that_is_killed_at_any_moment_can_be_taken_back(tmp_path: Path, 
         assert captions(folder) == original, where
     assert halfway
     for file in temporaries(folder):
-        os.utime(file, (0, time.time() - ABANDONED - 1))
+        os.utime(file, (0, time.time() - STALE_SECONDS - 1))
     apply(folder)
     assert not temporaries(folder)

@@ -17,7 +17,7 @@ from PIL import Image
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Tagger
-from lora_studio.dataset.tagging.selection import Choice
+from lora_studio.dataset.tagging.selection import TagSelection
 from lora_studio.example import TRIGGER, run_demo
 from lora_studio.lora.header import read_lora
 from lora_studio.sampling.adapter import apply_lora
@@ -93,7 +93,7 @@ def recognised(tagger: Tagger, pictures: list[Image.Image], words: Words) -> flo
     from demo_pack.colours import NAMES as COLOURS
 
     right = 0
-    said = descriptions(tagger, pictures, Choice(threshold=0.0))
+    said = descriptions(tagger, pictures, TagSelection(threshold=0.0))
     for description, word in zip(said, words, strict=True):
         tags = [tag for tag in split_tags(description.caption) if tag not in COLOURS][:5]
         right += not {word["label"], word["subgroup"]}.isdisjoint(tags)
@@ -118,7 +118,7 @@ def test_the_tagger_sees(tagger: Tagger, name: str, least: float) -> None:
     pictures, words = sheet(name)
     vocabulary = {label for label, _ in tagger.labels}
     hits = said_in_all = true_in_all = 0
-    descriptions_of = descriptions(tagger, pictures, Choice(threshold=THRESHOLD))
+    descriptions_of = descriptions(tagger, pictures, TagSelection(threshold=THRESHOLD))
     for description, word in zip(descriptions_of, words, strict=True):
         said = set(split_tags(description.caption))
         true = {*word["tags"], word["subgroup"], *word["colours"]} & vocabulary

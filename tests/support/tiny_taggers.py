@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
 from lora_studio.dataset.tagging.interface import Description, Tagger
-from lora_studio.dataset.tagging.selection import Choice, describe
+from lora_studio.dataset.tagging.selection import TagSelection, describe
 
 WD_SIZE = 32  # px
 WD_TAGS = (
@@ -56,7 +56,7 @@ def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS, family
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     architecture, arguments = FAMILIES[family]
-    side = arguments.get("img_size", WD_SIZE)
+    image_size = arguments.get("img_size", WD_SIZE)
     model = timm.create_model(architecture, num_classes=len(tags), **arguments)
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     config = {
@@ -66,7 +66,7 @@ def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS, family
         "model_args": arguments,
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, side, side],
+            "input_size": [3, image_size, image_size],
             "fixed_input_size": False,
             "interpolation": "bicubic",
             "crop_pct": 1.0,
@@ -116,7 +116,9 @@ def save_tiny_blip(folder: Path) -> Path:
     return folder
 
 
-def descriptions(tagger: Tagger, images: Sequence[Image.Image], choice: Choice = Choice()) -> list[Description]:  # noqa: B008
+def descriptions(
+    tagger: Tagger, images: Sequence[Image.Image], selection: TagSelection | None = None
+) -> list[Description]:
     """What is written about pictures."""
-    sights = tagger.look([tagger.prepare(image) for image in images])
-    return [describe(sight, tagger.labels, choice) for sight in sights]
+    predictions = tagger.predict([tagger.preprocess(image) for image in images])
+    return [describe(prediction, tagger.labels, selection or TagSelection()) for prediction in predictions]

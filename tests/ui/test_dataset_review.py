@@ -19,7 +19,7 @@ from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
-from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.labels import GENERAL
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset import captions as dataset_captions
@@ -292,7 +292,7 @@ def test_what_a_tagger_saw_is_suggested_and_colours_the_chips(original: Project,
     assert not suggester.confidences(image)
     cache = TagCache.of(find_tagger(str(save_tiny_wd(tmp_path / "wd")), home=home), home)
     number, label = next((n, label) for n, label in enumerate(cache.labels) if label.category == GENERAL)
-    sight = Sight(np.array([number], np.uint16), np.array([0.5], np.float16), "", np.ones(2, np.float16))
+    sight = Prediction(np.array([number], np.uint16), np.array([0.5], np.float16), "", np.ones(2, np.float16))
     cache.add(image.info.sha256, sight)
     cache.flush()
     assert suggester.confidences(image) == {label.name: 0.5}

@@ -19,7 +19,7 @@ from lora_studio.dataset.ingest.importers import ImportReport, Refused, Skipped
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
-from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.stage import tag
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.choices import ExistingCaptions
@@ -161,7 +161,7 @@ def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     vectors = np.random.default_rng(0).normal(0, 1, (len(infos), 32))
     vectors[-1] = vectors[-2] + 0.01  # photo5 is like photo4
     for info, vector in zip(infos, vectors, strict=True):
-        cache.add(info.sha256, Sight(features=vector.astype(np.float16)))
+        cache.add(info.sha256, Prediction(features=vector.astype(np.float16)))
     cache.flush()
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.update_status(state=JobState.DONE)
@@ -449,11 +449,11 @@ def test_the_last_tagging_is_undone(
     project: Project, interface: Interface, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Says:
-        name, labels, side = "demo", (), 16
+        name, labels, image_size = "demo", (), 16
         content_hash = staticmethod(lambda: "says")
-        prepare = staticmethod(lambda image: image)
+        preprocess = staticmethod(lambda image: image)
         load = classmethod(lambda cls: cls)
-        look = staticmethod(lambda prepared: [Sight(sentence="a thing") for _ in prepared])
+        predict = staticmethod(lambda inputs: [Prediction(sentence="a thing") for _ in inputs])
 
     monkeypatch.setattr("lora_studio.dataset.tagging.stage.find_tagger", lambda *args, **options: Says)
     job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=ExistingCaptions.OVERWRITE)

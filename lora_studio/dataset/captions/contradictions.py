@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-GROUPS: tuple[tuple[str, ...], ...] = (
+EXCLUSIVE_TAGS: tuple[tuple[str, ...], ...] = (
     ("1girl", "2girls", "3girls", "4girls", "5girls", "6+girls"),
     ("1boy", "2boys", "3boys", "4boys", "5boys", "6+boys"),
     *(("solo", tag) for tag in ("2girls", "3girls", "multiple girls", "2boys", "3boys", "multiple boys", "couple")),
@@ -22,7 +22,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("white background", "black background"),
     ("monochrome", "colorful"),
 )
-ALONE: tuple[tuple[str, ...], ...] = (
+EXCLUSIVE_TAGS_SOLO: tuple[tuple[str, ...], ...] = (
     ("standing", "sitting", "lying", "kneeling", "squatting"),
     ("open mouth", "closed mouth"),
     ("open eyes", "closed eyes"),
@@ -32,20 +32,20 @@ ALONE: tuple[tuple[str, ...], ...] = (
     ("long hair", "short hair", "bald"),
     ("barefoot", "shoes"),
 )
-SEVERAL = ("multiple girls", "multiple boys", "couple", "group", "crowd")
-_COUNTED = tuple(f"{count}{who}" for who in ("girls", "boys") for count in (2, 3, 4, 5, "6+"))
+SEVERAL_PEOPLE_TAGS = ("multiple girls", "multiple boys", "couple", "group", "crowd")
+_COUNTED_PEOPLE_TAGS = tuple(f"{count}{who}" for who in ("girls", "boys") for count in (2, 3, 4, 5, "6+"))
 
 
-def plain(tag: str) -> str:
+def normalized_tag(tag: str) -> str:
     """A tag as it is compared: lower case, spaces for underscores."""
     return tag.casefold().replace("_", " ").strip()
 
 
 def contradictions(tags: Iterable[str]) -> Iterator[tuple[str, ...]]:
     """The tags of each group of which there are two or more, in plain form."""
-    there = {plain(tag) for tag in tags}
-    several = not there.isdisjoint((*SEVERAL, *_COUNTED)) or {"1girl", "1boy"} <= there
-    for group in GROUPS if several else GROUPS + ALONE:
+    there = {normalized_tag(tag) for tag in tags}
+    several = not there.isdisjoint((*SEVERAL_PEOPLE_TAGS, *_COUNTED_PEOPLE_TAGS)) or {"1girl", "1boy"} <= there
+    for group in EXCLUSIVE_TAGS if several else EXCLUSIVE_TAGS + EXCLUSIVE_TAGS_SOLO:
         found = tuple(tag for tag in group if tag in there)
         if len(found) > 1:
             yield found

@@ -25,13 +25,13 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import remove_temporary_files, sync_folder, write_many, write_text
 from lora_studio.workspace.project import records_folder
 
-KEPT_EDITS = 50
-FOLDER = "caption_edits"
-DONE, UNDONE = ".jsonl", ".undone"
-ABANDONED = 60.0  # seconds after which a temporary file is what a process left that was killed
+MAX_EDITS = 50
+FOLDER_NAME = "caption_edits"
+DONE_SUFFIX, UNDONE_SUFFIX = ".jsonl", ".undone"
+STALE_SECONDS = 60.0  # seconds after which a temporary file is what a process left that was killed
 
 
-class Kept(BaseModel):
+class KeptCaption(BaseModel):
     """An image whose caption stays as it is, and why."""
 
     image: Path
@@ -43,7 +43,7 @@ class EditReport(BaseModel):
 
     what: str
     changed: list[Path] = []
-    kept: list[Kept] = []
+    kept: list[KeptCaption] = []
 
     def lines(self) -> list[str]:
         """The report for people."""
@@ -85,12 +85,12 @@ class CaptionHistory:
     @property
     def folder(self) -> Path:
         """Where it is kept."""
-        return self.root / FOLDER
+        return self.root / FOLDER_NAME
 
     @property
     def can_undo(self) -> bool:
         """Whether there is an edit to undo."""
-        return bool(self._files(DONE))
+        return bool(self._files(DONE_SUFFIX))
 
     def edits(self) -> list[PastEdit]:
         """All that is known, the latest first."""
@@ -103,11 +103,11 @@ class CaptionHistory:
         can be undone.
         """
         report = EditReport(what=plan.what)
-        with self._alone():
+        with self._locked():
             records = []
             for change in plan.changes:
-                if reason := _why_not(change):
-                    report.kept.append(Kept(image=change.image, reason=reason))
+                if reason := _conflict(change):
+                    report.kept.append(KeptCaption(image=change.image, reason=reason))
                     continue
                 file = caption_file(change.image)
                 before = file.read_bytes() if file.is_file() else None
@@ -120,18 +120,18 @@ class CaptionHistory:
 
     def undo(self) -> EditReport:
         """Take the latest edit back; a caption that changed since is kept. Raises InputError if there is none."""
-        with self._recorded(DONE, "There is no edit to undo.", "Edit captions first.") as done:
-            report = self._carry("Undone: ", done[-1], back=True)
-            self._turn(done[-1], UNDONE)
+        with self._locked_entries(DONE_SUFFIX, "There is no edit to undo.", "Edit captions first.") as done:
+            report = self._restore("Undone: ", done[-1], back=True)
+            self._rename(done[-1], UNDONE_SUFFIX)
         return report
 
     def redo(self) -> EditReport:
         """Do again what was undone last; raises InputError if there is nothing."""
-        with self._recorded(UNDONE, "There is no edit to do again.", "Undo one first.") as undone:
+        with self._locked_entries(UNDONE_SUFFIX, "There is no edit to do again.", "Undo one first.") as undone:
             # Done first, so that what is written of it can be undone whatever happens.
-            return self._carry("Done again: ", self._turn(undone[0], DONE), back=False)
+            return self._restore("Done again: ", self._rename(undone[0], DONE_SUFFIX), back=False)
 
-    def _carry(self, said: str, file: Path, *, back: bool) -> EditReport:
+    def _restore(self, said: str, file: Path, *, back: bool) -> EditReport:
         """Bring the captions of a recorded edit to what they were before (`back`) or after it."""
         report = EditReport(what=said + self._heading(file).what)
         todo = []
@@ -142,9 +142,9 @@ class CaptionHistory:
             if now == new:
                 continue
             if not record.image.is_file():
-                report.kept.append(Kept(image=record.image, reason="the image is no longer there"))
+                report.kept.append(KeptCaption(image=record.image, reason="the image is no longer there"))
             elif now != old:
-                report.kept.append(Kept(image=record.image, reason="it was changed since by somebody else"))
+                report.kept.append(KeptCaption(image=record.image, reason="it was changed since by somebody else"))
             else:
                 todo.append((caption, new))
                 report.changed.append(record.image)
@@ -156,15 +156,15 @@ class CaptionHistory:
         lines = [_line(self.root, real[record.image.parent] / record.image.name, record) for record in records]
         with disk_errors(self.folder):
             files = self._files()
-            for file in [*self._files(UNDONE), *self._files(DONE)[: 1 - KEPT_EDITS]]:
+            for file in [*self._files(UNDONE_SUFFIX), *self._files(DONE_SUFFIX)[: 1 - MAX_EDITS]]:
                 file.unlink()
         number = max(time.time_ns(), *(int(file.stem) + 1 for file in files)) if files else time.time_ns()
         heading = json.dumps({"what": what, "time": time.time(), "images": len(lines)})
-        write_text(self.folder / f"{number}{DONE}", "\n".join([heading, *lines]) + "\n")
+        write_text(self.folder / f"{number}{DONE_SUFFIX}", "\n".join([heading, *lines]) + "\n")
 
     def _files(self, *suffixes: str) -> list[Path]:
         """The files of edits, oldest first."""
-        wanted = suffixes or (DONE, UNDONE)
+        wanted = suffixes or (DONE_SUFFIX, UNDONE_SUFFIX)
         found = self.folder.iterdir() if self.folder.is_dir() else iter(())
         return sorted(
             (path for path in found if path.suffix in wanted and path.stem.isdecimal()), key=lambda path: int(path.stem)
@@ -173,7 +173,7 @@ class CaptionHistory:
     def _heading(self, file: Path) -> PastEdit:
         with self._readable(file), file.open(encoding="utf-8") as lines:
             value = json.loads(lines.readline())
-            return PastEdit(id=file.stem, undone=file.suffix == UNDONE, **value)
+            return PastEdit(id=file.stem, undone=file.suffix == UNDONE_SUFFIX, **value)
 
     def _records(self, file: Path) -> Iterator[_Record]:
         with self._readable(file), file.open(encoding="utf-8") as lines:
@@ -191,24 +191,24 @@ class CaptionHistory:
             None if after is None else str(after).encode(),
         )
 
-    def _turn(self, file: Path, suffix: str) -> Path:
+    def _rename(self, file: Path, suffix: str) -> Path:
         with disk_errors(file):
             turned = file.rename(file.with_suffix(suffix))
             sync_folder(self.folder)
         return turned
 
     @contextmanager
-    def _recorded(self, suffix: str, missing: str, remedy: str) -> Iterator[list[Path]]:
+    def _locked_entries(self, suffix: str, missing: str, remedy: str) -> Iterator[list[Path]]:
         """The records of that kind, oldest first, for nobody else meanwhile; raises InputError if there are none."""
         if not self._files(suffix):
             raise InputError(missing, remedy, code="no_edit")
-        with self._alone():
+        with self._locked():
             if not (files := self._files(suffix)):
                 raise InputError(missing, remedy, code="no_edit")
             yield files
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """One process and thread at a time."""
         with disk_errors(self.folder):
             self.folder.mkdir(exist_ok=True)
@@ -226,7 +226,7 @@ class CaptionHistory:
             ) from error
 
 
-def _why_not(change: Change) -> str:
+def _conflict(change: Change) -> str:
     """Why a planned change cannot be made; empty if it can."""
     if not change.image.is_file():
         return "the image is no longer there"
@@ -239,7 +239,7 @@ def _write(files: Sequence[tuple[Path, bytes | None]]) -> None:
     """Bring files to these contents, each whole at every moment; those with None are removed."""
     if len(files) > 1:
         for folder in {file.parent for file, _ in files}:
-            remove_temporary_files(folder, older_than=ABANDONED)
+            remove_temporary_files(folder, older_than=STALE_SECONDS)
     write_many({file: data for file, data in files if data is not None})
     for file in (file for file, data in files if data is None):
         with disk_errors(file):

@@ -60,30 +60,30 @@ class EditPlan(BaseModel):
     unchanged: int
 
     @property
-    def stamp(self) -> str:
+    def digest(self) -> str:
         """Changes with the plan: who has seen this one may have it carried out."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
-def plan_edit(images: Iterable[Path], edit: Edit, known: Mapping[Path, str] | None = None) -> EditPlan:
+def plan_edit(images: Iterable[Path], edit: Edit, cached: Mapping[Path, str] | None = None) -> EditPlan:
     """What `edit` would do to the captions of these images. Reads only; raises InputError for what cannot be read.
 
-    Captions that are `known` to be on disk are not read again.
+    Captions that are `cached` to be on disk are not read again.
     """
     changes, unchanged = [], 0
     for image in images:
-        before = known[image] if known and image in known else read_caption(image)
+        before = cached[image] if cached and image in cached else read_caption(image)
         text = before or ""
         after = edit.change(text)
         after = text if after == text else " ".join(after.split())
-        if after != text or (edit.rewrite and not plain_utf8(caption_bytes(image) or b"")):
+        if after != text or (edit.rewrite and not is_plain_utf8(caption_bytes(image) or b"")):
             changes.append(Change(image=image, before=before, after=after))
         else:
             unchanged += 1
     return EditPlan(what=edit.what, changes=changes, unchanged=unchanged)
 
 
-def plain_utf8(data: bytes) -> bool:
+def is_plain_utf8(data: bytes) -> bool:
     """Whether bytes are UTF-8 without a byte order mark."""
     try:
         return data.decode("utf-8") == decode_text(data)
@@ -147,7 +147,7 @@ def substitute(pattern: str, replacement: str) -> Edit:
     return Edit(f"Replaced {pattern} with {replacement or 'nothing'}", change)
 
 
-def rewritten(text: str, what: str) -> Edit:
+def set_text(text: str, what: str) -> Edit:
     """Put another text in the place of the caption."""
     return Edit(what, lambda caption: text)
 

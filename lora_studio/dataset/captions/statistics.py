@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
-from lora_studio.dataset.captions.text import read_caption, split_tags, unlike
+from lora_studio.dataset.captions.text import deduplicated, read_caption, split_tags
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.dataset.validation_split import choose_validation_images
 
@@ -72,7 +72,7 @@ class TagTable:
     @classmethod
     def of(cls, captions: Mapping[Path, str | None]) -> TagTable:
         """From captions; those that are None or empty are left out."""
-        return cls({path: tags for path, text in captions.items() if text and (tags := unlike(split_tags(text)))})
+        return cls({path: tags for path, text in captions.items() if text and (tags := deduplicated(split_tags(text)))})
 
     @cached_property
     def spelling(self) -> dict[str, str]:
@@ -88,7 +88,7 @@ class TagTable:
         """All tags, the most frequent first."""
         return self._counted(self.tags.values(), len(self.tags))
 
-    def together(self, tag: str) -> list[TagCount]:
+    def cooccurring(self, tag: str) -> list[TagCount]:
         """The other tags of the images that have `tag`, the most frequent first; the share is of those images."""
         wanted = tag.strip().casefold()
         sets = [tags for tags in self.tags.values() if wanted in map(str.casefold, tags)]
@@ -115,13 +115,13 @@ def caption_statistics(
         captioned=len(table.tags),
         tags=frequencies,
         of=of,
-        together=table.together(of) if of else [],
-        tokens=token_counts(text for text in captions.values() if text),
+        together=table.cooccurring(of) if of else [],
+        tokens=count_caption_tokens(text for text in captions.values() if text),
         split=split,
     )
 
 
-def token_counts(captions: Iterable[str]) -> TokenCounts:
+def count_caption_tokens(captions: Iterable[str]) -> TokenCounts:
     """How long captions are."""
     counts = [count_tokens(caption) for caption in captions] or [0]
     return TokenCounts(
@@ -134,14 +134,14 @@ def token_counts(captions: Iterable[str]) -> TokenCounts:
 
 
 def suggest_split(
-    images: Sequence[tuple[Path, str]], copies: Iterable[Iterable[Path]], *, seed: int
+    images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]], *, seed: int
 ) -> SplitSuggestion:
     """What the guide would hold out of these images (path and SHA-256 of each), copies of one picture on one side.
 
     With the share and `seed` in a recipe, training holds out the same images.
     """
     if guide.tier_for(len(images)).name == "large":
-        chosen = choose_validation_images(images, copies, share=guide.VALIDATION_SHARE, seed=seed)
+        chosen = choose_validation_images(images, duplicates, share=guide.VALIDATION_SHARE, seed=seed)
         return SplitSuggestion(
             share=guide.VALIDATION_SHARE,
             held_out=sorted(chosen),

@@ -18,7 +18,7 @@ from lora_studio.errors import InputError
 from lora_studio.files import write_text
 from lora_studio.settings.choices import TagPosition
 
-SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
+CAPTION_SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
 SETTLED_NS = 1_000_000_000  # a file that is older cannot change any more without another time of change
 
 
@@ -48,13 +48,13 @@ def with_trigger(caption: str, trigger: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def as_word(word: str) -> re.Pattern[str]:
+def word_pattern(word: str) -> re.Pattern[str]:
     """What finds a trigger word in a tag, in any letter case, but not within another word."""
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
 def _with_word(tags: list[str], word: str) -> list[str]:
-    pattern = as_word(word)
+    pattern = word_pattern(word)
     match = pattern.match(tags[0]) if tags else None
     after, rest = (tags[0][match.end() :], tags[1:]) if match else ("", tags)
     if not word.isalpha():
@@ -63,7 +63,7 @@ def _with_word(tags: list[str], word: str) -> list[str]:
     return split_tags(join_tags([word + after, *(tag for tag in rest if tag.casefold() != word.casefold())]))
 
 
-def fixed_and_free(caption: str, trigger: str = "", keep_tokens: int = 0) -> tuple[list[str], list[str]]:
+def split_fixed_tags(caption: str, trigger: str = "", keep_tokens: int = 0) -> tuple[list[str], list[str]]:
     """A caption's tags: those that stay at its start, and those that may change places or be left out.
 
     Fixed are the tags that hold a trigger word (the first tag for each of its words, wherever it stands in the
@@ -72,7 +72,7 @@ def fixed_and_free(caption: str, trigger: str = "", keep_tokens: int = 0) -> tup
     tags = split_tags(caption)
     first: list[str] = []
     for word in split_tags(trigger):
-        pattern = as_word(word)
+        pattern = word_pattern(word)
         first += [tag for tag in [next(filter(pattern.search, tags), None)] if tag is not None and tag not in first]
     fixed = [*first, *(tag for tag in tags[:keep_tokens] if tag not in first)]
     return fixed, [tag for tag in tags if tag not in fixed]
@@ -100,7 +100,7 @@ def with_tags(caption: str, tags: str, position: TagPosition, trigger: str = "")
     if position is TagPosition.FRONT:
         place = 0
     elif position is TagPosition.AFTER_TRIGGER:
-        patterns = [as_word(word) for word in _tags_of(trigger)]
+        patterns = [word_pattern(word) for word in _tags_of(trigger)]
         while place and not any(pattern.search(parts[place - 1]) for pattern in patterns):
             place -= 1
     return join_tags([*parts[:place], *more, *parts[place:]])
@@ -122,10 +122,10 @@ def with_replaced(caption: str, old: str, new: str) -> str:
     if wanted not in {tag.casefold() for tag in parts}:
         return caption
     spread = [tag for part in parts for tag in (split_tags(new) if part.casefold() == wanted else [part])]
-    return join_tags(unlike(spread))
+    return join_tags(deduplicated(spread))
 
 
-def unlike(tags: Iterable[str]) -> list[str]:
+def deduplicated(tags: Iterable[str]) -> list[str]:
     """The tags without those that were there before in whatever letter case."""
     first: dict[str, str] = {}
     for tag in tags:
@@ -135,26 +135,26 @@ def unlike(tags: Iterable[str]) -> list[str]:
 
 def caption_file(image: Path) -> Path:
     """Where the caption of an image is written."""
-    return image.with_suffix(SUFFIXES[0])
+    return image.with_suffix(CAPTION_SUFFIXES[0])
 
 
 def existing_caption(image: Path) -> Path | None:
     """The caption file that an image has, or None."""
-    for suffix in SUFFIXES:
+    for suffix in CAPTION_SUFFIXES:
         file = image.with_suffix(suffix)
         if file.is_file():
             return file
     return None
 
 
-def captioned_in(folder: Path) -> set[str]:
+def captioned_stems(folder: Path) -> set[str]:
     """The names, without suffixes, of a folder's files that are captions, whether there are images beside them or not.
 
     For all images of a folder it takes a tenth of the time of `existing_caption`.
     """
     with os.scandir(folder) as entries:
         parts = [os.path.splitext(entry.name) for entry in entries if entry.is_file()]  # noqa: PTH122 - see above
-    return {stem for stem, suffix in parts if suffix in SUFFIXES}
+    return {stem for stem, suffix in parts if suffix in CAPTION_SUFFIXES}
 
 
 def read_caption(image: Path) -> str | None:
@@ -171,13 +171,13 @@ def caption_bytes(image: Path) -> bytes | None:
 
     Remembered while the file's time of change and length stay the same: the page asks for all captions at every click.
     """
-    for suffix in SUFFIXES:
+    for suffix in CAPTION_SUFFIXES:
         file = image.with_suffix(suffix)
         try:
             stat = file.stat()
             if time.time_ns() - stat.st_mtime_ns < SETTLED_NS:
                 return file.read_bytes()
-            return _remembered(file, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            return _cached_bytes(file, stat.st_mtime_ns, stat.st_size, stat.st_ino)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             continue
         except OSError as error:
@@ -188,7 +188,7 @@ def caption_bytes(image: Path) -> bytes | None:
 
 
 @lru_cache(maxsize=100_000)
-def _remembered(file: Path, changed: int, length: int, inode: int) -> bytes:
+def _cached_bytes(file: Path, changed: int, length: int, inode: int) -> bytes:
     return file.read_bytes()
 
 

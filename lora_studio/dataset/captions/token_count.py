@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_TOKENS = 75  # of the 77 places that the encoders read, two are marks of begin and end
-REMEMBERED = 100_000  # words
+CACHED_WORDS = 100_000  # words
 _FOLDER = Path(__file__).parents[2] / "models" / "sdxl_config" / "tokenizer"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def count_tokens(caption: str) -> int:
     """Tokens of a caption without the two marks; what comes after the first 75 is not read."""
-    return sum(map(_tokens_of, caption.split(" ")))  # no token has parts on both sides of a space
+    return sum(map(_count_word_tokens, caption.split(" ")))  # no token has parts on both sides of a space
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _tokens_of(word: str) -> int:
+@lru_cache(maxsize=CACHED_WORDS)
+def _count_word_tokens(word: str) -> int:
     return len(_tokenizer().encode(word).ids)
 
 
-def read_part(caption: str) -> int:
+def truncation_point(caption: str) -> int:
     """How many characters of the caption the encoders read; its length if that is all."""
     ends = [end for _, end in _tokenizer().encode(caption).offsets]
     return len(caption) if len(ends) <= MAX_TOKENS else ends[MAX_TOKENS - 1]

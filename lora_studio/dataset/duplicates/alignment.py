@@ -19,40 +19,40 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-LARGEST_CUT = 0.25  # of a side; more is another picture
-GAINS = (0.4, 2.5)  # contrast that still counts as a copy
+MAX_CROP = 0.25  # of a side; more is another picture
+GAIN_RANGE = (0.4, 2.5)  # contrast that still counts as a copy
 
 # Where the search starts: the whole, crops of 3, 6 and 10 percent a side, and their inverses.
-_ZOOMS = (0.0, 0.03, 0.06, 0.1, -0.03, -0.065, -0.12)
+_INITIAL_ZOOMS = (0.0, 0.03, 0.06, 0.1, -0.03, -0.065, -0.12)
 _COARSE_STEPS = 6
 _FINE_STEPS = 5
-_LONGEST_STEP = 0.05
-_HOPELESS = 0.3  # of the variance; copies are below 0.1 after the coarse step
-_FAR = 0.45  # of the contrast, by the plain fit; copies are below 0.2, clipped ones too
-_SPOILED = 0.03  # of the contrast
-_LEAST_CONTRAST = 0.15  # of black to white; compression noise of a picture with less would count as a difference
+_MAX_STEP = 0.05
+_MAX_COARSE_ERROR = 0.3  # of the variance; copies are below 0.1 after the coarse step
+_MAX_GREY_RESIDUAL = 0.45  # of the contrast, by the plain fit; copies are below 0.2, clipped ones too
+_CLIPPING_MARGIN = 0.03  # of the contrast
+_MIN_CONTRAST = 0.15  # of black to white; compression noise of a picture with less would count as a difference
 
 
 @dataclass(frozen=True)
 class Alignment:
     """For each of P pairs: the window [P, 4], the factor of contrast from `base` to `other`, and the difference left.
 
-    `worst` is the largest local difference after adjustment, in units of the pictures' own contrast; 1 or more for
+    `residual` is the largest local difference after adjustment, in units of the pictures' own contrast; 1 or more for
     pairs that cannot be brought together at all.
     """
 
     window: Floats
     gain: Floats
-    worst: Floats
+    residual: Floats
 
 
-def align_pairs(base: NDArray[np.uint8], other: NDArray[np.uint8], start: NDArray[np.float32]) -> Alignment:
+def align_uint8(base: NDArray[np.uint8], other: NDArray[np.uint8], initial: NDArray[np.float32]) -> Alignment:
     """`align` for pictures from 0 to 255, which are smaller to send to another process."""
-    return align(base.astype(np.float32) / 255, other.astype(np.float32) / 255, start)
+    return align(base.astype(np.float32) / 255, other.astype(np.float32) / 255, initial)
 
 
-def align(base: Floats, other: Floats, start: Floats) -> Alignment:
-    """Align pairs of pictures, `base` and `other` [P, n, n, 3] from 0 to 1; `start` [P, 4] is one more window to try.
+def align(base: Floats, other: Floats, initial: Floats) -> Alignment:
+    """Align pairs of pictures, `base` and `other` [P, n, n, 3] from 0 to 1; `initial` [P, 4] is one more window to try.
 
     Gauss-Newton on the window, coarse then fine, with gain and offset fitted in each step (Lucas and Kanade 1981; a
     window is separable, so that warping is a matrix product for each axis). Pairs that the coarse step leaves far apart
@@ -60,55 +60,63 @@ def align(base: Floats, other: Floats, start: Floats) -> Alignment:
     """
     grey_base, grey_other = base.mean(axis=3), other.mean(axis=3)
     coarse = _blur(_halve(grey_base)), _blur(_halve(grey_other))
-    window = _best_start(*coarse, start)
-    window = _descend(*coarse, window, _COARSE_STEPS)
+    window = _best_initial_window(*coarse, initial)
+    window = _gauss_newton(*coarse, window, _COARSE_STEPS)
     gain = np.ones(len(base), np.float32)
-    worst = np.ones(len(base), np.float32)
-    hopeful = np.flatnonzero(_unlikeness(*coarse, window) < _HOPELESS)
-    if len(hopeful):
-        fine = _descend(_blur(grey_base[hopeful]), _blur(grey_other[hopeful]), window[hopeful], _FINE_STEPS)
+    residual = np.ones(len(base), np.float32)
+    candidates = np.flatnonzero(_unexplained_variance(*coarse, window) < _MAX_COARSE_ERROR)
+    if len(candidates):
+        fine = _gauss_newton(
+            _blur(grey_base[candidates]), _blur(grey_other[candidates]), window[candidates], _FINE_STEPS
+        )
         # Clipped highlights can lead the descent astray, and most copies are not cropped: the whole is tried too.
-        whole = np.tile(np.array([0, 1, 0, 1], np.float32), (len(hopeful), 1))
-        near = np.minimum(*(_plainly(base[hopeful], other[hopeful], tried) for tried in (fine, whole))) < _FAR
-        hopeful, fine, whole = hopeful[near], fine[near], whole[near]
-    if len(hopeful):
-        base, other = base[hopeful], other[hopeful]
-        (gain_fine, worst_fine), (gain_whole, worst_whole) = _judge(base, other, fine), _judge(base, other, whole)
-        better = worst_whole <= worst_fine
-        window[hopeful] = np.where(better[:, None], whole, fine)
-        gain[hopeful] = np.where(better, gain_whole, gain_fine)
-        worst[hopeful] = np.minimum(worst_whole, worst_fine)
-    return Alignment(window, gain, worst)
+        whole = np.tile(np.array([0, 1, 0, 1], np.float32), (len(candidates), 1))
+        near = (
+            np.minimum(*(_grey_residual(base[candidates], other[candidates], tried) for tried in (fine, whole)))
+            < _MAX_GREY_RESIDUAL
+        )
+        candidates, fine, whole = candidates[near], fine[near], whole[near]
+    if len(candidates):
+        base, other = base[candidates], other[candidates]
+        (gain_fine, residual_fine), (gain_whole, residual_whole) = (
+            _symmetric_residual(base, other, fine),
+            _symmetric_residual(base, other, whole),
+        )
+        better = residual_whole <= residual_fine
+        window[candidates] = np.where(better[:, None], whole, fine)
+        gain[candidates] = np.where(better, gain_whole, gain_fine)
+        residual[candidates] = np.minimum(residual_whole, residual_fine)
+    return Alignment(window, gain, residual)
 
 
-def _best_start(base: Floats, other: Floats, start: Floats) -> Floats:
-    zooms = [np.tile(np.array([zoom, 1 - zoom] * 2, np.float32), (len(base), 1)) for zoom in _ZOOMS]
-    windows = np.stack([*zooms, start])  # [starts, P, 4]
-    errors = [_unlikeness(base, other, window) for window in windows]
+def _best_initial_window(base: Floats, other: Floats, initial: Floats) -> Floats:
+    zooms = [np.tile(np.array([zoom, 1 - zoom] * 2, np.float32), (len(base), 1)) for zoom in _INITIAL_ZOOMS]
+    windows = np.stack([*zooms, initial])  # [starts, P, 4]
+    errors = [_unexplained_variance(base, other, window) for window in windows]
     best: Floats = windows[np.argmin(errors, axis=0), np.arange(len(base))]
     return best
 
 
-def _unlikeness(base: Floats, other: Floats, window: Floats) -> Floats:
+def _unexplained_variance(base: Floats, other: Floats, window: Floats) -> Floats:
     """Share of the variance of `other` that `base` does not explain: 0 for a copy, 1 for nothing in common."""
-    rows, columns, weight = _sampling(window, base.shape[1])
+    rows, columns, weight = _sampling_matrices(window, base.shape[1])
     warped = rows @ base @ columns.transpose(0, 2, 1)
-    gain, offset = _fit(warped, other, weight)
+    gain, offset = _fit_gain_and_offset(warped, other, weight)
     error = (gain[:, None, None] * warped + offset[:, None, None] - other) ** 2 * weight
     unexplained: Floats = error.mean(axis=(1, 2)) / other.var(axis=(1, 2)).clip(1e-4)
     return unexplained
 
 
-def _descend(base: Floats, other: Floats, window: Floats, steps: int) -> Floats:
+def _gauss_newton(base: Floats, other: Floats, window: Floats, steps: int) -> Floats:
     n = base.shape[1]
     place = ((np.arange(n) + 0.5) / n).astype(np.float32)  # of a sample within its window
     slope_x, slope_y = np.gradient(base, axis=2) * n, np.gradient(base, axis=1) * n
-    lowest = np.array([-LARGEST_CUT, 1 - LARGEST_CUT] * 2, np.float32)
+    lowest = np.array([-MAX_CROP, 1 - MAX_CROP] * 2, np.float32)
     for _ in range(steps):
-        rows, columns, weight = _sampling(window, n)
+        rows, columns, weight = _sampling_matrices(window, n)
         across = columns.transpose(0, 2, 1)
         warped = rows @ base @ across
-        gain, offset = (value[:, None, None] for value in _fit(warped, other, weight))
+        gain, offset = (value[:, None, None] for value in _fit_gain_and_offset(warped, other, weight))
         step_x, step_y = gain * (rows @ slope_x @ across), gain * (rows @ slope_y @ across)
         # [P, n * n, 6]: derivatives by left, right, top, bottom, gain, offset
         parts = (
@@ -125,52 +133,52 @@ def _descend(base: Floats, other: Floats, window: Floats, steps: int) -> Floats:
         diagonal = np.arange(6)
         normal[:, diagonal, diagonal] = normal[:, diagonal, diagonal] * 1.001 + 1e-3
         step = np.linalg.solve(normal, jacobian.transpose(0, 2, 1) @ error)[:, :4, 0]
-        window = np.clip(window - np.clip(step, -_LONGEST_STEP, _LONGEST_STEP), lowest, lowest + 2 * LARGEST_CUT)
+        window = np.clip(window - np.clip(step, -_MAX_STEP, _MAX_STEP), lowest, lowest + 2 * MAX_CROP)
     return window
 
 
-def _judge(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
+def _symmetric_residual(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
     """Gain and largest local difference, the smaller one of both directions: a copy may have lost highlights."""
-    gain, forward = _difference(base, other, window)
-    _, backward = _difference(other, base, _inverse(window))
+    gain, forward = _colour_residual(base, other, window)
+    _, backward = _colour_residual(other, base, _inverse_window(window))
     return gain, np.minimum(forward, backward)
 
 
-def _plainly(base: Floats, other: Floats, window: Floats) -> Floats:
-    """The largest local difference of the grey pictures by the plain fit: a sixth of the work of `_judge`."""
-    rows, columns, weight = _sampling(window, base.shape[1])
+def _grey_residual(base: Floats, other: Floats, window: Floats) -> Floats:
+    """Return the largest local difference of the grey images; a sixth of the work of `_symmetric_residual`."""
+    rows, columns, weight = _sampling_matrices(window, base.shape[1])
     target = other.mean(axis=3)
     warped = rows @ base.mean(axis=3) @ columns.transpose(0, 2, 1)
-    gain, offset = _fit(warped, target, weight)
+    gain, offset = _fit_gain_and_offset(warped, target, weight)
     adjusted = (gain[:, None, None] * warped + offset[:, None, None]).clip(0, 1)
-    contrast = np.ptp(_blur(target), axis=(1, 2)).clip(_LEAST_CONTRAST)
+    contrast = np.ptp(_blur(target), axis=(1, 2)).clip(_MIN_CONTRAST)
     largest: Floats = np.abs(_blur((adjusted - target) * weight)).max(axis=(1, 2)) / contrast
     return largest
 
 
-def _difference(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
-    rows, columns, weight = _sampling(window, base.shape[1])
+def _colour_residual(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
+    rows, columns, weight = _sampling_matrices(window, base.shape[1])
     target = other.transpose(0, 3, 1, 2)  # [P, 3, n, n]
     warped = rows[:, None] @ base.transpose(0, 3, 1, 2) @ columns.transpose(0, 2, 1)[:, None]
     weight = np.broadcast_to(weight[:, None], warped.shape)
-    contrast = np.ptp(_blur(target).mean(axis=1), axis=(1, 2)).clip(_LEAST_CONTRAST)
+    contrast = np.ptp(_blur(target).mean(axis=1), axis=(1, 2)).clip(_MIN_CONTRAST)
     best_gain, best = np.ones(len(base), np.float32), np.full(len(base), np.inf, np.float32)
     unclipped = weight * ((target > 0.02) & (target < 0.98))
     # A brightened picture is clipped at white: fit with all, without what is clipped, and a plain factor.
     for gain, offset in (
-        _fit(warped, target, weight),
-        _fit(warped, target, unclipped),
-        _factor(warped, target, unclipped),
+        _fit_gain_and_offset(warped, target, weight),
+        _fit_gain_and_offset(warped, target, unclipped),
+        _fit_gain_only(warped, target, unclipped),
     ):
         adjusted = (gain[:, None, None, None] * warped + offset[:, None, None, None]).clip(0, 1)
-        worst = np.abs(_blur((adjusted - target) * weight)).max(axis=(1, 2, 3)) / contrast
-        worst = np.where((gain < GAINS[0]) | (gain > GAINS[1]), np.float32(1), worst)
+        residual = np.abs(_blur((adjusted - target) * weight)).max(axis=(1, 2, 3)) / contrast
+        residual = np.where((gain < GAIN_RANGE[0]) | (gain > GAIN_RANGE[1]), np.float32(1), residual)
         # The plain fit tells the gain best, unless clipping spoils it.
-        best_gain, best = np.where(worst < best - _SPOILED, gain, best_gain), np.minimum(worst, best)
+        best_gain, best = np.where(residual < best - _CLIPPING_MARGIN, gain, best_gain), np.minimum(residual, best)
     return best_gain, best
 
 
-def _factor(warped: Floats, target: Floats, weight: Floats) -> tuple[Floats, Floats]:
+def _fit_gain_only(warped: Floats, target: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """The median ratio of `target` to `warped` where both are well above black, and an offset of 0."""
     known = (weight > 0) & (warped > 0.1) & (target > 0.1)
     ratio = np.where(known, target / warped.clip(0.1), np.nan).reshape(len(warped), -1)
@@ -179,7 +187,7 @@ def _factor(warped: Floats, target: Floats, weight: Floats) -> tuple[Floats, Flo
     return gain, np.zeros_like(gain)
 
 
-def _inverse(window: Floats) -> Floats:
+def _inverse_window(window: Floats) -> Floats:
     """The window of `base` in units of `other`."""
     low, high = window[:, 0::2], window[:, 1::2]  # [P, 2]
     length = (high - low).clip(1e-3)
@@ -188,7 +196,7 @@ def _inverse(window: Floats) -> Floats:
     return result
 
 
-def _fit(warped: Floats, other: Floats, weight: Floats) -> tuple[Floats, Floats]:
+def _fit_gain_and_offset(warped: Floats, other: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """Weighted least squares of `other = gain * warped + offset`, for each pair; gain 1 where `warped` is flat."""
     axes = tuple(range(1, warped.ndim))
     keep = (slice(None), *(None,) * len(axes))
@@ -202,16 +210,16 @@ def _fit(warped: Floats, other: Floats, weight: Floats) -> tuple[Floats, Floats]
     return gain, mean_b - gain * mean_a
 
 
-def _sampling(window: Floats, n: int) -> tuple[Floats, Floats, Floats]:
+def _sampling_matrices(window: Floats, n: int) -> tuple[Floats, Floats, Floats]:
     """Interpolation matrices [P, n, n] for rows and columns, and the weight [P, n, n] of samples inside `base`."""
     place = ((np.arange(n) + 0.5) / n).astype(np.float32)
     x = window[:, :1] + (window[:, 1:2] - window[:, :1]) * place
     y = window[:, 2:3] + (window[:, 3:] - window[:, 2:3]) * place
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None, :]
-    return _interpolation(y), _interpolation(x), inside.astype(np.float32)
+    return _interpolation_matrices(y), _interpolation_matrices(x), inside.astype(np.float32)
 
 
-def _interpolation(positions: Floats) -> Floats:
+def _interpolation_matrices(positions: Floats) -> Floats:
     """Linear interpolation at `positions` [P, n] (0 to 1) as matrices [P, n, n]."""
     n = positions.shape[1]
     pixel = (positions * n - 0.5).clip(0, n - 1)

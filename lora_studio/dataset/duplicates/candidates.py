@@ -15,61 +15,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lora_studio.dataset.duplicates.fingerprints import VIEW_PAIRS, Fingerprint
-from lora_studio.dataset.duplicates.pools import cancelling
+from lora_studio.dataset.duplicates.pools import cancel_on_exit
 
-NEAR_DISTANCE = 28  # of 128 bits: what the hashes propose; unlike photos are some 64 apart
-NEAREST = 24  # candidates an image, so that a large set of one style stays affordable
+MAX_DISTANCE = 28  # of 128 bits: what the hashes propose; unlike photos are some 64 apart
+MAX_NEIGHBOURS = 24  # candidates an image, so that a large set of one style stays affordable
 
 _ROWS = 256  # hashes that a thread compares with all later ones at a time
 _TILE = (16, 8192)  # rows and columns compared at once, at most: a megabyte, which fits into a core's own cache
 
 
 def candidate_pairs(
-    prints: Sequence[Fingerprint],
+    fingerprints: Sequence[Fingerprint],
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int = 1,
 ) -> NDArray[np.int64]:
     """Pairs worth a closer look: [n, 4] of (first, second, distance in bits, 1 if mirrored), first < second.
 
-    At most the nearest `NEAREST` of each image and orientation (more where several are as near). `on_progress` counts
-    images; what it raises ends the comparison. `workers` threads share the work.
+    At most the nearest `MAX_NEIGHBOURS` of each image and orientation (more where several are as near).
+    `on_progress` counts images; what it raises ends the comparison. `workers` threads share the work.
     """
-    if len(prints) < 2:
+    if len(fingerprints) < 2:
         return np.empty((0, 4), np.int64)
     # [views, words, N]: a word of all images lies together
-    plain = np.ascontiguousarray(np.stack([item.hashes for item in prints]).transpose(1, 2, 0))
-    mirrored = np.ascontiguousarray(np.stack([item.mirrored for item in prints]).transpose(1, 2, 0))
-    starts = range(0, len(prints) - 1, _ROWS)
+    plain = np.ascontiguousarray(np.stack([item.hashes for item in fingerprints]).transpose(1, 2, 0))
+    mirrored = np.ascontiguousarray(np.stack([item.mirrored_hashes for item in fingerprints]).transpose(1, 2, 0))
+    starts = range(0, len(fingerprints) - 1, _ROWS)
     found = []
-    with cancelling(ThreadPoolExecutor(workers)) as pool:
-        for start, pairs in zip(starts, pool.map(partial(_later, plain, mirrored), starts), strict=True):
+    with cancel_on_exit(ThreadPoolExecutor(workers)) as pool:
+        for start, pairs in zip(starts, pool.map(partial(_pairs_with_later, plain, mirrored), starts), strict=True):
             found.append(pairs)
-            on_progress(min(start + _ROWS, len(prints)), len(prints))
+            on_progress(min(start + _ROWS, len(fingerprints)), len(fingerprints))
     return np.concatenate(found)
 
 
-def _later(plain: NDArray[np.uint64], mirrored: NDArray[np.uint64], start: int) -> NDArray[np.int64]:
+def _pairs_with_later(plain: NDArray[np.uint64], mirrored: NDArray[np.uint64], start: int) -> NDArray[np.int64]:
     """The pairs of `_ROWS` images from `start` with later ones."""
     found = []
-    for turned, hashes in enumerate((plain, mirrored)):
-        near = _near(hashes[:, :, start : start + _ROWS], plain[:, :, start:])
+    for is_mirrored, hashes in enumerate((plain, mirrored)):
+        near = _near_pairs(hashes[:, :, start : start + _ROWS], plain[:, :, start:])
         near[:, :2] += start
-        found.append(np.insert(near, 3, turned, axis=1))
+        found.append(np.insert(near, 3, is_mirrored, axis=1))
     return np.concatenate(found)
 
 
-def _near(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _near_pairs(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Near pairs, [n, 3] of (row, column, distance) in this order, the column being the later image."""
     near = np.concatenate([np.empty((0, 3), np.int64), *_near_in_tiles(rows, columns)])
     near = near[near[:, 1] > near[:, 0]]
     near = near[np.lexsort((near[:, 1], near[:, 0]))]
     first, values = near[:, 0], near[:, 2]
     counts = np.bincount(first, minlength=rows.shape[2])
-    if counts.max(initial=0) > NEAREST:
-        limits = np.full(rows.shape[2], NEAR_DISTANCE)
-        for row in np.flatnonzero(counts > NEAREST):
-            limits[row] = np.partition(values[first == row], NEAREST - 1)[NEAREST - 1]
+    if counts.max(initial=0) > MAX_NEIGHBOURS:
+        limits = np.full(rows.shape[2], MAX_DISTANCE)
+        for row in np.flatnonzero(counts > MAX_NEIGHBOURS):
+            limits[row] = np.partition(values[first == row], MAX_NEIGHBOURS - 1)[MAX_NEIGHBOURS - 1]
         near = near[values <= limits[first]]
     return near
 
@@ -82,11 +82,11 @@ def _near_in_tiles(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> Ite
     buffers = _Buffers()
     for left in range(0, number, width):
         for top in range(0, rows.shape[2], height):
-            least = buffers.distances(rows[:, :, top : top + height], columns[:, :, left : left + width])
-            if least.min() <= NEAR_DISTANCE:
-                places = np.flatnonzero(least <= NEAR_DISTANCE)
-                first, second = np.divmod(places, least.shape[1])
-                yield np.stack([first + top, second + left, least.ravel()[places]], axis=1)
+            distances = buffers.distances(rows[:, :, top : top + height], columns[:, :, left : left + width])
+            if distances.min() <= MAX_DISTANCE:
+                places = np.flatnonzero(distances <= MAX_DISTANCE)
+                first, second = np.divmod(places, distances.shape[1])
+                yield np.stack([first + top, second + left, distances.ravel()[places]], axis=1)
 
 
 class _Buffers:
@@ -95,20 +95,20 @@ class _Buffers:
     def __init__(self) -> None:
         size = _TILE[0] * _TILE[1]
         self._differing = np.empty(size, np.uint64)
-        self._count, self._bits, self._least = (np.empty(size, np.uint8) for _ in range(3))
+        self._count, self._bits, self._minimum = (np.empty(size, np.uint8) for _ in range(3))
 
     def distances(self, rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.uint8]:
         """Least Hamming distance over the pairs of views: [rows, columns], at most 128; overwritten by the next."""
         shape = rows.shape[2], columns.shape[2]
         differing = self._differing[: shape[0] * shape[1]].reshape(shape)
-        count, bits, least = (
-            buffer[: shape[0] * shape[1]].reshape(shape) for buffer in (self._count, self._bits, self._least)
+        count, bits, distances = (
+            buffer[: shape[0] * shape[1]].reshape(shape) for buffer in (self._count, self._bits, self._minimum)
         )
-        least.fill(np.iinfo(np.uint8).max)
+        distances.fill(np.iinfo(np.uint8).max)
         for view, other in VIEW_PAIRS:
             bits.fill(0)
             for word in range(rows.shape[1]):
                 np.bitwise_xor(rows[view, word, :, None], columns[other, word, None, :], out=differing)
                 np.add(bits, np.bitwise_count(differing, out=count), out=bits)
-            np.minimum(least, bits, out=least)
-        return least
+            np.minimum(distances, bits, out=distances)
+        return distances

@@ -21,23 +21,23 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio.dataset.captions.text import existing_caption
-from lora_studio.dataset.duplicates.alignment import Alignment, align_pairs
+from lora_studio.dataset.duplicates.alignment import Alignment, align_uint8
 from lora_studio.dataset.duplicates.candidates import candidate_pairs
 from lora_studio.dataset.duplicates.fingerprints import Fingerprint
-from lora_studio.dataset.duplicates.pools import cancelling
+from lora_studio.dataset.duplicates.pools import cancel_on_exit
 from lora_studio.dataset.images.decode import ImageInfo, read_image
 from lora_studio.errors import InputError
 
-LARGEST_DIFFERENCE = 0.16  # of the contrast: measured copies stay below, the nearest unlike drawings are above
-MANY_PAIRS = 4_000  # from here on other processes help: starting them takes about a second
+MAX_RESIDUAL = 0.16  # of the contrast: measured copies stay below, the nearest unlike drawings are above
+MIN_PROCESS_PAIRS = 4_000  # from here on other processes help: starting them takes about a second
 
 _LOSSLESS = (".png", ".bmp", ".dib", ".tif", ".tiff")
 _BATCH = 32  # pairs aligned at once: their arrays fit into the processor's cache
-_CROPPED = 0.015  # of a side: windows that differ less are the whole picture
-_BRIGHTER = 1.06  # factor of contrast from which a copy is called brightened
+_MIN_CROP = 0.015  # of a side: windows that differ less are the whole picture
+_MIN_GAIN_CHANGE = 1.06  # factor of contrast from which a copy is called brightened
 
 
-Told = Callable[[str, int, int], None]  # phase, done, total (0: unknown)
+ReportProgress = Callable[[str, int, int], None]  # phase, done, total (0: unknown)
 
 
 class DuplicateKind(StrEnum):
@@ -67,82 +67,82 @@ class DuplicateGroup(BaseModel):
 
 
 @dataclass(frozen=True)
-class Entry:
+class FingerprintedImage:
     """A readable image as the search for duplicates sees it."""
 
     info: ImageInfo
-    print: Fingerprint
+    fingerprint: Fingerprint
     size_bytes: int
 
 
 @dataclass(frozen=True)
-class _Link:
+class _Match:
     """Two copies, `first` and `second` being indices; what `second` is, seen from `first`."""
 
     first: int
     second: int
     distance: int
     mirrored: bool
-    cropped: float  # share of the area of `first` that `second` shows, 1 for all, above 1 if `first` is the crop
+    area_ratio: float  # share of the area of `first` that `second` shows, 1 for all, above 1 if `first` is the crop
     gain: float
 
 
 def find_duplicates(
-    entries: Sequence[Entry],
+    entries: Sequence[FingerprintedImage],
     *,
-    tell: Told = lambda phase, done, total: None,
+    report_progress: ReportProgress = lambda phase, done, total: None,
     workers: int = 1,
-    many_pairs: int = MANY_PAIRS,
+    min_process_pairs: int = MIN_PROCESS_PAIRS,
 ) -> list[DuplicateGroup]:
-    """Groups of copies among readable images, in the order of the images kept.
+    """Return the groups of duplicates among readable images, ordered by the image kept.
 
-    `tell(phase, done, total)` says how far it is; what it raises ends the search. `workers` cores share the work, other
-    processes from `many_pairs` pairs on that are worth a closer look.
+    What `report_progress(phase, done, total)` raises ends the search. `workers` cores share the work; candidate pairs
+    are aligned in other processes if there are at least `min_process_pairs` of them.
     """
-    by_hash: dict[str, list[Entry]] = {}
+    by_hash: dict[str, list[FingerprintedImage]] = {}
     for entry in entries:
         by_hash.setdefault(entry.info.sha256, []).append(entry)
     groups, unique = [], []
     for same in by_hash.values():
-        keep, *copies = sorted(same, key=_tie)
+        keep, *duplicates = sorted(same, key=_tie_break)
         unique.append(keep)
-        if copies:
-            groups.append(_exact_group(keep, copies, "identical file"))
-    links = _links(unique, tell, workers, many_pairs)
-    tell("Choosing which to keep", 0, 0)
-    groups += _star_groups(unique, links)
+        if duplicates:
+            groups.append(_exact_group(keep, duplicates, "identical file"))
+    matches = _find_matches(unique, report_progress, workers, min_process_pairs)
+    report_progress("Choosing which to keep", 0, 0)
+    groups += _star_groups(unique, matches)
     return sorted(groups, key=lambda group: (str(group.keep), group.kind))
 
 
-def _exact_group(keep: Entry, copies: Sequence[Entry], reason: str) -> DuplicateGroup:
+def _exact_group(keep: FingerprintedImage, duplicates: Sequence[FingerprintedImage], reason: str) -> DuplicateGroup:
     return DuplicateGroup(
         keep=keep.info.path,
-        reject=[copy.info.path for copy in copies],
+        reject=[duplicate.info.path for duplicate in duplicates],
         kind=DuplicateKind.EXACT,
         distance=0,
         reason=reason,
-        reasons=[reason] * len(copies),
+        reasons=[reason] * len(duplicates),
     )
 
 
-def _star_groups(entries: Sequence[Entry], links: Sequence[_Link]) -> list[DuplicateGroup]:
-    neighbours: dict[int, dict[int, _Link]] = {}
-    for link in links:
-        neighbours.setdefault(link.first, {})[link.second] = link
-        neighbours.setdefault(link.second, {})[link.first] = link
+def _star_groups(entries: Sequence[FingerprintedImage], matches: Sequence[_Match]) -> list[DuplicateGroup]:
+    neighbours: dict[int, dict[int, _Match]] = {}
+    for match in matches:
+        neighbours.setdefault(match.first, {})[match.second] = match
+        neighbours.setdefault(match.second, {})[match.first] = match
     groups = []
     for component in _components(neighbours):
         waiting = component
         while waiting:
-            keep = _best([(index, entries[index]) for index in waiting], neighbours)
-            copies = [index for index in waiting if index in neighbours[keep]]
-            if copies:
-                groups += _group(entries, keep, copies, neighbours[keep])
-            waiting = [index for index in waiting if index != keep and index not in copies]
+            keep = _choose_keep([(index, entries[index]) for index in waiting], neighbours)
+            duplicates = [index for index in waiting if index in neighbours[keep]]
+            if duplicates:
+                groups += _group(entries, keep, duplicates, neighbours[keep])
+            waiting = [index for index in waiting if index != keep and index not in duplicates]
     return groups
 
 
-def _components(neighbours: dict[int, dict[int, _Link]]) -> Iterator[list[int]]:
+def _components(neighbours: dict[int, dict[int, _Match]]) -> Iterator[list[int]]:
     seen: set[int] = set()
     for start in sorted(neighbours):
         if start in seen:
@@ -158,21 +158,23 @@ def _components(neighbours: dict[int, dict[int, _Link]]) -> Iterator[list[int]]:
         yield sorted(component)
 
 
-def _group(entries: Sequence[Entry], keep: int, copies: Sequence[int], links: dict[int, _Link]) -> list[DuplicateGroup]:
+def _group(
+    entries: Sequence[FingerprintedImage], keep: int, duplicates: Sequence[int], matches: dict[int, _Match]
+) -> list[DuplicateGroup]:
     best = entries[keep]
-    same = [copy for copy in copies if _same_pixels(best, entries[copy], links[copy])]
-    near = [copy for copy in copies if copy not in same]
+    same = [duplicate for duplicate in duplicates if _same_pixels(best, entries[duplicate], matches[duplicate])]
+    near = [duplicate for duplicate in duplicates if duplicate not in same]
     groups = []
     if same:
-        groups.append(_exact_group(best, [entries[copy] for copy in same], "identical pixels"))
+        groups.append(_exact_group(best, [entries[duplicate] for duplicate in same], "identical pixels"))
     if near:
-        reasons = [_reason(best, entries[copy], links[copy], keep) for copy in near]
+        reasons = [_reason(best, entries[duplicate], matches[duplicate], keep) for duplicate in near]
         groups.append(
             DuplicateGroup(
                 keep=best.info.path,
-                reject=[entries[copy].info.path for copy in near],
+                reject=[entries[duplicate].info.path for duplicate in near],
                 kind=DuplicateKind.NEAR,
-                distance=max(links[copy].distance for copy in near),
+                distance=max(matches[duplicate].distance for duplicate in near),
                 reason="; ".join(dict.fromkeys(reasons)),
                 reasons=reasons,
             )
@@ -180,10 +182,10 @@ def _group(entries: Sequence[Entry], keep: int, copies: Sequence[int], links: di
     return groups
 
 
-def _best(candidates: Sequence[tuple[int, Entry]], neighbours: dict[int, dict[int, _Link]]) -> int:
+def _choose_keep(candidates: Sequence[tuple[int, FingerprintedImage]], neighbours: dict[int, dict[int, _Match]]) -> int:
     """The largest, then the sharpest; then one that was saved without loss, then the file with most bytes.
 
-    Where that leaves several, and among those of equal pixels whatever their bytes, `_tie` decides.
+    Where that leaves several, and among those of equal pixels whatever their bytes, `_tie_break` decides.
     """
     area = max(entry.info.width * entry.info.height for _, entry in candidates)
     largest = [(index, entry) for index, entry in candidates if entry.info.width * entry.info.height == area]
@@ -196,14 +198,14 @@ def _best(candidates: Sequence[tuple[int, Entry]], neighbours: dict[int, dict[in
     lossless = [item for item in largest if item[1].info.path.suffix.lower() in _LOSSLESS]
     most = max(entry.size_bytes for _, entry in lossless or largest)
     rich = [item for item in lossless or largest if item[1].size_bytes >= 0.95 * most]
-    best, entry = min(rich, key=lambda item: _tie(item[1]))
-    links = neighbours[best]
-    same = [item for item in largest if item[0] in links and _same_pixels(entry, item[1], links[item[0]])]
-    return min([(best, entry), *same], key=lambda item: _tie(item[1]))[0]
+    best, entry = min(rich, key=lambda item: _tie_break(item[1]))
+    matches = neighbours[best]
+    same = [item for item in largest if item[0] in matches and _same_pixels(entry, item[1], matches[item[0]])]
+    return min([(best, entry), *same], key=lambda item: _tie_break(item[1]))[0]
 
 
-def _tie(entry: Entry) -> tuple[bool, int, str]:
-    """A captioned image comes first, then the shorter name: copies are called `a (1).png` or `a copy.png`."""
+def _tie_break(entry: FingerprintedImage) -> tuple[bool, int, str]:
+    """A captioned image comes first, then the shorter name: copies are called `a (1).png` or `a duplicate.png`."""
     path = entry.info.path
     return existing_caption(path) is None, len(path.name), str(path)
 
@@ -223,51 +225,59 @@ def _sharpness(path: Path) -> float:
     return float(laplacian.var()) / contrast if contrast else 0.0
 
 
-def _same_pixels(keep: Entry, copy: Entry, link: _Link) -> bool:
-    if link.distance or link.mirrored or (keep.info.width, keep.info.height) != (copy.info.width, copy.info.height):
+def _same_pixels(keep: FingerprintedImage, duplicate: FingerprintedImage, match: _Match) -> bool:
+    if (
+        match.distance
+        or match.mirrored
+        or (keep.info.width, keep.info.height) != (duplicate.info.width, duplicate.info.height)
+    ):
         return False
     try:
-        return read_image(keep.info.path).tobytes() == read_image(copy.info.path).tobytes()
+        return read_image(keep.info.path).tobytes() == read_image(duplicate.info.path).tobytes()
     except InputError:
         return False
 
 
-def _reason(keep: Entry, copy: Entry, link: _Link, keep_index: int) -> str:
-    """What `copy` is in comparison with `keep`, like "mirrored, smaller copy"."""
-    shown, gain = (link.cropped, link.gain) if link.first == keep_index else (1 / link.cropped, 1 / link.gain)
-    words = ["mirrored"] if link.mirrored else []
-    if abs(shown - 1) > 2 * _CROPPED:
+def _reason(keep: FingerprintedImage, duplicate: FingerprintedImage, match: _Match, keep_index: int) -> str:
+    """What `duplicate` is in comparison with `keep`, like "mirrored, smaller copy"."""
+    shown, gain = (
+        (match.area_ratio, match.gain) if match.first == keep_index else (1 / match.area_ratio, 1 / match.gain)
+    )
+    words = ["mirrored"] if match.mirrored else []
+    if abs(shown - 1) > 2 * _MIN_CROP:
         words.append("cropped" if shown < 1 else "wider")
-    if gain > _BRIGHTER or gain < 1 / _BRIGHTER:
+    if gain > _MIN_GAIN_CHANGE or gain < 1 / _MIN_GAIN_CHANGE:
         words.append("brightened" if gain > 1 else "darkened")
-    elif copy.info.width * copy.info.height < shown * keep.info.width * keep.info.height * 0.98:
+    elif duplicate.info.width * duplicate.info.height < shown * keep.info.width * keep.info.height * 0.98:
         words.append("smaller")
     return f"{', '.join(words) or 're-encoded'} copy"
 
 
-def _links(entries: Sequence[Entry], tell: Told, workers: int, many_pairs: int) -> list[_Link]:
-    tell("Comparing hashes", 0, 0)
+def _find_matches(
+    entries: Sequence[FingerprintedImage], report_progress: ReportProgress, workers: int, min_process_pairs: int
+) -> list[_Match]:
+    report_progress("Comparing hashes", 0, 0)
     pairs = candidate_pairs(
-        [entry.print for entry in entries],
-        on_progress=lambda done, total: tell("Comparing hashes", done, total),
+        [entry.fingerprint for entry in entries],
+        on_progress=lambda done, total: report_progress("Comparing hashes", done, total),
         workers=workers,
     )
-    links: dict[tuple[int, int], _Link] = {}
+    matches: dict[tuple[int, int], _Match] = {}
     done = 0
-    with closing(_aligned(entries, pairs, workers if len(pairs) >= many_pairs else 1)) as aligned:
+    with closing(_align_batches(entries, pairs, workers if len(pairs) >= min_process_pairs else 1)) as aligned:
         for batch, found in aligned:
-            for link in _verified(batch, found):
-                known = links.get((link.first, link.second))
+            for match in _accepted_matches(batch, found):
+                known = matches.get((match.first, match.second))
                 # Symmetric pictures match both ways: then they are not called mirrored.
                 if known is None or known.mirrored:
-                    links[link.first, link.second] = link
+                    matches[match.first, match.second] = match
             done += len(batch)
-            tell("Looking closely at likely copies", done, len(pairs))
-    return list(links.values())
+            report_progress("Looking closely at likely copies", done, len(pairs))
+    return list(matches.values())
 
 
-def _aligned(
-    entries: Sequence[Entry], pairs: NDArray[np.int64], workers: int
+def _align_batches(
+    entries: Sequence[FingerprintedImage], pairs: NDArray[np.int64], workers: int
 ) -> Generator[tuple[NDArray[np.int64], Alignment]]:
     """Batches of pairs with their alignment, shared among processes if there are to be several.
 
@@ -275,53 +285,64 @@ def _aligned(
     """
     left = deque(pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH))
     if workers > 1:
-        with suppress(BrokenExecutor), closing(_aligned_elsewhere(entries, list(left), workers)) as found:
+        with suppress(BrokenExecutor), closing(_align_in_processes(entries, list(left), workers)) as found:
             for alignment in found:
                 yield left.popleft(), alignment
     for batch in left:
-        yield batch, align_pairs(*_pictures(entries, batch))
+        yield batch, align_uint8(*_alignment_inputs(entries, batch))
 
 
-def _aligned_elsewhere(
-    entries: Sequence[Entry], batches: Sequence[NDArray[np.int64]], workers: int
+def _align_in_processes(
+    entries: Sequence[FingerprintedImage], batches: Sequence[NDArray[np.int64]], workers: int
 ) -> Generator[Alignment]:
     """The alignment of batches, in order. A few wait at a time, as their pictures are in memory."""
     # Spawned, not forked: the interface has threads.
-    with cancelling(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))) as pool:
+    with cancel_on_exit(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))) as pool:
         waiting: deque[Future[Alignment]] = deque()
         for batch in batches:
-            waiting.append(pool.submit(align_pairs, *_pictures(entries, batch)))
+            waiting.append(pool.submit(align_uint8, *_alignment_inputs(entries, batch)))
             if len(waiting) > 4 * workers:
                 yield waiting.popleft().result()
         for future in waiting:
             yield future.result()
 
 
-def _pictures(
-    entries: Sequence[Entry], pairs: NDArray[np.int64]
+def _alignment_inputs(
+    entries: Sequence[FingerprintedImage], pairs: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-    """What `align_pairs` takes: the small pictures of both, the first mirrored where asked for, and where to start."""
-    prints = [(entries[first].print, entries[second].print, bool(turned)) for first, second, _, turned in pairs]
-    base = np.stack([first.small[:, ::-1] if turned else first.small for first, _, turned in prints])
-    other = np.stack([second.small for _, second, _ in prints])
-    return base, other, np.array([_start(first, second, turned) for first, second, turned in prints], np.float32)
+    """What `align_uint8` takes: the small pictures of both, the first mirrored where asked for, and where to start."""
+    fingerprints = [
+        (entries[first].fingerprint, entries[second].fingerprint, bool(is_mirrored))
+        for first, second, _, is_mirrored in pairs
+    ]
+    base = np.stack(
+        [first.thumbnail[:, ::-1] if is_mirrored else first.thumbnail for first, _, is_mirrored in fingerprints]
+    )
+    other = np.stack([second.thumbnail for _, second, _ in fingerprints])
+    return (
+        base,
+        other,
+        np.array(
+            [_initial_window(first, second, is_mirrored) for first, second, is_mirrored in fingerprints], np.float32
+        ),
+    )
 
 
-def _verified(pairs: NDArray[np.int64], found: Alignment) -> Iterator[_Link]:
-    for index in np.flatnonzero(found.worst <= LARGEST_DIFFERENCE):
-        first, second, distance, turned = (int(value) for value in pairs[index])
+def _accepted_matches(pairs: NDArray[np.int64], found: Alignment) -> Iterator[_Match]:
+    for index in np.flatnonzero(found.residual <= MAX_RESIDUAL):
+        first, second, distance, is_mirrored = (int(value) for value in pairs[index])
         left, right, top, bottom = found.window[index]
-        uncut = max(abs(left), abs(1 - right), abs(top), abs(1 - bottom)) < _CROPPED
+        uncut = max(abs(left), abs(1 - right), abs(top), abs(1 - bottom)) < _MIN_CROP
         area = 1.0 if uncut else float((right - left) * (bottom - top))
-        yield _Link(first, second, distance, bool(turned), area, float(found.gain[index]))
+        yield _Match(first, second, distance, bool(is_mirrored), area, float(found.gain[index]))
 
 
-def _start(first: Fingerprint, second: Fingerprint, turned: bool) -> tuple[float, float, float, float]:
+def _initial_window(first: Fingerprint, second: Fingerprint, is_mirrored: bool) -> tuple[float, float, float, float]:
     """The window of `first` (left, right, top, bottom) that lays the contents of both on each other."""
-    left, top, right, bottom = first.content
-    if turned:
+    left, top, right, bottom = first.content_box
+    if is_mirrored:
         left, right = 1 - right, 1 - left
-    other_left, other_top, other_right, other_bottom = second.content
+    other_left, other_top, other_right, other_bottom = second.content_box
     scale_x, scale_y = (right - left) / (other_right - other_left), (bottom - top) / (other_bottom - other_top)
     x, y = left - other_left * scale_x, top - other_top * scale_y
     return x, x + scale_x, y, y + scale_y

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-SIDE = 64  # px of the small picture
+THUMBNAIL_SIDE = 64  # px of the small picture
 HASH_BITS = 128
 DECODE_SIDE = 192  # px: enough for everything in this module
 _REDUCING_GAP = 1.5  # see PIL.Image.resize: a fast averaging first, down to 1.5 times the size that is wanted
@@ -26,24 +26,25 @@ VIEW_PAIRS = ((FULL, FULL), (CONTENT, CONTENT), (FULL, MIDDLE), (MIDDLE, FULL))
 
 _WORK_SIDE = 128
 _GREY_BITS = 5
-_CUT = 0.04  # of each side, for the middle
+_MIDDLE_MARGIN = 0.04  # of each side, for the middle
 _BORDER_TOLERANCE = 32  # of 255 grey levels after stretching
-_SMALLEST_CONTENT = 0.3  # of each side; less is a speck, not a picture with a border
+_MIN_CONTENT = 0.3  # of each side; less is a speck, not a picture with a border
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """`hashes` and `mirrored`: [3 views, 2 words] uint64; `small`: [64, 64, 3] uint8 RGB; `content`: see below.
+    """Perceptual hashes and a small version of one image.
 
-    `content` is (left, top, right, bottom) of what a uniform border surrounds, in units of the picture's sides.
+    `hashes` and `mirrored_hashes` (of the mirrored image) are [3 views, 2 words] uint64, `thumbnail` is [64, 64, 3]
+    uint8 RGB. `content_box` is (left, top, right, bottom) of the image without a uniform border, in units of its sides.
     """
 
     hashes: NDArray[np.uint64]
-    mirrored: NDArray[np.uint64]
-    small: NDArray[np.uint8]
-    content: Box
+    mirrored_hashes: NDArray[np.uint64]
+    thumbnail: NDArray[np.uint8]
+    content_box: Box
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
@@ -51,19 +52,19 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     work = image.resize((_WORK_SIDE, _WORK_SIDE), Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     grey = ImageOps.autocontrast(work.convert("L"))
     box = _content_box(grey)
-    views = [_reduced(view) for view in _views(grey, box)]
+    views = [_hash_inputs(view) for view in _views(grey, box)]
     return Fingerprint(
         hashes=np.stack([_hash(*view) for view in views]),
-        mirrored=np.stack([_hash(ImageOps.mirror(across), ImageOps.mirror(down)) for across, down in views]),
-        small=np.asarray(work.resize((SIDE, SIDE), Image.Resampling.BOX)),
-        content=(box[0] / _WORK_SIDE, box[1] / _WORK_SIDE, box[2] / _WORK_SIDE, box[3] / _WORK_SIDE),
+        mirrored_hashes=np.stack([_hash(ImageOps.mirror(across), ImageOps.mirror(down)) for across, down in views]),
+        thumbnail=np.asarray(work.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)),
+        content_box=(box[0] / _WORK_SIDE, box[1] / _WORK_SIDE, box[2] / _WORK_SIDE, box[3] / _WORK_SIDE),
     )
 
 
 def _views(grey: Image.Image, box: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image, Image.Image]:
-    content = grey.crop(box)
-    cut_x, cut_y = round(content.width * _CUT), round(content.height * _CUT)
-    return grey, content, content.crop((cut_x, cut_y, content.width - cut_x, content.height - cut_y))
+    content_box = grey.crop(box)
+    cut_x, cut_y = round(content_box.width * _MIDDLE_MARGIN), round(content_box.height * _MIDDLE_MARGIN)
+    return grey, content_box, content_box.crop((cut_x, cut_y, content_box.width - cut_x, content_box.height - cut_y))
 
 
 def _content_box(grey: Image.Image) -> tuple[int, int, int, int]:
@@ -74,12 +75,12 @@ def _content_box(grey: Image.Image) -> tuple[int, int, int, int]:
     if not len(rows):
         return 0, 0, *grey.size
     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    if min(box[2] - box[0], box[3] - box[1]) < _SMALLEST_CONTENT * _WORK_SIDE:
+    if min(box[2] - box[0], box[3] - box[1]) < _MIN_CONTENT * _WORK_SIDE:
         return 0, 0, *grey.size
     return box
 
 
-def _reduced(view: Image.Image) -> tuple[Image.Image, Image.Image]:
+def _hash_inputs(view: Image.Image) -> tuple[Image.Image, Image.Image]:
     """The view in 9 x 8 and in 8 x 9 pixels, which is what the hashes compare."""
     across = view.resize((9, 8), Image.Resampling.LANCZOS)
     down = view.resize((8, 9), Image.Resampling.LANCZOS)

@@ -11,7 +11,7 @@ Pool = TypeVar("Pool", bound=Executor)
 
 
 @contextmanager
-def cancelling(pool: Pool) -> Iterator[Pool]:
+def cancel_on_exit(pool: Pool) -> Iterator[Pool]:
     """A pool for use within: who leaves early, by an error too, waits for what has begun and for nothing else."""
     try:
         yield pool

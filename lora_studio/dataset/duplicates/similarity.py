@@ -17,19 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, Told
+from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, ReportProgress
 from lora_studio.dataset.images.decode import ImageInfo
 
 Features = Mapping[str, NDArray[np.float16]]  # [F] by the image's SHA-256
 
 # Of the examples, a mirrored copy has 0.92 and the most alike of unlike motifs 0.38.
-LEAST_LIKENESS = 0.75
-FEWEST = 8  # images of which a mean and a deviation say something; fewer are compared by plain correlation
-LEAST_CORRELATION = 0.97
-PAIRS_SHOWN = 10
+MIN_SIMILARITY = 0.75
+MIN_STANDARDIZED_IMAGES = (
+    8  # images of which a mean and a deviation say something; fewer are compared by plain correlation
+)
+MIN_CORRELATION = 0.97
+MAX_PAIRS = 10
 _ROWS = 512  # images that are compared with all others at once
 
-_WORDS = (
+_VERDICTS = (
     (20, "nearly the same picture again and again: the LoRA will know little else"),
     (45, "much alike: add other poses, angles or backgrounds"),
     (70, "varied within one subject"),
@@ -39,7 +41,7 @@ _WORDS = (
 Floats = NDArray[np.float32]
 
 
-class AlikePair(BaseModel):
+class SimilarPair(BaseModel):
     """Two images and how alike they are: 1 for the same, 0 for no more than any two of the dataset."""
 
     model_config = ConfigDict(frozen=True)
@@ -60,20 +62,21 @@ class Diversity(BaseModel):
     images: int
     figure: int
     words: str
-    pairs: list[AlikePair]
+    pairs: list[SimilarPair]
 
 
 def compare_features(
     infos: Sequence[ImageInfo],
     features: Features,
-    copies: Collection[Path],
-    tell: Told = lambda phase, done, total: None,
+    duplicates: Collection[Path],
+    report_progress: ReportProgress = lambda phase, done, total: None,
 ) -> tuple[list[DuplicateGroup], Diversity | None]:
-    """Groups of similar images without the `copies`, and the diversity; none for fewer than two images with features.
+    """Return groups of similar images, leaving out `duplicates`, and the diversity of the dataset.
 
-    Groups are stars: every image of one is like the one that it keeps, the largest.
+    With fewer than two images with features there are no groups and the diversity is None. Groups are stars: every
+    image of a group is similar to the one that it keeps, the largest.
     """
-    chosen = [info for info in infos if info.sha256 in features and info.path not in copies]
+    chosen = [info for info in infos if info.sha256 in features and info.path not in duplicates]
     if len(chosen) < 2:
         return [], None
     matrix = np.stack([features[info.sha256] for info in chosen]).astype(np.float32)
@@ -82,26 +85,26 @@ def compare_features(
     # The sum of all correlations but those of an image with itself, without computing them.
     mean = (float(np.square(correlated.sum(axis=0, dtype=np.float64)).sum()) - number) / (number * (number - 1))
     figure = round(100 * min(1.0, max(0.0, 1 - mean)))
-    if number >= FEWEST:
+    if number >= MIN_STANDARDIZED_IMAGES:
         # A feature that never changes says nothing; dividing by its deviation would make noise of it.
         deviation = matrix.std(axis=0)
         compared, least = (
             _unit((matrix - matrix.mean(axis=0)) / (deviation + 0.01 * deviation.max() + 1e-6)),
-            LEAST_LIKENESS,
+            MIN_SIMILARITY,
         )
     else:
-        compared, least = correlated, LEAST_CORRELATION
-    alike, most = _alike(compared, least, tell)
+        compared, least = correlated, MIN_CORRELATION
+    similar, most = _similar_pairs(compared, least, report_progress)
     diversity = Diversity(
         images=number,
         figure=figure,
-        words=next(words for limit, words in _WORDS if figure <= limit),
+        words=next(words for limit, words in _VERDICTS if figure <= limit),
         pairs=[
-            AlikePair(first=chosen[i].path, second=chosen[j].path, likeness=round(min(1.0, likeness), 3))
+            SimilarPair(first=chosen[i].path, second=chosen[j].path, likeness=round(min(1.0, likeness), 3))
             for likeness, i, j in most
         ],
     )
-    return _groups(chosen, alike), diversity
+    return _groups(chosen, similar), diversity
 
 
 def _unit(matrix: NDArray[Any]) -> Floats:
@@ -110,28 +113,30 @@ def _unit(matrix: NDArray[Any]) -> Floats:
     return unit
 
 
-def _alike(unit: Floats, least: float, tell: Told) -> tuple[dict[tuple[int, int], float], list[tuple[float, int, int]]]:
+def _similar_pairs(
+    unit: Floats, least: float, report_progress: ReportProgress
+) -> tuple[dict[tuple[int, int], float], list[tuple[float, int, int]]]:
     """The pairs (i < j) of at least that cosine, and the most alike ones of all with their cosine, first the worst."""
-    alike: dict[tuple[int, int], float] = {}
+    similar: dict[tuple[int, int], float] = {}
     most: list[tuple[float, int, int]] = []
     for start in range(0, len(unit), _ROWS):
         cosine = unit[start : start + _ROWS] @ unit[start:].T
         later = np.triu(np.ones(cosine.shape, bool), 1)
         flat = np.where(later, cosine, -2)
         for i, j in zip(*np.nonzero(flat >= least), strict=True):
-            alike[start + int(i), start + int(j)] = float(flat[i, j])
-        best = np.argpartition(-flat, min(PAIRS_SHOWN, flat.size - 1), axis=None)[:PAIRS_SHOWN]
+            similar[start + int(i), start + int(j)] = float(flat[i, j])
+        best = np.argpartition(-flat, min(MAX_PAIRS, flat.size - 1), axis=None)[:MAX_PAIRS]
         for i, j in zip(*np.unravel_index(best, flat.shape), strict=True):
             if flat[i, j] > -2:
                 most.append((float(flat[i, j]), start + int(i), start + int(j)))
-        most = heapq.nlargest(PAIRS_SHOWN, most)
-        tell("Comparing what the tagger saw", min(start + _ROWS, len(unit)), len(unit))
-    return alike, most
+        most = heapq.nlargest(MAX_PAIRS, most)
+        report_progress("Comparing what the tagger saw", min(start + _ROWS, len(unit)), len(unit))
+    return similar, most
 
 
-def _groups(infos: Sequence[ImageInfo], alike: Mapping[tuple[int, int], float]) -> list[DuplicateGroup]:
+def _groups(infos: Sequence[ImageInfo], similar: Mapping[tuple[int, int], float]) -> list[DuplicateGroup]:
     likeness: dict[int, dict[int, float]] = {}
-    for (i, j), value in alike.items():
+    for (i, j), value in similar.items():
         likeness.setdefault(i, {})[j] = value
         likeness.setdefault(j, {})[i] = value
     left = set(likeness)

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from lora_studio.dataset.captions.text import SUFFIXES
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
 from lora_studio.dataset.images.decode import find_images, images_in
 from lora_studio.dataset.images.masks import mask_files
 from lora_studio.errors import InputError, disk_errors
@@ -93,5 +93,5 @@ def _named(name: str) -> str:
 
 
 def _companions(image: Path) -> list[Path]:
-    captions = [file for suffix in SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
+    captions = [file for suffix in CAPTION_SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
     return [*captions, *mask_files(image)]

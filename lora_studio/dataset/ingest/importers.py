@@ -19,8 +19,7 @@ from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.captions.text import SUFFIXES as CAPTION_SUFFIXES
-from lora_studio.dataset.captions.text import decode_text, existing_caption, write_caption
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, decode_text, existing_caption, write_caption
 from lora_studio.dataset.curate import REJECTED_FILE, default_rejected_dir, rejected_images
 from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images.decode import SUFFIXES_BY_FORMAT, decode, file_sha256, find_images, is_image_name

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST = 2
-MOST = 64
-PAYS = 0.9  # a doubled batch must cut the time of a picture to this share at least
-LONGEST = 5.0  # seconds; a stop waits for a batch
+INITIAL_SIZE = 2
+MAX_SIZE = 64
+MAX_TIME_RATIO = 0.9  # a doubled batch must cut the time of a picture to this share at least
+MAX_SECONDS = 5.0  # seconds; a stop waits for a batch
 
 
 @dataclass
@@ -17,31 +17,31 @@ class BatchSize:
     The first batch is no measure: libraries prepare themselves during it.
     """
 
-    size: int = FIRST
-    settled: bool = False
+    size: int = INITIAL_SIZE
+    is_final: bool = False
     _warm: bool = False
-    _before: float | None = None  # seconds a picture with half the size
+    _previous_seconds_per_image: float | None = None  # seconds a picture with half the size
 
-    def took(self, images: int, seconds: float) -> None:
+    def record(self, images: int, seconds: float) -> None:
         """A batch of so many images took so long."""
-        if self.settled or images < self.size:
+        if self.is_final or images < self.size:
             return
         if not self._warm:
             self._warm = True
             return
         each = seconds / images
-        if self._before is not None and each > PAYS * self._before:
-            self.size, self.settled = max(1, self.size // 2), True
+        if self._previous_seconds_per_image is not None and each > MAX_TIME_RATIO * self._previous_seconds_per_image:
+            self.size, self.is_final = max(1, self.size // 2), True
             return
-        self._before = each
-        if 2 * self.size > MOST or 2 * seconds > LONGEST:
-            self.settled = True
+        self._previous_seconds_per_image = each
+        if 2 * self.size > MAX_SIZE or 2 * seconds > MAX_SECONDS:
+            self.is_final = True
         else:
             self.size *= 2
 
-    def too_large(self) -> bool:
+    def shrink(self) -> bool:
         """Memory ran out: whether a smaller batch is left to try."""
-        self.settled = True
+        self.is_final = True
         if self.size == 1:
             return False
         self.size //= 2

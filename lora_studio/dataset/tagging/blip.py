@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from transformers import BlipForConditionalGeneration, BlipProcessor
 from transformers.utils import logging
 
-from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.labels import Label
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import Precision
 
-BEAMS = 3
-MOST_TOKENS = 60  # where the model's own generation settings name no limit
+NUM_BEAMS = 3
+MAX_NEW_TOKENS = 60  # where the model's own generation settings name no limit
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class BlipTagger:
     labels: tuple[Label, ...] = ()
 
     @property
-    def side(self) -> int:
+    def image_size(self) -> int:
         """Pixels of the sides that the model sees."""
         return int(self.model.config.vision_config.image_size)
 
@@ -59,24 +59,26 @@ class BlipTagger:
             ) from error
         return cls(name, model.eval().to(device), processor)
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
         """The picture as the model takes it: [3, side, side]."""
         pixels: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     @torch.inference_mode()
-    def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
+    def predict(self, inputs: Sequence[torch.Tensor]) -> list[Prediction]:
         """A sentence about each picture, the likeliest of a beam search: the same every time; and pooled features."""
-        pixels = torch.stack(list(prepared)).to(self.model.device, self.model.dtype)
+        pixels = torch.stack(list(inputs)).to(self.model.device, self.model.dtype)
         pooled: list[torch.Tensor] = []
         hook = self.model.vision_model.register_forward_hook(
             lambda module, given, result: pooled.append(result.pooler_output)
         )
         try:
-            most = self.model.generation_config.max_new_tokens or MOST_TOKENS
-            tokens = self.model.generate(pixel_values=pixels, max_new_tokens=most, num_beams=BEAMS, do_sample=False)
+            most = self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+            tokens = self.model.generate(pixel_values=pixels, max_new_tokens=most, num_beams=NUM_BEAMS, do_sample=False)
         finally:
             hook.remove()
         said = self.processor.batch_decode(tokens, skip_special_tokens=True)
         features = pooled[0].float().cpu().numpy().astype(np.float16)  # [N, F]
-        return [Sight(sentence=" ".join(text.split()), features=row) for text, row in zip(said, features, strict=True)]
+        return [
+            Prediction(sentence=" ".join(text.split()), features=row) for text, row in zip(said, features, strict=True)
+        ]

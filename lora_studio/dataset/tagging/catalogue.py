@@ -24,53 +24,53 @@ from lora_studio.workspace.project import Home
 Layout = Literal["wd", "blip"]
 
 # All but the weights: what tells the layout, tags, tokenizer and image processor.
-SMALL_FILES = ("*.json", "*.csv", "*.txt")
+CONFIG_FILES = ("*.json", "*.csv", "*.txt")
 
 
 @dataclass(frozen=True)
-class Known:
+class CatalogueEntry:
     """A tagger that has a short name: its Hub repository or its folder, what it says, and what it is good for."""
 
     location: str | Callable[[], Path]
-    says: Literal["tags", "sentences"]
+    output_kind: Literal["tags", "sentences"]
     why: str
 
 
-KNOWN: Mapping[str, Known] = MappingProxyType(
+CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
     {
-        "wd14": Known(
+        "wd14": CatalogueEntry(
             "SmilingWolf/wd-vit-tagger-v3",
             "tags",
             "Danbooru tags, as anime bases were trained on: WD v3 vit, the fast size, good for most.",
         ),
-        "wd14-swinv2": Known(
+        "wd14-swinv2": CatalogueEntry(
             "SmilingWolf/wd-swinv2-tagger-v3",
             "tags",
             "Danbooru tags by WD v3 swinv2: as large, a little surer, slower.",
         ),
-        "wd14-convnext": Known(
+        "wd14-convnext": CatalogueEntry(
             "SmilingWolf/wd-convnext-tagger-v3",
             "tags",
             "Danbooru tags by WD v3 convnext: as large, often of other mind.",
         ),
-        "wd14-vit-large": Known(
+        "wd14-vit-large": CatalogueEntry(
             "SmilingWolf/wd-vit-large-tagger-v3",
             "tags",
             "Danbooru tags by WD v3 vit-large: three times the size, surer.",
         ),
-        "wd14-large": Known(
+        "wd14-large": CatalogueEntry(
             "SmilingWolf/wd-eva02-large-tagger-v3",
             "tags",
             "Danbooru tags by WD v3 eva02-large: the most accurate and slowest of the series.",
         ),
-        "blip": Known(
+        "blip": CatalogueEntry(
             "Salesforce/blip-image-captioning-base", "sentences", "A sentence for photographs and anything general."
         ),
-        "blip-large": Known(
+        "blip-large": CatalogueEntry(
             "Salesforce/blip-image-captioning-large", "sentences", "A longer sentence, more exact, three times slower."
         ),
-        "demo": Known(demo.tagger_path, "tags", "Ships with the studio and knows emoji; needs no download."),
-        "demo-captioner": Known(
+        "demo": CatalogueEntry(demo.tagger_path, "tags", "Ships with the studio and knows emoji; needs no download."),
+        "demo-captioner": CatalogueEntry(
             demo.captioner_path, "sentences", "Ships with the studio: a line for an emoji, right for every second one."
         ),
     }
@@ -90,7 +90,7 @@ class TaggerFiles:
         """SHA-256 over all files that decide what the model says, whatever their folder is called."""
         digest = hashlib.sha256()
         for name in sorted(
-            {path.name for pattern in SMALL_FILES for path in self.folder.glob(pattern)} | {WEIGHTS_FILE}
+            {path.name for pattern in CONFIG_FILES for path in self.folder.glob(pattern)} | {WEIGHTS_FILE}
         ):
             digest.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
         return digest.hexdigest()
@@ -111,23 +111,23 @@ def find_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = l
 
     `on_progress(message)` tells what takes time. Raises InputError if it is missing, incomplete or a pickle.
     """
-    folder = fetch(name, home=home, on_progress=on_progress)
+    folder = fetch_tagger(name, home=home, on_progress=on_progress)
     layout = read_layout(folder)
     return TaggerFiles(name.strip(), folder, layout, read_labels(folder / TAGS_FILE) if layout == "wd" else ())
 
 
-def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> Path:
+def fetch_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> Path:
     """The folder of the tagger called `name`, complete; a repository is downloaded unless it is in the cache."""
     name = name.strip()
     location: str | Path = name
-    if (known := KNOWN.get(name.lower())) is not None:
+    if (known := CATALOGUE.get(name.lower())) is not None:
         location = known.location if isinstance(known.location, str) else known.location()
     else:
         found = [path for path in (home.models / name, Path(name).expanduser()) if name and path.exists()]
         location = found[0].resolve() if found else name
     if isinstance(location, Path):
         if location.suffix.lower() in hub.PICKLE_SUFFIXES:
-            raise _pickled(location.name)
+            raise _pickle_error(location.name)
         if not location.is_dir():
             raise InputError(
                 f"{location} is no folder.",
@@ -138,19 +138,19 @@ def fetch(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda 
     if not hub.is_repo_name(location):
         raise InputError(
             f"There is no tagger {name!r}.",
-            f"Give one of {', '.join(KNOWN)}; a Hub repository like {KNOWN['wd14'].location}, or a folder.",
+            f"Give one of {', '.join(CATALOGUE)}; a Hub repository like {CATALOGUE['wd14'].location}, or a folder.",
             code="tagger_missing",
         )
     on_progress(f"Fetching {location}")
-    read_layout(hub.download(location, SMALL_FILES), weights=False)
-    return hub.download(location, (*SMALL_FILES, WEIGHTS_FILE))
+    read_layout(hub.download(location, CONFIG_FILES), weights=False)
+    return hub.download(location, (*CONFIG_FILES, WEIGHTS_FILE))
 
 
 def read_layout(folder: Path, *, weights: bool = True) -> Layout:
     """Which code reads the tagger in `folder`; raises InputError if a file is missing (with or without `weights`)."""
     file = folder / "config.json"
     if not file.is_file():
-        raise _incomplete(folder, "config.json")
+        raise _missing_file_error(folder, "config.json")
     try:
         config = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -170,19 +170,19 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
     else:
         raise InputError(
             f"{folder.name} is neither a WD tagger for timm nor a BLIP captioner.",
-            f"Use one of {', '.join(KNOWN)}, another of the WD v3 series, or a BLIP captioning model.",
+            f"Use one of {', '.join(CATALOGUE)}, another of the WD v3 series, or a BLIP captioning model.",
             code="tagger_layout",
         )
     for name in [*needed, *([WEIGHTS_FILE] if weights else [])]:
         if not (folder / name).is_file():
-            raise _incomplete(folder, name)
+            raise _missing_file_error(folder, name)
     return layout
 
 
-def _incomplete(folder: Path, missing: str) -> InputError:
+def _missing_file_error(folder: Path, missing: str) -> InputError:
     others = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in hub.PICKLE_SUFFIXES)
     if missing == WEIGHTS_FILE and others:
-        return _pickled(others[0])
+        return _pickle_error(others[0])
     if missing == WEIGHTS_FILE and any(folder.glob("*.onnx")):
         return InputError(
             f"The tagger in {folder} is in ONNX format.",
@@ -196,7 +196,7 @@ def _incomplete(folder: Path, missing: str) -> InputError:
     )
 
 
-def _pickled(name: str) -> InputError:
+def _pickle_error(name: str) -> InputError:
     return InputError(
         f"{name} is a pickle, which can run any program when it is opened.",
         f"Use the safetensors version of this tagger ({WEIGHTS_FILE}).",

@@ -13,7 +13,7 @@ from PIL import Image
 from lora_studio.dataset.captions.text import join_tags
 from lora_studio.dataset.tagging.labels import Label
 
-LEAST_CONFIDENCE = 0.01  # what is less is not kept: of a tagger's 10,000 tags some 150 a picture are more
+MIN_CONFIDENCE = 0.01  # what is less is not kept: of a tagger's 10,000 tags some 150 a picture are more
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Prediction:
     """What a model made of one picture, before anybody chose a threshold.
 
     `outputs` (uint16) are the numbers of the labels of at least LEAST_CONFIDENCE and `confidences` (float16) how sure
@@ -64,13 +64,13 @@ class Tagger(Protocol):
         """The tags that it knows, one an output; none for a captioner."""
 
     @property
-    def side(self) -> int:
+    def image_size(self) -> int:
         """Pixels of the sides that the model sees."""
 
-    def prepare(self, image: Image.Image) -> Any:
-        """What `look` takes, of an upright RGB image of any size and shape; any thread may call it."""
+    def preprocess(self, image: Image.Image) -> Any:
+        """What `predict` takes, of an upright RGB image of any size and shape; any thread may call it."""
 
-    def look(self, prepared: Sequence[Any]) -> list[Sight]:
+    def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
         """Return the model's prediction for each of the images, in their order, in one batch.
 
         Raises the library's own error when memory runs out.

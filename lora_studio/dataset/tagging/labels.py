@@ -29,7 +29,7 @@ def read_labels(file: Path) -> tuple[Label, ...]:
     """The rows of selected_tags.csv, one an output; raises InputError if the table cannot be read."""
     try:
         with file.open(encoding="utf-8", newline="") as table:
-            return tuple(Label(readable(row["name"]), int(row["category"])) for row in csv.DictReader(table))
+            return tuple(Label(caption_tag(row["name"]), int(row["category"])) for row in csv.DictReader(table))
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(
             f"{file} cannot be read: {error!r}.",
@@ -38,6 +38,6 @@ def read_labels(file: Path) -> tuple[Label, ...]:
         ) from error
 
 
-def readable(name: str) -> str:
+def caption_tag(name: str) -> str:
     """A tag with spaces for underscores, as SDXL bases read it; kaomoji stay as they are."""
     return name if name in KAOMOJI else name.replace("_", " ")

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from lora_studio.dataset.captions.text import split_tags, without_tags
-from lora_studio.dataset.tagging.interface import Description, Sight, Tag
-from lora_studio.dataset.tagging.labels import CHARACTER, GENERAL, Label, readable
+from lora_studio.dataset.tagging.interface import Description, Prediction, Tag
+from lora_studio.dataset.tagging.labels import CHARACTER, GENERAL, Label, caption_tag
 
 
 @dataclass(frozen=True)
-class Choice:
+class TagSelection:
     """What is written of what is seen.
 
     `threshold` and `character_threshold` are the least confidences of a general tag and of a character's name (0 to 1).
@@ -27,25 +27,25 @@ class Choice:
     exclude: Collection[str] = ()
 
 
-def describe(sight: Sight, labels: Sequence[Label], choice: Choice) -> Description:
+def describe(prediction: Prediction, labels: Sequence[Label], selection: TagSelection) -> Description:
     """What is written about one picture: the tags that reach their threshold, the surest first, or the sentence."""
-    least = {GENERAL: choice.threshold, CHARACTER: choice.character_threshold}
-    order = np.argsort(-sight.confidences.astype(np.float32), kind="stable")
-    outputs, confidences = sight.outputs[order].tolist(), sight.confidences[order].astype(float).tolist()
+    least = {GENERAL: selection.threshold, CHARACTER: selection.character_threshold}
+    order = np.argsort(-prediction.confidences.astype(np.float32), kind="stable")
+    outputs, confidences = prediction.outputs[order].tolist(), prediction.confidences[order].astype(float).tolist()
     tags = [
         Tag(name, confidence)
         for (name, category), confidence in zip((labels[output] for output in outputs), confidences, strict=True)
         # Confidences are kept in half precision: a threshold is met that is the same number there.
         if category in least and confidence >= float(np.float16(least[category]))
     ]
-    only, exclude = _folded(choice.only), _folded(choice.exclude)
+    only, exclude = _casefolded(selection.only), _casefolded(selection.exclude)
     chosen = tuple(
         tag for tag in tags if tag.name.casefold() not in exclude and (not only or tag.name.casefold() in only)
     )
-    return Description(tags=chosen, sentence=without_tags(sight.sentence, exclude))
+    return Description(tags=chosen, sentence=without_tags(prediction.sentence, exclude))
 
 
-def joined(descriptions: Sequence[Description]) -> Description:
+def merged(descriptions: Sequence[Description]) -> Description:
     """What several taggers say of one picture: their sentences in order, every tag once with its greatest confidence.
 
     A tag that a sentence holds between its commas is not said again.
@@ -64,9 +64,9 @@ def joined(descriptions: Sequence[Description]) -> Description:
     return Description(tags=tuple(tags), sentence=", ".join(sentences))
 
 
-def all_confidences(sight: Sight, labels: Sequence[Label]) -> Mapping[str, float]:
+def confidence_by_tag(prediction: Prediction, labels: Sequence[Label]) -> Mapping[str, float]:
     """How sure the tagger is of each of its tags that is kept, by the tag's name; ratings are left out."""
-    pairs = zip(sight.outputs.tolist(), sight.confidences.astype(float).tolist(), strict=True)
+    pairs = zip(prediction.outputs.tolist(), prediction.confidences.astype(float).tolist(), strict=True)
     return {
         labels[output].name: confidence
         for output, confidence in pairs
@@ -74,5 +74,5 @@ def all_confidences(sight: Sight, labels: Sequence[Label]) -> Mapping[str, float
     }
 
 
-def _folded(tags: Iterable[str]) -> set[str]:
-    return {readable(" ".join(tag.split())).casefold() for tag in tags if tag.strip()}
+def _casefolded(tags: Iterable[str]) -> set[str]:
+    return {caption_tag(" ".join(tag.split())).casefold() for tag in tags if tag.strip()}

@@ -21,9 +21,9 @@ from lora_studio.dataset.images.decode import file_sha256, find_images
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
-from lora_studio.dataset.tagging.interface import Sight
-from lora_studio.dataset.tagging.runner import Eyes, Look, file_hash
-from lora_studio.dataset.tagging.selection import Choice, describe, joined
+from lora_studio.dataset.tagging.interface import Prediction
+from lora_studio.dataset.tagging.runner import ImagePrediction, TaggerRunner, image_sha256
+from lora_studio.dataset.tagging.selection import TagSelection, describe, merged
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_bytes, write_many
 from lora_studio.settings.choices import ExistingCaptions
@@ -90,38 +90,38 @@ def tag(
             f"There are no images in {str(job.dataset)!r}.", "Import some, or give another folder.", code="no_images"
         )
     done = _done_before(folder) & {str(image) for image in images} if resume else set()
-    work = _Work(job, folder, report, total=len(images), done=len(done), result=TagResult(tagged=len(done)))
+    work = _TagRun(job, folder, report, total=len(images), done=len(done), result=TagResult(tagged=len(done)))
     waiting = [image for image in images if str(image) not in done]
     todo = [image for image in waiting if not work.leaves(image)]
     if todo:
         hash_of = _hashes(job.dataset)
         *others, last = _open(job, home, report)
-        for eyes in others:
-            if not _see(eyes, todo, hash_of, report, should_stop):
+        for runner in others:
+            if not _see(runner, todo, hash_of, report, should_stop):
                 work.result.stopped = True
                 return work.result
         report("phase", message="Tagging", done=work.done, total=work.total)
         work.begin(len(todo), [*others, last], hash_of)
-        for looks in last.look(todo, hash_of):
-            work.write(looks)
+        for results in last.predict(todo, hash_of):
+            work.write(results)
             if should_stop() and work.seen < len(todo):
                 work.result.stopped = True
                 break
     return work.result
 
 
-def _open(job: TagJob, home: Home, report: Report) -> list[Eyes]:
+def _open(job: TagJob, home: Home, report: Report) -> list[TaggerRunner]:
     """The taggers of a job, each with what it has seen already."""
 
     def tell(message: str) -> None:
         report("phase", message=message)
 
     found = [find_tagger(name, home=home, on_progress=tell) for name in dict.fromkeys([job.tagger, *job.also])]
-    return [Eyes(files, TagCache.of(files, home), tell) for files in found]
+    return [TaggerRunner(files, TagCache.of(files, home), tell) for files in found]
 
 
 def _see(
-    eyes: Eyes,
+    runner: TaggerRunner,
     images: Sequence[Path],
     hash_of: Callable[[Path], str],
     report: Report,
@@ -129,9 +129,9 @@ def _see(
 ) -> bool:
     """Let a tagger see all images, for its words to be joined later; False if the user asked to stop."""
     done = 0
-    for looks in eyes.look(images, hash_of):
-        done += len(looks)
-        report("phase", message=f"Looking with {eyes.files.name}", done=done, total=len(images))
+    for results in runner.predict(images, hash_of):
+        done += len(results)
+        report("phase", message=f"Looking with {runner.files.name}", done=done, total=len(images))
         if should_stop():
             return False
     return True
@@ -140,11 +140,11 @@ def _see(
 def _hashes(dataset: Path) -> Callable[[Path], str]:
     """The SHA-256 of an image of the dataset, from what the last scan wrote down if the file is as it was then."""
     known = {path: info.sha256 for path, info in Manifest.of(dataset).infos.items() if info.sha256}
-    return lambda path: known.get(path) or file_hash(path)
+    return lambda path: known.get(path) or image_sha256(path)
 
 
 @dataclass
-class _Work:
+class _TagRun:
     """The state of one job while it runs. `done` counts images of this job that need no more work, of `total`."""
 
     job: TagJob
@@ -156,13 +156,13 @@ class _Work:
     started: float = 0.0
     left: int = 0
     seen: int = 0
-    eyes: Sequence[Eyes] = ()
-    hash_of: Callable[[Path], str] = file_hash
+    runner: Sequence[TaggerRunner] = ()
+    hash_of: Callable[[Path], str] = image_sha256
 
-    def begin(self, left: int, eyes: Sequence[Eyes], hash_of: Callable[[Path], str]) -> None:
+    def begin(self, left: int, runner: Sequence[TaggerRunner], hash_of: Callable[[Path], str]) -> None:
         """Start the clock for `left` images that the taggers describe together, in their order."""
         self.started, self.left, self.seen = time.monotonic(), left, 0
-        self.eyes, self.hash_of = eyes, hash_of
+        self.runner, self.hash_of = runner, hash_of
 
     def leaves(self, image: Path) -> bool:
         """Whether the image keeps its caption unseen, or cannot have one; told if so."""
@@ -176,13 +176,13 @@ class _Work:
             return True
         return False
 
-    def write(self, looks: Sequence[Look]) -> None:
+    def write(self, results: Sequence[ImagePrediction]) -> None:
         """Caption the images that the last of the taggers saw; what cannot be read is told."""
         captions: dict[Path, str] = {}
-        for path, sight in looks:
-            if isinstance(sight, InputError):
-                self._fail(path, str(sight))
-            elif (caption := self._caption(path, self._says(path, sight))) is not None:
+        for path, prediction in results:
+            if isinstance(prediction, InputError):
+                self._fail(path, str(prediction))
+            elif (caption := self._caption(path, self._says(path, prediction))) is not None:
                 captions[path] = caption
         _keep(self.folder, {caption_file(path): text for path, text in captions.items()})
         write_many({caption_file(path): text.encode() for path, text in captions.items()})
@@ -190,15 +190,18 @@ class _Work:
             self.result.tagged += 1
             self._tell("tagged", path, caption=text)
 
-    def _says(self, image: Path, last: Sight) -> str:
+    def _says(self, image: Path, last: Prediction) -> str:
         job = self.job
-        choice = Choice(job.threshold, job.character_threshold, only=job.only_tags, exclude=job.exclude_tags)
-        sights = [last]
-        if len(self.eyes) > 1:
+        selection = TagSelection(job.threshold, job.character_threshold, only=job.only_tags, exclude=job.exclude_tags)
+        predictions = [last]
+        if len(self.runner) > 1:
             sha256 = self.hash_of(image)
-            sights = [*(eyes.cache.sights.get(sha256, Sight()) for eyes in self.eyes[:-1]), last]
-        said = [describe(sight, eyes.files.labels, choice) for eyes, sight in zip(self.eyes, sights, strict=True)]
-        return joined(said).caption
+            predictions = [*(runner.cache.predictions.get(sha256, Prediction()) for runner in self.runner[:-1]), last]
+        said = [
+            describe(prediction, runner.files.labels, selection)
+            for runner, prediction in zip(self.runner, predictions, strict=True)
+        ]
+        return merged(said).caption
 
     def _caption(self, image: Path, said: str) -> str | None:
         """What is to be written beside an image; None, and told, if nothing is."""

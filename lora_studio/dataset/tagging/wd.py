@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_data_config
 
-from lora_studio.dataset.tagging.interface import LEAST_CONFIDENCE, Sight
+from lora_studio.dataset.tagging.interface import MIN_CONFIDENCE, Prediction
 from lora_studio.dataset.tagging.labels import TAGS_FILE, WEIGHTS_FILE, Label, read_labels
 from lora_studio.device import torch_device
 from lora_studio.errors import InputError
@@ -33,7 +33,7 @@ class WdTagger:
     model: torch.nn.Module
     transform: Callable[[Image.Image], torch.Tensor]
     labels: tuple[Label, ...]
-    side: int
+    image_size: int
     device: torch.device
 
     @classmethod
@@ -61,27 +61,29 @@ class WdTagger:
         data = resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model)
         return cls(name, model.eval().to(device), create_transform(**data), labels, data["input_size"][-1], device)
 
-    def prepare(self, image: Image.Image) -> torch.Tensor:
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
         """The picture as the model takes it: [3, side, side], blue, green, red, as the series was trained."""
         return self.transform(pad_square(image)).flip(0)
 
-    def look(self, prepared: Sequence[torch.Tensor]) -> list[Sight]:
+    def predict(self, inputs: Sequence[torch.Tensor]) -> list[Prediction]:
         """Probabilities of all tags and pooled features of each picture, in one pass."""
-        features, probabilities = self.pass_through(prepared)
-        sights = []
+        features, probabilities = self.forward(inputs)
+        predictions = []
         for row, feature in zip(probabilities.numpy(), features.numpy(), strict=True):
-            outputs = np.flatnonzero(row >= LEAST_CONFIDENCE)
-            sights.append(
-                Sight(outputs.astype(np.uint16), row[outputs].astype(np.float16), features=feature.astype(np.float16))
+            outputs = np.flatnonzero(row >= MIN_CONFIDENCE)
+            predictions.append(
+                Prediction(
+                    outputs.astype(np.uint16), row[outputs].astype(np.float16), features=feature.astype(np.float16)
+                )
             )
-        return sights
+        return predictions
 
     @torch.inference_mode()
-    def pass_through(self, prepared: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled features [N, F] and probabilities of every tag [N, tags], float32; what timm's `forward` computes."""
         model: Any = self.model
         features = model.forward_head(
-            model.forward_features(torch.stack(list(prepared)).to(self.device)), pre_logits=True
+            model.forward_features(torch.stack(list(inputs)).to(self.device)), pre_logits=True
         )
         probabilities = torch.sigmoid(model.get_classifier()(features))
         return features.float().cpu(), probabilities.float().cpu()
@@ -89,7 +91,7 @@ class WdTagger:
 
 def pad_square(image: Image.Image) -> Image.Image:
     """The image in the middle of a white square as wide as its longer side."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    image_size = max(image.size)
+    square = Image.new("RGB", (image_size, image_size), "white")
+    square.paste(image, ((image_size - image.width) // 2, (image_size - image.height) // 2))
     return square

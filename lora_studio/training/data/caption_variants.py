@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from lora_studio.dataset.captions.text import fixed_and_free, join_tags
+from lora_studio.dataset.captions.text import join_tags, split_fixed_tags
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.augment import image_number
@@ -58,7 +58,7 @@ def vary(caption: str, job: TrainJob, source: torch.Generator) -> str:
     As in kohya's sd-scripts each free tag is left out with the chance `caption_tag_dropout_rate`, on its own.
     """
     recipe = job.recipe
-    fixed, free = fixed_and_free(caption, job.trigger_word, recipe.keep_tokens)
+    fixed, free = split_fixed_tags(caption, job.trigger_word, recipe.keep_tokens)
     if recipe.shuffle_caption:
         free = [free[place] for place in torch.randperm(len(free), generator=source).tolist()]
     chances = torch.rand(len(free), generator=source).tolist()

@@ -21,7 +21,7 @@ from lora_studio.dataset.images.sets import project_images, wrap_images
 from lora_studio.dataset.ingest.importers import ImportReport, import_paths
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import scan
-from lora_studio.dataset.tagging.cache import features
+from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.dataset.contents import load_manifest, save_manifest
 from lora_studio.ui.widgets.thumbnails import picture_url
@@ -122,7 +122,7 @@ class ScanRunner:
     def _find_similar(self, project: Project, task: ScanTask) -> None:
         task.start_phase("Comparing what the tagger saw")
         manifest = load_manifest(project)
-        tagger_features = features(self.home, {info.sha256 for info in manifest.infos.values()})
+        tagger_features = cached_features(self.home, {info.sha256 for info in manifest.infos.values()})
         if tagger_features:
             save_manifest(project, manifest.compared(tagger_features))
         task.thumbnails_ready = True
@@ -167,7 +167,7 @@ class ScanRunner:
             on_progress=task.set_progress,
             on_phase=task.start_phase,
             workers=CORES,
-            features_of=partial(features, self.home),
+            features_of=partial(cached_features, self.home),
         )
         marks = load_manifest(project)
         save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))

@@ -188,7 +188,7 @@ class CaptionsPanel:
         count = len(plan.changes)
         return {
             self.changes: plan_table(plan),
-            self.previewed: plan.stamp,
+            self.previewed: plan.digest,
             self.apply: gr.Button(f"Apply to {count_of(count, 'caption')}", interactive=count > 0),
         }
 
@@ -196,7 +196,7 @@ class CaptionsPanel:
         """Do what was seen; raises InputError if something else would be done by now."""
         if not data[self.previewed]:
             raise InputError("Nothing was previewed.", "Look at what would change first.", code="no_preview")
-        if plan.stamp != data[self.previewed]:
+        if plan.digest != data[self.previewed]:
             raise InputError(
                 "The captions or the form changed since the preview.", "Preview once more.", code="other_preview"
             )
@@ -229,7 +229,7 @@ def _finding(finding: Finding) -> Markup:
     buttons = [
         _button(FindingPick.SHOW, finding.key, f"Show {len(finding.images):,}", "Show these images on the left.")
     ]
-    buttons += [_button(FindingPick.FIX, mend.key, mend.label, "It can be undone.") for mend in finding.mends]
+    buttons += [_button(FindingPick.FIX, fix.key, fix.label, "It can be undone.") for fix in finding.fixes]
     shown = list(finding.tags)[:TAGS_SHOWN] if finding.code != "common_tag" else []
     tags = Markup("").join(_button(FindingPick.TAG, tag, tag, "Show the images that have it.") for tag in shown)
     rest = len(finding.tags) - len(shown)

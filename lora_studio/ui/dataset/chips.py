@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from markupsafe import Markup
 
-from lora_studio.dataset.captions.text import as_word, join_tags, split_tags
-from lora_studio.dataset.captions.token_count import read_part
+from lora_studio.dataset.captions.text import join_tags, split_tags, word_pattern
+from lora_studio.dataset.captions.token_count import truncation_point
 from lora_studio.ui.dataset.suggestions import Suggestion
 
 SURE, UNSURE = 0.7, 0.4  # of a tagger: from here on sure, below not
@@ -110,8 +110,8 @@ def tag_chips(caption: str, trigger: str, confidences: Mapping[str, float]) -> M
     tags = split_tags(caption)
     if not tags:
         return Markup('<p class="hint chips">No tags yet.</p>')
-    read = read_part(join_tags(tags))
-    words = [as_word(word) for word in split_tags(trigger)]
+    read = truncation_point(join_tags(tags))
+    words = [word_pattern(word) for word in split_tags(trigger)]
     sure = {tag.casefold(): value for tag, value in confidences.items()}
     shown, start = [], 0
     for tag in tags:

@@ -17,7 +17,7 @@ from lora_studio import guide
 from lora_studio.dataset.buckets import Bucket, bucket_plan
 from lora_studio.dataset.captions.lint import Caption, Finding, lint_captions
 from lora_studio.dataset.captions.statistics import SplitSuggestion, TagTable, suggest_split
-from lora_studio.dataset.captions.text import SUFFIXES, read_caption, split_tags, unlike, with_trigger
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, deduplicated, read_caption, split_tags, with_trigger
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import ImageInfo, is_training_image
 from lora_studio.dataset.images.sets import project_images
@@ -79,7 +79,7 @@ class ImageItem:
     @cached_property
     def tags_once(self) -> list[str]:
         """The caption's tags as they are written, each once."""
-        return unlike(split_tags(self.caption or ""))
+        return deduplicated(split_tags(self.caption or ""))
 
     @cached_property
     def tags(self) -> frozenset[str]:
@@ -161,7 +161,7 @@ class Contents:
         before = {item.path: item.proposal for item in self.proposed}
         same = not images and manifest.kept == old.kept
         proposed = before if same else {item.path: item.reason for item in manifest.proposals()}
-        stems = {_stem(path) for path in paths if path.suffix in SUFFIXES}
+        stems = {_stem(path) for path in paths if path.suffix in CAPTION_SUFFIXES}
         marked = (manifest.kept ^ old.kept) | (manifest.reviewed ^ old.reviewed)
         touched = images | {path for path, _ in proposed.items() ^ before.items()}
         if stems:
@@ -192,7 +192,7 @@ class Contents:
             image.is_relative_to(self.project.dataset_dir) for image in images
         ):
             return _cache.of(self.project)
-        beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, SUFFIXES))]
+        beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, CAPTION_SUFFIXES))]
         return _cache.of(self.project, beside)
 
     def index(self, item: ImageItem) -> int:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import EditPlan, plan_edit
-from lora_studio.dataset.captions.lint import mend_named
+from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.context import QUIET, Studio, Updates
 from lora_studio.ui.dataset.captions import CaptionsPanel, FindingPick, report_card
@@ -162,8 +162,8 @@ class CaptionHandlers:
         verb, _, key = str(event.pick).partition(":")
         match verb:
             case FindingPick.FIX:
-                finding, mend = mend_named(self._contents(data).findings, key)
-                return self._apply_history(data, lambda history: history.apply(plan_edit(finding.images, mend.edit)))
+                finding, fix = find_fix(self._contents(data).findings, key)
+                return self._apply_history(data, lambda history: history.apply(plan_edit(finding.images, fix.edit)))
             case FindingPick.SHOW:
                 return self._filter_by(data, {self.left.tag: "", self.left.filter: Filter.ALL.value, self.finding: key})
             case FindingPick.TAG:

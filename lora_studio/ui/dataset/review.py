@@ -15,7 +15,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory
-from lora_studio.dataset.captions.edits import Edit, plan_edit, rewritten
+from lora_studio.dataset.captions.edits import Edit, plan_edit, set_text
 from lora_studio.dataset.captions.text import join_tags, split_tags, with_tags, without_tags
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
@@ -255,7 +255,7 @@ class ReviewPanel:
         text, on_disk = one_line(data[self.caption]), one_line(item.caption)
         if on_disk not in (before, text):
             raise CaptionChanged(item)
-        change_caption(contents, item, rewritten(text, f"Edited {item.name}"))
+        change_caption(contents, item, set_text(text, f"Edited {item.name}"))
         return True
 
     def has_unsaved_caption(self, data: Mapping[Any, Any]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Generic, TypeVar
 
-from lora_studio.dataset.captions.text import SETTLED_NS, SUFFIXES
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, SETTLED_NS
 from lora_studio.dataset.manifest import MANIFEST
 from lora_studio.workspace.project import Project, image_sets
 
@@ -90,7 +90,7 @@ def _stats(project: Project) -> Stats:
 def _fresh(stats: Stats) -> list[str]:
     """The texts among the files that changed within the last second."""
     limit = time.time_ns() - SETTLED_NS
-    return [path for path, stat in stats.items() if stat[0] > limit and path.endswith((*SUFFIXES, ".json"))]
+    return [path for path, stat in stats.items() if stat[0] > limit and path.endswith((*CAPTION_SUFFIXES, ".json"))]
 
 
 def _stat(file: str) -> Stats:

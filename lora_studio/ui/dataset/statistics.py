@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.dataset.captions.statistics import SplitSuggestion, TagCount, token_counts
+from lora_studio.dataset.captions.statistics import SplitSuggestion, TagCount, count_caption_tokens
 from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.view import NAMES_SHOWN
@@ -56,7 +56,7 @@ class StatisticsPanel:
         return {
             self.figures: caption_figures(contents, len(frequencies)),
             self.table: tag_table(frequencies, chosen, page),
-            self.co_occurrence: co_occurrence_table(tag, contents.tag_table.together(tag)),
+            self.co_occurrence: co_occurrence_table(tag, contents.tag_table.cooccurring(tag)),
             self.split: split_card(contents.split_suggestion, len(contents.items)),
         }
 
@@ -64,7 +64,7 @@ class StatisticsPanel:
 def caption_figures(contents: Contents, distinct: int) -> Markup:
     """The captions in three figures."""
     captions = [item.caption for item in contents.items if item.caption]
-    tokens = token_counts(captions)
+    tokens = count_caption_tokens(captions)
     long = f"{tokens.too_long} longer than {tokens.limit}" if tokens.too_long else f"none longer than {tokens.limit}"
     single = sum(count.images == 1 for count in contents.tag_table.frequencies)
     return tiles(

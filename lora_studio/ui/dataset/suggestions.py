@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lora_studio.dataset.captions.text import split_tags
-from lora_studio.dataset.tagging import cache as tag_cache
+from lora_studio.dataset.tagging.cache import cached_confidences, cached_predictions
 from lora_studio.dataset.tagging.labels import CHARACTER, GENERAL
 from lora_studio.ui.dataset.contents import Contents, ImageItem
 from lora_studio.workspace.project import Home
@@ -30,7 +30,7 @@ class TagSuggester:
 
     def confidences(self, item: ImageItem) -> Mapping[str, float]:
         """How sure a tagger is of each tag of an image (0 to 1); empty if none has seen it."""
-        return tag_cache.confidences(self.home, item.info.sha256) if item.info else {}
+        return cached_confidences(self.home, item.info.sha256) if item.info else {}
 
     def suggest(self, contents: Contents, typed: str, item: ImageItem | None) -> list[Suggestion]:
         """Tags that begin with what is typed, then those with a word that does, the most frequent first.
@@ -55,5 +55,5 @@ class TagSuggester:
 
     def _vocabulary(self, item: ImageItem | None) -> list[str]:
         """What the tagger that has seen an image can say of one."""
-        found = tag_cache.seen(self.home, [item.info.sha256]) if item and item.info else None
+        found = cached_predictions(self.home, [item.info.sha256]) if item and item.info else None
         return [label.name for label in found.labels if label.category in (GENERAL, CHARACTER)] if found else []

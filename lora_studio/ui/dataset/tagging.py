@@ -12,7 +12,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.dataset.tagging.catalogue import KNOWN
+from lora_studio.dataset.tagging.catalogue import CATALOGUE
 from lora_studio.dataset.tagging.stage import KEPT_FILE, restore_captions
 from lora_studio.errors import InputError
 from lora_studio.hub import is_repo_name
@@ -76,7 +76,7 @@ class TagPanel:
                 self.undo = gr.Button("Undo the last tagging", elem_id="tag-undo", visible=False, min_width=160)
             with gr.Group(elem_classes="answers"):
                 self.tagger = gr.Dropdown(
-                    [(f"{name} ({known.says})", name) for name, known in KNOWN.items()],
+                    [(f"{name} ({known.output_kind})", name) for name, known in CATALOGUE.items()],
                     value="wd14",
                     allow_custom_value=True,
                     label="Tagger",
@@ -118,7 +118,7 @@ class TagPanel:
                 )
             with gr.Accordion("More", open=False, elem_id="tag-more"):
                 self.also = gr.Dropdown(
-                    list(KNOWN),
+                    list(CATALOGUE),
                     value=[],
                     multiselect=True,
                     allow_custom_value=True,
@@ -184,11 +184,11 @@ class TagPanel:
 
     def tagger_changed(self, tagger: str | None) -> Updates:
         """Another tagger: say what it is good for, and whether it has a threshold."""
-        known = KNOWN.get(tagger or "")
+        known = CATALOGUE.get(tagger or "")
         return {
             self.tagger: gr.update(info=tagger_info(tagger or "")),
             **{
-                slider: gr.Slider(interactive=known is None or known.says == "tags")
+                slider: gr.Slider(interactive=known is None or known.output_kind == "tags")
                 for slider in (self.threshold, self.character_threshold)
             },
         }
@@ -285,7 +285,7 @@ class TagPanel:
         tagger = (given or "").strip()
         if not tagger:
             raise InputError("No tagger is chosen.", "Choose one from the list.", code="no_tagger")
-        if self.studio.mode is not Mode.LOCAL and tagger not in KNOWN and not is_repo_name(tagger):
+        if self.studio.mode is not Mode.LOCAL and tagger not in CATALOGUE and not is_repo_name(tagger):
             raise InputError(
                 f"Tagger {tagger!r} is none of the list and no Hub repository.",
                 "Folders of this computer can be chosen only where the studio runs for you alone.",
@@ -303,7 +303,7 @@ class TagPanel:
 
 def tagger_info(tagger: str) -> str:
     """What a tagger is good for."""
-    known = KNOWN.get(tagger)
+    known = CATALOGUE.get(tagger)
     if known is None:
         return "A Hub repository or a folder, in the layout of a WD v3 tagger or of BLIP."
     return f"{known.why} Downloaded at its first use." if isinstance(known.location, str) else known.why

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lora_studio import files
 from lora_studio.dataset.captions import edit_history as history
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.edit_history import KEPT_EDITS, CaptionHistory
+from lora_studio.dataset.captions.edit_history import MAX_EDITS, CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
 from lora_studio.dataset.captions.text import join_tags, read_caption, split_tags, with_replaced, with_tags
 from lora_studio.errors import InputError
@@ -189,8 +189,8 @@ def test_an_edit_that_was_killed_while_it_was_done_again_can_be_undone(
 
 
 def test_the_latest_edits_are_kept_and_undone_in_turn(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert KEPT_EDITS == 50
-    monkeypatch.setattr(history, "KEPT_EDITS", 4)
+    assert MAX_EDITS == 50
+    monkeypatch.setattr(history, "MAX_EDITS", 4)
     for number in range(7):
         apply(folder, edits.add(f"tag {number}"))
     past = CaptionHistory.of(folder).edits()

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from lora_studio.dataset.captions.contradictions import contradictions
 from lora_studio.dataset.captions.edit_history import CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
-from lora_studio.dataset.captions.lint import RULES, Finding, lint, mend_named, shortened, tidy
+from lora_studio.dataset.captions.lint import RULES, Finding, find_fix, lint, normalize_separators, truncate
 from lora_studio.dataset.captions.text import read_caption, split_tags
-from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens, read_part
+from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens, truncation_point
 from lora_studio.errors import InputError
 
 LONG = ", ".join(f"quite a long tag {number}" for number in range(30))
@@ -54,9 +54,9 @@ def about(findings: list[Finding]) -> dict[str, list[str]]:
 )
 def test_a_flaw_is_found_mended_and_gone(tmp_path: Path, code: str, caption: str | None, mended: str | None) -> None:
     images = folder_of(tmp_path, "ohwx, fine", caption)
-    finding, mend = mend_named(lint(images, "ohwx"), code)
+    finding, fix = find_fix(lint(images, "ohwx"), code)
     assert finding.images == [images[1]]
-    CaptionHistory.of(tmp_path).apply(plan_edit(images, mend.edit))
+    CaptionHistory.of(tmp_path).apply(plan_edit(images, fix.edit))
     assert read_caption(images[0]) == "ohwx, fine"
     if mended is not None:
         assert images[1].with_suffix(".txt").read_bytes() == mended.encode()
@@ -79,15 +79,15 @@ def test_common_and_rare_tags_and_like_captions(tmp_path: Path) -> None:
     assert findings["rare_tag"].tags == {"car": 1}
     assert findings["rare_tag"].images == [images[5]]
     assert findings["identical"].images == images[:5]
-    assert findings["identical"].mends == []
+    assert findings["identical"].fixes == []
     with pytest.raises(InputError, match="no mend 'identical'"):
-        mend_named(findings.values(), "identical")
+        find_fix(findings.values(), "identical")
 
 
 def test_a_mend_of_several_must_be_named(tmp_path: Path) -> None:
     findings = lint(folder_of(tmp_path, "day, night"))
     with pytest.raises(InputError, match="contradictory:day/night:day, contradictory:day/night:night"):
-        mend_named(findings, "contradictory")
+        find_fix(findings, "contradictory")
 
 
 @pytest.mark.parametrize(
@@ -109,17 +109,17 @@ words = st.sampled_from(["cat", "Ünïcode", "a long phrase of words", "(x:1.2)"
 
 @given(st.lists(words, max_size=60).map(", ".join))
 def test_what_is_shortened_is_read_whole(caption: str) -> None:
-    short = shortened(caption)
+    short = truncate(caption)
     assert count_tokens(short) <= MAX_TOKENS
     assert ", ".join(split_tags(caption)).startswith(short)
-    assert read_part(short) == len(short)
-    assert count_tokens(caption[: read_part(caption)]) <= MAX_TOKENS
+    assert truncation_point(short) == len(short)
+    assert count_tokens(caption[: truncation_point(caption)]) <= MAX_TOKENS
 
 
 @given(st.text(", a\n", max_size=20))
 def test_tidying_keeps_every_tag(caption: str) -> None:
-    assert tidy(tidy(caption)) == tidy(caption)
-    assert split_tags(tidy(caption)) == split_tags(caption)
+    assert normalize_separators(normalize_separators(caption)) == normalize_separators(caption)
+    assert split_tags(normalize_separators(caption)) == split_tags(caption)
 
 
 def test_every_rule_says_why() -> None:

@@ -27,7 +27,7 @@ def test_tags_are_counted_once_an_image_alone_and_together(tmp_path: Path) -> No
 
 
 def test_a_tag_that_is_not_there_has_no_company() -> None:
-    assert TagTable.of({Path("a"): "cat"}).together("dog") == []
+    assert TagTable.of({Path("a"): "cat"}).cooccurring("dog") == []
     assert caption_statistics([]).tags == []
 
 

@@ -58,7 +58,10 @@ def test_the_limit_is_what_the_encoders_read(tokenizer: CLIPTokenizer) -> None:
     assert tokenizer.model_max_length - 2 == MAX_TOKENS
 
 
-def test_it_brings_no_torch() -> None:
-    code = "import sys; from lora_studio.dataset import tokens; tokens.count_tokens('a'); print('torch' in sys.modules)"
+def test_counting_does_not_import_torch() -> None:
+    code = (
+        "import sys; from lora_studio.dataset.captions.token_count import count_tokens; "
+        "count_tokens('a'); print('torch' in sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "False"

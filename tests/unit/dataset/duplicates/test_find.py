@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from lora_studio.dataset.duplicates.candidates import NEAR_DISTANCE, NEAREST, candidate_pairs
-from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, Entry, find_duplicates
+from lora_studio.dataset.duplicates.candidates import MAX_DISTANCE, MAX_NEIGHBOURS, candidate_pairs
+from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, FingerprintedImage, find_duplicates
 from lora_studio.dataset.duplicates.fingerprints import VIEW_PAIRS, Fingerprint, fingerprint
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.scan import scan, scan_image
@@ -141,16 +141,19 @@ def test_a_chain_of_small_changes_joins_no_two_that_differ(tmp_path: Path) -> No
 
 def prints_of(hashes: NDArray[np.uint64], mirrored: NDArray[np.uint64]) -> list[Fingerprint]:
     one = fingerprint(photo(1, (96, 96)))
-    return [Fingerprint(plain, turned, one.small, one.content) for plain, turned in zip(hashes, mirrored, strict=True)]
+    return [
+        Fingerprint(plain, turned, one.thumbnail, one.content_box)
+        for plain, turned in zip(hashes, mirrored, strict=True)
+    ]
 
 
 def every_pair(prints: list[Fingerprint]) -> set[tuple[int, int, int, int]]:
     """What is near, pair by pair and bit by bit."""
     found = set()
     for (first, one), (second, other) in itertools.combinations(enumerate(prints), 2):
-        for turned, hashes in enumerate((one.hashes, one.mirrored)):
+        for turned, hashes in enumerate((one.hashes, one.mirrored_hashes)):
             bits = [int.from_bytes((hashes[view] ^ other.hashes[seen]).tobytes()) for view, seen in VIEW_PAIRS]
-            if (distance := min(map(int.bit_count, bits))) <= NEAR_DISTANCE:
+            if (distance := min(map(int.bit_count, bits))) <= MAX_DISTANCE:
                 found.add((first, second, distance, turned))
     return found
 
@@ -182,11 +185,13 @@ def test_of_thousands_of_hashes_the_pairs_are_found_and_no_others() -> None:
 
 
 def test_of_many_that_are_near_the_nearest_are_proposed() -> None:
-    number = NEAREST + 4
+    number = MAX_NEIGHBOURS + 4
     hashes = np.zeros((number, 3, 2), np.uint64)
     hashes[:, :, 0] = ((np.uint64(1) << np.arange(number, dtype=np.uint64)) - np.uint64(1))[:, None]
     pairs = candidate_pairs(prints_of(hashes, ~hashes))
-    assert [pair for pair in pairs.tolist() if pair[0] == 0] == [[0, far, far, 0] for far in range(1, NEAREST + 1)]
+    assert [pair for pair in pairs.tolist() if pair[0] == 0] == [
+        [0, far, far, 0] for far in range(1, MAX_NEIGHBOURS + 1)
+    ]
 
 
 def test_comparing_hashes_ends_with_what_the_progress_raises() -> None:
@@ -214,7 +219,7 @@ def children() -> Callable[[], set[BaseProcess]]:
 
 
 @pytest.fixture(scope="module")
-def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[FingerprintedImage]:
     """Scenes with changed copies, among them broken files, which are no entries."""
     folder = tmp_path_factory.mktemp("copies")
     for seed, (number, change) in itertools.product(range(4), enumerate(CHANGES.values())):
@@ -226,10 +231,12 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     return [entry for _, entry in looked if entry is not None]
 
 
-def test_other_processes_find_what_one_finds(entries: list[Entry], children: Callable[[], set[BaseProcess]]) -> None:
+def test_other_processes_find_what_one_finds(
+    entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
+) -> None:
     told: list[tuple[str, int, int]] = []
     alone = find_duplicates(entries)
-    shared = find_duplicates(entries, workers=2, many_pairs=1, tell=lambda *now: told.append(now))
+    shared = find_duplicates(entries, workers=2, min_process_pairs=1, report_progress=lambda *now: told.append(now))
     assert shared == alone
     assert {path for group in alone for path in group.reject}
     looks = [(done, total) for phase, done, total in told if phase == "Looking closely at likely copies"]
@@ -239,16 +246,16 @@ def test_other_processes_find_what_one_finds(entries: list[Entry], children: Cal
 
 
 def test_few_pairs_are_not_worth_other_processes(
-    entries: list[Entry], children: Callable[[], set[BaseProcess]]
+    entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
 ) -> None:
     running: list[int] = []
-    find_duplicates(entries, workers=2, tell=lambda *now: running.append(len(children())))
+    find_duplicates(entries, workers=2, report_progress=lambda *now: running.append(len(children())))
     assert running
     assert not any(running)
 
 
 def test_what_a_process_does_not_come_to_as_it_dies_is_done_by_this_one(
-    entries: list[Entry], children: Callable[[], set[BaseProcess]]
+    entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
 ) -> None:
     killed: list[BaseProcess] = []
 
@@ -258,12 +265,14 @@ def test_what_a_process_does_not_come_to_as_it_dies_is_done_by_this_one(
             for child in killed:
                 child.kill()
 
-    shared = find_duplicates(entries, workers=2, many_pairs=1, tell=kill)
+    shared = find_duplicates(entries, workers=2, min_process_pairs=1, report_progress=kill)
     assert killed
     assert shared == find_duplicates(entries)
 
 
-def test_stopping_ends_the_other_processes(entries: list[Entry], children: Callable[[], set[BaseProcess]]) -> None:
+def test_stopping_ends_the_other_processes(
+    entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
+) -> None:
     running: list[int] = []
 
     def stop(phase: str, done: int, total: int) -> None:
@@ -272,6 +281,6 @@ def test_stopping_ends_the_other_processes(entries: list[Entry], children: Calla
             raise Stopped
 
     with pytest.raises(Stopped):
-        find_duplicates(entries, workers=2, many_pairs=1, tell=stop)
+        find_duplicates(entries, workers=2, min_process_pairs=1, report_progress=stop)
     assert running == [2]
     assert not children()

@@ -39,7 +39,7 @@ def test_similar_images_are_found_though_all_features_are_alike() -> None:
     vectors[30] = vectors[12] * 1.02
     vectors[31] = vectors[12] * 0.98
     infos, features = named(vectors)
-    groups, diversity = compare_features(infos, features, copies=set())
+    groups, diversity = compare_features(infos, features, duplicates=set())
     assert {(group.keep.name, *sorted(path.name for path in group.reject)) for group in groups} == {
         ("003.png", "007.png"),
         ("012.png", "030.png", "031.png"),
@@ -56,7 +56,7 @@ def test_similar_images_are_found_though_all_features_are_alike() -> None:
         ("030.png", "031.png"),
     }
     assert likeness[3] > 0.75 > likeness[4]
-    groups, _ = compare_features(infos, features, copies={Path("007.png"), Path("012.png")})
+    groups, _ = compare_features(infos, features, duplicates={Path("007.png"), Path("012.png")})
     assert [(group.keep.name, len(group.reject)) for group in groups] == [("030.png", 1)]
 
 
@@ -64,7 +64,7 @@ def test_similar_images_are_found_though_all_features_are_alike() -> None:
 def test_diversity_tells_one_motif_from_many(noise: float, low: int, high: int) -> None:
     rng = np.random.default_rng(1)
     vectors = rng.normal(0, 1, 256) + noise * rng.normal(0, 1, (24, 256))
-    _, diversity = compare_features(*named(vectors), copies=set())
+    _, diversity = compare_features(*named(vectors), duplicates=set())
     assert diversity is not None
     assert low <= diversity.figure <= high
     assert diversity.images == 24
@@ -74,7 +74,7 @@ def test_diversity_tells_one_motif_from_many(noise: float, low: int, high: int) 
 def test_any_features_give_a_sensible_answer(number: int, seed: int, scale: float) -> None:
     vectors = scale * np.random.default_rng(seed).normal(0, 1, (number, 8))
     infos, features = named(vectors)
-    groups, diversity = compare_features(infos, features, copies=set())
+    groups, diversity = compare_features(infos, features, duplicates=set())
     assert (diversity is None) == (number < 2)
     grouped = [path for group in groups for path in (group.keep, *group.reject)]
     assert len(grouped) == len(set(grouped))

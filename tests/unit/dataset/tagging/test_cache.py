@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio.dataset.tagging import cache as tag_cache
-from lora_studio.dataset.tagging.batch_size import LONGEST, MOST, BatchSize
-from lora_studio.dataset.tagging.cache import TagCache, seen
+from lora_studio.dataset.tagging.batch_size import MAX_SECONDS, MAX_SIZE, BatchSize
+from lora_studio.dataset.tagging.cache import TagCache, cached_predictions
 from lora_studio.dataset.tagging.catalogue import find_tagger
-from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import save_tiny_wd
 
@@ -23,9 +23,9 @@ def name(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()
 
 
-def sight(number: int) -> Sight:
+def prediction(number: int) -> Prediction:
     tags = np.arange(number % 4, dtype=np.uint16)
-    return Sight(tags, (tags / 10).astype(np.float16), f"número {number}", np.full(3, number, np.float16))
+    return Prediction(tags, (tags / 10).astype(np.float16), f"número {number}", np.full(3, number, np.float16))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def opened(tagger: Path, home: Home) -> TagCache:
     return TagCache.of(find_tagger(str(tagger), home=home), home)
 
 
-def same(found: Sight, expected: Sight) -> bool:
+def same(found: Prediction, expected: Prediction) -> bool:
     arrays = ("outputs", "confidences", "features")
     equal = all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in arrays)
     return equal and found.sentence == expected.sentence
@@ -46,64 +46,64 @@ def same(found: Sight, expected: Sight) -> bool:
 def test_what_was_seen_is_read_back_whatever_its_parts(
     tagger: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tag_cache, "MANY_FILES", 5)
+    monkeypatch.setattr(tag_cache, "MAX_FILES", 5)
     for start in range(0, 14, 2):
         cache = opened(tagger, home)
-        assert len(cache.sights) == start
-        cache.add(name(start), sight(start))
-        cache.add(name(start + 1), sight(start + 1))
+        assert len(cache.predictions) == start
+        cache.add(name(start), prediction(start))
+        cache.add(name(start + 1), prediction(start + 1))
         cache.flush()
     cache = opened(tagger, home)
     assert len(list(cache.folder.glob("*.npz"))) <= 5 + 1
-    assert cache.sights.keys() == {name(number) for number in range(14)}
-    assert all(same(cache.sights[name(number)], sight(number)) for number in range(14))
+    assert cache.predictions.keys() == {name(number) for number in range(14)}
+    assert all(same(cache.predictions[name(number)], prediction(number)) for number in range(14))
     (broken, *_) = sorted(cache.folder.glob("*.npz"))
     broken.write_bytes(broken.read_bytes()[:-200])
-    assert len(opened(tagger, home).sights) < 14
+    assert len(opened(tagger, home).predictions) < 14
 
 
 def test_another_model_has_a_cache_of_its_own(tagger: Path, home: Home, tmp_path: Path) -> None:
     cache = opened(tagger, home)
-    cache.add(name(1), sight(1))
+    cache.add(name(1), prediction(1))
     cache.flush()
     copy = save_tiny_wd(tmp_path / "the same under another name")
-    assert name(1) in opened(copy, home).sights
+    assert name(1) in opened(copy, home).predictions
     table = copy / "selected_tags.csv"
     table.write_text(table.read_text().replace("1girl", "1boy"))
-    assert opened(copy, home).sights == {}
+    assert opened(copy, home).predictions == {}
 
 
 def test_a_page_reads_what_the_tagger_that_knows_most_saw(tagger: Path, home: Home, tmp_path: Path) -> None:
-    assert seen(home, [name(1)]) is None
+    assert cached_predictions(home, [name(1)]) is None
     other = save_tiny_wd(tmp_path / "other", family="convnext")
     for folder, numbers in ((other, range(5)), (tagger, range(3, 11))):
         cache = opened(folder, home)
         for number in numbers:
-            cache.add(name(number), sight(number))
+            cache.add(name(number), prediction(number))
         cache.flush()
-    best = seen(home, [name(number) for number in range(3, 9)])
+    best = cached_predictions(home, [name(number) for number in range(3, 9)])
     assert best is not None
     assert best.name == str(tagger)
     assert best.confidences(name(7)) == pytest.approx({"1girl": 0.2}, abs=1e-3)  # the first two are ratings
     assert best.confidences(name(0)) == {}
-    assert tag_cache.confidences(home, name(2)) == {}
-    assert seen(home, [name(99)]) is None
+    assert tag_cache.cached_confidences(home, name(2)) == {}
+    assert cached_predictions(home, [name(99)]) is None
 
 
-@given(fixed=st.floats(0, 2), each=st.floats(0.001, 3), most=st.integers(1, 2 * MOST), first_batch=st.floats(0, 60))
+@given(fixed=st.floats(0, 2), each=st.floats(0.001, 3), most=st.integers(1, 2 * MAX_SIZE), first_batch=st.floats(0, 60))
 def test_batches_grow_while_that_pays_and_fit(fixed: float, each: float, most: int, first_batch: float) -> None:
     """`fixed` seconds a batch and `each` a picture; more than `most` do not fit."""
     batch = BatchSize()
     for number in range(40):
         if batch.size > most:
-            assert batch.too_large()
+            assert batch.shrink()
             continue
-        batch.took(batch.size, fixed + each * batch.size + (first_batch if not number else 0))
-    assert batch.settled
-    assert 1 <= batch.size <= min(most, MOST)
-    assert batch.size == 1 or fixed + each * batch.size / 2 <= LONGEST or batch.size == 2
+        batch.record(batch.size, fixed + each * batch.size + (first_batch if not number else 0))
+    assert batch.is_final
+    assert 1 <= batch.size <= min(most, MAX_SIZE)
+    assert batch.size == 1 or fixed + each * batch.size / 2 <= MAX_SECONDS or batch.size == 2
     if fixed == 0:
         assert batch.size <= 4  # nothing to gain
-    if fixed > 20 * each and fixed < 0.1 and most >= MOST:
+    if fixed > 20 * each and fixed < 0.1 and most >= MAX_SIZE:
         assert batch.size >= 8
-    assert not BatchSize(size=1).too_large()
+    assert not BatchSize(size=1).shrink()

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from lora_studio.dataset.tagging import catalogue, labels
 from lora_studio.dataset.tagging.blip import BlipTagger
-from lora_studio.dataset.tagging.catalogue import KNOWN, fetch, find_tagger, read_layout
-from lora_studio.dataset.tagging.interface import Description, Sight, Tag
-from lora_studio.dataset.tagging.labels import Label, read_labels, readable
-from lora_studio.dataset.tagging.selection import Choice, describe, joined
+from lora_studio.dataset.tagging.catalogue import CATALOGUE, fetch_tagger, find_tagger, read_layout
+from lora_studio.dataset.tagging.interface import Description, Prediction, Tag
+from lora_studio.dataset.tagging.labels import Label, caption_tag, read_labels
+from lora_studio.dataset.tagging.selection import TagSelection, describe, merged
 from lora_studio.dataset.tagging.wd import WdTagger
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import Home
@@ -48,9 +48,9 @@ def pictures() -> list[Image.Image]:
 
 def by_hand(folder: Path, image: Image.Image) -> np.ndarray:
     """Probabilities after the series' published preprocessing: white square, bicubic, mean and deviation 0.5, BGR."""
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), (255, 255, 255))
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    image_size = max(image.size)
+    square = Image.new("RGB", (image_size, image_size), (255, 255, 255))
+    square.paste(image, ((image_size - image.width) // 2, (image_size - image.height) // 2))
     rgb = np.asarray(square.resize((WD_SIZE, WD_SIZE), Image.Resampling.BICUBIC), dtype=np.float32) / 255
     bgr = torch.from_numpy(((rgb - 0.5) / 0.5)[:, :, ::-1].transpose(2, 0, 1).copy())
     config = json.loads((folder / "config.json").read_text())
@@ -62,7 +62,7 @@ def by_hand(folder: Path, image: Image.Image) -> np.ndarray:
 
 def test_wd_preprocesses_as_the_series_does(wd_folder: Path) -> None:
     tagger = WdTagger.load(wd_folder, name="tiny")
-    got = tagger.pass_through([tagger.prepare(image) for image in pictures()])[1].numpy()
+    got = tagger.forward([tagger.preprocess(image) for image in pictures()])[1].numpy()
     expected = np.stack([by_hand(wd_folder, image) for image in pictures()])
     assert np.abs(got - expected).max() < 1e-5
     assert np.ptp(expected, axis=0).max() > 0.01  # the pictures do differ
@@ -71,33 +71,36 @@ def test_wd_preprocesses_as_the_series_does(wd_folder: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_pass_gives_what_the_model_says_and_its_features(tmp_path: Path, family: str) -> None:
     tagger = WdTagger.load(save_tiny_wd(tmp_path, family=family), name="tiny")
-    prepared = [tagger.prepare(image) for image in pictures()]
-    features, probabilities = tagger.pass_through(prepared)
+    inputs = [tagger.preprocess(image) for image in pictures()]
+    features, probabilities = tagger.forward(inputs)
     with torch.inference_mode():
-        expected = torch.sigmoid(tagger.model(torch.stack(prepared)))
+        expected = torch.sigmoid(tagger.model(torch.stack(inputs)))
     assert torch.allclose(probabilities, expected, atol=1e-6)
     assert features.shape == (3, tagger.model.num_features)
-    sights = tagger.look(prepared)
-    for sight, row, feature in zip(sights, expected.numpy(), features.numpy(), strict=True):
-        assert np.array_equal(sight.outputs, np.flatnonzero(row >= 0.01))
-        assert np.allclose(sight.confidences, row[sight.outputs], atol=1e-3)
-        assert np.allclose(sight.features, feature, rtol=2e-3, atol=2e-3)
+    predictions = tagger.predict(inputs)
+    for prediction, row, feature in zip(predictions, expected.numpy(), features.numpy(), strict=True):
+        assert np.array_equal(prediction.outputs, np.flatnonzero(row >= 0.01))
+        assert np.allclose(prediction.confidences, row[prediction.outputs], atol=1e-3)
+        assert np.allclose(prediction.features, feature, rtol=2e-3, atol=2e-3)
 
 
-def seen(**confidences: float) -> tuple[Sight, tuple[Label, ...]]:
+def seen(**confidences: float) -> tuple[Prediction, tuple[Label, ...]]:
     """A sight of these confidences, in any order; names in capitals are characters, `_rating` is a rating."""
     labels = tuple(
-        Label(readable(name), 9 if name[0] == "_" else 4 if name.isupper() else 0) for name in sorted(confidences)
+        Label(caption_tag(name), 9 if name[0] == "_" else 4 if name.isupper() else 0) for name in sorted(confidences)
     )
     values = np.array([confidences[name] for name in sorted(confidences)], np.float16)
-    return Sight(np.arange(len(values), dtype=np.uint16), values), labels
+    return Prediction(np.arange(len(values), dtype=np.uint16), values), labels
 
 
 def test_tags_are_chosen_by_two_thresholds_and_sorted() -> None:
-    sight, labels = seen(_general=0.9, a=0.36, b=0.35, c=0.34, long_hair=0.9, ANNA=0.84, BEA=0.86)
-    assert describe(sight, labels, Choice()).caption == "long hair, BEA, a, b"
-    assert describe(sight, labels, Choice(threshold=0.5, character_threshold=0.5)).caption == "long hair, BEA, ANNA"
-    assert describe(sight, labels, Choice(threshold=0.95, character_threshold=0.95)) == Description()
+    prediction, labels = seen(_general=0.9, a=0.36, b=0.35, c=0.34, long_hair=0.9, ANNA=0.84, BEA=0.86)
+    assert describe(prediction, labels, TagSelection()).caption == "long hair, BEA, a, b"
+    assert (
+        describe(prediction, labels, TagSelection(threshold=0.5, character_threshold=0.5)).caption
+        == "long hair, BEA, ANNA"
+    )
+    assert describe(prediction, labels, TagSelection(threshold=0.95, character_threshold=0.95)) == Description()
 
 
 @pytest.mark.parametrize(
@@ -110,17 +113,17 @@ def test_tags_are_chosen_by_two_thresholds_and_sorted() -> None:
     ],
 )
 def test_lists_match_whole_tags(only: tuple[str, ...], exclude: tuple[str, ...], said: str) -> None:
-    sight, labels = seen(long_hair=0.9, hat=0.8, dog=0.7)
-    assert describe(sight, labels, Choice(only=only, exclude=exclude)).caption == said
+    prediction, labels = seen(long_hair=0.9, hat=0.8, dog=0.7)
+    assert describe(prediction, labels, TagSelection(only=only, exclude=exclude)).caption == said
 
 
 def test_what_several_taggers_say_is_joined() -> None:
     first = Description(tags=(Tag("cat", 0.9), Tag("hat", 0.4)))
     second = Description(tags=(Tag("hat", 0.8), Tag("Cat", 0.5), Tag("red", 0.6)))
-    assert joined([first, second]).tags == (Tag("cat", 0.9), Tag("hat", 0.8), Tag("red", 0.6))
+    assert merged([first, second]).tags == (Tag("cat", 0.9), Tag("hat", 0.8), Tag("red", 0.6))
     sentence = Description(sentence="a cat, red")
-    assert joined([first, second, sentence]).caption == "a cat, red, cat, hat"
-    assert joined([sentence, sentence]).caption == "a cat, red"
+    assert merged([first, second, sentence]).caption == "a cat, red, cat, hat"
+    assert merged([sentence, sentence]).caption == "a cat, red"
 
 
 def test_the_embedded_pack_writes_what_the_loader_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,13 +137,13 @@ def test_the_embedded_pack_writes_what_the_loader_reads(tmp_path: Path, monkeypa
     loaded = find_tagger(str(tmp_path), home=Home(tmp_path)).load()
     assert isinstance(loaded, WdTagger)
     expected = pack.Tagger(tmp_path).probabilities(np.asarray(image)[None])
-    assert torch.allclose(loaded.pass_through([loaded.prepare(image)])[1], expected, atol=1e-5)
-    said = descriptions(loaded, [image], Choice(threshold=0.0))
+    assert torch.allclose(loaded.forward([loaded.preprocess(image)])[1], expected, atol=1e-5)
+    said = descriptions(loaded, [image], TagSelection(threshold=0.0))
     assert {tag.name for tag in said[0].tags} == {"red", "cat face", "animal mammal"}
 
 
 def test_kaomoji_keep_their_underscores() -> None:
-    assert [readable(name) for name in ("long_hair", "^_^", "||_||", "hat_(x)", "o_o", "._.")] == [
+    assert [caption_tag(name) for name in ("long_hair", "^_^", "||_||", "hat_(x)", "o_o", "._.")] == [
         "long hair",
         "^_^",
         "||_||",
@@ -191,9 +194,9 @@ def test_blip_says_a_sentence_of_its_words(tmp_path: Path, blip_folder: Path, ol
         assert (folder / "preprocessor_config.json").is_file()
     tagger = find_tagger(str(folder), home=Home(folder)).load()
     assert isinstance(tagger, BlipTagger)
-    assert [sight.features.shape for sight in tagger.look([tagger.prepare(image) for image in pictures()])] == [
-        (16,)
-    ] * 3
+    assert [
+        prediction.features.shape for prediction in tagger.predict([tagger.preprocess(image) for image in pictures()])
+    ] == [(16,)] * 3
     said = descriptions(tagger, pictures())
     assert len(said) == 3
     for description in said:
@@ -205,7 +208,7 @@ def test_blip_says_a_sentence_of_its_words(tmp_path: Path, blip_folder: Path, ol
 
 def test_a_folder_in_the_studios_models_folder(home: Home) -> None:
     save_tiny_wd(home.models / "my tagger")
-    assert fetch("my tagger", home=home) == (home.models / "my tagger").resolve()
+    assert fetch_tagger("my tagger", home=home) == (home.models / "my tagger").resolve()
 
 
 @pytest.mark.parametrize(
@@ -237,15 +240,15 @@ def test_other_models_are_refused(tmp_path: Path, blip_folder: Path) -> None:
         read_layout(tmp_path)
     (tmp_path / "weights.pt").touch()
     with pytest.raises(InputError, match=r"weights\.pt is a pickle"):
-        fetch(str(tmp_path / "weights.pt"), home=Home(tmp_path))
+        fetch_tagger(str(tmp_path / "weights.pt"), home=Home(tmp_path))
     with pytest.raises(InputError, match="is no folder"):
-        fetch(str(tmp_path / "config.json"), home=Home(tmp_path))
+        fetch_tagger(str(tmp_path / "config.json"), home=Home(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["no tagger", "", "../../no such place", "a/b/c"])
 def test_an_unknown_name_lists_the_known_ones(name: str, home: Home) -> None:
     with pytest.raises(InputError, match="no tagger") as caught:
-        fetch(name, home=home)
+        fetch_tagger(name, home=home)
     assert "wd14" in caught.value.remedy
 
 
@@ -253,8 +256,8 @@ def test_without_a_network_the_repository_is_named(home: Home, monkeypatch: pyte
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("wd14", "some/repository"):
         with pytest.raises(InputError, match="could not be downloaded") as caught:
-            fetch(name, home=home)
-        repo = KNOWN["wd14"].location if name == "wd14" else name
+            fetch_tagger(name, home=home)
+        repo = CATALOGUE["wd14"].location if name == "wd14" else name
         assert str(repo) in caught.value.message
         assert "network" in caught.value.remedy
 
@@ -269,12 +272,12 @@ def test_a_repository_is_looked_at_before_its_weights_are_downloaded(
         return wd_folder if repo == "good/tagger" else tmp_path
 
     monkeypatch.setattr(catalogue.hub, "download", download)
-    assert fetch("good/tagger", home=home) == wd_folder
+    assert fetch_tagger("good/tagger", home=home) == wd_folder
     assert [labels.WEIGHTS_FILE in patterns for patterns in asked] == [False, True]
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     asked.clear()
     with pytest.raises(InputError, match="neither"):
-        fetch("other/model", home=home)
+        fetch_tagger("other/model", home=home)
     assert [labels.WEIGHTS_FILE in patterns for patterns in asked] == [False]
 
 

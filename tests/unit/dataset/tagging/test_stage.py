@@ -17,8 +17,8 @@ from lora_studio import api
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.tagging import stage as tagging
-from lora_studio.dataset.tagging.cache import confidences, seen
-from lora_studio.dataset.tagging.interface import Sight
+from lora_studio.dataset.tagging.cache import cached_confidences, cached_predictions
+from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.labels import Label
 from lora_studio.dataset.tagging.stage import TagResult, restore_captions, tag
 from lora_studio.errors import DiskFullError, InputError
@@ -35,7 +35,7 @@ class Colours:
     It is a tagger and its files at once. With `most`, no more pictures fit into its memory.
     """
 
-    side = 16
+    image_size = 16
     labels = (*(Label(f"red {value}", 0) for value in range(256)), Label("thing", 0), Label("hero", 4))
 
     def __init__(self, name: str = "colours", sure: float = 0.9, most: int = 99) -> None:
@@ -52,17 +52,17 @@ class Colours:
         self.loaded += 1
         return self
 
-    def prepare(self, image: Image.Image) -> int:
+    def preprocess(self, image: Image.Image) -> int:
         return image.getpixel((0, 0))[0]
 
-    def look(self, prepared: Sequence[int]) -> list[Sight]:
-        if len(prepared) > self.most:
+    def predict(self, inputs: Sequence[int]) -> list[Prediction]:
+        if len(inputs) > self.most:
             raise self.error
-        self.batches.append(len(prepared))
+        self.batches.append(len(inputs))
         sure = np.array([self.sure, 0.5, 0.7], np.float16)
         return [
-            Sight(np.array([value, 256, 257], np.uint16), sure, self.sentence, np.ones(4, np.float16))
-            for value in prepared
+            Prediction(np.array([value, 256, 257], np.uint16), sure, self.sentence, np.ones(4, np.float16))
+            for value in inputs
         ]
 
 
@@ -328,8 +328,8 @@ def test_two_taggers_are_joined_each_loaded_once(studio: Fixture) -> None:
     studio.run(tagger="other", also=["colours"])
     assert studio.captions() == {f"{index}.txt": f"a picture, red {index}, thing" for index in range(3)}
     assert [tagger.loaded for tagger in studio.taggers.values()] == [1, 1]
-    assert seen(studio.home, [file_sha256(studio.images / "1.png")]) is not None
-    assert confidences(studio.home, file_sha256(studio.images / "1.png"))["hero"] == pytest.approx(0.7, abs=1e-3)
+    assert cached_predictions(studio.home, [file_sha256(studio.images / "1.png")]) is not None
+    assert cached_confidences(studio.home, file_sha256(studio.images / "1.png"))["hero"] == pytest.approx(0.7, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ def test_appending_loses_nothing_and_doubles_nothing(
     tmp_path: Path, old: list[str], said: list[str], trigger: str
 ) -> None:
     job = TagJob.parse({"dataset": tmp_path, "tagger": "x", "existing": "append", "trigger_word": trigger})
-    work = tagging._Work(job, JobFolder(tmp_path), lambda event, /, **values: None, 1, 0, TagResult())
+    work = tagging._TagRun(job, JobFolder(tmp_path), lambda event, /, **values: None, 1, 0, TagResult())
     combined = split_tags(work._combined(", ".join(old), ", ".join(said)))
     folded = {part.casefold() for part in combined}
     for part in split_tags(", ".join([*old, *said])):

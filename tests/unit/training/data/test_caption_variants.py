@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio.dataset.buckets import Placement
-from lora_studio.dataset.captions.text import fixed_and_free, split_tags
+from lora_studio.dataset.captions.text import split_fixed_tags, split_tags
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.caption_variants import cached_captions, caption_of, vary
 from lora_studio.training.data.dataset import Dataset, Item
@@ -36,7 +36,7 @@ def item_of(caption: str = CAPTION, sha256: str = "ab12" * 16, *, prior: bool = 
 @given(parts=tags, keep=st.integers(0, 9), trigger=st.sampled_from(["", "ohwx", "OHWX", "red hair, ohwx", "dog"]))
 def test_fixed_and_free_tags_are_all_tags(parts: list[str], keep: int, trigger: str) -> None:
     caption = ", ".join(parts)
-    fixed, free = fixed_and_free(caption, trigger, keep)
+    fixed, free = split_fixed_tags(caption, trigger, keep)
     whole = split_tags(caption)
     assert Counter(fixed + free) == Counter(whole)
     assert free == [tag for tag in whole if tag in free]
@@ -58,7 +58,7 @@ def test_a_varied_caption_begins_with_what_is_fixed(
 ) -> None:
     job = job_of(shuffle_caption=shuffle, keep_tokens=keep, caption_tag_dropout_rate=rate)
     caption = ", ".join(parts)
-    fixed, free = fixed_and_free(caption, "ohwx", keep)
+    fixed, free = split_fixed_tags(caption, "ohwx", keep)
     shown = split_tags(vary(caption, job, generator(1, "test", number)))
     assert shown[: len(fixed)] == fixed
     rest = shown[len(fixed) :]
@@ -72,7 +72,7 @@ def test_a_varied_caption_begins_with_what_is_fixed(
 
 
 def test_a_trigger_inside_a_longer_tag_comes_first_wherever_it_stands() -> None:
-    assert fixed_and_free("smiling, photo of ohwx woman, ohwx again", "ohwx", 1) == (
+    assert split_fixed_tags("smiling, photo of ohwx woman, ohwx again", "ohwx", 1) == (
         ["photo of ohwx woman", "smiling"],
         ["ohwx again"],
     )
