@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -103,30 +102,6 @@ def test_wrong_input_is_named_on_stderr_with_exit_status_2(words: list[str], tol
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
-
-
-def test_every_command_explains_itself_and_stands_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    for command in app.registered_commands:
-        assert command.callback is not None
-        assert command.callback.__doc__
-        if not command.hidden:
-            assert f"python -m lora_studio {command.callback.__name__}" in readme
-
-
-def test_the_readme_names_only_what_exists() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", readme):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
-    tree = readme.split("## How it is built")[1].split("```")[1]
-    stack: list[str] = []
-    for line in tree.strip().splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        stack[depth:] = [name.rstrip("/")]
-        for part in name.split(","):
-            path = ROOT.joinpath(*stack[:-1], part.strip().rstrip("/"))
-            assert path.exists(), path
 
 
 def test_tagging_by_command(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
