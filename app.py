@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lora_studio.errors import StudioError
-from lora_studio.ui.gc_freeze import made_to_stay
+from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import Home
 
 
@@ -27,7 +27,7 @@ def main(
     demo: Annotated[bool, typer.Option("--demo", help="Begin with the example project.")] = False,
 ) -> None:
     """Curate, plan, train and test SDXL LoRAs in the browser."""
-    with made_to_stay():  # the modules are a million objects: looking for garbage among them takes 0.6 s
+    with gc_frozen():  # the modules are a million objects: looking for garbage among them takes 0.6 s
         from lora_studio.ui.launch import serve
 
     studio_home = Home.locate(home)

@@ -27,7 +27,7 @@ from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.ui.dataset.contents import Contents, image_id, save_manifest
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
-from lora_studio.ui.gc_freeze import made_to_stay
+from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface
 
@@ -157,7 +157,7 @@ def main() -> None:
 
 def measure(home: Home, project: Project) -> None:
     """Print the table: CPU time of each click, and the memory of the process."""
-    with made_to_stay():  # as app.py does
+    with gc_frozen():  # as app.py does
         interface = Interface(home)
     began = time.process_time()
     interface.open(project.name)

@@ -11,13 +11,14 @@ from markupsafe import Markup
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.example import create_example, unused_name
-from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded
+from lora_studio.ui.context import Page, Studio, TabName, guarded
 from lora_studio.ui.dataset import tab as dataset_tab
 from lora_studio.ui.plan import tab as plan_tab
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
 from lora_studio.ui.sweep import tab as test_tab
 from lora_studio.ui.train import tab as train_tab
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import empty_state, html, pill
 from lora_studio.workspace.project import Home, Project
 
@@ -74,8 +75,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
             visible=not home.projects(),
         )
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
-            jobs = Jobs(home)
-            studio = Studio(home=home, mode=mode, jobs=jobs, project=project, run=run, tabs=tabs, timer=timer, bar=bar)
+            studio = Studio(home, mode, Jobs(home), project=project, run=run, tabs=tabs, timer=timer, loading_bar=bar)
             pages: list[Page] = []
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:
@@ -170,33 +170,35 @@ class AppFrame:
         everything = list(dict.fromkeys([*frame, *(item for page in self.pages for item in page.outputs)]))
 
         def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
-            event(guarded(self.notice, handler), inputs, everything, **studio.awaited)
+            event(guarded(self.notice, handler), inputs, everything, **studio.with_progress)
 
-        on(blocks.load, self.show, [studio.project])
-        on(header.chooser.input, self.choose, [header.chooser])
-        on(menu.new.click, self.create, [menu.name])
-        on(menu.rename.click, self.rename, [studio.project, menu.name])
-        on(menu.duplicate.click, self.duplicate, [studio.project, menu.name])
-        on(menu.delete.click, self.delete, [studio.project])
-        on(menu.restore.click, self.restore, [menu.trash])
-        on(header.job_pill.click, self.to_job, [])
-        for button, act in zip(welcome_buttons, (self.example, self.import_first, self.plan_first), strict=True):
+        on(blocks.load, self.show_project, [studio.project])
+        on(header.chooser.input, self.select_project, [header.chooser])
+        on(menu.new.click, self.create_project, [menu.name])
+        on(menu.rename.click, self.rename_project, [studio.project, menu.name])
+        on(menu.duplicate.click, self.duplicate_project, [studio.project, menu.name])
+        on(menu.delete.click, self.delete_project, [studio.project])
+        on(menu.restore.click, self.restore_project, [menu.trash])
+        on(header.job_pill.click, self.go_to_job, [])
+        for button, act in zip(
+            welcome_buttons, (self.open_example, self.start_with_import, self.start_with_plan), strict=True
+        ):
             on(button.click, act, [])
         header.menu_button.click(
             lambda is_open: {menu.panel: gr.Column(visible=not is_open), menu.is_open: not is_open},
             menu.is_open,
             [menu.panel, menu.is_open],
-            **QUIET,
+            **NO_PROGRESS,
         )
         studio.timer.tick(
             self.tick,
             [studio.project, self.seen],
             [header.job_pill, self.seen, studio.timer],
-            **QUIET,
+            **NO_PROGRESS,
             queue=False,
         )
 
-    def show(self, name: str | None, tab: TabName | None = None) -> Updates:
+    def show_project(self, name: str | None, tab: TabName | None = None) -> Updates:
         """Show a project in all tabs; one that is gone gives way to the first there is."""
         projects = self.home.projects()
         names = [project.name for project in projects]
@@ -221,55 +223,57 @@ class AppFrame:
             updates |= self.studio.goto(tab)
         return updates
 
-    def choose(self, name: str) -> Updates:
+    def select_project(self, name: str) -> Updates:
         """Another project was chosen at the top."""
-        return self.show(self.studio.open(name).name)
+        return self.show_project(self.studio.find_project(name).name)
 
-    def create(self, name: str) -> Updates:
+    def create_project(self, name: str) -> Updates:
         """New project."""
-        return self.show(self.home.create_project(name).name, TabName.PLAN)
+        return self.show_project(self.home.create_project(name).name, TabName.PLAN)
 
-    def rename(self, current: str, name: str) -> Updates:
+    def rename_project(self, current: str, name: str) -> Updates:
         """Rename the chosen project."""
-        return self.show(self.home.rename_project(self.studio.open(current).name, name).name)
+        return self.show_project(self.home.rename_project(self.studio.find_project(current).name, name).name)
 
-    def duplicate(self, current: str, name: str) -> Updates:
+    def duplicate_project(self, current: str, name: str) -> Updates:
         """Copy the chosen project without its runs."""
-        source = self.studio.open(current).name
-        return self.show(self.home.duplicate_project(source, name or unused_name(self.home, f"{source} copy")).name)
+        source = self.studio.find_project(current).name
+        return self.show_project(
+            self.home.duplicate_project(source, name or unused_name(self.home, f"{source} copy")).name
+        )
 
-    def delete(self, current: str) -> Updates:
+    def delete_project(self, current: str) -> Updates:
         """Move the chosen project to the trash."""
-        project = self.studio.open(current)
+        project = self.studio.find_project(current)
         self.home.delete_project(project.name)
         gr.Info(str(Markup("{} is in the trash. Restore in the Projects menu brings it back.").format(project.name)))
-        return self.show(None)
+        return self.show_project(None)
 
-    def restore(self, trashed: str | None) -> Updates:
+    def restore_project(self, trashed: str | None) -> Updates:
         """Bring a project back from the trash."""
         known = {f"{path.parent.name}/{path.name}": path for path in self.home.deleted_projects()}
         if trashed not in known:
             raise InputError("No deleted project is chosen.", "Choose one from the list beside Restore.", code="trash")
-        return self.show(self.home.restore_project(known[trashed]).name)
+        return self.show_project(self.home.restore_project(known[trashed]).name)
 
-    def example(self) -> Updates:
+    def open_example(self) -> Updates:
         """Make the example project and plan it."""
-        return self.show(create_example(self.home).name, TabName.PLAN)
+        return self.show_project(create_example(self.home).name, TabName.PLAN)
 
-    def import_first(self) -> Updates:
+    def start_with_import(self) -> Updates:
         """Make a project and go to its dataset."""
-        return self.show(self._fresh().name, TabName.DATASET)
+        return self.show_project(self._fresh().name, TabName.DATASET)
 
-    def plan_first(self) -> Updates:
+    def start_with_plan(self) -> Updates:
         """Make a project and plan it with a number of images."""
-        return self.show(self._fresh().name, TabName.PLAN)
+        return self.show_project(self._fresh().name, TabName.PLAN)
 
-    def to_job(self) -> Updates:
+    def go_to_job(self) -> Updates:
         """Go to where the running job is shown."""
         active = self.studio.jobs.active()
         if not active:
             return self._job_updates(active)
-        return self.show(active[0].project.name, TAB_OF_FOLDER[active[0].folder.path.parent.name])
+        return self.show_project(active[0].project.name, TAB_OF_FOLDER[active[0].folder.path.parent.name])
 
     def tick(self, name: str, seen: str | int) -> Updates:
         """Keep the pill current; `seen` is its text, or for how many ticks there was no job.

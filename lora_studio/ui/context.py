@@ -22,17 +22,9 @@ from markupsafe import escape
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import Jobs
+from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Home, Project
-
-Updates = dict[Any, Any]
-
-QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
-"""For events that the user does not wait for, like ticks and typing: nothing is drawn while they are at work.
-
-The empty list is for speed. Whenever an event starts or ends, gradio's page goes through all components that ever stood
-in `show_progress_on`, by default all outputs of all events so far, and looks each up in the tree of the whole page.
-"""
 
 
 class TabName(StrEnum):
@@ -54,13 +46,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Studio:
-    """The frame around the tabs.
+    """What all tabs share.
 
-    `project` holds the chosen project's name in the browser (an input for handlers), `tabs` the tabs (an output to
-    send the user elsewhere, see `goto`), and `timer` ticks while a job is at work: tabs hang their live parts on
-    `timer.tick` (always_last: the tick that tells of the end must not be dropped behind a slow one) and wake it with
-    `watch` when they start a job. `run` is the name of the training run that Train shows; empty for its form, None
-    while nothing was chosen. `bar` runs along the top of the page while an event with `awaited` takes its time.
+    - `project`: name of the selected project, kept in the browser; an input of handlers.
+    - `run`: name of the training run that Train shows; empty for the form of a new run, None before a choice was made.
+    - `tabs`: an output, to send the user to another tab (`goto`).
+    - `timer`: ticks while a job is active. Tabs update their live parts on `timer.tick`, with `always_last`, so that
+      the tick after the end of a job is not dropped behind a slow one. Handlers that start a job restart the timer
+      (`start_polling`).
+    - `loading_bar`: shown along the top of the page while an event with `with_progress` runs.
     """
 
     home: Home
@@ -70,14 +64,14 @@ class Studio:
     run: gr.State
     tabs: gr.Tabs
     timer: gr.Timer
-    bar: gr.HTML
+    loading_bar: gr.HTML
 
     @property
-    def awaited(self) -> dict[str, Any]:
-        """For events that the user waits for: the bar at the top shows that they are at work. Quick like QUIET."""
-        return {"show_progress": "minimal", "show_progress_on": [self.bar]}
+    def with_progress(self) -> dict[str, Any]:
+        """Options of events that the user waits for: the bar at the top shows that they run. As fast as NO_PROGRESS."""
+        return {"show_progress": "minimal", "show_progress_on": [self.loading_bar]}
 
-    def open(self, name: object) -> Project:
+    def find_project(self, name: object) -> Project:
         """The project of that name; raises InputError if it is gone."""
         if not isinstance(name, str) or not name:
             raise InputError("No project is chosen.", "Make one, or choose one at the top.", code="no_project")
@@ -87,7 +81,7 @@ class Studio:
         """Send the user to another tab, which then refreshes itself; needs `studio.tabs` among the outputs."""
         return {self.tabs: gr.Tabs(selected=tab.value)}
 
-    def watch(self) -> Updates:
+    def start_polling(self) -> Updates:
         """Wake the timer, as whoever starts a job does; needs `studio.timer` among the outputs."""
         return {self.timer: gr.Timer(active=True)}
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def made_to_stay() -> Iterator[None]:
+def gc_frozen() -> Iterator[None]:
     """Whatever is made within is made without looking for garbage, and never looked through afterwards."""
     gc.collect()
     gc.disable()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import gradio as gr
+
+from lora_studio.ui.widgets.html import STATIC
 
 SYSTEM_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif")
 CODE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-CSS_FILE = Path(__file__).parent / "studio.css"
+CSS_FILE = STATIC / "studio.css"
 
 
 def studio_theme() -> gr.themes.Base:

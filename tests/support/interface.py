@@ -15,9 +15,9 @@ from lora_studio.workspace.project import Home
 class Interface:
     """The built interface over a home.
 
-    `call(TrainTab.stop, project="a", **contents)` runs a handler as its event would. Component values are given by
-    name: `project` and `run` for the state of the frame, `chooser` for the project list, else the elem_id with `_`
-    for `-`. The other components keep their last value. Changes are kept, and returned by the same names.
+    `call(TrainTab.stop_training, project="a", **contents)` runs a handler as its event would. Component values are
+    given by name: `project` and `run` for the state of the frame, `chooser` for the project list, else the elem_id with
+    `_` for `-`. The other components keep their last value. Changes are kept, and returned by the same names.
     """
 
     def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
@@ -38,7 +38,7 @@ class Interface:
 
     def open(self, project: str) -> dict[str, Any]:
         """Choose a project at the top."""
-        return self.call(AppFrame.choose, chooser=project)
+        return self.call(AppFrame.select_project, chooser=project)
 
     def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
         """Run a handler; `pick` is what a `pick_button` sends."""

@@ -19,7 +19,7 @@ def project(home: Home) -> Project:
 def test_answers_are_kept_and_planned_with(project: Project, interface: Interface) -> None:
     interface.open("ink")
     shown = interface.call(
-        PlanTab.answered, plan_kind="concept", plan_base="Pony V6 XL", plan_trigger=" ink_new ", plan_images=30
+        PlanTab.update_plan, plan_kind="concept", plan_base="Pony V6 XL", plan_trigger=" ink_new ", plan_images=30
     )
     info = project.info()
     assert (info.kind, info.base, info.trigger_word) == ("concept", "Pony V6 XL", "ink_new")
@@ -36,7 +36,7 @@ def test_a_number_that_cannot_be_is_named(project: Project, interface: Interface
         ("plan_vram", -1, "GPU memory is -1"),
         ("plan_hours", 0, "The time budget is 0"),
     ]:
-        shown = interface.call(PlanTab.answered, **{box: value})
+        shown = interface.call(PlanTab.update_plan, **{box: value})
         assert words in shown["plan_notice"]
         interface.open("ink")
     assert project.info() == before
@@ -44,19 +44,19 @@ def test_a_number_that_cannot_be_is_named(project: Project, interface: Interface
 
 def test_use_this_recipe_takes_it_to_train(project: Project, interface: Interface) -> None:
     interface.open("ink")
-    shown = interface.call(PlanTab.use, plan_images=25)
+    shown = interface.call(PlanTab.use_recipe, plan_images=25)
     recipe = project.info().recipe
     assert recipe is not None
     assert recipe.batch_size == 2
     assert shown["run"] == FORM
-    assert interface.call(TrainTab.reopened)["recipe_epochs"]["value"] == str(recipe.epochs)
+    assert interface.call(TrainTab.tab_selected)["recipe_epochs"]["value"] == str(recipe.epochs)
 
 
 def test_users_text_is_escaped(project: Project, interface: Interface) -> None:
     interface.open("ink")
-    shown = interface.call(PlanTab.answered, plan_trigger="<img src=x onerror=alert(1)>", plan_base="<b>base</b>")
+    shown = interface.call(PlanTab.update_plan, plan_trigger="<img src=x onerror=alert(1)>", plan_base="<b>base</b>")
     assert not any("<img src=x" in str(value) or "<b>base" in str(value) for value in shown.values() if value)
-    assert interface.call(TrainTab.reopened)
+    assert interface.call(TrainTab.tab_selected)
 
 
 def test_images_are_counted_in_the_dataset(home: Home, interface: Interface) -> None:

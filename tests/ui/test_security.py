@@ -230,9 +230,9 @@ def test_projects_are_opened_by_their_names_only(home: Home, interface: Interfac
     before = sorted(tmp_path.rglob("*"))
     for name in ("../../elsewhere/projects/other", str(outside.path), ".", "..", "ink/../ink", "x" * 5000, "a\0b"):
         for handler, box in [
-            (AppFrame.choose, "chooser"),
-            (AppFrame.delete, "project"),
-            (PlanTab.answered, "project"),
+            (AppFrame.select_project, "chooser"),
+            (AppFrame.delete_project, "project"),
+            (PlanTab.update_plan, "project"),
         ]:
             shown = interface.call(handler, **{box: name})
             notice = shown.get("frame_notice") or shown.get("plan_notice")
@@ -243,7 +243,7 @@ def test_projects_are_opened_by_their_names_only(home: Home, interface: Interfac
 def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> None:
     make_project(home)
     interface.open("ink")
-    button = AppFrame.create, AppFrame.rename, AppFrame.duplicate
+    button = AppFrame.create_project, AppFrame.rename_project, AppFrame.duplicate_project
     name_box = next(
         number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Name"
     )
@@ -273,5 +273,5 @@ def test_restore_takes_only_what_is_in_the_trash(home: Home, interface: Interfac
     )
     for given in ("../projects/ink", str(project.path), None, "x/y"):
         interface.contents[trash_box] = given
-        assert "No deleted project is chosen" in interface.call(AppFrame.restore)["frame_notice"]
+        assert "No deleted project is chosen" in interface.call(AppFrame.restore_project)["frame_notice"]
     assert project.path.is_dir()

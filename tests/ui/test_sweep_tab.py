@@ -49,7 +49,7 @@ def test_the_form_is_filled_from_the_latest_run(project: Project, interface: Int
 def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, started: Started) -> None:
     interface.open("ink")
     shown = interface.call(
-        SweepTab.start,
+        SweepTab.start_sweep,
         test_loras=["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"],
         test_prompts="{trigger}, cat\n\n  dog  ",
         test_strengths="0, 0.5, 1",
@@ -72,7 +72,7 @@ def test_only_loras_of_the_project_can_be_tested(project: Project, interface: In
     foreign: list[object] = [["../../../etc/passwd"], ["001-ink/../001-ink/ink.safetensors"], ["001-ink/job.toml"]]
     foreign += [[{"path": "x"}], [7], "001-ink/ink.safetensors", [], None]
     for given in foreign:
-        shown = interface.call(SweepTab.start, test_loras=given)
+        shown = interface.call(SweepTab.start_sweep, test_loras=given)
         assert "LoRA" in shown["test_notice"], given
         assert 'role="alert"' in shown["test_notice"], given
     assert not started
@@ -90,7 +90,7 @@ def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interf
         ("test_width", "100", "Width, px (width)"),
     ]:
         interface.open("ink")
-        shown = interface.call(SweepTab.start, **{box: content})
+        shown = interface.call(SweepTab.start_sweep, **{box: content})
         assert words in shown["test_notice"]
         assert shown["test_notice"].count("given:") == 1, words
         assert "wrong" in shown[box]["elem_classes"], words
@@ -100,18 +100,18 @@ def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interf
 
 def test_no_base_is_said(project: Project, interface: Interface, started: Started) -> None:
     interface.open("ink")
-    assert "No base model is chosen" in interface.call(SweepTab.start, test_bases=[" "])["test_notice"]
+    assert "No base model is chosen" in interface.call(SweepTab.start_sweep, test_bases=[" "])["test_notice"]
     assert not started
 
 
 def test_how_many_pictures_it_would_make(project: Project, interface: Interface) -> None:
     interface.open("ink")
-    shown = interface.call(SweepTab.edited, test_strengths="0, 0.7, 1")
+    shown = interface.call(SweepTab.update_cell_count, test_strengths="0, 0.7, 1")
     assert "6 pictures: 2 prompts × 3 strengths." in shown["test_count"]
     both = ["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"]
-    assert "10 pictures" in interface.call(SweepTab.edited, test_loras=both)["test_count"]
-    assert "Add strength 0" in interface.call(SweepTab.edited, test_strengths="1")["test_count"]
-    assert interface.call(SweepTab.edited, test_strengths="abc")["test_count"] == ""
+    assert "10 pictures" in interface.call(SweepTab.update_cell_count, test_loras=both)["test_count"]
+    assert "Add strength 0" in interface.call(SweepTab.update_cell_count, test_strengths="1")["test_count"]
+    assert interface.call(SweepTab.update_cell_count, test_strengths="abc")["test_count"] == ""
 
 
 def test_the_grid_fills_cell_by_cell(project: Project, interface: Interface) -> None:
@@ -150,19 +150,19 @@ def test_a_tick_changes_nothing_until_there_is_news(project: Project, interface:
 def test_a_picture_is_seen_large_with_what_made_it(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
     interface.open("ink")
-    shown = interface.call(SweepTab.pick_cell, pick="base1-lora1-0.7-prompt01.png")
+    shown = interface.call(SweepTab.select_cell, pick="base1-lora1-0.7-prompt01.png")
     assert "<dt>Strength</dt><dd>0.7</dd>" in shown["test_large"]
     assert "Steps: 25, Seed: 42" in shown["test_large"]
     assert 'data-pick="base1-lora0-0-prompt01.png"' in shown["test_large"]
     assert 'data-pick="base1-lora1-1-prompt01.png"' in shown["test_large"]
-    assert interface.call(SweepTab.pick_cell, pick="close")["test_large"] == ""
+    assert interface.call(SweepTab.select_cell, pick="close")["test_large"] == ""
 
 
 def test_a_foreign_picture_is_refused(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
     interface.open("ink")
     for name in ["../../job.toml", "/etc/passwd", "base1-lora1-0.8-prompt01.png", "", "grid.png"]:
-        shown = interface.call(SweepTab.pick_cell, pick=name)
+        shown = interface.call(SweepTab.select_cell, pick=name)
         assert "There is no picture" in shown["test_notice"], name
         assert "test_large" not in shown, name
 
@@ -170,13 +170,13 @@ def test_a_foreign_picture_is_refused(project: Project, interface: Interface) ->
 def test_stop_and_resume(project: Project, interface: Interface, started: Started) -> None:
     folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **at_work())
     interface.open("ink")
-    shown = interface.call(SweepTab.stop)
+    shown = interface.call(SweepTab.stop_sweep)
     assert folder.stop_requested()
     assert shown["test_stop"] == {"value": "Stopping", "interactive": False, "visible": True}
-    assert "at work already" in interface.call(SweepTab.resume)["test_notice"]
+    assert "at work already" in interface.call(SweepTab.resume_sweep)["test_notice"]
     folder.update_status(state=JobState.STOPPED)
     interface.open("ink")
-    interface.call(SweepTab.resume)
+    interface.call(SweepTab.resume_sweep)
     assert started == [(folder, True)]
 
 
@@ -196,17 +196,17 @@ def test_a_failure_says_why_and_shows_the_log(project: Project, interface: Inter
 def test_its_settings_can_be_copied(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "checkpoints" / "ink-000001.safetensors"])
     interface.open("ink")
-    shown = interface.call(SweepTab.again)
+    shown = interface.call(SweepTab.reuse_settings)
     assert shown["test_loras"]["value"] == ["001-ink/checkpoints/ink-000001.safetensors"]
     assert shown["test_strengths"]["value"] == "0, 0.7, 1"
 
 
 def test_what_was_typed_stays_until_another_run_is_looked_at(project: Project, interface: Interface) -> None:
     interface.open("ink")
-    interface.call(SweepTab.reopened, run="001-ink", test_prompts="mine")
+    interface.call(SweepTab.tab_selected, run="001-ink", test_prompts="mine")
     assert interface.contents_of("test_prompts") == "mine"
     make_run(project)
-    interface.call(SweepTab.reopened, run="002-ink")
+    interface.call(SweepTab.tab_selected, run="002-ink")
     assert interface.contents_of("test_prompts") == "\n".join(PROMPTS)
     assert interface.contents_of("test_loras") == ["002-ink/ink.safetensors"]
 
@@ -214,14 +214,14 @@ def test_what_was_typed_stays_until_another_run_is_looked_at(project: Project, i
 def test_a_file_from_elsewhere_is_copied_once(home: Home, interface: Interface, tmp_path: Path) -> None:
     project = make_project(home)
     interface.open("ink")
-    shown = interface.call(SweepTab.upload, test_upload=str(LORA))
+    shown = interface.call(SweepTab.upload_lora, test_upload=str(LORA))
     assert shown["test_loras"]["value"] == ["loras/kohya_tiny_sdxl_lora.safetensors"]
-    interface.call(SweepTab.add_path, test_path=f'"{LORA}"')
+    interface.call(SweepTab.add_lora_path, test_path=f'"{LORA}"')
     [copy] = project.loras_dir.iterdir()
     assert copy.read_bytes() == LORA.read_bytes()
     other = tmp_path / LORA.name
     other.write_bytes(LORA.read_bytes() + b"\0")
-    interface.call(SweepTab.add_path, test_path=str(other))
+    interface.call(SweepTab.add_lora_path, test_path=str(other))
     assert sorted(path.name for path in project.loras_dir.iterdir()) == [
         "kohya_tiny_sdxl_lora-2.safetensors",
         "kohya_tiny_sdxl_lora.safetensors",
@@ -240,12 +240,12 @@ def test_a_file_that_is_no_lora_is_refused(home: Home, interface: Interface, tmp
         file = tmp_path / name
         if content is not None:
             file.write_bytes(content)
-        assert words in interface.call(SweepTab.upload, test_upload=str(file))["test_notice"], name
+        assert words in interface.call(SweepTab.upload_lora, test_upload=str(file))["test_notice"], name
     assert not project.loras_dir.exists()
 
 
 def test_a_path_is_taken_on_this_computer_only(home: Home) -> None:
     for mode, taken in ((Mode.LOCAL, True), (Mode.SHARED, False), (Mode.SPACE, False)):
         interface = Interface(home, mode)
-        assert interface.is_wired(SweepTab.add_path) is taken
+        assert interface.is_wired(SweepTab.add_lora_path) is taken
         interface.blocks.close(verbose=False)

@@ -49,7 +49,7 @@ def test_start_writes_the_job_and_remembers_the_recipe(
     project: Project, interface: Interface, started: Started
 ) -> None:
     interface.open("ink")
-    shown = interface.call(TrainTab.start, recipe_unet_lr="3e-4", recipe_repeats="", train_name="my ink")
+    shown = interface.call(TrainTab.start_training, recipe_unet_lr="3e-4", recipe_repeats="", train_name="my ink")
     [(folder, resume)] = started
     assert (folder.path, resume) == (project.path / "runs" / "001-my-ink", False)
     job = folder.job()
@@ -62,7 +62,7 @@ def test_start_writes_the_job_and_remembers_the_recipe(
 
 def test_wrong_values_are_named_and_marked(project: Project, interface: Interface, started: Started) -> None:
     interface.open("ink")
-    shown = interface.call(TrainTab.start, recipe_unet_lr="abc", recipe_batch_size="0")
+    shown = interface.call(TrainTab.start_training, recipe_unet_lr="abc", recipe_batch_size="0")
     assert "2 settings to correct" in shown["train_notice"]
     assert "UNet learning rate (unet_lr)" in shown["train_notice"]
     assert "(given: abc)" in shown["train_notice"]
@@ -71,7 +71,7 @@ def test_wrong_values_are_named_and_marked(project: Project, interface: Interfac
     assert "wrong" not in shown["recipe_epochs"]["elem_classes"]
     assert not started
     assert not project.runs()
-    shown = interface.call(TrainTab.start, recipe_unet_lr="5e-4", recipe_batch_size="2", train_name="../up")
+    shown = interface.call(TrainTab.start_training, recipe_unet_lr="5e-4", recipe_batch_size="2", train_name="../up")
     assert "name" in shown["train_notice"]
     assert not project.runs()
 
@@ -120,15 +120,15 @@ def test_a_setting_depends_on_one_that_is_there(name: str) -> None:
 def test_a_project_without_images_cannot_be_trained(home: Home, interface: Interface, started: Started) -> None:
     make_project(home, images=0)
     interface.open("ink")
-    assert "has no images yet" in interface.call(TrainTab.start)["train_notice"]
+    assert "has no images yet" in interface.call(TrainTab.start_training)["train_notice"]
     assert not started
 
 
 def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None:
     interface.open("ink")
-    shown = interface.call(TrainTab.fill_from, train_source="prodigy")
+    shown = interface.call(TrainTab.load_settings, train_source="prodigy")
     assert shown["recipe_optimizer"]["value"] == "Prodigy"
-    assert "There is no preset" in interface.call(TrainTab.fill_from, train_source="../x")["train_notice"]
+    assert "There is no preset" in interface.call(TrainTab.load_settings, train_source="../x")["train_notice"]
 
 
 def test_a_run_at_work_shows_its_figures(project: Project, interface: Interface) -> None:
@@ -153,13 +153,13 @@ def test_a_tick_shows_new_steps_only(project: Project, interface: Interface) -> 
 def test_stop_asks_and_resume_goes_on(project: Project, interface: Interface, started: Started) -> None:
     folder = make_run(project, final=False, **at_work())
     interface.open("ink")
-    shown = interface.call(TrainTab.stop)
+    shown = interface.call(TrainTab.stop_training)
     assert folder.stop_requested()
     assert not shown["train_stop"]["interactive"]
-    assert "at work already" in interface.call(TrainTab.resume)["train_notice"]
+    assert "at work already" in interface.call(TrainTab.resume_training)["train_notice"]
     folder.update_status(state=JobState.STOPPED, message="Stopped; everything up to here is kept.")
     assert interface.call(TrainTab.tick)["train_resume"] == {"visible": True}
-    interface.call(TrainTab.resume)
+    interface.call(TrainTab.resume_training)
     assert started == [(folder, True)]
 
 
@@ -168,7 +168,7 @@ def test_an_earlier_hint_gives_way_to_the_verdict_that_holds(project: Project, i
     folder.emit("hint", code="too_short", message="A stale hint", why="")
     folder.emit("warning", code="odd", message="One <i>warning</i>", why="It matters.")
     interface.open("ink")
-    cards = interface.call(TrainTab.pick, pick="001-ink")["train_cards"]
+    cards = interface.call(TrainTab.select_run, pick="001-ink")["train_cards"]
     assert "A stale hint" not in cards
     assert "One &lt;i&gt;warning&lt;/i&gt;" in cards
 
@@ -180,7 +180,7 @@ def test_what_a_run_says_of_its_recipe_and_its_timesteps_is_shown(project: Proje
     folder.emit("timesteps", epoch=1, bins=bins, loss=[0.4, None], count=[3, 0])
     folder.emit("timesteps", epoch=2, bins=bins, loss=[0.2, 0.05], count=[2, 1])
     interface.open("ink")
-    shown = interface.call(TrainTab.pick, pick="001-ink")
+    shown = interface.call(TrainTab.select_run, pick="001-ink")
     assert "Set lr_scheduler to constant." in shown["train_cards"]
     assert "Mean loss of epoch 2 by timestep. 0 to 499: 0.200, 500 to 999: 0.050." in shown["train_curve"]
 
@@ -206,9 +206,9 @@ def test_only_runs_of_the_project_are_touched(project: Project, home: Home, inte
     foreign = make_run(other, **at_work())
     interface.open("ink")
     for name in ("001-ink", "../../other/runs/001-ink", str(foreign.path), "", "x" * 5000):
-        for handler in (TrainTab.stop, TrainTab.resume, TrainTab.again):
+        for handler in (TrainTab.stop_training, TrainTab.resume_training, TrainTab.edit_and_rerun):
             assert "There is no run" in interface.call(handler, run=name)["train_notice"], (handler, name[:40])
-        assert "There is no run" in interface.call(TrainTab.pick, pick=name)["train_notice"]
+        assert "There is no run" in interface.call(TrainTab.select_run, pick=name)["train_notice"]
     assert not foreign.stop_requested()
 
 
@@ -232,7 +232,7 @@ def test_held_out_losses_are_a_line_of_their_own(project: Project, interface: In
     folder.emit("validation", step=2, epoch=1, loss=0.123)
     folder.emit("captions", file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""])
     interface.open("ink")
-    shown = interface.call(TrainTab.pick, pick=folder.name)
+    shown = interface.call(TrainTab.select_run, pick=folder.name)
     assert "held-out loss 0.1230" in shown["train_curve"]
     details = "".join(str(value) for value in shown.values())
     assert "<li>inkstamp_hc, &lt;b&gt;thing&lt;/b&gt;</li><li>(none)</li>" in details
@@ -242,14 +242,16 @@ def test_a_regularisation_folder_goes_into_the_job_or_is_refused(
     project: Project, interface: Interface, started: Started, tmp_path: Path
 ) -> None:
     interface.open("ink")
-    shown = interface.call(TrainTab.start, train_regularization=str(tmp_path / "nowhere"))
+    shown = interface.call(TrainTab.start_training, train_regularization=str(tmp_path / "nowhere"))
     assert "There is no folder" in shown["train_notice"]
     assert not started
-    shown = interface.call(TrainTab.edited, train_regularization=str(tmp_path / "nowhere"))
+    shown = interface.call(TrainTab.update_estimate, train_regularization=str(tmp_path / "nowhere"))
     assert "There is no folder" in shown["train_cards"]
     (tmp_path / "prior").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "prior" / "a.png")
-    interface.call(TrainTab.start, train_regularization=f" {tmp_path / 'prior'} ", recipe_max_token_length="150")
+    interface.call(
+        TrainTab.start_training, train_regularization=f" {tmp_path / 'prior'} ", recipe_max_token_length="150"
+    )
     [(folder, _)] = started
     job = folder.job()
     assert isinstance(job, TrainJob)
@@ -262,12 +264,12 @@ def test_other_files_go_into_the_job_and_come_back(
 ) -> None:
     interface.open("ink")
     lora = tmp_path / "older.safetensors"
-    interface.call(TrainTab.start, train_network_weights=str(lora), train_vae=" owner/vae ")
+    interface.call(TrainTab.start_training, train_network_weights=str(lora), train_vae=" owner/vae ")
     [(folder, _)] = started
     job = folder.job()
     assert isinstance(job, TrainJob)
     assert (job.network_weights, job.vae, job.regularization, job.num_processes) == (lora, "owner/vae", None, 1)
     interface.open("ink")
-    interface.call(TrainTab.pick, pick=folder.name)
-    shown = interface.call(TrainTab.again)
+    interface.call(TrainTab.select_run, pick=folder.name)
+    shown = interface.call(TrainTab.edit_and_rerun)
     assert (shown["train_network_weights"], shown["train_vae"]) == (str(lora), "owner/vae")

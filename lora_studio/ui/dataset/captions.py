@@ -17,10 +17,11 @@ from lora_studio.dataset.captions.lint import Finding
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
-from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.contents import Contents, ImageItem, display_name
 from lora_studio.ui.dataset.view import NAMES_SHOWN
-from lora_studio.ui.widgets.html import Tone, card, cards, count_of, empty_card, heading, html, note, pickable
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, heading, html, note, pickable
 
 CHANGES_SHOWN = 40
 EDITS_SHOWN = 8
@@ -189,7 +190,7 @@ class CaptionsPanel:
         return {
             self.changes: plan_table(plan),
             self.previewed: plan.digest,
-            self.apply: gr.Button(f"Apply to {count_of(count, 'caption')}", interactive=count > 0),
+            self.apply: gr.Button(f"Apply to {format_count(count, 'caption')}", interactive=count > 0),
         }
 
     def apply_previewed(self, contents: Contents, plan: EditPlan, data: Mapping[Any, Any]) -> EditReport:
@@ -259,7 +260,7 @@ def _nothing() -> Markup:
 def plan_table(plan: EditPlan) -> Markup:
     """What would change, tag by tag: what goes is struck out, what comes is marked."""
     if not plan.changes:
-        return note("No caption would change.", f"{plan.what}: {count_of(plan.unchanged, 'caption')} looked at.")
+        return note("No caption would change.", f"{plan.what}: {format_count(plan.unchanged, 'caption')} looked at.")
     rows = Markup("").join(_change(change) for change in plan.changes[:CHANGES_SHOWN])
     rest = len(plan.changes) - CHANGES_SHOWN
     return Markup(
@@ -267,7 +268,7 @@ def plan_table(plan: EditPlan) -> Markup:
         '<div class="table-scroll changes" tabindex="0" role="region" aria-label="What would change"><table><tbody>{}'
         "</tbody></table></div>{}"
     ).format(
-        count_of(len(plan.changes), "caption"),
+        format_count(len(plan.changes), "caption"),
         f"{plan.unchanged:,}",
         rows,
         Markup('<p class="hint">and {} more</p>').format(f"{rest:,}") if rest > 0 else "",
@@ -298,7 +299,7 @@ def history_list(past: Sequence[PastEdit]) -> Markup:
         Markup('<li class="{}"><span>{}</span> <span class="hint">{} · {}</span></li>').format(
             "undone" if edit.undone else "",
             edit.what,
-            count_of(edit.images, "image"),
+            format_count(edit.images, "image"),
             "undone" if edit.undone else _ago(edit.time),
         )
         for edit in past[:EDITS_SHOWN]
@@ -318,10 +319,10 @@ def _ago(moment: float) -> str:
 
 def report_card(report: EditReport) -> Markup:
     """What was done, and what was left because somebody else changed it."""
-    done = card(report.what, f"{count_of(len(report.changed), 'caption')} changed.", tone=Tone.OK)
+    done = card(report.what, f"{format_count(len(report.changed), 'caption')} changed.", tone=Tone.OK)
     if not report.kept:
         return done
     lines = [f"{display_name(item.image)}: {item.reason}." for item in report.kept[:NAMES_SHOWN]]
     if len(report.kept) > NAMES_SHOWN:
         lines.append(f"and {len(report.kept) - NAMES_SHOWN} more")
-    return cards([done, card("Left as they are", "\n".join(lines), tone=Tone.LOOK)])
+    return cards([done, card("Left as they are", "\n".join(lines), tone=Tone.WARNING)])

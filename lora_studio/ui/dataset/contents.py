@@ -25,7 +25,7 @@ from lora_studio.dataset.manifest import MANIFEST, Manifest
 from lora_studio.errors import InputError
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.stat_cache import Memory, own_files
-from lora_studio.ui.gc_freeze import made_to_stay
+from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
 
 MAX_PARTIAL_UPDATE = 1_000  # changed images; beyond that the project is loaded again
@@ -137,7 +137,7 @@ class Contents:
     def load(cls, project: Project) -> Contents:
         """Look at a project's dataset on disk."""
         paths = project_images(project)
-        with made_to_stay() if len(paths) > MAX_PARTIAL_UPDATE else nullcontext():
+        with gc_frozen() if len(paths) > MAX_PARTIAL_UPDATE else nullcontext():
             manifest = load_manifest(project)
             trigger = project.info().trigger_word
             proposed = {item.path: item.reason for item in manifest.proposals()}

@@ -12,7 +12,7 @@ from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.contents import Contents, ImageItem, image_id, save_manifest
 from lora_studio.ui.dataset.view import restored_card, set_aside_card
-from lora_studio.ui.widgets.html import count_of
+from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.workspace.project import Project
 
 BY_HAND = "set aside by hand"
@@ -55,7 +55,7 @@ def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup,
         known = {_id(project, entry): entry.image for entry in rejected_images(project.rejected_dir)}
         if missing := [identity for identity in ids if identity not in known]:
             raise InputError(
-                f"{count_of(len(missing), 'image')} cannot be found among what was set aside.",
+                f"{format_count(len(missing), 'image')} cannot be found among what was set aside.",
                 "It may be back already.",
                 code="no_image",
             )

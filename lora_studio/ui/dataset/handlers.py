@@ -11,13 +11,14 @@ from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.errors import InputError, StudioError
-from lora_studio.ui.context import QUIET, Studio, Updates
+from lora_studio.ui.context import Studio
 from lora_studio.ui.dataset.captions import CaptionsPanel, FindingPick, report_card
 from lora_studio.ui.dataset.chips import suggestion_list
 from lora_studio.ui.dataset.contents import Contents, Filter, ImageItem, Selection, save_manifest
 from lora_studio.ui.dataset.layout import HAS_TAG, LACKS_TAG, Left, Section
 from lora_studio.ui.dataset.review import ReviewPanel, change_caption, chip_edit, neighbour, status_line
 from lora_studio.ui.dataset.statistics import StatisticsPanel, TagPick
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 
 Data = Mapping[Any, Any]
 
@@ -82,12 +83,14 @@ class CaptionHandlers:
         on(self.captions.apply.click, self.apply, self.captions.inputs)
         on(self.statistics.table.click, self.tag_clicked)
         on(self.statistics.co_occurrence.click, self.tag_clicked)
-        self.captions.action.input(self.captions.action_changed, self.captions.action, self.captions.outputs, **QUIET)
+        self.captions.action.input(
+            self.captions.action_changed, self.captions.action, self.captions.outputs, **NO_PROGRESS
+        )
         self.review.add.input(
             self.suggest,
             [self.studio.project, self.review.current],
             self.review.suggestions,
-            **QUIET,
+            **NO_PROGRESS,
             trigger_mode="always_last",
         )
 
@@ -195,14 +198,14 @@ class CaptionHandlers:
     def suggest(self, project: str, current: str, event: gr.EventData) -> Any:
         """Tags that fit what was typed."""
         try:
-            contents = Contents.of(self.studio.open(project))
+            contents = Contents.of(self.studio.find_project(project))
         except StudioError:
             return gr.skip()
         found = self.review.suggester.suggest(contents, str(event.text)[:100], contents.by_id.get(current))
         return suggestion_list(found)
 
     def _contents(self, data: Data) -> Contents:
-        return Contents.of(self.studio.open(data[self.studio.project]))
+        return Contents.of(self.studio.find_project(data[self.studio.project]))
 
     def _plan(self, contents: Contents, data: Data) -> EditPlan:
         shown: Sequence[ImageItem] = contents.matching(self.selection(contents, data))

@@ -20,10 +20,10 @@ from lora_studio.dataset.captions.text import join_tags, split_tags, with_tags, 
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
-from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.chips import ADD_SCRIPT, CHIPS_SCRIPT, SUGGEST_SCRIPT, add_field, tag_chips
 from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection, has_trigger
 from lora_studio.ui.dataset.suggestions import TagSuggester
+from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import Tone, cards, empty_card, html, note
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home
@@ -223,7 +223,7 @@ class ReviewPanel:
             self.line: Markup('<p class="hint">{}</p>').format(line),
             self.toggle: gr.Button("Untick" if item.reviewed else "Tick", interactive=True),
             self.undo: gr.Button(interactive=CaptionHistory.of(contents.project.dataset_dir).can_undo),
-            self.facts: cards([*(note(text, tone=Tone.LOOK) for text in item.issues), *kept]),
+            self.facts: cards([*(note(text, tone=Tone.WARNING) for text in item.issues), *kept]),
         }
 
     def caption_fields(self, contents: Contents, item: ImageItem) -> Updates:

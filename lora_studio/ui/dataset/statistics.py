@@ -10,10 +10,11 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.dataset.captions.statistics import SplitSuggestion, TagCount, count_caption_tokens
-from lora_studio.ui.context import Updates
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.view import NAMES_SHOWN
-from lora_studio.ui.widgets.html import Tile, Tone, card, count_of, empty_card, heading, html, pickable, tiles
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.ui.widgets.html import Tile, Tone, card, empty_card, heading, html, pickable, tiles
 
 TAGS_PER_PAGE = 25  # tags a page of the table
 CO_OCCURRING_SHOWN = 10
@@ -79,7 +80,7 @@ def caption_figures(contents: Contents, distinct: int) -> Markup:
                 "Tokens",
                 f"{tokens.least} to {tokens.most}",
                 f"{tokens.mean:g} on average, {long}",
-                Tone.LOOK if tokens.too_long else Tone.OK,
+                Tone.WARNING if tokens.too_long else Tone.OK,
             ),
         ]
     )
@@ -100,7 +101,7 @@ def tag_table(frequencies: Sequence[TagCount], chosen: str, page: int) -> Markup
     return Markup('{}{}<div class="pager"><span class="hint">{}</span>{}</div>').format(
         heading("Tag frequency", "Click a tag to see the images that have it on the left, and what stands beside it."),
         _bars(shown, chosen),
-        f"{page * TAGS_PER_PAGE + 1}–{page * TAGS_PER_PAGE + len(shown)} of {count_of(len(frequencies), 'tag')}",
+        f"{page * TAGS_PER_PAGE + 1}–{page * TAGS_PER_PAGE + len(shown)} of {format_count(len(frequencies), 'tag')}",
         Markup("").join(buttons),
     )
 
@@ -142,7 +143,7 @@ def split_card(split: SplitSuggestion, images: int) -> Markup:
     names = [path.name for path in split.held_out[:NAMES_SHOWN]]
     more = f" and {len(split.held_out) - NAMES_SHOWN} more" if len(split.held_out) > NAMES_SHOWN else ""
     return card(
-        f"Hold out {len(split.held_out):,} of {count_of(images, 'image')}",
+        f"Hold out {len(split.held_out):,} of {format_count(images, 'image')}",
         f"{split.why} Copies of one picture stay on one side: {', '.join(names)}{more}.",
         f"A held-out share of {split.share:g} in Train does that.",
     )

@@ -16,7 +16,7 @@ from lora_studio.dataset.curate import rejected_images
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.example import EXAMPLE_IMAGES, example_project_info
-from lora_studio.ui.context import QUIET, Page, Studio, Updates, guarded, with_project
+from lora_studio.ui.context import Page, Studio, guarded, with_project
 from lora_studio.ui.dataset import curate as dataset_curation
 from lora_studio.ui.dataset import review as dataset_review
 from lora_studio.ui.dataset import variety as dataset_variety
@@ -29,7 +29,9 @@ from lora_studio.ui.dataset.review import CaptionChanged, ReviewPanel
 from lora_studio.ui.dataset.tagging import TagPanel
 from lora_studio.ui.dataset.view import Pick
 from lora_studio.ui.server import Mode
-from lora_studio.ui.widgets.html import count_of, error_card
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
+from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Project, ProjectInfo
 
 SCAN_TICK_SECONDS = 0.5
@@ -97,7 +99,7 @@ class DatasetTab:
 
         def on(event: Any, handler: Callable[..., Updates], more: Iterable[Any] = (), **options: Any) -> None:
             wrapped = guarded(self.top.notice, self._serialized(handler))
-            event(wrapped, {*common, *more}, outputs, **self.studio.awaited, **options)
+            event(wrapped, {*common, *more}, outputs, **self.studio.with_progress, **options)
 
         self.captioning.wire(on)
         on(tab.select, self.tab_opened)
@@ -125,20 +127,20 @@ class DatasetTab:
         on(self.tag.stop.click, self.stop_tagging)
         on(self.tag.resume.click, self.resume_tagging)
         on(self.tag.undo.click, self.undo_tagging)
-        self.tag.tagger.input(self.tag.tagger_changed, self.tag.tagger, self.tag.tagger_outputs, **QUIET)
+        self.tag.tagger.input(self.tag.tagger_changed, self.tag.tagger, self.tag.tagger_outputs, **NO_PROGRESS)
         self.review.caption.change(
             self.caption_typed,
             [self.studio.project, self.review.caption],
             [self.review.hint, self.review.add_trigger],
-            **QUIET,
+            **NO_PROGRESS,
             trigger_mode="always_last",
         )
-        self.ticker.tick(self.scan_tick, {*common, self.shown_scan}, outputs, **QUIET, queue=False)
+        self.ticker.tick(self.scan_tick, {*common, self.shown_scan}, outputs, **NO_PROGRESS, queue=False)
         self.studio.timer.tick(
             self.tagging_tick,
             {*common, self.shown_tagging},
             outputs,
-            **QUIET,
+            **NO_PROGRESS,
             queue=False,
             trigger_mode="always_last",
         )
@@ -180,7 +182,7 @@ class DatasetTab:
 
     def section_changed(self, data: Data) -> Updates:
         """Another part was chosen."""
-        self.scans.clear_error(self.studio.open(data[self.studio.project]))
+        self.scans.clear_error(self.studio.find_project(data[self.studio.project]))
         return self._save_pending_caption(data) | self._render(data) | {self.top.message: ""}
 
     def button_clicked(self, data: Data, event: gr.EventData) -> Updates:
@@ -223,14 +225,14 @@ class DatasetTab:
 
     def import_example(self, data: Data) -> Updates:
         """The example images, and what they want of a project that says nothing yet."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         if project.info() == ProjectInfo():
             project.save_info(example_project_info())
         return self._import(data, [EXAMPLE_IMAGES]) | self.tag.fill_form(self._contents(data))
 
     def start_scan(self, data: Data) -> Updates:
         """Scan the images, which changes none of them."""
-        self.scans.start(self.studio.open(data[self.studio.project]))
+        self.scans.start(self.studio.find_project(data[self.studio.project]))
         return self._render(data)
 
     def set_aside_proposed(self, data: Data) -> Updates:
@@ -244,7 +246,7 @@ class DatasetTab:
 
     def move_loose_images(self, data: Data) -> Updates:
         """Put images beside the set folders into the first set, and look at them there."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         project.check_idle("move images of")
         self._save_pending_caption(data)
         self.scans.move_loose_images(project)
@@ -282,7 +284,7 @@ class DatasetTab:
     def caption_typed(self, project_name: str, caption: str) -> Any:
         """The caption changed: how long it is, and where the trigger word stands."""
         try:
-            trigger = self.studio.open(project_name).info().trigger_word
+            trigger = self.studio.find_project(project_name).info().trigger_word
         except StudioError:
             return gr.skip()
         return self.review.caption_hints(trigger, caption or "")
@@ -292,28 +294,28 @@ class DatasetTab:
         contents = self._contents(data)
         saved = self._save_pending_caption(data)
         self.tag.start_job(contents.project, contents, data)
-        return saved | self._render(data) | self.studio.watch()
+        return saved | self._render(data) | self.studio.start_polling()
 
     def stop_tagging(self, data: Data) -> Updates:
         """Ask the job to end; the captions it made are kept."""
-        self.tag.request_stop(self.studio.open(data[self.studio.project]))
+        self.tag.request_stop(self.studio.find_project(data[self.studio.project]))
         return self._render(data)
 
     def resume_tagging(self, data: Data) -> Updates:
         """Go on with the images that the stopped job did not come to."""
-        self.tag.resume_job(self.studio.open(data[self.studio.project]))
-        return self._render(data) | self.studio.watch()
+        self.tag.resume_job(self.studio.find_project(data[self.studio.project]))
+        return self._render(data) | self.studio.start_polling()
 
     def undo_tagging(self, data: Data) -> Updates:
         """Bring back the captions as they were before the last tagging."""
-        message = self.tag.undo_last(self.studio.open(data[self.studio.project]))
+        message = self.tag.undo_last(self.studio.find_project(data[self.studio.project]))
         contents = self._contents(data)
         return self._render(data, contents) | self._reload_caption(contents, data) | {self.top.message: message}
 
     def scan_tick(self, data: Data) -> Any:
         """How far importing and scanning are; called while they are at work."""
         try:
-            project = self.studio.open(data[self.studio.project])
+            project = self.studio.find_project(data[self.studio.project])
             task = self.scans.latest(project)
             if task is None:
                 return {self.ticker: gr.Timer(active=False)}
@@ -326,7 +328,7 @@ class DatasetTab:
     def tagging_tick(self, data: Data) -> Any:
         """How far the tagging is; called while a job is at work."""
         try:
-            project = self.studio.open(data[self.studio.project])
+            project = self.studio.find_project(data[self.studio.project])
             key = self.tag.render_key(project)
             if key == data[self.shown_tagging]:
                 return gr.skip()
@@ -366,12 +368,12 @@ class DatasetTab:
 
     def _latest_scan(self, data: Data) -> ScanTask | None:
         try:
-            return self.scans.latest(self.studio.open(data[self.studio.project]))
+            return self.scans.latest(self.studio.find_project(data[self.studio.project]))
         except StudioError:
             return None
 
     def _contents(self, data: Data) -> Contents:
-        return Contents.of(self.studio.open(data[self.studio.project]))
+        return Contents.of(self.studio.find_project(data[self.studio.project]))
 
     def _import(self, data: Data, sources: Iterable[str | Path] | None) -> Updates:
         paths = [Path(source).expanduser() for source in sources or []]
@@ -380,7 +382,7 @@ class DatasetTab:
         for path in paths:
             if not path.exists():
                 raise InputError(f"There is no folder {str(path)!r}.", "Check the path.", code="no_folder")
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         self.scans.start(project, paths)
         return self._render({**data, self.top.section: Section.IMPORT.value}) | {self.top.section: Section.IMPORT.value}
 
@@ -461,7 +463,7 @@ class DatasetTab:
     def _render(self, data: Data, contents: Contents | None = None) -> Updates:
         """The tab as it is now, but for what the user typed; `contents` if they were read since anything changed."""
         # Asked before the images are read: a pass that ends in between is shown at the next tick.
-        scan = self._scan_updates(self.studio.open(data[self.studio.project]))
+        scan = self._scan_updates(self.studio.find_project(data[self.studio.project]))
         contents = contents or self._contents(data)
         current = contents.by_id.get(data[self.review.current])
         opened: Updates = {}
@@ -519,7 +521,7 @@ class DatasetTab:
                 ),
                 self.curate.restore: gr.Button(visible=bool(aside)),
                 self.curate.move_loose: gr.Button(
-                    f"Put {count_of(len(loose), 'loose image')} into {project.images_dir.name}", visible=bool(loose)
+                    f"Put {format_count(len(loose), 'loose image')} into {project.images_dir.name}", visible=bool(loose)
                 ),
             }
         else:

@@ -19,11 +19,13 @@ from lora_studio.hub import is_repo_name
 from lora_studio.planning.trigger import check_trigger
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
-from lora_studio.ui.context import Studio, Updates
+from lora_studio.ui.context import Studio
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.view import NAMES_SHOWN, progress_card
 from lora_studio.ui.server import Mode
-from lora_studio.ui.widgets.html import Tone, card, cards, count_of, duration, html, note
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.formatting import format_count, format_duration
+from lora_studio.ui.widgets.html import Tone, card, cards, html, note
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
@@ -244,11 +246,11 @@ class TagPanel:
             raise InputError("There is no tagging to undo.", "Stop it first, if it is at work.", code="no_job")
         report = restore_captions(folder)
         self._undone.add(folder.path)
-        counts = [f"{count_of(len(report.removed), 'new caption')} taken away"] if report.removed else []
-        counts += [f"{count_of(len(report.restored), 'caption')} put back"] if report.restored else []
+        counts = [f"{format_count(len(report.removed), 'new caption')} taken away"] if report.removed else []
+        counts += [f"{format_count(len(report.restored), 'caption')} put back"] if report.restored else []
         said = [card("The last tagging is undone", f"{', '.join(counts) or 'Nothing was left to undo'}.")]
         if report.kept:
-            text = f"{count_of(len(report.kept), 'caption')} that you edited, or set aside with its image, stays."
+            text = f"{format_count(len(report.kept), 'caption')} that you edited, or set aside with its image, stays."
             said.append(note(text))
         return cards(said)
 
@@ -297,7 +299,7 @@ class TagPanel:
         if folder is None or folder.path in self._undone:
             return _advice(contents)
         events = self._events.setdefault(folder.path, TaggingEvents()).update(folder)
-        said = [note(message, why, Tone.LOOK) for message, why in events.warnings.values()]
+        said = [note(message, why, Tone.WARNING) for message, why in events.warnings.values()]
         return cards([_job_card(folder, status, events), *said, *_failures(events, status)])
 
 
@@ -322,13 +324,18 @@ def _advice(contents: Contents) -> Markup:
     without = sum(not item.caption for item in contents.items)
     advice = " ".join(guide.WORKFLOW["dataset"].todo[1:3])
     return cards(
-        [card(f"{count_of(without, 'image')} without a caption" if without else "Every image has a caption", advice)]
+        [
+            card(
+                f"{format_count(without, 'image')} without a caption" if without else "Every image has a caption",
+                advice,
+            )
+        ]
     )
 
 
 def trigger_notes(word: str) -> Markup:
     """What the guide would say about a trigger word."""
-    return cards(note(caution.message, caution.why, Tone.LOOK) for caution in check_trigger(word))
+    return cards(note(caution.message, caution.why, Tone.WARNING) for caution in check_trigger(word))
 
 
 def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Markup:
@@ -336,7 +343,7 @@ def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Ma
         case JobState.QUEUED:
             return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
         case JobState.RUNNING:
-            left = [f"{duration(status.seconds_left)} left"] if status.seconds_left is not None else []
+            left = [f"{format_duration(status.seconds_left)} left"] if status.seconds_left is not None else []
             latest = [f"{name}: {caption}" for name, caption in reversed(events.latest)]
             title = "Tagging" if status.done else status.message or "Tagging"
             return progress_card(title, status.done, status.total, "\n".join([*left, *latest]))
@@ -344,7 +351,7 @@ def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Ma
             log = Markup('<details><summary class="hint">Log</summary><pre class="log">{}</pre></details>').format(
                 folder.log_tail(LOG_LINES)
             )
-            return card("The tagging failed", status.message, status.remedy, Tone.BAD) + log
+            return card("The tagging failed", status.message, status.remedy, Tone.ERROR) + log
         case JobState.STOPPED:
             return card(
                 "Tagging was stopped",
@@ -359,9 +366,9 @@ def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Ma
 def _summary(folder: JobFolder, status: JobStatus) -> str:
     result = folder.result()
     if result is None:
-        return f"{status.done} of {count_of(status.total, 'image')} were looked at; their captions are kept."
+        return f"{status.done} of {format_count(status.total, 'image')} were looked at; their captions are kept."
     job = cast(TagJob, folder.job())
-    parts = [f"{count_of(result.get('tagged', 0), 'image')} tagged by {job.tagger}"]
+    parts = [f"{format_count(result.get('tagged', 0), 'image')} tagged by {job.tagger}"]
     if result.get("skipped"):
         parts.append(f"{result['skipped']} had captions and were left as they are")
     return f"{'; '.join(parts)}."
@@ -373,4 +380,6 @@ def _failures(events: TaggingEvents, status: JobStatus) -> list[Markup]:
     lines = [f"{name}: {message}" for name, message in events.failed[:NAMES_SHOWN]]
     if len(events.failed) > NAMES_SHOWN:
         lines.append(f"and {len(events.failed) - NAMES_SHOWN} more")
-    return [card(f"{count_of(len(events.failed), 'image')} could not be tagged", "\n".join(lines), tone=Tone.LOOK)]
+    return [
+        card(f"{format_count(len(events.failed), 'image')} could not be tagged", "\n".join(lines), tone=Tone.WARNING)
+    ]

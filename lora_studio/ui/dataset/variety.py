@@ -9,7 +9,8 @@ from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.contents import Contents, ImageItem
 from lora_studio.ui.dataset.view import Pick, action, group_member, thumbnail
-from lora_studio.ui.widgets.html import Tone, card, count_of, heading
+from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.ui.widgets.html import Tone, card, heading
 from lora_studio.workspace.project import Home
 
 GROUPS_SHOWN = 12
@@ -25,9 +26,9 @@ def variety_card(contents: Contents) -> Markup:
         text = "Tag the images: what the tagger sees tells which are much alike, in the same pass."
         return card("Diversity is known after tagging", text) if contents.items else Markup("")
     more = "Similar poses waste training steps." if contents.similar_groups else ""
-    tone = Tone.OK if found.figure > MIN_DIVERSITY else Tone.LOOK
+    tone = Tone.OK if found.figure > MIN_DIVERSITY else Tone.WARNING
     return card(
-        f"Diversity {found.figure} of 100", f"Over {count_of(found.images, 'image')}: {found.words}.", more, tone
+        f"Diversity {found.figure} of 100", f"Over {format_count(found.images, 'image')}: {found.words}.", more, tone
     )
 
 
@@ -38,7 +39,7 @@ def similar_groups(home: Home, contents: Contents) -> Markup:
     groups = Markup("").join(_group(home, contents, group) for group in contents.similar_groups[:GROUPS_SHOWN])
     rest = len(contents.similar_groups) - GROUPS_SHOWN
     more = Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(max(rest, 0), "group")
+        format_count(max(rest, 0), "group")
     )
     return Markup('{}<div class="groups">{}</div>{}').format(
         heading(
@@ -65,7 +66,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
         )
         members.append(group_member(home, item, Markup("{}").format(reason.capitalize()), buttons))
     return Markup('<div class="group similar" role="group" aria-label="{}">{}</div>').format(
-        f"{keeper.name} and {count_of(len(group.reject), 'similar image')}", Markup("").join(members)
+        f"{keeper.name} and {format_count(len(group.reject), 'similar image')}", Markup("").join(members)
     )
 
 
@@ -108,7 +109,7 @@ def bucket_overview(home: Home, contents: Contents) -> Markup:
     shown = Markup("").join(_bucket(home, contents, bucket, recipe) for bucket in buckets[:BUCKETS_SHOWN])
     rest = buckets[BUCKETS_SHOWN:]
     more = Markup('<p class="hint">{} more with {}.</p>').format(
-        count_of(len(rest), "bucket"), count_of(sum(len(bucket.images) for bucket in rest), "image")
+        format_count(len(rest), "bucket"), format_count(sum(len(bucket.images) for bucket in rest), "image")
     )
     return Markup('{}<div class="buckets">{}</div>{}').format(
         heading("Buckets", _sizes(contents) + _waste(buckets, recipe)), shown, more if rest else ""
@@ -163,7 +164,7 @@ def _bucket(home: Home, contents: Contents, bucket: Bucket, recipe: Recipe) -> M
         "width" if width >= height else "height",
         width,
         height,
-        count_of(len(bucket.images), "image"),
+        format_count(len(bucket.images), "image"),
         cut,
         full,
         pictures,

@@ -18,7 +18,8 @@ from lora_studio.errors import InputError
 from lora_studio.guide import WORKFLOW
 from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanTask
 from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection, display_name, image_id
-from lora_studio.ui.widgets.html import Tile, Tone, card, cards, count_of, empty_card, error_card, heading, note, tiles
+from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.ui.widgets.html import Tile, Tone, card, cards, empty_card, error_card, heading, note, tiles
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home
 
@@ -76,14 +77,14 @@ def dataset_tiles(contents: Contents, aside: int) -> Markup:
                 f"{len(copies):,}" if scanned else "–",
                 _counted(item.proposal.split(" of ")[0].removesuffix(" copy") for item in copies)
                 or ("no image is there twice" if scanned else "known after the scan"),
-                Tone.LOOK if copies else Tone.OK if scanned else Tone.PLAIN,
+                Tone.WARNING if copies else Tone.OK if scanned else Tone.PLAIN,
             ),
             Tile(
                 "To look at",
                 f"{len(flagged):,}" if scanned else "–",
                 _counted(ISSUE_LABELS[issue.code] for item in flagged if item.info for issue in item.info.issues)
                 or ("no flaws were found" if scanned else "known after the scan"),
-                Tone.LOOK if flagged else Tone.OK if scanned else Tone.PLAIN,
+                Tone.WARNING if flagged else Tone.OK if scanned else Tone.PLAIN,
             ),
             Tile(
                 "Captioned",
@@ -129,7 +130,7 @@ def _captions_tone(contents: Contents) -> Tone:
     if not contents.items:
         return Tone.PLAIN
     done = len(contents.captioned) == len(contents.items) and not contents.without_trigger
-    return Tone.OK if done else Tone.LOOK
+    return Tone.OK if done else Tone.WARNING
 
 
 def image_grid(
@@ -147,7 +148,7 @@ def image_grid(
     first = page * PAGE_SIZE
     shown = items[first : first + PAGE_SIZE]
     cells = Markup("").join(_cell(home, item, item.id == current, thumbnails_ready=thumbnails_ready) for item in shown)
-    head = f"{first + 1}–{first + len(shown)} of {count_of(len(items), 'image')}"
+    head = f"{first + 1}–{first + len(shown)} of {format_count(len(items), 'image')}"
     return Markup('{}<div class="shots">{}</div>').format(_pager(head, page, pages), cells)
 
 
@@ -299,7 +300,7 @@ def _and_more(rest: int, word: str) -> Markup:
     if rest <= 0:
         return Markup("")
     return Markup('<p class="hint">{} more; they follow when some of these are settled.</p>').format(
-        count_of(rest, word)
+        format_count(rest, word)
     )
 
 
@@ -350,7 +351,7 @@ def set_aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     """What was just set aside, with the way back."""
     one = len(names) == 1
     return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
-        f"{names[0]} is" if one else f"{count_of(len(names), 'image')} are",
+        f"{names[0]} is" if one else f"{format_count(len(names), 'image')} are",
         action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back", key="z"),
     )
 
@@ -363,7 +364,7 @@ def restored_card(back: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
         said.append(note(f"{display_name(back[0])} is back." if one else f"{len(back)} images are back."))
     if kept:
         lines = "\n".join(f"{display_name(item.path)}: {item.reason}." for item in kept)
-        said.append(card("Not put back", lines, "Rename the file in its place first.", Tone.LOOK))
+        said.append(card("Not put back", lines, "Rename the file in its place first.", Tone.WARNING))
     return cards(said)
 
 
@@ -372,9 +373,9 @@ def curation_status(contents: Contents) -> Markup:
     loose = loose_images(contents.project.dataset_dir)
     said = [
         card(
-            f"{count_of(len(loose), 'image')} in no set",
+            f"{format_count(len(loose), 'image')} in no set",
             "Trainers read only the folders named like 10_name: what lies beside them is not trained on.",
-            tone=Tone.LOOK,
+            tone=Tone.WARNING,
         )
     ]
     return cards([*(said if loose else []), _stands(contents)])
@@ -390,12 +391,14 @@ def _stands(contents: Contents) -> Markup:
     words += [f"{unreadable} unreadable"] if unreadable else []
     if words:
         return card(
-            f"{count_of(len(contents.proposed), 'image')} to set aside",
+            f"{format_count(len(contents.proposed), 'image')} to set aside",
             f"The scan proposes {' and '.join(words)}. Nothing is deleted: all can be put back.",
-            tone=Tone.LOOK,
+            tone=Tone.WARNING,
         )
     if contents.flagged:
-        return card("No copies left", f"{count_of(len(contents.flagged), 'image')} to look at below.", tone=Tone.LOOK)
+        return card(
+            "No copies left", f"{format_count(len(contents.flagged), 'image')} to look at below.", tone=Tone.WARNING
+        )
     return card("Nothing to set aside", WORKFLOW["dataset"].thought, tone=Tone.OK)
 
 
@@ -420,18 +423,18 @@ def progress_card(title: str, done: int, total: int, text: str = "") -> Markup:
 
 def import_card(report: ImportReport) -> Markup:
     """What an import added, left out and refused, with the reasons."""
-    counts = [f"{count_of(len(report.added), 'image')} added"]
+    counts = [f"{format_count(len(report.added), 'image')} added"]
     if report.captions:
-        counts.append(f"{count_of(report.captions, 'caption')} kept")
+        counts.append(f"{format_count(report.captions, 'caption')} kept")
     if report.skipped:
         counts.append(f"{len(report.skipped)} there already")
     if report.refused:
         counts.append(f"{len(report.refused)} refused")
-    tone = Tone.LOOK if report.refused or not report.added else Tone.OK
+    tone = Tone.WARNING if report.refused or not report.added else Tone.OK
     step = "Next: set copies aside in Curate, then Tag." if report.added else ""
     said = [card("Imported" if report.added else "Nothing new", f"{', '.join(counts)}.", step, tone)]
     said += [note(text) for text in report.notes]
-    said += [note(item.message, item.remedy, Tone.LOOK) for item in report.refused[:NAMES_SHOWN]]
+    said += [note(item.message, item.remedy, Tone.WARNING) for item in report.refused[:NAMES_SHOWN]]
     said += _left_out([f"{item.name}: {item.reason}" for item in report.skipped], "There already")
     if len(report.refused) > NAMES_SHOWN:
         said.append(note(f"{len(report.refused) - NAMES_SHOWN} more were refused for such reasons."))

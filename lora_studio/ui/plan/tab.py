@@ -13,14 +13,10 @@ from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.settings.choices import LoraKind
-from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
 from lora_studio.ui.plan.view import caution_cards, plan_tiles, recipe_table
-from lora_studio.ui.widgets.html import (
-    Tone,
-    card,
-    empty_card,
-    html,
-)
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
+from lora_studio.ui.widgets.html import Tone, card, empty_card, html
 from lora_studio.workspace.project import Project, ProjectInfo
 
 EXPECTED_IMAGES = 20  # until there is a dataset to count
@@ -135,24 +131,24 @@ class PlanTab:
         ]
         gr.on(
             listeners,
-            guarded(result.notice, self.answered),
+            guarded(result.notice, self.update_plan),
             {self.studio.project, *answers},
             outputs,
-            **self.studio.awaited,
+            **self.studio.with_progress,
             trigger_mode="always_last",
         )
         result.use.click(
-            guarded(result.notice, self.use),
+            guarded(result.notice, self.use_recipe),
             {self.studio.project, *answers},
             [*outputs, self.studio.tabs, self.studio.run],
-            **self.studio.awaited,
+            **self.studio.with_progress,
         )
-        result.to_dataset.click(lambda: self.studio.goto(TabName.DATASET), None, [self.studio.tabs], **QUIET)
+        result.to_dataset.click(lambda: self.studio.goto(TabName.DATASET), None, [self.studio.tabs], **NO_PROGRESS)
         tab.select(
-            guarded(result.notice, self.reopened),
+            guarded(result.notice, self.tab_selected),
             {self.studio.project, *answers},
             outputs,
-            **self.studio.awaited,
+            **self.studio.with_progress,
         )
         return Page(self.refresh, outputs)
 
@@ -176,21 +172,21 @@ class PlanTab:
             return shown | self._unplanned(error)
 
     @with_project
-    def reopened(self, data: dict[Any, Any]) -> Updates:
+    def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """The tab was opened: images may have come or gone."""
-        project = self.studio.open(data[self.studio.project])
-        return {self.answers.images: _images_box(len(project_images(project)))} | self.answered(data)
+        project = self.studio.find_project(data[self.studio.project])
+        return {self.answers.images: _images_box(len(project_images(project)))} | self.update_plan(data)
 
-    def answered(self, data: dict[Any, Any]) -> Updates:
+    def update_plan(self, data: dict[Any, Any]) -> Updates:
         """An answer changed: save it, and plan again."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         info = self._save(project, data)
         about = {self.answers.base: gr.update(info=_about_base(info.base))}
         return about | self._planned(project, info, *self._figures(data))
 
-    def use(self, data: dict[Any, Any]) -> Updates:
+    def use_recipe(self, data: dict[Any, Any]) -> Updates:
         """Take the recipe to Train."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         info = self._save(project, data)
         made = self._plan(project, info, *self._figures(data))
         project.save_info(info.model_copy(update={"recipe": made.recipe}))
@@ -251,7 +247,7 @@ class PlanTab:
     def _unplanned(self, error: InputError) -> Updates:
         result = self.result
         return {
-            result.notice: card("There is no plan yet", error.message, error.remedy, Tone.BAD),
+            result.notice: card("There is no plan yet", error.message, error.remedy, Tone.ERROR),
             result.use: gr.Button(interactive=False),
             result.tiles: "",
             result.recipe: empty_card("The recipe will stand here", "Correct the answers on the left."),

@@ -8,7 +8,8 @@ from lora_studio.planning.plan import Plan
 from lora_studio.planning.timing import SecondsRange
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.html import Row, Tile, Tone, card, cards, count_of, heading, note, short, table, tiles
+from lora_studio.ui.widgets.formatting import format_count, format_value
+from lora_studio.ui.widgets.html import TableRow, Tile, Tone, card, cards, heading, note, table, tiles
 from lora_studio.ui.widgets.settings_form import Spec
 
 
@@ -21,8 +22,8 @@ def plan_tiles(made: Plan) -> Markup:
             Tile(
                 "Steps",
                 f"{steps.total_steps:,}",
-                f"{count_of(made.images, 'image')} × {count_of(made.repeats, 'repeat')}, "
-                f"{count_of(steps.epochs, 'epoch')}, "
+                f"{format_count(made.images, 'image')} × {format_count(made.repeats, 'repeat')}, "
+                f"{format_count(steps.epochs, 'epoch')}, "
                 f"batch {made.recipe.batch_size}",
             ),
             Tile("Time, roughly", _span(made.seconds), "a range, until a step is measured"),
@@ -48,7 +49,7 @@ def _span(seconds: SecondsRange) -> str:
 
 
 def _memory_tone(made: Plan) -> Tone:
-    return Tone.LOOK if any(caution.code == "memory" for caution in made.warnings) else Tone.PLAIN
+    return Tone.WARNING if any(caution.code == "memory" for caution in made.warnings) else Tone.PLAIN
 
 
 def _memory_note(made: Plan) -> str:
@@ -59,16 +60,18 @@ def _memory_note(made: Plan) -> str:
 def recipe_table(made: Plan) -> Markup:
     """Every chosen setting with its value and reason."""
     rows = [
-        Row(
+        TableRow(
             [
                 Spec.of(Recipe, reason.setting).label,
-                short(getattr(made.recipe, reason.setting)),
+                format_value(getattr(made.recipe, reason.setting)),
                 Markup("{}{}").format(reason.why, "" if reason.guide else Markup(' <span class="tag">studio</span>')),
             ]
         )
         for reason in made.reasons
     ]
-    size = f"{count_of(made.images, 'image')}{' expected' if made.assumed else ''}: a {made.tier.name} set, good for "
+    size = (
+        f"{format_count(made.images, 'image')}{' expected' if made.assumed else ''}: a {made.tier.name} set, good for "
+    )
     return heading("Recipe", f"{size}{made.tier.good_for}. {made.tier.focus}") + table(
         ["Setting", "Value", "Why"], rows, ["", "value", "why"], label="Recipe"
     )
@@ -82,4 +85,4 @@ def caution_cards(made: Plan) -> Markup:
     title = heading(
         "One thing to look at" if count == 1 else f"{count} things to look at", "Advice: nothing here stops you."
     )
-    return title + cards(note(caution.message, caution.why, Tone.LOOK) for caution in made.warnings)
+    return title + cards(note(caution.message, caution.why, Tone.WARNING) for caution in made.warnings)

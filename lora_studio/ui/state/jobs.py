@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lora_studio import worker
 from lora_studio.settings.job_specs import AnyJob
-from lora_studio.ui.widgets.html import duration
+from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
 
@@ -33,7 +33,7 @@ class ActiveJob:
         if self.status.state is JobState.QUEUED:
             return f"{self.kind} · {self.status.message or 'waits'}"
         share = f" {self.status.done / self.status.total:.0%}" if self.status.total else ""
-        left = f" · {duration(self.status.seconds_left)} left" if self.status.seconds_left is not None else ""
+        left = f" · {format_duration(self.status.seconds_left)} left" if self.status.seconds_left is not None else ""
         return f"{self.kind}{share}{left}"
 
 

@@ -12,13 +12,13 @@ from lora_studio.planning.losses import smooth
 from lora_studio.planning.verdicts import Verdict, judge_losses
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.html import short
+from lora_studio.ui.widgets.formatting import format_value
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
 
 @dataclass
-class History:
+class RunHistory:
     """Events of one run in order. `steps` holds the step events by step; None where the loss was no number.
 
     They come from the log whose inode is `file`, up to byte `offset`.
@@ -84,15 +84,15 @@ class History:
         return numbers, raw, smooth(raw)
 
 
-class Histories:
-    """Histories by folder, kept between looks, so that each look reads only what is new."""
+class RunHistories:
+    """RunHistories by folder, kept between looks, so that each look reads only what is new."""
 
     def __init__(self) -> None:
-        self._known: dict[Path, History] = {}
+        self._known: dict[Path, RunHistory] = {}
         self._verdicts: dict[Path, tuple[int, bool, Verdict]] = {}
         self._lock = threading.Lock()
 
-    def read(self, folder: JobFolder) -> History:
+    def read(self, folder: JobFolder) -> RunHistory:
         """The history of a run up to now."""
         with self._lock:
             history = self._known.get(folder.path)
@@ -102,7 +102,7 @@ class Histories:
             except OSError:
                 file, size = 0, 0
             if history is None or history.file != file or size < history.offset:  # a resume writes the log anew
-                history = self._known[folder.path] = History(file)
+                history = self._known[folder.path] = RunHistory(file)
             events, history.offset = folder.events(history.offset)
             for event in events:
                 history.add(event)
@@ -126,11 +126,11 @@ class RunView:
     folder: JobFolder
     job: TrainJob
     status: JobStatus
-    history: History
+    history: RunHistory
     verdict: Verdict
 
     @classmethod
-    def of(cls, folder: JobFolder, histories: Histories) -> RunView:
+    def of(cls, folder: JobFolder, histories: RunHistories) -> RunView:
         """Look at a run; raises InputError if its job file cannot be read."""
         job = folder.job()
         if not isinstance(job, TrainJob):
@@ -173,4 +173,5 @@ def run_named(project: Project, name: str) -> JobFolder:
 def recipe_changes(own: Recipe, other: Recipe | None = None) -> list[tuple[str, str, str]]:
     """Settings that differ from another recipe (default: the guide's): name, value there, value here."""
     mine, theirs = own.model_dump(), (other or Recipe()).model_dump()
-    return [(name, short(theirs[name]), short(mine[name])) for name in mine if mine[name] != theirs[name]]
+    changed = [name for name in mine if mine[name] != theirs[name]]
+    return [(name, format_value(theirs[name]), format_value(mine[name])) for name in changed]

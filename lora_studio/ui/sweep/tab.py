@@ -12,11 +12,12 @@ from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.lora.header import read_lora
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import SweepJob, TrainJob
-from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import Choice, add_lora, chosen_loras, lora_choices
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep import view as test_view
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import empty_state, error_card, heading, html, pickable
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 from lora_studio.ui.widgets.thumbnails import copy_to_save
@@ -207,42 +208,42 @@ class SweepTab:
         form_events = [self.question.loras.change, self.question.bases.change, *self.form.edits]
 
         def on(event: Any, handler: Any, inputs: Any, outputs: Any, **options: Any) -> None:
-            event(guarded(self.frame.notice, handler), inputs, outputs, **studio.awaited, **options)
+            event(guarded(self.frame.notice, handler), inputs, outputs, **studio.with_progress, **options)
 
-        on(buttons.start.click, self.start, contents, [*shown, *asked])
-        on(buttons.stop.click, self.stop, chosen, shown)
-        on(buttons.resume.click, self.resume, chosen, shown)
-        on(buttons.again.click, self.again, chosen, [self.frame.notice, *asked])
-        on(answer.sweeps.click, self.pick_sweep, [studio.project], shown)
+        on(buttons.start.click, self.start_sweep, contents, [*shown, *asked])
+        on(buttons.stop.click, self.stop_sweep, chosen, shown)
+        on(buttons.resume.click, self.resume_sweep, chosen, shown)
+        on(buttons.again.click, self.reuse_settings, chosen, [self.frame.notice, *asked])
+        on(answer.sweeps.click, self.select_sweep, [studio.project], shown)
         pictures = [answer.large, answer.grid, self.cell, self.frame.notice]
         for place in (answer.grid, answer.large):
-            on(place.click, self.pick_cell, [studio.project, self.sweep], pictures, scroll_to_output=True)
-        on(self.elsewhere.upload.upload, self.upload, [studio.project, self.elsewhere.upload], [*shown, *asked])
+            on(place.click, self.select_cell, [studio.project, self.sweep], pictures, scroll_to_output=True)
+        on(self.elsewhere.upload.upload, self.upload_lora, [studio.project, self.elsewhere.upload], [*shown, *asked])
         if studio.mode is Mode.LOCAL:
             added = {studio.project, self.elsewhere.path}
             gr.on(
                 [self.elsewhere.add.click, self.elsewhere.path.submit],
-                guarded(self.frame.notice, self.add_path),
+                guarded(self.frame.notice, self.add_lora_path),
                 added,
                 [*shown, *asked, self.elsewhere.path],
-                **studio.awaited,
+                **studio.with_progress,
             )
         state = {studio.run, self.sweep, self.filled_for, *contents}
-        on(tab.select, self.reopened, state, [*shown, *asked])
-        to_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **QUIET)
+        on(tab.select, self.tab_selected, state, [*shown, *asked])
+        to_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
             form_events,
-            self.edited,
+            self.update_cell_count,
             contents,
             [self.question.count],
-            **QUIET,
+            **NO_PROGRESS,
             trigger_mode="always_last",
         )
         studio.timer.tick(
             self.tick,
             [studio.project, self.sweep, self.cell, self.seen],
             shown,
-            **QUIET,
+            **NO_PROGRESS,
             queue=False,
             trigger_mode="always_last",
         )
@@ -254,9 +255,9 @@ class SweepTab:
         return asked | self._show(project, self._default_sweep(project))
 
     @with_project
-    def reopened(self, data: dict[Any, Any]) -> Updates:
+    def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """The tab was opened: what was typed stays, unless another run was looked at in Train meanwhile."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         target = _target(project, data[self.studio.run])
         if data[self.filled_for] != _stamp(project, target):
             asked = self._fill(project, target)
@@ -266,35 +267,35 @@ class SweepTab:
         sweep = data[self.sweep]
         return asked | self._show(project, sweep if sweep in names else self._default_sweep(project))
 
-    def start(self, data: dict[Any, Any]) -> Updates:
+    def start_sweep(self, data: dict[Any, Any]) -> Updates:
         """Write the job and start its worker process."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         loras = chosen_loras(project, data[self.question.loras])
         for path in loras:
             read_lora(path)
         try:
             job = self._job(loras, data)
         except ConfigError as error:
-            return {self.frame.notice: error_card(error)} | self.form.mark(data)
+            return {self.frame.notice: error_card(error)} | self.form.mark_errors(data)
         folder = self.studio.jobs.start(project.new_sweep_dir(), job)
-        return self._show(project, folder.name) | self.studio.watch()
+        return self._show(project, folder.name) | self.studio.start_polling()
 
-    def stop(self, data: dict[Any, Any]) -> Updates:
+    def stop_sweep(self, data: dict[Any, Any]) -> Updates:
         """Ask the sweep to end; the pictures that are there stay."""
         project, name = self._chosen(data)
         sweep_named(project, name).request_stop()
         return self._show(project, name)
 
-    def resume(self, data: dict[Any, Any]) -> Updates:
+    def resume_sweep(self, data: dict[Any, Any]) -> Updates:
         """Draw what is missing."""
         project, name = self._chosen(data)
         folder = sweep_named(project, name)
         if folder.status().state.is_active:
             raise InputError(f"Test {name} is at work already.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
-        return self._show(project, name) | self.studio.watch()
+        return self._show(project, name) | self.studio.start_polling()
 
-    def again(self, data: dict[Any, Any]) -> Updates:
+    def reuse_settings(self, data: dict[Any, Any]) -> Updates:
         """Fill the form with what the shown test was asked."""
         project, name = self._chosen(data)
         job = SweepView.of(sweep_named(project, name)).job
@@ -306,36 +307,36 @@ class SweepTab:
             self.question.count: self._count(job),
         }
 
-    def pick_sweep(self, project_name: str, event: gr.EventData) -> Updates:
+    def select_sweep(self, project_name: str, event: gr.EventData) -> Updates:
         """Look at another test."""
-        project = self.studio.open(project_name)
+        project = self.studio.find_project(project_name)
         return self._show(project, sweep_named(project, str(event.pick)).name)
 
-    def pick_cell(self, project_name: str, sweep: str, event: gr.EventData) -> Updates:
+    def select_cell(self, project_name: str, sweep: str, event: gr.EventData) -> Updates:
         """Show one picture large, or no more."""
-        view = SweepView.of(sweep_named(self.studio.open(project_name), sweep))
+        view = SweepView.of(sweep_named(self.studio.find_project(project_name), sweep))
         name = "" if event.pick == test_view.CLOSE else view.name(view.cell(event.pick))
         return self._pictures(view, name)
 
-    def upload(self, project_name: str, file: str | None) -> Updates:
+    def upload_lora(self, project_name: str, file: str | None) -> Updates:
         """A LoRA file was uploaded."""
-        project = self.studio.open(project_name)
+        project = self.studio.find_project(project_name)
         if not file:
             raise InputError("No file came in.", "Choose a .safetensors file.", code="no_file")
         return self._added(project, Path(file))
 
-    def add_path(self, data: dict[Any, Any]) -> Updates:
+    def add_lora_path(self, data: dict[Any, Any]) -> Updates:
         """A file of this computer was named; only while nobody else can reach the studio."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         text = (data[self.elsewhere.path] or "").strip().strip("\"'")
         if not text:
             raise InputError("No path was given.", "Write the path of a .safetensors file.", code="no_file")
         return self._added(project, Path(text).expanduser()) | {self.elsewhere.path: ""}
 
-    def edited(self, data: dict[Any, Any]) -> Any:
+    def update_cell_count(self, data: dict[Any, Any]) -> Any:
         """The form changed: how many pictures it would make. What is wrong is marked at its field."""
         try:
-            project = self.studio.open(data[self.studio.project])
+            project = self.studio.find_project(data[self.studio.project])
             return {self.question.count: self._count(self._job(chosen_loras(project, data[self.question.loras]), data))}
         except StudioError:
             return {self.question.count: ""}
@@ -343,7 +344,7 @@ class SweepTab:
     def tick(self, project_name: str, sweep: str, cell: str, seen: str) -> Any:
         """Show what is new; called while a job is at work."""
         try:
-            project = self.studio.open(project_name)
+            project = self.studio.find_project(project_name)
             if self._signature(project, sweep) == seen:
                 return gr.skip()
             return self._show(project, sweep, cell)
@@ -351,14 +352,14 @@ class SweepTab:
             return gr.skip()
 
     def _chosen(self, data: dict[Any, Any]) -> tuple[Project, str]:
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         return project, data[self.sweep] or self._default_sweep(project)
 
     def _job(self, loras: list[Path], data: dict[Any, Any]) -> SweepJob:
         bases = [base.strip() for base in data[self.question.bases] or [] if isinstance(base, str) and base.strip()]
         if not bases:
             raise ConfigError(["No base model is chosen."], "Choose one under Base models.")
-        return self.form.read(data, loras=loras, bases=bases)
+        return self.form.parse(data, loras=loras, bases=bases)
 
     def _added(self, project: Project, file: Path) -> Updates:
         added = add_lora(project, file)

@@ -15,14 +15,13 @@ from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.train.view import STATE_WORDS
+from lora_studio.ui.widgets.formatting import format_count, format_duration
 from lora_studio.ui.widgets.html import (
-    Row,
+    TableRow,
     Tile,
     Tone,
     card,
     cards,
-    count_of,
-    duration,
     empty_card,
     heading,
     note,
@@ -87,7 +86,10 @@ def _usual(view: SweepView) -> dict[str, Any] | None:
 
 
 def _shape(plan: SweepPlan) -> str:
-    parts = [count_of(len(dict.fromkeys(plan.job.prompts)), "prompt"), count_of(len(plan.strengths), "strength")]
+    parts = [
+        format_count(len(dict.fromkeys(plan.job.prompts)), "prompt"),
+        format_count(len(plan.strengths), "strength"),
+    ]
     parts += [f"{len(plan.loras)} LoRAs"] * (len(plan.loras) > 1) + [f"{len(plan.bases)} bases"] * (len(plan.bases) > 1)
     return " × ".join(parts)
 
@@ -95,9 +97,9 @@ def _shape(plan: SweepPlan) -> str:
 def _time_tile(view: SweepView) -> Tile:
     status = view.status
     if status.state is JobState.RUNNING:
-        return Tile("Time left", duration(status.seconds_left), status.message or "drawing")
+        return Tile("Time left", format_duration(status.seconds_left), status.message or "drawing")
     if status.started_at and status.updated_at and not view.alive:
-        return Tile("Took", duration(status.updated_at - status.started_at), STATE_WORDS[status.state])
+        return Tile("Took", format_duration(status.updated_at - status.started_at), STATE_WORDS[status.state])
     return Tile("Time left", "–", "it waits for its turn" if view.alive else STATE_WORDS[status.state])
 
 
@@ -117,10 +119,10 @@ def state_card(view: SweepView) -> Markup:
         case JobState.RUNNING if not view.drawn:
             said = [card("Getting ready", status.message)]
         case JobState.STOPPED:
-            said = [card("Stopped", status.message, status.remedy, Tone.LOOK)]
+            said = [card("Stopped", status.message, status.remedy, Tone.WARNING)]
         case JobState.FAILED:
-            said = [card("The test failed", status.message, status.remedy, Tone.BAD)]
-    return cards([*said, *(note(message, tone=Tone.LOOK) for message in view.notes)])
+            said = [card("The test failed", status.message, status.remedy, Tone.ERROR)]
+    return cards([*said, *(note(message, tone=Tone.WARNING) for message in view.notes)])
 
 
 def count(plan: SweepPlan) -> Markup:
@@ -132,7 +134,7 @@ def count(plan: SweepPlan) -> Markup:
         more = f"The {bare} without a LoRA serve all of them."
     else:
         more = ""
-    return Markup('<p class="hint">{}: {}. {}</p>').format(count_of(len(plan.cells), "picture"), _shape(plan), more)
+    return Markup('<p class="hint">{}: {}. {}</p>').format(format_count(len(plan.cells), "picture"), _shape(plan), more)
 
 
 def log(lines: str) -> Markup:
@@ -239,7 +241,7 @@ def measures(view: SweepView) -> Markup:
         return Markup("")
     several = len(view.plan.loras) * len(view.plan.bases) > 1
     rows = [
-        Row(
+        TableRow(
             [
                 *([f"{row.get('lora')} · {row.get('base')}"] if several else []),
                 strength_label(row.get("strength", 0.0)),
@@ -299,7 +301,7 @@ def sweeps_table(views: Sequence[SweepView], shown: str) -> Markup:
     if not views:
         return Markup("")
     rows = [
-        Row(
+        TableRow(
             [
                 Markup("{}<div class='hint'>{}</div>").format(
                     pick_button(view.folder.name, f"Test {view.folder.name}", current=view.folder.name == shown),

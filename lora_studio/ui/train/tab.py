@@ -15,11 +15,12 @@ from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_title
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.context import QUIET, Page, Studio, TabName, Updates, guarded, with_project
+from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
 from lora_studio.ui.plan.tab import EXPECTED_IMAGES
 from lora_studio.ui.plan.view import caution_cards, plan_tiles
-from lora_studio.ui.state.run_history import Histories, RunView, run_named
+from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.train import view as train_view
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import empty_card, error_card, heading, html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
@@ -170,7 +171,7 @@ class TrainTab:
         self.others = others
         self.run_side = run_side
         self.aside = aside
-        self.histories = Histories()
+        self.histories = RunHistories()
         self.seen = gr.State("")
         self.filled_from = gr.State("")
 
@@ -194,29 +195,29 @@ class TrainTab:
         contents = {studio.project, self.form_side.name, *self.others, *self.form.inputs}
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
-            event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **studio.awaited, **options)
+            event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **studio.with_progress, **options)
 
-        on(buttons.start.click, self.start, contents)
-        on(buttons.stop.click, self.stop, chosen)
-        on(buttons.resume.click, self.resume, chosen)
-        on(buttons.again.click, self.again, chosen)
-        on(self.aside.runs.click, self.pick, [studio.project])
-        on(self.form_side.source.input, self.fill_from, {studio.project, self.form_side.source})
-        on(tab.select, self.reopened, {*chosen, self.filled_from, *contents})
-        buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **QUIET)
+        on(buttons.start.click, self.start_training, contents)
+        on(buttons.stop.click, self.stop_training, chosen)
+        on(buttons.resume.click, self.resume_training, chosen)
+        on(buttons.again.click, self.edit_and_rerun, chosen)
+        on(self.aside.runs.click, self.select_run, [studio.project])
+        on(self.form_side.source.input, self.load_settings, {studio.project, self.form_side.source})
+        on(tab.select, self.tab_selected, {*chosen, self.filled_from, *contents})
+        buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
             [*self.form.edits, self.others.regularization.blur],
-            self.edited,
+            self.update_estimate,
             contents,
             [self.figures, self.aside.cards],
-            **QUIET,
+            **NO_PROGRESS,
             trigger_mode="always_last",
         )
         studio.timer.tick(
             self.tick,
             [studio.project, studio.run, self.seen],
             live,
-            **QUIET,
+            **NO_PROGRESS,
             queue=False,
             trigger_mode="always_last",
         )
@@ -227,26 +228,26 @@ class TrainTab:
         return self._fill(project, project.info().recipe or Recipe()) | self._show(project, self._default_run(project))
 
     @with_project
-    def reopened(self, data: dict[Any, Any]) -> Updates:
+    def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """The tab was opened: what was typed stays, unless Plan made another recipe meanwhile."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         recipe = project.info().recipe or Recipe()
         filled = self._fill(project, recipe) if data[self.filled_from] != _stamp(project, recipe) else {}
         if not filled and data[self.studio.run] == FORM:
             with suppress(ConfigError):
-                recipe = self.form.read(data)
+                recipe = self.form.parse(data)
         run = data[self.studio.run]
         if run is None or (run != FORM and run not in {folder.name for folder in project.runs()}):
             run = self._default_run(project)
         return filled | self._show(project, run, recipe)
 
-    def start(self, data: dict[Any, Any]) -> Updates:
+    def start_training(self, data: dict[Any, Any]) -> Updates:
         """Write the job and start its worker process."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         try:
-            recipe = self.form.read(data)
+            recipe = self.form.parse(data)
         except ConfigError as error:
-            return {self.aside.notice: error_card(error)} | self.form.mark(data)
+            return {self.aside.notice: error_card(error)} | self.form.mark_errors(data)
         info = project.info()
         if not project_images(project):
             raise InputError(f"{project.name} has no images yet.", "Import some in Dataset.", code="no_images")
@@ -264,38 +265,40 @@ class TrainTab:
         )
         project.save_info(info.model_copy(update={"recipe": recipe}))
         folder = self.studio.jobs.start(project.new_run_dir(job.name), job)
-        return {self.filled_from: _stamp(project, recipe)} | self._show(project, folder.name) | self.studio.watch()
+        return (
+            {self.filled_from: _stamp(project, recipe)} | self._show(project, folder.name) | self.studio.start_polling()
+        )
 
-    def stop(self, data: dict[Any, Any]) -> Updates:
+    def stop_training(self, data: dict[Any, Any]) -> Updates:
         """Ask the run to end at its next step; what it learned is kept."""
         project, name = self._chosen(data)
         run_named(project, name).request_stop()
         return self._show(project, name)
 
-    def resume(self, data: dict[Any, Any]) -> Updates:
+    def resume_training(self, data: dict[Any, Any]) -> Updates:
         """Go on from the last checkpoint."""
         project, name = self._chosen(data)
         folder = run_named(project, name)
         if folder.status().state.is_active:
             raise InputError(f"{name} is at work already.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
-        return self._show(project, name) | self.studio.watch()
+        return self._show(project, name) | self.studio.start_polling()
 
-    def again(self, data: dict[Any, Any]) -> Updates:
+    def edit_and_rerun(self, data: dict[Any, Any]) -> Updates:
         """Fill the form with this run's recipe, for one change and another run."""
         project, name = self._chosen(data)
         view = RunView.of(run_named(project, name), self.histories)
         filled = self._fill(project, view.job.recipe, view.job)
         return filled | self._show(project, FORM, view.job.recipe) | {self.form_side.source: None}
 
-    def pick(self, project_name: str, event: gr.EventData) -> Updates:
+    def select_run(self, project_name: str, event: gr.EventData) -> Updates:
         """Look at another run."""
-        project = self.studio.open(project_name)
+        project = self.studio.find_project(project_name)
         return self._show(project, run_named(project, str(event.pick)).name)
 
-    def fill_from(self, data: dict[Any, Any]) -> Updates:
+    def load_settings(self, data: dict[Any, Any]) -> Updates:
         """Fill the form from a preset, the guide or the project."""
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         source = data[self.form_side.source]
         if source == PROJECT_RECIPE:
             recipe = project.info().recipe or Recipe()
@@ -307,12 +310,12 @@ class TrainTab:
             raise InputError(f"There is no preset {source!r}.", "Choose one from the list.", code="no_preset")
         return self.form.fill(dict(recipe)) | self._estimate(project, project.info(), recipe)
 
-    def edited(self, data: dict[Any, Any]) -> Any:
+    def update_estimate(self, data: dict[Any, Any]) -> Any:
         """The form changed: what it would make of the run. A single wrong value is marked at its field."""
         try:
-            project = self.studio.open(data[self.studio.project])
+            project = self.studio.find_project(data[self.studio.project])
             return self._estimate(
-                project, project.info(), self.form.read(data), self.others.values(data)["regularization"]
+                project, project.info(), self.form.parse(data), self.others.values(data)["regularization"]
             )
         except StudioError:
             return gr.skip()
@@ -320,7 +323,7 @@ class TrainTab:
     def tick(self, project_name: str, run: str | None, seen: str) -> Any:
         """Show what is new; called while a job is at work."""
         try:
-            project = self.studio.open(project_name)
+            project = self.studio.find_project(project_name)
             name = self._default_run(project) if run is None else run
             if self._signature(project, name) == seen:
                 return gr.skip()
@@ -331,7 +334,7 @@ class TrainTab:
             return gr.skip()
 
     def _chosen(self, data: dict[Any, Any]) -> tuple[Project, str]:
-        project = self.studio.open(data[self.studio.project])
+        project = self.studio.find_project(data[self.studio.project])
         run = data[self.studio.run]
         return project, self._default_run(project) if run is None else run
 

@@ -11,18 +11,17 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.state.run_history import RunView, recipe_changes
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
+from lora_studio.ui.widgets.formatting import format_duration, format_value
 from lora_studio.ui.widgets.html import (
-    Row,
+    TableRow,
     Tile,
     Tone,
     card,
     cards,
-    duration,
     empty_card,
     heading,
     note,
     pick_button,
-    short,
     table,
     tiles,
 )
@@ -31,7 +30,7 @@ from lora_studio.ui.widgets.thumbnails import picture
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 
-TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.LOOK, "bad": Tone.BAD}
+TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
 STATE_WORDS = {
     JobState.CREATED: "not started",
     JobState.QUEUED: "waiting",
@@ -82,7 +81,7 @@ def run_tiles(view: RunView) -> Markup:
                 f"{last['memory_gib']:.1f} GiB" if last.get("memory_gib") is not None else "–",
                 f"of {gpu.vram_gib:g} GiB" if gpu else "at the latest step",
             ),
-            Tile("Rate", short(last["lr"]) if _is_plain(last.get("lr")) else _rate(last.get("lr")), _rate_note(view)),
+            Tile("Learning rate", _rate(last.get("lr")), _rate_note(view)),
         ]
     )
 
@@ -91,18 +90,14 @@ def _time_tile(view: RunView) -> Tile:
     steps = [event["seconds"] for event in list(view.history.steps.values())[-50:] if event.get("seconds")]
     pace = f"{sum(steps) / len(steps):.2f} s a step" if steps else "known after the first steps"
     if view.status.state is JobState.RUNNING:
-        return Tile("Time left", duration(view.status.seconds_left), pace)
+        return Tile("Time left", format_duration(view.status.seconds_left), pace)
     if view.status.started_at and view.status.updated_at and not view.alive:
-        return Tile("Took", duration(view.status.updated_at - view.status.started_at), pace)
+        return Tile("Took", format_duration(view.status.updated_at - view.status.started_at), pace)
     return Tile("Time left", "–", pace)
 
 
-def _is_plain(rate: float | None) -> bool:
-    return rate is not None and float(f"{rate:.3g}") == rate
-
-
 def _rate(rate: float | None) -> str:
-    return "–" if rate is None else short(float(f"{rate:.3g}"))
+    return "–" if rate is None else format_value(float(f"{rate:.3g}"))
 
 
 def _rate_note(view: RunView) -> str:
@@ -175,9 +170,9 @@ def state_card(view: RunView) -> Markup:
             progress = f" ({status.done} of {status.total})" if status.total and status.done else ""
             return card("Getting ready", f"{status.message}{progress}")
         case JobState.STOPPED:
-            return card("Stopped", status.message, status.remedy, Tone.LOOK)
+            return card("Stopped", status.message, status.remedy, Tone.WARNING)
         case JobState.FAILED:
-            return card("The run failed", status.message, status.remedy, Tone.BAD)
+            return card("The run failed", status.message, status.remedy, Tone.ERROR)
     return Markup("")
 
 
@@ -188,7 +183,7 @@ def what_it_says(view: RunView) -> Markup:
         [card(verdict.title, verdict.evidence, verdict.next_step, TONES[verdict.level])] if view.history.losses else []
     )
     notes = view.history.notes.values()
-    return cards([*said, *(note(event.get("message", ""), event.get("why", ""), Tone.LOOK) for event in notes)])
+    return cards([*said, *(note(event.get("message", ""), event.get("why", ""), Tone.WARNING) for event in notes)])
 
 
 def runs_table(views: Sequence[RunView], shown: str) -> Markup:
@@ -199,7 +194,7 @@ def runs_table(views: Sequence[RunView], shown: str) -> Markup:
     for place, view in reversed(list(enumerate(views))):
         parent = views[place - 1].job if place else None
         rows.append(
-            Row(
+            TableRow(
                 [
                     Markup("{}<div class='hint'>{}</div>").format(
                         pick_button(view.folder.name, view.folder.name, current=view.folder.name == shown),
@@ -257,7 +252,7 @@ def recipe_of_run(job: TrainJob) -> Markup:
         spec = Spec.of(Recipe, name)
         value, default = getattr(job.recipe, name), getattr(defaults, name)
         if spec.simple or value != default:
-            rows.append(Row([spec.label, short(value), short(default)], changed=value != default))
+            rows.append(TableRow([spec.label, format_value(value), format_value(default)], changed=value != default))
     if job.regularization is not None:
-        rows.append(Row(["Regularisation images", str(job.regularization), "empty"], changed=True))
+        rows.append(TableRow(["Regularisation images", str(job.regularization), "empty"], changed=True))
     return table(["Setting", "Value", "Default"], rows, ["", "value", "why"], label="Recipe of this run")

@@ -11,7 +11,7 @@ from gradio.components import Component
 
 from lora_studio.device import find_gpus
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.ui.context import Updates
+from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.settings_form import FIELD_WIDTH, Spec
 
 WIDE_FIELD = 2 * FIELD_WIDTH

@@ -21,8 +21,9 @@ from pydantic_core import PydanticUndefined
 from lora_studio.errors import ConfigError, validation_message
 from lora_studio.settings.declare import Group, Settings
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.context import QUIET, Updates
-from lora_studio.ui.widgets.html import html, short
+from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
+from lora_studio.ui.widgets.formatting import format_value
+from lora_studio.ui.widgets.html import html
 
 FIELD_WIDTH = 210
 RESET_LENGTH = 24
@@ -91,15 +92,15 @@ class Spec:
         if self.is_lines:
             return "\n".join(value)
         if self.is_row:
-            return ", ".join(map(short, value))
-        return "" if value is None else str(value) if isinstance(value, str) else short(value)
+            return ", ".join(map(format_value, value))
+        return "" if value is None else str(value) if isinstance(value, str) else format_value(value)
 
     @property
     def default_text(self) -> str:
         """The default as people write it; empty where there is none."""
         if self.default is PydanticUndefined:
             return ""
-        return str(self.shown(self.default)) if self.is_row else short(self.default)
+        return str(self.shown(self.default)) if self.is_row else format_value(self.default)
 
     def given(self, content: Any) -> Any:
         """A component's content as the settings' model takes it."""
@@ -143,12 +144,12 @@ class SettingsForm(Generic[Model]):
 
     @property
     def inputs(self) -> set[Component]:
-        """All components, to be given to an event as a set; the handler passes its data to `read`."""
+        """All components, to be given to an event as a set; the handler passes its data to `parse`."""
         return set(self.components.values())
 
     @property
     def outputs(self) -> list[Component]:
-        """All components that `fill` and `mark` change."""
+        """All components that `fill` and `mark_errors` change."""
         return list(self.components.values())
 
     @property
@@ -180,7 +181,7 @@ class SettingsForm(Generic[Model]):
             for name, content in shown.items()
         }
 
-    def read(self, data: Mapping[Component, Any], **more: Any) -> Model:
+    def parse(self, data: Mapping[Component, Any], **more: Any) -> Model:
         """The settings that the form holds, and `more` that it does not.
 
         Raises ConfigError that names every wrong setting by its label.
@@ -197,7 +198,7 @@ class SettingsForm(Generic[Model]):
             ]
             raise ConfigError(lines, "Correct it in the form; the marked fields say what fits.") from error
 
-    def mark(self, data: Mapping[Component, Any]) -> Updates:
+    def mark_errors(self, data: Mapping[Component, Any]) -> Updates:
         """Mark what was changed and what is wrong, at the fields themselves."""
         try:
             self.model.model_validate(self._values(data))
@@ -217,18 +218,20 @@ class SettingsForm(Generic[Model]):
                     partial(self._follow, name),
                     [component, *followers],
                     followers,
-                    **QUIET,
+                    **NO_PROGRESS,
                     api_visibility="private",
                 )
             _edit_event(component)(
                 partial(self._edited, name),
                 component,
                 component,
-                **QUIET,
+                **NO_PROGRESS,
                 api_visibility="private",
             )
             if name in self.resets:
-                self.resets[name].click(partial(self._reset, name), None, component, **QUIET, api_visibility="private")
+                self.resets[name].click(
+                    partial(self._reset, name), None, component, **NO_PROGRESS, api_visibility="private"
+                )
 
     def _follow(self, master: str, content: Any, *contents: Any) -> Any:
         followers = [spec for spec in self.specs.values() if spec.master == master]
@@ -278,7 +281,7 @@ class RecipeForm(SettingsForm[Recipe]):
         """Marks, reset buttons, and the search."""
         super().wire()
         found = [*self.outputs, *self.folds.values(), self.nothing_found]
-        self.search.input(self._find, {self.search, *self.inputs}, found, **QUIET, api_visibility="private")
+        self.search.input(self._find, {self.search, *self.inputs}, found, **NO_PROGRESS, api_visibility="private")
 
     def _find(self, data: Mapping[Component, Any]) -> Updates:
         """Show what has all the words, though it may do nothing yet; without words, what does something."""

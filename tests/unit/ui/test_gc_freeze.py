@@ -12,7 +12,7 @@ from PIL import Image
 
 from lora_studio.ui.dataset import contents as dataset_contents
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.gc_freeze import made_to_stay
+from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import Home
 
 
@@ -24,7 +24,7 @@ def thawed() -> Iterator[None]:
 
 def test_the_collector_is_on_again_whatever_happens() -> None:
     def fail() -> None:
-        with made_to_stay():
+        with gc_frozen():
             assert not gc.isenabled()
             raise LookupError
 
