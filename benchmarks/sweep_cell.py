@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.sampling.sweep import sweep
@@ -33,7 +33,7 @@ def reload_each(base: Path, lora: Path, folder: Path) -> float:
     began = time.process_time()
     for strength in STRENGTHS:
         pipeline = load_sampling_pipeline(str(base), home=Home(folder), precision=Precision.FP32)
-        with apply_lora(pipeline.pipe, read_lora(lora)) as adapter:
+        with apply_lora(pipeline.pipe, read_lora_header(lora)) as adapter:
             adapter.set_strength(strength)
             prompt, negative = pipeline.encode(PROMPT, clip_skip=2), pipeline.encode_negative("", clip_skip=2)
             picture = pipeline.draw(

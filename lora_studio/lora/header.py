@@ -16,11 +16,11 @@ from lora_studio.errors import InputError
 # A rank-128 LoCon over all of SDXL with 1.5 MB of tag frequencies needs 3 MB of header and 3,500 tensors.
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_TENSORS = 10_000
-MAX_NAME = 512
+MAX_NAME_LENGTH = 512
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 # The tensors of a layer by the names that kohya and LyCORIS give them, and what diffusers and peft say for them.
-PARTS = r"lora_(?:down|mid|up)\.weight|alpha|dora_scale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2"
-OTHER_PARTS = {
+PART_NAMES = r"lora_(?:down|mid|up)\.weight|alpha|dora_scale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2"
+PART_ALIASES = {
     "lora_A.weight": "lora_down.weight",
     "lora_B.weight": "lora_up.weight",
     "lora.down.weight": "lora_down.weight",
@@ -30,12 +30,12 @@ OTHER_PARTS = {
     "lora_magnitude_vector": "dora_scale",
     "lora_magnitude_vector.weight": "dora_scale",
 }
-KOHYA_KEY = re.compile(rf"(lora_(?:unet|te1|te2)_\w+)\.({PARTS})")
+KOHYA_KEY = re.compile(rf"(lora_(?:unet|te1|te2)_\w+)\.({PART_NAMES})")
 PEFT_KEY = re.compile(
-    rf"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.({'|'.join(map(re.escape, OTHER_PARTS))}|{PARTS})"
+    rf"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.({'|'.join(map(re.escape, PART_ALIASES))}|{PART_NAMES})"
 )
 # The sets of tensors that make a layer whole, and what may be beside them.
-WHOLE: tuple[tuple[set[str], set[str]], ...] = (
+COMPLETE_LAYERS: tuple[tuple[set[str], set[str]], ...] = (
     ({"lora_down.weight", "lora_up.weight"}, {"lora_mid.weight"}),
     ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, set()),
     ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}, set()),
@@ -73,18 +73,18 @@ class LoraFile:
         return self.path.stem
 
     @property
-    def kohya(self) -> bool:
+    def is_kohya(self) -> bool:
         """Whether names are kohya's (else peft's)."""
         return KOHYA_KEY.fullmatch(next(iter(self.tensors), "")) is not None
 
     @property
     def modules(self) -> dict[str, dict[str, str]]:
         """The layers that the LoRA changes, as the file spells them: the tensors' kohya names -> their full names."""
-        pattern = KOHYA_KEY if self.kohya else PEFT_KEY
+        pattern = KOHYA_KEY if self.is_kohya else PEFT_KEY
         found: dict[str, dict[str, str]] = {}
         for name in self.tensors:
             if match := pattern.fullmatch(name):
-                found.setdefault(match[1], {})[OTHER_PARTS.get(match[2], match[2])] = name
+                found.setdefault(match[1], {})[PART_ALIASES.get(match[2], match[2])] = name
         return found
 
     @property
@@ -108,7 +108,7 @@ class LoraFile:
         return digest.hexdigest()
 
 
-def read_lora(path: Path) -> LoraFile:
+def read_lora_header(path: Path) -> LoraFile:
     """Read and check the header of a LoRA for SDXL; no weight is loaded.
 
     Raises InputError for a file that is missing, a pickle, damaged, oversized, or not a LoRA for SDXL.
@@ -116,18 +116,22 @@ def read_lora(path: Path) -> LoraFile:
     if not path.is_file():
         raise InputError(f"LoRA {path} is not there.", "Give the path of a .safetensors file.", code="lora_missing")
     if path.suffix.lower() in PICKLES:
-        raise _bad(path, "is a pickle, which can run code when it is opened.", "Convert it to .safetensors first.")
+        raise _lora_file_error(
+            path, "is a pickle, which can run code when it is opened.", "Convert it to .safetensors first."
+        )
     header, offset = _read_header(path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _bad(path, "has metadata that is not text.", "Save it again with another tool.")
-    if len(header) > MAX_TENSORS or any(len(name) > MAX_NAME for name in header):
-        raise _bad(path, f"has more than {MAX_TENSORS:,} tensors or absurd names.", "This is no LoRA for SDXL.")
+        raise _lora_file_error(path, "has metadata that is not text.", "Save it again with another tool.")
+    if len(header) > MAX_TENSORS or any(len(name) > MAX_NAME_LENGTH for name in header):
+        raise _lora_file_error(
+            path, f"has more than {MAX_TENSORS:,} tensors or absurd names.", "This is no LoRA for SDXL."
+        )
     _check_keys(path, header)
     try:
         tensors = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in header.items()}
     except (TypeError, KeyError, ValueError) as error:
-        raise _bad(path, "has a damaged header.", "Download or copy it again.") from error
+        raise _lora_file_error(path, "has a damaged header.", "Download or copy it again.") from error
     return LoraFile(path, metadata, tensors, offset)
 
 
@@ -137,14 +141,14 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-            raise _bad(path, "is not a whole safetensors file, or its header is larger than 4 MB.", damaged)
+            raise _lora_file_error(path, "is not a whole safetensors file, or its header is larger than 4 MB.", damaged)
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _bad(path, "has a header that is no clean JSON.", damaged) from error
+        raise _lora_file_error(path, "has a header that is no clean JSON.", damaged) from error
     if not isinstance(header, dict):
-        raise _bad(path, "has a header that is no clean JSON.", damaged)
+        raise _lora_file_error(path, "has a header that is no clean JSON.", damaged)
     return header, 8 + length
 
 
@@ -158,25 +162,27 @@ def _check_keys(path: Path, names: Collection[str]) -> None:
     """Every tensor must belong to a LoRA for SDXL, in one of two spellings, and every layer must be whole."""
     for pattern, what in FOREIGN_KEYS:
         if found := next((name for name in names if pattern.match(name)), None):
-            raise _bad(path, f"cannot be used with SDXL. {what} (it holds {found!r}).", "Choose a LoRA for SDXL.")
+            raise _lora_file_error(
+                path, f"cannot be used with SDXL. {what} (it holds {found!r}).", "Choose a LoRA for SDXL."
+            )
     pattern = KOHYA_KEY if any(map(KOHYA_KEY.fullmatch, names)) else PEFT_KEY
     layers: dict[str, set[str]] = {}
     for name in names:
         match = pattern.fullmatch(name)
         if match is None:
-            raise _bad(
+            raise _lora_file_error(
                 path,
                 f"does not look like a LoRA for SDXL (it holds {name[:80]!r}).",
                 "Choose a LoRA in kohya's format.",
             )
-        layers.setdefault(match[1], set()).add(OTHER_PARTS.get(match[2], match[2]))
+        layers.setdefault(match[1], set()).add(PART_ALIASES.get(match[2], match[2]))
     if not layers:
-        raise _bad(path, "does not look like a LoRA for SDXL.", "Choose a LoRA in kohya's format.")
+        raise _lora_file_error(path, "does not look like a LoRA for SDXL.", "Choose a LoRA in kohya's format.")
     for layer, parts in layers.items():
         weights = parts - {"alpha", "dora_scale"}
-        if not any(needed <= weights <= needed | allowed for needed, allowed in WHOLE):
-            raise _bad(path, f"lacks a half of layer {layer!r}.", "Download or copy it again.")
+        if not any(needed <= weights <= needed | allowed for needed, allowed in COMPLETE_LAYERS):
+            raise _lora_file_error(path, f"lacks a half of layer {layer!r}.", "Download or copy it again.")
 
 
-def _bad(path: Path, what: str, remedy: str) -> InputError:
+def _lora_file_error(path: Path, what: str, remedy: str) -> InputError:
     return InputError(f"LoRA {path.name} {what}", remedy, code="lora_file")

@@ -24,12 +24,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lora_studio.lora.fused_linear import FusedLoraLinear
-from lora_studio.lora.layers import find_layers
-from lora_studio.lora.shapes import Size, size_of
+from lora_studio.lora.layers import find_target_layers
+from lora_studio.lora.shapes import DimAlpha, layer_dim_alpha
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 
-NAME = "default"
+ADAPTER_NAME = "default"
 DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
 # What a saved state calls them.
 STATE_NAMES = {DOWN: "A", UP: "B"}
@@ -73,7 +73,7 @@ class Adapters:
         for name, parameter in self._named():
             parameter.copy_(state[name])
 
-    def finite(self) -> bool:
+    def is_finite(self) -> bool:
         """Whether every weight is a number; one wait for the device."""
         parts = [parameter.detach().isfinite().all() for parameter in self.parameters(*self.models)]
         return bool(torch.stack(parts).all())
@@ -84,7 +84,7 @@ class Adapters:
                 yield f"{prefix}/{path}/{STATE_NAMES.get(name, name)}", parameter
 
 
-def layer_tensors(layer: BaseTunerLayer, adapter: str = NAME) -> dict[str, nn.Parameter]:
+def layer_tensors(layer: BaseTunerLayer, adapter: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
     """An adapted layer's weights by the names that kohya's and LyCORIS' files give them, in peft's shapes."""
     if not isinstance(layer, LoraLayer):
         parts = {name: getattr(layer, name) for name in layer.adapter_layer_names}
@@ -103,10 +103,10 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], rec
     """
     models: dict[str, nn.Module] = {"unet": unet}
     models |= {f"te{number}": encoder for number, encoder in enumerate(text_encoders, 1)}
-    sizes: dict[str, dict[str, Size]] = defaultdict(dict)
-    for place in find_layers(unet, text_encoders):
-        if size := size_of(recipe, place.layer):
-            sizes[place.model][place.path] = size
+    sizes: dict[str, dict[str, DimAlpha]] = defaultdict(dict)
+    for target in find_target_layers(unet, text_encoders):
+        if size := layer_dim_alpha(recipe, target.layer):
+            sizes[target.model][target.path] = size
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         for prefix, chosen in sizes.items():
@@ -114,7 +114,7 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], rec
                 models[prefix],
                 recipe.network_type,
                 chosen,
-                NAME,
+                ADAPTER_NAME,
                 dropout=recipe.network_dropout,
                 lokr_factor=recipe.lokr_factor,
             )
@@ -125,14 +125,14 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], rec
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     for _, _, layer in adapters.layers:
-        measure_rows(layer, NAME)
+        init_dora_magnitude(layer, ADAPTER_NAME)
     return adapters
 
 
 def inject(
     model: nn.Module,
     kind: NetworkType,
-    sizes: Mapping[str, Size],
+    sizes: Mapping[str, DimAlpha],
     adapter: str,
     *,
     dropout: float = 0.0,
@@ -144,8 +144,8 @@ def inject(
     common: dict[str, Any] = {
         "r": dim,
         "target_modules": list(sizes),
-        "rank_pattern": _pattern({path: size.dim for path, size in sizes.items()}, dim),
-        "alpha_pattern": _pattern({path: size.alpha for path, size in sizes.items()}, alpha),
+        "rank_pattern": _peft_pattern({path: size.dim for path, size in sizes.items()}, dim),
+        "alpha_pattern": _peft_pattern({path: size.alpha for path, size in sizes.items()}, alpha),
         "inference_mode": inference,
     }
     config: PeftConfig
@@ -167,7 +167,7 @@ def inject(
     inject_adapter_in_model(config, model, adapter_name=adapter)
 
 
-def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
+def _peft_pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
     """Exceptions from the default as peft takes them; one expression a value, since peft tries each on every layer."""
     paths: dict[float, list[str]] = defaultdict(list)
     for path, value in values.items():
@@ -176,7 +176,7 @@ def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
     return {"|".join(names): value for value, names in paths.items()}
 
 
-class _Rows:
+class _Fp32WeightNorm:
     """peft measures a DoRA's rows in the base's dtype, where bf16 is off by 0.4 %; here it is fp32."""
 
     def get_weight_norm(
@@ -188,20 +188,20 @@ class _Rows:
         return norm
 
 
-class _LinearRows(_Rows, DoraLinearLayer):
+class _Fp32DoraLinear(_Fp32WeightNorm, DoraLinearLayer):
     pass
 
 
-class _ConvRows(_Rows, DoraConv2dLayer):
+class _Fp32DoraConv2d(_Fp32WeightNorm, DoraConv2dLayer):
     pass
 
 
-def measure_rows(layer: BaseTunerLayer, adapter: str) -> None:
+def init_dora_magnitude(layer: BaseTunerLayer, adapter: str) -> None:
     """Set a DoRA's lengths of rows to those that the layer has now, in fp32; other layers stay as they are."""
     if not isinstance(layer, LoraLayer) or adapter not in layer.lora_magnitude_vector:
         return
     base = layer.get_base_layer()
-    rows = (_ConvRows if isinstance(base, nn.Conv2d) else _LinearRows)(fan_in_fan_out=False)
+    rows = (_Fp32DoraConv2d if isinstance(base, nn.Conv2d) else _Fp32DoraLinear)(fan_in_fan_out=False)
     weights = layer_tensors(layer, adapter)
     rows.update_layer(
         base_layer=base,

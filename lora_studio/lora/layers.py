@@ -9,7 +9,7 @@ from typing import NamedTuple
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from lora_studio.lora.shapes import Layer, Part
+from lora_studio.lora.shapes import Layer, LayerRole
 
 TEXT_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
 # What Stability's code calls the layers of a resnet.
@@ -23,21 +23,21 @@ _BLOCK = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.")
 _SHORT = {"input": "in", "middle": "mid", "output": "out"}
 
 
-class Place(NamedTuple):
+class TargetLayer(NamedTuple):
     """A layer of a model: `path` is diffusers' or transformers', `stability` that of Stability's code (UNet only)."""
 
     model: str
     path: str
-    stability: str
+    stability_path: str
     layer: Layer
 
     @property
-    def kohya(self) -> str:
+    def kohya_name(self) -> str:
         """The layer's name in kohya's files."""
-        return kohya_name(self.model, self.path, self.stability)
+        return kohya_name(self.model, self.path, self.stability_path)
 
 
-def find_layers(unet: UNet2DConditionModel | None, text_encoders: list[nn.Module]) -> list[Place]:
+def find_target_layers(unet: UNet2DConditionModel | None, text_encoders: list[nn.Module]) -> list[TargetLayer]:
     """Every layer that some recipe could train, model by model in the order of their modules.
 
     To be called while no adapter lies on the models.
@@ -46,34 +46,34 @@ def find_layers(unet: UNet2DConditionModel | None, text_encoders: list[nn.Module
     for number, encoder in enumerate(text_encoders, 1):
         for path, module in encoder.named_modules():
             if isinstance(module, nn.Linear) and path.endswith(TEXT_LAYERS):
-                part = Part.ATTENTION if ".self_attn." in path else Part.FEED_FORWARD
+                part = LayerRole.ATTENTION if ".self_attn." in path else LayerRole.FEED_FORWARD
                 layer = Layer(f"te{number}", part, "", module.out_features, module.in_features)
-                found.append(Place(f"te{number}", path, "", layer))
+                found.append(TargetLayer(f"te{number}", path, "", layer))
     return found
 
 
-def _unet_layers(unet: UNet2DConditionModel) -> Iterator[Place]:
+def _unet_layers(unet: UNet2DConditionModel) -> Iterator[TargetLayer]:
     blocks = block_names(unet)
     for path, module in unet.named_modules():
-        stability = stability_path(path, blocks)
+        stability = to_stability_path(path, blocks)
         match = _BLOCK.match(stability)
         if match is None or not isinstance(module, nn.Linear | nn.Conv2d):
             continue
         block = _SHORT[match[1]] + match[2]
         if isinstance(module, nn.Linear):
-            layer = Layer("unet", _part(path, 0), block, module.out_features, module.in_features)
+            layer = Layer("unet", _role(path, 0), block, module.out_features, module.in_features)
         else:
             kernel = module.kernel_size[0]
-            layer = Layer("unet", _part(path, kernel), block, module.out_channels, module.in_channels, kernel)
-        yield Place("unet", path, stability, layer)
+            layer = Layer("unet", _role(path, kernel), block, module.out_channels, module.in_channels, kernel)
+        yield TargetLayer("unet", path, stability, layer)
 
 
-def _part(path: str, kernel: int) -> Part:
+def _role(path: str, kernel: int) -> LayerRole:
     if ".attentions." not in path:
-        return Part.CONVOLUTION if kernel > 1 else Part.LINEAR
+        return LayerRole.CONVOLUTION if kernel > 1 else LayerRole.LINEAR
     if ".attn1." in path or ".attn2." in path:
-        return Part.ATTENTION
-    return Part.FEED_FORWARD if ".ff." in path else Part.PROJECTION
+        return LayerRole.ATTENTION
+    return LayerRole.FEED_FORWARD if ".ff." in path else LayerRole.PROJECTION
 
 
 def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
@@ -107,7 +107,7 @@ def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
     return names
 
 
-def stability_path(path: str, blocks: dict[str, str]) -> str:
+def to_stability_path(path: str, blocks: dict[str, str]) -> str:
     """The path in Stability's UNet of a layer in a block; empty for what lies outside. `blocks` is of `block_names`."""
     parts = path.split(".")
     depth = 3 if parts[0] == "mid_block" else 4

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lora_studio.errors import InputError
 from lora_studio.lora.header import LoraFile
-from lora_studio.lora.layers import Place
+from lora_studio.lora.layers import TargetLayer
 from lora_studio.lora.shapes import Layer
 from lora_studio.settings.choices import NetworkType
 
@@ -36,41 +36,43 @@ class LayerWeights:
     of each output (`axis` 0) or input (`axis` 1).
     """
 
-    place: Place
+    target: TargetLayer
     kind: NetworkType
     dim: int
     alpha: float
     tensors: dict[str, Tensor]
     magnitude: Tensor | None = None
-    axis: int = 0
+    magnitude_axis: int = 0
 
 
-def read_layers(lora: LoraFile, places: Iterable[Place]) -> tuple[list[LayerWeights], list[str]]:
+def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[LayerWeights], list[str]]:
     """The file's layers that the base has, and the names of those that it has not.
 
     Raises InputError if the file is damaged, holds numbers that are not finite, or a layer has another shape than the
     base's.
     """
-    weights = _load(lora)
-    known = _spellings(places)
+    weights = _load_tensors(lora)
+    known = _targets_by_name(targets)
     alphas = _PeftAlphas(lora)
     found, missing = [], []
     for name, parts in lora.modules.items():
-        place = known.get(name)
-        if place is None:
+        target = known.get(name)
+        if target is None:
             missing.append(name)
             continue
         tensors = {part: weights[full] for part, full in parts.items()}
         try:
-            found.append(_layer(place, tensors, alphas, kohya=lora.kohya))
+            found.append(_layer_weights(target, tensors, alphas, kohya=lora.is_kohya))
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items() if tensor.dim())
-            size = f"{place.layer.outputs} x {place.layer.inputs}"
-            raise unfit(lora, f"its layer {name} ({shapes}) is not made for the base's, which has {size}") from error
+            size = f"{target.layer.outputs} x {target.layer.inputs}"
+            raise base_mismatch_error(
+                lora, f"its layer {name} ({shapes}) is not made for the base's, which has {size}"
+            ) from error
     return found, missing
 
 
-def unfit(lora: LoraFile, why: str) -> InputError:
+def base_mismatch_error(lora: LoraFile, why: str) -> InputError:
     """The refusal of a file that was made for another base."""
     made_for = lora.metadata.get("ss_base_model_version") or lora.metadata.get("modelspec.architecture")
     hint = f" Its metadata says that it was made for {made_for}." if made_for else ""
@@ -81,7 +83,7 @@ def unfit(lora: LoraFile, why: str) -> InputError:
     )
 
 
-def _load(lora: LoraFile) -> dict[str, Tensor]:
+def _load_tensors(lora: LoraFile) -> dict[str, Tensor]:
     try:
         weights: dict[str, Tensor] = load_file(lora.path)
     except (SafetensorError, OSError) as error:
@@ -98,18 +100,18 @@ def _load(lora: LoraFile) -> dict[str, Tensor]:
     return weights
 
 
-def _spellings(places: Iterable[Place]) -> dict[str, Place]:
+def _targets_by_name(targets: Iterable[TargetLayer]) -> dict[str, TargetLayer]:
     """All names under which trainers write a layer. Text encoders stand with `text_model` and without."""
-    known: dict[str, Place] = {}
-    for place in places:
-        if place.model == "unet":
-            paths = {place.path, place.stability}
+    known: dict[str, TargetLayer] = {}
+    for target in targets:
+        if target.model == "unet":
+            paths = {target.path, target.stability_path}
         else:
-            bare = place.path.removeprefix("text_model.")
+            bare = target.path.removeprefix("text_model.")
             paths = {bare, f"text_model.{bare}"}
         for path in paths:
-            known[f"lora_{place.model}_{path.replace('.', '_')}"] = place
-            known[f"{PEFT_PREFIXES[place.model]}.{path}"] = place
+            known[f"lora_{target.model}_{path.replace('.', '_')}"] = target
+            known[f"{PEFT_PREFIXES[target.model]}.{path}"] = target
     return known
 
 
@@ -123,48 +125,50 @@ class _PeftAlphas:
             values = {}
         self.values: Mapping[str, Any] = values if isinstance(values, dict) else {}
 
-    def of(self, place: Place, dim: int) -> float:
+    def alpha_of(self, target: TargetLayer, dim: int) -> float:
         """The alpha of a layer; its dim where nothing is said. Patterns are read as names, never as expressions."""
-        prefix = PEFT_PREFIXES[place.model]
+        prefix = PEFT_PREFIXES[target.model]
         patterns = self.values.get(f"{prefix}.alpha_pattern") or {}
-        exact = next((patterns[name] for name in _endings(place.path) if name in patterns), None)
+        exact = next((patterns[name] for name in _path_suffixes(target.path) if name in patterns), None)
         alpha = float(exact if exact is not None else self.values.get(f"{prefix}.lora_alpha", dim))
         return alpha * dim**0.5 if self.values.get(f"{prefix}.use_rslora") else alpha
 
 
-def _endings(path: str) -> list[str]:
+def _path_suffixes(path: str) -> list[str]:
     """`a.b.c` -> a.b.c, b.c, c: a pattern may leave out the front."""
     parts = path.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
-def _layer(place: Place, tensors: dict[str, Tensor], alphas: _PeftAlphas, *, kohya: bool) -> LayerWeights:
-    layer = place.layer
+def _layer_weights(
+    target: TargetLayer, tensors: dict[str, Tensor], alphas: _PeftAlphas, *, kohya: bool
+) -> LayerWeights:
+    layer = target.layer
     if "lora_down.weight" in tensors:
-        kind, (dim, parts) = NetworkType.LORA, _lora(layer, tensors)
+        kind, (dim, parts) = NetworkType.LORA, _lora_tensors(layer, tensors)
     elif "hada_w1_a" in tensors:
-        kind, (dim, parts) = NetworkType.LOHA, _loha(layer, tensors)
+        kind, (dim, parts) = NetworkType.LOHA, _loha_tensors(layer, tensors)
     else:
-        kind, (dim, parts) = NetworkType.LOKR, _lokr(layer, tensors)
+        kind, (dim, parts) = NetworkType.LOKR, _lokr_tensors(layer, tensors)
     if not dim:
         dim, alpha = 1, 1.0  # a LoKr of two whole matrices is not scaled, whatever its alpha
     elif "alpha" in tensors:
         alpha = float(tensors["alpha"])
     else:
-        alpha = alphas.of(place, dim) if not kohya else float(dim)
+        alpha = alphas.alpha_of(target, dim) if not kohya else float(dim)
     _require(isfinite(alpha))
     magnitude = tensors.get("dora_scale")
     if magnitude is None:
-        return LayerWeights(place, kind, dim, alpha, parts)
+        return LayerWeights(target, kind, dim, alpha, parts)
     # kohya's form tells by the shape, [out, 1...] or [1, in...]; peft only has lengths of outputs
     axis = 1 if kohya and magnitude.dim() > 1 and magnitude.shape[0] == 1 and layer.outputs > 1 else 0
     magnitude = magnitude.reshape(layer.inputs if axis else layer.outputs)
     return LayerWeights(
-        place, NetworkType.DORA if kind is NetworkType.LORA else kind, dim, alpha, parts, magnitude, axis
+        target, NetworkType.DORA if kind is NetworkType.LORA else kind, dim, alpha, parts, magnitude, axis
     )
 
 
-def _lora(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+def _lora_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
     kernel = (layer.kernel,) * 2 if layer.kernel else ()
     down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
     dim = down.shape[0]
@@ -180,7 +184,7 @@ def _lora(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tens
     }
 
 
-def _loha(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+def _loha_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
     parts = {name: tensor for name, tensor in tensors.items() if name.startswith("hada_")}
     dim = parts["hada_w1_b"].shape[0]
     area = max(1, layer.kernel) ** 2
@@ -196,7 +200,7 @@ def _loha(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tens
     return dim, parts
 
 
-def _lokr(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+def _lokr_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
     """The dim is 0 where both matrices are whole."""
     parts = {name: tensor for name, tensor in tensors.items() if name.startswith("lokr_")}
     area = max(1, layer.kernel) ** 2
@@ -228,18 +232,18 @@ def _require(fits: bool) -> None:
         raise ValueError("shapes differ")
 
 
-def multiply_out(weights: LayerWeights) -> Tensor:
+def delta_weight(weights: LayerWeights) -> Tensor:
     """The whole change of a LoHa's or LoKr's layer, [out, in * area] in fp32, without a DoRA's lengths."""
     parts = {name: tensor.float() for name, tensor in weights.tensors.items()}
     scale = weights.alpha / weights.dim
     if weights.kind is NetworkType.LOHA:
-        return scale * _half(parts, "hada_w1", "hada_t1") * _half(parts, "hada_w2", "hada_t2")
+        return scale * _factor_product(parts, "hada_w1", "hada_t1") * _factor_product(parts, "hada_w2", "hada_t2")
     small = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
-    large = parts["lokr_w2"].flatten(1) if "lokr_w2" in parts else _half(parts, "lokr_w2", "lokr_t2")
+    large = parts["lokr_w2"].flatten(1) if "lokr_w2" in parts else _factor_product(parts, "lokr_w2", "lokr_t2")
     return scale * torch.kron(small, large)
 
 
-def _half(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
+def _factor_product(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
     left, right = parts[f"{name}_a"], parts[f"{name}_b"]
     if core not in parts:
         return left @ right

@@ -25,7 +25,7 @@ from lora_studio.settings.recipe import Recipe
 Shape = tuple[int, ...]
 
 
-class Part(StrEnum):
+class LayerRole(StrEnum):
     """What a layer does in its block."""
 
     ATTENTION = "attention"
@@ -35,11 +35,11 @@ class Part(StrEnum):
     CONVOLUTION = "convolution"  # 3x3
 
 
-_PARTS = {
-    TrainLayers.ATTENTION: {Part.ATTENTION},
-    TrainLayers.ATTENTION_FF: {Part.ATTENTION, Part.FEED_FORWARD, Part.PROJECTION},
-    TrainLayers.LINEAR: {Part.ATTENTION, Part.FEED_FORWARD, Part.PROJECTION, Part.LINEAR},
-    TrainLayers.ALL: set(Part),
+_TRAINED_ROLES = {
+    TrainLayers.ATTENTION: {LayerRole.ATTENTION},
+    TrainLayers.ATTENTION_FF: {LayerRole.ATTENTION, LayerRole.FEED_FORWARD, LayerRole.PROJECTION},
+    TrainLayers.LINEAR: {LayerRole.ATTENTION, LayerRole.FEED_FORWARD, LayerRole.PROJECTION, LayerRole.LINEAR},
+    TrainLayers.ALL: set(LayerRole),
 }
 
 
@@ -51,26 +51,26 @@ class Layer:
     """
 
     model: str
-    part: Part
+    role: LayerRole
     block: str
     outputs: int
     inputs: int
     kernel: int = 0
 
     @property
-    def weights(self) -> int:
+    def parameter_count(self) -> int:
         """How many weights the layer itself has."""
         return self.outputs * self.inputs * max(1, self.kernel) ** 2
 
 
-class Size(NamedTuple):
+class DimAlpha(NamedTuple):
     """Dim and alpha of one layer: its change is multiplied by alpha / dim."""
 
     dim: int
     alpha: float
 
 
-def size_of(recipe: Recipe, layer: Layer) -> Size | None:
+def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
     """Dim and alpha that a recipe gives a layer; None if it does not train it.
 
     With `rank_stabilized` (Kalajdzievski 2023, arXiv:2312.03732) alpha is sqrt(dim) times larger, so that alpha / dim
@@ -79,19 +79,19 @@ def size_of(recipe: Recipe, layer: Layer) -> Size | None:
     """
     rate = recipe.unet_lr if layer.model == "unet" else recipe.text_encoder_lr
     chosen = TrainLayers.ALL if recipe.trains_convolutions else recipe.train_layers
-    if not rate or layer.part not in _PARTS[chosen]:
+    if not rate or layer.role not in _TRAINED_ROLES[chosen]:
         return None
     dim = parse_block_dims(recipe.block_dims).get(layer.block, recipe.network_dim)
     alpha = recipe.network_alpha
     if not dim:
         return None
-    if layer.part is Part.CONVOLUTION and recipe.conv_dim is not None:
+    if layer.role is LayerRole.CONVOLUTION and recipe.conv_dim is not None:
         dim, alpha = recipe.conv_dim, recipe.network_alpha * recipe.conv_dim / recipe.network_dim
-    if layer.part is Part.CONVOLUTION and recipe.conv_alpha is not None:
+    if layer.role is LayerRole.CONVOLUTION and recipe.conv_alpha is not None:
         alpha = recipe.conv_alpha
     if recipe.network_type is NetworkType.LOKR and "lokr_w2" in tensor_shapes(recipe, layer, dim):
-        return Size(dim, float(dim))
-    return Size(dim, alpha * sqrt(dim) if recipe.rank_stabilized else alpha)
+        return DimAlpha(dim, float(dim))
+    return DimAlpha(dim, alpha * sqrt(dim) if recipe.rank_stabilized else alpha)
 
 
 def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
@@ -105,8 +105,8 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
             pair = (outputs, dim), (dim, inputs * area)
             return dict(zip(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), pair * 2, strict=True))
         case NetworkType.LOKR:
-            rows, more_rows = factors(outputs, recipe.lokr_factor)
-            columns, more_columns = factors(inputs, recipe.lokr_factor)
+            rows, more_rows = lokr_factors(outputs, recipe.lokr_factor)
+            columns, more_columns = lokr_factors(inputs, recipe.lokr_factor)
             small: dict[str, Shape] = {"lokr_w1": (rows, columns)}
             if 2 * dim >= max(more_rows, more_columns):
                 return small | {"lokr_w2": (more_rows, more_columns, *kernel)}
@@ -121,7 +121,7 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
             return shapes
 
 
-def factors(size: int, factor: int) -> tuple[int, int]:
+def lokr_factors(size: int, factor: int) -> tuple[int, int]:
     """`size` as a product of two numbers, the way LoKr cuts a side.
 
     The first is `factor` if that divides it, else the largest divisor up to `factor` (-1: no bound) and the root.
@@ -137,13 +137,13 @@ def trained_shapes(recipe: Recipe, layers: Mapping[Layer, int]) -> Counter[Shape
     """The shapes of all tensors that a recipe trains in these layers, and how often each is there."""
     found: Counter[Shape] = Counter()
     for layer, count in layers.items():
-        if size := size_of(recipe, layer):
+        if size := layer_dim_alpha(recipe, layer):
             for shape in tensor_shapes(recipe, layer, size.dim).values():
                 found[shape] += count
     return found
 
 
-def count_weights(recipe: Recipe, layers: Mapping[Layer, int]) -> int:
+def count_parameters(recipe: Recipe, layers: Mapping[Layer, int]) -> int:
     """How many weights a recipe trains in these layers (how often each is there)."""
     return sum(prod(shape) * count for shape, count in trained_shapes(recipe, layers).items())
 
@@ -156,23 +156,23 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
     """
     found: Counter[Layer] = Counter()
 
-    def add(part: Part, block: str, outputs: int, inputs: int, kernel: int = 0, count: int = 1) -> None:
-        found[Layer("unet", part, block, outputs, inputs, kernel)] += count
+    def add(role: LayerRole, block: str, outputs: int, inputs: int, kernel: int = 0, count: int = 1) -> None:
+        found[Layer("unet", role, block, outputs, inputs, kernel)] += count
 
     def resnet(block: str, inputs: int, outputs: int) -> None:
-        add(Part.CONVOLUTION, block, outputs, inputs, 3)
-        add(Part.CONVOLUTION, block, outputs, outputs, 3)
-        add(Part.LINEAR, block, outputs, 4 * widths[0])
+        add(LayerRole.CONVOLUTION, block, outputs, inputs, 3)
+        add(LayerRole.CONVOLUTION, block, outputs, outputs, 3)
+        add(LayerRole.LINEAR, block, outputs, 4 * widths[0])
         if inputs != outputs:
-            add(Part.LINEAR, block, outputs, inputs, 1)
+            add(LayerRole.LINEAR, block, outputs, inputs, 1)
 
     def transformer(block: str, width: int, depth: int) -> None:
         if depth:
-            add(Part.PROJECTION, block, width, width, count=2)
-            add(Part.ATTENTION, block, width, width, count=6 * depth)
-            add(Part.ATTENTION, block, width, text_width, count=2 * depth)
-            add(Part.FEED_FORWARD, block, 8 * width, width, count=depth)
-            add(Part.FEED_FORWARD, block, width, 4 * width, count=depth)
+            add(LayerRole.PROJECTION, block, width, width, count=2)
+            add(LayerRole.ATTENTION, block, width, width, count=6 * depth)
+            add(LayerRole.ATTENTION, block, width, text_width, count=2 * depth)
+            add(LayerRole.FEED_FORWARD, block, 8 * width, width, count=depth)
+            add(LayerRole.FEED_FORWARD, block, width, 4 * width, count=depth)
 
     current, kept, number = widths[0], [widths[0]], 1
     for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -182,7 +182,7 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
             current, number = width, number + 1
             kept.append(width)
         if level < len(widths) - 1:
-            add(Part.CONVOLUTION, f"in{number}", width, width, 3)
+            add(LayerRole.CONVOLUTION, f"in{number}", width, width, 3)
             kept.append(width)
             number += 1
     resnet("mid0", current, current)
@@ -195,14 +195,14 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
             transformer(f"out{number}", width, depth)
             current, number = width, number + 1
         if level:
-            add(Part.CONVOLUTION, f"out{number - 1}", width, width, 3)
+            add(LayerRole.CONVOLUTION, f"out{number - 1}", width, width, 3)
     return found
 
 
 def text_encoder_layers(model: str, width: int, depth: int) -> Counter[Layer]:
     """The layers of a CLIP text encoder, `te1` or `te2`, whose feed-forward layers are four times as wide."""
     found: Counter[Layer] = Counter()
-    found[Layer(model, Part.ATTENTION, "", width, width)] = 4 * depth
-    found[Layer(model, Part.FEED_FORWARD, "", 4 * width, width)] = depth
-    found[Layer(model, Part.FEED_FORWARD, "", width, 4 * width)] = depth
+    found[Layer(model, LayerRole.ATTENTION, "", width, width)] = 4 * depth
+    found[Layer(model, LayerRole.FEED_FORWARD, "", 4 * width, width)] = depth
+    found[Layer(model, LayerRole.FEED_FORWARD, "", width, 4 * width)] = depth
     return found

@@ -28,13 +28,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from lora_studio.files import write_bytes
-from lora_studio.lora.inject import DOWN, MAGNITUDE, NAME, UP, Adapters, layer_tensors
-from lora_studio.lora.layers import block_names, kohya_name, stability_path
+from lora_studio.lora.inject import ADAPTER_NAME, DOWN, MAGNITUDE, UP, Adapters, layer_tensors
+from lora_studio.lora.layers import block_names, kohya_name, to_stability_path
 from lora_studio.models.load import HASH_LENGTH, HASH_START
 from lora_studio.settings.choices import SaveFormat
 
 # What takes the rounding of alpha: one factor of each kind's product.
-SCALED = (UP, "hada_w1_a", "lokr_w1")
+ALPHA_CORRECTED_PARTS = (UP, "hada_w1_a", "lokr_w1")
 DIFFUSERS_PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 DIFFUSERS_NAMES = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 
@@ -45,14 +45,14 @@ def lora_tensors(
     """All tensors of the file, on the CPU, in `dtype`."""
     if form is SaveFormat.DIFFUSERS:
         return {
-            _diffusers_name(model, path, part): _stored(weight, dtype)
+            _diffusers_name(model, path, part): _to_cpu(weight, dtype)
             for model, path, layer in adapters.layers
             for part, weight in layer_tensors(layer).items()
         }
     blocks = block_names(unet)
     tensors: dict[str, Tensor] = {}
     for model, path, layer in adapters.layers:
-        name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
+        name = kohya_name(model, path, to_stability_path(path, blocks) if model == "unet" else "")
         tensors |= {f"{name}.{part}": weight for part, weight in _kohya_tensors(layer, dtype).items()}
     return tensors
 
@@ -65,7 +65,7 @@ def _diffusers_name(model: str, path: str, part: str) -> str:
 
 def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tensor]:
     """A layer's tensors. Where `dtype` cannot hold alpha exactly, a weight takes what is missing."""
-    alpha = layer.scaling[NAME] * layer.r[NAME]
+    alpha = layer.scaling[ADAPTER_NAME] * layer.r[ADAPTER_NAME]
     rounded = torch.tensor(alpha, dtype=dtype)
     missing = alpha / float(rounded)
     found = {}
@@ -73,13 +73,13 @@ def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tenso
         weight = parameter.detach()
         if part == MAGNITUDE:
             weight = weight.reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
-        elif part in SCALED and missing != 1:
+        elif part in ALPHA_CORRECTED_PARTS and missing != 1:
             weight = weight * missing
-        found[part] = _stored(weight, dtype)
+        found[part] = _to_cpu(weight, dtype)
     return found | {"alpha": rounded}
 
 
-def _stored(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _to_cpu(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.detach().to("cpu", dtype, copy=True).contiguous()
 
 
@@ -88,8 +88,8 @@ def adapter_metadata(adapters: Adapters) -> dict[str, str]:
     values: dict[str, Any] = {}
     for model in adapters.models:
         layers = {path: layer for prefix, path, layer in adapters.layers if prefix == model}
-        dims = {path: layer.r[NAME] for path, layer in layers.items()}
-        alphas = {path: layer.scaling[NAME] * layer.r[NAME] for path, layer in layers.items()}
+        dims = {path: layer.r[ADAPTER_NAME] for path, layer in layers.items()}
+        alphas = {path: layer.scaling[ADAPTER_NAME] * layer.r[ADAPTER_NAME] for path, layer in layers.items()}
         dim, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (dims, alphas))
         config = {
             "r": dim,

@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lora_studio.versions import incompatible_libraries_error
 
 
-def try_adapters() -> None:
+def check_peft_compatibility() -> None:
     """Put a LoRA into a text encoder of one layer and take its gradient.
 
     Raises InputError, with the versions, if the installed peft and transformers cannot do that together.

@@ -28,9 +28,9 @@ from lora_studio.models.locate import (
     SDXL_CONFIG,
     Progress,
     Source,
-    fetch,
+    fetch_base,
     find_vae,
-    read_facts,
+    read_base_config,
 )
 
 # kohya's "legacy" hash reads this window of a file; programs still show its first 8 hex digits.
@@ -71,7 +71,7 @@ class Base:
         """Pixels a latent along each side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
-    def sampler(self) -> EulerDiscreteScheduler:
+    def euler_scheduler(self) -> EulerDiscreteScheduler:
         """Euler over this base's noise schedule; with zero terminal SNR it starts at the last timestep."""
         spacing = "trailing" if self.zero_terminal_snr else "leading"
         return EulerDiscreteScheduler.from_config(self.noise_scheduler.config, timestep_spacing=spacing)
@@ -93,8 +93,8 @@ def load_base(
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    source = fetch(source, on_progress=on_progress)
-    facts = read_facts(source)
+    source = fetch_base(source, on_progress=on_progress)
+    base_config = read_base_config(source)
     on_progress(f"Loading {source.name}")
     path = Path(source.location)
     try:
@@ -112,19 +112,19 @@ def load_base(
     for module in (unet, *text_encoders, used_vae):
         module.requires_grad_(False)
         module.eval()
-    predicts = prediction_type or facts.prediction_type
-    zero_snr = facts.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
+    predicts = prediction_type or base_config.prediction_type
+    zero_snr = base_config.zero_terminal_snr if zero_terminal_snr is None else zero_terminal_snr
     return Base(
         name=source.name,
         unet=unet,
         text_encoders=text_encoders,
         tokenizers=tokenizers,
         vae=used_vae,
-        noise_scheduler=make_noise_scheduler(facts.scheduler, predicts, zero_snr),
+        noise_scheduler=make_noise_scheduler(base_config.scheduler, predicts, zero_snr),
         prediction_type=predicts,
         zero_terminal_snr=zero_snr,
-        native_resolution=facts.native_resolution,
-        files=[path] if source.kind == "file" else [_weights(path / part) for part in PARTS],
+        native_resolution=base_config.native_resolution,
+        files=[path] if source.kind == "file" else [_weights_file(path / part) for part in PARTS],
     )
 
 
@@ -133,7 +133,7 @@ Parts = tuple[UNet, list[PreTrainedModel], AutoencoderKL, list[CLIPTokenizer]]
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
     def options(part: str) -> dict[str, Any]:
-        half = _weights(folder / part).name.endswith(".fp16.safetensors")
+        half = _weights_file(folder / part).name.endswith(".fp16.safetensors")
         return {
             "pretrained_model_name_or_path": str(folder),
             "subfolder": part,
@@ -164,7 +164,7 @@ def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
     return [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
 
 
-def _weights(folder: Path) -> Path:
+def _weights_file(folder: Path) -> Path:
     """The safetensors file of one part, or the index of its shards; the fp16 one only if it is alone."""
     names = ("model", "diffusion_pytorch_model")
     for suffix in (".safetensors", ".safetensors.index.json", ".fp16.safetensors"):

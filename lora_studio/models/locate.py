@@ -44,15 +44,15 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Facts:
+class BaseConfig:
     """What a base says about itself before its weights are read.
 
-    `prediction_type` is "epsilon" or "v_prediction"; `stated` is False where it is only SDXL's default. The configs
-    are those of the model classes.
+    `prediction_type` is "epsilon" or "v_prediction"; `prediction_type_stated` is False where it is only
+    SDXL's default. The configs are those of the model classes.
     """
 
     prediction_type: str
-    stated: bool
+    prediction_type_stated: bool
     zero_terminal_snr: bool
     scheduler: dict[str, Any]
     unet: dict[str, Any]
@@ -66,7 +66,7 @@ class Facts:
         return int(self.unet["sample_size"]) * int(factor)
 
 
-def resolve(name: str, home: Home) -> Source:
+def resolve_base(name: str, home: Home) -> Source:
     """Find the base model called `name`; nothing is read but directory entries.
 
     Raises InputError if there is none, or if it is a pickle, which could run any program when it is opened.
@@ -80,7 +80,7 @@ def resolve(name: str, home: Home) -> Source:
         if path.exists():
             return _from_path(name, path)
     if Path(name).suffix.lower() in PICKLE_SUFFIXES:
-        raise pickled(name)
+        raise pickle_error(name)
     if is_repo_name(name) and not name.endswith(".safetensors"):
         return Source(name, "repo", name)
     raise InputError(
@@ -110,7 +110,7 @@ def _from_path(name: str, path: Path) -> Source:
             )
         return Source(name, "folder", str(path))
     if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise pickled(path.name)
+        raise pickle_error(path.name)
     if path.suffix.lower() != ".safetensors":
         raise InputError(
             f"{path.name} is no .safetensors file.",
@@ -124,7 +124,7 @@ def find_vae(name: str) -> Path | None:
     """The folder or .safetensors file of a VAE; None for a Hub repository. Raises InputError if it is neither."""
     path = Path(name).expanduser()
     if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise pickled(path.name)
+        raise pickle_error(path.name)
     if path.is_dir() and name.strip():
         folder = path / "vae" if (path / "vae" / "config.json").is_file() else path
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
@@ -145,7 +145,7 @@ def find_vae(name: str) -> Path | None:
     )
 
 
-def pickled(name: str) -> InputError:
+def pickle_error(name: str) -> InputError:
     """The refusal of a pickle."""
     return InputError(
         f"{name} is a pickled checkpoint, which can run any program when it is opened.",
@@ -154,7 +154,7 @@ def pickled(name: str) -> InputError:
     )
 
 
-def fetch(source: Source, *, on_progress: Progress = lambda message: None) -> Source:
+def fetch_base(source: Source, *, on_progress: Progress = lambda message: None) -> Source:
     """Download a Hub repository, or take it from the cache; a folder or file comes back as it is.
 
     Raises InputError if it cannot be had or is not made of safetensors.
@@ -195,7 +195,7 @@ def _weight_patterns(repo: str) -> list[str]:
     return patterns
 
 
-def read_facts(source: Source) -> Facts:
+def read_base_config(source: Source) -> BaseConfig:
     """What a fetched base says about itself, without reading its weights.
 
     A single file's `v_pred` and `ztsnr` tensors count first, then its metadata, then the catalogue; of a folder, its
@@ -208,16 +208,16 @@ def read_facts(source: Source) -> Facts:
     scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
     configs = {part: _read_config(folder / part / "config.json") for part in PARTS}
     if "projection_class_embeddings_input_dim" not in configs["unet"]:
-        raise _not_sdxl(path.name)
+        raise _not_sdxl_error(path.name)
     said: str | None
     if source.kind == "file":
         said, zero_snr = _read_markers(path)
     else:
         said = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else None
         zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
-    return Facts(
+    return BaseConfig(
         prediction_type=said or source.prediction_type or "epsilon",
-        stated=source.kind == "folder" or (said or source.prediction_type) is not None,
+        prediction_type_stated=source.kind == "folder" or (said or source.prediction_type) is not None,
         zero_terminal_snr=zero_snr or bool(source.zero_terminal_snr),
         scheduler=scheduler,
         unet=configs["unet"],
@@ -253,7 +253,7 @@ def _read_markers(file: Path) -> tuple[str | None, bool]:
             f"{file.name} cannot be read: {error}.", "It may be incomplete: download it anew.", code="base_broken"
         ) from error
     if SDXL_TEXT_KEY not in keys and SDXL_KEY not in keys:
-        raise _not_sdxl(file.name, keys)
+        raise _not_sdxl_error(file.name, keys)
     if keys & EDM_KEYS:
         raise InputError(
             f"{file.name} was made with the noise schedule of EDM (like CosXL and Playground 2.5), not SDXL's.",
@@ -261,10 +261,10 @@ def _read_markers(file: Path) -> tuple[str | None, bool]:
             code="base_schedule",
         )
     zero_snr = "ztsnr" in keys or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
-    return "v_prediction" if "v_pred" in keys else _said(metadata), zero_snr
+    return "v_prediction" if "v_pred" in keys else _metadata_prediction_type(metadata), zero_snr
 
 
-def _said(metadata: dict[str, str]) -> str | None:
+def _metadata_prediction_type(metadata: dict[str, str]) -> str | None:
     """The prediction type in a file's metadata: the model specification's, ComfyUI's, or kohya's name for it."""
     words = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
     for name in ("modelspec.prediction_type", "modelspec.predict_key"):
@@ -273,7 +273,7 @@ def _said(metadata: dict[str, str]) -> str | None:
     return {"true": "v_prediction", "false": "epsilon"}.get(metadata.get("ss_v_parameterization", "").lower())
 
 
-def _not_sdxl(name: str, keys: Iterable[str] = ()) -> InputError:
+def _not_sdxl_error(name: str, keys: Iterable[str] = ()) -> InputError:
     if any("lora_down" in key or "lora_A" in key for key in keys):
         return InputError(
             f"{name} is a LoRA, not a base model.", "Choose the SDXL model it belongs to.", code="base_lora"

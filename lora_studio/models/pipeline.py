@@ -15,15 +15,15 @@ from lora_studio.models.load import Base
 
 
 @dataclass(frozen=True)
-class Text:
+class TextEmbeddings:
     """An encoded text as the UNet takes it: `hidden` [1, tokens, width] and `pooled` [1, width of encoder 2]."""
 
     hidden: Tensor
     pooled: Tensor
 
-    def zeros(self) -> Text:
+    def zeros(self) -> TextEmbeddings:
         """What stands for an empty negative prompt: SDXL was trained with zeros there."""
-        return Text(torch.zeros_like(self.hidden), torch.zeros_like(self.pooled))
+        return TextEmbeddings(torch.zeros_like(self.hidden), torch.zeros_like(self.pooled))
 
 
 def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
@@ -36,17 +36,17 @@ def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
         tokenizer=base.tokenizers[0],
         tokenizer_2=base.tokenizers[1],
         unet=base.unet,
-        scheduler=base.sampler(),
+        scheduler=base.euler_scheduler(),
         add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def draw_picture(
+def generate_image(
     pipe: StableDiffusionXLPipeline,
-    prompt: Text,
-    negative: Text,
+    prompt: TextEmbeddings,
+    negative: TextEmbeddings,
     *,
     seed: int,
     steps: int,
@@ -80,11 +80,11 @@ def draw_picture(
         output_type="latent",
         callback_on_step_end=after_step,
     ).images
-    return None if stopped or not torch.isfinite(latents).all() else _decode(pipe, latents)
+    return None if stopped or not torch.isfinite(latents).all() else _decode_latents(pipe, latents)
 
 
 @torch.no_grad()
-def _decode(pipe: StableDiffusionXLPipeline, latents: Tensor) -> Image.Image | None:
+def _decode_latents(pipe: StableDiffusionXLPipeline, latents: Tensor) -> Image.Image | None:
     """Latents [1, 4, h, w] to a picture, in the VAE's own precision; in tiles if the whole does not fit the memory."""
     vae = pipe.vae
     scaled = latents.to(vae.dtype) / vae.config.scaling_factor

@@ -20,8 +20,8 @@ from lora_studio.errors import InputError
 from lora_studio.settings.choices import BasePrecision
 
 # Numbers that share a scale: 1.03 bytes a weight in int8, 0.56 in nf4 (QLoRA's size).
-BLOCK = {BasePrecision.INT8: 128, BasePrecision.NF4: 64}
-TRIAL_SIDE = 64
+BLOCK_SIZE = {BasePrecision.INT8: 128, BasePrecision.NF4: 64}
+TEST_SIZE = 64
 
 
 class QuantizedLinear(nn.Linear):
@@ -52,7 +52,7 @@ class QuantizedLinear(nn.Linear):
             # as one row: bitsandbytes' CPU kernel for 4 bits mixes up scales where a block runs over two rows
             shape=torch.Size((1, self.out_features * self.in_features)),
             code=self.code,
-            blocksize=BLOCK[self.kind],
+            blocksize=BLOCK_SIZE[self.kind],
             quant_type=None if self.kind is BasePrecision.INT8 else self.kind.value,
             dtype=self.compute_dtype,
         )
@@ -64,11 +64,11 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out] in `compute_dtype`, with no copy of the weight kept for the backward pass."""
-        product: Tensor = _Product.apply(input.to(self.compute_dtype), self)
+        product: Tensor = _QuantizedProduct.apply(input.to(self.compute_dtype), self)
         return product
 
 
-class _Product(torch.autograd.Function):
+class _QuantizedProduct(torch.autograd.Function):
     """A frozen layer's product: its gradient needs the weight alone, which is expanded anew."""
 
     @staticmethod
@@ -104,15 +104,15 @@ def quantize(unet: UNet2DConditionModel, kind: BasePrecision, compute_dtype: tor
     return len(parents)
 
 
-def try_quantized(kind: BasePrecision, device: torch.device) -> None:
+def check_quantization(kind: BasePrecision, device: torch.device) -> None:
     """Pack a small weight and take a gradient through it; raises InputError where that cannot be done."""
     if kind is BasePrecision.FULL:
         return
     remedy = "Set base_precision to full."
     try:
         with torch.random.fork_rng(devices=[]):
-            layer = QuantizedLinear(nn.Linear(TRIAL_SIDE, TRIAL_SIDE), kind, torch.float32, device)
-        rows = torch.ones(1, TRIAL_SIDE, device=device, requires_grad=True)
+            layer = QuantizedLinear(nn.Linear(TEST_SIZE, TEST_SIZE), kind, torch.float32, device)
+        rows = torch.ones(1, TEST_SIZE, device=device, requires_grad=True)
         layer(rows).sum().backward()
     except ImportError:
         reason, remedy = "bitsandbytes is not installed", "Run pip install bitsandbytes, or set base_precision to full."
@@ -130,7 +130,7 @@ def _pack(weight: Tensor, kind: BasePrecision) -> tuple[Tensor, Any]:
     """A weight's packed numbers, and bitsandbytes' state with their scales and the code."""
     from bitsandbytes import functional as bits
 
-    block = BLOCK[kind]
+    block = BLOCK_SIZE[kind]
     if kind is BasePrecision.INT8:
         # even steps: weights are close to normal, on which bitsandbytes' own code for 8 bits errs by half more
         code = bits.create_linear_map().to(weight.device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
-CHUNK = 75  # tokens of a caption that the encoders read at once, beside the marks of begin and end
+CHUNK_TOKENS = 75  # tokens of a caption that the encoders read at once, beside the marks of begin and end
 
 
 def encode_text(
@@ -27,7 +27,7 @@ def encode_text(
     tokenizers: Sequence[CLIPTokenizer],
     captions: Sequence[str],
     clip_skip: int,
-    max_token_length: int = CHUNK,
+    max_token_length: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
     """Embeddings [B, 77 n, D1 + D2] and pooled embeddings [B, D2] of captions, n being max_token_length / 75.
 
@@ -37,9 +37,13 @@ def encode_text(
     return encode_tokens(text_encoders, tokens, clip_skip)
 
 
-def tokenize(tokenizers: Sequence[CLIPTokenizer], captions: Sequence[str], max_token_length: int = CHUNK) -> Tensor:
+def tokenize(
+    tokenizers: Sequence[CLIPTokenizer], captions: Sequence[str], max_token_length: int = CHUNK_TOKENS
+) -> Tensor:
     """The tokens of B captions for each of the encoders, [encoders, B, n, 77]."""
-    return torch.stack([token_ids(tokenizer, captions, max_token_length // CHUNK) for tokenizer in tokenizers])
+    return torch.stack(
+        [chunk_token_ids(tokenizer, captions, max_token_length // CHUNK_TOKENS) for tokenizer in tokenizers]
+    )
 
 
 def encode_tokens(text_encoders: Sequence[PreTrainedModel], tokens: Tensor, clip_skip: int) -> tuple[Tensor, Tensor]:
@@ -52,8 +56,8 @@ def encode_tokens(text_encoders: Sequence[PreTrainedModel], tokens: Tensor, clip
     pooled = None
     for number, (encoder, ids) in enumerate(zip(text_encoders, tokens.flatten(1, 2), strict=True), 1):
         pools = number == len(text_encoders)
-        if not pools and (unread := unread_layers(encoder, clip_skip)):
-            states = _states_before(encoder, ids, unread)
+        if not pools and (unread := unused_layers(encoder, clip_skip)):
+            states = _hidden_states_before(encoder, ids, unread)
         else:
             answer = encoder(ids, output_hidden_states=True)
             states = answer.hidden_states[-clip_skip]  # [B n, 77, D]
@@ -64,23 +68,23 @@ def encode_tokens(text_encoders: Sequence[PreTrainedModel], tokens: Tensor, clip
     return torch.cat(hidden, dim=-1), pooled
 
 
-def unread_layers(encoder: PreTrainedModel, clip_skip: int) -> list[nn.Module]:
+def unused_layers(encoder: PreTrainedModel, clip_skip: int) -> list[nn.Module]:
     """The last layers of an encoder whose pooled output nobody reads: they come after the one that is read."""
-    layers = _stack(encoder).layers
+    layers = _clip_encoder(encoder).layers
     return list(layers)[len(layers) + 1 - clip_skip :]
 
 
-def _stack(encoder: PreTrainedModel) -> Any:
+def _clip_encoder(encoder: PreTrainedModel) -> Any:
     stack: Any = getattr(encoder, "text_model", encoder).encoder
     return stack
 
 
-def _states_before(encoder: PreTrainedModel, ids: Tensor, unread: Sequence[nn.Module]) -> Tensor:
+def _hidden_states_before(encoder: PreTrainedModel, ids: Tensor, unread: Sequence[nn.Module]) -> Tensor:
     """The hidden states [B, 77, D] that go into the unread layers, which are left out.
 
     transformers notices the layers when it is asked for hidden states first: it is not asked while some are missing.
     """
-    stack = _stack(encoder)
+    stack = _clip_encoder(encoder)
     layers = stack.layers
     found: list[Tensor] = []
     stack.layers = layers[: len(layers) - len(unread)]
@@ -93,7 +97,7 @@ def _states_before(encoder: PreTrainedModel, ids: Tensor, unread: Sequence[nn.Mo
     return found[0]
 
 
-def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int) -> Tensor:
+def chunk_token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int) -> Tensor:
     """The captions' tokens in chunks [B, chunks, 77]: begin, up to 75 tokens, end, then the tokenizer's padding.
 
     Several threads may ask at once: cutting off is done here, since a tokenizer would change its own settings for it.
@@ -110,7 +114,9 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int) ->
     return torch.tensor(rows).reshape(len(captions), chunks, width)
 
 
-def truncated(tokenizer: CLIPTokenizer, captions: Sequence[str], max_token_length: int = CHUNK) -> list[str]:
+def truncated_captions(
+    tokenizer: CLIPTokenizer, captions: Sequence[str], max_token_length: int = CHUNK_TOKENS
+) -> list[str]:
     """The captions whose end is cut off, since they have more than `max_token_length` tokens (marks not counted)."""
     if not captions:
         return []

@@ -15,9 +15,9 @@ from math import prod
 from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, MemorySaving
 from lora_studio.lora.shapes import (
     Layer,
-    Part,
-    count_weights,
-    size_of,
+    LayerRole,
+    count_parameters,
+    layer_dim_alpha,
     text_encoder_layers,
     trained_shapes,
     unet_layers,
@@ -46,7 +46,7 @@ STATE_BYTES = {
 }
 # Bytes of a packed weight with its share of the fp32 scale of its block, of 128 weights in int8 and 64 in nf4.
 QUANTIZED_BYTES = {BasePrecision.INT8: 1 + 4 / 128, BasePrecision.NF4: 1 / 2 + 4 / 64}
-QUANTIZED_PARTS = (Part.ATTENTION, Part.FEED_FORWARD)  # what is packed: the UNet's transformer blocks
+QUANTIZED_PARTS = (LayerRole.ATTENTION, LayerRole.FEED_FORWARD)  # what is packed: the UNet's transformer blocks
 # Second moments that are kept as a row and a column instead of the matrix (Shazeer and Stern 2018).
 FACTORED_MOMENTS = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1}
 
@@ -110,7 +110,7 @@ def architecture_of(base: BaseModel | None) -> Architecture:
 
 def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
     """How many weights are trained."""
-    return count_weights(recipe, architecture_of(base).layers)
+    return count_parameters(recipe, architecture_of(base).layers)
 
 
 def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
@@ -246,8 +246,8 @@ def _unet_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
     whole: float = shape.unet_weights * width
     if recipe.base_precision is BasePrecision.FULL:
         return whole
-    layers = (item for item in shape.layers.items() if item[0].model == "unet" and item[0].part in QUANTIZED_PARTS)
-    packed = sum(layer.weights * count for layer, count in layers)
+    layers = (item for item in shape.layers.items() if item[0].model == "unet" and item[0].role in QUANTIZED_PARTS)
+    packed = sum(layer.parameter_count * count for layer, count in layers)
     return whole - packed * (width - QUANTIZED_BYTES[recipe.base_precision])
 
 
@@ -266,10 +266,10 @@ def _adapter_product_bytes(recipe: Recipe, shape: Architecture, width: int, shar
 
     Of the `share` that is computed twice only one block of the UNet has them at a time.
     """
-    trained = {layer: count for layer, count in shape.layers.items() if size_of(recipe, layer)}
+    trained = {layer: count for layer, count in shape.layers.items() if layer_dim_alpha(recipe, layer)}
     blocks: Counter[str] = Counter()
     for layer, count in trained.items():
-        blocks[layer.block or layer.model] += layer.weights * count * width
+        blocks[layer.block or layer.model] += layer.parameter_count * count * width
     return share * max(blocks.values(), default=0) + (1 - share) * blocks.total()
 
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from lora_studio.lora.header import LoraFile
 from lora_studio.lora.inject import inject
-from lora_studio.lora.layers import find_layers
-from lora_studio.lora.read import LayerWeights, multiply_out, read_layers, unfit
-from lora_studio.lora.shapes import Size
+from lora_studio.lora.layers import find_target_layers
+from lora_studio.lora.read import LayerWeights, base_mismatch_error, delta_weight, read_layers
+from lora_studio.lora.shapes import DimAlpha
 from lora_studio.settings.choices import NetworkType
 
 ADAPTER = "studio"
@@ -95,9 +95,9 @@ def apply_lora(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adap
     Raises InputError if the weights are not finite, do not fit the base, or none of the file's layers is in the base.
     """
     models = {"unet": pipe.unet, "te1": pipe.text_encoder, "te2": pipe.text_encoder_2}
-    found, missing = read_layers(lora, find_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
+    found, missing = read_layers(lora, find_target_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
     if not found:
-        raise unfit(lora, f"none of its {len(missing)} layers is there")
+        raise base_mismatch_error(lora, f"none of its {len(missing)} layers is there")
     try:
         layers = _put_on(models, found)
         adapter = Adapter(layers, missing)
@@ -112,18 +112,18 @@ def _put_on(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[
     """Wrap the layers and fill them, in the base's dtype; returns each with its alpha / dim."""
     ready = [_multiplied_out(weights, models) for weights in found]
     kind: NetworkType
-    groups: dict[tuple[str, NetworkType], dict[str, Size]] = defaultdict(dict)
+    groups: dict[tuple[str, NetworkType], dict[str, DimAlpha]] = defaultdict(dict)
     for weights in ready:
-        place = weights.place
+        target = weights.target
         kind = NetworkType.LORA if weights.kind is NetworkType.DORA else weights.kind
-        groups[place.model, kind][place.path] = Size(weights.dim, weights.alpha)
+        groups[target.model, kind][target.path] = DimAlpha(weights.dim, weights.alpha)
     with torch.random.fork_rng(devices=[]):
         for (model, kind), sizes in groups.items():
             inject(models[model], kind, sizes, ADAPTER, inference=True)
             del models[model].peft_config
     layers = []
     for weights in ready:
-        layer = models[weights.place.model].get_submodule(weights.place.path)
+        layer = models[weights.target.model].get_submodule(weights.target.path)
         _fill(layer, weights)
         layers.append((layer, weights.alpha / weights.dim))
     return layers
@@ -147,14 +147,14 @@ def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
         down, up = (tensors[name].float().flatten(1) for name in ("lora_down.weight", "lora_up.weight"))
         change = weights.alpha / weights.dim * (up @ down)
         factors = _factors(like, change.view(like.shape), weights)
-        layer.lora_variant[ADAPTER] = DoraVariant(factors, weights.axis)
+        layer.lora_variant[ADAPTER] = DoraVariant(factors, weights.magnitude_axis)
 
 
 def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
     """What the rows (or columns) of base + change are multiplied by, so that they have the file's lengths; fp32."""
     assert weights.magnitude is not None
     whole = base.float() + change
-    lengths = (whole.transpose(0, 1) if weights.axis else whole).flatten(1).norm(dim=1)
+    lengths = (whole.transpose(0, 1) if weights.magnitude_axis else whole).flatten(1).norm(dim=1)
     factors: Tensor = weights.magnitude.to(base.device, torch.float32) / lengths
     return factors
 
@@ -164,13 +164,13 @@ def _multiplied_out(weights: LayerWeights, models: Mapping[str, nn.Module]) -> L
     """A LoHa or LoKr with lengths (dora_scale) as the whole change of the weight: a LoKr whose small matrix is 1."""
     if weights.magnitude is None or weights.kind is NetworkType.DORA:
         return weights
-    base = models[weights.place.model].get_parameter(f"{weights.place.path}.weight").detach()
-    change = multiply_out(weights).to(base.device).view(base.shape)
+    base = models[weights.target.model].get_parameter(f"{weights.target.path}.weight").detach()
+    change = delta_weight(weights).to(base.device).view(base.shape)
     shape = [1] * base.dim()
-    shape[weights.axis] = -1
+    shape[weights.magnitude_axis] = -1
     whole = (base.float() + change) * _factors(base, change, weights).view(shape)
     tensors = {"lokr_w1": torch.ones(1, 1), "lokr_w2": whole - base.float()}
-    return LayerWeights(weights.place, NetworkType.LOKR, 1, 1.0, tensors)
+    return LayerWeights(weights.target, NetworkType.LOKR, 1, 1.0, tensors)
 
 
 def _take_off(model: nn.Module) -> None:

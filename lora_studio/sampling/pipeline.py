@@ -13,8 +13,8 @@ from PIL import Image
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
 from lora_studio.models.load import Base, load_base
-from lora_studio.models.locate import resolve
-from lora_studio.models.pipeline import Text, draw_picture, make_pipeline
+from lora_studio.models.locate import resolve_base
+from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.models.text_encoding import encode_text
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
@@ -28,7 +28,7 @@ class SamplingPipeline:
     pipe: StableDiffusionXLPipeline
     sampler: str = "Euler"
 
-    def encode(self, text: str, *, clip_skip: int) -> Text:
+    def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode up to 75 tokens. `clip_skip` counts layers from the end, as A1111 does: 1 is the last one.
 
         Raises InputError if a text encoder has fewer layers.
@@ -41,18 +41,18 @@ class SamplingPipeline:
                 code="clip_skip",
             )
         with torch.no_grad():
-            return Text(*encode_text(self.base.text_encoders, self.base.tokenizers, [text], clip_skip))
+            return TextEmbeddings(*encode_text(self.base.text_encoders, self.base.tokenizers, [text], clip_skip))
 
-    def encode_negative(self, text: str, *, clip_skip: int) -> Text:
+    def encode_negative(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode a negative prompt; an empty one is zeros, as SDXL was trained with."""
         encoded = self.encode(text, clip_skip=clip_skip)
         if text or not self.pipe.config.force_zeros_for_empty_prompt:
             return encoded
         return encoded.zeros()
 
-    def draw(self, prompt: Text, negative: Text, **settings: Any) -> Image.Image | None:
-        """Draw one picture; see `draw_picture` for the settings and for when there is none."""
-        return draw_picture(self.pipe, prompt, negative, **settings)
+    def draw(self, prompt: TextEmbeddings, negative: TextEmbeddings, **settings: Any) -> Image.Image | None:
+        """Draw one picture; see `generate_image` for the settings and for when there is none."""
+        return generate_image(self.pipe, prompt, negative, **settings)
 
 
 def load_sampling_pipeline(
@@ -64,7 +64,7 @@ def load_sampling_pipeline(
     """
     device = torch_device()
     dtype, _ = torch_dtype(precision, device)
-    base = load_base(resolve(name, home), dtype=dtype, on_progress=on_progress)
+    base = load_base(resolve_base(name, home), dtype=dtype, on_progress=on_progress)
     for module in (base.unet, *base.text_encoders, base.vae):
         module.to(device)
     return SamplingPipeline(base, make_pipeline(base))

@@ -20,9 +20,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from lora_studio.files import write_json
-from lora_studio.lora.header import read_lora
-from lora_studio.models.pipeline import Text
-from lora_studio.models.text_encoding import truncated
+from lora_studio.lora.header import read_lora_header
+from lora_studio.models.pipeline import TextEmbeddings
+from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
@@ -68,7 +68,7 @@ def sweep(
     Cells with the same parameters that an earlier attempt left are kept, whether `resume` is set or not. A stop ends
     the cell at work, which is not saved. Raises InputError for a LoRA or base that cannot be used.
     """
-    loras = [read_lora(path) for path in job.loras]
+    loras = [read_lora_header(path) for path in job.loras]
     work = _Work(job, folder, report, should_stop, SweepPlan(job, loras))
     for base in work.plan.bases:
         if should_stop():
@@ -131,16 +131,16 @@ class _Texts:
 
     pipeline: SamplingPipeline
     job: SweepJob
-    known: dict[str, Text] = field(default_factory=dict)
+    known: dict[str, TextEmbeddings] = field(default_factory=dict)
 
-    def prompt(self, text: str) -> Text:
+    def prompt(self, text: str) -> TextEmbeddings:
         """An encoded prompt."""
         if text not in self.known:
             self.known[text] = self.pipeline.encode(text, clip_skip=self.job.clip_skip)
         return self.known[text]
 
     @cached_property
-    def negative(self) -> Text:
+    def negative(self) -> TextEmbeddings:
         """The encoded negative prompt."""
         return self.pipeline.encode_negative(self.job.negative_prompt, clip_skip=self.job.clip_skip)
 
@@ -158,7 +158,7 @@ def _sweep_base(work: _Work, base: str, home: Home) -> None:
             if read_parameters(work.path(key)) == parameters[key]:
                 work.keep(key)
         pending = [key for key in keys if key not in work.finished]
-        for prompt in truncated(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
+        for prompt in truncated_captions(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
             report("warning", code="long_prompt", message=f"Only the first 75 tokens count of the prompt: {prompt}")
         texts = _Texts(pipeline, job)
         for number, group in groupby(pending, key=lambda key: key.lora):

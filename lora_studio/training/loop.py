@@ -19,7 +19,7 @@ from lora_studio.errors import InputError, NonFiniteLossError, StudioError
 from lora_studio.lora.inject import Adapters
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
 from lora_studio.models.load import Base
-from lora_studio.models.pipeline import Text
+from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.text_encoding import encode_text
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import SaveFormat
@@ -31,9 +31,9 @@ from lora_studio.training.data.prefetch import Prefetch
 from lora_studio.training.data.rng import seeded
 from lora_studio.training.distributed import RankGroup
 from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
-from lora_studio.training.optim.ema import Averages
-from lora_studio.training.optim.flat_params import TrainedWeights
-from lora_studio.training.optim.optimizers import load_optimizer
+from lora_studio.training.optim.ema import AveragedWeights
+from lora_studio.training.optim.flat_params import FlatParameters
+from lora_studio.training.optim.optimizers import load_optimizer_state
 from lora_studio.training.reporting.health import Health
 from lora_studio.training.reporting.lora_metadata import describe_lora
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
@@ -62,7 +62,7 @@ class Run:
     counts: StepCount
     base: Base
     adapters: Adapters
-    weights: TrainedWeights
+    weights: FlatParameters
     blocks: Blocks
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
@@ -73,7 +73,7 @@ class Run:
     dtype: torch.dtype
     precision: str
     health: Health
-    averages: Averages
+    averaged_weights: AveragedWeights
     timestep_losses: TimestepLosses
     ranks: RankGroup = field(default_factory=RankGroup)
     prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
@@ -137,14 +137,16 @@ class Run:
             return nullcontext()
         return seeded(recipe.seed, "dropout", self.step, first, device=self.device)
 
-    def encode(self, captions: Sequence[str]) -> Text:
+    def encode(self, captions: Sequence[str]) -> TextEmbeddings:
         """Embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
         recipe = self.job.recipe
         if self.texts is None:
             encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
-            return Text(*encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length))
+            return TextEmbeddings(
+                *encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length)
+            )
         hidden, pooled = self.texts.load(captions, self.dtype)
-        return Text(hidden.to(self.device), pooled.to(self.device))
+        return TextEmbeddings(hidden.to(self.device), pooled.to(self.device))
 
     def batches(self, step: int) -> list[Batch]:
         """The batches of a step (counted from 0)."""
@@ -220,7 +222,7 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
     draws = _falls_on(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
     if draws or _falls_on(recipe.sample_every_n_steps, run.step):
         draw(run, epoch, report=report, should_stop=should_stop)
-    with run.averages.given_out():
+    with run.averaged_weights.swapped_in():
         validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.hints():
         report("hint", **hint)
@@ -268,7 +270,7 @@ def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[
     report("phase", message=f"Drawing samples of {position}")
     if run.replays is not None:
         run.replays.make_room()
-    with run.averages.given_out():
+    with run.averaged_weights.swapped_in():
         pictures = draw_samples(
             run.base,
             prompts,
@@ -315,7 +317,7 @@ def save_adapter(run: Run, path: Path, epoch: int) -> None:
     form = run.job.recipe.save_format
     if form is SaveFormat.DIFFUSERS:
         metadata |= adapter_metadata(run.adapters)
-    with run.averages.given_out():
+    with run.averaged_weights.swapped_in():
         tensors = lora_tensors(run.adapters, run.base.unet, stored, form)
     save_lora(path, tensors, metadata)
 
@@ -341,7 +343,7 @@ def save(run: Run) -> None:
         "optimizer": run.optimizer.state_dict(),
         "lr_scheduler": run.lr_scheduler.state_dict(),
         "scaler": run.scaler.state_dict(),
-        "average": run.averages.state(),
+        "average": run.averaged_weights.state(),
     }
     save_state(
         run.folder / "checkpoints" / "state",
@@ -360,11 +362,11 @@ def restore(run: Run, state: ResumeState) -> None:
         )
     try:
         run.adapters.load_state(state.weights)
-        load_optimizer(run.optimizer, state.optimizer["optimizer"])
+        load_optimizer_state(run.optimizer, state.optimizer["optimizer"])
         run.lr_scheduler.load_state_dict(state.optimizer["lr_scheduler"])
         run.scaler.load_state_dict(state.optimizer["scaler"])
-        run.averages.load_state(state.optimizer.get("average"))
-        run.weights.publish()
+        run.averaged_weights.load_state(state.optimizer.get("average"))
+        run.weights.sync_half_copies()
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The saved state does not fit the recipe: {error}.",
@@ -397,7 +399,7 @@ def _count_bad(run: Run) -> None:
 
 
 def _check_finite(run: Run) -> None:
-    if not run.adapters.finite():
+    if not run.adapters.is_finite():
         raise _not_finite(run, f"The LoRA's weights are not finite at step {run.step}.")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_studio.settings.choices import HuberSchedule, LossType, TimestepSampling
 from lora_studio.training.data.rng import generator
 
-LEAST_SNR = 1e-4  # below any timestep's but that of pure noise, where 1 / sqrt(snr) has no value
+MIN_SNR = 1e-4  # below any timestep's but that of pure noise, where 1 / sqrt(snr) has no value
 
 
 def draw_timestep(
@@ -135,7 +135,7 @@ def debiased_weights(snr: Tensor, prediction_type: str) -> Tensor:
     """
     if prediction_type == "v_prediction":
         return snr.sqrt() / (snr + 1)
-    return snr.clamp(min=LEAST_SNR).rsqrt()
+    return snr.clamp(min=MIN_SNR).rsqrt()
 
 
 def timestep_weights(snr: Tensor, prediction_type: str, *, gamma: float, debiased: bool) -> Tensor:

@@ -19,12 +19,12 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lora_studio import guide
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.lora.layers import Place, find_layers
-from lora_studio.lora.shapes import count_weights
-from lora_studio.models.compatibility import try_adapters
-from lora_studio.models.locate import Facts, Source, fetch, find_vae, read_facts, resolve
-from lora_studio.models.quantize import try_quantized
-from lora_studio.models.text_encoding import CHUNK
+from lora_studio.lora.layers import TargetLayer, find_target_layers
+from lora_studio.lora.shapes import count_parameters
+from lora_studio.models.compatibility import check_peft_compatibility
+from lora_studio.models.locate import BaseConfig, Source, fetch_base, find_vae, read_base_config, resolve_base
+from lora_studio.models.quantize import check_quantization
+from lora_studio.models.text_encoding import CHUNK_TOKENS
 from lora_studio.planning.advice import recipe_errors, uses_zero_snr, zero_snr_errors
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss, PredictionType
@@ -34,28 +34,30 @@ from lora_studio.training.data.augment import views_of
 from lora_studio.training.data.caption_variants import cached_captions
 from lora_studio.training.data.dataset import Dataset, Item, read_dataset
 from lora_studio.training.distributed import process_problems
-from lora_studio.training.optim.optimizers import try_optimizer
-from lora_studio.training.warm_start import check_weights
+from lora_studio.training.optim.optimizers import check_optimizer
+from lora_studio.training.warm_start import network_weights_problems
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
-LATENT_BYTES = 2 * 4 * 2 / 64  # a pixel: mean and log-variance of 4 channels in 16 bits, at an eighth of each side
-TEXT_BYTES = 77 * 2048 * 2 + 1280 * 2  # a caption, in 16 bits
-STATE_BYTES = 2 * (4 + 16 + 4)  # a weight: two states with it in fp32, the four values that Prodigy keeps, and an EMA
-SPARE = 2**28  # bytes that stay free
+# Bytes per pixel: mean and log-variance of 4 latent channels in 16 bits, at 1/8 of each side.
+LATENT_BYTES_PER_PIXEL = 2 * 4 * 2 / 64
+TEXT_BYTES_PER_CAPTION = 77 * 2048 * 2 + 1280 * 2  # per 75 tokens, in 16 bits
+# Two saved states, each with the weight in fp32 (4), the four values that Prodigy keeps (16) and an EMA (4).
+STATE_BYTES_PER_WEIGHT = 2 * (4 + 16 + 4)
+MIN_FREE_BYTES = 2**28  # disk space that must stay free
 MAX_UNREADABLE_SHOWN = 5  # unreadable images that are listed one by one
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ReadyJob:
+class PreflightResult:
     """What a job that can start needs."""
 
     dataset: Dataset
     counts: StepCount
     source: Source
-    facts: Facts
+    base_config: BaseConfig
     prediction_type: str
     zero_terminal_snr: bool
     device: torch.device
@@ -65,7 +67,7 @@ class ReadyJob:
 
 def preflight(
     job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]
-) -> ReadyJob:
+) -> PreflightResult:
     """Check a job and return what it needs. Raises ConfigError with all problems at once.
 
     A base on the Hub is downloaded here if nothing else is wrong.
@@ -85,46 +87,46 @@ def preflight(
     dataset = attempt(lambda: _dataset(job, on_progress))
     if dataset is not None:
         found += _dataset_problems(job, dataset)
-    source = attempt(lambda: resolve(job.base, home))
-    facts = attempt(partial(read_facts, source)) if source is not None and source.kind != "repo" else None
+    source = attempt(lambda: resolve_base(job.base, home))
+    base_config = attempt(partial(read_base_config, source)) if source is not None and source.kind != "repo" else None
     if job.vae is not None:
         attempt(partial(find_vae, job.vae))
-    attempt(try_adapters)
+    attempt(check_peft_compatibility)
     found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_problems(job)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
-    attempt(lambda: try_optimizer(recipe, device))
-    attempt(lambda: try_quantized(recipe.base_precision, device))
+    attempt(lambda: check_optimizer(recipe, device))
+    attempt(lambda: check_quantization(recipe.base_precision, device))
     found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
     if source is not None and source.kind == "repo" and not found:
-        source = attempt(partial(fetch, source, on_progress=lambda message: on_progress(message, 0, 0)))
-        facts = attempt(partial(read_facts, source)) if source is not None else None
-    if facts is not None:
+        source = attempt(partial(fetch_base, source, on_progress=lambda message: on_progress(message, 0, 0)))
+        base_config = attempt(partial(read_base_config, source)) if source is not None else None
+    if base_config is not None:
         found += [
-            *_prediction_problems(job, facts),
-            *_doubts(job, facts, source),
-            *_noise_problems(job, facts),
-            *_clip_skip_problems(job, facts),
+            *_prediction_problems(job, base_config),
+            *_undeclared_v_prediction_problems(job, base_config, source),
+            *_timestep_problems(job, base_config),
+            *_clip_skip_problems(job, base_config),
         ]
-    if facts is not None and not found:
-        places = places_of(facts)
-        found += _network_problems(job, places)
+    if base_config is not None and not found:
+        targets = target_layers_of(base_config)
+        found += _network_problems(job, targets)
         if job.network_weights is not None:
             path = job.network_weights
-            found += attempt(lambda: check_weights(path, recipe, places)) or []
-    if facts is not None and dataset is not None and not found:
+            found += attempt(lambda: network_weights_problems(path, recipe, targets)) or []
+    if base_config is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
-        found += _space_problems(job, folder, home, dataset, _count(recipe, places), width)
-    if found or dataset is None or source is None or facts is None or precision is None:
+        found += _disk_space_problems(job, folder, home, dataset, _count(recipe, targets), width)
+    if found or dataset is None or source is None or base_config is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
-    return ReadyJob(
+    return PreflightResult(
         dataset=dataset,
         counts=dataset.count(recipe),
         source=source,
-        facts=facts,
-        prediction_type=facts.prediction_type if chosen is PredictionType.AUTO else chosen.value,
-        zero_terminal_snr=uses_zero_snr(recipe, facts.zero_terminal_snr),
+        base_config=base_config,
+        prediction_type=base_config.prediction_type if chosen is PredictionType.AUTO else chosen.value,
+        zero_terminal_snr=uses_zero_snr(recipe, base_config.zero_terminal_snr),
         device=device,
         dtype=precision[0],
         dtype_reason=precision[1],
@@ -194,29 +196,33 @@ def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
     return found
 
 
-def _prediction_problems(job: TrainJob, facts: Facts) -> list[str]:
+def _prediction_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
     chosen = job.recipe.prediction_type
-    if chosen is PredictionType.AUTO or not facts.stated or chosen.value == facts.prediction_type:
+    if (
+        chosen is PredictionType.AUTO
+        or not base_config.prediction_type_stated
+        or chosen.value == base_config.prediction_type
+    ):
         return []
     return [
-        f"prediction_type is {chosen.value}, but {job.base} predicts {facts.prediction_type}. "
+        f"prediction_type is {chosen.value}, but {job.base} predicts {base_config.prediction_type}. "
         "Set prediction_type to auto."
     ]
 
 
-def _noise_problems(job: TrainJob, facts: Facts) -> list[str]:
-    recipe, total = job.recipe, facts.scheduler.get("num_train_timesteps", 1000)
+def _timestep_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
+    recipe, total = job.recipe, base_config.scheduler.get("num_train_timesteps", 1000)
     chosen = recipe.prediction_type
-    predicts = facts.prediction_type if chosen is PredictionType.AUTO else chosen.value
-    found = zero_snr_errors(recipe, predicts, facts.zero_terminal_snr)
+    predicts = base_config.prediction_type if chosen is PredictionType.AUTO else chosen.value
+    found = zero_snr_errors(recipe, predicts, base_config.zero_terminal_snr)
     if recipe.min_timestep >= total:
         found.append(f"min_timestep is {recipe.min_timestep}, but {job.base} has {total} timesteps. Set it to 0.")
     return found
 
 
-def _doubts(job: TrainJob, facts: Facts, source: Source | None) -> list[str]:
+def _undeclared_v_prediction_problems(job: TrainJob, base_config: BaseConfig, source: Source | None) -> list[str]:
     """A file whose name says v-prediction while nothing in it does: to guess wrong would waste the run."""
-    if facts.stated or job.recipe.prediction_type is not PredictionType.AUTO or source is None:
+    if base_config.prediction_type_stated or job.recipe.prediction_type is not PredictionType.AUTO or source is None:
         return []
     name = Path(source.location).name
     if re.search(r"v[-_ ]?pred", name, re.IGNORECASE) is None:
@@ -227,8 +233,8 @@ def _doubts(job: TrainJob, facts: Facts, source: Source | None) -> list[str]:
     ]
 
 
-def _clip_skip_problems(job: TrainJob, facts: Facts) -> list[str]:
-    layers = min(config["num_hidden_layers"] for config in facts.text_encoders)
+def _clip_skip_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
+    layers = min(config["num_hidden_layers"] for config in base_config.text_encoders)
     if job.recipe.clip_skip <= layers:
         return []
     return [f"clip_skip is {job.recipe.clip_skip}, but a text encoder of {job.base} has {layers} layers. Use 2."]
@@ -243,7 +249,7 @@ def _write_problem(folder: Path) -> str | None:
     return f"Not allowed to write to {place}. Choose a folder that you can write to, or set LORA_STUDIO_HOME."
 
 
-def _space_problems(
+def _disk_space_problems(
     job: TrainJob, folder: JobFolder, home: Home, dataset: Dataset, weights: int, width: int
 ) -> list[str]:
     """Compare what the run will write with what is free; the cache and the run may lie on one disk.
@@ -254,13 +260,15 @@ def _space_problems(
     shown = sum(len(views_of(item, recipe)) * _pixels(item) for item in dataset.samples)
     pixels = shown + sum(map(_pixels, dataset.held_out))
     captions = len(cached_captions(job, dataset)) if not recipe.text_encoder_lr else 0
-    cache = int(pixels * LATENT_BYTES + captions * TEXT_BYTES * recipe.max_token_length / CHUNK)
+    cache = int(
+        pixels * LATENT_BYTES_PER_PIXEL + captions * TEXT_BYTES_PER_CAPTION * recipe.max_token_length / CHUNK_TOKENS
+    )
     files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
     if recipe.save_every_n_steps:
         files += dataset.count(recipe).total_steps // recipe.save_every_n_steps
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
-    run = weights * (width * files + STATE_BYTES)
+    run = weights * (width * files + STATE_BYTES_PER_WEIGHT)
     needs: dict[int, tuple[Path, int]] = {}
     for place, size in ((folder.path, run), (home.cache, cache)):
         while not place.exists():
@@ -271,7 +279,7 @@ def _space_problems(
         f"The run writes about {size / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free at {place}. Free some "
         "space, raise save_every_n_epochs or set keep_checkpoints."
         for place, size in needs.values()
-        if (free := shutil.disk_usage(place).free) < size + SPARE
+        if (free := shutil.disk_usage(place).free) < size + MIN_FREE_BYTES
     ]
 
 
@@ -279,25 +287,25 @@ def _pixels(item: Item) -> int:
     return item.placement.bucket[0] * item.placement.bucket[1]
 
 
-def places_of(facts: Facts) -> list[Place]:
+def target_layers_of(base_config: BaseConfig) -> list[TargetLayer]:
     """The layers of a base that could be trained, found on models that take no memory."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(facts.unet)
-        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in facts.text_encoders]
-    return find_layers(unet, encoders)
+        unet = UNet2DConditionModel.from_config(base_config.unet)
+        encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in base_config.text_encoders]
+    return find_target_layers(unet, encoders)
 
 
-def lora_weights(recipe: Recipe, facts: Facts) -> int:
+def count_lora_parameters(recipe: Recipe, base_config: BaseConfig) -> int:
     """How many weights the LoRA will have."""
-    return _count(recipe, places_of(facts))
+    return _count(recipe, target_layers_of(base_config))
 
 
-def _count(recipe: Recipe, places: Sequence[Place]) -> int:
-    return count_weights(recipe, Counter(place.layer for place in places))
+def _count(recipe: Recipe, targets: Sequence[TargetLayer]) -> int:
+    return count_parameters(recipe, Counter(target.layer for target in targets))
 
 
-def _network_problems(job: TrainJob, places: Sequence[Place]) -> list[str]:
-    if _count(job.recipe, places):
+def _network_problems(job: TrainJob, targets: Sequence[TargetLayer]) -> list[str]:
+    if _count(job.recipe, targets):
         return []
     return [
         f"No layer is left to train: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lora_studio.files import write_atomic
 from lora_studio.models.load import Base
-from lora_studio.models.pipeline import Text, draw_picture, make_pipeline
+from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def sample_prompts(prompts: Sequence[str], trigger_word: str, fallback: str) -> 
 def draw_samples(
     base: Base,
     prompts: Sequence[str],
-    encode: Callable[[str], Text],
+    encode: Callable[[str], TextEmbeddings],
     settings: SampleSettings,
     *,
     device: torch.device,
@@ -52,7 +52,7 @@ def draw_samples(
     for prompt in prompts:
         with _drawing(base, device), torch.no_grad(), autocast():
             text = encode(prompt)
-            picture = draw_picture(
+            picture = generate_image(
                 pipe,
                 text,
                 text.zeros(),

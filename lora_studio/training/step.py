@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.training.data.collate import StepInputs, prepare_step, step_timesteps
-from lora_studio.training.optim.optimizers import current_rates
+from lora_studio.training.optim.optimizers import learning_rates
 from lora_studio.training.speed.cuda_graph_policy import gradient_pass
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def train_step(run: Run) -> Step:
     run.scaler.unscale_(run.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(run.weights.flat, run.job.recipe.max_grad_norm or math.inf)
     measured = torch.cat([norm.to(run.device).view(1), figures])
-    step = Step(current_rates(run.optimizer), step_timesteps(run, run.step, 0, inputs.samples), measured)
+    step = Step(learning_rates(run.optimizer), step_timesteps(run, run.step, 0, inputs.samples), measured)
     update = _update_on_device if run.decides_on_device else _update_when_finite
     update(run, step)
     with warnings.catch_warnings():
@@ -107,8 +107,8 @@ def _update_when_finite(run: Run, step: Step) -> None:
         run.updating = True
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        run.weights.publish()
-        run.averages.update()
+        run.weights.sync_half_copies()
+        run.averaged_weights.update()
         run.updating = False
     elif run.scaler.is_enabled():
         run.scaler.update()
@@ -119,5 +119,5 @@ def _update_on_device(run: Run, step: Step) -> None:
     run.updating = True
     run.optimizer.found_inf = (~step.measured[:2].isfinite()).any().float()  # type: ignore[attr-defined]
     run.optimizer.step()
-    run.weights.publish()
+    run.weights.sync_half_copies()
     run.updating = False

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from lora_studio.errors import InputError, StopRequested
 from lora_studio.files import remove_temporary_files, write_json
 from lora_studio.lora.inject import add_adapters
-from lora_studio.lora.layers import find_layers
+from lora_studio.lora.layers import find_target_layers
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.quantize import quantize
 from lora_studio.planning.verdicts import Verdict
@@ -29,11 +29,11 @@ from lora_studio.training.distributed import (
     with_global_batch,
 )
 from lora_studio.training.loop import ATTEMPT_EVENTS, Run, restore, run_prompts, save_adapter, train_loop
-from lora_studio.training.optim.ema import Averages
-from lora_studio.training.optim.flat_params import TrainedWeights
-from lora_studio.training.optim.optimizers import layout_of, make_optimizer, parameter_groups
+from lora_studio.training.optim.ema import AveragedWeights
+from lora_studio.training.optim.flat_params import FlatParameters
+from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.optim.schedules import make_lr_scheduler
-from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.reporting.health import Health
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.training.reporting.run_records import CAPTIONS, DATASET, changes, write_records
@@ -50,7 +50,7 @@ from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.cuda_graph_policy import replays_for
 from lora_studio.training.speed.geglu import use_lean_gates
 from lora_studio.training.speed.memory_budget import fit_blocks, gpu_memory, make_blocks
-from lora_studio.training.warm_start import start_from
+from lora_studio.training.warm_start import load_network_weights
 from lora_studio.workspace.job_folder import JobFolder, Report
 from lora_studio.workspace.project import Home
 
@@ -90,14 +90,14 @@ def train(
     ranks = init_rank_group()
     job = with_global_batch(job, ranks)
     with ranks.sync_errors():
-        ready = preflight(job, folder, home, on_progress=phases)
-    tell_dataset(job, ready, report)
+        checked = preflight(job, folder, home, on_progress=phases)
+    tell_dataset(job, checked, report)
     if ranks.is_main:
-        write_json(folder.path / "environment.json", describe_environment(job, ready))
+        write_json(folder.path / "environment.json", describe_environment(job, checked))
     try:
         with ranks.sync_errors():
             run = prepare(
-                job, folder, ready, home=home, report=report, phases=phases, should_stop=should_stop, ranks=ranks
+                job, folder, checked, home=home, report=report, phases=phases, should_stop=should_stop, ranks=ranks
             )
     except StopRequested:
         return _result(job, folder, None, begin, stopped=True)
@@ -107,7 +107,7 @@ def train(
     if run.step == 0 and ranks.is_main:
         used = write_records(run)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
-    tell_start(run, ready, report)
+    tell_start(run, checked, report)
     if run.device.type == "cuda":
         with ranks.sync_errors():
             fit_blocks(run, gpu_memory, report)
@@ -124,7 +124,7 @@ def train(
 def prepare(
     job: TrainJob,
     folder: JobFolder,
-    ready: ReadyJob,
+    checked: PreflightResult,
     *,
     home: Home,
     report: Report,
@@ -136,24 +136,24 @@ def prepare(
 
     Of several processes each encodes its share.
     """
-    recipe, device = job.recipe, ready.device
+    recipe, device = job.recipe, checked.device
     base = load_base(
-        ready.source,
-        dtype=ready.dtype,
+        checked.source,
+        dtype=checked.dtype,
         vae=job.vae,
-        prediction_type=ready.prediction_type,
-        zero_terminal_snr=ready.zero_terminal_snr,
+        prediction_type=checked.prediction_type,
+        zero_terminal_snr=checked.zero_terminal_snr,
         on_progress=lambda message: phases(message, 0, 0),
     )
-    tell_long_captions(job, base, ready, report)
+    tell_long_captions(job, base, checked, report)
     # fp16 has more digits than bf16, and a GPU is several times faster in it
-    half = torch.float16 if device.type == "cuda" and ready.dtype != torch.float32 else None
+    half = torch.float16 if device.type == "cuda" and checked.dtype != torch.float32 else None
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
     latents.fill(
         ranks.shard(
             [
-                *(view for item in ready.dataset.samples for view in views_of(item, recipe)),
-                *ready.dataset.held_out,
+                *(view for item in checked.dataset.samples for view in views_of(item, recipe)),
+                *checked.dataset.held_out,
             ]
         )[1],
         base.vae,
@@ -161,40 +161,40 @@ def prepare(
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding images", done, total),
     )
-    texts = None if recipe.text_encoder_lr else _cache_texts(job, ready, base, home, phases, should_stop, ranks)
-    places = find_layers(base.unet, base.text_encoders)
-    quantize(base.unet, recipe.base_precision, ready.dtype, device)
+    texts = None if recipe.text_encoder_lr else _cache_texts(job, checked, base, home, phases, should_stop, ranks)
+    targets = find_target_layers(base.unet, base.text_encoders)
+    quantize(base.unet, recipe.base_precision, checked.dtype, device)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
     if job.network_weights is not None:
-        taken, trained = start_from(job.network_weights, adapters, recipe, places)
+        taken, trained = load_network_weights(job.network_weights, adapters, recipe, targets)
         phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
     blocks = make_blocks(base, recipe, device)
-    weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, ready.dtype)
+    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, checked.dtype)
     use_plain_attention(base.unet)
     use_lean_gates(base.unet)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,
         folder=folder.path,
-        dataset=ready.dataset,
-        counts=ready.counts,
+        dataset=checked.dataset,
+        counts=checked.counts,
         base=base,
         adapters=adapters,
         weights=weights,
         blocks=blocks,
         optimizer=optimizer,
-        lr_scheduler=make_lr_scheduler(recipe, optimizer, ready.counts.total_steps),
-        scaler=torch.amp.GradScaler(device.type, enabled=ready.dtype == torch.float16),
+        lr_scheduler=make_lr_scheduler(recipe, optimizer, checked.counts.total_steps),
+        scaler=torch.amp.GradScaler(device.type, enabled=checked.dtype == torch.float16),
         latents=latents,
         texts=texts,
         device=device,
-        dtype=ready.dtype,
-        precision=PRECISIONS[ready.dtype],
+        dtype=checked.dtype,
+        precision=PRECISIONS[checked.dtype],
         health=Health(),
-        averages=Averages(optimizer, weights.flat, recipe.ema_decay, weights.publish),
+        averaged_weights=AveragedWeights(optimizer, weights.flat, recipe.ema_decay, weights.sync_half_copies),
         timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
         ranks=ranks,
         prefetch=Prefetch(depth_for(device)),
@@ -203,7 +203,7 @@ def prepare(
 
 def _cache_texts(
     job: TrainJob,
-    ready: ReadyJob,
+    checked: PreflightResult,
     base: Base,
     home: Home,
     phases: Phases,
@@ -215,15 +215,15 @@ def _cache_texts(
     made = encoders_hash(base.text_encoders, base.tokenizers)
     texts = TextCache(home.cache / "text", made, recipe.clip_skip, recipe.max_token_length)
     texts.fill(
-        ranks.shard([*cached_captions(job, ready.dataset), *run_prompts(job, ready.dataset)])[1],
+        ranks.shard([*cached_captions(job, checked.dataset), *run_prompts(job, checked.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
-        device=ready.device,
+        device=checked.device,
         should_stop=should_stop,
         on_progress=lambda done, total: phases("Encoding captions", done, total),
     )
     base.text_encoders.clear()
-    if ready.device.type == "cuda":
+    if checked.device.type == "cuda":
         torch.cuda.empty_cache()
     return texts
 

@@ -14,25 +14,25 @@ from pathlib import Path
 import torch
 
 from lora_studio.errors import InputError
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import MAGNITUDE, Adapters, layer_tensors
-from lora_studio.lora.layers import Place
+from lora_studio.lora.layers import TargetLayer
 from lora_studio.lora.read import LayerWeights, read_layers
-from lora_studio.lora.shapes import Size, size_of, tensor_shapes
-from lora_studio.lora.write import SCALED
+from lora_studio.lora.shapes import DimAlpha, layer_dim_alpha, tensor_shapes
+from lora_studio.lora.write import ALPHA_CORRECTED_PARTS
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 
-SAME_SCALE = 0.01  # what rounding to half precision may change of alpha, as a share
+SCALE_TOLERANCE = 0.01  # what rounding to half precision may change of alpha, as a share
 
 
-def check_weights(path: Path, recipe: Recipe, places: Sequence[Place]) -> list[str]:
-    """What of a LoRA file does not fit the recipe, one line each. `places` are the base's layers.
+def network_weights_problems(path: Path, recipe: Recipe, targets: Sequence[TargetLayer]) -> list[str]:
+    """What of a LoRA file does not fit the recipe, one line each. `targets` are the base's layers.
 
     Raises InputError if it is no LoRA for SDXL, or for another base.
     """
-    lora = read_lora(path)
-    found, missing = read_layers(lora, places)
+    lora = read_lora_header(path)
+    found, missing = read_layers(lora, targets)
     name = f"network_weights {path.name}"
     if missing:
         return [
@@ -42,34 +42,36 @@ def check_weights(path: Path, recipe: Recipe, places: Sequence[Place]) -> list[s
     kinds = Counter(_kind(weights, recipe) for weights in found)
     if wrong := [kind for kind in kinds if kind is not recipe.network_type]:
         return [f"{name} is a {wrong[0].value}, but network_type is {recipe.network_type.value}. Set it to that."]
-    untrained = [weights.place for weights in found if size_of(recipe, weights.place.layer) is None]
+    untrained = [weights.target for weights in found if layer_dim_alpha(recipe, weights.target.layer) is None]
     if untrained:
         return [
-            f"{name} has {len(untrained)} layers that this recipe does not train, like {untrained[0].kohya}. "
-            f"{_to_train(untrained[0], recipe)}"
+            f"{name} has {len(untrained)} layers that this recipe does not train, like {untrained[0].kohya_name}. "
+            f"{_training_remedy(untrained[0], recipe)}"
         ]
-    return _size_problems(name, recipe, found)
+    return _shape_problems(name, recipe, found)
 
 
-def start_from(path: Path, adapters: Adapters, recipe: Recipe, places: Sequence[Place]) -> tuple[int, int]:
+def load_network_weights(
+    path: Path, adapters: Adapters, recipe: Recipe, targets: Sequence[TargetLayer]
+) -> tuple[int, int]:
     """Take a checked file's weights; returns how many of the trained layers it had, and how many there are.
 
     Layers that it has not begin as in any new run. Raises InputError if the file does not fit.
     """
-    if problems := check_weights(path, recipe, places):
+    if problems := network_weights_problems(path, recipe, targets):
         raise InputError(problems[0], code="network_weights")
-    found, _ = read_layers(read_lora(path), places)
+    found, _ = read_layers(read_lora_header(path), targets)
     layers = {(model, inner): layer for model, inner, layer in adapters.layers}
     with torch.no_grad():
         for weights in found:
-            layer = layers[weights.place.model, weights.place.path]
-            size = size_of(recipe, weights.place.layer)
+            layer = layers[weights.target.model, weights.target.path]
+            size = layer_dim_alpha(recipe, weights.target.layer)
             assert size is not None
             exact = weights.alpha / weights.dim / (size.alpha / size.dim)
             for name, parameter in layer_tensors(layer).items():
                 tensor = weights.magnitude if name == MAGNITUDE else weights.tensors[name]
                 assert tensor is not None
-                value = tensor.float() * exact if name in SCALED and exact != 1 else tensor.float()
+                value = tensor.float() * exact if name in ALPHA_CORRECTED_PARTS and exact != 1 else tensor.float()
                 parameter.copy_(value.reshape(parameter.shape))
     return len(found), len(layers)
 
@@ -80,28 +82,28 @@ def _kind(weights: LayerWeights, recipe: Recipe) -> NetworkType:
     return NetworkType.LOCON if plain else weights.kind
 
 
-def _size_problems(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
+def _shape_problems(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
     problems: dict[str, str] = {}
     for weights in found:
-        layer = weights.place.layer
-        size = size_of(recipe, layer)
+        layer = weights.target.layer
+        size = layer_dim_alpha(recipe, layer)
         assert size is not None
         shapes = {part: tuple(tensor.shape) for part, tensor in weights.tensors.items()}
         expected = tensor_shapes(recipe, layer, size.dim)
         expected.pop(MAGNITUDE, None)
-        if weights.axis or (weights.magnitude is not None) != (recipe.network_type is NetworkType.DORA):
+        if weights.magnitude_axis or (weights.magnitude is not None) != (recipe.network_type is NetworkType.DORA):
             problems["magnitude"] = (
                 f"{name} has lengths of inputs, or of another type than DoRA (dora_scale), which cannot be trained on. "
                 "Use one with wd_on_output."
             )
         elif shapes != expected:
             problems.setdefault("dim", _dim_problem(name, recipe, weights, size, shapes, expected))
-        elif abs(weights.alpha / weights.dim / (size.alpha / size.dim) - 1) > SAME_SCALE:
+        elif abs(weights.alpha / weights.dim / (size.alpha / size.dim) - 1) > SCALE_TOLERANCE:
             alpha = weights.alpha / weights.dim * (sqrt(size.dim) if recipe.rank_stabilized else size.dim)
             problems.setdefault(
                 "alpha",
-                f"{name} was trained with alpha {alpha:g} at dim {size.dim} ({weights.place.kohya}), the recipe has "
-                f"another. Set network_alpha to {alpha:g}, or conv_alpha for a convolution.",
+                f"{name} was trained with alpha {alpha:g} at dim {size.dim} ({weights.target.kohya_name}), the recipe "
+                f"has another. Set network_alpha to {alpha:g}, or conv_alpha for a convolution.",
             )
     return list(problems.values())
 
@@ -110,11 +112,11 @@ def _dim_problem(
     name: str,
     recipe: Recipe,
     weights: LayerWeights,
-    size: Size,
+    size: DimAlpha,
     shapes: dict[str, tuple[int, ...]],
     expected: dict[str, tuple[int, ...]],
 ) -> str:
-    layer = weights.place.kohya
+    layer = weights.target.kohya_name
     if recipe.network_type is NetworkType.LOKR:
         return (
             f"{name} cuts {layer} into {_shown(shapes)}, the recipe into {_shown(expected)}. Set lokr_factor and "
@@ -130,8 +132,8 @@ def _shown(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
 
 
-def _to_train(place: Place, recipe: Recipe) -> str:
-    name = "unet_lr" if place.model == "unet" else "text_encoder_lr"
+def _training_remedy(target: TargetLayer, recipe: Recipe) -> str:
+    name = "unet_lr" if target.model == "unet" else "text_encoder_lr"
     if not getattr(recipe, name):
         return f"Set {name} above 0."
     return "Set network_type, train_layers and block_dims to what it was trained with."

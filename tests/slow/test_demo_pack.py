@@ -19,7 +19,7 @@ from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Tagger
 from lora_studio.dataset.tagging.selection import TagSelection
 from lora_studio.example import TRIGGER, run_demo
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
@@ -149,7 +149,7 @@ def test_a_lora_learns_a_style_that_the_base_has_never_seen(
     prompts = [f"{TRIGGER}, {word['label']}" for word in words]
     styled, kept = {}, {}
     every = find_tagger("demo", home=home).load()
-    with apply_lora(pipeline.pipe, read_lora(result.lora)) as adapter:
+    with apply_lora(pipeline.pipe, read_lora_header(result.lora)) as adapter:
         for strength in (0.0, 0.7, 1.0):
             adapter.set_strength(strength)
             drawn = draw(pipeline, prompts, (21, 22))

@@ -35,9 +35,9 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.collate import Prepared, StepInputs
 from lora_studio.training.loop import Run
 from lora_studio.training.loss import batch_losses
-from lora_studio.training.optim.ema import Averages
-from lora_studio.training.optim.flat_params import TrainedWeights
-from lora_studio.training.optim.optimizers import layout_of, make_optimizer, parameter_groups
+from lora_studio.training.optim.ema import AveragedWeights
+from lora_studio.training.optim.flat_params import FlatParameters
+from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.optim.schedules import make_lr_scheduler
 from lora_studio.training.reporting.health import Health
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
@@ -143,7 +143,7 @@ def studio_run(size: Size, case: Case) -> Run:
     quantize(unet, case.base, size.dtype, size.device)
     adapters = add_adapters(unet, [], recipe)
     unet.to(size.device).train()
-    weights = TrainedWeights(parameter_groups(adapters, recipe), layout_of(recipe), adapters, size.dtype)
+    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, size.dtype)
     use_plain_attention(unet)
     use_lean_gates(unet)
     optimizer = make_optimizer(recipe, weights.groups)
@@ -171,7 +171,7 @@ def studio_run(size: Size, case: Case) -> Run:
         dtype=size.dtype,
         precision="bf16",
         health=Health(),
-        averages=Averages(optimizer, weights.flat, 0.0),
+        averaged_weights=AveragedWeights(optimizer, weights.flat, 0.0),
         timestep_losses=TimestepLosses(1000),
         prefetch=prefetch,
     )
@@ -185,7 +185,7 @@ def fit(run: Run, case: Case, batch: Prepared) -> str:
         train_step(run)
     room = case.limit - RESERVE - peak_bytes(run.device)
     _, costs = run.blocks.measure(
-        lambda: batch_losses(run, batch.to(run.device)), [*run.weights.flat, *run.weights.copies]
+        lambda: batch_losses(run, batch.to(run.device)), [*run.weights.flat, *run.weights.half_copies]
     )
     run.blocks.compute_twice(choose(costs, room))
     return f"{len(run.blocks.twice)} of {len(run.blocks.order)} blocks twice"

@@ -13,7 +13,7 @@ import psutil
 from PIL import Image
 
 from lora_studio.files import write_json
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.sampling.png_info import save_png
 from lora_studio.settings.choices import LoraKind
@@ -64,7 +64,7 @@ def make_sweep(project: Project, loras: Sequence[Path], *, drawn: int | None = N
     """A sweep of which `drawn` cells (default: all) are there; a whole one has its grid and measures."""
     job = SweepJob(loras=list(loras), bases=[BASE], prompts=PROMPTS, trigger_word="inkstamp_hc", strengths=[0, 0.7, 1])
     folder = JobFolder.create(project.new_sweep_dir(), job)
-    plan = SweepPlan(job, [read_lora(path) for path in loras])
+    plan = SweepPlan(job, [read_lora_header(path) for path in loras])
     for number, key in enumerate(plan.cells[:drawn]):
         picture = Image.new("RGB", (64, 64), (20 * number, 80, 120))
         save_png(picture, folder.path / plan.path(key), f"{key.prompt}\nSteps: 25, Seed: {job.seed}")

@@ -16,7 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from lora_studio.lora.inject import add_adapters
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.optim.flat_params import Layout, TrainedWeights
+from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
 from lora_studio.training.optim.optimizers import parameter_groups
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.geglu import use_lean_gates
@@ -45,7 +45,7 @@ def studio() -> Count:
         unet = real_unet()
         recipe = Recipe(network_dim=RANK, network_alpha=RANK / 2, text_encoder_lr=0.0)
         adapters = add_adapters(unet, [], recipe)
-        TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.bfloat16)
+        FlatParameters(parameter_groups(adapters, recipe), ParameterLayout.FLAT, adapters, torch.bfloat16)
         use_plain_attention(unet)
         use_lean_gates(unet)
     return count(unet)

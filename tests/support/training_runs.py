@@ -72,10 +72,12 @@ def recipe_of(**changes: Any) -> Recipe:
 
 
 def start(job: TrainJob, folder: Path, home: Home) -> Run:
-    """A run that is ready for its first step."""
+    """A run that is checked for its first step."""
     job_folder = JobFolder(folder)
-    ready = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
-    return prepare(job, job_folder, ready, home=home, report=_silent, phases=Phases(_silent), should_stop=lambda: False)
+    checked = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
+    return prepare(
+        job, job_folder, checked, home=home, report=_silent, phases=Phases(_silent), should_stop=lambda: False
+    )
 
 
 def losses_of(run: Run, batch: Batch, first: int = 0) -> torch.Tensor:

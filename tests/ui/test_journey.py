@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project
@@ -171,7 +171,7 @@ def stop_and_resume(page: Any, project: Project, keep: Keep) -> None:
     keep("train-done")
     steps = [event["step"] for event in run.events()[0] if event["event"] == "step"]
     assert steps == list(range(1, STEPS + 1)), "the resumed run repeated or skipped a step"
-    assert read_lora(run.path / "Ink.safetensors").trigger_word == "inkstamp_hc"
+    assert read_lora_header(run.path / "Ink.safetensors").trigger_word == "inkstamp_hc"
 
 
 def draw_the_grid(page: Any, project: Project, keep: Keep) -> None:

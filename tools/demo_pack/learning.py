@@ -21,7 +21,7 @@ from torch.nn import functional
 from demo_pack import pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
 from lora_studio.example import BASE, TRIGGER, run_demo
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.settings.choices import Precision
@@ -123,7 +123,7 @@ def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
     if not out.exists():
         done = run_demo(out, home=home, steps=None, on_event=lambda event: None, on_stage=progress.say)
         progress.write_json({"seconds": round(done.seconds, 1)}, work / "demo.json")
-    lora = read_lora(next(out.glob("*.safetensors")))
+    lora = read_lora_header(next(out.glob("*.safetensors")))
     words, others = _unseen(work)
     repeated = [word for word in words for _ in SEEDS]
     pipeline = load_sampling_pipeline(BASE, home=home, precision=Precision.FP32).pipe

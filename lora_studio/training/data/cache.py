@@ -32,7 +32,7 @@ from lora_studio.dataset.images.decode import decode, file_sha256
 from lora_studio.dataset.images.masks import read_mask
 from lora_studio.errors import JobError, StopRequested
 from lora_studio.files import write_bytes
-from lora_studio.models.text_encoding import CHUNK, encode_text
+from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
 from lora_studio.training.data.dataset import Item
 
 VERSION = "2"  # of what is stored: raise it when the same input gives another content
@@ -225,11 +225,11 @@ class TextCache:
     folder: Path
     encoders_hash: str
     clip_skip: int
-    max_token_length: int = CHUNK
+    max_token_length: int = CHUNK_TOKENS
 
     def file(self, caption: str) -> Path:
         """Where the embeddings of a caption are kept."""
-        more = [str(int(self.max_token_length))] if self.max_token_length != CHUNK else []
+        more = [str(int(self.max_token_length))] if self.max_token_length != CHUNK_TOKENS else []
         return _named(self.folder, "text", VERSION, caption, self.encoders_hash, str(self.clip_skip), *more)
 
     def load(self, captions: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

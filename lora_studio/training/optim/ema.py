@@ -14,12 +14,12 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 
-class Averages:
+class AveragedWeights:
     """An exponential moving average of the trained weights, or the average of a schedule-free optimizer.
 
     With `decay` above 0 the average moves by 1 - d of the difference at each step, with d = (1 + n) / (10 + n) after n
     steps until it reaches `decay`, so that the first weights are soon forgotten (Polyak and Juditsky 1992; the ramp is
-    TensorFlow's). `publish` is called when the averaged weights have taken the place of the others, and when they go.
+    TensorFlow's). `on_swap` is called when the averaged weights have taken the place of the others, and when they go.
     """
 
     def __init__(
@@ -27,11 +27,11 @@ class Averages:
         optimizer: torch.optim.Optimizer,
         weights: Sequence[nn.Parameter],
         decay: float,
-        publish: Callable[[], None] = lambda: None,
+        on_swap: Callable[[], None] = lambda: None,
     ) -> None:
         self._optimizer = optimizer
         self._weights = weights
-        self._publish = publish
+        self._on_swap = on_swap
         self._ema = EMAModel(weights, decay=decay, foreach=True) if decay else None
 
     def update(self) -> None:
@@ -40,7 +40,7 @@ class Averages:
             self._ema.step(self._weights)
 
     @contextmanager
-    def given_out(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The averaged weights in the place of the trained ones; a no-op where nothing is averaged.
 
         An EMA comes before what a schedule-free optimizer averages.
@@ -55,7 +55,7 @@ class Averages:
                 self._ema.copy_to(self._weights)
             else:
                 self._optimizer.eval()  # type: ignore[attr-defined]
-            self._publish()
+            self._on_swap()
             yield
         finally:
             if self._ema is None:
@@ -63,7 +63,7 @@ class Averages:
             with torch.no_grad():
                 for weight, kept in zip(self._weights, aside, strict=True):
                     weight.copy_(kept)
-            self._publish()
+            self._on_swap()
 
     def state(self) -> dict[str, Any] | None:
         """What is needed to go on; None where there is no EMA."""

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from lora_studio.lora.fused_linear import FusedLoraLinear
-from lora_studio.lora.inject import NAME, Adapters
+from lora_studio.lora.inject import ADAPTER_NAME, Adapters
 
 
-class Layout(Enum):
+class ParameterLayout(Enum):
     """What an optimizer is given of a group: the whole as one weight, a stack for each shape, or each matrix."""
 
     FLAT = "flat"
-    STACKS = "stacks"
-    EACH = "each"
+    STACKED = "stacked"
+    SEPARATE = "separate"
 
 
 @dataclass(frozen=True)
-class _Half:
+class _HalfCopy:
     """A group's copy in half precision, and the sum of its gradients of one backward pass; with the fp32 weight."""
 
     flat: nn.Parameter
@@ -38,7 +38,7 @@ class _Half:
     gradient: Tensor
 
 
-class TrainedWeights:
+class FlatParameters:
     """The weights, gradients and half-precision copies of parameter groups, as `parameter_groups` gives them.
 
     From here on the models must stay on their device. `groups` are for the optimizer; `flat` has one weight a group,
@@ -46,11 +46,11 @@ class TrainedWeights:
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], layout: Layout, adapters: Adapters, dtype: torch.dtype
+        self, groups: Sequence[dict[str, Any]], layout: ParameterLayout, adapters: Adapters, dtype: torch.dtype
     ) -> None:
         self.flat: list[nn.Parameter] = []
         self.groups: list[dict[str, Any]] = []
-        self._halves: list[_Half] = []
+        self._halves: list[_HalfCopy] = []
         self._leaves: list[tuple[nn.Parameter, Tensor]] = []  # what autograd fills, and where it is to be added
         fused = _fused_layers(adapters, dtype)
         inner = {weight for layer in fused for weight in _factors(layer)}
@@ -64,7 +64,7 @@ class TrainedWeights:
                 weight.data = view
             ours: list[tuple[Tensor, Tensor]] = list(zip(members, gradients, strict=True))
             if dtype != torch.float32 and inner:
-                half = _Half(flat, flat.detach().to(dtype), torch.zeros_like(flat, dtype=dtype))
+                half = _HalfCopy(flat, flat.detach().to(dtype), torch.zeros_like(flat, dtype=dtype))
                 self._halves.append(half)
                 copies = [copy.requires_grad_() for copy in _parts(half.copy, members)]
                 ours = list(zip(copies, _parts(half.gradient, members), strict=True))
@@ -78,7 +78,7 @@ class TrainedWeights:
         for layer in fused:
             if all(weight in settled for weight in _factors(layer)):  # those of unread layers are not trained
                 (a, for_a), (b, for_b) = (settled[weight] for weight in _factors(layer))
-                layer.settle(a, b, (for_a, for_b))
+                layer.fuse(a, b, (for_a, for_b))
         self.half_only = bool(self._halves) and self.all_fused
 
     @property
@@ -92,7 +92,7 @@ class TrainedWeights:
         return [weight.grad for weight in self.flat if weight.grad is not None]
 
     @property
-    def copies(self) -> list[Tensor]:
+    def half_copies(self) -> list[Tensor]:
         """What the layers compute with in half precision, [N] for each group."""
         return [half.copy for half in self._halves]
 
@@ -105,7 +105,7 @@ class TrainedWeights:
             leaf.grad = None
 
     @torch.no_grad()
-    def collect(self) -> None:
+    def accumulate_gradients(self) -> None:
         """Add the gradients of a backward pass to those of the passes before, in fp32."""
         for half in self._halves:
             assert half.flat.grad is not None
@@ -119,7 +119,7 @@ class TrainedWeights:
             leaf.grad = None
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_half_copies(self) -> None:
         """Bring the copies that layers compute with up to date; to be called whenever weights have changed."""
         for half in self._halves:
             half.copy.copy_(half.flat)
@@ -127,12 +127,12 @@ class TrainedWeights:
 
 def _fused_layers(adapters: Adapters, dtype: torch.dtype) -> list[FusedLoraLinear]:
     """The layers whose base has this dtype and whose arithmetic is fused."""
-    found = [layer for _, _, layer in adapters.layers if isinstance(layer, FusedLoraLinear) and layer.fusable()]
+    found = [layer for _, _, layer in adapters.layers if isinstance(layer, FusedLoraLinear) and layer.is_fusable()]
     return [layer for layer in found if layer.get_base_layer().weight.dtype == dtype]
 
 
 def _factors(layer: FusedLoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
-    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+    return layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
 
 
 def _parts(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
@@ -140,14 +140,14 @@ def _parts(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(member.shape) for part, member in zip(parts, members, strict=True)]
 
 
-def _for_optimizer(layout: Layout, flat: nn.Parameter, members: Sequence[Tensor]) -> list[nn.Parameter]:
+def _for_optimizer(layout: ParameterLayout, flat: nn.Parameter, members: Sequence[Tensor]) -> list[nn.Parameter]:
     """The group's weight cut as the optimizer wants it; each part's `.grad` is a view of the whole's."""
-    if layout is Layout.FLAT:
+    if layout is ParameterLayout.FLAT:
         return [flat]
     shapes: list[tuple[int, ...]] = []
     for shape, equal in groupby(members, key=lambda member: tuple(member.shape)):
         count = len(list(equal))
-        stacked = layout is Layout.STACKS and len(shape) > 1
+        stacked = layout is ParameterLayout.STACKED and len(shape) > 1
         shapes += [(count, *shape)] if stacked else [shape] * count
     assert flat.grad is not None
     wanted = [torch.empty(shape, device="meta") for shape in shapes]

@@ -26,10 +26,10 @@ def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_st
             return LambdaLR(optimizer, lambda step: 1.0)
         case Scheduler.POLYNOMIAL:
             return LambdaLR(
-                optimizer, warmed_up(partial(polynomial, power=recipe.lr_scheduler_power), warmup, total_steps)
+                optimizer, with_warmup(partial(polynomial, power=recipe.lr_scheduler_power), warmup, total_steps)
             )
         case Scheduler.REX:
-            return LambdaLR(optimizer, warmed_up(rex, warmup, total_steps))
+            return LambdaLR(optimizer, with_warmup(rex, warmup, total_steps))
     schedule: LambdaLR = get_scheduler(
         recipe.lr_scheduler.value,
         optimizer,
@@ -40,7 +40,7 @@ def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_st
     return schedule
 
 
-def warmed_up(decay: Callable[[float], float], warmup: int, total_steps: int) -> Callable[[int], float]:
+def with_warmup(decay: Callable[[float], float], warmup: int, total_steps: int) -> Callable[[int], float]:
     """A line from 0 to 1 over the first `warmup` steps, then `decay` of the share of the rest that is done."""
 
     def factor(step: int) -> float:

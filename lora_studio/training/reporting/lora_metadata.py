@@ -13,7 +13,7 @@ from typing import Any
 
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.models.load import Base, window_hash
-from lora_studio.models.text_encoding import CHUNK
+from lora_studio.models.text_encoding import CHUNK_TOKENS
 from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.settings.choices import GradientCheckpointing, LossType, MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
@@ -142,7 +142,7 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
         "ss_caption_dropout_rate": recipe.caption_dropout_rate,
         "ss_caption_dropout_every_n_epochs": 0,
         "ss_caption_tag_dropout_rate": recipe.caption_tag_dropout_rate,
-        "ss_max_token_length": int(recipe.max_token_length) if recipe.max_token_length != CHUNK else None,
+        "ss_max_token_length": int(recipe.max_token_length) if recipe.max_token_length != CHUNK_TOKENS else None,
         "ss_flip_aug": recipe.flip_aug,
         "ss_color_aug": False,
         "ss_random_crop": recipe.random_crop,

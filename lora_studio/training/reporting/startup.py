@@ -11,12 +11,12 @@ import torch
 from lora_studio.device import find_gpu
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.models.load import Base
-from lora_studio.models.text_encoding import truncated
+from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.settings.choices import MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.loop import Run
-from lora_studio.training.preflight import ReadyJob
+from lora_studio.training.preflight import PreflightResult
 from lora_studio.versions import VERSION, installed_version
 from lora_studio.workspace.job_folder import Report
 
@@ -52,10 +52,10 @@ class Phases:
             self._message, self._told = message, now
 
 
-def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
+def tell_dataset(job: TrainJob, checked: PreflightResult, report: Report) -> None:
     """Say how many captions were found, and what stands in where there are none."""
-    items = ready.dataset.items
-    left_out = ready.dataset.left_out
+    items = checked.dataset.items
+    left_out = checked.dataset.left_out
     if left_out:
         report(
             "warning",
@@ -64,7 +64,7 @@ def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
             "Move them into one of these folders.",
         )
     missing = [item for item in items if not item.captioned]
-    counted = {"regularisation images": ready.dataset.regularization, "images held out": ready.dataset.held_out}
+    counted = {"regularisation images": checked.dataset.regularization, "images held out": checked.dataset.held_out}
     more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
     report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
     if missing:
@@ -85,8 +85,8 @@ def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
             f"{without[0].path.name}: it will call up the rest only.",
         )
 
-    _tell_masks(job, ready, report)
-    named = [item for item in ready.dataset.regularization if word and word in item.caption.casefold()]
+    _tell_masks(job, checked, report)
+    named = [item for item in checked.dataset.regularization if word and word in item.caption.casefold()]
     if named:
         report(
             "warning",
@@ -96,8 +96,8 @@ def tell_dataset(job: TrainJob, ready: ReadyJob, report: Report) -> None:
         )
 
 
-def _tell_masks(job: TrainJob, ready: ReadyJob, report: Report) -> None:
-    samples = ready.dataset.samples
+def _tell_masks(job: TrainJob, checked: PreflightResult, report: Report) -> None:
+    samples = checked.dataset.samples
     without = [item for item in samples if item.mask is None]
     if job.recipe.masked_loss is not MaskedLoss.OFF and without:
         report(
@@ -108,10 +108,10 @@ def _tell_masks(job: TrainJob, ready: ReadyJob, report: Report) -> None:
         )
 
 
-def tell_long_captions(job: TrainJob, base: Base, ready: ReadyJob, report: Report) -> None:
+def tell_long_captions(job: TrainJob, base: Base, checked: PreflightResult, report: Report) -> None:
     """Say which captions are cut off."""
     limit = int(job.recipe.max_token_length)
-    cut = truncated(base.tokenizers[0], [item.caption for item in ready.dataset.samples], limit)
+    cut = truncated_captions(base.tokenizers[0], [item.caption for item in checked.dataset.samples], limit)
     if cut:
         report(
             "warning",
@@ -121,7 +121,7 @@ def tell_long_captions(job: TrainJob, base: Base, ready: ReadyJob, report: Repor
         )
 
 
-def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
+def tell_start(run: Run, checked: PreflightResult, report: Report) -> None:
     """Say how long the run is, and what does it."""
     name = device_name(run.device)
     report(
@@ -132,7 +132,7 @@ def tell_start(run: Run, ready: ReadyJob, report: Report) -> None:
         images=len(run.dataset.items),
         device=f"{run.ranks.world_size} x {name}" if run.ranks.world_size > 1 else name,
         precision=run.precision,
-        precision_reason=ready.dtype_reason,
+        precision_reason=checked.dtype_reason,
         prediction_type=run.base.prediction_type,
         zero_terminal_snr=run.base.zero_terminal_snr,
     )
@@ -165,7 +165,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
 
 
-def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
+def describe_environment(job: TrainJob, checked: PreflightResult) -> dict[str, Any]:
     """The machine and the versions that do a run, for environment.json."""
     gpu = find_gpu()
     return {
@@ -173,9 +173,9 @@ def describe_environment(job: TrainJob, ready: ReadyJob) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: installed_version(name) for name in LIBRARIES},
-        "device": device_name(ready.device),
+        "device": device_name(checked.device),
         "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
         "cuda": torch.version.cuda,
-        "precision": PRECISIONS[ready.dtype],
+        "precision": PRECISIONS[checked.dtype],
         "seed": job.recipe.seed,
     }

@@ -13,17 +13,17 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lora_studio.lora.fused_qkv import Joined, join
+from lora_studio.lora.fused_qkv import FusedProjections, fuse_projections
 
 
 class PlainAttention:
     """Attention of hidden states [B, N, C] to themselves or to a text [B, M, D], with nothing added or masked.
 
-    `joined` are its layers that read the same: key and value of a text, or all of query, key and value.
+    `projections` are its layers that read the same: key and value of a text, or all of query, key and value.
     """
 
-    def __init__(self, joined: Joined | None = None) -> None:
-        self.joined = joined
+    def __init__(self, projections: FusedProjections | None = None) -> None:
+        self.projections = projections
 
     def __call__(
         self,
@@ -48,11 +48,11 @@ class PlainAttention:
 
     def _project(self, attn: Attention, hidden: Tensor, text: Tensor | None) -> tuple[Tensor, ...]:
         """Query [B, N, C], key and value [B, N or M, C]."""
-        joined = self.joined if self.joined is not None and self.joined.fused else None
+        projections = self.projections if self.projections is not None and self.projections.is_active else None
         source = hidden if text is None else text
-        if joined is None:
+        if projections is None:
             return attn.to_q(hidden), attn.to_k(source), attn.to_v(source)
-        return joined(hidden) if text is None else (attn.to_q(hidden), *joined(text))
+        return projections(hidden) if text is None else (attn.to_q(hidden), *projections(text))
 
 
 # `Attention.forward` asks for it at each call, which is slow to work out and quick to read.
@@ -67,7 +67,7 @@ def use_plain_attention(unet: UNet2DConditionModel) -> None:
     for module in unet.modules():
         if isinstance(module, Attention) and _is_plain(module):
             query = [] if module.is_cross_attention else [module.to_q]
-            module.set_processor(PlainAttention(join([*query, module.to_k, module.to_v])))
+            module.set_processor(PlainAttention(fuse_projections([*query, module.to_k, module.to_v])))
 
 
 def _is_plain(attn: Attention) -> bool:

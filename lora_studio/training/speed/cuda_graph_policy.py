@@ -25,7 +25,7 @@ from torch import Tensor
 from lora_studio.training.data.collate import Prepared
 from lora_studio.training.data.dataset import epoch_steps
 from lora_studio.training.loss import batch_losses
-from lora_studio.training.optim.flat_params import TrainedWeights
+from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, Recording, find_recorder
 from lora_studio.workspace.job_folder import Report
 
@@ -140,7 +140,7 @@ class Replays:
         self,
         one_pass: Pass,
         recorder: CudaRecorder,
-        weights: TrainedWeights,
+        weights: FlatParameters,
         left: Callable[[Prepared, bool], int],
         report: Report,
     ) -> None:
@@ -312,7 +312,7 @@ def gradient_pass(run: Run, batch: Prepared, samples: Tensor) -> Tensor:
     """The losses [B] of a batch on the run's device in a step of `samples` [], after gathering its gradients."""
     losses = batch_losses(run, batch)
     run.scaler.scale(losses.sum() / samples).backward()
-    run.weights.collect()
+    run.weights.accumulate_gradients()
     return losses.detach()
 
 

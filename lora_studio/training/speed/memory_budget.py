@@ -72,7 +72,7 @@ def fit_blocks(run: Run, measure: Callable[[Run, Prepared], Memory], report: Rep
     run.blocks.compute_all_twice()
     memory = measure(run, batch)
     with run.dropout(0):
-        _, costs = run.blocks.measure(lambda: batch_losses(run, batch), [*run.weights.flat, *run.weights.copies])
+        _, costs = run.blocks.measure(lambda: batch_losses(run, batch), [*run.weights.flat, *run.weights.half_copies])
     run.blocks.compute_twice(choose(costs, memory.usable - memory.taken))
     draws = run.blocks.repeats_draws
     compute_texts_twice(run.base.text_encoders, bool(run.blocks.twice), repeats_draws=draws)

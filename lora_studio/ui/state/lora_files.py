@@ -10,7 +10,7 @@ from pathlib import Path
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder, slugify
 from lora_studio.workspace.project import Project
@@ -74,7 +74,7 @@ def add_lora(project: Project, source: Path) -> str:
 
     Raises InputError for a file that is no LoRA for SDXL, StudioError for what the disk refuses.
     """
-    read_lora(source)
+    read_lora_header(source)
     with disk_errors(project.loras_dir):
         project.loras_dir.mkdir(exist_ok=True)
     name = slugify(source.stem) or "lora"

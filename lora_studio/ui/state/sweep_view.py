@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import InputError
-from lora_studio.lora.header import LoraFile, read_lora
+from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.sampling.cells import CellKey, SweepPlan
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
@@ -97,7 +97,7 @@ def _lora(path: Path) -> LoraFile:
 
 @lru_cache(maxsize=64)
 def _read(path: Path, changed: int) -> LoraFile:
-    return read_lora(path)
+    return read_lora_header(path)
 
 
 def _measures(file: Path) -> list[dict[str, Any]]:

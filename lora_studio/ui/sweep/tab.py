@@ -9,7 +9,7 @@ import gradio as gr
 
 from lora_studio import guide
 from lora_studio.errors import ConfigError, InputError, StudioError
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
@@ -272,7 +272,7 @@ class SweepTab:
         project = self.studio.find_project(data[self.studio.project])
         loras = chosen_loras(project, data[self.question.loras])
         for path in loras:
-            read_lora(path)
+            read_lora_header(path)
         try:
             job = self._job(loras, data)
         except ConfigError as error:
@@ -378,7 +378,7 @@ class SweepTab:
         recipe = run.recipe if run else info.recipe
         values = {
             "prompts": recipe.sample_prompts if recipe else _guide_prompts(info),
-            "trigger_word": "" if target and read_lora(target.path).trigger_word else info.trigger_word,
+            "trigger_word": "" if target and read_lora_header(target.path).trigger_word else info.trigger_word,
         }
         return {
             **self._choices(project, [target.id] if target else []),
@@ -394,7 +394,7 @@ class SweepTab:
         return {self.question.loras: gr.update(choices=options, value=kept)}
 
     def _count(self, job: SweepJob) -> str:
-        plan = SweepPlan(job, [read_lora(path) for path in job.loras])
+        plan = SweepPlan(job, [read_lora_header(path) for path in job.loras])
         return test_view.count(plan)
 
     def _show(self, project: Project, sweep: str, cell: str = "") -> Updates:

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lora_studio.errors import ConfigError
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import Adapters, add_adapters, layer_tensors
-from lora_studio.lora.layers import Place, find_layers
+from lora_studio.lora.layers import TargetLayer, find_target_layers
 from lora_studio.lora.read import read_layers
-from lora_studio.lora.shapes import Layer, Part, size_of, tensor_shapes
+from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, tensor_shapes
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.choices import SaveFormat
@@ -29,7 +29,7 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import restore, save, save_adapter
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
-from lora_studio.training.warm_start import check_weights, start_from
+from lora_studio.training.warm_start import load_network_weights, network_weights_problems
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
@@ -108,7 +108,7 @@ def test_a_file_gives_what_was_in_memory(
     other = copy.deepcopy(bare)
     adapters = trained(other, recipe)
     mine = answer(other)
-    lora = read_lora(write(tmp_path / "x.safetensors", other, adapters, recipe))
+    lora = read_lora_header(write(tmp_path / "x.safetensors", other, adapters, recipe))
     assert (mine - before).abs().max() > 0.1
     with apply_lora(pipe, lora) as adapter:
         assert adapter.matched == adapter.total == len(adapters.layers)
@@ -228,7 +228,7 @@ def test_other_programs_files_change_the_weights_by_their_formula(
         layer.weight.data = weight + 0.6 * (torch.from_numpy(whole) - weight)
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     save_file(tensors, tmp_path / "x.safetensors")
-    with apply_lora(pipe, read_lora(tmp_path / "x.safetensors")) as adapter:
+    with apply_lora(pipe, read_lora_header(tmp_path / "x.safetensors")) as adapter:
         assert adapter.matched == adapter.total == 4
         adapter.set_strength(0.6)
         drawn = answer(pipe)
@@ -244,9 +244,9 @@ def test_training_can_start_from_a_file(
     adapters = trained(other, recipe)
     path = write(tmp_path / "x.safetensors", other, adapters, recipe)
     encoders = [pipe.text_encoder, pipe.text_encoder_2]
-    places = find_layers(pipe.unet, encoders)
+    targets = find_target_layers(pipe.unet, encoders)
     again = add_adapters(pipe.unet, encoders, recipe)
-    assert start_from(path, again, recipe, places) == (len(adapters.layers), len(adapters.layers))
+    assert load_network_weights(path, again, recipe, targets) == (len(adapters.layers), len(adapters.layers))
     assert same(again.state(), adapters.state())
 
 
@@ -254,7 +254,7 @@ def test_a_file_that_does_not_fit_the_recipe_is_refused(
     bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
     recipe = recipe_of("LoRA")
-    places = find_layers(bare.unet, [bare.text_encoder, bare.text_encoder_2])
+    targets = find_target_layers(bare.unet, [bare.text_encoder, bare.text_encoder_2])
     path = write(tmp_path / "x.safetensors", pipe, trained(pipe, recipe), recipe)
     expected = {
         "network_type is LoHa": {"network_type": "LoHa"},
@@ -265,18 +265,18 @@ def test_a_file_that_does_not_fit_the_recipe_is_refused(
         "Set unet_lr above 0": {"unet_lr": 0},
         "Set network_type, train_layers and": {"train_layers": "attention"},
     }
-    assert check_weights(path, recipe, places) == []
+    assert network_weights_problems(path, recipe, targets) == []
     for words, changes in expected.items():
-        (problem,) = check_weights(path, Recipe.parse(SMALL | changes), places)
+        (problem,) = network_weights_problems(path, Recipe.parse(SMALL | changes), targets)
         assert words in problem
         assert "x.safetensors" in problem
-    assert check_weights(path, Recipe.parse(SMALL | {"network_type": "LoCon"}), places) == []
+    assert network_weights_problems(path, Recipe.parse(SMALL | {"network_type": "LoCon"}), targets) == []
     strange = load_file(path) | {
         f"lora_unet_input_blocks_8_1_proj_in.{part}": torch.ones(4, 4)
         for part in ("lora_up.weight", "lora_down.weight")
     }
     save_file(strange, tmp_path / "strange.safetensors")
-    (problem,) = check_weights(tmp_path / "strange.safetensors", recipe, places)
+    (problem,) = network_weights_problems(tmp_path / "strange.safetensors", recipe, targets)
     assert "1 layers that the base has not, like lora_unet_input_blocks_8_1_proj_in" in problem
 
 
@@ -306,17 +306,17 @@ def test_any_layer_of_any_size_is_read_as_it_was_written(
     alpha: float,
     spelling: str,
 ) -> None:
-    layer = Layer("unet", Part.CONVOLUTION, "mid0", *sides, kernel)
-    place = Place("unet", "mid_block.resnets.0.conv1", "middle_block.0.in_layers.2", layer)
+    layer = Layer("unet", LayerRole.CONVOLUTION, "mid0", *sides, kernel)
+    target = TargetLayer("unet", "mid_block.resnets.0.conv1", "middle_block.0.in_layers.2", layer)
     recipe = Recipe.parse({"network_type": kind, "train_layers": "all", "network_dim": dim, "network_alpha": alpha})
-    size = size_of(recipe, layer)
+    size = layer_dim_alpha(recipe, layer)
     assert size is not None
     shapes = tensor_shapes(recipe, layer, size.dim)
     tensors = {name: torch.randn(shape) for name, shape in shapes.items()} | {"alpha": torch.tensor(size.alpha)}
-    name = place.kohya if spelling == "kohya" else "lora_unet_mid_block_resnets_0_conv1"
+    name = target.kohya_name if spelling == "kohya" else "lora_unet_mid_block_resnets_0_conv1"
     path = tmp_path_factory.mktemp("any") / "x.safetensors"
     save_file({f"{name}.{part}": tensor for part, tensor in tensors.items()}, path)
-    (found,), missing = read_layers(read_lora(path), [place])
+    (found,), missing = read_layers(read_lora_header(path), [target])
     assert not missing
     assert (found.kind.value, found.axis) == (kind, 0)
     assert found.alpha / found.dim == pytest.approx(size.alpha / size.dim)
@@ -400,7 +400,7 @@ def test_a_run_starts_from_the_file_of_another_run(shared: Path, tmp_path: Path)
     train_step(first)
     first.step = 1
     save_adapter(first, tmp_path / "first.safetensors", 1)
-    lora = read_lora(tmp_path / "first.safetensors")
+    lora = read_lora_header(tmp_path / "first.safetensors")
     assert lora.metadata["ss_network_module"] == "lycoris.kohya"
     assert '"algo": "lokr"' in lora.metadata["ss_network_args"]
     again = job.model_copy(update={"network_weights": lora.path})

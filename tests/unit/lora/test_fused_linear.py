@@ -14,13 +14,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from lora_studio.lora.fused_linear import FusedLoraLinear, Ready, _LoraProduct
+from lora_studio.lora.fused_linear import FusedLora, FusedLoraLinear, _FusedLoraProduct
 from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import Run
-from lora_studio.training.optim.flat_params import Layout, TrainedWeights
-from lora_studio.training.optim.optimizers import layout_of, make_optimizer, parameter_groups
+from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
+from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.speed.attention import PlainAttention, use_plain_attention
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
@@ -41,9 +41,9 @@ def layer(*, fused: bool, bias: bool = True, dtype: torch.dtype = torch.float32,
         chosen._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(chosen, model)
     found: Linear = model.to(dtype)[0]
-    if isinstance(found, FusedLoraLinear) and found.fusable():
+    if isinstance(found, FusedLoraLinear) and found.is_fusable():
         a, b = factors(found)
-        found.settle(a, b, (torch.zeros_like(a), torch.zeros_like(b)))
+        found.fuse(a, b, (torch.zeros_like(a), torch.zeros_like(b)))
     return found
 
 
@@ -58,8 +58,8 @@ def answers(module: Linear, x: Tensor) -> list[Tensor]:
     y.float().sin().sum().backward()
     assert x.grad is not None
     if isinstance(module, FusedLoraLinear):
-        assert module.ready
-        return [y, x.grad, *module.ready.sinks]
+        assert module.fused_lora
+        return [y, x.grad, *module.fused_lora.grad_buffers]
     return [y, x.grad, *(weight.grad for weight in factors(module) if weight.grad is not None)]
 
 
@@ -79,12 +79,12 @@ def test_the_gradients_are_those_of_the_formula() -> None:
     source = torch.Generator().manual_seed(3)
     x, a, b = (values.requires_grad_() for values in (random(2, 4, 5), random(3, 5), random(6, 3)))
     base = nn.Linear(5, 6).double().requires_grad_(False)
-    ready = Ready(base, a, b, 0.7, (random(3, 5), random(6, 3)))
-    before = [sink.clone() for sink in ready.sinks]
+    fused_lora = FusedLora(base, a, b, 0.7, (random(3, 5), random(6, 3)))
+    before = [sink.clone() for sink in fused_lora.grad_buffers]
     grad = random(2, 4, 6)
-    [for_x] = torch.autograd.grad(_LoraProduct.apply(x, None, ready), x, grad)
+    [for_x] = torch.autograd.grad(_FusedLoraProduct.apply(x, None, fused_lora), x, grad)
     expected = torch.autograd.grad(base(x) + 0.7 * (x @ a.T) @ b.T, (x, a, b), grad)
-    added = [sink - old for sink, old in zip(ready.sinks, before, strict=True)]
+    added = [sink - old for sink, old in zip(fused_lora.grad_buffers, before, strict=True)]
     for mine, other in zip([for_x, *added], expected, strict=True):
         torch.testing.assert_close(mine, other, atol=1e-12, rtol=1e-12)
 
@@ -93,7 +93,7 @@ def test_weights_learn_where_the_input_takes_no_gradient() -> None:
     x = torch.randn((7, INPUTS), generator=torch.Generator().manual_seed(2))
     ours, theirs = layer(fused=True), layer(fused=False)
     ours(x).sin().sum().backward()
-    for mine, other in zip(ours.ready.sinks, answers(theirs, x)[2:], strict=True):
+    for mine, other in zip(ours.fused_lora.grad_buffers, answers(theirs, x)[2:], strict=True):
         torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_weights_in_one_piece_learn_as_each_by_itself(parts: Any, name: Optimize
         adapters = add_adapters(deepcopy(parts.unet), [], recipe)
         groups = parameter_groups(adapters, recipe)
         leaves = adapters.parameters("unet")
-        weights = TrainedWeights(groups, layout_of(recipe), adapters, torch.float32) if whole else None
+        weights = FlatParameters(groups, parameter_layout(recipe), adapters, torch.float32) if whole else None
         optimizer = make_optimizer(recipe, weights.groups if weights else groups)
         for step in range(3):
             source = torch.Generator().manual_seed(step)
@@ -185,7 +185,7 @@ def test_weights_in_one_piece_learn_as_each_by_itself(parts: Any, name: Optimize
             if weights:
                 weights.zero_gradients()
                 give(adapters)
-                weights.collect()
+                weights.accumulate_gradients()
             optimizer.step()
         ends.append(adapters.state())
     for weight, other in zip(ends[0].values(), ends[1].values(), strict=True):
@@ -196,17 +196,17 @@ def test_weights_in_one_piece_learn_as_each_by_itself(parts: Any, name: Optimize
 
 
 def test_each_optimizer_gets_what_it_can_work_with() -> None:
-    assert layout_of(Recipe(optimizer=Optimizer.ADAMW)) is Layout.FLAT
-    assert layout_of(Recipe(optimizer=Optimizer.ADAFACTOR)) is Layout.STACKS
+    assert parameter_layout(Recipe(optimizer=Optimizer.ADAMW)) is ParameterLayout.FLAT
+    assert parameter_layout(Recipe(optimizer=Optimizer.ADAFACTOR)) is ParameterLayout.STACKED
     relative = Recipe(optimizer=Optimizer.ADAFACTOR, lr_scheduler=Scheduler.ADAFACTOR)
-    assert layout_of(relative) is Layout.EACH
+    assert parameter_layout(relative) is ParameterLayout.SEPARATE
 
 
 def give(adapters: Adapters) -> None:
     """Add the gradients that lie at the weights to where the fused layers have theirs."""
     for _, _, layer in adapters.layers:
         for weight, sink in zip(
-            (layer.lora_A["default"].weight, layer.lora_B["default"].weight), layer.ready.sinks, strict=True
+            (layer.lora_A["default"].weight, layer.lora_B["default"].weight), layer.fused_lora.grad_buffers, strict=True
         ):
             sink += weight.grad
             weight.grad = None
@@ -229,7 +229,7 @@ def test_gradients_of_several_passes_are_those_of_pefts_layers(parts: Any, netwo
         with torch.no_grad():
             for number, weight in enumerate(adapter.parameters("unet")):
                 weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) / 10
-    weights = TrainedWeights(parameter_groups(adapters, recipe), Layout.FLAT, adapters, torch.float32)
+    weights = FlatParameters(parameter_groups(adapters, recipe), ParameterLayout.FLAT, adapters, torch.float32)
     use_plain_attention(ours)
     for seeds in ([1, 2], [3]):
         weights.zero_gradients()
@@ -238,7 +238,7 @@ def test_gradients_of_several_passes_are_those_of_pefts_layers(parts: Any, netwo
         for seed in seeds:
             backward(plain, seed)
             backward(ours, seed)
-            weights.collect()
+            weights.accumulate_gradients()
         expected = {name: weight.grad for name, weight in zip(theirs.state(), theirs.parameters("unet"), strict=True)}
         assert not any(weight.grad is not None for weight in adapters.parameters("unet"))
         [flat], [gradient] = weights.flat, weights.gradients
@@ -272,7 +272,9 @@ def test_in_half_precision_small_steps_are_not_lost(run: Run) -> None:
     moved = [(weight - before[name]).abs().max() for name, weight in run.adapters.state().items() if name[-1] == "A"]
     assert all(0 < float(change) < 1e-4 for change in moved)
     for module in layers:
-        for copy, weight in zip((module.ready.a, module.ready.b), (module.lora_A, module.lora_B), strict=True):
+        for copy, weight in zip(
+            (module.fused_lora.a, module.fused_lora.b), (module.lora_A, module.lora_B), strict=True
+        ):
             assert torch.equal(copy, weight["default"].weight.bfloat16())
 
 

@@ -12,12 +12,12 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from lora_studio.lora.fused_linear import FusedLoraLinear
-from lora_studio.lora.fused_qkv import join
+from lora_studio.lora.fused_qkv import fuse_projections
 from lora_studio.lora.inject import add_adapters
 from lora_studio.models.quantize import quantize
 from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.optim.flat_params import Layout, TrainedWeights
+from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
 from lora_studio.training.optim.optimizers import parameter_groups
 from lora_studio.training.speed.attention import PlainAttention, use_plain_attention
 from tests.support.tiny_sdxl import make_pipeline
@@ -36,17 +36,17 @@ def settled(
     dtype: torch.dtype = torch.float32,
     base: BasePrecision = BasePrecision.FULL,
     **recipe: Any,
-) -> tuple[UNet2DConditionModel, TrainedWeights]:
+) -> tuple[UNet2DConditionModel, FlatParameters]:
     """A copy of the UNet with adapters whose weights are random, and these weights in one piece."""
     chosen = Recipe.parse(RECIPE | recipe)
     unet = deepcopy(unet).to(dtype).requires_grad_(False)
     quantize(unet, base, dtype, torch.device("cpu"))
     adapters = add_adapters(unet, [], chosen)
-    weights = TrainedWeights(parameter_groups(adapters, chosen), Layout.FLAT, adapters, dtype)
+    weights = FlatParameters(parameter_groups(adapters, chosen), ParameterLayout.FLAT, adapters, dtype)
     with torch.no_grad():
         for flat in weights.flat:
             flat.copy_(torch.randn(flat.shape, generator=torch.Generator().manual_seed(5)) / 5)
-    weights.publish()
+    weights.sync_half_copies()
     return unet, weights
 
 
@@ -67,12 +67,12 @@ def test_joined_layers_give_what_they_give_by_themselves(
     for together in (False, True):
         model, weights = settled(unet, dtype)
         parts = layers(model, kind, count)
-        joined = join(parts)
-        assert joined
+        projections = fuse_projections(parts)
+        assert projections
         x = torch.randn((2, 5, parts[0].in_features), generator=torch.Generator().manual_seed(6)).requires_grad_(learns)
-        answers = joined(x) if together else tuple(part(x) for part in parts)
+        answers = projections(x) if together else tuple(part(x) for part in parts)
         sum((number * answer.float().sin()).sum() for number, answer in enumerate(answers, 1)).backward()
-        weights.collect()
+        weights.accumulate_gradients()
         results.append([*answers, *weights.gradients, *([x.grad] if x.grad is not None else [])])
     assert len(results[0]) == count + 1 + learns
     for apart, one in zip(*results, strict=True):
@@ -84,27 +84,27 @@ def test_joined_layers_give_what_they_give_by_themselves(
 def test_joined_weights_take_no_more_memory(unet: UNet2DConditionModel) -> None:
     model, _ = settled(unet)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    joined = join(layers(model, "attn1"))
-    assert joined
+    projections = fuse_projections(layers(model, "attn1"))
+    assert projections
     parts = [layer.get_base_layer().weight for layer in layers(model, "attn1")]
-    assert {part.untyped_storage().data_ptr() for part in parts} == {joined.weight.untyped_storage().data_ptr()}
-    assert joined.weight.untyped_storage().nbytes() == sum(part.nbytes for part in parts)
+    assert {part.untyped_storage().data_ptr() for part in parts} == {projections.weight.untyped_storage().data_ptr()}
+    assert projections.weight.untyped_storage().nbytes() == sum(part.nbytes for part in parts)
     after = model.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in after.items())
 
 
 def other_scale(parts: list[FusedLoraLinear]) -> None:
-    ready = parts[1].ready
-    assert ready
+    fused_lora = parts[1].fused_lora
+    assert fused_lora
     parts[1].scaling["default"] *= 2
-    parts[1].settle(ready.a, ready.b, ready.sinks)
+    parts[1].fuse(fused_lora.a, fused_lora.b, fused_lora.grad_buffers)
 
 
 def elsewhere(parts: list[FusedLoraLinear]) -> None:
-    ready = parts[1].ready
-    assert ready
-    parts[1].settle(ready.a.detach().clone().requires_grad_(), ready.b, ready.sinks)
+    fused_lora = parts[1].fused_lora
+    assert fused_lora
+    parts[1].fuse(fused_lora.a.detach().clone().requires_grad_(), fused_lora.b, fused_lora.grad_buffers)
 
 
 def with_bias(parts: list[FusedLoraLinear]) -> None:
@@ -117,7 +117,7 @@ def test_layers_that_are_not_alike_stay_apart(unet: UNet2DConditionModel, change
     model, _ = settled(unet)
     parts = layers(model, "attn1")
     change(parts)
-    assert join(parts) is None
+    assert fuse_projections(parts) is None
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_is_not_a_plain_lora_on_a_plain_layer_stays_apart(
     if "base" in options:
         pytest.importorskip("bitsandbytes")
     model, _ = settled(unet, **options)
-    assert join(layers(model, "attn1")) is None
+    assert fuse_projections(layers(model, "attn1")) is None
 
 
 @pytest.mark.parametrize("kind", ["attn1", "attn2"])
@@ -155,5 +155,7 @@ def test_every_attention_of_a_settled_unet_is_joined(unet: UNet2DConditionModel)
     model, _ = settled(unet)
     use_plain_attention(model)
     processors = [module.processor for module in model.modules() if isinstance(module, Attention)]
-    assert {len(one.joined.layers) for one in processors if isinstance(one, PlainAttention) and one.joined} == {2, 3}
-    assert all(isinstance(one, PlainAttention) and one.joined for one in processors)
+    assert {
+        len(one.projections.layers) for one in processors if isinstance(one, PlainAttention) and one.projections
+    } == {2, 3}
+    assert all(isinstance(one, PlainAttention) and one.projections for one in processors)

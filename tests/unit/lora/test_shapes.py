@@ -19,8 +19,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from lora_studio.demo import base_path
 from lora_studio.errors import ConfigError
 from lora_studio.lora.inject import add_adapters, layer_tensors
-from lora_studio.lora.layers import Place, find_layers
-from lora_studio.lora.shapes import Layer, Part, factors, size_of, tensor_shapes
+from lora_studio.lora.layers import TargetLayer, find_target_layers
+from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, lokr_factors, tensor_shapes
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, estimate_vram_parts, lora_weights
 from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
@@ -31,11 +31,11 @@ from tests.support.tiny_sdxl import make_pipeline
 
 
 @pytest.fixture(scope="module")
-def sdxl() -> list[Place]:
-    return places_of(SDXL_CONFIG)
+def sdxl() -> list[TargetLayer]:
+    return target_layers_of(SDXL_CONFIG)
 
 
-def places_of(folder: Path) -> list[Place]:
+def target_layers_of(folder: Path) -> list[TargetLayer]:
     def config(part: str) -> dict[str, Any]:
         values: dict[str, Any] = json.loads((folder / part / "config.json").read_text("utf-8"))
         return values
@@ -43,12 +43,12 @@ def places_of(folder: Path) -> list[Place]:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config("unet"))
         encoders = [CLIPTextModel(CLIPTextConfig(**config(part))) for part in ("text_encoder", "text_encoder_2")]
-    return find_layers(unet, encoders)
+    return find_target_layers(unet, encoders)
 
 
 @pytest.mark.parametrize(("folder", "shape"), [(SDXL_CONFIG, SDXL), (base_path(), EMBEDDED)], ids=["SDXL", "embedded"])
 def test_the_layers_that_plans_count_with_are_the_models(folder: Path, shape: Architecture) -> None:
-    assert Counter(place.layer for place in places_of(folder)) == shape.layers
+    assert Counter(target.layer for target in target_layers_of(folder)) == shape.layers
 
 
 @pytest.mark.parametrize(
@@ -61,14 +61,14 @@ def test_the_layers_that_plans_count_with_are_the_models(folder: Path, shape: Ar
         ("all", {"unet": 722 + 17 + 11 + 2 * 17 + 2 + 2, "te1": 72, "te2": 192}),
     ],
 )
-def test_how_many_layers_of_sdxl_are_trained(sdxl: list[Place], layers: str, counts: dict[str, int]) -> None:
+def test_how_many_layers_of_sdxl_are_trained(sdxl: list[TargetLayer], layers: str, counts: dict[str, int]) -> None:
     recipe = Recipe.parse({"train_layers": layers})
-    assert Counter(place.model for place in sdxl if size_of(recipe, place.layer)) == counts
+    assert Counter(target.model for target in sdxl if layer_dim_alpha(recipe, target.layer)) == counts
 
 
-def test_convolutions_have_the_names_of_stabilitys_code(sdxl: list[Place]) -> None:
+def test_convolutions_have_the_names_of_stabilitys_code(sdxl: list[TargetLayer]) -> None:
     """Of the layers outside the transformers: `input_blocks` has resnets at .0, `output_blocks` upsamplers at .2."""
-    names = {place.kohya for place in sdxl if ".attentions." not in place.path and place.model == "unet"}
+    names = {target.kohya_name for target in sdxl if ".attentions." not in target.path and target.model == "unet"}
     expected = set()
     resnets = [f"input_blocks_{number}_0" for number in (1, 2, 4, 5, 7, 8)]
     resnets += ["middle_block_0", "middle_block_2", *(f"output_blocks_{number}_0" for number in range(9))]
@@ -79,16 +79,18 @@ def test_convolutions_have_the_names_of_stabilitys_code(sdxl: list[Place]) -> No
     expected |= {f"lora_unet_input_blocks_{number}_0_op" for number in (3, 6)}
     expected |= {f"lora_unet_output_blocks_{number}_2_conv" for number in (2, 5)}
     assert names == expected
-    paths = {place.kohya: place.path for place in sdxl}
+    paths = {target.kohya_name: target.path for target in sdxl}
     assert paths["lora_unet_input_blocks_6_0_op"] == "down_blocks.1.downsamplers.0.conv"
     assert paths["lora_unet_output_blocks_5_2_conv"] == "up_blocks.1.upsamplers.0.conv"
     assert paths["lora_unet_input_blocks_4_0_skip_connection"] == "down_blocks.1.resnets.0.conv_shortcut"
     assert paths["lora_unet_output_blocks_8_0_emb_layers_1"] == "up_blocks.2.resnets.2.time_emb_proj"
 
 
-def test_every_name_belongs_to_one_layer(sdxl: list[Place]) -> None:
-    assert len({place.kohya for place in sdxl}) == len({place.path.replace(".", "_") + place.model for place in sdxl})
-    assert all(place.layer.block in BLOCKS for place in sdxl if place.model == "unet")
+def test_every_name_belongs_to_one_layer(sdxl: list[TargetLayer]) -> None:
+    assert len({target.kohya_name for target in sdxl}) == len(
+        {target.path.replace(".", "_") + target.model for target in sdxl}
+    )
+    assert all(target.layer.block in BLOCKS for target in sdxl if target.model == "unet")
 
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -107,40 +109,48 @@ def test_peft_makes_the_tensors_that_are_counted(network: str, tmp_path: Path) -
     pipe = make_pipeline(tmp_path, layers=1)
     recipe = Recipe.parse({"network_dim": 4, "network_alpha": 2} | NETWORKS[network])
     encoders = [pipe.text_encoder, pipe.text_encoder_2]
-    places = {(place.model, place.path): place.layer for place in find_layers(pipe.unet, encoders)}
-    expected = {place: size_of(recipe, layer) for place, layer in places.items() if size_of(recipe, layer)}
+    targets = {(target.model, target.path): target.layer for target in find_target_layers(pipe.unet, encoders)}
+    expected = {
+        target: layer_dim_alpha(recipe, layer) for target, layer in targets.items() if layer_dim_alpha(recipe, layer)
+    }
     adapters = add_adapters(pipe.unet, encoders, recipe)
     assert {(model, path) for model, path, _ in adapters.layers} == set(expected)
     for model, path, layer in adapters.layers:
         size = expected[model, path]
         assert size is not None
         assert layer.scaling["default"] == pytest.approx(size.alpha / size.dim)
-        shapes = tensor_shapes(recipe, places[model, path], size.dim)
+        shapes = tensor_shapes(recipe, targets[model, path], size.dim)
         made = {name: tensor.shape.numel() for name, tensor in layer_tensors(layer).items()}
         assert made == {name: torch.Size(shape).numel() for name, shape in shapes.items()}
         assert all(tensor.dtype == torch.float32 and tensor.requires_grad for tensor in layer_tensors(layer).values())
 
 
 def test_sizes_follow_the_recipe() -> None:
-    wide, conv = Layer("unet", Part.ATTENTION, "in4", 640, 640), Layer("unet", Part.CONVOLUTION, "in4", 640, 320, 3)
+    wide, conv = (
+        Layer("unet", LayerRole.ATTENTION, "in4", 640, 640),
+        Layer("unet", LayerRole.CONVOLUTION, "in4", 640, 320, 3),
+    )
     plain = Recipe(network_dim=16, network_alpha=8)
-    assert size_of(plain, wide) == (16, 8)
-    assert size_of(plain, conv) is None
-    assert size_of(Recipe.parse({"network_dim": 16, "network_alpha": 8, "network_type": "LoCon"}), conv) == (16, 8)
+    assert layer_dim_alpha(plain, wide) == (16, 8)
+    assert layer_dim_alpha(plain, conv) is None
+    assert layer_dim_alpha(Recipe.parse({"network_dim": 16, "network_alpha": 8, "network_type": "LoCon"}), conv) == (
+        16,
+        8,
+    )
     locon = Recipe.parse({"network_dim": 16, "network_alpha": 8, "network_type": "LoCon", "conv_dim": 4})
-    assert (size_of(locon, wide), size_of(locon, conv)) == ((16, 8), (4, 2))
+    assert (layer_dim_alpha(locon, wide), layer_dim_alpha(locon, conv)) == ((16, 8), (4, 2))
     blocks = Recipe(network_dim=16, network_alpha=8, block_dims="in4=4, in5=0")
-    assert size_of(blocks, wide) == (4, 8)  # as in kohya's block_dims, alpha stays
-    assert size_of(blocks, Layer("unet", Part.ATTENTION, "in5", 640, 640)) is None
-    assert size_of(blocks, Layer("te1", Part.ATTENTION, "", 768, 768)) == (16, 8)
+    assert layer_dim_alpha(blocks, wide) == (4, 8)  # as in kohya's block_dims, alpha stays
+    assert layer_dim_alpha(blocks, Layer("unet", LayerRole.ATTENTION, "in5", 640, 640)) is None
+    assert layer_dim_alpha(blocks, Layer("te1", LayerRole.ATTENTION, "", 768, 768)) == (16, 8)
     stable = Recipe(network_dim=16, network_alpha=8, rank_stabilized=True)
-    assert size_of(stable, wide) == (16, 32)  # 32 / 16 = 8 / sqrt(16)
-    assert size_of(Recipe(unet_lr=0), wide) is None
+    assert layer_dim_alpha(stable, wide) == (16, 32)  # 32 / 16 = 8 / sqrt(16)
+    assert layer_dim_alpha(Recipe(unet_lr=0), wide) is None
 
 
 @given(size=st.integers(1, 12_000), factor=st.just(-1) | st.integers(1, 64))
 def test_lokr_cuts_sides_as_peft_does(size: int, factor: int) -> None:
-    assert factors(size, factor) == factorization(size, factor)
+    assert lokr_factors(size, factor) == factorization(size, factor)
 
 
 def test_weights_of_all_types_on_sdxl() -> None:
@@ -148,7 +158,9 @@ def test_weights_of_all_types_on_sdxl() -> None:
     lora = lora_weights(Recipe.parse(base))
     assert lora == 8 * 2_659_840
     assert lora_weights(Recipe.parse(base | {"network_type": "LoHa"})) == 2 * lora
-    rows = sum(layer.outputs * count for layer, count in SDXL.layers.items() if size_of(Recipe.parse(base), layer))
+    rows = sum(
+        layer.outputs * count for layer, count in SDXL.layers.items() if layer_dim_alpha(Recipe.parse(base), layer)
+    )
     assert lora_weights(Recipe.parse(base | {"network_type": "DoRA"})) == lora + rows
     assert lora_weights(Recipe.parse(base | {"network_type": "LoKr"})) < lora / 8
     halves = Recipe.parse(base | {"network_type": "LoHa", "gradient_checkpointing": False, "mixed_precision": "bf16"})

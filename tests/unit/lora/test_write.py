@@ -19,11 +19,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from lora_studio.errors import DiskFullError
 from lora_studio.lora.inject import add_adapters, layer_tensors
-from lora_studio.lora.layers import block_names, find_layers, kohya_name, stability_path
-from lora_studio.lora.shapes import size_of, tensor_shapes
+from lora_studio.lora.layers import block_names, find_target_layers, kohya_name, to_stability_path
+from lora_studio.lora.shapes import layer_dim_alpha, tensor_shapes
 from lora_studio.lora.write import lora_tensors, model_hashes, save_lora
 from lora_studio.models.locate import SDXL_CONFIG
-from lora_studio.models.pipeline import Text, draw_picture, make_pipeline
+from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import Run, save_adapter
 from lora_studio.training.reporting.lora_metadata import describe_lora
@@ -79,13 +79,17 @@ def test_names_and_shapes_of_real_sdxl_are_kohyas() -> None:
         unet = UNet2DConditionModel.from_config(config("unet"))
         first = CLIPTextModel(CLIPTextConfig(**config("text_encoder")))
         second = CLIPTextModelWithProjection(CLIPTextConfig(**config("text_encoder_2")))
-        places = find_layers(unet, [first, second])
-    expected = {place.kohya: tensor_shapes(recipe, place.layer, 32) for place in places if size_of(recipe, place.layer)}
+        targets = find_target_layers(unet, [first, second])
+    expected = {
+        target.kohya_name: tensor_shapes(recipe, target.layer, 32)
+        for target in targets
+        if layer_dim_alpha(recipe, target.layer)
+    }
     adapters = add_adapters(unet, [first, second], recipe)
     blocks = block_names(unet)
     names: dict[str, list[int]] = {}
     for model, path, layer in adapters.layers:
-        name = kohya_name(model, path, stability_path(path, blocks) if model == "unet" else "")
+        name = kohya_name(model, path, to_stability_path(path, blocks) if model == "unet" else "")
         shapes = {part: tuple(weight.shape) for part, weight in layer_tensors(layer).items()}
         assert shapes == expected[name]
         names |= {f"{name}.{part}": list(shape) for part, shape in shapes.items()} | {f"{name}.alpha": []}
@@ -128,14 +132,14 @@ def test_diffusers_draws_the_same_picture_bit_for_bit(run: Run, file: Path, base
         module.eval()
     with torch.no_grad():
         text = run.encode(["inkstamp, round"])
-        mine = draw_picture(make_pipeline(run.base), text, text.zeros(), **settings)
+        mine = generate_image(make_pipeline(run.base), text, text.zeros(), **settings)
     pipe = StableDiffusionXLPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
 
     def draw() -> np.ndarray:
         hidden, _, pooled, _ = pipe.encode_prompt("inkstamp, round", do_classifier_free_guidance=False)
-        text = Text(hidden, pooled)
-        return np.array(draw_picture(pipe, text, text.zeros(), **settings))
+        text = TextEmbeddings(hidden, pooled)
+        return np.array(generate_image(pipe, text, text.zeros(), **settings))
 
     with torch.no_grad():
         without = draw()

@@ -16,7 +16,7 @@ from lora_studio.errors import InputError
 from lora_studio.models import load as base_models
 from lora_studio.models import locate as base_files
 from lora_studio.models.load import Base, load_base, load_vae
-from lora_studio.models.locate import SDXL_CONFIG, Source, read_facts, resolve
+from lora_studio.models.locate import SDXL_CONFIG, Source, read_base_config, resolve_base
 from lora_studio.workspace.project import Home
 from tests.support.original_layout import save_single_file
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
@@ -42,7 +42,7 @@ def tiny_config(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(name: str | Path, home: Home, dtype: torch.dtype = torch.float32) -> Base:
-    return load_base(resolve(str(name), home), dtype=dtype)
+    return load_base(resolve_base(str(name), home), dtype=dtype)
 
 
 def test_a_single_file_holds_the_same_model_as_the_folder(
@@ -87,8 +87,8 @@ def test_what_a_single_file_predicts_is_read_from_it(
 ) -> None:
     tensors = {base_files.SDXL_KEY: torch.zeros(1), **{marker: torch.tensor([]) for marker in markers}}
     save_file(tensors, tmp_path / "a.safetensors", metadata or None)
-    facts = read_facts(Source("a", "file", str(tmp_path / "a.safetensors")))
-    assert (facts.prediction_type, facts.stated, facts.zero_terminal_snr) == expected
+    base_config = read_base_config(Source("a", "file", str(tmp_path / "a.safetensors")))
+    assert (base_config.prediction_type, base_config.prediction_type_stated, base_config.zero_terminal_snr) == expected
 
 
 @pytest.mark.parametrize("marker", ["edm_mean", "edm_vpred.sigma_max"])
@@ -96,21 +96,25 @@ def test_a_base_with_another_noise_schedule_is_refused(tmp_path: Path, marker: s
     file = tmp_path / "cosxl.safetensors"
     save_file({base_files.SDXL_KEY: torch.zeros(1), marker: torch.zeros(1)}, file)
     with pytest.raises(InputError, match="noise schedule of EDM") as caught:
-        read_facts(Source("a", "file", str(file)))
+        read_base_config(Source("a", "file", str(file)))
     assert caught.value.code == "base_schedule"
 
 
 def test_what_the_catalogue_knows_counts_where_the_file_says_nothing(tmp_path: Path) -> None:
     save_file({base_files.SDXL_KEY: torch.zeros(1)}, tmp_path / "a.safetensors")
-    facts = read_facts(Source("a", "file", str(tmp_path / "a.safetensors"), "v_prediction", True))
-    assert (facts.prediction_type, facts.stated, facts.zero_terminal_snr) == ("v_prediction", True, True)
+    base_config = read_base_config(Source("a", "file", str(tmp_path / "a.safetensors"), "v_prediction", True))
+    assert (base_config.prediction_type, base_config.prediction_type_stated, base_config.zero_terminal_snr) == (
+        "v_prediction",
+        True,
+        True,
+    )
 
 
 def test_a_folders_scheduler_says_what_it_predicts(tmp_path: Path, home: Home) -> None:
     folder = save_tiny_sdxl(tmp_path / "v", prediction_type="v_prediction", layers=1)
     loaded = load(folder, home)
     assert loaded.prediction_type == "v_prediction"
-    assert loaded.sampler().config.prediction_type == "v_prediction"
+    assert loaded.euler_scheduler().config.prediction_type == "v_prediction"
     assert loaded.native_resolution == 64
     assert not loaded.zero_terminal_snr
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
@@ -119,7 +123,7 @@ def test_a_folders_scheduler_says_what_it_predicts(tmp_path: Path, home: Home) -
     loaded = load(folder, home)
     assert loaded.zero_terminal_snr
     assert float(loaded.noise_scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)
-    sampler = loaded.sampler()
+    sampler = loaded.euler_scheduler()
     sampler.set_timesteps(10)
     assert float(sampler.timesteps[0]) == 999  # where nothing of a picture is left
 
@@ -143,7 +147,7 @@ def test_pickles_are_refused(tmp_path: Path, home: Home, name: str, there: bool)
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"\x80\x04.")
     with pytest.raises(InputError, match="pickled") as caught:
-        resolve(str(path), home)
+        resolve_base(str(path), home)
     assert "safetensors" in caught.value.remedy
 
 
@@ -160,7 +164,7 @@ def test_a_folder_of_pickles_is_refused(base: Path, tmp_path: Path, home: Home) 
 @pytest.mark.parametrize("name", ["", "no such model", "nowhere/model.safetensors", "../../no such place", "a/b/c"])
 def test_a_missing_base_is_named_with_the_choices(home: Home, name: str) -> None:
     with pytest.raises(InputError) as caught:
-        resolve(name, home)
+        resolve_base(name, home)
     assert caught.value.code == "base_missing"
     assert name in caught.value.message
     assert "sdxl" in caught.value.remedy.lower()
@@ -169,11 +173,11 @@ def test_a_missing_base_is_named_with_the_choices(home: Home, name: str) -> None
 def test_bases_are_found_by_name_path_and_repository(base: Path, single: Path, home: Home) -> None:
     home.models.mkdir(parents=True)
     shutil.copy(single, home.models / "mine.safetensors")
-    assert resolve("mine", home).location == str(home.models / "mine.safetensors")
-    assert resolve("mine.safetensors", home).kind == "file"
-    assert resolve(str(base), home) == Source(str(base), "folder", str(base))
-    assert resolve("someone/some-model", home) == Source("someone/some-model", "repo", "someone/some-model")
-    noob = resolve("noobai-xl-vpred", home) if "noobai-xl-vpred" in base_files.guide.BASES else None
+    assert resolve_base("mine", home).location == str(home.models / "mine.safetensors")
+    assert resolve_base("mine.safetensors", home).kind == "file"
+    assert resolve_base(str(base), home) == Source(str(base), "folder", str(base))
+    assert resolve_base("someone/some-model", home) == Source("someone/some-model", "repo", "someone/some-model")
+    noob = resolve_base("noobai-xl-vpred", home) if "noobai-xl-vpred" in base_files.guide.BASES else None
     assert noob is None or noob.prediction_type == "v_prediction"
 
 
@@ -211,7 +215,7 @@ def test_an_incomplete_single_file_is_an_error_with_a_remedy(
 def test_another_vae_is_used_and_a_wrong_one_refused(tmp_path: Path, base: Path, home: Home) -> None:
     other = make_pipeline(tmp_path / "tokenizers", seed=9).vae
     other.save_pretrained(tmp_path / "vae")
-    loaded = load_base(resolve(str(base), home), dtype=torch.float32, vae=str(tmp_path / "vae"))
+    loaded = load_base(resolve_base(str(base), home), dtype=torch.float32, vae=str(tmp_path / "vae"))
     assert same(loaded.vae.state_dict(), other.state_dict())
     (tmp_path / "bin").mkdir()
     for name in ("config.json", "diffusion_pytorch_model.bin"):

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lora_studio.errors import InputError
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import add_adapters
-from lora_studio.models.quantize import QuantizedLinear, quantize, try_quantized
+from lora_studio.models.quantize import QuantizedLinear, check_quantization, quantize
 from lora_studio.planning.memory import QUANTIZED_BYTES
 from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
@@ -168,7 +168,7 @@ def test_a_run_on_packed_weights_leaves_a_file_that_loads(tmp_path: Path) -> Non
     assert result.lora is not None
     assert all(0 < values["loss"] < 10 for values in of(events, "step"))
     assert of(events, "sample")
-    lora = read_lora(result.lora)
+    lora = read_lora_header(result.lora)
     assert lora.metadata["ss_base_precision"] == "nf4"
     with safe_open(result.lora, "pt") as file:
         ups = [file.get_tensor(name) for name in file.keys() if name.endswith("lora_up.weight")]  # noqa: SIM118
@@ -177,8 +177,8 @@ def test_a_run_on_packed_weights_leaves_a_file_that_loads(tmp_path: Path) -> Non
 
 
 def test_without_bitsandbytes_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    try_quantized(BasePrecision.INT8, CPU)
+    check_quantization(BasePrecision.INT8, CPU)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    try_quantized(BasePrecision.FULL, CPU)
+    check_quantization(BasePrecision.FULL, CPU)
     with pytest.raises(InputError, match=r"base_precision is nf4, but bitsandbytes is not installed.*pip install"):
-        try_quantized(BasePrecision.NF4, CPU)
+        check_quantization(BasePrecision.NF4, CPU)

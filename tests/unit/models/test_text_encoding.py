@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lora_studio.models.text_encoding import encode_text, token_ids, truncated, unread_layers
+from lora_studio.models.text_encoding import chunk_token_ids, encode_text, truncated_captions, unused_layers
 from lora_studio.training.data.cache import TextCache
 from tests.support.tiny_sdxl import make_pipeline
 
@@ -46,7 +46,7 @@ def sliced(tokenizer: Any, text: str, chunks: int) -> list[list[int]]:
 def test_captions_are_cut_into_chunks_as_sd_scripts_cuts_them(parts: Any, chunks: int) -> None:
     texts = [words(length) for length in LENGTHS]
     for tokenizer in (parts.tokenizer, parts.tokenizer_2):
-        ids = token_ids(tokenizer, texts, chunks)
+        ids = chunk_token_ids(tokenizer, texts, chunks)
         assert ids.shape == (len(texts), chunks, 77)
         for text, found in zip(texts, ids.tolist(), strict=True):
             if chunks == 1:
@@ -76,7 +76,7 @@ def test_chunks_are_encoded_on_their_own_and_pooled_from_the_first(parts: Any) -
 def test_what_is_cut_off_depends_on_the_limit(parts: Any) -> None:
     texts = [words(length) for length in LENGTHS]
     for limit in (75, 150, 225):
-        cut = truncated(parts.tokenizer, texts, limit)
+        cut = truncated_captions(parts.tokenizer, texts, limit)
         assert cut == [text for text, length in zip(texts, LENGTHS, strict=True) if length > limit]
 
 
@@ -91,7 +91,7 @@ def test_limits_have_cache_files_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_layers_that_nobody_reads_are_not_computed(parts: Any, clip_skip: int) -> None:
     encoders, tokenizers = [parts.text_encoder, parts.text_encoder_2], [parts.tokenizer, parts.tokenizer_2]
-    ids = [token_ids(tokenizer, ["a b"], 1)[0] for tokenizer in tokenizers]
+    ids = [chunk_token_ids(tokenizer, ["a b"], 1)[0] for tokenizer in tokenizers]
     states = [
         encoder(tokens, output_hidden_states=True).hidden_states[-clip_skip]
         for encoder, tokens in zip(encoders, ids, strict=True)
@@ -106,4 +106,4 @@ def test_layers_that_nobody_reads_are_not_computed(parts: Any, clip_skip: int) -
         hook.remove()
     assert torch.equal(hidden, torch.cat(states, -1))
     assert called == list(range(1, 5 - clip_skip))
-    assert unread_layers(parts.text_encoder, clip_skip) == list(parts.text_encoder.encoder.layers)[4 - clip_skip :]
+    assert unused_layers(parts.text_encoder, clip_skip) == list(parts.text_encoder.encoder.layers)[4 - clip_skip :]

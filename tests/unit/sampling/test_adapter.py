@@ -14,7 +14,7 @@ from PIL import ImageChops
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_studio.errors import InputError
-from lora_studio.lora.header import read_lora
+from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
@@ -100,7 +100,7 @@ def test_picture_is_what_diffusers_draws(pipeline: SamplingPipeline) -> None:
 )
 def test_strength_adds_so_much_of_the_delta(pipeline: SamplingPipeline, tmp_path: Path, spelling: dict) -> None:
     tensors, deltas = make_lora(pipeline.pipe, **spelling)
-    lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
+    lora = read_lora_header(save_lora(tensors, tmp_path / "x.safetensors"))
     bare = latents(pipeline)
     with apply_lora(pipeline.pipe, lora) as adapter:
         assert adapter.matched == adapter.total == len(deltas)
@@ -121,7 +121,7 @@ def test_strength_adds_so_much_of_the_delta(pipeline: SamplingPipeline, tmp_path
 
 
 def test_strength_zero_is_the_base_bit_for_bit(pipeline: SamplingPipeline, tmp_path: Path) -> None:
-    lora = read_lora(save_lora(make_lora(pipeline.pipe)[0], tmp_path / "x.safetensors"))
+    lora = read_lora_header(save_lora(make_lora(pipeline.pipe)[0], tmp_path / "x.safetensors"))
     bare = draw(pipeline)
     with apply_lora(pipeline.pipe, lora) as adapter:
         adapter.set_strength(0)
@@ -139,8 +139,8 @@ def test_strength_zero_is_the_base_bit_for_bit(pipeline: SamplingPipeline, tmp_p
 
 def test_half_precision_file_works_in_the_bases_arithmetic(pipeline: SamplingPipeline, tmp_path: Path) -> None:
     tensors = {name: weight.half() for name, weight in make_lora(pipeline.pipe)[0].items()}
-    half = read_lora(save_lora(tensors, tmp_path / "half.safetensors"))
-    full = read_lora(save_lora({n: w.float() for n, w in tensors.items()}, tmp_path / "full.safetensors"))
+    half = read_lora_header(save_lora(tensors, tmp_path / "half.safetensors"))
+    full = read_lora_header(save_lora({n: w.float() for n, w in tensors.items()}, tmp_path / "full.safetensors"))
     with apply_lora(pipeline.pipe, half):
         first = latents(pipeline)
     with apply_lora(pipeline.pipe, full):
@@ -150,7 +150,7 @@ def test_half_precision_file_works_in_the_bases_arithmetic(pipeline: SamplingPip
 
 def test_diffusers_own_format_keeps_its_alpha(pipeline: SamplingPipeline, tmp_path: Path) -> None:
     tensors, deltas = make_lora(pipeline.pipe, text_encoders=False, sgm=False, alpha=2.0)
-    kohya = read_lora(save_lora(tensors, tmp_path / "kohya.safetensors"))
+    kohya = read_lora_header(save_lora(tensors, tmp_path / "kohya.safetensors"))
     names = {name.replace(".", "_"): name for _, name in deltas}
     peft = {}
     for key, weight in tensors.items():
@@ -158,7 +158,7 @@ def test_diffusers_own_format_keeps_its_alpha(pipeline: SamplingPipeline, tmp_pa
         if part != "alpha":
             peft[f"unet.{names[layer]}.{'lora_A' if part.startswith('lora_down') else 'lora_B'}.weight"] = weight
     metadata = {"unet.r": 4, "unet.lora_alpha": 2, "unet.target_modules": list(names.values())}
-    other = read_lora(
+    other = read_lora_header(
         save_lora(peft, tmp_path / "peft.safetensors", format="pt", lora_adapter_metadata=json.dumps(metadata))
     )
     with apply_lora(pipeline.pipe, kohya):
@@ -207,7 +207,7 @@ def test_file_of_kohyas_trainer_matches_every_layer(pipeline: SamplingPipeline) 
         scheduler=pipeline.pipe.scheduler,
         add_watermarker=False,
     )
-    lora = read_lora(PEER)
+    lora = read_lora_header(PEER)
     assert lora.has_text_encoder
     assert lora.model_hash == lora.metadata["sshs_model_hash"]
     with apply_lora(pipe, lora) as adapter:
@@ -226,7 +226,7 @@ def test_another_models_lora_is_refused_and_leaves_no_trace(pipeline: SamplingPi
     bare = draw(pipeline)
     with (
         pytest.raises(InputError, match="does not fit this base") as caught,
-        apply_lora(pipeline.pipe, read_lora(PEER)),
+        apply_lora(pipeline.pipe, read_lora_header(PEER)),
     ):
         pass
     assert "sdxl_base_v1-0" in str(caught.value)
@@ -238,7 +238,7 @@ def test_layers_that_the_base_lacks_are_refused_not_ignored(pipeline: SamplingPi
         "lora_unet_down_blocks_9_attentions_0_proj_in.lora_down.weight": torch.ones(4, 32),
         "lora_unet_down_blocks_9_attentions_0_proj_in.lora_up.weight": torch.ones(32, 4),
     }
-    lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
+    lora = read_lora_header(save_lora(tensors, tmp_path / "x.safetensors"))
     with pytest.raises(InputError, match=r"x\.safetensors does not fit this base"), apply_lora(pipeline.pipe, lora):
         pass
 
@@ -248,7 +248,7 @@ def test_some_layers_that_the_base_lacks_are_counted(pipeline: SamplingPipeline,
     tensors["lora_unet_up_blocks_9_attentions_1_proj_in.lora_down.weight"] = torch.ones(4, 32)
     tensors["lora_unet_up_blocks_9_attentions_1_proj_in.lora_up.weight"] = torch.ones(32, 4)
     tensors["lora_unet_up_blocks_9_attentions_1_proj_in.alpha"] = torch.tensor(2.0)
-    lora = read_lora(save_lora(tensors, tmp_path / "x.safetensors"))
+    lora = read_lora_header(save_lora(tensors, tmp_path / "x.safetensors"))
     with apply_lora(pipeline.pipe, lora) as adapter:
         assert (adapter.matched, adapter.total) == (len(deltas), len(deltas) + 1)
         assert adapter.missing == ["lora_unet_up_blocks_9_attentions_1_proj_in"]
@@ -257,7 +257,7 @@ def test_some_layers_that_the_base_lacks_are_counted(pipeline: SamplingPipeline,
 def test_weights_that_are_not_finite_are_refused(pipeline: SamplingPipeline, tmp_path: Path) -> None:
     tensors, _ = make_lora(pipeline.pipe, text_encoders=False)
     next(iter(tensors.values()))[0, 0] = float("nan")
-    lora = read_lora(save_lora(tensors, tmp_path / "broken.safetensors"))
+    lora = read_lora_header(save_lora(tensors, tmp_path / "broken.safetensors"))
     with pytest.raises(InputError, match=r"broken\.safetensors holds numbers that are not finite"):
         apply_lora(pipeline.pipe, lora).__enter__()
 
@@ -266,7 +266,7 @@ def test_data_shorter_than_the_header_says_is_refused(pipeline: SamplingPipeline
     path = save_lora(make_lora(pipeline.pipe, text_encoders=False)[0], tmp_path / "x.safetensors")
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"x\.safetensors is damaged"):
-        apply_lora(pipeline.pipe, read_lora(path)).__enter__()
+        apply_lora(pipeline.pipe, read_lora_header(path)).__enter__()
 
 
 UNET = "lora_unet_input_blocks_4_1_proj_in"
@@ -302,7 +302,7 @@ def test_file_that_is_no_lora_for_sdxl_is_refused(tmp_path: Path, name: str) -> 
     path = tmp_path / "some name.safetensors"
     path.write_bytes(content)
     with pytest.raises(InputError, match=why) as caught:
-        read_lora(path)
+        read_lora_header(path)
     assert "some name.safetensors" in caught.value.message
     assert caught.value.remedy
 
@@ -322,7 +322,7 @@ def test_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
     path, canary = tmp_path / name, tmp_path / "canary"
     path.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(InputError):
-        read_lora(path)
+        read_lora_header(path)
     assert not canary.exists()
     pickle.loads(path.read_bytes())
     assert canary.exists()
@@ -330,7 +330,7 @@ def test_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gone\.safetensors is not there"):
-        read_lora(tmp_path / "gone.safetensors")
+        read_lora_header(tmp_path / "gone.safetensors")
 
 
 def test_clip_skip_counts_from_the_last_layer(pipeline: SamplingPipeline) -> None:

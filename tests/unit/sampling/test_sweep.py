@@ -134,10 +134,10 @@ def test_base_cell_is_the_pipelines_own_picture(
 
 
 def test_cells_carry_their_parameters(done: tuple[SweepResult, Events, Path], tiny_base: Path) -> None:
-    from lora_studio.lora.header import read_lora
+    from lora_studio.lora.header import read_lora_header
 
     cell = done[0].cells[4]
-    short = read_lora(cell.lora).model_hash[:12]
+    short = read_lora_header(cell.lora).model_hash[:12]
     first, settings = read_parameters(cell.path).splitlines()
     assert first == "inkstamp_hc, face <lora:ink-000001:0.7>"
     assert settings.startswith("Steps: 2, Sampler: Euler, CFG scale: 5, Seed: 9, Size: 64x64, Model hash: ")

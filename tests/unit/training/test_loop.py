@@ -52,7 +52,7 @@ def prepared(base: Path, shared: Path) -> Run:
 
 @pytest.fixture
 def run(prepared: Run) -> Iterator[Run]:
-    """A run of the UNet alone, ready for its first step; what a test changes is put back."""
+    """A run of the UNet alone, checked for its first step; what a test changes is put back."""
     weights = {name: weight.clone() for name, weight in prepared.adapters.state().items()}
     before = copy.copy(prepared), copy.copy(prepared.base), prepared.job.recipe.model_copy()
     yield prepared

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from lora_studio.errors import ConfigError
 from lora_studio.models import compatibility as trial
-from lora_studio.models.locate import SDXL_CONFIG, SDXL_KEY, Source, read_facts
+from lora_studio.models.locate import SDXL_CONFIG, SDXL_KEY, Source, read_base_config
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.preflight import ReadyJob, lora_weights, preflight
+from lora_studio.training.preflight import PreflightResult, count_lora_parameters, preflight
 from lora_studio.training.reporting.startup import tell_dataset, tell_long_captions, tell_optimizer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -28,7 +28,7 @@ from tests.support.training_runs import make_images, make_job, recipe_of
 Usage = namedtuple("Usage", "total used free")
 
 
-def check(job: TrainJob, home: Home) -> ReadyJob:
+def check(job: TrainJob, home: Home) -> PreflightResult:
     return preflight(job, JobFolder(home.path / "run"), home, on_progress=lambda message, done, total: None)
 
 
@@ -56,10 +56,10 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_a_good_job_is_ready(tiny_base: Path, images: Path, home: Home) -> None:
-    ready = check(make_job(tiny_base, images), home)
-    assert [item.path.name for item in ready.dataset.items] == ["0.png", "1.png", "2.png"]
-    assert (ready.counts.steps_per_epoch, ready.counts.total_steps) == (2, 4)
-    assert ready.prediction_type == "epsilon"
+    checked = check(make_job(tiny_base, images), home)
+    assert [item.path.name for item in checked.dataset.items] == ["0.png", "1.png", "2.png"]
+    assert (checked.counts.steps_per_epoch, checked.counts.total_steps) == (2, 4)
+    assert checked.prediction_type == "epsilon"
     assert warnings(make_job(tiny_base, images), home) == {}
 
 
@@ -111,11 +111,11 @@ def test_captions_that_are_cut_off_are_a_warning(tiny_base: Path, images: Path, 
     from lora_studio.models.load import load_base
 
     (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
-    ready = check(make_job(tiny_base, images), home)
+    checked = check(make_job(tiny_base, images), home)
     said: list[str] = []
-    base = load_base(ready.source, dtype=ready.dtype)
+    base = load_base(checked.source, dtype=checked.dtype)
     tell_long_captions(
-        make_job(tiny_base, images), base, ready, lambda event, /, **values: said.append(values["message"])
+        make_job(tiny_base, images), base, checked, lambda event, /, **values: said.append(values["message"])
     )
     assert len(said) == 1
     assert said[0].startswith("1 captions are longer than 75 tokens")
@@ -289,10 +289,11 @@ def test_the_weights_of_sdxls_lora_are_counted_right() -> None:
     """Kohya's file at rank 32 lists every tensor."""
     listed = json.loads((Path(__file__).parents[2] / "data" / "kohya_sdxl_rank32.json").read_text("utf-8"))
     weights = {name: shape[0] * shape[1] for name, shape in listed.items() if name.endswith(".weight")}
-    facts = read_facts(Source("sdxl", "folder", str(SDXL_CONFIG)))
-    assert lora_weights(recipe_of(network_dim=32, text_encoder_lr=1e-4), facts) == sum(weights.values())
+    base_config = read_base_config(Source("sdxl", "folder", str(SDXL_CONFIG)))
+    assert count_lora_parameters(recipe_of(network_dim=32, text_encoder_lr=1e-4), base_config) == sum(weights.values())
     unet = sum(count for name, count in weights.items() if "unet" in name)
-    assert lora_weights(recipe_of(network_dim=32), facts) == unet
+    assert count_lora_parameters(recipe_of(network_dim=32), base_config) == unet
     assert (
-        lora_weights(recipe_of(network_dim=32, unet_lr=0, text_encoder_lr=1e-4), facts) == sum(weights.values()) - unet
+        count_lora_parameters(recipe_of(network_dim=32, unet_lr=0, text_encoder_lr=1e-4), base_config)
+        == sum(weights.values()) - unet
     )

@@ -21,7 +21,7 @@ from lora_studio.training.data.prefetch import DEPTH, Prefetch, depth_for
 from lora_studio.training.distributed import SINGLE_PROCESS, RankGroup
 from lora_studio.training.loop import Run, train_loop
 from lora_studio.training.loss import batch_losses
-from lora_studio.training.preflight import ReadyJob, preflight
+from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.resume_state import load_state
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -97,10 +97,10 @@ def test_processes_share_the_batches_of_a_step(alone: Run) -> None:
 def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
     """A run on the meta device, which has shapes and no numbers; its caches must be full."""
 
-    def ready(*given: Any, **more: Any) -> ReadyJob:
+    def checked(*given: Any, **more: Any) -> PreflightResult:
         return replace(preflight(*given, **more), device=META)
 
-    monkeypatch.setattr("tests.training_runs.preflight", ready)
+    monkeypatch.setattr("tests.training_runs.preflight", checked)
     return start(job_of(shared, **changes), folder / "meta", Home(shared / "home"))
 
 
@@ -125,7 +125,7 @@ def test_from_full_caches_the_unet_alone_is_on_the_device_and_nobody_waits_for_i
     losses = batch_losses(run, batch.to(META))
     assert (losses.shape, losses.device) == (batch.t.shape, META)
     losses.sum().backward()
-    run.weights.collect()
+    run.weights.accumulate_gradients()
     assert {gradient.device for gradient in run.weights.gradients} == {META}
 
 

@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.optim.ema import Averages
+from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.optimizers import make_optimizer
 
 
-def make(decay: float, optimizer: str = "AdamW") -> tuple[nn.Parameter, torch.optim.Optimizer, Averages]:
+def make(decay: float, optimizer: str = "AdamW") -> tuple[nn.Parameter, torch.optim.Optimizer, AveragedWeights]:
     weight = nn.Parameter(torch.linspace(-1, 1, 64).reshape(8, 8))
     recipe = Recipe(optimizer=optimizer, unet_lr=0.05, weight_decay=0)
     made = make_optimizer(recipe, [{"name": "unet", "params": [weight], "lr": 0.05}])
-    return weight, made, Averages(made, [weight], decay)
+    return weight, made, AveragedWeights(made, [weight], decay)
 
 
-def step(weight: nn.Parameter, optimizer: torch.optim.Optimizer, averages: Averages) -> torch.Tensor:
+def step(weight: nn.Parameter, optimizer: torch.optim.Optimizer, averages: AveragedWeights) -> torch.Tensor:
     optimizer.zero_grad()
     ((weight - 3) ** 2).sum().backward()
     optimizer.step()
@@ -36,7 +36,7 @@ def test_an_average_moves_by_its_formula() -> None:
         now = step(weight, optimizer, averages).double()
         keep = min(0.3, (1 + n) / (10 + n)) if n else 0.0
         expected = keep * expected + (1 - keep) * now
-    with averages.given_out():
+    with averages.swapped_in():
         assert torch.allclose(weight.double(), expected, atol=1e-6)
         assert not torch.equal(weight, now.float())
     assert torch.equal(weight, now.float())
@@ -51,7 +51,7 @@ def test_looking_changes_no_bit_of_what_follows(optimizer: str, decay: float) ->
         for _ in range(6):
             now = step(weight, made, averages)
             if looks:
-                with suppress(KeyboardInterrupt), averages.given_out():
+                with suppress(KeyboardInterrupt), averages.swapped_in():
                     raise KeyboardInterrupt
                 assert torch.equal(weight, now)
         ends.append(step(weight, made, averages))
@@ -64,7 +64,7 @@ def test_a_schedule_free_optimizer_gives_out_what_it_averages() -> None:
         step(weight, optimizer, averages)
     z = optimizer.state[weight]["z"].clone()
     trained = weight.detach().clone()
-    with averages.given_out():
+    with averages.swapped_in():
         # y = 0.1 z + 0.9 x
         assert torch.allclose(weight, (trained - 0.1 * z) / 0.9, atol=1e-5)
     assert torch.equal(weight, trained)
@@ -83,7 +83,7 @@ def test_an_average_goes_on_where_it_was_saved() -> None:
     for made in ((weight, optimizer, averages), (again, other, resumed)):
         for _ in range(3):
             step(*made)
-    with averages.given_out(), resumed.given_out():
+    with averages.swapped_in(), resumed.swapped_in():
         assert torch.equal(weight, again)
 
 

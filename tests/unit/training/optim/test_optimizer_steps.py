@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.optim.optimizers import load_optimizer, make_optimizer
+from lora_studio.training.optim.optimizers import load_optimizer_state, make_optimizer
 
 Array = NDArray[np.float64]
 Gradients = Callable[[list[Array]], list[Array]]
@@ -299,7 +299,7 @@ def test_a_state_that_is_taken_back_goes_on_with_the_same_bits(name: str) -> Non
     again = TwoLayers()
     again.load_state_dict(saved)
     resumed = make_optimizer(recipe, [{"name": "unet", "params": [again.first, again.second], "lr": rate}])
-    load_optimizer(resumed, optimizer.state_dict())
+    load_optimizer_state(resumed, optimizer.state_dict())
     for trained, weight in zip((part.first, part.second), (again.first, again.second), strict=True):
         for key, value in optimizer.state[trained].items():
             if isinstance(value, Tensor):

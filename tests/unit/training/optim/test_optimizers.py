@@ -17,11 +17,11 @@ from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.optimizers import (
-    current_rates,
+    check_optimizer,
+    learning_rates,
     make_optimizer,
     optimizer_name,
     parameter_groups,
-    try_optimizer,
 )
 from tests.support.tiny_sdxl import make_pipeline
 
@@ -49,7 +49,7 @@ def test_unet_and_text_encoders_have_rates_of_their_own(parts: Any) -> None:
     unread = counts["te1"] // 3  # with clip skip 2 nobody reads the first encoder's last layer
     assert [len(group["params"]) for group in groups] == [counts["unet"], counts["te1"] - unread + counts["te2"]]
     optimizer = make_optimizer(recipe, groups)
-    assert current_rates(optimizer) == {"unet": 5e-4, "text_encoder": 1e-4}
+    assert learning_rates(optimizer) == {"unet": 5e-4, "text_encoder": 1e-4}
 
 
 @pytest.mark.parametrize(("rates", "models"), [((5e-4, 0), {"unet"}), ((0, 1e-4), {"te1", "te2"})])
@@ -91,7 +91,7 @@ def test_each_optimizer_comes_down_a_valley_at_the_rates_of_its_groups(name: str
     fast, slow = fast.detach(), slow.detach()
     if name == "Prodigy":
         assert float(fast.mean()) < 0.999
-        assert current_rates(optimizer)["unet"] > 1e-6
+        assert learning_rates(optimizer)["unet"] > 1e-6
     else:
         assert 1 - float(fast.mean()) == pytest.approx(0.02 * 40, rel=0.35)
         assert 1 - float(slow.mean()) == pytest.approx(0.002 * 40, rel=0.35)
@@ -110,7 +110,7 @@ def test_a_missing_library_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPat
         monkeypatch.setitem(sys.modules, module, None)
     for name, package in (("AdamW8bit", "bitsandbytes"), ("CAME", "pytorch-optimizer")):
         with pytest.raises(InputError, match=f"{name}, but {package} is not installed") as caught:
-            try_optimizer(Recipe(optimizer=name), torch.device("cpu"))
+            check_optimizer(Recipe(optimizer=name), torch.device("cpu"))
         assert f"pip install {package}" in caught.value.remedy
         assert "Adafactor" in caught.value.remedy
 
@@ -121,14 +121,14 @@ def test_an_optimizer_that_the_device_cannot_run_is_named_with_a_way_out(monkeyp
 
     monkeypatch.setattr("bitsandbytes.optim.AdamW8bit.step", broken)
     with pytest.raises(InputError, match="AdamW8bit, but it does not work on this cpu device") as caught:
-        try_optimizer(Recipe(optimizer="AdamW8bit"), torch.device("cpu"))
+        check_optimizer(Recipe(optimizer="AdamW8bit"), torch.device("cpu"))
     assert "Adafactor" in caught.value.remedy
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 def test_every_optimizer_works_on_a_cpu(optimizer: Optimizer) -> None:
-    try_optimizer(Recipe(optimizer=optimizer), torch.device("cpu"))
+    check_optimizer(Recipe(optimizer=optimizer), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_every_optimizer_works_on_a_cpu(optimizer: Optimizer) -> None:
 )
 def test_arguments_that_an_optimizer_does_not_take_are_named(optimizer: str, given: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        try_optimizer(Recipe.parse({"optimizer": optimizer, "optimizer_args": given}), torch.device("cpu"))
+        check_optimizer(Recipe.parse({"optimizer": optimizer, "optimizer_args": given}), torch.device("cpu"))
 
 
 def test_own_arguments_come_before_the_known_ones() -> None:
@@ -169,7 +169,7 @@ def test_the_arguments_that_the_guide_names_are_taken(advice: tuple[str, Optimiz
     recipe = Recipe.parse({"optimizer": name, "optimizer_args": [text for text, _ in known.arguments]})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try_optimizer(recipe, torch.device("cpu"))
+        check_optimizer(recipe, torch.device("cpu"))
 
 
 def test_prodigy_is_guarded_for_a_warm_up() -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from lora_studio.planning.steps import warmup_steps
 from lora_studio.settings.choices import Scheduler
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.optim.optimizers import current_rates, make_optimizer
+from lora_studio.training.optim.optimizers import learning_rates, make_optimizer
 from lora_studio.training.optim.schedules import make_lr_scheduler
 
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
@@ -37,7 +37,7 @@ def rates(steps: int, **recipe: Any) -> list[float]:
     schedule = make_lr_scheduler(chosen, optimizer, steps)
     found = []
     for _ in range(steps):
-        found.append(current_rates(optimizer)["unet"])
+        found.append(learning_rates(optimizer)["unet"])
         optimizer.step()
         schedule.step()
     return found
@@ -116,7 +116,7 @@ def test_adafactors_own_schedule_takes_no_rate_from_the_recipe(warmup: int) -> N
         told, moved = [], []
         for _ in range(200):
             before = weight.detach().clone()
-            told.append(current_rates(optimizer)["unet"])
+            told.append(learning_rates(optimizer)["unet"])
             weight.grad = torch.ones_like(weight)
             optimizer.step()
             schedule.step()
