@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Write files atomically, so that a reader sees the old content or the new, and cache what is read from files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
 from lora_studio.errors import disk_errors
+
+RACY_NS = 2_000_000_000  # FAT, the coarsest file system in use, stores times of change in steps of 2 s
+
+Args = TypeVarTuple("Args")
+Value = TypeVar("Value")
 
 _AT_ONCE = 32  # files: a disk does so many flushes, and so many renames over old files, in little more time than one
 
@@ -115,6 +121,62 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class FileStamp(NamedTuple):
+    """What changes when a file is written or replaced; times in ns since 1970, `size` in bytes."""
+
+    mtime_ns: int
+    size: int
+    inode: int
+    ctime_ns: int
+
+    @classmethod
+    def of_stat(cls, stat: os.stat_result) -> FileStamp:
+        """Return the stamp of a file from the result of `os.stat` or `os.DirEntry.stat`."""
+        return cls(stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_ctime_ns)
+
+    def is_racy(self, read_ns: int) -> bool:
+        """Return whether the file changed so shortly before `read_ns` that the stamp might not show another change.
+
+        Times of change have the granularity of the file system's clock: a file that is written twice within one tick
+        keeps its stamp. Git calls such an entry of its index racy and compares the file's content.
+        """
+        return self.mtime_ns > read_ns - RACY_NS
+
+
+def file_stamp(path: Path | str) -> FileStamp:
+    """Return the stamp of a file; raises OSError if it does not exist."""
+    return FileStamp.of_stat(os.stat(path))  # noqa: PTH116 - twice as fast as Path.stat, for 10,000 files per click
+
+
+def cached_by_stamp(
+    maxsize: int,
+) -> Callable[[Callable[[Path, *Args], Value]], Callable[[Path, *Args], Value]]:
+    """Cache what a function computes from a file until the file changes; a decorator.
+
+    The function takes the file's path first; its other arguments, all positional, are part of the cache key. While the
+    file's stamp is racy, the function is called each time. A function that raises is called again the next time. The
+    cache holds the `maxsize` most recently used values; several threads may use it. The decorated function raises
+    OSError if the file does not exist.
+    """
+
+    def decorate(compute: Callable[[Path, *Args], Value]) -> Callable[[Path, *Args], Value]:
+        @lru_cache(maxsize)
+        def cached(path: Path, stamp: FileStamp, *args: *Args) -> Value:
+            return compute(path, *args)
+
+        @wraps(compute)
+        def from_cache(path: Path, /, *args: *Args) -> Value:
+            now = time.time_ns()  # before the stamp is taken: a later change must show in the stamp
+            stamp = file_stamp(path)
+            if stamp.is_racy(now):
+                return compute(path, *args)
+            return cached(path, stamp, *args)
+
+        return from_cache
+
+    return decorate
 
 
 def _fill(path: Path, data: bytes) -> None:

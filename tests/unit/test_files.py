@@ -4,13 +4,24 @@ import errno
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lora_studio import files
 from lora_studio.errors import DiskFullError
-from lora_studio.files import remove_temporary_files, write_atomic, write_bytes, write_json, write_many, write_text
+from lora_studio.files import (
+    RACY_NS,
+    cached_by_stamp,
+    file_stamp,
+    remove_temporary_files,
+    write_atomic,
+    write_bytes,
+    write_json,
+    write_many,
+    write_text,
+)
 
 
 def test_writes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
@@ -100,3 +111,94 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(t
     assert {path.name for path in tmp_path.iterdir()} == names.keys() - {".a.txt.x1.tmp.txt"}
     remove_temporary_files(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"c.tmp.txt", ".hidden.txt"}
+
+
+@pytest.fixture
+def calls() -> list[Path]:
+    """The files that `read_cached` has read."""
+    return []
+
+
+@pytest.fixture
+def read_cached(calls: list[Path]) -> Callable[..., str]:
+    @cached_by_stamp(maxsize=2)
+    def read(path: Path, suffix: str = "") -> str:
+        calls.append(path)
+        return path.read_text("utf-8") + suffix
+
+    return read
+
+
+def settle(path: Path, seconds: float = 60) -> None:
+    """Set a file's time of change back, as if it had been written some time ago."""
+    changed = time.time_ns() - int(seconds * 1e9)
+    os.utime(path, ns=(changed, changed))
+
+
+def test_a_settled_file_is_read_once(tmp_path: Path, read_cached: Callable[..., str], calls: list[Path]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    settle(path)
+    assert [read_cached(path) for _ in range(3)] == ["old"] * 3
+    assert read_cached(path, "!") == read_cached(path, "!") == "old!"
+    assert calls == [path, path]
+
+
+@pytest.mark.parametrize("change", ["length", "time", "replaced", "status"])
+def test_a_changed_file_is_read_again(
+    tmp_path: Path, read_cached: Callable[..., str], calls: list[Path], change: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    settle(path)
+    assert read_cached(path) == "old"
+    before = path.stat()
+    match change:
+        case "length":
+            path.write_text("longer")
+        case "time":
+            path.write_text("new")
+            settle(path, 30)
+        case "replaced":
+            other = tmp_path / "b.txt"
+            other.write_text("new")
+            other.replace(path)
+        case "status":  # in place, with its length and time of change restored, as rsync --inplace --times does
+            path.write_text("new")
+    if change in ("length", "replaced", "status"):
+        os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert read_cached(path) == path.read_text()
+    assert len(calls) == 2
+
+
+def test_a_racy_file_is_read_each_time(tmp_path: Path, read_cached: Callable[..., str], calls: list[Path]) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    stamp = file_stamp(path)
+    assert stamp.is_racy(stamp.mtime_ns)
+    assert not stamp.is_racy(stamp.mtime_ns + RACY_NS)
+    assert [read_cached(path), read_cached(path)] == ["old", "old"]
+    assert len(calls) == 2
+    path.write_text("new")
+    os.utime(path, ns=(stamp.mtime_ns, stamp.mtime_ns))  # within one tick of a coarse clock
+    assert read_cached(path) == "new"
+
+
+def test_a_file_that_does_not_exist_is_not_cached(tmp_path: Path, read_cached: Callable[..., str]) -> None:
+    path = tmp_path / "a.txt"
+    with pytest.raises(FileNotFoundError):
+        read_cached(path)
+    path.write_text("new")
+    assert read_cached(path) == "new"
+
+
+def test_the_cache_keeps_the_most_recently_used_values(
+    tmp_path: Path, read_cached: Callable[..., str], calls: list[Path]
+) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_text(path.name)
+        settle(path)
+    for path in [paths[0], paths[1], paths[0], paths[2], paths[0], paths[1]]:
+        assert read_cached(path) == path.name
+    assert calls == [paths[0], paths[1], paths[2], paths[1]]
