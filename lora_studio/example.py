@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from lora_studio import api
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import InputError
+from lora_studio.files import shipped_folder
 from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import ExistingCaptions, LoraKind
 from lora_studio.settings.recipe import Recipe
@@ -18,7 +19,7 @@ from lora_studio.worker import Listener
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 
 EXAMPLE_NAME = "inkstamp"
-EXAMPLE_IMAGES = Path(__file__).parent.parent / "examples" / EXAMPLE_NAME
+EXAMPLE_IMAGES = shipped_folder("examples") / EXAMPLE_NAME
 TRIGGER = "inkstamp_hc"
 BASE = "embedded"
 STYLE_TAGS = ("black", "white")  # the look of every image, which is the trigger word's to learn

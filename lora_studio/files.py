@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -187,3 +188,16 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
+
+
+def shipped_folder(name: str) -> Path:
+    """Return the folder `presets` or `examples` that ships with the studio.
+
+    In a checkout it is beside the package, in an installed package below the environment's `share/lora-studio`.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if (root / "pyproject.toml").is_file():
+        return root / name
+    schemes = (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user"))
+    folders = [Path(sysconfig.get_path("data", scheme), "share", "lora-studio", name) for scheme in schemes]
+    return next((folder for folder in folders if folder.is_dir()), folders[0])

@@ -38,6 +38,7 @@ from lora_studio.workspace.gpu_queue import hold_gpu
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus, Report
 from lora_studio.workspace.project import Home
 
+MAIN_FILE = Path(__file__).with_name("__main__.py")
 STATUS_SECONDS = 0.5
 SAME_SIGNAL_SECONDS = 1.0  # a launcher passes on the interrupt that the terminal has sent to all
 Listener = Callable[[dict[str, Any]], None]
@@ -79,15 +80,14 @@ def stage_for(job: AnyJob) -> Stage:
 def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
     """Start a detached worker process for the job; it outlives this process.
 
-    The status says "queued" before this returns, so that nobody takes the job for forgotten. A job for several
-    processes is started by accelerate's launcher.
+    Writes the state "queued" before it returns, so that the job counts as active from the first moment. A job for
+    several processes is started by accelerate's launcher. The worker runs `lora_studio/__main__.py` by its path, which
+    works from any working directory and without an installed package.
     """
-    command = [sys.executable, *_launcher(folder.job())]
-    command += ["-m", "lora_studio", "worker", str(folder.path.resolve()), "--home", str(home.path)]
+    command = [sys.executable, *_launcher_arguments(folder.job()), str(MAIN_FILE)]
+    command += ["worker", str(folder.path.resolve()), "--home", str(home.path)]
     if resume:
         command.append("--resume")
-    root = Path(__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))}
     folder.clear_stop()
     own = psutil.Process()
     folder.set_status(
@@ -106,14 +106,13 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment,
             cwd=folder.path,
         )
     threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
 
 
-def _launcher(job: AnyJob) -> list[str]:
-    """The arguments that make one process of Python several, with a free port to meet at; none for one process."""
+def _launcher_arguments(job: AnyJob) -> list[str]:
+    """Return Python's arguments that launch one process per GPU, with a free rendezvous port; none for one process."""
     count = job.num_processes if isinstance(job, TrainJob) else 1
     if count == 1:
         return []

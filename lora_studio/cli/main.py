@@ -40,7 +40,7 @@ app.add_typer(caption_app, name="caption")
 def main() -> None:
     """Run a command; a StudioError becomes two lines on stderr and an exit status."""
     try:
-        app(prog_name="python -m lora_studio")
+        app()
     except StudioError as error:
         err_console.print(f"[red]Error:[/red] {_escape(error.message)}", soft_wrap=True, highlight=False)
         if error.remedy:

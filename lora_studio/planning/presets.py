@@ -12,10 +12,11 @@ import tomlkit
 from tomlkit.items import Array, Item
 
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.files import shipped_folder
 from lora_studio.settings.declare import parse_toml
 from lora_studio.settings.recipe import Recipe
 
-FOLDER = Path(__file__).parents[2] / "presets"
+FOLDER = shipped_folder("presets")
 
 
 def list_presets() -> list[str]:

@@ -142,7 +142,7 @@ def test_a_job_for_several_processes_is_started_by_accelerates_launcher(
     folder.job_file.write_text(text.replace("num_processes = 1", "num_processes = 3"), "utf-8")
     worker.start(folder, home, resume=True)
     one, three = commands
-    assert one[1:] == ["-m", "lora_studio", "worker", str(folder.path), "--home", str(home.path)]
+    assert one[1:] == [str(worker.MAIN_FILE), "worker", str(folder.path), "--home", str(home.path)]
     assert three[1:6] == ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3"]
     assert three[-len(one) :] == [*one[1:], "--resume"]
 
