@@ -25,6 +25,7 @@ from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.ui.dataset.contents import Contents, image_id, save_manifest
+from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.gc_freeze import gc_frozen
@@ -92,32 +93,32 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("open the tab", DatasetTab.tab_opened, {}, None),
         ("open Import", section, {"dataset_section": "Import"}, None),
         ("open Curate", section, {"dataset_section": "Curate"}, None),
-        ("keep a copy", DatasetTab.button_clicked, {}, f"keep:{contents.proposed[0].id}"),
-        ("look at it again", DatasetTab.button_clicked, {}, f"unkeep:{contents.proposed[0].id}"),
-        ("set a copy aside", DatasetTab.button_clicked, {}, f"aside:{third.id}"),
-        ("put it back", DatasetTab.button_clicked, {}, f"back:{aside}"),
+        ("keep a copy", CurationHandlers.button_clicked, {}, f"keep:{contents.proposed[0].id}"),
+        ("look at it again", CurationHandlers.button_clicked, {}, f"unkeep:{contents.proposed[0].id}"),
+        ("set a copy aside", CurationHandlers.button_clicked, {}, f"set_aside:{third.id}"),
+        ("put it back", CurationHandlers.button_clicked, {}, f"restore:{aside}"),
         ("open Tag", section, {"dataset_section": "Tag"}, None),
         ("open Captions", section, {"dataset_section": "Captions"}, None),
         ("bulk preview", CaptionHandlers.preview, bulk, None),
         ("open Statistics", section, {"dataset_section": "Statistics"}, None),
         ("a tag of the table", CaptionHandlers.tag_clicked, {}, "tag:thing 7"),
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
-        ("next page", DatasetTab.button_clicked, {}, "page:7"),
+        ("next page", CurationHandlers.button_clicked, {}, "page:7"),
         ("filter To look at", CaptionHandlers.filter_changed, {"dataset_filter": "To look at"}, None),
         ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": "Unreviewed"}, None),
         ("filter by a tag", CaptionHandlers.filter_changed, all_images | {"dataset_filter_tag": "thing 7"}, None),
         ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),
-        ("show an image", DatasetTab.button_clicked, {}, f"show:{middle.id}"),
-        ("next image", DatasetTab.show_next, {}, None),
+        ("show an image", CurationHandlers.button_clicked, {}, f"show:{middle.id}"),
+        ("next image", CaptionHandlers.show_next, {}, None),
         ("tick, and next", CaptionHandlers.mark_and_show_next, {}, None),
-        ("previous image", DatasetTab.show_previous, {}, None),
+        ("previous image", CaptionHandlers.show_previous, {}, None),
         ("untick", CaptionHandlers.toggle_reviewed, {}, None),
-        ("save a caption", DatasetTab.save_caption, {"review_caption": "ohwx, other words"}, None),
+        ("save a caption", CaptionHandlers.save_caption, {"review_caption": "ohwx, other words"}, None),
         ("undo", CaptionHandlers.undo, {}, None),
         ("add a tag", CaptionHandlers.chip_clicked, {}, "add:standing"),
         ("take a tag out", CaptionHandlers.chip_clicked, {}, "drop:standing"),
-        ("set aside in Review", DatasetTab.set_current_aside, {}, None),
-        ("put all back", DatasetTab.restore_all, {}, None),
+        ("set aside in Review", CurationHandlers.set_current_aside, {}, None),
+        ("put all back", CurationHandlers.restore_all, {}, None),
     ]
 
 

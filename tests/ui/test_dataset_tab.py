@@ -27,6 +27,7 @@ from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as background_scan
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
+from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.review import caption_hint
 from lora_studio.ui.dataset.tab import DatasetTab
@@ -172,7 +173,7 @@ def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     assert "Diversity" in shown["curate_variety"]
     assert shown["dataset_pairs"].count('class="pair"') == 10
     assert shown["curate_apply"]["value"] == "Set aside all proposed (1)"
-    shown = interface.call(DatasetTab.button_clicked, pick=pick(project, "keep", "photo5.png"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "keep", "photo5.png"))
     assert "alike in what" not in shown["dataset_groups"]
 
 
@@ -187,11 +188,11 @@ def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Int
 
 
 def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
-    shown = interface.call(DatasetTab.button_clicked, pick=pick(project, "aside", "umbrella.png"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "set_aside", "umbrella.png"))
     assert names(project) == NAMES[:3]
     assert "umbrella.png is set aside" in shown["dataset_message"]
     assert "umbrella.png" in shown["curate_aside"]
-    shown = interface.call(DatasetTab.button_clicked, pick=button(shown["dataset_message"], "Put it back"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["dataset_message"], "Put it back"))
     assert names(project) == NAMES
     assert "umbrella.png is back" in shown["dataset_message"]
     assert "384 x 384" in shown["dataset_flagged"]
@@ -201,12 +202,12 @@ def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Pr
     copy = project.images_dir / "guitar-mirrored.png"
     copy.with_suffix(".txt").write_text("a guitar", "utf-8")
     before = {path.name: path.read_bytes() for path in project.images_dir.iterdir()}
-    shown = interface.call(DatasetTab.set_aside_proposed)
+    shown = interface.call(CurationHandlers.set_aside_proposed)
     assert names(project) == NAMES[1:]
     assert not copy.with_suffix(".txt").exists()
     assert shown["curate_apply"]["visible"] is False
     assert "Mirrored copy of guitar.png" in shown["curate_aside"]
-    interface.call(DatasetTab.restore_all)
+    interface.call(CurationHandlers.restore_all)
     assert {path.name: path.read_bytes() for path in project.images_dir.iterdir()} == before
 
 
@@ -219,7 +220,7 @@ def test_images_in_no_set_are_put_into_one(project: Project, interface: Interfac
     assert "1 image in no set" in shown["curate_status"]
     assert (shown["curate_move_loose"]["visible"], shown["curate_move_loose"]["value"]) == (
         True,
-        f"Put 1 loose image into {first}",
+        f"Move 1 loose image into {first}",
     )
     interface.call(DatasetTab.move_loose_images)
     wait_for_scan()
@@ -249,18 +250,18 @@ def test_no_image_is_moved_under_a_job_or_a_scan(
 
 
 def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "instead", "guitar-mirrored.png"))
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "use_instead", "guitar-mirrored.png"))
     assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]
     assert Contents.of(project).proposed == []
 
 
 def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project: Project, interface: Interface) -> None:
-    shown = interface.call(DatasetTab.button_clicked, pick=pick(project, "keep", "guitar-mirrored.png"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "keep", "guitar-mirrored.png"))
     assert shown["dataset_groups"] == ""
     assert shown["curate_apply"]["visible"] is False
-    assert "There is nothing to set aside" in interface.call(DatasetTab.set_aside_proposed)["dataset_notice"]
+    assert "no images to set aside" in interface.call(CurationHandlers.set_aside_proposed)["dataset_notice"]
     assert names(project) == NAMES
-    shown = interface.call(DatasetTab.button_clicked, pick=button(shown["curate_aside"], "Look again"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["curate_aside"], "Look again"))
     assert "Mirrored copy" in shown["dataset_groups"]
 
 
@@ -270,17 +271,17 @@ def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project:
         "",
         "show",
         "show:",
-        "aside:../guitar.png",
-        "aside:guitar.png",
+        "set_aside:../guitar.png",
+        "set_aside:guitar.png",
         "page:abc",
         "page:-1",
-        "back:x,y",
+        "restore:x,y",
         "drop:all",
         "é",
     ],
 )
 def test_a_button_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, asked: str) -> None:
-    shown = interface.call(DatasetTab.button_clicked, pick=asked)
+    shown = interface.call(CurationHandlers.button_clicked, pick=asked)
     assert 'role="alert"' in shown["dataset_notice"]
     assert names(project) == NAMES
 
@@ -300,57 +301,57 @@ def test_filters_show_what_they_say(project: Project, interface: Interface) -> N
 
 
 def test_a_caption_is_saved_when_the_box_or_the_image_is_left(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "guitar.png"))
-    shown = interface.call(DatasetTab.save_caption, review_caption=f"{TRIGGER},  guitar\nred ")
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "guitar.png"))
+    shown = interface.call(CaptionHandlers.save_caption, review_caption=f"{TRIGGER},  guitar\nred ")
     assert (project.images_dir / "guitar.txt").read_text("utf-8") == f"{TRIGGER}, guitar red"
     assert "Saved" in shown["review_saved"]
-    shown = interface.call(DatasetTab.show_next, review_caption=f"{TRIGGER}, guitar")
+    shown = interface.call(CaptionHandlers.show_next, review_caption=f"{TRIGGER}, guitar")
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
     assert "key.png" in shown["review_line"]
     assert interface.contents_of("review_caption") == f"{TRIGGER}, key"
 
 
 def test_a_caption_that_was_not_edited_is_not_written(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "key.png"))
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
-    interface.call(DatasetTab.save_caption)
-    interface.call(DatasetTab.show_next)
+    interface.call(CaptionHandlers.save_caption)
+    interface.call(CaptionHandlers.show_next)
     assert file.read_text("utf-8") == "from elsewhere"
 
 
 def test_a_caption_that_changed_on_disk_is_shown_before_it_is_replaced(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "key.png"))
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
-    shown = interface.call(DatasetTab.show_next, review_caption="mine")
+    shown = interface.call(CaptionHandlers.show_next, review_caption="mine")
     assert "from elsewhere" in shown["dataset_notice"]
     assert "review_line" not in shown
     assert file.read_text("utf-8") == "from elsewhere"
-    interface.call(DatasetTab.save_caption)
+    interface.call(CaptionHandlers.save_caption)
     assert file.read_text("utf-8") == "mine"
 
 
 def test_a_caption_is_never_saved_for_an_image_that_is_gone(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "key.png"))
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "key.png"))
     (project.images_dir / "key.png").unlink()
     (project.images_dir / "key.txt").unlink()
-    interface.call(DatasetTab.show_next, review_caption="lost")
+    interface.call(CaptionHandlers.show_next, review_caption="lost")
     assert not (project.images_dir / "key.txt").exists()
 
 
 def test_setting_aside_in_review_goes_on_to_the_next(project: Project, interface: Interface) -> None:
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "guitar.png"))
-    shown = interface.call(DatasetTab.set_current_aside, review_caption=f"{TRIGGER}, my guitar")
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "guitar.png"))
+    shown = interface.call(CurationHandlers.set_current_aside, review_caption=f"{TRIGGER}, my guitar")
     assert "key.png" in shown["review_line"]
-    interface.call(DatasetTab.restore_all)
+    interface.call(CurationHandlers.restore_all)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, my guitar"
 
 
 def test_the_trigger_word_is_put_first_on_request(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
-    interface.call(DatasetTab.button_clicked, pick=pick(project, "show", "guitar.png"))
-    interface.call(DatasetTab.add_trigger_word)
+    interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "guitar.png"))
+    interface.call(CaptionHandlers.add_trigger_word)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
 
 
@@ -375,7 +376,7 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
     assert names(project) == NAMES
 
 
-@pytest.mark.parametrize(("given", "said"), [("", "No folder is given"), ("/there/is/no/such", "There is no folder")])
+@pytest.mark.parametrize(("given", "said"), [("", "No folder is given"), ("/there/is/no/such", "does not exist")])
 def test_a_folder_that_is_not_there(project: Project, interface: Interface, given: str, said: str) -> None:
     assert said in interface.call(DatasetTab.import_folder, dataset_folder=given)["dataset_notice"]
 
@@ -386,7 +387,7 @@ def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path,
     interface = Interface(home, Mode.SHARED)
     interface.open(project.name)
     shown = interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
-    assert "only where the studio runs for you alone" in shown["dataset_notice"]
+    assert "only when the studio is not shared" in shown["dataset_notice"]
     shown = interface.call(DatasetTab.start_tagging, tag_tagger=str(pictures))
     assert "none of the list and no Hub repository" in shown["dataset_notice"]
     assert names(project) == ["key.png"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -11,8 +12,9 @@ from lora_studio.dataset.images.decode import IMAGE_SUFFIXES
 from lora_studio.ui.dataset.contents import Filter
 from lora_studio.ui.widgets.html import empty_card, html, pickable
 
-HAS_TAG, LACKS_TAG = "has it", "lacks it"
+INCLUDES_TAG, EXCLUDES_TAG = "contains", "does not contain"
 GIVEN_FILES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
+Data = Mapping[Any, Any]  # values of an event's inputs, by component
 
 
 # The arrows choose a group or row; a key presses its first button that has it. What was chosen is gone after most of
@@ -174,8 +176,8 @@ def build_left() -> Left:
                 elem_id="dataset-filter-tag",
             )
             tag_side = gr.Radio(
-                [HAS_TAG, LACKS_TAG],
-                value=HAS_TAG,
+                [INCLUDES_TAG, EXCLUDES_TAG],
+                value=INCLUDES_TAG,
                 label="Images that",
                 show_label=False,
                 container=False,

@@ -383,7 +383,9 @@ def neighbour(contents: Contents, identity: str, selection: Selection, step: int
     return items[max(current, 0)]
 
 
-def after_removal(contents: Contents, removed: ImageItem, left: Contents, selection: Selection) -> ImageItem | None:
+def next_after_removal(
+    contents: Contents, removed: ImageItem, left: Contents, selection: Selection
+) -> ImageItem | None:
     """What to show once an image is gone: of what is `left`, the one that came after it, as the filter shows them."""
     index = contents.index(removed)
     following = [*contents.items[index + 1 :], *contents.items[:index]]

@@ -60,7 +60,9 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
         item = contents.by_path[path]
         buttons = Markup("").join(
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(
+                    Pick.SET_ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"
+                ),
                 action(Pick.KEEP, item.id, "Keep both", "It stays, and is not shown here again.", key="k"),
             ]
         )

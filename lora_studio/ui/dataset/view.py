@@ -50,11 +50,11 @@ class Pick(StrEnum):
 
     SHOW = "show"
     PAGE = "page"
-    ASIDE = "aside"
+    SET_ASIDE = "set_aside"
     KEEP = "keep"
     UNKEEP = "unkeep"
-    INSTEAD = "instead"
-    BACK = "back"
+    USE_INSTEAD = "use_instead"
+    RESTORE = "restore"
 
 
 def action(pick: Pick, subject: str, text: str, title: str = "", *, key: str = "") -> Markup:
@@ -230,8 +230,12 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Markup:
     for item, reason in zip(copies, group.reasons, strict=True):
         buttons = Markup("").join(
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
-                action(Pick.INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside.", key="u"),
+                action(
+                    Pick.SET_ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"
+                ),
+                action(
+                    Pick.USE_INSTEAD, item.id, "Use instead", f"Keep this one and set {keeper.name} aside.", key="u"
+                ),
                 action(Pick.KEEP, item.id, "Keep both", "It stays, and is not proposed again.", key="k"),
             ]
         )
@@ -282,7 +286,9 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
             item.name,
             " ".join(item.issues),
             [
-                action(Pick.ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"),
+                action(
+                    Pick.SET_ASIDE, item.id, "Set aside", "Moved out of the dataset; it can be put back.", key="Delete"
+                ),
                 action(Pick.KEEP, item.id, "Keep", "It is fine as it is; it is not listed again.", key="k"),
                 action(Pick.SHOW, item.id, "Open", "See it large in Review."),
             ],
@@ -314,7 +320,7 @@ def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> 
                 _thumbnail(home, folder / entry.files[0].name, display_name(entry.image)),
                 display_name(entry.image),
                 entry.reason.capitalize(),
-                [action(Pick.BACK, image_id(contents.project, folder / entry.files[0].name), "Put back")],
+                [action(Pick.RESTORE, image_id(contents.project, folder / entry.files[0].name), "Put back")],
             )
             for entry in rejected[:ROWS_SHOWN]
         ]
@@ -352,7 +358,7 @@ def set_aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
     one = len(names) == 1
     return Markup('<div class="card said" role="status"><p>{} set aside.</p>{}</div>').format(
         f"{names[0]} is" if one else f"{format_count(len(names), 'image')} are",
-        action(Pick.BACK, ",".join(ids), "Put it back" if one else "Put them back", key="z"),
+        action(Pick.RESTORE, ",".join(ids), "Put it back" if one else "Put them back", key="z"),
     )
 
 
