@@ -1,7 +1,7 @@
-"""Dims for single blocks of the UNet, as people write them.
+"""Parse ranks (dims) for single blocks of the UNet.
 
-SDXL's blocks have the numbers of Stability's own code: `in0` to `in8`, `mid0` to `mid2`, `out0` to `out8`. kohya's
-`block_dims` lists 23 numbers: the time embedding, these 21 blocks in this order, and the last convolution.
+Blocks are numbered as in Stability's code: `in0` to `in8`, `mid0` to `mid2`, `out0` to `out8`. kohya's `block_dims`
+lists 23 numbers: the time embedding, these 21 blocks in this order, and the last convolution.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _EXAMPLE = "Write it like in4-5=8, mid=16, out0-2=32, or as kohya's 23 numbers."
 
 
 def parse_block_dims(text: str) -> dict[str, int]:
-    """The dims by block name; blocks that are not named are not in the result, 0 leaves a block untrained.
+    """Return the dims by block name; blocks that the text does not name are missing, 0 leaves a block untrained.
 
-    A part without a number (`mid=16`) means all its blocks, and a later entry counts before an earlier one. Raises
-    ValueError in a user's words.
+    A name without a number (`mid=16`) means all blocks of that part; a later entry overrides an earlier one. Raises
+    ValueError with a message for the user.
     """
     parts = [part for part in re.split(r"[,;\s]+", re.sub(r"\s*([=-])\s*", r"\1", text.strip().lower())) if part]
     if parts and all(part.isdecimal() for part in parts):
@@ -32,13 +32,13 @@ def parse_block_dims(text: str) -> dict[str, int]:
     for part in parts:
         match = _ENTRY.fullmatch(part)
         if match is None:
-            raise ValueError(f"{part!r} names no block. {_EXAMPLE}")
+            raise ValueError(f"{part!r} is not a block. {_EXAMPLE}")
         kind, first, last, dim = match.groups()
         count = {"in": INPUTS, "mid": MIDDLES, "out": OUTPUTS}[kind]
         begin = int(first) if first else 0
         end = int(last) if last else begin if first else count - 1
         if not begin <= end < count:
-            raise ValueError(f"{part!r}: the blocks of {kind!r} are {kind}0 to {kind}{count - 1}.")
+            raise ValueError(f"{part!r}: {kind!r} has the blocks {kind}0 to {kind}{count - 1}.")
         dims |= {f"{kind}{number}": _dim(dim) for number in range(begin, end + 1)}
     return dims
 

@@ -1,4 +1,4 @@
-"""The values that settings choose from, named as users of LoRA trainers know them."""
+"""The values that settings can take, named as in other LoRA trainers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 
 
 class NetworkType(StrEnum):
-    """How the trained weights change a layer of the base."""
+    """How the trained weights change a layer of the base model."""
 
     LORA = "LoRA"
     LOCON = "LoCon"
@@ -16,7 +16,7 @@ class NetworkType(StrEnum):
 
 
 class TrainLayers(StrEnum):
-    """Which layers are trained, each choice with all that the one before has."""
+    """Which layers are trained; each choice includes the layers of the one before."""
 
     ATTENTION = "attention"
     ATTENTION_FF = "attention_ff"
@@ -25,14 +25,14 @@ class TrainLayers(StrEnum):
 
 
 class SaveFormat(StrEnum):
-    """Whose names the tensors of a LoRA file have."""
+    """Naming scheme of the tensors in a LoRA file."""
 
     KOHYA = "kohya"
     DIFFUSERS = "diffusers"
 
 
 class Optimizer(StrEnum):
-    """Optimizers that the trainer knows how to set up."""
+    """Optimizers that the trainer supports."""
 
     ADAFACTOR = "Adafactor"
     ADAMW8BIT = "AdamW8bit"
@@ -46,7 +46,7 @@ class Optimizer(StrEnum):
 
 
 class Scheduler(StrEnum):
-    """Learning-rate schedules over the optimizer's steps."""
+    """Learning rate schedules over the optimizer steps."""
 
     CONSTANT = "constant"
     CONSTANT_WITH_WARMUP = "constant_with_warmup"
@@ -59,7 +59,7 @@ class Scheduler(StrEnum):
 
 
 class Precision(StrEnum):
-    """Arithmetic of the forward and backward pass; the LoRA's own weights are always fp32."""
+    """Data type of the forward and backward pass; the LoRA's own weights are always fp32."""
 
     AUTO = "auto"
     BF16 = "bf16"
@@ -68,7 +68,7 @@ class Precision(StrEnum):
 
 
 class BasePrecision(StrEnum):
-    """How the frozen weights of the UNet's transformer blocks are held; `full` is in the run's own precision."""
+    """Storage format of the frozen weights of the UNet's transformer blocks; `full` is the run's own precision."""
 
     FULL = "full"
     INT8 = "int8"
@@ -76,7 +76,7 @@ class BasePrecision(StrEnum):
 
 
 class GradientCheckpointing(StrEnum):
-    """Which blocks of the UNet are computed twice instead of keeping what they gave; `auto`: as many as needed."""
+    """Which UNet blocks recompute their activations in the backward pass; `auto`: as few as fit into memory."""
 
     AUTO = "auto"
     ON = "on"
@@ -84,7 +84,7 @@ class GradientCheckpointing(StrEnum):
 
 
 class PredictionType(StrEnum):
-    """What the UNet predicts; `auto` takes it from the base model."""
+    """What the UNet predicts; `auto` reads it from the base model."""
 
     AUTO = "auto"
     EPSILON = "epsilon"
@@ -92,7 +92,7 @@ class PredictionType(StrEnum):
 
 
 class TokenLimit(IntEnum):
-    """Tokens of a caption that are read: the text encoders take 75 at a time."""
+    """Maximum tokens per caption, in multiples of the 75 that the text encoders take at a time."""
 
     ONE = 75
     TWO = 150
@@ -100,7 +100,7 @@ class TokenLimit(IntEnum):
 
 
 class MaskedLoss(StrEnum):
-    """Where the masks come from that say which parts of an image count."""
+    """Source of the masks that weight the loss: none, the alpha channel or files."""
 
     OFF = "off"
     ALPHA = "alpha"
@@ -108,7 +108,7 @@ class MaskedLoss(StrEnum):
 
 
 class ZeroTerminalSnr(StrEnum):
-    """Whether the noise schedule ends in pure noise; `auto` takes it from the base model."""
+    """Whether the noise schedule ends in pure noise; `auto` reads it from the base model."""
 
     AUTO = "auto"
     ON = "on"
@@ -116,7 +116,7 @@ class ZeroTerminalSnr(StrEnum):
 
 
 class TimestepSampling(StrEnum):
-    """How the timesteps of a range are drawn."""
+    """Distribution from which timesteps are drawn."""
 
     UNIFORM = "uniform"
     LOGIT_NORMAL = "logit_normal"
@@ -125,7 +125,7 @@ class TimestepSampling(StrEnum):
 
 
 class LossType(StrEnum):
-    """How an error is measured."""
+    """How the error of a prediction becomes a loss."""
 
     L2 = "l2"
     HUBER = "huber"
@@ -141,7 +141,7 @@ class HuberSchedule(StrEnum):
 
 
 class LoraKind(StrEnum):
-    """What a LoRA teaches."""
+    """What a LoRA is for."""
 
     CHARACTER = "character"
     STYLE = "style"
@@ -149,7 +149,7 @@ class LoraKind(StrEnum):
 
 
 class ExistingCaptions(StrEnum):
-    """What tagging does with a caption that is already there."""
+    """What tagging does with an existing caption."""
 
     IGNORE = "ignore"
     APPEND = "append"
@@ -157,7 +157,7 @@ class ExistingCaptions(StrEnum):
 
 
 class TagPosition(StrEnum):
-    """Where tags are added to a caption."""
+    """Where tags are inserted into a caption."""
 
     FRONT = "front"
     AFTER_TRIGGER = "after-trigger"

@@ -1,8 +1,8 @@
-"""How a setting is declared, once: type, bounds, unit, default and reason.
+"""Declarations of settings: type, bounds, unit, default and reason of each, in one place.
 
 The form in the browser, the job file, the command line's `--set`, the metadata in the LoRA and the documentation are
-all derived from these declarations. Bounds are structural (outside them a setting cannot work); what is merely unwise
-is said by the guide's checks, never forbidden here.
+all derived from them. Values outside the bounds cannot work; values that are only unwise are left to the guide's
+checks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lora_studio.errors import ConfigError, InputError
 
 
 class Group(StrEnum):
-    """The folds of the form, named as users of LoRA trainers know them."""
+    """The sections of the form."""
 
     BASICS = "Basics"
     NETWORK = "Network"
@@ -46,9 +46,8 @@ def setting(
 ) -> Any:
     """Declare a setting; with `advice`, default and reason come from `guide.RECIPE[advice]`.
 
-    `simple` puts it into the first, unfolded part of the form. `only_with` names the setting without which this one
-    does nothing, so that the form hides it: `NAME` where that one must be set (true, not 0, not empty), or
-    `NAME=VALUE|VALUE`. `bounds` are
+    `simple` puts it into the first part of the form, which is always open. `only_with` hides it unless another setting
+    is set (`NAME`: true, not 0, not empty) or has one of the given values (`NAME=VALUE|VALUE`). `bounds` are
     pydantic's (gt, ge, lt, le, min_length...).
     """
     if advice:
@@ -60,30 +59,30 @@ def setting(
 
 
 class Settings(BaseModel):
-    """Base of all configurations: unknown names are errors, values are checked on assignment."""
+    """Base class of all configurations: unknown names are errors, values are checked on assignment."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values; raises ConfigError with all problems at once."""
+        """Build from plain values; raise ConfigError with all problems at once."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigError.from_validation(error) from error
 
     def non_defaults(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, as plain values."""
+        """Return the fields that differ from their defaults, as plain values."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
 def split_lines(value: Any) -> Any:
-    """A text as its lines that are not empty; anything else as it is."""
+    """Return the non-empty lines of a text, and any other value unchanged."""
     return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
 
 
 def parse_toml(text: str, source: str) -> dict[str, Any]:
-    """Plain values of a TOML text; raises InputError that names the line."""
+    """Return the plain values of a TOML text; raise InputError that names the line."""
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

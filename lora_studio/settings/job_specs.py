@@ -1,4 +1,4 @@
-"""Jobs: what a worker process is asked to do, as it stands in a job folder's job.toml."""
+"""The job of a worker process, as saved in a job folder's job.toml: train, tag or sweep."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from lora_studio.settings.recipe import Recipe
 
 
 class Job(Settings):
-    """A piece of work for a worker process: what stands in a job folder's job.toml."""
+    """The content of job.toml: all settings of one job."""
 
     kind: ClassVar[str]
 
 
 class TrainJob(Job):
-    """One training run: a recipe applied to a dataset and a base model."""
+    """A training run: a recipe applied to a dataset and a base model."""
 
     kind: ClassVar[str] = "train"
 
     name: Annotated[str, Field(pattern=r"^[\w][\w .\-]{0,79}$")] = Field(
         description="File name of the LoRA: letters, digits, spaces, dots, dashes and underscores."
     )
-    dataset: Path = Field(description="Folder with images and captions; subfolders named 10_name give repeats.")
+    dataset: Path = Field(description="Folder of images and captions; subfolders named 10_name set the repeats.")
     base: str = Field(description="Name from the catalogue, Hub repository, diffusers folder or .safetensors file.")
     vae: str | None = Field(default=None, description="Another VAE: Hub repository or folder. None: the base's own.")
-    trigger_word: str = Field(default="", max_length=200, description="Written to the LoRA's metadata and samples.")
+    trigger_word: str = Field(
+        default="", max_length=200, description="Saved in the LoRA's metadata and used in sample prompts."
+    )
     regularization: Path | None = Field(
         default=None,
-        description="Folder of images of the class, laid out like the dataset, that keep the base from drifting.",
+        description="Folder of regularisation images of the class, laid out like the dataset, against drift.",
     )
     network_weights: Path | None = Field(
-        default=None, description="A LoRA file to start from; its type, dims and alphas must be the recipe's."
+        default=None, description="LoRA file to start from; its type, ranks and alphas must match the recipe."
     )
     num_processes: int = setting(
         1,
         label="GPUs",
         group=Group.MEMORY,
-        why="Each trains on a batch of its own at every step: 2 GPUs with batch 2 learn as one does with batch 4, in "
-        "about half the time. The estimate here is that of one GPU.",
+        why="Each GPU trains on a batch of its own at every step: 2 GPUs with batch size 2 equal one with batch size "
+        "4, in about half the time. The estimate here is for one GPU.",
         ge=1,
         le=64,
     )
@@ -53,39 +55,39 @@ class TrainJob(Job):
 
 
 class TagJob(Job):
-    """Write captions beside the images of a folder."""
+    """Writing captions for the images of a folder."""
 
     kind: ClassVar[str] = "tag"
 
-    dataset: Path = Field(description="Folder with images, searched one level of N_name subfolders deep.")
+    dataset: Path = Field(description="Folder of images; includes its subfolders named N_name.")
     tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder.")
     also: list[str] = setting(
         [],
-        label="Joined with",
+        label="Combine with",
         group=Group.DATA,
-        why="More taggers whose words are added: every tag once, as sure as the surest of them; sentences first.",
+        why="More taggers whose tags are added: each tag once, with its highest confidence; sentences come first.",
         max_length=4,
     )
     threshold: float = setting(label="Threshold", group=Group.DATA, advice="tagger_threshold", ge=0, le=1)
     character_threshold: float = setting(
         label="Character threshold", group=Group.DATA, advice="character_threshold", ge=0, le=1
     )
-    trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never doubled.")
+    trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never repeated.")
     existing: ExistingCaptions = Field(
-        default=ExistingCaptions.IGNORE, description="ignore keeps captions that are there."
+        default=ExistingCaptions.IGNORE, description="ignore keeps existing captions as they are."
     )
     exclude_tags: list[str] = setting(
         [],
-        label="Leave out",
+        label="Exclude tags",
         group=Group.DATA,
-        why="Whole tags, separated by commas. What all images share is the trigger word's to learn: do not name it.",
+        why="Whole tags, separated by commas. Leave out what all images share: the trigger word should learn it.",
         max_length=1000,
     )
     only_tags: list[str] = setting(
         [],
-        label="Only these",
+        label="Only these tags",
         group=Group.DATA,
-        why="Whole tags, separated by commas; no other is written. Empty: all that are sure enough. Sentences stay.",
+        why="Whole tags, separated by commas; no others are written. Empty: all above the threshold. Sentences stay.",
         max_length=1000,
     )
 
@@ -96,16 +98,16 @@ class TagJob(Job):
 
 
 class SweepJob(Job):
-    """Draw LoRAs at several strengths with one seed, so that only the strength differs."""
+    """A strength sweep: images of LoRAs at several strengths with one seed, so that only the strength differs."""
 
     kind: ClassVar[str] = "sweep"
 
-    loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files or run folders' checkpoints.")
+    loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files, or checkpoints of a run.")
     bases: list[str] = Field(min_length=1, max_length=8)
     prompts: list[str] = setting(
-        label="Prompts, one a line",
+        label="Prompts, one per line",
         group=Group.SAMPLES,
-        why="{trigger} stands for the trigger word. A line without it shows what the LoRA does where it was not asked.",
+        why="{trigger} is replaced by the trigger word. A prompt without it shows what the LoRA changes unasked.",
         min_length=1,
         max_length=32,
     )
@@ -113,7 +115,7 @@ class SweepJob(Job):
         "",
         label="Trigger word",
         group=Group.SAMPLES,
-        why="What {trigger} becomes. Empty: the word that each LoRA was trained with.",
+        why="Replaces {trigger}. Empty: the trigger word that each LoRA was trained with.",
         max_length=200,
     )
     strengths: list[Annotated[float, Field(ge=-4, le=4)]] = setting(
@@ -125,21 +127,24 @@ class SweepJob(Job):
         max_length=32,
     )
     negative_prompt: str = setting(
-        "", label="Negative prompt", group=Group.SAMPLES, why="What to stay away from.", max_length=2000
+        "", label="Negative prompt", group=Group.SAMPLES, why="What the images should not show.", max_length=2000
     )
-    seed: int = setting(
-        42, label="Seed", group=Group.SAMPLES, why="One for all pictures: the same noise.", ge=0, le=2**32 - 1
-    )
-    steps: int = setting(25, label="Steps", group=Group.SAMPLES, why="More change little.", ge=1, le=200)
+    seed: int = setting(42, label="Seed", group=Group.SAMPLES, why="The same noise for all images.", ge=0, le=2**32 - 1)
+    steps: int = setting(25, label="Sampling steps", group=Group.SAMPLES, why="More steps change little.", ge=1, le=200)
     guidance: float = setting(
-        6.0, label="CFG", group=Group.SAMPLES, why="How closely the prompt is followed; 5 to 7 suits SDXL.", ge=0, le=30
+        6.0,
+        label="CFG scale",
+        group=Group.SAMPLES,
+        why="How closely the prompt is followed; 5 to 7 suits SDXL.",
+        ge=0,
+        le=30,
     )
     width: int | None = setting(
         None,
         label="Width",
         unit="px",
         group=Group.SAMPLES,
-        why="Empty: the base's own size.",
+        why="Empty: the base model's native resolution.",
         ge=64,
         le=4096,
         multiple_of=8,
@@ -149,7 +154,7 @@ class SweepJob(Job):
         label="Height",
         unit="px",
         group=Group.SAMPLES,
-        why="Empty: the base's own size.",
+        why="Empty: the base model's native resolution.",
         ge=64,
         le=4096,
         multiple_of=8,
@@ -169,15 +174,13 @@ class SweepJob(Job):
 
 
 AnyJob = TrainJob | TagJob | SweepJob
-
-
 JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
     kind.kind: kind for kind in (TrainJob, TagJob, SweepJob)
 }
 
 
 def job_to_toml(job: AnyJob) -> str:
-    """The job as TOML: `kind` first, unset values left out; read back by `job_from_toml` to an equal job."""
+    """Return the job as TOML, `kind` first and unset values left out; `job_from_toml` reads it back to an equal job."""
     document = tomlkit.document()
     document["kind"] = job.kind
     for name, value in job.model_dump(mode="json", exclude_none=True).items():
@@ -186,7 +189,7 @@ def job_to_toml(job: AnyJob) -> str:
 
 
 def job_from_toml(text: str, source: str = "job file") -> AnyJob:
-    """Read a job; raises InputError for broken TOML or an unknown kind, ConfigError for wrong values."""
+    """Parse a job; raise InputError for broken TOML or an unknown kind, ConfigError for wrong values."""
     values = parse_toml(text, source)
     kind = values.pop("kind", "train")
     if kind not in JOB_KINDS:

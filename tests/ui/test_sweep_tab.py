@@ -84,7 +84,7 @@ def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interf
         ("test_strengths", "0, abc", "Strengths (strengths)"),
         ("test_strengths", "9", "Strengths (strengths)"),
         ("test_strengths", "", "Strengths (strengths)"),
-        ("test_prompts", "  \n ", "Prompts, one a line (prompts)"),
+        ("test_prompts", "  \n ", "Prompts, one per line (prompts)"),
         ("test_guidance", "high", "CFG (guidance)"),
         ("test_seed", "-1", "Seed (seed)"),
         ("test_width", "100", "Width, px (width)"),

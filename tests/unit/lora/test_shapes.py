@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ from peft.tuners.lokr.layer import factorization
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from lora_studio.demo import base_path
-from lora_studio.errors import ConfigError
 from lora_studio.lora.inject import add_adapters, layer_tensors
 from lora_studio.lora.layers import TargetLayer, find_target_layers
 from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, lokr_factors, tensor_shapes
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, estimate_vram_parts, lora_weights
-from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
+from lora_studio.settings.block_dims import BLOCKS
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.reporting.network_metadata import describe_network
@@ -169,47 +167,6 @@ def test_weights_of_all_types_on_sdxl() -> None:
     saved = halves.model_copy(update={"gradient_checkpointing": GradientCheckpointing.ON})
     assert estimate_vram_parts(saved)["Adapter products"] < products / 5
     assert "Adapter products" not in estimate_vram_parts(Recipe.parse(base))
-
-
-@pytest.mark.parametrize(
-    ("text", "dims"),
-    [
-        ("", {}),
-        ("in4=8", {"in4": 8}),
-        ("IN4 - 5 = 8; mid=16", {"in4": 8, "in5": 8, "mid0": 16, "mid1": 16, "mid2": 16}),
-        ("out=4, out8=0", {**{f"out{number}": 4 for number in range(8)}, "out8": 0}),
-        (",".join(map(str, range(23))), dict(zip(BLOCKS, range(1, 22), strict=True))),
-    ],
-)
-def test_block_dims_can_be_written_in_two_ways(text: str, dims: dict[str, int]) -> None:
-    assert parse_block_dims(text) == dims
-
-
-@given(dims=st.dictionaries(st.sampled_from(BLOCKS), st.integers(0, 512)))
-def test_block_dims_survive_writing(dims: dict[str, int]) -> None:
-    assert parse_block_dims(", ".join(f"{block}={dim}" for block, dim in dims.items())) == dims
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"block_dims": "in9=8"}, "in0 to in8"),
-        ({"block_dims": "in5-4=8"}, "in0 to in8"),
-        ({"block_dims": "down=8"}, "'down=8' names no block"),
-        ({"block_dims": "8,8,8"}, "there are 3 numbers"),
-        ({"block_dims": "mid=513"}, "above 512"),
-        ({"conv_dim": 8}, "conv_dim is 8, but no convolution is trained"),
-        ({"conv_alpha": 8}, "conv_alpha is 8, but no convolution"),
-        ({"network_type": "LoCon", "train_layers": "attention"}, "Set train_layers to all"),
-        ({"lokr_factor": 8}, "lokr_factor is 8, but network_type is LoRA"),
-        ({"lokr_factor": 0, "network_type": "LoKr"}, "lokr_factor is 0"),
-        ({"save_format": "diffusers", "network_type": "LoHa"}, "Set save_format to kohya"),
-        ({"network_dropout": 1}, "less than or equal to 0.9"),
-    ],
-)
-def test_networks_that_cannot_be_are_refused(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        Recipe.parse(values)
 
 
 @pytest.mark.parametrize(

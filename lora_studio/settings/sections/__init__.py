@@ -1,0 +1,1 @@
+"""The settings of a recipe, section by section; `lora_studio.settings.recipe` joins them."""

@@ -1,0 +1,137 @@
+"""Settings of the data: resolution and buckets, augmentation, validation split, captions."""
+
+from __future__ import annotations
+
+from lora_studio.settings.choices import MaskedLoss, TokenLimit
+from lora_studio.settings.declare import Group, Settings, setting
+
+
+class DataSettings(Settings):
+    """How images and captions become training samples."""
+
+    resolution: int = setting(
+        label="Resolution", group=Group.DATA, unit="px", advice="resolution", ge=64, le=4096, multiple_of=8
+    )
+    enable_bucket: bool = setting(label="Aspect-ratio buckets", group=Group.DATA, advice="enable_bucket")
+    min_bucket_reso: int = setting(
+        256,
+        label="Min bucket resolution",
+        group=Group.DATA,
+        unit="px",
+        why="Shortest side of a bucket; kohya's default.",
+        ge=64,
+        le=4096,
+        only_with="enable_bucket",
+    )
+    max_bucket_reso: int = setting(
+        2048,
+        label="Max bucket resolution",
+        group=Group.DATA,
+        unit="px",
+        why="Longest side of a bucket; wide enough for panoramas at 1024 px.",
+        ge=64,
+        le=8192,
+        only_with="enable_bucket",
+    )
+    bucket_reso_steps: int = setting(
+        64,
+        label="Bucket resolution steps",
+        group=Group.DATA,
+        unit="px",
+        why="Bucket sides are multiples of this; SDXL was trained on multiples of 64.",
+        ge=8,
+        le=512,
+        multiple_of=8,
+        only_with="enable_bucket",
+    )
+    bucket_no_upscale: bool = setting(
+        True,
+        label="Do not upscale images",
+        group=Group.DATA,
+        why="A small image trains at its own size: enlarging it teaches blur.",
+        only_with="enable_bucket",
+    )
+    flip_aug: bool = setting(
+        False,
+        label="Random flip",
+        group=Group.DATA,
+        why="Mirrors each image with 50% probability. Off for anything asymmetric: a parting, a scar, text.",
+    )
+    random_crop: bool = setting(
+        False,
+        label="Random crop",
+        group=Group.DATA,
+        why="Crops an image at one of 8 positions instead of its centre; matters without buckets or with large bucket "
+        "steps.",
+    )
+    masked_loss: MaskedLoss = setting(
+        MaskedLoss.OFF,
+        label="Masked loss",
+        group=Group.DATA,
+        why="Trains only where a mask is white: alpha uses the image's transparency, files uses mask/NAME.png or "
+        "NAME-masklabel.png beside the image.",
+    )
+    prior_loss_weight: float = setting(
+        1.0,
+        label="Prior loss weight",
+        group=Group.DATA,
+        why="Loss weight of regularisation images; 1 is DreamBooth's value.",
+        ge=0,
+        le=10,
+    )
+    validation_split: float = setting(
+        0.0,
+        label="Validation split",
+        group=Group.DATA,
+        why="Fraction of the images that is not trained on, to see when overfitting begins; 0.1 for 300 images or "
+        "more, 0 below 30.",
+        ge=0,
+        le=0.5,
+    )
+
+    shuffle_caption: bool = setting(
+        False,
+        label="Shuffle tags",
+        group=Group.CAPTIONS,
+        why="Shuffles the tags each time, so that none depends on its position. Off for sentences.",
+    )
+    keep_tokens: int = setting(
+        0,
+        label="Keep first N tags",
+        group=Group.CAPTIONS,
+        why="The first N tags are never shuffled or dropped; neither is the trigger word.",
+        ge=0,
+        le=255,
+    )
+    caption_dropout_rate: float = setting(
+        0.0,
+        label="Caption dropout",
+        group=Group.CAPTIONS,
+        why="Fraction of samples trained without a caption, which lets a style show without being prompted; 0.05 to "
+        "0.1 if wanted.",
+        ge=0,
+        le=1,
+    )
+    caption_tag_dropout_rate: float = setting(
+        0.0,
+        label="Tag dropout",
+        group=Group.CAPTIONS,
+        why="Fraction of tags dropped each time, so that no single tag is needed; the first N tags stay.",
+        ge=0,
+        le=1,
+    )
+    caption_variants: int = setting(
+        8,
+        label="Cached caption variants",
+        group=Group.CAPTIONS,
+        why="With frozen text encoders, this many shuffled variants of each caption are encoded in advance; more take "
+        "only disk space.",
+        ge=1,
+        le=100,
+    )
+    max_token_length: TokenLimit = setting(
+        TokenLimit.ONE,
+        label="Max caption tokens",
+        group=Group.CAPTIONS,
+        why="Longer captions are truncated. 150 or 225 take a little more memory.",
+    )

@@ -1,0 +1,149 @@
+"""Settings of the optimizer, and of how long and at what learning rate it runs."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import field_validator
+
+from lora_studio.settings.choices import Optimizer, Scheduler
+from lora_studio.settings.declare import Group, Settings, setting
+
+# Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99.
+ARGUMENT_SEPARATOR = re.compile(r"[\s,]+(?=[^\W\d]\w*\s*=)")
+
+
+class OptimizationSettings(Settings):
+    """Optimizer, learning rates, batches, epochs and the learning rate schedule."""
+
+    unet_lr: float = setting(
+        label="UNet learning rate", group=Group.OPTIMIZER, advice="unet_lr", simple=True, ge=0, le=10
+    )
+    text_encoder_lr: float = setting(
+        label="Text encoder learning rate",
+        group=Group.OPTIMIZER,
+        advice="text_encoder_lr",
+        simple=True,
+        ge=0,
+        le=10,
+    )
+    optimizer: Optimizer = setting(label="Optimizer", group=Group.OPTIMIZER, advice="optimizer", simple=True)
+    weight_decay: float = setting(
+        0.01,
+        label="Weight decay",
+        group=Group.OPTIMIZER,
+        why="Pulls the weights slightly towards zero at each step; 0.01 is PyTorch's default.",
+        ge=0,
+        le=1,
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        label="Max gradient norm",
+        group=Group.OPTIMIZER,
+        why="Clips larger gradients, so that one odd batch does no harm; 0 turns clipping off.",
+        ge=0,
+    )
+    optimizer_args: list[str] = setting(
+        [],
+        label="Optimizer arguments",
+        group=Group.OPTIMIZER,
+        why="Extra arguments as KEY=VALUE, one per line: d_coef=2 or betas=0.9,0.99. Empty: values that are known to "
+        "work.",
+        max_length=32,
+    )
+    ema_decay: float = setting(
+        0.0,
+        label="EMA decay",
+        group=Group.OPTIMIZER,
+        why="Saves and samples the average of the weights over about the last 1 / (1 - decay) steps, which evens out "
+        "fluctuations: 0.99 for hundreds of steps, 0.999 for thousands; 0 is off.",
+        ge=0,
+        lt=1,
+    )
+
+    epochs: int = setting(label="Epochs", group=Group.SCHEDULE, advice="epochs", simple=True, ge=1, le=10_000)
+    batch_size: int = setting(label="Batch size", group=Group.SCHEDULE, advice="batch_size", simple=True, ge=1, le=256)
+    repeats: int | None = setting(
+        None,
+        label="Repeats",
+        group=Group.SCHEDULE,
+        why="How often each image is used per epoch. Empty: from the folder name (10_name), else 1.",
+        ge=1,
+        le=10_000,
+    )
+    gradient_accumulation_steps: int = setting(
+        1,
+        label="Gradient accumulation",
+        group=Group.SCHEDULE,
+        why="Batches per optimizer step: a larger effective batch size without its memory.",
+        ge=1,
+        le=1024,
+    )
+    lr_scheduler: Scheduler = setting(
+        Scheduler.COSINE,
+        label="Learning rate scheduler",
+        group=Group.SCHEDULE,
+        why="cosine lowers the rate smoothly to zero, so that the last epochs refine instead of wandering.",
+    )
+    lr_warmup_steps: float = setting(
+        0,
+        label="Warmup",
+        group=Group.SCHEDULE,
+        unit="steps",
+        why="Steps over which the rate rises from zero, or a fraction of the run if below 1 (0.05); helps Prodigy and "
+        "high rates.",
+        ge=0,
+    )
+    lr_scheduler_num_cycles: int = setting(
+        3,
+        label="Scheduler cycles",
+        group=Group.SCHEDULE,
+        why="How often cosine with restarts starts over at the full rate.",
+        only_with="lr_scheduler=cosine_with_restarts",
+        ge=1,
+        le=100,
+    )
+    lr_scheduler_power: float = setting(
+        1.0,
+        label="Polynomial power",
+        group=Group.SCHEDULE,
+        why="1 falls in a straight line; 2 falls early and levels off slowly.",
+        gt=0,
+        le=10,
+        only_with="lr_scheduler=polynomial",
+    )
+    max_train_steps: int | None = setting(
+        None,
+        label="Max steps",
+        group=Group.SCHEDULE,
+        unit="steps",
+        why="Ends the run at this step, even within an epoch. Empty: all epochs are trained.",
+        ge=1,
+    )
+    seed: int = setting(
+        42, label="Seed", group=Group.SCHEDULE, why="The same seed gives the same run.", ge=0, le=2**32 - 1
+    )
+
+    @field_validator("optimizer_args", mode="before")
+    @classmethod
+    def _split_arguments(cls, value: Any) -> Any:
+        if isinstance(value, str) and value.strip():
+            return ARGUMENT_SEPARATOR.split(value.strip(" ,\n"))
+        return value or []
+
+    @field_validator("optimizer_args")
+    @classmethod
+    def _named_arguments(cls, value: list[str]) -> list[str]:
+        pairs = [text.partition("=") for text in value]
+        for text, (name, _, content) in zip(value, pairs, strict=True):
+            if not name.strip().isidentifier() or not content.strip():
+                raise ValueError(f"{text!r} is not KEY=VALUE; write for example betas=0.9,0.99")
+        return [f"{name.strip()}={content.strip()}" for name, _, content in pairs]
+
+    @field_validator("lr_warmup_steps")
+    @classmethod
+    def _whole_steps(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("should be whole steps, or a fraction of the run below 1")
+        return value
