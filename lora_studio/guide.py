@@ -1,7 +1,7 @@
 """The guide as data: DuskFall's opinions on LoRA training, each with its reason, once.
 
-Everything that the studio recommends stands here and is used from here: as a default in config.py, as a check in
-planning, as a hint at a field, or as a verdict on a run. It is advice: nothing in this module forbids anything.
+All recommendations of the studio are declared here and used from here: as defaults of settings, as checks in planning,
+as hints at fields of forms, and in the verdicts on runs. They are advice: nothing in this module forbids anything.
 
 Source: "Opinionated Guide to All LoRA Training (2025 Update)" by DuskFall (Ktiseos-Nyx),
 https://civitai.com/articles/1716. Wording and corrections are ours.
@@ -20,9 +20,9 @@ DISCLAIMER = "Opinions and experience, not law: a starting point to experiment f
 
 @dataclass(frozen=True)
 class Advice:
-    """What the guide says about one setting: its value, the range that it considers sensible, and why.
+    """The guide's advice on one setting: its value, the sensible range, and why.
 
-    `low` and `high` bound the sensible range (inclusive, in the setting's own unit); None leaves that side open.
+    `low` and `high` bound the range (inclusive, in the setting's own unit); None leaves that side open.
     """
 
     value: Any
@@ -65,8 +65,8 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
         "mixed_precision": Advice("auto", "bf16 or fp16 halves the memory; bf16 where the GPU has it."),
         "gradient_checkpointing": Advice(
             "auto",
-            "Computes blocks twice to save memory; the guide calls it essential below 12 GB. auto takes as many as the "
-            "GPU needs, off none, on all.",
+            "Recomputes activations to save memory; the guide calls it essential below 12 GB. auto recomputes as many "
+            "blocks as the GPU needs, off none, on all.",
             high=12,
         ),
         "tagger_threshold": Advice(0.35, "0.35 to 0.40 gives balanced tags.", low=0.35, high=0.40),
@@ -84,7 +84,7 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Tier:
-    """A size of dataset: `low` to `high` images (inclusive; None: no limit), batch size and epochs as (low, high)."""
+    """Datasets of `low` to `high` images (inclusive; None: no limit), with ranges of batch size and epochs."""
 
     name: Literal["small", "medium", "large"]
     low: int
@@ -95,12 +95,14 @@ class Tier:
     focus: str
 
     def describe(self) -> str:
-        """The size in words, like "10 to 50 images"."""
+        """Return the range as text, like "10 to 50 images"."""
         return f"{self.low} to {self.high} images" if self.high else f"more than {self.low - 1} images"
 
 
 TIERS = (
-    Tier("small", 10, 50, (1, 2), (10, 15), "characters and single concepts", "Curate for quality and tag alike."),
+    Tier(
+        "small", 10, 50, (1, 2), (10, 15), "characters and single concepts", "Curate for quality and tag consistently."
+    ),
     Tier("medium", 51, 300, (2, 4), (5, 8), "styles and broader concepts", "Seek variety within consistency."),
     Tier(
         "large",
@@ -114,15 +116,15 @@ TIERS = (
 )
 MIN_IMAGES = Advice(
     10,
-    "Even ten good images can be enough if they are above 512 px, alike in size, varied in pose and well composed.",
+    "Even ten good images can be enough if they are above 512 px, similar in size, varied in pose and well composed.",
 )
-MIN_IMAGES_FOR_VALIDATION = 30  # images below which none can be spared for validation
+MIN_IMAGES_FOR_VALIDATION = 30  # below, a validation split costs more than it is worth
 VALIDATION_SHARE = 0.1  # of a large set
 MIN_SIDE = Advice(512, "The guide wants images above 512 px, ideally 1024: enlarging teaches blur.")
 
 
 def tier_for(images: int) -> Tier:
-    """The tier of a dataset; fewer than ten images count as small."""
+    """Return the tier for a number of images; fewer than ten count as small."""
     return next(tier for tier in TIERS if tier.high is None or images <= tier.high)
 
 
@@ -131,7 +133,7 @@ class KindAdvice:
     """What differs between a character, a style and a concept.
 
     `samples_per_epoch` is a target for small sets: images times repeats. `prompts` are for samples;
-    {trigger} stands for the trigger word.
+    {trigger} is replaced by the trigger word.
     """
 
     network_dim: int
@@ -149,19 +151,19 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
             32,
             16,
             150,
-            "A character lives from detail: the guide's 32 / 16, and every picture seen often.",
+            "A character needs detail: the guide's 32 / 16, and every image is shown often.",
             ("{trigger}, portrait, looking at viewer", "{trigger}, full body, walking in a city street"),
-            "Tag what may change (clothes, pose, place) and leave out what is always so: the trigger word takes it in.",
+            "Tag what may change (clothes, pose, place), not what never does: the trigger word should learn that.",
             "Take a base that already draws your character's style well.",
         ),
         "style": KindAdvice(
             32,
             16,
             100,
-            "A style is learned from all pictures together: fewer repeats keep it from learning single ones.",
+            "A style is learned from all images together: fewer repeats keep it from memorising single ones.",
             ("{trigger}, a house by a lake", "{trigger}, portrait of an old man", "{trigger}, a cat on a chair"),
-            "Tag everything that is seen and leave out words for the style: the trigger word takes it in.",
-            "Take a base whose look goes together with the style.",
+            "Tag everything visible and leave out words for the style: the trigger word should learn it.",
+            "Take a base whose look suits the style.",
         ),
         "concept": KindAdvice(
             16,
@@ -178,11 +180,11 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
 
 @dataclass(frozen=True)
 class OptimizerAdvice:
-    """What is said about an optimizer; above `avoid_above_images` images the guide advises against it.
+    """Advice on an optimizer; above `avoid_above_images` images the guide advises against it.
 
-    `learning_rate_free`: rates are factors around 1 on the rate that it finds; `single_rate`: and all must be the same.
-    `schedule_free`: it needs no schedule, and what it saves are averaged weights. `rate_factor` is the usual rate
-    as a multiple of AdamW's. `arguments` are further ones (KEY=VALUE) that are known to work, each with what it does.
+    `learning_rate_free`: rates are factors around 1 on the rate that it finds; `single_rate`: all must be equal.
+    `schedule_free`: it needs no schedule and saves averaged weights. `rate_factor` is the usual rate as a multiple of
+    AdamW's. `arguments` are further ones (KEY=VALUE) that are known to work, each with its effect.
     """
 
     why: str
@@ -218,11 +220,11 @@ OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
             arguments=(("weight_decay=0.04", "what recipes for CAME set"),),
         ),
         "Lion8bit": OptimizerAdvice(
-            "Steps of one size in every weight, an eighth of AdamW's memory; it wants a fifth of its rates.",
+            "Steps of equal size in every weight, an eighth of AdamW's memory; it needs a fifth of its rates.",
             rate_factor=0.2,
         ),
         "PagedAdamW8bit": OptimizerAdvice(
-            "AdamW8bit whose state moves to the main memory when the GPU's runs out.", arguments=(_WEIGHT_DECAY,)
+            "AdamW8bit whose state moves to main memory when GPU memory runs out.", arguments=(_WEIGHT_DECAY,)
         ),
         "AdamWScheduleFree": OptimizerAdvice(
             "AdamW that averages its weights instead of lowering the rate: set the schedule to constant.",
@@ -240,7 +242,7 @@ OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
 
 @dataclass(frozen=True)
 class MemorySaving:
-    """One way to save memory: `setting` becomes `value`. `guide` tells whether the guide names it."""
+    """One way to save memory: set `setting` to `value`. `guide`: the guide recommends it."""
 
     code: str
     setting: str
@@ -256,7 +258,7 @@ MEMORY_SAVINGS = (
         "gradient_checkpointing",
         "auto",
         "Set gradient checkpointing to auto",
-        "It trades speed for memory and changes nothing in the result.",
+        "It trades speed for memory and does not change the result.",
     ),
     MemorySaving("batch", "batch_size", 1, "Lower the batch size to 1", "Activations shrink with the batch."),
     MemorySaving(
@@ -271,7 +273,7 @@ MEMORY_SAVINGS = (
         "text_encoder_lr",
         0.0,
         "Set the text encoder rate to 0",
-        "Frozen text encoders are encoded once and leave the GPU, which frees about 1.9 GiB.",
+        "With frozen text encoders captions are encoded once and the encoders leave the GPU: about 1.9 GiB less.",
         guide=False,
     ),
     MemorySaving(
@@ -279,7 +281,7 @@ MEMORY_SAVINGS = (
         "base_precision",
         "int8",
         "Set the base weights to int8",
-        "The frozen UNet shrinks by 2 GiB with hardly a difference; a step takes longer.",
+        "The frozen UNet shrinks by 2 GiB with hardly a difference in quality; steps take longer.",
         guide=False,
     ),
     MemorySaving(
@@ -287,7 +289,7 @@ MEMORY_SAVINGS = (
         "base_precision",
         "nf4",
         "Set the base weights to nf4",
-        "The frozen UNet shrinks by another GiB, with a small difference.",
+        "The frozen UNet shrinks by another GiB, with a small difference in quality.",
         guide=False,
     ),
     MemorySaving(
@@ -301,7 +303,7 @@ MEMORY_SAVINGS = (
 
 @dataclass(frozen=True)
 class GuideRule:
-    """A rule of thumb with its reason; `code` is what a check that applies it reports."""
+    """A rule of thumb with its reason; `code` is the code of its warning, or the setting that it is about."""
 
     code: str
     rule: str
@@ -316,11 +318,11 @@ TRIGGER_RULES = (
     ),
     GuideRule("trigger_memorable", "Keep it memorable: 4 to 24 characters.", "You will type it a lot."),
     GuideRule("trigger_style", "Avoid existing style terms.", "The new meaning would fight with the old one."),
-    GuideRule("trigger_consistent", "Use the same word in every caption.", "Only then does it gather what they share."),
+    GuideRule("trigger_consistent", "Use the same word in every caption.", "Only then does it learn what they share."),
     GuideRule(
         "trigger_characters",
         "Use letters, digits and underscores only.",
-        "Spaces and commas split it, and brackets, colons and angle brackets mean something in prompts.",
+        "Spaces and commas split it, and brackets, colons and angle brackets have a meaning in prompts.",
     ),
 )
 _STYLE_WORDS = """
@@ -342,7 +344,7 @@ ONE_CHANGE = "Change one thing at a time, and note what worked and what did not.
 
 @dataclass(frozen=True)
 class WarningSign:
-    """A warning sign: what is seen, its likely cause, what to do, and which settings that concerns."""
+    """A warning sign with its likely cause, the remedy, and the settings that it is about."""
 
     sign: str
     cause: str
@@ -355,30 +357,30 @@ WARNING_SIGNS: Mapping[str, WarningSign] = MappingProxyType(
         "nan": WarningSign(
             "The loss became NaN",
             "The learning rate is too high.",
-            "Go on from the last good checkpoint with a lower learning rate.",
+            "Resume from the last good checkpoint with a lower learning rate.",
             ("unet_lr", "text_encoder_lr"),
         ),
         "no_improvement": WarningSign(
             "The loss does not fall",
             "The learning rate is too low, or the images and captions do not agree.",
-            "Read the captions once more; if they are right, raise the UNet's learning rate.",
+            "Check the captions; if they are right, raise the UNet's learning rate.",
             ("unet_lr",),
         ),
         "rising": WarningSign(
             "The loss is rising",
-            "The learning rate is too high, or the run has gone on for too long.",
+            "The learning rate is too high, or the run has been training for too long.",
             "Stop, and compare the earlier checkpoints.",
             ("unet_lr", "epochs"),
         ),
         "plateau": WarningSign(
             "The loss has levelled off",
-            "What these settings can learn from these images is learned.",
+            "These settings have learned what they can from these images.",
             "You could stop here: it is better to undertrain than to overtrain.",
             ("epochs",),
         ),
         "overfit": WarningSign(
             "Always the same pose or picture",
-            "The run has gone on for too long for so few images.",
+            "The run has been training for too long on too few images.",
             "Use an earlier checkpoint or fewer epochs, or add more varied images.",
             ("epochs", "repeats", "network_dim"),
         ),
@@ -395,38 +397,42 @@ SUCCESS_INDICATORS = (
     GuideRule("steady_loss", "The loss falls steadily.", "A healthy learning curve."),
     GuideRule("variety", "Pictures vary from seed to seed.", "It learned the subject, not single images."),
     GuideRule("trigger_works", "The trigger word works reliably.", "Compare the same seed with and without it."),
-    GuideRule("style_holds", "The look stays what you intended.", "Over prompts that the dataset does not have."),
+    GuideRule(
+        "style_holds",
+        "The look stays what you intended.",
+        "Even in prompts with subjects that the dataset does not have.",
+    ),
 )
 
 
-# The guide says which strengths to try; how to read what comes out is said here in its spirit.
+# The guide says which strengths to try; how to read the grid is added here in its spirit.
 GRID_READING = (
     GuideRule(
         "lowest",
         "Take the lowest strength at which every row shows what you wanted.",
-        "What is stronger than needed costs variety and mixes badly with other LoRAs.",
+        "More strength than needed costs variety and mixes badly with other LoRAs.",
     ),
     GuideRule(
         "too_weak",
-        "If it only comes above 1.2, it has learned too little.",
-        "Train longer or at a higher rate, or look at the captions once more.",
+        "If you need more than 1.2, it has learned too little.",
+        "Train longer or at a higher learning rate, or check the captions.",
     ),
     GuideRule(
         "too_strong",
-        "If it is stiff, burnt or always the same at 0.7 already, it has learned too much.",
+        "If images are stiff, burnt or always the same at 0.7 already, it has learned too much.",
         "Use an earlier checkpoint or fewer epochs.",
     ),
     GuideRule(
         "leaks",
-        "A row without the trigger word should stay close to what strength 0 shows.",
-        "If it does not, the LoRA changes prompts that did not ask for it: lower the text encoder's rate.",
+        "A row without the trigger word should stay close to strength 0.",
+        "If it does not, the LoRA changes prompts that do not use it: lower the text encoder's learning rate.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class WorkflowStep:
-    """One step of the way: what it answers, what to do in it, and a line of the guide's philosophy to keep in mind."""
+    """A step of the workflow: the question that it answers, what to do, and a line of the guide's philosophy."""
 
     name: str
     question: str
@@ -440,8 +446,8 @@ WORKFLOW: Mapping[str, WorkflowStep] = MappingProxyType(
             "Plan",
             "What should I do?",
             (
-                "Say how many images there are and what they shall teach.",
-                "Draw a few pictures with the base first: it should already come close to what you want.",
+                "Say how many images you have and what the LoRA should learn.",
+                "Generate a few images with the base first: it should already come close to what you want.",
                 "Check the memory, and aim for one to three hours at most while you test.",
             ),
             "Start conservative: proven settings first, then one change at a time.",
@@ -450,7 +456,7 @@ WORKFLOW: Mapping[str, WorkflowStep] = MappingProxyType(
             "Dataset",
             "Is it good?",
             (
-                "Bring in your best images and set duplicates aside: similar poses waste steps.",
+                "Import your best images and set duplicates aside: similar poses waste steps.",
                 "Tag with WD14 for anime, BLIP for realistic pictures, at a threshold of 0.35 to 0.40.",
                 "Put your trigger word first in every caption.",
                 "Read every caption yourself.",
@@ -471,7 +477,7 @@ WORKFLOW: Mapping[str, WorkflowStep] = MappingProxyType(
             "Test",
             "Did it work?",
             (
-                "Draw various prompts, also ones that the dataset does not have.",
+                "Try various prompts, including subjects that the dataset does not have.",
                 "Try strengths from 0.7 to 1.2.",
                 "Try other base models of the same family.",
                 "Share it, and listen.",
@@ -484,7 +490,7 @@ WORKFLOW: Mapping[str, WorkflowStep] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Correction:
-    """Where the guide's figures and arithmetic part ways: what it says and what holds, told with respect."""
+    """A correction of one of the guide's figures: what it says and what holds."""
 
     setting: str
     says: str
@@ -511,7 +517,7 @@ class BaseModel:
     """A base model of the catalogue.
 
     `repo` is its Hub repository, in diffusers layout unless `file` names a single-file checkpoint in it; it is empty
-    for the embedded one, which ships with the studio. Prompts are written as prefix, own words, suffix.
+    for the embedded one, which ships with the studio. Prompts are written as prefix, prompt, suffix.
     """
 
     name: str
@@ -536,11 +542,11 @@ class BaseModel:
         return not self.repo
 
     def prompt(self, text: str) -> str:
-        """Return a prompt as this base likes it, with its quality tags."""
+        """Return a prompt with the quality tags that this base expects."""
         return f"{self.prompt_prefix}{text}{self.prompt_suffix}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields but the name and aliases, for JSON."""
+        """Return all fields except the name and aliases, for JSON."""
         return {name: value for name, value in asdict(self).items() if name not in ("name", "aliases")}
 
 
@@ -553,7 +559,7 @@ _CATALOGUE = (
         "stabilityai/stable-diffusion-xl-base-1.0",
         "realistic",
         "photographs and anything general",
-        "The solid foundation that the others were made from.",
+        "The solid foundation that the others were trained from.",
         _OPEN_RAIL,
         tagger="blip",
         aliases=("sdxl", "sdxl base"),
@@ -563,7 +569,7 @@ _CATALOGUE = (
         "LyliaEngine/Pony_Diffusion_V6_XL",
         "anime",
         "characters and styles",
-        "Excellent for characters and styles; it wants its score tags in front of every prompt.",
+        "Excellent for characters and styles; it expects its score tags in front of every prompt.",
         "Fair AI Public License 1.0-SD, modified: no paid services with it; read it before any commercial use.",
         prompt_prefix="score_9, score_8_up, score_7_up, score_6_up, score_5_up, score_4_up, ",
         file="ponyDiffusionV6XL_v6StartWithThisOne.safetensors",
@@ -574,7 +580,7 @@ _CATALOGUE = (
         "Illustrious XL",
         "OnomaAIResearch/Illustrious-xl-early-release-v0",
         "anime",
-        "high-quality artistic pictures",
+        "high-quality artistic images",
         "High-quality artistic output, and knows Danbooru's tags.",
         _FAIR_AI,
         prompt_prefix="masterpiece, best quality, ",
@@ -607,7 +613,7 @@ _CATALOGUE = (
         "cagliostrolab/animagine-xl-4.0",
         "anime",
         "anime",
-        "The anime specialist, trained from SDXL 1.0; its quality tags stand at the end.",
+        "The anime specialist, trained from SDXL 1.0; its quality tags come last.",
         _OPEN_RAIL,
         prompt_suffix=", masterpiece, high score, great score, absurdres",
         aliases=("animagine", "animagine xl 4.0", "animagine sdxl"),
@@ -618,7 +624,7 @@ _CATALOGUE = (
         "emoji",
         "trying the studio without a GPU or a download",
         "A small SDXL that ships with the studio and draws emoji: a whole run takes minutes on a laptop.",
-        "Apache-2.0 code; its pictures' licences stand in lora_studio/demo/README.md.",
+        "Apache-2.0; the licences of its training images are listed in NOTICE.",
         tagger="demo",
         resolution=128,
         aliases=("demo",),
@@ -628,7 +634,7 @@ BASES: Mapping[str, BaseModel] = MappingProxyType({base.name: base for base in _
 
 
 def find_base(text: str) -> BaseModel | None:
-    """The catalogue's entry for a name, an alias or a Hub repository, whatever its case; None for anything else."""
+    """Return the catalogue's entry for a name, alias or Hub repository, ignoring case; None for anything else."""
     wanted = text.strip().lower()
     for base in _CATALOGUE:
         if wanted and wanted in (base.name.lower(), base.repo.lower(), *base.aliases):
@@ -637,7 +643,7 @@ def find_base(text: str) -> BaseModel | None:
 
 
 def hints(setting: str) -> list[str]:
-    """All that the guide says about a setting, a sentence each: its reason first, corrections last."""
+    """Return all advice on a setting, one sentence each: its reason first, corrections last."""
     found = []
     if setting in RECIPE:
         advice = RECIPE[setting]

@@ -1,6 +1,6 @@
-"""The guide applied to a recipe: what cannot work (`recipe_errors`) and what is worth a second look (`check_recipe`).
+"""Checks of a recipe against the guide: errors (`recipe_errors`) and warnings (`check_recipe`).
 
-Problems are told all at once and stop a run before it starts. Cautions are advice: they never stop anything.
+Errors are reported together and stop a run before it starts. Warnings are advice: they never stop anything.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ from lora_studio.settings.choices import GradientCheckpointing, PredictionType, 
 from lora_studio.settings.recipe import Recipe
 
 RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
-MAX_EMPTY_SHARE = 0.2  # share of an epoch's places that may stay empty before it is worth a word
-MAX_VIEWS_PER_IMAGE = 300  # times that one image is shown in a run before it is worth a word
-MAX_AREA_RATIO = 4.0  # largest over smallest image, in pixels
+# Warn above these.
+MAX_EMPTY_SHARE = 0.2  # share of the slots in an epoch's batches that short batches leave empty
+MAX_VIEWS_PER_IMAGE = 300  # times that a run shows the same image
+MAX_AREA_RATIO = 4.0  # pixels of the largest image over those of the smallest
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckContext:
-    """What checks may know beside the recipe; what is None is not checked. `sizes` are (width, height) in px.
+    """What is known about a run beside its recipe; checks of a value that is None are skipped.
 
-    `own_share` is that of the dataset's images in an epoch's samples; the rest is regularisation.
+    `sizes` are (width, height) in px. `own_share` is the share of the dataset's images in an epoch's samples; the rest
+    are regularisation images.
     """
 
     base: BaseModel | None = None
@@ -52,7 +54,7 @@ class CheckContext:
 
 
 def recipe_errors(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
-    """Settings that cannot work together or with this base, a sentence each with the remedy; empty if all is well."""
+    """Return a sentence with the remedy for each setting that cannot work with the others or with this base."""
     found = optimizer_errors(recipe)
     if base is not None and recipe.prediction_type not in (PredictionType.AUTO, base.prediction_type):
         found.append(
@@ -66,7 +68,10 @@ def recipe_errors(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
 
 
 def zero_snr_errors(recipe: Recipe, prediction_type: str, zero_terminal_snr: bool) -> list[str]:
-    """Whether zero terminal SNR can work; the arguments are what will be predicted, and whether the base is so made."""
+    """Return an error if zero terminal SNR is combined with epsilon prediction.
+
+    The arguments are what the run will predict ("" if unknown) and whether the base was trained with zero terminal SNR.
+    """
     if prediction_type != "epsilon" or not uses_zero_snr(recipe, zero_terminal_snr):
         return []
     remedy = "prediction_type to auto, or zero_terminal_snr to off"
@@ -75,26 +80,26 @@ def zero_snr_errors(recipe: Recipe, prediction_type: str, zero_terminal_snr: boo
     elif recipe.prediction_type is PredictionType.AUTO:
         remedy = "zero_terminal_snr to off"
     return [
-        "Zero terminal SNR cannot go with a prediction of the noise (epsilon): its last timestep has no signal, only "
-        f"the noise that is asked for. Set {remedy}."
+        "Zero terminal SNR does not work with epsilon prediction: at its last timestep the input is pure noise, so "
+        f"predicting the noise teaches nothing. Set {remedy}."
     ]
 
 
 def uses_zero_snr(recipe: Recipe, zero_terminal_snr: bool) -> bool:
-    """Whether a run ends its noise schedule in pure noise, on a base that was made so or not."""
+    """Return whether a run uses zero terminal SNR, given whether its base was trained with it."""
     if recipe.zero_terminal_snr is ZeroTerminalSnr.AUTO:
         return zero_terminal_snr
     return recipe.zero_terminal_snr is ZeroTerminalSnr.ON
 
 
 def require_valid(recipe: Recipe, base: BaseModel | None = None) -> None:
-    """Raise ConfigError with all `recipe_errors` of a recipe, if there are any."""
+    """Raise ConfigError with all `recipe_errors`, if there are any."""
     if found := recipe_errors(recipe, base):
         raise ConfigError(found)
 
 
 def check_recipe(recipe: Recipe, context: CheckContext) -> list[Caution]:
-    """What the guide would have a second look at, the most consequential first."""
+    """Return the guide's warnings about a recipe, the most consequential first."""
     return [
         *_memory(recipe, context),
         *_images(recipe, context),
@@ -115,9 +120,9 @@ def _memory(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     if not fits(recipe, context.base, vram):
         yield Caution(
             code="memory",
-            message=f"The run needs roughly {needed:.1f} GiB; of {vram:g} GiB about {vram - DESKTOP_GIB:.1f} are free. "
+            message=f"The run needs roughly {needed:.1f} GiB; about {vram - DESKTOP_GIB:.1f} of {vram:g} GiB are free. "
             f"{next_saving(recipe)}",
-            why="When the memory runs out, the run ends. The estimate is rough: it may fit all the same.",
+            why="A run that is out of memory ends. The estimate is rough: it may fit all the same.",
         )
     limit = RECIPE["gradient_checkpointing"].high
     off = recipe.gradient_checkpointing is GradientCheckpointing.OFF
@@ -140,7 +145,7 @@ def _images(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         yield Caution(
             code="held_out_few",
             message=f"validation_split is {recipe.validation_split:g} of only {context.images} images.",
-            why="So few are missed in training, and too few are held out to tell anything.",
+            why="Training misses each of them, and a validation loss on that few images is mostly noise.",
         )
     avoid = OPTIMIZERS[recipe.optimizer.value].avoid_above_images
     if avoid is not None and context.images is not None and context.images > avoid:
@@ -156,9 +161,9 @@ def _images(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         share = count.empty_slots / (count.samples_per_epoch + count.empty_slots)
         yield Caution(
             code="bucket_waste",
-            message=f"{share:.0%} of the places in an epoch's {count.batches_per_epoch} batches of {recipe.batch_size} "
-            "stay empty. Crop images to fewer shapes, or lower the batch size.",
-            why="A batch holds images of one bucket; one that only a few images share fills it badly.",
+            message=f"{share:.0%} of the slots in an epoch's {count.batches_per_epoch} batches of {recipe.batch_size} "
+            "stay empty. Crop images to fewer aspect ratios, or lower the batch size.",
+            why="A batch holds images of one bucket; buckets with few images leave their batches partly empty.",
         )
 
 
@@ -177,7 +182,7 @@ def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: BaseModel | N
         yield Caution(
             code="mixed_resolution",
             message=f"The largest image has {max(areas) / min(areas):.0f} times the pixels of the smallest.",
-            why="The guide asks for images of like resolution: a mix teaches two levels of detail.",
+            why="The guide asks for images of similar resolution: a mix teaches two levels of detail.",
         )
 
 
@@ -221,21 +226,21 @@ def _objective(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     if base is not None and base.zero_terminal_snr and recipe.zero_terminal_snr is ZeroTerminalSnr.OFF:
         yield Caution(
             code="zero_snr_off",
-            message=f"zero_terminal_snr is off, but {base.name} was made with it. Set it to auto.",
-            why="A LoRA of another noise schedule takes back the base's full black and white.",
+            message=f"zero_terminal_snr is off, but {base.name} was trained with it. Set it to auto.",
+            why="A LoRA trained with another noise schedule costs the base its full black and white.",
         )
     if recipe.min_snr_gamma and recipe.debiased_estimation_loss:
         yield Caution(
             code="weighted_twice",
-            message=f"min_snr_gamma is {recipe.min_snr_gamma:g} and debiased_estimation_loss is on: both weigh "
+            message=f"min_snr_gamma is {recipe.min_snr_gamma:g} and debiased_estimation_loss is on: both weight "
             "timesteps. Set min_snr_gamma to 0 for the paper's weights.",
-            why="The two are multiplied, which leaves little of the timesteps with little noise.",
+            why="The weights are multiplied, so timesteps with little noise hardly count.",
         )
     if recipe.noise_offset and recipe.multires_noise_iterations:
         yield Caution(
             code="offset_twice",
             message=f"noise_offset is {recipe.noise_offset:g} and multires noise is on. Set one of them to 0.",
-            why="Both teach dark and bright pictures; together they overdo it.",
+            why="Both widen the range from dark to bright; together they overdo it.",
         )
 
 
@@ -244,7 +249,7 @@ def _network(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         yield Caution(
             code="prediction_type_set",
             message=f"prediction_type is {recipe.prediction_type.value}; the studio does not know this base.",
-            why=f"{WARNING_SIGNS['washed_out'].sign} tell of a wrong one. {WARNING_SIGNS['washed_out'].remedy}",
+            why=f"{WARNING_SIGNS['washed_out'].sign} are a sign of a wrong one. {WARNING_SIGNS['washed_out'].remedy}",
         )
     if recipe.network_alpha > recipe.network_dim and not recipe.rank_stabilized:
         yield Caution(
@@ -275,28 +280,29 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
             yield Caution(
                 code="epochs_tier",
                 message=f"{recipe.epochs} epochs; the guide suggests {low} to {high} for {tier.describe()}.",
-                why=WARNING_SIGNS["overfit" if recipe.epochs > high else "no_improvement"].sign
-                + " is what it may lead to.",
+                why="It may lead to this: "
+                + WARNING_SIGNS["overfit" if recipe.epochs > high else "no_improvement"].sign.lower()
+                + ".",
             )
         if recipe.batch_size > tier.batch_size[1]:
             yield Caution(
                 code="batch_size_tier",
                 message=f"batch_size is {recipe.batch_size}; the guide suggests {tier.batch_size[0]} to "
                 f"{tier.batch_size[1]} for {tier.describe()}.",
-                why="Large batches average away what is special in a few images.",
+                why="Large batches average away what is special about a few images.",
             )
     if context.count is not None and recipe.lr_warmup_steps >= max(1, context.count.total_steps):
         yield Caution(
             code="warmup_long",
             message=f"lr_warmup_steps is {recipe.lr_warmup_steps:g}, but the run ends at step "
-            f"{context.count.total_steps}: the rate never gets to its value.",
+            f"{context.count.total_steps}: the learning rate never reaches its full value.",
             why="A twentieth of the run is plenty.",
         )
     hours = RECIPE["training_hours"].high
     if context.seconds is not None and hours is not None and context.seconds.low > hours * 3600:
         yield Caution(
             code="time",
-            message=f"The run takes {format_duration(context.seconds.low)} at least, by a rough estimate.",
+            message=f"The run takes at least {format_duration(context.seconds.low)}, by a rough estimate.",
             why=RECIPE["training_hours"].why,
         )
 

@@ -1,4 +1,4 @@
-"""What a check has to say."""
+"""Warnings about a plan or a trigger word."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Caution(BaseModel):
-    """Something to look at: a stable `code`, a `message` with the setting and its value, and `why` it matters."""
+    """A warning: a stable `code`, a `message` with the setting and its value, and `why` it matters."""
 
     model_config = ConfigDict(frozen=True)
 

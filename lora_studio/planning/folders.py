@@ -1,4 +1,4 @@
-"""What planning needs to know about a folder of images: how many, how large, how often each is shown."""
+"""Counts of a dataset's images for planning: their number, sizes, repeats and buckets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_studio.workspace.project import image_sets
 
 @dataclass(frozen=True)
 class CountedImage:
-    """An image's upright size (width, height), the repeats that its folder's name asks for, and its file, if any."""
+    """A readable image: its size (width, height) after EXIF rotation, its folder's repeats, and its file, if any."""
 
     size: Size
     repeats: int
@@ -29,9 +29,9 @@ class CountedImage:
 
 @dataclass
 class ImageCounts:
-    """The readable images of a folder in the trainer's order; `unreadable` and `without_caption` are file names.
+    """The readable images of a dataset in the trainer's order; `unreadable` and `without_caption` are file names.
 
-    `manifest` is what a scan found there; None if there is no folder.
+    `manifest` has the last scan of the folder; it is None for assumed images.
     """
 
     images: list[CountedImage] = field(default_factory=list)
@@ -41,24 +41,24 @@ class ImageCounts:
 
     @property
     def total(self) -> int:
-        """Number of readable images."""
+        """The number of readable images."""
         return len(self.images)
 
     @property
     def all_repeats(self) -> list[int]:
-        """Every image's repeats."""
+        """The repeats of each image."""
         return [image.repeats for image in self.images]
 
     def all_sizes(self) -> list[Size]:
-        """Every image's size."""
+        """Return the size (width, height) of each image."""
         return [image.size for image in self.images]
 
     def buckets(self, recipe: Recipe) -> Counter[Size]:
-        """Images times repeats in each bucket, without those held out, with the recipe's repeats where it sets them."""
+        """Count samples per bucket without the validation split; the recipe's repeats override the folders'."""
         return _in_buckets(recipe, ((image, recipe.repeats or image.repeats) for image in self._training_split(recipe)))
 
     def balanced_buckets(self, recipe: Recipe, samples: int) -> Counter[Size]:
-        """The buckets of regularisation images, balanced against so many samples of the training set."""
+        """Count these regularisation images per bucket, repeated to balance `samples` training samples per epoch."""
         return _in_buckets(recipe, zip(self.images, balanced_repeats(self.all_repeats, samples), strict=True))
 
     def _training_split(self, recipe: Recipe) -> list[CountedImage]:
@@ -72,12 +72,12 @@ class ImageCounts:
 
 
 def square_images(images: int, side: int) -> ImageCounts:
-    """A number of square images of `side` px, as if they had been looked at."""
+    """Return counts of assumed square images of `side` px, for a plan without a folder."""
     return ImageCounts([CountedImage((side, side), 1)] * images)
 
 
 def _in_buckets(recipe: Recipe, images: Iterable[tuple[CountedImage, int]]) -> Counter[Size]:
-    """How many samples each bucket has of images with their repeats."""
+    """Count the samples per bucket of images with their repeats."""
     by_size: Counter[Size] = Counter()
     for image, repeats in images:
         by_size[image.size] += repeats
@@ -89,12 +89,12 @@ def _in_buckets(recipe: Recipe, images: Iterable[tuple[CountedImage, int]]) -> C
 
 
 def count_images(folder: Path) -> ImageCounts:
-    """Count the images of a dataset: by its last scan where that knows them, else by their headers.
+    """Count the images of a dataset, with sizes from its last scan or, where that is out of date, from file headers.
 
-    Raises InputError if the folder is missing or holds none.
+    Raises InputError if the folder is missing or has no readable images.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
+        raise InputError(f"The folder {str(folder)!r} does not exist.", "Give a folder with images.", code="no_folder")
     manifest = Manifest.of(folder)
     counts = ImageCounts(manifest=manifest)
     for image_set in image_sets(folder):
@@ -108,5 +108,5 @@ def count_images(folder: Path) -> ImageCounts:
             if path.stem not in captioned:
                 counts.without_caption.append(path.name)
     if not counts.total:
-        raise InputError(f"{folder} holds no readable images.", "Put images into it.", code="no_images")
+        raise InputError(f"{folder} has no readable images.", "Add images to it.", code="no_images")
     return counts

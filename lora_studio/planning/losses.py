@@ -1,7 +1,7 @@
-"""Reading a loss curve with honest error bars.
+"""Trends of a loss curve with error bars.
 
-The loss of a single step of diffusion training says little: it depends mostly on which timesteps were drawn. So nothing
-here trusts a difference that chance alone could make. Losses are a list by step; None, NaN and infinities are gaps.
+The loss of a single diffusion step says little: it depends mostly on which timesteps were sampled. A change therefore
+counts only if it is significant against that noise. Losses are a list by step; None, NaN and infinities are gaps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIN_STANDARD_ERRORS = 3.5
 
 @dataclass(frozen=True)
 class LossChange:
-    """How a loss changed over `steps` steps: `start` and `end` by the trend, and its standard error, all absolute."""
+    """A change of the loss over `steps` steps: from `start` to `end`, with its standard error, in units of the loss."""
 
     start: float
     end: float
@@ -30,29 +30,29 @@ class LossChange:
 
     @property
     def relative(self) -> float:
-        """The change as a share of where it started: -0.2 is a fall by a fifth."""
+        """The change relative to `start`: -0.2 is a fall by a fifth."""
         return (self.end - self.start) / self.start
 
     @property
     def relative_error(self) -> float:
-        """The standard error as a share of where it started."""
+        """The standard error relative to `start`."""
         return self.error / self.start
 
     @property
     def falls(self) -> bool:
-        """Whether the fall is beyond chance."""
+        """True if the loss fell significantly."""
         return self.start - self.end > MIN_STANDARD_ERRORS * self.error
 
     @property
     def rises(self) -> bool:
-        """Whether the rise is beyond chance."""
+        """True if the loss rose significantly."""
         return self.end - self.start > MIN_STANDARD_ERRORS * self.error
 
 
 def smooth(losses: Losses, half_life: float | None = None) -> list[float | None]:
-    """An exponential average, corrected for its start (Kingma and Ba 2015, section 3); gaps keep the value before.
+    """Return the bias-corrected exponential average (Kingma and Ba 2015, section 3); gaps repeat the last value.
 
-    `half_life` is in steps; by default a twenty-fifth of the curve, at least ten.
+    `half_life` is in steps; the default is 1/25 of the curve, at least 10.
     """
     half_life = half_life or max(10.0, len(losses) / 25)
     keep = 0.5 ** (1 / half_life)
@@ -67,9 +67,9 @@ def smooth(losses: Losses, half_life: float | None = None) -> list[float | None]
 
 
 def finite_losses(losses: Losses) -> NDArray[np.float64]:
-    """The losses that are numbers, with spikes lowered to Tukey's outer fence, Q3 + 3 (Q3 - Q1), of their window."""
+    """Return the finite losses, with spikes clipped to Tukey's outer fence, Q3 + 3 (Q3 - Q1), of their window."""
     values = np.array([loss for loss in losses if loss is not None and isfinite(loss)], dtype=np.float64)
-    for window in np.array_split(values, max(1, min(MAX_WINDOWS, len(values) // 10))):  # views: changed in place
+    for window in np.array_split(values, max(1, min(MAX_WINDOWS, len(values) // 10))):  # views, clipped in place
         if len(window) >= 8:
             lower, upper = np.quantile(window, (0.25, 0.75))
             np.minimum(window, upper + 3 * (upper - lower), out=window)
@@ -77,10 +77,10 @@ def finite_losses(losses: Losses) -> NDArray[np.float64]:
 
 
 def fit_trend(losses: Losses) -> LossChange:
-    """The straight line through the curve, fitted to the means of up to 20 windows of equal length.
+    """Fit a straight line to the means of up to 20 windows of equal length, and return its change with standard error.
 
-    Means of windows have errors that are nearly normal and, unlike single steps, nearly independent, so that the
-    scatter about the line gives its standard error (the method of batch means). Needs 8 finite losses.
+    Errors of window means are nearly normal and, unlike those of single steps, nearly independent, so the scatter
+    about the line gives its standard error (the method of batch means). Needs 8 finite losses.
     """
     values = finite_losses(losses)
     windows = min(MAX_WINDOWS, len(values) // 2)
@@ -97,7 +97,10 @@ def fit_trend(losses: Losses) -> LossChange:
 
 
 def total_change(losses: Losses) -> LossChange:
-    """From the mean of the curve's first tenth, where most is learned, to that of its last half. Needs 20 losses."""
+    """Return the change from the mean of the first tenth, where most is learned, to that of the last half.
+
+    Needs 20 finite losses.
+    """
     values = finite_losses(losses)
     first, last = values[: max(2, len(values) // 10)], values[len(values) // 2 :]
     error = sqrt(float(first.var(ddof=1)) / len(first) + float(last.var(ddof=1)) / len(last))

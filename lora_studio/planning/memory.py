@@ -1,8 +1,8 @@
-"""Roughly how much GPU memory a run takes, part by part, and what to change when it does not fit.
+"""Rough estimates of the GPU memory of a run, part by part, and what to change when it does not fit.
 
-The figures of SDXL are counted on its real shapes (2,567 M weights in the UNet, 722 LoRA modules); activations are what
-PyTorch keeps with flash attention. Allocators, drivers and the desktop add what nobody can count beforehand: the sum is
-rough, and called so wherever it is shown. 1 GiB = 2**30 bytes.
+SDXL's figures are counted on its real shapes (2,567 M weights in the UNet, 722 LoRA modules); activations are those
+that PyTorch saves with flash attention. Allocator, driver and desktop take more, which cannot be computed in advance:
+the sum is rough and is shown as such. 1 GiB = 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from lora_studio.settings.choices import BasePrecision, GradientCheckpointing, N
 from lora_studio.settings.recipe import Recipe
 
 GIB = 2**30
-RUNTIME_GIB = 0.8  # CUDA context, workspaces and what the allocator rounds up
-DESKTOP_GIB = 0.4  # what a desktop holds of the GPU
+RUNTIME_GIB = 0.8  # CUDA context, workspaces and fragmentation
+DESKTOP_GIB = 0.4  # GPU memory used by a desktop
 
-# Bytes of optimizer state for one LoRA weight. AdamW: two fp32 moments. AdamW8bit: two of 8 bits with their scales, and
-# where it is paged they count as long as there is room. Prodigy: AdamW's, the initial weight and the running sum.
-# Lion: one moment. CAME: one in fp32. AdamWScheduleFree: a second moment, and the weights before averaging.
-# Prodigy-plus: these weights, and two values of 16 bits for every eleventh. Rows and columns: see `_state_bytes`.
+# Bytes of optimizer state per LoRA weight. AdamW: two fp32 moments. AdamW8bit: two 8-bit moments with their scales,
+# also when paged: pages leave the GPU only when it is full. Prodigy: AdamW's, the initial weight and the running sum.
+# Lion: one moment. CAME: one in fp32. AdamWScheduleFree: a second moment and the weights before averaging.
+# Prodigy-plus: these weights, and two 16-bit values for every eleventh. `_state_bytes` adds factored moments.
 STATE_BYTES = {
     Optimizer.ADAFACTOR: 0.0,
     Optimizer.ADAMW: 8.0,
@@ -44,20 +44,20 @@ STATE_BYTES = {
     Optimizer.SCHEDULE_FREE: 8.0,
     Optimizer.PRODIGY_PLUS: 4.0 + 4.0 / 11,
 }
-# Bytes of a packed weight with its share of the fp32 scale of its block, of 128 weights in int8 and 64 in nf4.
+# Bytes per quantized weight, with its share of the fp32 scale of its block: 128 weights in int8, 64 in nf4.
 QUANTIZED_BYTES = {BasePrecision.INT8: 1 + 4 / 128, BasePrecision.NF4: 1 / 2 + 4 / 64}
-QUANTIZED_PARTS = (LayerRole.ATTENTION, LayerRole.FEED_FORWARD)  # what is packed: the UNet's transformer blocks
-# Second moments that are kept as a row and a column instead of the matrix (Shazeer and Stern 2018).
+QUANTIZED_PARTS = (LayerRole.ATTENTION, LayerRole.FEED_FORWARD)  # only the UNet's transformer blocks are quantized
+# Number of second moments kept as a row and a column instead of a matrix (Shazeer and Stern 2018).
 FACTORED_MOMENTS = {Optimizer.ADAFACTOR: 1, Optimizer.CAME: 2, Optimizer.PRODIGY_PLUS: 1}
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the sums need to know about a kind of base model.
+    """The sizes of a kind of base model that the estimates use.
 
-    `layers` are those that could be trained, and how often each is there. Activations (GiB) and work (TFLOP) are
-    those of one image at `resolution` in half precision. `fused_activations` are those of plain LoRA layers, which are
-    fused; `checkpointed` is what checkpointing keeps, plus the one block that is computed anew.
+    `layers` counts the layers that a LoRA can train. Activations (GiB) and work (TFLOP) are those of one image at
+    `resolution` in half precision. `fused_activations` are those with the fused layers of plain LoRA;
+    `checkpointed_activations` are those that gradient checkpointing keeps, plus the one block that it recomputes.
     """
 
     resolution: int
@@ -66,7 +66,7 @@ class Architecture:
     layers: Counter[Layer]
     activations: float
     fused_activations: float
-    checkpointed: float
+    checkpointed_activations: float
     text_activations: float
     forward_tflop: float
     backward_tflop: float
@@ -82,7 +82,7 @@ SDXL = Architecture(
     + text_encoder_layers("te2", 1280, 32),
     activations=8.68,
     fused_activations=5.48,
-    checkpointed=0.62 + 0.24,
+    checkpointed_activations=0.62 + 0.24,
     text_activations=0.3,
     forward_tflop=6.94,
     backward_tflop=8.07,
@@ -96,7 +96,7 @@ EMBEDDED = Architecture(
     + text_encoder_layers("te2", 96, 3),
     activations=0.03,
     fused_activations=0.03,
-    checkpointed=0.01,
+    checkpointed_activations=0.01,
     text_activations=0.005,
     forward_tflop=0.0004,
     backward_tflop=0.0008,
@@ -104,36 +104,35 @@ EMBEDDED = Architecture(
 
 
 def architecture_of(base: BaseModel | None) -> Architecture:
-    """The shapes of a catalogue base; anything that is not in the catalogue is taken for an SDXL."""
+    """Return the sizes of a catalogue base; a base that is not in the catalogue is assumed to be a full SDXL."""
     return EMBEDDED if base is not None and base.is_embedded else SDXL
 
 
 def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
-    """How many weights are trained."""
+    """Return the number of trained weights."""
     return count_parameters(recipe, architecture_of(base).layers)
 
 
 def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
-    """The size of the LoRA file in MiB: two bytes a weight (fp16), four if the run is set to fp32."""
+    """Return the size of the LoRA file in MiB: two bytes per weight (fp16), four if the run is in fp32."""
     return lora_weights(recipe, base) * (4 if recipe.mixed_precision is Precision.FP32 else 2) / 2**20
 
 
 def estimate_vram_parts(
     recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None
 ) -> dict[str, float]:
-    """Rough GPU memory in GiB by what it holds; no bucket has a larger area than `resolution` squared.
+    """Estimate the GPU memory in GiB by its use; no bucket has a larger area than `resolution` squared.
 
-    Where gradient checkpointing is auto, activations take what `vram_gib` leaves them; where that is not known, the
-    least that they can.
+    With gradient checkpointing on auto, activations use what `vram_gib` leaves them, or their minimum if it is None.
     """
     share = recomputed_share(recipe, base, vram_gib)
     return _parts(recipe, base, 1.0 if share is None else share)
 
 
 def recomputed_share(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> float | None:
-    """How much of what the blocks keep gradient checkpointing saves on a GPU of `vram_gib`, from 0 to 1.
+    """Return the share (0 to 1) of the blocks' activations that is recomputed on a GPU of `vram_gib`.
 
-    None where that depends on a GPU that is not known.
+    None if gradient checkpointing is auto and `vram_gib` is not known.
     """
     if recipe.gradient_checkpointing is not GradientCheckpointing.AUTO:
         return float(recipe.gradient_checkpointing is GradientCheckpointing.ON)
@@ -150,10 +149,10 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
     area = (recipe.resolution / shape.resolution) ** 2
     fused = recipe.network_type is NetworkType.LORA and not recipe.network_dropout
     activations = shape.fused_activations if fused else shape.activations
-    kept = share * shape.checkpointed + (1 - share) * activations
+    kept = share * shape.checkpointed_activations + (1 - share) * activations
     parts = {
         "UNet": _unet_bytes(recipe, shape, width) / GIB,
-        "LoRA and gradients": weights * (8 + (4 if width == 2 else 0)) / GIB,  # with their copies in half precision
+        "LoRA and gradients": weights * (8 + (4 if width == 2 else 0)) / GIB,  # with half-precision copies
         "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
         "Activations": kept * area * recipe.batch_size * width / 2,
     }
@@ -167,21 +166,21 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
 
 
 def estimate_vram_gib(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> float:
-    """Rough GPU memory of a run in GiB: the sum of `estimate_vram_parts`."""
+    """Estimate the GPU memory of a run in GiB: the sum of `estimate_vram_parts`."""
     return round(sum(estimate_vram_parts(recipe, base, vram_gib).values()), 2)
 
 
 def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> bool:
-    """Whether a run should fit a GPU of `vram_gib`, a little left to the desktop."""
+    """Return whether a run should fit a GPU of `vram_gib` that also drives a desktop."""
     return estimate_vram_gib(recipe, base) <= vram_gib - DESKTOP_GIB
 
 
 def fit_vram(
     recipe: Recipe, base: BaseModel | None, vram_gib: float, keep: Collection[str] = ()
 ) -> tuple[Recipe, list[MemorySaving]]:
-    """Change as little as needed to fit `vram_gib`, in the guide's order; returns the recipe and what was changed.
+    """Apply as few savings as needed to fit `vram_gib`, in the guide's order; return the recipe and the savings.
 
-    Settings in `keep` stay as they are. The result may still not fit: ask `fits`.
+    Settings in `keep` stay unchanged. The result may still not fit: check it with `fits`.
     """
     applied = []
     for saving in MEMORY_SAVINGS:
@@ -196,7 +195,7 @@ def fit_vram(
 
 
 def has_effect(recipe: Recipe, saving: MemorySaving) -> bool:
-    """Whether a saving would change anything in this recipe."""
+    """Return whether a saving would change this recipe."""
     match saving.setting:
         case "gradient_checkpointing":
             return recipe.gradient_checkpointing is GradientCheckpointing.OFF
@@ -212,7 +211,7 @@ def has_effect(recipe: Recipe, saving: MemorySaving) -> bool:
 
 
 def next_saving(recipe: Recipe) -> str:
-    """One sentence: what to try next when the memory was not enough."""
+    """Return the next thing to try after running out of GPU memory, with its reason."""
     for saving in MEMORY_SAVINGS:
         if has_effect(recipe, saving):
             return f"{saving.advice}. {saving.why}"
@@ -224,16 +223,16 @@ def next_saving(recipe: Recipe) -> str:
 def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
     changes = {saving.setting: saving.value}
     if saving.setting == "optimizer":
-        changes["optimizer_args"] = []  # they were the other one's
+        changes["optimizer_args"] = []  # they belong to the other optimizer
     if saving.setting == "optimizer" and OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
-        # Such rates are factors around 1; any other optimizer would blow up with them.
+        # Its rates are factors around 1, with which any other optimizer would diverge.
         rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
         changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
     return Recipe.parse(recipe.model_dump() | changes)
 
 
 def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> Recipe:
-    """The recipe with the largest smaller batch size that fits, 1 if none does."""
+    """Return the recipe with the largest smaller batch size that fits, or 1 if none does."""
     for size in range(recipe.batch_size - 1, 0, -1):
         candidate = recipe.model_copy(update={"batch_size": size})
         if fits(candidate, base, vram_gib):
@@ -242,19 +241,19 @@ def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> R
 
 
 def _unet_bytes(recipe: Recipe, shape: Architecture, width: int) -> float:
-    """What the frozen UNet takes, where each weight that is not packed has `width` bytes."""
-    whole: float = shape.unet_weights * width
+    """Return the bytes of the frozen UNet, with `width` bytes per weight that is not quantized."""
+    unquantized: float = shape.unet_weights * width
     if recipe.base_precision is BasePrecision.FULL:
-        return whole
+        return unquantized
     layers = (item for item in shape.layers.items() if item[0].model == "unet" and item[0].role in QUANTIZED_PARTS)
-    packed = sum(layer.parameter_count * count for layer, count in layers)
-    return whole - packed * (width - QUANTIZED_BYTES[recipe.base_precision])
+    quantized = sum(layer.parameter_count * count for layer, count in layers)
+    return unquantized - quantized * (width - QUANTIZED_BYTES[recipe.base_precision])
 
 
 def _state_bytes(recipe: Recipe, shape: Architecture, weights: int) -> float:
     # a row and a column of each matrix, in fp32
-    lines = 4 * sum(_factored(sides) * count for sides, count in trained_shapes(recipe, shape.layers).items())
-    return optimizer_bytes(recipe, weights) + FACTORED_MOMENTS.get(recipe.optimizer, 0) * lines
+    factored = 4 * sum(_factored(sides) * count for sides, count in trained_shapes(recipe, shape.layers).items())
+    return optimizer_bytes(recipe, weights) + FACTORED_MOMENTS.get(recipe.optimizer, 0) * factored
 
 
 def _factored(sides: tuple[int, ...]) -> int:
@@ -262,9 +261,9 @@ def _factored(sides: tuple[int, ...]) -> int:
 
 
 def _adapter_product_bytes(recipe: Recipe, shape: Architecture, width: int, share: float) -> float:
-    """What the whole matrices take that LoHa and LoKr multiply out, layer by layer, and keep for the backward pass.
+    """Return the bytes of the full matrices that LoHa and LoKr multiply out per layer and keep for the backward pass.
 
-    Of the `share` that is computed twice only one block of the UNet has them at a time.
+    Of the recomputed `share`, only one block of the UNet has them at a time.
     """
     trained = {layer: count for layer, count in shape.layers.items() if layer_dim_alpha(recipe, layer)}
     blocks: Counter[str] = Counter()
@@ -274,12 +273,12 @@ def _adapter_product_bytes(recipe: Recipe, shape: Architecture, width: int, shar
 
 
 def optimizer_bytes(recipe: Recipe, weights: int) -> float:
-    """What an optimizer keeps for so many weights, and their average, but for rows and columns of matrices."""
+    """Return the bytes of optimizer state and EMA for `weights` weights, without factored moments."""
     return (_weight_bytes(recipe) + (4.0 if recipe.ema_decay else 0.0)) * weights
 
 
 def _weight_bytes(recipe: Recipe) -> float:
-    """Bytes of optimizer state for one weight; Prodigy's slice_p keeps a share of the half that finds the rate."""
+    """Return bytes of optimizer state per weight; Prodigy's slice_p shrinks the half that finds the rate."""
     size = STATE_BYTES[recipe.optimizer]
     sliced = dict(text.split("=", 1) for text in recipe.optimizer_args).get("slice_p", "")
     if recipe.optimizer is Optimizer.PRODIGY and sliced.isdecimal() and int(sliced):

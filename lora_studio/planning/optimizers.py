@@ -1,4 +1,4 @@
-"""What optimizer, rates and schedule ask of each other: what cannot work, and what is worth a second look."""
+"""Checks of optimizer, learning rates and schedule against each other: errors and warnings."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lora_studio.planning.cautions import Caution
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
 
-MIN_RATE_FACTOR = 0.1  # of a rate that the optimizer finds itself: with 1e-4 of it nothing is learned
+MIN_RATE_FACTOR = 0.1  # of the rate that a learning-rate-free optimizer finds; with 1e-4 of it nothing is learned
 CONSTANT_SCHEDULES = (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
-MAX_RATE_RATIO = 2.0  # how far a rate may be from the optimizer's usual range before it is worth a word
+MAX_RATE_RATIO = 2.0  # warn if a rate is more than this multiple of the optimizer's usual one
 
 
 def optimizer_errors(recipe: Recipe) -> list[str]:
-    """Settings that cannot work with the recipe's optimizer, a sentence each with the remedy."""
+    """Return a sentence with the remedy for each setting that cannot work with the recipe's optimizer."""
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
     found = []
@@ -26,7 +26,7 @@ def optimizer_errors(recipe: Recipe) -> list[str]:
         )
     if advice.learning_rate_free:
         found += [
-            f"{setting} is {rate:g}, with which {name} learns nothing: it finds the rate itself. Set {setting} to 1."
+            f"{setting} is {rate:g}, which is far too low for {name}: it finds the rate itself. Set {setting} to 1."
             for setting, rate in used.items()
             if rate < MIN_RATE_FACTOR
         ]
@@ -39,7 +39,7 @@ def optimizer_errors(recipe: Recipe) -> list[str]:
 
 
 def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
-    """What is worth a second look about the recipe's optimizer, its rates and its schedule."""
+    """Yield warnings about the recipe's optimizer, its learning rates and its schedule."""
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
     if advice.learning_rate_free and not optimizer_errors(recipe) and max(used.values()) != 1:
@@ -51,7 +51,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
     if recipe.lr_scheduler is Scheduler.ADAFACTOR and recipe.optimizer is Optimizer.ADAFACTOR:
         yield Caution(
             code="adafactor_rates",
-            message="Adafactor's own schedule uses no unet_lr and text_encoder_lr, save that 0 leaves a model out.",
+            message="Adafactor's own schedule ignores unet_lr and text_encoder_lr, except that 0 freezes a model.",
             why="It takes its rate from the number of steps and the size of the weights (Shazeer and Stern 2018).",
         )
     if recipe.optimizer is Optimizer.LION8BIT:
@@ -60,25 +60,25 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
         yield Caution(
             code="schedule_free",
             message=f"{name} needs no schedule: set lr_scheduler to constant.",
-            why="It averages its weights instead of lowering the rate; both together learn less.",
+            why="It averages its weights instead of lowering the rate; with both it learns less.",
         )
     if advice.schedule_free and recipe.ema_decay:
         yield Caution(
             code="averaged_twice",
             message=f"ema_decay is {recipe.ema_decay:g}, but {name} averages its weights already. Set it to 0.",
-            why="What is saved would be an average of the weights in training, not the optimizer's own.",
+            why="The saved LoRA would be an EMA of the training weights, not the optimizer's own average.",
         )
     if recipe.optimizer is Optimizer.PRODIGY_PLUS and recipe.max_grad_norm:
         yield Caution(
             code="prodigy_clipping",
-            message=f"max_grad_norm is {recipe.max_grad_norm:g}; its authors want 0 with {name}.",
-            why="It finds its rate from the size of the gradients, and tames large steps itself.",
+            message=f"max_grad_norm is {recipe.max_grad_norm:g}; the authors of {name} recommend 0.",
+            why="It derives its rate from the size of the gradients, and limits large steps itself.",
         )
     if recipe.lr_scheduler is Scheduler.CONSTANT and recipe.lr_warmup_steps:
         yield Caution(
             code="warmup_ignored",
-            message="The constant schedule has no warm-up. Set lr_scheduler to constant_with_warmup for one.",
-            why="As in other trainers, constant is the same rate from the first step on.",
+            message="The constant schedule ignores lr_warmup_steps. Set lr_scheduler to constant_with_warmup.",
+            why="As in other trainers, constant means the same rate from the first step.",
         )
 
 
@@ -88,13 +88,13 @@ def _rates(recipe: Recipe) -> dict[str, float]:
 
 
 def _scaled_rates(recipe: Recipe, name: str, share: float) -> Iterator[Caution]:
-    """Rates that are far above what suits an optimizer whose usual rate is a share of AdamW's."""
+    """Yield warnings about rates far above the usual ones of an optimizer, which are `share` of AdamW's."""
     for setting, rate in _rates(recipe).items():
         usual = RECIPE[setting].value * share
         if rate > MAX_RATE_RATIO * usual:
             yield Caution(
                 code="lion_rate",
-                message=f"{setting} is {rate:g}; for {name} about {usual:g} does the same.",
-                why="Its steps do not shrink with the gradient, so it wants a third to a tenth of AdamW's rate "
+                message=f"{setting} is {rate:g}; with {name} about {usual:g} has the same effect.",
+                why="Its steps do not shrink with the gradient, so it needs a third to a tenth of AdamW's rate "
                 "(Chen et al. 2023).",
             )

@@ -1,4 +1,4 @@
-"""The plan: from images, kind, base and memory to a recipe with its reasons, its length and what to look at."""
+"""The plan: a recipe for given images, kind of LoRA, base and GPU, with reasons, length and warnings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EMBEDDED_SAMPLES_PER_EPOCH = 200  # images times repeats in an epoch on the embe
 
 
 class Reason(BaseModel):
-    """Why a setting of the recipe has its value; `guide` tells whether the guide says so, `given` whether you did."""
+    """The reason of a recipe value; `guide`: it is the guide's, `given`: the caller set the value."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,7 +39,7 @@ class Reason(BaseModel):
 
 
 class Plan(BaseModel):
-    """What to learn and how long. `seconds` and `vram_gib` are rough; `repeats` may be the folders' own."""
+    """A planned run: recipe, number of steps and estimates. `repeats` is the folders' average if they set them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class Plan(BaseModel):
     prediction_type: str
 
     def summary(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
+        """Return the plan as JSON values."""
         named = ("network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "batch_size", "epochs", "resolution")
         return {
             "images": self.images,
@@ -89,15 +89,15 @@ class Plan(BaseModel):
         }
 
     def describe(self) -> str:
-        """The plan in a few plain sentences, a line each."""
-        source = "taken as square images of one size, since only their number is known" if self.assumed else "counted"
+        """Return the plan as a few sentences, one per line."""
+        source = "assumed to be square and of one size" if self.assumed else "counted"
         text = self.recipe.text_encoder_lr > 0
         return "\n".join(
             [
                 f"{self.images} images ({source}): a {self.tier.name} set, good for {self.tier.good_for}. "
                 f"{self.tier.focus}",
-                f"{self.steps.steps_per_epoch} steps an epoch, {self.steps.total_steps} in all: every image is shown "
-                f"{_times_as_text(self.repeats)} an epoch, {self.steps.epochs} epochs, "
+                f"{self.steps.steps_per_epoch} steps per epoch, {self.steps.total_steps} in all: every image is shown "
+                f"{_times_as_text(self.repeats)} per epoch, {self.steps.epochs} epochs, "
                 f"batch size {self.recipe.batch_size}.",
                 f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {format_duration(self.seconds.low)} to "
                 f"{format_duration(self.seconds.high)}.",
@@ -123,13 +123,15 @@ def plan(
 ) -> Plan:
     """Plan a training run.
 
-    `images` is a dataset's folder, whose image sizes are read, or a number of images, taken as square ones. `base` is a
-    name from the catalogue, or a repository, folder or file, taken for an SDXL. `vram_gib` is the GPU's memory in GiB:
-    the recipe is made to fit it. `overrides` are recipe values that stay as given. `hours` limits the time by fewer
-    epochs, then by fewer steps. `runs` are earlier ones, oldest first: one like this tells how long a step takes here.
-    `regularization` is a folder of images that are balanced against the dataset's.
+    `images` is a dataset's folder, whose image sizes are read, or a number of images, assumed to be square. `base` is a
+    name from the catalogue, or a repository, folder or file, assumed to be an SDXL. `vram_gib` is the GPU's memory in
+    GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
+    with fewer epochs, then with fewer steps. `runs` are earlier runs, oldest first, from which the time of a step is
+    taken if one has the same base and speed settings. `regularization` is a folder of images that are balanced against
+    the dataset's.
 
-    Raises InputError for an empty folder, an unknown kind or setting, ConfigError for values that cannot work.
+    Raises InputError for an empty folder or an unknown kind, ConfigError for unknown settings and values that cannot
+    work.
     """
     given = _checked(overrides or {})
     kind = _kind(kind)
@@ -147,7 +149,7 @@ def plan(
     _choose_schedule(draft, kind, known, counts, vram_gib)
     _choose_rest(draft, kind, known)
     if guide.tier_for(counts.total).name == "large":
-        why = "The guide holds images of large sets out, to see when the run begins to learn the others by heart."
+        why = "The guide keeps some images of large sets out of training: their loss rises when overfitting begins."
         draft.set("validation_split", guide.VALIDATION_SHARE, why)
     recipe = draft.recipe()
     if vram_gib is not None:
@@ -191,7 +193,7 @@ def plan(
 
 
 class _RecipeDraft:
-    """Values for a recipe, each with its reason; what the caller gave is never replaced."""
+    """Recipe values with their reasons; values that the caller gave are never replaced."""
 
     def __init__(self, given: dict[str, Any]) -> None:
         self.given = given
@@ -199,7 +201,7 @@ class _RecipeDraft:
         self.why: dict[str, tuple[str, bool]] = {}
 
     def set(self, setting: str, value: Any, why: str = "", *, guided: bool = True) -> None:
-        """Choose a value, unless the caller did; the reason of an earlier choice is kept if none is given."""
+        """Set a value unless the caller gave one; without `why` the earlier reason is kept."""
         if setting in self.given:
             return
         self.values[setting] = value
@@ -207,15 +209,15 @@ class _RecipeDraft:
             self.why[setting] = (why, guided)
 
     def get(self, setting: str) -> Any:
-        """The value so far, the caller's first."""
+        """Return the current value; the caller's takes precedence."""
         return self.given.get(setting, self.values.get(setting))
 
     def recipe(self) -> Recipe:
-        """Everything as a recipe; raises ConfigError with all that is wrong with it."""
+        """Build the recipe; raises ConfigError with all of its errors."""
         return Recipe.parse({**self.values, **self.given})
 
     def reasons(self, recipe: Recipe) -> list[Reason]:
-        """Every choice with the value that the recipe ended with, in the order of the recipe's fields."""
+        """Return the reason of each value of the finished recipe, in the order of the recipe's fields."""
         plain = recipe.model_dump(mode="json")
         found = []
         for setting in Recipe.model_fields:
@@ -275,23 +277,37 @@ def _choose_network(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel |
 
 
 def _choose_rates(draft: _RecipeDraft, optimizer: Optimizer) -> None:
-    """What the optimizer makes of the guide's rates and schedule, which are those of AdamW and its like."""
+    """Adapt the guide's rates and schedule, which are meant for AdamW and similar optimizers, to this one."""
     name, advice = optimizer.value, guide.OPTIMIZERS[optimizer.value]
     if advice.learning_rate_free:
-        draft.set("unet_lr", 1.0, f"{name} finds the rate itself; 1 leaves it alone.", guided=False)
-        draft.set("text_encoder_lr", 0.0, f"{name} takes one rate only, too high a one for text.", guided=False)
+        draft.set("unet_lr", 1.0, f"{name} finds the rate itself; 1 does not scale it.", guided=False)
+        draft.set(
+            "text_encoder_lr",
+            0.0,
+            f"{name} uses one rate for all, which is too high for the text encoders.",
+            guided=False,
+        )
     if advice.learning_rate_free and not advice.single_rate:
         ratio = guide.RECIPE["text_encoder_lr"].value / guide.RECIPE["unet_lr"].value
-        why = f"{name} finds a rate for each model; a fifth of it, as the guide's rates are."
+        why = f"{name} finds a rate for each model; a fifth, as between the guide's rates."
         draft.set("text_encoder_lr", ratio, why, guided=False)
     if advice.rate_factor != 1:
         for setting in ("unet_lr", "text_encoder_lr"):
             rate = float(f"{guide.RECIPE[setting].value * advice.rate_factor:.6g}")
-            draft.set(setting, rate, f"{advice.rate_factor:g} of the guide's rate, as {name} wants it.", guided=False)
+            draft.set(
+                setting, rate, f"{advice.rate_factor:g} times the guide's rate, which suits {name}.", guided=False
+            )
     if advice.schedule_free:
-        draft.set("lr_scheduler", "constant", f"{name} averages its weights instead.", guided=False)
+        draft.set(
+            "lr_scheduler", "constant", f"{name} averages its weights instead of lowering the rate.", guided=False
+        )
     if optimizer is Optimizer.PRODIGY_PLUS:
-        draft.set("max_grad_norm", 0.0, "It finds its rate from the size of the gradients.", guided=False)
+        draft.set(
+            "max_grad_norm",
+            0.0,
+            "It derives its rate from the size of the gradients, which clipping would hide.",
+            guided=False,
+        )
 
 
 def _choose_schedule(
@@ -299,19 +315,19 @@ def _choose_schedule(
 ) -> None:
     tier = guide.tier_for(counts.total)
     low, high = tier.batch_size
-    # Where the memory is not known: two at a time, or the least that the tier wants.
+    # Without a known GPU: the guide's batch size, kept within the tier's range.
     batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
     draft.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
     draft.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     shown = EMBEDDED_SAMPLES_PER_EPOCH if base and base.is_embedded else guide.KINDS[kind.value].samples_per_epoch
     repeats = max(1, round(shown / counts.total))
     if len(set(counts.all_repeats)) > 1:
-        draft.set("repeats", None, "Your folders' names weigh them against each other; kept.", guided=False)
+        draft.set("repeats", None, "Your folders' names set repeats of their own; they are kept.", guided=False)
     else:
         draft.set(
             "repeats",
             repeats,
-            f"{counts.total} images shown {_times_as_text(repeats)} make {counts.total * repeats} an epoch.",
+            f"{counts.total} images shown {_times_as_text(repeats)} make {counts.total * repeats} samples per epoch.",
             guided=False,
         )
     checkpointing = guide.RECIPE["gradient_checkpointing"]
@@ -321,13 +337,18 @@ def _choose_schedule(
 def _choose_rest(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
     draft.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
     prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
-    why = "Drawn while it learns, written as this base likes its prompts."
+    why = "Sampled during training; written as this base expects its prompts."
     draft.set("sample_prompts", prompts, why, guided=False)
     if base is not None:
         draft.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
     if base is None or not base.is_embedded:
         return
-    draft.set("network_alpha", guide.RECIPE["network_alpha"].value, "As the demo preset's rate wants it.", guided=False)
+    draft.set(
+        "network_alpha",
+        guide.RECIPE["network_alpha"].value,
+        "The demo preset's rates were chosen with it.",
+        guided=False,
+    )
     reasons = preset_reasons("demo")
     for name, value in load_preset("demo").items():
         if name != "repeats":
@@ -335,7 +356,7 @@ def _choose_rest(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | No
 
 
 def _epochs(tier: guide.Tier, images: int) -> int:
-    """Within the tier's range, fewer the more images there are: straight over the logarithm of their number."""
+    """Interpolate the epochs within the tier's range, linearly over the logarithm of the number of images."""
     low, high = tier.epochs
     last = tier.high or 4 * tier.low
     share = (log(max(images, tier.low)) - log(tier.low)) / (log(last) - log(tier.low))
@@ -357,7 +378,7 @@ def _fit_time(
     rough: Callable[[Recipe, StepCount], SecondsRange],
     hours: float | None,
 ) -> tuple[Recipe, StepCount, SecondsRange]:
-    """Count the steps, and take epochs, then steps away until the middle of the estimate keeps to `hours`."""
+    """Count the steps, and remove epochs, then steps, until the middle of the estimate is within `hours`."""
 
     def measure(recipe: Recipe) -> tuple[Recipe, StepCount, SecondsRange]:
         steps = count_steps(
@@ -372,7 +393,7 @@ def _fit_time(
     made = measure(recipe)
     if hours is None:
         return made
-    why = f"To keep to about {format_duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
+    why = f"To take about {format_duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
     while made[2].middle > hours * 3600 and made[0].epochs > 1 and "epochs" not in draft.given:
         draft.set("epochs", made[0].epochs - 1, why)
         made = measure(made[0].model_copy(update={"epochs": made[0].epochs - 1}))
@@ -389,9 +410,9 @@ def _folder_warnings(counts: ImageCounts) -> list[Caution]:
         found.append(
             Caution(
                 code="unreadable",
-                message=f"{len(counts.unreadable)} images cannot be read, {counts.unreadable[0]} first; they are not "
+                message=f"{len(counts.unreadable)} images cannot be read, like {counts.unreadable[0]}; they are not "
                 "counted. Set them aside.",
-                why="A file that is broken cannot be trained on.",
+                why="Broken files cannot be trained on.",
             )
         )
     if counts.without_caption:
@@ -399,13 +420,13 @@ def _folder_warnings(counts: ImageCounts) -> list[Caution]:
             Caution(
                 code="captions_missing",
                 message=f"{len(counts.without_caption)} of {counts.total} images have no caption. Tag them first.",
-                why="Without a caption the LoRA cannot tell what belongs to the trigger word and what does not.",
+                why="Captions separate what the trigger word should learn from the rest of the image.",
             )
         )
     return found
 
 
 def _tagging(kind: LoraKind, base: guide.BaseModel | None) -> str:
-    names = {"wd14": "WD14", "blip": "BLIP", "demo": "the small tagger that ships with the studio"}
-    first = f"Tag with {names[base.tagger]}. " if base else "Tag with WD14 for anime, BLIP for realistic pictures. "
+    names = {"wd14": "WD14", "blip": "BLIP", "demo": "the embedded tagger"}
+    first = f"Tag with {names[base.tagger]}. " if base else "Tag with WD14 for anime, BLIP for realistic images. "
     return first + guide.KINDS[kind.value].tagging

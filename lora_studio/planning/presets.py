@@ -1,6 +1,6 @@
-"""Presets: files in presets/ that hold what differs from the guide's defaults, each line with its reason as a comment.
+"""Presets: files in presets/ with the values that differ from the guide's defaults, each with its reason as a comment.
 
-A preset holds recipe values only, never a path; loading one changes nothing else of a job.
+A preset has recipe values only, never a path; loading one changes nothing else in a job.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FOLDER = shipped_folder("presets")
 
 
 def list_presets() -> list[str]:
-    """Names of the presets that ship with the studio."""
+    """Return the names of the presets that ship with the studio."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def load_preset(name: str | Path) -> dict[str, Any]:
-    """The plain recipe values of a preset, by name or as a .toml file of the user's.
+    """Load the recipe values of a preset, given its name or the user's own .toml file.
 
-    Raises InputError if there is no such preset or it is not TOML, ConfigError if a value cannot work.
+    Raises InputError if the preset is missing or is not TOML, ConfigError if a value cannot work.
     """
     path = _find(name)
     values = parse_toml(_read(path), path.name)
@@ -39,7 +39,7 @@ def load_preset(name: str | Path) -> dict[str, Any]:
 
 
 def preset_reasons(name: str | Path) -> dict[str, str]:
-    """Why a preset sets what it sets: the comment behind each value, empty where there is none.
+    """Return the reason of each of a preset's values: the comment behind it, or "".
 
     Raises InputError like `load_preset`.
     """
@@ -50,7 +50,7 @@ def preset_reasons(name: str | Path) -> dict[str, str]:
 
 
 def preset_title(name: str | Path) -> str:
-    """What a preset is for: its first line, a comment."""
+    """Return a preset's purpose: the comment in its first line, or ""."""
     first = _read(_find(name)).partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
@@ -62,7 +62,7 @@ def _find(name: str | Path) -> Path:
     if path.suffix == ".toml" and path.is_file():
         return path
     raise InputError(
-        f"There is no preset {str(name)!r}.",
+        f"The preset {str(name)!r} does not exist.",
         f"Use one of {', '.join(list_presets())}, or give a .toml file.",
         code="no_preset",
     )
@@ -76,7 +76,7 @@ def _read(path: Path) -> str:
 
 
 def _comment(item: Item) -> str:
-    """The comment behind a value; of a list of several lines, the one behind its opening bracket."""
+    """Return the comment behind a value; for a list over several lines, the one behind its opening bracket."""
     text = item.trivia.comment
     if not text and isinstance(item, Array):
         text = item.as_string().partition("\n")[0].partition("#")[2]

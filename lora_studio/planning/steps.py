@@ -1,8 +1,8 @@
-"""How many steps a run takes. The trainer calls this very function, so that a plan and its run never disagree.
+"""The number of steps of a run. Plan and trainer use the same function, so they always agree.
 
-A batch holds images of one bucket. In every epoch each bucket yields its images (times repeats) in batches, the last of
-which may be short; batches are gathered into steps of `gradient_accumulation_steps`, the last of an epoch may be short
-too: an accumulation does not reach over an epoch's end.
+A batch holds images of one bucket. In every epoch each bucket yields its images (times repeats) in batches, of which
+the last may be short. `gradient_accumulation_steps` batches make an optimizer step; accumulation does not continue over
+the end of an epoch, so its last step may be short too.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lora_studio.errors import InputError
 class StepCount:
     """The length of a run.
 
-    `samples_per_epoch` counts images times repeats; `empty_slots` are the places that an epoch's short batches leave
-    empty; `total_steps` includes the limit of max_train_steps, and `epochs` are those that begin within it.
+    `samples_per_epoch` counts images times repeats. `empty_slots` are the unused places in an epoch's short batches.
+    `total_steps` is limited by max_train_steps, and `epochs` counts the epochs that begin within it.
     """
 
     samples_per_epoch: int
@@ -45,7 +45,7 @@ def count_steps(
     """
     samples = sum(bucket_counts.values())
     if samples < 1:
-        raise InputError("There are no images to train on.", "Add images to the dataset.", code="no_images")
+        raise InputError("The dataset has no images to train on.", "Add images to the dataset.", code="no_images")
     batches = sum(_ceil_div(count, batch_size) for count in bucket_counts.values())
     per_epoch = _ceil_div(batches, gradient_accumulation_steps)
     total = per_epoch * epochs
@@ -62,11 +62,11 @@ def count_steps(
 
 
 def balanced_repeats(own: Sequence[int], samples: int) -> list[int]:
-    """How often an epoch shows each regularisation image, beside `samples` training samples; `own` are their repeats.
+    """Return the repeats of regularisation images that balance `samples` training samples per epoch.
 
-    As in kohya's sd-scripts: images are taken in order, each as often as its folder says, until there are as many as
-    training samples; while there are not, each is taken once more, in order. So 0 stands for images that are not
-    needed, and where repeats are above 1 the last image may reach past the mark.
+    `own` are their folders' repeats. As in kohya's sd-scripts, images are taken in order with their own repeats until
+    their sum reaches `samples`; if it does not, each image is repeated once more, in order. Images that are not needed
+    get 0, and with repeats above 1 the sum may exceed `samples`.
     """
     repeats = [0] * len(own)
     total = 0
@@ -82,7 +82,7 @@ def balanced_repeats(own: Sequence[int], samples: int) -> list[int]:
 
 
 def warmup_steps(setting: float, total_steps: int) -> int:
-    """The steps of a warm-up: whole ones from 1 on, below that a share of the run. Never more than the run has."""
+    """Return the number of warm-up steps, at most `total_steps`; a `setting` below 1 is a share of the run."""
     return int(setting * total_steps) if setting < 1 else min(int(setting), total_steps)
 
 

@@ -1,8 +1,8 @@
-"""Roughly how long a run takes. Always a range: nobody knows a card's speed before it has trained a step.
+"""Rough estimates of the duration of a run, as ranges: a GPU's speed is not known before it has trained a step.
 
-Work is counted in TFLOP on SDXL's real shapes; speeds are what trainers reach with a LoRA at batch size 1 to 4, far
-below the data sheets, since thousands of small kernels cost more than their arithmetic. A measured step replaces the
-guess.
+Work is counted in TFLOP on SDXL's real shapes; speeds are those that trainers reach with a LoRA at batch size 1 to 4,
+far below data sheets, since launching thousands of small kernels takes longer than their arithmetic. A measured step
+replaces the estimate.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
 
-# TFLOP/s by the card's memory in GiB, (at least, low, high): SDXL LoRA, 0.6 s a step at batch 1 and 1024 px is
-# published for H100 and L40S, about 0.8 for an RTX 4090, 1.2 for a 3090, 3 for a 3060, and 6 for a T4.
+# TFLOP/s by GPU memory: (minimum GiB, low, high). Published for an SDXL LoRA at batch 1 and 1024 px: 0.6 s per step on
+# H100 and L40S, about 0.8 on an RTX 4090, 1.2 on a 3090, 3 on a 3060 and 6 on a T4.
 _TFLOPS_BY_VRAM = ((40, 15.0, 40.0), (22, 9.0, 25.0), (15, 2.5, 14.0), (11, 3.0, 10.0), (0, 2.5, 8.0))
 _UNKNOWN_TFLOPS = (2.5, 25.0)
 _CPU_TFLOPS = (0.02, 0.08)  # one to four cores, the embedded base
-_LAUNCH_SECONDS = (0.15, 0.4)  # seconds a step on any GPU: kernels are launched one by one
-_DEQUANTIZE_FACTOR = (1.05, 1.5)  # times as long, where packed weights are expanded twice a step
-_ENCODE_SECONDS = (0.1, 0.5)  # seconds to encode an image to latents, once
-WARMUP_STEPS = 5  # steps
+_LAUNCH_SECONDS = (0.15, 0.4)  # per step, on any GPU: kernels are launched one by one
+_DEQUANTIZE_FACTOR = (1.05, 1.5)  # slow-down where quantized weights are dequantized twice per step
+_ENCODE_SECONDS = (0.1, 0.5)  # to encode an image to latents, once
+WARMUP_STEPS = 5  # left out of measured times
 SPEED_SETTINGS = (
     "resolution",
     "batch_size",
@@ -43,26 +43,26 @@ SPEED_SETTINGS = (
     "network_type",
     "train_layers",
 )
-_LOAD_SECONDS = (10.0, 60.0)  # seconds to load a base
+_LOAD_SECONDS = (10.0, 60.0)  # to load a base
 
 
 @dataclass(frozen=True)
 class SecondsRange:
-    """A rough duration in seconds."""
+    """A rough duration in seconds, as a range."""
 
     low: float
     high: float
 
     @property
     def middle(self) -> float:
-        """The geometric mean: as many times more than `low` as less than `high`."""
+        """The geometric mean of the bounds."""
         return round(sqrt(self.low * self.high), 3)
 
 
 def step_seconds(
     recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, measured: float | None = None
 ) -> SecondsRange:
-    """Seconds a step; `measured` (of an earlier run with the same settings) is trusted within a tenth."""
+    """Estimate seconds per optimizer step; `measured`, from an earlier run with these settings, is trusted to 10%."""
     if measured is not None:
         return SecondsRange(0.9 * measured, 1.1 * measured)
     shape = architecture_of(base)
@@ -75,8 +75,8 @@ def step_seconds(
         for share in _recomputed(recipe, base, vram_gib)
     )
     low, high = _speed(base, vram_gib)
-    packed = recipe.base_precision is not BasePrecision.FULL
-    fastest, slowest = _DEQUANTIZE_FACTOR if packed else (1.0, 1.0)
+    quantized = recipe.base_precision is not BasePrecision.FULL
+    fastest, slowest = _DEQUANTIZE_FACTOR if quantized else (1.0, 1.0)
     overhead = (0.0, 0.0) if shape is EMBEDDED else _LAUNCH_SECONDS
     return SecondsRange(
         fastest * max(least / high, overhead[0] * recipe.gradient_accumulation_steps),
@@ -85,9 +85,9 @@ def step_seconds(
 
 
 def measured_step_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) -> float | None:
-    """Seconds a step of the latest of earlier `runs` with this base and the settings that decide the speed, or None.
+    """Return seconds per step of the latest of `runs` with this base and the same speed settings, or None.
 
-    It is the median, without the first steps, which set up kernels and caches.
+    It is the median without the first steps, which set up kernels and caches.
     """
     for folder in reversed(runs):
         try:
@@ -125,7 +125,7 @@ def run_seconds(
     vram_gib: float | None = None,
     measured: float | None = None,
 ) -> SecondsRange:
-    """Seconds of a whole run: loading, encoding the images once, the steps, and the samples on the way."""
+    """Estimate seconds of a run: loading, encoding the images once, the steps, and the samples during training."""
     step = step_seconds(recipe, base, vram_gib, measured)
     sample = _sample_seconds(recipe, base, vram_gib, step)
     every = recipe.sample_every_n_epochs
@@ -141,15 +141,15 @@ def run_seconds(
 
 
 def _recomputed(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
-    """The share of the forward pass that is done twice: the least and the most that it may be."""
+    """Return the minimum and maximum share of the forward pass that is recomputed."""
     if architecture_of(base) is EMBEDDED and recipe.gradient_checkpointing is GradientCheckpointing.AUTO:
-        return 0.0, 0.0  # it fits every GPU
+        return 0.0, 0.0  # fits every GPU
     share = recomputed_share(recipe, base, vram_gib)
     return (0.0, 1.0) if share is None else (share, share)
 
 
 def _sample_seconds(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: SecondsRange) -> SecondsRange:
-    """A sample is `sample_steps` forward passes of two images (with and without the prompt)."""
+    """Estimate seconds per sample: `sample_steps` forward passes, two images each with classifier-free guidance."""
     shape = architecture_of(base)
     images = recipe.batch_size * recipe.gradient_accumulation_steps
     shares = _recomputed(recipe, base, vram_gib)
@@ -165,7 +165,7 @@ def _area(recipe: Recipe, base: BaseModel | None) -> float:
 
 
 def _area_ratio(native: int, recipe: Recipe) -> float:
-    """Samples are drawn at the base's own size, whatever size is trained."""
+    """Return the area of a sample, drawn at the base's native resolution, over that of a training image."""
     return (native / recipe.resolution) ** 2
 
 
@@ -174,11 +174,11 @@ def _speed(base: BaseModel | None, vram_gib: float | None) -> tuple[float, float
         return _CPU_TFLOPS
     if vram_gib is None:
         return _UNKNOWN_TFLOPS
-    return next((low, high) for least, low, high in _TFLOPS_BY_VRAM if vram_gib >= least)
+    return next((low, high) for minimum, low, high in _TFLOPS_BY_VRAM if vram_gib >= minimum)
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds in words: "40 seconds", "12 minutes", "1.5 hours"."""
+    """Format seconds as "40 seconds", "12 minutes" or "1.5 hours"."""
     if seconds < 90:
         return f"{round(seconds)} seconds"
     if seconds < 5400:

@@ -1,7 +1,7 @@
-"""What a run's events say about it, in words: a title, the evidence with figures, and one next step.
+"""Verdicts on a training run from its losses: a title, the evidence with figures, and one next step.
 
-Used by the trainer at its end, and by the browser and the trainer's plateau hint while the run goes on. Where the noise
-allows no verdict, that is what is said.
+The trainer gives one when a run ends; the Train tab and the trainer's hints use them while it runs. If the noise
+allows no conclusion, the verdict says so.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from lora_studio.settings.choices import Precision, Scheduler
 from lora_studio.settings.recipe import Recipe
 
 MIN_STEPS = 50
-MAX_FLAT_CHANGE = 0.1  # a change of the recent half that is surely below a tenth counts as none
-MAX_FLAT_SHARE = 1 / 3  # or below a third of the fall before it
-MIN_RISE = 0.03  # a rise by less is nothing to speak of
+# A recent half counts as flat if its change is significantly below a tenth, or below a third of the fall before it.
+MAX_FLAT_CHANGE = 0.1
+MAX_FLAT_SHARE = 1 / 3
+MIN_RISE = 0.03  # smaller rises are ignored
 STEEP_RISE = 0.3
-VALIDATION_PATIENCE = 2  # held-out losses in a row that must be above the lowest
+VALIDATION_PATIENCE = 2  # latest validation losses that must all be above the lowest one
 
 Code = Literal["healthy", "plateau", "no_improvement", "rising", "nan", "too_short", "unclear", "overfit"]
 
 
 class Verdict(BaseModel):
-    """How a run goes or went. `level` is good, info (nothing to say yet), warn or bad."""
+    """The state of a run; `level` is good, info (no conclusion), warn or bad."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +41,7 @@ class Verdict(BaseModel):
 
 
 def read_losses(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
-    """Losses by step from a run's events, None where not finite; of a step that a resume repeated, the last counts."""
+    """Return the training losses by step, None where not finite; for a step that a resume repeated, the last one."""
     by_step: dict[int, float | None] = {}
     for event in events:
         if event.get("event") == "step":
@@ -53,21 +54,22 @@ def read_losses(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
 def judge_run(
     events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None, total: int | None = None
 ) -> Verdict:
-    """Judge a run by its step events; `total` is its planned number of steps (default: what the events say).
+    """Return the verdict on a run from its events.
 
-    With a recipe the next step names figures.
+    `total` is the planned number of steps; the default is the total in the events. With a recipe, the next step names
+    the values to try.
     """
     events = list(events)
     if total is None:
-        told = (event.get("total") for event in reversed(events) if event.get("event") in ("start", "step"))
-        total = next((steps for steps in told if steps is not None), None)
+        totals = (event.get("total") for event in reversed(events) if event.get("event") in ("start", "step"))
+        total = next((steps for steps in totals if steps is not None), None)
     losses = read_losses(events)
     running = total is not None and len(losses) < total
     return judge_losses(losses, recipe=recipe, running=running, validation=read_validation_losses(events))
 
 
 def read_validation_losses(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Held-out losses by the step after which they were measured, in order; the last of a step counts."""
+    """Return the finite validation losses by step, in order; for a step measured again, the last one."""
     found = {
         int(event["step"]): float(event["loss"])
         for event in events
@@ -83,9 +85,9 @@ def judge_losses(
     running: bool = False,
     validation: Mapping[int, float] | None = None,
 ) -> Verdict:
-    """Judge a loss curve, a value a step; `running` tells that more steps are to come.
+    """Return the verdict on a loss curve with one value per step; set `running` if more steps follow.
 
-    `validation` has the losses on images that are not trained on, by step, in order.
+    `validation` has the validation losses by step, in order.
     """
     good = sum(loss is not None and isfinite(loss) for loss in losses)
     if losses and (losses[-1] is None or not isfinite(losses[-1])):
@@ -95,7 +97,9 @@ def judge_losses(
             code="too_short",
             title="Too early to tell",
             evidence=f"{good} steps so far; the loss of a single step is mostly chance.",
-            next_step="Let it run." if running else f"Train for {MIN_STEPS} steps at least, or judge by the samples.",
+            next_step="Keep training."
+            if running
+            else f"Train for at least {MIN_STEPS} steps, or judge by the samples.",
             level="info",
         )
     whole, recent = _whole(losses), fit_trend(_recent(losses))
@@ -112,13 +116,13 @@ def judge_losses(
 
 
 def _whole(losses: Losses) -> LossChange:
-    """The fall since the start or, where that is not beyond chance, the trend, which sees a slow and steady fall."""
+    """Return the change since the start or, if that is not a significant fall, the trend, which detects slow ones."""
     start_to_end = total_change(losses)
     return start_to_end if start_to_end.falls else fit_trend(losses)
 
 
 def _recent(losses: Losses) -> Losses:
-    """The last half of the finite losses."""
+    """Return the last half of the finite losses."""
     kept = [loss for loss in losses if loss is not None and isfinite(loss)]
     return kept[len(kept) // 2 :]
 
@@ -128,7 +132,7 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
     steps = f"Step {len(losses)} has no finite loss, {len(losses) - good} of {len(losses)} steps in all."
     precision = ""
     if recipe is not None and recipe.mixed_precision is Precision.FP16:
-        precision = " Or use bf16, whose numbers reach further than fp16's."
+        precision = " Or use bf16, which has a larger range than fp16."
     return Verdict(
         code="nan",
         title=sign.sign,
@@ -139,9 +143,9 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
 
 
 def _lowest_before_rise(validation: Mapping[int, float]) -> int | None:
-    """The step of the lowest held-out loss, if it has risen since and stayed above; None if it has not.
+    """Return the step of the lowest validation loss if it has risen since and stayed above, else None.
 
-    Its timesteps and noise never change, so that even a small rise is one of the LoRA's.
+    Validation uses fixed timesteps and noise, so even a small rise is caused by the LoRA.
     """
     steps = list(validation)
     lowest = min(steps, key=validation.__getitem__)
@@ -157,12 +161,12 @@ def _overfit(validation: Mapping[int, float], lowest: int, running: bool) -> Ver
     last = list(validation.values())[-1]
     share = last / validation[lowest] - 1
     when = f"after step {lowest}" if lowest else "before the first step"
-    best = f" The checkpoint at step {lowest} did best on them." if lowest else ""
+    best = f" The checkpoint at step {lowest} has the lowest validation loss." if lowest else ""
     return Verdict(
         code="overfit",
-        title="It learns its images by heart",
-        evidence=f"On the images that are held out the loss was lowest {when}, {validation[lowest]:.4g}, and is "
-        f"{last:.4g} now (+{share:.0%}), while that of training does not rise. {sign.cause}",
+        title="Overfitting: the LoRA is memorising its training images",
+        evidence=f"The validation loss was lowest {when}, {validation[lowest]:.4g}, and is {last:.4g} now "
+        f"(+{share:.0%}), while the training loss does not rise. {sign.cause}",
         next_step=f"{'You could stop here. ' if running else ''}{sign.remedy}{best}",
         level="warn",
     )
@@ -175,7 +179,7 @@ def _rising(losses: Losses, recent: LossChange, recipe: Recipe | None) -> Verdic
     return Verdict(
         code="rising",
         title=sign.sign,
-        evidence=f"{_told(recent)} It was lowest around step {lowest}. {sign.cause}",
+        evidence=f"{_describe(recent)} It was lowest around step {lowest}. {sign.cause}",
         next_step=f"{sign.remedy} For the next run, a lower learning rate{_rate(recipe, 0.5, '')} is worth a try.",
         level="bad" if recent.relative > STEEP_RISE else "warn",
     )
@@ -183,15 +187,15 @@ def _rising(losses: Losses, recent: LossChange, recipe: Recipe | None) -> Verdic
 
 def _healthy(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
     still = (
-        f"It is still falling: {_told(recent)}"
+        f"It is still falling: {_describe(recent)}"
         if recent.falls
-        else f"Whether it still falls, the noise does not tell ({_range(recent)} in the last {recent.steps} steps)."
+        else f"Whether it still falls is within the noise ({_range(recent)} in the last {recent.steps} steps)."
     )
     return Verdict(
         code="healthy",
         title=SUCCESS_INDICATORS[0].rule.removesuffix("."),
-        evidence=f"{_told(whole)} {still}",
-        next_step="Let it run, and watch the samples." if running else _test(),
+        evidence=f"{_describe(whole)} {still}",
+        next_step="Keep training and watch the samples." if running else _test(),
         level="good",
     )
 
@@ -201,7 +205,7 @@ def _plateau(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
     return Verdict(
         code="plateau",
         title=sign.sign,
-        evidence=f"{_told(whole)} In the last {recent.steps} steps it changed by {_range(recent)}. {sign.cause}",
+        evidence=f"{_describe(whole)} In the last {recent.steps} steps it changed by {_range(recent)}. {sign.cause}",
         next_step=sign.remedy if running else f"{_test()} Compare the last checkpoints too.",
         level="warn" if running else "good",
     )
@@ -212,7 +216,7 @@ def _no_improvement(recent: LossChange, recipe: Recipe | None) -> Verdict:
     return Verdict(
         code="no_improvement",
         title=sign.sign,
-        evidence=f"In the last {recent.steps} steps it changed by {_range(recent)}, and not before. {sign.cause}",
+        evidence=f"It changed by {_range(recent)} in the last {recent.steps} steps, and not before. {sign.cause}",
         next_step=f"{sign.remedy}{_rate(recipe, 2)} {ONE_CHANGE}",
         level="warn",
     )
@@ -221,24 +225,24 @@ def _no_improvement(recent: LossChange, recipe: Recipe | None) -> Verdict:
 def _unclear(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
     return Verdict(
         code="unclear",
-        title="The loss does not tell",
+        title="Not clear yet",
         evidence=f"Over {whole.steps} steps it changed by {_range(whole)}, which is within the noise.",
-        next_step="Let it run, and judge by the samples." if running else f"{_test()} {_change_first()}",
+        next_step="Keep training and judge by the samples." if running else f"{_test()} {_change_first()}",
         level="info",
     )
 
 
 def _test() -> str:
-    looks = " ".join(indicator.rule for indicator in SUCCESS_INDICATORS[1:3])
-    return f"In Test: {WORKFLOW['test'].todo[1]} What tells of success: {looks}"
+    variety, trigger = (indicator.rule.removesuffix(".").lower() for indicator in SUCCESS_INDICATORS[1:3])
+    return f"In the Test tab: {WORKFLOW['test'].todo[1]} Signs of success: {variety}; {trigger}."
 
 
 def _change_first() -> str:
     first, then = (experiment.rule.lower() for experiment in EXPERIMENTS[:2])
-    return f"If it is not right yet: {ONE_CHANGE} The {first} first, then the {then}."
+    return f"If the result is not right yet: {ONE_CHANGE} The {first} first, then the {then}."
 
 
-def _told(change: LossChange) -> str:
+def _describe(change: LossChange) -> str:
     verb = "fell" if change.end < change.start else "rose"
     return (
         f"Over {change.steps} steps the loss {verb} from {change.start:.4g} to {change.end:.4g} "
@@ -251,7 +255,7 @@ def _range(change: LossChange) -> str:
 
 
 def _rate(recipe: Recipe | None, factor: float, lead: str = " ") -> str:
-    """The next rate to try, in words; nothing for Prodigy and others that find their own."""
+    """Return the learning rate to try next as text; empty for optimizers and schedules that set it themselves."""
     if recipe is None or recipe.unet_lr == 0 or recipe.lr_scheduler is Scheduler.ADAFACTOR:
         return ""
     if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:

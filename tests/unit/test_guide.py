@@ -28,7 +28,7 @@ def test_every_entry_of_the_guide_is_used_somewhere() -> None:
     assert entries - used - {"TIERS"} == set()  # TIERS is read through tier_for
 
 
-def test_every_piece_of_advice_on_a_setting_is_a_default() -> None:
+def test_recipe_advice_names_real_settings_and_is_within_its_own_range() -> None:
     elsewhere = {"tagger_threshold", "character_threshold", "strengths", "training_hours"}
     assert guide.RECIPE.keys() - elsewhere <= Recipe.model_fields.keys()
     for name, advice in guide.RECIPE.items():
@@ -41,11 +41,11 @@ def test_every_piece_of_advice_on_a_setting_is_a_default() -> None:
 @pytest.mark.parametrize(
     ("images", "name"), [(1, "small"), (10, "small"), (50, "small"), (51, "medium"), (300, "medium"), (301, "large")]
 )
-def test_tiers(images: int, name: str) -> None:
+def test_tier_for_a_number_of_images(images: int, name: str) -> None:
     assert guide.tier_for(images).name == name
 
 
-def test_tiers_are_the_guides_and_leave_no_gap() -> None:
+def test_tiers_have_the_guides_values_and_no_gaps() -> None:
     small, medium, large = guide.TIERS
     assert (small.batch_size, small.epochs) == ((1, 2), (10, 15))
     assert (medium.batch_size, medium.epochs) == ((2, 4), (5, 8))
@@ -56,14 +56,14 @@ def test_tiers_are_the_guides_and_leave_no_gap() -> None:
     assert [tier.describe() for tier in guide.TIERS] == ["10 to 50 images", "51 to 300 images", "more than 300 images"]
 
 
-def test_kinds_and_optimizers_are_those_of_the_settings() -> None:
+def test_kinds_and_optimizers_match_the_settings() -> None:
     assert guide.KINDS.keys() == {kind.value for kind in LoraKind}
     assert guide.OPTIMIZERS.keys() == {optimizer.value for optimizer in Optimizer}
     for advice in guide.KINDS.values():
         assert all("{trigger}" in prompt for prompt in advice.prompts)
 
 
-def test_memory_savings_and_signs_name_real_settings() -> None:
+def test_memory_savings_and_warning_signs_name_real_settings() -> None:
     for saving in guide.MEMORY_SAVINGS:
         assert Recipe.parse({saving.setting: saving.value})
     for sign in guide.WARNING_SIGNS.values():
@@ -75,7 +75,7 @@ def test_memory_savings_and_signs_name_real_settings() -> None:
     assert order.index("gradient_checkpointing") < order.index("batch_size") < order.index("resolution")
 
 
-def test_corrections_do_their_sums() -> None:
+def test_corrections_are_arithmetically_right() -> None:
     rate, optimizer = guide.CORRECTIONS
     assert guide.RECIPE["unet_lr"].value / guide.RECIPE["text_encoder_lr"].value == pytest.approx(5)
     assert "a fifth" in rate.holds
@@ -83,7 +83,7 @@ def test_corrections_do_their_sums() -> None:
     assert "0.65 GB" in optimizer.holds
 
 
-def test_catalogue_has_the_bases_of_the_guide() -> None:
+def test_catalogue_has_the_guides_bases() -> None:
     assert list(guide.BASES) == [
         "SDXL 1.0", "Pony V6 XL", "Illustrious XL", "NoobAI XL", "NoobAI XL v-pred", "Animagine XL", "embedded",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_catalogue_has_the_bases_of_the_guide() -> None:
         assert base.why
         assert base.license
         assert base.prediction_type in {kind.value for kind in PredictionType}
-        assert bool(base.repo) == (name != "embedded")
+        assert base.is_embedded == (name == "embedded") == (not base.repo)
         assert base.repo.count("/") == (1 if base.repo else 0)
         assert not base.zero_terminal_snr or base.prediction_type == "v_prediction"
     assert [name for name, base in guide.BASES.items() if base.zero_terminal_snr] == ["NoobAI XL v-pred"]
@@ -111,13 +111,13 @@ def test_catalogue_has_the_bases_of_the_guide() -> None:
         ("demo", "embedded"),
     ],
 )
-def test_bases_are_found_by_name_alias_and_repository(text: str, name: str) -> None:
+def test_finds_bases_by_name_alias_and_repository(text: str, name: str) -> None:
     found = guide.find_base(text)
     assert found is guide.BASES[name]
 
 
 @pytest.mark.parametrize("text", ["", " ", "/models/sdxl.safetensors", "somebody/else"])
-def test_anything_else_is_no_base_of_the_catalogue(text: str) -> None:
+def test_other_text_is_not_found_in_the_catalogue(text: str) -> None:
     assert guide.find_base(text) is None
 
 
@@ -129,14 +129,14 @@ def test_names_and_aliases_are_unique() -> None:
     assert all(word == word.lower() for base in guide.BASES.values() for word in base.aliases)
 
 
-def test_prompts_are_written_as_the_base_likes_them() -> None:
+def test_prompts_get_the_bases_quality_tags() -> None:
     assert guide.BASES["SDXL 1.0"].prompt("a cat") == "a cat"
     assert guide.BASES["Pony V6 XL"].prompt("a cat").startswith("score_9, score_8_up")
     assert guide.BASES["Pony V6 XL"].prompt("a cat").endswith(", a cat")
     assert guide.BASES["Animagine XL"].prompt("a cat").startswith("a cat, masterpiece")
 
 
-def test_bases_are_plain_json() -> None:
+def test_bases_can_be_dumped_as_json() -> None:
     for base in guide.BASES.values():
         assert json.loads(json.dumps(base.as_dict()))["license"] == base.license
 
@@ -149,7 +149,7 @@ def test_workflow_has_the_four_steps() -> None:
         assert step.thought
 
 
-def test_hints_gather_all_that_is_said_about_a_setting() -> None:
+def test_hints_collect_all_advice_on_a_setting() -> None:
     rate = guide.hints("unet_lr")
     assert rate[0] == guide.RECIPE["unet_lr"].why
     assert any("NaN" in hint for hint in rate)
@@ -161,7 +161,7 @@ def test_hints_gather_all_that_is_said_about_a_setting() -> None:
     assert guide.hints("seed") == []
 
 
-def test_words_are_advice_without_shouting() -> None:
+def test_texts_have_no_exclamation_marks_or_emoji() -> None:
     texts = [value for value in json.dumps(_texts(), ensure_ascii=False).split('"') if value.strip(" ,[]")]
     assert len(texts) > 80
     for text in texts:
@@ -179,11 +179,6 @@ def _texts() -> list[str]:
     found = []
     for entry in entries:
         for value in vars(entry).values():
-            found += (
-                [value]
-                if isinstance(value, str)
-                else [item for item in value if isinstance(item, str)]
-                if (isinstance(value, tuple))
-                else []
-            )
+            values = value if isinstance(value, tuple) else (value,)
+            found += [text for text in values if isinstance(text, str)]
     return found

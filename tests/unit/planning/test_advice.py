@@ -12,18 +12,18 @@ from lora_studio.planning.timing import SecondsRange
 from lora_studio.settings.recipe import Recipe
 
 
-def codes(recipe: dict[str, Any], **situation: Any) -> list[str]:
-    found = check_recipe(Recipe.parse(recipe), CheckContext(**situation))
-    assert all(caution.message and caution.why for caution in found)
-    return [caution.code for caution in found]
+def codes(recipe: dict[str, Any], **context: Any) -> list[str]:
+    found = check_recipe(Recipe.parse(recipe), CheckContext(**context))
+    assert all(warning.message and warning.why for warning in found)
+    return [warning.code for warning in found]
 
 
-def test_the_guides_defaults_raise_nothing() -> None:
+def test_guide_defaults_give_no_warning() -> None:
     assert codes({}, images=24, vram_gib=12, trigger_word="saria_zelda", sizes=[(1024, 1024)] * 24) == []
 
 
 @pytest.mark.parametrize(
-    ("recipe", "situation", "code"),
+    ("recipe", "context", "code"),
     [
         ({"unet_lr": 0.01}, {}, "unet_lr_range"),
         ({"unet_lr": 1e-6, "text_encoder_lr": 0}, {}, "unet_lr_range"),
@@ -57,12 +57,12 @@ def test_the_guides_defaults_raise_nothing() -> None:
         ({}, {"seconds": SecondsRange(4 * 3600, 9 * 3600)}, "time"),
     ],
 )
-def test_each_caution_is_raised(recipe: dict[str, Any], situation: dict[str, Any], code: str) -> None:
-    assert code in codes(recipe, **situation)
+def test_each_warning_is_given(recipe: dict[str, Any], context: dict[str, Any], code: str) -> None:
+    assert code in codes(recipe, **context)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "situation"),
+    ("recipe", "context"),
     [
         ({"text_encoder_lr": 0}, {}),
         ({"unet_lr": 0}, {}),
@@ -76,30 +76,30 @@ def test_each_caution_is_raised(recipe: dict[str, Any], situation: dict[str, Any
         ({}, {"images": 60, "count": count_steps({0: 120}, batch_size=1, epochs=15)}),
     ],
 )
-def test_what_is_fine_is_left_alone(recipe: dict[str, Any], situation: dict[str, Any]) -> None:
-    found = codes({"epochs": 6, **recipe}, **situation)
+def test_sensible_recipes_give_no_warning(recipe: dict[str, Any], context: dict[str, Any]) -> None:
+    found = codes({"epochs": 6, **recipe}, **context)
     assert found == []
 
 
-def test_wasted_places_are_told_with_their_share() -> None:
+def test_warns_about_empty_batch_slots_with_their_share() -> None:
     count = count_steps(dict.fromkeys(range(5), 2), batch_size=4, epochs=1)
-    [caution] = check_recipe(Recipe(batch_size=4), CheckContext(count=count))
-    assert caution.code == "bucket_waste"
-    assert "50%" in caution.message
+    [warning] = check_recipe(Recipe(batch_size=4), CheckContext(count=count))
+    assert warning.code == "bucket_waste"
+    assert "50%" in warning.message
     assert codes({"batch_size": 4}, count=count_steps({0: 39}, batch_size=4, epochs=1)) == []
 
 
-def test_a_warmup_longer_than_the_run_is_told() -> None:
+def test_warns_about_a_warmup_longer_than_the_run() -> None:
     count = count_steps({0: 10}, batch_size=1, epochs=2)
     assert "warmup_long" in codes({"lr_warmup_steps": 20}, count=count)
     assert "warmup_long" not in codes({"lr_warmup_steps": 19}, count=count)
 
 
-def test_problems_are_told_at_once() -> None:
+def test_all_errors_are_reported_together() -> None:
     recipe = Recipe.parse({"optimizer": "Prodigy", "prediction_type": "v_prediction"})
     found = recipe_errors(recipe, BASES["SDXL 1.0"])
     assert len(found) == 4
-    assert any("one rate only" in problem for problem in found)
+    assert any("text_encoder_lr to 0" in problem for problem in found)
     assert sum("Set unet_lr to 1" in problem or "Set text_encoder_lr to 1" in problem for problem in found) == 2
     assert any("SDXL 1.0 predicts epsilon" in problem for problem in found)
     with pytest.raises(ConfigError) as caught:
@@ -119,7 +119,7 @@ def test_problems_are_told_at_once() -> None:
         ({"prediction_type": "v_prediction"}, None),
     ],
 )
-def test_what_can_work_is_no_problem(recipe: dict[str, Any], base: str | None) -> None:
+def test_workable_recipes_give_no_error(recipe: dict[str, Any], base: str | None) -> None:
     found = Recipe.parse(recipe)
     assert recipe_errors(found, BASES[base] if base else None) == []
     require_valid(found, BASES[base] if base else None)

@@ -28,7 +28,7 @@ def recipe(**values: Any) -> Recipe:
     return Recipe.parse(values)
 
 
-def test_lora_sizes_are_those_of_real_files() -> None:
+def test_lora_sizes_match_real_files() -> None:
     unet_only = recipe(text_encoder_lr=0)
     assert lora_weights(unet_only) == 85_114_880
     assert lora_mib(unet_only) == pytest.approx(162.3, abs=0.1)
@@ -52,16 +52,16 @@ def test_text_encoder_weights_are_counted_layer_by_layer() -> None:
 @pytest.mark.parametrize(
     ("optimizer", "mib"), [(Optimizer.ADAMW, 649), (Optimizer.ADAMW8BIT, 170), (Optimizer.PRODIGY, 1299)]
 )
-def test_optimizer_states(optimizer: Optimizer, mib: float) -> None:
+def test_optimizer_state_sizes(optimizer: Optimizer, mib: float) -> None:
     parts = estimate_vram_parts(recipe(optimizer=optimizer, text_encoder_lr=0))
     assert parts["Optimizer state"] * 1024 == pytest.approx(mib, abs=4)
 
 
-def test_adafactor_keeps_rows_and_columns_only() -> None:
+def test_adafactor_state_is_factored() -> None:
     assert estimate_vram_parts(recipe())["Optimizer state"] < 0.02
 
 
-def test_parts_add_up_and_follow_the_settings() -> None:
+def test_parts_sum_to_the_total_and_depend_on_the_settings() -> None:
     base = recipe(gradient_checkpointing=False, batch_size=1, text_encoder_lr=0)
     parts = estimate_vram_parts(base)
     assert sum(parts.values()) == pytest.approx(estimate_vram_gib(base), abs=0.01)
@@ -71,8 +71,8 @@ def test_parts_add_up_and_follow_the_settings() -> None:
         other = Recipe.parse(base.model_dump() | unfused)
         assert estimate_vram_parts(other)["Activations"] == pytest.approx(8.68)
     assert "Text encoders" not in parts
-    twice = estimate_vram_parts(base.model_copy(update={"batch_size": 2}))
-    assert twice["Activations"] == pytest.approx(2 * parts["Activations"])
+    batch_2 = estimate_vram_parts(base.model_copy(update={"batch_size": 2}))
+    assert batch_2["Activations"] == pytest.approx(2 * parts["Activations"])
     assert estimate_vram_parts(base.model_copy(update={"resolution": 512}))["Activations"] == pytest.approx(
         1.37, abs=0.01
     )
@@ -84,30 +84,30 @@ def test_parts_add_up_and_follow_the_settings() -> None:
     assert estimate_vram_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
 
 
-def test_auto_takes_what_the_gpu_has_and_no_more_than_it_needs() -> None:
+def test_auto_checkpointing_recomputes_just_enough_to_fit() -> None:
     none, auto, every = (
         recipe(gradient_checkpointing=choice, batch_size=1, text_encoder_lr=0) for choice in ("off", "auto", "on")
     )
-    least, most = estimate_vram_gib(every), estimate_vram_gib(none)
-    assert estimate_vram_gib(auto) == least
-    assert estimate_vram_gib(auto, None, 80) == most
-    between = (least + most) / 2
+    minimum, maximum = estimate_vram_gib(every), estimate_vram_gib(none)
+    assert estimate_vram_gib(auto) == minimum
+    assert estimate_vram_gib(auto, None, 80) == maximum
+    between = (minimum + maximum) / 2
     assert estimate_vram_gib(auto, None, between + DESKTOP_GIB) == pytest.approx(between, abs=0.02)
     assert recomputed_share(auto, None, between + DESKTOP_GIB) == pytest.approx(0.5, abs=0.01)
-    assert estimate_vram_gib(auto, None, 4) == least
-    assert fits(auto, None, least + DESKTOP_GIB)
-    assert not fits(none, None, most + DESKTOP_GIB - 0.1)
+    assert estimate_vram_gib(auto, None, 4) == minimum
+    assert fits(auto, None, minimum + DESKTOP_GIB)
+    assert not fits(none, None, maximum + DESKTOP_GIB - 0.1)
     assert [recomputed_share(item, None, None) for item in (none, auto, every)] == [0, None, 1]
 
 
-def test_a_packed_base_shrinks_as_its_bits_do() -> None:
+def test_quantized_base_needs_less_memory() -> None:
     sizes = [estimate_vram_parts(recipe(base_precision=kind))["UNet"] for kind in ("full", "int8", "nf4")]
     assert sizes == pytest.approx([4.78, 2.81, 1.86], abs=0.01)
     small = [estimate_vram_parts(recipe(base_precision=kind), BASES["embedded"])["UNet"] for kind in ("full", "nf4")]
     assert 0.5 * small[0] < small[1] < 0.7 * small[0]
 
 
-def test_embedded_base_is_small() -> None:
+def test_embedded_base_needs_little_memory() -> None:
     assert architecture_of(BASES["embedded"]) is EMBEDDED
     assert architecture_of(BASES["Pony V6 XL"]) is SDXL
     assert architecture_of(None) is SDXL
@@ -117,12 +117,12 @@ def test_embedded_base_is_small() -> None:
 
 
 @pytest.mark.parametrize("vram", [8, 10, 12, 16, 24, 48, 80])
-def test_fit_finds_a_recipe_for_common_cards(vram: int) -> None:
+def test_fit_vram_fits_common_gpus(vram: int) -> None:
     fitted, _ = fit_vram(recipe(gradient_checkpointing=False, batch_size=4), None, vram)
     assert fits(fitted, None, vram)
 
 
-def test_fit_changes_in_the_guides_order_and_no_more_than_needed() -> None:
+def test_fit_vram_applies_savings_in_the_guides_order_and_only_as_needed() -> None:
     start = recipe(gradient_checkpointing=False, batch_size=4)
     assert fit_vram(start, None, 80)[1] == []
     order = [saving.code for saving in MEMORY_SAVINGS]
@@ -144,19 +144,19 @@ def test_fit_changes_in_the_guides_order_and_no_more_than_needed() -> None:
     ]
 
 
-def test_fit_takes_the_largest_batch() -> None:
+def test_fit_vram_chooses_the_largest_batch_that_fits() -> None:
     fitted, _ = fit_vram(recipe(batch_size=4), None, 12)
     assert fitted.batch_size == 2
     assert not fits(fitted.model_copy(update={"batch_size": 3}), None, 12)
 
 
-def test_fit_leaves_what_it_is_told_to_keep() -> None:
+def test_fit_vram_keeps_the_given_settings() -> None:
     fitted, applied = fit_vram(recipe(batch_size=4), None, 8, keep={"batch_size", "resolution"})
     assert (fitted.batch_size, fitted.resolution) == (4, 1024)
     assert {saving.setting for saving in applied} == {"text_encoder_lr", "base_precision"}
 
 
-def test_leaving_prodigy_brings_back_ordinary_rates() -> None:
+def test_replacing_prodigy_restores_ordinary_learning_rates() -> None:
     fitted, _ = fit_vram(
         recipe(optimizer="Prodigy", unet_lr=1, text_encoder_lr=0, network_dim=128, batch_size=1), None, 12
     )
@@ -164,15 +164,15 @@ def test_leaving_prodigy_brings_back_ordinary_rates() -> None:
     assert (fitted.unet_lr, fitted.text_encoder_lr) == (5e-4, 0)
 
 
-def test_next_saving_walks_down_the_ladder() -> None:
+def test_next_saving_suggests_each_saving_in_turn() -> None:
     current = recipe(gradient_checkpointing=False, batch_size=2, optimizer="AdamW")
-    told = []
+    sentences = []
     for saving in MEMORY_SAVINGS:
         assert has_effect(current, saving)
         sentence = next_saving(current)
         assert saving.advice in sentence
-        told.append(sentence)
+        sentences.append(sentence)
         current = Recipe.parse(current.model_dump() | {saving.setting: saving.value})
-    assert len(set(told)) == len(MEMORY_SAVINGS)
+    assert len(set(sentences)) == len(MEMORY_SAVINGS)
     assert "network dim from 32" in next_saving(current)
     assert "more memory" in next_saving(current.model_copy(update={"network_dim": 8}))

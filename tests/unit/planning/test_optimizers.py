@@ -35,9 +35,9 @@ V_PRED = "NoobAI XL v-pred"
         ({"multires_noise_iterations": 6}, "offset_twice"),
     ],
 )
-def test_each_caution_is_raised_alone(recipe: dict[str, Any], code: str) -> None:
+def test_each_warning_is_given_alone(recipe: dict[str, Any], code: str) -> None:
     found = check_recipe(Recipe.parse(recipe), CheckContext())
-    assert [caution.code for caution in found] == [code]
+    assert [warning.code for warning in found] == [code]
     assert found[0].message
     assert found[0].why
 
@@ -53,12 +53,12 @@ def test_each_caution_is_raised_alone(recipe: dict[str, Any], code: str) -> None
         *({"optimizer": name} for name in ("CAME", "PagedAdamW8bit", "AdamW8bit", "Adafactor")),
     ],
 )
-def test_what_suits_is_left_alone(recipe: dict[str, Any]) -> None:
+def test_suitable_settings_give_no_warning(recipe: dict[str, Any]) -> None:
     assert check_recipe(Recipe.parse(recipe), CheckContext()) == []
 
 
 @pytest.mark.parametrize(
-    ("recipe", "base", "words"),
+    ("recipe", "base", "remedy"),
     [
         ({"zero_terminal_snr": "on"}, "SDXL 1.0", "Set zero_terminal_snr to auto, or choose a base"),
         ({"zero_terminal_snr": "on", "prediction_type": "epsilon"}, None, "Set zero_terminal_snr to auto"),
@@ -67,9 +67,11 @@ def test_what_suits_is_left_alone(recipe: dict[str, Any]) -> None:
         ({"optimizer": "ProdigyPlusScheduleFree", "text_encoder_lr": 0}, None, "Set unet_lr to 1"),
     ],
 )
-def test_what_cannot_work_is_a_problem(recipe: dict[str, Any], base: str | None, words: str) -> None:
+def test_incompatible_settings_give_an_error_with_a_remedy(
+    recipe: dict[str, Any], base: str | None, remedy: str
+) -> None:
     (problem,) = recipe_errors(Recipe.parse(recipe), BASES[base] if base else None)
-    assert words in problem
+    assert remedy in problem
 
 
 @pytest.mark.parametrize(
@@ -83,19 +85,19 @@ def test_what_cannot_work_is_a_problem(recipe: dict[str, Any], base: str | None,
         ({"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1, "text_encoder_lr": 0.2}, None),
     ],
 )
-def test_what_can_work_is_none(recipe: dict[str, Any], base: str | None) -> None:
+def test_compatible_settings_give_no_error(recipe: dict[str, Any], base: str | None) -> None:
     assert recipe_errors(Recipe.parse(recipe), BASES[base] if base else None) == []
 
 
-def test_a_schedule_that_is_not_the_bases_is_told() -> None:
+def test_warns_about_a_noise_schedule_other_than_the_bases() -> None:
     found = check_recipe(Recipe.parse({"zero_terminal_snr": "off"}), CheckContext(base=BASES[V_PRED]))
-    assert [caution.code for caution in found] == ["zero_snr_off"]
+    assert [warning.code for warning in found] == ["zero_snr_off"]
 
 
 @pytest.mark.parametrize("optimizer", list(Optimizer))
-def test_a_plan_gives_each_optimizer_what_it_wants(optimizer: Optimizer) -> None:
+def test_plan_sets_suitable_rates_for_each_optimizer(optimizer: Optimizer) -> None:
     result = plan(24, overrides={"optimizer": optimizer.value})
-    assert not {caution.code for caution in result.warnings} - {"optimizer_large"}
+    assert not {warning.code for warning in result.warnings} - {"optimizer_large"}
     rates = (result.recipe.unet_lr, result.recipe.text_encoder_lr)
     assert rates == {
         Optimizer.PRODIGY: (1, 0),
@@ -117,12 +119,12 @@ def test_a_plan_gives_each_optimizer_what_it_wants(optimizer: Optimizer) -> None
         ({"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1}, 354.2 + 4 * (2_659_840 + 2 * 32 * 986) / 2**20),
     ],
 )
-def test_states_take_what_they_hold(recipe: dict[str, Any], mib: float) -> None:
+def test_optimizer_state_sizes(recipe: dict[str, Any], mib: float) -> None:
     parts = estimate_vram_parts(Recipe.parse({"text_encoder_lr": 0, **recipe}))
     assert parts["Optimizer state"] * 1024 == pytest.approx(mib, abs=2)
 
 
-def test_another_optimizer_gets_no_arguments_that_are_not_its_own() -> None:
+def test_replacing_the_optimizer_drops_its_arguments() -> None:
     start = Recipe.parse(
         {"optimizer": "Prodigy", "optimizer_args": "d_coef=2", "unet_lr": 1, "text_encoder_lr": 0, "network_dim": 128,
          "batch_size": 1}

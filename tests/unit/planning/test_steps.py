@@ -42,7 +42,7 @@ def simulate(buckets: dict[int, int], batch: int, accumulation: int, epochs: int
     epochs=st.integers(1, 6),
     limit=st.none() | st.integers(1, 200),
 )
-def test_counts_what_a_walk_through_the_run_counts(
+def test_counts_match_a_simulated_run(
     buckets: dict[int, int], batch: int, accumulation: int, epochs: int, limit: int | None
 ) -> None:
     walked = simulate(buckets, batch, accumulation, epochs, limit)
@@ -58,27 +58,28 @@ def test_counts_what_a_walk_through_the_run_counts(
     assert counted.samples_per_epoch == sum(buckets.values())
 
 
-def test_small_buckets_cost_more_than_the_division_says() -> None:
+def test_small_buckets_need_more_steps_than_images_over_batch_size() -> None:
     # Ten images in five buckets of two at batch 4: five batches, where 10 / 4 would say three.
     counted = count_steps(dict.fromkeys(range(5), 2), batch_size=4, epochs=3)
     assert (counted.steps_per_epoch, counted.total_steps, counted.empty_slots) == (5, 15, 10)
 
 
-def test_accumulation_does_not_reach_over_the_end_of_an_epoch() -> None:
+def test_accumulation_ends_with_the_epoch() -> None:
     counted = count_steps({(1024, 1024): 5}, batch_size=1, gradient_accumulation_steps=4, epochs=10)
     assert (counted.steps_per_epoch, counted.total_steps) == (2, 20)
 
 
 @pytest.mark.parametrize(("limit", "steps", "epochs"), [(7, 7, 2), (5, 5, 1), (6, 6, 2), (1000, 50, 10)])
-def test_limit_ends_the_run_within_an_epoch(limit: int, steps: int, epochs: int) -> None:
+def test_max_train_steps_can_end_a_run_within_an_epoch(limit: int, steps: int, epochs: int) -> None:
     counted = count_steps({0: 5}, batch_size=1, epochs=10, max_train_steps=limit)
     assert (counted.total_steps, counted.epochs) == (steps, epochs)
 
 
 @pytest.mark.parametrize("buckets", [{}, {0: 0}])
-def test_nothing_to_train_on_is_an_error(buckets: dict[int, int]) -> None:
-    with pytest.raises(InputError, match="no images"):
+def test_empty_dataset_is_an_error(buckets: dict[int, int]) -> None:
+    with pytest.raises(InputError) as caught:
         count_steps(buckets, batch_size=1, epochs=1)
+    assert caught.value.code == "no_images"
 
 
 def walk(own: list[int], samples: int) -> list[int]:
@@ -97,5 +98,5 @@ def walk(own: list[int], samples: int) -> list[int]:
 
 
 @given(own=st.lists(st.integers(1, 12), max_size=12), samples=st.integers(0, 200))
-def test_regularisation_images_are_balanced_as_sd_scripts_does_it(own: list[int], samples: int) -> None:
+def test_balances_regularisation_images_like_sd_scripts(own: list[int], samples: int) -> None:
     assert balanced_repeats(own, samples) == walk(own, samples)

@@ -14,7 +14,7 @@ def recipe(**values: Any) -> Recipe:
     return Recipe.parse({"text_encoder_lr": 0, **values})
 
 
-def test_published_step_times_lie_within_the_range() -> None:
+def test_published_step_times_are_within_the_range() -> None:
     # SDXL at 1024 px, batch 1, on an H100: 0.606 s, with checkpointing 1.080 s.
     for checkpointing, published in ((False, 0.606), (True, 1.08)):
         span = step_seconds(recipe(batch_size=1, gradient_checkpointing=checkpointing), vram_gib=80)
@@ -34,13 +34,13 @@ def test_more_work_takes_longer() -> None:
     assert step_seconds(recipe(batch_size=2), vram_gib=8).middle > plain.middle
 
 
-def test_unknown_card_gives_the_widest_range() -> None:
+def test_unknown_gpu_gives_the_widest_range() -> None:
     unknown, known = step_seconds(recipe()), step_seconds(recipe(), vram_gib=24)
     assert unknown.low <= known.low
     assert unknown.high >= known.high
 
 
-def test_a_measured_step_replaces_the_guess() -> None:
+def test_a_measured_step_replaces_the_estimate() -> None:
     span = step_seconds(recipe(), vram_gib=8, measured=2.0)
     assert (span.low, span.high) == pytest.approx((1.8, 2.2))
     count = count_steps({0: 100}, batch_size=2, epochs=10)
@@ -48,7 +48,7 @@ def test_a_measured_step_replaces_the_guess() -> None:
     assert 500 * 1.8 < run.low < run.high < 500 * 2.2 + 120
 
 
-def test_samples_on_the_way_are_counted() -> None:
+def test_samples_during_training_take_time() -> None:
     count = count_steps({0: 100}, batch_size=2, epochs=10)
     without = run_seconds(recipe(sample_every_n_epochs=0), count, images=100, vram_gib=24)
     with_samples = run_seconds(recipe(sample_prompts=["a", "b"]), count, images=100, vram_gib=24)
@@ -63,25 +63,25 @@ def test_embedded_base_takes_minutes_without_a_gpu() -> None:
     assert 20 < span.low < span.high < 600
 
 
-def test_middle_is_between() -> None:
+def test_middle_is_the_geometric_mean() -> None:
     assert SecondsRange(100, 400).middle == pytest.approx(200)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(40, "40 seconds"), (89, "89 seconds"), (720, "12 minutes"), (9000, "2.5 hours")]
+    ("seconds", "text"), [(40, "40 seconds"), (89, "89 seconds"), (720, "12 minutes"), (9000, "2.5 hours")]
 )
-def test_durations_in_words(seconds: float, words: str) -> None:
-    assert format_duration(seconds) == words
+def test_formats_durations(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
 
 
-def test_blocks_that_are_computed_twice_and_packed_weights_take_time() -> None:
+def test_recomputed_blocks_and_quantized_weights_take_longer() -> None:
     off, auto, on = (recipe(batch_size=1, gradient_checkpointing=choice) for choice in ("off", "auto", "on"))
     assert step_seconds(auto, vram_gib=80) == step_seconds(off, vram_gib=80)
     on_12, auto_12, off_12 = (step_seconds(item, vram_gib=12).middle for item in (on, auto, off))
     assert off_12 < auto_12 < on_12
     unknown = step_seconds(auto)
     assert (unknown.low, unknown.high) == (step_seconds(off).low, step_seconds(on).high)
-    packed = step_seconds(recipe(batch_size=1, gradient_checkpointing="off", base_precision="nf4"), vram_gib=80)
+    quantized = step_seconds(recipe(batch_size=1, gradient_checkpointing="off", base_precision="nf4"), vram_gib=80)
     plain = step_seconds(off, vram_gib=80)
-    assert plain.low < packed.low
-    assert packed.high <= 1.5 * plain.high
+    assert plain.low < quantized.low
+    assert quantized.high <= 1.5 * plain.high

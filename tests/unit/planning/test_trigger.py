@@ -6,7 +6,7 @@ from lora_studio.planning.trigger import check_trigger
 
 
 @pytest.mark.parametrize("word", ["saria_zelda", "inkstamp_hc", "ohwx77", "mychar-v2"])
-def test_good_words_pass(word: str) -> None:
+def test_good_trigger_words_give_no_warning(word: str) -> None:
     assert check_trigger(word) == []
 
 
@@ -27,9 +27,9 @@ def test_good_words_pass(word: str) -> None:
         ("<lora:x>", ["trigger_characters"]),
     ],
 )
-def test_each_rule_is_told_with_its_reason(word: str, codes: list[str]) -> None:
+def test_each_broken_rule_gives_a_warning_with_its_reason(word: str, codes: list[str]) -> None:
     found = check_trigger(word)
-    assert [caution.code for caution in found] == codes
-    for caution in found:
-        assert caution.why
-        assert word.strip() in caution.message
+    assert [warning.code for warning in found] == codes
+    for warning in found:
+        assert warning.why
+        assert word.strip() in warning.message
