@@ -1,4 +1,4 @@
-"""Which device does the work, in which arithmetic, and why. Only functions that return torch types import torch."""
+"""Find the GPUs, and choose the device and data type of a job. Only functions that return torch types import torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """The first NVIDIA GPU; None if there is none."""
+    """Return the first NVIDIA GPU; None if there is none."""
     return next(iter(find_gpus()), None)
 
 
 @cache
 def find_gpus() -> tuple[Gpu, ...]:
-    """The NVIDIA GPUs, asked of their driver without torch."""
+    """Return the NVIDIA GPUs as nvidia-smi lists them, without importing torch."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -45,7 +45,7 @@ def find_gpus() -> tuple[Gpu, ...]:
 
 
 def torch_device() -> torch.device:
-    """The device for GPU work: CUDA, else Apple's MPS, else the CPU."""
+    """Return the best device: CUDA, else Apple's MPS, else the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -56,14 +56,14 @@ def torch_device() -> torch.device:
 
 
 def torch_dtype(precision: Precision, device: torch.device) -> tuple[torch.dtype, str]:
-    """The arithmetic of a run and the reason in words. Raises InputError for one that the device cannot do."""
+    """Return the data type of a run and the reason as text; raise InputError if the device does not support it."""
     import torch
 
     if precision is Precision.AUTO:
         if device.type == "cuda":
             if torch.cuda.is_bf16_supported(including_emulation=False):
-                return torch.bfloat16, "bf16: half the memory, and this GPU has it"
-            return torch.float16, "fp16: half the memory; this GPU has no bf16"
+                return torch.bfloat16, "bf16: half the memory, and this GPU supports it"
+            return torch.float16, "fp16: half the memory; this GPU does not support bf16"
         return torch.float32, f"fp32: exact, and the safest on {device.type}"
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError(
@@ -74,7 +74,7 @@ def torch_dtype(precision: Precision, device: torch.device) -> tuple[torch.dtype
         Precision.FP16: torch.float16,
         Precision.FP32: torch.float32,
     }[precision]
-    return chosen, f"{precision.value}: as set"
+    return chosen, f"{precision.value}: set in the recipe"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,9 +23,9 @@ from pydantic_core import ErrorDetails
 
 
 class StudioError(Exception):
-    """An error for people: what is wrong, and what to do about it.
+    """An error to show to the user: what is wrong, and what to do about it.
 
-    `message` names the setting and the value, `remedy` says what to do next, `code` is a stable word for scripts.
+    `message` names the setting and its value, `remedy` the next thing to do; `code` is a stable word for scripts.
     """
 
     exit_status = 1
@@ -41,23 +41,23 @@ class StudioError(Exception):
 
 
 class InputError(StudioError):
-    """A setting, a file or a folder that cannot work as given."""
+    """A setting, a file or a folder cannot be used as given."""
 
     exit_status = 2
 
 
-# What pydantic says of texts that are no numbers, in a user's words.
-_WORDS = {"float_parsing": "should be a number", "int_parsing": "should be a whole number"}
+# pydantic's messages for texts that are not numbers are long.
+_MESSAGES = {"float_parsing": "should be a number", "int_parsing": "should be a whole number"}
 
 
 def validation_message(problem: ErrorDetails) -> str:
-    """One problem of pydantic's report, in a user's words: "should be a number"."""
-    text = _WORDS.get(problem["type"], problem["msg"])
+    """Return one problem of pydantic's report as a message for the user, like "should be a number"."""
+    text = _MESSAGES.get(problem["type"], problem["msg"])
     return text.removeprefix("Value error, ").replace("Input should", "should", 1)
 
 
 class ConfigError(InputError):
-    """All that is wrong with a configuration, in one go: `problems` holds one line each."""
+    """All problems of a configuration; `problems` has one line per problem."""
 
     def __init__(self, problems: Iterable[str], remedy: str = "") -> None:
         self.problems = list(problems)
@@ -65,7 +65,7 @@ class ConfigError(InputError):
 
     @classmethod
     def from_validation(cls, error: ValidationError) -> ConfigError:
-        """Translate pydantic's report: one line a field, with the value that was given."""
+        """Return pydantic's report as one line per field, with the value that was given."""
         lines = []
         for item in error.errors():
             name = ".".join(str(part) for part in item["loc"]) or "settings"
@@ -76,19 +76,19 @@ class ConfigError(InputError):
 
 
 class JobError(StudioError):
-    """The work started and could not be finished."""
+    """A job started and could not be finished."""
 
 
 class OutOfMemoryError(JobError):
-    """The GPU's or the machine's memory was not enough."""
+    """The GPU or the machine ran out of memory."""
 
 
 class DiskFullError(JobError):
-    """A write failed because the disk has no room; what was there before is intact."""
+    """A write failed because the disk is full; the previous content of the file is intact."""
 
 
 class NonFiniteLossError(JobError):
-    """The loss became NaN or infinite and stayed so; the last good checkpoint is kept."""
+    """The loss stayed NaN or infinite; the last good training state is kept."""
 
 
 class PeerOutOfMemoryError(RuntimeError):
@@ -101,19 +101,19 @@ class StopRequested(Exception):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the system's errors about a write to `path` into a DiskFullError or InputError with a remedy."""
+    """Raise DiskFullError or InputError, with a remedy, for the system's errors of a write to `path`."""
     try:
         yield
     except OSError as error:
         if error.errno in (ENOSPC, EDQUOT, EFBIG):
             raise DiskFullError(
-                f"No room left to write {path}.",
+                f"The disk is full: {path} could not be written.",
                 "Free some disk space (the studio's cache folder can be deleted safely), then try again. "
-                "Nothing that was saved before is lost.",
+                "Everything saved before is intact.",
                 code="disk_full",
             ) from error
         if isinstance(error, PermissionError) or error.errno == EROFS:
             raise InputError(
-                f"Not allowed to write {path}.", "Choose a folder that you can write to.", code="not_writable"
+                f"No permission to write {path}.", "Choose a folder that you can write to.", code="not_writable"
             ) from error
         raise

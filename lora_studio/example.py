@@ -22,12 +22,12 @@ EXAMPLE_NAME = "inkstamp"
 EXAMPLE_IMAGES = shipped_folder("examples") / EXAMPLE_NAME
 TRIGGER = "inkstamp_hc"
 BASE = "embedded"
-STYLE_TAGS = ("black", "white")  # the look of every image, which is the trigger word's to learn
+STYLE_TAGS = ("black", "white")  # on every image: left out of the captions, so that the trigger word learns them
 PROMPTS = ("{trigger}, grinning face", "{trigger}, red apple", "{trigger}, house", "{trigger}, cat face", "clock")
 
 
 class DemoResult(NamedTuple):
-    """Where the demo left its things, and what it found."""
+    """Files and figures of a demo."""
 
     images: int
     set_aside: int
@@ -39,7 +39,7 @@ class DemoResult(NamedTuple):
     seconds: float
 
     def lines(self) -> list[str]:
-        """The result in words, one line each."""
+        """Return the result as lines of text."""
         return [
             f"{self.images} images kept, {self.set_aside} set aside.",
             f"Run: {self.run}",
@@ -84,7 +84,7 @@ def run_demo(
 ) -> DemoResult:
     """Import, curate, tag, train and sweep into `out`, which gets the layout of a project.
 
-    `steps` shortens the training. Raises InputError if `out` is not empty, StudioError for what a stage meets.
+    `steps` limits the training. Raises InputError if `out` is not empty, StudioError if a stage fails.
     """
     started = time.monotonic()
     out = out.expanduser().resolve()
@@ -157,7 +157,7 @@ def run_demo(
 
 
 def _style_figures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the strength does to the look, which is black and white here: colour, and pixels that are either."""
+    """Return colourfulness and the share of black or white pixels by strength: the example style is black and white."""
 
     def by_strength(name: str, form: str) -> str:
         return ", ".join(f"{row[name]:{form}} at {row['strength']:g}" for row in rows)

@@ -21,14 +21,14 @@ RACY_NS = 2_000_000_000  # FAT, the coarsest file system in use, stores times of
 Args = TypeVarTuple("Args")
 Value = TypeVar("Value")
 
-_AT_ONCE = 32  # files: a disk does so many flushes, and so many renames over old files, in little more time than one
+_WRITE_THREADS = 32  # a disk flushes and renames this many files in little more time than one
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
-    What is `derived`, and can be made again after a power loss, is not flushed: that takes longer than all the rest. On
-    any error `path` is what it was before. Raises DiskFullError or InputError for what the disk refuses.
+    A `derived` file, which can be rebuilt after a power loss, is not flushed: flushing takes longer than everything
+    else. After an error `path` is unchanged. Raises DiskFullError if the disk is full, InputError if it is read-only.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,10 +49,10 @@ def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = F
 
 
 def write_many(contents: Mapping[Path, bytes]) -> None:
-    """Write many small files, each atomically, in a twentieth of the time that as many `write_bytes` take.
+    """Write many small files, each atomically, in a twentieth of the time of one `write_bytes` per file.
 
-    All temporary files are flushed to disk before the first is renamed; on an error some files are new, the others what
-    they were before. The folders must be there. Raises DiskFullError or InputError for what the disk refuses.
+    All temporary files are flushed to disk before the first is renamed. After an error some files may be new and the
+    others unchanged. The folders must exist. Raises DiskFullError if the disk is full, InputError if it is read-only.
     """
     if not contents:
         return
@@ -61,9 +61,9 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
     made: list[tuple[Path, Path]] = []
     with disk_errors(first):
         try:
-            with ThreadPoolExecutor(min(_AT_ONCE, len(contents))) as pool:
-                list(pool.map(lambda item: _fill_temporary(item[0], item[1], made), contents.items()))
-                list(pool.map(lambda item: _put_in_place(item[0], item[1], mode), made))
+            with ThreadPoolExecutor(min(_WRITE_THREADS, len(contents))) as pool:
+                list(pool.map(lambda item: write_temporary(item[0], item[1], made), contents.items()))
+                list(pool.map(lambda item: rename_into_place(item[0], item[1], mode), made))
             for folder in dict.fromkeys(path.parent for path in contents):
                 sync_folder(folder)
         finally:
@@ -71,8 +71,8 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
                 temporary.unlink(missing_ok=True)
 
 
-def _fill_temporary(path: Path, data: bytes, made: list[tuple[Path, Path]]) -> None:
-    """Write the content into a temporary file beside the path, flushed to disk, and note both in `made`."""
+def write_temporary(path: Path, data: bytes, made: list[tuple[Path, Path]]) -> None:
+    """Write the content to a temporary file beside the path, flush it to disk, and append both paths to `made`."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=f".tmp{path.suffix}", dir=path.parent)
     made.append((path, Path(name)))
     with os.fdopen(handle, "wb") as file:
@@ -81,19 +81,20 @@ def _fill_temporary(path: Path, data: bytes, made: list[tuple[Path, Path]]) -> N
         os.fsync(file.fileno())
 
 
-def _put_in_place(path: Path, temporary: Path, mode: int) -> None:
+def rename_into_place(path: Path, temporary: Path, mode: int) -> None:
+    """Give a temporary file its permissions and rename it over `path`."""
     temporary.chmod(mode)
     temporary.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomic(path, lambda temporary: _fill(temporary, text.encode("utf-8")))
+    write_atomic(path, lambda temporary: write_content(temporary, text.encode("utf-8")))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write bytes atomically."""
-    write_atomic(path, lambda temporary: _fill(temporary, data))
+    write_atomic(path, lambda temporary: write_content(temporary, data))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -102,9 +103,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def remove_temporary_files(folder: Path, *, older_than: float = 0) -> None:
-    """Remove what a process that was killed while writing left in `folder` and below, so many seconds ago.
+    """Remove the temporary files that killed processes left in `folder` and below.
 
-    Nobody may have been writing there for so long.
+    `older_than` (seconds) spares files that another process may still be writing.
     """
     latest = time.time() - older_than
     for path in folder.rglob(".*.tmp*"):
@@ -114,7 +115,7 @@ def remove_temporary_files(folder: Path, *, older_than: float = 0) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, so that a rename survives a power loss; a no-op where the system has no such call."""
+    """Flush a folder's entries, so that a rename survives a power loss; does nothing except on POSIX systems."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -180,7 +181,8 @@ def cached_by_stamp(
     return decorate
 
 
-def _fill(path: Path, data: bytes) -> None:
+def write_content(path: Path, data: bytes) -> None:
+    """Write the content of a temporary file; the one place where `write_text` and `write_bytes` write."""
     path.write_bytes(data)
 
 

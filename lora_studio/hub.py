@@ -1,4 +1,4 @@
-"""Fetching models from the Hugging Face Hub, with errors that say what to do."""
+"""Download models from the Hugging Face Hub, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
 
 
 def is_repo_name(text: str) -> bool:
-    """Whether a text can be the name of a repository, like `SmilingWolf/wd-vit-tagger-v3`."""
+    """Return True if a text can be the name of a repository, like `SmilingWolf/wd-vit-tagger-v3`."""
     return REPO_NAME.fullmatch(text) is not None and ".." not in text and not text.endswith(".git")
 
 
 def download(repo: str, patterns: Sequence[str]) -> Path:
-    """The folder with those files of a repository that match `patterns`, from the cache where they are there already.
+    """Return the local folder with the files of a repository that match `patterns`; download what is not cached.
 
-    Raises InputError if there is no such repository, or no network and no copy.
+    Raises InputError if the repository does not exist, or if there is neither a network nor a cached copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -29,8 +29,8 @@ def download(repo: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(repo, allow_patterns=list(patterns)))
     except RepositoryNotFoundError as error:
         raise InputError(
-            f"The Hub has no repository {repo}, or it asks for a login.",
-            "Check the name; for a gated model accept its terms on its page and run `hf auth login`.",
+            f"{repo} is not a public repository on the Hub.",
+            "Check the name; for a private or gated model accept its terms on its page and run `hf auth login`.",
             code="hub_missing",
         ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

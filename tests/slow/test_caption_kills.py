@@ -50,7 +50,7 @@ def work(folder: Path, act: Act, deadly: int) -> None:
 
     A step writes a caption, and then there is half of it, or puts one in place, when all are written.
     """
-    fill, put, step = files._fill_temporary, files._put_in_place, 0
+    fill, put, step = files.write_temporary, files.rename_into_place, 0
 
     def is_deadly() -> bool:
         nonlocal step
@@ -68,7 +68,7 @@ def work(folder: Path, act: Act, deadly: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         put(path, temporary, mode)
 
-    files._fill_temporary, files._put_in_place = fill_temporary, put_in_place
+    files.write_temporary, files.rename_into_place = fill_temporary, put_in_place
     (folder / "begun").touch()
     act(folder)
 

@@ -120,7 +120,7 @@ def test_a_full_disk_ends_a_run_that_resumes_to_the_same_bits(
         real(path, content)
 
     monkeypatch.setattr(checkpoints, "_write", write)
-    with pytest.raises(DiskFullError, match="No room left"):
+    with pytest.raises(DiskFullError):
         train_into(job_of(shared), tmp_path / "run", home)
     assert not (tmp_path / "run" / "ink.safetensors").exists()
     full = False

@@ -113,8 +113,8 @@ def test_a_full_disk(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     process.join(180)
     status = folder.status()
     assert status.state is JobState.FAILED
-    assert status.message.startswith("No room left to write"), folder.log_tail()
-    assert "Free some disk space" in status.remedy
+    assert told(folder, "failed")[-1]["code"] == "disk_full", folder.log_tail()
+    assert status.remedy
     assert not [path for path in folder.path.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]
     ends_as_the_whole(folder, whole, home)
 

@@ -74,7 +74,7 @@ def die_in_write(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         path.write_bytes(content)
 
-    files._fill = checkpoints._write = write
+    files.write_content = checkpoints._write = write
 
 
 def without_times(folder: JobFolder) -> list[str]:

