@@ -21,7 +21,7 @@ RACY_NS = 2_000_000_000  # FAT, the coarsest file system in use, stores times of
 Args = TypeVarTuple("Args")
 Value = TypeVar("Value")
 
-_WRITE_THREADS = 32  # a disk flushes and renames this many files in little more time than one
+WRITE_THREADS = 32  # a disk flushes and renames this many files in little more time than one
 
 
 def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
@@ -61,7 +61,7 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
     made: list[tuple[Path, Path]] = []
     with disk_errors(first):
         try:
-            with ThreadPoolExecutor(min(_WRITE_THREADS, len(contents))) as pool:
+            with ThreadPoolExecutor(min(WRITE_THREADS, len(contents))) as pool:
                 list(pool.map(lambda item: write_temporary(item[0], item[1], made), contents.items()))
                 list(pool.map(lambda item: rename_into_place(item[0], item[1], mode), made))
             for folder in dict.fromkeys(path.parent for path in contents):

@@ -154,7 +154,7 @@ def die_after(number: int, patched: pytest.MonkeyPatch) -> None:
         done.append(path)
         put(path, temporary, mode)
 
-    patched.setattr(files, "_AT_ONCE", 1)
+    patched.setattr(files, "WRITE_THREADS", 1)
     patched.setattr(files, "rename_into_place", dies)
 
 
