@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_studio.dataset.captions.edits import set_text
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.ingest.importers import ImportReport, Refused, Skipped
 from lora_studio.dataset.scan import scan
@@ -29,7 +30,7 @@ from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
-from lora_studio.ui.dataset.review import caption_hint
+from lora_studio.ui.dataset.review import caption_hint, change_caption
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
@@ -465,10 +466,16 @@ def test_the_last_tagging_is_undone(
     shown = interface.call(DatasetTab.section_changed, dataset_section="Tag")
     assert "4 images tagged by demo." in shown["tag_state"]
     assert shown["tag_undo"]["visible"] is True
-    shown = interface.call(DatasetTab.undo_tagging)
-    assert "3 new captions taken away, 1 caption put back." in shown["dataset_message"]
+    shown = interface.call(CaptionHandlers.undo)
+    assert "4 captions" in shown["dataset_message"]
     assert shown["tag_undo"]["visible"] is False
+    assert "tagged by demo" not in shown["tag_state"]
     assert [item.caption for item in Contents.of(project).items] == [None, None, f"{TRIGGER}, key", None]
+    shown = interface.call(CaptionHandlers.redo)
+    assert shown["tag_undo"]["visible"] is True
+    assert [item.caption for item in Contents.of(project).items] == [f"{TRIGGER}, a thing"] * 4
+    change_caption(Contents.of(project), Contents.of(project).items[0], set_text("edited", "Edited"))
+    assert interface.call(DatasetTab.section_changed, dataset_section="Tag")["tag_undo"]["visible"] is False
 
 
 def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:

@@ -141,7 +141,11 @@ def substitute(pattern: str, replacement: str) -> Edit:
                 f"{pattern!r} takes too long.", "Avoid repetitions within repetitions, as in (a+)+.", code="regex"
             ) from error
         except (regex.error, IndexError) as error:
-            raise InputError(f"{replacement!r} cannot be used: {error}.", "Name groups that there are.") from error
+            raise InputError(
+                f"The replacement {replacement!r} cannot be used: {error}.",
+                "Refer only to groups of the pattern, such as \\1 for the first.",
+                code="regex",
+            ) from error
         return caption if changed == caption else join_tags(split_tags(changed))
 
     return Edit(f"Replaced {pattern} with {replacement or 'nothing'}", change)

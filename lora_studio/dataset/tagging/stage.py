@@ -1,42 +1,37 @@
-"""The tagging stage: a caption beside every image, and the way back.
+"""The tagging stage: write a caption beside every image.
 
-What the taggers see is kept in the studio's cache (see tag_cache.py), so that other thresholds, lists or a stopped job
-need no model for pictures that it has seen. Before a caption file is changed, what it was is kept in the job folder
-(`captions/` and `captions.jsonl`), so that `restore_captions` can undo the job. The job's events tell which images are
-done: a stopped job goes on with the rest.
+The taggers' predictions are cached (see cache.py): another threshold, another tag list or a resumed job needs no
+forward pass for images tagged before. The captions of a job are one edit in the caption history, recorded before they
+are written: undoing it restores the captions. A resumed job skips the images that its events report as tagged.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.captions.text import caption_file, join_tags, read_caption, split_tags, with_trigger
-from lora_studio.dataset.images.decode import file_sha256, find_images
+from lora_studio.dataset.captions.edit_history import CaptionHistory, JobEdit
+from lora_studio.dataset.captions.text import join_tags, read_caption, split_tags, with_trigger
+from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.runner import ImagePrediction, TaggerRunner, image_sha256
 from lora_studio.dataset.tagging.selection import TagSelection, describe, merged
-from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import write_bytes, write_many
+from lora_studio.errors import InputError
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.workspace.job_folder import JobFolder, Report
 from lora_studio.workspace.project import Home
 
-KEPT_FOLDER = "captions"
-KEPT_FILE = "captions.jsonl"
-
 
 class Failure(BaseModel):
-    """An image that has no caption from this job, and why."""
+    """An image that this job could not caption, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -45,28 +40,12 @@ class Failure(BaseModel):
 
 
 class TagResult(BaseModel):
-    """What a tagging job did: captions written, captions left as they were, images that failed."""
+    """Result of a tagging job: the number of captions written and of captions kept, and the images that failed."""
 
     tagged: int = 0
     skipped: int = 0
     failed: list[Failure] = []
     stopped: bool = False
-
-
-class RestoreReport(BaseModel):
-    """What `restore_captions` did. `restored` have their old caption again, `removed` have none again as before.
-
-    `kept` were edited after the job and stay as they are.
-    """
-
-    restored: list[Path] = []
-    removed: list[Path] = []
-    kept: list[Path] = []
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        lines = [f"{path} was edited after it was tagged and stays as it is." for path in self.kept]
-        return [*lines, f"{len(self.restored)} captions put back, {len(self.removed)} new ones taken away."]
 
 
 def tag(
@@ -80,244 +59,175 @@ def tag(
 ) -> TagResult:
     """Write captions beside the images of `job.dataset`.
 
-    The trigger word stands first in every caption that is written. A caption that is there is left (ignore), gets the
-    tags that it lacks (append), or is replaced (overwrite). An image that cannot be read is told and passed over.
-    Raises InputError for a dataset without images or a tagger that cannot be found or loaded; DiskFullError.
+    The trigger word is the first tag of every caption written. An existing caption is kept (ignore), gets the tags that
+    it lacks (append), or is replaced (overwrite). An image that cannot be read is reported and skipped. Raises
+    InputError for a dataset without images or a tagger that cannot be found or loaded; DiskFullError.
     """
     images = find_images(job.dataset)
     if not images:
         raise InputError(
             f"There are no images in {str(job.dataset)!r}.", "Import some, or give another folder.", code="no_images"
         )
-    done = _done_before(folder) & {str(image) for image in images} if resume else set()
-    work = _TagRun(job, folder, report, total=len(images), done=len(done), result=TagResult(tagged=len(done)))
-    waiting = [image for image in images if str(image) not in done]
-    todo = [image for image in waiting if not work.leaves(image)]
-    if todo:
-        hash_of = _hashes(job.dataset)
-        *others, last = _open(job, home, report)
-        for runner in others:
-            if not _see(runner, todo, hash_of, report, should_stop):
-                work.result.stopped = True
-                return work.result
-        report("phase", message="Tagging", done=work.done, total=work.total)
-        work.begin(len(todo), [*others, last], hash_of)
-        for results in last.predict(todo, hash_of):
-            work.write(results)
-            if should_stop() and work.seen < len(todo):
-                work.result.stopped = True
-                break
-    return work.result
+    done = _tagged_before(folder) & {str(image) for image in images} if resume else set()
+    edit = CaptionHistory.of(job.dataset).edit_of_job(
+        f"Tagged with {' and '.join([job.tagger, *job.also])}", folder.path, resume=resume
+    )
+    run = _TagRun(job, edit, report, total=len(images), done=len(done), result=TagResult(tagged=len(done)))
+    todo = [image for image in images if str(image) not in done and not run.skips(image)]
+    if not todo:
+        return run.result
+    sha256_of = _sha256_lookup(job.dataset)
+    *others, last = _open_taggers(job, home, report)
+    for runner in others:
+        if not _fill_cache(runner, todo, sha256_of, report, should_stop):
+            run.result.stopped = True
+            return run.result
+    report("phase", message="Tagging", done=run.done, total=run.total)
+    run.start_clock(len(todo), [*others, last], sha256_of)
+    for results in last.predict(todo, sha256_of):
+        run.write_captions(results)
+        if should_stop() and run.processed < len(todo):
+            run.result.stopped = True
+            break
+    return run.result
 
 
-def _open(job: TagJob, home: Home, report: Report) -> list[TaggerRunner]:
-    """The taggers of a job, each with what it has seen already."""
+def combined_caption(old: str, predicted: str, existing: ExistingCaptions, trigger_word: str) -> str:
+    """Return the caption to write, given an old caption and the tags or sentence that the taggers predicted."""
+    caption = predicted or old
+    if existing is ExistingCaptions.APPEND and old and predicted:
+        present = {tag.casefold() for tag in split_tags(old)}
+        caption = join_tags([old, *(tag for tag in split_tags(predicted) if tag.casefold() not in present)])
+    return with_trigger(caption, trigger_word) if trigger_word.strip() else caption
 
-    def tell(message: str) -> None:
+
+def _open_taggers(job: TagJob, home: Home, report: Report) -> list[TaggerRunner]:
+    """Find the taggers of a job and open their caches."""
+
+    def report_phase(message: str) -> None:
         report("phase", message=message)
 
-    found = [find_tagger(name, home=home, on_progress=tell) for name in dict.fromkeys([job.tagger, *job.also])]
-    return [TaggerRunner(files, TagCache.of(files, home), tell) for files in found]
+    names = dict.fromkeys([job.tagger, *job.also])
+    found = [find_tagger(name, home=home, on_progress=report_phase) for name in names]
+    return [TaggerRunner(files, TagCache.of(files, home), report_phase) for files in found]
 
 
-def _see(
+def _fill_cache(
     runner: TaggerRunner,
     images: Sequence[Path],
-    hash_of: Callable[[Path], str],
+    sha256_of: Callable[[Path], str],
     report: Report,
     should_stop: Callable[[], bool],
 ) -> bool:
-    """Let a tagger see all images, for its words to be joined later; False if the user asked to stop."""
+    """Run a tagger over all images, for its tags to be merged later; return False if the user asked to stop."""
     done = 0
-    for results in runner.predict(images, hash_of):
+    for results in runner.predict(images, sha256_of):
         done += len(results)
-        report("phase", message=f"Looking with {runner.files.name}", done=done, total=len(images))
+        report("phase", message=f"Running {runner.files.name}", done=done, total=len(images))
         if should_stop():
             return False
     return True
 
 
-def _hashes(dataset: Path) -> Callable[[Path], str]:
-    """The SHA-256 of an image of the dataset, from what the last scan wrote down if the file is as it was then."""
+def _sha256_lookup(dataset: Path) -> Callable[[Path], str]:
+    """Return a function from an image to its SHA-256, which the last scan stored unless the file has changed."""
     known = {path: info.sha256 for path, info in Manifest.of(dataset).infos.items() if info.sha256}
     return lambda path: known.get(path) or image_sha256(path)
 
 
 @dataclass
 class _TagRun:
-    """The state of one job while it runs. `done` counts images of this job that need no more work, of `total`."""
+    """The state of a running job. Of its `total` images, `done` need no more work."""
 
     job: TagJob
-    folder: JobFolder
+    edit: JobEdit
     report: Report
     total: int
     done: int
     result: TagResult
     started: float = 0.0
-    left: int = 0
-    seen: int = 0
-    runner: Sequence[TaggerRunner] = ()
-    hash_of: Callable[[Path], str] = image_sha256
+    todo: int = 0
+    processed: int = 0
+    runners: Sequence[TaggerRunner] = ()
+    sha256_of: Callable[[Path], str] = image_sha256
 
-    def begin(self, left: int, runner: Sequence[TaggerRunner], hash_of: Callable[[Path], str]) -> None:
-        """Start the clock for `left` images that the taggers describe together, in their order."""
-        self.started, self.left, self.seen = time.monotonic(), left, 0
-        self.runner, self.hash_of = runner, hash_of
+    def start_clock(self, todo: int, runners: Sequence[TaggerRunner], sha256_of: Callable[[Path], str]) -> None:
+        """Start the estimate of the remaining time, for `todo` images that the runners tag."""
+        self.started, self.todo, self.processed = time.monotonic(), todo, 0
+        self.runners, self.sha256_of = runners, sha256_of
 
-    def leaves(self, image: Path) -> bool:
-        """Whether the image keeps its caption unseen, or cannot have one; told if so."""
+    def skips(self, image: Path) -> bool:
+        """Return whether the image keeps its caption without being tagged, or cannot have one; report it if so."""
         try:
             caption = read_caption(image)
         except InputError as error:
-            self._fail(image, str(error))
+            self._report_failed(image, str(error))
             return True
         if caption and self.job.existing is ExistingCaptions.IGNORE:
-            self._skip(image)
+            self._report_skipped(image)
             return True
         return False
 
-    def write(self, results: Sequence[ImagePrediction]) -> None:
-        """Caption the images that the last of the taggers saw; what cannot be read is told."""
+    def write_captions(self, results: Sequence[ImagePrediction]) -> None:
+        """Caption the images that the last of the taggers predicted; report those that cannot be read."""
         captions: dict[Path, str] = {}
         for path, prediction in results:
             if isinstance(prediction, InputError):
-                self._fail(path, str(prediction))
-            elif (caption := self._caption(path, self._says(path, prediction))) is not None:
+                self._report_failed(path, str(prediction))
+            elif (caption := self._new_caption(path, self._predicted_caption(path, prediction))) is not None:
                 captions[path] = caption
-        _keep(self.folder, {caption_file(path): text for path, text in captions.items()})
-        write_many({caption_file(path): text.encode() for path, text in captions.items()})
+        self.edit.write(captions)
         for path, text in captions.items():
             self.result.tagged += 1
-            self._tell("tagged", path, caption=text)
+            self._report_image("tagged", path, caption=text)
 
-    def _says(self, image: Path, last: Prediction) -> str:
+    def _predicted_caption(self, image: Path, last: Prediction) -> str:
         job = self.job
         selection = TagSelection(job.threshold, job.character_threshold, only=job.only_tags, exclude=job.exclude_tags)
         predictions = [last]
-        if len(self.runner) > 1:
-            sha256 = self.hash_of(image)
-            predictions = [*(runner.cache.predictions.get(sha256, Prediction()) for runner in self.runner[:-1]), last]
-        said = [
-            describe(prediction, runner.files.labels, selection)
-            for runner, prediction in zip(self.runner, predictions, strict=True)
-        ]
-        return merged(said).caption
+        if len(self.runners) > 1:
+            sha256 = self.sha256_of(image)
+            others = (runner.cache.predictions.get(sha256, Prediction()) for runner in self.runners[:-1])
+            predictions = [*others, last]
+        return merged(
+            [
+                describe(prediction, runner.files.labels, selection)
+                for runner, prediction in zip(self.runners, predictions, strict=True)
+            ]
+        ).caption
 
-    def _caption(self, image: Path, said: str) -> str | None:
-        """What is to be written beside an image; None, and told, if nothing is."""
+    def _new_caption(self, image: Path, predicted: str) -> str | None:
+        """Return the caption to write beside an image; return None and report why if there is none."""
         old = read_caption(image) or ""
-        if not said and not old:
-            self._fail(image, f"The tagger is sure of nothing; lower the threshold {self.job.threshold:g}.")
+        if not predicted and not old:
+            self._report_failed(image, f"No tag reaches the threshold {self.job.threshold:g}; lower it.")
             return None
-        new, old = (" ".join(text.split()) for text in (self._combined(old, said), old))
-        # A caption that is there now and is to be left was written by somebody since the job began.
+        new = combined_caption(old, predicted, self.job.existing, self.job.trigger_word)
+        new, old = (" ".join(text.split()) for text in (new, old))
+        # With IGNORE, an existing caption was written by someone else since the job began.
         if new == old or (old and self.job.existing is ExistingCaptions.IGNORE):
-            self._skip(image)
+            self._report_skipped(image)
             return None
         return new
 
-    def _combined(self, old: str, said: str) -> str:
-        caption = said or old
-        if self.job.existing is ExistingCaptions.APPEND and old and said:
-            there = {tag.casefold() for tag in split_tags(old)}
-            caption = join_tags([old, *(tag for tag in split_tags(said) if tag.casefold() not in there)])
-        return with_trigger(caption, self.job.trigger_word) if self.job.trigger_word.strip() else caption
-
-    def _skip(self, image: Path) -> None:
+    def _report_skipped(self, image: Path) -> None:
         self.result.skipped += 1
-        self._tell("skipped", image)
+        self._report_image("skipped", image)
 
-    def _fail(self, image: Path, message: str) -> None:
+    def _report_failed(self, image: Path, message: str) -> None:
         self.result.failed.append(Failure(path=image, message=message))
-        self._tell("image_failed", image, message=message)
+        self._report_image("image_failed", image, message=message)
 
-    def _tell(self, event: str, image: Path, **values: str) -> None:
+    def _report_image(self, event: str, image: Path, **values: str) -> None:
         self.done += 1
-        self.seen += self.started > 0
+        self.processed += self.started > 0
         seconds_left = None
-        if self.seen:
-            seconds_left = round((time.monotonic() - self.started) / self.seen * (self.left - self.seen), 1)
+        if self.processed:
+            seconds_per_image = (time.monotonic() - self.started) / self.processed
+            seconds_left = round(seconds_per_image * (self.todo - self.processed), 1)
         self.report(event, path=str(image), done=self.done, total=self.total, seconds_left=seconds_left, **values)
 
 
-def restore_captions(folder: JobFolder | Path) -> RestoreReport:
-    """Undo a tagging job, given its job folder: old captions come back byte for byte, new ones are taken away.
-
-    A caption that was edited after the job stays. Doing it twice changes nothing. Raises DiskFullError or InputError
-    for what the disk refuses.
-    """
-    folder = folder if isinstance(folder, JobFolder) else JobFolder(folder)
-    changes: dict[Path, list[_Change]] = {}
-    for change in _changes(folder):
-        changes.setdefault(change.file, []).append(change)
-    report = RestoreReport()
-    for file, history in changes.items():
-        before, now = history[0].before, _content_hash(file)
-        if now == before:
-            continue
-        if now not in {change.after for change in history}:
-            report.kept.append(file)
-        elif before is None:
-            with disk_errors(file):
-                file.unlink()
-            report.removed.append(file)
-        else:
-            write_bytes(file, _kept_copy(folder, before).read_bytes())
-            report.restored.append(file)
-    return report
-
-
-class _Change(BaseModel):
-    """A line of captions.jsonl: a caption file, and the SHA-256 of its content before (None: no file) and after."""
-
-    model_config = ConfigDict(frozen=True)
-
-    file: Path
-    before: str | None
-    after: str
-
-
-def _keep(folder: JobFolder, captions: Mapping[Path, str]) -> None:
-    """Record that caption files are about to hold these texts, with copies of what they hold now."""
-    if not captions:
-        return
-    copies: dict[Path, bytes] = {}
-    changes = []
-    for file, text in captions.items():
-        before = _content_hash(file)
-        if before is not None and not (copy := _kept_copy(folder, before)).exists():
-            copies[copy] = file.read_bytes()
-        changes.append(_Change(file=file, before=before, after=hashlib.sha256(text.encode()).hexdigest()))
-    path = folder.path / KEPT_FILE
-    with disk_errors(path):
-        (folder.path / KEPT_FOLDER).mkdir(exist_ok=True)
-        write_many(copies)
-        with path.open("a", encoding="utf-8") as lines:
-            # The line break comes first: so a line that was torn when the machine died spoils no other.
-            lines.write("".join(f"\n{change.model_dump_json()}" for change in changes))
-
-
-def _kept_copy(folder: JobFolder, content_hash: str) -> Path:
-    return folder.path / KEPT_FOLDER / f"{content_hash}.txt"
-
-
-def _changes(folder: JobFolder) -> Iterator[_Change]:
-    """The recorded changes, oldest first; a torn last line, whose change did not happen, is left out."""
-    try:
-        lines = (folder.path / KEPT_FILE).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        try:
-            yield _Change.model_validate_json(line)
-        except ValidationError:
-            continue
-
-
-def _content_hash(file: Path) -> str | None:
-    return file_sha256(file) if file.is_file() else None
-
-
-def _done_before(folder: JobFolder) -> set[str]:
-    """The images that this job has captioned already, by its events."""
+def _tagged_before(folder: JobFolder) -> set[str]:
+    """Return the paths of the images that this job has captioned already, from its events."""
     return {str(event.get("path")) for event in folder.events()[0] if event.get("event") == "tagged"}

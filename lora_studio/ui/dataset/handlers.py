@@ -50,6 +50,7 @@ class CaptionHandlers:
         on(self.review.toggle.click, self.toggle_reviewed)
         on(self.review.undo.click, self.undo)
         on(self.captions.undo.click, self.undo)
+        on(self.page.tag.undo.click, self.undo)
         on(self.captions.redo.click, self.redo)
         on(self.captions.findings.click, self.finding_clicked)
         on(self.captions.preview.click, self.preview, self.captions.inputs)

@@ -63,7 +63,6 @@ class DatasetTab:
         on(page.tag.start.click, self.start_tagging, page.tag.inputs)
         on(page.tag.stop.click, self.stop_tagging)
         on(page.tag.resume.click, self.resume_tagging)
-        on(page.tag.undo.click, self.undo_tagging)
         self.curation.wire(on)
         self.captioning.wire(on)
         page.tag.tagger.input(page.tag.tagger_changed, page.tag.tagger, page.tag.tagger_outputs, **NO_PROGRESS)
@@ -158,13 +157,6 @@ class DatasetTab:
         """Continue a stopped tagging job with the images that it has not tagged yet."""
         self.page.tag.resume_job(self.page.project(data))
         return self.page.render(data) | self.studio.start_polling()
-
-    def undo_tagging(self, data: Data) -> Updates:
-        """Restore the captions from before the last tagging job."""
-        message = self.page.tag.undo_last(self.page.project(data))
-        contents = self.page.contents(data)
-        reloaded = self.page.reload_caption(contents, data)
-        return self.page.render(data, contents) | reloaded | {self.page.top.message: message}
 
     def tagging_tick(self, data: Data) -> Any:
         """Show the progress of tagging; once it has finished, compare the images by its features."""

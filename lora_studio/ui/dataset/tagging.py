@@ -12,8 +12,8 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio import guide
+from lora_studio.dataset.captions.edit_history import CaptionHistory, EditState
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
-from lora_studio.dataset.tagging.stage import KEPT_FILE, restore_captions
 from lora_studio.errors import InputError
 from lora_studio.hub import is_repo_name
 from lora_studio.planning.trigger import check_trigger
@@ -67,7 +67,6 @@ class TagPanel:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self._events: dict[Path, TaggingEvents] = {}
-        self._undone: set[Path] = set()
         declared = TagJob.model_fields
         with gr.Column(visible=False) as self.column:
             self.state = html(elem_id="tag-state")
@@ -236,31 +235,16 @@ class TagPanel:
         folder = latest_job(project)
         if folder is None or folder.status().state not in RESUMABLE:
             raise InputError("No tagging was stopped.", "Start one.", code="no_job")
-        self._undone.discard(folder.path)
         self.studio.jobs.resume(folder)
-
-    def undo_last(self, project: Project) -> Markup:
-        """Bring back the captions as they were before the last tagging, and say what was done."""
-        folder = latest_job(project)
-        if folder is None or folder.status().state.is_active:
-            raise InputError("There is no tagging to undo.", "Stop it first, if it is at work.", code="no_job")
-        report = restore_captions(folder)
-        self._undone.add(folder.path)
-        counts = [f"{format_count(len(report.removed), 'new caption')} taken away"] if report.removed else []
-        counts += [f"{format_count(len(report.restored), 'caption')} put back"] if report.restored else []
-        said = [card("The last tagging is undone", f"{', '.join(counts) or 'Nothing was left to undo'}.")]
-        if report.kept:
-            text = f"{format_count(len(report.kept), 'caption')} that you edited, or set aside with its image, stays."
-            said.append(note(text))
-        return cards(said)
 
     def render(self, project: Project, contents: Contents) -> Updates:
         """The job at work, else what the latest one did."""
         folder = latest_job(project)
         status = folder.status() if folder else JobStatus()
         alive = status.state.is_active
+        edit = _edit_state(project, folder)
         return {
-            self.state: self._state(contents, folder, status),
+            self.state: self._state(contents, folder if alive or edit is not EditState.UNDONE else None, status),
             self.start: gr.Button(visible=not alive, interactive=bool(contents.items)),
             self.stop: gr.Button(
                 "Stopping" if folder and folder.stop_requested() else "Stop and keep",
@@ -268,7 +252,7 @@ class TagPanel:
                 interactive=not (folder and folder.stop_requested()),
             ),
             self.resume: gr.Button(visible=status.state in RESUMABLE),
-            self.undo: gr.Button(visible=folder is not None and not alive and self._can_undo(folder)),
+            self.undo: gr.Button(visible=not alive and edit is EditState.NEWEST),
         }
 
     def render_key(self, project: Project) -> str:
@@ -279,9 +263,6 @@ class TagPanel:
         status = folder.status()
         size = folder.events_file.stat().st_size if folder.events_file.exists() else 0
         return f"{project.name}|{folder.name}|{status.state}|{status.updated_at}|{size}|{folder.stop_requested()}"
-
-    def _can_undo(self, folder: JobFolder) -> bool:
-        return folder.path not in self._undone and (folder.path / KEPT_FILE).is_file()
 
     def _tagger(self, given: str | None) -> str:
         tagger = (given or "").strip()
@@ -296,7 +277,7 @@ class TagPanel:
         return tagger
 
     def _state(self, contents: Contents, folder: JobFolder | None, status: JobStatus) -> Markup:
-        if folder is None or folder.path in self._undone:
+        if folder is None:
             return _advice(contents)
         events = self._events.setdefault(folder.path, TaggingEvents()).update(folder)
         said = [note(message, why, Tone.WARNING) for message, why in events.warnings.values()]
@@ -315,6 +296,11 @@ def latest_job(project: Project) -> JobFolder | None:
     """The latest tagging of a project."""
     jobs = [job for job in project.jobs() if job.path.parent.name == "tags"]
     return jobs[-1] if jobs else None
+
+
+def _edit_state(project: Project, folder: JobFolder | None) -> EditState:
+    """Return the state of a tagging job's edit in the caption history."""
+    return CaptionHistory.of(project.dataset_dir).state_of_job(folder.path) if folder else EditState.NONE
 
 
 def _advice(contents: Contents) -> Markup:

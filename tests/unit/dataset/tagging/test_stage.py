@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio import api
+from lora_studio.dataset.captions import edit_history
+from lora_studio.dataset.captions.edit_history import CaptionHistory
+from lora_studio.dataset.captions.edits import plan_edit, set_text
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.tagging import stage as tagging
 from lora_studio.dataset.tagging.cache import cached_confidences, cached_predictions
 from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.labels import Label
-from lora_studio.dataset.tagging.stage import TagResult, restore_captions, tag
+from lora_studio.dataset.tagging.stage import TagResult, combined_caption, tag
 from lora_studio.errors import DiskFullError, InputError
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
@@ -43,6 +46,7 @@ class Colours:
         self.batches: list[int] = []
         self.loaded = 0
         self.sentence = ""
+        self.before_batch: Callable[[], None] = lambda: None
         self.error: Exception = torch.OutOfMemoryError("CUDA out of memory")
 
     def content_hash(self) -> str:
@@ -56,6 +60,7 @@ class Colours:
         return image.getpixel((0, 0))[0]
 
     def predict(self, inputs: Sequence[int]) -> list[Prediction]:
+        self.before_batch()
         if len(inputs) > self.most:
             raise self.error
         self.batches.append(len(inputs))
@@ -104,9 +109,24 @@ class Fixture:
     def should_stop(self) -> bool:
         return sum(event["event"] == "tagged" for event in self.events) >= self.stop_after
 
+    @property
+    def history(self) -> CaptionHistory:
+        return CaptionHistory.of(self.images)
+
+    def edit(self, name: str, text: str) -> None:
+        self.history.apply(plan_edit([self.images / name], set_text(text, f"Edited {name}")))
+
+    def interrupt_with(self, action: Callable[[], None]) -> None:
+        """Add ten images, and carry out an action once the first of them are tagged."""
+        for index in range(10):
+            self.add(f"{index}.png", index)
+        pending = [action]
+        self.tagger.before_batch = lambda: pending.pop()() if pending and self.names("tagged") else None
+
     def captions(self) -> dict[str, str]:
         return {
-            str(path.relative_to(self.images)): path.read_text("utf-8") for path in sorted(self.images.rglob("*.txt"))
+            path.relative_to(self.images).as_posix(): path.read_text("utf-8")
+            for path in sorted([*self.images.glob("*.txt"), *self.images.glob("*/*.txt")])
         }
 
     def names(self, event: str) -> list[str]:
@@ -228,7 +248,7 @@ def test_stop_and_resume_do_every_image_once(studio: Fixture, existing: Existing
     assert studio.events[-1]["done"] == studio.events[-1]["total"] == 10
 
 
-def test_restoring_undoes_the_job_byte_for_byte(studio: Fixture) -> None:
+def test_undo_restores_the_captions_byte_for_byte_and_redo_writes_them_again(studio: Fixture) -> None:
     studio.add("old.png", 1)
     latin = "café, naïve\r\n".encode("latin-1")
     (studio.images / "old.txt").write_bytes(latin)
@@ -237,61 +257,128 @@ def test_restoring_undoes_the_job_byte_for_byte(studio: Fixture) -> None:
     dotted = studio.add("dotted.png", 4)
     dotted.with_suffix(".caption").write_text("theirs")
     studio.run(existing=ExistingCaptions.OVERWRITE)
+    tagged = studio.captions()
     (studio.images / "edited.txt").write_text("better words")
-    report = restore_captions(studio.folder)
+    [edit] = studio.history.edits()
+    assert (edit.what, edit.images, edit.undone) == ("Tagged with colours", 4, False)
+    report = studio.history.undo()
     assert (studio.images / "old.txt").read_bytes() == latin
     assert sorted(path.name for path in studio.images.glob("*.txt")) == ["edited.txt", "old.txt"]
     assert (studio.images / "edited.txt").read_text() == "better words"
     assert dotted.with_suffix(".caption").read_text() == "theirs"
-    assert [path.name for path in report.restored] == ["old.txt"]
-    assert [path.name for path in report.removed] == ["dotted.txt", "new.txt"]
-    assert [path.name for path in report.kept] == ["edited.txt"]
-    assert report.lines() == [
-        f"{studio.images / 'edited.txt'} was edited after it was tagged and stays as it is.",
-        "1 captions put back, 2 new ones taken away.",
-    ]
-    again = restore_captions(studio.job_path)
-    assert (again.restored, again.removed) == ([], [])
+    assert sorted(path.name for path in report.changed) == ["dotted.png", "new.png", "old.png"]
+    assert [item.image.name for item in report.kept] == ["edited.png"]
+    studio.history.redo()
+    assert studio.captions() == tagged | {"edited.txt": "better words"}
 
 
-def test_restoring_after_a_caption_was_changed_twice(studio: Fixture) -> None:
+def test_a_resumed_job_that_changed_a_caption_twice_is_one_edit(studio: Fixture) -> None:
     path = studio.add("a.png", 1, "first")
     studio.run(existing=ExistingCaptions.OVERWRITE)
-    with (studio.job_path / tagging.KEPT_FILE).open("a") as lines:
-        lines.write('{"file": "torn')
+    [record] = studio.history.folder.glob("*.jsonl")
+    with record.open("a") as lines:
+        lines.write('{"image": "torn')
     (studio.job_path / "events.jsonl").unlink()  # as if the machine had died before the event was written
     path.with_suffix(".txt").write_text("first")
     studio.tagger.name = "another"
     studio.tagger.sentence = "second"
     studio.run(resume=True)
     assert studio.captions() == {"a.txt": "second, red 1, thing"}
-    restore_captions(studio.folder)
+    assert len(studio.history.edits()) == 1
+    assert studio.history.undo().kept == []
     assert studio.captions() == {"a.txt": "first"}
-    assert restore_captions(studio.folder).kept == []
+    studio.history.redo()
+    assert studio.captions() == {"a.txt": "second, red 1, thing"}
 
 
-def test_restoring_a_job_that_changed_nothing(tmp_path: Path) -> None:
-    assert restore_captions(tmp_path).lines() == ["0 captions put back, 0 new ones taken away."]
+def test_a_stopped_and_resumed_job_is_one_edit(studio: Fixture) -> None:
+    for index in range(10):
+        studio.add(f"{index}.png", index)
+    studio.stop_after = 3
+    assert studio.run().stopped
+    studio.stop_after = 10**9
+    studio.run(resume=True)
+    assert [edit.images for edit in studio.history.edits()] == [10]
+    studio.history.undo()
+    assert studio.captions() == {}
+
+
+def test_a_job_resumed_after_its_undo_starts_another_edit(studio: Fixture) -> None:
+    for index in range(10):
+        studio.add(f"{index}.png", index)
+    studio.stop_after = 3
+    studio.run()
+    studio.history.undo()
+    studio.stop_after = 10**9
+    studio.run(resume=True)
+    [edit] = studio.history.edits()
+    assert not edit.undone
+    assert 0 < edit.images < 10
+    studio.history.undo()
+    assert studio.captions() == {}
+
+
+def test_an_edit_of_another_image_during_the_job_leaves_it_one_edit(studio: Fixture) -> None:
+    studio.interrupt_with(lambda: studio.edit("0.png", "mine"))
+    studio.run(existing=ExistingCaptions.OVERWRITE)
+    assert [edit.what for edit in studio.history.edits()] == ["Edited 0.png", "Tagged with colours"]
+    studio.history.undo()
+    assert studio.captions()["0.txt"] == "red 0, thing"
+    studio.history.undo()
+    assert studio.captions() == {}
+
+
+def test_a_caption_edited_before_the_job_overwrites_it_can_be_undone_to_the_edit(studio: Fixture) -> None:
+    studio.interrupt_with(lambda: studio.edit("9.png", "mine"))
+    studio.run(existing=ExistingCaptions.OVERWRITE)
+    assert [edit.what for edit in studio.history.edits()] == [
+        "Tagged with colours",
+        "Edited 9.png",
+        "Tagged with colours",
+    ]
+    studio.history.undo()
+    assert studio.captions()["9.txt"] == "mine"
+    studio.history.undo()
+    assert "9.txt" not in studio.captions()
+    studio.history.undo()
+    assert studio.captions() == {}
+
+
+def test_a_job_that_changed_nothing_is_not_an_edit(studio: Fixture) -> None:
+    studio.add("a.png", 1, "kept")
+    studio.run()
+    assert studio.history.edits() == []
+
+
+def test_images_of_a_linked_set_folder_are_tagged_and_undone(studio: Fixture, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (studio.images / "5_set").symlink_to(elsewhere, target_is_directory=True)
+    studio.add("5_set/a.png", 1)
+    studio.run()
+    assert studio.captions() == {"5_set/a.txt": "red 1, thing"}
+    studio.history.undo()
+    assert studio.captions() == {}
 
 
 def test_a_full_disk_ends_the_job_with_what_is_done(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.add("a.png", 1, "old a")
     studio.add("b.png", 2, "old b")
-    write = tagging.write_many
+    write = edit_history.write_many
 
     def full(contents: dict[Path, bytes]) -> None:
         write({path: data for path, data in contents.items() if path.name != "b.txt"})
         if any(path.name == "b.txt" for path in contents):
             raise DiskFullError("No room left.", "Free some.")
 
-    monkeypatch.setattr(tagging, "write_many", full)
+    monkeypatch.setattr(edit_history, "write_many", full)
     with pytest.raises(DiskFullError):
         studio.run(existing=ExistingCaptions.OVERWRITE)
     assert studio.captions() == {"a.txt": "red 1, thing", "b.txt": "old b"}
-    monkeypatch.setattr(tagging, "write_many", write)
+    monkeypatch.setattr(edit_history, "write_many", write)
     again = studio.run(resume=True)
     assert (again.tagged, again.skipped, studio.tagger.loaded) == (1, 1, 1)
-    restore_captions(studio.folder)
+    studio.history.undo()
     assert studio.captions() == {"a.txt": "old a", "b.txt": "old b"}
 
 
@@ -393,19 +480,17 @@ def test_by_the_library_with_a_real_tiny_tagger(image_folder: Callable[..., Path
 tags = st.text(st.characters(codec="ascii", exclude_characters=",", exclude_categories=["C"]), min_size=1, max_size=8)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60)
 @given(old=st.lists(tags, max_size=5), said=st.lists(tags, max_size=5), trigger=st.sampled_from(["", "ohwx"]))
-def test_appending_loses_nothing_and_doubles_nothing(
-    tmp_path: Path, old: list[str], said: list[str], trigger: str
-) -> None:
-    job = TagJob.parse({"dataset": tmp_path, "tagger": "x", "existing": "append", "trigger_word": trigger})
-    work = tagging._TagRun(job, JobFolder(tmp_path), lambda event, /, **values: None, 1, 0, TagResult())
-    combined = split_tags(work._combined(", ".join(old), ", ".join(said)))
+def test_appending_loses_nothing_and_doubles_nothing(old: list[str], said: list[str], trigger: str) -> None:
+    def append(text: str) -> str:
+        return combined_caption(text, ", ".join(said), ExistingCaptions.APPEND, trigger)
+
+    combined = split_tags(append(", ".join(old)))
     folded = {part.casefold() for part in combined}
     for part in split_tags(", ".join([*old, *said])):
         assert part.casefold() in folded or "ohwx" in part.casefold()
-    once = work._combined(", ".join(combined), ", ".join(said))
-    assert split_tags(once) == combined
+    assert split_tags(append(", ".join(combined))) == combined
 
 
 def test_tags_to_leave_out_are_not_written_and_what_a_user_wrote_stays(studio: Fixture) -> None:
