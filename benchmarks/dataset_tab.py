@@ -21,10 +21,9 @@ from PIL import Image
 
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import ImageInfo, file_sha256, find_images
-from lora_studio.dataset.images.header_cache import stamp_of
-from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import ScanReport, ScanSummary
-from lora_studio.ui.dataset.contents import Contents, image_id, save_manifest
+from lora_studio.ui.dataset.contents import Contents, image_id
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
@@ -49,10 +48,10 @@ def make_images(folder: Path, number: int) -> None:
 
 def write_down(project: Project) -> None:
     """The manifest of a scan that found the copies and nothing else."""
-    infos, groups, stamps = [], [], {}
-    for path in find_images(project.dataset_dir):
+    infos, groups = [], []
+    images = find_images(project.dataset_dir)
+    for path in images:
         infos.append(ImageInfo(path=path, width=96, height=96, sha256=file_sha256(path)))
-        stamps[path] = stamp_of(path)
         if len(infos) % COPIES == 0:
             groups.append(
                 DuplicateGroup(
@@ -68,7 +67,7 @@ def write_down(project: Project) -> None:
         images=len(infos), readable=len(infos), duplicates=len(groups), issue_counts={}, resolutions=[], issues=[]
     )
     report = ScanReport(images=infos, duplicate_groups=groups, summary=summary)
-    save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()))
+    Manifest.of_scan(project.dataset_dir, report, scan_stamps(images)).save_scan(project.path)
 
 
 def wait() -> None:

@@ -1,300 +1,261 @@
-"""dataset.json: what the last scan of a project's dataset found, so that it need not be looked at anew each time.
+"""What is known about the images of a dataset: scan.json, the result of the last scan, and the user's marks.
 
-Derived, except for `kept`, images that a curator looked at and decided to keep whatever the scan says, and `reviewed`,
-images whose caption somebody read: both by content, so that they outlive a name and a scan. Paths are relative to the
-dataset folder, so that a project may be renamed or copied.
+scan.json is derived and can be rebuilt by a scan. Its paths are relative to the dataset folder, so that a project can
+be renamed, moved and copied. Only images that are unchanged since the scan are taken from it.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from lora_studio.dataset.buckets import Size
 from lora_studio.dataset.curate import Proposal, proposals
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.dataset.duplicates.similarity import Diversity, Features
 from lora_studio.dataset.images.decode import ImageInfo
-from lora_studio.dataset.images.header_cache import Stamp, sha256_of, upright_size
+from lora_studio.dataset.images.header_cache import sha256_of, upright_size
+from lora_studio.dataset.marks import LEGACY_FILE, Marks, load_marks, save_marks
 from lora_studio.dataset.scan import ScanReport, with_similar
-from lora_studio.files import write_atomic
+from lora_studio.files import cached_by_stamp, file_stamp, write_bytes
 from lora_studio.workspace.project import records_folder
 
-MANIFEST = "dataset.json"  # beside the dataset folder of a project
+SCAN_FILE = "scan.json"
 
-Content = TypeVar("Content")
+Stamp = tuple[int, int]  # time of change in ns and size in bytes: both survive when a project is copied
+_RACY = 0  # instead of the time of change: it shows no later change, so the content must be compared
 
 
-class _Stored(BaseModel):
-    report: ScanReport | None = None
-    stamps: dict[str, Stamp] = {}
-    kept: list[str] = []
-    reviewed: list[str] = []
+@dataclass(frozen=True, eq=False)
+class StoredScan:
+    """The content of scan.json: a report with relative paths, and the stamp of each image when the scan began."""
+
+    report: ScanReport
+    stamps: dict[str, Stamp]
+
+
+_ADAPTER = TypeAdapter(StoredScan)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known about the images of `folder`: only about those that are as they were when scanned.
+    """What is known about the images of `folder` that are unchanged since the last scan.
 
-    `infos` is by path, `groups` has copies that are still there (never fewer than two images), `kept` are SHA-256 of
-    images to keep.
+    `infos` is by path; `groups` are the groups of duplicates, each with two existing images at least.
     """
 
     folder: Path
     infos: dict[Path, ImageInfo]
     groups: list[DuplicateGroup]
-    kept: frozenset[str]
-    stored: _Stored
+    marks: Marks
+    scan: StoredScan | None = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """What is known about a dataset: a project's, one of its sets, or any other folder."""
+        """Load the manifest of a dataset: a project's, one of its sets, or any other folder with images."""
         records = records_folder(folder)
         in_set = folder.resolve().parent.parent == records
-        return cls.load(records / MANIFEST, folder.parent if in_set else folder)
+        return cls.load(records, folder.parent if in_set else folder)
 
     @classmethod
-    def load(cls, file: Path, folder: Path) -> Self:
-        """Read `file`; one that is missing or broken is an empty manifest, as it can be made again."""
-        return cls._of(folder, _read(file))
+    def load(cls, records: Path, folder: Path) -> Self:
+        """Load the manifest of the dataset `folder` from the scan and the marks that the folder `records` has.
+
+        A scan or marks that are missing or damaged are taken as none.
+        """
+        return cls._of(folder, load_scan(records), load_marks(records))
 
     @classmethod
-    def of_scan(
-        cls,
-        folder: Path,
-        report: ScanReport,
-        stamps: dict[Path, Stamp],
-        kept: frozenset[str],
-        reviewed: frozenset[str] = frozenset(),
-    ) -> Self:
-        """A manifest of a scan; `stamps` were taken before it."""
-        return cls._of(
-            folder,
-            _Stored(
-                report=_with_paths(report, lambda path: path.relative_to(folder)),
-                stamps={path.relative_to(folder).as_posix(): stamp for path, stamp in stamps.items()},
-                kept=sorted(kept),
-                reviewed=sorted(reviewed),
-            ),
-        )
+    def of_scan(cls, folder: Path, report: ScanReport, stamps: dict[Path, Stamp], marks: Marks | None = None) -> Self:
+        """Return the manifest of a scan; `stamps` are those of `scan_stamps`, taken before it."""
+        relative = _with_paths(report, lambda path: path.relative_to(folder))
+        by_name = {path.relative_to(folder).as_posix(): stamp for path, stamp in stamps.items()}
+        return cls._of(folder, StoredScan(relative, by_name), marks or Marks())
 
     @classmethod
-    def _of(cls, folder: Path, stored: _Stored) -> Self:
-        if stored.report is None:
-            return cls(folder, {}, [], frozenset(stored.kept), stored)
-        there = [info for info in stored.report.images if _unchanged(folder, info.path, stored)]
-        found = _found.get(folder)
-        if found is None or found.report is not stored.report or found.there != there:
-            infos = {(path := folder / info.path): info.model_copy(update={"path": path}) for info in there}
-            found = _Found(stored.report, there, infos, _groups(folder, stored.report, infos))
-            _remember(_found, folder, found)
-        return cls(folder, found.infos, found.groups, frozenset(stored.kept), stored)
+    def _of(cls, folder: Path, scan: StoredScan | None, marks: Marks) -> Self:
+        if scan is None:
+            return cls(folder, {}, [], marks, None)
+        unchanged = bytes(_is_unchanged(folder, info, scan) for info in scan.report.images)
+        infos, groups = _existing(folder, scan, unchanged)
+        return cls(folder, infos, groups, marks, scan)
 
-    def changed(self, file: Path, images: Collection[Path]) -> Manifest | None:
-        """What `load` gives after these images came, went or changed; None if `file` has another scan by now."""
-        stored, report = _read(file), self.stored.report
-        if stored.report is not report or stored.stamps is not self.stored.stamps:
+    def refreshed(self, records: Path, images: Collection[Path]) -> Manifest | None:
+        """Return what `load` would, after `images` were added, removed or changed; None if there was another scan."""
+        if load_scan(records) is not self.scan:
             return None
-        manifest = replace(self, kept=frozenset(stored.kept), stored=stored)
-        if report is None or not images:
+        manifest = replace(self, marks=load_marks(records))
+        if self.scan is None or not images:
             return manifest
         infos = dict(self.infos)
         for path in images:
             infos.pop(path, None)
         wanted = {path.relative_to(self.folder): path for path in images}
-        for info in report.images:
-            if info.path in wanted and _unchanged(self.folder, info.path, stored):
+        for info in self.scan.report.images:
+            if info.path in wanted and _is_unchanged(self.folder, info, self.scan):
                 infos[wanted[info.path]] = info.model_copy(update={"path": wanted[info.path]})
-        return replace(manifest, infos=infos, groups=_groups(self.folder, report, infos))
+        return replace(manifest, infos=infos, groups=_existing_groups(self.folder, self.scan.report, infos))
 
-    def save(self, file: Path) -> None:
-        """Write it atomically."""
+    def save_scan(self, records: Path) -> None:
+        """Write scan.json into `records` atomically. Raises DiskFullError or InputError."""
+        if self.scan is not None:
+            write_bytes(records / SCAN_FILE, _ADAPTER.dump_json(self.scan, indent=1) + b"\n")
 
-        def fill(temporary: Path) -> None:
-            temporary.write_bytes(_as_json(self.stored))
-            _remember(_files, file, _File(_identity(temporary), self.stored))
+    def save_marks(self, records: Path) -> None:
+        """Write marks.json into `records` atomically, setting a damaged one aside. Raises DiskFullError, InputError."""
+        save_marks(records, self.marks)
 
-        write_atomic(file, fill)
+    def with_kept(self, sha256: str, *, kept: bool = True) -> Manifest:
+        """Return this manifest with an image marked as one to keep, or no longer so."""
+        return replace(self, marks=self.marks.with_kept([sha256], kept=kept))
 
-    def keep(self, sha256: str, *, kept: bool = True) -> Manifest:
-        """This manifest with an image marked as one to keep, or no longer."""
-        marked = self.kept | {sha256} if kept else self.kept - {sha256}
-        return replace(self, kept=marked, stored=self.stored.model_copy(update={"kept": sorted(marked)}))
+    def with_reviewed(self, hashes: Iterable[str], *, reviewed: bool = True) -> Manifest:
+        """Return this manifest with images marked as reviewed, or no longer so."""
+        return replace(self, marks=self.marks.with_reviewed(hashes, reviewed=reviewed))
+
+    def with_features(self, features: Features) -> Manifest:
+        """Return this manifest with the groups of similar images and the diversity by a tagger's features."""
+        if self.scan is None:
+            return self
+        scan = replace(self.scan, report=with_similar(self.scan.report, features))
+        return Manifest._of(self.folder, scan, self.marks)
 
     @property
     def duplicates(self) -> list[list[Path]]:
-        """The groups as the paths of their images, the one to keep first."""
+        """The groups of duplicates as the paths of their images, the one to keep first."""
         return [[group.keep, *group.reject] for group in self.groups]
 
     def size_of(self, image: Path) -> Size | None:
-        """An image's upright width and height, from its header if it was not scanned; None if it is unreadable."""
+        """Return an image's upright width and height, from its header if it was not scanned; None if unreadable."""
         info = self.infos.get(image)
         if info is None:
             return upright_size(image)
         return (info.width, info.height) if info.readable else None
 
     def sha256_of(self, image: Path) -> str:
-        """The hash of an image, from its bytes if it was not scanned; raises OSError if they cannot be read."""
+        """Return the hash of an image, from its bytes if it was not scanned; raises OSError if it cannot be read."""
         info = self.infos.get(image)
         return info.sha256 if info is not None and info.sha256 else sha256_of(image)
 
-    @cached_property
-    def reviewed(self) -> frozenset[str]:
-        """SHA-256 of the images whose caption somebody read."""
-        return frozenset(self.stored.reviewed)
-
-    def review(self, hashes: Iterable[str], *, reviewed: bool = True) -> Manifest:
-        """This manifest with images ticked as reviewed, or no longer."""
-        marked = self.reviewed | set(hashes) if reviewed else self.reviewed - set(hashes)
-        return replace(self, stored=self.stored.model_copy(update={"reviewed": sorted(marked)}))
-
-    def compared(self, features: Features) -> Manifest:
-        """This manifest with groups of similar images and the diversity as a tagger's features have them."""
-        report = self.stored.report
-        if report is None:
-            return self
-        return Manifest._of(self.folder, self.stored.model_copy(update={"report": with_similar(report, features)}))
-
     @property
     def diversity(self) -> Diversity | None:
-        """How varied the images were when they were compared, and the most alike pairs of those that are there."""
-        found = self.stored.report.diversity if self.stored.report else None
+        """How varied the images were when they were compared, with the most similar pairs whose images still exist."""
+        found = self.scan.report.diversity if self.scan else None
         if found is None:
             return None
         pairs = [
             pair.model_copy(update={"first": self.folder / pair.first, "second": self.folder / pair.second})
             for pair in found.pairs
         ]
-        there = [pair for pair in pairs if pair.first in self.infos and pair.second in self.infos]
-        return found.model_copy(update={"pairs": there})
+        existing = [pair for pair in pairs if pair.first in self.infos and pair.second in self.infos]
+        return found.model_copy(update={"pairs": existing})
 
     def proposals(self) -> list[Proposal]:
-        """What there is to set aside: copies and unreadable files, without those that were marked to be kept."""
-        report = self.stored.report
-        if report is None:
+        """Return what to set aside: duplicates and unreadable files, without the images that are marked as kept."""
+        if self.scan is None:
             return []
-        current = report.model_copy(update={"images": list(self.infos.values()), "duplicate_groups": self.groups})
-        return [item for item in proposals(current) if self.infos[item.path].sha256 not in self.kept]
+        current = self.scan.report.model_copy(
+            update={"images": list(self.infos.values()), "duplicate_groups": self.groups}
+        )
+        return [item for item in proposals(current) if self.infos[item.path].sha256 not in self.marks.kept]
 
 
-def _left(group: DuplicateGroup, infos: dict[Path, ImageInfo]) -> DuplicateGroup | None:
-    """The group without images that are gone; None if no copy is left, or nothing that they are copies of."""
-    copies = [(path, reason) for path, reason in zip(group.reject, group.reasons, strict=True) if path in infos]
-    if not copies or group.keep not in infos:
-        return None
-    return group.model_copy(
-        update={"reject": [path for path, _ in copies], "reasons": [reason for _, reason in copies]}
-    )
+def load_scan(records: Path) -> StoredScan | None:
+    """Return the scan in the folder `records`, None if there is none or it is damaged.
+
+    While the content of scan.json stays the same, so does the object that is returned.
+    """
+    for name in (SCAN_FILE, LEGACY_FILE):
+        try:
+            return _read_scan(records / name)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    return None
 
 
-def _unchanged(folder: Path, name: Path, stored: _Stored) -> bool:
-    """Whether an image is there as it was when it was scanned."""
+@cached_by_stamp(maxsize=4)
+def _read_scan(file: Path) -> StoredScan | None:
+    return _parsed(file.read_bytes())
+
+
+@lru_cache(maxsize=2)
+def _parsed(data: bytes) -> StoredScan | None:
+    """Return the scan in a file's content; cached as well, as 10,000 images take 0.2 s and a new scan.json is racy."""
     try:
-        stat = os.stat(f"{folder}/{name}")  # noqa: PTH116 - 10,000 paths take a tenth of a second to build
+        return _ADAPTER.validate_json(data)
+    except ValidationError:
+        return None
+
+
+def scan_stamps(images: Iterable[Path]) -> dict[Path, Stamp]:
+    """Return the stamps of images, to be taken before a scan; images that no longer exist are left out."""
+    now = time.time_ns()
+    stamps = {}
+    for path in images:
+        with suppress(OSError):
+            stamp = file_stamp(path)
+            stamps[path] = (_RACY if stamp.is_racy(now) else stamp.mtime_ns, stamp.size)
+    return stamps
+
+
+def _is_unchanged(folder: Path, info: ImageInfo, scan: StoredScan) -> bool:
+    """Return whether an image of a scan exists and is as it was then."""
+    try:
+        stat = os.stat(f"{folder}/{info.path}")  # noqa: PTH116 - 10,000 paths take a tenth of a second to build
     except (OSError, ValueError):
         return False
-    return stored.stamps.get(name.as_posix()) == (stat.st_mtime_ns, stat.st_size)
+    stored = scan.stamps.get(info.path.as_posix())
+    if stored == (_RACY, stat.st_size):
+        with suppress(OSError):
+            return sha256_of(folder / info.path) == info.sha256
+    return stored == (stat.st_mtime_ns, stat.st_size)
 
 
-def _groups(folder: Path, report: ScanReport, infos: dict[Path, ImageInfo]) -> list[DuplicateGroup]:
-    return [left for group in report.duplicate_groups if (left := _left(_placed(group, folder), infos))]
+@lru_cache(maxsize=4)
+def _existing(folder: Path, scan: StoredScan, unchanged: bytes) -> tuple[dict[Path, ImageInfo], list[DuplicateGroup]]:
+    """Return the images of a scan whose flag in `unchanged` is 1, by path, and their groups; no caller changes them."""
+    images = [info for info, flag in zip(scan.report.images, unchanged, strict=True) if flag]
+    infos = {(path := folder / info.path): info.model_copy(update={"path": path}) for info in images}
+    return infos, _existing_groups(folder, scan.report, infos)
 
 
-class _File(NamedTuple):
-    """A file's content while its time of change, length and inode are these; nothing that is made of it changes it."""
-
-    identity: tuple[int, int, int]
-    stored: _Stored
+def _existing_groups(folder: Path, report: ScanReport, infos: dict[Path, ImageInfo]) -> list[DuplicateGroup]:
+    groups = (_with_group_paths(group, lambda path: folder / path) for group in report.duplicate_groups)
+    return [left for group in groups if (left := _existing_group(group, infos))]
 
 
-class _Found(NamedTuple):
-    """What a report comes to while of its images these are there; nothing that is made of it changes it."""
-
-    report: ScanReport
-    there: list[ImageInfo]
-    infos: dict[Path, ImageInfo]
-    groups: list[DuplicateGroup]
-
-
-_files: dict[Path, _File] = {}
-_found: dict[Path, _Found] = {}  # by dataset folder
-KNOWN = 4  # the latest of both, so many of each, are remembered
+def _existing_group(group: DuplicateGroup, infos: dict[Path, ImageInfo]) -> DuplicateGroup | None:
+    """Return the group without images that no longer exist; None if fewer than two are left, or not the one to keep."""
+    left = [(path, reason) for path, reason in zip(group.reject, group.reasons, strict=True) if path in infos]
+    if not left or group.keep not in infos:
+        return None
+    return group.model_copy(update={"reject": [path for path, _ in left], "reasons": [reason for _, reason in left]})
 
 
-def _identity(file: Path) -> tuple[int, int, int]:
-    stat = file.stat()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def _read(file: Path) -> _Stored:
-    """What a file holds; what was read or written before is the same object while the file is the same."""
-    try:
-        identity = _identity(file)
-        known = _files.get(file)
-        if known is not None and known.identity == identity:
-            return known.stored
-        stored = _Stored.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        return _Stored()
-    _remember(_files, file, _File(identity, stored))
-    return stored
-
-
-def _remember(store: dict[Path, Content], place: Path, content: Content) -> None:
-    store.pop(place, None)
-    for oldest in list(store)[: 1 - KNOWN]:
-        store.pop(oldest, None)
-    store[place] = content
-
-
-class _Scanned(NamedTuple):
-    """The large part of a file, and its text."""
-
-    report: ScanReport | None
-    stamps: dict[str, Stamp]
-    text: str
-
-
-_latest = _Scanned(None, {}, "")
-
-
-def _as_json(stored: _Stored) -> bytes:
-    """A file's content. A mark leaves what was scanned as it is: its text is made once for many marks."""
-    global _latest
-    scanned = _latest
-    if stored.report is not scanned.report or stored.stamps is not scanned.stamps or not scanned.text:
-        text = stored.model_dump_json(include={"report", "stamps"}, indent=1)
-        scanned = _latest = _Scanned(stored.report, stored.stamps, text.removesuffix("\n}"))
-    marks = stored.model_dump_json(include={"kept", "reviewed"}, indent=1).removeprefix("{")
-    return f"{scanned.text},{marks}\n".encode()
-
-
-def _placed(group: DuplicateGroup, folder: Path) -> DuplicateGroup:
-    return group.model_copy(update={"keep": folder / group.keep, "reject": [folder / path for path in group.reject]})
+def _with_group_paths(group: DuplicateGroup, change: Callable[[Path], Path]) -> DuplicateGroup:
+    return group.model_copy(update={"keep": change(group.keep), "reject": [change(path) for path in group.reject]})
 
 
 def _with_paths(report: ScanReport, change: Callable[[Path], Path]) -> ScanReport:
+    """Return the report with every path changed."""
+    pairs = [
+        pair.model_copy(update={"first": change(pair.first), "second": change(pair.second)})
+        for pair in (report.diversity.pairs if report.diversity else [])
+    ]
     return report.model_copy(
         update={
             "images": [info.model_copy(update={"path": change(info.path)}) for info in report.images],
-            "duplicate_groups": [
-                group.model_copy(update={"keep": change(group.keep), "reject": [change(path) for path in group.reject]})
-                for group in report.duplicate_groups
-            ],
-            "diversity": report.diversity
-            and report.diversity.model_copy(
-                update={
-                    "pairs": [
-                        pair.model_copy(update={"first": change(pair.first), "second": change(pair.second)})
-                        for pair in report.diversity.pairs
-                    ]
-                }
-            ),
+            "duplicate_groups": [_with_group_paths(group, change) for group in report.duplicate_groups],
+            "diversity": report.diversity and report.diversity.model_copy(update={"pairs": pairs}),
         }
     )

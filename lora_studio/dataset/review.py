@@ -1,4 +1,4 @@
-"""Which captions somebody read: a tick an image, by its content, kept in dataset.json."""
+"""The review of a dataset's captions: which images are marked as reviewed in marks.json, and which are left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from lora_studio.dataset.images.decode import find_images
-from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.manifest import Manifest
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import records_folder
 
@@ -29,7 +29,7 @@ def review_status(folder: Path) -> Review:
     reviewed: list[Path] = []
     left: list[Path] = []
     for image in find_images(folder):
-        (reviewed if manifest.sha256_of(image) in manifest.reviewed else left).append(image)
+        (reviewed if manifest.sha256_of(image) in manifest.marks.reviewed else left).append(image)
     return Review(reviewed=reviewed, left=left)
 
 
@@ -46,5 +46,5 @@ def mark_reviewed(folder: Path, images: Sequence[Path], *, reviewed: bool = True
             raise InputError(f"{image} is no image of {folder}.", "Give the path of one of them.", code="no_image")
         chosen.append(found)
     manifest = Manifest.of(folder)
-    manifest.review(map(manifest.sha256_of, chosen), reviewed=reviewed).save(records_folder(folder) / MANIFEST)
+    manifest.with_reviewed(map(manifest.sha256_of, chosen), reviewed=reviewed).save_marks(records_folder(folder))
     return review_status(folder)

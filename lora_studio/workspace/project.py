@@ -6,7 +6,8 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     project.json                     trigger word, kind, base model, notes, recipe
     dataset/ 10_NAME/                images with captions beside them: the layout that kohya's tools read
     rejected/                        what curation took out
-    dataset.json                     manifest: what a scan found, and marks of a curator's
+    scan.json                        the result of the last scan: can be rebuilt
+    marks.json                       the user's marks: reviewed captions, images to keep
     caption_edits/                   the latest edits of captions, to be undone
     runs/001-NAME/                   job folders of training
     loras/                           LoRA files from elsewhere, to be tested

@@ -14,8 +14,7 @@ import pytest
 
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
-from lora_studio.dataset.images.header_cache import stamp_of
-from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
@@ -25,7 +24,7 @@ from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset import captions as dataset_captions
 from lora_studio.ui.dataset import statistics as dataset_statistics
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
-from lora_studio.ui.dataset.contents import Contents, load_manifest, save_manifest
+from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.suggestions import Suggestion, TagSuggester
 from lora_studio.ui.dataset.tab import DatasetTab
@@ -48,8 +47,8 @@ def fill(project: Project) -> Project:
         shutil.copy(EXAMPLE_IMAGES / name, image)
         image.with_suffix(".txt").write_text(caption, "utf-8")
     images = find_images(project.dataset_dir)
-    stamps = {path: stamp_of(path) for path in images}
-    save_manifest(project, Manifest.of_scan(project.dataset_dir, scan(project.dataset_dir), stamps, frozenset()))
+    stamps = scan_stamps(images)
+    Manifest.of_scan(project.dataset_dir, scan(project.dataset_dir), stamps).save_scan(project.path)
     return project
 
 
@@ -122,9 +121,8 @@ def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: 
     assert "1 of 3 reviewed" in updates["review_progress"]
     assert "key.png" in updates["review_line"]
     report = scan(project.dataset_dir)
-    marks = load_manifest(project)
-    stamps = {info.path: stamp_of(info.path) for info in report.images}
-    save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))
+    stamps = scan_stamps(info.path for info in report.images)
+    Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)
     updates = interface.open(project.name)
     assert "1 of 3 reviewed" in updates["review_progress"]
     assert shown(interface.call(CaptionHandlers.filter_changed, dataset_filter="Unreviewed")["dataset_grid"]) == [
@@ -219,11 +217,9 @@ CHANGES: dict[str, Callable[[Project], object]] = {
     "another": lambda project: edit(project, "key.txt", "kez", "key"),
     "a caption less": lambda project: (project.images_dir / "key.txt").unlink(),
     "an older caption beside": lambda project: (project.images_dir / "key.caption").write_text("old"),
-    "a tick": lambda project: save_manifest(project, Contents.of(project).manifest.review([first(project)])),
-    "no tick": lambda project: save_manifest(
-        project, Contents.of(project).manifest.review([first(project)], reviewed=False)
-    ),
-    "a mark": lambda project: save_manifest(project, Contents.of(project).manifest.keep(first(project))),
+    "a tick": lambda project: mark_first(project, "reviewed"),
+    "no tick": lambda project: mark_first(project, "unreviewed"),
+    "a mark": lambda project: mark_first(project, "kept"),
     "another trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
     "an image more": lambda project: shutil.copy(EXAMPLE_IMAGES / "owl.png", project.images_dir),
     "an image less": lambda project: (project.images_dir / "umbrella.png").unlink(),
@@ -236,10 +232,16 @@ def edit(project: Project, name: str, old: str, new: str) -> None:
     file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
 
 
-def first(project: Project) -> str:
-    info = Contents.of(project).items[0].info
+def mark_first(project: Project, mark: str) -> None:
+    """Mark the first image of a project, as another program would."""
+    contents = Contents.of(project)
+    info = contents.items[0].info
     assert info is not None
-    return info.sha256
+    if mark == "kept":
+        manifest = contents.manifest.with_kept(info.sha256)
+    else:
+        manifest = contents.manifest.with_reviewed([info.sha256], reviewed=mark == "reviewed")
+    manifest.save_marks(project.path)
 
 
 def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) -> None:

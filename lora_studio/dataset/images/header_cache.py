@@ -1,61 +1,50 @@
-"""Size and hash of image files, each read once while its time of change and its length stay the same."""
+"""Size and hash of image files without decoding them, cached until the file changes."""
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 
 from lora_studio.dataset.buckets import Size
 from lora_studio.dataset.images.decode import ORIENTATION_TAG, file_sha256, pillow_formats
+from lora_studio.files import cached_by_stamp
 
-Stamp = tuple[int, int]  # time of the last change in ns, length in bytes
-
-REMEMBERED = 100_000  # files
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose upright image has its sides exchanged
+MAX_CACHED = 100_000  # files
+SWAPPED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF orientations whose upright image has width and height swapped
 PNG_SIGNATURE = 8  # bytes
-PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # the chunks that may tell an orientation
+PNG_METADATA = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")  # chunks that may hold the orientation
 
 
-def stamp_of(path: Path) -> Stamp:
-    """What changes when a file does; raises OSError if it is gone."""
-    stat = path.stat()
-    return stat.st_mtime_ns, stat.st_size
-
-
+@cached_by_stamp(maxsize=MAX_CACHED)
 def upright_size(path: Path) -> Size | None:
-    """Width and height by the image's header, EXIF orientation honoured; None if there is no readable header.
+    """Return width and height by the image's header and EXIF orientation; None if there is no readable header.
 
-    Raises OSError if the file is gone.
+    Raises OSError if the file does not exist.
     """
-    return _upright_size(path, stamp_of(path))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex; raises OSError if it cannot be read."""
-    return _sha256(path, stamp_of(path))
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _upright_size(path: Path, stamp: Stamp) -> Size | None:
     try:
         with Image.open(path, formats=pillow_formats()) as image:
             width, height = image.size
-            if image.format == "TIFF":  # Pillow tells its upright size
+            if image.format == "TIFF":  # Pillow returns its upright size
                 return width, height
-            # Of a PNG Pillow decodes all pixels to see what stands behind them, which takes a hundred times as long.
+            # For the metadata behind a PNG's pixels Pillow decodes all of them, which takes a hundred times as long.
             plainly = image.format == "PNG" and not _metadata_follows(path)
             exif = Image.Image.getexif(image) if plainly else image.getexif()
-            sideways = exif.get(ORIENTATION_TAG) in SIDEWAYS
+            swapped = exif.get(ORIENTATION_TAG) in SWAPPED_ORIENTATIONS
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return (height, width) if sideways else (width, height)
+    return (height, width) if swapped else (width, height)
+
+
+@cached_by_stamp(maxsize=MAX_CACHED)
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hex; raises OSError if it cannot be read."""
+    return file_sha256(path)
 
 
 def _metadata_follows(png: Path) -> bool:
-    """Whether a PNG has metadata behind its pixels; a chunk is length (4 bytes), name (4), data, sum (4)."""
+    """Return whether a PNG has metadata behind its pixels; a chunk is length (4 bytes), name (4), data, CRC (4)."""
     with png.open("rb") as file:
         file.seek(PNG_SIGNATURE)
         pixels = False
@@ -66,8 +55,3 @@ def _metadata_follows(png: Path) -> bool:
             pixels = pixels or name == b"IDAT"
             file.seek(length + 4, os.SEEK_CUR)
     return False
-
-
-@lru_cache(maxsize=REMEMBERED)
-def _sha256(path: Path, stamp: Stamp) -> str:
-    return file_sha256(path)

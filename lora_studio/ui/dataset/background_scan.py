@@ -1,7 +1,7 @@
 """Importing and scanning in the background of the interface: it goes on while the page is reloaded or closed.
 
 It needs no model and no GPU, so it is no job for a worker process: a thread imports what was given, makes the small
-pictures of the grid, scans, and writes dataset.json. The page asks how far it is.
+pictures of the grid, scans, and writes scan.json. The page asks how far it is.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from lora_studio.dataset.images.header_cache import stamp_of
 from lora_studio.dataset.images.sets import project_images, wrap_images
 from lora_studio.dataset.ingest.importers import ImportReport, import_paths
-from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import InputError, StudioError
-from lora_studio.ui.dataset.contents import load_manifest, save_manifest
+from lora_studio.ui.dataset.contents import load_manifest
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home, Project
 
@@ -124,7 +123,7 @@ class ScanRunner:
         manifest = load_manifest(project)
         tagger_features = cached_features(self.home, {info.sha256 for info in manifest.infos.values()})
         if tagger_features:
-            save_manifest(project, manifest.compared(tagger_features))
+            manifest.with_features(tagger_features).save_scan(project.path)
         task.thumbnails_ready = True
 
     def _run(self, project: Project, work: Callable[[ScanTask], None], task: ScanTask) -> None:
@@ -158,10 +157,7 @@ class ScanRunner:
         if not paths:
             return
         task.start_phase("Looking for flaws", len(paths))
-        stamps = {}
-        for path in paths:
-            with suppress(OSError):
-                stamps[path] = stamp_of(path)
+        stamps = scan_stamps(paths)
         report = scan(
             project.dataset_dir,
             on_progress=task.set_progress,
@@ -169,5 +165,4 @@ class ScanRunner:
             workers=CORES,
             features_of=partial(cached_features, self.home),
         )
-        marks = load_manifest(project)
-        save_manifest(project, Manifest.of_scan(project.dataset_dir, report, stamps, marks.kept, marks.reviewed))
+        Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)

@@ -21,10 +21,10 @@ from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, deduplicated, re
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import ImageInfo, is_training_image
 from lora_studio.dataset.images.sets import project_images
-from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.manifest import Manifest
 from lora_studio.errors import InputError
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.dataset.stat_cache import Memory, own_files
+from lora_studio.ui.dataset.stat_cache import ProjectCache, own_files
 from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
 
@@ -131,7 +131,7 @@ class Contents:
     @classmethod
     def of(cls, project: Project) -> Contents:
         """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
-        return _cache.of(project)
+        return _cache.get(project)
 
     @classmethod
     def load(cls, project: Project) -> Contents:
@@ -149,20 +149,20 @@ class Contents:
 
         What did not change stays the same object, with what is remembered of it.
         """
-        manifest_file = self.project.path / MANIFEST
         paths = [Path(path) for path in changed - {*own_files(self.project)}]
         images = {path for path in paths if is_training_image(path.name)}
         settings = str(self.project.path / "project.json") in changed
         if len(images) > MAX_PARTIAL_UPDATE or (settings and self.project.info().trigger_word != self.trigger):
             return None
-        old, manifest = self.manifest, self.manifest.changed(manifest_file, images)
+        old, manifest = self.manifest, self.manifest.refreshed(self.project.path, images)
         if manifest is None:
             return None
         before = {item.path: item.proposal for item in self.proposed}
-        same = not images and manifest.kept == old.kept
+        same = not images and manifest.marks.kept == old.marks.kept
         proposed = before if same else {item.path: item.reason for item in manifest.proposals()}
         stems = {_stem(path) for path in paths if path.suffix in CAPTION_SUFFIXES}
-        marked = (manifest.kept ^ old.kept) | (manifest.reviewed ^ old.reviewed)
+        marks, before_marks = manifest.marks, old.marks
+        marked = (marks.kept ^ before_marks.kept) | (marks.reviewed ^ before_marks.reviewed)
         touched = images | {path for path, _ in proposed.items() ^ before.items()}
         if stems:
             touched |= {item.path for item in self.items if _stem(item.path) in stems}
@@ -191,9 +191,9 @@ class Contents:
         if len(images) > MAX_PARTIAL_UPDATE or not all(
             image.is_relative_to(self.project.dataset_dir) for image in images
         ):
-            return _cache.of(self.project)
+            return _cache.get(self.project)
         beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, CAPTION_SUFFIXES))]
-        return _cache.of(self.project, beside)
+        return _cache.get(self.project, beside)
 
     def index(self, item: ImageItem) -> int:
         """Which of the images it is, from 0."""
@@ -310,15 +310,10 @@ class Contents:
 
 def load_manifest(project: Project) -> Manifest:
     """What the last scan of a project found."""
-    return Manifest.load(project.path / MANIFEST, project.dataset_dir)
+    return Manifest.load(project.path, project.dataset_dir)
 
 
-def save_manifest(project: Project, manifest: Manifest) -> None:
-    """Keep what a scan found."""
-    manifest.save(project.path / MANIFEST)
-
-
-_cache = Memory(Contents.load, Contents.updated)
+_cache = ProjectCache(Contents.load, Contents.updated)
 
 
 def image_id(project: Project, path: Path) -> str:
@@ -359,9 +354,9 @@ def _item(project: Project, path: Path, trigger: str, manifest: Manifest, propos
         caption=_caption(path),
         info=info,
         proposal=proposed.get(path, ""),
-        kept=info is not None and info.sha256 in manifest.kept,
+        kept=info is not None and info.sha256 in manifest.marks.kept,
         trigger=trigger,
-        reviewed=info is not None and info.sha256 in manifest.reviewed,
+        reviewed=info is not None and info.sha256 in manifest.marks.reviewed,
     )
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
-from lora_studio.ui.dataset.contents import Contents, ImageItem, image_id, save_manifest
+from lora_studio.ui.dataset.contents import Contents, ImageItem, image_id
 from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.page import DatasetPage
 from lora_studio.ui.dataset.review import next_after_removal
@@ -128,7 +128,7 @@ def mark_kept(contents: Contents, item: ImageItem, *, kept: bool) -> None:
     """Mark an image to be kept whatever the scan finds, or remove the mark; raise InputError before its first scan."""
     if item.info is None:
         raise InputError(f"{item.name} has not been scanned yet.", "Scan first.", code="not_scanned")
-    save_manifest(contents.project, contents.manifest.keep(item.info.sha256, kept=kept))
+    contents.manifest.with_kept(item.info.sha256, kept=kept).save_marks(contents.project.path)
 
 
 def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup, list[Path]]:

@@ -14,7 +14,7 @@ from lora_studio.dataset.captions.text import with_trigger
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.dataset.captions import FindingPick, report_card
 from lora_studio.ui.dataset.chips import suggestion_list
-from lora_studio.ui.dataset.contents import Contents, Filter, ImageItem, save_manifest
+from lora_studio.ui.dataset.contents import Contents, Filter, ImageItem
 from lora_studio.ui.dataset.layout import INCLUDES_TAG, Data
 from lora_studio.ui.dataset.page import DatasetPage
 from lora_studio.ui.dataset.review import change_caption, chip_edit, neighbour, status_line
@@ -224,7 +224,8 @@ class CaptionHandlers:
             raise InputError(
                 f"{item.name} has not been scanned yet.", "Wait for the scan, or scan in Curate.", code="not_scanned"
             )
-        save_manifest(contents.project, contents.manifest.review([item.info.sha256], reviewed=reviewed(item)))
+        manifest = contents.manifest.with_reviewed([item.info.sha256], reviewed=reviewed(item))
+        manifest.save_marks(contents.project.path)
         contents = contents.after_change()
         item = contents.item(item.id)
         if show_next:

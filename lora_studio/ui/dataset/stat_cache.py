@@ -1,4 +1,4 @@
-"""What is made of a project's dataset, remembered while the files on disk are as they were."""
+"""Values computed from a project's dataset, cached until a file of the project changes."""
 
 from __future__ import annotations
 
@@ -11,99 +11,107 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Generic, TypeVar
 
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, SETTLED_NS
-from lora_studio.dataset.manifest import MANIFEST
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
+from lora_studio.dataset.manifest import SCAN_FILE
+from lora_studio.dataset.marks import MARKS_FILE
+from lora_studio.files import FileStamp
 from lora_studio.workspace.project import Project, image_sets
 
-Made = TypeVar("Made")
-Stats = dict[str, tuple[int, int, int]]  # path: time of change (ns), length and inode
+Value = TypeVar("Value")
+Stamps = dict[str, FileStamp]  # by path
 
 
 @dataclass
-class _Known(Generic[Made]):
-    """What was made, and the state of the files that it belongs to.
+class _Entry(Generic[Value]):
+    """A value, the stamps of the files that it was computed from, and the hashes of those whose stamp was racy."""
 
-    `fresh` has the hashes of files that changed so recently that another change need not show in their time.
+    stamps: Stamps
+    hashes: dict[str, bytes]
+    value: Value
+
+
+@dataclass
+class ProjectCache(Generic[Value]):
+    """Cache what `read` returns for a project.
+
+    When files changed, `update` gets the cached value and their paths; it returns the new value, or None to have
+    everything read again.
     """
 
-    stats: Stats
-    fresh: dict[str, bytes]
-    made: Made
+    read: Callable[[Project], Value]
+    update: Callable[[Value, set[str]], Value | None]
+    _entries: dict[Path, _Entry[Value]] = field(default_factory=dict)
 
+    def get(self, project: Project, written: Iterable[str] | None = None) -> Value:
+        """Return the project's value.
 
-@dataclass
-class Memory(Generic[Made]):
-    """What `read` makes of a project. After some files changed `update` makes it anew, or None to have all read."""
-
-    read: Callable[[Project], Made]
-    update: Callable[[Made, set[str]], Made | None]
-    _known: dict[Path, _Known[Made]] = field(default_factory=dict)
-
-    def of(self, project: Project, written: Iterable[str] | None = None) -> Made:
-        """What is remembered, once all files were looked at, or only those that were written and the project's own."""
-        known = self._known.get(project.path)
-        if known is None or written is None:
-            stats = _stats(project)
+        Every file of the dataset is checked for changes; with `written`, only these files and the project's own ones.
+        """
+        entry = self._entries.get(project.path)
+        now = time.time_ns()
+        if entry is None or written is None:
+            stamps = _dataset_stamps(project)
         else:
-            stats = known.stats.copy()
+            stamps = entry.stamps.copy()
             for path in (*written, *own_files(project)):
-                stats.pop(path, None)
-                stats |= _stat(path)
-        stale = set() if known is None else {file for file, value in known.fresh.items() if _hash(file) != value}
-        if known is not None and known.stats == stats and not stale:
-            known.fresh = {file: known.fresh.get(file) or _hash(file) for file in _fresh(stats)}
-            return known.made
-        fresh = {file: _hash(file) for file in _fresh(stats)}
-        made = None
-        if known is not None:
-            changed = {path for path, stat in stats.items() if known.stats.get(path) != stat}
-            made = self.update(known.made, changed | (known.stats.keys() - stats.keys()) | stale)
-        if made is None:
-            made = self.read(project)
-        self._known[project.path] = _Known(stats, fresh, made)
-        return made
+                stamps.pop(path, None)
+                stamps |= _stamps_of(path)
+        changed = set() if entry is None else {path for path, value in entry.hashes.items() if _hash(path) != value}
+        if entry is not None and entry.stamps == stamps and not changed:
+            entry.hashes = {path: entry.hashes.get(path) or _hash(path) for path in _racy_texts(stamps, now)}
+            return entry.value
+        hashes = {path: _hash(path) for path in _racy_texts(stamps, now)}
+        value = None
+        if entry is not None:
+            changed |= {path for path, stamp in stamps.items() if entry.stamps.get(path) != stamp}
+            value = self.update(entry.value, changed | (entry.stamps.keys() - stamps.keys()))
+        if value is None:
+            value = self.read(project)
+        self._entries[project.path] = _Entry(stamps, hashes, value)
+        return value
 
 
 def own_files(project: Project) -> list[str]:
-    """The files beside the dataset that say something about it."""
-    return [os.fspath(project.path / name) for name in (MANIFEST, "project.json")]
+    """Return the paths of the files beside the dataset folder that the dataset's value depends on."""
+    return [os.fspath(project.path / name) for name in (SCAN_FILE, MARKS_FILE, "project.json")]
 
 
-def _stats(project: Project) -> Stats:
-    """Every file that contents depend on."""
+def _dataset_stamps(project: Project) -> Stamps:
+    """Return the stamps of all files in the dataset's folders and of the project's own files."""
     folders = [project.dataset_dir, *(item.path for item in image_sets(project.dataset_dir))]
-    found: Stats = {}
+    stamps: Stamps = {}
     for folder in dict.fromkeys(folders):
         if folder.is_dir():
             for entry in os.scandir(folder):
                 try:
                     stat = entry.stat()
-                except OSError:  # gone meanwhile
+                except OSError:  # deleted in the meantime
                     continue
                 if S_ISREG(stat.st_mode):
-                    found[entry.path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    for file in own_files(project):
-        found |= _stat(file)
-    return found
+                    stamps[entry.path] = FileStamp.of_stat(stat)
+    for path in own_files(project):
+        stamps |= _stamps_of(path)
+    return stamps
 
 
-def _fresh(stats: Stats) -> list[str]:
-    """The texts among the files that changed within the last second."""
-    limit = time.time_ns() - SETTLED_NS
-    return [path for path, stat in stats.items() if stat[0] > limit and path.endswith((*CAPTION_SUFFIXES, ".json"))]
-
-
-def _stat(file: str) -> Stats:
-    """A file's entry; none if it is not there."""
+def _stamps_of(path: str) -> Stamps:
+    """Return a file's entry; none if it does not exist."""
     try:
-        stat = os.stat(file)  # noqa: PTH116 - the files' names are text, as os.scandir gives them
+        stat = os.stat(path)  # noqa: PTH116 - the files' names are text, as os.scandir gives them
     except OSError:
         return {}
-    return {file: (stat.st_mtime_ns, stat.st_size, stat.st_ino)} if S_ISREG(stat.st_mode) else {}
+    return {path: FileStamp.of_stat(stat)} if S_ISREG(stat.st_mode) else {}
 
 
-def _hash(file: str) -> bytes:
+def _racy_texts(stamps: Stamps, now: int) -> list[str]:
+    """Return the text files whose stamp is racy: their content is compared."""
+    return [
+        path for path, stamp in stamps.items() if stamp.is_racy(now) and path.endswith((*CAPTION_SUFFIXES, ".json"))
+    ]
+
+
+def _hash(path: str) -> bytes:
     try:
-        return hashlib.sha256(Path(file).read_bytes()).digest()
+        return hashlib.sha256(Path(path).read_bytes()).digest()
     except OSError:
         return b""

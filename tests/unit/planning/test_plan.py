@@ -12,8 +12,7 @@ from PIL import Image
 from lora_studio import guide
 from lora_studio.dataset.buckets import place_for
 from lora_studio.dataset.images.decode import ImageInfo
-from lora_studio.dataset.images.header_cache import stamp_of
-from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.folders import count_images
@@ -299,13 +298,14 @@ def test_images_that_a_scan_knows_are_not_read_again(tmp_path: Path) -> None:
     images = [project.images_dir / f"{number}.png" for number in range(4)]
     for path in images:
         save(path, (640, 480))
+        os.utime(path, (1e9, 1e9))  # not changed just before the scan: its content need not be compared
     (project.images_dir / "0.caption").write_text("ohwx")
     infos = [ImageInfo(path=path, width=512, height=768, sha256=path.stem) for path in images[:3]]
     infos[2] = infos[2].model_copy(update={"width": 0, "height": 0})
     summary = ScanSummary(images=3, readable=2, duplicates=0, issue_counts={}, resolutions=[], issues=[])
     report = ScanReport(images=infos, duplicate_groups=[], summary=summary)
-    stamps = {path: stamp_of(path) for path in images[:3]}
-    Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()).save(project.path / MANIFEST)
+    stamps = scan_stamps(images[:3])
+    Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)
     counts = count_images(project.dataset_dir)
     assert counts.all_sizes() == [(512, 768), (512, 768), (640, 480)]
     assert counts.unreadable == ["2.png"]

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from lora_studio.dataset.buckets import Placement
-from lora_studio.dataset.images.header_cache import stamp_of
-from lora_studio.dataset.manifest import MANIFEST, Manifest
+from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import JobError, StopRequested
 from lora_studio.planning.plan import plan
@@ -369,8 +368,8 @@ def test_copies_that_a_scan_found_are_held_out_together(tmp_path: Path) -> None:
     (group,) = report.duplicate_groups
     copies = {group.keep, *group.reject}
     assert len(copies) > 2
-    stamps = {image: stamp_of(image) for image in images}
-    Manifest.of_scan(project.dataset_dir, report, stamps, frozenset()).save(project.path / MANIFEST)
+    stamps = scan_stamps(images)
+    Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)
     for folder in (project.dataset_dir, project.dataset_dir / "1_a"):
         for seed in range(6):
             dataset = read_dataset(folder, recipe_of(validation_split=0.25, seed=seed))

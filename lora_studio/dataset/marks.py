@@ -1,0 +1,96 @@
+"""marks.json: a user's decisions about the images of a dataset, the one record that no scan can rebuild.
+
+Marks are stored by the SHA-256 of the image file, so that they survive renamed files and further scans.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
+
+from lora_studio.errors import disk_errors
+from lora_studio.files import cached_by_stamp, write_text
+
+MARKS_FILE = "marks.json"
+LEGACY_FILE = "dataset.json"  # of earlier versions: marks and scan in one file; read while marks.json does not exist
+
+_log = logging.getLogger(__name__)
+
+
+class Marks(BaseModel):
+    """SHA-256 of the images that curation keeps whatever a scan proposes, and of those whose caption is reviewed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kept: frozenset[str] = frozenset()
+    reviewed: frozenset[str] = frozenset()
+
+    @field_serializer("kept", "reviewed")
+    def _in_order(self, hashes: frozenset[str]) -> list[str]:
+        return sorted(hashes)
+
+    def with_kept(self, hashes: Iterable[str], *, kept: bool = True) -> Marks:
+        """Return these marks with images marked as kept, or no longer so."""
+        return self.model_copy(update={"kept": self.kept | set(hashes) if kept else self.kept - set(hashes)})
+
+    def with_reviewed(self, hashes: Iterable[str], *, reviewed: bool = True) -> Marks:
+        """Return these marks with images marked as reviewed, or no longer so."""
+        marked = self.reviewed | set(hashes) if reviewed else self.reviewed - set(hashes)
+        return self.model_copy(update={"reviewed": marked})
+
+
+def load_marks(folder: Path) -> Marks:
+    """Return the marks of the project or image folder `folder`; none if its marks.json is missing or damaged.
+
+    A damaged file is reported as a warning of the log, and stays until `save_marks` sets it aside.
+    """
+    for name in (MARKS_FILE, LEGACY_FILE):
+        try:
+            return _read(folder / name) or Marks()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            _log.warning("%s cannot be read, its marks are ignored: %s", folder / name, error.strerror)
+            return Marks()
+    return Marks()
+
+
+def save_marks(folder: Path, marks: Marks) -> None:
+    """Write marks.json atomically; a damaged one is renamed to marks.damaged.json first, never overwritten.
+
+    Raises DiskFullError or InputError.
+    """
+    file = folder / MARKS_FILE
+    if file.exists() and not _is_readable(file):
+        aside = _free_name(file)
+        with disk_errors(file):
+            file.rename(aside)
+        _log.warning("%s is damaged and was renamed to %s", file, aside.name)
+    write_text(file, marks.model_dump_json(indent=1) + "\n")
+
+
+@cached_by_stamp(maxsize=16)
+def _read(file: Path) -> Marks | None:
+    """Return the marks in a file, None if it is damaged."""
+    try:
+        return Marks.model_validate_json(file.read_bytes())
+    except ValidationError:
+        _log.warning("%s is damaged, its marks are ignored", file)
+        return None
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        return _read(file) is not None
+    except OSError:
+        return False
+
+
+def _free_name(file: Path) -> Path:
+    """Return a name beside `file` that no file has: marks.damaged.json, marks.damaged-2.json and so on."""
+    names = (f"{file.stem}.damaged{'' if number == 1 else f'-{number}'}{file.suffix}" for number in itertools.count(1))
+    return next(place for place in map(file.with_name, names) if not place.exists())
