@@ -23,9 +23,8 @@ from unittest import mock
 import psutil
 import torch
 
-from lora_studio.training.data.collate import prepare_step
 from lora_studio.training.data.dataset import Dataset, Item
-from lora_studio.training.loop import Run
+from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
@@ -47,38 +46,39 @@ def make_run(folder: Path, count: int) -> Run:
     """A run with a dataset of as many images, which has not begun."""
     job = make_job(folder / "base", folder / "images", resolution=SIDE, batch_size=BATCH, mixed_precision="bf16")
     run = start(job, folder / f"run {count}", Home(folder / "home"))
-    run.dataset = Dataset(many(run.dataset.items[0], count), [])
+    run.collator.dataset = Dataset(many(run.dataset.items[0], count), [])
     run.counts = run.dataset.count(job.recipe)
+    run.collator.steps_per_epoch = run.counts.steps_per_epoch
     return run
 
 
 def fill(run: Run) -> None:
     """Write the caches of the run's images; without waiting for the disk at each, whose speed is not the question."""
-    assert run.texts is not None
+    assert run.collator.texts is not None
     mean, logvar = torch.randn((2, 4, SIDE // 8, SIDE // 8))
     hidden, pooled = torch.randn(77, WIDTH), torch.randn(POOLED)
     with mock.patch("os.fsync"):
         for item in run.dataset.items:
-            run.latents.store(item, mean, logvar)
-            run.texts.store(item.caption, hidden, pooled)
+            run.collator.latents.store(item, mean, logvar)
+            run.collator.texts.store(item.caption, hidden, pooled)
 
 
 def read(run: Run) -> dict[str, float]:
     """Seconds of CPU time an image for checking the caches and for preparing an epoch, and MiB that the epoch takes."""
-    assert run.texts is not None
+    assert run.collator.texts is not None
     process, items = psutil.Process(), run.dataset.items
     heedless: dict[str, Any] = {"should_stop": lambda: False, "on_progress": lambda done, total: None}
     gc.collect()
     gc.freeze()  # the libraries' own objects, whose collection would fall on one size of dataset or another
     before = process.memory_info().rss
     began = time.process_time()
-    missing = run.latents.fill(items, run.base.vae, **heedless)
-    missing += run.texts.fill((item.caption for item in items), [], [], **heedless)
+    missing = run.collator.latents.fill(items, run.base.vae, **heedless)
+    missing += run.collator.texts.fill((item.caption for item in items), [], [], **heedless)
     assert not missing
     checked = time.process_time()
     peak = process.memory_info().rss
     for step in range(run.counts.steps_per_epoch):
-        assert prepare_step(run, step).samples
+        assert run.collator.collate_step(step).sample_count
         peak = max(peak, process.memory_info().rss)
     done = time.process_time()
     count = len(items)

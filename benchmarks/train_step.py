@@ -27,7 +27,8 @@ from peft import LoraConfig
 from PIL import Image
 from torch.nn import functional
 
-from lora_studio.training.loop import Run, train_loop
+from lora_studio.training.loop import train_loop
+from lora_studio.training.run import Run
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.gpu_steps import gpu_table

@@ -4,45 +4,26 @@ from __future__ import annotations
 
 import glob
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from lora_studio.errors import InputError, NonFiniteLossError, StudioError
-from lora_studio.lora.inject import Adapters
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
-from lora_studio.models.load import Base
-from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.models.text_encoding import encode_text
-from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data.cache import LatentCache, TextCache
-from lora_studio.training.data.collate import StepInputs
-from lora_studio.training.data.dataset import Batch, Dataset, epoch_steps
-from lora_studio.training.data.prefetch import Prefetch
-from lora_studio.training.data.rng import seeded
-from lora_studio.training.distributed import RankGroup
-from lora_studio.training.objective import huber_thresholds, signal_to_noise, timestep_weights
-from lora_studio.training.optim.ema import AveragedWeights
-from lora_studio.training.optim.flat_params import FlatParameters
+from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import load_optimizer_state
-from lora_studio.training.reporting.health import Health
 from lora_studio.training.reporting.lora_metadata import describe_lora
-from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
-from lora_studio.training.reporting.step_log import Journal
+from lora_studio.training.reporting.step_log import StepLog
 from lora_studio.training.resume_state import ResumeState, save_state
+from lora_studio.training.run import Run
 from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
-from lora_studio.training.speed.cuda_graph_policy import Replays
-from lora_studio.training.speed.memory_budget import patient_step
-from lora_studio.training.speed.recompute import Blocks
+from lora_studio.training.step import train_step_retrying_oom
 from lora_studio.training.validation import validate
 from lora_studio.workspace.job_folder import JobFolder, Report
 
@@ -52,145 +33,48 @@ STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
 ATTEMPT_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
 
 
-@dataclass
-class Run:
-    """A training run in memory: its parts, and where it stands."""
-
-    job: TrainJob
-    folder: Path
-    dataset: Dataset
-    counts: StepCount
-    base: Base
-    adapters: Adapters
-    weights: FlatParameters
-    blocks: Blocks
-    optimizer: torch.optim.Optimizer
-    lr_scheduler: LambdaLR
-    scaler: torch.amp.GradScaler
-    latents: LatentCache
-    texts: TextCache | None
-    device: torch.device
-    dtype: torch.dtype
-    precision: str
-    health: Health
-    averaged_weights: AveragedWeights
-    timestep_losses: TimestepLosses
-    ranks: RankGroup = field(default_factory=RankGroup)
-    prefetch: Prefetch[StepInputs] = field(default_factory=Prefetch)
-    replays: Replays | None = None
-    started: float = field(default_factory=time.time)
-    step: int = 0
-    epochs_finished: int = 0
-    epoch_losses: list[float] = field(default_factory=list)
-    held_out: list[dict[str, Any]] = field(default_factory=list)
-    last_loss: float | None = None
-    nan_streak: int = 0
-    updating: bool = False
-    saved_at: float = field(default_factory=time.monotonic)
-    saved: tuple[int, int] | None = None
-    told: int | None = None  # bytes of the log before the end of an epoch, while that is not complete
-    order: tuple[int, list[list[Batch]]] = (-1, [])
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the last step, counted from 1."""
-        return max(1, -(-self.step // self.counts.steps_per_epoch))
-
-    @cached_property
-    def decides_on_device(self) -> bool:
-        """Whether a GPU leaves out a bad step by itself: fused AdamW does, while nothing is averaged or rescaled."""
-        fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults["fused"])
-        return fused and self.device.type == "cuda" and not (self.job.recipe.ema_decay or self.scaler.is_enabled())
-
-    @property
-    def epochs_due(self) -> int:
-        """How many epochs ought to be finished by now; the last one may be cut short by max_train_steps."""
-        at_end = self.step >= self.counts.total_steps
-        return self.counts.epochs if at_end else self.step // self.counts.steps_per_epoch
-
-    @cached_property
-    def loss_weights(self) -> Tensor:
-        """The weight of each timestep [T], on the CPU."""
-        recipe = self.job.recipe
-        return timestep_weights(
-            signal_to_noise(self.base.noise_scheduler),
-            self.base.prediction_type,
-            gamma=recipe.min_snr_gamma,
-            debiased=recipe.debiased_estimation_loss,
-        )
-
-    @cached_property
-    def huber_thresholds(self) -> Tensor:
-        """The threshold of the Huber losses at each timestep [T], on the CPU."""
-        recipe = self.job.recipe
-        return huber_thresholds(self.base.noise_scheduler, recipe.huber_schedule, recipe.huber_c)
-
-    def autocast(self) -> AbstractContextManager:
-        """Half precision for what can take it; a no-op where all weights have it, or none."""
-        whole = self.dtype == torch.float32 or self.weights.half_only
-        return nullcontext() if whole else torch.autocast(self.device.type, self.dtype)
-
-    def dropout(self, first: int) -> AbstractContextManager:
-        """The random numbers of dropout for a batch that begins with sample `first` of the step; a no-op without."""
-        recipe = self.job.recipe
-        if not recipe.network_dropout:
-            return nullcontext()
-        return seeded(recipe.seed, "dropout", self.step, first, device=self.device)
-
-    def encode(self, captions: Sequence[str]) -> TextEmbeddings:
-        """Embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions, from the cache where there is one."""
-        recipe = self.job.recipe
-        if self.texts is None:
-            encoders, tokenizers = self.base.text_encoders, self.base.tokenizers
-            return TextEmbeddings(
-                *encode_text(encoders, tokenizers, captions, recipe.clip_skip, recipe.max_token_length)
-            )
-        hidden, pooled = self.texts.load(captions, self.dtype)
-        return TextEmbeddings(hidden.to(self.device), pooled.to(self.device))
-
-    def batches(self, step: int) -> list[Batch]:
-        """The batches of a step (counted from 0)."""
-        epoch, position = divmod(step, self.counts.steps_per_epoch)
-        if self.order[0] != epoch:
-            self.order = epoch, epoch_steps(self.dataset, self.job.recipe, epoch)
-        return self.order[1][position]
-
-
 def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> bool:
-    """Train until the run is complete (returns False) or is asked to stop (returns True).
+    """Train until the run is complete (returns False) or a stop is requested (returns True).
 
-    On a stop, and on any error that leaves the weights good, the state after the last step is saved first. Raises
-    NonFiniteLossError after NAN_LIMIT steps without a finite loss, which left the weights as they were before. Of
-    several processes, what ends one ends all.
+    On a stop, and on any error that leaves the weights valid, the state after the last step is saved first. Raises
+    NonFiniteLossError after NAN_LIMIT steps in a row without a finite loss. An error on one rank ends all ranks.
     """
-    journal = Journal(run, report, _count_bad)
+    log = StepLog(
+        report,
+        run.counts.total_steps,
+        run.device,
+        run.health,
+        run.timestep_losses,
+        on_loss=partial(_record_loss, run),
+        deferred=run.updates_without_sync,
+    )
     try:
-        if run.step == 0 and not run.held_out and run.ranks.is_main:
+        if run.step == 0 and not run.validation_losses and run.ranks.is_main:
             validate(run, 0, report=report, should_stop=should_stop)
         while True:
             if run.epochs_finished < run.epochs_due:
-                journal.tell()
+                log.flush()
                 end_epoch(run, report=report, should_stop=should_stop)
             if run.step >= run.counts.total_steps:
                 return False
             if run.ranks.broadcast_flag(should_stop()):
-                journal.tell()
+                log.flush()
                 save(run)
                 return True
-            journal.start_clock()
-            step = patient_step(run, report)
+            log.start_clock()
+            result = train_step_retrying_oom(run, report)
             run.step += 1
-            journal.add(step)
-            saves = time.monotonic() - run.saved_at > STATE_SECONDS
-            if journal.due or saves or _within_epoch_due(run):
-                journal.tell()
+            log.add(run.step, run.epoch, result)
+            state_due = time.monotonic() - run.saved_at > STATE_SECONDS
+            if log.due or state_due or _within_epoch_due(run):
+                log.flush()
             if _within_epoch_due(run):
                 _within_epoch(run, report=report, should_stop=should_stop)
-            if saves:
+            if state_due:
                 save(run)
     except Exception:
         if not run.updating:
-            for rescue in (journal.tell, lambda: save(run)):
+            for rescue in (log.flush, lambda: save(run)):
                 with suppress(StudioError, OSError, RuntimeError):
                     rescue()
         raise
@@ -202,9 +86,9 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
     epoch = run.epochs_finished + 1
     if run.ranks.is_main:
-        run.told = JobFolder(run.folder).sync_events()
+        run.log_offset = JobFolder(run.folder).sync_events()
         _tell_epoch(run, epoch, report=report, should_stop=should_stop)
-        run.told = None
+        run.log_offset = None
     run.epoch_losses = []
     run.timestep_losses.clear()
     run.epochs_finished = epoch
@@ -239,12 +123,12 @@ def _within_epoch_due(run: Run) -> bool:
 def _within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """What is due after a step that ends no epoch."""
     recipe = run.job.recipe
-    run.told = JobFolder(run.folder).sync_events()
+    run.log_offset = JobFolder(run.folder).sync_events()
     if _falls_on(recipe.save_every_n_steps, run.step):
         _checkpoint(run, None, report=report)
     if _falls_on(recipe.sample_every_n_steps, run.step):
         draw(run, None, report=report, should_stop=should_stop)
-    run.told = None
+    run.log_offset = None
 
 
 def _falls_on(every: int, number: int) -> bool:
@@ -330,13 +214,13 @@ def save(run: Run) -> None:
     values: dict[str, Any] = {
         "dataset": run.dataset.fingerprint,
         "epoch_losses": run.epoch_losses,
-        "held_out": run.held_out,
+        "held_out": run.validation_losses,
         "last_loss": run.last_loss,
         "steps_per_epoch": run.counts.steps_per_epoch,
         "started": run.started,
         "health": run.health.state(),
         "timestep_losses": run.timestep_losses.state(),
-        "events": JobFolder(run.folder).sync_events() if run.told is None else run.told,
+        "events": JobFolder(run.folder).sync_events() if run.log_offset is None else run.log_offset,
         "processes": run.ranks.world_size,
     }
     optimizer = {
@@ -375,7 +259,7 @@ def restore(run: Run, state: ResumeState) -> None:
         ) from error
     run.step, run.epochs_finished = state.step, state.epochs_finished
     run.epoch_losses = state.values["epoch_losses"]
-    run.held_out = state.values.get("held_out", [])
+    run.validation_losses = state.values.get("held_out", [])
     run.last_loss = state.values["last_loss"]
     run.started = state.values["started"]
     run.health.load_state(state.values["health"])
@@ -384,8 +268,13 @@ def restore(run: Run, state: ResumeState) -> None:
     run.saved = state.step, state.epochs_finished
 
 
-def _count_bad(run: Run) -> None:
-    """One more step without a finite loss. Raises NonFiniteLossError if they were too many."""
+def _record_loss(run: Run, loss: float | None) -> None:
+    """Record the loss of a step, None if it was skipped. Raises NonFiniteLossError if NAN_LIMIT in a row were."""
+    if loss is not None:
+        run.nan_streak = 0
+        run.last_loss = loss
+        run.epoch_losses.append(loss)
+        return
     run.nan_streak += 1
     if run.nan_streak >= NAN_LIMIT and run.last_loss is None:
         raise NonFiniteLossError(

@@ -20,6 +20,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.augment import views_of
 from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, weights_hash
 from lora_studio.training.data.caption_variants import cached_captions
+from lora_studio.training.data.collate import Collator
 from lora_studio.training.data.prefetch import Prefetch, depth_for
 from lora_studio.training.distributed import (
     SINGLE_PROCESS,
@@ -28,7 +29,7 @@ from lora_studio.training.distributed import (
     init_rank_group,
     with_global_batch,
 )
-from lora_studio.training.loop import ATTEMPT_EVENTS, Run, restore, run_prompts, save_adapter, train_loop
+from lora_studio.training.loop import ATTEMPT_EVENTS, restore, run_prompts, save_adapter, train_loop
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
@@ -41,15 +42,18 @@ from lora_studio.training.reporting.startup import (
     PRECISIONS,
     Phases,
     describe_environment,
+    device_name,
     tell_dataset,
     tell_long_captions,
+    tell_optimizer,
     tell_start,
 )
 from lora_studio.training.resume_state import load_state
+from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import use_plain_attention
-from lora_studio.training.speed.cuda_graph_policy import replays_for
 from lora_studio.training.speed.geglu import use_lean_gates
-from lora_studio.training.speed.memory_budget import fit_blocks, gpu_memory, make_blocks
+from lora_studio.training.speed.memory_budget import make_blocks
+from lora_studio.training.step import cuda_graphs_for, fit_gpu_memory
 from lora_studio.training.warm_start import load_network_weights
 from lora_studio.workspace.job_folder import JobFolder, Report
 from lora_studio.workspace.project import Home
@@ -91,9 +95,12 @@ def train(
     job = with_global_batch(job, ranks)
     with ranks.sync_errors():
         checked = preflight(job, folder, home, on_progress=phases)
-    tell_dataset(job, checked, report)
+    tell_dataset(job, checked.dataset, report)
     if ranks.is_main:
-        write_json(folder.path / "environment.json", describe_environment(job, checked))
+        write_json(
+            folder.path / "environment.json",
+            describe_environment(checked.device, PRECISIONS[checked.dtype], job.recipe.seed),
+        )
     try:
         with ranks.sync_errors():
             run = prepare(
@@ -105,13 +112,22 @@ def train(
         with ranks.sync_errors():
             _resume(run, report)
     if run.step == 0 and ranks.is_main:
-        used = write_records(run)
+        used = write_records(run.folder, run.collator)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
-    tell_start(run, checked, report)
+    tell_start(
+        run.dataset,
+        run.counts,
+        run.base,
+        report,
+        device=device_name(run.device, ranks.world_size),
+        precision=run.precision,
+        reason=checked.dtype_reason,
+    )
+    tell_optimizer(job.recipe, report)
     if run.device.type == "cuda":
         with ranks.sync_errors():
-            fit_blocks(run, gpu_memory, report)
-    run.replays = replays_for(run, report)
+            fit_gpu_memory(run, report)
+    run.replays = cuda_graphs_for(run, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped and ranks.is_main:
         lora = folder.path / f"{job.name}.safetensors"
@@ -145,7 +161,7 @@ def prepare(
         zero_terminal_snr=checked.zero_terminal_snr,
         on_progress=lambda message: phases(message, 0, 0),
     )
-    tell_long_captions(job, base, checked, report)
+    tell_long_captions(job, base, checked.dataset, report)
     # fp16 has more digits than bf16, and a GPU is several times faster in it
     half = torch.float16 if device.type == "cuda" and checked.dtype != torch.float32 else None
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
@@ -179,7 +195,6 @@ def prepare(
     return Run(
         job=job,
         folder=folder.path,
-        dataset=checked.dataset,
         counts=checked.counts,
         base=base,
         adapters=adapters,
@@ -188,8 +203,20 @@ def prepare(
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, checked.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=checked.dtype == torch.float16),
-        latents=latents,
-        texts=texts,
+        collator=Collator(
+            job,
+            checked.dataset,
+            checked.counts.steps_per_epoch,
+            base.noise_scheduler,
+            base.prediction_type,
+            base.vae.config.scaling_factor,
+            base.tokenizers,
+            latents,
+            texts,
+            device,
+            checked.dtype,
+            ranks,
+        ),
         device=device,
         dtype=checked.dtype,
         precision=PRECISIONS[checked.dtype],

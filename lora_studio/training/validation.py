@@ -11,20 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
 from lora_studio.dataset.buckets import Size
 from lora_studio.training.data.augment import image_number
-from lora_studio.training.data.collate import assemble
 from lora_studio.training.data.dataset import Batch, Item
 from lora_studio.training.data.rng import generator
-from lora_studio.training.loss import batch_losses
+from lora_studio.training.run import Run
+from lora_studio.training.step import batch_losses
 from lora_studio.workspace.job_folder import Report
-
-if TYPE_CHECKING:
-    from lora_studio.training.loop import Run
 
 SHARES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of the timesteps: the middles of four equal parts (the midpoint rule)
 
@@ -45,7 +41,7 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
                 return
             total += sum(losses.double().sum().cpu() for losses in _losses(run, batch))
     loss = float(total) / (len(items) * len(SHARES))
-    run.held_out.append({"step": run.step, "epoch": epoch, "loss": loss})
+    run.validation_losses.append({"step": run.step, "epoch": epoch, "loss": loss})
     report("validation", step=run.step, epoch=epoch, loss=loss)
     run.health.watch_held_out(run.step, loss)
 
@@ -54,12 +50,12 @@ def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
     """The weighted losses [B] of a batch at each of the timesteps."""
     recipe = run.job.recipe
     begin, end = recipe.min_timestep, min(recipe.max_timestep, run.base.noise_scheduler.config.num_train_timesteps)
-    means = torch.stack([run.latents.load(item)[0] for item in batch])
+    means = torch.stack([run.collator.latents.load(item)[0] for item in batch])
     captions = [item.caption for item in batch]
     for number, share in enumerate(SHARES):
         t = torch.full((len(batch),), begin + int(share * (end - begin)))
         noise = torch.stack([_noise(means.shape[1:], recipe.seed, item, number) for item in batch])
-        yield batch_losses(run, assemble(run, batch, captions, means, noise, t).to(run.device))
+        yield batch_losses(run, run.collator.assemble(batch, captions, means, noise, t).to(run.device))
 
 
 def _noise(shape: torch.Size, seed: int, item: Item, number: int) -> torch.Tensor:

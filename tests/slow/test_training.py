@@ -16,7 +16,8 @@ from lora_studio.models import load as base_models
 from lora_studio.models import locate as base_files
 from lora_studio.settings.choices import Optimizer
 from lora_studio.training import resume_state as checkpoints
-from lora_studio.training.loop import Run, train_loop
+from lora_studio.training.loop import train_loop
+from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
 from tests.support.original_layout import save_single_file
 from tests.support.tiny_sdxl import save_tiny_sdxl

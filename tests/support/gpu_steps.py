@@ -32,21 +32,21 @@ from lora_studio.models.quantize import quantize
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.data.collate import Prepared, StepInputs
-from lora_studio.training.loop import Run
-from lora_studio.training.loss import batch_losses
+from lora_studio.training.data.batch import BatchTensors, StepBatches
+from lora_studio.training.data.collate import Collator
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.optim.schedules import make_lr_scheduler
 from lora_studio.training.reporting.health import Health
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, find_recorder
-from lora_studio.training.speed.cuda_graph_policy import PROBES, Replays, gradient_pass
+from lora_studio.training.speed.cuda_graph_policy import PROBES, Replays
 from lora_studio.training.speed.geglu import use_lean_gates
 from lora_studio.training.speed.recompute import Blocks, choose
-from lora_studio.training.step import train_step
+from lora_studio.training.step import batch_losses, forward_backward, train_step
 
 STEPS, WARM_UP = 12, 3
 MANY = 10**6  # steps of a run that has as many as graphs want
@@ -115,7 +115,7 @@ def random_unet(size: Size) -> UNet2DConditionModel:
     return unet
 
 
-def random_batch(size: Size, batch: int) -> Prepared:
+def random_batch(size: Size, batch: int) -> BatchTensors:
     """A batch as the caches give it, in page-locked memory if a GPU is to read it."""
     source = torch.Generator().manual_seed(0)
 
@@ -124,7 +124,7 @@ def random_batch(size: Size, batch: int) -> Prepared:
 
     text = size.config["projection_class_embeddings_input_dim"] - 6 * size.config["addition_time_embed_dim"]
     latents = (batch, size.config["in_channels"], size.side // 8, size.side // 8)
-    made = Prepared(
+    made = BatchTensors(
         noisy=draw(*latents).to(size.dtype),
         target=draw(*latents),
         t=torch.arange(100, 100 + batch),
@@ -133,7 +133,7 @@ def random_batch(size: Size, batch: int) -> Prepared:
         hidden=draw(batch, 77, size.config["cross_attention_dim"]).to(size.dtype),
         pooled=draw(batch, text).to(size.dtype),
     )
-    return made.pinned() if size.device.type == "cuda" else made
+    return made.pin_memory() if size.device.type == "cuda" else made
 
 
 def studio_run(size: Size, case: Case) -> Run:
@@ -147,16 +147,15 @@ def studio_run(size: Size, case: Case) -> Run:
     use_plain_attention(unet)
     use_lean_gates(unet)
     optimizer = make_optimizer(recipe, weights.groups)
-    inputs = StepInputs(case.batch, [(0, random_batch(size, case.batch))])
+    inputs = StepBatches(case.batch, [(0, random_batch(size, case.batch))])
     counts = count_steps({(size.side, size.side): case.batch * MANY}, batch_size=case.batch, epochs=1)
     nothing: Any = None
-    base: Any = SimpleNamespace(unet=unet, text_encoders=[], noise_scheduler=DDPMScheduler())
+    base: Any = SimpleNamespace(unet=unet, text_encoders=[])
     job: Any = SimpleNamespace(recipe=recipe)
     prefetch: Any = SimpleNamespace(take=lambda step, total, make: inputs)
     return Run(
         job=job,
         folder=Path(),
-        dataset=nothing,
         counts=counts,
         base=base,
         adapters=adapters,
@@ -165,8 +164,19 @@ def studio_run(size: Size, case: Case) -> Run:
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, counts.total_steps),
         scaler=torch.amp.GradScaler(size.device.type, enabled=False),
-        latents=nothing,
-        texts=nothing,
+        collator=Collator(
+            job,
+            nothing,
+            counts.steps_per_epoch,
+            DDPMScheduler(),
+            "epsilon",
+            1.0,
+            [],
+            nothing,
+            None,
+            size.device,
+            size.dtype,
+        ),
         device=size.device,
         dtype=size.dtype,
         precision="bf16",
@@ -177,7 +187,7 @@ def studio_run(size: Size, case: Case) -> Run:
     )
 
 
-def fit(run: Run, case: Case, batch: Prepared) -> str:
+def fit(run: Run, case: Case, batch: BatchTensors) -> str:
     """Have as many blocks computed twice as the case's limit needs; returns how many, in words."""
     run.blocks.compute_all_twice()
     for _ in range(2):  # the second with the optimizer's state
@@ -205,7 +215,7 @@ def measure(
     reset_peak(size.device)
     if case.graphs and (recorder := find(size.device)) is not None:
         run.replays = Replays(
-            partial(gradient_pass, run),
+            partial(forward_backward, run),
             recorder,
             run.weights,
             lambda batch, this_epoch: MANY,

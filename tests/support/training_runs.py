@@ -12,13 +12,12 @@ from PIL import Image
 
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.data.collate import prepare as prepare_batch
 from lora_studio.training.data.dataset import Batch
-from lora_studio.training.loop import Run
-from lora_studio.training.loss import batch_losses
 from lora_studio.training.preflight import preflight
 from lora_studio.training.reporting.startup import Phases
 from lora_studio.training.resume_state import load_state
+from lora_studio.training.run import Run
+from lora_studio.training.step import batch_losses
 from lora_studio.training.train import TrainResult, prepare, train
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -82,7 +81,7 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
 
 def losses_of(run: Run, batch: Batch, first: int = 0) -> torch.Tensor:
     """The losses [B] of a batch in the run's next step, its first sample having this number."""
-    return batch_losses(run, prepare_batch(run, run.step, batch, first).to(run.device))
+    return batch_losses(run, run.collator.collate(run.step, batch, first).to(run.device))
 
 
 def train_into(

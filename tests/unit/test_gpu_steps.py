@@ -24,13 +24,13 @@ def test_every_row_is_measured_or_says_why_not(
     size: Size, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    step = gpu_steps.gradient_pass
+    step = gpu_steps.forward_backward
 
     def timed(*given: object) -> torch.Tensor:
         recorder.now += recorder.pass_seconds
         return step(*given)
 
-    monkeypatch.setattr(gpu_steps, "gradient_pass", timed)
+    monkeypatch.setattr(gpu_steps, "forward_backward", timed)
     full, packed = BasePrecision.FULL, BasePrecision.INT8
     monkeypatch.setattr(gpu_steps, "WARM_UP", 1)
     chosen = [Case(1, full, True), Case(2, packed, False, 1.0)]

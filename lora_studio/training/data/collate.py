@@ -1,150 +1,167 @@
-"""What a batch goes into a step with: all that varies from step to step, made on the CPU from the caches.
+"""Collate batches: read cached latents and text embeddings, draw noise and timesteps, and build the training tensors.
 
-It depends on the job, the number of the step and of its samples, and on nothing else. So it can be made ahead of time
-and in another thread, and a run that was stopped goes on with the numbers that it would have had.
+A batch depends on the job, the step number and the sample numbers within the step, and on nothing else. So it can be
+prefetched in another thread, and a resumed run gets the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from lora_studio.models.text_encoding import tokenize
 from lora_studio.settings.choices import LossType, MaskedLoss
+from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.augment import view_of
+from lora_studio.training.data.batch import BatchTensors, StepBatches
+from lora_studio.training.data.cache import LatentCache, TextCache
 from lora_studio.training.data.caption_variants import caption_of
-from lora_studio.training.data.dataset import Batch, Item
-from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep, training_target
+from lora_studio.training.data.dataset import Batch, Dataset, Item, epoch_steps
+from lora_studio.training.distributed import RankGroup
+from lora_studio.training.objective import (
+    draw_latent,
+    draw_noise,
+    draw_timestep,
+    huber_thresholds,
+    signal_to_noise,
+    timestep_weights,
+    training_target,
+)
 
-if TYPE_CHECKING:
-    from lora_studio.training.loop import Run
 
+@dataclass
+class Collator:
+    """Builds the batches of a run from its dataset and caches.
 
-@dataclass(frozen=True)
-class Prepared:
-    """A batch of B samples as tensors.
-
-    `noisy` [B, C, H/8, W/8] in the run's precision and `target` of the same shape in fp32; `t` [B] and `time_ids`
-    [B, 6] as integers; `weights` [B] of the losses. Text is `hidden` [B, 77 n, D] and `pooled` [B, P], or, where the
-    text encoders are trained, `tokens` [encoders, B, n, 77]. `thresholds` [B] are there with a Huber loss, `masks`
-    [B, 1, H/8, W/8] in 0..1 with masked loss.
+    `texts` is None where the text encoders are trained; `scaling_factor` is the VAE's, `device` and `dtype` are those
+    of the forward pass.
     """
 
-    noisy: Tensor
-    target: Tensor
-    t: Tensor
-    time_ids: Tensor
-    weights: Tensor
-    hidden: Tensor | None = None
-    pooled: Tensor | None = None
-    tokens: Tensor | None = None
-    thresholds: Tensor | None = None
-    masks: Tensor | None = None
+    job: TrainJob
+    dataset: Dataset
+    steps_per_epoch: int
+    noise_scheduler: DDPMScheduler
+    prediction_type: str
+    scaling_factor: float
+    tokenizers: list[CLIPTokenizer]
+    latents: LatentCache
+    texts: TextCache | None
+    device: torch.device
+    dtype: torch.dtype
+    ranks: RankGroup = field(default_factory=RankGroup)
+    _epoch_steps: tuple[int, list[list[Batch]]] = (-1, [])  # the epoch of the last step, and the batches of its steps
 
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """Those that are there, by name."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+    @cached_property
+    def loss_weights(self) -> Tensor:
+        """The loss weight of each timestep [T], on the CPU."""
+        recipe = self.job.recipe
+        return timestep_weights(
+            signal_to_noise(self.noise_scheduler),
+            self.prediction_type,
+            gamma=recipe.min_snr_gamma,
+            debiased=recipe.debiased_estimation_loss,
+        )
 
-    def pinned(self) -> Prepared:
-        """The batch in page-locked memory, from which a CUDA GPU copies while the CPU goes on."""
-        return replace(self, **{name: value.pin_memory() for name, value in self.tensors.items()})
+    @cached_property
+    def huber_thresholds(self) -> Tensor:
+        """The threshold of the Huber loss at each timestep [T], on the CPU."""
+        recipe = self.job.recipe
+        return huber_thresholds(self.noise_scheduler, recipe.huber_schedule, recipe.huber_c)
 
-    def to(self, device: torch.device) -> Prepared:
-        """The batch on a device; nobody waits for the copy."""
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in self.tensors.items()})
+    def batches(self, step: int) -> list[Batch]:
+        """Return the batches of a step (counted from 0), over all ranks."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if self._epoch_steps[0] != epoch:
+            self._epoch_steps = epoch, epoch_steps(self.dataset, self.job.recipe, epoch)
+        return self._epoch_steps[1][position]
 
+    def largest_batch(self) -> Batch:
+        """Return this rank's shard of the batch of the first epoch that has the most pixels."""
 
-@dataclass(frozen=True)
-class StepInputs:
-    """The samples of a step: how many all processes have together, and this one's batches.
+        def pixels(batch: Batch) -> int:
+            return sum(item.placement.bucket[0] * item.placement.bucket[1] for item in batch)
 
-    Each batch comes with the number of its first sample within the step.
-    """
+        batches = [batch for step in epoch_steps(self.dataset, self.job.recipe, 0) for batch in step]
+        largest = max(batches, key=pixels)
+        return list(self.ranks.shard(largest)[1]) or largest[:1]
 
-    samples: int
-    batches: list[tuple[int, Prepared]]
+    def collate_step(self, step: int) -> StepBatches:
+        """Build this rank's shard of the batches of a step (counted from 0). Raises JobError if a file is missing."""
+        found: list[tuple[int, BatchTensors]] = []
+        first = 0
+        for batch in self.batches(step):
+            offset, shard = self.ranks.shard(batch)
+            if shard:
+                tensors = self.collate(step, list(shard), first + offset)
+                found.append((first + offset, tensors.pin_memory() if self.device.type == "cuda" else tensors))
+            first += len(batch)
+        return StepBatches(first, found)
 
-
-def prepare_step(run: Run, step: int) -> StepInputs:
-    """This process's share of the batches of a step (counted from 0). Raises JobError if a cache file is gone."""
-    found: list[tuple[int, Prepared]] = []
-    first = 0
-    for batch in run.batches(step):
-        place, share = run.ranks.shard(batch)
-        if share:
-            prepared = prepare(run, step, list(share), first + place)
-            found.append((first + place, prepared.pinned() if run.device.type == "cuda" else prepared))
-        first += len(batch)
-    return StepInputs(first, found)
-
-
-def prepare(run: Run, step: int, batch: Batch, first: int) -> Prepared:
-    """The samples of a batch as a step shows them; `first` is the number of its first sample within the step."""
-    recipe, cached = run.job.recipe, run.texts is not None
-    items = [view_of(item, recipe, step, sample) for sample, item in enumerate(batch, first)]
-    captions = [caption_of(item, run.job, step, sample, cached=cached) for sample, item in enumerate(items, first)]
-    latents, noise = [], []
-    for sample, item in enumerate(items, first):
-        mean, logvar = run.latents.load(item)
-        key = (recipe.seed, step, sample)
-        latents.append(draw_latent(mean, logvar, *key))
-        noise.append(
-            draw_noise(
-                tuple(mean.shape),
-                *key,
-                recipe.noise_offset,
-                multires_iterations=recipe.multires_noise_iterations,
-                multires_discount=recipe.multires_noise_discount,
+    def collate(self, step: int, batch: Batch, first: int) -> BatchTensors:
+        """Build the tensors of a batch of a step; `first` is the index of its first sample within the step."""
+        recipe, cached = self.job.recipe, self.texts is not None
+        items = [view_of(item, recipe, step, sample) for sample, item in enumerate(batch, first)]
+        captions = [caption_of(item, self.job, step, sample, cached=cached) for sample, item in enumerate(items, first)]
+        latents, noise = [], []
+        for sample, item in enumerate(items, first):
+            mean, logvar = self.latents.load(item)
+            key = (recipe.seed, step, sample)
+            latents.append(draw_latent(mean, logvar, *key))
+            noise.append(
+                draw_noise(
+                    tuple(mean.shape),
+                    *key,
+                    recipe.noise_offset,
+                    multires_iterations=recipe.multires_noise_iterations,
+                    multires_discount=recipe.multires_noise_discount,
+                )
             )
+        t = torch.tensor(self.timesteps(step, first, len(batch)))
+        return self.assemble(items, captions, torch.stack(latents), torch.stack(noise), t)
+
+    def timesteps(self, step: int, first: int, count: int) -> list[int]:
+        """Return the timesteps of `count` samples of a step, from sample `first` on."""
+        recipe, total = self.job.recipe, self.noise_scheduler.config.num_train_timesteps
+        return [
+            draw_timestep(
+                recipe.seed,
+                step,
+                sample,
+                min(recipe.max_timestep, total),
+                begin=recipe.min_timestep,
+                sampling=recipe.timestep_sampling,
+            )
+            for sample in range(first, first + count)
+        ]
+
+    def assemble(
+        self, items: Sequence[Item], captions: Sequence[str], latents: Tensor, noise: Tensor, t: Tensor
+    ) -> BatchTensors:
+        """Build a batch from unscaled latents and noise, both [B, C, H/8, W/8] in fp32, and timesteps [B]."""
+        recipe = self.job.recipe
+        clean = latents * self.scaling_factor
+        hidden = pooled = tokens = None
+        if self.texts is None:
+            tokens = tokenize(self.tokenizers, captions, recipe.max_token_length)
+        else:
+            hidden, pooled = self.texts.load(captions, self.dtype)
+        masked = recipe.masked_loss is not MaskedLoss.OFF
+        set_weights = torch.tensor([recipe.prior_loss_weight if item.prior else 1.0 for item in items])
+        return BatchTensors(
+            noisy=self.noise_scheduler.add_noise(clean, noise, t).to(self.dtype),
+            target=training_target(self.noise_scheduler, self.prediction_type, clean, noise, t),
+            t=t,
+            time_ids=torch.tensor([item.time_ids for item in items]),
+            weights=self.loss_weights[t] * set_weights,
+            hidden=hidden,
+            pooled=pooled,
+            tokens=tokens,
+            thresholds=None if recipe.loss_type is LossType.L2 else self.huber_thresholds[t],
+            masks=torch.stack([self.latents.load_mask(item) for item in items]) if masked else None,
         )
-    t = torch.tensor(step_timesteps(run, step, first, len(batch)))
-    return assemble(run, items, captions, torch.stack(latents), torch.stack(noise), t)
-
-
-def step_timesteps(run: Run, step: int, first: int, count: int) -> list[int]:
-    """The timesteps of the `count` samples of a step that begin with number `first`."""
-    recipe, total = run.job.recipe, run.base.noise_scheduler.config.num_train_timesteps
-    return [
-        draw_timestep(
-            recipe.seed,
-            step,
-            sample,
-            min(recipe.max_timestep, total),
-            begin=recipe.min_timestep,
-            sampling=recipe.timestep_sampling,
-        )
-        for sample in range(first, first + count)
-    ]
-
-
-def assemble(
-    run: Run, items: Sequence[Item], captions: Sequence[str], latents: Tensor, noise: Tensor, t: Tensor
-) -> Prepared:
-    """A batch of latents as the VAE gives them, with noise, both [B, C, H/8, W/8] in fp32, at timesteps [B]."""
-    recipe, scheduler = run.job.recipe, run.base.noise_scheduler
-    clean = latents * run.base.vae.config.scaling_factor
-    hidden = pooled = tokens = None
-    if run.texts is None:
-        tokens = tokenize(run.base.tokenizers, captions, recipe.max_token_length)
-    else:
-        hidden, pooled = run.texts.load(captions, run.dtype)
-    masked = recipe.masked_loss is not MaskedLoss.OFF
-    shares = torch.tensor([recipe.prior_loss_weight if item.prior else 1.0 for item in items])
-    return Prepared(
-        noisy=scheduler.add_noise(clean, noise, t).to(run.dtype),
-        target=training_target(scheduler, run.base.prediction_type, clean, noise, t),
-        t=t,
-        time_ids=torch.tensor([item.time_ids for item in items]),
-        weights=run.loss_weights[t] * shares,
-        hidden=hidden,
-        pooled=pooled,
-        tokens=tokens,
-        thresholds=None if recipe.loss_type is LossType.L2 else run.huber_thresholds[t],
-        masks=torch.stack([run.latents.load_mask(item) for item in items]) if masked else None,
-    )

@@ -12,27 +12,25 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lora_studio.files import write_text
 from lora_studio.training.data.augment import view_of
 from lora_studio.training.data.caption_variants import caption_of
+from lora_studio.training.data.collate import Collator
 from lora_studio.training.data.dataset import Dataset, Item
-
-if TYPE_CHECKING:
-    from lora_studio.training.loop import Run
 
 DATASET, CAPTIONS = "dataset.jsonl", "captions.jsonl"
 PRIOR = "prior"
 SAMPLES = 100
 
 
-def write_records(run: Run) -> list[dict[str, Any]]:
+def write_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
     """Write both files and return the content of the second."""
-    dataset = run.dataset
+    dataset = collator.dataset
     sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.held_out}
     _write(
-        run.folder / DATASET,
+        folder / DATASET,
         (
             {
                 "set": name,
@@ -45,8 +43,8 @@ def write_records(run: Run) -> list[dict[str, Any]]:
             for item in items
         ),
     )
-    samples = list(islice(_samples(run), SAMPLES))
-    _write(run.folder / CAPTIONS, samples)
+    samples = list(islice(_samples(collator), SAMPLES))
+    _write(folder / CAPTIONS, samples)
     return samples
 
 
@@ -78,18 +76,18 @@ def _names(paths: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _samples(run: Run) -> Iterator[dict[str, Any]]:
-    recipe, cached = run.job.recipe, run.texts is not None
-    for step in range(min(SAMPLES, run.counts.steps_per_epoch)):
+def _samples(collator: Collator) -> Iterator[dict[str, Any]]:
+    recipe, cached = collator.job.recipe, collator.texts is not None
+    for step in range(min(SAMPLES, collator.steps_per_epoch)):
         numbers = count()
-        for batch in run.batches(step):
+        for batch in collator.batches(step):
             for item in batch:
                 sample = next(numbers)
                 view: Item = view_of(item, recipe, step, sample)
                 yield {
                     "step": step + 1,
                     "image": item.path.name,
-                    "caption": caption_of(item, run.job, step, sample, cached=cached),
+                    "caption": caption_of(item, collator.job, step, sample, cached=cached),
                     "mirrored": view.flipped,
                     "time_ids": view.time_ids,
                     "weight": recipe.prior_loss_weight if item.prior else 1.0,

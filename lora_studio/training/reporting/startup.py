@@ -13,10 +13,11 @@ from lora_studio.guide import OPTIMIZERS
 from lora_studio.models.load import Base
 from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.planning.optimizers import optimizer_cautions
+from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.loop import Run
-from lora_studio.training.preflight import PreflightResult
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.data.dataset import Dataset
 from lora_studio.versions import VERSION, installed_version
 from lora_studio.workspace.job_folder import Report
 
@@ -52,10 +53,10 @@ class Phases:
             self._message, self._told = message, now
 
 
-def tell_dataset(job: TrainJob, checked: PreflightResult, report: Report) -> None:
+def tell_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
     """Say how many captions were found, and what stands in where there are none."""
-    items = checked.dataset.items
-    left_out = checked.dataset.left_out
+    items = dataset.items
+    left_out = dataset.left_out
     if left_out:
         report(
             "warning",
@@ -64,7 +65,7 @@ def tell_dataset(job: TrainJob, checked: PreflightResult, report: Report) -> Non
             "Move them into one of these folders.",
         )
     missing = [item for item in items if not item.captioned]
-    counted = {"regularisation images": checked.dataset.regularization, "images held out": checked.dataset.held_out}
+    counted = {"regularisation images": dataset.regularization, "images held out": dataset.held_out}
     more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
     report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
     if missing:
@@ -85,8 +86,8 @@ def tell_dataset(job: TrainJob, checked: PreflightResult, report: Report) -> Non
             f"{without[0].path.name}: it will call up the rest only.",
         )
 
-    _tell_masks(job, checked, report)
-    named = [item for item in checked.dataset.regularization if word and word in item.caption.casefold()]
+    _tell_masks(job, dataset, report)
+    named = [item for item in dataset.regularization if word and word in item.caption.casefold()]
     if named:
         report(
             "warning",
@@ -96,8 +97,8 @@ def tell_dataset(job: TrainJob, checked: PreflightResult, report: Report) -> Non
         )
 
 
-def _tell_masks(job: TrainJob, checked: PreflightResult, report: Report) -> None:
-    samples = checked.dataset.samples
+def _tell_masks(job: TrainJob, dataset: Dataset, report: Report) -> None:
+    samples = dataset.samples
     without = [item for item in samples if item.mask is None]
     if job.recipe.masked_loss is not MaskedLoss.OFF and without:
         report(
@@ -108,10 +109,10 @@ def _tell_masks(job: TrainJob, checked: PreflightResult, report: Report) -> None
         )
 
 
-def tell_long_captions(job: TrainJob, base: Base, checked: PreflightResult, report: Report) -> None:
+def tell_long_captions(job: TrainJob, base: Base, dataset: Dataset, report: Report) -> None:
     """Say which captions are cut off."""
     limit = int(job.recipe.max_token_length)
-    cut = truncated_captions(base.tokenizers[0], [item.caption for item in checked.dataset.samples], limit)
+    cut = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.samples], limit)
     if cut:
         report(
             "warning",
@@ -121,27 +122,26 @@ def tell_long_captions(job: TrainJob, base: Base, checked: PreflightResult, repo
         )
 
 
-def tell_start(run: Run, checked: PreflightResult, report: Report) -> None:
-    """Say how long the run is, and what does it."""
-    name = device_name(run.device)
+def tell_start(
+    dataset: Dataset, counts: StepCount, base: Base, report: Report, *, device: str, precision: str, reason: str
+) -> None:
+    """Report how long the run is, and the device, precision and noise schedule that it uses."""
     report(
         "start",
-        total=run.counts.total_steps,
-        steps_per_epoch=run.counts.steps_per_epoch,
-        epochs=run.counts.epochs,
-        images=len(run.dataset.items),
-        device=f"{run.ranks.world_size} x {name}" if run.ranks.world_size > 1 else name,
-        precision=run.precision,
-        precision_reason=checked.dtype_reason,
-        prediction_type=run.base.prediction_type,
-        zero_terminal_snr=run.base.zero_terminal_snr,
+        total=counts.total_steps,
+        steps_per_epoch=counts.steps_per_epoch,
+        epochs=counts.epochs,
+        images=len(dataset.items),
+        device=device,
+        precision=precision,
+        precision_reason=reason,
+        prediction_type=base.prediction_type,
+        zero_terminal_snr=base.zero_terminal_snr,
     )
-    tell_optimizer(run, report)
 
 
-def tell_optimizer(run: Run, report: Report) -> None:
+def tell_optimizer(recipe: Recipe, report: Report) -> None:
     """Say what the optimizer makes of the recipe's rates and schedule, where it is not what they say."""
-    recipe = run.job.recipe
     if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one for each model"
         trained = "UNet and text encoders learn" if recipe.text_encoder_lr else "text encoders stay as they are"
@@ -158,24 +158,26 @@ def tell_optimizer(run: Run, report: Report) -> None:
         report("hint", about="recipe", **caution.model_dump())
 
 
-def device_name(device: torch.device) -> str:
-    """A device as people know it."""
+def device_name(device: torch.device, world_size: int = 1) -> str:
+    """Return the product name of the run's device, with the number of devices if there are several."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"CPU ({torch.get_num_threads()} threads)" if device.type == "cpu" else "Apple GPU"
+    return f"{world_size} x {name}" if world_size > 1 else name
 
 
-def describe_environment(job: TrainJob, checked: PreflightResult) -> dict[str, Any]:
-    """The machine and the versions that do a run, for environment.json."""
+def describe_environment(device: torch.device, precision: str, seed: int) -> dict[str, Any]:
+    """Return the machine and the library versions of a run, for environment.json."""
     gpu = find_gpu()
     return {
         "lora_studio": VERSION,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: installed_version(name) for name in LIBRARIES},
-        "device": device_name(checked.device),
+        "device": device_name(device),
         "gpu": {"name": gpu.name, "vram_gib": gpu.vram_gib} if gpu else None,
         "cuda": torch.version.cuda,
-        "precision": PRECISIONS[checked.dtype],
-        "seed": job.recipe.seed,
+        "precision": precision,
+        "seed": seed,
     }

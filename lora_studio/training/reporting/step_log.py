@@ -1,88 +1,113 @@
-"""What the steps of a run measured, told in order, without a wait for the GPU after each."""
+"""The step log: one event per optimizer step, in order, without waiting for the GPU after each step."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
+from torch import Tensor
 
-from lora_studio.training.step import Step
+from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.workspace.job_folder import Report
 
-if TYPE_CHECKING:
-    from lora_studio.training.loop import Run
-
-TELL_SECONDS = 0.25  # so long may a step that a GPU took stay untold
+FLUSH_SECONDS = 0.25  # between two reports, where the CPU runs ahead of the GPU
 
 
 @dataclass
-class Journal:
-    """Collects steps and reports them, one event each; `on_bad` is called for a step without a finite loss.
+class StepResult:
+    """What one optimizer step used and measured.
 
-    Where a step waits for the device anyway, each is due at once.
+    `rates` are the learning rates by parameter group, `timesteps` those of the samples. `measured` stays on the device
+    until `read`: the gradient norm, the mean loss, then the loss of each sample. `valid` is False if the step was
+    skipped because they were not finite, None if the CPU does not know yet; `losses` are those of the samples, once
+    read.
     """
 
-    run: Run
-    report: Report
-    on_bad: Callable[[Run], None]
-    begun: float = field(default_factory=time.monotonic)
-    told_at: float = 0.0
-    taken: int = 0
-    untold: list[tuple[int, int, Step]] = field(default_factory=list)
+    rates: dict[str, float]
+    timesteps: list[int]
+    measured: Tensor
+    valid: bool | None = None
+    losses: list[float] = field(default_factory=list)
 
-    def add(self, step: Step) -> None:
-        """Take the step that was just counted."""
-        self.untold.append((self.run.step, self.run.epoch, step))
-        self.taken += 1
+    def read(self) -> float | None:
+        """Copy the measurements from the device; return the mean loss, or None if the step was skipped."""
+        gradient_norm, loss, *self.losses = self.measured.tolist()
+        if self.valid is None:
+            self.valid = math.isfinite(loss) and math.isfinite(gradient_norm)
+        return loss if self.valid else None
+
+
+@dataclass
+class StepLog:
+    """Collects step results and reports them as events.
+
+    `on_loss` is called with the loss of each step, or None if the step was skipped. With `deferred`, several steps are
+    reported together; without, each step is due for a report at once.
+    """
+
+    report: Report
+    total_steps: int
+    device: torch.device
+    health: Health
+    timestep_losses: TimestepLosses
+    on_loss: Callable[[float | None], None]
+    deferred: bool
+    started_at: float = field(default_factory=time.monotonic)
+    flushed_at: float = 0.0
+    step_count: int = 0
+    pending: list[tuple[int, int, StepResult]] = field(default_factory=list)
+
+    def add(self, step: int, epoch: int, result: StepResult) -> None:
+        """Add the result of a step; step and epoch are counted from 1."""
+        self.pending.append((step, epoch, result))
+        self.step_count += 1
 
     @property
     def due(self) -> bool:
-        """Whether it is time to tell."""
-        return not self.run.decides_on_device or time.monotonic() - self.told_at >= TELL_SECONDS
+        """True if the pending steps are to be reported now."""
+        return not self.deferred or time.monotonic() - self.flushed_at >= FLUSH_SECONDS
 
     def start_clock(self) -> None:
-        """The next step begins now: what was done since the last one was told is not its time."""
-        if not self.untold:
-            self.told_at = time.monotonic()
+        """Start timing the next step, so that work since the last report does not count."""
+        if not self.pending:
+            self.flushed_at = time.monotonic()
 
-    def tell(self) -> None:
-        """Report all steps that were not told; each has the same share of the time that they took together."""
-        run, total = self.run, self.run.counts.total_steps
+    def flush(self) -> None:
+        """Report all pending steps; the time since the last report is divided equally among them."""
         now = time.monotonic()
-        seconds = (now - self.told_at) / max(1, len(self.untold))
-        pace = (now - self.begun) / max(1, self.taken)
-        memory = memory_gib(run.device)
-        while self.untold:
-            number, epoch, step = self.untold.pop(0)
-            loss = step.read()
-            left = pace * (total - number)
-            position = {"step": number, "total": total, "epoch": epoch, "seconds_left": round(left, 1)}
+        seconds = (now - self.flushed_at) / max(1, len(self.pending))
+        pace = (now - self.started_at) / max(1, self.step_count)
+        memory = memory_gib(self.device)
+        while self.pending:
+            step, epoch, result = self.pending.pop(0)
+            loss = result.read()
+            seconds_left = round(pace * (self.total_steps - step), 1)
+            position = {"step": step, "total": self.total_steps, "epoch": epoch, "seconds_left": seconds_left}
             if loss is None:
                 self.report("nan", **position)
-                self.on_bad(run)
+                self.on_loss(None)
                 continue
-            run.timestep_losses.add(step.timesteps, step.losses)
-            run.nan_streak = 0
-            run.last_loss = loss
-            run.epoch_losses.append(loss)
+            self.timestep_losses.add(result.timesteps, result.losses)
+            self.on_loss(loss)
             event = {
                 **position,
                 "loss": loss,
-                "lr": step.rates.get("unet", 0.0),
-                "text_encoder_lr": step.rates.get("text_encoder", 0.0),
+                "lr": result.rates.get("unet", 0.0),
+                "text_encoder_lr": result.rates.get("text_encoder", 0.0),
                 "seconds": round(seconds, 4),
                 "memory_gib": memory,
             }
             self.report("step", **event)
-            run.health.watch(event)
-        self.told_at = now
+            self.health.watch(event)
+        self.flushed_at = now
 
 
 def memory_gib(device: torch.device) -> float:
-    """The most memory that training took on a GPU so far, else this process's; in GiB."""
+    """Return the peak memory that tensors took on a GPU so far, else this process's memory now; in GiB."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return round(used / 2**30, 2)

@@ -13,24 +13,17 @@ does is a `Recorder`'s; everything else here runs on any.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lora_studio.training.data.collate import Prepared
-from lora_studio.training.data.dataset import epoch_steps
-from lora_studio.training.loss import batch_losses
+from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.optim.flat_params import FlatParameters
-from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, Recording, find_recorder
+from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, Recording
 from lora_studio.workspace.job_folder import Report
-
-if TYPE_CHECKING:
-    from lora_studio.training.loop import Run
 
 PROBES = 3  # passes of a shape that are timed, with a graph and without; the first of them warms up
 LEAST_GAIN = 0.03  # share of a pass that a graph must save to be kept
@@ -41,7 +34,7 @@ TOLERANCE = 0.01  # relative difference between a replay and the pass itself; ke
 CHUNK = 2**24  # numbers that are compared at once
 SAMPLING_ROOM = 10 * 2**30  # bytes that drawing samples takes at most: SDXL's VAE in fp32 at 1024 px, untiled
 
-Pass = Callable[[Prepared, Tensor], Tensor]
+Pass = Callable[[BatchTensors, Tensor], Tensor]
 Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 
@@ -49,11 +42,11 @@ Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
 class Graph:
     """A recorded pass, and where it reads its batch and the number of samples of the step."""
 
-    batch: Prepared
+    batch: BatchTensors
     samples: Tensor
     recording: Recording
 
-    def replay(self, batch: Prepared, samples: Tensor) -> Tensor:
+    def replay(self, batch: BatchTensors, samples: Tensor) -> Tensor:
         """The losses [B] of another batch, which the next replay overwrites; its gradients are gathered."""
         fill(self.batch, batch)
         self.samples.copy_(samples, non_blocking=True)
@@ -112,17 +105,17 @@ def expected_ratio(size: int, known: Sequence[tuple[int, float]]) -> float:
     return max((ratio for other, ratio in known if other <= size), default=GUESSED_RATIO)
 
 
-def key_of(batch: Prepared) -> Key:
+def key_of(batch: BatchTensors) -> Key:
     """What batches must have in common to share a graph: everything but the numbers."""
     return tuple((name, value.shape, value.dtype) for name, value in batch.tensors.items())
 
 
-def blank(batch: Prepared, device: torch.device) -> Prepared:
+def blank(batch: BatchTensors, device: torch.device) -> BatchTensors:
     """A batch of zeros of the same shape, in memory of its own on the device."""
     return replace(batch, **{name: torch.zeros_like(value, device=device) for name, value in batch.tensors.items()})
 
 
-def fill(place: Prepared, batch: Prepared) -> None:
+def fill(place: BatchTensors, batch: BatchTensors) -> None:
     """Copy a batch to where another of the same shape lies; nobody waits for the copy."""
     for name, value in batch.tensors.items():
         place.tensors[name].copy_(value, non_blocking=True)
@@ -141,7 +134,7 @@ class Replays:
         one_pass: Pass,
         recorder: CudaRecorder,
         weights: FlatParameters,
-        left: Callable[[Prepared, bool], int],
+        left: Callable[[BatchTensors, bool], int],
         report: Report,
     ) -> None:
         self._pass, self._recorder, self._weights, self._left, self._report = one_pass, recorder, weights, left, report
@@ -155,7 +148,7 @@ class Replays:
         """Those that are held now."""
         return [shape.graph for shape in self._shapes.values() if shape.graph is not None]
 
-    def consider(self, batches: Sequence[Prepared], samples: Tensor) -> None:
+    def consider(self, batches: Sequence[BatchTensors], samples: Tensor) -> None:
         """Make or drop the graphs of these batches as their times say. No gradient may be gathered yet; none is after.
 
         `samples` [] is the number of samples of the step that the batches are of.
@@ -170,7 +163,7 @@ class Replays:
             elif shape.graph is not None and shape.ratio is not None:
                 self._judge(shape, batch)
 
-    def take(self, batch: Prepared, samples: Tensor) -> Tensor:
+    def take(self, batch: BatchTensors, samples: Tensor) -> Tensor:
         """The losses [B] of a batch, good until the next pass; its gradients are gathered.
 
         What fails with a graph raises RuntimeError; see `give_up`.
@@ -201,10 +194,10 @@ class Replays:
             self._crowded = True
             self._forget_all()
 
-    def _shape(self, batch: Prepared) -> Shape:
+    def _shape(self, batch: BatchTensors) -> Shape:
         return self._shapes.setdefault(key_of(batch), Shape(batch.noisy.numel()))
 
-    def _worth(self, shape: Shape, batch: Prepared) -> bool:
+    def _worth(self, shape: Shape, batch: BatchTensors) -> bool:
         """Whether to make a graph for a shape."""
         seconds = shape.seconds
         if seconds is None or len(self.graphs) >= MOST_GRAPHS:
@@ -214,7 +207,7 @@ class Replays:
         cost = GUESSED_COST * seconds if self._cost is None else self._cost
         return pays(self._left(batch, self._crowded), seconds, ratio, cost)
 
-    def _judge(self, shape: Shape, batch: Prepared) -> None:
+    def _judge(self, shape: Shape, batch: BatchTensors) -> None:
         """Keep a graph that was timed, or drop it; say which once."""
         assert shape.graph is not None
         assert shape.ratio is not None
@@ -229,7 +222,7 @@ class Replays:
             words = f"are no faster as a CUDA graph ({after} a pass, {before} without) and go on without"
         self._report("phase", message=f"{_described(batch)} {words}")
 
-    def _make(self, shape: Shape, batch: Prepared, samples: Tensor) -> None:
+    def _make(self, shape: Shape, batch: BatchTensors, samples: Tensor) -> None:
         """Make the graph of a shape, and keep it if it gives what the pass gives."""
         began = time.perf_counter()
         try:
@@ -249,7 +242,7 @@ class Replays:
             shape.replays.clear()
             self._cost = time.perf_counter() - began
 
-    def _recorded(self, batch: Prepared, samples: Tensor) -> Graph | None:
+    def _recorded(self, batch: BatchTensors, samples: Tensor) -> Graph | None:
         """The graph of a batch's shape; None if this batch cannot tell whether it is right.
 
         It is recorded on zeros and tried on the batch, which shows that all it needs is read when it is replayed. Two
@@ -295,44 +288,7 @@ class Replays:
         self._recorder.forget(recordings)
 
 
-def replays_for(run: Run, report: Report) -> Replays | None:
-    """What makes a run's passes faster on its device; None where a graph could not be right.
-
-    What a graph holds is done alike each time: no random numbers of dropout, no weights whose gradients autograd puts
-    into new memory, no other processes.
-    """
-    recorder = find_recorder(run.device)
-    fit = run.weights.all_fused and not run.job.recipe.network_dropout and not run.scaler.is_enabled()
-    if recorder is None or not fit or run.ranks.world_size > 1:
-        return None
-    return Replays(partial(gradient_pass, run), recorder, run.weights, passes_left(run), report)
-
-
-def gradient_pass(run: Run, batch: Prepared, samples: Tensor) -> Tensor:
-    """The losses [B] of a batch on the run's device in a step of `samples` [], after gathering its gradients."""
-    losses = batch_losses(run, batch)
-    run.scaler.scale(losses.sum() / samples).backward()
-    run.weights.accumulate_gradients()
-    return losses.detach()
-
-
-def passes_left(run: Run) -> Callable[[Prepared, bool], int]:
-    """A function that says about how many batches of a batch's shape are to come, in the run or in this epoch alone."""
-    per_epoch = run.counts.steps_per_epoch
-    batches = [batch for step in epoch_steps(run.dataset, run.job.recipe, 0) for batch in step]
-    factor = run.base.latent_factor
-    # an epoch has the same batches as any other, in another order
-    counts = Counter((len(batch), *(side // factor for side in batch[0].placement.bucket)) for batch in batches)
-
-    def left(batch: Prepared, this_epoch: bool) -> int:
-        count, _, height, width = batch.noisy.shape
-        steps = per_epoch - run.step % per_epoch if this_epoch else run.counts.total_steps - run.step
-        return round(counts[count, width, height] * min(steps, run.counts.total_steps - run.step) / per_epoch)
-
-    return left
-
-
-def _described(batch: Prepared) -> str:
+def _described(batch: BatchTensors) -> str:
     count, _, height, width = batch.noisy.shape
     return f"Batches of {count} with latents of {width} x {height}"
 

@@ -18,9 +18,9 @@ from lora_studio.lora.fused_linear import FusedLora, FusedLoraLinear, _FusedLora
 from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import Run
 from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
+from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import PlainAttention, use_plain_attention
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
@@ -281,7 +281,7 @@ def test_in_half_precision_small_steps_are_not_lost(run: Run) -> None:
 def test_a_step_does_not_wait_and_a_bad_one_changes_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU with AdamW: no number goes to the host before it is read, yet what is not finite is left out."""
     train_step(run)
-    run.__dict__["decides_on_device"] = True
+    run.__dict__["updates_without_sync"] = True
     run.optimizer.found_inf = None
     with HostReads() as reads:
         taken = train_step(run)
@@ -291,7 +291,7 @@ def test_a_step_does_not_wait_and_a_bad_one_changes_nothing(run: Run, monkeypatc
     assert update.total <= 5
     assert taken.read() == pytest.approx(1.0, abs=0.9)
     before = run.adapters.state(), deepcopy(run.optimizer.state_dict()["state"])
-    monkeypatch.setitem(run.__dict__, "loss_weights", torch.full((1000,), float("nan")))
+    monkeypatch.setitem(run.collator.__dict__, "loss_weights", torch.full((1000,), float("nan")))
     assert train_step(run).read() is None
     for one, two in zip(before[0].values(), run.adapters.state().values(), strict=True):
         assert torch.equal(one, two)

@@ -25,8 +25,9 @@ from lora_studio.lora.write import lora_tensors, model_hashes, save_lora
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import Run, save_adapter
+from lora_studio.training.loop import save_adapter
 from lora_studio.training.reporting.lora_metadata import describe_lora
+from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
 from tests.support.kohya_lora import sgm_name
 from tests.support.tiny_sdxl import save_tiny_sdxl

@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 from lora_studio.errors import InputError, NonFiniteLossError
 from lora_studio.models.load import make_noise_scheduler
 from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training import step as step_module
 from lora_studio.training import train as training
 from lora_studio.training.data.cache import TextCache
 from lora_studio.training.data.prefetch import DEPTH
-from lora_studio.training.loop import Run, restore, save, save_adapter
+from lora_studio.training.loop import restore, save, save_adapter
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
 from lora_studio.training.resume_state import load_state
-from lora_studio.training.speed import cuda_graph_policy as graphing
+from lora_studio.training.run import Run
 from lora_studio.training.step import train_step
 from lora_studio.training.train import train
 from lora_studio.workspace.job_folder import JobFolder
@@ -54,11 +55,12 @@ def prepared(base: Path, shared: Path) -> Run:
 def run(prepared: Run) -> Iterator[Run]:
     """A run of the UNet alone, checked for its first step; what a test changes is put back."""
     weights = {name: weight.clone() for name, weight in prepared.adapters.state().items()}
-    before = copy.copy(prepared), copy.copy(prepared.base), prepared.job.recipe.model_copy()
+    before = copy.copy(prepared), copy.copy(prepared.collator), prepared.base.unet, prepared.job.recipe.model_copy()
     yield prepared
     prepared.__dict__.update(before[0].__dict__)
-    prepared.base.__dict__.update(before[1].__dict__)
-    prepared.job.recipe = before[2]
+    prepared.collator.__dict__.update(before[1].__dict__)
+    prepared.base.unet = before[2]
+    prepared.job.recipe = before[3]
     prepared.adapters.load_state(weights)
 
 
@@ -161,13 +163,13 @@ def test_the_same_seed_gives_the_same_bits(both: TrainJob, whole: Path, shared: 
 def test_text_embeddings_are_cached_only_if_text_encoders_are_frozen(
     run: Run, base: Path, shared: Path, tmp_path: Path
 ) -> None:
-    assert isinstance(run.texts, TextCache)
+    assert isinstance(run.collator.texts, TextCache)
     assert run.base.text_encoders == []
     assert set(run.adapters.models) == {"unet"}
     assert len(list((shared / "home" / "cache" / "text").rglob("*.safetensors"))) == 4  # captions and the prompt
     job = make_job(base, shared / "images", text_encoder_lr=1e-3)
     trained = start(job, tmp_path / "b", Home(tmp_path / "other home"))
-    assert trained.texts is None
+    assert trained.collator.texts is None
     assert set(trained.adapters.models) == {"unet", "te1", "te2"}
     assert not (tmp_path / "other home" / "cache" / "text").exists()
     before = trained.encode(["inkstamp"]).hidden.detach().clone()
@@ -189,8 +191,8 @@ class Recorder(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: str) -> None:
-    run.__dict__.pop("loss_weights", None)
-    run.base.prediction_type = kind
+    run.collator.__dict__.pop("loss_weights", None)
+    run.collator.prediction_type = kind
     run.base.unet = unet = Recorder()  # type: ignore[assignment]
     run.step = 5
     batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
@@ -199,10 +201,10 @@ def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: s
         key = (42, 5, index)
         t = draw_timestep(*key, 1000)
         assert int(unet.given["t"][index]) == t
-        mean, logvar = run.latents.load(item)
+        mean, logvar = run.collator.latents.load(item)
         clean = draw_latent(mean, logvar, *key) * 0.13025
         noise = draw_noise((4, 8, 8), *key, 0.1)
-        a = float(run.base.noise_scheduler.alphas_cumprod[t])
+        a = float(run.collator.noise_scheduler.alphas_cumprod[t])
         assert torch.allclose(unet.given["noisy"][index], a**0.5 * clean + (1 - a) ** 0.5 * noise, atol=1e-5)
         assert unet.given["added_cond_kwargs"]["time_ids"][index].tolist() == [64, 64, 0, 0, 64, 64]
         snr = a / (1 - a)
@@ -218,23 +220,23 @@ def test_a_loss_is_the_weighted_error_of_what_the_unet_answers(run: Run, kind: s
 
 def test_the_last_timestep_of_zero_terminal_snr_is_pure_noise_and_teaches_the_picture(run: Run) -> None:
     """At SNR 0 the input is the noise, and v is what takes it away: minus the picture."""
-    run.__dict__.pop("loss_weights", None)
-    run.base.prediction_type = "v_prediction"
-    run.base.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
+    run.collator.__dict__.pop("loss_weights", None)
+    run.collator.prediction_type = "v_prediction"
+    run.collator.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
     run.base.unet = unet = Recorder()  # type: ignore[assignment]
     run.job.recipe.min_timestep = 999
     run.job.recipe.min_snr_gamma = 0
     batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
     losses = losses_of(run, batch)
-    run.__dict__.pop("loss_weights")
+    run.collator.__dict__.pop("loss_weights")
     assert unet.given["t"].tolist() == [999, 999]
     for index, item in enumerate(batch):
-        clean = draw_latent(*run.latents.load(item), 42, 0, index) * 0.13025
+        clean = draw_latent(*run.collator.latents.load(item), 42, 0, index) * 0.13025
         assert torch.allclose(unet.given["noisy"][index], draw_noise((4, 8, 8), 42, 0, index, 0.1), atol=1e-4)
         assert float(losses[index]) == pytest.approx(float(clean.square().mean()), rel=1e-2)
 
 
-def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
+def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of one batch of four, and of a batch of one and one of three."""
     gradients: list[torch.Tensor] = []
     hook = run.optimizer.register_step_pre_hook(lambda *step: gradients.append(gradient_of(run)))
@@ -243,7 +245,7 @@ def test_every_sample_counts_the_same_however_a_step_is_cut(run: Run) -> None:
     losses = []
     for cut in ([items], [items[:1], items[1:]]):
         run.adapters.load_state(weights)
-        run.order = (0, [cut])
+        monkeypatch.setattr(run.collator, "batches", lambda step, cut=cut: cut)
         losses.append(train_step(run).read())
     hook.remove()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -272,12 +274,12 @@ def test_a_broken_run_stops_and_keeps_its_last_good_checkpoint(
     base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first step is bad, which is left out; then all from the fourth on, which ends the run."""
-    real = graphing.batch_losses
+    real = step_module.batch_losses
 
     def losses(run: Run, batch: Any) -> torch.Tensor:
         return real(run, batch) * (1 if run.step in (1, 2) else float("nan"))
 
-    monkeypatch.setattr(graphing, "batch_losses", losses)
+    monkeypatch.setattr(step_module, "batch_losses", losses)
     seen: list[tuple[str, int]] = []
 
     def report(event: str, /, **values: Any) -> None:

@@ -7,7 +7,6 @@ import shutil
 from collections import namedtuple
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +19,6 @@ from lora_studio.models import compatibility as trial
 from lora_studio.models.locate import SDXL_CONFIG, SDXL_KEY, Source, read_base_config
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.preflight import PreflightResult, count_lora_parameters, preflight
-from lora_studio.training.reporting.startup import tell_dataset, tell_long_captions, tell_optimizer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.training_runs import make_images, make_job, recipe_of
@@ -39,17 +37,6 @@ def problems(job: TrainJob, home: Home) -> list[str]:
     return caught.value.problems
 
 
-def warnings(job: TrainJob, home: Home) -> dict[str, str]:
-    found: dict[str, str] = {}
-
-    def report(event: str, /, **values: Any) -> None:
-        if event == "warning":
-            found[values["code"]] = values["message"]
-
-    tell_dataset(job, check(job, home), report)
-    return found
-
-
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     return make_images(tmp_path / "images", [(64, 64)] * 3)
@@ -60,7 +47,6 @@ def test_a_good_job_is_ready(tiny_base: Path, images: Path, home: Home) -> None:
     assert [item.path.name for item in checked.dataset.items] == ["0.png", "1.png", "2.png"]
     assert (checked.counts.steps_per_epoch, checked.counts.total_steps) == (2, 4)
     assert checked.prediction_type == "epsilon"
-    assert warnings(make_job(tiny_base, images), home) == {}
 
 
 def test_all_that_is_wrong_is_told_in_one_go(tmp_path: Path, home: Home) -> None:
@@ -84,41 +70,6 @@ def test_broken_images_are_named_and_many_are_counted(tiny_base: Path, images: P
     assert len(found) == 6
     assert "broken 0.png" in found[0]
     assert "3 more images" in found[-1]
-
-
-def test_missing_captions_are_a_warning_that_says_what_stands_in(tiny_base: Path, images: Path, home: Home) -> None:
-    (images / "1.txt").unlink()
-    found = warnings(make_job(tiny_base, images), home)
-    assert list(found) == ["captions_missing"]
-    assert "1 of 3 images have no caption (1.png): the trigger word stands in" in found["captions_missing"]
-
-
-def test_captions_without_the_trigger_word_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
-    (images / "2.txt").write_text("a thing", "utf-8")
-    found = warnings(make_job(tiny_base, images), home)
-    assert list(found) == ["trigger_missing"]
-    assert "1 of 3" in found["trigger_missing"]
-    assert "2.png" in found["trigger_missing"]
-
-
-def test_images_beside_the_folders_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
-    make_images(images / "2_ink", [(64, 64)])
-    found = warnings(make_job(tiny_base, images), home)
-    assert "3 images beside the N_name folders" in found["images_left_out"]
-
-
-def test_captions_that_are_cut_off_are_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
-    from lora_studio.models.load import load_base
-
-    (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
-    checked = check(make_job(tiny_base, images), home)
-    said: list[str] = []
-    base = load_base(checked.source, dtype=checked.dtype)
-    tell_long_captions(
-        make_job(tiny_base, images), base, checked, lambda event, /, **values: said.append(values["message"])
-    )
-    assert len(said) == 1
-    assert said[0].startswith("1 captions are longer than 75 tokens")
 
 
 @pytest.mark.parametrize(
@@ -157,20 +108,12 @@ def test_regularisation_folders_that_cannot_work_are_errors(tiny_base: Path, ima
     assert len(both) == 2
 
 
-def test_a_trigger_word_in_regularisation_captions_is_a_warning(tiny_base: Path, images: Path, home: Home) -> None:
-    make_images(images.parent / "prior", [(64, 64)])
-    found = warnings(with_prior(make_job(tiny_base, images), images.parent / "prior"), home)
-    assert list(found) == ["regularization_trigger"]
-    assert "1 regularisation captions" in found["regularization_trigger"]
-
-
-def test_masks_that_are_missing_are_told(tiny_base: Path, images: Path, home: Home) -> None:
+def test_masks_that_are_missing_or_of_another_shape_are_errors(tiny_base: Path, images: Path, home: Home) -> None:
     for kind, words in (("files", "no image has a mask"), ("alpha", "no image is transparent")):
         (problem,) = problems(make_job(tiny_base, images, masked_loss=kind), home)
         assert words in problem
     Image.new("L", (64, 64), 255).save(images / "1-masklabel.png")
-    found = warnings(make_job(tiny_base, images, masked_loss="files"), home)
-    assert "2 of 3 images have no mask, like 0.png" in found["masks_missing"]
+    assert check(make_job(tiny_base, images, masked_loss="files"), home)
     Image.new("L", (64, 32), 255).save(images / "1-masklabel.png")
     (problem,) = problems(make_job(tiny_base, images, masked_loss="files"), home)
     assert "another shape" in problem
@@ -212,27 +155,6 @@ def test_timesteps_that_a_base_does_not_have_are_an_error(
     short = made_for(tiny_base, tmp_path / "short", num_train_timesteps=100)
     (problem,) = problems(make_job(short, images, min_timestep=100), home)
     assert "has 100 timesteps. Set it to 0" in problem
-
-
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}, ["one rate only: text encoders stay"]),
-        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, ["one rate only: UNet and text encoders learn"]),
-        ({"optimizer": "Prodigy", "unet_lr": 0, "text_encoder_lr": 1}, ["one rate only: only the text encoders"]),
-        ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, ["own schedule uses no unet_lr"]),
-        ({"optimizer": "AdamWScheduleFree"}, ["set lr_scheduler to constant"]),
-        ({}, []),
-    ],
-)
-def test_a_run_says_what_its_optimizer_makes_of_the_settings(recipe: dict[str, Any], words: list[str]) -> None:
-    run: Any = SimpleNamespace(job=make_job("base", Path("images"), **recipe))
-    told: list[dict[str, Any]] = []
-    tell_optimizer(run, lambda event, /, **values: told.append({"event": event, **values}))
-    assert len(told) == len(words)
-    for hint, part in zip(told, words, strict=True):
-        assert (hint["event"], hint["about"]) == ("hint", "recipe")
-        assert part in hint["message"]
 
 
 def test_a_name_that_says_v_prediction_where_the_file_does_not_is_a_question(

@@ -14,12 +14,13 @@ from PIL import Image
 
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data import collate as inputs
+from lora_studio.training.data import collate
 from lora_studio.training.data.augment import image_number
+from lora_studio.training.data.caption_variants import caption_of
 from lora_studio.training.data.rng import generator
-from lora_studio.training.loop import Run
 from lora_studio.training.objective import draw_noise, draw_timestep
 from lora_studio.training.reporting.lora_metadata import describe_lora
+from lora_studio.training.run import Run
 from lora_studio.training.validation import SHARES, validate
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -164,7 +165,7 @@ def run(prepared: Run) -> Iterator[Run]:
     unet = prepared.base.unet
     prepared.base.unet = Zeros()
     yield prepared
-    prepared.base.unet, prepared.step, prepared.held_out = unet, 0, []
+    prepared.base.unet, prepared.step, prepared.validation_losses = unet, 0, []
 
 
 def weight(run: Run, t: int) -> float:
@@ -185,11 +186,11 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
         for number, t in enumerate((125, 375, 625, 875)):
             shape = (4, item.placement.bucket[1] // 8, item.placement.bucket[0] // 8)
             noise = torch.randn(shape, generator=generator(42, "held-out noise", image_number(item), number))
-            mask = run.latents.load_mask(item)
+            mask = run.collator.latents.load_mask(item)
             expected.append(float((noise**2 * mask).mean() / mask.mean()) * weight(run, t))
     losses = [values["loss"] for values in of(events, "validation")]
     assert losses[0] == losses[1] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    assert [values["step"] for values in run.held_out] == [4, 9]
+    assert [values["step"] for values in run.validation_losses] == [4, 9]
     unet: Any = run.base.unet
     assert not any(seen["training"] for seen in unet.seen)
     assert unet.training
@@ -198,7 +199,7 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
 
 def test_a_stop_ends_the_measuring(run: Run) -> None:
     validate(run, 1, report=lambda event, /, **values: None, should_stop=lambda: True)
-    assert run.held_out == []
+    assert run.validation_losses == []
 
 
 def test_samples_count_by_their_mask_and_set(run: Run) -> None:
@@ -224,13 +225,12 @@ def test_the_run_folder_tells_the_captions_that_were_used(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
-    real = inputs.assemble
 
-    def assemble(run: Run, items: Any, captions: list[str], *rest: Any) -> Any:
-        used.extend(captions)
-        return real(run, items, captions, *rest)
+    def recorded(*given: Any, **named: Any) -> str:
+        used.append(caption_of(*given, **named))
+        return used[-1]
 
-    monkeypatch.setattr(inputs, "assemble", assemble)
+    monkeypatch.setattr(collate, "caption_of", recorded)
     _, events = train_into(job_of(shared, **EVERYTHING | {"max_train_steps": 3}), tmp_path, Home(shared / "home"))
     told = records(tmp_path / "captions.jsonl")
     assert 4 <= len(used) <= len(told)

@@ -16,13 +16,14 @@ from PIL import Image
 from lora_studio.errors import JobError
 from lora_studio.models.load import Base, load_base
 from lora_studio.training import train as training
-from lora_studio.training.data.collate import Prepared, StepInputs, prepare_step
+from lora_studio.training.data.batch import BatchTensors, StepBatches
 from lora_studio.training.data.prefetch import DEPTH, Prefetch, depth_for
 from lora_studio.training.distributed import SINGLE_PROCESS, RankGroup
-from lora_studio.training.loop import Run, train_loop
-from lora_studio.training.loss import batch_losses
+from lora_studio.training.loop import train_loop
 from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.resume_state import load_state
+from lora_studio.training.run import Run
+from lora_studio.training.step import batch_losses
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -61,18 +62,18 @@ def run(shared: Path) -> Run:
 @pytest.fixture
 def alone(run: Run) -> Iterator[Run]:
     yield run
-    run.ranks, run.step, run.order = SINGLE_PROCESS, 0, (-1, [])
+    run.collator.ranks, run.step = SINGLE_PROCESS, 0
 
 
-def values(inputs: StepInputs) -> dict[str, torch.Tensor]:
+def values(inputs: StepBatches) -> dict[str, torch.Tensor]:
     return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
 
 
 def test_a_step_is_the_same_whenever_it_is_prepared(alone: Run) -> None:
-    steps = [values(prepare_step(alone, step)) for step in range(4)]
+    steps = [values(alone.collator.collate_step(step)) for step in range(4)]
     alone.step = 3
     torch.manual_seed(5)
-    again = {step: values(prepare_step(alone, step)) for step in (3, 0, 2, 1)}
+    again = {step: values(alone.collator.collate_step(step)) for step in (3, 0, 2, 1)}
     assert all(same(again[step], steps[step]) for step in again)
     assert not same(steps[0], steps[2])
     names = {name.split()[1] for name in steps[0]}
@@ -81,13 +82,13 @@ def test_a_step_is_the_same_whenever_it_is_prepared(alone: Run) -> None:
 
 def test_processes_share_the_batches_of_a_step(alone: Run) -> None:
     """Two of them have what one has alone, each under the numbers of its samples."""
-    step = next(step for step in range(4) if prepare_step(alone, step).samples == 3)
-    ((_, whole),) = prepare_step(alone, step).batches
-    parts: list[tuple[int, Prepared]] = []
+    step = next(step for step in range(4) if alone.collator.collate_step(step).sample_count == 3)
+    ((_, whole),) = alone.collator.collate_step(step).batches
+    parts: list[tuple[int, BatchTensors]] = []
     for rank in (0, 1):
-        alone.ranks = RankGroup(rank, 2)
-        inputs = prepare_step(alone, step)
-        assert inputs.samples == 3
+        alone.collator.ranks = RankGroup(rank, 2)
+        inputs = alone.collator.collate_step(step)
+        assert inputs.sample_count == 3
         parts += inputs.batches
     assert [(first, len(part.t)) for first, part in parts] == [(0, 1), (1, 2)]
     joined = {name: torch.cat([part.tensors[name] for _, part in parts]) for name in whole.tensors}
@@ -97,10 +98,10 @@ def test_processes_share_the_batches_of_a_step(alone: Run) -> None:
 def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
     """A run on the meta device, which has shapes and no numbers; its caches must be full."""
 
-    def checked(*given: Any, **more: Any) -> PreflightResult:
+    def preflight_on_meta(*given: Any, **more: Any) -> PreflightResult:
         return replace(preflight(*given, **more), device=META)
 
-    monkeypatch.setattr("tests.training_runs.preflight", checked)
+    monkeypatch.setattr("tests.support.training_runs.preflight", preflight_on_meta)
     return start(job_of(shared, **changes), folder / "meta", Home(shared / "home"))
 
 
@@ -120,7 +121,7 @@ def test_from_full_caches_the_unet_alone_is_on_the_device_and_nobody_waits_for_i
     assert {weight.device for weight in run.base.unet.parameters()} == {META}
     assert {weight.device for weight in run.base.vae.parameters()} == {torch.device("cpu")}
     assert [encoder() for encoder in encoders] == [None, None]
-    ((_, batch),) = prepare_step(run, 0).batches
+    ((_, batch),) = run.collator.collate_step(0).batches
     assert {value.device.type for value in batch.tensors.values()} == {"cpu"}
     losses = batch_losses(run, batch.to(META))
     assert (losses.shape, losses.device) == (batch.t.shape, META)
@@ -133,7 +134,7 @@ def test_text_encoders_that_train_are_not_waited_for_either(
     alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = on_meta(shared, tmp_path, monkeypatch, text_encoder_lr=1e-3, max_token_length=150)
-    ((_, batch),) = prepare_step(run, 0).batches
+    ((_, batch),) = run.collator.collate_step(0).batches
     assert batch.tokens is not None
     assert batch.tokens.shape == (2, len(batch.t), 2, 77)
     assert batch_losses(run, batch.to(META)).device == META
@@ -142,7 +143,7 @@ def test_text_encoders_that_train_are_not_waited_for_either(
 def test_a_cache_that_is_gone_ends_a_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
     run = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
     run.prefetch = Prefetch(DEPTH)
-    run.latents.file(run.batches(2)[0][0]).unlink()
+    run.collator.latents.file(run.collator.batches(2)[0][0]).unlink()
     JobFolder(run.folder).path.mkdir(exist_ok=True)
     with pytest.raises(JobError) as caught:
         train_loop(run, report=lambda event, /, **told: None, should_stop=lambda: False)

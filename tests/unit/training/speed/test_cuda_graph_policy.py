@@ -14,10 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.training.data.collate import Prepared
+from lora_studio.training import step as step_module
+from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.distributed import RankGroup
-from lora_studio.training.loop import Run, restore, save
+from lora_studio.training.loop import restore, save
 from lora_studio.training.resume_state import ResumeState, load_state
+from lora_studio.training.run import Run
 from lora_studio.training.speed import cuda_graph_policy as graphing
 from lora_studio.training.speed.cuda_graph_policy import (
     GUESSED_COST,
@@ -30,11 +32,9 @@ from lora_studio.training.speed.cuda_graph_policy import (
     expected_ratio,
     fill,
     key_of,
-    passes_left,
     pays,
-    replays_for,
 )
-from lora_studio.training.step import train_step
+from lora_studio.training.step import batches_left, cuda_graphs_for, train_step
 from lora_studio.workspace.project import Home
 from tests.support.graph_double import Recorder
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -62,10 +62,10 @@ def test_what_did_not_help_small_batches_is_not_tried_with_larger_ones(
     assert expected_ratio(size, known) == (max(smaller) if smaller else GUESSED_RATIO)
 
 
-def batch_of(count: int = 1, height: int = 4, value: float = 1.0, **more: torch.Tensor) -> Prepared:
+def batch_of(count: int = 1, height: int = 4, value: float = 1.0, **more: torch.Tensor) -> BatchTensors:
     latents = value * torch.arange(count * 4.0 * height * 4).reshape(count, 4, height, 4)
     ones = torch.ones(count)
-    return Prepared(latents, latents + 1, ones.long(), ones.long().expand(6, count).T, ones, **more)
+    return BatchTensors(latents, latents + 1, ones.long(), ones.long().expand(6, count).T, ones, **more)
 
 
 def test_batches_share_a_graph_if_they_differ_by_numbers_alone() -> None:
@@ -78,7 +78,7 @@ def test_batches_share_a_graph_if_they_differ_by_numbers_alone() -> None:
         batch_of().to(torch.device("cpu")),
     ]
     assert [key_of(other) == key for other in others] == [False, False, False, True]
-    half = Prepared(**{name: value.half() for name, value in batch_of().tensors.items()})
+    half = BatchTensors(**{name: value.half() for name, value in batch_of().tensors.items()})
     assert key_of(half) != key
 
 
@@ -105,13 +105,13 @@ class Toy:
     def report(self, event: str, /, **values: Any) -> None:
         self.events.append((event, values))
 
-    def passes_left(self, batch: Prepared, this_epoch: bool) -> int:
+    def passes_left(self, batch: BatchTensors, this_epoch: bool) -> int:
         return self.left // 100 if this_epoch else self.left
 
     def zero_gradients(self) -> None:
         self.gradients[0].zero_()
 
-    def one_pass(self, batch: Prepared, samples: torch.Tensor) -> torch.Tensor:
+    def one_pass(self, batch: BatchTensors, samples: torch.Tensor) -> torch.Tensor:
         self.recorder.now += self.recorder.pass_seconds
         losses = batch.noisy.mean((1, 2, 3))
         self.gradients[0] += losses.sum() / samples
@@ -274,12 +274,12 @@ def take(run: Run, steps: int) -> list[list[float]]:
 def give_graphs(run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> Events:
     """Let a run make graphs; returns what it is going to tell."""
     events: Events = []
-    monkeypatch.setattr(graphing, "find_recorder", lambda device: recorder)
-    run.replays = replays_for(run, lambda event, **values: events.append((event, values)))
+    monkeypatch.setattr(step_module, "find_recorder", lambda device: recorder)
+    run.replays = cuda_graphs_for(run, lambda event, **values: events.append((event, values)))
     assert run.replays is not None
     one_pass = run.replays._pass
 
-    def timed(batch: Prepared, samples: torch.Tensor) -> torch.Tensor:
+    def timed(batch: BatchTensors, samples: torch.Tensor) -> torch.Tensor:
         recorder.now += recorder.pass_seconds
         return one_pass(batch, samples)
 
@@ -318,7 +318,7 @@ def test_a_step_whose_graph_fails_is_done_again_without(
     events = give_graphs(run, recorder, monkeypatch)
     replay, done = graphing.Graph.replay, 0
 
-    def breaking(graph: graphing.Graph, batch: Prepared, samples: torch.Tensor) -> torch.Tensor:
+    def breaking(graph: graphing.Graph, batch: BatchTensors, samples: torch.Tensor) -> torch.Tensor:
         nonlocal done
         done += 1
         if done < 6:
@@ -371,9 +371,9 @@ def test_what_no_graph_could_repeat_gets_none(
 ) -> None:
     """Dropout, weights beside the fused layers' (as a DoRA's), a scaled loss, several processes; and a CPU."""
     run, *_ = accumulating
-    assert replays_for(run, print) is None
-    monkeypatch.setattr(graphing, "find_recorder", lambda device: Recorder())
-    assert replays_for(run, print) is not None
+    assert cuda_graphs_for(run, print) is None
+    monkeypatch.setattr(step_module, "find_recorder", lambda device: Recorder())
+    assert cuda_graphs_for(run, print) is not None
     dropout = run.job.model_copy(update={"recipe": run.job.recipe.model_copy(update={"network_dropout": 0.1})})
     others = [
         {"job": dropout},
@@ -382,16 +382,16 @@ def test_what_no_graph_could_repeat_gets_none(
         {"ranks": RankGroup(0, 2)},
     ]
     for other in others:
-        assert replays_for(dataclasses.replace(run, **other), print) is None
+        assert cuda_graphs_for(dataclasses.replace(run, **other), print) is None
 
 
 def test_passes_that_are_left_are_counted_by_shape(
     accumulating: tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]],
 ) -> None:
     run, *_ = accumulating  # 2 of 64 x 64 px and 1 of 32 x 64 in an epoch of 2 steps; 100 epochs
-    left = passes_left(run)
+    left = batches_left(run)
     shapes = [(1, 8, 8), (1, 8, 4), (2, 8, 8)]
-    batches = [Prepared(*[torch.zeros(count, 4, height, width)] * 5) for count, height, width in shapes]
+    batches = [BatchTensors(*[torch.zeros(count, 4, height, width)] * 5) for count, height, width in shapes]
     run.step = 0
     assert [left(batch, False) for batch in batches] == [200, 100, 0]
     run.step = 197
@@ -407,7 +407,7 @@ def test_on_a_gpu_a_run_with_graphs_gives_what_one_without_gives(shared: Path, p
     losses = take(run, 14)
     restore(run, before)
     events: Events = []
-    run.replays = replays_for(run, lambda event, **values: events.append((event, values)))
+    run.replays = cuda_graphs_for(run, lambda event, **values: events.append((event, values)))
     assert run.replays is not None
     run.replays._worth = lambda shape, batch: shape.seconds is not None and not shape.replays
     again = take(run, 14)

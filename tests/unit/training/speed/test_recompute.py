@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,12 +16,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.planning.memory import GIB
 from lora_studio.settings.choices import GradientCheckpointing
-from lora_studio.training.data.collate import Prepared
-from lora_studio.training.loop import Run
-from lora_studio.training.speed import cuda_graph_policy as graphing
-from lora_studio.training.speed.memory_budget import Memory, fit_blocks, largest_batch, patient_step
+from lora_studio.training import step as step_module
+from lora_studio.training.run import Run
+from lora_studio.training.speed.memory_budget import Memory
 from lora_studio.training.speed.recompute import Blocks, Cost, choose
-from lora_studio.training.step import train_step
+from lora_studio.training.step import fit_gpu_memory, train_step, train_step_retrying_oom
 from lora_studio.workspace.job_folder import Report
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
@@ -145,10 +143,6 @@ def teller(events: Events) -> Report:
     return report
 
 
-def given_memory(memory: Memory) -> Callable[[Run, Prepared], Memory]:
-    return lambda run, batch: memory
-
-
 @pytest.fixture
 def run(prepared: Run) -> Any:
     weights = {name: weight.clone() for name, weight in prepared.adapters.state().items()}
@@ -160,15 +154,18 @@ def run(prepared: Run) -> Any:
     prepared.job.recipe = prepared.job.recipe.model_copy(update={"gradient_checkpointing": GradientCheckpointing.AUTO})
 
 
-def test_auto_computes_nothing_twice_on_a_cpu_and_as_much_as_a_gpu_needs(run: Run) -> None:
+def test_auto_computes_nothing_twice_on_a_cpu_and_as_much_as_a_gpu_needs(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not run.blocks.twice
     before = {name: weight.clone() for name, weight in run.adapters.state().items()}
-    batch = largest_batch(run)
+    batch = run.collator.largest_batch()
     assert [item.placement.bucket for item in batch] == [(64, 64)] * 2
     seen = []
     for room in (0, 2**20, 2**40):
         events, memory = Events(), Memory(8 * GIB + room, 8 * GIB)
-        fit_blocks(run, given_memory(memory), teller(events))
+        monkeypatch.setattr(step_module, "gpu_memory", lambda *given, memory=memory: memory)
+        fit_gpu_memory(run, teller(events))
         seen.append((len(run.blocks.twice), events[-1][1]["message"]))
     assert seen[0][1] == f"{seen[0][0]} of 21 blocks of the UNet are computed twice to fit 8.0 GiB"
     assert seen[0][0] > seen[1][0] >= seen[2][0] == 0
@@ -176,7 +173,7 @@ def test_auto_computes_nothing_twice_on_a_cpu_and_as_much_as_a_gpu_needs(run: Ru
     assert same(run.adapters.state(), before)
     run.job.recipe.gradient_checkpointing = GradientCheckpointing.ON
     events = Events()
-    fit_blocks(run, given_memory(memory), teller(events))
+    fit_gpu_memory(run, teller(events))
     assert not events
 
 
@@ -189,7 +186,7 @@ def test_a_step_without_enough_memory_is_done_again_with_more_blocks_computed_tw
     expected = {name: weight.clone() for name, weight in run.adapters.state().items()}
     run.adapters.load_state(begin)
     run.optimizer.load_state_dict(optimizer)
-    whole, events = graphing.batch_losses, Events()
+    whole, events = step_module.batch_losses, Events()
 
     def short(*arguments: Any) -> Tensor:
         losses = whole(*arguments)
@@ -200,21 +197,21 @@ def test_a_step_without_enough_memory_is_done_again_with_more_blocks_computed_tw
     def never(*arguments: Any) -> Tensor:
         raise torch.OutOfMemoryError("out")
 
-    monkeypatch.setattr(graphing, "batch_losses", short)
-    patient_step(run, teller(events))
+    monkeypatch.setattr(step_module, "batch_losses", short)
+    train_step_retrying_oom(run, teller(events))
     assert [values["code"] for _, values in events] == ["memory_short"] * 2
     assert "16 of 21 blocks" in events[-1][1]["message"]
     assert same(run.adapters.state(), expected)
     monkeypatch.setattr(
-        graphing, "batch_losses", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("out"))
+        step_module, "batch_losses", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("out"))
     )
     with pytest.raises(torch.OutOfMemoryError):
-        patient_step(run, teller([]))
+        train_step_retrying_oom(run, teller([]))
     assert len(run.blocks.twice) == 21
     run.blocks.compute_twice([])
     run.job.recipe.gradient_checkpointing = GradientCheckpointing.OFF
     with pytest.raises(torch.OutOfMemoryError):
-        patient_step(run, teller([]))
+        train_step_retrying_oom(run, teller([]))
     assert not run.blocks.twice
 
 

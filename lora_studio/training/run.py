@@ -1,0 +1,124 @@
+"""A training run in memory: its models, its optimizer, and its progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from lora_studio.lora.inject import Adapters
+from lora_studio.models.load import Base
+from lora_studio.models.pipeline import TextEmbeddings
+from lora_studio.models.text_encoding import encode_text
+from lora_studio.planning.steps import StepCount
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.data.batch import StepBatches
+from lora_studio.training.data.collate import Collator
+from lora_studio.training.data.dataset import Dataset
+from lora_studio.training.data.prefetch import Prefetch
+from lora_studio.training.data.rng import seeded
+from lora_studio.training.distributed import RankGroup
+from lora_studio.training.optim.ema import AveragedWeights
+from lora_studio.training.optim.flat_params import FlatParameters
+from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.training.speed.cuda_graph_policy import Replays
+from lora_studio.training.speed.recompute import Blocks
+
+
+@dataclass
+class Run:
+    """Everything that a training run works with, and how far it is.
+
+    `step` counts optimizer steps, `epochs_finished` epochs whose LoRA, samples and state are saved. `updating` is True
+    while the optimizer writes the weights: after an error within, they must not be saved. `saved` is the (step, epochs)
+    of the last saved state. `log_offset` is the size of the event log in bytes before an unfinished epoch end.
+    """
+
+    job: TrainJob
+    folder: Path
+    counts: StepCount
+    base: Base
+    adapters: Adapters
+    weights: FlatParameters
+    blocks: Blocks
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
+    scaler: torch.amp.GradScaler
+    collator: Collator
+    device: torch.device
+    dtype: torch.dtype
+    precision: str
+    health: Health
+    averaged_weights: AveragedWeights
+    timestep_losses: TimestepLosses
+    ranks: RankGroup = field(default_factory=RankGroup)
+    prefetch: Prefetch[StepBatches] = field(default_factory=Prefetch)
+    replays: Replays | None = None
+    started: float = field(default_factory=time.time)
+    step: int = 0
+    epochs_finished: int = 0
+    epoch_losses: list[float] = field(default_factory=list)
+    validation_losses: list[dict[str, Any]] = field(default_factory=list)
+    last_loss: float | None = None
+    nan_streak: int = 0
+    updating: bool = False
+    saved: tuple[int, int] | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+    log_offset: int | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The images that the run trains on."""
+        return self.collator.dataset
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, counted from 1."""
+        return max(1, -(-self.step // self.counts.steps_per_epoch))
+
+    @property
+    def epochs_due(self) -> int:
+        """The number of epochs that the steps so far complete; max_train_steps may cut the last one short."""
+        at_end = self.step >= self.counts.total_steps
+        return self.counts.epochs if at_end else self.step // self.counts.steps_per_epoch
+
+    @cached_property
+    def updates_without_sync(self) -> bool:
+        """True if the optimizer itself skips non-finite steps on the GPU, so that the CPU need not wait for the loss.
+
+        Fused AdamW does, as long as neither an EMA nor a gradient scaler is in use.
+        """
+        fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults["fused"])
+        return fused and self.device.type == "cuda" and not (self.job.recipe.ema_decay or self.scaler.is_enabled())
+
+    def autocast(self) -> AbstractContextManager:
+        """Return the autocast context of the forward pass; a no-op in fp32, or if all weights are in half precision."""
+        whole = self.dtype == torch.float32 or self.weights.half_only
+        return nullcontext() if whole else torch.autocast(self.device.type, self.dtype)
+
+    def seeded_dropout(self, first: int) -> AbstractContextManager:
+        """Seed network dropout for the batch that begins with sample `first` of the step; a no-op without dropout."""
+        recipe = self.job.recipe
+        if not recipe.network_dropout:
+            return nullcontext()
+        return seeded(recipe.seed, "dropout", self.step, first, device=self.device)
+
+    def encode(self, captions: Sequence[str]) -> TextEmbeddings:
+        """Return embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions, from the cache if there is one."""
+        recipe, texts = self.job.recipe, self.collator.texts
+        if texts is None:
+            return TextEmbeddings(
+                *encode_text(
+                    self.base.text_encoders, self.base.tokenizers, captions, recipe.clip_skip, recipe.max_token_length
+                )
+            )
+        hidden, pooled = texts.load(captions, self.dtype)
+        return TextEmbeddings(hidden.to(self.device), pooled.to(self.device))

@@ -1,0 +1,105 @@
+"""What a run reports before its first step: warnings about the dataset, and hints about the optimizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lora_studio.models.load import load_base
+from lora_studio.models.locate import Source
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.data.dataset import Dataset, read_dataset
+from lora_studio.training.reporting.startup import tell_dataset, tell_long_captions, tell_optimizer
+from tests.support.training_runs import Events, make_images, make_job, of
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return make_images(tmp_path / "images", [(64, 64)] * 3)
+
+
+def dataset_of(job: TrainJob) -> Dataset:
+    return read_dataset(job.dataset, job.recipe, job.trigger_word, regularization=job.regularization)
+
+
+def warnings(job: TrainJob) -> dict[str, str]:
+    """Return the messages of the dataset's warnings by code."""
+    events: Events = []
+    tell_dataset(job, dataset_of(job), lambda event, /, **values: events.append((event, values)))
+    return {values["code"]: values["message"] for values in of(events, "warning")}
+
+
+def test_a_complete_dataset_has_no_warnings(images: Path) -> None:
+    assert warnings(make_job("base", images)) == {}
+
+
+def test_warns_about_missing_captions(images: Path) -> None:
+    (images / "1.txt").unlink()
+    found = warnings(make_job("base", images))
+    assert list(found) == ["captions_missing"]
+    assert "1 of 3 images have no caption (1.png)" in found["captions_missing"]
+
+
+def test_warns_about_captions_without_the_trigger_word(images: Path) -> None:
+    (images / "2.txt").write_text("a thing", "utf-8")
+    found = warnings(make_job("base", images))
+    assert list(found) == ["trigger_missing"]
+    assert "1 of 3" in found["trigger_missing"]
+    assert "2.png" in found["trigger_missing"]
+
+
+def test_warns_about_images_outside_set_folders(images: Path) -> None:
+    make_images(images / "2_ink", [(64, 64)])
+    found = warnings(make_job("base", images))
+    assert list(found) == ["images_left_out"]
+    assert found["images_left_out"].startswith("3 images ")
+
+
+def test_warns_about_truncated_captions(tiny_base: Path, images: Path) -> None:
+    (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
+    job, events = make_job("base", images), Events()
+    base = load_base(Source("base", "folder", str(tiny_base)), dtype=torch.float32)
+    tell_long_captions(job, base, dataset_of(job), lambda event, /, **values: events.append((event, values)))
+    (warning,) = of(events, "warning")
+    assert warning["code"] == "captions_long"
+    assert warning["message"].startswith("1 captions are longer than 75 tokens")
+
+
+def test_warns_about_the_trigger_word_in_regularisation_captions(images: Path) -> None:
+    make_images(images.parent / "prior", [(64, 64)])
+    job = make_job("base", images).model_copy(update={"regularization": images.parent / "prior"})
+    found = warnings(job)
+    assert list(found) == ["regularization_trigger"]
+    assert found["regularization_trigger"].startswith("1 regularisation captions")
+
+
+def test_warns_about_images_without_a_mask(images: Path) -> None:
+    Image.new("L", (64, 64), 255).save(images / "1-masklabel.png")
+    found = warnings(make_job("base", images, masked_loss="files"))
+    assert list(found) == ["masks_missing"]
+    assert found["masks_missing"].startswith("2 of 3 images have no mask, like 0.png")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codes", "part"),
+    [
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}, ["prodigy_rates"], "text encoders stay"),
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, ["prodigy_rates"], "UNet and text encoders"),
+        ({"optimizer": "Prodigy", "unet_lr": 0, "text_encoder_lr": 1}, ["prodigy_rates"], "only the text encoders"),
+        ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, ["adafactor_rates"], "unet_lr"),
+        ({"optimizer": "AdamWScheduleFree"}, ["schedule_free"], "set lr_scheduler to constant"),
+        ({}, [], ""),
+    ],
+)
+def test_hints_say_how_the_optimizer_uses_the_recipe(recipe: dict[str, Any], codes: list[str], part: str) -> None:
+    events: Events = []
+    job = make_job("base", Path("images"), **recipe)
+    tell_optimizer(job.recipe, lambda event, /, **values: events.append((event, values)))
+    assert [values["code"] for values in of(events, "hint")] == codes == [values["code"] for _, values in events]
+    for hint in of(events, "hint"):
+        assert hint["about"] == "recipe"
+        assert part in hint["message"]
