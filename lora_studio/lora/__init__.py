@@ -1,1 +1,1 @@
-"""The LoRA network and its file formats."""
+"""The LoRA network and its file format."""

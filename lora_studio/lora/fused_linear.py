@@ -1,9 +1,11 @@
-"""A LoRA on a linear layer in as few operations, and with as few saved tensors, as it takes.
+"""A LoRA on a linear layer, fused into one autograd function.
 
-peft computes x W' + b, then A, B, the scale and the sum one by one, and autograd keeps what each of them needs. Here
-the whole layer is one function: forward y = x W' + b + s (x A') B' in three matrix products, and a backward pass in
-six, which computes the product of rank r again instead of keeping it. At SDXL's shapes, where launching an operation
-takes longer than the operation itself, that is what a step's time is made of.
+The layer computes y = x W' + b + s (x A') B': the frozen linear layer with weight W [out, in], plus the LoRA's low-rank
+matrices A [r, in] and B [out, r], scaled by s = alpha / r. Throughout, ' is transpose.
+
+peft runs these operations one by one, and autograd saves what each of them needs. Here the forward pass is three matrix
+products and the backward pass six; only x is saved, and the backward pass recomputes x A'. At SDXL's shapes launching
+an operation takes longer than the operation itself, so fewer operations make a step faster.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class FusedLora:
-    """What a layer computes with: the frozen layer below, A [r, in], B [out, r] and the scale.
+    """The tensors of a fused layer: the frozen base layer, A [r, in], B [out, r] and the scale s.
 
-    The gradients of A and B are added to `grad_buffers`, one for each. All have one dtype, which is autocast's where
+    The gradients of A and B are added to `grad_buffers`, of the same shapes. All tensors have one dtype, autocast's if
     that is on.
     """
 
@@ -34,12 +36,11 @@ class FusedLora:
 
 
 class _FusedLoraProduct(torch.autograd.Function):
-    """x W' + bias + scale (x A') B' for x [..., in]: [..., out].
+    """y = x W' + b + s (x A') B' for x [..., in], y [..., out].
 
-    W [out, in] and the bias are those of the frozen layer, whose weight is read in both passes and never kept, as it
-    may be expanded from fewer bits. With g the gradient of the result and l = g B, the gradients are g W + scale l A
-    for x, and, added to the buffers, scale l' x for A and scale g' (x A') for B. `trained` makes autograd ask for them
-    where x itself takes no gradient.
+    With g the gradient of y and l = g B, the gradient of x is g W + s l A; s l' x is added to the gradient buffer of A
+    and s g' (x A') to that of B. W is read in both passes and never saved, since it may be dequantized at each reading.
+    `trained` is a tensor that requires a gradient: with it autograd calls `backward` even if x requires none.
     """
 
     @staticmethod
@@ -69,12 +70,12 @@ class _FusedLoraProduct(torch.autograd.Function):
 
 
 class FusedLoraLinear(Linear):
-    """peft's LoRA layer for nn.Linear with the arithmetic of one plain LoRA fused; anything else is left to peft."""
+    """peft's LoRA layer for nn.Linear that computes a single plain LoRA fused and leaves everything else to peft."""
 
-    fused_lora: FusedLora | None = None  # set where the layer's state is settled
+    fused_lora: FusedLora | None = None  # set by `fuse`
 
     def is_fusable(self) -> bool:
-        """Whether the layer carries one LoRA, without dropout, variant (as DoRA) and bias, on a layer that is whole."""
+        """Return True if exactly one LoRA is active, without dropout, bias or variant (like DoRA), and not merged."""
         active = self.active_adapters
         if self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
             return False
@@ -87,16 +88,16 @@ class FusedLoraLinear(Linear):
         )
 
     def fuse(self, a: Tensor, b: Tensor, grad_buffers: tuple[Tensor, Tensor]) -> None:
-        """Compute from now on with A, B and the scale as they are, and add the gradients to `grad_buffers`."""
+        """Switch to the fused function with these A, B and gradient buffers and the current scale."""
         self.fused_lora = FusedLora(self.get_base_layer(), a, b, self.scaling[self.active_adapters[0]], grad_buffers)
 
     @property
     def active_fused_lora(self) -> FusedLora | None:
-        """What the layer computes with at the moment; None where its arithmetic is peft's."""
+        """The tensors of the fused function; None while peft computes: not fused, adapters disabled or merged."""
         return None if self._disable_adapters or self.merged_adapters else self.fused_lora
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer's answer [..., out] to x [..., in]."""
+        """Return the layer's output [..., out] for x [..., in]."""
         fused_lora = self.active_fused_lora
         if fused_lora is None or args or kwargs:
             return super().forward(x, *args, **kwargs)

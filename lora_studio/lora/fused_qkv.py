@@ -1,8 +1,9 @@
-"""Fused LoRA layers that read the same input as one layer: query, key and value of an attention, or key and value.
+"""Attention projections with the same input fused into one layer: query, key and value, or key and value.
 
-Their frozen weights are moved into one tensor, of which each layer's becomes a view; their A lie one after the other in
-the trained weights anyway, and so do their B and the gradients. For n layers that is three products forward instead of
-3 n, and backward seven operations instead of 6 n and the n - 1 sums of their inputs' gradients.
+The frozen weights of the n layers are moved into one tensor, and each layer's weight becomes a view of it. Their A are
+contiguous in the flat parameters, and so are their B and the gradients. The forward pass takes 3 matrix products
+instead of 3 n, the backward pass 7 operations instead of 6 n and n - 1 additions of input gradients. For the formulas
+see `fused_linear`; ' is transpose.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from lora_studio.lora.fused_linear import FusedLoraLinear
 
 @dataclass(frozen=True)
 class FusedProjections:
-    """n layers of one size and scale: W [n out, in], A [n r, in] and B [n, out, r], and their gradient buffers.
+    """n layers of one shape and scale: W [n out, in], A [n r, in], B [n, out, r] and the buffers of their gradients.
 
-    `trained` is any of their weights that autograd knows as trained.
+    `trained` is one of their tensors that require a gradient.
     """
 
     layers: Sequence[FusedLoraLinear]
@@ -35,18 +36,18 @@ class FusedProjections:
 
     @property
     def is_active(self) -> bool:
-        """Whether every layer computes at the moment as it was settled, and none as peft does."""
+        """True if every layer computes fused at the moment, and none through peft."""
         return all(layer.active_fused_lora is not None for layer in self.layers)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The layers' answers [B, N, out] to x [B, N, in]."""
+        """Return the layers' outputs, each [B, N, out], for x [B, N, in]."""
         x = x.to(self.weight.dtype)
-        answers: tuple[Tensor, ...] = _FusedProjectionsProduct.apply(x, None if x.requires_grad else self.trained, self)
-        return answers
+        outputs: tuple[Tensor, ...] = _FusedProjectionsProduct.apply(x, None if x.requires_grad else self.trained, self)
+        return outputs
 
 
 class _FusedProjectionsProduct(torch.autograd.Function):
-    """What `_FusedLoraProduct` computes for one layer, for n at once."""
+    """The function of `fused_linear` for n layers at once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, trained: Tensor | None, projections: FusedProjections) -> tuple[Tensor, ...]:
@@ -77,26 +78,24 @@ class _FusedProjectionsProduct(torch.autograd.Function):
 
 
 def _by_layer(rows: Tensor, projections: FusedProjections) -> Tensor:
-    """[N, n k] -> [n, N, k], a view."""
+    """Return [N, n k] as [n, N, k], a view."""
     return rows.view(len(rows), len(projections.layers), -1).transpose(0, 1)
 
 
 def fuse_projections(layers: Sequence[nn.Module]) -> FusedProjections | None:
-    """Layers that are given the same input as one; None where they are not alike, or not settled side by side.
+    """Fuse layers that read the same input; return None if they differ in shape or scale or are not contiguous.
 
     Their frozen weights become views of one tensor.
     """
     fused = [layer for layer in layers if isinstance(layer, FusedLoraLinear)]
     loras = [layer.fused_lora for layer in fused if layer.fused_lora is not None]
-    bases = [one.base for one in loras]
+    bases = [lora.base for lora in loras]
     if len(loras) < len(layers) or any(type(base) is not nn.Linear or base.bias is not None for base in bases):
         return None
-    if len({one.scale for one in loras}) > 1 or len({base.weight.shape for base in bases}) > 1:
+    if len({lora.scale for lora in loras}) > 1 or len({base.weight.shape for base in bases}) > 1:
         return None
-    a, b = _as_stack([one.a for one in loras]), _as_stack([one.b for one in loras])
-    for_a, for_b = (
-        _as_stack(list(grad_buffers)) for grad_buffers in zip(*(one.grad_buffers for one in loras), strict=True)
-    )
+    a, b = _as_stack([lora.a for lora in loras]), _as_stack([lora.b for lora in loras])
+    for_a, for_b = (_as_stack(buffers) for buffers in zip(*(lora.grad_buffers for lora in loras), strict=True))
     if a is None or b is None or for_a is None or for_b is None:
         return None
     weight = torch.cat([base.weight.detach() for base in bases])
@@ -106,11 +105,11 @@ def fuse_projections(layers: Sequence[nn.Module]) -> FusedProjections | None:
 
 
 def _as_stack(parts: Sequence[Tensor]) -> Tensor | None:
-    """Tensors of one shape as [n, ...] without a copy; None where they do not lie one after the other in memory."""
+    """Return tensors of one shape as a view [n, ...]; None if they are not contiguous in one storage."""
     first = parts[0].detach()
     storage, start, step = first.untyped_storage()._cdata, first.storage_offset(), first.numel()
     for number, part in enumerate(parts):
-        place = part.untyped_storage()._cdata, part.storage_offset()
-        if part.shape != first.shape or place != (storage, start + number * step):
+        location = part.untyped_storage()._cdata, part.storage_offset()
+        if part.shape != first.shape or location != (storage, start + number * step):
             return None
     return first.as_strided((len(parts), *first.shape), (step, *first.stride()), start)

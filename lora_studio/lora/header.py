@@ -1,4 +1,4 @@
-"""LoRA files as other people hand them out: checked before anything is loaded from them."""
+"""Read and check the header of a LoRA file from any trainer, before a tensor is loaded."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.hub import PICKLE_SUFFIXES
 
-# A rank-128 LoCon over all of SDXL with 1.5 MB of tag frequencies needs 3 MB of header and 3,500 tensors.
+# A rank-128 LoCon of all of SDXL with 1.5 MB of tag frequencies has a 3 MB header and 3,500 tensors.
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_TENSORS = 10_000
 MAX_NAME_LENGTH = 512
-PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
-# The tensors of a layer by the names that kohya and LyCORIS give them, and what diffusers and peft say for them.
+# The tensor names of a layer in kohya's and LyCORIS' files, and the names that diffusers and peft use instead.
 PART_NAMES = r"lora_(?:down|mid|up)\.weight|alpha|dora_scale|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2"
 PART_ALIASES = {
     "lora_A.weight": "lora_down.weight",
@@ -34,7 +34,7 @@ KOHYA_KEY = re.compile(rf"(lora_(?:unet|te1|te2)_\w+)\.({PART_NAMES})")
 PEFT_KEY = re.compile(
     rf"((?:unet|text_encoder|text_encoder_2)\.[\w.]+?)\.({'|'.join(map(re.escape, PART_ALIASES))}|{PART_NAMES})"
 )
-# The sets of tensors that make a layer whole, and what may be beside them.
+# The tensors that a complete layer needs, and those that it may also have.
 COMPLETE_LAYERS: tuple[tuple[set[str], set[str]], ...] = (
     ({"lora_down.weight", "lora_up.weight"}, {"lora_mid.weight"}),
     ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, set()),
@@ -48,19 +48,19 @@ FOREIGN_KEYS = (
     (re.compile(r"lora_te_"), "It was made for Stable Diffusion 1 or 2"),
     (
         re.compile(r"lora_unet_(double|single|joint)_blocks|transformer\.|diffusion_model\."),
-        "It is for another kind of model, like Flux",
+        "It was made for another architecture, like Flux",
     ),
     (
         re.compile(r"lora_\w+\.(oft|boft|glora|ia3|a1|b1|dyn|on_input|diff|w_norm|b_norm)"),
-        "It is a LyCORIS network of a kind that is not known here (OFT, GLoRA, IA3, full...)",
+        "It is a LyCORIS network of a type that is not supported (OFT, GLoRA, IA3, full...)",
     ),
-    (re.compile(r"(model\.diffusion_model|conditioner|first_stage_model)\."), "It is a whole model, a base"),
+    (re.compile(r"(model\.diffusion_model|conditioner|first_stage_model)\."), "It is a base model"),
 )
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """A LoRA whose header has been read and found sound. `tensors` maps each name to its (dtype, shape)."""
+    """A LoRA file whose header is valid. `tensors` maps each tensor's name to its (dtype, shape)."""
 
     path: Path
     metadata: dict[str, str]
@@ -74,12 +74,12 @@ class LoraFile:
 
     @property
     def is_kohya(self) -> bool:
-        """Whether names are kohya's (else peft's)."""
+        """True if tensor names are kohya's, False if they are peft's."""
         return KOHYA_KEY.fullmatch(next(iter(self.tensors), "")) is not None
 
     @property
     def modules(self) -> dict[str, dict[str, str]]:
-        """The layers that the LoRA changes, as the file spells them: the tensors' kohya names -> their full names."""
+        """The layers that the LoRA changes, by the file's layer name: kohya's tensor name -> full tensor name."""
         pattern = KOHYA_KEY if self.is_kohya else PEFT_KEY
         found: dict[str, dict[str, str]] = {}
         for name in self.tensors:
@@ -89,7 +89,7 @@ class LoraFile:
 
     @property
     def has_text_encoder(self) -> bool:
-        """Whether it changes a text encoder, so that prompts must be encoded anew at every strength."""
+        """True if it changes a text encoder, so that prompts must be encoded again at every strength."""
         return any(name.startswith(("lora_te", "text_encoder")) for name in self.tensors)
 
     @property
@@ -99,7 +99,7 @@ class LoraFile:
 
     @cached_property
     def model_hash(self) -> str:
-        """SHA-256 of the file after its header, in hex: what kohya and A1111 call a LoRA's hash."""
+        """The SHA-256 in hex of the file after its header: the hash that kohya and A1111 show for a LoRA."""
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
             file.seek(self.data_offset)
@@ -109,15 +109,15 @@ class LoraFile:
 
 
 def read_lora_header(path: Path) -> LoraFile:
-    """Read and check the header of a LoRA for SDXL; no weight is loaded.
+    """Read and check the header of a LoRA for SDXL, without loading a tensor.
 
     Raises InputError for a file that is missing, a pickle, damaged, oversized, or not a LoRA for SDXL.
     """
     if not path.is_file():
-        raise InputError(f"LoRA {path} is not there.", "Give the path of a .safetensors file.", code="lora_missing")
-    if path.suffix.lower() in PICKLES:
+        raise InputError(f"LoRA {path} does not exist.", "Give the path of a .safetensors file.", code="lora_missing")
+    if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _lora_file_error(
-            path, "is a pickle, which can run code when it is opened.", "Convert it to .safetensors first."
+            path, "is a pickle, which can run arbitrary code when it is opened.", "Convert it to .safetensors first."
         )
     header, offset = _read_header(path)
     metadata = header.pop("__metadata__", {})
@@ -125,7 +125,7 @@ def read_lora_header(path: Path) -> LoraFile:
         raise _lora_file_error(path, "has metadata that is not text.", "Save it again with another tool.")
     if len(header) > MAX_TENSORS or any(len(name) > MAX_NAME_LENGTH for name in header):
         raise _lora_file_error(
-            path, f"has more than {MAX_TENSORS:,} tensors or absurd names.", "This is no LoRA for SDXL."
+            path, f"has more than {MAX_TENSORS:,} tensors or overlong names.", "Choose a LoRA for SDXL."
         )
     _check_keys(path, header)
     try:
@@ -136,34 +136,36 @@ def read_lora_header(path: Path) -> LoraFile:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header and the offset of the data (https://github.com/huggingface/safetensors#format)."""
+    """Return the JSON header and the offset of the data (https://github.com/huggingface/safetensors#format)."""
     damaged = "Download or copy it again; only .safetensors files are read."
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-            raise _lora_file_error(path, "is not a whole safetensors file, or its header is larger than 4 MB.", damaged)
+            raise _lora_file_error(
+                path, "is not a complete safetensors file, or its header is larger than 4 MB.", damaged
+            )
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise _lora_file_error(path, "has a header that is no clean JSON.", damaged) from error
+        raise _lora_file_error(path, "has a header that is not valid JSON.", damaged) from error
     if not isinstance(header, dict):
-        raise _lora_file_error(path, "has a header that is no clean JSON.", damaged)
+        raise _lora_file_error(path, "has a header that is not valid JSON.", damaged)
     return header, 8 + length
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > len(result := dict(pairs)):
-        raise ValueError("a name stands twice")
+        raise ValueError("duplicate name")
     return result
 
 
 def _check_keys(path: Path, names: Collection[str]) -> None:
-    """Every tensor must belong to a LoRA for SDXL, in one of two spellings, and every layer must be whole."""
+    """Raise InputError unless all tensors have kohya's or peft's names for SDXL and every layer is complete."""
     for pattern, what in FOREIGN_KEYS:
         if found := next((name for name in names if pattern.match(name)), None):
             raise _lora_file_error(
-                path, f"cannot be used with SDXL. {what} (it holds {found!r}).", "Choose a LoRA for SDXL."
+                path, f"cannot be used with SDXL. {what} (it has {found!r}).", "Choose a LoRA for SDXL."
             )
     pattern = KOHYA_KEY if any(map(KOHYA_KEY.fullmatch, names)) else PEFT_KEY
     layers: dict[str, set[str]] = {}
@@ -172,7 +174,7 @@ def _check_keys(path: Path, names: Collection[str]) -> None:
         if match is None:
             raise _lora_file_error(
                 path,
-                f"does not look like a LoRA for SDXL (it holds {name[:80]!r}).",
+                f"does not look like a LoRA for SDXL (it has {name[:80]!r}).",
                 "Choose a LoRA in kohya's format.",
             )
         layers.setdefault(match[1], set()).add(PART_ALIASES.get(match[2], match[2]))
@@ -181,7 +183,9 @@ def _check_keys(path: Path, names: Collection[str]) -> None:
     for layer, parts in layers.items():
         weights = parts - {"alpha", "dora_scale"}
         if not any(needed <= weights <= needed | allowed for needed, allowed in COMPLETE_LAYERS):
-            raise _lora_file_error(path, f"lacks a half of layer {layer!r}.", "Download or copy it again.")
+            raise _lora_file_error(
+                path, f"has an incomplete or unknown set of tensors in layer {layer!r}.", "Download or copy it again."
+            )
 
 
 def _lora_file_error(path: Path, what: str, remedy: str) -> InputError:

@@ -1,9 +1,8 @@
-"""Adapters in the UNet and the text encoders, at the places where kohya's trainer and LyCORIS put them.
+"""Inject adapters into the UNet and the text encoders, in the layers that kohya's trainer and LyCORIS adapt.
 
-Each chosen weight W acts as W + (alpha / dim) * D, where D is small: `lora_studio.lora.shapes` says what it is
-made of for each network type. A DoRA (Liu et al. 2024, arXiv:2402.09353) then gives every row of the sum a length of
-its own. An adapter's weights are always fp32: in bf16 a step of 1e-4 is lost in rounding. The base stays frozen in its
-own dtype.
+An adapted layer computes with W + (alpha / dim) * D; `lora_studio.lora.shapes` lists the factors of D for each network
+type. DoRA (Liu et al. 2024, arXiv:2402.09353) then scales every row of the sum to a trained magnitude. Adapter weights
+are always fp32: in bf16 an update of 1e-4 is lost in rounding. The base stays frozen in its own dtype.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from lora_studio.settings.recipe import Recipe
 
 ADAPTER_NAME = "default"
 DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
-# What a saved state calls them.
+# Names in a saved training state.
 STATE_NAMES = {DOWN: "A", UP: "B"}
 
 
 @dataclass(frozen=True)
 class Adapters:
-    """The models that carry an adapter, by the name of kohya's files: `unet`, `te1`, `te2`."""
+    """The models that have an adapter, by kohya's names: `unet`, `te1`, `te2`."""
 
     models: dict[str, nn.Module]
 
     @cached_property
     def layers(self) -> list[tuple[str, str, BaseTunerLayer]]:
-        """Every adapted layer as (model, path in the model, layer), in a fixed order."""
+        """Every adapted layer as (model name, module path, layer), in a fixed order."""
         return [
             (prefix, path, module)
             for prefix, model in self.models.items()
@@ -52,7 +51,7 @@ class Adapters:
         ]
 
     def parameters(self, *prefixes: str) -> list[nn.Parameter]:
-        """The trained weights of these models, in a fixed order."""
+        """Return the trained weights of these models, in a fixed order."""
         return [
             parameter
             for prefix, _, layer in self.layers
@@ -61,20 +60,21 @@ class Adapters:
         ]
 
     def state(self) -> dict[str, Tensor]:
-        """The weights by name, fp32, on the CPU.
+        """Return the weights by name, fp32, on the CPU.
 
-        A LoRA's are `unet/PATH/A` [dim, in...] and `unet/PATH/B` [out, dim...]; others have their names in files.
+        A LoRA's are `unet/PATH/A` [dim, in...] and `unet/PATH/B` [out, dim...]; those of other network types have
+        their LyCORIS names.
         """
         return {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` gave; raises KeyError or RuntimeError if it is another network's."""
+        """Load weights that `state` returned; raise KeyError or RuntimeError if they are another network's."""
         for name, parameter in self._named():
             parameter.copy_(state[name])
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number; one wait for the device."""
+        """Return True if no weight is NaN or infinite; synchronises with the device once."""
         parts = [parameter.detach().isfinite().all() for parameter in self.parameters(*self.models)]
         return bool(torch.stack(parts).all())
 
@@ -85,7 +85,7 @@ class Adapters:
 
 
 def layer_tensors(layer: BaseTunerLayer, adapter: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
-    """An adapted layer's weights by the names that kohya's and LyCORIS' files give them, in peft's shapes."""
+    """Return an adapted layer's weights by their names in kohya's and LyCORIS' files, in peft's shapes."""
     if not isinstance(layer, LoraLayer):
         parts = {name: getattr(layer, name) for name in layer.adapter_layer_names}
         return {name: part[adapter] for name, part in parts.items() if adapter in part}
@@ -96,20 +96,20 @@ def layer_tensors(layer: BaseTunerLayer, adapter: str = ADAPTER_NAME) -> dict[st
 
 
 def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], recipe: Recipe) -> Adapters:
-    """Put the recipe's adapters into the models, in place.
+    """Inject the recipe's adapters into the models, in place.
 
-    They are drawn from its seed and change nothing before training: one of their matrices is zero. The layers'
-    `cast_input_dtype_enabled` is off where the base is in half precision, since autocast does the casting.
+    They are initialised from its seed and change nothing before training, since one of their factors is zero. The
+    layers' `cast_input_dtype_enabled` is off where the base is in half precision: there autocast does the casting.
     """
     models: dict[str, nn.Module] = {"unet": unet}
     models |= {f"te{number}": encoder for number, encoder in enumerate(text_encoders, 1)}
-    sizes: dict[str, dict[str, DimAlpha]] = defaultdict(dict)
+    dims: dict[str, dict[str, DimAlpha]] = defaultdict(dict)
     for target in find_target_layers(unet, text_encoders):
-        if size := layer_dim_alpha(recipe, target.layer):
-            sizes[target.model][target.path] = size
+        if dim_alpha := layer_dim_alpha(recipe, target.layer):
+            dims[target.model][target.path] = dim_alpha
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        for prefix, chosen in sizes.items():
+        for prefix, chosen in dims.items():
             inject(
                 models[prefix],
                 recipe.network_type,
@@ -118,7 +118,7 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], rec
                 dropout=recipe.network_dropout,
                 lokr_factor=recipe.lokr_factor,
             )
-    adapters = Adapters({prefix: models[prefix] for prefix in sizes})
+    adapters = Adapters({prefix: models[prefix] for prefix in dims})
     for _, _, layer in adapters.layers:
         layer.cast_input_dtype_enabled = layer.get_base_layer().weight.dtype == torch.float32
     for parameter in adapters.parameters(*adapters.models):
@@ -131,25 +131,25 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], rec
 
 def inject(
     model: nn.Module,
-    kind: NetworkType,
-    sizes: Mapping[str, DimAlpha],
+    network_type: NetworkType,
+    dims: Mapping[str, DimAlpha],
     adapter: str,
     *,
     dropout: float = 0.0,
     lokr_factor: int = -1,
     inference: bool = False,
 ) -> None:
-    """Wrap the layers at these paths in peft's layers of one kind, new and, unless for `inference`, trainable."""
-    (dim, alpha), _ = Counter(sizes.values()).most_common(1)[0]
+    """Wrap the layers at these paths in new peft layers of one network type; trainable unless `inference`."""
+    (dim, alpha), _ = Counter(dims.values()).most_common(1)[0]
     common: dict[str, Any] = {
         "r": dim,
-        "target_modules": list(sizes),
-        "rank_pattern": _peft_pattern({path: size.dim for path, size in sizes.items()}, dim),
-        "alpha_pattern": _peft_pattern({path: size.alpha for path, size in sizes.items()}, alpha),
+        "target_modules": list(dims),
+        "rank_pattern": _peft_pattern({path: layer.dim for path, layer in dims.items()}, dim),
+        "alpha_pattern": _peft_pattern({path: layer.alpha for path, layer in dims.items()}, alpha),
         "inference_mode": inference,
     }
     config: PeftConfig
-    match kind:
+    match network_type:
         case NetworkType.LOHA:
             config = LoHaConfig(alpha=alpha, rank_dropout=dropout, **common)
         case NetworkType.LOKR:
@@ -162,13 +162,18 @@ def inject(
                 **common,
             )
         case _:
-            config = LoraConfig(lora_alpha=alpha, lora_dropout=dropout, use_dora=kind is NetworkType.DORA, **common)
+            config = LoraConfig(
+                lora_alpha=alpha, lora_dropout=dropout, use_dora=network_type is NetworkType.DORA, **common
+            )
             config._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(config, model, adapter_name=adapter)
 
 
 def _peft_pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
-    """Exceptions from the default as peft takes them; one expression a value, since peft tries each on every layer."""
+    """Return peft's pattern of the values that differ from the default.
+
+    There is one regular expression per value, not per layer, since peft tries each on every layer.
+    """
     paths: dict[float, list[str]] = defaultdict(list)
     for path, value in values.items():
         if value != default:
@@ -177,7 +182,7 @@ def _peft_pattern(values: Mapping[str, float], default: float) -> dict[str, floa
 
 
 class _Fp32WeightNorm:
-    """peft measures a DoRA's rows in the base's dtype, where bf16 is off by 0.4 %; here it is fp32."""
+    """Computes DoRA's weight norms in fp32; peft uses the base's dtype, and bf16 is off by 0.4 %."""
 
     def get_weight_norm(
         self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
@@ -197,16 +202,16 @@ class _Fp32DoraConv2d(_Fp32WeightNorm, DoraConv2dLayer):
 
 
 def init_dora_magnitude(layer: BaseTunerLayer, adapter: str) -> None:
-    """Set a DoRA's lengths of rows to those that the layer has now, in fp32; other layers stay as they are."""
+    """Initialise a DoRA's magnitudes to the norms of the layer's rows, in fp32; leave other layers as they are."""
     if not isinstance(layer, LoraLayer) or adapter not in layer.lora_magnitude_vector:
         return
     base = layer.get_base_layer()
-    rows = (_Fp32DoraConv2d if isinstance(base, nn.Conv2d) else _Fp32DoraLinear)(fan_in_fan_out=False)
+    magnitude = (_Fp32DoraConv2d if isinstance(base, nn.Conv2d) else _Fp32DoraLinear)(fan_in_fan_out=False)
     weights = layer_tensors(layer, adapter)
-    rows.update_layer(
+    magnitude.update_layer(
         base_layer=base,
         lora_A=weights[DOWN].detach(),
         lora_B=weights[UP].detach(),
         scaling=layer.scaling[adapter],
     )
-    layer.lora_magnitude_vector[adapter] = rows
+    layer.lora_magnitude_vector[adapter] = magnitude

@@ -1,4 +1,4 @@
-"""The layers of real models that can carry an adapter, and what kohya's files call them."""
+"""Find the layers of real models that can have an adapter, with their names in kohya's files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from lora_studio.lora.shapes import Layer, LayerRole
 
 TEXT_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-# What Stability's code calls the layers of a resnet.
+# The layers of a resnet in Stability's code (generative-models).
 RESNET_NAMES = {
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
@@ -24,7 +24,7 @@ _SHORT = {"input": "in", "middle": "mid", "output": "out"}
 
 
 class TargetLayer(NamedTuple):
-    """A layer of a model: `path` is diffusers' or transformers', `stability` that of Stability's code (UNet only)."""
+    """A layer that can have an adapter: `path` in diffusers or transformers, `stability_path` in Stability's UNet."""
 
     model: str
     path: str
@@ -38,16 +38,16 @@ class TargetLayer(NamedTuple):
 
 
 def find_target_layers(unet: UNet2DConditionModel | None, text_encoders: list[nn.Module]) -> list[TargetLayer]:
-    """Every layer that some recipe could train, model by model in the order of their modules.
+    """Return every layer that some recipe can train, model by model in module order.
 
-    To be called while no adapter lies on the models.
+    Call it before adapters are injected.
     """
     found = list(_unet_layers(unet)) if unet is not None else []
     for number, encoder in enumerate(text_encoders, 1):
         for path, module in encoder.named_modules():
             if isinstance(module, nn.Linear) and path.endswith(TEXT_LAYERS):
-                part = LayerRole.ATTENTION if ".self_attn." in path else LayerRole.FEED_FORWARD
-                layer = Layer(f"te{number}", part, "", module.out_features, module.in_features)
+                role = LayerRole.ATTENTION if ".self_attn." in path else LayerRole.FEED_FORWARD
+                layer = Layer(f"te{number}", role, "", module.out_features, module.in_features)
                 found.append(TargetLayer(f"te{number}", path, "", layer))
     return found
 
@@ -77,10 +77,10 @@ def _role(path: str, kernel: int) -> LayerRole:
 
 
 def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Diffusers' paths of the parts of a UNet's blocks -> Stability's, for any number of levels and layers.
+    """Return diffusers' path prefix -> Stability's of every module in a UNet's blocks, for any number of levels.
 
-    Stability's code counts through: `input_blocks.0` is the first convolution, then comes one number for every pair of
-    resnet and attention, and one for every downsampler; `output_blocks` likewise, upsamplers within the last pair.
+    Stability's code numbers them consecutively: `input_blocks.0` is the first convolution, then each pair of resnet and
+    attention has a number, and each downsampler. In `output_blocks` an upsampler belongs to the last pair of its level.
     """
     names = {}
     number = 1
@@ -102,13 +102,13 @@ def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
             names[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{number}.1."
             number += 1
         if block.upsamplers:
-            place = 2 if getattr(block, "attentions", None) else 1
-            names[f"up_blocks.{level}.upsamplers.0."] = f"output_blocks.{number - 1}.{place}."
+            position = 2 if getattr(block, "attentions", None) else 1
+            names[f"up_blocks.{level}.upsamplers.0."] = f"output_blocks.{number - 1}.{position}."
     return names
 
 
 def to_stability_path(path: str, blocks: dict[str, str]) -> str:
-    """The path in Stability's UNet of a layer in a block; empty for what lies outside. `blocks` is of `block_names`."""
+    """Return a layer's path in Stability's UNet; empty outside the blocks. `blocks` is the result of `block_names`."""
     parts = path.split(".")
     depth = 3 if parts[0] == "mid_block" else 4
     prefix, name = ".".join(parts[:depth]) + ".", ".".join(parts[depth:])
@@ -122,7 +122,7 @@ def to_stability_path(path: str, blocks: dict[str, str]) -> str:
 
 
 def kohya_name(model: str, path: str, stability: str = "") -> str:
-    """The name of a layer in kohya's files; `model` is unet, te1 or te2, `stability` the path in Stability's UNet."""
+    """Return a layer's name in kohya's files; `model` is unet, te1 or te2, `stability` the path in Stability's UNet."""
     if model != "unet" and not path.startswith("text_model."):
-        path = f"text_model.{path}"  # transformers has dropped this level from the first text encoder
+        path = f"text_model.{path}"  # newer versions of transformers lack this level in the first text encoder
     return f"lora_{model}_{(stability or path).replace('.', '_')}"

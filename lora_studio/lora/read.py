@@ -1,7 +1,7 @@
-"""The weights in a LoRA file, layer by layer, for a base whose layers are known.
+"""Read the weights of a LoRA file, layer by layer, for a base whose layers are known.
 
-Files of sd-scripts, LyCORIS, OneTrainer, ai-toolkit and diffusers differ in how they spell layers and in details of
-shape; here they all become one form.
+Files of sd-scripts, LyCORIS, OneTrainer, ai-toolkit and diffusers differ in layer names and in details of shape; here
+they are converted to one form.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PEFT_PREFIXES = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """What a file has for one layer: alpha / dim times the product of `tensors` is added to the layer's weight.
+    """A file's weights for one layer: alpha / dim times the product of `tensors` is added to the layer's weight.
 
-    The names and shapes are those of `planning.network.tensor_shapes`, but for LoHa and LoKr with a Tucker core
-    (`hada_t1`, `lokr_t2`) and LoKr's small matrix as a product, which stay as they are. `magnitude` is a DoRA's length
-    of each output (`axis` 0) or input (`axis` 1).
+    Names and shapes are those of `lora.shapes.tensor_shapes`, except that Tucker cores of LoHa and LoKr (`hada_t1`,
+    `lokr_t2`) and a factorised small matrix of LoKr stay as they are. `magnitude` is a DoRA's norm of each output
+    (`magnitude_axis` 0) or input (1).
     """
 
     target: TargetLayer
@@ -46,10 +46,9 @@ class LayerWeights:
 
 
 def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[LayerWeights], list[str]]:
-    """The file's layers that the base has, and the names of those that it has not.
+    """Return the file's weights for layers of the base, and the names of layers that the base does not have.
 
-    Raises InputError if the file is damaged, holds numbers that are not finite, or a layer has another shape than the
-    base's.
+    Raises InputError if the file is damaged, contains NaN or infinity, or a layer's shape differs from the base's.
     """
     weights = _load_tensors(lora)
     known = _targets_by_name(targets)
@@ -67,18 +66,18 @@ def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[La
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items() if tensor.dim())
             size = f"{target.layer.outputs} x {target.layer.inputs}"
             raise base_mismatch_error(
-                lora, f"its layer {name} ({shapes}) is not made for the base's, which has {size}"
+                lora, f"the shape of its layer {name} ({shapes}) does not match the base's layer, which is {size}"
             ) from error
     return found, missing
 
 
 def base_mismatch_error(lora: LoraFile, why: str) -> InputError:
-    """The refusal of a file that was made for another base."""
+    """Return the error for a LoRA that was trained on an incompatible base."""
     made_for = lora.metadata.get("ss_base_model_version") or lora.metadata.get("modelspec.architecture")
-    hint = f" Its metadata says that it was made for {made_for}." if made_for else ""
+    hint = f" Its metadata says that it was trained on {made_for}." if made_for else ""
     return InputError(
         f"LoRA {lora.path.name} does not fit this base: {why}.{hint}",
-        "Choose a base of the kind that the LoRA was trained on.",
+        "Choose a base of the architecture that the LoRA was trained on.",
         code="lora_unfit",
     )
 
@@ -93,15 +92,15 @@ def _load_tensors(lora: LoraFile) -> dict[str, Tensor]:
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise InputError(
-                f"LoRA {lora.path.name} holds numbers that are not finite (in {name}).",
-                "Its training broke down; use an earlier checkpoint.",
+                f"LoRA {lora.path.name} contains NaN or infinity (in {name}).",
+                "Its training diverged; use an earlier checkpoint.",
                 code="lora_not_finite",
             )
     return weights
 
 
 def _targets_by_name(targets: Iterable[TargetLayer]) -> dict[str, TargetLayer]:
-    """All names under which trainers write a layer. Text encoders stand with `text_model` and without."""
+    """Return the layers by every name that a trainer may use; text encoder names come with and without `text_model`."""
     known: dict[str, TargetLayer] = {}
     for target in targets:
         if target.model == "unet":
@@ -116,7 +115,7 @@ def _targets_by_name(targets: Iterable[TargetLayer]) -> dict[str, TargetLayer]:
 
 
 class _PeftAlphas:
-    """The alphas that diffusers writes into the metadata, as peft's configuration of each model."""
+    """The alphas in peft's configuration of each model, which diffusers writes into the metadata."""
 
     def __init__(self, lora: LoraFile) -> None:
         try:
@@ -126,7 +125,7 @@ class _PeftAlphas:
         self.values: Mapping[str, Any] = values if isinstance(values, dict) else {}
 
     def alpha_of(self, target: TargetLayer, dim: int) -> float:
-        """The alpha of a layer; its dim where nothing is said. Patterns are read as names, never as expressions."""
+        """Return a layer's alpha, its dim if none is given. Patterns are compared as names, never run as regexes."""
         prefix = PEFT_PREFIXES[target.model]
         patterns = self.values.get(f"{prefix}.alpha_pattern") or {}
         exact = next((patterns[name] for name in _path_suffixes(target.path) if name in patterns), None)
@@ -135,7 +134,7 @@ class _PeftAlphas:
 
 
 def _path_suffixes(path: str) -> list[str]:
-    """`a.b.c` -> a.b.c, b.c, c: a pattern may leave out the front."""
+    """Return `a.b.c`, `b.c`, `c` of `a.b.c`: a pattern may omit the front of a path."""
     parts = path.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
@@ -151,7 +150,7 @@ def _layer_weights(
     else:
         kind, (dim, parts) = NetworkType.LOKR, _lokr_tensors(layer, tensors)
     if not dim:
-        dim, alpha = 1, 1.0  # a LoKr of two whole matrices is not scaled, whatever its alpha
+        dim, alpha = 1, 1.0  # a LoKr of two full matrices is not scaled, whatever its alpha
     elif "alpha" in tensors:
         alpha = float(tensors["alpha"])
     else:
@@ -160,7 +159,7 @@ def _layer_weights(
     magnitude = tensors.get("dora_scale")
     if magnitude is None:
         return LayerWeights(target, kind, dim, alpha, parts)
-    # kohya's form tells by the shape, [out, 1...] or [1, in...]; peft only has lengths of outputs
+    # in kohya's form the shape shows the axis, [out, 1...] or [1, in...]; peft only has norms of outputs
     axis = 1 if kohya and magnitude.dim() > 1 and magnitude.shape[0] == 1 and layer.outputs > 1 else 0
     magnitude = magnitude.reshape(layer.inputs if axis else layer.outputs)
     return LayerWeights(
@@ -174,7 +173,7 @@ def _lora_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[s
     dim = down.shape[0]
     _require(dim > 0)
     if (core := tensors.get("lora_mid.weight")) is not None:
-        # LyCORIS' Tucker form: 1x1 down, the core with the kernel, 1x1 up; the first two are one convolution
+        # LyCORIS' Tucker form: 1x1 down, core with the kernel, 1x1 up; the first two are merged into one convolution
         _require(tuple(core.shape[2:]) == kernel)
         down = torch.einsum("mnkl,ni->mikl", core.float(), down.flatten(1).float())
         dim = down.shape[0]
@@ -201,7 +200,7 @@ def _loha_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[s
 
 
 def _lokr_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-    """The dim is 0 where both matrices are whole."""
+    """Return dim and tensors; dim is 0 if both matrices are full, not factorised."""
     parts = {name: tensor for name, tensor in tensors.items() if name.startswith("lokr_")}
     area = max(1, layer.kernel) ** 2
     if "lokr_w1" in parts:
@@ -227,13 +226,13 @@ def _lokr_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[s
     return 0 if low is None else low.shape[0], parts
 
 
-def _require(fits: bool) -> None:
-    if not fits:
-        raise ValueError("shapes differ")
+def _require(is_valid: bool) -> None:
+    if not is_valid:
+        raise ValueError("shapes do not match")
 
 
 def delta_weight(weights: LayerWeights) -> Tensor:
-    """The whole change of a LoHa's or LoKr's layer, [out, in * area] in fp32, without a DoRA's lengths."""
+    """Return the weight delta of a LoHa or LoKr layer, [out, in * kernel area] in fp32, without a DoRA's magnitude."""
     parts = {name: tensor.float() for name, tensor in weights.tensors.items()}
     scale = weights.alpha / weights.dim
     if weights.kind is NetworkType.LOHA:

@@ -1,12 +1,12 @@
-"""Which layers a recipe trains, with which dim and alpha, and how many weights that makes: arithmetic, no torch.
+"""The layers that a recipe trains, with their dim, alpha and tensor shapes: arithmetic without torch.
 
-A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) gets, at dim r:
+A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) has, at dim r:
 
-- LoRA and LoCon (Hu et al. 2021, arXiv:2106.09685): two matrices, r (inputs + outputs) weights
-- DoRA (Liu et al. 2024, arXiv:2402.09353): these and one length an output
-- LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the product, number by number, of two such pairs
-- LoKr (Yeh et al. 2023, LyCORIS, arXiv:2309.14859): the Kronecker product of a small matrix and a large one, which is
-  two matrices of rank r where that is smaller
+- LoRA and LoCon (Hu et al. 2021, arXiv:2106.09685): two matrices, r (inputs + outputs) parameters
+- DoRA (Liu et al. 2024, arXiv:2402.09353): the same and one magnitude per output
+- LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the element-wise product of two such pairs
+- LoKr (Yeh et al. 2023, LyCORIS, arXiv:2309.14859): the Kronecker product of a small and a large matrix, the large one
+  as a product of rank r if that has fewer parameters
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 class LayerRole(StrEnum):
-    """What a layer does in its block."""
+    """The role of a layer in its block."""
 
     ATTENTION = "attention"
     FEED_FORWARD = "feed-forward"
@@ -45,9 +45,9 @@ _TRAINED_ROLES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that can be trained. `model` is unet, te1 or te2, `block` like in4 (empty in a text encoder).
+    """A layer that can have an adapter. `model` is unet, te1 or te2; `block` like in4, empty in a text encoder.
 
-    `kernel` is a convolution's side, 0 for a linear layer.
+    `kernel` is the side of a convolution's kernel, 0 for a linear layer.
     """
 
     model: str
@@ -59,22 +59,22 @@ class Layer:
 
     @property
     def parameter_count(self) -> int:
-        """How many weights the layer itself has."""
+        """The number of weights of the base layer, without bias."""
         return self.outputs * self.inputs * max(1, self.kernel) ** 2
 
 
 class DimAlpha(NamedTuple):
-    """Dim and alpha of one layer: its change is multiplied by alpha / dim."""
+    """Dim (rank) and alpha of one layer; its weight delta is multiplied by alpha / dim."""
 
     dim: int
     alpha: float
 
 
 def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
-    """Dim and alpha that a recipe gives a layer; None if it does not train it.
+    """Return the dim and alpha of a layer under a recipe; None if the recipe does not train it.
 
-    With `rank_stabilized` (Kalajdzievski 2023, arXiv:2312.03732) alpha is sqrt(dim) times larger, so that alpha / dim
-    is the recipe's alpha / sqrt(dim) for every program. A LoKr without a matrix of low rank is never scaled, as in
+    With `rank_stabilized` (Kalajdzievski 2023, arXiv:2312.03732) alpha is sqrt(dim) times larger, so that every program
+    that applies alpha / dim gets the recipe's alpha / sqrt(dim). A LoKr of two full matrices is never scaled, as in
     LyCORIS and ComfyUI.
     """
     rate = recipe.unet_lr if layer.model == "unet" else recipe.text_encoder_lr
@@ -95,7 +95,7 @@ def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
 
 
 def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
-    """The tensors that a layer gets, by the names of kohya's and LyCORIS' files; alpha is not among them."""
+    """Return the shapes of a layer's tensors, by their names in kohya's and LyCORIS' files, without alpha."""
     outputs, inputs = layer.outputs, layer.inputs
     kernel = (layer.kernel,) * 2 if layer.kernel else ()
     point = (1,) * len(kernel)
@@ -122,9 +122,9 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
 
 
 def lokr_factors(size: int, factor: int) -> tuple[int, int]:
-    """`size` as a product of two numbers, the way LoKr cuts a side.
+    """Return two factors of `size`, as LoKr splits a side of a weight.
 
-    The first is `factor` if that divides it, else the largest divisor up to `factor` (-1: no bound) and the root.
+    The first is `factor` if that divides `size`, else the largest divisor up to `factor` (-1: no bound) and sqrt(size).
     """
     if factor > 0 and size % factor == 0:
         return factor, size // factor
@@ -134,25 +134,25 @@ def lokr_factors(size: int, factor: int) -> tuple[int, int]:
 
 
 def trained_shapes(recipe: Recipe, layers: Mapping[Layer, int]) -> Counter[Shape]:
-    """The shapes of all tensors that a recipe trains in these layers, and how often each is there."""
+    """Return the shapes of all tensors that a recipe trains in these layers (layer -> count), with their counts."""
     found: Counter[Shape] = Counter()
     for layer, count in layers.items():
-        if size := layer_dim_alpha(recipe, layer):
-            for shape in tensor_shapes(recipe, layer, size.dim).values():
+        if dim_alpha := layer_dim_alpha(recipe, layer):
+            for shape in tensor_shapes(recipe, layer, dim_alpha.dim).values():
                 found[shape] += count
     return found
 
 
 def count_parameters(recipe: Recipe, layers: Mapping[Layer, int]) -> int:
-    """How many weights a recipe trains in these layers (how often each is there)."""
+    """Return the number of parameters that a recipe trains in these layers (layer -> count)."""
     return sum(prod(shape) * count for shape, count in trained_shapes(recipe, layers).items())
 
 
 def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: int, text_width: int) -> Counter[Layer]:
-    """The layers of a UNet of SDXL's kind.
+    """Return the layers of a UNet of SDXL's architecture, with their counts.
 
-    `widths` and `depths` are a level's channels and transformer layers (0: no attention), `per_level` the resnets of a
-    level, `text_width` that of the text that it attends to.
+    `widths` are the channels of each level, `depths` the transformer layers of each attention block (0: no attention),
+    `per_level` is the number of resnets per level, `text_width` the width of the text embeddings.
     """
     found: Counter[Layer] = Counter()
 
@@ -174,16 +174,16 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
             add(LayerRole.FEED_FORWARD, block, 8 * width, width, count=depth)
             add(LayerRole.FEED_FORWARD, block, width, 4 * width, count=depth)
 
-    current, kept, number = widths[0], [widths[0]], 1
+    current, skips, number = widths[0], [widths[0]], 1
     for level, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         for _ in range(per_level):
             resnet(f"in{number}", current, width)
             transformer(f"in{number}", width, depth)
             current, number = width, number + 1
-            kept.append(width)
+            skips.append(width)
         if level < len(widths) - 1:
             add(LayerRole.CONVOLUTION, f"in{number}", width, width, 3)
-            kept.append(width)
+            skips.append(width)
             number += 1
     resnet("mid0", current, current)
     transformer("mid1", current, depths[-1])
@@ -191,7 +191,7 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
     number = 0
     for level, (width, depth) in reversed(list(enumerate(zip(widths, depths, strict=True)))):
         for _ in range(per_level + 1):
-            resnet(f"out{number}", current + kept.pop(), width)
+            resnet(f"out{number}", current + skips.pop(), width)
             transformer(f"out{number}", width, depth)
             current, number = width, number + 1
         if level:
@@ -200,7 +200,7 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
 
 
 def text_encoder_layers(model: str, width: int, depth: int) -> Counter[Layer]:
-    """The layers of a CLIP text encoder, `te1` or `te2`, whose feed-forward layers are four times as wide."""
+    """Return the layers of a CLIP text encoder, `te1` or `te2`, with their counts; feed-forward width is 4 `width`."""
     found: Counter[Layer] = Counter()
     found[Layer(model, LayerRole.ATTENTION, "", width, width)] = 4 * depth
     found[Layer(model, LayerRole.FEED_FORWARD, "", 4 * width, width)] = depth

@@ -1,15 +1,15 @@
-"""The trained weights as a file that A1111, Forge, ComfyUI and diffusers read.
+"""Write the trained weights as a file that A1111, Forge, ComfyUI and diffusers read.
 
-In kohya's and LyCORIS' form a layer NAME gives `NAME.alpha` [] and
+In kohya's and LyCORIS' format a layer NAME has `NAME.alpha` [] and
 
 - `NAME.lora_down.weight` [dim, in...] and `NAME.lora_up.weight` [out, dim...], 1x1 for a convolution
-- a DoRA also `NAME.dora_scale` [out, 1...]: the length of each row of the whole weight
+- for DoRA also `NAME.dora_scale` [out, 1...]: the norm of each row of the merged weight
 - `NAME.hada_w1_a` [out, dim], `NAME.hada_w1_b` [dim, in * area] and the same with w2
 - `NAME.lokr_w1`, and `NAME.lokr_w2` or `NAME.lokr_w2_a` and `NAME.lokr_w2_b`
 
-and the program that loads it adds alpha / dim times their product. UNet layers have the names of Stability's own code
-(`input_blocks`, `middle_block`, `output_blocks`), which every program knows. In diffusers' form the names are those of
-its models and alpha stands in the metadata.
+and the program that loads it adds alpha / dim times their product to the layer's weight. UNet layers have the names of
+Stability's code (`input_blocks`, `middle_block`, `output_blocks`), which every program reads. In diffusers' format the
+names are those of its models, and alpha is in the metadata.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from lora_studio.lora.layers import block_names, kohya_name, to_stability_path
 from lora_studio.models.load import HASH_LENGTH, HASH_START
 from lora_studio.settings.choices import SaveFormat
 
-# What takes the rounding of alpha: one factor of each kind's product.
+# The factor, one per network type, that is multiplied by the rounding error of alpha.
 ALPHA_CORRECTED_PARTS = (UP, "hada_w1_a", "lokr_w1")
 DIFFUSERS_PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 DIFFUSERS_NAMES = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 
 
 def lora_tensors(
-    adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype, form: SaveFormat = SaveFormat.KOHYA
+    adapters: Adapters, unet: UNet2DConditionModel, dtype: torch.dtype, save_format: SaveFormat = SaveFormat.KOHYA
 ) -> dict[str, Tensor]:
-    """All tensors of the file, on the CPU, in `dtype`."""
-    if form is SaveFormat.DIFFUSERS:
+    """Return all tensors of the file, on the CPU, in `dtype`."""
+    if save_format is SaveFormat.DIFFUSERS:
         return {
             _diffusers_name(model, path, part): _to_cpu(weight, dtype)
             for model, path, layer in adapters.layers
@@ -58,23 +58,23 @@ def lora_tensors(
 
 
 def _diffusers_name(model: str, path: str, part: str) -> str:
-    """A tensor's name as diffusers reads it: a DoRA's lengths it expects otherwise in a UNet than transformers does."""
+    """Return a tensor's name in diffusers' format; a DoRA's magnitude differs between UNet and text encoders."""
     ending = ".weight" if part == MAGNITUDE and model != "unet" else ""
     return f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
 
 
 def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A layer's tensors. Where `dtype` cannot hold alpha exactly, a weight takes what is missing."""
+    """Return a layer's tensors. If `dtype` cannot represent alpha exactly, one factor is multiplied by the error."""
     alpha = layer.scaling[ADAPTER_NAME] * layer.r[ADAPTER_NAME]
     rounded = torch.tensor(alpha, dtype=dtype)
-    missing = alpha / float(rounded)
+    correction = alpha / float(rounded)
     found = {}
     for part, parameter in layer_tensors(layer).items():
         weight = parameter.detach()
         if part == MAGNITUDE:
             weight = weight.reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
-        elif part in ALPHA_CORRECTED_PARTS and missing != 1:
-            weight = weight * missing
+        elif part in ALPHA_CORRECTED_PARTS and correction != 1:
+            weight = weight * correction
         found[part] = _to_cpu(weight, dtype)
     return found | {"alpha": rounded}
 
@@ -84,7 +84,7 @@ def _to_cpu(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def adapter_metadata(adapters: Adapters) -> dict[str, str]:
-    """What diffusers needs beside the tensors of its own form: each model's peft configuration, as JSON."""
+    """Return the metadata that diffusers' format needs: each model's peft configuration, as JSON."""
     values: dict[str, Any] = {}
     for model in adapters.models:
         layers = {path: layer for prefix, path, layer in adapters.layers if prefix == model}
@@ -105,17 +105,17 @@ def adapter_metadata(adapters: Adapters) -> dict[str, str]:
 
 
 def save_lora(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write the file atomically, with the hashes that programs recognise a LoRA by.
+    """Write the file atomically, with the hashes by which programs identify a LoRA.
 
-    Raises DiskFullError or InputError for what the disk refuses.
+    Raises DiskFullError if the disk is full, InputError if the folder is not writable.
     """
     write_bytes(path, safetensors.torch.save(tensors, {**metadata, **model_hashes(tensors, metadata)}))
 
 
 def model_hashes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> dict[str, str]:
-    """kohya's two hashes of a LoRA: of all after the header, and A1111's older one of a window of the file.
+    """Return kohya's two hashes of a LoRA: of everything after the header, and A1111's older one of a 64 KiB window.
 
-    Both are taken from a file that carries the `ss_` entries only, so that editing a title does not change them.
+    Both are computed from a file with the `ss_` metadata only, so that editing a title does not change them.
     """
     training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
     content = safetensors.torch.save(tensors, training)

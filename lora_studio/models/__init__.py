@@ -1,1 +1,1 @@
-"""The SDXL base model: locate, load, quantize, encode text, build a sampling pipeline."""
+"""The SDXL base model: locate, load, quantize, encode text, generate images."""

@@ -1,4 +1,4 @@
-"""A trial of what no version number tells: whether peft can put a LoRA into a model of these transformers."""
+"""Check that the installed peft can inject a LoRA into a model of the installed transformers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from lora_studio.versions import incompatible_libraries_error
 
 
 def check_peft_compatibility() -> None:
-    """Put a LoRA into a text encoder of one layer and take its gradient.
+    """Inject a LoRA into a one-layer text encoder and run a backward pass.
 
-    Raises InputError, with the versions, if the installed peft and transformers cannot do that together.
+    Version numbers alone do not show whether peft and transformers work together. Raises InputError, with the
+    installed versions, if they do not.
     """
     config = CLIPTextConfig(
         vocab_size=8,
@@ -31,6 +32,6 @@ def check_peft_compatibility() -> None:
         model(torch.tensor([[1, 7]])).last_hidden_state.sum().backward()
         found = [name for name, weight in model.named_parameters() if "lora_B" in name and weight.grad is not None]
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise incompatible_libraries_error(f"peft cannot put a LoRA into a text encoder ({error})") from error
+        raise incompatible_libraries_error(f"peft cannot inject a LoRA into a text encoder ({error})") from error
     if len(found) != 2:
         raise incompatible_libraries_error(f"peft trains {len(found)} of 2 layers of a text encoder")

@@ -1,7 +1,7 @@
-"""Loading a base model's parts.
+"""Load the parts of a base model: UNet, text encoders, VAE, tokenizers, noise schedule.
 
-The classes are fixed here, and no code that comes with a model is ever run. Single files load without a network: SDXL's
-configuration and tokenizers ship beside this module.
+The model classes are fixed, and code that comes with a model is never run. Single files load offline: SDXL's
+configuration and tokenizers ship in `sdxl_config/`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lora_studio.models.locate import (
     read_base_config,
 )
 
-# kohya's "legacy" hash reads this window of a file; programs still show its first 8 hex digits.
+# Offset and length in bytes of the part of a file that kohya's "legacy" hash covers; UIs show its first 8 hex digits.
 HASH_START, HASH_LENGTH = 0x100000, 0x10000
 LATENT_CHANNELS = 4
 
@@ -58,7 +58,7 @@ class Base:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 in hex: of a single file, its content; of a folder, of its parts' names, sizes and samples."""
+        """The SHA-256 in hex of a single file, or of the names, sizes and window hashes of a folder's weight files."""
         if len(self.files) == 1:
             return file_sha256(self.files[0])
         digest = hashlib.sha256()
@@ -68,11 +68,11 @@ class Base:
 
     @property
     def latent_factor(self) -> int:
-        """Pixels a latent along each side."""
+        """The pixels per latent, per side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def euler_scheduler(self) -> EulerDiscreteScheduler:
-        """Euler over this base's noise schedule; with zero terminal SNR it starts at the last timestep."""
+        """Return an Euler scheduler over this base's betas; with zero terminal SNR it starts at the last timestep."""
         spacing = "trailing" if self.zero_terminal_snr else "leading"
         return EulerDiscreteScheduler.from_config(self.noise_scheduler.config, timestep_spacing=spacing)
 
@@ -86,10 +86,10 @@ def load_base(
     zero_terminal_snr: bool | None = None,
     on_progress: Progress = lambda message: None,
 ) -> Base:
-    """Load a base onto the CPU, frozen. `vae` is another VAE: Hub repository, folder or .safetensors file.
+    """Load a base onto the CPU, frozen. `vae` replaces its VAE: a Hub repository, folder or .safetensors file.
 
-    `prediction_type` and `zero_terminal_snr` override what the base says. Raises InputError if something is missing or
-    broken.
+    `prediction_type` and `zero_terminal_snr` override what the base declares. Raises InputError if a part is missing
+    or damaged.
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -104,7 +104,7 @@ def load_base(
             raise
         raise InputError(
             f"The base model {source.name} cannot be loaded: {error}.",
-            "It may be incomplete or no SDXL model: download it anew.",
+            "It may be incomplete or not an SDXL model: download it again.",
             code="base_broken",
         ) from error
     unet, text_encoders, own_vae, tokenizers = parts
@@ -165,23 +165,23 @@ def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
 
 
 def _weights_file(folder: Path) -> Path:
-    """The safetensors file of one part, or the index of its shards; the fp16 one only if it is alone."""
+    """Return the safetensors file of one part, or the index of its shards; an fp16 file only if it is the only one."""
     names = ("model", "diffusion_pytorch_model")
     for suffix in (".safetensors", ".safetensors.index.json", ".fp16.safetensors"):
         for name in names:
             if (file := folder / f"{name}{suffix}").is_file():
                 return file
     raise InputError(
-        f"{folder} holds no .safetensors weights.",
-        "Use a model that has them (pickled .bin files are not opened), or download it anew.",
+        f"{folder} has no .safetensors weights.",
+        "Use a model that has them (pickled .bin files are not opened), or download it again.",
         code="base_broken",
     )
 
 
 def load_vae(name: str) -> AutoencoderKL:
-    """A VAE of its own in fp32: a Hub repository, a diffusers folder, or a .safetensors file in the original layout.
+    """Load a VAE in fp32 from a Hub repository, a diffusers folder or a .safetensors file in the original layout.
 
-    Raises InputError if it cannot be loaded.
+    Raises InputError if it cannot be loaded or does not have SDXL's number of latent channels.
     """
     path = find_vae(name) or download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
     try:
@@ -199,7 +199,7 @@ def load_vae(name: str) -> AutoencoderKL:
         ) from error
     if vae.config.latent_channels != LATENT_CHANNELS:
         raise InputError(
-            f"The VAE {name} has {vae.config.latent_channels} latent channels, and SDXL's has {LATENT_CHANNELS}.",
+            f"The VAE {name} has {vae.config.latent_channels} latent channels, but SDXL's has {LATENT_CHANNELS}.",
             "Give a VAE made for SDXL, or leave it out.",
             code="vae",
         )
@@ -207,7 +207,10 @@ def load_vae(name: str) -> AutoencoderKL:
 
 
 def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_terminal_snr: bool) -> DDPMScheduler:
-    """The forward process of a base: its betas over its timesteps; rescaled if its terminal SNR is zero."""
+    """Return a base's noise schedule, its betas rescaled if its terminal SNR is zero (Lin et al. 2023).
+
+    arXiv:2305.08891; values that `config` lacks are SDXL's.
+    """
     return DDPMScheduler(
         num_train_timesteps=config.get("num_train_timesteps", 1000),
         beta_start=config.get("beta_start", 0.00085),
@@ -222,7 +225,7 @@ def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_term
 
 
 def window_hash(file: Path) -> str:
-    """SHA-256 in hex of 64 KiB from 1 MiB on: kohya's "legacy" hash is its first 8 digits."""
+    """Return the SHA-256 in hex of the 64 KiB at offset 1 MiB: kohya's "legacy" hash is its first 8 digits."""
     with file.open("rb") as stream:
         stream.seek(HASH_START)
         return hashlib.sha256(stream.read(HASH_LENGTH)).hexdigest()

@@ -1,7 +1,7 @@
-"""Finding a base model and reading what it is, before any weight is loaded.
+"""Find a base model and read its configuration, before any weight is loaded.
 
 A base is a name from the catalogue, a file or folder in the studio's models folder, a Hub repository, a folder in
-diffusers layout, or a single .safetensors file in the original layout. Only safetensors are read.
+diffusers layout, or a single .safetensors file in the original layout. Only safetensors weights are read.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from lora_studio.workspace.project import Home
 
 SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
 PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
-# A tensor that every SDXL checkpoint in the original layout has: the projection of the second text encoder.
+# Tensors of the second text encoder; every SDXL checkpoint in the original layout has at least one of them.
 SDXL_KEY = "conditioner.embedders.1.model.text_projection"
-# Tensors of bases with another noise schedule, that of Karras et al. 2022 (EDM), as ComfyUI marks them.
-EDM_KEYS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max"})
 SDXL_TEXT_KEY = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
+# Tensors by which ComfyUI recognises bases with the noise schedule of EDM (Karras et al. 2022, arXiv:2206.00364).
+EDM_KEYS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max"})
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a base model lies, and what the catalogue knows about it (None: nothing)."""
+    """Location of a base model, and what the catalogue states about it (None: nothing)."""
 
     name: str
     kind: Literal["folder", "file", "repo"]
@@ -45,10 +45,11 @@ class Source:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """What a base says about itself before its weights are read.
+    """Configuration of a base model, read without its weights.
 
-    `prediction_type` is "epsilon" or "v_prediction"; `prediction_type_stated` is False where it is only
-    SDXL's default. The configs are those of the model classes.
+    `prediction_type` is "epsilon" or "v_prediction"; `prediction_type_stated` is False if neither the base nor the
+    catalogue states it, so that SDXL's default is assumed. `scheduler`, `unet`, `text_encoders` and `vae` are the
+    configs of the diffusers and transformers classes.
     """
 
     prediction_type: str
@@ -61,15 +62,15 @@ class BaseConfig:
 
     @property
     def native_resolution(self) -> int:
-        """Side in pixels of the square that the base was made for."""
+        """The side in pixels of the square images that the base was trained for."""
         factor = 2 ** (len(self.vae["block_out_channels"]) - 1)
         return int(self.unet["sample_size"]) * int(factor)
 
 
 def resolve_base(name: str, home: Home) -> Source:
-    """Find the base model called `name`; nothing is read but directory entries.
+    """Return the source of the base model called `name`, without opening any file.
 
-    Raises InputError if there is none, or if it is a pickle, which could run any program when it is opened.
+    Raises InputError if there is none, or if it is a pickle, which can run arbitrary code when it is opened.
     """
     name = name.strip()
     if not name:
@@ -86,7 +87,7 @@ def resolve_base(name: str, home: Home) -> Source:
     raise InputError(
         f"There is no base model {name!r}.",
         f"Give one of {', '.join(guide.BASES)}, a Hub repository like stabilityai/stable-diffusion-xl-base-1.0, or the "
-        f"path of a diffusers folder or a .safetensors file (such files may lie in {home.models}).",
+        f"path of a diffusers folder or a .safetensors file. Files in {home.models} are found by name.",
         code="base_missing",
     )
 
@@ -104,8 +105,8 @@ def _from_path(name: str, path: Path) -> Source:
     if path.is_dir():
         if not (path / "unet" / "config.json").is_file():
             raise InputError(
-                f"{path} is no model in diffusers layout: it has no unet/config.json.",
-                "Give the folder that holds model_index.json, or a .safetensors file.",
+                f"{path} is not a model in diffusers layout: it has no unet/config.json.",
+                "Give the folder that contains model_index.json, or a .safetensors file.",
                 code="base_layout",
             )
         return Source(name, "folder", str(path))
@@ -113,7 +114,7 @@ def _from_path(name: str, path: Path) -> Source:
         raise pickle_error(path.name)
     if path.suffix.lower() != ".safetensors":
         raise InputError(
-            f"{path.name} is no .safetensors file.",
+            f"{path.name} is not a .safetensors file.",
             "Give a .safetensors file or a diffusers folder.",
             code="base_format",
         )
@@ -121,7 +122,7 @@ def _from_path(name: str, path: Path) -> Source:
 
 
 def find_vae(name: str) -> Path | None:
-    """The folder or .safetensors file of a VAE; None for a Hub repository. Raises InputError if it is neither."""
+    """Return the folder or .safetensors file of a VAE, None for a Hub repository; raise InputError if it is neither."""
     path = Path(name).expanduser()
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise pickle_error(path.name)
@@ -130,7 +131,7 @@ def find_vae(name: str) -> Path | None:
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return folder
         raise InputError(
-            f"vae: {path} holds no VAE: config.json and a .safetensors file.",
+            f"vae: {path} is not a VAE folder: it lacks config.json or a .safetensors file.",
             "Give the folder of a VAE in diffusers layout (pickled .bin files are not opened), or leave it out.",
             code="vae",
         )
@@ -146,18 +147,18 @@ def find_vae(name: str) -> Path | None:
 
 
 def pickle_error(name: str) -> InputError:
-    """The refusal of a pickle."""
+    """Return the error for a pickled checkpoint."""
     return InputError(
-        f"{name} is a pickled checkpoint, which can run any program when it is opened.",
+        f"{name} is a pickled checkpoint, which can run arbitrary code when it is opened.",
         "Use the .safetensors version of this model; most download pages offer one.",
         code="pickle",
     )
 
 
 def fetch_base(source: Source, *, on_progress: Progress = lambda message: None) -> Source:
-    """Download a Hub repository, or take it from the cache; a folder or file comes back as it is.
+    """Download a Hub repository unless it is cached, and return its local source; return other sources as they are.
 
-    Raises InputError if it cannot be had or is not made of safetensors.
+    Raises InputError if the download fails or the repository has no single base in safetensors format.
     """
     if source.kind != "repo":
         return source
@@ -169,7 +170,7 @@ def fetch_base(source: Source, *, on_progress: Progress = lambda message: None) 
     files = [name for name in _repo_files(source.location) if "/" not in name and name.endswith(".safetensors")]
     if len(files) != 1:
         raise InputError(
-            f"{source.location} is no SDXL model: it has no unet folder and {len(files)} .safetensors files.",
+            f"{source.location} is not an SDXL base: it has no unet folder and {len(files)} .safetensors files.",
             "Download the file that you want and give its path.",
             code="base_layout",
         )
@@ -186,7 +187,7 @@ def _repo_files(repo: str) -> list[str]:
 
 
 def _weight_patterns(repo: str) -> list[str]:
-    """The weights to download: of each part the fp16 ones where there are any, which are half the size."""
+    """Return glob patterns of the weights to download: per part, the fp16 files (half the size) if it has any."""
     files = _repo_files(repo)
     patterns = []
     for part in PARTS:
@@ -196,10 +197,11 @@ def _weight_patterns(repo: str) -> list[str]:
 
 
 def read_base_config(source: Source) -> BaseConfig:
-    """What a fetched base says about itself, without reading its weights.
+    """Read the configuration of a local base, without its weights.
 
-    A single file's `v_pred` and `ztsnr` tensors count first, then its metadata, then the catalogue; of a folder, its
-    scheduler configuration. Raises InputError if it is broken or no SDXL model.
+    Prediction type and zero terminal SNR of a single file come from its `v_pred` and `ztsnr` tensors, else from its
+    metadata, else from the catalogue; those of a folder from its scheduler config. Raises InputError if the base is
+    damaged or not SDXL.
     """
     if source.kind == "repo":
         raise ValueError("fetch the source first")
@@ -209,15 +211,15 @@ def read_base_config(source: Source) -> BaseConfig:
     configs = {part: _read_config(folder / part / "config.json") for part in PARTS}
     if "projection_class_embeddings_input_dim" not in configs["unet"]:
         raise _not_sdxl_error(path.name)
-    said: str | None
+    stated_type: str | None
     if source.kind == "file":
-        said, zero_snr = _read_markers(path)
+        stated_type, zero_snr = _read_markers(path)
     else:
-        said = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else None
+        stated_type = "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else None
         zero_snr = bool(scheduler.get("rescale_betas_zero_snr"))
     return BaseConfig(
-        prediction_type=said or source.prediction_type or "epsilon",
-        prediction_type_stated=source.kind == "folder" or (said or source.prediction_type) is not None,
+        prediction_type=stated_type or source.prediction_type or "epsilon",
+        prediction_type_stated=source.kind == "folder" or (stated_type or source.prediction_type) is not None,
         zero_terminal_snr=zero_snr or bool(source.zero_terminal_snr),
         scheduler=scheduler,
         unet=configs["unet"],
@@ -232,32 +234,32 @@ def _read_config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{file.parent.name}/{file.name} of the base model cannot be read: {error}.",
-            f"Download the model anew; {file.parent.parent} is not complete.",
+            f"Download the model again; {file.parent.parent} is incomplete.",
             code="base_broken",
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{file} holds no object.", "Download the model anew.", code="base_broken")
+        raise InputError(f"{file} is not a JSON object.", "Download the model again.", code="base_broken")
     return value
 
 
 def _read_markers(file: Path) -> tuple[str | None, bool]:
-    """Prediction type (None: not said) and zero terminal SNR as a single file declares them.
+    """Return prediction type (None: not stated) and zero terminal SNR as a single file declares them.
 
-    Raises InputError if it is not SDXL, or has another noise schedule.
+    Raises InputError if it is not SDXL or has another noise schedule.
     """
     try:
         with safe_open(file, framework="pt") as content:
             keys, metadata = set(content.keys()), content.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{file.name} cannot be read: {error}.", "It may be incomplete: download it anew.", code="base_broken"
+            f"{file.name} cannot be read: {error}.", "It may be incomplete: download it again.", code="base_broken"
         ) from error
     if SDXL_TEXT_KEY not in keys and SDXL_KEY not in keys:
         raise _not_sdxl_error(file.name, keys)
     if keys & EDM_KEYS:
         raise InputError(
-            f"{file.name} was made with the noise schedule of EDM (like CosXL and Playground 2.5), not SDXL's.",
-            "Choose a base with SDXL's own schedule.",
+            f"{file.name} was trained with the EDM noise schedule (like CosXL and Playground 2.5), not SDXL's.",
+            "Choose a base with SDXL's noise schedule.",
             code="base_schedule",
         )
     zero_snr = "ztsnr" in keys or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
@@ -265,21 +267,23 @@ def _read_markers(file: Path) -> tuple[str | None, bool]:
 
 
 def _metadata_prediction_type(metadata: dict[str, str]) -> str | None:
-    """The prediction type in a file's metadata: the model specification's, ComfyUI's, or kohya's name for it."""
-    words = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+    """Return the prediction type from the metadata keys of modelspec, ComfyUI or kohya; None if none states it."""
+    values = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
     for name in ("modelspec.prediction_type", "modelspec.predict_key"):
-        if (said := words.get(metadata.get(name, "").lower())) is not None:
-            return said
+        if (value := values.get(metadata.get(name, "").lower())) is not None:
+            return value
     return {"true": "v_prediction", "false": "epsilon"}.get(metadata.get("ss_v_parameterization", "").lower())
 
 
 def _not_sdxl_error(name: str, keys: Iterable[str] = ()) -> InputError:
     if any("lora_down" in key or "lora_A" in key for key in keys):
         return InputError(
-            f"{name} is a LoRA, not a base model.", "Choose the SDXL model it belongs to.", code="base_lora"
+            f"{name} is a LoRA, not a base model.",
+            "Choose the SDXL model that it was trained on.",
+            code="base_lora",
         )
     return InputError(
-        f"{name} is no SDXL model.",
-        "Choose a checkpoint made from SDXL (SD 1.5 and others do not fit).",
+        f"{name} is not an SDXL checkpoint.",
+        "Choose a checkpoint based on SDXL; SD 1.5 and other architectures do not work.",
         code="base_kind",
     )

@@ -1,4 +1,4 @@
-"""Drawing one picture with a base model, the way that programs for SDXL draw it."""
+"""Generate one image with a base model through diffusers' SDXL pipeline."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from lora_studio.models.load import Base
 
 @dataclass(frozen=True)
 class TextEmbeddings:
-    """An encoded text as the UNet takes it: `hidden` [1, tokens, width] and `pooled` [1, width of encoder 2]."""
+    """Text embeddings that condition the UNet: `hidden` [1, tokens, D1 + D2] and `pooled` [1, D2]."""
 
     hidden: Tensor
     pooled: Tensor
 
     def zeros(self) -> TextEmbeddings:
-        """What stands for an empty negative prompt: SDXL was trained with zeros there."""
+        """Return zeros of the same shapes: SDXL's unconditional embeddings, used for an empty negative prompt."""
         return TextEmbeddings(torch.zeros_like(self.hidden), torch.zeros_like(self.pooled))
 
 
 def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
-    """The base's parts as a pipeline of diffusers; without text encoders where the base has let them go."""
+    """Return a diffusers pipeline of the base's parts, without text encoders if the base has released them."""
     first, second = base.text_encoders or (None, None)
     pipe = StableDiffusionXLPipeline(
         vae=base.vae,
@@ -55,10 +55,10 @@ def generate_image(
     height: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Image.Image | None:
-    """Draw one picture; the same seed starts from the same noise on every device. `negative` counts above CFG 1.
+    """Generate one image; the same seed gives the same initial noise on every device.
 
-    None if `should_stop` turned true meanwhile, or if the numbers were no longer finite, which a LoRA that is too
-    strong can bring about.
+    `guidance` is the classifier-free guidance scale; `negative` is used only above 1. Returns None if `should_stop`
+    became true meanwhile, or if latents or pixels are NaN or infinite, as can happen with a LoRA that is too strong.
     """
     stopped = False
 
@@ -85,7 +85,10 @@ def generate_image(
 
 @torch.no_grad()
 def _decode_latents(pipe: StableDiffusionXLPipeline, latents: Tensor) -> Image.Image | None:
-    """Latents [1, 4, h, w] to a picture, in the VAE's own precision; in tiles if the whole does not fit the memory."""
+    """Decode latents [1, 4, h, w] in the VAE's own precision; in tiles after an out-of-memory error.
+
+    Returns None if pixels are NaN or infinite.
+    """
     vae = pipe.vae
     scaled = latents.to(vae.dtype) / vae.config.scaling_factor
     with torch.autocast(scaled.device.type, enabled=False):
@@ -98,5 +101,5 @@ def _decode_latents(pipe: StableDiffusionXLPipeline, latents: Tensor) -> Image.I
             pixels = vae.decode(scaled, return_dict=False)[0]
     if not torch.isfinite(pixels).all():
         return None
-    picture: Image.Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
-    return picture
+    image: Image.Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
+    return image

@@ -232,10 +232,10 @@ def test_a_file_that_is_no_lora_is_refused(home: Home, interface: Interface, tmp
     project = make_project(home)
     interface.open("ink")
     for name, content, words in [
-        ("text.safetensors", b"no such thing", "not a whole safetensors file"),
-        ("empty.safetensors", b"", "not a whole safetensors file"),
+        ("text.safetensors", b"no such thing", "not a complete safetensors file"),
+        ("empty.safetensors", b"", "not a complete safetensors file"),
         ("a.pt", b"\x80\x04.", "is a pickle"),
-        ("gone.safetensors", None, "is not there"),
+        ("gone.safetensors", None, "does not exist"),
     ]:
         file = tmp_path / name
         if content is not None:

@@ -318,7 +318,7 @@ def test_any_layer_of_any_size_is_read_as_it_was_written(
     save_file({f"{name}.{part}": tensor for part, tensor in tensors.items()}, path)
     (found,), missing = read_layers(read_lora_header(path), [target])
     assert not missing
-    assert (found.kind.value, found.axis) == (kind, 0)
+    assert (found.kind.value, found.magnitude_axis) == (kind, 0)
     assert found.alpha / found.dim == pytest.approx(size.alpha / size.dim)
     assert same(found.tensors, {part: tensor for part, tensor in tensors.items() if part in found.tensors})
     assert set(found.tensors) == set(shapes) - {"dora_scale"}

@@ -95,7 +95,7 @@ def test_what_a_single_file_predicts_is_read_from_it(
 def test_a_base_with_another_noise_schedule_is_refused(tmp_path: Path, marker: str) -> None:
     file = tmp_path / "cosxl.safetensors"
     save_file({base_files.SDXL_KEY: torch.zeros(1), marker: torch.zeros(1)}, file)
-    with pytest.raises(InputError, match="noise schedule of EDM") as caught:
+    with pytest.raises(InputError, match="EDM") as caught:
         read_base_config(Source("a", "file", str(file)))
     assert caught.value.code == "base_schedule"
 
@@ -209,7 +209,7 @@ def test_an_incomplete_single_file_is_an_error_with_a_remedy(
     save_file(kept, tmp_path / "part.safetensors")
     with pytest.raises(InputError, match="cannot be loaded") as caught:
         load(tmp_path / "part.safetensors", home)
-    assert "download it anew" in caught.value.remedy
+    assert caught.value.code == "base_broken"
 
 
 def test_another_vae_is_used_and_a_wrong_one_refused(tmp_path: Path, base: Path, home: Home) -> None:
@@ -226,8 +226,8 @@ def test_another_vae_is_used_and_a_wrong_one_refused(tmp_path: Path, base: Path,
     AutoencoderKL.from_config(config | {"latent_channels": 16}).save_pretrained(tmp_path / "flux")
     for wrong, word in (
         ("nothing", "no VAE"),
-        ("tokenizers", "holds no VAE"),
-        ("bin", "holds no VAE"),
+        ("tokenizers", "not a VAE folder"),
+        ("bin", "not a VAE folder"),
         ("vae.pt", "pickled"),
         ("there.ckpt", "pickled"),
         ("flux", "16 latent channels"),

@@ -258,7 +258,7 @@ def test_weights_that_are_not_finite_are_refused(pipeline: SamplingPipeline, tmp
     tensors, _ = make_lora(pipeline.pipe, text_encoders=False)
     next(iter(tensors.values()))[0, 0] = float("nan")
     lora = read_lora_header(save_lora(tensors, tmp_path / "broken.safetensors"))
-    with pytest.raises(InputError, match=r"broken\.safetensors holds numbers that are not finite"):
+    with pytest.raises(InputError, match=r"broken\.safetensors contains NaN or infinity"):
         apply_lora(pipeline.pipe, lora).__enter__()
 
 
@@ -272,27 +272,30 @@ def test_data_shorter_than_the_header_says_is_refused(pipeline: SamplingPipeline
 UNET = "lora_unet_input_blocks_4_1_proj_in"
 PAIR = {f"{UNET}.lora_down.weight": [1, 1], f"{UNET}.lora_up.weight": [1, 1]}
 REFUSED = {
-    "empty": (b"", "not a whole safetensors file"),
-    "text": (b"hello, this is no model at all", "not a whole safetensors file"),
-    "cut": (header(PAIR)[:40], "not a whole safetensors file"),
+    "empty": (b"", "not a complete safetensors file"),
+    "text": (b"hello, this is no model at all", "not a complete safetensors file"),
+    "cut": (header(PAIR)[:40], "not a complete safetensors file"),
     "huge header": (struct.pack("<Q", 5 * 1024**2) + b" " * (5 * 1024**2), "larger than 4 MB"),
-    "no JSON": (struct.pack("<Q", 4) + b"{{{{", "no clean JSON"),
-    "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "no clean JSON"),
-    "a list": (struct.pack("<Q", 2) + b"[]", "no clean JSON"),
-    "twice": (struct.pack("<Q", 16) + b'{"a": 1, "a": 2}', "no clean JSON"),
+    "no JSON": (struct.pack("<Q", 4) + b"{{{{", "not valid JSON"),
+    "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "not valid JSON"),
+    "a list": (struct.pack("<Q", 2) + b"[]", "not valid JSON"),
+    "twice": (struct.pack("<Q", 16) + b'{"a": 1, "a": 2}', "not valid JSON"),
     "nothing in it": (header({}), "does not look like a LoRA"),
     "metadata": (header(PAIR, metadata={"a": 1}), "metadata that is not text"),
     "many": (header({f"lora_unet_{i}.alpha": [1] for i in range(10_001)}), "more than 10,000 tensors"),
     "entry": (header(PAIR).replace(b'"dtype"', b'"dtypo"'), "damaged header"),
     "SD 1.5": (header({"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": [1]}), "Stable Diffusion 1"),
-    "Flux": (header({"lora_unet_double_blocks_0_img_attn_proj.alpha": [1]}), "another kind of model"),
+    "Flux": (header({"lora_unet_double_blocks_0_img_attn_proj.alpha": [1]}), "another architecture"),
     "OFT": (header({f"{UNET}.oft_blocks": [1]}), "LyCORIS"),
-    "half a LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "lacks a half"),
-    "two in one": (header(PAIR | {f"{UNET}.lokr_w1": [1], f"{UNET}.lokr_w2": [1]}), "lacks a half"),
+    "half a LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "incomplete or unknown set of tensors"),
+    "two in one": (
+        header(PAIR | {f"{UNET}.lokr_w1": [1], f"{UNET}.lokr_w2": [1]}),
+        "incomplete or unknown set of tensors",
+    ),
     "a base": (header({"model.diffusion_model.out.0.bias": [1]}), "a base"),
     "other": (header({"weights": [1]}), "does not look like a LoRA"),
-    "half": (header({f"{UNET}.lora_down.weight": [1, 1]}), "lacks a half"),
-    "alpha alone": (header(PAIR | {"lora_unet_x.alpha": [1]}), "lacks a half"),
+    "half": (header({f"{UNET}.lora_down.weight": [1, 1]}), "incomplete or unknown set of tensors"),
+    "alpha alone": (header(PAIR | {"lora_unet_x.alpha": [1]}), "incomplete or unknown set of tensors"),
 }
 
 
@@ -329,7 +332,7 @@ def test_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.safetensors is not there"):
+    with pytest.raises(InputError, match=r"gone\.safetensors does not exist"):
         read_lora_header(tmp_path / "gone.safetensors")
 
 
