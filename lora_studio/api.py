@@ -1,8 +1,7 @@
-"""The studio's stages as Python functions: what the command line and the tabs call too.
+"""The studio's stages as Python functions; the command line and the tabs call the same ones.
 
-`scan`, `curate`, `plan` and what deals with captions that are there answer at once. `tag`, `train` and `sweep` do their
-work in this process, in a job folder that looks exactly like one that the browser started, and wait for their turn on
-the GPU.
+`scan`, `curate`, `plan` and the functions that edit captions return directly. `tag`, `train` and `sweep` run in this
+process, in a job folder like those that the browser starts, and wait until the GPU is free.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ __all__ = [
 ]
 
 
-def _quiet(event: dict[str, Any]) -> None:
+def _ignore(event: dict[str, Any]) -> None:
     pass
 
 
@@ -72,35 +71,35 @@ def tag(
     only_tags: Sequence[str] = (),
     out: Path | None = None,
     home: Home | None = None,
-    on_event: Listener = _quiet,
+    on_event: Listener = _ignore,
 ) -> TagResult:
-    """Write captions beside the images of `dataset`.
+    """Write captions for the images of `dataset`.
 
-    `tagger` is wd14, blip, demo, a Hub repository or a folder, or several, whose words are joined; `threshold` (0 to 1)
-    is the least confidence of a tag and `character_threshold` that of a character's name; `existing` says what happens
-    to captions that are there; `exclude_tags` are whole tags of the taggers' to leave out, `only_tags` the only ones to
-    write. `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
+    `tagger` is wd14, blip, demo, a Hub repository or a folder, or a list of them, whose tags are combined. `threshold`
+    (0 to 1) is the minimum confidence of a tag, `character_threshold` that of a character's name. `existing` decides
+    what happens to existing captions; `exclude_tags` are whole tags to leave out, `only_tags` the only ones to write.
+    `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
     first, *also = [tagger] if isinstance(tagger, str) else [*tagger, ""]
     values: dict[str, Any] = {"dataset": dataset, "tagger": first, "also": [name for name in also if name]}
     values |= {"trigger_word": trigger_word, "existing": existing}
     values |= {"exclude_tags": list(exclude_tags), "only_tags": list(only_tags)}
-    given = {"threshold": threshold, "character_threshold": character_threshold}
-    values |= {name: value for name, value in given.items() if value is not None}
+    thresholds = {"threshold": threshold, "character_threshold": character_threshold}
+    values |= {name: value for name, value in thresholds.items() if value is not None}
     return cast("TagResult", _run(TagJob.parse(_absolute(values, "dataset")), "tags", "", out, home, on_event))
 
 
 def lint_captions(dataset: Path | str, *, trigger_word: str | None = None) -> list[Finding]:
-    """What is wrong or doubtful in the captions of `dataset`, each finding with the edits that mend it.
+    """Return the problems of the captions of `dataset`, each with the edits that fix it.
 
-    `trigger_word` is, by default, that of the project which the dataset belongs to. Raises InputError.
+    `trigger_word` is, by default, that of the project that the dataset belongs to. Raises InputError.
     """
     folder = Path(dataset)
     return lint(_images(folder), trigger_word_of(folder) if trigger_word is None else trigger_word)
 
 
 def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatistics:
-    """How often each tag of `dataset` is there, with which others `tag` is, how long captions are, what to hold out.
+    """Return tag counts, the tags that occur with `tag`, caption lengths and a suggested validation split.
 
     `tag` is, by default, the project's trigger word, else the most frequent tag. Raises InputError.
     """
@@ -113,24 +112,24 @@ def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatisti
 
 
 def plan_caption_edit(dataset: Path | str, edit: Edit) -> EditPlan:
-    """What an edit (see `lora_studio.dataset.captions.edits`) would do to the captions of `dataset`, image by image."""
+    """Return what an edit (see `lora_studio.dataset.captions.edits`) would change in the captions of `dataset`."""
     return plan_edit(_images(Path(dataset)), edit)
 
 
 def edit_captions(dataset: Path | str, edit: Edit) -> EditReport:
-    """Do an edit to all captions of `dataset`; the last 50 can be undone. Raises InputError or DiskFullError."""
+    """Apply an edit to all captions of `dataset`; the last 50 can be undone. Raises InputError or DiskFullError."""
     return CaptionHistory.of(Path(dataset)).apply(plan_caption_edit(dataset, edit))
 
 
 def undo_caption_edit(dataset: Path | str) -> EditReport:
-    """Take back the latest edit of the captions of `dataset`; raises InputError if there is none."""
+    """Undo the most recent edit of the captions of `dataset`; raise InputError if there is none."""
     return CaptionHistory.of(Path(dataset)).undo()
 
 
 def review_captions(
     dataset: Path | str, *, mark: Sequence[Path | str] = (), unmark: Sequence[Path | str] = ()
 ) -> Review:
-    """Which captions of `dataset` were read, once those of the images in `mark` are ticked, and of `unmark` no more.
+    """Mark the images in `mark` as reviewed and those in `unmark` as not, and return which captions are reviewed.
 
     Raises InputError for an image that is not in the dataset.
     """
@@ -154,15 +153,14 @@ def train(
     num_processes: int = 1,
     out: Path | None = None,
     home: Home | None = None,
-    on_event: Listener = _quiet,
+    on_event: Listener = _ignore,
 ) -> TrainResult:
-    """Train a LoRA on the images of `dataset` and return where it lies and how it went.
+    """Train a LoRA on the images of `dataset` and return its path, its loss and a verdict.
 
-    `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file; `vae` one to use
-    instead of its own. `network_weights` is a LoRA file to start from, `regularization` a folder of images of the class
-    that are balanced against the dataset's. `out` is the run folder (default: a numbered one in the studio's home);
-    one that was stopped goes on with `resume`. With more than one of `num_processes`, worker processes do it, one a
-    GPU. Raises StudioError.
+    `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file; `vae` replaces its
+    own. `network_weights` is a LoRA file to start from, `regularization` a folder of regularisation images of the
+    class. `out` is the run folder (default: a numbered one in the studio's home); `resume` continues a stopped run.
+    With `num_processes` above 1 the run uses one worker process per GPU. Raises StudioError.
     """
     job = TrainJob.parse(
         _absolute(
@@ -190,12 +188,12 @@ def sweep(
     prompts: Sequence[str],
     out: Path | None = None,
     home: Home | None = None,
-    on_event: Listener = _quiet,
+    on_event: Listener = _ignore,
     **settings: Any,
 ) -> SweepResult:
-    """Draw every LoRA at every strength for every prompt on every base with one seed, and put it into one grid.
+    """Generate an image per LoRA, strength, prompt and base with one seed, and combine them in one grid.
 
-    `settings` are the other fields of config.SweepJob (strengths, seed, steps, guidance, negative_prompt, width,
+    `settings` are the other fields of SweepJob (strengths, seed, steps, guidance, negative_prompt, width,
     height, trigger_word...). `out` is the sweep's folder (default: a numbered one in the studio's home). Raises
     StudioError.
     """
@@ -203,46 +201,46 @@ def sweep(
     return cast("SweepResult", _run(SweepJob.parse(_absolute(values, "loras")), "sweeps", "", out, home, on_event))
 
 
-def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener = _quiet) -> Any:
-    """Go on with a job that was stopped or failed, from its last checkpoint; returns the result of its kind.
+def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener = _ignore) -> Any:
+    """Continue a stopped or failed job from its last saved state; return the result of its kind.
 
-    Raises InputError if `folder` holds no job or its job is at work.
+    Raises InputError if `folder` does not contain a job, or if the job is running.
     """
     job_folder = JobFolder(Path(folder))
     job_folder.job()
     if job_folder.status().state.is_active:
-        raise InputError(f"{folder} is at work already.", "Wait for it, or stop it first.", code="busy")
+        raise InputError(f"The job in {folder} is already running.", "Wait for it, or stop it first.", code="busy")
     job_folder.clear_stop()
-    return _do(job_folder, home or Home.locate(), on_event, resume=True)
+    return _execute(job_folder, home or Home.locate(), on_event, resume=True)
 
 
 def _run(job: AnyJob, kind: str, name: str, out: Path | None, home: Home | None, on_event: Listener) -> Any:
     home = home or Home.locate()
-    return _do(JobFolder.create(out or numbered_folder(home.path / kind, name), job), home, on_event)
+    return _execute(JobFolder.create(out or numbered_folder(home.path / kind, name), job), home, on_event)
 
 
-def _do(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool = False) -> Any:
+def _execute(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool = False) -> Any:
     job = folder.job()
     if isinstance(job, TrainJob) and job.num_processes > 1:
-        return _attend(folder, home, on_event, resume=resume)
+        return _run_in_processes(folder, home, on_event, resume=resume)
     return execute(folder, home=home, resume=resume, listen=on_event)
 
 
-def _attend(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) -> TrainResult:
-    """Have several processes do a training job, and hear its events as they are written; an interrupt stops it."""
+def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) -> TrainResult:
+    """Run a training job in several worker processes and pass on its events as they are written; SIGINT stops it."""
     from lora_studio.training.train import TrainResult
 
-    begun = time.time()
-    file, offset, last = 0, 0, dict[str, Any]()
+    started = time.time()
+    inode, offset, last = 0, 0, dict[str, Any]()
     start(folder, home, resume=resume)
     while True:
         try:
             alive = folder.status().state.is_active
-            if folder.events_file.exists() and (found := folder.events_file.stat().st_ino) != file:
-                file, offset = found, 0  # a resume writes the log anew
+            if folder.events_file.exists() and (current := folder.events_file.stat().st_ino) != inode:
+                inode, offset = current, 0  # a resume replaces events.jsonl
             events, offset = folder.events(offset)
             for event in events:
-                if event["time"] >= begun - 1:
+                if event["time"] >= started - 1:
                     last[event["event"]] = event
                     on_event(event)
             if not alive:
@@ -267,7 +265,7 @@ def _attend(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool) 
         steps=status.done,
         epochs=step.get("epoch", 0),
         final_loss=step.get("loss"),
-        seconds=round(time.time() - begun, 3),
+        seconds=round(time.time() - started, 3),
         stopped=True,
     )
 
@@ -280,13 +278,13 @@ def _images(folder: Path) -> list[Path]:
 
 
 def trigger_word_of(dataset: Path | str) -> str:
-    """The trigger word of the project that a dataset folder belongs to; empty for any other folder."""
+    """Return the trigger word of the project that a dataset folder belongs to; empty for any other folder."""
     project = Project(records_folder(Path(dataset)))
     return project.info().trigger_word if (project.path / "project.json").is_file() else ""
 
 
 def _absolute(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Paths as absolute ones, so that a job file means the same from every working directory."""
+    """Return `values` with the paths in `name` made absolute, since a job can be resumed from another directory."""
     given = values[name]
     values[name] = [path.expanduser().resolve() for path in given] if isinstance(given, list) else _resolve(given)
     return values

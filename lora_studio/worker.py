@@ -1,6 +1,6 @@
-"""Doing a job: in this process (`execute`) or in a detached one of its own (`start`).
+"""Run a job in this process (`execute`) or in a detached worker process (`start`).
 
-The stage's function does the work; this module gives it its turn on the GPU, and writes status, events and result.
+The stage's function does the work; this module waits for the GPU and writes status, events and result.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from lora_studio.workspace.project import Home
 
 MAIN_FILE = Path(__file__).with_name("__main__.py")
 STATUS_SECONDS = 0.5
-SAME_SIGNAL_SECONDS = 1.0  # a launcher passes on the interrupt that the terminal has sent to all
+SAME_SIGNAL_SECONDS = 1.0  # a launcher forwards the interrupt that the terminal has already sent to all processes
 Listener = Callable[[dict[str, Any]], None]
 
 
 class Stage(Protocol):
-    """What does the work of one kind of job; its result has a field `stopped`."""
+    """The function that runs one kind of job; its result has a field `stopped`."""
 
     def __call__(
         self,
@@ -57,11 +57,11 @@ class Stage(Protocol):
         should_stop: Callable[[], bool],
         resume: bool = False,
     ) -> BaseModel:
-        """Do the job, or as much of it as `should_stop` lets it."""
+        """Run the job until it is complete or `should_stop` returns True."""
 
 
 def stage_for(job: AnyJob) -> Stage:
-    """The function that does this kind of job; imported only now, since it may bring torch."""
+    """Return the function that runs this kind of job; imported here, since it may import torch."""
     match job:
         case TrainJob():
             from lora_studio.training.train import train
@@ -123,30 +123,31 @@ def _launcher_arguments(job: AnyJob) -> list[str]:
 
 
 def _reap(process: subprocess.Popen[bytes], folder: JobFolder, starter: int) -> None:
-    """Wait for a worker; if it ended before it took over the status, say so there."""
+    """Wait for a worker process; mark the job as failed if it ended before it wrote a status of its own."""
     exit_status = process.wait()
     if folder.status().pid == starter:
         folder.update_status(
             state=JobState.FAILED,
             message=f"The worker process could not start (exit status {exit_status}).",
-            remedy=f"Its last lines are in {folder.log_file.name}.",
+            remedy=f"Its last output is in {folder.log_file.name}.",
         )
 
 
 def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: Listener = lambda event: None) -> BaseModel:
-    """Do the job of `folder` in this process and return the stage's result.
+    """Run the job of `folder` in this process and return the stage's result.
 
-    `listen` hears every event as it is written. Raises StudioError; the status then says failed, with the remedy.
+    `listen` is called with every event after it is written. Raises StudioError if the job fails; the status is then
+    "failed", with the remedy.
     """
     job = folder.job()
-    _share_cores()
-    _hush_libraries()
+    _let_idle_threads_sleep()
+    _silence_libraries()
     started = time.time()
-    progress = _Progress(folder, listen)
+    recorder = _EventRecorder(folder, listen)
     folder.set_status(
         JobStatus(
             state=JobState.QUEUED,
-            message="Waiting for its turn",
+            message="Waiting for the GPU",
             pid=os.getpid(),
             pid_started=psutil.Process().create_time(),
             started_at=started,
@@ -155,58 +156,58 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     try:
         with (
             stop_on_signals(folder),
-            hold_gpu(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=progress.waits),
+            hold_gpu(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=recorder.report_wait),
         ):
             folder.update_status(state=JobState.RUNNING, message="Starting", started_at=time.time())
-            with translated(job):
+            with library_errors(job):
                 result = stage_for(job)(
-                    job, folder, home=home, report=progress, should_stop=folder.stop_requested, resume=resume
+                    job, folder, home=home, report=recorder, should_stop=folder.stop_requested, resume=resume
                 )
     except StopRequested:
-        progress.ends(JobState.STOPPED, "Stopped before its turn came.", "Resume puts it back into the queue.")
-        raise StudioError("Stopped before its turn came.", "Start it again when you like.", code="stopped") from None
+        recorder.finish(JobState.STOPPED, "Stopped before it started.", "Resume puts it back into the queue.")
+        raise StudioError("Stopped before it started.", "Start it again at any time.", code="stopped") from None
     except StudioError as error:
-        progress.ends(JobState.FAILED, error.message, error.remedy, code=error.code)
+        recorder.finish(JobState.FAILED, error.message, error.remedy, code=error.code)
         raise
     except KeyboardInterrupt:
-        progress.ends(JobState.FAILED, "Interrupted at once.", "Resume goes on from the last checkpoint.")
+        recorder.finish(JobState.FAILED, "Interrupted.", "Resume continues from the last saved state.")
         raise
     except Exception as error:
-        progress.ends(
+        recorder.finish(
             JobState.FAILED,
             f"{type(error).__name__}: {error}",
-            f"This should not happen. The traceback is in {folder.log_file.name}.",
+            f"This is a bug in the studio. The traceback is in {folder.log_file.name}.",
             code="unexpected",
         )
         raise
     finally:
         folder.clear_stop()
     if getattr(result, "stopped", False):
-        progress.ends(JobState.STOPPED, "Stopped; everything up to here is kept.", "Resume goes on from here.")
+        recorder.finish(JobState.STOPPED, "Stopped; everything so far is saved.", "Resume continues from here.")
     else:
-        folder.finish(result.model_dump(mode="json"))
-        progress.ends(JobState.DONE, "Done")
+        folder.write_result(result.model_dump(mode="json"))
+        recorder.finish(JobState.DONE, "Done")
     return result
 
 
-def _share_cores() -> None:
-    """Let idle OpenMP threads sleep instead of spin, if torch is not loaded yet.
+def _let_idle_threads_sleep() -> None:
+    """Let idle OpenMP threads sleep instead of spin, if torch is not imported yet.
 
-    Where other programs share the cores, spinning threads wait for one another's time slices: a training step on two
+    When other programs use the same cores, spinning threads wait for one another's time slices: a training step on two
     busy cores took 20 s with them and 0.3 s without.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _hush_libraries() -> None:
-    """On CPUs bitsandbytes warns that an optional 4-bit kernel is missing, which nothing here uses."""
+def _silence_libraries() -> None:
+    """Silence the warning of bitsandbytes on CPUs about a missing 4-bit kernel, which is not used here."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:
-    """The body of a worker process; returns its exit status. What went wrong stands in the status and the log.
+    """Run the job as the body of a worker process and return its exit status; errors are in the status and the log.
 
-    Of the processes that a launcher started for one job, the first does this, the others `follow` it.
+    Of several processes that a launcher started for one job, rank 0 executes it and the others `follow`.
     """
     try:
         if int(os.environ.get("RANK", "0")) > 0:
@@ -223,41 +224,43 @@ def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:
 
 
 def follow(folder: JobFolder, *, home: Home, resume: bool = False) -> None:
-    """The part of a further process in a training run: it computes, and leaves turn, status and events to the first.
+    """Take part in a training run as a process of rank 1 or higher.
 
-    Signals are the first one's to answer: it ends the work for all.
+    Only rank 0 waits for the GPU, writes status and events, and handles signals: it ends the run for all.
     """
     job = folder.job()
     if not isinstance(job, TrainJob):
         return
-    _share_cores()
-    _hush_libraries()
+    _let_idle_threads_sleep()
+    _silence_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    stage_for(job)(job, folder, home=home, report=_silent, should_stop=folder.stop_requested, resume=resume)
+    stage_for(job)(job, folder, home=home, report=_ignore, should_stop=folder.stop_requested, resume=resume)
 
 
-def _silent(event: str, /, **values: Any) -> None:
+def _ignore(event: str, /, **values: Any) -> None:
     pass
 
 
 @contextmanager
 def stop_on_signals(folder: JobFolder) -> Iterator[None]:
-    """Take the first interrupt or termination as a request to stop with a checkpoint; a second one ends at once."""
+    """Treat the first SIGINT or SIGTERM as a request to stop and save; a second one ends the process immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    asked: list[float] = []
+    received: list[float] = []
 
-    def ask(number: int, frame: object) -> None:
+    def request_stop(number: int, frame: object) -> None:
         folder.request_stop()
-        asked.append(time.monotonic())
-        if asked[-1] - asked[0] > SAME_SIGNAL_SECONDS:
+        received.append(time.monotonic())
+        if received[-1] - received[0] > SAME_SIGNAL_SECONDS:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
 
-    previous: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[int, Any] = {
+        number: signal.signal(number, request_stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -266,8 +269,8 @@ def stop_on_signals(folder: JobFolder) -> Iterator[None]:
 
 
 @contextmanager
-def translated(job: AnyJob) -> Iterator[None]:
-    """Turn what the libraries raise when memory or disk runs out into errors with a remedy."""
+def library_errors(job: AnyJob) -> Iterator[None]:
+    """Raise StudioErrors with a remedy for what libraries raise: out of memory, full disk, damaged or missing files."""
     try:
         yield
     except StudioError:
@@ -275,7 +278,7 @@ def translated(job: AnyJob) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise OutOfMemoryError(
-                "The memory was not enough.",
+                "Out of memory.",
                 next_saving(job.recipe) if isinstance(job, TrainJob) else "Close other programs that use the GPU.",
                 code="out_of_memory",
             ) from error
@@ -283,15 +286,15 @@ def translated(job: AnyJob) -> Iterator[None]:
             raise incompatible_libraries_error(error) from error
         if isinstance(error, FileNotFoundError):
             raise JobError(
-                f"A file that the work needs has vanished: {error.filename or error}.",
-                "Put it back, then resume: everything up to the last step is kept. What lies in the studio's cache "
-                "folder is made anew.",
+                f"A file that the job needs is missing: {error.filename or error}.",
+                "Put it back, then resume: the job continues from the last saved state. Files in the studio's cache "
+                "folder are rebuilt.",
                 code="file_vanished",
             ) from error
         if _is_damaged_file(error):
             raise JobError(
-                f"A file that the work needs is damaged: {error}.",
-                "Resume: everything up to the last step is kept, and a damaged file of the cache is made anew.",
+                f"A file that the job needs is damaged: {error}.",
+                "Resume: the job continues from the last saved state, and damaged files in the cache are rebuilt.",
                 code="file_damaged",
             ) from error
         if isinstance(error, OSError):
@@ -301,13 +304,13 @@ def translated(job: AnyJob) -> Iterator[None]:
 
 
 def _is_damaged_file(error: Exception) -> bool:
-    """Whether a safetensors file could not be read."""
+    """Return True if the error says that a safetensors file could not be read."""
     safetensors = sys.modules.get("safetensors")
     return safetensors is not None and isinstance(error, safetensors.SafetensorError)
 
 
-class _Progress:
-    """Writes events, and what they say of the progress into the status, at most twice a second."""
+class _EventRecorder:
+    """Writes events, and updates the status from them at most twice per second."""
 
     def __init__(self, folder: JobFolder, listen: Listener) -> None:
         self.folder = folder
@@ -317,22 +320,24 @@ class _Progress:
 
     def __call__(self, event: str, /, **values: Any) -> None:
         record = self.folder.emit(event, **values)
-        news: dict[str, Any] = {name: values[name] for name in ("total", "seconds_left", "message") if name in values}
+        changes: dict[str, Any] = {
+            name: values[name] for name in ("total", "seconds_left", "message") if name in values
+        }
         if event in ("warning", "hint", "image_failed"):
-            news.pop("message", None)
+            changes.pop("message", None)
         if (done := values.get("done", values.get("step") if event == "step" else None)) is not None:
-            news["done"] = done
-        self.pending |= news
+            changes["done"] = done
+        self.pending |= changes
         if self.pending and time.monotonic() - self.written > STATUS_SECONDS:
             self.folder.update_status(**self.pending)
             self.pending, self.written = {}, time.monotonic()
         self.listen(record)
 
-    def waits(self, ahead: int, label: str) -> None:
-        """Say who has the GPU."""
-        self("waiting", message=f"Waits for {label}" + (f" and {ahead - 1} more" if ahead > 1 else ""))
+    def report_wait(self, ahead: int, label: str) -> None:
+        """Report which job has the GPU, and how many more are ahead."""
+        self("waiting", message=f"Waiting for {label}" + (f" and {ahead - 1} more" if ahead > 1 else ""))
 
-    def ends(self, state: JobState, message: str, remedy: str = "", **values: Any) -> None:
+    def finish(self, state: JobState, message: str, remedy: str = "", **values: Any) -> None:
         """Write the last event and the final status; a full disk must not hide why the job ended."""
         try:
             record = self.folder.emit(state.value, message=message, remedy=remedy, **values)

@@ -1,1 +1,1 @@
-"""The studio's folders on disk: projects, job folders and the GPU queue."""
+"""The studio's folders on disk: projects, job folders and the queue of GPU jobs."""

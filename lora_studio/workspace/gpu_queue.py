@@ -1,7 +1,7 @@
-"""One GPU job at a time: a queue on disk, shared by every process of this user.
+"""Run one GPU job at a time: a queue on disk, shared by all processes that use the same home.
 
-A job that wants the GPU puts a ticket into `$LORA_STUDIO_HOME/queue/`. It gets its turn when its ticket is the oldest
-whose process lives and the file lock is free. The lock is the operating system's: it falls when its holder dies.
+A job that needs the GPU writes a ticket to `$LORA_STUDIO_HOME/queue/`. It starts when its ticket is the oldest of a
+living process and the file lock is free. The operating system releases the lock when the process that holds it dies.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ def hold_gpu(
     should_stop: Callable[[], bool] = lambda: False,
     on_wait: Callable[[int, str], None] = lambda ahead, label: None,
 ) -> Iterator[None]:
-    """Wait for the GPU and hold it. `on_wait(ahead, label)` hears how many jobs are ahead, and the first one's label.
+    """Wait for the GPU and hold it inside the block.
 
-    Raises StopRequested when `should_stop` says so while waiting.
+    `on_wait(ahead, label)` is called with the number of jobs ahead and the label of the first one, whenever these
+    change. Raises StopRequested if `should_stop` returns True while waiting.
     """
     with disk_errors(queue):
         queue.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,7 @@ def hold_gpu(
 
 
 def live_tickets(queue: Path) -> list[tuple[Path, str]]:
-    """The tickets of living processes with their labels, oldest first; tickets of dead ones are removed."""
+    """Return the tickets of living processes with their labels, oldest first; delete tickets of dead processes."""
     tickets = []
     for path in sorted(queue.glob("*.json")):
         try:
@@ -73,7 +74,7 @@ def _wait(
     should_stop: Callable[[], bool],
     on_wait: Callable[[int, str], None],
 ) -> None:
-    told: tuple[int, str] | None = None
+    reported: tuple[int, str] | None = None
     while True:
         ahead = [label for path, label in live_tickets(queue) if path.name < ticket.name]
         if not ahead:
@@ -84,7 +85,7 @@ def _wait(
                 ahead = ["another program"]
         if should_stop():
             raise StopRequested
-        if told != (len(ahead), ahead[0]):
-            told = (len(ahead), ahead[0])
-            on_wait(*told)
+        if reported != (len(ahead), ahead[0]):
+            reported = (len(ahead), ahead[0])
+            on_wait(*reported)
         time.sleep(POLL_SECONDS)

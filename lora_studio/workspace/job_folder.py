@@ -1,18 +1,18 @@
-"""Job folders: one piece of work of a worker process, as files that anybody can read.
+"""Job folders: the settings, progress and results of one job as plain files.
 
 ```
 001-NAME/
-  job.toml         what was asked for, written before the first step
-  environment.json versions, device, seed of the machine that did it
-  status.json      where it stands now (replaced atomically)
-  events.jsonl     one JSON object a line, flushed a line at a time: {"event": ..., "time": ...}
-  worker.log       what the worker process printed
-  stop             its presence asks the worker to end at the next step, with a checkpoint
-  result.json      written last: its existence means that the work is complete
+  job.toml         the settings, written before the first step
+  environment.json versions, device and seed of the machine that ran it
+  status.json      current state and progress, replaced atomically
+  events.jsonl     one JSON object per line, flushed line by line: {"event": ..., "time": ...}
+  worker.log       output of the worker process
+  stop             if it exists, the worker ends after the current step and saves its state
+  result.json      written last: if it exists, the job is complete
 ```
 
-The worker writes, everybody else reads and may write `stop`. A status that says "running" while its process is gone is
-read as "failed", so no job seems to run for ever.
+Only the worker writes; every other process reads, and may create `stop`. A state "running" whose process is gone is
+read as "failed", so that no job seems to run endlessly.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from lora_studio.settings.job_specs import AnyJob, job_from_toml, job_to_toml
 
 
 class Report(Protocol):
-    """How a piece of work tells what it does: `report("step", step=3, total=100, loss=0.1)`.
+    """The callback by which a job reports its events: `report("step", step=3, total=100, loss=0.1)`.
 
-    Values are JSON. Of every event, `done` (or `step`), `total`, `seconds_left` and `message` go to the status too.
+    Values are JSON. The fields `done` (or `step`), `total`, `seconds_left` and `message` also update the status.
     """
 
     def __call__(self, event: str, /, **values: Any) -> None:
-        """Tell one event."""
+        """Report one event."""
 
 
 class JobState(StrEnum):
-    """Where a job stands."""
+    """The state of a job."""
 
     CREATED = "created"
     QUEUED = "queued"
@@ -59,12 +59,12 @@ class JobState(StrEnum):
 
     @property
     def is_active(self) -> bool:
-        """True while a worker process is, or should be, at it."""
+        """True while a worker process runs the job or waits for the GPU."""
         return self in (JobState.QUEUED, JobState.RUNNING)
 
 
 class JobStatus(BaseModel):
-    """The content of status.json. `done` of `total` are steps, images or cells, by the kind of job."""
+    """The content of status.json. `done` and `total` count steps, images or cells, depending on the kind of job."""
 
     state: JobState = JobState.CREATED
     message: str = ""
@@ -80,55 +80,55 @@ class JobStatus(BaseModel):
 
 @dataclass(frozen=True)
 class JobFolder:
-    """The reader and writer of one job folder."""
+    """Reads and writes one job folder."""
 
     path: Path
 
     @classmethod
     def create(cls, path: Path, job: AnyJob) -> JobFolder:
-        """Make the folder with its job.toml; raises InputError if the folder already holds a job."""
+        """Create the folder with its job.toml; raise InputError if it already contains a job."""
         folder = cls(path)
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         if folder.job_file.exists():
-            raise InputError(f"{path} already holds a job.", "Choose another name, or resume it.", code="job_exists")
+            raise InputError(f"{path} already contains a job.", "Choose another name, or resume it.", code="job_exists")
         write_text(folder.job_file, job_to_toml(job))
         folder.set_status(JobStatus())
         return folder
 
     @property
     def name(self) -> str:
-        """The folder's own name, like `003-inkstamp`."""
+        """The name of the folder, like `003-inkstamp`."""
         return self.path.name
 
     @property
     def job_file(self) -> Path:
-        """job.toml."""
+        """The path of job.toml."""
         return self.path / "job.toml"
 
     @property
     def log_file(self) -> Path:
-        """worker.log."""
+        """The path of worker.log."""
         return self.path / "worker.log"
 
     @property
     def events_file(self) -> Path:
-        """events.jsonl."""
+        """The path of events.jsonl."""
         return self.path / "events.jsonl"
 
     @property
     def exists(self) -> bool:
-        """Whether this folder holds a job."""
+        """True if the folder contains a job."""
         return self.job_file.is_file()
 
     def job(self) -> AnyJob:
-        """What was asked for; raises InputError if there is no job or it cannot be read."""
+        """Read job.toml; raise InputError if it is missing or cannot be read."""
         if not self.exists:
-            raise InputError(f"{self.path} holds no job.toml.", "Give the folder of a run.", code="no_job")
+            raise InputError(f"{self.path} does not contain a job.toml.", "Give the folder of a job.", code="no_job")
         return job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
 
     def status(self) -> JobStatus:
-        """Where the job stands; a job whose worker is gone without a word is reported as failed."""
+        """Read status.json; a job whose worker process died is returned as failed."""
         try:
             status = JobStatus.model_validate_json((self.path / "status.json").read_bytes())
         except (OSError, ValidationError):
@@ -138,26 +138,26 @@ class JobFolder:
                 update={
                     "state": JobState.FAILED,
                     "seconds_left": None,
-                    "message": "The worker process ended without a word; the system may have run out of memory.",
-                    "remedy": f"Resume continues from the last checkpoint. Its last lines are in {self.log_file.name}.",
+                    "message": "The worker process died unexpectedly; the system may have run out of memory.",
+                    "remedy": f"Resume continues from the last saved state. See the end of {self.log_file.name}.",
                 }
             )
         return status
 
     def set_status(self, status: JobStatus) -> None:
-        """Replace status.json."""
+        """Write status.json."""
         write_text(
             self.path / "status.json", status.model_copy(update={"updated_at": time.time()}).model_dump_json(indent=1)
         )
 
     def update_status(self, **changes: Any) -> JobStatus:
-        """Replace some fields of status.json and return the new status."""
+        """Change some fields of status.json and return the new status."""
         status = self.status().model_copy(update=changes)
         self.set_status(status)
         return status
 
     def emit(self, event: str, **values: Any) -> dict[str, Any]:
-        """Append one event, flushed; returns it with its time. Values must be JSON; NaN is written as null."""
+        """Append one event to events.jsonl and return it with its time. Values must be JSON; NaN is written as null."""
         record = {"event": event, "time": round(time.time(), 3)} | values
         try:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
@@ -167,12 +167,12 @@ class JobFolder:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    line = "\n" + line  # a line that was torn when the machine died spoils no other
+                    line = "\n" + line  # the last line was cut off by a crash: begin a new one
             file.write(line.encode() + b"\n")
         return record
 
     def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """Complete events after byte `offset`, and the offset to go on from. A torn last line waits for its end."""
+        """Return the complete lines after byte `offset` as events, and the offset to read from next."""
         try:
             with self.events_file.open("rb") as file:
                 file.seek(offset)
@@ -189,7 +189,7 @@ class JobFolder:
         return records, offset + end
 
     def sync_events(self) -> int:
-        """Flush the events to disk and return their length in bytes."""
+        """Flush events.jsonl to disk and return its length in bytes."""
         try:
             with disk_errors(self.events_file), self.events_file.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -198,39 +198,39 @@ class JobFolder:
             return 0
 
     def drop_events(self, unwanted: Callable[[dict[str, Any], int], bool]) -> None:
-        """Rewrite the log without torn lines and the events for which `unwanted(event, byte offset)` is true."""
+        """Rewrite events.jsonl without broken lines and the events for which `unwanted(event, byte_offset)` is true."""
         try:
             data = self.events_file.read_bytes()
         except FileNotFoundError:
             return
-        kept, place = [], 0
+        kept, offset = [], 0
         for line in data.splitlines(keepends=True):
             with suppress(ValueError):
-                if not unwanted(json.loads(line), place):
+                if not unwanted(json.loads(line), offset):
                     kept.append(line if line.endswith(b"\n") else line + b"\n")
-            place += len(line)
-        if (left := b"".join(kept)) != data:
-            write_bytes(self.events_file, left)
+            offset += len(line)
+        if (remaining := b"".join(kept)) != data:
+            write_bytes(self.events_file, remaining)
 
     def request_stop(self) -> None:
-        """Ask the worker to end at its next step, with a checkpoint."""
+        """Ask the worker to end after the current step and save its state."""
         with disk_errors(self.path):
             (self.path / "stop").touch()
 
     def clear_stop(self) -> None:
-        """Withdraw a stop, as a resume does."""
+        """Withdraw a stop request; a resume does so."""
         (self.path / "stop").unlink(missing_ok=True)
 
     def stop_requested(self) -> bool:
-        """Whether somebody asked the worker to end."""
+        """Return True if the worker was asked to end."""
         return (self.path / "stop").exists()
 
-    def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json: the marker that the work is complete. Call it last."""
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json, which marks the job as complete. Call it last."""
         write_json(self.path / "result.json", result)
 
     def result(self) -> dict[str, Any] | None:
-        """The result, or None while the work is not complete."""
+        """Return the result; None while the job is not complete."""
         try:
             value = json.loads((self.path / "result.json").read_bytes())
         except (OSError, ValueError):
@@ -238,7 +238,7 @@ class JobFolder:
         return value if isinstance(value, dict) else None
 
     def log_tail(self, lines: int = 40) -> str:
-        """The last lines that the worker printed."""
+        """Return the last lines of worker.log."""
         try:
             return "\n".join(self.log_file.read_text("utf-8", errors="replace").splitlines()[-lines:])
         except OSError:
@@ -246,7 +246,7 @@ class JobFolder:
 
 
 def numbered_folder(parent: Path, name: str = "") -> Path:
-    """The next free folder `001-NAME` (or `001` without a name) below `parent`; created, so that it stays ours."""
+    """Create and return the next free folder `001-NAME` (`001` without a name) in `parent`."""
     slug = slugify(name)
     with disk_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
@@ -263,7 +263,7 @@ def numbered_folder(parent: Path, name: str = "") -> Path:
 
 
 def job_folders(parent: Path) -> Iterator[JobFolder]:
-    """All job folders directly below `parent`, oldest first."""
+    """Yield the job folders directly in `parent`, oldest first."""
     if parent.is_dir():
         for path in sorted(parent.iterdir()):
             if (path / "job.toml").is_file():
@@ -271,12 +271,12 @@ def job_folders(parent: Path) -> Iterator[JobFolder]:
 
 
 def slugify(name: str) -> str:
-    """A file name made of a free text: word characters and dashes, at most 60."""
+    """Return a text as a file name of word characters and dashes, at most 60 of them."""
     return re.sub(r"[^\w]+", "-", name.strip()).strip("-")[:60]
 
 
 def is_process_alive(pid: int | None, started: float | None) -> bool:
-    """Whether the process `pid` that started at `started` (seconds since 1970) still runs; numbers are reused."""
+    """Return True if the process `pid` still runs; `started` (seconds since 1970) guards against a reused number."""
     if pid is None:
         return False
     try:
@@ -289,7 +289,7 @@ def is_process_alive(pid: int | None, started: float | None) -> bool:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same JSON value with null for every number that is not finite."""
+    """Return the JSON value with None for every number that is not finite."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,22 +1,22 @@
-"""The studio's home and its projects: the only reader and writer of their layout.
+"""The studio's home and its projects; only this module knows their layout on disk.
 
 ```
 $LORA_STUDIO_HOME                    default ~/lora-studio
   projects/NAME/
     project.json                     trigger word, kind, base model, notes, recipe
     dataset/ 10_NAME/                images with captions beside them: the layout that kohya's tools read
-    rejected/                        what curation took out
+    rejected/                        images set aside by curation
     scan.json                        the result of the last scan: can be rebuilt
     marks.json                       the user's marks: reviewed captions, images to keep
-    caption_edits/                   the latest edits of captions, to be undone
+    caption_edits/                   the most recent caption edits, for undo
     runs/001-NAME/                   job folders of training
-    loras/                           LoRA files from elsewhere, to be tested
+    loras/                           other LoRA files, to be tested
     sweeps/001/                      job folders of sweeps
     tags/001/                        job folders of tagging
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
-  models/                            base models that were put or downloaded here
-  queue/                             whose turn it is on the GPU
-  trash/                             deleted projects, to be restored by hand or by the studio
+  models/                            base models that the user put here
+  queue/                             tickets and lock of GPU jobs
+  trash/                             deleted projects, which can be restored
 ```
 """
 
@@ -45,7 +45,7 @@ SET_FOLDER = re.compile(r"^(\d+)_(.+)$")
 
 
 class ProjectInfo(Settings):
-    """project.json: what a user said about a project."""
+    """The content of project.json: the settings of a project."""
 
     kind: LoraKind = LoraKind.CHARACTER
     trigger_word: str = ""
@@ -57,53 +57,53 @@ class ProjectInfo(Settings):
 
 @dataclass(frozen=True)
 class Home:
-    """The folder in which the studio keeps everything."""
+    """The folder that contains everything the studio stores."""
 
     path: Path
 
     @classmethod
     def locate(cls, given: Path | str | None = None) -> Home:
-        """`given`, else $LORA_STUDIO_HOME, else ~/lora-studio."""
+        """Return the home at `given`, else at $LORA_STUDIO_HOME, else at ~/lora-studio."""
         text = given or os.environ.get("LORA_STUDIO_HOME") or Path.home() / "lora-studio"
         return cls(Path(text).expanduser().resolve())
 
     def check_private(self) -> None:
-        """Raise InputError if Gradio would serve this folder: it serves the working and the temporary directory."""
+        """Raise InputError if the home is in the working or the temporary directory, whose files Gradio serves."""
         for public, name in ((Path.cwd(), "working"), (Path(tempfile.gettempdir()), "temporary")):
             if self.path.is_relative_to(public.resolve()):
                 raise InputError(
-                    f"The studio's home {self.path} lies in the {name} directory, which the web server may show.",
-                    "Set LORA_STUDIO_HOME or --home to a folder elsewhere, like ~/lora-studio.",
+                    f"The studio's home {self.path} is in the {name} directory, which the web server can serve.",
+                    "Set LORA_STUDIO_HOME or --home to another folder, like ~/lora-studio.",
                     code="home_public",
                 )
 
     @property
     def cache(self) -> Path:
-        """Everything that can be made again."""
+        """The folder of everything that can be rebuilt."""
         return self.path / "cache"
 
     @property
     def thumbnails(self) -> Path:
-        """WebP pictures made by the studio: the only folder that the browser may read."""
+        """The folder of WebP thumbnails: the only one that the browser may read."""
         return self.cache / "thumbnails"
 
     @property
     def models(self) -> Path:
-        """Base models."""
+        """The folder of base models."""
         return self.path / "models"
 
     @property
     def queue(self) -> Path:
-        """Tickets and the lock of the GPU."""
+        """The folder of the tickets and the lock of GPU jobs."""
         return self.path / "queue"
 
     @property
     def trash(self) -> Path:
-        """Deleted projects."""
+        """The folder of deleted projects."""
         return self.path / "trash"
 
     def projects(self) -> list[Project]:
-        """All projects, in order of name."""
+        """Return all projects, sorted by name."""
         folder = self.path / "projects"
         found = folder.iterdir() if folder.is_dir() else iter(())
         return sorted(
@@ -112,14 +112,14 @@ class Home:
         )
 
     def project(self, name: str) -> Project:
-        """An existing project by name; raises InputError if there is none."""
+        """Return an existing project by name; raise InputError if it does not exist."""
         if name not in {project.name for project in self.projects()}:
             raise InputError(f"There is no project {name!r}.", "Choose one from the list.", code="no_project")
         return Project(self.path / "projects" / name)
 
     def create_project(self, name: str, info: ProjectInfo | None = None) -> Project:
-        """Make an empty project; raises InputError for a bad or taken name."""
-        target = self._free_place(name)
+        """Create an empty project; raise InputError if the name is invalid or taken."""
+        target = self._new_project_path(name)
         project = Project(target)
         with disk_errors(target):
             project.images_dir.mkdir(parents=True, exist_ok=True)
@@ -127,15 +127,15 @@ class Home:
         return project
 
     def rename_project(self, name: str, new_name: str) -> Project:
-        """Give a project another name; raises InputError if a job of it is at work or the name is taken."""
-        project, target = self.project(name), self._free_place(new_name)
+        """Rename a project; raise InputError if one of its jobs is running or the new name is invalid or taken."""
+        project, target = self.project(name), self._new_project_path(new_name)
         project.check_idle("rename")
         project.path.rename(target)
         return Project(target)
 
     def duplicate_project(self, name: str, new_name: str) -> Project:
-        """Copy images, captions and settings; runs and sweeps stay with the original."""
-        project, target = self.project(name), self._free_place(new_name)
+        """Copy images, captions and settings into a new project; runs and sweeps are not copied."""
+        project, target = self.project(name), self._new_project_path(new_name)
         partial = target.with_name(f".{target.name}.partial")
         with disk_errors(target):
             shutil.rmtree(partial, ignore_errors=True)
@@ -144,7 +144,7 @@ class Home:
         return Project(target)
 
     def delete_project(self, name: str) -> Path:
-        """Move a project to the trash and return where it lies now; `restore_project` brings it back."""
+        """Move a project to the trash and return its new path; `restore_project` moves it back."""
         project = self.project(name)
         project.check_idle("delete")
         target = self.trash / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}" / project.name
@@ -154,26 +154,26 @@ class Home:
         return target
 
     def deleted_projects(self) -> list[Path]:
-        """Projects in the trash, the latest first."""
+        """Return the folders of deleted projects, most recent first."""
         return sorted((file.parent for file in self.trash.glob("*/*/project.json")), reverse=True)
 
     def restore_project(self, trashed: Path) -> Project:
-        """Bring a project back from the trash; raises InputError if its name is taken by now."""
-        target = self._free_place(trashed.name)
+        """Move a project back from the trash; raise InputError if its name is taken."""
+        target = self._new_project_path(trashed.name)
         trashed.rename(target)
         return Project(target)
 
-    def _free_place(self, name: str) -> Path:
+    def _new_project_path(self, name: str) -> Path:
         name = name.strip()
         if not re.fullmatch(r"\w[\w .\-]{0,59}", name) or name.endswith("."):
             raise InputError(
-                f"Project name {name!r} cannot be a folder.",
+                f"Project name {name!r} is not a valid folder name.",
                 "Use letters, digits, spaces, dots, dashes and underscores, at most 60, and begin with a letter.",
                 code="project_name",
             )
         target = self.path / "projects" / name
         if any(project.name.lower() == name.lower() for project in self.projects()) or target.exists():
-            raise InputError(f"A project {name!r} exists already.", "Choose another name.", code="project_exists")
+            raise InputError(f"A project {name!r} already exists.", "Choose another name.", code="project_exists")
         return target
 
 
@@ -185,32 +185,32 @@ class Project:
 
     @property
     def name(self) -> str:
-        """The project's name is its folder's."""
+        """The name of the project, which is its folder's."""
         return self.path.name
 
     @property
     def dataset_dir(self) -> Path:
-        """The folder that trainers are pointed at: it holds the N_name folders."""
+        """The dataset folder for training, which contains the N_name folders."""
         return self.path / "dataset"
 
     @property
     def images_dir(self) -> Path:
-        """Where imported images go: the first N_name folder, or `10_NAME` while there is none."""
+        """The folder for imported images: the first N_name folder, else `10_NAME`."""
         sets = [item for item in image_sets(self.dataset_dir) if item.path != self.dataset_dir]
         return sets[0].path if sets else self.dataset_dir / f"{DEFAULT_REPEATS}_{slugify(self.name) or 'images'}"
 
     @property
     def rejected_dir(self) -> Path:
-        """What curation took out."""
+        """The folder of images that curation set aside."""
         return self.path / "rejected"
 
     @property
     def loras_dir(self) -> Path:
-        """LoRA files that came from elsewhere."""
+        """The folder of LoRA files that were not trained in the project."""
         return self.path / "loras"
 
     def info(self) -> ProjectInfo:
-        """What the user said; raises InputError if project.json is broken."""
+        """Read project.json; raise InputError if it is broken."""
         file = self.path / "project.json"
         try:
             return ProjectInfo.model_validate_json(file.read_bytes())
@@ -224,41 +224,41 @@ class Project:
         write_text(self.path / "project.json", info.model_dump_json(indent=1))
 
     def runs(self) -> list[JobFolder]:
-        """Training runs, oldest first."""
+        """Return the training runs, oldest first."""
         return list(job_folders(self.path / "runs"))
 
     def sweeps(self) -> list[JobFolder]:
-        """Sweeps, oldest first."""
+        """Return the sweeps, oldest first."""
         return list(job_folders(self.path / "sweeps"))
 
     def jobs(self) -> Iterator[JobFolder]:
-        """Every job of the project."""
+        """Yield every job of the project."""
         for kind in ("tags", "runs", "sweeps"):
             yield from job_folders(self.path / kind)
 
     def new_run_dir(self, name: str) -> Path:
-        """A fresh folder for a training run."""
+        """Create a folder for a training run."""
         return numbered_folder(self.path / "runs", name)
 
     def new_sweep_dir(self) -> Path:
-        """A fresh folder for a sweep."""
+        """Create a folder for a sweep."""
         return numbered_folder(self.path / "sweeps")
 
     def new_tag_dir(self) -> Path:
-        """A fresh folder for a tagging job."""
+        """Create a folder for a tagging job."""
         return numbered_folder(self.path / "tags")
 
     def check_idle(self, act: str) -> None:
-        """Raise InputError if a job of this project is at work."""
+        """Raise InputError if a job of this project is running; `act` is what the caller wants to do."""
         busy = [job.name for job in self.jobs() if job.status().state.is_active]
         if busy:
             raise InputError(
-                f"Cannot {act} {self.name!r} while {', '.join(busy)} is at work.", "Stop it first.", code="busy"
+                f"Cannot {act} {self.name!r} while {', '.join(busy)} is running.", "Stop it first.", code="busy"
             )
 
 
 def records_folder(folder: Path) -> Path:
-    """Where the studio keeps what belongs to a dataset: its project, if it is (a set of) a project's, else itself."""
+    """Return where the records of a dataset are kept: in its project, or in the folder itself if it has none."""
     resolved = folder.resolve()
     dataset = resolved.parent if SET_FOLDER.match(resolved.name) else resolved
     in_project = dataset.name == "dataset" and (dataset.parent / "project.json").is_file()
@@ -267,7 +267,7 @@ def records_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One folder of images that share a number of repeats."""
+    """A folder of images with its repeats and concept, as in kohya's `10_name`."""
 
     path: Path
     repeats: int
@@ -275,7 +275,7 @@ class ImageSet:
 
 
 def image_sets(folder: Path) -> list[ImageSet]:
-    """The `N_name` subfolders of `folder`; if there are none, `folder` itself (by its own name, else 1 repeat)."""
+    """Return the `N_name` subfolders of `folder`; without any, `folder` itself (repeats from its name, else 1)."""
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     sets = [ImageSet(path, int(match[1]), match[2]) for path in subfolders if (match := SET_FOLDER.match(path.name))]
     if sets or not folder.is_dir():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lora_studio.training.resume_state import load_state
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
-from tests.support.forked import die_in_write, start_worker, told, wait_for, without_times
+from tests.support.forked import die_in_write, events_of, start_worker, wait_for, without_times
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same
 
@@ -83,11 +83,11 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path:
     assert run(whole) == 0, whole.log_tail()
     expected = contents(whole)
     assert len(expected["events"]) == len(set(expected["events"]))
-    lasted = told(whole, "done")[0]["time"] - told(whole, "start")[0]["time"]
+    lasted = events_of(whole, "done")[0]["time"] - events_of(whole, "start")[0]["time"]
 
     def killed(folder: JobFolder, delay: float) -> bool:
         process = start_worker(folder, home, prepare=save_at_every_step)
-        wait_for(lambda: bool(told(folder, "start")) or not process.is_alive())
+        wait_for(lambda: bool(events_of(folder, "start")) or not process.is_alive())
         time.sleep(delay)
         process.kill()
         process.join()

@@ -18,7 +18,7 @@ from lora_studio import worker
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
-from tests.support.forked import start_worker, told, wait_for
+from tests.support.forked import events_of, start_worker, wait_for
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, train_into
 
@@ -58,9 +58,11 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(shared: Path, tmp_p
     wait_for(lambda: not folder.status().state.is_active, 500)
     assert folder.status().state is JobState.DONE, folder.log_tail()
     expected = [values["loss"] for kind, values in alone if kind == "step"]
-    assert [event["loss"] for event in told(folder, "step")] == pytest.approx(expected, rel=1e-5)
-    assert told(folder, "start")[0]["device"].startswith("2 x CPU")
-    assert len(told(folder, "start")) == len(told(folder, "done")) == len(told(folder, "checkpoint")) == 1
+    assert [event["loss"] for event in events_of(folder, "step")] == pytest.approx(expected, rel=1e-5)
+    assert events_of(folder, "start")[0]["device"].startswith("2 x CPU")
+    assert (
+        len(events_of(folder, "start")) == len(events_of(folder, "done")) == len(events_of(folder, "checkpoint")) == 1
+    )
     one, two = (load_file(tmp_path / name / "ink.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name, weight in one.items():
@@ -76,7 +78,7 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, 
     folder, whole = (JobFolder.create(tmp_path / name, job_for(shared, 2, 1, epochs=40)) for name in ("parts", "whole"))
     job = folder.job_file.read_text("utf-8")
     processes = start_two(folder, home)
-    wait_for(lambda: len(told(folder, "step")) >= 2)
+    wait_for(lambda: len(events_of(folder, "step")) >= 2)
     folder.request_stop()
     for process in processes:
         process.join(60)
@@ -84,8 +86,8 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, 
     assert folder.status().state is JobState.STOPPED
 
     processes = start_two(folder, home, resume=True)
-    reached = told(folder, "step")[-1]["step"]
-    wait_for(lambda: told(folder, "step")[-1]["step"] > reached)
+    reached = events_of(folder, "step")[-1]["step"]
+    wait_for(lambda: events_of(folder, "step")[-1]["step"] > reached)
     os.kill(processes[1].pid or 0, signal.SIGKILL)
     for process in processes:
         process.join(60)
@@ -95,13 +97,13 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, 
     assert "Another process of this run ended without a word" in status.message
     assert "Resume" in status.remedy
 
-    end = told(folder, "step")[-1]["step"] + 3
+    end = events_of(folder, "step")[-1]["step"] + 3
     for path in (folder, whole):
         path.job_file.write_text(job.replace("epochs = 40", f"epochs = 40\nmax_train_steps = {end}"), "utf-8")
         for process in start_two(path, home, resume=path is folder):
             process.join(180)
             assert process.exitcode == 0, path.log_tail()
-    assert [event["step"] for event in told(folder, "step")] == list(range(1, end + 1))
+    assert [event["step"] for event in events_of(folder, "step")] == list(range(1, end + 1))
 
 
 def test_another_number_of_processes_is_refused(shared: Path, tmp_path: Path) -> None:

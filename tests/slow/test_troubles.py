@@ -19,7 +19,7 @@ from lora_studio import worker
 from lora_studio.errors import StudioError
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
-from tests.support.forked import start_worker, told, wait_for, without_times
+from tests.support.forked import events_of, start_worker, wait_for, without_times
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, weights_of
 
@@ -86,18 +86,18 @@ def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
     process = start_worker(folder, home, prepare=map_all_memory)
-    wait_for(lambda: len(told(folder, "step")) >= 3)
+    wait_for(lambda: len(events_of(folder, "step")) >= 3)
     pid = process.pid or 0
     memory = psutil.Process(pid)
     sizes: list[int] = []
-    seen = len(told(folder, "step"))
-    while len(told(folder, "step")) < seen + 2:  # a whole step, from its least to its most
+    seen = len(events_of(folder, "step"))
+    while len(events_of(folder, "step")) < seen + 2:  # a whole step, from its least to its most
         sizes += [memory.memory_info().vms for _ in range(100)]
     resource.prlimit(pid, resource.RLIMIT_AS, ((min(sizes) + max(sizes)) // 2,) * 2)
     process.join(180)
     status = folder.status()
     assert status.state is JobState.FAILED
-    assert status.message == "The memory was not enough.", folder.log_tail()
+    assert events_of(folder, "failed")[-1]["code"] == "out_of_memory", folder.log_tail()
     assert "gradient checkpointing" in status.remedy
     ends_as_the_whole(folder, whole, home)
 
@@ -108,12 +108,12 @@ def test_a_full_disk(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
     process = start_worker(folder, home)
-    wait_for(lambda: len(told(folder, "step")) >= 4)
+    wait_for(lambda: len(events_of(folder, "step")) >= 4)
     resource.prlimit(process.pid or 0, resource.RLIMIT_FSIZE, (2**15, 2**15))
     process.join(180)
     status = folder.status()
     assert status.state is JobState.FAILED
-    assert told(folder, "failed")[-1]["code"] == "disk_full", folder.log_tail()
+    assert events_of(folder, "failed")[-1]["code"] == "disk_full", folder.log_tail()
     assert status.remedy
     assert not [path for path in folder.path.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]
     ends_as_the_whole(folder, whole, home)
@@ -144,7 +144,7 @@ def test_an_image_that_is_broken_from_the_start(shared: Path, tmp_path: Path, wh
     folder = JobFolder.create(tmp_path / "run", job_of(shared, images))
     fail(folder, Home(tmp_path / "home"), lambda event: False, lambda: None)
     assert "1.png" in folder.status().message
-    assert not told(folder, "start")
+    assert not events_of(folder, "start")
     (images / "1.png").write_bytes(content)
     ends_as_the_whole(folder, whole, Home(tmp_path / "home"))
 
@@ -172,5 +172,5 @@ def test_numbers_that_are_none(shared: Path, tmp_path: Path) -> None:
     assert fail(folder, Home(tmp_path / "home"), lambda event: False, lambda: None) == "nan"
     assert "Not one of the first 5 steps had a finite loss" in folder.status().message
     assert "mixed_precision" in folder.status().remedy
-    assert [event["step"] for event in told(folder, "nan")] == [1, 2, 3, 4, 5]
+    assert [event["step"] for event in events_of(folder, "nan")] == [1, 2, 3, 4, 5]
     assert not list(folder.path.rglob("ink.safetensors"))

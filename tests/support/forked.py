@@ -1,4 +1,4 @@
-"""Worker processes that start at once, forked from one that has torch loaded: for tests that kill them."""
+"""Worker processes that are forked from one that has imported torch, for tests that kill workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start_worker(
     prepare: Callable[[], None] | None = None,
     **environment: str,
 ) -> BaseProcess:
-    """The body of a worker process, in a fork; `prepare` is called there first. It exits as a worker does."""
+    """Start the body of a worker in a forked process, after calling `prepare` there; it exits as a worker does."""
     process = CONTEXT.Process(target=_work, args=(folder.path, home, resume, prepare, environment), daemon=True)
     process.start()
     return process
@@ -48,20 +48,20 @@ def _work(
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
-    """Wait until something is so; an AssertionError if it takes too long."""
+    """Wait until the condition is true; raise AssertionError after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.005)
 
 
-def told(folder: JobFolder, kind: str) -> list[dict[str, Any]]:
-    """The events of one kind."""
+def events_of(folder: JobFolder, kind: str) -> list[dict[str, Any]]:
+    """Return the events of one kind."""
     return [event for event in folder.events()[0] if event["event"] == kind]
 
 
 def die_in_write(number: int) -> None:
-    """From now on, be killed when half of the `number`th file's content is written."""
+    """Kill this process when half of the content of the `number`th file is written."""
     from lora_studio.training import resume_state as checkpoints
 
     count = 0
@@ -78,7 +78,7 @@ def die_in_write(number: int) -> None:
 
 
 def without_times(folder: JobFolder) -> list[str]:
-    """The events of the training itself, each as JSON without what a clock or the memory decides."""
+    """Return the events of the training itself as JSON, without fields that depend on the clock or the memory."""
     changing = {"time", "seconds", "seconds_left", "memory_gib"}
     attempts = {"waiting", "phase", "warning", "start", "resume", "stopped", "failed"}
     return [

@@ -1,4 +1,4 @@
-"""Random LoRAs in kohya's file format for the small SDXL, named by rules written down here and not by the studio's."""
+"""Random LoRAs in kohya's file format for the tiny SDXL; names follow rules of this file, not the studio's code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
 def sgm_name(module: str) -> str:
-    """`down_blocks.1.attentions.0.proj_in` as kohya and the original SDXL call it: `input_blocks_4_1_proj_in`."""
+    """Return kohya's name of a module: `down_blocks.1.attentions.0.proj_in` is `input_blocks_4_1_proj_in`."""
     place = re.match(r"(down|up|mid)_blocks?(?:\.(\d+))?\.attentions\.(\d+)\.", module)
     assert place is not None
     kind, rest = place[1], module[place.end() :]
@@ -28,7 +28,7 @@ def sgm_name(module: str) -> str:
 
 
 def attention_layers(pipe: StableDiffusionXLPipeline) -> dict[str, torch.nn.Linear]:
-    """The UNet's linear layers that kohya trains by default."""
+    """Return the linear layers of the UNet that kohya trains by default."""
     return {
         name: module
         for name, module in pipe.unet.named_modules()
@@ -37,7 +37,7 @@ def attention_layers(pipe: StableDiffusionXLPipeline) -> dict[str, torch.nn.Line
 
 
 def text_layers(pipe: StableDiffusionXLPipeline, encoder: int) -> dict[str, torch.nn.Linear]:
-    """The linear layers of text encoder 1 or 2."""
+    """Return the linear layers of text encoder 1 or 2."""
     model = pipe.text_encoder if encoder == 1 else pipe.text_encoder_2
     return {name: module for name, module in model.named_modules() if name.split(".")[-1] in TEXT_LAYERS}
 
@@ -53,9 +53,9 @@ def make_lora(
     size: float = 0.15,
     seed: int = 0,
 ) -> tuple[dict[str, torch.Tensor], dict[tuple[str, str], torch.Tensor]]:
-    """Tensors for a file, and by (part, layer) what they add to the base's weights at strength 1.
+    """Return the tensors of a file, and by (model, layer) the change of the base's weights at strength 1.
 
-    `ranks` are taken in turn, layer by layer; an `alpha` of None leaves it out, which means alpha = rank.
+    The layers take the `ranks` one after the other, repeatedly; without `alpha` the file has none: alpha = rank.
     """
     generator = torch.Generator().manual_seed(seed)
     named: list[tuple[str, str, str, torch.nn.Linear]] = []
@@ -82,7 +82,7 @@ def make_lora(
 
 
 def save_lora(tensors: dict[str, torch.Tensor], path: Path, **metadata: str) -> Path:
-    """Write a file with metadata and return its path."""
+    """Write a LoRA file with metadata and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata or None)
     return path

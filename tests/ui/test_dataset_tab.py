@@ -246,7 +246,7 @@ def test_no_image_is_moved_under_a_job_or_a_scan(
     assert "being looked at" in said
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(JobStatus(**at_work()))
-    assert f"while {folder.name} is at work" in interface.call(DatasetTab.move_loose_images)["dataset_notice"]
+    assert folder.name in interface.call(DatasetTab.move_loose_images)["dataset_notice"]
     assert loose.is_file()
 
 
@@ -461,7 +461,7 @@ def test_the_last_tagging_is_undone(
     job = TagJob(dataset=project.dataset_dir, tagger="demo", trigger_word=TRIGGER, existing=ExistingCaptions.OVERWRITE)
     folder = JobFolder.create(project.new_tag_dir(), job)
     result = tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False)
-    folder.finish(result.model_dump(mode="json"))
+    folder.write_result(result.model_dump(mode="json"))
     folder.update_status(state=JobState.DONE, done=4, total=4)
     shown = interface.call(DatasetTab.section_changed, dataset_section="Tag")
     assert "4 images tagged by demo." in shown["tag_state"]

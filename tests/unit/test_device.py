@@ -14,13 +14,13 @@ from lora_studio.settings.choices import Precision
 
 
 @pytest.fixture(autouse=True)
-def forget() -> Iterator[None]:
+def uncached() -> Iterator[None]:
     find_gpus.cache_clear()
     yield
     find_gpus.cache_clear()
 
 
-def driver_says(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+def fake_nvidia_smi(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
     def run(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
         if isinstance(answer, Exception):
             raise answer
@@ -30,8 +30,8 @@ def driver_says(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> Non
     monkeypatch.setattr(device.subprocess, "run", run)
 
 
-def test_the_first_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver_says(monkeypatch, "NVIDIA GeForce RTX 3060, 12288\nNVIDIA T4, 16384\n")
+def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvidia_smi(monkeypatch, "NVIDIA GeForce RTX 3060, 12288\nNVIDIA T4, 16384\n")
     assert find_gpu() == Gpu("NVIDIA GeForce RTX 3060", 12.0)
     assert find_gpus() == (Gpu("NVIDIA GeForce RTX 3060", 12.0), Gpu("NVIDIA T4", 16.0))
 
@@ -40,17 +40,17 @@ def test_the_first_gpu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     "answer",
     ["", "no devices were found", "Some GPU, [N/A]\n", OSError(), subprocess.TimeoutExpired("nvidia-smi", 10)],
 )
-def test_no_answer_means_no_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
-    driver_says(monkeypatch, answer)
+def test_unusable_output_means_no_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
+    fake_nvidia_smi(monkeypatch, answer)
     assert find_gpu() is None
 
 
-def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gpu_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device.shutil, "which", lambda name: None)
     assert find_gpu() is None
 
 
-def test_device_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_is_preferred_to_mps_and_mps_to_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda answer=cuda: answer)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda answer=mps: answer)
@@ -62,7 +62,7 @@ def test_device_is_the_best_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     [("cpu", False, torch.float32), ("mps", False, torch.float32), ("cuda", True, torch.bfloat16),
      ("cuda", False, torch.float16)],
 )  # fmt: skip
-def test_auto_precision_follows_the_device(
+def test_auto_precision_depends_on_the_device(
     monkeypatch: pytest.MonkeyPatch, kind: str, bf16: bool, expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
@@ -71,13 +71,14 @@ def test_auto_precision_follows_the_device(
     assert reason
 
 
-def test_a_precision_that_was_set_is_kept() -> None:
+def test_explicit_precision_is_used() -> None:
     for precision, expected in ((Precision.BF16, torch.bfloat16), (Precision.FP32, torch.float32)):
         assert torch_dtype(precision, torch.device("cpu"))[0] == expected
     assert torch_dtype(Precision.FP16, torch.device("cuda"))[0] == torch.float16
 
 
-def test_half_precision_on_a_cpu_is_refused_with_a_way_out() -> None:
+def test_fp16_on_a_cpu_is_refused() -> None:
     with pytest.raises(InputError, match="fp16") as caught:
         torch_dtype(Precision.FP16, torch.device("cpu"))
+    assert caught.value.code == "precision"
     assert "bf16" in caught.value.remedy

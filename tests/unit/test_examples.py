@@ -1,4 +1,4 @@
-"""The example images hold what their README says."""
+"""The example images match their README."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_scan_finds_exactly_the_planted_flaws() -> None:
     assert issues == {("umbrella.png", "too_small")}
 
 
-def test_the_readme_lists_every_picture_and_there_is_nothing_else() -> None:
+def test_readme_lists_exactly_the_images() -> None:
     readme = (EXAMPLE_IMAGES / "README.md").read_text("utf-8")
     good = re.search(r"20 are as they should be:\n(.*?)\.\n", readme, re.DOTALL)
     assert good is not None
@@ -40,7 +40,7 @@ def test_the_readme_lists_every_picture_and_there_is_nothing_else() -> None:
     assert all(read_caption(EXAMPLE_IMAGES / name) == Path(name).stem.replace("-", " ") for name in listed)
 
 
-def test_pictures_are_black_on_white_with_a_margin() -> None:
+def test_images_are_grey_with_a_margin() -> None:
     for path in EXAMPLE_IMAGES.glob("*.png"):
         image = read_image(path)
         inked = image.convert("L").point(lambda value: 255 - value).getbbox()
@@ -52,6 +52,6 @@ def test_pictures_are_black_on_white_with_a_margin() -> None:
         assert all(red == green == blue for _, (red, green, blue) in colours)
 
 
-def test_the_demo_draws_nothing_that_is_in_the_set() -> None:
+def test_demo_prompts_name_nothing_in_the_training_set() -> None:
     names = {path.stem.replace("-", " ") for path in EXAMPLE_IMAGES.glob("*.png")}
     assert not names & {prompt.removeprefix("{trigger}, ") for prompt in PROMPTS}

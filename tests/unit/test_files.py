@@ -24,7 +24,7 @@ from lora_studio.files import (
 )
 
 
-def test_writes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
+def test_files_have_exactly_the_given_content(tmp_path: Path) -> None:
     write_text(tmp_path / "new" / "a.txt", "grüße\n")
     write_bytes(tmp_path / "b.bin", b"\x00\xff")
     write_json(tmp_path / "c.json", {"word": "é", "list": [1, None]})
@@ -34,7 +34,7 @@ def test_writes_what_is_given_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.bin", "c.json", "new"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_old_file_and_no_temporary(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
 
@@ -48,7 +48,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_the_old_file_stays_readable_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_old_file_is_readable_until_the_new_one_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     write_text(target, "old")
     seen = []
@@ -71,7 +71,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
 
 
-def test_long_names_of_wide_letters_work(tmp_path: Path) -> None:
+def test_long_multibyte_names_are_supported(tmp_path: Path) -> None:
     target = tmp_path / ("画" * 80 + ".txt")
     write_text(target, "x")
     assert target.read_text("utf-8") == "x"
@@ -83,9 +83,7 @@ def test_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:
     assert names == [".webp"]
 
 
-def test_many_files_are_written_and_none_before_all_are_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_many_renames_no_file_before_all_are_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_many({tmp_path / f"{number}.txt": str(number).encode() for number in range(50)})
     write_many({})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"{n}.txt": str(n) for n in range(50)}
@@ -102,7 +100,7 @@ def test_many_files_are_written_and_none_before_all_are_on_disk(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"{n}.txt": str(n) for n in range(50)}
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+def test_only_old_temporary_files_are_removed(tmp_path: Path) -> None:
     names = {".a.txt.x1.tmp.txt": 90, ".b.txt.x2.tmp.txt": 10, "c.tmp.txt": 90, ".hidden.txt": 90}
     for name, seconds in names.items():
         (tmp_path / name).touch()

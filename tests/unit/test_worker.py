@@ -1,4 +1,4 @@
-"""The worker: turns, statuses, events, errors; its stage is replaced by small functions."""
+"""The worker: queue, status, events, errors; its stage is replaced by small functions."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., BaseModel]
     return lambda function: monkeypatch.setattr(worker, "stage_for", lambda job: function)
 
 
-def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Home, stage: Any) -> None:
-    heard: list[dict[str, Any]] = []
+def test_done_job_has_status_events_and_result(folder: JobFolder, home: Home, stage: Any) -> None:
+    received: list[dict[str, Any]] = []
 
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         assert folder.status().state is JobState.RUNNING
@@ -48,7 +48,7 @@ def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Ho
         return Result()
 
     stage(work)
-    result = worker.execute(folder, home=home, listen=heard.append)
+    result = worker.execute(folder, home=home, listen=received.append)
     assert result == Result()
     status = folder.status()
     assert (status.state, status.done, status.total) == (JobState.DONE, 3, 3)
@@ -56,17 +56,17 @@ def test_a_finished_job_has_status_events_and_result(folder: JobFolder, home: Ho
     events, _ = folder.events()
     assert [event["event"] for event in events] == ["step", "done"]
     assert events[0]["loss"] is None
-    assert events == [{**event, "loss": None} if event["event"] == "step" else event for event in heard]
+    assert events == [{**event, "loss": None} if event["event"] == "step" else event for event in received]
 
 
-def test_a_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) -> None:
+def test_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) -> None:
     stage(lambda job, folder, **wires: Result(stopped=True))
     worker.execute(folder, home=home)
     assert folder.status().state is JobState.STOPPED
     assert folder.result() is None
 
 
-def test_a_studio_error_is_the_status_with_its_remedy(folder: JobFolder, home: Home, stage: Any) -> None:
+def test_studio_error_is_written_to_the_status(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise InputError("base 'x' is missing.", "Give a folder.", code="no_base")
 
@@ -81,7 +81,7 @@ def test_a_studio_error_is_the_status_with_its_remedy(folder: JobFolder, home: H
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
 )
-def test_out_of_memory_says_what_to_try_next(folder: JobFolder, home: Home, stage: Any, error: Exception) -> None:
+def test_out_of_memory_suggests_the_next_saving(folder: JobFolder, home: Home, stage: Any, error: Exception) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise error
 
@@ -90,9 +90,10 @@ def test_out_of_memory_says_what_to_try_next(folder: JobFolder, home: Home, stag
         worker.execute(folder, home=home)
     assert "checkpointing" in caught.value.remedy.lower()
     assert folder.status().remedy == caught.value.remedy
+    assert folder.events()[0][-1]["code"] == "out_of_memory"
 
 
-def test_a_full_disk_is_named(folder: JobFolder, home: Home, stage: Any) -> None:
+def test_full_disk_names_the_file(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")
 
@@ -102,27 +103,28 @@ def test_a_full_disk_is_named(folder: JobFolder, home: Home, stage: Any) -> None
     assert folder.status().state is JobState.FAILED
 
 
-def test_a_file_that_vanishes_is_named(folder: JobFolder, home: Home, stage: Any, tmp_path: Path) -> None:
+def test_missing_file_is_named(folder: JobFolder, home: Home, stage: Any, tmp_path: Path) -> None:
     stage(lambda job, folder, **wires: (tmp_path / "gone.png").read_bytes())
-    with pytest.raises(JobError, match=r"has vanished: .*gone\.png"):
+    with pytest.raises(JobError, match=r"gone\.png"):
         worker.execute(folder, home=home)
     assert "resume" in folder.status().remedy
     assert folder.events()[0][-1]["code"] == "file_vanished"
 
 
-def test_a_library_that_does_not_fit_says_what_to_install(folder: JobFolder, home: Home, stage: Any) -> None:
+def test_incompatible_library_suggests_an_upgrade(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         from peft import NoSuchThing  # type: ignore[attr-defined]  # noqa: F401
 
         return Result()
 
     stage(work)
-    with pytest.raises(InputError, match="do not work together: cannot import name 'NoSuchThing'"):
+    with pytest.raises(InputError, match="cannot import name 'NoSuchThing'"):
         worker.execute(folder, home=home)
+    assert folder.events()[0][-1]["code"] == "libraries"
     assert "pip install" in folder.status().remedy
 
 
-def test_a_job_for_several_processes_is_started_by_accelerates_launcher(
+def test_several_processes_are_started_by_accelerates_launcher(
     folder: JobFolder, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[list[str]] = []
@@ -147,7 +149,7 @@ def test_a_job_for_several_processes_is_started_by_accelerates_launcher(
     assert three[-len(one) :] == [*one[1:], "--resume"]
 
 
-def test_any_other_error_keeps_its_traceback_and_fails_the_job(folder: JobFolder, home: Home, stage: Any) -> None:
+def test_unexpected_error_is_raised_and_fails_the_job(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise ZeroDivisionError("oh")
 
@@ -157,9 +159,7 @@ def test_any_other_error_keeps_its_traceback_and_fails_the_job(folder: JobFolder
     assert folder.status().message == "ZeroDivisionError: oh"
 
 
-def test_a_job_waits_for_the_one_before_it_and_can_be_stopped_while_it_waits(
-    folder: JobFolder, home: Home, stage: Any
-) -> None:
+def test_waiting_job_is_queued_and_can_be_stopped(folder: JobFolder, home: Home, stage: Any) -> None:
     stage(lambda job, folder, **wires: Result())
     failures: list[BaseException] = []
 
@@ -180,7 +180,7 @@ def test_a_job_waits_for_the_one_before_it_and_can_be_stopped_while_it_waits(
     assert folder.status().state is JobState.STOPPED
 
 
-def test_a_termination_is_a_request_to_stop(folder: JobFolder, home: Home, stage: Any) -> None:
+def test_sigterm_is_a_stop_request(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         os.kill(os.getpid(), signal.SIGTERM)
         _until(wires["should_stop"])
@@ -193,7 +193,7 @@ def test_a_termination_is_a_request_to_stop(folder: JobFolder, home: Home, stage
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, home: Home) -> None:
+def test_detached_worker_writes_its_error_to_the_status(tmp_path: Path, home: Home) -> None:
     job = TrainJob(name="a", dataset=tmp_path / "nowhere", base="x")
     folder = JobFolder.create(tmp_path / "run", job)
     worker.start(folder, home)
@@ -205,7 +205,7 @@ def test_a_detached_worker_reports_a_wrong_job_in_its_status(tmp_path: Path, hom
     _until(lambda: "Traceback" in folder.log_tail(), seconds=60)
 
 
-def test_a_worker_that_is_killed_leaves_a_failed_job(tmp_path: Path, home: Home) -> None:
+def test_killed_worker_leaves_a_failed_job(tmp_path: Path, home: Home) -> None:
     folder = JobFolder.create(tmp_path / "run", TrainJob(name="a", dataset=tmp_path, base="x"))
     with hold_gpu(home.queue, "001-other"):
         worker.start(folder, home)
@@ -213,11 +213,10 @@ def test_a_worker_that_is_killed_leaves_a_failed_job(tmp_path: Path, home: Home)
         os.kill(folder.status().pid or 0, signal.SIGKILL)
         _until(lambda: not folder.status().state.is_active)
     assert folder.status().state is JobState.FAILED
-    assert "ended without a word" in folder.status().message
 
 
 def _until(condition: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.02)

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lora_studio.errors import StopRequested
-from lora_studio.workspace import gpu_queue as queue
+from lora_studio.workspace import gpu_queue
 from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
 
 HOLDER = """
@@ -27,7 +27,7 @@ with hold_gpu(Path(sys.argv[1]), "the other"):
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queue, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(gpu_queue, "POLL_SECONDS", 0.01)
 
 
 def ticket(folder: Path, name: str, pid: int, label: str = "x") -> Path:
@@ -37,13 +37,13 @@ def ticket(folder: Path, name: str, pid: int, label: str = "x") -> Path:
     return path
 
 
-def test_a_free_gpu_is_given_at_once_and_left_clean(tmp_path: Path) -> None:
+def test_free_gpu_is_held_at_once_and_the_ticket_removed(tmp_path: Path) -> None:
     with hold_gpu(tmp_path / "queue", "mine"):
         assert [label for _, label in live_tickets(tmp_path / "queue")] == ["mine"]
     assert live_tickets(tmp_path / "queue") == []
 
 
-def test_one_at_a_time_in_the_order_of_arrival(tmp_path: Path) -> None:
+def test_jobs_run_one_at_a_time_in_order_of_arrival(tmp_path: Path) -> None:
     order: list[str] = []
     inside: list[int] = []
 
@@ -68,19 +68,19 @@ def test_one_at_a_time_in_the_order_of_arrival(tmp_path: Path) -> None:
     assert order == ["first", "second", "third"]
 
 
-def test_the_waiting_hear_who_is_ahead_and_may_give_up(tmp_path: Path) -> None:
-    ahead = ticket(tmp_path, "0000-1", os.getpid(), "the elder")
+def test_waiting_job_gets_the_number_ahead_and_can_be_stopped(tmp_path: Path) -> None:
+    ahead = ticket(tmp_path, "0000-1", os.getpid(), "the older")
     heard: list[tuple[int, str]] = []
     with (
         pytest.raises(StopRequested),
         hold_gpu(tmp_path, "mine", should_stop=lambda: bool(heard), on_wait=lambda *news: heard.append(news)),
     ):
-        pytest.fail("it was not its turn")
-    assert heard == [(1, "the elder")]
+        pytest.fail("the GPU was not free")
+    assert heard == [(1, "the older")]
     assert [path for path, _ in live_tickets(tmp_path)] == [ahead]
 
 
-def test_the_lock_falls_with_its_holder(tmp_path: Path) -> None:
+def test_lock_is_released_when_its_holder_dies(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -99,7 +99,7 @@ def test_the_lock_falls_with_its_holder(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_a_lock_without_a_ticket_is_waited_for_too(tmp_path: Path) -> None:
+def test_lock_without_a_ticket_is_waited_for(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -118,7 +118,7 @@ def test_a_lock_without_a_ticket_is_waited_for_too(tmp_path: Path) -> None:
         process.communicate()
 
 
-def test_tickets_of_the_dead_are_removed(tmp_path: Path) -> None:
+def test_tickets_of_dead_processes_are_removed(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
     dead = ticket(tmp_path, "0000-1", process.pid)
@@ -128,14 +128,14 @@ def test_tickets_of_the_dead_are_removed(tmp_path: Path) -> None:
         assert not dead.exists()
 
 
-def test_the_turn_ends_with_an_error_too(tmp_path: Path) -> None:
+def test_lock_and_ticket_are_released_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), hold_gpu(tmp_path, "mine"):
         raise RuntimeError
     with hold_gpu(tmp_path, "next"):
         assert len(live_tickets(tmp_path)) == 1
 
 
-def test_a_reused_process_number_holds_no_place(tmp_path: Path) -> None:
+def test_ticket_of_a_reused_process_id_is_ignored(tmp_path: Path) -> None:
     path = ticket(tmp_path, "0000-1", os.getpid())
     content = json.loads(path.read_text("utf-8"))
     content["pid_started"] = psutil.Process().create_time() - 100

@@ -38,7 +38,7 @@ def own_status(state: JobState) -> JobStatus:
     return JobStatus(state=state, pid=own.pid, pid_started=own.create_time())
 
 
-def test_a_new_folder_holds_its_job(folder: JobFolder, job: TrainJob) -> None:
+def test_new_folder_contains_its_job(folder: JobFolder, job: TrainJob) -> None:
     assert folder.exists
     assert folder.job() == job
     assert folder.status().state is JobState.CREATED
@@ -47,40 +47,41 @@ def test_a_new_folder_holds_its_job(folder: JobFolder, job: TrainJob) -> None:
     assert folder.log_tail() == ""
 
 
-def test_a_folder_is_never_given_a_second_job(folder: JobFolder, job: TrainJob) -> None:
-    with pytest.raises(InputError, match="already holds a job"):
+def test_folder_with_a_job_is_refused(folder: JobFolder, job: TrainJob) -> None:
+    with pytest.raises(InputError) as caught:
         JobFolder.create(folder.path, job)
+    assert caught.value.code == "job_exists"
 
 
-def test_a_folder_without_a_job_says_so(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no job\.toml"):
+def test_folder_without_a_job_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
         JobFolder(tmp_path).job()
+    assert caught.value.code == "no_job"
 
 
 @pytest.mark.parametrize("state", list(JobState))
-def test_status_of_a_living_worker_is_what_it_wrote(folder: JobFolder, state: JobState) -> None:
+def test_status_of_a_living_worker_is_returned_unchanged(folder: JobFolder, state: JobState) -> None:
     folder.set_status(own_status(state))
     assert folder.status().state is state
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.RUNNING])
-def test_a_dead_worker_is_read_as_failed(folder: JobFolder, state: JobState) -> None:
+def test_status_of_a_dead_worker_is_failed(folder: JobFolder, state: JobState) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         started = psutil.Process(process.pid).create_time()
     folder.set_status(JobStatus(state=state, pid=process.pid, pid_started=started, done=7, total=10, seconds_left=3))
     status = folder.status()
     assert status.state is JobState.FAILED
-    assert "worker process ended" in status.message
     assert "worker.log" in status.remedy
     assert (status.done, status.total, status.seconds_left) == (7, 10, None)
 
 
-def test_a_finished_job_needs_no_living_worker(folder: JobFolder) -> None:
+def test_done_job_needs_no_living_worker(folder: JobFolder) -> None:
     folder.set_status(JobStatus(state=JobState.DONE, pid=2**22 - 1, pid_started=1.0))
     assert folder.status().state is JobState.DONE
 
 
-def test_a_reused_process_number_is_not_the_worker() -> None:
+def test_reused_process_id_is_not_the_worker() -> None:
     own = psutil.Process()
     assert is_process_alive(own.pid, own.create_time())
     assert is_process_alive(own.pid, None)
@@ -88,7 +89,7 @@ def test_a_reused_process_number_is_not_the_worker() -> None:
     assert not is_process_alive(None, None)
 
 
-def test_update_changes_only_what_it_names(folder: JobFolder) -> None:
+def test_update_changes_only_the_given_fields(folder: JobFolder) -> None:
     folder.set_status(own_status(JobState.RUNNING))
     folder.update_status(done=3, total=9, message="Step 3")
     status = folder.status()
@@ -96,12 +97,12 @@ def test_update_changes_only_what_it_names(folder: JobFolder) -> None:
     assert status.updated_at > 0
 
 
-def test_broken_status_is_no_crash(folder: JobFolder) -> None:
+def test_broken_status_file_is_read_as_created(folder: JobFolder) -> None:
     (folder.path / "status.json").write_text('{"state": "runn', "utf-8")
     assert folder.status() == JobStatus()
 
 
-def test_events_come_back_in_order_and_once(folder: JobFolder) -> None:
+def test_events_are_read_in_order_and_once(folder: JobFolder) -> None:
     folder.emit("start", total=2)
     first, offset = folder.events()
     folder.emit("step", step=1, loss=0.5, prompt="grüße\u2028\n")
@@ -112,7 +113,7 @@ def test_events_come_back_in_order_and_once(folder: JobFolder) -> None:
     assert second[0]["time"] > 0
 
 
-def test_a_torn_line_spoils_no_later_event(folder: JobFolder) -> None:
+def test_event_after_an_incomplete_line_is_readable(folder: JobFolder) -> None:
     folder.emit("start")
     with folder.events_file.open("ab") as file:
         file.write(b'{"event": "step", "st')
@@ -121,7 +122,7 @@ def test_a_torn_line_spoils_no_later_event(folder: JobFolder) -> None:
     assert folder.events()[0][1]["step"] == 2
 
 
-def test_a_torn_line_waits_for_its_end(folder: JobFolder) -> None:
+def test_incomplete_line_is_read_when_it_is_complete(folder: JobFolder) -> None:
     folder.emit("start")
     whole, offset = folder.events()
     with folder.events_file.open("ab") as file:
@@ -133,7 +134,7 @@ def test_a_torn_line_waits_for_its_end(folder: JobFolder) -> None:
     assert len(whole) == 1
 
 
-def test_a_broken_line_does_not_hide_the_others(folder: JobFolder) -> None:
+def test_broken_line_is_skipped(folder: JobFolder) -> None:
     folder.emit("start")
     with folder.events_file.open("ab") as file:
         file.write(b"\x00\x00 torn by a crash\n")
@@ -141,7 +142,7 @@ def test_a_broken_line_does_not_hide_the_others(folder: JobFolder) -> None:
     assert [event["event"] for event in folder.events()[0]] == ["start", "step"]
 
 
-def test_numbers_that_are_not_finite_are_written_as_null(folder: JobFolder) -> None:
+def test_non_finite_numbers_are_written_as_null(folder: JobFolder) -> None:
     folder.emit("step", loss=float("nan"), parts={"a": [float("inf"), 1.0]}, word="é")
     text = folder.events_file.read_text("utf-8")
     assert "NaN" not in text
@@ -150,7 +151,7 @@ def test_numbers_that_are_not_finite_are_written_as_null(folder: JobFolder) -> N
     assert (event["loss"], event["parts"], event["word"]) == (None, {"a": [None, 1.0]}, "é")
 
 
-def test_stop_is_a_file_that_anybody_can_make(folder: JobFolder) -> None:
+def test_stop_request_is_a_file(folder: JobFolder) -> None:
     assert not folder.stop_requested()
     folder.request_stop()
     folder.request_stop()
@@ -161,20 +162,20 @@ def test_stop_is_a_file_that_anybody_can_make(folder: JobFolder) -> None:
     assert not folder.stop_requested()
 
 
-def test_result_is_there_once_finished(folder: JobFolder) -> None:
-    folder.finish({"steps": 3})
+def test_result_is_none_until_written(folder: JobFolder) -> None:
+    folder.write_result({"steps": 3})
     assert folder.result() == {"steps": 3}
     (folder.path / "result.json").write_text("[1]", "utf-8")
     assert folder.result() is None
 
 
-def test_log_tail_takes_the_last_lines(folder: JobFolder) -> None:
+def test_log_tail_returns_the_last_lines(folder: JobFolder) -> None:
     folder.log_file.write_bytes(b"\n".join(b"line %d" % number for number in range(100)) + b"\n\xff end")
     assert folder.log_tail(2).splitlines()[0] == "line 99"
     assert folder.log_tail(2).endswith("end")
 
 
-def test_numbers_go_on_after_the_highest(tmp_path: Path) -> None:
+def test_numbered_folder_follows_the_highest_number(tmp_path: Path) -> None:
     assert numbered_folder(tmp_path / "runs", "My LoRA / v2!").name == "001-My-LoRA-v2"
     (tmp_path / "runs" / "007-other").mkdir()
     assert numbered_folder(tmp_path / "runs").name == "008"
@@ -191,7 +192,7 @@ def test_numbered_folders_are_unique_among_threads(tmp_path: Path) -> None:
     assert len(set(names)) == 20
 
 
-def test_job_folders_are_those_with_a_job(tmp_path: Path, job: TrainJob) -> None:
+def test_job_folders_are_those_with_a_job_file(tmp_path: Path, job: TrainJob) -> None:
     for number in (2, 1):
         JobFolder.create(numbered_folder(tmp_path / "runs", f"run {number}"), job)
     (tmp_path / "runs" / "notes").mkdir()
@@ -202,32 +203,32 @@ def test_job_folders_are_those_with_a_job(tmp_path: Path, job: TrainJob) -> None
 @pytest.mark.parametrize(
     ("name", "slug"), [("a b", "a-b"), ("../x", "x"), ("画風", "画風"), ("  ", ""), ("x" * 99, "x" * 60)]
 )
-def test_slugs_are_file_names(name: str, slug: str) -> None:
+def test_slugs_are_valid_file_names(name: str, slug: str) -> None:
     assert slugify(name) == slug
     assert os.sep not in slugify(name)
 
 
-def test_status_file_is_plain_json(folder: JobFolder) -> None:
+def test_status_file_is_json(folder: JobFolder) -> None:
     folder.set_status(own_status(JobState.RUNNING))
     assert json.loads((folder.path / "status.json").read_text("utf-8"))["state"] == "running"
 
 
-def test_events_are_taken_out_of_the_log_and_torn_lines_with_them(folder: JobFolder) -> None:
+def test_dropping_events_also_removes_broken_lines(folder: JobFolder) -> None:
     folder.emit("start")
     folder.emit("step", step=1)
-    place = folder.sync_events()
-    assert place == folder.events_file.stat().st_size
+    offset = folder.sync_events()
+    assert offset == folder.events_file.stat().st_size
     folder.emit("step", step=2)
     folder.emit("failed")
     with folder.events_file.open("ab") as file:
         file.write(b'{"event": "st')
-    folder.drop_events(lambda event, byte: event["event"] == "step" and byte >= place)
+    folder.drop_events(lambda event, byte: event["event"] == "step" and byte >= offset)
     folder.emit("step", step=2)
     assert [event.get("step", event["event"]) for event in folder.events()[0]] == ["start", 1, "failed", 2]
     assert folder.events_file.read_bytes().count(b"\n") == 4
 
 
-def test_a_log_that_is_not_there_has_no_length(tmp_path: Path) -> None:
+def test_missing_event_file_has_length_0(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     folder.drop_events(lambda event, byte: True)
     assert folder.sync_events() == 0
