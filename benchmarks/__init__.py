@@ -1,1 +1,1 @@
-"""One script a claim; each prints a ratio measured in one run."""
+"""One script per claim; each prints a ratio measured in one run."""

@@ -1,9 +1,9 @@
-"""How the caches of 10,000 images compare with those of 100: time an image and memory, over an epoch of batches.
+"""Scaling of the caches from 100 to 10,000 images: CPU time per image and memory, over an epoch of batches.
 
-Latents and text embeddings are written with the caches' own writer, of the sizes of a picture of 256 x 256 px and of a
-caption of SDXL: 3.3 GB. Each size of dataset has a process of its own, which first checks its caches, as a run does
-that finds them full, then prepares every batch of an epoch in shuffled order. The memory is what the process has at its
-peak beyond what it had before: it knew its images then, and had opened nothing of them.
+Latents (256 x 256 px) and text embeddings (SDXL's sizes) are written with the caches' own writer: 3.3 GB. Each dataset
+size is measured in a process of its own, which first validates its complete caches, as a run does, and then builds
+every batch of an epoch in shuffled order. Memory is the peak of the process beyond its memory before that, when the
+dataset was loaded but no cache file was open.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BATCH = 4
 
 
 def many(item: Item, count: int) -> list[Item]:
-    """As many images, of which no two have the same content or caption."""
+    """Return `count` copies of an image with different content hashes and captions."""
     return [
         replace(item, sha256=hashlib.sha256(str(number).encode()).hexdigest(), caption=f"inkstamp, thing {number}")
         for number in range(count)
@@ -43,7 +43,7 @@ def many(item: Item, count: int) -> list[Item]:
 
 
 def make_run(folder: Path, count: int) -> Run:
-    """A run with a dataset of as many images, which has not begun."""
+    """Prepare a run with a dataset of `count` images, without training a step."""
     job = make_job(folder / "base", folder / "images", resolution=SIDE, batch_size=BATCH, mixed_precision="bf16")
     run = start(job, folder / f"run {count}", Home(folder / "home"))
     run.collator.dataset = Dataset(many(run.dataset.items[0], count), [])
@@ -53,7 +53,7 @@ def make_run(folder: Path, count: int) -> Run:
 
 
 def fill(run: Run) -> None:
-    """Write the caches of the run's images; without waiting for the disk at each, whose speed is not the question."""
+    """Write the caches of the run's images, without fsync: the speed of the disk is not measured here."""
     assert run.collator.texts is not None
     mean, logvar = torch.randn((2, 4, SIDE // 8, SIDE // 8))
     hidden, pooled = torch.randn(77, WIDTH), torch.randn(POOLED)
@@ -64,16 +64,16 @@ def fill(run: Run) -> None:
 
 
 def read(run: Run) -> dict[str, float]:
-    """Seconds of CPU time an image for checking the caches and for preparing an epoch, and MiB that the epoch takes."""
+    """Return CPU seconds per image for validating caches and for building an epoch's batches, and memory in MiB."""
     assert run.collator.texts is not None
     process, items = psutil.Process(), run.dataset.items
-    heedless: dict[str, Any] = {"should_stop": lambda: False, "on_progress": lambda done, total: None}
+    callbacks: dict[str, Any] = {"should_stop": lambda: False, "on_progress": lambda done, total: None}
     gc.collect()
-    gc.freeze()  # the libraries' own objects, whose collection would fall on one size of dataset or another
+    gc.freeze()  # objects of libraries, which would otherwise be collected during one of the measurements
     before = process.memory_info().rss
     began = time.process_time()
-    missing = run.collator.latents.fill(items, run.base.vae, **heedless)
-    missing += run.collator.texts.fill((item.caption for item in items), [], [], **heedless)
+    missing = run.collator.latents.fill(items, run.base.vae, **callbacks)
+    missing += run.collator.texts.fill((item.caption for item in items), [], [], **callbacks)
     assert not missing
     checked = time.process_time()
     peak = process.memory_info().rss
@@ -86,7 +86,7 @@ def read(run: Run) -> dict[str, float]:
 
 
 def measure(folder: Path, count: int) -> dict[str, float]:
-    """`read` in a process of its own."""
+    """Run `read` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.cache_scale", str(folder), str(count)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     found: dict[str, float] = json.loads(answer.splitlines()[-1])
@@ -107,14 +107,14 @@ def main() -> None:
             fill(make_run(folder, count))
             found[count] = measure(folder, count)
             print(
-                f"{count:6} images: {found[count]['check'] * 1e6:.0f} us of CPU time an image to check its caches, "
-                f"{found[count]['read'] * 1e6:.0f} us to prepare it, {found[count]['mib']:.1f} MiB beyond the start"
+                f"{count:6} images: {found[count]['check'] * 1e6:.0f} us of CPU time per image to validate its caches, "
+                f"{found[count]['read'] * 1e6:.0f} us to put it into a batch, {found[count]['mib']:.1f} MiB"
             )
-    few, most = found[COUNTS[0]], found[COUNTS[-1]]
-    ratios = {name: most[name] / few[name] for name in ("check", "read")}
+    smallest, largest = found[COUNTS[0]], found[COUNTS[-1]]
+    ratios = {name: largest[name] / smallest[name] for name in ("check", "read")}
     print(
-        f"{COUNTS[-1]} over {COUNTS[0]} images: {ratios['read']:.2f} times the time an image ({ratios['check']:.2f} to "
-        f"check), {most['mib'] - few['mib']:+.1f} MiB"
+        f"{COUNTS[-1]} over {COUNTS[0]} images: {ratios['read']:.2f} times the time per image "
+        f"({ratios['check']:.2f} to validate), {largest['mib'] - smallest['mib']:+.1f} MiB"
     )
 
 

@@ -1,8 +1,8 @@
-"""The Dataset tab over a large project: how long each click takes its handler, and the memory of the process.
+"""The Dataset tab with a large project: CPU time of the handler of each click, and the memory of the process.
 
-Clicks are what a browser sends, without the browser: the handler's time is all that the studio adds to it, as CPU time,
-so that other programs do not count. The images are small made ones, as their size matters to the scan alone; a
-twentieth of them are copies. What a scan would say of them is written down without it, unless --scan is given.
+Handlers are called with the values that a browser would send, without a browser, and measured in CPU time, so that
+other programs do not count. The images are small and synthetic, as only a scan depends on their size; one in twenty is
+a duplicate. The result of a scan is written without scanning, unless --scan is given.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface
 
 LIMIT = 0.3  # seconds
-COPIES = 20  # one image of so many is a copy
+COPIES = 20  # every 20th image is a duplicate
 
 
 def make_images(folder: Path, number: int) -> None:
-    """Unlike pictures, each of a few soft spots, with captions."""
+    """Write different images, each of a few soft spots, with captions."""
     source = np.random.default_rng(0)
     for index in range(number):
         if index % COPIES != COPIES - 1:
@@ -46,8 +46,8 @@ def make_images(folder: Path, number: int) -> None:
         (folder / f"{index:05d}.txt").write_text(f"ohwx, thing {index % 100}, round", "utf-8")
 
 
-def write_down(project: Project) -> None:
-    """The manifest of a scan that found the copies and nothing else."""
+def write_scan(project: Project) -> None:
+    """Write the result of a scan that found the duplicates and nothing else."""
     infos, groups = [], []
     images = find_images(project.dataset_dir)
     for path in images:
@@ -70,17 +70,17 @@ def write_down(project: Project) -> None:
     Manifest.of_scan(project.dataset_dir, report, scan_stamps(images)).save_scan(project.path)
 
 
-def wait() -> None:
-    """Until nobody looks at images in the background."""
+def wait_for_scan() -> None:
+    """Wait until the background scan ends."""
     for thread in threading.enumerate():
         if thread.name == "dataset scan":
             thread.join()
 
 
 def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[str, str], str | None]]:
-    """What is clicked: its name, handler, contents of fields, and what a button in the page sends.
+    """Return the clicks of a round: name, handler, values of fields, and the message of a button in the page.
 
-    The clicks of one turn leave captions, ticks and images as they were.
+    A round leaves captions, marks and images unchanged.
     """
     project, items = contents.project, contents.items
     middle, third = items[len(items) // 2], items[3]
@@ -92,9 +92,9 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("open the tab", DatasetTab.tab_opened, {}, None),
         ("open Import", section, {"dataset_section": "Import"}, None),
         ("open Curate", section, {"dataset_section": "Curate"}, None),
-        ("keep a copy", CurationHandlers.button_clicked, {}, f"keep:{contents.proposed[0].id}"),
-        ("look at it again", CurationHandlers.button_clicked, {}, f"unkeep:{contents.proposed[0].id}"),
-        ("set a copy aside", CurationHandlers.button_clicked, {}, f"set_aside:{third.id}"),
+        ("keep a duplicate", CurationHandlers.button_clicked, {}, f"keep:{contents.proposed[0].id}"),
+        ("no longer keep it", CurationHandlers.button_clicked, {}, f"unkeep:{contents.proposed[0].id}"),
+        ("set a duplicate aside", CurationHandlers.button_clicked, {}, f"set_aside:{third.id}"),
         ("put it back", CurationHandlers.button_clicked, {}, f"restore:{aside}"),
         ("open Tag", section, {"dataset_section": "Tag"}, None),
         ("open Captions", section, {"dataset_section": "Captions"}, None),
@@ -109,35 +109,35 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),
         ("show an image", CurationHandlers.button_clicked, {}, f"show:{middle.id}"),
         ("next image", CaptionHandlers.show_next, {}, None),
-        ("tick, and next", CaptionHandlers.mark_and_show_next, {}, None),
+        ("mark, and next", CaptionHandlers.mark_and_show_next, {}, None),
         ("previous image", CaptionHandlers.show_previous, {}, None),
-        ("untick", CaptionHandlers.toggle_reviewed, {}, None),
+        ("unmark", CaptionHandlers.toggle_reviewed, {}, None),
         ("save a caption", CaptionHandlers.save_caption, {"review_caption": "ohwx, other words"}, None),
         ("undo", CaptionHandlers.undo, {}, None),
         ("add a tag", CaptionHandlers.chip_clicked, {}, "add:standing"),
-        ("take a tag out", CaptionHandlers.chip_clicked, {}, "drop:standing"),
+        ("remove a tag", CaptionHandlers.chip_clicked, {}, "drop:standing"),
         ("set aside in Review", CurationHandlers.set_current_aside, {}, None),
         ("put all back", CurationHandlers.restore_all, {}, None),
     ]
 
 
 def clicks(interface: Interface, project: Project, turns: int = 3) -> dict[str, list[float]]:
-    """Seconds of CPU time of each click, of all threads: the first one (it makes what is remembered), and the later."""
-    taken: dict[str, list[float]] = {}
+    """Return CPU seconds of all threads for each click: the first time, which fills caches, and the later ones."""
+    seconds: dict[str, list[float]] = {}
     for _ in range(turns + 1):
         for name, handler, fields, pick in every_click(Contents.of(project)):
             began = time.process_time()
             updates = interface.call(handler, pick=pick, **fields)
-            taken.setdefault(name, []).append(time.process_time() - began)
+            seconds.setdefault(name, []).append(time.process_time() - began)
             if 'role="alert"' in updates.get("dataset_notice", ""):
                 raise RuntimeError(f"{name}: {updates['dataset_notice']}")
-    return taken
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--scan", action="store_true", help="scan the images, and say how long that takes")
+    parser.add_argument("--scan", action="store_true", help="scan the images and print the time")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Home(Path(name) / "home")
@@ -148,10 +148,10 @@ def main() -> None:
             interface.open(project.name)
             began = time.process_time()
             interface.call(DatasetTab.start_scan)
-            wait()
+            wait_for_scan()
             print(f"{given.images:,} images: thumbnails and scan in {time.process_time() - began:.0f} s of CPU time")
         else:
-            write_down(project)
+            write_scan(project)
         measure(home, project)
 
 
@@ -161,8 +161,8 @@ def measure(home: Home, project: Project) -> None:
         interface = Interface(home)
     began = time.process_time()
     interface.open(project.name)
-    print(f"choose the project, for the first time: {1000 * (time.process_time() - began):.0f} ms")
-    print(f"{'click':22}{'first':>9}{'later, at most':>16}   ms of CPU time")
+    print(f"choose the project for the first time: {1000 * (time.process_time() - began):.0f} ms")
+    print(f"{'click':22}{'first':>9}{'later, max':>16}   ms of CPU time")
     for click, seconds in clicks(interface, project).items():
         first, later = seconds[0], max(seconds[1:])
         print(f"{click:22}{1000 * first:9.0f}{1000 * later:16.0f}   {'' if later < LIMIT else 'too long'}")

@@ -1,10 +1,10 @@
-"""Finding duplicates: our scan beside the imagededup package, on the same made images, in one process.
+"""Duplicate detection: the studio's scan and the imagededup package on the same synthetic images, in one process.
 
-Throughput is CPU time of one thread from file to hashes: ours decodes each image once, and has the hashes of three
-views, their mirror images, the small picture for the second look, SHA-256 and quality flags; theirs has one perceptual
-hash. Recall and precision are about pairs: images and copies of them changed in known ways, and drawings of one figure
-in many poses, none of which is a copy of another. Without imagededup (it is no dependency of the studio's) only our own
-figures are printed.
+Throughput is CPU time of one thread from file to hashes. The studio decodes each image once and computes hashes of
+three views and of their mirror images, the thumbnail for alignment, SHA-256 and quality flags; imagededup computes one
+perceptual hash. Recall and precision count pairs: images with copies changed in known ways, and drawings of one figure
+in many poses, which are not duplicates. Without imagededup, which is not a dependency, only the studio's figures are
+printed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Pair = frozenset[str]
 
 
 def imagededup_hasher() -> Any | None:
-    """imagededup's perceptual hash, which its documentation recommends; None if it is not installed."""
+    """Return imagededup's perceptual hash, which its documentation recommends, or None if it is not installed."""
     try:
         from imagededup.methods import PHash
     except ImportError:
@@ -47,8 +47,8 @@ def imagededup_hasher() -> Any | None:
     return PHash(verbose=False)
 
 
-def seconds_a_file(work: Callable[[Path], object], files: Iterable[Path]) -> float:
-    """CPU seconds of the calling thread."""
+def seconds_per_file(work: Callable[[Path], object], files: Iterable[Path]) -> float:
+    """Return the CPU seconds of this thread per file."""
     files = list(files)
     began = time.thread_time()
     for file in files:
@@ -57,7 +57,7 @@ def seconds_a_file(work: Callable[[Path], object], files: Iterable[Path]) -> flo
 
 
 def throughput(folder: Path, theirs: Any | None) -> None:
-    """Milliseconds an image, by form; both sides in turn, the median of the rounds."""
+    """Print milliseconds per image and format: the median of rounds in which both sides take turns."""
 
     def decode_only(file: Path) -> None:
         with Image.open(file) as image:
@@ -67,23 +67,23 @@ def throughput(folder: Path, theirs: Any | None) -> None:
         files = [folder / f"{number}{suffix}" for number in range(FILES)]
         for number, file in enumerate(files):
             photo(number, size).save(file, quality=92)
-        sides: dict[str, Callable[[Path], object]] = {"ours": scan_image, "decoding": decode_only}
+        sides: dict[str, Callable[[Path], object]] = {"studio": scan_image, "decoding": decode_only}
         if theirs is not None:
             sides["imagededup"] = lambda file: theirs.encode_image(image_file=file)
         taken: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(ROUNDS):
             for name, work in sides.items():
-                taken[name].append(seconds_a_file(work, files))
+                taken[name].append(seconds_per_file(work, files))
         middle = {name: statistics.median(values) for name, values in taken.items()}
         figures = ", ".join(f"{name} {1000 * value:.1f} ms" for name, value in middle.items())
         print(f"{suffix[1:].upper()} of {size[0]} x {size[1]}: {figures}")
-        print(f"  full decoding is {middle['decoding'] / middle['ours']:.0%} of our time")
+        print(f"  full decoding is {middle['decoding'] / middle['studio']:.0%} of the studio's time")
         if "imagededup" in middle:
-            print(f"  our throughput is {middle['imagededup'] / middle['ours']:.2f} times theirs")
+            print(f"  the studio's throughput is {middle['imagededup'] / middle['studio']:.2f} times imagededup's")
 
 
 def pose(number: int, size: int = 600) -> Image.Image:
-    """One figure with its arms and legs in different places."""
+    """Draw a figure in one of several poses."""
     image = Image.new("RGB", (size, size), (235, 235, 240))
     draw = ImageDraw.Draw(image)
     draw.ellipse((230, 80, 370, 220), fill=(240, 200, 170))
@@ -95,8 +95,8 @@ def pose(number: int, size: int = 600) -> Image.Image:
     return image
 
 
-def made_set(folder: Path) -> tuple[set[Pair], dict[Pair, str]]:
-    """Images in `folder`; the pairs that are copies of one scene, and by what the copy was changed."""
+def make_set(folder: Path) -> tuple[set[Pair], dict[Pair, str]]:
+    """Write images to `folder`; return all pairs of copies of a scene, and the change of each copy of an original."""
     scenes: dict[str, list[str]] = {}
     changes: dict[Pair, str] = {}
     for number in range(SCENES):
@@ -115,15 +115,15 @@ def made_set(folder: Path) -> tuple[set[Pair], dict[Pair, str]]:
 
 
 def quality(folder: Path, theirs: Any | None) -> None:
-    """Recall over the originals' copies, and precision over everything that was called a copy."""
-    same, changes = made_set(folder)
+    """Print recall over the originals' copies, and precision over all reported duplicates."""
+    same, changes = make_set(folder)
     found = {
-        "ours": {
+        "studio": {
             frozenset((group.keep.name, path.name)) for group in scan(folder).duplicate_groups for path in group.reject
         }
     }
-    # We tell each copy once, beside the image to keep, which may be a copy itself: what is joined counts as found.
-    found["ours"] = set(_joined(found["ours"]))
+    # The scan reports each duplicate once, with the image to keep, which may be a copy too: connected pairs count.
+    found["studio"] = set(_connected_pairs(found["studio"]))
     if theirs is not None:
         encodings = theirs.encode_images(image_dir=folder, num_enc_workers=0)
         listed = theirs.find_duplicates(
@@ -139,8 +139,8 @@ def quality(folder: Path, theirs: Any | None) -> None:
             print(f"    missed some of: {', '.join(missed)}")
 
 
-def _joined(pairs: Iterable[Pair]) -> Iterator[Pair]:
-    """All pairs of the images that these pairs join."""
+def _connected_pairs(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """Yield all pairs within the connected components of these pairs."""
     group_of: dict[str, set[str]] = {}
     for first, second in map(sorted, pairs):
         merged = group_of.get(first, {first}) | group_of.get(second, {second})
@@ -149,11 +149,11 @@ def _joined(pairs: Iterable[Pair]) -> Iterator[Pair]:
         yield from map(frozenset, itertools.combinations(sorted(group), 2))
 
 
-def comparison(most: int) -> None:
-    """Seconds on all cores, CPU seconds and the largest memory of comparing so many hashes, mirrored ones too."""
+def comparison(max_hashes: int) -> None:
+    """Print time on all cores, CPU time and peak memory of comparing all pairs of hashes, mirrored ones included."""
     one = fingerprint(photo(1, (96, 96)))
     source = np.random.default_rng(0)
-    for number in (count for count in HASHES if count <= most):
+    for number in (count for count in HASHES if count <= max_hashes):
         plain, turned = (source.integers(0, 2**63, (number, *one.hashes.shape), dtype=np.uint64) for _ in range(2))
         prints = [Fingerprint(a, b, one.thumbnail, one.content_box) for a, b in zip(plain, turned, strict=True)]
         tracemalloc.start()
@@ -169,16 +169,16 @@ def comparison(most: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=HASHES[-1], help="compare no more hashes than so many")
-    most = parser.parse_args().most
+    parser.add_argument("--max-hashes", type=int, default=HASHES[-1], help="the largest number of hashes to compare")
+    max_hashes = parser.parse_args().max_hashes
     theirs = imagededup_hasher()
     if theirs is None:
-        print("imagededup is not installed: only our own figures.")
+        print("imagededup is not installed: only the studio's figures.")
     with tempfile.TemporaryDirectory() as name:
         throughput(Path(name), theirs)
     with tempfile.TemporaryDirectory() as name:
         quality(Path(name), theirs)
-    comparison(most)
+    comparison(max_hashes)
 
 
 if __name__ == "__main__":

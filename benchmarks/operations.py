@@ -1,20 +1,20 @@
-"""What a step launches and keeps at SDXL's real size: the studio's adapted UNet, and the same with peft's layers.
+"""Operations and saved memory of a step at SDXL's real size: the studio's LoRA layers and peft's.
 
-Counted on the meta device, which computes shapes alone: forward and backward pass at 1024 px, batch 1, rank 32, the
-base and the LoRA in bf16, attention by the flash kernel. At batch 1 a step is bound by the number of its operations.
+Counted on the meta device, which computes shapes only: forward and backward pass at 1024 px, batch 1, rank 32, base and
+LoRA in bf16, flash attention. At batch 1 the time of a step is bound by the number of operations.
 """
 
 from __future__ import annotations
 
-from tests.support.step_operations import peft, studio
+from tests.support.step_operations import count_peft, count_studio
 
 
 def main() -> None:
-    ours, theirs = studio(), peft()
+    studio, peft = count_studio(), count_peft()
     print(
-        f"operations: {ours.operations} over peft's {theirs.operations}: {ours.operations / theirs.operations:.2f}; "
-        f"kept for the backward pass: {ours.saved / 2**30:.2f} GiB over {theirs.saved / 2**30:.2f}: "
-        f"{ours.saved / theirs.saved:.2f}"
+        f"operations: {studio.operations} over peft's {peft.operations}: {studio.operations / peft.operations:.2f}; "
+        f"saved for backward: {studio.saved / 2**30:.2f} GiB over {peft.saved / 2**30:.2f}: "
+        f"{studio.saved / peft.saved:.2f}"
     )
 
 

@@ -1,8 +1,8 @@
-"""How busy the page is while a run trains, and what its tabs cost: time of its main thread, over gradio's own way.
+"""Main-thread time of the page during a training and for opening tabs, over gradio's default progress display.
 
-Gradio shows progress on all outputs of an event unless told otherwise, and at each start and end of one looks up all
-that ever were; the studio names one small bar. Both are measured with the example project on the embedded base.
-Needs Chromium and Playwright, as the tests of the interface do.
+By default gradio shows progress on all outputs of an event, and searches all components at its start and end; the
+studio uses one small bar instead. Both are measured with the example project on the embedded base. Needs Chromium and
+Playwright, like the browser tests.
 
     python -m benchmarks.page
 """
@@ -24,13 +24,13 @@ from lora_studio.workspace.project import Home
 from tests.support.browser import CHROMIUM, CHROMIUM_FLAGS, DESKTOP, PAGE_TIMEOUT_MS
 
 TABS = ("Dataset", "Test", "Plan", "Train")
-SETTLE_MS = 3_000
-WATCHED_MS = 20_000
+PAUSE_MS = 3_000
+OBSERVED_MS = 20_000
 POLL_SECONDS = 0.5
 
 
-def as_gradio_has_it(*args: Any) -> gr.Blocks:
-    """The interface, with progress on all outputs."""
+def build_with_default_progress(*args: Any) -> gr.Blocks:
+    """Build the interface with gradio's default: progress on all outputs."""
     blocks = build_app(*args)
     for event in blocks.fns.values():
         event.show_progress_on = None
@@ -41,7 +41,7 @@ build_app = launch.build_app
 
 
 def measure(page: Any, url: str) -> dict[str, float]:
-    """Seconds of the page's main thread: for opening each tab once, and of one second beside a training."""
+    """Return seconds of the page's main thread: for opening each tab once, and per second during a training."""
     devtools = page.context.new_cdp_session(page)
     devtools.send("Performance.enable")
 
@@ -57,17 +57,17 @@ def measure(page: Any, url: str) -> dict[str, float]:
     def open_tabs() -> None:
         for name in TABS:
             page.get_by_role("tab", name=name).click()
-            page.wait_for_timeout(SETTLE_MS)
+            page.wait_for_timeout(PAUSE_MS)
 
     page.goto(url)
     page.get_by_role("button", name="Try it with the example set").click()
     page.get_by_role("tab", name="Train").wait_for()
-    page.wait_for_timeout(SETTLE_MS)
+    page.wait_for_timeout(PAUSE_MS)
     tabs = busy(open_tabs)
     page.locator("#train-start").click()
     page.locator("#train-curve svg").wait_for()
-    training = busy(lambda: page.wait_for_timeout(WATCHED_MS))
-    return {"opening the four tabs": tabs, "a second of training": training * 1000 / WATCHED_MS}
+    training = busy(lambda: page.wait_for_timeout(OBSERVED_MS))
+    return {"opening the four tabs": tabs, "a second of training": training * 1000 / OBSERVED_MS}
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
     found = {}
     with sync_playwright() as playwright, tempfile.TemporaryDirectory(dir=Path.home()) as folder:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
-        for name, build in {"studio": build_app, "gradio": as_gradio_has_it}.items():
+        for name, build in {"studio": build_app, "gradio": build_with_default_progress}.items():
             page = chromium.new_page(viewport={"width": DESKTOP[0], "height": DESKTOP[1]})
             page.set_default_timeout(PAGE_TIMEOUT_MS)
             home = Home(Path(folder) / name)
@@ -91,7 +91,7 @@ def main() -> None:
         chromium.close()
     for what, seconds in found["studio"].items():
         plain = found["gradio"][what]
-        print(f"{what}: {seconds:.2f} s over {plain:.2f} s as gradio has it: {seconds / plain:.2f}")
+        print(f"{what}: {seconds:.2f} s over {plain:.2f} s with gradio's default: {seconds / plain:.2f}")
 
 
 if __name__ == "__main__":

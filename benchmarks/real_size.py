@@ -1,8 +1,8 @@
-"""The studio at SDXL's real size on a CPU without a network: a checkpoint of 7 GB in one file, two steps, a LoRA file.
+"""The studio at SDXL's real size, on a CPU and offline: a 7 GB single-file checkpoint, two steps, a LoRA file.
 
-The checkpoint has the shape of SDXL 1.0 in the layout of Stability's own code, as people download them, with random
-weights in bf16: `python -m benchmarks.real_size SCRATCH_FOLDER`. It is written tensor by tensor, trained on for two
-steps at 256 px as any other base is, and removed in the end; the LoRA is then loaded in diffusers.
+The checkpoint has the shapes and key names of a downloaded SDXL 1.0 file (Stability's layout), with random weights in
+bf16: `python -m benchmarks.real_size SCRATCH_FOLDER`. It is written tensor by tensor, used as the base of two training
+steps at 256 px, and removed at the end; the LoRA is then loaded in diffusers.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from tests.support.training_runs import make_images, make_job
 
 LIMIT_GIB = 20
 STEPS, SIDE = 2, 256
-BLOCK = 2**24  # normal numbers that are drawn; each tensor begins at another place in them
+BLOCK = 2**24  # random numbers that are drawn once; each tensor starts at another offset in them
 
 
 def layout() -> dict[str, torch.Tensor]:
-    """Every tensor of an SDXL checkpoint, by name, on the meta device."""
+    """Return every tensor of an SDXL checkpoint by name, on the meta device."""
 
     def config(part: str) -> dict[str, Any]:
         return dict(json.loads((SDXL_CONFIG / part / "config.json").read_text("utf-8")))
@@ -53,17 +53,17 @@ def layout() -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(file: Path) -> int:
-    """Write the checkpoint, holding one tensor at a time; returns its number of weights.
+    """Write the checkpoint with one tensor in memory at a time; return its number of weights.
 
-    Norms are 1, biases 0, all else is normal with a variance of 1 over its inputs, so that activations keep their size.
+    Norms are 1, biases 0, other weights normal with variance 1 / inputs, so that activations keep their scale.
     """
     tensors = layout()
     header: dict[str, Any] = {}
-    place = 0
+    offset = 0
     for name, tensor in tensors.items():
-        end = place + 2 * tensor.numel()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [place, end]}
-        place = end
+        end = offset + 2 * tensor.numel()
+        header[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     source = torch.Generator().manual_seed(0)
@@ -78,11 +78,11 @@ def write_checkpoint(file: Path) -> int:
                 copies = -(-(start + tensor.numel()) // BLOCK)
                 values = block.repeat(copies)[start : start + tensor.numel()] / math.sqrt(tensor[0].numel())
             stream.write(memoryview(values.bfloat16().view(torch.uint8).numpy()))
-    return place // 2
+    return offset // 2
 
 
 def train(checkpoint: Path, folder: Path) -> Path:
-    """Two steps through the single-file path, in a job folder as every run has one; returns the LoRA."""
+    """Train two steps from the single file, in an ordinary job folder; return the LoRA's path."""
     images = make_images(folder / "images", [(SIDE, SIDE)] * STEPS)
     job = make_job(
         checkpoint, images, resolution=SIDE, bucket_reso_steps=64, batch_size=1, epochs=1, mixed_precision="bf16"
@@ -96,7 +96,7 @@ def train(checkpoint: Path, folder: Path) -> Path:
 
 
 def load_in_diffusers(checkpoint: Path, lora: Path) -> tuple[int, int]:
-    """Load base and LoRA in diffusers; returns how many layers the file has, and how many it changes there."""
+    """Load base and LoRA in diffusers; return the number of layers in the file and of those that it changes there."""
     pipe = StableDiffusionXLPipeline.from_single_file(
         str(checkpoint), config=str(SDXL_CONFIG), torch_dtype=torch.bfloat16, local_files_only=True
     )
@@ -112,7 +112,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("Give an empty folder with 16 GB of room: python -m benchmarks.real_size FOLDER")
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True)  # never one that holds something already
+    folder.mkdir(parents=True)  # fails if it exists, so no file is overwritten
     checkpoint = folder / "sdxl.safetensors"
     begun, spent = time.monotonic(), time.process_time()
 
@@ -120,7 +120,7 @@ def main() -> None:
         wall, cpu = time.monotonic(), time.process_time()
         result = work()
         gc.collect()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of all so far
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # of the process so far
         print(
             f"{what}: {time.process_time() - cpu:.0f} s of CPU time, {time.monotonic() - wall:.0f} s in all, "
             f"peak {peak:.1f} GiB",

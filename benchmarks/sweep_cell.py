@@ -1,7 +1,7 @@
-"""What keeping the base in memory saves: a cell of a sweep, over one for which base and LoRA are loaded anew.
+"""The gain of keeping the base in memory: CPU time per cell of a sweep, over loading base and LoRA for each cell.
 
 The sweep is the real one, with its PNG files and grid; the other side does what a script without it would do for every
-strength: load the base, load the LoRA, set the strength, draw, save.
+strength: load the base, load the LoRA, set the strength, sample, save.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPT, STEPS, GUIDANCE, SEED, SIDE = "inkstamp, round", 10, 5.0, 7, 64
 
 
 def reload_each(base: Path, lora: Path, folder: Path) -> float:
-    """Seconds of CPU time a picture, everything loaded for each."""
+    """Return CPU seconds per image when base and LoRA are loaded for each."""
     began = time.process_time()
     for strength in STRENGTHS:
         pipeline = load_sampling_pipeline(str(base), home=Home(folder), precision=Precision.FP32)
@@ -45,7 +45,7 @@ def reload_each(base: Path, lora: Path, folder: Path) -> float:
 
 
 def one_sweep(base: Path, lora: Path, folder: Path) -> float:
-    """Seconds of CPU time a cell of the sweep, the loading of the base and the grid included."""
+    """Return CPU seconds per cell of a sweep, including loading the base and drawing the grid."""
     job = SweepJob(
         loras=[lora],
         bases=[str(base)],
@@ -73,8 +73,8 @@ def main() -> None:
         pipeline = load_sampling_pipeline(str(base), home=Home(folder), precision=Precision.FP32)
         lora = save_lora(make_lora(pipeline.pipe)[0], folder / "ink.safetensors")
         one_sweep(base, lora, folder / "warm up")
-        anew, kept = reload_each(base, lora, folder), one_sweep(base, lora, folder)
-    print(f"reloading {anew:.3f} s, sweep {kept:.3f} s of CPU time a cell: {kept / anew:.2f} times")
+        reloading, swept = reload_each(base, lora, folder), one_sweep(base, lora, folder)
+    print(f"reloading {reloading:.3f} s, sweep {swept:.3f} s of CPU time per cell: {swept / reloading:.2f} times")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What a training step costs, against what the same arithmetic costs elsewhere. All take a step each in turn.
+"""CPU time of a training step of the studio, compared with other loops; all take a step each in turn.
 
-- bare: forward and backward pass of the studio's adapted UNet on inputs made once, and nothing else
-- peft, cached: the loop of diffusers' example for SDXL LoRAs (accelerate's parts left out, which do nothing on one
-  device) with peft's layers on the same places as the studio's, its latents and text embeddings made beforehand
-- peft, as it is: the same loop, which reads the image and encodes image and prompt in every step
+- bare: forward and backward pass of the studio's UNet with its LoRA on fixed inputs, and nothing else
+- peft, cached: the loop of diffusers' SDXL LoRA example (without accelerate, which does nothing on one device), with
+  peft's layers in the same places as the studio's, and with cached latents and text embeddings
+- peft, uncached: the same loop, which reads the image and encodes image and prompt in every step
 
-The model is SDXL with all its 70 transformer blocks and 57 M weights in the UNet, text encoders of 12 and 32 layers;
-128 px, batch 1. Times are CPU time of one thread, and the least of all steps: whatever else the machine does only adds
-to them. Where there is a CUDA GPU, a table at SDXL's real size follows; with --gpu that is all.
+The model is an SDXL with all its 70 transformer blocks, 57 M weights in the UNet and text encoders of 12 and 32 layers;
+128 px, batch 1. Times are CPU time of one thread, the minimum over all steps, as other programs only add to it. With a
+CUDA GPU, a table at SDXL's real size follows; --gpu prints only that.
 """
 
 from __future__ import annotations
@@ -48,41 +48,41 @@ MODEL: dict[str, Any] = {
 
 @dataclass
 class Timed:
-    """Seconds of CPU time of each step of something."""
+    """A step function and the CPU seconds of each of its calls."""
 
     step: Callable[[], None]
     seconds: list[float] = field(default_factory=list)
 
-    def take(self) -> None:
-        """One more step."""
+    def measure_step(self) -> None:
+        """Take a step and record its time."""
         began = time.process_time()
         self.step()
         self.seconds.append(time.process_time() - began)
 
 
 class PeftLoop:
-    """A training loop as diffusers' example has it, over peft's layers on the UNet's layers at `places`."""
+    """The training loop of diffusers' example, with peft's LoRA layers on the UNet's modules in `targets`."""
 
-    def __init__(self, base: Path, images: Path, places: list[str], *, cached: bool, checkpointing: bool) -> None:
+    def __init__(self, base: Path, images: Path, targets: list[str], *, cached: bool, checkpointing: bool) -> None:
         self.pipeline = StableDiffusionXLPipeline.from_pretrained(base)
         self.files = sorted(images.glob("*.png"))
         self.unet = self.pipeline.unet
         for model in (self.unet, self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.text_encoder_2):
             model.requires_grad_(False)
-        self.unet.add_adapter(LoraConfig(r=DIM, lora_alpha=DIM, init_lora_weights="gaussian", target_modules=places))
+        self.unet.add_adapter(LoraConfig(r=DIM, lora_alpha=DIM, init_lora_weights="gaussian", target_modules=targets))
         if checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.unet.train()
         self.weights = [weight for weight in self.unet.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, weight_decay=1e-2)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
-        self.noising = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        self.noise_scheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         self.cache = [self.encode(file) for file in self.files] if cached else None
-        self.taken = 0
+        self.steps = 0
 
     @torch.no_grad()
     def encode(self, file: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents, text embeddings and pooled embeddings of an image and its caption."""
+        """Return latents, text embeddings and pooled embeddings of an image and its caption."""
         pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
         latents = self.pipeline.vae.encode(pixels).latent_dist.sample() * self.pipeline.vae.config.scaling_factor
         prompt = file.with_suffix(".txt").read_text("utf-8")
@@ -90,31 +90,31 @@ class PeftLoop:
         return latents, hidden, pooled
 
     def step(self) -> None:
-        """One optimizer step on one image."""
-        number = self.taken % len(self.files)
+        """Take an optimizer step on one image."""
+        number = self.steps % len(self.files)
         latents, hidden, pooled = self.cache[number] if self.cache else self.encode(self.files[number])
         noise = torch.randn_like(latents)
-        t = torch.randint(0, self.noising.config.num_train_timesteps, (len(latents),))
+        t = torch.randint(0, self.noise_scheduler.config.num_train_timesteps, (len(latents),))
         sizes = torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]])
-        answer = self.unet(
-            self.noising.add_noise(latents, noise, t),
+        prediction = self.unet(
+            self.noise_scheduler.add_noise(latents, noise, t),
             t,
             hidden,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes},
             return_dict=False,
         )[0]
-        loss = functional.mse_loss(answer.float(), noise.float(), reduction="mean")
+        loss = functional.mse_loss(prediction.float(), noise.float(), reduction="mean")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
         loss.item()
-        self.taken += 1
+        self.steps += 1
 
 
 def bare_step(run: Run) -> Callable[[], None]:
-    """Forward and backward of the run's UNet on inputs that are made once; the gradients are left where they are."""
+    """Return a function that runs forward and backward of the run's UNet on fixed inputs, and adds to the gradients."""
     source = torch.Generator().manual_seed(0)
     text = run.encode(["inkstamp"])
     latents, target = (torch.randn((1, 4, SIDE // 8, SIDE // 8), generator=source) for _ in range(2))
@@ -122,16 +122,16 @@ def bare_step(run: Run) -> Callable[[], None]:
     added = {"text_embeds": text.pooled, "time_ids": torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]])}
 
     def step() -> None:
-        answer = run.base.unet(
+        prediction = run.base.unet(
             latents, t, encoder_hidden_states=text.hidden, added_cond_kwargs=added, return_dict=False
         )[0]
-        functional.mse_loss(answer, target).backward()
+        functional.mse_loss(prediction, target).backward()
 
     return step
 
 
 def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
-    """Seconds of CPU time of a step, by what takes it."""
+    """Return the CPU seconds per step of each loop."""
     base = save_tiny_sdxl(folder / "base", **MODEL)
     images = make_images(folder / "images", [(SIDE, SIDE)] * 8)
     job = make_job(
@@ -146,11 +146,11 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
         gradient_checkpointing=checkpointing,
     )
     run = start(job, folder / "run", Home(folder / "home"))
-    places = [path for _, path, _ in run.adapters.layers]
+    targets = [path for _, path, _ in run.adapters.layers]
     bare = Timed(bare_step(run))
     others = {
-        "peft, cached": Timed(PeftLoop(base, images, places, cached=True, checkpointing=checkpointing).step),
-        "peft, as it is": Timed(PeftLoop(base, images, places, cached=False, checkpointing=checkpointing).step),
+        "peft, cached": Timed(PeftLoop(base, images, targets, cached=True, checkpointing=checkpointing).step),
+        "peft, uncached": Timed(PeftLoop(base, images, targets, cached=False, checkpointing=checkpointing).step),
     }
     events = JobFolder(folder / "run")
     ours = Timed(lambda: None)
@@ -161,9 +161,9 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
         events.emit(event, **values)
         if event == "step":
             ours.seconds.append(time.process_time() - entered)
-            bare.take()
+            bare.measure_step()
             for other in others.values():
-                other.take()
+                other.measure_step()
         entered = time.process_time()
 
     (folder / "run").mkdir(exist_ok=True)
@@ -185,7 +185,7 @@ def on_cpu() -> None:
         print(f"gradient checkpointing {'on' if checkpointing else 'off'}:")
         for name, seconds in found.items():
             share = f", {seconds / found['studio']:.2f} times the studio's" if name != "studio" else ""
-            print(f"  {name}: {seconds * 1e3:.0f} ms of CPU time a step{share}")
+            print(f"  {name}: {seconds * 1e3:.0f} ms of CPU time per step{share}")
         print(f"  the studio over bare: {found['studio'] / found['bare']:.3f}")
 
 

@@ -1,7 +1,7 @@
-"""What a step launches and keeps at SDXL's real size: the studio's adapted UNet, and the same with peft's layers.
+"""Counts of the operations and saved bytes of a step at SDXL's real size, with the studio's LoRA layers and peft's.
 
-Counted on the meta device, which computes shapes alone: forward and backward pass at 1024 px, batch 1, rank 32, the
-base and the LoRA in bf16, attention by the flash kernel. At batch 1 a step is bound by the number of its operations.
+Counted on the meta device, which computes shapes only: forward and backward pass at 1024 px, batch 1, rank 32, base and
+LoRA in bf16, flash attention.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ RANK = 32
 
 @dataclass(frozen=True)
 class Count:
-    """Operations other than views, and bytes that autograd keeps beside the weights."""
+    """Operations except views, and bytes that autograd saves besides the weights."""
 
     operations: int
     saved: int
 
 
 def real_unet() -> UNet2DConditionModel:
-    """SDXL's UNet in bf16, frozen, without values."""
+    """Build SDXL's frozen UNet in bf16, on the device of the context."""
     config = json.loads((SDXL_CONFIG / "unet" / "config.json").read_text("utf-8"))
     return UNet2DConditionModel.from_config(config).to(torch.bfloat16).requires_grad_(False)
 
 
-def studio() -> Count:
-    """The studio's step."""
+def count_studio() -> Count:
+    """Count a step with the studio's LoRA layers."""
     with torch.device("meta"):
         unet = real_unet()
         recipe = Recipe(network_dim=RANK, network_alpha=RANK / 2, text_encoder_lr=0.0)
@@ -48,29 +48,29 @@ def studio() -> Count:
         FlatParameters(parameter_groups(adapters, recipe), ParameterLayout.FLAT, adapters, torch.bfloat16)
         use_plain_attention(unet)
         use_lean_gates(unet)
-    return count(unet)
+    return count_step(unet)
 
 
-def peft() -> Count:
-    """peft's layers in the same places, their weights in bf16 already."""
+def count_peft() -> Count:
+    """Count a step with peft's LoRA layers in the same places, with weights in bf16."""
     with torch.device("meta"):
         unet = real_unet()
         recipe = Recipe(network_dim=RANK, network_alpha=RANK / 2, text_encoder_lr=0.0)
-        places = [path for _, path, _ in add_adapters(real_unet(), [], recipe).layers]
-        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK // 2, target_modules=places), unet)
+        targets = [path for _, path, _ in add_adapters(real_unet(), [], recipe).layers]
+        inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK // 2, target_modules=targets), unet)
     for parameter in unet.parameters():
         parameter.data = parameter.data.bfloat16()
-    return count(unet)
+    return count_step(unet)
 
 
-def count(unet: UNet2DConditionModel) -> Count:
-    """Forward and backward pass of an adapted UNet."""
+def count_step(unet: UNet2DConditionModel) -> Count:
+    """Count the forward and backward pass of a UNet with LoRA layers."""
     noisy, text = (
         torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((1, 4, 128, 128), (1, 77, 2048))
     )
     added = {name: torch.empty(1, size, device="meta") for name, size in (("text_embeds", 1280), ("time_ids", 6))}
     t = torch.empty(1, device="meta")
     with FlashAttention(), saved_bytes(unet.parameters()) as saved, CountedOperations() as done:
-        answer = unet(noisy, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
-        answer.float().square().mean().backward()
+        prediction = unet(noisy, t, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False)[0]
+        prediction.float().square().mean().backward()
     return Count(done.total, saved())

@@ -25,7 +25,7 @@ from lora_studio.training.speed.attention import PlainAttention, use_plain_atten
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
 from tests.support.counting import CountedOperations, HostReads
-from tests.support.step_operations import studio
+from tests.support.step_operations import count_studio
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
 
@@ -130,7 +130,7 @@ def test_what_it_cannot_fuse_is_left_to_peft(config: dict[str, Any], change: Any
 
 def test_a_step_at_sdxls_real_size_is_few_operations_and_little_memory() -> None:
     """UNet, 1024 px, batch 1, rank 32; with peft's layers it is 10,656 operations."""
-    counted = studio()
+    counted = count_studio()
     assert counted.operations <= 6850
     assert counted.saved <= 5.5 * 2**30
 
