@@ -183,9 +183,8 @@ def _check_keys(path: Path, names: Collection[str]) -> None:
     for layer, parts in layers.items():
         weights = parts - {"alpha", "dora_scale"}
         if not any(needed <= weights <= needed | allowed for needed, allowed in COMPLETE_LAYERS):
-            raise _lora_file_error(
-                path, f"has an incomplete or unknown set of tensors in layer {layer!r}.", "Download or copy it again."
-            )
+            what = f"has an incomplete or unknown set of tensors in layer {layer!r}."
+            raise _lora_file_error(path, what, "Download or copy it again.")
 
 
 def _lora_file_error(path: Path, what: str, remedy: str) -> InputError:

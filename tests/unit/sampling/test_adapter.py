@@ -287,15 +287,15 @@ REFUSED = {
     "SD 1.5": (header({"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": [1]}), "Stable Diffusion 1"),
     "Flux": (header({"lora_unet_double_blocks_0_img_attn_proj.alpha": [1]}), "another architecture"),
     "OFT": (header({f"{UNET}.oft_blocks": [1]}), "LyCORIS"),
-    "half a LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "incomplete or unknown set of tensors"),
+    "half a LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "unknown set of tensors"),
     "two in one": (
         header(PAIR | {f"{UNET}.lokr_w1": [1], f"{UNET}.lokr_w2": [1]}),
-        "incomplete or unknown set of tensors",
+        "unknown set of tensors",
     ),
     "a base": (header({"model.diffusion_model.out.0.bias": [1]}), "a base"),
     "other": (header({"weights": [1]}), "does not look like a LoRA"),
-    "half": (header({f"{UNET}.lora_down.weight": [1, 1]}), "incomplete or unknown set of tensors"),
-    "alpha alone": (header(PAIR | {"lora_unet_x.alpha": [1]}), "incomplete or unknown set of tensors"),
+    "half": (header({f"{UNET}.lora_down.weight": [1, 1]}), "unknown set of tensors"),
+    "alpha alone": (header(PAIR | {"lora_unet_x.alpha": [1]}), "unknown set of tensors"),
 }
 
 
