@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,12 @@ import gradio as gr
 from lora_studio.ui.app import AppFrame, build_app
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.project import Home
+
+
+def error_code(card: str) -> str:
+    """Return the code of the error that a card shows; empty if there is none."""
+    found = re.search(r'role="alert" data-code="([^"]*)"', card)
+    return found[1] if found else ""
 
 
 class Interface:

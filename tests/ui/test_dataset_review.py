@@ -1,4 +1,4 @@
-"""Captions, Review and Statistics: what is edited can be undone, ticks stay, figures filter, words are text."""
+"""Review, Captions and Statistics: edits can be undone, reviewed images stay marked, tags filter the grid."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.suggestions import Suggestion, TagSuggester
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.workspace.project import Home, Project, ProjectInfo
-from tests.support.interface import Interface
+from tests.support.interface import Interface, error_code
 from tests.support.tiny_taggers import save_tiny_wd
 
 TRIGGER = "inkstamp_hc"
@@ -41,7 +41,7 @@ CAPTIONS = {
 
 
 def fill(project: Project) -> Project:
-    """Three captioned images, scanned."""
+    """Add three captioned images and a scan of them."""
     for name, caption in CAPTIONS.items():
         image = project.images_dir / name
         shutil.copy(EXAMPLE_IMAGES / name, image)
@@ -71,7 +71,7 @@ def original(home: Home) -> Project:
 
 @pytest.fixture
 def project(home: Home, interface: Interface, original: Project) -> Project:
-    """A copy of it, chosen in the page, with Review open on its first image."""
+    """A copy of that project, opened in the tab, in Review."""
     project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
     interface.open(project.name)
     interface.call(DatasetTab.section_changed, dataset_section="Review")
@@ -87,7 +87,7 @@ def shown(grid: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("pick", "caption", "said"),
+    ("pick", "caption", "message"),
     [
         ("drop:ink", f"{TRIGGER}, guitar", "Removed ink."),
         ("add: red,  blue", f"{TRIGGER}, guitar, ink, red, blue", "Added red, blue."),
@@ -95,28 +95,28 @@ def shown(grid: str) -> list[str]:
         ("drop:key", f"{TRIGGER}, guitar, ink", "No change."),
     ],
 )
-def test_a_chip_does_what_it_says_and_undo_takes_it_back(
-    project: Project, interface: Interface, pick: str, caption: str, said: str
+def test_chip_edits_the_caption_and_undo_restores_it(
+    project: Project, interface: Interface, pick: str, caption: str, message: str
 ) -> None:
     updates = interface.call(CaptionHandlers.chip_clicked, pick=pick)
     assert captions(project)[0] == caption
     assert interface.contents_of("review_caption") == caption
-    assert said in updates["review_saved"]
+    assert message in updates["review_saved"]
     assert re.findall(r'data-tag="([^"]+)"', updates["review_chips"]) == caption.split(", ")
-    if said != "No change.":
+    if message != "No change.":
         updates = interface.call(CaptionHandlers.undo)
-        assert "Undone" in updates["dataset_message"]
+        assert "1 caption changed" in updates["dataset_message"]
         assert interface.contents_of("review_caption") == CAPTIONS["guitar.png"]
     assert captions(project) == list(CAPTIONS.values())
 
 
 @pytest.mark.parametrize("pick", ["", "drop:", "move:x:ink", "move:1:", "add: , ", "fix:untidy", "move:9999999:ink"])
-def test_a_chip_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, pick: str) -> None:
-    assert 'role="alert"' in interface.call(CaptionHandlers.chip_clicked, pick=pick)["dataset_notice"]
+def test_unknown_request_of_a_chip_is_refused(project: Project, interface: Interface, pick: str) -> None:
+    assert error_code(interface.call(CaptionHandlers.chip_clicked, pick=pick)["dataset_notice"]) == "pick"
     assert captions(project) == list(CAPTIONS.values())
 
 
-def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: Interface) -> None:
+def test_marks_of_reviewed_images_survive_a_scan_and_a_reload(project: Project, interface: Interface) -> None:
     updates = interface.call(CaptionHandlers.mark_and_show_next)
     assert "1 of 3 reviewed" in updates["review_progress"]
     assert "key.png" in updates["review_line"]
@@ -135,7 +135,7 @@ def test_ticks_go_on_outlive_a_scan_and_a_new_page(project: Project, interface: 
     assert "guitar.png" in updates["review_line"]
 
 
-def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interface: Interface) -> None:
+def test_grid_is_filtered_by_a_tag(project: Project, interface: Interface) -> None:
     def left(tag: str, side: str) -> list[str]:
         return shown(
             interface.call(CaptionHandlers.filter_changed, dataset_filter_tag=tag, dataset_filter_side=side)[
@@ -149,15 +149,15 @@ def test_the_gallery_shows_what_has_a_tag_or_lacks_it(project: Project, interfac
     assert left("", "does not contain") == list(CAPTIONS)
 
 
-def test_a_bulk_edit_is_seen_done_and_undone(project: Project, interface: Interface) -> None:
+def test_bulk_edit_is_previewed_applied_and_undone(project: Project, interface: Interface) -> None:
     interface.call(DatasetTab.section_changed, dataset_section="Captions")
     form = {"bulk_action": "Replace", "bulk_first": "ink", "bulk_second": "paper, pen", "bulk_scope": "All images"}
-    assert "Nothing was previewed" in interface.call(CaptionHandlers.apply, **form)["dataset_notice"]
+    assert error_code(interface.call(CaptionHandlers.apply, **form)["dataset_notice"]) == "no_preview"
     updates = interface.call(CaptionHandlers.preview, **form)
     assert updates["bulk_apply"] == {"value": "Apply to 3 captions", "interactive": True}
     assert updates["bulk_changes"].count("<del>ink</del>") == 3
     assert captions(project) == list(CAPTIONS.values())
-    assert "changed since the preview" in interface.call(CaptionHandlers.apply, bulk_second="pen")["dataset_notice"]
+    assert error_code(interface.call(CaptionHandlers.apply, bulk_second="pen")["dataset_notice"]) == "other_preview"
     updates = interface.call(CaptionHandlers.apply, bulk_second="paper, pen")
     assert "3 captions changed." in updates["dataset_message"]
     assert captions(project)[2] == "umbrella, paper, pen"
@@ -168,46 +168,43 @@ def test_a_bulk_edit_is_seen_done_and_undone(project: Project, interface: Interf
     assert captions(project)[0] == f"{TRIGGER}, guitar, paper, pen"
 
 
-def test_a_bulk_edit_can_be_of_those_shown_alone(project: Project, interface: Interface) -> None:
+def test_bulk_edit_can_be_limited_to_filtered_images(project: Project, interface: Interface) -> None:
     interface.call(DatasetTab.section_changed, dataset_section="Captions")
     interface.call(CaptionHandlers.filter_changed, dataset_filter_tag="umbrella", dataset_filter_side="contains")
     form = {"bulk_action": "Regular expression", "bulk_first": r"(\w+), ink", "bulk_second": r"\1 in ink"}
-    interface.call(CaptionHandlers.preview, bulk_scope="Those shown", **form)
+    interface.call(CaptionHandlers.preview, bulk_scope="Filtered images", **form)
     interface.call(CaptionHandlers.apply)
     assert captions(project) == [CAPTIONS["guitar.png"], CAPTIONS["key.png"], "umbrella in ink"]
     interface.call(CaptionHandlers.filter_changed, dataset_filter_tag="")
-    assert "no regular expression" in interface.call(CaptionHandlers.preview, bulk_first="(")["dataset_notice"]
-    assert (
-        "No image is shown"
-        in interface.call(CaptionHandlers.preview, bulk_first="a", dataset_filter_tag="no such")["dataset_notice"]
-    )
+    assert error_code(interface.call(CaptionHandlers.preview, bulk_first="(")["dataset_notice"]) == "regex"
+    updates = interface.call(CaptionHandlers.preview, bulk_first="a", dataset_filter_tag="no such")
+    assert error_code(updates["dataset_notice"]) == "nothing"
 
 
-def test_a_finding_shows_its_images_and_is_mended(project: Project, interface: Interface) -> None:
+def test_finding_filters_its_images_and_is_fixed(project: Project, interface: Interface) -> None:
     updates = interface.call(DatasetTab.section_changed, dataset_section="Captions")
-    assert "1 caption without inkstamp_hc." in updates["captions_findings"]
+    assert "1 caption without inkstamp_hc" in updates["captions_findings"]
     updates = interface.call(CaptionHandlers.finding_clicked, pick="finding:trigger_missing")
     assert shown(updates["dataset_grid"]) == ["umbrella.png"]
     updates = interface.call(CaptionHandlers.finding_clicked, pick="fix:trigger_missing")
     assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
     assert shown(updates["dataset_grid"]) == list(CAPTIONS)
     assert "trigger" not in updates["captions_findings"]
-    assert (
-        'role="alert"' in interface.call(CaptionHandlers.finding_clicked, pick="fix:trigger_missing")["dataset_notice"]
-    )
+    updates = interface.call(CaptionHandlers.finding_clicked, pick="fix:trigger_missing")
+    assert error_code(updates["dataset_notice"]) == "mend"
     interface.call(CaptionHandlers.undo)
     assert captions(project) == list(CAPTIONS.values())
 
 
-def test_figures_filter_the_gallery(project: Project, interface: Interface) -> None:
+def test_tags_of_the_statistics_filter_the_grid(project: Project, interface: Interface) -> None:
     updates = interface.call(DatasetTab.section_changed, dataset_section="Statistics")
     assert re.findall(r'data-pick="tag:([^"]+)"', updates["statistics_tags"])[:2] == ["ink", TRIGGER]
-    assert f"Beside {TRIGGER}" in updates["statistics_co_occurrence"]
-    assert "Below 30 images none can be spared" in updates["statistics_split"]
+    assert f"occur with {TRIGGER}" in updates["statistics_co_occurrence"]
+    assert "No validation split" in updates["statistics_split"]
     updates = interface.call(CaptionHandlers.tag_clicked, pick=f"tag:{TRIGGER}")
     assert shown(updates["dataset_grid"]) == ["guitar.png", "key.png"]
     updates = interface.call(CaptionHandlers.tag_clicked, pick="tag:umbrella")
-    assert "Beside umbrella" in updates["statistics_co_occurrence"]
+    assert "occur with umbrella" in updates["statistics_co_occurrence"]
     assert shown(updates["dataset_grid"]) == ["umbrella.png"]
     assert interface.contents_of("dataset_filter_tag") == "umbrella"
 
@@ -244,7 +241,7 @@ def mark_first(project: Project, mark: str) -> None:
     manifest.save_marks(project.path)
 
 
-def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) -> None:
+def test_cached_contents_equal_those_on_disk(home: Home, original: Project) -> None:
     project = home.duplicate_project(original.name, "changing")
     for what, change in CHANGES.items():
         before = Contents.of(project)
@@ -256,7 +253,7 @@ def test_what_is_remembered_is_what_is_on_disk(home: Home, original: Project) ->
             assert now.items[1] is before.items[1]
 
 
-def test_after_its_own_changes_the_studio_looks_at_them_alone(home: Home, original: Project) -> None:
+def test_after_change_reads_only_the_changed_images(home: Home, original: Project) -> None:
     project = home.duplicate_project(original.name, "set_aside")
     for file in project.images_dir.glob("*.txt"):
         os.utime(file, (1, 1))  # whoever changed within the last second is looked at in any case
@@ -275,7 +272,7 @@ def test_after_its_own_changes_the_studio_looks_at_them_alone(home: Home, origin
     assert back.items[1] is there.items[0]
 
 
-def test_words_are_suggested_from_what_the_dataset_says(original: Project, home: Home) -> None:
+def test_suggests_tags_of_the_dataset(original: Project, home: Home) -> None:
     contents = Contents.of(original)
     image = contents.by_path[original.images_dir / "key.png"]
     suggester = TagSuggester(home)
@@ -285,7 +282,7 @@ def test_words_are_suggested_from_what_the_dataset_says(original: Project, home:
     assert suggester.suggest(contents, " ", image) == []
 
 
-def test_what_a_tagger_saw_is_suggested_and_colours_the_chips(original: Project, tmp_path: Path) -> None:
+def test_suggests_tags_of_the_tagger_and_returns_its_confidences(original: Project, tmp_path: Path) -> None:
     contents = Contents.of(original)
     image = contents.by_path[original.images_dir / "key.png"]
     assert image.info
@@ -301,7 +298,7 @@ def test_what_a_tagger_saw_is_suggested_and_colours_the_chips(original: Project,
     assert Suggestion(label.name, 0) in suggester.suggest(contents, label.name, image)
 
 
-def test_chips_show_what_is_not_read_and_how_sure_a_tagger_is() -> None:
+def test_chips_show_confidences_and_truncation() -> None:
     caption = ", ".join([TRIGGER, *(f"tag number {number}" for number in range(20))])
     chips = tag_chips(caption, TRIGGER, {"tag number 0": 0.95, "tag number 1": 0.5, "tag number 2": 0.2})
     assert re.findall(r'<li class="chip (\w+)"', chips) == ["trigger", "high", "middle", "low"]
@@ -309,7 +306,7 @@ def test_chips_show_what_is_not_read_and_how_sure_a_tagger_is() -> None:
     assert "<span><s>tag number 19</s></span>" in chips
 
 
-def test_what_users_wrote_is_text_there_too(home: Home) -> None:
+def test_hostile_captions_are_escaped(home: Home) -> None:
     project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
     for name in ("<i>.png", "b.png"):
         image = project.images_dir / name
@@ -333,10 +330,10 @@ def test_what_users_wrote_is_text_there_too(home: Home) -> None:
     assert "&lt;script&gt;" in html
 
 
-def test_a_caption_is_edited_with_the_keyboard_and_ticks_survive_a_reload(
+def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
     open_page: Callable[..., Any], running: Any
 ) -> None:
-    """Keys add, tick and undo; a mend and a bulk edit are done with the mouse; all lies on disk."""
+    """Keys add tags, mark as reviewed and undo; the mouse fixes a finding and applies a bulk edit; all is saved."""
     project = fill(running.home.create_project("keys", ProjectInfo(trigger_word=TRIGGER)))
     page = open_page()
 

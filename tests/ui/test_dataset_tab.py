@@ -1,4 +1,4 @@
-"""Dataset: images come in, copies go aside and come back, captions are kept; nothing foreign gets in."""
+"""The Dataset tab: import, curation, tagging and review; hostile file names, archives and requests do no harm."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from lora_studio.ui.dataset import background_scan as background_scan
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
 from lora_studio.ui.dataset.curate import CurationHandlers
+from lora_studio.ui.dataset.curation_view import set_aside_card
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.review import caption_hint, change_caption
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project, ProjectInfo
-from tests.support.interface import Interface
+from tests.support.interface import Interface, error_code
 from tests.support.jobs import at_work
 from tests.support.scenes import photo
 
@@ -46,7 +47,7 @@ SCAN_TICK_SECONDS = 60
 
 
 def wait_for_scan() -> None:
-    """Until nobody looks at images in the background."""
+    """Wait until no scan runs in the background."""
     for thread in threading.enumerate():
         if thread.name == "dataset scan":
             thread.join(SCAN_TICK_SECONDS)
@@ -55,7 +56,7 @@ def wait_for_scan() -> None:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """One home for all tests here: each has a project of its own in it."""
+    """One home for all tests of this module; each has its own project in it."""
     return Home(tmp_path_factory.mktemp("studio") / "home")
 
 
@@ -68,7 +69,7 @@ def interface(home: Home) -> Iterator[Interface]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four of the example images: a guitar twice, a key, an umbrella that is too small."""
+    """Four example images: a guitar and its mirrored duplicate, a key, an umbrella that is too small."""
     folder = tmp_path_factory.mktemp("pictures")
     for name in NAMES:
         shutil.copy(EXAMPLE_IMAGES / name, folder / name)
@@ -78,7 +79,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imported(home: Home, interface: Interface, pictures: Path) -> Project:
-    """A project with those images, imported and scanned by the page."""
+    """A project with those images, imported and scanned by the tab."""
     project = home.create_project("imported", ProjectInfo(trigger_word=TRIGGER))
     interface.open(project.name)
     interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
@@ -88,7 +89,7 @@ def imported(home: Home, interface: Interface, pictures: Path) -> Project:
 
 @pytest.fixture
 def project(home: Home, interface: Interface, imported: Project) -> Project:
-    """A copy of it, chosen in the page, with Curate open."""
+    """A copy of that project, opened in the tab, in Curate."""
     project = home.duplicate_project(imported.name, f"ink {len(home.projects())}")
     interface.open(project.name)
     interface.call(DatasetTab.section_changed, dataset_section="Curate")
@@ -96,23 +97,23 @@ def project(home: Home, interface: Interface, imported: Project) -> Project:
 
 
 def names(project: Project) -> list[str]:
-    """The images of a dataset."""
+    """Return the names of the dataset's images."""
     return [item.name for item in Contents.of(project).items]
 
 
 def pick(project: Project, verb: str, name: str) -> str:
-    """What a button of an image sends."""
+    """Return what a button of an image sends."""
     return f"{verb}:{image_id(project, project.images_dir / name)}"
 
 
 def button(html: str, text: str) -> str:
-    """What the first button with that text sends."""
+    """Return what the first button with that text sends."""
     found = re.search(rf'data-pick="([^"]+)"[^>]*>{re.escape(text)}<', html)
     assert found, text
     return found[1]
 
 
-def test_an_empty_project_shows_the_ways_to_images(home: Home, interface: Interface) -> None:
+def test_empty_project_opens_in_import(home: Home, interface: Interface) -> None:
     home.create_project("empty")
     shown = interface.open("empty")
     assert shown["dataset_section"] == "Import"
@@ -121,7 +122,7 @@ def test_an_empty_project_shows_the_ways_to_images(home: Home, interface: Interf
     assert shown["review_next"]["interactive"] is False
 
 
-def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Interface) -> None:
+def test_import_is_reported_scanned_and_shown(imported: Project, interface: Interface) -> None:
     project = imported
     interface.open(project.name)
     shown = interface.call(DatasetTab.section_changed, dataset_section="Import")
@@ -130,8 +131,8 @@ def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Inter
     tiles = re.findall(r'"label">([^<]+)</div><div class="figure">([^<]+)', shown["dataset_tiles"])
     assert tiles == [
         ("Images", "4"),
-        ("Copies", "1"),
-        ("To look at", "1"),
+        ("Duplicates", "1"),
+        ("To check", "1"),
         ("Captioned", "1 / 4"),
         ("Reviewed", "0 / 4"),
     ]
@@ -141,19 +142,19 @@ def test_an_import_is_told_scanned_and_shown(imported: Project, interface: Inter
     assert str(project.path) not in shown["dataset_grid"]
 
 
-def test_curate_status_what_and_why(project: Project, interface: Interface) -> None:
+def test_curate_lists_duplicates_and_issues_with_reasons(project: Project, interface: Interface) -> None:
     shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
     assert "Mirrored copy" in shown["dataset_groups"]
-    assert '<strong class="kept">Keep</strong>: as large' in shown["dataset_groups"]
-    assert "384 x 384 px: the shorter side is below 512 px." in shown["dataset_flagged"]
+    assert shown["dataset_groups"].count('<strong class="kept">') == 1
+    assert "384 x 384 px" in shown["dataset_flagged"]
     assert shown["curate_apply"] == {"value": "Set aside all proposed (1)", "visible": True}
 
 
-def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
+def test_similar_images_are_listed_after_tagging_but_not_proposed(
     project: Project, interface: Interface, home: Home
 ) -> None:
     shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
-    assert "known after tagging" in shown["curate_variety"]
+    assert "after tagging" in shown["curate_variety"]
     for number in range(6):
         photo(number, (64, 64)).save(project.images_dir / f"photo{number}.png")
     interface.call(DatasetTab.start_scan)
@@ -167,18 +168,18 @@ def test_similar_images_are_shown_after_tagging_and_none_is_proposed(
     cache.flush()
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.update_status(state=JobState.DONE)
-    interface.call(DatasetTab.tagging_tick)  # the tagging has ended: what it saw is compared
+    interface.call(DatasetTab.tagging_tick)  # tagging has finished: its features are compared
     wait_for_scan()
     shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
-    assert "Similar: 100% alike" in shown["dataset_groups"]
+    assert "Similar: 100%" in shown["dataset_groups"]
     assert "Diversity" in shown["curate_variety"]
     assert shown["dataset_pairs"].count('class="pair"') == 10
     assert shown["curate_apply"]["value"] == "Set aside all proposed (1)"
     shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "keep", "photo5.png"))
-    assert "alike in what" not in shown["dataset_groups"]
+    assert "Similar" not in shown["dataset_groups"]
 
 
-def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Interface) -> None:
+def test_buckets_show_the_crop_of_each_image(project: Project, interface: Interface) -> None:
     Image.new("RGB", (1500, 1000)).save(project.images_dir / "wide.png")
     interface.call(DatasetTab.start_scan)
     wait_for_scan()
@@ -188,18 +189,18 @@ def test_buckets_are_drawn_with_what_is_cropped(project: Project, interface: Int
     assert re.search(r'title="wide.png: 1500 × 1000 px, 3% cropped".*?inset: 0.0% 1.\d% 0.0% 1.\d%', shown, re.DOTALL)
 
 
-def test_one_click_sets_aside_and_puts_back(project: Project, interface: Interface) -> None:
+def test_image_is_set_aside_and_restored_with_one_click_each(project: Project, interface: Interface) -> None:
     shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "set_aside", "umbrella.png"))
     assert names(project) == NAMES[:3]
-    assert "umbrella.png is set aside" in shown["dataset_message"]
+    assert "umbrella.png" in shown["dataset_message"]
     assert "umbrella.png" in shown["curate_aside"]
-    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["dataset_message"], "Put it back"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["dataset_message"], "Restore"))
     assert names(project) == NAMES
-    assert "umbrella.png is back" in shown["dataset_message"]
+    assert "umbrella.png" in shown["dataset_message"]
     assert "384 x 384" in shown["dataset_flagged"]
 
 
-def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Project, interface: Interface) -> None:
+def test_proposed_images_and_their_captions_are_set_aside_and_restored(project: Project, interface: Interface) -> None:
     copy = project.images_dir / "guitar-mirrored.png"
     copy.with_suffix(".txt").write_text("a guitar", "utf-8")
     before = {path.name: path.read_bytes() for path in project.images_dir.iterdir()}
@@ -207,12 +208,12 @@ def test_all_proposed_go_aside_with_their_captions_and_all_come_back(project: Pr
     assert names(project) == NAMES[1:]
     assert not copy.with_suffix(".txt").exists()
     assert shown["curate_apply"]["visible"] is False
-    assert "Mirrored copy of guitar.png" in shown["curate_aside"]
+    assert "of guitar.png" in shown["curate_aside"]
     interface.call(CurationHandlers.restore_all)
     assert {path.name: path.read_bytes() for path in project.images_dir.iterdir()} == before
 
 
-def test_images_in_no_set_are_put_into_one(project: Project, interface: Interface) -> None:
+def test_loose_images_are_moved_into_a_set(project: Project, interface: Interface) -> None:
     loose = project.dataset_dir / "by hand.png"
     first = project.images_dir.name
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
@@ -232,7 +233,7 @@ def test_images_in_no_set_are_put_into_one(project: Project, interface: Interfac
     assert shown["curate_move_loose"]["visible"] is False
 
 
-def test_no_image_is_moved_under_a_job_or_a_scan(
+def test_loose_images_are_not_moved_during_a_job_or_scan(
     project: Project, interface: Interface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
@@ -240,29 +241,31 @@ def test_no_image_is_moved_under_a_job_or_a_scan(
     loose = project.dataset_dir / "by hand.png"
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
     interface.call(DatasetTab.start_scan)
-    said = interface.call(DatasetTab.move_loose_images)["dataset_notice"]
+    notice = interface.call(DatasetTab.move_loose_images)["dataset_notice"]
     go_on.set()
     wait_for_scan()
-    assert "being looked at" in said
+    assert error_code(notice) == "busy"
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(JobStatus(**at_work()))
-    assert folder.name in interface.call(DatasetTab.move_loose_images)["dataset_notice"]
+    notice = interface.call(DatasetTab.move_loose_images)["dataset_notice"]
+    assert error_code(notice) == "busy"
+    assert folder.name in notice
     assert loose.is_file()
 
 
-def test_the_copy_can_be_used_instead(project: Project, interface: Interface) -> None:
+def test_duplicate_can_be_used_instead(project: Project, interface: Interface) -> None:
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "use_instead", "guitar-mirrored.png"))
     assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]
     assert Contents.of(project).proposed == []
 
 
-def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project: Project, interface: Interface) -> None:
+def test_image_marked_as_kept_is_not_proposed_until_it_is_checked_again(project: Project, interface: Interface) -> None:
     shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "keep", "guitar-mirrored.png"))
     assert shown["dataset_groups"] == ""
     assert shown["curate_apply"]["visible"] is False
-    assert "no images to set aside" in interface.call(CurationHandlers.set_aside_proposed)["dataset_notice"]
+    assert error_code(interface.call(CurationHandlers.set_aside_proposed)["dataset_notice"]) == "nothing"
     assert names(project) == NAMES
-    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["curate_aside"], "Look again"))
+    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["curate_aside"], "Check again"))
     assert "Mirrored copy" in shown["dataset_groups"]
 
 
@@ -281,13 +284,13 @@ def test_what_is_kept_is_not_proposed_until_it_is_to_be_looked_at_again(project:
         "é",
     ],
 )
-def test_a_button_that_the_page_does_not_have_does_nothing(project: Project, interface: Interface, asked: str) -> None:
+def test_unknown_request_of_a_button_is_refused(project: Project, interface: Interface, asked: str) -> None:
     shown = interface.call(CurationHandlers.button_clicked, pick=asked)
     assert 'role="alert"' in shown["dataset_notice"]
     assert names(project) == NAMES
 
 
-def test_filters_show_what_they_say(project: Project, interface: Interface) -> None:
+def test_grid_shows_images_that_match_the_filter(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
     interface.call(DatasetTab.section_changed, dataset_section="Review")
 
@@ -301,7 +304,7 @@ def test_filters_show_what_they_say(project: Project, interface: Interface) -> N
     assert left(Filter.FLAGGED) == ["guitar-mirrored.png", "umbrella.png"]
 
 
-def test_a_caption_is_saved_when_the_box_or_the_image_is_left(project: Project, interface: Interface) -> None:
+def test_caption_is_saved_on_leaving_the_text_box_or_the_image(project: Project, interface: Interface) -> None:
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "guitar.png"))
     shown = interface.call(CaptionHandlers.save_caption, review_caption=f"{TRIGGER},  guitar\nred ")
     assert (project.images_dir / "guitar.txt").read_text("utf-8") == f"{TRIGGER}, guitar red"
@@ -312,7 +315,7 @@ def test_a_caption_is_saved_when_the_box_or_the_image_is_left(project: Project, 
     assert interface.contents_of("review_caption") == f"{TRIGGER}, key"
 
 
-def test_a_caption_that_was_not_edited_is_not_written(project: Project, interface: Interface) -> None:
+def test_caption_that_was_not_edited_is_not_written(project: Project, interface: Interface) -> None:
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
@@ -321,11 +324,12 @@ def test_a_caption_that_was_not_edited_is_not_written(project: Project, interfac
     assert file.read_text("utf-8") == "from elsewhere"
 
 
-def test_a_caption_that_changed_on_disk_is_shown_before_it_is_replaced(project: Project, interface: Interface) -> None:
+def test_caption_that_changed_on_disk_is_shown_before_it_is_overwritten(project: Project, interface: Interface) -> None:
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "key.png"))
     file = project.images_dir / "key.txt"
     file.write_text("from elsewhere", "utf-8")
     shown = interface.call(CaptionHandlers.show_next, review_caption="mine")
+    assert error_code(shown["dataset_notice"]) == "caption_changed"
     assert "from elsewhere" in shown["dataset_notice"]
     assert "review_line" not in shown
     assert file.read_text("utf-8") == "from elsewhere"
@@ -333,7 +337,7 @@ def test_a_caption_that_changed_on_disk_is_shown_before_it_is_replaced(project: 
     assert file.read_text("utf-8") == "mine"
 
 
-def test_a_caption_is_never_saved_for_an_image_that_is_gone(project: Project, interface: Interface) -> None:
+def test_caption_of_a_removed_image_is_not_saved(project: Project, interface: Interface) -> None:
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "key.png"))
     (project.images_dir / "key.png").unlink()
     (project.images_dir / "key.txt").unlink()
@@ -341,7 +345,7 @@ def test_a_caption_is_never_saved_for_an_image_that_is_gone(project: Project, in
     assert not (project.images_dir / "key.txt").exists()
 
 
-def test_setting_aside_in_review_goes_on_to_the_next(project: Project, interface: Interface) -> None:
+def test_review_shows_the_next_image_after_one_is_set_aside(project: Project, interface: Interface) -> None:
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "guitar.png"))
     shown = interface.call(CurationHandlers.set_current_aside, review_caption=f"{TRIGGER}, my guitar")
     assert "key.png" in shown["review_line"]
@@ -349,16 +353,14 @@ def test_setting_aside_in_review_goes_on_to_the_next(project: Project, interface
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, my guitar"
 
 
-def test_the_trigger_word_is_put_first_on_request(project: Project, interface: Interface) -> None:
+def test_button_puts_the_trigger_word_first(project: Project, interface: Interface) -> None:
     (project.images_dir / "guitar.txt").write_text("guitar", "utf-8")
     interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "guitar.png"))
     interface.call(CaptionHandlers.add_trigger_word)
     assert read_caption(project.images_dir / "guitar.png") == f"{TRIGGER}, guitar"
 
 
-def test_what_cannot_be_imported_is_said_and_changes_nothing(
-    project: Project, interface: Interface, tmp_path: Path
-) -> None:
+def test_failed_import_is_reported_and_changes_nothing(project: Project, interface: Interface, tmp_path: Path) -> None:
     archive = tmp_path / "evil.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("../outside.png", (EXAMPLE_IMAGES / "key.png").read_bytes())
@@ -372,30 +374,30 @@ def test_what_cannot_be_imported_is_said_and_changes_nothing(
     interface.call(DatasetTab.import_files, dataset_files=[str(tmp_path / "text.png")])
     wait_for_scan()
     shown = interface.call(DatasetTab.scan_tick)
-    assert "Nothing new" in shown["dataset_report"]
     assert "text.png" in shown["dataset_report"]
     assert names(project) == NAMES
 
 
-@pytest.mark.parametrize(("given", "said"), [("", "No folder is given"), ("/there/is/no/such", "does not exist")])
-def test_a_folder_that_is_not_there(project: Project, interface: Interface, given: str, said: str) -> None:
-    assert said in interface.call(DatasetTab.import_folder, dataset_folder=given)["dataset_notice"]
+@pytest.mark.parametrize("folder", ["", "/no/such/folder"])
+def test_import_of_a_missing_folder_is_refused(project: Project, interface: Interface, folder: str) -> None:
+    notice = interface.call(DatasetTab.import_folder, dataset_folder=folder)["dataset_notice"]
+    assert error_code(notice) == "no_folder"
 
 
-def test_others_cannot_name_folders_of_this_computer(home: Home, pictures: Path, started: list[Any]) -> None:
+def test_shared_studio_takes_no_paths_of_this_computer(home: Home, pictures: Path, started: list[Any]) -> None:
     project = home.create_project("shared")
     shutil.copy(pictures / "key.png", project.images_dir)
     interface = Interface(home, Mode.SHARED)
     interface.open(project.name)
     shown = interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
-    assert "only when the studio is not shared" in shown["dataset_notice"]
+    assert error_code(shown["dataset_notice"]) == "not_local"
     shown = interface.call(DatasetTab.start_tagging, tag_tagger=str(pictures))
-    assert "none of the list and no Hub repository" in shown["dataset_notice"]
+    assert error_code(shown["dataset_notice"]) == "tagger"
     assert names(project) == ["key.png"]
     assert started == []
 
 
-def test_the_example_fills_an_empty_project(home: Home, interface: Interface) -> None:
+def test_example_fills_an_empty_project(home: Home, interface: Interface) -> None:
     project = home.create_project("mine")
     interface.open("mine")
     interface.call(DatasetTab.import_example)
@@ -406,7 +408,7 @@ def test_the_example_fills_an_empty_project(home: Home, interface: Interface) ->
     assert project.info().trigger_word == TRIGGER
 
 
-def test_tagging_starts_a_job_and_keeps_the_trigger_word(
+def test_tagging_starts_a_job_and_saves_the_trigger_word(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     shown = interface.call(
@@ -429,7 +431,7 @@ def test_tagging_starts_a_job_and_keeps_the_trigger_word(
     assert project.info().trigger_word == "ink2"
 
 
-def test_a_tagging_at_work_is_shown_stopped_and_not_started_twice(
+def test_running_tagging_is_shown_can_be_stopped_and_not_started_twice(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
@@ -441,13 +443,14 @@ def test_a_tagging_at_work_is_shown_stopped_and_not_started_twice(
     assert "&lt;script&gt;" in shown["tag_state"]
     assert "<script>" not in shown["tag_state"]
     assert shown["tag_start"]["visible"] is False
-    assert "tagged already" in interface.call(DatasetTab.start_tagging, tag_tagger="demo")["dataset_notice"]
+    notice = interface.call(DatasetTab.start_tagging, tag_tagger="demo")["dataset_notice"]
+    assert error_code(notice) == "busy"
     interface.call(DatasetTab.stop_tagging)
     assert folder.stop_requested()
     assert started == []
 
 
-def test_the_last_tagging_is_undone(
+def test_tagging_can_be_undone(
     project: Project, interface: Interface, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Says:
@@ -478,7 +481,7 @@ def test_the_last_tagging_is_undone(
     assert interface.call(DatasetTab.section_changed, dataset_section="Tag")["tag_undo"]["visible"] is False
 
 
-def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
+def test_hostile_names_and_captions_are_escaped(home: Home) -> None:
     project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
     image = project.images_dir / HOSTILE
     Image.new("RGB", (600, 600)).save(image, "PNG")
@@ -493,7 +496,7 @@ def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
     shown = "".join(
         [
             dataset_view.image_grid(home, contents, Selection(), 0, "", thumbnails_ready=True),
-            dataset_view.set_aside_card([HOSTILE], ["x"]),
+            set_aside_card([HOSTILE], ["x"]),
             dataset_view.import_card(report),
             caption_hint("<em>", "<b>"),
         ]
@@ -503,7 +506,7 @@ def test_what_users_wrote_is_text_on_the_page(home: Home) -> None:
     assert shown.count("<img ") == 1
 
 
-def test_a_large_dataset_has_pages(home: Home) -> None:
+def test_large_dataset_is_shown_in_pages(home: Home) -> None:
     project = home.create_project("large")
     for number in range(dataset_view.PAGE_SIZE + 2):
         (project.images_dir / f"{number:03d}.png").write_bytes(b"")
@@ -518,7 +521,7 @@ def test_a_large_dataset_has_pages(home: Home) -> None:
 
 
 @pytest.mark.parametrize(
-    ("caption", "trigger", "there"),
+    ("caption", "trigger", "expected"),
     [
         ("ohwx, cat", "ohwx", True),
         ("OHWX, cat", "ohwx", True),
@@ -531,28 +534,28 @@ def test_a_large_dataset_has_pages(home: Home) -> None:
         ("a1, cat", "a1, b2", False),
     ],
 )
-def test_where_the_trigger_word_is(caption: str, trigger: str, there: bool) -> None:
-    assert has_trigger(caption, trigger) is there
+def test_has_trigger(caption: str, trigger: str, expected: bool) -> None:
+    assert has_trigger(caption, trigger) is expected
 
 
 def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: Path) -> None:
-    """Files are dropped, scanned, set aside and put back; a caption that was typed lies on disk."""
+    """Files are uploaded and scanned, set aside and restored with mouse and keys; a typed caption is saved."""
     shutil.copy(pictures / "key.png", pictures / HOSTILE)
     page.get_by_role("button", name="Import my images").click()
     page.locator("#dataset-files input[type=file]").set_input_files(sorted(pictures.iterdir()))
     page.locator("#dataset-tiles").get_by_text("1 mirrored").wait_for()
     report = page.locator("#dataset-report")
-    report.get_by_text("4 images added, 1 caption kept, 1 there already.").wait_for()
+    report.get_by_text("4 images added, 1 caption kept, 1 already imported.").wait_for()
 
     def section(name: str) -> None:
         page.locator("#dataset-section").get_by_text(name, exact=True).click()
 
     section("Curate")
     page.locator("#dataset-groups").get_by_role("button", name="Set aside").click()
-    page.locator("#dataset-message").get_by_text("is set aside").wait_for()
+    page.locator("#dataset-message").get_by_text("was set aside").wait_for()
     project = running.home.projects()[0]
     assert len(names(project)) == 3
-    page.locator("#curate-aside").get_by_role("button", name="Put back").click()
+    page.locator("#curate-aside").get_by_role("button", name="Restore").click()
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
     assert len(names(project)) == 4
 
@@ -560,22 +563,22 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.keyboard.press("ArrowDown")
     page.locator("#dataset-groups .group.here").wait_for()
     page.keyboard.press("Delete")
-    page.locator("#dataset-message").get_by_text("is set aside").wait_for()
+    page.locator("#dataset-message").get_by_text("was set aside").wait_for()
     assert len(names(project)) == 3
-    page.locator("#dataset-flagged .entry.here").wait_for()  # what took its place
+    page.locator("#dataset-flagged .entry.here").wait_for()  # the next one is selected
     page.keyboard.press("z")
-    page.locator("#dataset-message").get_by_text("is back").wait_for()
+    page.locator("#dataset-message").get_by_text("was restored").wait_for()
     assert len(names(project)) == 4
     page.keyboard.press("k")
-    page.locator("#curate-aside").get_by_text("Kept all the same").wait_for()
-    page.locator("#curate-aside").get_by_role("button", name="Look again").click()
+    page.locator("#curate-aside").get_by_text("Marked as kept").wait_for()
+    page.locator("#curate-aside").get_by_role("button", name="Check again").click()
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
     page.keyboard.press("ArrowDown")
     page.locator("#dataset-flagged .entry.here").wait_for()
     page.keyboard.press("ArrowUp")
     page.locator("#dataset-groups .group.here").wait_for()
     page.keyboard.press("u")
-    page.locator("#dataset-message").get_by_text("is set aside").wait_for()
+    page.locator("#dataset-message").get_by_text("was set aside").wait_for()
     assert "guitar.png" not in names(project)
     page.keyboard.press("z")
     page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
@@ -588,7 +591,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     box = page.locator("#review-caption textarea")
     box.fill("my own words")
     page.locator("#review-hint").get_by_text("3 of 75 tokens").wait_for()
-    page.locator("#review-line").click()  # leaves the box
+    page.locator("#review-line").click()  # leaves the text box
     page.locator("#review-saved").get_by_text("Saved.").wait_for()
     assert read_caption(chosen.path) == "my own words"
     page.keyboard.press("ArrowRight")
@@ -598,7 +601,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     assert box.input_value() == "my own words"
 
 
-def test_a_phone_shows_all_of_it(open_page: Callable[..., Any], running: Any) -> None:
+def test_sections_fit_a_phone(open_page: Callable[..., Any], running: Any) -> None:
     project = running.home.create_project("phone")
     shutil.copy(EXAMPLE_IMAGES / "key.png", project.images_dir)
     page = open_page(size=(390, 844), dark=True)

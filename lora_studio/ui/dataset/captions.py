@@ -1,4 +1,4 @@
-"""Captions: what the lint finds, each with its mends, and edits of all captions at once, seen before they are done."""
+"""The Captions section: caption checks with their fixes, and bulk edits, previewed before they are applied."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.contents import Contents, ImageItem, display_name
-from lora_studio.ui.dataset.view import NAMES_SHOWN
+from lora_studio.ui.dataset.layout import Data
+from lora_studio.ui.dataset.view import Action, shortened
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
-from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, heading, html, note, pickable
+from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, heading, html, note, pickable, render
 
-CHANGES_SHOWN = 40
-EDITS_SHOWN = 8
-TAGS_SHOWN = 12
+MAX_CHANGES = 40
+MAX_EDITS = 8
+MAX_TAGS = 12
 
 
 class BulkAction(StrEnum):
-    """What can be done to all captions."""
+    """Bulk edits of captions."""
 
     ADD = "Add"
     REMOVE = "Remove"
@@ -38,21 +39,21 @@ class BulkAction(StrEnum):
 
 
 class Scope(StrEnum):
-    """Whose captions."""
+    """Captions that a bulk edit applies to."""
 
     ALL = "All images"
-    SHOWN = "Those shown"
+    FILTERED = "Filtered images"
 
 
 POSITIONS = (
-    ("In front", TagPosition.FRONT),
+    ("At the start", TagPosition.FRONT),
     ("After the trigger word", TagPosition.AFTER_TRIGGER),
     ("At the end", TagPosition.BACK),
 )
 
 
 class FindingPick(StrEnum):
-    """What a finding's button asks for; what follows the colon is a mend's or a finding's key, or a tag."""
+    """Verbs of a finding's buttons. The subject after the colon is the key of a fix or finding, or a tag."""
 
     FIX = "fix"
     SHOW = "finding"
@@ -60,61 +61,61 @@ class FindingPick(StrEnum):
 
 
 class _FieldTexts(NamedTuple):
-    """What the form asks for an act: the two texts' labels and reasons; an empty label hides the second."""
+    """Labels and descriptions of a bulk edit's two text fields; an empty label hides the second one."""
 
     first: str
-    why: str
+    first_info: str
     second: str = ""
-    second_why: str = ""
+    second_info: str = ""
 
 
 FIELDS: Mapping[BulkAction, _FieldTexts] = {
-    BulkAction.ADD: _FieldTexts("Tags", "Separated by commas. A caption that has one already keeps it where it is."),
-    BulkAction.REMOVE: _FieldTexts("Tags", "Whole tags, separated by commas: hair does not touch long hair."),
+    BulkAction.ADD: _FieldTexts("Tags", "Separated by commas. A caption that already has a tag keeps it in its place."),
+    BulkAction.REMOVE: _FieldTexts("Tags", "Whole tags, separated by commas: hair does not affect long hair."),
     BulkAction.REPLACE: _FieldTexts(
-        "Tag", "One whole tag.", "With", "One or several; a tag that is there already is not doubled."
+        "Tag", "One whole tag.", "With", "One or several tags; a tag that the caption has already is not repeated."
     ),
     BulkAction.REGEX: _FieldTexts(
-        "Look for", r"Over the whole caption, as in \b(\w+) dress.", "Put in its place", r"\1 is the first group."
+        "Find", r"Matches anywhere in the caption, as in \b(\w+) dress.", "Replace with", r"\1 is the first group."
     ),
 }
 
 
 class CaptionsPanel:
-    """The right side of Captions."""
+    """Components of the section."""
 
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.column:
             with gr.Row(elem_classes="actions"):
                 self.undo = gr.Button("Undo", elem_id="captions-undo", min_width=100, size="sm", interactive=False)
-                self.redo = gr.Button("Do again", elem_id="captions-redo", min_width=100, size="sm", interactive=False)
+                self.redo = gr.Button("Redo", elem_id="captions-redo", min_width=100, size="sm", interactive=False)
             self.findings = pickable(elem_id="captions-findings")
-            html(heading("Change many captions", "See what would change first; the last 50 edits can be undone."))
+            html(heading("Bulk edit", "Preview the changes first; the last 50 edits can be undone."))
             with gr.Group(elem_classes="answers"):
                 self.action = gr.Radio(
                     [action.value for action in BulkAction],
                     value=BulkAction.ADD.value,
-                    label="What to do",
+                    label="Bulk edit",
                     show_label=False,
                     container=False,
                     elem_id="bulk-action",
                     elem_classes="segments small bulk-action",
                 )
                 first = FIELDS[BulkAction.ADD]
-                self.first = gr.Textbox(label=first.first, info=first.why, max_lines=1, elem_id="bulk-first")
+                self.first = gr.Textbox(label=first.first, info=first.first_info, max_lines=1, elem_id="bulk-first")
                 self.second = gr.Textbox(label="With", max_lines=1, visible=False, elem_id="bulk-second")
                 self.position = gr.Radio(
                     [(text, position.value) for text, position in POSITIONS],
                     value=TagPosition.AFTER_TRIGGER.value,
-                    label="Where",
-                    info="The first tags stay in place when tags are shuffled in training.",
+                    label="Position",
+                    info="The first tags keep their place when tags are shuffled in training.",
                     elem_id="bulk-position",
                 )
                 self.scope = gr.Radio(
                     [scope.value for scope in Scope],
                     value=Scope.ALL.value,
-                    label="Whose captions",
-                    info="Those shown: what the filters on the left let through, on all its pages.",
+                    label="Apply to",
+                    info="Filtered images: all images that match the filter of the grid, on all its pages.",
                     elem_id="bulk-scope",
                 )
             with gr.Row(elem_classes="actions"):
@@ -128,12 +129,12 @@ class CaptionsPanel:
 
     @property
     def inputs(self) -> list[Any]:
-        """What the form says."""
+        """Components that a bulk edit reads."""
         return [self.action, self.first, self.second, self.position, self.scope, self.previewed]
 
     @property
     def outputs(self) -> list[Any]:
-        """Everything that this panel changes."""
+        """Components that the section changes."""
         return [
             self.column,
             self.findings,
@@ -150,42 +151,44 @@ class CaptionsPanel:
         ]
 
     def action_changed(self, action: str) -> Updates:
-        """Another act was chosen: the form asks for what it needs."""
+        """Show the fields of another bulk edit."""
         fields = FIELDS[BulkAction(action)]
         return {
-            self.first: gr.Textbox(label=fields.first, info=fields.why),
-            self.second: gr.Textbox(label=fields.second or "With", info=fields.second_why, visible=bool(fields.second)),
+            self.first: gr.Textbox(label=fields.first, info=fields.first_info),
+            self.second: gr.Textbox(
+                label=fields.second or "With", info=fields.second_info, visible=bool(fields.second)
+            ),
             self.position: gr.Radio(visible=action == BulkAction.ADD),
             **self.clear_preview(),
         }
 
     def clear_preview(self) -> Updates:
-        """What was seen does not hold any more."""
+        """Discard the preview."""
         return {self.changes: "", self.previewed: "", self.apply: gr.Button("Apply", interactive=False)}
 
     def render(self, contents: Contents) -> Updates:
-        """What the lint says, and what can be undone."""
+        """Show the caption checks, and which edits can be undone or redone."""
         past = CaptionHistory.of(contents.project.dataset_dir).edits()
         done = [edit for edit in past if not edit.undone]
         undone = [edit for edit in past if edit.undone]
         return {
-            self.findings: finding_list(contents.findings) if contents.items else _nothing(),
+            self.findings: finding_list(contents.findings) if contents.items else _no_findings(),
             self.undo: gr.Button(interactive=bool(done)),
             self.redo: gr.Button(interactive=bool(undone)),
             self.history: history_list(past),
             self.preview: gr.Button(interactive=bool(contents.items)),
         }
 
-    def plan(self, contents: Contents, shown: Sequence[ImageItem], data: Mapping[Any, Any]) -> EditPlan:
-        """What the form would change; raises InputError for what it cannot do."""
-        items = shown if data[self.scope] == Scope.SHOWN else contents.items
+    def plan(self, contents: Contents, shown: Sequence[ImageItem], data: Data) -> EditPlan:
+        """Return what the form would change; raise InputError for an invalid form or no images."""
+        items = shown if data[self.scope] == Scope.FILTERED else contents.items
         if not items:
-            raise InputError("No image is shown.", "Choose another filter, or all images.", code="nothing")
+            raise InputError("No image matches the filter.", "Choose another filter, or all images.", code="nothing")
         known = {item.path: item.caption for item in items if item.caption is not None}
         return plan_edit([item.path for item in items], self._edit(contents, data), known)
 
     def show_preview(self, plan: EditPlan) -> Updates:
-        """Show a plan, and let it be carried out."""
+        """Show a preview, and enable the button that applies it."""
         count = len(plan.changes)
         return {
             self.changes: plan_table(plan),
@@ -193,17 +196,17 @@ class CaptionsPanel:
             self.apply: gr.Button(f"Apply to {format_count(count, 'caption')}", interactive=count > 0),
         }
 
-    def apply_previewed(self, contents: Contents, plan: EditPlan, data: Mapping[Any, Any]) -> EditReport:
-        """Do what was seen; raises InputError if something else would be done by now."""
+    def apply_previewed(self, contents: Contents, plan: EditPlan, data: Data) -> EditReport:
+        """Apply a plan; raise InputError unless it is the one that was previewed."""
         if not data[self.previewed]:
-            raise InputError("Nothing was previewed.", "Look at what would change first.", code="no_preview")
+            raise InputError("Nothing was previewed.", "Preview the changes first.", code="no_preview")
         if plan.digest != data[self.previewed]:
             raise InputError(
-                "The captions or the form changed since the preview.", "Preview once more.", code="other_preview"
+                "The captions or the form changed since the preview.", "Preview again.", code="other_preview"
             )
         return CaptionHistory.of(contents.project.dataset_dir).apply(plan)
 
-    def _edit(self, contents: Contents, data: Mapping[Any, Any]) -> Edit:
+    def _edit(self, contents: Contents, data: Data) -> Edit:
         first, second = data[self.first] or "", data[self.second] or ""
         match BulkAction(data[self.action]):
             case BulkAction.ADD:
@@ -217,112 +220,83 @@ class CaptionsPanel:
 
 
 def finding_list(findings: Sequence[Finding]) -> Markup:
-    """What the lint found, each with its mends and the way to its images."""
+    """Return the findings of the caption checks, each with its fixes and a button that filters its images."""
     if not findings:
-        return card("Nothing to mend", "The captions pass every check.", tone=Tone.OK)
-    return Markup('{}<div class="entries findings">{}</div>').format(
-        heading("Checks", "Doubtful is not wrong: mend what you agree with. Each mend can be undone."),
-        Markup("").join(_finding(finding) for finding in findings),
-    )
+        return card("No problems found", "The captions pass all checks.", tone=Tone.OK)
+    return render("dataset/findings.html", findings=[_finding(finding) for finding in findings])
 
 
-def _finding(finding: Finding) -> Markup:
-    buttons = [
-        _button(FindingPick.SHOW, finding.key, f"Show {len(finding.images):,}", "Show these images on the left.")
-    ]
-    buttons += [_button(FindingPick.FIX, fix.key, fix.label, "It can be undone.") for fix in finding.fixes]
-    shown = list(finding.tags)[:TAGS_SHOWN] if finding.code != "common_tag" else []
-    tags = Markup("").join(_button(FindingPick.TAG, tag, tag, "Show the images that have it.") for tag in shown)
-    rest = len(finding.tags) - len(shown)
-    more = Markup('<span class="hint">and {} more</span>').format(f"{rest:,}") if shown and rest else ""
-    return Markup(
-        '<div class="entry"><div class="words"><strong>{}</strong><p>{}</p><p class="hint">{}</p>{}</div>'
-        '<div class="acts">{}</div></div>'
-    ).format(
-        finding.rule.title,
-        finding.message,
-        finding.rule.why,
-        Markup('<div class="acts tags">{}{}</div>').format(tags, more) if shown else "",
-        Markup("").join(buttons),
-    )
+def _finding(finding: Finding) -> dict[str, object]:
+    show = Action(f"{FindingPick.SHOW}:{finding.key}", f"Show {len(finding.images):,}", "Shows these images.")
+    fixes = [Action(f"{FindingPick.FIX}:{fix.key}", fix.label, "Can be undone.") for fix in finding.fixes]
+    tags = list(finding.tags)[:MAX_TAGS] if finding.code != "common_tag" else []
+    rest = len(finding.tags) - len(tags)
+    return {
+        "title": finding.rule.title,
+        "message": finding.message,
+        "why": finding.rule.why,
+        "tags": [Action(f"{FindingPick.TAG}:{tag}", tag, "Shows the images with this tag.") for tag in tags],
+        "more": f"and {rest:,} more" if tags and rest else "",
+        "buttons": [show, *fixes],
+    }
 
 
-def _button(pick: FindingPick, subject: str, text: str, title: str) -> Markup:
-    return Markup('<button type="button" class="act" data-pick="{}:{}" title="{}">{}</button>').format(
-        pick.value, subject, title, text
-    )
-
-
-def _nothing() -> Markup:
-    return empty_card("Checks of your captions will stand here", "Import images first, then tag them.")
+def _no_findings() -> Markup:
+    return empty_card("Caption checks will appear here", "Import images first, then tag them.")
 
 
 def plan_table(plan: EditPlan) -> Markup:
-    """What would change, tag by tag: what goes is struck out, what comes is marked."""
+    """Return the preview of a bulk edit: each caption with removed tags struck through and new ones marked."""
     if not plan.changes:
-        return note("No caption would change.", f"{plan.what}: {format_count(plan.unchanged, 'caption')} looked at.")
-    rows = Markup("").join(_change(change) for change in plan.changes[:CHANGES_SHOWN])
-    rest = len(plan.changes) - CHANGES_SHOWN
-    return Markup(
-        '<p class="hint" role="status">{} would change, {} would not.</p>'
-        '<div class="table-scroll changes" tabindex="0" role="region" aria-label="What would change"><table><tbody>{}'
-        "</tbody></table></div>{}"
-    ).format(
-        format_count(len(plan.changes), "caption"),
-        f"{plan.unchanged:,}",
-        rows,
-        Markup('<p class="hint">and {} more</p>').format(f"{rest:,}") if rest > 0 else "",
+        return note("No caption would change.", f"{plan.what}: {format_count(plan.unchanged, 'caption')} checked.")
+    rest = len(plan.changes) - MAX_CHANGES
+    return render(
+        "dataset/changes.html",
+        changed=format_count(len(plan.changes), "caption"),
+        unchanged=f"{plan.unchanged:,}",
+        changes=[_change(change) for change in plan.changes[:MAX_CHANGES]],
+        more=f"and {rest:,} more" if rest > 0 else "",
     )
 
 
-def _change(change: Change) -> Markup:
+def _change(change: Change) -> dict[str, object]:
     before, after = split_tags(change.before or ""), split_tags(change.after)
-    pieces = [Markup("<del>{}</del>").format(tag) for tag in before if tag not in after]
-    pieces += [
-        Markup("<ins>{}</ins>").format(tag) if tag not in before else Markup("<span>{}</span>").format(tag)
-        for tag in after
-    ]
-    if before == after:
-        pieces.append(Markup('<span class="hint">the same text, written anew</span>'))
-    elif not after:
-        pieces.append(Markup('<span class="hint">nothing is left</span>'))
-    return Markup('<tr><th scope="row" title="{0}">{0}</th><td>{1}</td></tr>').format(
-        display_name(change.image), Markup(" ").join(pieces)
-    )
+    remark = "only its formatting or encoding changes" if before == after else "" if after else "empty"
+    return {
+        "name": display_name(change.image),
+        "removed": [tag for tag in before if tag not in after],
+        "tags": [{"text": tag, "added": tag not in before} for tag in after],
+        "remark": remark,
+    }
 
 
 def history_list(past: Sequence[PastEdit]) -> Markup:
-    """The latest edits, what can be done again struck out."""
-    if not past:
-        return Markup("")
-    lines = Markup("").join(
-        Markup('<li class="{}"><span>{}</span> <span class="hint">{} · {}</span></li>').format(
-            "undone" if edit.undone else "",
-            edit.what,
-            format_count(edit.images, "image"),
-            "undone" if edit.undone else _ago(edit.time),
-        )
-        for edit in past[:EDITS_SHOWN]
-    )
-    return Markup('{}<ul class="edits" aria-label="Latest edits">{}</ul>').format(heading("Latest edits"), lines)
+    """Return the latest edits, those that were undone struck through; empty without any."""
+    edits_shown = [
+        {
+            "what": edit.what,
+            "images": format_count(edit.images, "image"),
+            "undone": edit.undone,
+            "when": "undone" if edit.undone else _time_ago(edit.time),
+        }
+        for edit in past[:MAX_EDITS]
+    ]
+    return render("dataset/edits.html", edits=edits_shown)
 
 
-def _ago(moment: float) -> str:
-    """When it was, as people say it."""
-    seconds = max(time.time() - moment, 0)
+def _time_ago(timestamp: float) -> str:
+    seconds = max(time.time() - timestamp, 0)
     if seconds < 60:
         return "just now"
     if seconds < 3600:
         return f"{int(seconds // 60)} min ago"
-    return time.strftime("%d %b, %H:%M", time.localtime(moment))
+    return time.strftime("%d %b, %H:%M", time.localtime(timestamp))
 
 
 def report_card(report: EditReport) -> Markup:
-    """What was done, and what was left because somebody else changed it."""
-    done = card(report.what, f"{format_count(len(report.changed), 'caption')} changed.", tone=Tone.OK)
+    """Return what an edit changed, and which captions it left because they had changed on disk."""
+    changed = card(report.what, f"{format_count(len(report.changed), 'caption')} changed.", tone=Tone.OK)
     if not report.kept:
-        return done
-    lines = [f"{display_name(item.image)}: {item.reason}." for item in report.kept[:NAMES_SHOWN]]
-    if len(report.kept) > NAMES_SHOWN:
-        lines.append(f"and {len(report.kept) - NAMES_SHOWN} more")
-    return cards([done, card("Left as they are", "\n".join(lines), tone=Tone.WARNING)])
+        return changed
+    lines = [f"{display_name(item.image)}: {item.reason}." for item in report.kept]
+    return cards([changed, card("Not changed", "\n".join(shortened(lines)), tone=Tone.WARNING)])

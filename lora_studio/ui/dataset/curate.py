@@ -12,10 +12,11 @@ from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_imag
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.contents import Contents, ImageItem, image_id
+from lora_studio.ui.dataset.curation_view import restored_card, set_aside_card
 from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.page import DatasetPage
 from lora_studio.ui.dataset.review import next_after_removal
-from lora_studio.ui.dataset.view import Pick, restored_card, set_aside_card
+from lora_studio.ui.dataset.view import Pick
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.workspace.project import Project

@@ -1,4 +1,4 @@
-"""What the Dataset tab is made of: the components of its parts, without what they do."""
+"""Components of the Dataset tab that no panel class builds: tiles, grid, Import and Curate."""
 
 from __future__ import annotations
 
@@ -10,50 +10,15 @@ import gradio as gr
 
 from lora_studio.dataset.images.decode import IMAGE_SUFFIXES
 from lora_studio.ui.dataset.contents import Filter
-from lora_studio.ui.widgets.html import empty_card, html, pickable
+from lora_studio.ui.widgets.html import empty_card, html, pickable, render
 
 INCLUDES_TAG, EXCLUDES_TAG = "contains", "does not contain"
 GIVEN_FILES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
 Data = Mapping[Any, Any]  # values of an event's inputs, by component
 
 
-# The arrows choose a group or row; a key presses its first button that has it. What was chosen is gone after most of
-# them: then the one that took its place is chosen.
-KEYS_SCRIPT = """
-if (!window.studioCurateKeys) {
-  window.studioCurateKeys = true;
-  let place = -1;
-  const rows = () => [...document.querySelectorAll('#dataset-groups .group, #dataset-flagged .entry')];
-  const choose = (all, next) => {
-    place = Math.max(0, Math.min(next, all.length - 1));
-    all.forEach((row, index) => row.classList.toggle('here', index === place));
-    if (all[place]) all[place].scrollIntoView({ block: 'nearest' });
-  };
-  const show = () => { if (place >= 0 && !document.querySelector('.here') && rows().length) choose(rows(), place); };
-  document.addEventListener('keydown', (event) => {
-    const typing = 'input:not([type=radio]), textarea, select, [contenteditable], [role="tab"], [role="listbox"]';
-    const keys = document.querySelector('.curate-keys');
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(typing)) return;
-    if (!keys || !keys.offsetParent) return;
-    const all = rows(), name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const press = (inside) => inside && inside.querySelector(`button[data-key="${name}"]`);
-    let button = null;
-    if (name === 'ArrowDown' || name === 'ArrowUp') {
-      if (event.target.closest('input') || !all.length) return;
-      choose(all, place + (name === 'ArrowDown' ? 1 : -1));
-    } else if (name === 'z') button = press(document.getElementById('dataset-message'));
-    else if (['k', 'u', 'Delete'].includes(name)) button = press(all[place]);
-    else return;
-    event.preventDefault();
-    if (button) button.click();
-  });
-  new MutationObserver(show).observe(document.body, { childList: true, subtree: true });
-}
-"""
-
-
 class Section(StrEnum):
-    """The parts of the tab, in the order of the way."""
+    """Sections of the tab, in the order of the workflow."""
 
     IMPORT = "Import"
     CURATE = "Curate"
@@ -64,7 +29,7 @@ class Section(StrEnum):
 
 
 class Top(NamedTuple):
-    """Figures, the choice of part, and what there is to say."""
+    """Tiles, section switch, and places for errors, the last action and progress."""
 
     tiles: gr.HTML
     section: gr.Radio
@@ -74,7 +39,7 @@ class Top(NamedTuple):
 
 
 class Left(NamedTuple):
-    """The images: what will be there, the grid, or groups of copies and what else to look at."""
+    """Left side: a placeholder, the grid with its filters, or what Curate lists."""
 
     empty: gr.Column
     choose: gr.UploadButton
@@ -92,7 +57,7 @@ class Left(NamedTuple):
 
 
 class ImportSide(NamedTuple):
-    """The right side of Import."""
+    """Right side of Import."""
 
     column: gr.Column
     files: gr.File
@@ -102,7 +67,7 @@ class ImportSide(NamedTuple):
 
 
 class CurateSide(NamedTuple):
-    """The right side of Curate."""
+    """Right side of Curate."""
 
     column: gr.Column
     status: gr.HTML
@@ -115,13 +80,13 @@ class CurateSide(NamedTuple):
 
 
 def build_top() -> Top:
-    """What stands above all parts."""
+    """Build the top of the tab."""
     return Top(
         tiles=html(elem_id="dataset-tiles"),
         section=gr.Radio(
             [section.value for section in Section],
             value=Section.IMPORT.value,
-            label="Part of the dataset",
+            label="Section",
             show_label=False,
             container=False,
             elem_id="dataset-section",
@@ -134,13 +99,13 @@ def build_top() -> Top:
 
 
 def build_left() -> Left:
-    """The images."""
+    """Build the left side."""
     with gr.Column(elem_classes="empty-state") as empty:
         html(
             empty_card(
-                "Your images will stand here",
-                "Ten to fifty good ones are enough for a character or a concept: above 512 px, varied in pose and "
-                "background, without copies. Captions beside them come along.",
+                "Your images will appear here",
+                "Ten to fifty good images are enough for a character or a concept: above 512 px, varied in pose and "
+                "background, without duplicates. Caption files with the same name are imported too.",
             )
         )
         with gr.Row(elem_classes="actions"):
@@ -166,8 +131,8 @@ def build_left() -> Left:
         )
         with gr.Row(elem_classes="tag-filter"):
             tag = gr.Textbox(
-                placeholder="Tag, like long hair",
-                label="Tag to filter by",
+                placeholder="Tag, such as long hair",
+                label="Filter by tag",
                 show_label=False,
                 container=False,
                 max_lines=1,
@@ -178,11 +143,11 @@ def build_left() -> Left:
             tag_side = gr.Radio(
                 [INCLUDES_TAG, EXCLUDES_TAG],
                 value=INCLUDES_TAG,
-                label="Images that",
+                label="Images whose caption",
                 show_label=False,
                 container=False,
                 scale=0,
-                min_width=190,
+                min_width=230,
                 elem_id="dataset-filter-side",
                 elem_classes="segments small",
             )
@@ -198,10 +163,10 @@ def build_left() -> Left:
 
 
 def build_import(*, local: bool) -> ImportSide:
-    """Import; a folder can be named only where the studio runs for one person."""
+    """Build the right side of Import. Only a studio that is not shared (`local`) imports folders by their path."""
     with gr.Column() as column:
         files = gr.File(
-            label="Drop images here, with their captions, or a zip",
+            label="Drop images with their captions here, or a zip",
             file_count="multiple",
             file_types=GIVEN_FILES,
             height=170,
@@ -209,8 +174,8 @@ def build_import(*, local: bool) -> ImportSide:
         )
         with gr.Group(visible=local, elem_classes="answers"):
             folder = gr.Textbox(
-                label="Or a folder of this computer",
-                info="Its images are copied; folders named like 10_name, as kohya's tools have them, stay sets.",
+                label="Or a folder on this computer",
+                info="Images are copied; kohya folders (10_name) keep their repeats.",
                 placeholder="/home/me/pictures/saria",
                 max_lines=1,
                 elem_id="dataset-folder",
@@ -221,21 +186,16 @@ def build_import(*, local: bool) -> ImportSide:
 
 
 def build_curate() -> CurateSide:
-    """Curate."""
+    """Build the right side of Curate."""
     with gr.Column(visible=False) as column:
         status = html(elem_id="curate-status")
         apply = gr.Button("Set aside all proposed", variant="primary", elem_id="curate-apply", visible=False)
         with gr.Row(elem_classes="actions"):
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
-            restore = gr.Button("Put all back", elem_id="curate-restore", min_width=110, visible=False)
+            restore = gr.Button("Restore all", elem_id="curate-restore", min_width=110, visible=False)
         move_loose = gr.Button(elem_id="curate-move-loose", visible=False)
-        gr.HTML(
-            '<p class="hint">Keys: ↓ and ↑ go through, Delete sets aside, K keeps, U uses the copy instead, '
-            "Z takes it back.</p>",
-            js_on_load=KEYS_SCRIPT,
-            apply_default_css=False,
-            elem_classes=["studio-html", "curate-keys"],
-        )
+        keys = "Keys: ↓ and ↑ select, Delete sets aside, K keeps, U uses the duplicate instead, Z undoes."
+        html(render("dataset/hint.html", text=keys), js="curate_keys.js", classes="curate-keys")
         variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
     return CurateSide(column, status, apply, scan, restore, move_loose, variety, aside)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from lora_studio.dataset.curate import Rejected, rejected_images
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.ui.context import Studio
-from lora_studio.ui.dataset import variety as dataset_variety
+from lora_studio.ui.dataset import curation_view, variety
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.background_scan import ScanRunner
 from lora_studio.ui.dataset.captions import CaptionsPanel
@@ -261,12 +261,11 @@ class DatasetPage:
         project, home = contents.project, self.studio.home
         loose = loose_images(project.dataset_dir)
         return {
-            self.left.groups: dataset_view.duplicate_groups(home, contents)
-            + dataset_variety.similar_groups(home, contents),
-            self.left.flagged: dataset_view.flagged_list(home, contents),
-            self.left.pairs: dataset_variety.most_similar_pairs(home, contents),
-            self.left.buckets: dataset_variety.bucket_overview(home, contents),
-            self.curate.status: dataset_view.curation_status(contents),
+            self.left.groups: curation_view.duplicate_groups(home, contents) + variety.similar_groups(home, contents),
+            self.left.flagged: curation_view.flagged_list(home, contents),
+            self.left.pairs: variety.most_similar_pairs(home, contents),
+            self.left.buckets: variety.bucket_overview(home, contents),
+            self.curate.status: curation_view.curation_status(contents),
             self.curate.apply: gr.Button(
                 f"Set aside all proposed ({len(contents.proposed)})", visible=bool(contents.proposed)
             ),
@@ -274,8 +273,8 @@ class DatasetPage:
             self.curate.move_loose: gr.Button(
                 f"Move {format_count(len(loose), 'loose image')} into {project.images_dir.name}", visible=bool(loose)
             ),
-            self.curate.variety: dataset_variety.variety_card(contents),
-            self.curate.aside: dataset_view.aside_list(home, contents, rejected),
+            self.curate.variety: variety.variety_card(contents),
+            self.curate.aside: curation_view.aside_list(home, contents, rejected),
         }
 
     def _captions_and_statistics(self, contents: Contents, section: Section, tag: str, page: int) -> Updates:

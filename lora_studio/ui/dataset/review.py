@@ -1,13 +1,12 @@
-"""Review: one image large with its caption as chips and as text, a tick an image, and the keys to go through all.
+"""The Review section: one image with its caption as chips and as text, and the mark that it was reviewed.
 
-A text that is edited travels with the id of its image and the text that was there, all three in the browser: a caption
-that is saved late goes to the image it was written for, and never over one that changed on disk meanwhile. A chip's
-button says what to do with which tag, and does it to what is on disk.
+The browser keeps three values of an edited caption: its text, the id of its image, and the text before the edit. So a
+late save reaches the image that it was typed for, and does not overwrite a caption that changed on disk meanwhile.
+Chips edit the caption on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -20,60 +19,28 @@ from lora_studio.dataset.captions.text import join_tags, split_tags, with_tags, 
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
-from lora_studio.ui.dataset.chips import ADD_SCRIPT, CHIPS_SCRIPT, SUGGEST_SCRIPT, add_field, tag_chips
+from lora_studio.ui.dataset.chips import add_field, tag_chips
 from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection, has_trigger
+from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.html import Tone, cards, empty_card, html, note
+from lora_studio.ui.widgets.html import Tone, cards, empty_card, html, note, render
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home
 
-LARGE_PX = 768  # px
-KEYS_SCRIPT = """
-if (!window.studioReviewKeys) {
-  window.studioReviewKeys = true;
-  const buttons = {
-    ArrowLeft: 'review-previous', k: 'review-previous', ArrowRight: 'review-next', j: 'review-next',
-    Enter: 'review-mark', ' ': 'review-mark', r: 'review-toggle', Delete: 'review-aside',
-  };
-  const typing = 'input, textarea, select, [contenteditable], [role="tab"], [role="listbox"]';
-  document.addEventListener('keydown', (event) => {
-    if (event.altKey || event.target.closest(typing)) return;
-    const press = (id) => {
-      const button = document.getElementById(id);
-      if (!button || !button.offsetParent || button.disabled) return;
-      event.preventDefault();
-      button.click();
-    };
-    if (event.ctrlKey || event.metaKey) {
-      if (event.key.toLowerCase() === 'z' && !event.shiftKey) press('review-undo');
-      return;
-    }
-    const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    if (key === 'a') {
-      const field = document.querySelector('#review-add input');
-      if (field && field.offsetParent) { event.preventDefault(); field.focus(); }
-      return;
-    }
-    if (!buttons[key]) return;
-    if ((key === 'Enter' || key === ' ') && event.target.closest('button, a, summary, [tabindex]')) return;
-    if (key === 'Delete' && event.target.closest('.chip')) return;
-    press(buttons[key]);
-  });
-}
-"""
-LEGEND = (
-    ("← → or K J", "go through"),
-    ("Enter or Space", "reviewed, and on"),
-    ("R", "tick or untick"),
+LARGE_PX = 768
+KEYS = (
+    ("← → or K J", "previous, next"),
+    ("Enter or Space", "mark as reviewed, next"),
+    ("R", "mark or unmark"),
     ("A", "add a tag"),
     ("Delete", "set aside"),
     ("Ctrl Z", "undo"),
 )
 
 
-class Chip(StrEnum):
-    """What a chip's button asks for; what follows the colon is a tag, for MOVE after the place that it gets."""
+class ChipPick(StrEnum):
+    """Verbs of a chip's buttons. The subject after the colon is a tag; for MOVE, its new index precedes it."""
 
     DROP = "drop"
     ADD = "add"
@@ -81,20 +48,20 @@ class Chip(StrEnum):
 
 
 class CaptionChanged(InputError):
-    """The caption of image `identity` became `there` on disk while another text was being typed."""
+    """A caption that is being edited in the text box became `on_disk` on disk; `identity` is its image's id."""
 
     def __init__(self, item: ImageItem) -> None:
         self.identity = item.id
         self.on_disk = one_line(item.caption)
         super().__init__(
-            f"The caption of {item.name} was changed elsewhere meanwhile; it says now: {self.on_disk!r}.",
-            "Yours is still in the box: Save puts it in its place.",
+            f"The caption of {item.name} was changed by another program or page to {self.on_disk!r}.",
+            "Your text is still in the box: Save overwrites the other one.",
             code="caption_changed",
         )
 
 
 class ReviewPanel:
-    """The right side of Review."""
+    """Components of the section."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
@@ -105,36 +72,18 @@ class ReviewPanel:
             self.line = html(elem_id="review-line", classes="picture-line")
             with gr.Row(elem_classes="actions review-actions"):
                 self.previous = gr.Button("Previous", elem_id="review-previous", min_width=80)
-                self.mark = gr.Button("Reviewed", variant="primary", elem_id="review-mark", min_width=100)
+                self.mark = gr.Button("Reviewed, next", variant="primary", elem_id="review-mark", min_width=100)
                 self.next = gr.Button("Next", elem_id="review-next", min_width=80)
-            self.chips = gr.HTML(
-                "",
-                js_on_load=CHIPS_SCRIPT,
-                apply_default_css=False,
-                elem_id="review-chips",
-                elem_classes=["studio-html"],
-            )
-            self.add = gr.HTML(
-                add_field(),
-                js_on_load=ADD_SCRIPT,
-                apply_default_css=False,
-                elem_id="review-add",
-                elem_classes=["studio-html"],
-            )
-            self.suggestions = gr.HTML(
-                "",
-                js_on_load=SUGGEST_SCRIPT,
-                apply_default_css=False,
-                elem_id="review-suggestions",
-                elem_classes=["studio-html"],
-            )
+            self.chips = html(js="caption_chips.js", elem_id="review-chips")
+            self.add = html(add_field(), js="add_tag.js", elem_id="review-add")
+            self.suggestions = html(js="tag_suggestions.js", elem_id="review-suggestions")
             self.hint = html(elem_id="review-hint")
             self.add_trigger = gr.Button(
                 "Put the trigger word first", elem_id="review-trigger", visible=False, size="sm"
             )
             self.caption = gr.Textbox(
-                label="Caption as text",
-                info="What you name stays changeable; what you leave out goes into the trigger word.",
+                label="Caption",
+                info="Tag what you want to control in prompts; leave out what the trigger word should learn.",
                 lines=2,
                 max_lines=10,
                 elem_id="review-caption",
@@ -143,23 +92,21 @@ class ReviewPanel:
             with gr.Row(elem_classes="actions review-actions"):
                 self.save = gr.Button("Save", elem_id="review-save", min_width=70, size="sm")
                 self.undo = gr.Button("Undo", elem_id="review-undo", min_width=70, size="sm", interactive=False)
-                self.toggle = gr.Button("Tick", elem_id="review-toggle", min_width=70, size="sm")
+                self.toggle = gr.Button("Mark reviewed", elem_id="review-toggle", min_width=70, size="sm")
                 self.aside = gr.Button("Set aside", elem_id="review-aside", min_width=80, size="sm")
             self.facts = html(elem_id="review-facts")
-            gr.HTML(
-                legend(), js_on_load=KEYS_SCRIPT, apply_default_css=False, elem_classes=["studio-html", "review-keys"]
-            )
+            html(render("dataset/keys.html", keys=KEYS), js="review_keys.js", classes="review-keys")
             self.current = gr.Textbox(visible=False, elem_id="review-current")
             self.original = gr.Textbox(visible=False, elem_id="review-original")
 
     @property
     def inputs(self) -> set[Any]:
-        """What a handler needs to save what is in the box."""
+        """Components that handlers read to save the caption."""
         return {self.current, self.original, self.caption}
 
     @property
     def outputs(self) -> list[Any]:
-        """Everything that this panel changes."""
+        """Components that the section changes."""
         return [
             self.column,
             self.progress,
@@ -183,10 +130,10 @@ class ReviewPanel:
         ]
 
     def show_image(self, contents: Contents, item: ImageItem | None) -> Updates:
-        """Show an image; without one, what will be here."""
-        there = item is not None
+        """Show an image; without one, a placeholder."""
+        has_image = item is not None
         updates: Updates = {
-            button: gr.Button(interactive=there)
+            button: gr.Button(interactive=has_image)
             for button in (self.previous, self.next, self.mark, self.aside, self.save, self.toggle)
         }
         if item is None:
@@ -212,22 +159,22 @@ class ReviewPanel:
         }
 
     def status(self, contents: Contents, item: ImageItem) -> Updates:
-        """Which image it is, how far the review is, and what there is to look at in it."""
+        """Show the image's name, size and issues, and the progress of the review."""
         index = contents.index(item) + 1
         size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
         reviewed = "reviewed" if item.reviewed else ""
         line = " · ".join(part for part in (item.name, size, f"{index:,} of {len(contents.items):,}", reviewed) if part)
-        kept = [note("You decided to keep it all the same.")] if item.kept else []
+        kept = [note("Marked as kept: the scan does not list it.")] if item.kept else []
         return {
             self.progress: review_bar(contents.reviewed, len(contents.items)),
-            self.line: Markup('<p class="hint">{}</p>').format(line),
-            self.toggle: gr.Button("Untick" if item.reviewed else "Tick", interactive=True),
+            self.line: render("dataset/hint.html", text=line),
+            self.toggle: gr.Button("Unmark" if item.reviewed else "Mark reviewed", interactive=True),
             self.undo: gr.Button(interactive=CaptionHistory.of(contents.project.dataset_dir).can_undo),
             self.facts: cards([*(note(text, tone=Tone.WARNING) for text in item.issues), *kept]),
         }
 
     def caption_fields(self, contents: Contents, item: ImageItem) -> Updates:
-        """The caption as it is on disk, as chips and as text."""
+        """Show the caption on disk as chips and as text."""
         caption = item.caption or ""
         return {
             self.chips: tag_chips(caption, contents.trigger, self.suggester.confidences(item)),
@@ -237,16 +184,16 @@ class ReviewPanel:
         }
 
     def caption_hints(self, trigger: str, caption: str) -> Updates:
-        """How long the caption is, and whether the trigger word is there."""
+        """Show the number of tokens, and whether the trigger word comes first."""
         return {
             self.hint: caption_hint(caption, trigger),
             self.add_trigger: gr.Button(visible=bool(trigger) and not has_trigger(caption, trigger)),
         }
 
-    def save_caption(self, contents: Contents, data: Mapping[Any, Any]) -> bool:
-        """Write what is in the box, if it was edited and its image is there; tells whether it was.
+    def save_caption(self, contents: Contents, data: Data) -> bool:
+        """Write the caption in the text box if it was edited and its image still exists; return whether it was written.
 
-        Raises CaptionChanged if another text is on disk by now than the one that was edited.
+        Raises CaptionChanged if the caption on disk changed since the edit began.
         """
         item = contents.by_id.get(data[self.current] or "")
         if item is None or not self.has_unsaved_caption(data):
@@ -258,17 +205,17 @@ class ReviewPanel:
         change_caption(contents, item, set_text(text, f"Edited {item.name}"))
         return True
 
-    def has_unsaved_caption(self, data: Mapping[Any, Any]) -> bool:
-        """Whether the box holds another text than was put into it."""
+    def has_unsaved_caption(self, data: Data) -> bool:
+        """Return whether the caption in the text box was edited."""
         shown = data[self.current]
         return bool(shown) and _original(shown, data[self.caption]) != data[self.original]
 
-    def is_showing(self, item: ImageItem, data: Mapping[Any, Any]) -> bool:
-        """Whether the panel has this image and its caption as on disk: to fill the box again could undo a key press."""
+    def is_showing(self, item: ImageItem, data: Data) -> bool:
+        """Return whether the image and its caption are shown; to set the text again could undo a key press."""
         return bool(_original(item.id, item.caption or "") == data[self.original])
 
-    def after_save(self, contents: Contents, data: Mapping[Any, Any]) -> Updates:
-        """What `store` wrote is what is there now."""
+    def after_save(self, contents: Contents, data: Data) -> Updates:
+        """Show a caption that `save_caption` has written."""
         caption = one_line(data[self.caption])
         item = contents.item(data[self.current])
         return {
@@ -279,98 +226,94 @@ class ReviewPanel:
         }
 
     def accept_other_caption(self, changed: CaptionChanged) -> Updates:
-        """The user sees the other text: the next save may replace it."""
+        """Let the next save overwrite the caption on disk, as its text is shown in the error now."""
         return {self.original: _original(changed.identity, changed.on_disk)}
 
     def _picture(self, item: ImageItem) -> Markup:
         try:
             url = picture_url(self.home, item.path, LARGE_PX, sha256=item.info.sha256 if item.info else None)
         except (InputError, OSError):
-            return Markup('<div class="portrait"><p class="hint">It cannot be shown.</p></div>')
-        return Markup('<div class="portrait"><img src="{}" alt="{}"></div>').format(url, item.name)
+            url = ""
+        return render("dataset/large_image.html", url=url, name=item.name)
 
 
 def change_caption(contents: Contents, item: ImageItem, edit: Edit) -> bool:
-    """Do an edit to one image's caption, in a way that can be undone; tells whether it changed anything."""
+    """Apply an edit to one caption as an entry of the undo history; return whether the caption changed."""
     plan = plan_edit([item.path], edit)
     return bool(plan.changes) and bool(CaptionHistory.of(contents.project.dataset_dir).apply(plan).changed)
 
 
 def chip_edit(asked: str, trigger: str) -> Edit:
-    """What a chip's button asks for, as an edit; raises InputError for what no chip asks."""
+    """Return the edit that a chip's button asks for, see `ChipPick`; raise InputError for unknown requests."""
     verb, _, subject = asked.partition(":")
-    place, _, moved = subject.partition(":")
+    index, _, moved = subject.partition(":")
     match verb:
-        case Chip.DROP if subject:
+        case ChipPick.DROP if subject:
             return Edit(f"Removed {subject}", lambda caption: without_tags(caption, [subject]))
-        case Chip.ADD if split_tags(subject):
-            named = join_tags(split_tags(subject))
-            return Edit(f"Added {named}", lambda caption: with_tags(caption, named, TagPosition.BACK, trigger))
-        case Chip.MOVE if place.isdecimal() and len(place) < 6 and moved:
-            return Edit(f"Moved {moved}", lambda caption: move_tag(caption, moved, int(place)))
-    raise InputError("That button is not known.", "Reload the page.", code="pick")
+        case ChipPick.ADD if split_tags(subject):
+            tags = join_tags(split_tags(subject))
+            return Edit(f"Added {tags}", lambda caption: with_tags(caption, tags, TagPosition.BACK, trigger))
+        case ChipPick.MOVE if index.isdecimal() and len(index) < 6 and moved:
+            return Edit(f"Moved {moved}", lambda caption: move_tag(caption, moved, int(index)))
+    raise InputError("Unknown button.", "Reload the page.", code="pick")
 
 
-def move_tag(caption: str, tag: str, place: int) -> str:
-    """The caption with one of its tags at another place; the same text if it has no such tag."""
+def move_tag(caption: str, tag: str, index: int) -> str:
+    """Return a caption with a tag moved to another index; unchanged if it does not have the tag."""
     tags = split_tags(caption)
     if tag not in tags:
         return caption
     tags.remove(tag)
-    tags.insert(place, tag)
+    tags.insert(index, tag)
     return join_tags(tags)
 
 
 def one_line(caption: str | None) -> str:
-    """A caption as it is written to its file."""
+    """Return a caption as it is written to its file: without line breaks and repeated spaces."""
     return " ".join((caption or "").split())
 
 
 def status_line(text: str) -> Markup:
-    """What was just done."""
-    return Markup('<p class="hint" role="status">{}</p>').format(text)
-
-
-def legend() -> Markup:
-    """The keys."""
-    keys = Markup("").join(Markup("<span><kbd>{}</kbd> {}</span>").format(*line) for line in LEGEND)
-    return Markup('<p class="hint keys">{}</p><p class="hint">A text is saved when you leave its box.</p>').format(keys)
+    """Return a line about the last action, which screen readers announce."""
+    return render("dataset/hint.html", text=text, role="status")
 
 
 def review_bar(reviewed: int, total: int) -> Markup:
-    """How many captions were read, with a bar."""
-    return Markup(
-        '<div class="review-bar"><span>{} of {} reviewed</span>'
-        '<div class="bar"><div style="width: {:.1f}%"></div></div></div>'
-    ).format(f"{reviewed:,}", f"{total:,}", 100 * reviewed / total if total else 0)
+    """Return the number of reviewed captions with a bar."""
+    return render(
+        "dataset/review_bar.html",
+        reviewed=f"{reviewed:,}",
+        total=f"{total:,}",
+        percent=100 * reviewed / total if total else 0.0,
+    )
 
 
 def _original(identity: str, caption: str | None) -> str:
-    """The text that was in the box of an image, with its id: a late answer about another image shows itself."""
+    """Return the text before the edit together with its image's id, as the browser keeps it."""
     return f"{identity}:{one_line(caption)}"
 
 
 def caption_hint(caption: str, trigger: str) -> Markup:
-    """Tokens of 75, and where the trigger word is."""
+    """Return the number of tokens of the caption, and whether the trigger word comes first."""
     tokens = count_tokens(caption)
-    long = tokens > MAX_TOKENS
-    words = [f"{tokens} of {MAX_TOKENS} tokens"]
-    if long:
-        words[0] += ": what is struck out is not read; shorten it"
+    too_long = tokens > MAX_TOKENS
+    parts = [f"{tokens} of {MAX_TOKENS} tokens"]
+    if too_long:
+        parts[0] += ": the text struck through is not read; shorten the caption"
     if not trigger:
-        words.append("no trigger word is chosen in Plan")
+        parts.append("no trigger word is set in Plan")
     elif not caption.strip():
-        words.append(f"an image without a caption is trained with {trigger} alone")
+        parts.append(f"without a caption, the image is trained with {trigger} alone")
     else:
-        words.append(f"{trigger} comes first" if has_trigger(caption, trigger) else f"{trigger} does not come first")
-    warn = long or (bool(trigger) and not has_trigger(caption, trigger))
-    return Markup('<p class="hint{}">{}</p>').format(" warn" if warn else "", " · ".join(words))
+        parts.append(f"{trigger} {'comes' if has_trigger(caption, trigger) else 'does not come'} first")
+    warn = too_long or (bool(trigger) and not has_trigger(caption, trigger))
+    return render("dataset/hint.html", text=" · ".join(parts), warn=warn)
 
 
 def neighbour(contents: Contents, identity: str, selection: Selection, step: int) -> ImageItem | None:
-    """The next image that the filter shows, before (-1) or after (1) the current one, around the ends.
+    """Return the previous (-1) or next (1) image that matches the filter, wrapping around at the ends.
 
-    The current one itself if the filter shows no other; None if there is no image.
+    Returns the current image if no other one matches, and None if there are no images.
     """
     items = contents.items
     if not items:
@@ -386,8 +329,8 @@ def neighbour(contents: Contents, identity: str, selection: Selection, step: int
 def next_after_removal(
     contents: Contents, removed: ImageItem, left: Contents, selection: Selection
 ) -> ImageItem | None:
-    """What to show once an image is gone: of what is `left`, the one that came after it, as the filter shows them."""
+    """Return the image that followed the removed one and is `left`, preferably one that matches the filter."""
     index = contents.index(removed)
     following = [*contents.items[index + 1 :], *contents.items[:index]]
-    there = [left.by_id[item.id] for item in following if item.id in left.by_id]
-    return next((item for item in there if item.matches(selection)), there[0] if there else None)
+    existing = [left.by_id[item.id] for item in following if item.id in left.by_id]
+    return next((item for item in existing if item.matches(selection)), existing[0] if existing else None)

@@ -1,4 +1,4 @@
-"""Statistics: how often each tag is there, what stands beside one, how long captions are, what to hold out."""
+"""The Statistics section: tag frequencies, tags that occur together, lengths of captions, and a validation split."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from markupsafe import Markup
 
 from lora_studio.dataset.captions.statistics import SplitSuggestion, TagCount, count_caption_tokens
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.view import NAMES_SHOWN
+from lora_studio.ui.dataset.view import MAX_NAMES, Action
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
-from lora_studio.ui.widgets.html import Tile, Tone, card, empty_card, heading, html, pickable, tiles
+from lora_studio.ui.widgets.html import Tile, Tone, card, empty_card, html, pickable, render, tiles
 
-TAGS_PER_PAGE = 25  # tags a page of the table
-CO_OCCURRING_SHOWN = 10
+TAGS_PER_PAGE = 25
+MAX_COOCCURRING_TAGS = 10
 
 
 class TagPick(StrEnum):
-    """What a button of the tables asks for; what follows the colon is a tag, or a page's number."""
+    """Verbs of the tables' buttons. The subject after the colon is a tag, or the number of a page."""
 
     TAG = "tag"
     PAGE = "tags"
 
 
 class StatisticsPanel:
-    """The right side of Statistics."""
+    """Components of the section."""
 
     def __init__(self) -> None:
         with gr.Column(visible=False) as self.column:
@@ -40,44 +40,41 @@ class StatisticsPanel:
 
     @property
     def outputs(self) -> list[Any]:
-        """Everything that this panel changes."""
+        """Components that the section changes."""
         return [self.column, self.figures, self.table, self.co_occurrence, self.split, self.page]
 
-    def render(self, contents: Contents, chosen: str, page: int) -> Updates:
-        """The figures; `chosen` is the tag whose company is shown (default: the trigger word, else the first)."""
+    def render(self, contents: Contents, selected: str, page: int) -> Updates:
+        """Show the statistics, with the tags that occur with `selected` (default: the trigger word)."""
         frequencies = contents.tag_table.frequencies
         if not frequencies:
             return {
-                self.figures: empty_card("Figures of your captions will stand here", "Tag the images first."),
+                self.figures: empty_card("Statistics of your captions will appear here", "Tag the images first."),
                 self.table: "",
                 self.co_occurrence: "",
                 self.split: "",
             }
-        tag = chosen or contents.trigger or frequencies[0].tag
+        tag = selected or contents.trigger or frequencies[0].tag
         return {
-            self.figures: caption_figures(contents, len(frequencies)),
-            self.table: tag_table(frequencies, chosen, page),
+            self.figures: caption_tiles(contents, len(frequencies)),
+            self.table: tag_table(frequencies, selected, page),
             self.co_occurrence: co_occurrence_table(tag, contents.tag_table.cooccurring(tag)),
             self.split: split_card(contents.split_suggestion, len(contents.items)),
         }
 
 
-def caption_figures(contents: Contents, distinct: int) -> Markup:
-    """The captions in three figures."""
+def caption_tiles(contents: Contents, distinct_tags: int) -> Markup:
+    """Return tiles with the number of tags and the lengths of captions."""
     captions = [item.caption for item in contents.items if item.caption]
     tokens = count_caption_tokens(captions)
     long = f"{tokens.too_long} longer than {tokens.limit}" if tokens.too_long else f"none longer than {tokens.limit}"
     single = sum(count.images == 1 for count in contents.tag_table.frequencies)
+    tag_lists = contents.tag_table.tags.values()
     return tiles(
         [
-            Tile("Tags", f"{distinct:,}", f"{single:,} of them on one image only"),
+            Tile("Tags", f"{distinct_tags:,}", f"{single:,} of them on a single image"),
+            Tile("Tags per caption", f"{sum(map(len, tag_lists)) / max(len(tag_lists), 1):.1f}", "on average"),
             Tile(
-                "Tags a caption",
-                f"{sum(map(len, contents.tag_table.tags.values())) / max(len(contents.tag_table.tags), 1):.1f}",
-                "on average",
-            ),
-            Tile(
-                "Tokens",
+                "Tokens per caption",
                 f"{tokens.least} to {tokens.most}",
                 f"{tokens.mean:g} on average, {long}",
                 Tone.WARNING if tokens.too_long else Tone.OK,
@@ -86,64 +83,45 @@ def caption_figures(contents: Contents, distinct: int) -> Markup:
     )
 
 
-def tag_table(frequencies: Sequence[TagCount], chosen: str, page: int) -> Markup:
-    """One page of tags with a bar each; a click shows the images that have it."""
+def tag_table(frequencies: Sequence[TagCount], selected: str, page: int) -> Markup:
+    """Return one page of the tag frequencies; a click on a tag filters the images by it."""
     pages = (len(frequencies) - 1) // TAGS_PER_PAGE + 1
     page = min(max(page, 0), pages - 1)
-    shown = frequencies[page * TAGS_PER_PAGE : (page + 1) * TAGS_PER_PAGE]
-    buttons = [
-        Markup('<button type="button" class="act" data-pick="{}:{}">{}</button>').format(
-            TagPick.PAGE.value, number, text
-        )
-        for number, text in ((page - 1, "More frequent"), (page + 1, "Less frequent"))
-        if 0 <= number < pages
-    ]
-    return Markup('{}{}<div class="pager"><span class="hint">{}</span>{}</div>').format(
-        heading("Tag frequency", "Click a tag to see the images that have it on the left, and what stands beside it."),
-        _bars(shown, chosen),
-        f"{page * TAGS_PER_PAGE + 1}–{page * TAGS_PER_PAGE + len(shown)} of {format_count(len(frequencies), 'tag')}",
-        Markup("").join(buttons),
+    first = page * TAGS_PER_PAGE
+    shown = frequencies[first : first + TAGS_PER_PAGE]
+    neighbours = [(page - 1, "More frequent"), (page + 1, "Less frequent")]
+    return render(
+        "dataset/tag_table.html",
+        title="Tag frequency",
+        hint="Click a tag to see its images, and the tags that occur with it.",
+        tags=shown,
+        selected=selected.casefold(),
+        range=f"{first + 1}–{first + len(shown)} of {format_count(len(frequencies), 'tag')}",
+        pager=[Action(f"{TagPick.PAGE}:{number}", text) for number, text in neighbours if 0 <= number < pages],
     )
 
 
-def co_occurrence_table(tag: str, together: Sequence[TagCount]) -> Markup:
-    """The tags that most often stand beside one."""
-    title = heading(f"Beside {tag}", "Share of the images that have it. What is always there, the LoRA learns with it.")
-    if not together:
-        return Markup('{}<p class="hint">No other tag stands beside it.</p>').format(title)
-    return Markup("{}{}").format(title, _bars(together[:CO_OCCURRING_SHOWN], ""))
-
-
-def _bars(counts: Sequence[TagCount], chosen: str) -> Markup:
-    rows = Markup("").join(
-        Markup(
-            '<tr><th scope="row"><button type="button" class="pick" data-pick="{0}:{1}" aria-pressed="{2}">{1}</button>'
-            '</th><td class="frequency"><div style="width: {3:.1f}%"></div></td><td class="keep">{4}</td>'
-            '<td class="keep">{5}</td></tr>'
-        ).format(
-            TagPick.TAG.value,
-            count.tag,
-            str(count.tag.casefold() == chosen.casefold()).lower(),
-            100 * count.share,
-            f"{count.images:,}",
-            f"{count.share:.0%}",
-        )
-        for count in counts
+def co_occurrence_table(tag: str, cooccurring: Sequence[TagCount]) -> Markup:
+    """Return the tags that occur most often with a tag."""
+    return render(
+        "dataset/tag_table.html",
+        title=f"Tags that occur with {tag}",
+        hint="Share of its images. The LoRA cannot tell tags apart that always occur together.",
+        tags=cooccurring[:MAX_COOCCURRING_TAGS],
+        selected="",
+        range="" if cooccurring else "No other tag occurs with it.",
+        pager=[],
     )
-    return Markup(
-        '<div class="table-scroll bars"><table><thead><tr><th scope="col">Tag</th><th scope="col"></th>'
-        '<th scope="col">Images</th><th scope="col">Share</th></tr></thead><tbody>{}</tbody></table></div>'
-    ).format(rows)
 
 
 def split_card(split: SplitSuggestion, images: int) -> Markup:
-    """What to hold out of training."""
+    """Return the suggested validation split."""
     if not split.held_out:
-        return card("Hold none of them out", split.why)
-    names = [path.name for path in split.held_out[:NAMES_SHOWN]]
-    more = f" and {len(split.held_out) - NAMES_SHOWN} more" if len(split.held_out) > NAMES_SHOWN else ""
+        return card("No validation split needed", split.why)
+    names = [path.name for path in split.held_out[:MAX_NAMES]]
+    more = f" and {len(split.held_out) - MAX_NAMES} more" if len(split.held_out) > MAX_NAMES else ""
     return card(
-        f"Hold out {len(split.held_out):,} of {format_count(images, 'image')}",
-        f"{split.why} Copies of one picture stay on one side: {', '.join(names)}{more}.",
-        f"A held-out share of {split.share:g} in Train does that.",
+        f"Validate on {len(split.held_out):,} of {format_count(images, 'image')}",
+        f"{split.why} Duplicates stay on the same side of the split: {', '.join(names)}{more}.",
+        f"Set the validation split in Train to {split.share:g}.",
     )

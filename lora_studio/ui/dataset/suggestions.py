@@ -1,4 +1,4 @@
-"""Words for captions: what to suggest while a tag is typed, and how sure a tagger is of the tags of an image."""
+"""Tags to suggest while one is typed, and a tagger's confidence in the tags of an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SUGGESTIONS = 8
 
 
 class Suggestion(NamedTuple):
-    """A tag, and on how many images it is."""
+    """A tag, and the number of the dataset's images that have it."""
 
     tag: str
     images: int
@@ -24,19 +24,18 @@ class Suggestion(NamedTuple):
 
 @dataclass(frozen=True)
 class TagSuggester:
-    """What a home's taggers and a dataset's captions know."""
+    """Suggests tags from the dataset's captions and from cached predictions of a home's taggers."""
 
     home: Home
 
     def confidences(self, item: ImageItem) -> Mapping[str, float]:
-        """How sure a tagger is of each tag of an image (0 to 1); empty if none has seen it."""
+        """Return a tagger's confidence (0 to 1) in each tag of an image; empty if no tagger has seen it."""
         return cached_confidences(self.home, item.info.sha256) if item.info else {}
 
     def suggest(self, contents: Contents, typed: str, item: ImageItem | None) -> list[Suggestion]:
-        """Tags that begin with what is typed, then those with a word that does, the most frequent first.
+        """Return tags that begin with the typed text, then those with a word that does, the most frequent first.
 
-        The dataset's own come before those that only the tagger knows that has seen the image. Those that the image
-        has already are left out.
+        Tags of the dataset come before those that only the image's tagger knows. Tags that the image has are left out.
         """
         start = " ".join(typed.split()).casefold().replace("_", " ")
         if not start:
@@ -47,13 +46,15 @@ class TagSuggester:
             for count in contents.tag_table.frequencies
             if count.tag.casefold() not in existing
         ]
-        used = existing | {word.tag.casefold() for word in known}
+        used = existing | {suggestion.tag.casefold() for suggestion in known}
         known += [Suggestion(name, 0) for name in self._vocabulary(item) if name.casefold() not in used]
-        first = [word for word in known if word.tag.casefold().startswith(start)]
-        later = [word for word in known if f" {start}" in word.tag.casefold() and word not in first]
+        first = [suggestion for suggestion in known if suggestion.tag.casefold().startswith(start)]
+        later = [
+            suggestion for suggestion in known if f" {start}" in suggestion.tag.casefold() and suggestion not in first
+        ]
         return [*first, *later][:MAX_SUGGESTIONS]
 
     def _vocabulary(self, item: ImageItem | None) -> list[str]:
-        """What the tagger that has seen an image can say of one."""
+        """Return all tags that the tagger which has seen an image can assign."""
         found = cached_predictions(self.home, [item.info.sha256]) if item and item.info else None
         return [label.name for label in found.labels if label.category in (GENERAL, CHARACTER)] if found else []

@@ -1,4 +1,4 @@
-"""Tag: the form, the job at work, and what came of it."""
+"""The Tag section: the form, the progress of a tagging job, and its result."""
 
 from __future__ import annotations
 
@@ -16,41 +16,40 @@ from lora_studio.dataset.captions.edit_history import CaptionHistory, EditState
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
 from lora_studio.errors import InputError
 from lora_studio.hub import is_repo_name
-from lora_studio.planning.trigger import check_trigger
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.context import Studio
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.view import NAMES_SHOWN, progress_card
+from lora_studio.ui.dataset.view import progress_card, shortened
 from lora_studio.ui.server import Mode
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count, format_duration
-from lora_studio.ui.widgets.html import Tone, card, cards, html, note
+from lora_studio.ui.widgets.html import Tone, card, cards, html, note, render
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
 RESUMABLE = (JobState.STOPPED, JobState.FAILED)
-CAPTIONS_SHOWN = 3
+MAX_RECENT_CAPTIONS = 3
 LOG_LINES = 40
 
 
 @dataclass
 class TaggingEvents:
-    """What a tagging job events up to now: its latest captions and what failed."""
+    """Events of a tagging job up to `offset` in its event file: recent captions, failed images, warnings by code."""
 
     offset: int = 0
-    latest: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=CAPTIONS_SHOWN))
+    recent: deque[tuple[str, str]] = field(default_factory=lambda: deque(maxlen=MAX_RECENT_CAPTIONS))
     failed: list[tuple[str, str]] = field(default_factory=list)
     warnings: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def update(self, folder: JobFolder) -> TaggingEvents:
-        """Take in what is new."""
+        """Read the events that were added since the last call."""
         events, self.offset = folder.events(self.offset)
         for event in events:
             name = Path(str(event.get("path", ""))).name
             match event.get("event"):
                 case "tagged":
-                    self.latest.append((name, str(event.get("caption", ""))))
+                    self.recent.append((name, str(event.get("caption", ""))))
                 case "image_failed":
                     self.failed.append((name, str(event.get("message", ""))))
                 case "warning" | "hint":
@@ -62,7 +61,7 @@ class TaggingEvents:
 
 
 class TagPanel:
-    """The right side of Tag."""
+    """Components of the section, and the job that they start."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -72,8 +71,8 @@ class TagPanel:
             self.state = html(elem_id="tag-state")
             with gr.Row(elem_classes="actions"):
                 self.start = gr.Button("Tag the images", variant="primary", elem_id="tag-start", min_width=140)
-                self.stop = gr.Button("Stop and keep", elem_id="tag-stop", visible=False, min_width=140)
-                self.resume = gr.Button("Go on", elem_id="tag-resume", visible=False, min_width=90)
+                self.stop = gr.Button("Stop and save", elem_id="tag-stop", visible=False, min_width=140)
+                self.resume = gr.Button("Resume", elem_id="tag-resume", visible=False, min_width=90)
                 self.undo = gr.Button("Undo the last tagging", elem_id="tag-undo", visible=False, min_width=160)
             with gr.Group(elem_classes="answers"):
                 self.tagger = gr.Dropdown(
@@ -86,7 +85,7 @@ class TagPanel:
                 )
                 self.trigger = gr.Textbox(
                     label="Trigger word",
-                    info="Put first in every caption, never doubled. Kept with the project.",
+                    info="Put first in every caption, once. Saved with the project.",
                     max_lines=1,
                     elem_id="tag-trigger",
                 )
@@ -96,22 +95,23 @@ class TagPanel:
                     value=declared["threshold"].get_default(),
                     step=0.01,
                     label="Threshold",
-                    info=f"{declared['threshold'].description} Higher: fewer, surer tags. Sentences have none.",
+                    info=f"{declared['threshold'].description} Higher: fewer, more confident tags. "
+                    "Captioning models have no threshold.",
                     elem_id="tag-threshold",
                 )
                 self.existing = gr.Radio(
                     [
-                        ("Leave them", ExistingCaptions.IGNORE.value),
-                        ("Add to them", ExistingCaptions.APPEND.value),
-                        ("Replace them", ExistingCaptions.OVERWRITE.value),
+                        ("Keep", ExistingCaptions.IGNORE.value),
+                        ("Append", ExistingCaptions.APPEND.value),
+                        ("Overwrite", ExistingCaptions.OVERWRITE.value),
                     ],
                     value=ExistingCaptions.IGNORE.value,
-                    label="Captions that are there",
-                    info="Whatever you choose can be undone afterwards.",
+                    label="Existing captions",
+                    info="Each of these can be undone afterwards.",
                     elem_id="tag-existing",
                 )
                 self.exclude = gr.Textbox(
-                    label="Leave out",
+                    label="Exclude tags",
                     info=declared["exclude_tags"].description,
                     placeholder="white background, simple background",
                     max_lines=2,
@@ -123,7 +123,7 @@ class TagPanel:
                     value=[],
                     multiselect=True,
                     allow_custom_value=True,
-                    label="Joined with",
+                    label="Combine with",
                     info=declared["also"].description,
                     elem_id="tag-also",
                 )
@@ -133,11 +133,11 @@ class TagPanel:
                     value=declared["character_threshold"].get_default(),
                     step=0.01,
                     label="Character threshold",
-                    info=f"{declared['character_threshold'].description} 1 writes none.",
+                    info=f"{declared['character_threshold'].description} At 1 none are written.",
                     elem_id="tag-character-threshold",
                 )
                 self.only = gr.Textbox(
-                    label="Only these",
+                    label="Allow only these tags",
                     info=declared["only_tags"].description,
                     max_lines=2,
                     elem_id="tag-only",
@@ -145,12 +145,12 @@ class TagPanel:
 
     @property
     def inputs(self) -> set[Any]:
-        """The form."""
+        """Components of the form."""
         return {*self._fields}
 
     @property
     def outputs(self) -> list[Any]:
-        """Everything that this panel changes."""
+        """Components that the section changes."""
         return [
             self.column,
             self.state,
@@ -168,11 +168,11 @@ class TagPanel:
 
     @property
     def tagger_outputs(self) -> list[Any]:
-        """What changes with the tagger."""
+        """Components that change with the tagger."""
         return [self.tagger, self.threshold, self.character_threshold]
 
     def fill_form(self, contents: Contents) -> Updates:
-        """The form as the project wants it: the tagger that suits its base, its trigger word; captions are added to."""
+        """Fill the form for a project: the tagger that suits its base, its trigger word; append if it has captions."""
         info = contents.project.info()
         base = guide.find_base(info.base)
         tagger = base.tagger if base else "wd14"
@@ -184,7 +184,7 @@ class TagPanel:
         }
 
     def tagger_changed(self, tagger: str | None) -> Updates:
-        """Another tagger: say what it is good for, and whether it has a threshold."""
+        """Describe another tagger, and enable the thresholds if it has them."""
         known = CATALOGUE.get(tagger or "")
         return {
             self.tagger: gr.update(info=tagger_info(tagger or "")),
@@ -195,11 +195,11 @@ class TagPanel:
         }
 
     def start_job(self, project: Project, contents: Contents, data: Mapping[Any, Any]) -> JobFolder:
-        """Write the job and start its worker process; keeps the trigger word with the project."""
+        """Write the job and start its worker process; save the trigger word with the project."""
         if not contents.items:
             raise InputError(f"{project.name} has no images yet.", "Import some first.", code="no_images")
         if self.is_running(project):
-            raise InputError("The images are being tagged already.", "Wait for it, or stop it first.", code="busy")
+            raise InputError("A tagging job is already running.", "Wait for it, or stop it first.", code="busy")
         job = TagJob.parse(
             {
                 "dataset": project.dataset_dir,
@@ -219,26 +219,26 @@ class TagPanel:
         return self.studio.jobs.start(project.new_tag_dir(), job)
 
     def is_running(self, project: Project) -> bool:
-        """Whether a tagging is at work or waits."""
+        """Return whether a tagging job is running or queued."""
         folder = latest_job(project)
         return folder is not None and folder.status().state.is_active
 
     def request_stop(self, project: Project) -> None:
-        """Ask the tagging to end; raises InputError if there is none."""
+        """Ask the tagging job to stop; raise InputError if none is running."""
         folder = latest_job(project)
         if folder is None or not folder.status().state.is_active:
-            raise InputError("No tagging is at work.", "Nothing is left to stop.", code="no_job")
+            raise InputError("No tagging job is running.", "There is nothing to stop.", code="no_job")
         folder.request_stop()
 
     def resume_job(self, project: Project) -> None:
-        """Go on with the tagging that was stopped; raises InputError if there is none."""
+        """Resume a tagging job that was stopped or failed; raise InputError if there is none."""
         folder = latest_job(project)
         if folder is None or folder.status().state not in RESUMABLE:
-            raise InputError("No tagging was stopped.", "Start one.", code="no_job")
+            raise InputError("There is no stopped tagging job.", "Start a new one.", code="no_job")
         self.studio.jobs.resume(folder)
 
     def render(self, project: Project, contents: Contents) -> Updates:
-        """The job at work, else what the latest one did."""
+        """Show the running job, or the result of the latest one."""
         folder = latest_job(project)
         status = folder.status() if folder else JobStatus()
         alive = status.state.is_active
@@ -247,7 +247,7 @@ class TagPanel:
             self.state: self._state(contents, folder if alive or edit is not EditState.UNDONE else None, status),
             self.start: gr.Button(visible=not alive, interactive=bool(contents.items)),
             self.stop: gr.Button(
-                "Stopping" if folder and folder.stop_requested() else "Stop and keep",
+                "Stopping" if folder and folder.stop_requested() else "Stop and save",
                 visible=alive,
                 interactive=not (folder and folder.stop_requested()),
             ),
@@ -256,7 +256,7 @@ class TagPanel:
         }
 
     def render_key(self, project: Project) -> str:
-        """Changes whenever there is something new to show."""
+        """Return a value that changes when the section has to be rendered again."""
         folder = latest_job(project)
         if folder is None:
             return project.name
@@ -270,8 +270,8 @@ class TagPanel:
             raise InputError("No tagger is chosen.", "Choose one from the list.", code="no_tagger")
         if self.studio.mode is not Mode.LOCAL and tagger not in CATALOGUE and not is_repo_name(tagger):
             raise InputError(
-                f"Tagger {tagger!r} is none of the list and no Hub repository.",
-                "Folders of this computer can be chosen only where the studio runs for you alone.",
+                f"Tagger {tagger!r} is neither in the list nor a Hub repository.",
+                "Folders on this computer can be used only when the studio is not shared.",
                 code="tagger",
             )
         return tagger
@@ -280,20 +280,20 @@ class TagPanel:
         if folder is None:
             return _advice(contents)
         events = self._events.setdefault(folder.path, TaggingEvents()).update(folder)
-        said = [note(message, why, Tone.WARNING) for message, why in events.warnings.values()]
-        return cards([_job_card(folder, status, events), *said, *_failures(events, status)])
+        warnings = [note(message, why, Tone.WARNING) for message, why in events.warnings.values()]
+        return cards([_job_card(folder, status, events), *warnings, *_failures(events, status)])
 
 
 def tagger_info(tagger: str) -> str:
-    """What a tagger is good for."""
+    """Return what a tagger is good for."""
     known = CATALOGUE.get(tagger)
     if known is None:
-        return "A Hub repository or a folder, in the layout of a WD v3 tagger or of BLIP."
-    return f"{known.why} Downloaded at its first use." if isinstance(known.location, str) else known.why
+        return "A Hub repository or a folder in the layout of a WD v3 tagger or of BLIP."
+    return f"{known.why} Downloaded on first use." if isinstance(known.location, str) else known.why
 
 
 def latest_job(project: Project) -> JobFolder | None:
-    """The latest tagging of a project."""
+    """Return the latest tagging job of a project."""
     jobs = [job for job in project.jobs() if job.path.parent.name == "tags"]
     return jobs[-1] if jobs else None
 
@@ -304,7 +304,7 @@ def _edit_state(project: Project, folder: JobFolder | None) -> EditState:
 
 
 def _advice(contents: Contents) -> Markup:
-    """What there is to say before the first tagging."""
+    """Return the guide's advice before the first tagging job."""
     if not contents.items:
         return Markup("")
     without = sum(not item.caption for item in contents.items)
@@ -319,30 +319,23 @@ def _advice(contents: Contents) -> Markup:
     )
 
 
-def trigger_notes(word: str) -> Markup:
-    """What the guide would say about a trigger word."""
-    return cards(note(caution.message, caution.why, Tone.WARNING) for caution in check_trigger(word))
-
-
 def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Markup:
     match status.state:
         case JobState.QUEUED:
-            return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
+            return card("Queued", status.message, "It starts automatically. Stop removes it from the queue.")
         case JobState.RUNNING:
             left = [f"{format_duration(status.seconds_left)} left"] if status.seconds_left is not None else []
-            latest = [f"{name}: {caption}" for name, caption in reversed(events.latest)]
+            latest = [f"{name}: {caption}" for name, caption in reversed(events.recent)]
             title = "Tagging" if status.done else status.message or "Tagging"
             return progress_card(title, status.done, status.total, "\n".join([*left, *latest]))
         case JobState.FAILED:
-            log = Markup('<details><summary class="hint">Log</summary><pre class="log">{}</pre></details>').format(
-                folder.log_tail(LOG_LINES)
-            )
-            return card("The tagging failed", status.message, status.remedy, Tone.ERROR) + log
+            log = render("dataset/log.html", log=folder.log_tail(LOG_LINES))
+            return card("Tagging failed", status.message, status.remedy, Tone.ERROR) + log
         case JobState.STOPPED:
             return card(
                 "Tagging was stopped",
                 _summary(folder, status),
-                "Go on does the rest; the undo takes back what was done.",
+                "Resume tags the remaining images; undo restores the previous captions.",
             )
         case JobState.DONE:
             return card("Tagged", _summary(folder, status), "Read every caption yourself, in Review.", Tone.OK)
@@ -352,20 +345,18 @@ def _job_card(folder: JobFolder, status: JobStatus, events: TaggingEvents) -> Ma
 def _summary(folder: JobFolder, status: JobStatus) -> str:
     result = folder.result()
     if result is None:
-        return f"{status.done} of {format_count(status.total, 'image')} were looked at; their captions are kept."
+        return f"{status.done} of {format_count(status.total, 'image')} were tagged; their captions are saved."
     job = cast(TagJob, folder.job())
     parts = [f"{format_count(result.get('tagged', 0), 'image')} tagged by {job.tagger}"]
     if result.get("skipped"):
-        parts.append(f"{result['skipped']} had captions and were left as they are")
+        parts.append(f"{result['skipped']} with captions were not changed")
     return f"{'; '.join(parts)}."
 
 
 def _failures(events: TaggingEvents, status: JobStatus) -> list[Markup]:
     if not events.failed or status.state is JobState.QUEUED:
         return []
-    lines = [f"{name}: {message}" for name, message in events.failed[:NAMES_SHOWN]]
-    if len(events.failed) > NAMES_SHOWN:
-        lines.append(f"and {len(events.failed) - NAMES_SHOWN} more")
+    lines = shortened([f"{name}: {message}" for name, message in events.failed])
     return [
         card(f"{format_count(len(events.failed), 'image')} could not be tagged", "\n".join(lines), tone=Tone.WARNING)
     ]

@@ -98,10 +98,10 @@ def cards(items: Iterable[Markup]) -> Markup:
 
 
 def error_card(error: StudioError, title: str = "Error") -> Markup:
-    """Return an error's message and remedy as a card."""
+    """Return an error's message and remedy as a card, whose `data-code` is the error's code."""
     if isinstance(error, ConfigError):
         title = "One setting to correct" if len(error.problems) == 1 else f"{len(error.problems)} settings to correct"
-    return card(title, error.message, error.remedy, Tone.ERROR)
+    return _macro("card", title, error.message, error.remedy, Tone.ERROR, error.code)
 
 
 def empty_card(title: str, text: str) -> Markup:
@@ -130,20 +130,20 @@ def pick_button(name: str, text: str | Markup, *, current: bool = False, title: 
     return _macro("pick_button", name, text, current, title)
 
 
-def html(value: str = "", *, classes: str = "", **options: Any) -> gr.HTML:
-    """Create a static HTML component, which takes no room while it is empty."""
-    return gr.HTML(value, js_on_load=None, apply_default_css=False, elem_classes=["studio-html", classes], **options)
-
-
-def pickable(value: str = "", *, classes: str = "", **options: Any) -> gr.HTML:
-    """Create an HTML component whose buttons with `data-pick` fire `.click`; handlers read `gr.EventData.pick`."""
+def html(value: str = "", *, js: str = "", classes: str = "", **options: Any) -> gr.HTML:
+    """Create an HTML component, which takes no room while it is empty. `js` names a script of `ui/static/` for it."""
     return gr.HTML(
         value,
-        js_on_load=script("pick.js"),
+        js_on_load=script(js) if js else None,
         apply_default_css=False,
         elem_classes=["studio-html", classes],
         **options,
     )
+
+
+def pickable(value: str = "", *, classes: str = "", **options: Any) -> gr.HTML:
+    """Create an HTML component whose buttons with `data-pick` fire `.click`; handlers read `gr.EventData.pick`."""
+    return html(value, js="pick.js", classes=classes, **options)
 
 
 @dataclass(frozen=True)

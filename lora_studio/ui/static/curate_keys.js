@@ -1,0 +1,34 @@
+// Keys of Curate: the arrows choose a group or row, other keys press its button with that `data-key`. Most of them
+// remove the chosen one; then the one that takes its place is chosen.
+
+if (!window.studioCurateKeys) {
+  window.studioCurateKeys = true;
+  let chosen = -1;
+  const rows = () => [...document.querySelectorAll('#dataset-groups .group, #dataset-flagged .entry')];
+  const choose = (all, next) => {
+    chosen = Math.max(0, Math.min(next, all.length - 1));
+    all.forEach((row, index) => row.classList.toggle('here', index === chosen));
+    if (all[chosen]) all[chosen].scrollIntoView({ block: 'nearest' });
+  };
+  const chooseNext = () => {
+    if (chosen >= 0 && !document.querySelector('.here') && rows().length) choose(rows(), chosen);
+  };
+  document.addEventListener('keydown', (event) => {
+    const typing = 'input:not([type=radio]), textarea, select, [contenteditable], [role="tab"], [role="listbox"]';
+    const keys = document.querySelector('.curate-keys');
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(typing)) return;
+    if (!keys || !keys.offsetParent) return;
+    const all = rows(), name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+    const press = (inside) => inside && inside.querySelector(`button[data-key="${name}"]`);
+    let button = null;
+    if (name === 'ArrowDown' || name === 'ArrowUp') {
+      if (event.target.closest('input') || !all.length) return;
+      choose(all, chosen + (name === 'ArrowDown' ? 1 : -1));
+    } else if (name === 'z') button = press(document.getElementById('dataset-message'));
+    else if (['k', 'u', 'Delete'].includes(name)) button = press(all[chosen]);
+    else return;
+    event.preventDefault();
+    if (button) button.click();
+  });
+  new MutationObserver(chooseNext).observe(document.body, { childList: true, subtree: true });
+}
