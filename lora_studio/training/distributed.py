@@ -116,7 +116,7 @@ def destroy_rank_group(ranks: RankGroup) -> None:
         dist.destroy_process_group()
 
 
-def process_problems(job: TrainJob) -> list[str]:
+def process_count_errors(job: TrainJob) -> list[str]:
     """Return an error message if the job's num_processes differs from the processes started or exceeds the GPUs."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1")))
     gpus = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""What the UNet is trained to predict, and how much each timestep counts.
+"""The training objective: timesteps, noise, target, loss and loss weights.
 
 Noise schedule of Ho et al. 2020 (arXiv:2006.11239): x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, with a_t the cumulative
 product of 1 - beta. The signal-to-noise ratio is a_t / (1 - a_t).
@@ -13,7 +13,7 @@ from torch import Tensor
 from lora_studio.settings.choices import HuberSchedule, LossType, TimestepSampling
 from lora_studio.training.data.rng import generator
 
-MIN_SNR = 1e-4  # below any timestep's but that of pure noise, where 1 / sqrt(snr) has no value
+MIN_SNR = 1e-4  # below the SNR of every timestep except pure noise, where 1 / sqrt(snr) is infinite
 
 
 def draw_timestep(
@@ -25,22 +25,22 @@ def draw_timestep(
     begin: int = 0,
     sampling: TimestepSampling = TimestepSampling.UNIFORM,
 ) -> int:
-    """A timestep in begin..end-1 for one sample of one step.
+    """Draw a timestep in begin..end-1 for one sample of one step.
 
-    `logit_normal` takes the logistic function of a normal number as the place in the range: most in its middle (Esser
-    et al. 2024, arXiv:2403.03206). `high_noise` takes 1 - u^3 of a uniform u (Mou et al. 2023, T2I-Adapter,
-    arXiv:2302.08453, section 3.4), `low_noise` u^3: a half of all draws falls into an eighth of the range.
+    `logit_normal` takes the logistic function of a normal number as the position in the range, mostly in its middle
+    (Esser et al. 2024, arXiv:2403.03206). `high_noise` takes 1 - u^3 of a uniform u (Mou et al. 2023, T2I-Adapter,
+    arXiv:2302.08453, section 3.4), `low_noise` u^3: half of all draws fall into an eighth of the range.
     """
     source = generator(seed, "timestep", step, sample)
     count = end - begin
     if sampling is TimestepSampling.UNIFORM:
         return begin + int(torch.randint(count, (1,), generator=source))
     if sampling is TimestepSampling.LOGIT_NORMAL:
-        place = float(torch.sigmoid(torch.randn((), generator=source)))
+        position = float(torch.sigmoid(torch.randn((), generator=source)))
     else:
-        place = float(torch.rand((), generator=source)) ** 3
-        place = 1 - place if sampling is TimestepSampling.HIGH_NOISE else place
-    return begin + min(int(place * count), count - 1)
+        position = float(torch.rand((), generator=source)) ** 3
+        position = 1 - position if sampling is TimestepSampling.HIGH_NOISE else position
+    return begin + min(int(position * count), count - 1)
 
 
 def draw_noise(
@@ -53,10 +53,10 @@ def draw_noise(
     multires_iterations: int = 0,
     multires_discount: float = 0.3,
 ) -> Tensor:
-    """Standard normal noise [C, H, W] of one sample, with what lets a model learn dark and bright pictures.
+    """Draw the noise [C, H, W] of one sample: standard normal, with noise offset and multires noise if set.
 
-    Noise offset (N. Guttenberg, "Diffusion with Offset Noise", 2023): each channel gets one more normal number, times
-    `noise_offset`, over its whole area. Multires noise: see `add_multires_noise`.
+    Both let a model learn dark and bright images. Noise offset (N. Guttenberg, "Diffusion with Offset Noise", 2023)
+    adds `noise_offset` times one normal number to each whole channel. Multires noise: see `add_multires_noise`.
     """
     source = generator(seed, "noise", step, sample)
     noise = torch.randn(shape, generator=source)
@@ -70,11 +70,11 @@ def draw_noise(
 
 
 def add_multires_noise(noise: Tensor, source: torch.Generator, iterations: int, discount: float) -> Tensor:
-    """Noise [C, H, W] with noise of coarser and coarser grain on top, scaled back to a standard deviation of 1.
+    """Add noise of lower and lower resolution to noise [C, H, W], and scale the sum to a standard deviation of 1.
 
     Multi-resolution, or pyramid, noise (J. Whitaker, "Multi-Resolution Noise for Diffusion Model Training", 2023): the
-    i-th layer has sides smaller by r^i, with r drawn anew from 2..4, is enlarged bilinearly and counts discount^i. It
-    ends early with a layer that is one latent wide.
+    i-th layer has sides smaller by r^i, with r drawn from 2..4 for each layer, is upsampled bilinearly and multiplied
+    by discount^i. It ends early after a layer that is one latent wide or high.
     """
     height, width = noise.shape[1:]
     for layer in range(iterations):
@@ -88,14 +88,14 @@ def add_multires_noise(noise: Tensor, source: torch.Generator, iterations: int, 
 
 
 def draw_latent(mean: Tensor, logvar: Tensor, seed: int, step: int, sample: int) -> Tensor:
-    """A fresh sample of the VAE's posterior N(mean, exp(logvar)), so that no single draw is learned by heart."""
+    """Draw latents from the VAE's posterior N(mean, exp(logvar)) at each step, so that no single draw is memorised."""
     return mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=generator(seed, "latent", step, sample))
 
 
 def training_target(
     scheduler: DDPMScheduler, prediction_type: str, latents: Tensor, noise: Tensor, t: Tensor
 ) -> Tensor:
-    """What the UNet should answer [B, C, H, W]: the noise, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0.
+    """Return the UNet's target [B, C, H, W]: the noise e, or v = sqrt(a_t) e - sqrt(1 - a_t) x_0.
 
     v-prediction: Salimans and Ho 2022 (arXiv:2202.00512).
     """
@@ -106,16 +106,16 @@ def training_target(
 
 
 def signal_to_noise(scheduler: DDPMScheduler) -> Tensor:
-    """SNR [T] of the schedule that is really used: 0 at the last timestep if its terminal SNR is zero."""
-    kept: Tensor = scheduler.alphas_cumprod.double()
-    return (kept / (1 - kept)).float()
+    """Return the SNR [T] of the scheduler in use: 0 at the last timestep if its terminal SNR is zero."""
+    signal: Tensor = scheduler.alphas_cumprod.double()
+    return (signal / (1 - signal)).float()
 
 
 def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Weights of the loss, of the shape of `snr`; 1 everywhere for gamma 0. Finite for every SNR, 0 included.
+    """Return the min-SNR loss weights, of the shape of `snr`; 1 everywhere for gamma 0, finite also for SNR 0.
 
-    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556), in the loss that
-    is used here: min(snr, gamma) / snr for noise, min(snr, gamma) / (snr + 1) for v.
+    Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy" (arXiv:2303.09556): in terms of the
+    loss used here, min(snr, gamma) / snr for noise and min(snr, gamma) / (snr + 1) for v.
     """
     if not gamma:
         return torch.ones_like(snr)
@@ -125,13 +125,12 @@ def min_snr_weights(snr: Tensor, gamma: float, prediction_type: str) -> Tensor:
 
 
 def debiased_weights(snr: Tensor, prediction_type: str) -> Tensor:
-    """Weights of the debiased estimation loss, of the shape of `snr`; finite for every SNR, 0 included.
+    """Return the weights of the debiased estimation loss, of the shape of `snr`; finite also for SNR 0.
 
-    Yu et al. 2023, "Unmasking Bias in Diffusion Model Training" (arXiv:2310.08442): 1 / sqrt(snr) for the error of the
-    noise. The error of v says the same of the picture if it has the same weight per error of the noise. As
-    e = sqrt(a) v + sqrt(1 - a) x_t, an error d of v is one of sqrt(a) d of the noise, and a = snr / (snr + 1); so its
-    weight is sqrt(snr) / (snr + 1). (sd-scripts has 1 / (snr + 1) there and OneTrainer 1 / sqrt(snr + 1): the losses of
-    x_0 and of something in between.)
+    Yu et al. 2023, "Unmasking Bias in Diffusion Model Training" (arXiv:2310.08442): 1 / sqrt(snr) for the squared error
+    of the noise. v gets the weight that makes its loss equal: as e = sqrt(a) v + sqrt(1 - a) x_t, an error d of v is an
+    error sqrt(a) d of the noise, and a = snr / (snr + 1), so its weight is sqrt(snr) / (snr + 1). (sd-scripts uses
+    1 / (snr + 1) and OneTrainer 1 / sqrt(snr + 1): the loss of x_0, and one in between.)
     """
     if prediction_type == "v_prediction":
         return snr.sqrt() / (snr + 1)
@@ -139,16 +138,16 @@ def debiased_weights(snr: Tensor, prediction_type: str) -> Tensor:
 
 
 def timestep_weights(snr: Tensor, prediction_type: str, *, gamma: float, debiased: bool) -> Tensor:
-    """How much each timestep counts: `min_snr_weights`, `debiased_weights`, or both multiplied as in sd-scripts."""
+    """Return the loss weight per timestep: `min_snr_weights`, `debiased_weights`, or their product as in sd-scripts."""
     weights = min_snr_weights(snr, gamma, prediction_type)
     if not debiased:
         return weights
-    # min-SNR has turned v's error into the noise's already
+    # min-SNR has already converted the weight of v's error to that of the noise's
     return weights * debiased_weights(snr, "epsilon" if gamma else prediction_type)
 
 
 def huber_thresholds(scheduler: DDPMScheduler, schedule: HuberSchedule, huber_c: float) -> Tensor:
-    """The threshold c of the Huber losses at each timestep [T], from 1 without noise to `huber_c` with nothing else.
+    """Return the threshold c of the Huber losses per timestep [T], from 1 without noise to `huber_c` at pure noise.
 
     Khrapov et al. 2024, "Improving Diffusion Models's Data-Corruption Resistance using Scheduled Pseudo-Huber Loss"
     (arXiv:2403.16728): exponential is huber_c^(t / T), snr is huber_c + (1 - huber_c) / (1 + s)^2 with
@@ -159,8 +158,8 @@ def huber_thresholds(scheduler: DDPMScheduler, schedule: HuberSchedule, huber_c:
         return torch.full((total,), huber_c)
     if schedule is HuberSchedule.EXPONENTIAL:
         return torch.logspace(0, total - 1, total, base=huber_c ** (1 / total), dtype=torch.float64).float()
-    kept: Tensor = scheduler.alphas_cumprod.double()
-    sigma = ((1 - kept) / kept).sqrt()
+    signal: Tensor = scheduler.alphas_cumprod.double()
+    sigma = ((1 - signal) / signal).sqrt()
     return (huber_c + (1 - huber_c) / (1 + sigma).square()).float()
 
 
@@ -172,12 +171,12 @@ def sample_losses(
     thresholds: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """The mean error of each sample: [B, C, H, W] -> [B], in fp32.
+    """Return the mean error of each sample, [B, C, H, W] -> [B], in fp32.
 
     l2 is d^2 of a difference d; huber 2c (sqrt(d^2 + c^2) - c) and smooth_l1 the same without the first c, with
-    c = `thresholds` [B]: the pseudo-Huber losses of Charbonnier et al. 1997, with kohya's factors. Where `mask`
-    [B, 1, H, W] in 0..1 is given, each place counts as much as it says, and the mean is over what counts, so that a
-    small subject is learned as fast as a large one; a mask of zeros gives 0.
+    c = `thresholds` [B]: the pseudo-Huber losses of Charbonnier et al. 1997, with kohya's factors. `mask` [B, 1, H, W]
+    in 0..1 gives a weighted mean over positions, so that a small subject is learned as fast as a large one; a mask of
+    zeros gives 0.
     """
     errors = (prediction.float() - target.float()).square()
     if loss_type is not LossType.L2:
@@ -187,5 +186,5 @@ def sample_losses(
         errors = 2 * ((errors + c * c).sqrt() - c) * (c if loss_type is LossType.HUBER else 1)
     if mask is None:
         return errors.mean(dim=(1, 2, 3))
-    shares = mask.float().expand_as(errors)
-    return (errors * shares).sum(dim=(1, 2, 3)) / shares.sum(dim=(1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)
+    weights = mask.float().expand_as(errors)
+    return (errors * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3)).clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a training job, told at once and before the first step."""
+"""Check a training job before its first step, and report all errors at once."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.augment import views_of
 from lora_studio.training.data.caption_variants import cached_captions
 from lora_studio.training.data.dataset import Dataset, Item, read_dataset
-from lora_studio.training.distributed import process_problems
+from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
-from lora_studio.training.warm_start import network_weights_problems
+from lora_studio.training.warm_start import network_weights_errors
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PreflightResult:
-    """What a job that can start needs."""
+    """The results of the checks of a valid job, from which the run is built."""
 
     dataset: Dataset
     counts: StepCount
@@ -68,9 +68,9 @@ class PreflightResult:
 def preflight(
     job: TrainJob, folder: JobFolder, home: Home, *, on_progress: Callable[[str, int, int], None]
 ) -> PreflightResult:
-    """Check a job and return what it needs. Raises ConfigError with all problems at once.
+    """Check a job and return the results. Raises ConfigError with all errors at once.
 
-    A base on the Hub is downloaded here if nothing else is wrong.
+    A base on the Hub is downloaded here, if there is no other error.
     """
     recipe = job.recipe
     found: list[str] = []
@@ -86,37 +86,37 @@ def preflight(
 
     dataset = attempt(lambda: _dataset(job, on_progress))
     if dataset is not None:
-        found += _dataset_problems(job, dataset)
+        found += _dataset_errors(job, dataset)
     source = attempt(lambda: resolve_base(job.base, home))
     base_config = attempt(partial(read_base_config, source)) if source is not None and source.kind != "repo" else None
     if job.vae is not None:
         attempt(partial(find_vae, job.vae))
     attempt(check_peft_compatibility)
-    found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_problems(job)]
+    found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_count_errors(job)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: check_optimizer(recipe, device))
     attempt(lambda: check_quantization(recipe.base_precision, device))
-    found += [problem for place in (folder.path, home.cache) if (problem := _write_problem(place))]
+    found += [error for path in (folder.path, home.cache) if (error := _write_error(path))]
     if source is not None and source.kind == "repo" and not found:
         source = attempt(partial(fetch_base, source, on_progress=lambda message: on_progress(message, 0, 0)))
         base_config = attempt(partial(read_base_config, source)) if source is not None else None
     if base_config is not None:
         found += [
-            *_prediction_problems(job, base_config),
-            *_undeclared_v_prediction_problems(job, base_config, source),
-            *_timestep_problems(job, base_config),
-            *_clip_skip_problems(job, base_config),
+            *_prediction_errors(job, base_config),
+            *_undeclared_v_prediction_errors(job, base_config, source),
+            *_timestep_errors(job, base_config),
+            *_clip_skip_errors(job, base_config),
         ]
     if base_config is not None and not found:
         targets = target_layers_of(base_config)
-        found += _network_problems(job, targets)
+        found += _network_errors(job, targets)
         if job.network_weights is not None:
             path = job.network_weights
-            found += attempt(lambda: network_weights_problems(path, recipe, targets)) or []
+            found += attempt(lambda: network_weights_errors(path, recipe, targets)) or []
     if base_config is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
-        found += _disk_space_problems(job, folder, home, dataset, _count(recipe, targets), width)
+        found += _disk_space_errors(job, folder, home, dataset, _count(recipe, targets), width)
     if found or dataset is None or source is None or base_config is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
@@ -134,7 +134,7 @@ def preflight(
 
 
 def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dataset:
-    if found := _folder_problems(job):
+    if found := _folder_errors(job):
         raise ConfigError(found)
     return read_dataset(
         job.dataset,
@@ -145,50 +145,52 @@ def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dat
     )
 
 
-def _folder_problems(job: TrainJob) -> list[str]:
-    """Folders that cannot be read as asked."""
+def _folder_errors(job: TrainJob) -> list[str]:
+    """Return error messages about the dataset's and the regularisation folder."""
     found = []
     if not job.dataset.is_dir():
-        found.append(f"dataset: there is no folder {job.dataset}. Give a folder with images.")
+        found.append(f"dataset: the folder {job.dataset} does not exist. Give a folder with images.")
     prior = job.regularization
     if prior is None:
         return found
     if not prior.is_dir():
-        found.append(f"regularization: there is no folder {prior}. Give a folder with images, or leave it empty.")
+        found.append(
+            f"regularization: the folder {prior} does not exist. Give a folder with images, or leave it empty."
+        )
     elif prior.resolve() == job.dataset.resolve():
         found.append(
-            "regularization is the dataset's own folder. Give images of the class that do not show what is to be "
-            "learned, or leave it empty."
+            "regularization is the dataset's own folder. Give images of the class without the subject that is trained, "
+            "or leave it empty."
         )
     return found
 
 
-def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
-    """What cannot be trained on, a sentence each with the remedy."""
+def _dataset_errors(job: TrainJob, dataset: Dataset) -> list[str]:
+    """Return error messages about images, masks and the validation split."""
     recipe = job.recipe
     found = [f"dataset: {message} Remove or replace it." for message in dataset.unreadable[:MAX_UNREADABLE_SHOWN]]
     if (more := len(dataset.unreadable) - MAX_UNREADABLE_SHOWN) > 0:
-        found.append(f"dataset: {more} more images cannot be read. `scan` lists them all.")
+        found.append(f"dataset: {more} more images cannot be read. `scan` lists all of them.")
     if dataset.unreadable:
         return found
     if not dataset.items:
         return [
-            f"dataset: {job.dataset} holds no images. Add some to it or to a subfolder named like 10_name "
+            f"dataset: {job.dataset} contains no images. Add some to it or to a subfolder named like 10_name "
             "(repeats_name); other subfolders are not read."
         ]
     if job.regularization is not None and not dataset.regularization:
         found.append(
-            f"regularization: {job.regularization} holds no images. Add some to it or to a subfolder named like "
+            f"regularization: {job.regularization} contains no images. Add some to it or to a subfolder named like "
             "1_class, or leave it empty."
         )
     if recipe.validation_split and not dataset.held_out:
         found.append(
-            f"validation_split is {recipe.validation_split:g}, but {len(dataset.items)} images, copies of one picture "
-            "counted once, leave none to hold out. Set it to 0."
+            f"validation_split is {recipe.validation_split:g}, but {len(dataset.items)} images, duplicates counted "
+            "once, are too few for a validation split. Set it to 0."
         )
     if recipe.masked_loss is not MaskedLoss.OFF and not any(item.mask for item in dataset.samples):
         where = (
-            "no image is transparent anywhere"
+            "no image has transparency"
             if recipe.masked_loss is MaskedLoss.ALPHA
             else "no image has a mask: neither NAME-masklabel.png nor mask/NAME.png beside it"
         )
@@ -196,7 +198,7 @@ def _dataset_problems(job: TrainJob, dataset: Dataset) -> list[str]:
     return found
 
 
-def _prediction_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
+def _prediction_errors(job: TrainJob, base_config: BaseConfig) -> list[str]:
     chosen = job.recipe.prediction_type
     if (
         chosen is PredictionType.AUTO
@@ -210,7 +212,7 @@ def _prediction_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
     ]
 
 
-def _timestep_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
+def _timestep_errors(job: TrainJob, base_config: BaseConfig) -> list[str]:
     recipe, total = job.recipe, base_config.scheduler.get("num_train_timesteps", 1000)
     chosen = recipe.prediction_type
     predicts = base_config.prediction_type if chosen is PredictionType.AUTO else chosen.value
@@ -220,45 +222,45 @@ def _timestep_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
     return found
 
 
-def _undeclared_v_prediction_problems(job: TrainJob, base_config: BaseConfig, source: Source | None) -> list[str]:
-    """A file whose name says v-prediction while nothing in it does: to guess wrong would waste the run."""
+def _undeclared_v_prediction_errors(job: TrainJob, base_config: BaseConfig, source: Source | None) -> list[str]:
+    """Return an error if only a file's name says v-prediction: a wrong guess would waste the run."""
     if base_config.prediction_type_stated or job.recipe.prediction_type is not PredictionType.AUTO or source is None:
         return []
     name = Path(source.location).name
     if re.search(r"v[-_ ]?pred", name, re.IGNORECASE) is None:
         return []
     return [
-        f"prediction_type is auto, but nothing in {name} says what it predicts, while its name says v-prediction. Set "
-        "prediction_type to v_prediction, or to epsilon if the name is wrong."
+        f"prediction_type is auto, but {name} does not state its prediction type, and its name suggests v-prediction. "
+        "Set prediction_type to v_prediction, or to epsilon if the name is wrong."
     ]
 
 
-def _clip_skip_problems(job: TrainJob, base_config: BaseConfig) -> list[str]:
+def _clip_skip_errors(job: TrainJob, base_config: BaseConfig) -> list[str]:
     layers = min(config["num_hidden_layers"] for config in base_config.text_encoders)
     if job.recipe.clip_skip <= layers:
         return []
     return [f"clip_skip is {job.recipe.clip_skip}, but a text encoder of {job.base} has {layers} layers. Use 2."]
 
 
-def _write_problem(folder: Path) -> str | None:
-    place = folder
-    while not place.exists():
-        place = place.parent
-    if os.access(place, os.W_OK):
+def _write_error(folder: Path) -> str | None:
+    path = folder
+    while not path.exists():
+        path = path.parent
+    if os.access(path, os.W_OK):
         return None
-    return f"Not allowed to write to {place}. Choose a folder that you can write to, or set LORA_STUDIO_HOME."
+    return f"Not allowed to write to {path}. Choose a folder that you can write to, or set LORA_STUDIO_HOME."
 
 
-def _disk_space_problems(
+def _disk_space_errors(
     job: TrainJob, folder: JobFolder, home: Home, dataset: Dataset, weights: int, width: int
 ) -> list[str]:
-    """Compare what the run will write with what is free; the cache and the run may lie on one disk.
+    """Return an error for each disk with less free space than the run and its cache need on it.
 
-    A LoRA file has `weights` of `width` bytes each.
+    A LoRA file has `weights` parameters of `width` bytes each.
     """
     recipe = job.recipe
-    shown = sum(len(views_of(item, recipe)) * _pixels(item) for item in dataset.samples)
-    pixels = shown + sum(map(_pixels, dataset.held_out))
+    pixels = sum(len(views_of(item, recipe)) * _pixels(item) for item in dataset.samples)
+    pixels += sum(map(_pixels, dataset.held_out))
     captions = len(cached_captions(job, dataset)) if not recipe.text_encoder_lr else 0
     cache = int(
         pixels * LATENT_BYTES_PER_PIXEL + captions * TEXT_BYTES_PER_CAPTION * recipe.max_token_length / CHUNK_TOKENS
@@ -269,17 +271,18 @@ def _disk_space_problems(
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
     run = weights * (width * files + STATE_BYTES_PER_WEIGHT)
-    needs: dict[int, tuple[Path, int]] = {}
-    for place, size in ((folder.path, run), (home.cache, cache)):
-        while not place.exists():
-            place = place.parent
-        device = place.stat().st_dev
-        needs[device] = (needs[device][0] if device in needs else place, needs.get(device, (place, 0))[1] + size)
+    needs: dict[int, tuple[Path, int]] = {}  # by disk
+    for path, size in ((folder.path, run), (home.cache, cache)):
+        while not path.exists():
+            path = path.parent
+        disk = path.stat().st_dev
+        first, total = needs.get(disk, (path, 0))
+        needs[disk] = first, total + size
     return [
-        f"The run writes about {size / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free at {place}. Free some "
+        f"The run writes about {size / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free at {path}. Free some "
         "space, raise save_every_n_epochs or set keep_checkpoints."
-        for place, size in needs.values()
-        if (free := shutil.disk_usage(place).free) < size + MIN_FREE_BYTES
+        for path, size in needs.values()
+        if (free := shutil.disk_usage(path).free) < size + MIN_FREE_BYTES
     ]
 
 
@@ -288,7 +291,7 @@ def _pixels(item: Item) -> int:
 
 
 def target_layers_of(base_config: BaseConfig) -> list[TargetLayer]:
-    """The layers of a base that could be trained, found on models that take no memory."""
+    """Return the layers of a base that can be trained, found on models on the meta device, which take no memory."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(base_config.unet)
         encoders = [CLIPTextModel(CLIPTextConfig(**config)) for config in base_config.text_encoders]
@@ -296,7 +299,7 @@ def target_layers_of(base_config: BaseConfig) -> list[TargetLayer]:
 
 
 def count_lora_parameters(recipe: Recipe, base_config: BaseConfig) -> int:
-    """How many weights the LoRA will have."""
+    """Return the number of parameters of the LoRA."""
     return _count(recipe, target_layers_of(base_config))
 
 
@@ -304,10 +307,10 @@ def _count(recipe: Recipe, targets: Sequence[TargetLayer]) -> int:
     return count_parameters(recipe, Counter(target.layer for target in targets))
 
 
-def _network_problems(job: TrainJob, targets: Sequence[TargetLayer]) -> list[str]:
+def _network_errors(job: TrainJob, targets: Sequence[TargetLayer]) -> list[str]:
     if _count(job.recipe, targets):
         return []
     return [
-        f"No layer is left to train: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "
-        f"{job.recipe.text_encoder_lr:g}. Give some block a dim."
+        f"No layer is trained: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "
+        f"{job.recipe.text_encoder_lr:g}. Give at least one block a dim above 0."
     ]

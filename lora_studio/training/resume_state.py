@@ -1,4 +1,4 @@
-"""The state from which a run goes on: complete, or not there.
+"""Save and load the training state from which a run resumes; it is written completely or not at all.
 
 ```
 checkpoints/state/
@@ -8,8 +8,8 @@ checkpoints/state/
     state.json         written last: position, values, and the SHA-256 of the other files
 ```
 
-A state is written beside its place, flushed to disk and renamed; only then are older ones removed, and the one before
-stays, in case the newest is damaged.
+A state is written to a temporary folder, flushed to disk and renamed; only then are older states removed. The last two
+are kept, in case the most recent one is damaged.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ WEIGHTS, OPTIMIZER, MANIFEST = "lora.safetensors", "optimizer.pt", "state.json"
 
 @dataclass(frozen=True)
 class ResumeState:
-    """Where a run stood after `step` optimizer steps. `values` is JSON, `weights` and `optimizer` hold tensors."""
+    """The training state after `step` optimizer steps. `values` is JSON, `weights` and `optimizer` contain tensors."""
 
     step: int
     epochs_finished: int
@@ -50,9 +50,9 @@ class ResumeState:
 
 
 def save_state(folder: Path, state: ResumeState) -> Path:
-    """Write a state below `folder` and remove all but the newest two, and what a killed process left half written.
+    """Write a state below `folder`; remove all but the last two states, and the incomplete ones of killed processes.
 
-    Raises DiskFullError or InputError for what the disk refuses; older states are then as they were.
+    Raises DiskFullError if the disk is full, InputError if it is not writable; older states are then unchanged.
     """
     target = folder / f"{state.step:08d}-{state.epochs_finished:05d}"
     partial = folder / f"{target.name}.partial"
@@ -85,18 +85,18 @@ def save_state(folder: Path, state: ResumeState) -> Path:
 
 
 def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> ResumeState | None:
-    """The newest state that is whole, None if there is none; damaged ones are passed over and told."""
+    """Return the most recent valid state, None if there is none; report damaged ones to `on_damage` and skip them."""
     for path in _finished_states(folder):
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            on_damage(f"The saved state {path.name} is damaged ({reason}); the one before it is used.")
+            on_damage(f"The saved training state {path.name} is damaged ({reason}); the previous one is used.")
     return None
 
 
 def _finished_states(folder: Path) -> list[Path]:
-    """Finished states, the newest first."""
+    """Return the folders of complete states, the most recent first."""
     found = folder.glob("[0-9]*-[0-9]*") if folder.is_dir() else iter(())
     return sorted((path for path in found if path.suffix != ".partial"), reverse=True)
 

@@ -1,7 +1,7 @@
-"""A run that starts from the weights of an existing LoRA file instead of from nothing.
+"""Warm start: initialise a run with the weights of an existing LoRA file (`network_weights`).
 
-The file must be of the recipe's network: of its type, with its dims and its scale. What does not fit is refused before
-the first step, and what the file has not is told: nothing is left out in silence.
+The file must have the recipe's network type, dims and scale. A mismatch is an error before the first step, and layers
+that the file lacks are reported.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from lora_studio.lora.write import ALPHA_CORRECTED_PARTS
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 
-SCALE_TOLERANCE = 0.01  # what rounding to half precision may change of alpha, as a share
+SCALE_TOLERANCE = 0.01  # relative difference of alpha / dim that rounding to half precision may cause
 
 
-def network_weights_problems(path: Path, recipe: Recipe, targets: Sequence[TargetLayer]) -> list[str]:
-    """What of a LoRA file does not fit the recipe, one line each. `targets` are the base's layers.
+def network_weights_errors(path: Path, recipe: Recipe, targets: Sequence[TargetLayer]) -> list[str]:
+    """Return error messages if a LoRA file does not match the recipe. `targets` are the base's layers.
 
-    Raises InputError if it is no LoRA for SDXL, or for another base.
+    Raises InputError if the file is not a LoRA for SDXL or was trained on an incompatible base.
     """
     lora = read_lora_header(path)
     found, missing = read_layers(lora, targets)
     name = f"network_weights {path.name}"
     if missing:
         return [
-            f"{name} has {len(missing)} layers that the base has not, like {missing[0]}. Choose a LoRA that was "
+            f"{name} has {len(missing)} layers that the base does not have, like {missing[0]}. Choose a LoRA that was "
             "trained on this base."
         ]
-    kinds = Counter(_kind(weights, recipe) for weights in found)
+    kinds = Counter(_network_type(weights, recipe) for weights in found)
     if wrong := [kind for kind in kinds if kind is not recipe.network_type]:
         return [f"{name} is a {wrong[0].value}, but network_type is {recipe.network_type.value}. Set it to that."]
     untrained = [weights.target for weights in found if layer_dim_alpha(recipe, weights.target.layer) is None]
@@ -48,83 +48,83 @@ def network_weights_problems(path: Path, recipe: Recipe, targets: Sequence[Targe
             f"{name} has {len(untrained)} layers that this recipe does not train, like {untrained[0].kohya_name}. "
             f"{_training_remedy(untrained[0], recipe)}"
         ]
-    return _shape_problems(name, recipe, found)
+    return _shape_errors(name, recipe, found)
 
 
 def load_network_weights(
     path: Path, adapters: Adapters, recipe: Recipe, targets: Sequence[TargetLayer]
 ) -> tuple[int, int]:
-    """Take a checked file's weights; returns how many of the trained layers it had, and how many there are.
+    """Copy a file's weights into the adapters; return the number of layers in the file and of trained layers.
 
-    Layers that it has not begin as in any new run. Raises InputError if the file does not fit.
+    Layers that the file lacks are initialised as in a new run. Raises InputError if the file does not match the recipe.
     """
-    if problems := network_weights_problems(path, recipe, targets):
-        raise InputError(problems[0], code="network_weights")
+    if errors := network_weights_errors(path, recipe, targets):
+        raise InputError(errors[0], code="network_weights")
     found, _ = read_layers(read_lora_header(path), targets)
     layers = {(model, inner): layer for model, inner, layer in adapters.layers}
     with torch.no_grad():
         for weights in found:
             layer = layers[weights.target.model, weights.target.path]
-            size = layer_dim_alpha(recipe, weights.target.layer)
-            assert size is not None
-            exact = weights.alpha / weights.dim / (size.alpha / size.dim)
+            dims = layer_dim_alpha(recipe, weights.target.layer)
+            assert dims is not None
+            rescale = weights.alpha / weights.dim / (dims.alpha / dims.dim)
             for name, parameter in layer_tensors(layer).items():
                 tensor = weights.magnitude if name == MAGNITUDE else weights.tensors[name]
                 assert tensor is not None
-                value = tensor.float() * exact if name in ALPHA_CORRECTED_PARTS and exact != 1 else tensor.float()
+                value = tensor.float() * rescale if name in ALPHA_CORRECTED_PARTS and rescale != 1 else tensor.float()
                 parameter.copy_(value.reshape(parameter.shape))
     return len(found), len(layers)
 
 
-def _kind(weights: LayerWeights, recipe: Recipe) -> NetworkType:
-    """The network type that a layer was trained with; LoRA and LoCon differ only in where they are."""
-    plain = weights.kind is NetworkType.LORA and recipe.network_type is NetworkType.LOCON
-    return NetworkType.LOCON if plain else weights.kind
+def _network_type(weights: LayerWeights, recipe: Recipe) -> NetworkType:
+    """Return the network type of a layer; LoRA and LoCon differ only in which layers they adapt."""
+    is_locon = weights.kind is NetworkType.LORA and recipe.network_type is NetworkType.LOCON
+    return NetworkType.LOCON if is_locon else weights.kind
 
 
-def _shape_problems(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
-    problems: dict[str, str] = {}
+def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
+    errors: dict[str, str] = {}
     for weights in found:
         layer = weights.target.layer
-        size = layer_dim_alpha(recipe, layer)
-        assert size is not None
+        dims = layer_dim_alpha(recipe, layer)
+        assert dims is not None
         shapes = {part: tuple(tensor.shape) for part, tensor in weights.tensors.items()}
-        expected = tensor_shapes(recipe, layer, size.dim)
+        expected = tensor_shapes(recipe, layer, dims.dim)
         expected.pop(MAGNITUDE, None)
         if weights.magnitude_axis or (weights.magnitude is not None) != (recipe.network_type is NetworkType.DORA):
-            problems["magnitude"] = (
-                f"{name} has lengths of inputs, or of another type than DoRA (dora_scale), which cannot be trained on. "
-                "Use one with wd_on_output."
+            errors["magnitude"] = (
+                f"{name} has magnitudes (dora_scale) that are per input or not those of a DoRA; it cannot be trained "
+                "further. Use one that was trained with wd_on_output."
             )
         elif shapes != expected:
-            problems.setdefault("dim", _dim_problem(name, recipe, weights, size, shapes, expected))
-        elif abs(weights.alpha / weights.dim / (size.alpha / size.dim) - 1) > SCALE_TOLERANCE:
-            alpha = weights.alpha / weights.dim * (sqrt(size.dim) if recipe.rank_stabilized else size.dim)
-            problems.setdefault(
+            errors.setdefault("dim", _dim_error(name, recipe, weights, dims, shapes, expected))
+        elif abs(weights.alpha / weights.dim / (dims.alpha / dims.dim) - 1) > SCALE_TOLERANCE:
+            alpha = weights.alpha / weights.dim * (sqrt(dims.dim) if recipe.rank_stabilized else dims.dim)
+            errors.setdefault(
                 "alpha",
-                f"{name} was trained with alpha {alpha:g} at dim {size.dim} ({weights.target.kohya_name}), the recipe "
+                f"{name} was trained with alpha {alpha:g} at dim {dims.dim} ({weights.target.kohya_name}), the recipe "
                 f"has another. Set network_alpha to {alpha:g}, or conv_alpha for a convolution.",
             )
-    return list(problems.values())
+    return list(errors.values())
 
 
-def _dim_problem(
+def _dim_error(
     name: str,
     recipe: Recipe,
     weights: LayerWeights,
-    size: DimAlpha,
+    dims: DimAlpha,
     shapes: dict[str, tuple[int, ...]],
     expected: dict[str, tuple[int, ...]],
 ) -> str:
     layer = weights.target.kohya_name
     if recipe.network_type is NetworkType.LOKR:
         return (
-            f"{name} cuts {layer} into {_shown(shapes)}, the recipe into {_shown(expected)}. Set lokr_factor and "
-            "network_dim to those that it was made with."
+            f"{name} splits {layer} into {_shown(shapes)}, the recipe into {_shown(expected)}. Set lokr_factor and "
+            "network_dim to the values that it was trained with."
         )
     return (
-        f"{name} has dim {weights.dim} in {layer}, the recipe {size.dim}. Set network_dim to {weights.dim}, or "
-        "conv_dim and block_dims where dims differ."
+        f"{name} has dim {weights.dim} in {layer}, the recipe {dims.dim}. Set network_dim to {weights.dim}, or "
+        "conv_dim and block_dims if its layers differ in dim."
     )
 
 
@@ -136,4 +136,4 @@ def _training_remedy(target: TargetLayer, recipe: Recipe) -> str:
     name = "unet_lr" if target.model == "unet" else "text_encoder_lr"
     if not getattr(recipe, name):
         return f"Set {name} above 0."
-    return "Set network_type, train_layers and block_dims to what it was trained with."
+    return "Set network_type, train_layers and block_dims to the values that it was trained with."

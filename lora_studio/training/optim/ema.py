@@ -1,6 +1,6 @@
-"""The weights that a run gives out: averaged ones, where the recipe or its optimizer averages.
+"""EMA or schedule-free averaged weights, swapped in for saving, sampling and validation.
 
-Training goes on from the weights as they were, to the last bit: they are put aside, not computed back.
+Afterwards training continues from exactly the weights before: they are copied and restored, not recomputed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch import nn
 
 
 class AveragedWeights:
-    """An exponential moving average of the trained weights, or the average of a schedule-free optimizer.
+    """An exponential moving average (EMA) of the trained weights, or the average of a schedule-free optimizer.
 
-    With `decay` above 0 the average moves by 1 - d of the difference at each step, with d = (1 + n) / (10 + n) after n
-    steps until it reaches `decay`, so that the first weights are soon forgotten (Polyak and Juditsky 1992; the ramp is
-    TensorFlow's). `on_swap` is called when the averaged weights have taken the place of the others, and when they go.
+    With `decay` above 0 each step moves the EMA by 1 - d of its difference from the weights, d = (1 + n) / (10 + n)
+    after n steps until it reaches `decay`, so that the first weights soon have no influence (Polyak and Juditsky 1992;
+    the ramp is TensorFlow's). `on_swap` is called after the averaged weights are swapped in, and after they are swapped
+    out.
     """
 
     def __init__(
@@ -35,21 +36,21 @@ class AveragedWeights:
         self._ema = EMAModel(weights, decay=decay, foreach=True) if decay else None
 
     def update(self) -> None:
-        """Take in the weights after a step."""
+        """Update the EMA with the weights after an optimizer step."""
         if self._ema is not None:
             self._ema.step(self._weights)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """The averaged weights in the place of the trained ones; a no-op where nothing is averaged.
+        """Replace the trained weights by the averaged ones inside the block; do nothing if there is no average.
 
-        An EMA comes before what a schedule-free optimizer averages.
+        An EMA takes precedence over a schedule-free optimizer's average.
         """
-        averages = hasattr(self._optimizer, "eval") and hasattr(self._optimizer, "train")
-        if self._ema is None and not averages:
+        is_schedule_free = hasattr(self._optimizer, "eval") and hasattr(self._optimizer, "train")
+        if self._ema is None and not is_schedule_free:
             yield
             return
-        aside = [weight.detach().clone() for weight in self._weights]
+        saved = [weight.detach().clone() for weight in self._weights]
         try:
             if self._ema is not None:
                 self._ema.copy_to(self._weights)
@@ -61,16 +62,16 @@ class AveragedWeights:
             if self._ema is None:
                 self._optimizer.train()  # type: ignore[attr-defined]
             with torch.no_grad():
-                for weight, kept in zip(self._weights, aside, strict=True):
-                    weight.copy_(kept)
+                for weight, value in zip(self._weights, saved, strict=True):
+                    weight.copy_(value)
             self._on_swap()
 
     def state(self) -> dict[str, Any] | None:
-        """What is needed to go on; None where there is no EMA."""
+        """Return the EMA's state for a resume; None if there is no EMA."""
         return None if self._ema is None else self._ema.state_dict()
 
     def load_state(self, state: dict[str, Any] | None) -> None:
-        """Take back what `state` gave; raises ValueError if the saved run averaged and this one does not, or so."""
+        """Load what `state` returned; raise ValueError if only one of the saved run and this one has an EMA."""
         if (state is None) != (self._ema is None):
             raise ValueError("ema_decay was switched on or off")
         if self._ema is not None and state is not None:

@@ -1,9 +1,9 @@
-"""The trained weights in one piece for each learning rate, so that a step's work on them is a few operations.
+"""Flatten the trained weights of each parameter group into one tensor, so that a step takes few operations.
 
-A LoRA has some 1,400 matrices. Here those of a group (the UNet's, the text encoders') lie side by side in one fp32
-tensor, their gradients in another, and the layers' own parameters are views of the first. An optimizer that treats each
-number on its own gets the whole tensor as one weight; one that looks at rows and columns gets the matrices of one shape
-as a stack. Layers that compute in half precision get copies, made in one go after each step.
+A LoRA has some 1,400 matrices. Those of a group (the UNet's, the text encoders') are contiguous in one fp32 tensor,
+their gradients in another, and the layers' own parameters are views of the first. An element-wise optimizer gets the
+whole tensor as one parameter; one that uses rows and columns gets the matrices of one shape as a stack. Layers that
+compute in half precision get half-precision copies, updated with one copy per group after each step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lora_studio.lora.inject import ADAPTER_NAME, Adapters
 
 
 class ParameterLayout(Enum):
-    """What an optimizer is given of a group: the whole as one weight, a stack for each shape, or each matrix."""
+    """How an optimizer gets a group: as one flat parameter, one stack per shape, or separate matrices."""
 
     FLAT = "flat"
     STACKED = "stacked"
@@ -31,7 +31,7 @@ class ParameterLayout(Enum):
 
 @dataclass(frozen=True)
 class _HalfCopy:
-    """A group's copy in half precision, and the sum of its gradients of one backward pass; with the fp32 weight."""
+    """A group's flat fp32 parameter, its copy in half precision, and the half-precision gradient of one micro-batch."""
 
     flat: nn.Parameter
     copy: Tensor
@@ -39,10 +39,11 @@ class _HalfCopy:
 
 
 class FlatParameters:
-    """The weights, gradients and half-precision copies of parameter groups, as `parameter_groups` gives them.
+    """Flat weights, gradients and half-precision copies of the parameter groups that `parameter_groups` returns.
 
-    From here on the models must stay on their device. `groups` are for the optimizer; `flat` has one weight a group,
-    whose `.grad` is the sum of the gradients since `zero_gradients`, once `collect` was called after each pass.
+    The models must stay on their device afterwards. `groups` are for the optimizer. `flat` has one parameter per group;
+    its `.grad` is the sum of the gradients since `zero_gradients`, if `accumulate_gradients` is called after each
+    backward pass.
     """
 
     def __init__(
@@ -51,54 +52,54 @@ class FlatParameters:
         self.flat: list[nn.Parameter] = []
         self.groups: list[dict[str, Any]] = []
         self._halves: list[_HalfCopy] = []
-        self._leaves: list[tuple[nn.Parameter, Tensor]] = []  # what autograd fills, and where it is to be added
+        self._leaves: list[tuple[nn.Parameter, Tensor]] = []  # weight with autograd's gradient, its sum
         fused = _fused_layers(adapters, dtype)
-        inner = {weight for layer in fused for weight in _factors(layer)}
-        settled: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # what a fused layer computes with, and its sink
+        fusable = {weight for layer in fused for weight in _factors(layer)}
+        fused_weights: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # a fused layer's tensor, its gradient
         for group in groups:
             members = sorted(group["params"], key=lambda weight: (weight.dim(), weight.shape))
             flat = nn.Parameter(torch.cat([weight.detach().flatten() for weight in members]))
             flat.grad = torch.zeros_like(flat)
-            views, gradients = (_parts(whole, members) for whole in (flat.detach(), flat.grad))
+            views, gradients = (_split(whole, members) for whole in (flat.detach(), flat.grad))
             for weight, view in zip(members, views, strict=True):
                 weight.data = view
-            ours: list[tuple[Tensor, Tensor]] = list(zip(members, gradients, strict=True))
-            if dtype != torch.float32 and inner:
+            pairs: list[tuple[Tensor, Tensor]] = list(zip(members, gradients, strict=True))
+            if dtype != torch.float32 and fusable:
                 half = _HalfCopy(flat, flat.detach().to(dtype), torch.zeros_like(flat, dtype=dtype))
                 self._halves.append(half)
-                copies = [copy.requires_grad_() for copy in _parts(half.copy, members)]
-                ours = list(zip(copies, _parts(half.gradient, members), strict=True))
-            for weight, gradient, own in zip(members, gradients, ours, strict=True):
-                if weight in inner:
-                    settled[weight] = own
+                copies = [copy.requires_grad_() for copy in _split(half.copy, members)]
+                pairs = list(zip(copies, _split(half.gradient, members), strict=True))
+            for weight, gradient, pair in zip(members, gradients, pairs, strict=True):
+                if weight in fusable:
+                    fused_weights[weight] = pair
                 else:
                     self._leaves.append((weight, gradient))
             self.flat.append(flat)
             self.groups.append({**group, "params": _for_optimizer(layout, flat, members)})
         for layer in fused:
-            if all(weight in settled for weight in _factors(layer)):  # those of unread layers are not trained
-                (a, for_a), (b, for_b) = (settled[weight] for weight in _factors(layer))
+            if all(weight in fused_weights for weight in _factors(layer)):  # those of unused layers are not trained
+                (a, for_a), (b, for_b) = (fused_weights[weight] for weight in _factors(layer))
                 layer.fuse(a, b, (for_a, for_b))
         self.half_only = bool(self._halves) and self.all_fused
 
     @property
     def all_fused(self) -> bool:
-        """Whether every gradient is added where it belongs by the layers themselves."""
+        """True if fused layers write all gradients, so that autograd accumulates none."""
         return not self._leaves
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The gradients of each group, [N]."""
+        """The flat gradient [N] of each group."""
         return [weight.grad for weight in self.flat if weight.grad is not None]
 
     @property
     def half_copies(self) -> list[Tensor]:
-        """What the layers compute with in half precision, [N] for each group."""
+        """The flat half-precision copy [N] of each group; empty in fp32."""
         return [half.copy for half in self._halves]
 
     @torch.no_grad()
     def zero_gradients(self) -> None:
-        """Forget all gradients, those of a pass that was broken off too."""
+        """Set all gradients to zero, those of an interrupted backward pass too."""
         for gradient in (*self.gradients, *(half.gradient for half in self._halves)):
             gradient.zero_()
         for leaf, _ in self._leaves:
@@ -106,27 +107,27 @@ class FlatParameters:
 
     @torch.no_grad()
     def accumulate_gradients(self) -> None:
-        """Add the gradients of a backward pass to those of the passes before, in fp32."""
+        """Add the gradients of the last backward pass to the sum of those before it, in fp32."""
         for half in self._halves:
             assert half.flat.grad is not None
             half.flat.grad.add_(half.gradient)
             half.gradient.zero_()
         found = [(gradient, leaf.grad) for leaf, gradient in self._leaves if leaf.grad is not None]
         if found:
-            gathered, given = map(list, zip(*found, strict=True))
-            torch._foreach_add_(gathered, given)
+            totals, added = map(list, zip(*found, strict=True))
+            torch._foreach_add_(totals, added)
         for leaf, _ in self._leaves:
             leaf.grad = None
 
     @torch.no_grad()
     def sync_half_copies(self) -> None:
-        """Bring the copies that layers compute with up to date; to be called whenever weights have changed."""
+        """Update the half-precision copies; call it whenever weights have changed."""
         for half in self._halves:
             half.copy.copy_(half.flat)
 
 
 def _fused_layers(adapters: Adapters, dtype: torch.dtype) -> list[FusedLoraLinear]:
-    """The layers whose base has this dtype and whose arithmetic is fused."""
+    """Return the layers that can be fused and whose base has this dtype."""
     found = [layer for _, _, layer in adapters.layers if isinstance(layer, FusedLoraLinear) and layer.is_fusable()]
     return [layer for layer in found if layer.get_base_layer().weight.dtype == dtype]
 
@@ -135,13 +136,13 @@ def _factors(layer: FusedLoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
     return layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
 
 
-def _parts(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
+def _split(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
     parts = whole.split([member.numel() for member in members])
     return [part.view(member.shape) for part, member in zip(parts, members, strict=True)]
 
 
 def _for_optimizer(layout: ParameterLayout, flat: nn.Parameter, members: Sequence[Tensor]) -> list[nn.Parameter]:
-    """The group's weight cut as the optimizer wants it; each part's `.grad` is a view of the whole's."""
+    """Return views of the flat parameter in the optimizer's layout; their `.grad` are views of its `.grad`."""
     if layout is ParameterLayout.FLAT:
         return [flat]
     shapes: list[tuple[int, ...]] = []
@@ -150,9 +151,9 @@ def _for_optimizer(layout: ParameterLayout, flat: nn.Parameter, members: Sequenc
         stacked = layout is ParameterLayout.STACKED and len(shape) > 1
         shapes += [(count, *shape)] if stacked else [shape] * count
     assert flat.grad is not None
-    wanted = [torch.empty(shape, device="meta") for shape in shapes]
+    sizes = [torch.empty(shape, device="meta") for shape in shapes]
     parts = []
-    for view, gradient in zip(_parts(flat.detach(), wanted), _parts(flat.grad, wanted), strict=True):
+    for view, gradient in zip(_split(flat.detach(), sizes), _split(flat.grad, sizes), strict=True):
         part = nn.Parameter(view)
         part.grad = gradient
         parts.append(part)

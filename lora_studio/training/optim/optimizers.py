@@ -1,4 +1,4 @@
-"""Optimizers, each with the arguments that are known to work for a LoRA."""
+"""Make, check and restore optimizers, each with arguments that work for a LoRA."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from lora_studio.training.optim.flat_params import ParameterLayout
 
 # bitsandbytes keeps the moments of smaller tensors in 32 bits.
 TEST_SHAPE = (64, 64)
-# Where pip knows a library by another name than Python does.
+# Distribution names on PyPI that differ from the module's name.
 PIP_NAMES = {"pytorch_optimizer": "pytorch-optimizer", "prodigyplus": "prodigy-plus-schedule-free"}
-# What the recipe's own settings say; `optimizer_args` may not say it again. weight_decay is the exception: other
-# trainers have it there alone.
+# Arguments that `optimizer_args` may not contain, with the settings to use instead. weight_decay is allowed: in other
+# trainers it has no setting of its own.
 RESERVED_ARGUMENTS = {
     "lr": "unet_lr and text_encoder_lr",
     "params": "unet_lr and text_encoder_lr",
@@ -38,9 +38,10 @@ RESERVED_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """An optimizer: where its class is (module.Class), the arguments that it gets for a LoRA, and why these.
+    """An optimizer: `path` of its class (module.Class), its arguments for a LoRA, and the reason for them.
 
-    `layout` is how it takes the weights; one that takes stacks calls `rms` for the root mean square of a matrix.
+    `layout` is how it gets the weights. `rms` is the method with which an optimizer of stacks computes the root mean
+    square of a matrix.
     """
 
     path: str
@@ -104,52 +105,51 @@ OPTIMIZER_SPECS: Mapping[Optimizer, OptimizerSpec] = MappingProxyType(
 
 
 def parameter_groups(adapters: Adapters, recipe: Recipe) -> list[dict[str, Any]]:
-    """One group a learning rate: the UNet's and the text encoders', named, in this order; absent where not trained.
+    """Return a parameter group per learning rate: `unet`, then `text_encoder`, each only if it is trained.
 
-    Weights in layers of the first text encoder whose output nobody reads are in none: they stay as they are.
+    Layers of the first text encoder whose output `clip_skip` leaves unused are not trained.
     """
     wanted = (("unet", ("unet",), recipe.unet_lr), ("text_encoder", ("te1", "te2"), recipe.text_encoder_lr))
-    unread = unused_layers(adapters.models["te1"], recipe.clip_skip) if "te1" in adapters.models else []
-    idle = {id(weight) for layer in unread for weight in layer.parameters()}
+    unused_text_layers = unused_layers(adapters.models["te1"], recipe.clip_skip) if "te1" in adapters.models else []
+    unused = {id(weight) for layer in unused_text_layers for weight in layer.parameters()}
     groups = []
     for name, models, rate in wanted:
-        weights = [weight for weight in adapters.parameters(*models) if id(weight) not in idle]
+        weights = [weight for weight in adapters.parameters(*models) if id(weight) not in unused]
         groups.append({"name": name, "params": weights, "lr": rate})
     return [group for group in groups if group["params"]]
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer of a recipe over parameter groups, ready to train.
+    """Return a recipe's optimizer over parameter groups.
 
-    Weights of three and more dimensions are stacks of matrices where the optimizer takes such (`parameter_layout`).
-    Raises ImportError if the optimizer's library is not installed, ConfigError for `optimizer_args` that it does not
-    have.
+    Weights of three and more dimensions are stacks of matrices if `parameter_layout` is STACKED. Raises ImportError if
+    the optimizer's library is not installed, ConfigError for `optimizer_args` that it does not accept.
     """
-    kind = _optimizer_class(recipe)
-    _check_optimizer_args(recipe, kind)
-    with redirect_stdout(sys.stderr):  # Prodigy and its kin print about their settings
-        optimizer = kind(groups, **optimizer_arguments(recipe))
+    optimizer_class = _optimizer_class(recipe)
+    _check_optimizer_args(recipe, optimizer_class)
+    with redirect_stdout(sys.stderr):  # Prodigy and its variants print their settings
+        optimizer = optimizer_class(groups, **optimizer_arguments(recipe))
     if parameter_layout(recipe) is ParameterLayout.STACKED:
         setattr(optimizer, OPTIMIZER_SPECS[recipe.optimizer].rms, _matrix_rms)
     return optimizer
 
 
 def parameter_layout(recipe: Recipe) -> ParameterLayout:
-    """How the recipe's optimizer takes the weights; a relative step looks at the size of each matrix by itself."""
-    own_rate = recipe.optimizer is Optimizer.ADAFACTOR and recipe.lr_scheduler is Scheduler.ADAFACTOR
-    return ParameterLayout.SEPARATE if own_rate else OPTIMIZER_SPECS[recipe.optimizer].layout
+    """Return how the recipe's optimizer gets the weights; Adafactor's relative step needs separate matrices."""
+    relative_step = recipe.optimizer is Optimizer.ADAFACTOR and recipe.lr_scheduler is Scheduler.ADAFACTOR
+    return ParameterLayout.SEPARATE if relative_step else OPTIMIZER_SPECS[recipe.optimizer].layout
 
 
 def _matrix_rms(values: Tensor) -> Tensor:
-    """The root mean square of a matrix, or of each one in a stack [n, ...], as [n, 1...]."""
+    """Return the root mean square of a matrix, or of each matrix in a stack [n, ...], as [n, 1...]."""
     axes = tuple(range(1, values.dim())) if values.dim() > 2 else tuple(range(values.dim()))
     return values.square().mean(axes, keepdim=values.dim() > 2).sqrt()
 
 
 def optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
-    """All arguments that a recipe's optimizer is made with: the known ones, the recipe's, and `optimizer_args` last.
+    """Return all arguments of a recipe's optimizer: our defaults, the recipe's settings, then `optimizer_args`.
 
-    Raises ConfigError for a value that is no Python literal.
+    Raises ConfigError for a value that is not a Python literal.
     """
     arguments: dict[str, Any] = {"weight_decay": recipe.weight_decay, **OPTIMIZER_SPECS[recipe.optimizer].arguments}
     if recipe.optimizer is Optimizer.PRODIGY:
@@ -161,7 +161,7 @@ def optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def optimizer_name(recipe: Recipe) -> str:
-    """Class and arguments as kohya's trainer writes them to a LoRA's metadata."""
+    """Return class and arguments as kohya's trainer writes them to a LoRA's metadata."""
     arguments = ",".join(f"{name}={value}" for name, value in optimizer_arguments(recipe).items())
     return f"{OPTIMIZER_SPECS[recipe.optimizer].path}({arguments})"
 
@@ -183,19 +183,19 @@ def _parse_optimizer_args(recipe: Recipe) -> dict[str, Any]:
 
 def _optimizer_class(recipe: Recipe) -> Callable[..., torch.optim.Optimizer]:
     module, _, name = OPTIMIZER_SPECS[recipe.optimizer].path.rpartition(".")
-    kind: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
-    return kind
+    optimizer_class: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
+    return optimizer_class
 
 
-def _check_optimizer_args(recipe: Recipe, kind: Callable[..., torch.optim.Optimizer]) -> None:
-    """Raise ConfigError for `optimizer_args` that the optimizer does not take, or that are settings of their own."""
+def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.optim.Optimizer]) -> None:
+    """Raise ConfigError for `optimizer_args` that the optimizer does not accept or that belong in other settings."""
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = inspect.signature(kind).parameters.values()
+    parameters = inspect.signature(optimizer_class).parameters.values()
     known = [item.name for item in parameters if item.kind in named and item.name not in RESERVED_ARGUMENTS]
     found = []
     for name in _parse_optimizer_args(recipe):
         if name in RESERVED_ARGUMENTS:
-            found.append(f"optimizer_args: {name} is not given there. Set {RESERVED_ARGUMENTS[name]} instead.")
+            found.append(f"optimizer_args: {name} is not allowed there. Set {RESERVED_ARGUMENTS[name]} instead.")
         elif name not in known:
             found.append(
                 f"optimizer_args: {recipe.optimizer.value} has no argument {name}. It has {', '.join(sorted(known))}."
@@ -207,8 +207,7 @@ def _check_optimizer_args(recipe: Recipe, kind: Callable[..., torch.optim.Optimi
 def check_optimizer(recipe: Recipe, device: torch.device) -> None:
     """Take one step with the recipe's optimizer on a small weight.
 
-    Raises InputError where it cannot work: its library is missing, or was not built for this device; ConfigError if its
-    arguments do not fit.
+    Raises InputError if its library is missing or does not work on this device, ConfigError if it rejects an argument.
     """
     weight = nn.Parameter(torch.zeros(TEST_SHAPE, device=device))
     weight.grad = torch.ones_like(weight)
@@ -223,21 +222,21 @@ def check_optimizer(recipe: Recipe, device: torch.device) -> None:
         raise
     except (RuntimeError, NotImplementedError, AttributeError, OSError, TypeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        said = lines[0].rstrip(".")
+        detail = lines[0].rstrip(".")
         if recipe.optimizer_args and (optimizer is None or isinstance(error, TypeError | ValueError)):
             given = " ".join(recipe.optimizer_args)
             raise ConfigError(
-                [f"optimizer_args is {given}, which {recipe.optimizer.value} refuses: {said}. Correct or empty it."]
+                [f"optimizer_args is {given}, which {recipe.optimizer.value} rejects: {detail}. Correct or empty it."]
             ) from error
-        reason = f"it does not work on this {device.type} device ({said})"
-        remedy = "Choose Adafactor, which works everywhere and takes less memory still."
+        reason = f"it does not work on this {device.type} device ({detail})"
+        remedy = "Choose Adafactor, which works on every device and needs even less memory."
     else:
         return
     raise InputError(f"optimizer is {recipe.optimizer.value}, but {reason}.", remedy, code="optimizer")
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Take back a state dict, bit for bit: torch turns every state into the dtype of its weight, which is undone here.
+    """Load a state dict bit for bit: torch casts states to the dtype of their weight, which is undone here.
 
     Raises KeyError or ValueError if it is another optimizer's.
     """
@@ -252,10 +251,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The rates of the next step by group.
+    """Return the learning rate of the next step per group.
 
-    For Prodigy the ones that it found, times its factor; for Adafactor's own schedule the relative step, which it still
-    multiplies with the size of each weight.
+    For Prodigy it is d times the group's rate; for Adafactor's own schedule the relative step, which Adafactor still
+    multiplies by the RMS of each weight.
     """
     return {group["name"]: _learning_rate(optimizer, group) for group in optimizer.param_groups}
 

@@ -1,4 +1,4 @@
-"""Learning rates as a function of the steps."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lora_studio.settings.recipe import Recipe
 
 
 def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
-    """The learning rates as a function of the optimizer's steps; a warm-up is never longer than the run.
+    """Return a recipe's learning rate scheduler; its warm-up is never longer than the run.
 
-    All but the constant schedules fall to 0 at `total_steps`, which is one step after the last. Adafactor's own is kept
-    by Adafactor: the rates here then stay as they are, unused.
+    All except the constant schedules fall to 0 at `total_steps`, which is one step after the last. Adafactor's own
+    schedule is inside Adafactor: the factor here is then 1.
     """
     warmup = warmup_steps(recipe.lr_warmup_steps, total_steps)
     match recipe.lr_scheduler:
@@ -41,7 +41,7 @@ def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_st
 
 
 def with_warmup(decay: Callable[[float], float], warmup: int, total_steps: int) -> Callable[[int], float]:
-    """A line from 0 to 1 over the first `warmup` steps, then `decay` of the share of the rest that is done."""
+    """Return a factor that rises linearly from 0 to 1 over `warmup` steps, then is `decay` of the progress in 0..1."""
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -52,12 +52,14 @@ def with_warmup(decay: Callable[[float], float], warmup: int, total_steps: int) 
 
 
 def polynomial(progress: float, power: float) -> float:
-    """(1 - z)^power of a progress z in 0..1."""
+    """Return (1 - z)^power of a progress z in 0..1."""
     return float((1 - progress) ** power)
 
 
 def rex(progress: float) -> float:
-    """Reflected exponential: (1 - z) / (1/2 + 1/2 (1 - z)) of a progress z in 0..1; high for long, then steep.
+    """Return the reflected exponential (1 - z) / (1/2 + 1/2 (1 - z)) of a progress z in 0..1.
+
+    It stays high for long and then falls steeply.
 
     Chen et al. 2021, "REX: Revisiting Budgeted Training with an Improved Schedule" (arXiv:2107.04197).
     """

@@ -29,7 +29,7 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import restore, save, save_adapter
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
-from lora_studio.training.warm_start import load_network_weights, network_weights_problems
+from lora_studio.training.warm_start import load_network_weights, network_weights_errors
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
@@ -265,18 +265,18 @@ def test_a_file_that_does_not_fit_the_recipe_is_refused(
         "Set unet_lr above 0": {"unet_lr": 0},
         "Set network_type, train_layers and": {"train_layers": "attention"},
     }
-    assert network_weights_problems(path, recipe, targets) == []
+    assert network_weights_errors(path, recipe, targets) == []
     for words, changes in expected.items():
-        (problem,) = network_weights_problems(path, Recipe.parse(SMALL | changes), targets)
+        (problem,) = network_weights_errors(path, Recipe.parse(SMALL | changes), targets)
         assert words in problem
         assert "x.safetensors" in problem
-    assert network_weights_problems(path, Recipe.parse(SMALL | {"network_type": "LoCon"}), targets) == []
+    assert network_weights_errors(path, Recipe.parse(SMALL | {"network_type": "LoCon"}), targets) == []
     strange = load_file(path) | {
         f"lora_unet_input_blocks_8_1_proj_in.{part}": torch.ones(4, 4)
         for part in ("lora_up.weight", "lora_down.weight")
     }
     save_file(strange, tmp_path / "strange.safetensors")
-    (problem,) = network_weights_problems(tmp_path / "strange.safetensors", recipe, targets)
+    (problem,) = network_weights_errors(tmp_path / "strange.safetensors", recipe, targets)
     assert "1 layers that the base has not, like lora_unet_input_blocks_8_1_proj_in" in problem
 
 

@@ -20,7 +20,7 @@ from lora_studio.device import is_out_of_memory
 from lora_studio.errors import ConfigError, InputError, JobError, PeerOutOfMemoryError, StopRequested
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.distributed import RankGroup, process_problems, with_global_batch
+from lora_studio.training.distributed import RankGroup, process_count_errors, with_global_batch
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
 
@@ -120,12 +120,12 @@ def test_the_job_of_a_team_has_the_batch_of_all() -> None:
 def test_a_job_for_several_processes_is_not_done_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     job = TrainJob(name="a", dataset=Path("x"), base="y", num_processes=2)
-    (problem,) = process_problems(job)
+    (problem,) = process_count_errors(job)
     assert "accelerate launch --num_processes 2" in problem
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert process_problems(job) == []
+    assert process_count_errors(job) == []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert process_problems(job) == ["num_processes is 2, but this machine has 1 GPUs. Set it to 1."]
+    assert process_count_errors(job) == ["num_processes is 2, but this machine has 1 GPUs. Set it to 1."]
 
 
 def test_a_script_hears_what_several_processes_do(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
