@@ -25,7 +25,7 @@ from lora_studio.dataset.images.decode import ImageInfo
 from lora_studio.dataset.images.header_cache import sha256_of, upright_size
 from lora_studio.dataset.marks import LEGACY_FILE, Marks, load_marks, save_marks
 from lora_studio.dataset.scan import ScanReport, with_similar
-from lora_studio.files import cached_by_stamp, file_stamp, write_bytes
+from lora_studio.files import cached_by_stamp, file_stamp, is_racy, write_bytes
 from lora_studio.workspace.project import records_folder
 
 SCAN_FILE = "scan.json"
@@ -204,7 +204,8 @@ def scan_stamps(images: Iterable[Path]) -> dict[Path, Stamp]:
     for path in images:
         with suppress(OSError):
             stamp = file_stamp(path)
-            stamps[path] = (_RACY if stamp.is_racy(now) else stamp.mtime_ns, stamp.size)
+            changed, size, *_ = stamp
+            stamps[path] = (_RACY if is_racy(stamp, now) else changed, size)
     return stamps
 
 

@@ -15,6 +15,7 @@ from lora_studio.files import (
     RACY_NS,
     cached_by_stamp,
     file_stamp,
+    is_racy,
     remove_temporary_files,
     write_atomic,
     write_bytes,
@@ -173,12 +174,13 @@ def test_a_racy_file_is_read_each_time(tmp_path: Path, read_cached: Callable[...
     path = tmp_path / "a.txt"
     path.write_text("old")
     stamp = file_stamp(path)
-    assert stamp.is_racy(stamp.mtime_ns)
-    assert not stamp.is_racy(stamp.mtime_ns + RACY_NS)
+    changed = stamp[0]
+    assert is_racy(stamp, changed)
+    assert not is_racy(stamp, changed + RACY_NS)
     assert [read_cached(path), read_cached(path)] == ["old", "old"]
     assert len(calls) == 2
     path.write_text("new")
-    os.utime(path, ns=(stamp.mtime_ns, stamp.mtime_ns))  # within one tick of a coarse clock
+    os.utime(path, ns=(changed, changed))  # within one tick of a coarse clock
     assert read_cached(path) == "new"
 
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
 from lora_studio.dataset.manifest import SCAN_FILE
 from lora_studio.dataset.marks import MARKS_FILE
-from lora_studio.files import FileStamp
+from lora_studio.files import FileStamp, is_racy, stat_stamp
 from lora_studio.workspace.project import Project, image_sets
 
 Value = TypeVar("Value")
@@ -88,7 +88,7 @@ def _dataset_stamps(project: Project) -> Stamps:
                 except OSError:  # deleted in the meantime
                     continue
                 if S_ISREG(stat.st_mode):
-                    stamps[entry.path] = FileStamp.of_stat(stat)
+                    stamps[entry.path] = stat_stamp(stat)
     for path in own_files(project):
         stamps |= _stamps_of(path)
     return stamps
@@ -100,13 +100,13 @@ def _stamps_of(path: str) -> Stamps:
         stat = os.stat(path)  # noqa: PTH116 - the files' names are text, as os.scandir gives them
     except OSError:
         return {}
-    return {path: FileStamp.of_stat(stat)} if S_ISREG(stat.st_mode) else {}
+    return {path: stat_stamp(stat)} if S_ISREG(stat.st_mode) else {}
 
 
 def _racy_texts(stamps: Stamps, now: int) -> list[str]:
     """Return the text files whose stamp is racy: their content is compared."""
     return [
-        path for path, stamp in stamps.items() if stamp.is_racy(now) and path.endswith((*CAPTION_SUFFIXES, ".json"))
+        path for path, stamp in stamps.items() if is_racy(stamp, now) and path.endswith((*CAPTION_SUFFIXES, ".json"))
     ]
 
 
