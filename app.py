@@ -14,20 +14,22 @@ from lora_studio.workspace.project import Home
 
 
 def main(
-    share: Annotated[bool, typer.Option("--share", help="Also serve under a public gradio.live address.")] = False,
-    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Ask visitors for this account.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also serve at a public gradio.live address.")] = False,
+    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Require this login.")] = None,
     host: Annotated[
-        str | None, typer.Option(metavar="H", help="Address to serve on; 0.0.0.0 for the whole local network.")
+        str | None, typer.Option(metavar="H", help="Address to serve on; 0.0.0.0 for the local network.")
     ] = None,
     port: Annotated[int | None, typer.Option(metavar="P", help="Port; default: the first free one from 7860.")] = None,
     home: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Where projects live (default: $LORA_STUDIO_HOME, ~/lora-studio)."),
+        typer.Option(
+            metavar="DIR", help="Folder of projects, cache and models (default: $LORA_STUDIO_HOME or ~/lora-studio)."
+        ),
     ] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Begin with the example project.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Open with the example project.")] = False,
 ) -> None:
     """Curate, plan, train and test SDXL LoRAs in the browser."""
-    with gc_frozen():  # the modules are a million objects: looking for garbage among them takes 0.6 s
+    with gc_frozen():  # the imported modules are a million objects: a collection takes 0.6 s
         from lora_studio.ui.launch import serve
 
     studio_home = Home.locate(home)
@@ -36,11 +38,11 @@ def main(
     except StudioError as error:
         print(f"Error: {error.message}", error.remedy, sep="\n", file=sys.stderr)
         raise typer.Exit(error.exit_status) from error
-    print(f"LoRA Studio is open at {served.url}  (projects in {studio_home.path}; Ctrl+C closes it)", flush=True)
+    print(f"LoRA Studio is running at {served.url}  (projects in {studio_home.path}; Ctrl+C to stop)", flush=True)
     if served.share_url:
         print(f"Public address: {served.share_url}", flush=True)
         if auth is None:
-            print("Anyone who has this address can use the studio; --auth USER:PASSWORD asks for an account.")
+            print("Anyone with this address can use the studio; --auth USER:PASSWORD requires a login.")
     served.wait()
 
 

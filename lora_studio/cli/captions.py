@@ -1,4 +1,4 @@
-"""`python -m lora_studio caption DIR ...`: captions checked, progress_bar, edited with an undo, and reviewed."""
+"""`python -m lora_studio caption DIR ...`: check, count, edit, undo and review captions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 
-SHOWN = 20  # lines of a table or a preview
+MAX_LINES = 20  # of a table or a preview
 
 caption_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -35,11 +35,11 @@ def caption(context: typer.Context, folder: Folder) -> None:
 @caption_app.command("lint")
 def lint_command(
     context: typer.Context,
-    fix: Annotated[list[str] | None, typer.Option(help="Mend this finding; may be given again.")] = None,
+    fix: Annotated[list[str] | None, typer.Option(help="Apply the fix with this code; can be repeated.")] = None,
     trigger: Trigger = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is wrong or doubtful, and mend it with --fix CODE."""
+    """List problems in the captions, and fix them with --fix CODE."""
     folder: Path = context.obj
     findings = api.lint_captions(folder, trigger_word=trigger)
     fixed: list[EditReport] = []
@@ -59,45 +59,45 @@ def lint_command(
         print_lines(*report.lines())
     for finding in findings:
         print_lines(f"{finding.rule.title}: {finding.message} {finding.rule.why}")
-        print_lines(*(f"    {image}" for image in finding.images[:SHOWN]))
-        if len(finding.images) > SHOWN:
-            print_lines(f"    and {len(finding.images) - SHOWN} more")
+        print_lines(*(f"    {image}" for image in finding.images[:MAX_LINES]))
+        if len(finding.images) > MAX_LINES:
+            print_lines(f"    and {len(finding.images) - MAX_LINES} more")
         print_lines(*(f"    --fix {chosen.key}    {chosen.label}" for chosen in finding.fixes))
     if not findings:
-        print_lines("Nothing to mend.")
+        print_lines("No problems found.")
 
 
 @caption_app.command()
 def stats(
     context: typer.Context,
-    tag: Annotated[str, typer.Option(help="Count the tags beside this one (default: the trigger word).")] = "",
+    tag: Annotated[str, typer.Option(help="Count the tags that occur with this one (default: the trigger word).")] = "",
     as_json: Json = False,
 ) -> None:
-    """Count tags, which are there together, and tokens; suggest what to hold out."""
+    """Count tags, tags that occur together, and tokens; suggest a validation split."""
     found = api.summarize_captions(context.obj, tag=tag)
     if as_json:
         print_json(found)
         return
-    for title, counts in (("tag", found.tags), (f"beside {found.of}", found.together)):
+    for title, counts in (("tag", found.tags), (f"with {found.of}", found.together)):
         table = Table(title, "images", "share", box=None, pad_edge=False)
-        for count in counts[:SHOWN]:
+        for count in counts[:MAX_LINES]:
             table.add_row(count.tag.replace("[", r"\["), str(count.images), f"{count.share:.0%}")
         out_console.print(table)
     tokens = found.tokens
     print_lines(
-        f"{found.captioned} of {found.images} images have a caption, with {len(found.tags)} unlike tags.",
+        f"{found.captioned} of {found.images} images have a caption, with {len(found.tags)} different tags.",
         f"{tokens.least} to {tokens.most} tokens, {tokens.mean:g} on average; "
         f"{tokens.too_long} captions are longer than {tokens.limit}.",
     )
     if found.split:
-        print_lines(f"Hold out {len(found.split.held_out)} images. {found.split.why}")
+        print_lines(f"Validation split: {len(found.split.held_out)} images. {found.split.why}")
 
 
 @caption_app.command()
 def add(
     context: typer.Context,
     tags: Annotated[str, typer.Argument(metavar="TAG", help="A tag, or several separated by commas.")],
-    position: Annotated[TagPosition, typer.Option(help="Where to.")] = TagPosition.BACK,
+    position: Annotated[TagPosition, typer.Option(help="Where in the caption.")] = TagPosition.BACK,
     trigger: Trigger = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -114,7 +114,7 @@ def remove(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Take whole tags out."""
+    """Remove whole tags."""
     _edit(context.obj, edits.remove(tags), dry_run, as_json)
 
 
@@ -122,22 +122,22 @@ def remove(
 def replace(
     context: typer.Context,
     old: Annotated[str, typer.Argument(help="A whole tag, or a regular expression over whole captions.")],
-    new: Annotated[str, typer.Argument(help=r"What takes its place; \1 stands for a group.")],
+    new: Annotated[str, typer.Argument(help=r"The replacement; \1 is the first group.")],
     use_regex: Annotated[bool, typer.Option("--regex", help="OLD is a regular expression.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Put other tags or another text in the place of one."""
+    """Replace a tag, or the matches of a regular expression."""
     _edit(context.obj, edits.substitute(old, new) if use_regex else edits.replace(old, new), dry_run, as_json)
 
 
 @caption_app.command()
 def undo(
     context: typer.Context,
-    list_edits: Annotated[bool, typer.Option("--list", help="Show the edits that there are, and undo none.")] = False,
+    list_edits: Annotated[bool, typer.Option("--list", help="List the edits instead of undoing one.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Take the latest edit back."""
+    """Undo the most recent edit."""
     folder: Path = context.obj
     if not folder.is_dir():
         raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
@@ -161,18 +161,22 @@ def undo(
 def review(
     context: typer.Context,
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="By path, or by name in DIR.")
+        list[Path] | None, typer.Argument(metavar="[IMAGE...]", help="Paths, or file names in DIR.")
     ] = None,
     mark: Annotated[
-        bool | None, typer.Option("--mark/--unmark", help="Tick the images, or take their tick away.")
+        bool | None, typer.Option("--mark/--unmark", help="Mark the images as reviewed, or as not reviewed.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say whose captions were read, and tick them."""
+    """List the images to review, or mark images as reviewed."""
     if (mark is None) == bool(images):
-        raise InputError("Images and --mark or --unmark belong together.", "Give both, or neither.", code="usage")
-    given = images or []
-    found = api.review_captions(context.obj, mark=given if mark else [], unmark=given if mark is False else [])
+        raise InputError(
+            "Images are given without --mark or --unmark, or the other way round.",
+            "Give both, or neither.",
+            code="usage",
+        )
+    chosen = images or []
+    found = api.review_captions(context.obj, mark=chosen if mark else [], unmark=chosen if mark is False else [])
     if as_json:
         print_json(found)
         return
@@ -180,7 +184,7 @@ def review(
 
 
 def _edit(folder: Path, edit: Edit, dry_run: bool, as_json: bool) -> None:
-    """Do an edit, or show it; either is told as the images with their captions before and after."""
+    """Apply an edit, or print what it would change: the images with their captions before and after."""
     plan = api.plan_caption_edit(folder, edit)
     report = None if dry_run else CaptionHistory.of(folder).apply(plan)
     if as_json:
@@ -189,10 +193,10 @@ def _edit(folder: Path, edit: Edit, dry_run: bool, as_json: bool) -> None:
     if report is not None:
         print_lines(*report.lines())
         return
-    for change in plan.changes[:SHOWN]:
-        print_lines(*_shown(change))
-    print_lines(f"Would change {len(plan.changes)} captions and leave {plan.unchanged} as they are.")
+    for change in plan.changes[:MAX_LINES]:
+        print_lines(*_change_lines(change))
+    print_lines(f"Would change {len(plan.changes)} captions and leave {plan.unchanged} unchanged.")
 
 
-def _shown(change: Change) -> tuple[str, ...]:
+def _change_lines(change: Change) -> tuple[str, ...]:
     return f"{change.image}", f"  - {change.before or ''}", f"  + {change.after}"

@@ -1,4 +1,4 @@
-"""What the commands share: where they print, and the options that several of them have."""
+"""Consoles, options and output functions that the commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 HomeOption = Annotated[
     Path | None, typer.Option("--home", help="The studio's home (default: $LORA_STUDIO_HOME or ~/lora-studio).")
 ]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or with N_name folders of them.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, or of N_name folders with images.")]
 
 
 def print_json(value: Any) -> None:
@@ -28,6 +28,6 @@ def print_json(value: Any) -> None:
 
 
 def print_lines(*lines: str) -> None:
-    """Print lines of text as they are, for people."""
+    """Print lines of text on stdout without wrapping or markup."""
     for line in lines:
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)

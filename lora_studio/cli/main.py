@@ -1,4 +1,4 @@
-"""`python -m lora_studio`: one command a stage, the same functions that the tabs call.
+"""`python -m lora_studio`: one command per stage, which calls the same functions as the tabs.
 
 With `--json` a command prints one JSON document on stdout and nothing else there; messages and progress bars go to
 stderr. Exit status: 0, 2 for wrong input, 1 for a failure.
@@ -38,7 +38,7 @@ app.add_typer(caption_app, name="caption")
 
 
 def main() -> None:
-    """Run a command; a StudioError becomes two lines on stderr and an exit status."""
+    """Run a command; print a StudioError as two lines on stderr and exit with its status."""
     try:
         app()
     except StudioError as error:
@@ -57,11 +57,11 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where everything goes; made if missing.")] = Path("demo"),
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train only so many steps.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for all results; created if missing.")] = Path("demo"),
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Train only N steps.")] = None,
     home: HomeOption = None,
 ) -> None:
-    """Show the whole way on the embedded small model and the example images, with no GPU and no download."""
+    """Run the whole workflow on the embedded small model and the example images, without a GPU or a download."""
     from lora_studio.example import run_demo
 
     with JobProgress(err_console) as bar:
@@ -74,7 +74,7 @@ def demo(
 def plan(
     folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of images.")] = None,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Number of images, without a folder.")] = None,
-    kind: Annotated[LoraKind, typer.Option(help="What the LoRA teaches.")] = LoraKind.CHARACTER,
+    kind: Annotated[LoraKind, typer.Option(help="What the LoRA is for.")] = LoraKind.CHARACTER,
     base: Annotated[str, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = "SDXL 1.0",
     vram: Annotated[float | None, typer.Option("--vram", min=1, help="GPU memory in GiB.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
@@ -85,17 +85,17 @@ def plan(
     regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what to learn and how long, with the reasons."""
+    """Plan the settings and steps of a training, with the reasons."""
     if (folder is None) == (images is None):
-        raise InputError("plan needs either a folder or --images N.", "Give one of the two.", code="usage")
-    given = {"epochs": epochs, "batch_size": batch, "repeats": repeats, "resolution": resolution}
+        raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
+    overrides = {"epochs": epochs, "batch_size": batch, "repeats": repeats, "resolution": resolution}
     result = api.plan(
         folder if folder is not None else images or 0,
         kind=kind,
         base=base,
         vram_gib=vram,
         trigger_word=trigger,
-        overrides={name: value for name, value in given.items() if value is not None},
+        overrides={name: value for name, value in overrides.items() if value is not None},
         regularization=regularization,
     )
     if as_json:
@@ -112,7 +112,7 @@ def plan(
 
 @app.command()
 def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None:
-    """Look at the images: what is broken, spoiled, too small, or there twice; similar ones once tagged. Reads only."""
+    """Find broken, flawed, small and duplicate images, and similar ones once they are tagged. Changes nothing."""
     with progress_bar(err_console, "Scanning") as progress:
         report = api.scan(folder, on_progress=progress, features_of=partial(cached_features, Home.locate(home)))
     if as_json:
@@ -124,18 +124,18 @@ def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None
     for group in report.duplicate_groups:
         out_console.print(f"{group.kind}: keep {group.keep}", soft_wrap=True, highlight=False, markup=False)
         for path in group.reject:
-            verb = "look at" if group.kind == "similar" else "set aside"
+            verb = "check" if group.kind == "similar" else "set aside"
             out_console.print(f"    {verb} {path}", soft_wrap=True, highlight=False, markup=False)
     if report.diversity:
         out_console.print(f"Diversity {report.diversity.figure} of 100: {report.diversity.words}.")
         for pair in report.diversity.pairs:
-            line = f"    {pair.likeness:.2f} alike: {pair.first.name} and {pair.second.name}"
+            line = f"    similarity {pair.likeness:.2f}: {pair.first.name} and {pair.second.name}"
             out_console.print(line, soft_wrap=True, highlight=False, markup=False)
     for issue in report.summary.issues:
         out_console.print(issue.message, soft_wrap=True, highlight=False, markup=False)
     out_console.print(
-        f"{len(report.images)} images, {report.summary.duplicates} copies, "
-        f"{sum(bool(image.issues) for image in report.images)} with something to look at."
+        f"{len(report.images)} images, {report.summary.duplicates} duplicates, "
+        f"{sum(bool(image.issues) for image in report.images)} with something to check."
     )
 
 
@@ -143,18 +143,18 @@ def scan(folder: Folder, home: HomeOption = None, as_json: Json = False) -> None
 def curate(
     folder: Folder,
     apply: Annotated[bool, typer.Option("--apply", help="Set the proposed images aside (nothing is deleted).")] = False,
-    restore: Annotated[bool, typer.Option("--restore", help="Put everything back where it was.")] = False,
+    restore: Annotated[bool, typer.Option("--restore", help="Move all set-aside images back.")] = False,
     wrap: Annotated[
-        str, typer.Option(metavar="NAME", help="First put the images beside the set folders into one, like 10_saria.")
+        str, typer.Option(metavar="NAME", help="First move images outside the set folders into one, like 10_saria.")
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Show, do or undo what a scan proposes."""
+    """Show, apply or undo what a scan proposes."""
     if apply and restore:
         raise InputError("--apply and --restore exclude each other.", "Give one of the two.", code="usage")
     if wrap:
         wrapped = api.wrap_images(folder, wrap)
-        err_console.print(f"{len(wrapped)} images are in {wrapped[0].parent} now.", soft_wrap=True, highlight=False)
+        err_console.print(f"Moved {len(wrapped)} images to {wrapped[0].parent}.", soft_wrap=True, highlight=False)
     with progress_bar(err_console, "Scanning") as progress:
         report = api.curate(folder, apply=apply, restore=restore, on_progress=progress)
     if as_json:
@@ -168,22 +168,22 @@ def curate(
 def tag(
     folder: Folder,
     tagger: Annotated[
-        list[str], typer.Option(help="wd14, blip, demo, a Hub repository or a folder; given again, they are joined.")
+        list[str], typer.Option(help="wd14, blip, demo, a Hub repository or a folder; several are combined.")
     ],
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Least confidence of a tag.")] = None,
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Minimum confidence of a tag.")] = None,
     character_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least confidence of a character's name.")
+        float | None, typer.Option(min=0, max=1, help="Minimum confidence of a character's name.")
     ] = None,
-    trigger: Annotated[str, typer.Option(help="Put first in every caption, never doubled.")] = "",
+    trigger: Annotated[str, typer.Option(help="Put first in every caption, never repeated.")] = "",
     existing: Annotated[
-        ExistingCaptions, typer.Option(help="What happens to captions that are there.")
+        ExistingCaptions, typer.Option(help="What to do with existing captions.")
     ] = ExistingCaptions.IGNORE,
     exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
-    only: Annotated[str, typer.Option(help="Whole tags, separated by commas: no others are written.")] = "",
+    only: Annotated[str, typer.Option(help="The only tags to write, separated by commas.")] = "",
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
-    """Write a caption beside every image."""
+    """Write a caption for every image."""
     with JobProgress(err_console) as bar:
         result = api.tag(
             folder,
@@ -201,15 +201,17 @@ def tag(
         print_json(result)
         return
     if result.stopped:
-        out_console.print("Stopped. The same command goes on with the images that have no caption.")
-    out_console.print(f"{result.tagged} tagged, {result.skipped} left as they were, {len(result.failed)} failed.")
+        out_console.print("Stopped. Run the same command again for the images without a caption.")
+    out_console.print(f"{result.tagged} tagged, {result.skipped} unchanged, {len(result.failed)} failed.")
     for failure in result.failed:
         out_console.print(f"{failure.path}: {failure.message}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
 def train(
-    job_file: Annotated[Path | None, typer.Argument(metavar="[JOB.toml]", help="A job file, or a run's.")] = None,
+    job_file: Annotated[
+        Path | None, typer.Argument(metavar="[JOB.toml]", help="A job file, or the job.toml of a run.")
+    ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Folder of images and captions.")] = None,
     base: Annotated[str | None, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = None,
     name: Annotated[str, typer.Option(help="File name of the LoRA.")] = "lora",
@@ -218,21 +220,23 @@ def train(
     vae: Annotated[str | None, typer.Option(help="Another VAE: Hub repository, folder or .safetensors.")] = None,
     network_weights: Annotated[Path | None, typer.Option(help="A LoRA file to start from.")] = None,
     regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
-    num_processes: Annotated[int | None, typer.Option(min=1, help="GPUs, each with a batch of its own.")] = None,
+    num_processes: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs, each with a batch of its own.")
+    ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; can be repeated.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a numbered one in the home).")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
-    """Train a LoRA; Ctrl-C stops with a checkpoint that --resume goes on from."""
+    """Train a LoRA; Ctrl+C stops and saves, and --resume continues."""
     located = Home.locate(home)
     if resume:
         folder = out or (job_file.parent if job_file else None)
         if folder is None:
-            raise InputError("--resume needs a run.", "Give --out RUN or RUN/job.toml.", code="usage")
+            raise InputError("--resume needs the folder of a run.", "Give --out RUN or RUN/job.toml.", code="usage")
         with JobProgress(err_console) as bar:
             result = api.resume(folder, home=located, on_event=bar)
     else:
@@ -257,7 +261,7 @@ def train(
         print_json(result)
         return
     if result.stopped:
-        out_console.print(f"Stopped at step {result.steps}. Go on with: train --resume --out {result.run}")
+        out_console.print(f"Stopped at step {result.steps}. Continue with: train --resume --out {result.run}")
     else:
         out_console.print(f"LoRA: {result.lora}", soft_wrap=True, highlight=False)
     if result.verdict:
@@ -267,8 +271,8 @@ def train(
 @app.command()
 def sweep(
     loras: Annotated[list[Path], typer.Argument(metavar="LORA...", help="LoRA files.")],
-    base: Annotated[list[str], typer.Option(help="Base model; may be given again.")],
-    prompt: Annotated[list[str], typer.Option(help="Prompt; may be given again. {trigger} is the trigger word.")],
+    base: Annotated[list[str], typer.Option(help="Base model; can be repeated.")],
+    prompt: Annotated[list[str], typer.Option(help="Prompt; can be repeated. {trigger} is the trigger word.")],
     strengths: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.7,0.8,0.9,1.0,1.1,1.2",
     seed: Annotated[int, typer.Option(min=0)] = 42,
     steps: Annotated[int, typer.Option(min=1, max=200, help="Sampling steps.")] = 25,
@@ -279,7 +283,7 @@ def sweep(
     home: HomeOption = None,
     as_json: Json = False,
 ) -> None:
-    """Draw LoRAs at several strengths with one seed, as one labelled grid."""
+    """Test LoRAs at several strengths with one seed, as one labelled grid."""
     with JobProgress(err_console) as bar:
         result = api.sweep(
             loras,
@@ -303,7 +307,7 @@ def sweep(
 
 @app.command()
 def models(as_json: Json = False) -> None:
-    """List the base models that the studio knows by name."""
+    """List the base models of the catalogue."""
     if as_json:
         print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
         return
@@ -315,7 +319,7 @@ def models(as_json: Json = False) -> None:
 
 @app.command()
 def presets(as_json: Json = False) -> None:
-    """List the presets, each with what it changes."""
+    """List the presets and the settings they change."""
     known = list_presets()
     if as_json:
         print_json({name: load_preset(name) for name in known})
@@ -331,7 +335,7 @@ def worker(
     home: HomeOption = None,
     resume: Annotated[bool, typer.Option("--resume")] = False,
 ) -> None:
-    """Do the job of a job folder; the browser starts this."""
+    """Run the job of a job folder; the studio starts this."""
     from lora_studio.worker import run_detached
 
     raise typer.Exit(run_detached(folder, Home.locate(home), resume=resume))
@@ -347,11 +351,11 @@ def _train_job(
     settings: list[str],
     files: Mapping[str, Any],
 ) -> TrainJob:
-    """The job that the options describe: a job file, or dataset and base; then files, the preset, and each --set."""
+    """Build the job from a job file, or from dataset and base; then apply the files, the preset and each --set."""
     values: dict[str, Any]
     if job_file is not None:
         if not job_file.is_file():
-            raise InputError(f"There is no job file {job_file}.", "Give a .toml file.", code="no_job")
+            raise InputError(f"The job file {job_file} does not exist.", "Give a .toml file.", code="no_job")
         job = job_from_toml(job_file.read_text("utf-8"), str(job_file))
         if not isinstance(job, TrainJob):
             raise InputError(f"{job_file} is a {job.kind} job.", "Give a training job.", code="job_kind")

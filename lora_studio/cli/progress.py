@@ -1,4 +1,4 @@
-"""Progress bars on a terminal, fed by the events of a job."""
+"""Progress bars for the events of a job."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def _bar(console: Console) -> Progress:
 
 
 class JobProgress:
-    """A listener for job events that shows one bar a phase; warnings and hints are printed as lines.
+    """A listener for job events that shows one bar per phase, and prints warnings and hints.
 
-    Where stderr is no terminal, each phase is one line.
+    Without a terminal each phase is one line.
     """
 
     def __init__(self, console: Console) -> None:
@@ -55,14 +55,14 @@ class JobProgress:
             loss = event.get("loss")
             self._advance("Training", event["step"], event["total"], "" if loss is None else f"loss {loss:.4f}")
         elif name == "cell":
-            self._advance("Drawing", event["done"], event["total"])
+            self._advance("Sampling", event["done"], event["total"])
         elif name in ("tagged", "skipped", "image_failed"):
             self._advance("Tagging", event["done"], event["total"])
         elif name in ("phase", "waiting"):
             self._advance(event.get("message", ""), event.get("done", 0), event.get("total"))
 
     def stage(self, title: str) -> None:
-        """Announce a stage of a longer walk."""
+        """Print the title of a stage."""
         self.console.print(title, markup=False, highlight=False, style="bold")
 
     def _advance(self, label: str, done: int, total: int | None, note: str = "") -> None:
@@ -77,7 +77,7 @@ class JobProgress:
 
 @contextmanager
 def progress_bar(console: Console, label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that tells `(done, total)`."""
+    """Show a bar, and yield the function to call with `(done, total)`."""
     with _bar(console) as progress:
         task = progress.add_task(label, total=None, note="")
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def answer(folder: Path, *words: str) -> Any:
+def run_json(folder: Path, *words: str) -> Any:
     return json.loads(run(folder, *words, "--json"))
 
 
@@ -36,28 +37,28 @@ def captions(folder: Path) -> list[str | None]:
     return [read_caption(image) for image in sorted(folder.glob("*.png"))]
 
 
-def test_lint_tells_and_mends(folder: Path) -> None:
+def test_lint_lists_and_fixes_problems(folder: Path) -> None:
     (folder / "picture 1.txt").write_text("thing 1,, day, night")
-    found = answer(folder, "lint", "--trigger", "inkstamp_hc")["findings"]
+    found = run_json(folder, "lint", "--trigger", "inkstamp_hc")["findings"]
     assert [finding["code"] for finding in found] == ["trigger_missing", "contradictory", "untidy"]
     assert found[2]["images"] == [str(folder / "picture 1.png")]
     assert "--fix contradictory:day/night:night    Remove night" in run(folder, "lint")
     fixes = ["--fix", "untidy", "--fix", "trigger_missing", "--fix", "contradictory:day/night:night"]
-    mended = answer(folder, "lint", "--trigger", "inkstamp_hc", *fixes)
-    assert mended["findings"] == []
-    assert len(mended["fixed"]) == 3
+    after = run_json(folder, "lint", "--trigger", "inkstamp_hc", *fixes)
+    assert after["findings"] == []
+    assert len(after["fixed"]) == 3
     assert captions(folder)[1] == "inkstamp_hc, thing 1, day"
-    with pytest.raises(InputError, match="no mend 'untidy'"):
+    with pytest.raises(InputError, match="'untidy'"):
         run(folder, "lint", "--fix", "untidy")
 
 
-def test_edits_are_shown_done_listed_and_undone(folder: Path) -> None:
+def test_edits_are_previewed_applied_listed_and_undone(folder: Path) -> None:
     before = captions(folder)
     shown = run(folder, "replace", "round", "flat", "--dry-run")
     assert "  + inkstamp_hc, thing 0, flat" in shown
-    assert "Would change 3 captions and leave 0 as they are." in shown
+    assert re.search(r"\b3 captions.*\b0 unchanged", shown)
     assert captions(folder) == before
-    done = answer(folder, "replace", r"thing (\d)", r"item \1", "--regex")
+    done = run_json(folder, "replace", r"thing (\d)", r"item \1", "--regex")
     assert done["changes"][2]["after"] == "inkstamp_hc, item 2, round"
     assert len(done["changed"]) == 3
     assert "Added red: 3 captions." in run(
@@ -65,7 +66,7 @@ def test_edits_are_shown_done_listed_and_undone(folder: Path) -> None:
     )
     run(folder, "remove", "ROUND", "item 0")
     assert captions(folder) == ["inkstamp_hc, red", "inkstamp_hc, red, item 1", "inkstamp_hc, red, item 2"]
-    assert [edit["what"] for edit in answer(folder, "undo", "--list")] == [
+    assert [edit["what"] for edit in run_json(folder, "undo", "--list")] == [
         "Removed ROUND, item 0",
         "Added red",
         r"Replaced thing (\d) with item \1",
@@ -73,25 +74,26 @@ def test_edits_are_shown_done_listed_and_undone(folder: Path) -> None:
     for _ in range(3):
         run(folder, "undo")
     assert captions(folder) == before
-    with pytest.raises(InputError, match="no edit to undo"):
+    with pytest.raises(InputError, match="undo"):
         run(folder, "undo")
 
 
-def test_ticks_are_by_content(folder: Path) -> None:
+def test_review_marks_follow_the_content_of_an_image(folder: Path) -> None:
     assert "0 of 3 reviewed." in run(folder, "review")
-    assert len(answer(folder, "review", "--mark", "picture 0.png", str(folder / "picture 1.png"))["reviewed"]) == 2
+    assert len(run_json(folder, "review", "--mark", "picture 0.png", str(folder / "picture 1.png"))["reviewed"]) == 2
     (folder / "picture 0.png").rename(folder / "renamed.png")
     assert "2 of 3 reviewed." in run(folder, "review")
     assert "1 of 3 reviewed." in run(folder, "review", "--unmark", "renamed.png")
     with pytest.raises(InputError, match="no image of"):
         run(folder, "review", "--mark", "../other.png")
-    with pytest.raises(InputError, match="belong together"):
+    with pytest.raises(InputError) as caught:
         run(folder, "review", "--mark")
+    assert caught.value.code == "usage"
 
 
-def test_stats_count_tags_and_what_is_beside_them(folder: Path) -> None:
-    found = answer(folder, "stats", "--tag", "thing 1")
+def test_stats_count_tags_and_cooccurrence(folder: Path) -> None:
+    found = run_json(folder, "stats", "--tag", "thing 1")
     assert found["tags"][0] == {"tag": "inkstamp_hc", "images": 3, "share": 1.0}
     assert [count["tag"] for count in found["together"]] == ["inkstamp_hc", "round"]
     assert found["split"]["held_out"] == []
-    assert "3 of 3 images have a caption, with 5 unlike tags." in run(folder, "stats")
+    assert re.search(r"\b3 of 3 images .*\b5 ", run(folder, "stats"))

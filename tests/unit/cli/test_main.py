@@ -27,14 +27,14 @@ def run(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     )
 
 
-def answer(*words: str | Path) -> Any:
+def run_json(*words: str | Path) -> Any:
     done = run(*words, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-def test_plan_answers_with_the_documented_keys(home: Home) -> None:
-    plan = answer("plan", "--images", "24", "--kind", "style", "--base", "Illustrious XL", "--vram", "12")
+def test_plan_returns_the_documented_keys(home: Home) -> None:
+    plan = run_json("plan", "--images", "24", "--kind", "style", "--base", "Illustrious XL", "--vram", "12")
     expected = (
         "tier network_dim network_alpha unet_lr text_encoder_lr optimizer batch_size epochs repeats steps_per_epoch "
         "total_steps vram_gib seconds lora_mib warnings"
@@ -44,17 +44,17 @@ def test_plan_answers_with_the_documented_keys(home: Home) -> None:
     assert all({"code", "message", "why"} <= set(warning) for warning in plan["warnings"])
 
 
-def test_plan_obeys_what_it_is_told(home: Home) -> None:
-    plan = answer("plan", "--images", "24", "--epochs", "3", "--batch", "4", "--repeats", "2")
+def test_plan_uses_the_given_settings(home: Home) -> None:
+    plan = run_json("plan", "--images", "24", "--epochs", "3", "--batch", "4", "--repeats", "2")
     assert (plan["epochs"], plan["batch_size"], plan["repeats"]) == (3, 4, 2)
     assert plan["total_steps"] == 3 * 24 * 2 // 4
 
 
-def test_scan_and_curate_find_set_aside_and_restore_a_copy(image_folder: Callable[..., Path], home: Home) -> None:
+def test_curate_sets_a_duplicate_aside_and_restores_it(image_folder: Callable[..., Path], home: Home) -> None:
     folder = image_folder(4, size=(640, 640))
     copy = folder / "picture 1 again.png"
     copy.write_bytes((folder / "picture 1.png").read_bytes())
-    report = answer("scan", folder)
+    report = run_json("scan", folder)
     assert len(report["images"]) == 5
     (group,) = report["duplicate_groups"]
     assert group["kind"] == "exact"
@@ -73,15 +73,15 @@ def test_scan_and_curate_find_set_aside_and_restore_a_copy(image_folder: Callabl
     assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
-def test_curate_puts_loose_images_into_a_set(image_folder: Callable[..., Path]) -> None:
+def test_curate_wrap_moves_loose_images_into_a_set(image_folder: Callable[..., Path]) -> None:
     folder = image_folder(3, size=(640, 640))
     done = run("curate", folder, "--wrap", "saria")
-    assert "3 images are in" in done.stderr
+    assert "3 images" in done.stderr
     assert len(list((folder / "10_saria").glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
         (["scan", "no such folder"], "no such folder"),
         (["plan"], "--images"),
@@ -96,20 +96,20 @@ def test_curate_puts_loose_images_into_a_set(image_folder: Callable[..., Path]) 
         (["tag", "examples/inkstamp", "--tagger", "wd14", "--threshold", "2"], "threshold"),
     ],
 )
-def test_wrong_input_is_named_on_stderr_with_exit_status_2(words: list[str], told: str, home: Home) -> None:
+def test_wrong_input_exits_with_status_2_and_a_message_on_stderr(words: list[str], named: str, home: Home) -> None:
     done = run(*words)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
 
 
-def test_tagging_by_command(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
+def test_tag_command(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
     folder, tagger = image_folder(3, captions=False), save_tiny_wd(tmp_path / "tagger")
     (folder / "broken.png").write_text("no image")
     (folder / "picture 0.txt").write_text("mine")
     options = ["tag", folder, "--tagger", tagger, "--threshold", "0.1", "--trigger", "ohwx"]
-    result = answer(*options)
+    result = run_json(*options)
     assert (result["tagged"], result["skipped"], result["stopped"]) == (2, 1, False)
     (failure,) = result["failed"]
     assert failure["path"] == str(folder / "broken.png")
@@ -118,18 +118,18 @@ def test_tagging_by_command(image_folder: Callable[..., Path], tmp_path: Path, h
 
     again = CliRunner().invoke(app, [str(word) for word in (*options, "--existing", "append")])
     assert again.exit_code == 0
-    assert "1 tagged, 2 left as they were, 1 failed." in again.stdout
+    assert "1 tagged, 2 unchanged, 1 failed." in again.stdout
     assert "broken.png" in again.stdout
     assert (folder / "picture 0.txt").read_text().startswith("ohwx, mine, ")
     assert len(_events(home.path / "tags" / "002")) > 3
 
     other = save_tiny_wd(tmp_path / "other", family="convnext")
     more = ["--tagger", other, "--existing", "overwrite", "--character-threshold", "0.1", "--only", "hero_(series),red"]
-    assert answer(*options, *more)["tagged"] == 3
+    assert run_json(*options, *more)["tagged"] == 3
     assert sorted((folder / "picture 0.txt").read_text().split(", ")) == ["hero (series)", "ohwx", "red"]
 
 
-def test_a_tiny_training_and_sweep_by_command(
+def test_train_and_sweep_commands(
     image_folder: Callable[..., Path], tiny_base: Path, tmp_path: Path, home: Home
 ) -> None:
     out = tmp_path / "run"
@@ -138,7 +138,7 @@ def test_a_tiny_training_and_sweep_by_command(
         "max_train_steps=3 repeats=1"
     )
     options = [word for text in settings.split() for word in ("--set", text)]
-    trained = answer(
+    trained = run_json(
         "train", "--dataset", image_folder(4), "--base", tiny_base, "--name", "tiny", "--out", out, *options
     )
     lora = Path(trained["lora"])
@@ -149,7 +149,7 @@ def test_a_tiny_training_and_sweep_by_command(
     assert len(losses) == 3
     assert trained["final_loss"] == losses[-1]
 
-    swept = answer(
+    swept = run_json(
         "sweep",
         lora,
         "--base",
