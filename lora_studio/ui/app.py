@@ -1,4 +1,4 @@
-"""The frame: header, project menu, four tabs, and what keeps them up to date."""
+"""The frame of the page: header, project menu, four tabs, and the timer that updates them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import gradio as gr
-from markupsafe import Markup
+from markupsafe import escape
 
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
@@ -16,10 +16,10 @@ from lora_studio.ui.dataset import tab as dataset_tab
 from lora_studio.ui.plan import tab as plan_tab
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
-from lora_studio.ui.sweep import tab as test_tab
+from lora_studio.ui.sweep import tab as sweep_tab
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import empty_state, html, pill
+from lora_studio.ui.widgets.html import empty_state, html, pill, render
 from lora_studio.workspace.project import Home, Project
 
 TITLE = "LoRA Studio"
@@ -29,7 +29,7 @@ TABS: dict[TabName, tuple[str, Callable[[Studio, gr.Tab], Page]]] = {
     TabName.PLAN: ("1 · Plan", plan_tab.build),
     TabName.DATASET: ("2 · Dataset", dataset_tab.build),
     TabName.TRAIN: ("3 · Train", train_tab.build),
-    TabName.TEST: ("4 · Test", test_tab.build),
+    TabName.TEST: ("4 · Test", sweep_tab.build),
 }
 TAB_OF_FOLDER = {"runs": TabName.TRAIN, "sweeps": TabName.TEST, "tags": TabName.DATASET}
 
@@ -43,7 +43,7 @@ class Header(NamedTuple):
 
 
 class Menu(NamedTuple):
-    """The project menu, a panel that the header's button opens."""
+    """The project menu, a panel that a button of the header opens."""
 
     panel: gr.Column
     is_open: gr.State
@@ -58,19 +58,19 @@ class Menu(NamedTuple):
 
 
 def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
-    """Build the whole interface over a home; nothing is served yet."""
+    """Build the interface for the projects of a home, without serving it."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
         run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
-        bar = gr.HTML(elem_id="waiting-bar")
+        bar = gr.HTML(elem_id="loading-bar")
         header = _header(home, mode)
         menu = _menu(home)
         notice = html(elem_id="frame-notice")
         welcome = empty_state(
             "Make a LoRA that you can trust",
-            "Curate your images, plan the run, train it, and see with pictures and figures whether it worked. "
-            "The example set shows the whole way in a few minutes, without a GPU or a download.",
+            "Plan the run, curate your images, train, and see with images and figures whether it worked. "
+            "The example set runs all four steps in a few minutes, without a GPU or a download.",
             ["Try it with the example set", "Import my images", "Plan first"],
             visible=not home.projects(),
         )
@@ -88,7 +88,7 @@ def _header(home: Home, mode: Mode) -> Header:
     names = [project.name for project in home.projects()]
     with gr.Row(elem_classes="studio-header"):
         with gr.Column(scale=2, min_width=180):
-            html(Markup("<h1>{}</h1><p>curate · plan · train · prove</p>").format(TITLE), classes="studio-name")
+            html(render("app/name.html", title=TITLE), classes="studio-name")
         with gr.Column(scale=3, min_width=260), gr.Row():
             chooser = gr.Dropdown(
                 names, value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
@@ -100,21 +100,21 @@ def _header(home: Home, mode: Mode) -> Header:
     return Header(chooser, menu_button, job_pill)
 
 
-def _pills(mode: Mode) -> Markup:
+def _pills(mode: Mode) -> str:
     gpu = find_gpu()
     if gpu is None:
-        device = pill("CPU", "No NVIDIA GPU was found: small models train well here, SDXL itself needs a GPU.")
+        device = pill("CPU", "No NVIDIA GPU was found. Small models train well on the CPU; SDXL itself needs a GPU.")
     else:
         device = pill(
-            f"{gpu.name} · {gpu.vram_gib:g} GiB", "Found by its driver; precision is chosen when a run starts."
+            f"{gpu.name} · {gpu.vram_gib:g} GiB", "Reported by the driver. The precision is chosen when a run starts."
         )
-    return Markup('<div class="pills">{}{}</div>').format(pill(mode.value, mode.reason), device)
+    return render("app/pills.html", pills=[pill(mode.value, mode.reason), device])
 
 
 def _menu(home: Home) -> Menu:
     with gr.Column(visible=False, elem_classes="project-menu") as panel:
         with gr.Row(elem_classes="menu-row"):
-            name = gr.Textbox(label="Name", info="For a new project, a copy, or the new name.", scale=3, max_lines=1)
+            name = gr.Textbox(label="Name", info="Of the new project or copy, or the new name.", scale=3, max_lines=1)
             new = gr.Button("New project", min_width=110)
             rename = gr.Button("Rename", min_width=90)
             duplicate = gr.Button("Duplicate", min_width=90)
@@ -127,20 +127,20 @@ def _menu(home: Home) -> Menu:
 
 
 def _trash(home: Home) -> list[tuple[str, str]]:
-    """Deleted projects as (what to show, id)."""
+    """Return the deleted projects as (label, id)."""
     return [
         (f"{path.name} (deleted {_day(path.parent.name)})", f"{path.parent.name}/{path.name}")
         for path in home.deleted_projects()
     ]
 
 
-def _day(stamp: str) -> str:
-    """`20260131-...` as 2026-01-31."""
-    return f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]}"
+def _day(folder_name: str) -> str:
+    """Return the date in the name of a trash folder: 2026-01-31 for `20260131-...`."""
+    return f"{folder_name[:4]}-{folder_name[4:6]}-{folder_name[6:8]}"
 
 
 class AppFrame:
-    """Ties the header, the menu and the tabs together."""
+    """Event handlers of the header and the project menu, and what connects the tabs."""
 
     def __init__(
         self,
@@ -160,10 +160,10 @@ class AppFrame:
         self.welcome = welcome
         self.work = work
         self.pages = pages
-        self.seen = gr.State(IDLE_TICKS)
+        self.seen = gr.State(IDLE_TICKS)  # see `tick`
 
     def wire(self, blocks: gr.Blocks, welcome_buttons: list[gr.Button]) -> None:
-        """Register the events of the frame."""
+        """Register the events."""
         studio, header, menu = self.studio, self.header, self.menu
         own = [studio.project, studio.tabs, studio.timer, self.notice, self.welcome, self.work, self.seen]
         frame = [*own, *header, *menu]
@@ -199,7 +199,7 @@ class AppFrame:
         )
 
     def show_project(self, name: str | None, tab: TabName | None = None) -> Updates:
-        """Show a project in all tabs; one that is gone gives way to the first there is."""
+        """Show a project in all tabs; the first project if there is none with this name."""
         projects = self.home.projects()
         names = [project.name for project in projects]
         chosen = next((project for project in projects if project.name == name), projects[0] if projects else None)
@@ -224,62 +224,63 @@ class AppFrame:
         return updates
 
     def select_project(self, name: str) -> Updates:
-        """Another project was chosen at the top."""
+        """Switch to another project."""
         return self.show_project(self.studio.find_project(name).name)
 
     def create_project(self, name: str) -> Updates:
-        """New project."""
+        """Create a project and open its plan."""
         return self.show_project(self.home.create_project(name).name, TabName.PLAN)
 
     def rename_project(self, current: str, name: str) -> Updates:
-        """Rename the chosen project."""
+        """Rename the selected project."""
         return self.show_project(self.home.rename_project(self.studio.find_project(current).name, name).name)
 
     def duplicate_project(self, current: str, name: str) -> Updates:
-        """Copy the chosen project without its runs."""
+        """Copy the selected project without its runs."""
         source = self.studio.find_project(current).name
         return self.show_project(
             self.home.duplicate_project(source, name or unused_name(self.home, f"{source} copy")).name
         )
 
     def delete_project(self, current: str) -> Updates:
-        """Move the chosen project to the trash."""
+        """Move the selected project to the trash."""
         project = self.studio.find_project(current)
         self.home.delete_project(project.name)
-        gr.Info(str(Markup("{} is in the trash. Restore in the Projects menu brings it back.").format(project.name)))
+        message = f"{project.name} is in the trash. Use Restore in the Projects menu to bring it back."
+        gr.Info(str(escape(message)))  # gradio shows it as HTML
         return self.show_project(None)
 
     def restore_project(self, trashed: str | None) -> Updates:
-        """Bring a project back from the trash."""
+        """Restore a project from the trash."""
         known = {f"{path.parent.name}/{path.name}": path for path in self.home.deleted_projects()}
         if trashed not in known:
-            raise InputError("No deleted project is chosen.", "Choose one from the list beside Restore.", code="trash")
+            raise InputError("No deleted project is selected.", "Select one in the Trash list.", code="trash")
         return self.show_project(self.home.restore_project(known[trashed]).name)
 
     def open_example(self) -> Updates:
-        """Make the example project and plan it."""
+        """Create the example project and open its plan."""
         return self.show_project(create_example(self.home).name, TabName.PLAN)
 
     def start_with_import(self) -> Updates:
-        """Make a project and go to its dataset."""
-        return self.show_project(self._fresh().name, TabName.DATASET)
+        """Create a project and open its dataset."""
+        return self.show_project(self._create_unnamed().name, TabName.DATASET)
 
     def start_with_plan(self) -> Updates:
-        """Make a project and plan it with a number of images."""
-        return self.show_project(self._fresh().name, TabName.PLAN)
+        """Create a project and open its plan."""
+        return self.show_project(self._create_unnamed().name, TabName.PLAN)
 
     def go_to_job(self) -> Updates:
-        """Go to where the running job is shown."""
+        """Open the project and tab of the running job."""
         active = self.studio.jobs.active()
         if not active:
             return self._job_updates(active)
         return self.show_project(active[0].project.name, TAB_OF_FOLDER[active[0].folder.path.parent.name])
 
     def tick(self, name: str, seen: str | int) -> Updates:
-        """Keep the pill current; `seen` is its text, or for how many ticks there was no job.
+        """Update the job pill. `seen` is its text, or the number of ticks since the last job ended.
 
-        The timer rests `IDLE_TICKS` after the last job ended: every tab sees its end, also where the answer to a click
-        that was asked before it came after it.
+        The timer stops `IDLE_TICKS` after the last job ended, so that every tab shows its end, even if the response to
+        an earlier click arrives after it.
         """
         active = self.studio.jobs.active()
         if active:
@@ -296,14 +297,14 @@ class AppFrame:
             self.studio.timer: gr.Timer(active=bool(active)),
         }
 
-    def _fresh(self) -> Project:
+    def _create_unnamed(self) -> Project:
         return self.home.create_project(unused_name(self.home, "my-lora"))
 
 
 def _pill_text(active: list[ActiveJob]) -> str:
     if not active:
         return ""
-    waiting = f" · {len(active) - 1} waiting" if len(active) > 1 else ""
+    waiting = f" · {len(active) - 1} queued" if len(active) > 1 else ""
     return f"{active[0].text}{waiting}"
 
 

@@ -1,10 +1,9 @@
-"""What every tab works with: the home, the chosen project, the way to other tabs, and errors shown where they belong.
+"""What all tabs share: the home, the selected project, navigation, and error display.
 
-A tab is a module with `build(studio, tab) -> Page`. It makes its components, wires its own events, and tells in `Page`
-how it shows a project: the frame calls `refresh` when the project changes and when the page loads. What has to happen
-when the tab is opened again it hangs on `tab.select` (fired by `studio.goto` too), where it keeps what a user typed.
-Handlers take names from the browser, never paths, and look them up through `studio.open`. What they return is a
-dictionary from component to update.
+A tab is a module with `build(studio, tab) -> Page`, which creates the components and registers the events. The frame
+calls `Page.refresh` when the project changes and when the page loads. `tab.select` fires when the tab is opened, also
+after `studio.goto`; its handler must keep what the user typed. Handlers receive names from the browser, never paths,
+and look them up with `studio.find_project`. They return a dictionary from component to update.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from typing import Any
 
 import gradio as gr
 from gradio.components import Component
-from markupsafe import escape
 
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.server import Mode
@@ -26,9 +24,11 @@ from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Home, Project
 
+NEW_RUN = ""  # value of `Studio.run` while Train shows the form of a new run
+
 
 class TabName(StrEnum):
-    """The four tabs, by the id that the page knows them under."""
+    """Ids of the four tabs."""
 
     PLAN = "plan"
     DATASET = "dataset"
@@ -38,7 +38,7 @@ class TabName(StrEnum):
 
 @dataclass(frozen=True)
 class Page:
-    """How a tab shows a project: `refresh(project)` gives updates for some of `outputs`."""
+    """A built tab: `refresh(project)` returns updates for some of `outputs`."""
 
     refresh: Callable[[Project], Updates]
     outputs: Sequence[Component | gr.blocks.BlockContext]
@@ -72,22 +72,22 @@ class Studio:
         return {"show_progress": "minimal", "show_progress_on": [self.loading_bar]}
 
     def find_project(self, name: object) -> Project:
-        """The project of that name; raises InputError if it is gone."""
+        """Return the project with this name; raises InputError if there is none."""
         if not isinstance(name, str) or not name:
-            raise InputError("No project is chosen.", "Make one, or choose one at the top.", code="no_project")
+            raise InputError("No project is selected.", "Create one, or select one at the top.", code="no_project")
         return self.home.project(name)
 
     def goto(self, tab: TabName) -> Updates:
-        """Send the user to another tab, which then refreshes itself; needs `studio.tabs` among the outputs."""
+        """Switch to another tab, whose `tab.select` handler then runs; needs `studio.tabs` among the outputs."""
         return {self.tabs: gr.Tabs(selected=tab.value)}
 
     def start_polling(self) -> Updates:
-        """Wake the timer, as whoever starts a job does; needs `studio.timer` among the outputs."""
+        """Start the timer, after a job was started; needs `studio.timer` among the outputs."""
         return {self.timer: gr.Timer(active=True)}
 
 
 def with_project(handler: Callable[[Any, dict[Any, Any]], Updates]) -> Callable[[Any, dict[Any, Any]], Updates]:
-    """Let a tab's method do nothing while no project is chosen, as in a page that is still loading."""
+    """Wrap a tab's method: return no updates while no project is selected, as in a page that is still loading."""
 
     @functools.wraps(handler)
     def wrapped(tab: Any, data: dict[Any, Any]) -> Updates:
@@ -97,7 +97,7 @@ def with_project(handler: Callable[[Any, dict[Any, Any]], Updates]) -> Callable[
 
 
 def guarded(notice: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., Updates]:
-    """Wrap a handler: a StudioError becomes a card in `notice`, which any success empties.
+    """Wrap a handler: show a StudioError as a card in `notice`, and clear `notice` after a success.
 
     `notice` must be among the event's outputs. The handler returns a dictionary of updates.
     """
@@ -110,22 +110,3 @@ def guarded(notice: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., U
             return {notice: error_card(error)}
 
     return wrapped
-
-
-def warned(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a handler that has no place for a card: a StudioError becomes a message at the edge."""
-
-    @functools.wraps(handler)
-    def wrapped(*args: Any) -> Any:
-        try:
-            return handler(*args)
-        except StudioError as error:
-            warn(error)
-            return gr.skip()
-
-    return wrapped
-
-
-def warn(error: StudioError) -> None:
-    """Show an error at the edge of the page; gradio takes HTML there, so the text is escaped."""
-    gr.Warning(str(escape(str(error))), title="That did not work")

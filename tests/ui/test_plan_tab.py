@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
-from lora_studio.ui.train.tab import FORM, TrainTab
+from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface
 from tests.support.jobs import make_project
@@ -48,7 +49,7 @@ def test_use_this_recipe_takes_it_to_train(project: Project, interface: Interfac
     recipe = project.info().recipe
     assert recipe is not None
     assert recipe.batch_size == 2
-    assert shown["run"] == FORM
+    assert shown["run"] == NEW_RUN
     assert interface.call(TrainTab.tab_selected)["recipe_epochs"]["value"] == str(recipe.epochs)
 
 

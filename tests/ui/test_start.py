@@ -84,6 +84,6 @@ def test_it_fits_a_telephone_and_the_dark(running: Running, open_page: Callable[
 def test_no_event_keeps_the_page_busy(interface: Interface) -> None:
     """Gradio's page goes through everything that ever showed progress whenever an event starts or ends."""
     events = interface.blocks.get_config_file()["dependencies"]
-    (bar,) = (number for number, block in interface.blocks.blocks.items() if block.elem_id == "waiting-bar")
+    (bar,) = (number for number, block in interface.blocks.blocks.items() if block.elem_id == "loading-bar")
     shown = {(event["show_progress"], *event["show_progress_on"]) for event in events}
     assert shown == {("hidden",), ("minimal", bar)}

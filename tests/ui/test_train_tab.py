@@ -10,9 +10,11 @@ from PIL import Image
 
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.train.tab import FORM, TrainTab
+from lora_studio.ui.context import NEW_RUN
+from lora_studio.ui.train.tab import TrainTab
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
-from lora_studio.ui.widgets.settings_form import RecipeForm, Spec
+from lora_studio.ui.widgets.setting_spec import SettingSpec
+from lora_studio.ui.widgets.settings_form import RecipeForm
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface
@@ -37,7 +39,7 @@ def form_of(interface: Interface) -> RecipeForm:
 
 def test_the_form_holds_the_projects_recipe(project: Project, interface: Interface) -> None:
     shown = interface.open("ink")
-    assert shown["run"] == FORM
+    assert shown["run"] == NEW_RUN
     assert shown["recipe_epochs"]["value"] == "3"
     assert shown["recipe_unet_lr"]["value"] == "5e-4"
     assert "changed" in shown["recipe_epochs"]["elem_classes"]
@@ -78,11 +80,11 @@ def test_wrong_values_are_named_and_marked(project: Project, interface: Interfac
 
 def test_a_wrong_value_is_marked_while_it_is_typed(project: Project, interface: Interface) -> None:
     form = form_of(interface)
-    update = form._edited("unet_lr", "fast")
+    update = form.validate_field("unet_lr", "fast")
     assert "should be a number" in update["info"]
     assert "wrong" in update["elem_classes"]
-    assert "changed" in form._edited("unet_lr", "1e-3")["elem_classes"]
-    assert form._edited("unet_lr", "0.0005")["elem_classes"] == ["field"]
+    assert "changed" in form.validate_field("unet_lr", "1e-3")["elem_classes"]
+    assert form.validate_field("unet_lr", "0.0005")["elem_classes"] == ["field"]
 
 
 def test_what_does_nothing_is_not_shown(project: Project, interface: Interface) -> None:
@@ -92,12 +94,12 @@ def test_what_does_nothing_is_not_shown(project: Project, interface: Interface) 
 
     def found(text: str) -> dict[str, bool]:
         data = {component: interface.contents[component._id] for component in form.inputs} | {form.search: text}
-        updates = form._find(data)
+        updates = form.search_settings(data)
         return {name: updates[component]["visible"] for name, component in form.components.items()}
 
     assert not form.components["lr_scheduler_num_cycles"].visible
-    assert form._follow("lr_scheduler", "cosine_with_restarts", "3", "1")[0]["visible"]
-    assert [update["visible"] for update in form._follow("lr_scheduler", "cosine", "5", "1")] == [True, False]
+    assert form.update_dependents("lr_scheduler", "cosine_with_restarts", "3", "1")[0]["visible"]
+    assert [update["visible"] for update in form.update_dependents("lr_scheduler", "cosine", "5", "1")] == [True, False]
     assert not found("")["lr_scheduler_num_cycles"]
     assert found("")["min_bucket_reso"]
     assert found("restarts")["lr_scheduler_num_cycles"]
@@ -109,11 +111,11 @@ def test_what_does_nothing_is_not_shown(project: Project, interface: Interface) 
 
 @pytest.mark.parametrize("name", Recipe.model_fields)
 def test_a_setting_depends_on_one_that_is_there(name: str) -> None:
-    spec = Spec.of(Recipe, name)
-    if spec.master:
-        master = Spec.of(Recipe, spec.master)
+    spec = SettingSpec.of(Recipe, name)
+    if spec.depends_on:
+        master = SettingSpec.of(Recipe, spec.depends_on)
         assert not spec.simple
-        assert set(spec.master_values) <= set(master.choices)
+        assert set(spec.depends_on_values) <= set(master.choices)
         assert not master.master
 
 
@@ -223,7 +225,7 @@ def test_epochs_are_marked_within_the_curve(steps_per_epoch: int) -> None:
 def test_held_out_losses_are_a_line_of_their_own(project: Project, interface: Interface) -> None:
     plain = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2)
     assert "held" not in plain
-    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2, held_out=[(0, 2.0), (2, 0.5)])
+    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2, validation=[(0, 2.0), (2, 0.5)])
     assert "held-out loss 0.5000" in drawn
     path = re.search(r'class="line held" d="M0 (\S+)L50 (\S+)"', drawn)
     assert path is not None

@@ -1,25 +1,25 @@
-"""Plan: what should I do? A few answers on the left make a recipe with its reasons on the right."""
+"""The Plan tab: questions on the left, and the recipe that follows from the answers, with reasons, on the right."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import gradio as gr
-from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import Plan
 from lora_studio.settings.choices import LoraKind
-from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
-from lora_studio.ui.plan.view import caution_cards, plan_tiles, recipe_table
+from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, with_project
+from lora_studio.ui.plan.view import guide_notes, recipe_table
+from lora_studio.ui.state.project_plan import EXPECTED_IMAGES, plan_project
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import Tone, card, empty_card, html
+from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
 from lora_studio.workspace.project import Project, ProjectInfo
 
-EXPECTED_IMAGES = 20  # until there is a dataset to count
 DATASET_CODES = frozenset(
     {"few_images", "small_images", "mixed_resolution", "bucket_waste", "unreadable", "captions_missing"}
 )
@@ -37,7 +37,7 @@ class Answers(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of it, on the right."""
+    """The recipe on the right, with what belongs to it."""
 
     notice: gr.HTML
     use: gr.Button
@@ -60,36 +60,36 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
 
 def _answers() -> Answers:
     gpu = find_gpu()
-    found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else "No GPU was found here; empty: not known."
+    found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else "No GPU was found here. Empty means unknown."
     with gr.Group(elem_classes="answers"):
         return Answers(
             kind=gr.Radio(
                 [(kind.value.capitalize(), kind.value) for kind in LoraKind],
                 label="What are you making?",
-                info="It sets the network, the repeats and the sample prompts.",
+                info="Sets the network, the repeats and the sample prompts.",
                 elem_id="plan-kind",
             ),
             base=gr.Dropdown(
                 list(guide.BASES),
                 allow_custom_value=True,
                 label="Base model",
-                info="From the list, or a Hub repository, a folder or a .safetensors file.",
+                info="Choose one, or type a Hub repository, a folder or a .safetensors file.",
                 elem_id="plan-base",
             ),
             trigger_word=gr.Textbox(
                 label="Trigger word",
-                info="Unique and easy to type, like saria_zelda.",
+                info="Unique and easy to type, for example saria_zelda.",
                 max_lines=1,
                 elem_id="plan-trigger",
             ),
             images=gr.Number(
                 EXPECTED_IMAGES, label="Images", info="How many you expect to have.", precision=0, elem_id="plan-images"
             ),
-            vram_gib=gr.Number(None, label="GPU memory, GiB", info=found, elem_id="plan-vram"),
+            vram_gib=gr.Number(None, label="VRAM (GiB)", info=found, elem_id="plan-vram"),
             hours=gr.Number(
                 None,
-                label="Time budget, hours",
-                info="Optional; the guide: 1 to 3 while you test.",
+                label="Time budget (hours)",
+                info="Optional. The guide suggests 1 to 3 while you experiment.",
                 elem_id="plan-hours",
             ),
         )
@@ -100,12 +100,12 @@ def _result() -> Result:
     with gr.Row(elem_classes="actions"):
         use = gr.Button("Use this recipe", variant="primary", scale=2, elem_id="plan-use")
         to_dataset = gr.Button("Open the dataset", scale=1)
-    figures = html(elem_id="plan-tiles")
+    summary = html(elem_id="plan-tiles")
     cautions = html(elem_id="plan-cautions")
     recipe = html(elem_id="plan-recipe")
     with gr.Accordion("What the guide says", open=False):
-        wisdom = html(_guide_says())
-    return Result(notice, use, to_dataset, figures, recipe, cautions, wisdom)
+        advice = html(guide_notes())
+    return Result(notice, use, to_dataset, summary, recipe, cautions, advice)
 
 
 class PlanTab:
@@ -117,7 +117,7 @@ class PlanTab:
         self.result = result
 
     def wire(self, tab: gr.Tab) -> Page:
-        """Register the events; every answer is saved and planned with at once."""
+        """Register the events. Every answer is saved, and the plan updated, at once."""
         answers, result = self.answers, self.result
         outputs = [*answers, *result]
         listeners = [
@@ -153,7 +153,7 @@ class PlanTab:
         return Page(self.refresh, outputs)
 
     def refresh(self, project: Project) -> Updates:
-        """Show what the project says and the plan that follows."""
+        """Show a project's answers and its plan."""
         info = project.info()
         gpu = find_gpu()
         vram = info.vram_gib if info.vram_gib is not None else (gpu.vram_gib if gpu else None)
@@ -167,30 +167,30 @@ class PlanTab:
             self.answers.hours: None,
         }
         try:
-            return shown | self._planned(project, info, images or EXPECTED_IMAGES, vram, None)
+            return shown | self._show(plan_project(project, info, vram_gib=vram))
         except InputError as error:
-            return shown | self._unplanned(error)
+            return shown | self._show_error(error)
 
     @with_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
-        """The tab was opened: images may have come or gone."""
+        """Update the number of images and the plan when the tab is opened."""
         project = self.studio.find_project(data[self.studio.project])
         return {self.answers.images: _images_box(len(project_images(project)))} | self.update_plan(data)
 
     def update_plan(self, data: dict[Any, Any]) -> Updates:
-        """An answer changed: save it, and plan again."""
+        """Save the answers and update the plan."""
         project = self.studio.find_project(data[self.studio.project])
         info = self._save(project, data)
         about = {self.answers.base: gr.update(info=_about_base(info.base))}
-        return about | self._planned(project, info, *self._figures(data))
+        return about | self._show(self._plan(project, info, data))
 
     def use_recipe(self, data: dict[Any, Any]) -> Updates:
-        """Take the recipe to Train."""
+        """Save the recipe and open it in Train."""
         project = self.studio.find_project(data[self.studio.project])
         info = self._save(project, data)
-        made = self._plan(project, info, *self._figures(data))
-        project.save_info(info.model_copy(update={"recipe": made.recipe}))
-        return self._show(made) | self.studio.goto(TabName.TRAIN) | {self.studio.run: ""}
+        plan = self._plan(project, info, data)
+        project.save_info(info.model_copy(update={"recipe": plan.recipe}))
+        return self._show(plan) | self.studio.goto(TabName.TRAIN) | {self.studio.run: NEW_RUN}
 
     def _save(self, project: Project, data: dict[Any, Any]) -> ProjectInfo:
         old = project.info()
@@ -200,76 +200,44 @@ class PlanTab:
                 "kind": data[self.answers.kind] or old.kind,
                 "base": (data[self.answers.base] or "").strip(),
                 "trigger_word": (data[self.answers.trigger_word] or "").strip(),
-                "vram_gib": _positive("GPU memory", data[self.answers.vram_gib]),
+                "vram_gib": _positive("VRAM", data[self.answers.vram_gib]),
             }
         )
         if new != old:
             project.save_info(new)
         return new
 
-    def _figures(self, data: dict[Any, Any]) -> tuple[int, float | None, float | None]:
-        """Images expected, GPU memory in GiB, hours."""
-        return (
-            int(_positive("The number of images", data[self.answers.images]) or EXPECTED_IMAGES),
-            _positive("GPU memory", data[self.answers.vram_gib]),
-            _positive("The time budget", data[self.answers.hours]),
+    def _plan(self, project: Project, info: ProjectInfo, data: dict[Any, Any]) -> Plan:
+        """Plan with the answers in the form; raises InputError for a number that is not positive."""
+        return plan_project(
+            project,
+            info,
+            expected_images=int(_positive("The number of images", data[self.answers.images]) or EXPECTED_IMAGES),
+            vram_gib=_positive("VRAM", data[self.answers.vram_gib]),
+            hours=_positive("The time budget", data[self.answers.hours]),
         )
 
-    def _plan(
-        self, project: Project, info: ProjectInfo, images: int, vram_gib: float | None, hours: float | None
-    ) -> Plan:
-        return plan(
-            project.dataset_dir if project_images(project) else images,
-            kind=info.kind,
-            base=info.base,
-            vram_gib=vram_gib,
-            trigger_word=info.trigger_word,
-            hours=hours,
-        )
-
-    def _planned(
-        self, project: Project, info: ProjectInfo, images: int, vram_gib: float | None, hours: float | None
-    ) -> Updates:
-        return self._show(self._plan(project, info, images, vram_gib, hours))
-
-    def _show(self, made: Plan) -> Updates:
+    def _show(self, plan: Plan) -> Updates:
         result = self.result
-        dataset = DATASET_CODES & {caution.code for caution in made.warnings}
+        has_dataset_warning = bool(DATASET_CODES & {caution.code for caution in plan.warnings})
         return {
             result.notice: "",
             result.use: gr.Button(interactive=True),
-            result.to_dataset: gr.Button("Look at the dataset" if dataset else "Open the dataset"),
-            result.tiles: plan_tiles(made),
-            result.recipe: recipe_table(made),
-            result.cautions: caution_cards(made),
+            result.to_dataset: gr.Button("Check the dataset" if has_dataset_warning else "Open the dataset"),
+            result.tiles: plan_tiles(plan),
+            result.recipe: recipe_table(plan),
+            result.cautions: caution_cards(plan),
         }
 
-    def _unplanned(self, error: InputError) -> Updates:
+    def _show_error(self, error: InputError) -> Updates:
         result = self.result
         return {
-            result.notice: card("There is no plan yet", error.message, error.remedy, Tone.ERROR),
+            result.notice: card("No plan yet", error.message, error.remedy, Tone.ERROR),
             result.use: gr.Button(interactive=False),
             result.tiles: "",
-            result.recipe: empty_card("The recipe will stand here", "Correct the answers on the left."),
+            result.recipe: empty_card("The recipe will appear here", "Correct the answers on the left."),
             result.cautions: "",
         }
-
-
-def _guide_says() -> Markup:
-    step = guide.WORKFLOW["plan"]
-    corrections = Markup("").join(
-        Markup("<li>{} {}</li>").format(correction.says, correction.holds) for correction in guide.CORRECTIONS
-    )
-    return Markup(
-        '<div class="guide"><p>{}</p><ol>{}</ol><p>Where its figures and the arithmetic part ways:</p><ul>{}</ul>'
-        '<p class="hint">{} <a href="{}" target="_blank" rel="noreferrer">The guide</a></p></div>'
-    ).format(
-        step.thought,
-        Markup("").join(Markup("<li>{}</li>").format(line) for line in step.todo),
-        corrections,
-        guide.DISCLAIMER,
-        guide.SOURCE,
-    )
 
 
 def _base_box(base: str) -> Any:
@@ -279,15 +247,18 @@ def _base_box(base: str) -> Any:
 
 def _about_base(base: str) -> str:
     known = guide.find_base(base)
-    return f"Good for {known.good_for}. {known.why}" if known else "Not in the catalogue: taken for an SDXL."
+    return f"Good for {known.good_for}. {known.why}" if known else "Custom model: assumed to be SDXL."
 
 
 def _images_box(images: int, *, expected: int | None = None) -> Any:
-    """The number of images as counted, or what a user expects: `expected`, or what was typed."""
+    """Return the update of the field: the number of images in the dataset, or of a project without images `expected`.
+
+    Without `expected`, the field keeps what the user typed.
+    """
     if images:
-        return gr.update(value=images, info="Counted in the dataset; their shapes count too.", interactive=False)
+        return gr.update(value=images, info="Counted in the dataset, with their sizes.", interactive=False)
     typed = {} if expected is None else {"value": expected}
-    return gr.update(info="How many you expect to have; the dataset is empty.", interactive=True, **typed)
+    return gr.update(info="How many you expect to have: the dataset is empty.", interactive=True, **typed)
 
 
 def _positive(name: str, value: float | None) -> float | None:

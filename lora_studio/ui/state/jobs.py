@@ -1,22 +1,24 @@
-"""Jobs as the interface sees them: which are at work, what they say, and starting one. JobState lives on disk alone."""
+"""The active jobs of a home, and starting them. All state is on disk."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lora_studio import worker
+from lora_studio.files import cached_by_stamp
 from lora_studio.settings.job_specs import AnyJob
 from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
 
 KIND_OF_FOLDER = {"runs": "Training", "sweeps": "Testing", "tags": "Tagging"}
+MAX_CACHED_JOBS = 4096
 
 
 @dataclass(frozen=True)
 class ActiveJob:
-    """A job that is at work or waits for its turn."""
+    """A job that is running or queued."""
 
     project: Project
     folder: JobFolder
@@ -29,52 +31,49 @@ class ActiveJob:
 
     @property
     def text(self) -> str:
-        """What the header's pill says: "Training 68% · 1 min 04 s left"."""
+        """The text of the header's pill: "Training 68% · 1 min 04 s left"."""
         if self.status.state is JobState.QUEUED:
-            return f"{self.kind} · {self.status.message or 'waits'}"
-        share = f" {self.status.done / self.status.total:.0%}" if self.status.total else ""
+            return f"{self.kind} · {self.status.message or 'queued'}"
+        progress = f" {self.status.done / self.status.total:.0%}" if self.status.total else ""
         left = f" · {format_duration(self.status.seconds_left)} left" if self.status.seconds_left is not None else ""
-        return f"{self.kind}{share}{left}"
+        return f"{self.kind}{progress}{left}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Jobs:
-    """Finds the jobs at work in a home. Jobs that ended are remembered by their status file's time, not read again."""
+    """Finds, starts and resumes the jobs of a home."""
 
     home: Home
-    _ended: dict[Path, int] = field(default_factory=dict)
 
     def active(self) -> list[ActiveJob]:
-        """Jobs at work, the running one first, then those that wait."""
+        """Return the active jobs: the running one first, then the queued ones."""
         found = []
         for project in self.home.projects():
             for folder in project.jobs():
-                status = self._status(folder)
-                if status is not None:
+                if not _has_ended_or_is_missing(folder) and (status := folder.status()).state.is_active:
                     found.append(ActiveJob(project, folder, status))
         return sorted(found, key=lambda job: (job.status.state is not JobState.RUNNING, job.status.started_at or 0.0))
 
     def start(self, path: Path, job: AnyJob) -> JobFolder:
-        """Write a job into a fresh folder and start its worker process."""
+        """Write a job to a new folder and start its worker process."""
         folder = JobFolder.create(path, job)
         worker.start(folder, self.home)
         return folder
 
     def resume(self, folder: JobFolder) -> None:
-        """Start a worker process that goes on from the job's last checkpoint."""
+        """Start a worker process that continues from the job's last saved state."""
         worker.start(folder, self.home, resume=True)
 
-    def _status(self, folder: JobFolder) -> JobStatus | None:
-        file = folder.path / "status.json"
-        try:
-            changed = file.stat().st_mtime_ns
-        except OSError:
-            return None
-        if self._ended.get(file) == changed:
-            return None
-        status = folder.status()
-        if status.state.is_active:
-            return status
-        if status.state is not JobState.CREATED:
-            self._ended[file] = changed
-        return None
+
+def _has_ended_or_is_missing(folder: JobFolder) -> bool:
+    try:
+        return _has_ended(folder.path / "status.json")
+    except OSError:
+        return True
+
+
+@cached_by_stamp(MAX_CACHED_JOBS)
+def _has_ended(status_file: Path) -> bool:
+    """Return whether a job ended; one whose worker process died counts as ended."""
+    state = JobFolder(status_file.parent).status().state
+    return not state.is_active and state is not JobState.CREATED

@@ -1,4 +1,4 @@
-"""The LoRA files that a project can test, by ids that are safe to give to a browser."""
+"""The LoRA files of a project that can be tested, by ids that are safe to receive from a browser."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lora_studio.workspace.project import Project
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A LoRA file: its `id` is its place in the project; `run` is the run that made it, None for one from elsewhere."""
+class LoraChoice:
+    """A LoRA file. `id` is its path within the project; `run` is the run that trained it, None for an imported file."""
 
     id: str
     label: str
@@ -26,60 +26,50 @@ class Choice:
     run: JobFolder | None = None
 
     @property
-    def final(self) -> bool:
-        """Whether it is what a finished run made last."""
+    def is_final(self) -> bool:
+        """Whether this is the final file of a finished run, not a checkpoint."""
         return self.run is not None and self.path.parent == self.run.path
 
 
-def lora_choices(project: Project) -> dict[str, Choice]:
-    """What can be tested, by id: of each run, the latest first, the final file and its epochs; then the files added."""
-    found: list[Choice] = []
+def lora_choices(project: Project) -> dict[str, LoraChoice]:
+    """Return the LoRA files by id: final file and checkpoints of each run, latest run first, then imported files."""
+    found: list[LoraChoice] = []
     for folder in reversed(project.runs()):
         try:
             job = folder.job()
         except InputError:
             continue
         if isinstance(job, TrainJob):
-            found += _of_run(folder, job)
-    added = sorted(project.loras_dir.glob("*.safetensors")) if project.loras_dir.is_dir() else []
-    found += [Choice(f"loras/{path.name}", f"{path.stem} · from a file", path) for path in added]
+            found += _choices_of_run(folder, job)
+    imported = sorted(project.loras_dir.glob("*.safetensors")) if project.loras_dir.is_dir() else []
+    found += [LoraChoice(f"loras/{path.name}", f"{path.stem} · imported", path) for path in imported]
     return {choice.id: choice for choice in found}
 
 
-def _of_run(folder: JobFolder, job: TrainJob) -> list[Choice]:
-    final = folder.path / f"{job.name}.safetensors"
-    found = [Choice(f"{folder.name}/{final.name}", f"{folder.name} · final", final, folder)] if final.is_file() else []
-    for prefix, unit in (("", "epoch"), ("step", "step")):
-        pattern = f"{glob.escape(job.name)}-{prefix}[0-9]*.safetensors"
-        for path in sorted((folder.path / "checkpoints").glob(pattern), reverse=True):
-            number = path.stem.removeprefix(f"{job.name}-{prefix}").lstrip("0")
-            label = f"{folder.name} · {unit} {number}"
-            found.append(Choice(f"{folder.name}/checkpoints/{path.name}", label, path, folder))
-    return found
-
-
-def chosen_loras(project: Project, ids: object) -> list[Path]:
-    """The files of chosen ids; raises InputError for none, or for one that is not among the project's."""
+def selected_loras(project: Project, ids: object) -> list[Path]:
+    """Return the files of the selected ids; raises InputError for no id, or one that is not in the project."""
     known = lora_choices(project)
     if not isinstance(ids, list) or not ids:
-        raise InputError("No LoRA is chosen.", "Choose one under LoRAs.", code="no_lora")
+        raise InputError("No LoRA is selected.", "Select one under LoRAs.", code="no_lora")
     for given in ids:
         if not isinstance(given, str) or given not in known:
-            raise InputError(f"There is no LoRA {given!r} here.", "Choose one from the list.", code="no_lora")
+            raise InputError(
+                f"There is no LoRA {given!r} in this project.", "Select one from the list.", code="no_lora"
+            )
     return [known[given].path for given in ids]
 
 
-def add_lora(project: Project, source: Path) -> str:
-    """Check a LoRA file, copy it into the project and return its id; one that is there already is not copied again.
+def import_lora(project: Project, source: Path) -> str:
+    """Check a LoRA file, copy it into the project and return its id. An identical file is not copied again.
 
-    Raises InputError for a file that is no LoRA for SDXL, StudioError for what the disk refuses.
+    Raises InputError for a file that is not an SDXL LoRA, StudioError for what the disk refuses.
     """
     read_lora_header(source)
     with disk_errors(project.loras_dir):
         project.loras_dir.mkdir(exist_ok=True)
     name = slugify(source.stem) or "lora"
     number, target = 1, project.loras_dir / f"{name}.safetensors"
-    while target.exists() and not _same(source, target):
+    while target.exists() and not _have_equal_content(source, target):
         number += 1
         target = project.loras_dir / f"{name}-{number}.safetensors"
     if not target.exists():
@@ -87,7 +77,21 @@ def add_lora(project: Project, source: Path) -> str:
     return f"loras/{target.name}"
 
 
-def _same(one: Path, other: Path) -> bool:
+def _choices_of_run(folder: JobFolder, job: TrainJob) -> list[LoraChoice]:
+    found = []
+    final = folder.path / f"{job.name}.safetensors"
+    if final.is_file():
+        found.append(LoraChoice(f"{folder.name}/{final.name}", f"{folder.name} · final", final, folder))
+    for prefix, unit in (("", "epoch"), ("step", "step")):
+        pattern = f"{glob.escape(job.name)}-{prefix}[0-9]*.safetensors"
+        for path in sorted((folder.path / "checkpoints").glob(pattern), reverse=True):
+            number = path.stem.removeprefix(f"{job.name}-{prefix}").lstrip("0")
+            label = f"{folder.name} · {unit} {number}"
+            found.append(LoraChoice(f"{folder.name}/checkpoints/{path.name}", label, path, folder))
+    return found
+
+
+def _have_equal_content(one: Path, other: Path) -> bool:
     return one.stat().st_size == other.stat().st_size and file_sha256(one) == file_sha256(other)
 
 

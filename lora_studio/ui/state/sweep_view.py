@@ -1,24 +1,26 @@
-"""A sweep as the page sees it: what was asked for, which cells are there, and what was measured."""
+"""A test as the page shows it: its job, the cells that are drawn, and the measures."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.files import cached_by_stamp
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.sampling.cells import CellKey, SweepPlan
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
+MAX_CACHED_HEADERS = 64
+
 
 @dataclass(frozen=True)
 class SweepView:
-    """Everything about one sweep that the page shows. `drawn` are the names of the cells' files that are there."""
+    """Everything about one test that the page shows. `drawn` has the file names of the finished cells."""
 
     folder: JobFolder
     job: SweepJob
@@ -26,77 +28,78 @@ class SweepView:
     plan: SweepPlan
     drawn: frozenset[str]
     measures: list[dict[str, Any]]
-    notes: list[str]
+    warnings: list[str]
 
     @classmethod
-    def of(cls, folder: JobFolder) -> SweepView:
-        """Look at a sweep; raises InputError if its job file cannot be read."""
+    def load(cls, folder: JobFolder) -> SweepView:
+        """Read a test; raises InputError if its job file cannot be read."""
         job = folder.job()
         if not isinstance(job, SweepJob):
-            raise InputError(f"{folder.name} is no test.", "Choose another one.", code="no_sweep")
+            raise InputError(f"{folder.name} is not a test.", "Select another one.", code="no_sweep")
         cells = folder.path / "cells"
         return cls(
             folder=folder,
             job=job,
             status=folder.status(),
-            plan=SweepPlan(job, [_lora(path) for path in job.loras]),
+            plan=SweepPlan(job, [_header_or_name(path) for path in job.loras]),
             drawn=frozenset(path.name for path in cells.glob("*.png")) if cells.is_dir() else frozenset(),
             measures=_measures(folder.path / "measures.json"),
-            notes=_notes(folder),
+            warnings=_warnings(folder),
         )
 
     @property
-    def alive(self) -> bool:
-        """Whether it is at work or waits."""
+    def is_active(self) -> bool:
+        """Whether the test is running or queued."""
         return self.status.state.is_active
 
     @property
     def grid(self) -> Path | None:
-        """The whole grid as one picture, once it is made."""
+        """The file of the whole grid, once it is made."""
         path = self.folder.path / "grid.png"
         return path if path.is_file() else None
 
     @property
-    def at_work(self) -> CellKey | None:
+    def current_cell(self) -> CellKey | None:
         """The cell that is being drawn."""
         if self.status.state is not JobState.RUNNING:
             return None
-        return next((key for key in self.plan.cells if self.name(key) not in self.drawn), None)
+        return next((key for key in self.plan.cells if self.file_name(key) not in self.drawn), None)
 
-    def name(self, key: CellKey) -> str:
-        """The name of a cell's file."""
+    def file_name(self, key: CellKey) -> str:
+        """Return the name of a cell's file."""
         return self.plan.path(key).name
 
-    def cell(self, name: object) -> CellKey:
-        """A cell that is there, by its file's name; raises InputError if there is none."""
-        for key in self.plan.cells:
-            if name == self.name(key) and name in self.drawn:
-                return key
-        raise InputError(f"There is no picture {name!r} in test {self.folder.name}.", "Choose one.", code="no_cell")
-
     def path(self, key: CellKey) -> Path:
-        """Where a cell lies."""
+        """Return the path of a cell's file."""
         return self.folder.path / self.plan.path(key)
+
+    def drawn_cell(self, file_name: object) -> CellKey:
+        """Return a finished cell by its file name; raises InputError if there is none."""
+        for key in self.plan.cells:
+            if file_name == self.file_name(key) and file_name in self.drawn:
+                return key
+        message = f"There is no image {file_name!r} in test {self.folder.name}."
+        raise InputError(message, "Select one in the grid.", code="no_cell")
 
 
 def sweep_named(project: Project, name: str) -> JobFolder:
-    """A sweep of the project by its folder's name; raises InputError if there is none."""
+    """Return a test of the project by its folder's name; raises InputError if there is none."""
     for folder in project.sweeps():
         if folder.name == name:
             return folder
-    raise InputError(f"There is no test {name!r} in {project.name}.", "Choose one from the list.", code="no_sweep")
+    raise InputError(f"There is no test {name!r} in {project.name}.", "Select one from the list.", code="no_sweep")
 
 
-def _lora(path: Path) -> LoraFile:
-    """A LoRA's header; of one that is gone, its name alone."""
+def _header_or_name(path: Path) -> LoraFile:
+    """Return a LoRA's header; of a file that was deleted, its name only."""
     try:
-        return _read(path, path.stat().st_mtime_ns)
+        return _header(path)
     except (OSError, InputError):
         return LoraFile(path, {}, {}, 0)
 
 
-@lru_cache(maxsize=64)
-def _read(path: Path, changed: int) -> LoraFile:
+@cached_by_stamp(MAX_CACHED_HEADERS)
+def _header(path: Path) -> LoraFile:
     return read_lora_header(path)
 
 
@@ -108,8 +111,8 @@ def _measures(file: Path) -> list[dict[str, Any]]:
     return rows if isinstance(rows, list) else []
 
 
-def _notes(folder: JobFolder) -> list[str]:
-    """What the sweep warned of, each once."""
+def _warnings(folder: JobFolder) -> list[str]:
+    """Return the messages of the test's warning events, each once."""
     return list(
         dict.fromkeys(str(event.get("message")) for event in folder.events()[0] if event.get("event") == "warning")
     )

@@ -1,4 +1,4 @@
-"""Test: did it work? What to test on the left; the grid, its measures and how to read them on the right."""
+"""The Test tab: LoRAs, bases and settings on the left; the grid of images with its measures on the right."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
 from lora_studio.ui.server import Mode
-from lora_studio.ui.state.lora_files import Choice, add_lora, chosen_loras, lora_choices
+from lora_studio.ui.state.lora_files import LoraChoice, import_lora, lora_choices, selected_loras
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
-from lora_studio.ui.sweep import view as test_view
+from lora_studio.ui.sweep import view as sweep_view
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import empty_state, error_card, heading, html, pickable
+from lora_studio.ui.widgets.html import empty_state, error_card, heading, hint, html, pickable
+from lora_studio.ui.widgets.job_status import log
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
-from lora_studio.ui.widgets.thumbnails import copy_to_save
+from lora_studio.ui.widgets.thumbnails import copy_for_download
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project, ProjectInfo
 
@@ -30,50 +31,50 @@ LOG_LINES = 40
 
 
 class Buttons(NamedTuple):
-    """What can be done; only what applies is visible."""
+    """Actions; only those that apply are visible."""
 
     start: gr.Button
     stop: gr.Button
     resume: gr.Button
-    again: gr.Button
+    reuse_settings: gr.Button
 
 
-class Question(NamedTuple):
-    """What to test, on the left."""
+class SweepSettings(NamedTuple):
+    """What to test, on the left, beside the fields of the form."""
 
     loras: gr.Dropdown
     bases: gr.Dropdown
-    count: gr.HTML
+    cell_count: gr.HTML
 
 
-class Frame(NamedTuple):
-    """The parts of the tab: `empty` stands in the place of `work` and both sides while there is no LoRA."""
+class Layout(NamedTuple):
+    """The parts of the tab. While there is no LoRA, `empty` is shown instead of the others."""
 
     notice: gr.HTML
     empty: gr.Column
     work: gr.Column
-    question_side: gr.Column
-    answer_side: gr.Column
+    settings_side: gr.Column
+    results_side: gr.Column
     title: gr.HTML
     figures: gr.HTML
 
 
-class Elsewhere(NamedTuple):
-    """The way for LoRA files that the studio did not make. A path is asked for only where the studio is local."""
+class LoraImport(NamedTuple):
+    """Import of LoRA files that the studio did not train. The path is visible only while the studio is local."""
 
     upload: gr.UploadButton
     path: gr.Textbox
-    add: gr.Button
+    import_path: gr.Button
 
 
-class Answer(NamedTuple):
-    """What came of it, on the right."""
+class Results(NamedTuple):
+    """The grid and what belongs to it, on the right."""
 
     state: gr.HTML
     large: gr.HTML
     grid: gr.HTML
     download: gr.DownloadButton
-    reading: gr.Column
+    advice: gr.Column
     measures: gr.HTML
     sweeps: gr.HTML
     log_fold: gr.Accordion
@@ -85,8 +86,8 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
     notice = html(elem_id="test-notice")
     empty = empty_state(
         "No LoRA to test yet",
-        "Train one first: its final file and that of every epoch can be compared here, at any strength. "
-        "Or bring a LoRA that you have.",
+        "Train one first: its final file and its checkpoints can be compared here at any strength. "
+        "Or import a LoRA that you have.",
         ["Open Train"],
         visible=False,
     )
@@ -97,30 +98,30 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
             with gr.Column(scale=2, min_width=320), gr.Row(elem_classes="actions"):
                 buttons = Buttons(
                     gr.Button("Make the grid", variant="primary", elem_id="test-start"),
-                    gr.Button("Stop and keep", elem_id="test-stop", visible=False),
+                    gr.Button("Stop and save", elem_id="test-stop", visible=False),
                     gr.Button("Resume", elem_id="test-resume", visible=False),
-                    gr.Button("Copy its settings", elem_id="test-again", visible=False),
+                    gr.Button("Use these settings", elem_id="test-again", visible=False),
                 )
         figures = html(elem_id="test-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300):
-            with gr.Column() as question_side:
-                question, form = _question()
-            elsewhere = _elsewhere(local=studio.mode is Mode.LOCAL)
-        with gr.Column(scale=5, min_width=340) as answer_side:
-            answer = _answer()
-    frame = Frame(notice, empty.group, work, question_side, answer_side, title, figures)
-    return SweepTab(studio, frame, buttons, question, form, elsewhere, answer).wire(tab, empty.buttons[0])
+            with gr.Column() as settings_side:
+                sweep_settings, form = _sweep_settings()
+            lora_import = _lora_import(local=studio.mode is Mode.LOCAL)
+        with gr.Column(scale=5, min_width=340) as results_side:
+            results = _results()
+    layout = Layout(notice, empty.group, work, settings_side, results_side, title, figures)
+    return SweepTab(studio, layout, buttons, sweep_settings, form, lora_import, results).wire(tab, empty.buttons[0])
 
 
-def _question() -> tuple[Question, SettingsForm[SweepJob]]:
+def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
     with gr.Group(elem_classes="answers"):
         loras = gr.Dropdown(
             [],
             multiselect=True,
             max_choices=20,
             label="LoRAs",
-            info="A run's final file, or one of its epochs: the best is often not the last.",
+            info="Final files and checkpoints: the best epoch is often not the last.",
             elem_id="test-loras",
         )
         bases = gr.Dropdown(
@@ -129,48 +130,48 @@ def _question() -> tuple[Question, SettingsForm[SweepJob]]:
             max_choices=8,
             allow_custom_value=True,
             label="Base models",
-            info="The one it was trained on; the guide also tries others of the same family.",
+            info="The one that the LoRA was trained on; the guide also tries others of the same family.",
             elem_id="test-bases",
         )
         form = build_fields(SweepJob, SIMPLE, "test")
     with gr.Accordion("Seed, steps, size and more", open=False):
         rest = build_fields(SweepJob, FOLDED, "test")
-    form = form.joined(rest)
+    form = form.merged(rest)
     form.wire()
-    return Question(loras, bases, html(elem_id="test-count")), form
+    return SweepSettings(loras, bases, html(elem_id="test-count")), form
 
 
-def _elsewhere(*, local: bool) -> Elsewhere:
-    with gr.Accordion("A LoRA from elsewhere", open=False):
-        html('<p class="hint">A .safetensors file for SDXL. It is checked, and copied into the project.</p>')
+def _lora_import(*, local: bool) -> LoraImport:
+    with gr.Accordion("Import a LoRA", open=False):
+        html(hint("An SDXL LoRA as a .safetensors file. It is checked and copied into the project."))
         upload = gr.UploadButton(
             "Upload a LoRA file", file_types=[".safetensors"], file_count="single", elem_id="test-upload"
         )
         path = gr.Textbox(
-            label="Or its path on this computer",
-            info="Only while nobody else can reach the studio.",
+            label="Or a path on this computer",
+            info="Works only while the studio is not shared.",
             max_lines=1,
             elem_id="test-path",
             visible=local,
         )
-        add = gr.Button("Add this file", elem_id="test-add", visible=local)
-    return Elsewhere(upload, path, add)
+        import_path = gr.Button("Import this file", elem_id="test-add", visible=local)
+    return LoraImport(upload, path, import_path)
 
 
-def _answer() -> Answer:
+def _results() -> Results:
     state = html(elem_id="test-state")
     large = pickable(elem_id="test-large")
     grid = pickable(elem_id="test-grid")
-    download = gr.DownloadButton("Download the grid as a picture", elem_id="test-download", visible=False)
-    with gr.Column(visible=False) as reading:
-        html(test_view.reading())
+    download = gr.DownloadButton("Download the grid as an image", elem_id="test-download", visible=False)
+    with gr.Column(visible=False) as advice:
+        html(sweep_view.strength_advice())
         with gr.Accordion("How to read the grid", open=False):
-            html(test_view.how_to_read())
+            html(sweep_view.how_to_read())
     measures = html(elem_id="test-measures")
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
-        log = html(elem_id="test-log")
+        log_lines = html(elem_id="test-log")
     sweeps = pickable(elem_id="test-sweeps")
-    return Answer(state, large, grid, download, reading, measures, sweeps, log_fold, log)
+    return Results(state, large, grid, download, advice, measures, sweeps, log_fold, log_lines)
 
 
 class SweepTab:
@@ -179,199 +180,201 @@ class SweepTab:
     def __init__(
         self,
         studio: Studio,
-        frame: Frame,
+        layout: Layout,
         buttons: Buttons,
-        question: Question,
+        sweep_settings: SweepSettings,
         form: SettingsForm[SweepJob],
-        elsewhere: Elsewhere,
-        answer: Answer,
+        lora_import: LoraImport,
+        results: Results,
     ) -> None:
         self.studio = studio
-        self.frame = frame
+        self.layout = layout
         self.buttons = buttons
-        self.question = question
+        self.sweep_settings = sweep_settings
         self.form = form
-        self.elsewhere = elsewhere
-        self.answer = answer
-        self.sweep = gr.State("")  # the name of the test that is shown
-        self.cell = gr.State("")  # the name of its picture that is shown large
-        self.seen = gr.State("")
-        self.filled_for = gr.State("")  # see _stamp
+        self.lora_import = lora_import
+        self.results = results
+        self.sweep = gr.State("")  # name of the shown test
+        self.cell = gr.State("")  # file name of the enlarged cell
+        self.signature = gr.State("")
+        self.filled_for = gr.State("")  # see _form_key
 
     def wire(self, tab: gr.Tab, to_train: gr.Button) -> Page:
         """Register the events."""
-        studio, buttons, answer = self.studio, self.buttons, self.answer
-        shown = [*self.frame, *buttons, *answer, self.sweep, self.cell, self.seen, studio.timer]
-        asked = [self.question.loras, self.question.bases, self.question.count, *self.form.outputs, self.filled_for]
-        chosen = {studio.project, self.sweep}
-        contents = {studio.project, self.question.loras, self.question.bases, *self.form.inputs}
-        form_events = [self.question.loras.change, self.question.bases.change, *self.form.edits]
+        studio, buttons, results = self.studio, self.buttons, self.results
+        shown = [*self.layout, *buttons, *results, self.sweep, self.cell, self.signature, studio.timer]
+        form = [*self.sweep_settings, *self.form.outputs, self.filled_for]
+        selected = {studio.project, self.sweep}
+        contents = {studio.project, self.sweep_settings.loras, self.sweep_settings.bases, *self.form.inputs}
+        form_events = [self.sweep_settings.loras.change, self.sweep_settings.bases.change, *self.form.edit_events]
 
         def on(event: Any, handler: Any, inputs: Any, outputs: Any, **options: Any) -> None:
-            event(guarded(self.frame.notice, handler), inputs, outputs, **studio.with_progress, **options)
+            event(guarded(self.layout.notice, handler), inputs, outputs, **studio.with_progress, **options)
 
-        on(buttons.start.click, self.start_sweep, contents, [*shown, *asked])
-        on(buttons.stop.click, self.stop_sweep, chosen, shown)
-        on(buttons.resume.click, self.resume_sweep, chosen, shown)
-        on(buttons.again.click, self.reuse_settings, chosen, [self.frame.notice, *asked])
-        on(answer.sweeps.click, self.select_sweep, [studio.project], shown)
-        pictures = [answer.large, answer.grid, self.cell, self.frame.notice]
-        for place in (answer.grid, answer.large):
+        on(buttons.start.click, self.start_sweep, contents, [*shown, *form])
+        on(buttons.stop.click, self.stop_sweep, selected, shown)
+        on(buttons.resume.click, self.resume_sweep, selected, shown)
+        on(buttons.reuse_settings.click, self.reuse_settings, selected, [self.layout.notice, *form])
+        on(results.sweeps.click, self.select_sweep, [studio.project], shown)
+        pictures = [results.large, results.grid, self.cell, self.layout.notice]
+        for place in (results.grid, results.large):
             on(place.click, self.select_cell, [studio.project, self.sweep], pictures, scroll_to_output=True)
-        on(self.elsewhere.upload.upload, self.upload_lora, [studio.project, self.elsewhere.upload], [*shown, *asked])
+        on(self.lora_import.upload.upload, self.upload_lora, [studio.project, self.lora_import.upload], [*shown, *form])
         if studio.mode is Mode.LOCAL:
-            added = {studio.project, self.elsewhere.path}
             gr.on(
-                [self.elsewhere.add.click, self.elsewhere.path.submit],
-                guarded(self.frame.notice, self.add_lora_path),
-                added,
-                [*shown, *asked, self.elsewhere.path],
+                [self.lora_import.import_path.click, self.lora_import.path.submit],
+                guarded(self.layout.notice, self.add_lora_path),
+                {studio.project, self.lora_import.path},
+                [*shown, *form, self.lora_import.path],
                 **studio.with_progress,
             )
         state = {studio.run, self.sweep, self.filled_for, *contents}
-        on(tab.select, self.tab_selected, state, [*shown, *asked])
+        on(tab.select, self.tab_selected, state, [*shown, *form])
         to_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
             form_events,
             self.update_cell_count,
             contents,
-            [self.question.count],
+            [self.sweep_settings.cell_count],
             **NO_PROGRESS,
             trigger_mode="always_last",
         )
         studio.timer.tick(
             self.tick,
-            [studio.project, self.sweep, self.cell, self.seen],
+            [studio.project, self.sweep, self.cell, self.signature],
             shown,
             **NO_PROGRESS,
             queue=False,
             trigger_mode="always_last",
         )
-        return Page(self.refresh, [*shown, *asked])
+        return Page(self.refresh, [*shown, *form])
 
     def refresh(self, project: Project) -> Updates:
-        """Show a project: the latest test, and the form filled from the latest run."""
-        asked = self.form.fill(self.form.defaults) | self._fill(project, _target(project, None))
-        return asked | self._show(project, self._default_sweep(project))
+        """Show a project: its latest test, and the form with the settings of its latest run."""
+        filled = self.form.fill(self.form.defaults) | self._fill(project, _target(project, None))
+        return filled | self._show(project, self._default_sweep(project))
 
     @with_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
-        """The tab was opened: what was typed stays, unless another run was looked at in Train meanwhile."""
+        """Update the tab when it is opened. The form keeps its content, unless Train showed another run since."""
         project = self.studio.find_project(data[self.studio.project])
         target = _target(project, data[self.studio.run])
-        if data[self.filled_for] != _stamp(project, target):
-            asked = self._fill(project, target)
+        if data[self.filled_for] != _form_key(project, target):
+            filled = self._fill(project, target)
         else:
-            asked = self._choices(project, data[self.question.loras])
+            filled = self._choices(project, data[self.sweep_settings.loras])
         names = {folder.name for folder in project.sweeps()}
         sweep = data[self.sweep]
-        return asked | self._show(project, sweep if sweep in names else self._default_sweep(project))
+        return filled | self._show(project, sweep if sweep in names else self._default_sweep(project))
 
     def start_sweep(self, data: dict[Any, Any]) -> Updates:
         """Write the job and start its worker process."""
         project = self.studio.find_project(data[self.studio.project])
-        loras = chosen_loras(project, data[self.question.loras])
+        loras = selected_loras(project, data[self.sweep_settings.loras])
         for path in loras:
             read_lora_header(path)
         try:
             job = self._job(loras, data)
         except ConfigError as error:
-            return {self.frame.notice: error_card(error)} | self.form.mark_errors(data)
+            return {self.layout.notice: error_card(error)} | self.form.mark_errors(data)
         folder = self.studio.jobs.start(project.new_sweep_dir(), job)
         return self._show(project, folder.name) | self.studio.start_polling()
 
     def stop_sweep(self, data: dict[Any, Any]) -> Updates:
-        """Ask the sweep to end; the pictures that are there stay."""
-        project, name = self._chosen(data)
+        """Request that the test stops after the current image; finished images are kept."""
+        project, name = self._selected_sweep(data)
         sweep_named(project, name).request_stop()
         return self._show(project, name)
 
     def resume_sweep(self, data: dict[Any, Any]) -> Updates:
-        """Draw what is missing."""
-        project, name = self._chosen(data)
+        """Draw the missing images."""
+        project, name = self._selected_sweep(data)
         folder = sweep_named(project, name)
         if folder.status().state.is_active:
-            raise InputError(f"Test {name} is at work already.", "Wait for it, or stop it first.", code="busy")
+            raise InputError(f"Test {name} is already running.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
         return self._show(project, name) | self.studio.start_polling()
 
     def reuse_settings(self, data: dict[Any, Any]) -> Updates:
-        """Fill the form with what the shown test was asked."""
-        project, name = self._chosen(data)
-        job = SweepView.of(sweep_named(project, name)).job
+        """Fill the form with the settings of the shown test."""
+        project, name = self._selected_sweep(data)
+        job = SweepView.load(sweep_named(project, name)).job
         ids = [choice.id for choice in lora_choices(project).values() if choice.path in job.loras]
         return {
             **self._choices(project, ids),
             **self.form.fill(dict(job)),
-            self.question.bases: job.bases,
-            self.question.count: self._count(job),
+            self.sweep_settings.bases: job.bases,
+            self.sweep_settings.cell_count: self._cell_count(job),
         }
 
     def select_sweep(self, project_name: str, event: gr.EventData) -> Updates:
-        """Look at another test."""
+        """Show another test."""
         project = self.studio.find_project(project_name)
         return self._show(project, sweep_named(project, str(event.pick)).name)
 
     def select_cell(self, project_name: str, sweep: str, event: gr.EventData) -> Updates:
-        """Show one picture large, or no more."""
-        view = SweepView.of(sweep_named(self.studio.find_project(project_name), sweep))
-        name = "" if event.pick == test_view.CLOSE else view.name(view.cell(event.pick))
+        """Enlarge an image, or close it."""
+        view = SweepView.load(sweep_named(self.studio.find_project(project_name), sweep))
+        name = "" if event.pick == sweep_view.CLOSE else view.file_name(view.drawn_cell(event.pick))
         return self._pictures(view, name)
 
     def upload_lora(self, project_name: str, file: str | None) -> Updates:
-        """A LoRA file was uploaded."""
+        """Import an uploaded LoRA file."""
         project = self.studio.find_project(project_name)
         if not file:
-            raise InputError("No file came in.", "Choose a .safetensors file.", code="no_file")
-        return self._added(project, Path(file))
+            raise InputError("No file was uploaded.", "Select a .safetensors file.", code="no_file")
+        return self._show_imported(project, Path(file))
 
     def add_lora_path(self, data: dict[Any, Any]) -> Updates:
-        """A file of this computer was named; only while nobody else can reach the studio."""
+        """Import a LoRA file of this computer. Wired only while the studio is local."""
         project = self.studio.find_project(data[self.studio.project])
-        text = (data[self.elsewhere.path] or "").strip().strip("\"'")
+        text = (data[self.lora_import.path] or "").strip().strip("\"'")
         if not text:
-            raise InputError("No path was given.", "Write the path of a .safetensors file.", code="no_file")
-        return self._added(project, Path(text).expanduser()) | {self.elsewhere.path: ""}
+            raise InputError("The path is empty.", "Enter the path of a .safetensors file.", code="no_file")
+        return self._show_imported(project, Path(text).expanduser()) | {self.lora_import.path: ""}
 
     def update_cell_count(self, data: dict[Any, Any]) -> Any:
-        """The form changed: how many pictures it would make. What is wrong is marked at its field."""
+        """Update the number of images after an edit. A wrong value is marked at its field by the form itself."""
         try:
             project = self.studio.find_project(data[self.studio.project])
-            return {self.question.count: self._count(self._job(chosen_loras(project, data[self.question.loras]), data))}
+            loras = selected_loras(project, data[self.sweep_settings.loras])
+            return {self.sweep_settings.cell_count: self._cell_count(self._job(loras, data))}
         except StudioError:
-            return {self.question.count: ""}
+            return {self.sweep_settings.cell_count: ""}
 
-    def tick(self, project_name: str, sweep: str, cell: str, seen: str) -> Any:
-        """Show what is new; called while a job is at work."""
+    def tick(self, project_name: str, sweep: str, cell: str, signature: str) -> Any:
+        """Show what changed; called by the timer while a job is active."""
         try:
             project = self.studio.find_project(project_name)
-            if self._signature(project, sweep) == seen:
+            if self._signature(project, sweep) == signature:
                 return gr.skip()
             return self._show(project, sweep, cell)
         except StudioError:
             return gr.skip()
 
-    def _chosen(self, data: dict[Any, Any]) -> tuple[Project, str]:
+    def _selected_sweep(self, data: dict[Any, Any]) -> tuple[Project, str]:
         project = self.studio.find_project(data[self.studio.project])
         return project, data[self.sweep] or self._default_sweep(project)
 
     def _job(self, loras: list[Path], data: dict[Any, Any]) -> SweepJob:
-        bases = [base.strip() for base in data[self.question.bases] or [] if isinstance(base, str) and base.strip()]
+        bases = [
+            base.strip() for base in data[self.sweep_settings.bases] or [] if isinstance(base, str) and base.strip()
+        ]
         if not bases:
-            raise ConfigError(["No base model is chosen."], "Choose one under Base models.")
+            raise ConfigError(["No base model is selected."], "Select one under Base models.")
         return self.form.parse(data, loras=loras, bases=bases)
 
-    def _added(self, project: Project, file: Path) -> Updates:
-        added = add_lora(project, file)
-        return self._choices(project, [added]) | self._show(project, self._default_sweep(project))
+    def _show_imported(self, project: Project, file: Path) -> Updates:
+        imported = import_lora(project, file)
+        return self._choices(project, [imported]) | self._show(project, self._default_sweep(project))
 
     def _default_sweep(self, project: Project) -> str:
         sweeps = project.sweeps()
         active = [folder.name for folder in sweeps if folder.status().state.is_active]
         return active[0] if active else sweeps[-1].name if sweeps else ""
 
-    def _fill(self, project: Project, target: Choice | None) -> Updates:
-        """Ask for a LoRA as its run would: its base, its sample prompts, its trigger word."""
+    def _fill(self, project: Project, target: LoraChoice | None) -> Updates:
+        """Fill the form with a LoRA and its run's base, sample prompts and trigger word."""
         info = project.info()
         job = target.run.job() if target and target.run else None
         run = job if isinstance(job, TrainJob) else None
@@ -383,111 +386,110 @@ class SweepTab:
         return {
             **self._choices(project, [target.id] if target else []),
             **self.form.fill(values),
-            self.question.bases: [run.base if run else info.base],
-            self.filled_for: _stamp(project, target),
+            self.sweep_settings.bases: [run.base if run else info.base],
+            self.filled_for: _form_key(project, target),
         }
 
     def _choices(self, project: Project, chosen: object) -> Updates:
         choices = lora_choices(project)
         kept = [given for given in chosen if given in choices] if isinstance(chosen, list) else []
         options = [(choice.label, choice.id) for choice in choices.values()]
-        return {self.question.loras: gr.update(choices=options, value=kept)}
+        return {self.sweep_settings.loras: gr.update(choices=options, value=kept)}
 
-    def _count(self, job: SweepJob) -> str:
-        plan = SweepPlan(job, [read_lora_header(path) for path in job.loras])
-        return test_view.count(plan)
+    def _cell_count(self, job: SweepJob) -> str:
+        return sweep_view.cell_count(SweepPlan(job, [read_lora_header(path) for path in job.loras]))
 
     def _show(self, project: Project, sweep: str, cell: str = "") -> Updates:
-        """The whole tab but the form; `sweep` may be empty."""
-        frame, answer = self.frame, self.answer
+        """Return the updates that show a test; without one, a placeholder. The form is not updated."""
+        layout, results = self.layout, self.results
         any_lora = bool(lora_choices(project)) or bool(sweep)
         common = {
-            frame.notice: "",
-            frame.empty: gr.Column(visible=not any_lora),
-            frame.work: gr.Column(visible=any_lora),
-            frame.question_side: gr.Column(visible=any_lora),
-            frame.answer_side: gr.Column(visible=any_lora),
+            layout.notice: "",
+            layout.empty: gr.Column(visible=not any_lora),
+            layout.work: gr.Column(visible=any_lora),
+            layout.settings_side: gr.Column(visible=any_lora),
+            layout.results_side: gr.Column(visible=any_lora),
             self.sweep: sweep,
-            self.seen: self._signature(project, sweep),
-            answer.sweeps: self._sweeps(project, sweep),
+            self.signature: self._signature(project, sweep),
+            results.sweeps: self._sweeps(project, sweep),
         }
-        return common | (self._show_sweep(project, sweep, cell) if sweep else self._show_promise())
+        return common | (self._show_sweep(project, sweep, cell) if sweep else self._show_no_sweep())
 
-    def _show_promise(self) -> Updates:
-        frame, answer = self.frame, self.answer
+    def _show_no_sweep(self) -> Updates:
+        layout, results = self.layout, self.results
         return {
-            frame.title: heading("New test", "Choose on the left, then make the grid."),
-            frame.figures: "",
+            layout.title: heading("New test", "Choose settings on the left, then make the grid."),
+            layout.figures: "",
             **self._buttons(),
-            answer.state: "",
-            answer.large: "",
-            answer.grid: test_view.promise(),
-            answer.download: gr.DownloadButton(visible=False),
-            answer.reading: gr.Column(visible=True),
-            answer.measures: "",
-            answer.log_fold: gr.Accordion(visible=False),
+            results.state: "",
+            results.large: "",
+            results.grid: sweep_view.empty_grid(),
+            results.download: gr.DownloadButton(visible=False),
+            results.advice: gr.Column(visible=True),
+            results.measures: "",
+            results.log_fold: gr.Accordion(visible=False),
             self.cell: "",
         }
 
     def _show_sweep(self, project: Project, sweep: str, cell: str) -> Updates:
-        frame, answer = self.frame, self.answer
+        layout, results = self.layout, self.results
         folder = sweep_named(project, sweep)
-        view = SweepView.of(folder)
+        view = SweepView.load(folder)
         failed = view.status.state is JobState.FAILED
         return {
-            frame.title: test_view.title(view),
-            frame.figures: test_view.sweep_tiles(view),
+            layout.title: sweep_view.title(view),
+            layout.figures: sweep_view.sweep_tiles(view),
             **self._buttons(
-                stop=view.alive,
+                stop=view.is_active,
                 stopping=folder.stop_requested(),
                 resume=view.status.state in (JobState.STOPPED, JobState.FAILED, JobState.CREATED),
-                again=True,
+                reuse_settings=True,
             ),
-            answer.state: test_view.state_card(view),
+            results.state: sweep_view.state_cards(view),
             **self._pictures(view, cell if cell in view.drawn else ""),
-            answer.download: self._download(view),
-            answer.reading: gr.Column(visible=True),
-            answer.measures: test_view.measures(view),
-            answer.log_fold: gr.Accordion(visible=failed, open=failed),
-            answer.log: test_view.log(folder.log_tail(LOG_LINES)) if failed else "",
+            results.download: self._download(view),
+            results.advice: gr.Column(visible=True),
+            results.measures: sweep_view.measures_table(view),
+            results.log_fold: gr.Accordion(visible=failed, open=failed),
+            results.log: log(folder.log_tail(LOG_LINES)) if failed else "",
         }
 
     def _pictures(self, view: SweepView, cell: str) -> Updates:
         home = self.studio.home
         return {
-            self.answer.large: test_view.large(view, home, cell),
-            self.answer.grid: test_view.grid(view, home, cell),
+            self.results.large: sweep_view.large(view, home, cell),
+            self.results.grid: sweep_view.grid(view, home, cell),
             self.cell: cell,
         }
 
     def _download(self, view: SweepView) -> Any:
-        if view.alive or view.grid is None:
+        if view.is_active or view.grid is None:
             return gr.DownloadButton(visible=False)
-        return gr.DownloadButton(value=copy_to_save(self.answer.download, view.grid), visible=True)
+        return gr.DownloadButton(value=copy_for_download(self.results.download, view.grid), visible=True)
 
     def _buttons(
-        self, *, stop: bool = False, stopping: bool = False, resume: bool = False, again: bool = False
+        self, *, stop: bool = False, stopping: bool = False, resume: bool = False, reuse_settings: bool = False
     ) -> Updates:
         buttons = self.buttons
         return {
             buttons.stop: gr.Button(
-                "Stopping" if stopping else "Stop and keep", interactive=not stopping, visible=stop
+                "Stopping after this image" if stopping else "Stop and save", interactive=not stopping, visible=stop
             ),
             buttons.resume: gr.Button(visible=resume),
-            buttons.again: gr.Button(visible=again),
+            buttons.reuse_settings: gr.Button(visible=reuse_settings),
         }
 
     def _sweeps(self, project: Project, shown: str) -> Any:
         views = []
         for folder in project.sweeps():
             try:
-                views.append(SweepView.of(folder))
+                views.append(SweepView.load(folder))
             except InputError:
                 continue
-        return test_view.sweeps_table(views, shown)
+        return sweep_view.sweeps_table(views, shown)
 
     def _signature(self, project: Project, sweep: str) -> str:
-        """Changes whenever there is something new to show."""
+        """Return a text that changes whenever the page must be updated."""
         parts = [project.name, sweep]
         for folder in project.sweeps():
             status = folder.status()
@@ -497,22 +499,22 @@ class SweepTab:
 
 
 def _guide_prompts(info: ProjectInfo) -> list[str]:
-    """The guide's prompts for the project's kind, written as its base likes them."""
+    """Return the guide's prompts for the project's kind, in the style of its base model."""
     base = guide.find_base(info.base)
     prompts = guide.KINDS[info.kind.value].prompts
     return [base.prompt(text) if base else text for text in prompts]
 
 
-def _target(project: Project, run: str | None) -> Choice | None:
-    """What is most likely to be tested: the LoRA of the run that Train shows, else the latest."""
+def _target(project: Project, run: str | None) -> LoraChoice | None:
+    """Return the LoRA that is most likely to be tested: that of the run shown in Train, else the latest."""
     choices = list(lora_choices(project).values())
     return next(
         (choice for choice in choices if run and choice.run and choice.run.name == run), next(iter(choices), None)
     )
 
 
-def _stamp(project: Project, target: Choice | None) -> str:
-    """What the form was filled for: it is filled again for another run, and for the end of the same."""
+def _form_key(project: Project, target: LoraChoice | None) -> str:
+    """Return a text that changes when the form must be filled again: for another run, and at the end of the run."""
     if target is None or target.run is None:
         return project.name
-    return f"{project.name}:{target.run.name}:{target.final}"
+    return f"{project.name}:{target.run.name}:{target.is_final}"

@@ -1,21 +1,19 @@
-"""A sweep as tiles, a grid of pictures, tables and cards."""
+"""A test as tiles, a grid of images, tables and cards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.errors import InputError
 from lora_studio.sampling.cells import CellKey, SweepPlan, SweepRow, base_label, strength_label
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.ui.state.sweep_view import SweepView
-from lora_studio.ui.train.view import STATE_WORDS
-from lora_studio.ui.widgets.formatting import format_count, format_duration
+from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
     TableRow,
     Tile,
@@ -24,19 +22,23 @@ from lora_studio.ui.widgets.html import (
     cards,
     empty_card,
     heading,
+    hint,
     note,
     pick_button,
+    render,
     table,
     tiles,
 )
-from lora_studio.ui.widgets.thumbnails import picture_url
+from lora_studio.ui.widgets.job_status import STATE_LABELS, job_title, state_card, time_tile
+from lora_studio.ui.widgets.thumbnails import picture_url_or_empty
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 
-CELL_SIZE, LARGE_SIZE = 384, 1024  # px of the copies that are shown
+CELL_SIZE, LARGE_SIZE = 384, 1024  # px
 CLOSE = "close"
-SIGNS = ("overfit", "washed_out")
-FIGURES = {
+EMPTY_PROMPT = "(empty)"
+GRID_WARNING_SIGNS = ("overfit", "washed_out")
+MEASURES = {
     "change": "Change",
     "variety": "Variety",
     "saturation": "Saturation",
@@ -45,162 +47,148 @@ FIGURES = {
 }
 
 
+class GridCell(NamedTuple):
+    """A cell of the grid. Without a `url`, the `placeholder` is shown."""
+
+    name: str = ""
+    url: str = ""
+    label: str = ""
+    selected: bool = False
+    placeholder: str = ""
+    is_current: bool = False
+
+
+class GridRow(NamedTuple):
+    """The cells of one prompt, by strength."""
+
+    prompt: str
+    cells: list[GridCell]
+
+
+class GridSection(NamedTuple):
+    """The part of the grid for one base and LoRA; `heading` is empty if there is only one."""
+
+    heading: str
+    strengths: list[str]
+    rows: list[GridRow]
+
+
 def title(view: SweepView) -> Markup:
-    """Which test this is, and where it stands."""
-    return Markup(
-        '<h2 class="run-title">Test {} <span class="pill" title="{}">{}</span></h2><p class="hint">{}</p>'
-    ).format(view.folder.name, view.status.message, STATE_WORDS[view.status.state], _facts(view))
-
-
-def _facts(view: SweepView) -> str:
+    """Return the test's name, its state and settings."""
     job = view.job
-    what = f"{', '.join(view.plan.lora_labels)} on {', '.join(map(base_label, view.plan.bases))}"
-    return f"{what} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g}"
+    loras = f"{', '.join(view.plan.lora_labels)} on {', '.join(map(base_label, view.plan.bases))}"
+    facts = f"{loras} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g}"
+    return job_title(f"Test {view.folder.name}", view.status, facts)
 
 
 def sweep_tiles(view: SweepView) -> Markup:
-    """Pictures, time, and what the LoRA does at its usual strength."""
+    """Return tiles with images, time, and the measures at the strength nearest to 1."""
     total, done = len(view.plan.cells), len(view.drawn)
-    usual = _usual(view)
-    bare = next((row for row in view.measures if row.get("strength") == 0), None)
+    usual = _usual_strength(view)
+    without_lora = next((row for row in view.measures if row.get("strength") == 0), None)
     at = f" at {usual['strength']:g}" if usual else ""
-    variety = f"without it {_figure(bare.get('variety'))}" if bare else "how unlike the prompts' pictures are"
+    variety = (
+        f"{_measure(without_lora.get('variety'))} without the LoRA"
+        if without_lora
+        else "how much images of different prompts differ"
+    )
     return tiles(
         [
-            Tile("Pictures", f"{done} / {total}" if done < total else f"{total}", _shape(view.plan)),
-            _time_tile(view),
+            Tile("Images", f"{done} / {total}" if done < total else f"{total}", _dimensions(view.plan)),
+            time_tile(view.status, _time_note(view)),
             Tile(
                 f"Change{at}",
-                _figure(usual.get("change")) if usual else "–",
-                "from strength 0: how much it does" if usual else "measured at the end",
+                _measure(usual.get("change")) if usual else "–",
+                "difference from strength 0" if usual else "measured at the end",
             ),
-            Tile(f"Variety{at}", _figure(usual.get("variety")) if usual else "–", variety),
+            Tile(f"Variety{at}", _measure(usual.get("variety")) if usual else "–", variety),
         ]
     )
 
 
-def _usual(view: SweepView) -> dict[str, Any] | None:
-    """The figures of the first LoRA's strength nearest to 1."""
+def _usual_strength(view: SweepView) -> dict[str, Any] | None:
+    """Return the measures of the first LoRA's strength nearest to 1."""
     strong = [row for row in view.measures if row.get("strength")]
     return min(strong, key=lambda row: abs(row["strength"] - 1), default=None)
 
 
-def _shape(plan: SweepPlan) -> str:
-    parts = [
-        format_count(len(dict.fromkeys(plan.job.prompts)), "prompt"),
-        format_count(len(plan.strengths), "strength"),
-    ]
+def _dimensions(plan: SweepPlan) -> str:
+    """Return the extent of the grid: "2 prompts × 7 strengths"."""
+    prompts = len(dict.fromkeys(plan.job.prompts))
+    parts = [format_count(prompts, "prompt"), format_count(len(plan.strengths), "strength")]
     parts += [f"{len(plan.loras)} LoRAs"] * (len(plan.loras) > 1) + [f"{len(plan.bases)} bases"] * (len(plan.bases) > 1)
     return " × ".join(parts)
 
 
-def _time_tile(view: SweepView) -> Tile:
-    status = view.status
-    if status.state is JobState.RUNNING:
-        return Tile("Time left", format_duration(status.seconds_left), status.message or "drawing")
-    if status.started_at and status.updated_at and not view.alive:
-        return Tile("Took", format_duration(status.updated_at - status.started_at), STATE_WORDS[status.state])
-    return Tile("Time left", "–", "it waits for its turn" if view.alive else STATE_WORDS[status.state])
+def _time_note(view: SweepView) -> str:
+    if view.status.state is JobState.RUNNING:
+        return view.status.message or "drawing"
+    return STATE_LABELS[view.status.state]
 
 
-def _figure(value: float | None) -> str:
+def _measure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def state_card(view: SweepView) -> Markup:
-    """What the state asks for, then what the sweep warned of; empty while all goes its way."""
-    status = view.status
-    said: list[Markup] = []
-    match status.state:
-        case JobState.QUEUED:
-            said = [
-                card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
-            ]
-        case JobState.RUNNING if not view.drawn:
-            said = [card("Getting ready", status.message)]
-        case JobState.STOPPED:
-            said = [card("Stopped", status.message, status.remedy, Tone.WARNING)]
-        case JobState.FAILED:
-            said = [card("The test failed", status.message, status.remedy, Tone.ERROR)]
-    return cards([*said, *(note(message, tone=Tone.WARNING) for message in view.notes)])
+def state_cards(view: SweepView) -> Markup:
+    """Return a card for a state that needs one, then the test's warnings."""
+    state = state_card(view.status, job="test", has_results=bool(view.drawn))
+    return cards([*([state] if state else []), *(note(message, tone=Tone.WARNING) for message in view.warnings)])
 
 
-def count(plan: SweepPlan) -> Markup:
-    """How many pictures a job would make."""
-    bare = len([key for key in plan.cells if not key.lora])
-    if not bare:
+def cell_count(plan: SweepPlan) -> Markup:
+    """Return the number of images that a job would draw."""
+    without_lora = len([key for key in plan.cells if not key.lora])
+    if not without_lora:
         more = "Add strength 0 to see what the base draws without the LoRA."
     elif len(plan.loras) > 1:
-        more = f"The {bare} without a LoRA serve all of them."
+        more = f"{format_count(without_lora, 'image')} at strength 0 {'is' if without_lora == 1 else 'are'} shared."
     else:
         more = ""
-    return Markup('<p class="hint">{}: {}. {}</p>').format(format_count(len(plan.cells), "picture"), _shape(plan), more)
+    return hint(f"{format_count(len(plan.cells), 'image')}: {_dimensions(plan)}. {more}")
 
 
-def log(lines: str) -> Markup:
-    """What the worker printed last."""
-    return Markup('<pre class="log">{}</pre>').format(lines)
-
-
-def grid(view: SweepView, home: Home, shown: str = "") -> Markup:
-    """A table for each base and LoRA: a row a prompt, a column a strength. `shown` is the cell that is seen large."""
-    parts = [
-        _section(view, home, shown, base, number, list(rows))
-        for (base, number), rows in groupby(view.plan.rows(), key=lambda row: (row.base, row.lora))
+def grid(view: SweepView, home: Home, selected: str = "") -> Markup:
+    """Return a table per base and LoRA: a row per prompt, a column per strength. `selected` is the enlarged cell."""
+    sections = [
+        _section(view, home, selected, base, number, list(columns))
+        for (base, number), columns in groupby(view.plan.rows(), key=lambda row: (row.base, row.lora))
     ]
-    hint = "One seed, so that only the strength differs along a row. Choose a picture to see it large."
-    return heading("Grid: prompts down, strengths across", hint) + Markup("").join(parts)
+    text = "All with the same seed, so that only the strength differs along a row. Click an image to enlarge it."
+    return heading("Grid: prompts down, strengths across", text) + render("sweep/grid.html", sections=sections)
 
 
-def _section(view: SweepView, home: Home, shown: str, base: str, number: int, columns: Sequence[SweepRow]) -> Markup:
-    head = Markup("").join(
-        Markup('<th scope="col">{}</th>').format(strength_label(column.strength)) for column in columns
-    )
-    at_work = view.at_work
-    rows = Markup("").join(
-        Markup('<tr><th scope="row"><span title="{0}">{0}</span></th>{1}</tr>').format(
-            cells[0].prompt or "(empty)",
-            Markup("").join(Markup("<td>{}</td>").format(_cell(view, home, key, shown, at_work)) for key in cells),
-        )
-        for cells in zip(*(column.cells for column in columns), strict=True)
-    )
-    name = view.plan.heading(base, number)
-    return Markup(
-        '{}<div class="table-scroll grid-scroll" tabindex="0" role="region" aria-label="Grid {}"><table class="grid">'
-        '<thead><tr><th scope="col">Prompt</th>{}</tr></thead><tbody>{}</tbody></table></div>'
-    ).format(Markup('<h3 class="heading">{}</h3>').format(name) if name else "", name, head, rows)
+def _section(
+    view: SweepView, home: Home, selected: str, base: str, number: int, columns: Sequence[SweepRow]
+) -> GridSection:
+    current = view.current_cell
+    rows = [
+        GridRow(keys[0].prompt or EMPTY_PROMPT, [_cell(view, home, key, selected, current) for key in keys])
+        for keys in zip(*(column.cells for column in columns), strict=True)
+    ]
+    strengths = [strength_label(column.strength) for column in columns]
+    return GridSection(view.plan.heading(base, number), strengths, rows)
 
 
-def _cell(view: SweepView, home: Home, key: CellKey, shown: str, at_work: CellKey | None) -> Markup:
-    name = view.name(key)
-    if name not in view.drawn:
-        word = "drawing" if key == at_work else "" if view.alive else "none"
-        return Markup('<div class="cell {}">{}</div>').format("now" if word == "drawing" else "", word)
-    label = f"{key.prompt}, strength {strength_label(key.strength)}"
-    try:
-        url = picture_url(home, view.path(key), CELL_SIZE)
-    except (InputError, OSError):
-        return Markup('<div class="cell">cannot be shown</div>')
-    return pick_button(
-        name,
-        Markup('<img src="{}" alt="{}" loading="lazy">').format(url, label),
-        current=name == shown,
-        title=label,
-    )
+def _cell(view: SweepView, home: Home, key: CellKey, selected: str, current: CellKey | None) -> GridCell:
+    name = view.file_name(key)
+    if name in view.drawn:
+        url = picture_url_or_empty(home, view.path(key), CELL_SIZE)
+        label = f"{key.prompt}, strength {strength_label(key.strength)}"
+        return GridCell(name, url, label, name == selected, placeholder="cannot be shown")
+    if key == current:
+        return GridCell(placeholder="drawing", is_current=True)
+    return GridCell(placeholder="" if view.is_active else "not drawn")
 
 
 def large(view: SweepView, home: Home, name: str) -> Markup:
-    """One picture, large, with what made it, and the way to the next ones; empty for none."""
+    """Return one enlarged image with its settings and buttons to its neighbours; empty if `name` is empty."""
     if not name:
         return Markup("")
-    key = view.cell(name)
-    try:
-        shown = Markup('<img src="{}" alt="{}">').format(picture_url(home, view.path(key), LARGE_SIZE), key.prompt)
-    except (InputError, OSError):
-        shown = Markup('<div class="cell">cannot be shown</div>')
+    key = view.drawn_cell(name)
     lora = view.plan.lora(key)
     facts = [
-        ("Prompt", key.prompt or "(empty)"),
+        ("Prompt", key.prompt or EMPTY_PROMPT),
         ("Strength", strength_label(key.strength)),
         ("LoRA", lora.name if lora else "none"),
         ("Base", base_label(key.base)),
@@ -208,35 +196,36 @@ def large(view: SweepView, home: Home, name: str) -> Markup:
         ("Steps", f"{view.job.steps}, CFG {view.job.guidance:g}"),
         ("Negative prompt", view.job.negative_prompt or "none"),
     ]
-    listed = Markup("").join(Markup("<dt>{}</dt><dd>{}</dd>").format(*fact) for fact in facts)
     weaker, stronger = _neighbours(view, key)
-    buttons = Markup("").join(
-        pick_button(target, text) for target, text in ((weaker, "‹ Weaker"), (stronger, "Stronger ›")) if target
+    return render(
+        "sweep/large.html",
+        url=picture_url_or_empty(home, view.path(key), LARGE_SIZE),
+        prompt=key.prompt,
+        facts=facts,
+        weaker=weaker,
+        stronger=stronger,
+        close=CLOSE,
+        parameters=read_parameters(view.path(key)),
     )
-    return Markup(
-        '<div class="card large" role="group" aria-label="Picture">{}<div class="facts">'
-        '<div class="steps">{}{}</div><dl>{}</dl><details><summary>Parameters in the file</summary>'
-        '<pre class="log">{}</pre></details></div></div>'
-    ).format(shown, buttons, pick_button(CLOSE, "Close"), listed, read_parameters(view.path(key)) or "none")
 
 
 def _neighbours(view: SweepView, key: CellKey) -> tuple[str, str]:
-    """The cells of the same prompt at the next weaker and stronger strength; empty where there is none."""
+    """Return the drawn cells of the same prompt at the next weaker and stronger strength; empty if there is none."""
     number = key.lora or 1
     row = [
-        view.name(cell)
+        view.file_name(cell)
         for strength in view.plan.rows()
         if (strength.base, strength.lora) == (key.base, number)
         for cell in strength.cells
         if cell.prompt == key.prompt
     ]
     row = [name for name in dict.fromkeys(row) if name in view.drawn]
-    place = row.index(view.name(key))
+    place = row.index(view.file_name(key))
     return row[place - 1] if place else "", row[place + 1] if place + 1 < len(row) else ""
 
 
-def measures(view: SweepView) -> Markup:
-    """The figures of every strength and what they mean; empty before there are any."""
+def measures_table(view: SweepView) -> Markup:
+    """Return the measures of every strength and what they mean; empty before there are any."""
     if not view.measures:
         return Markup("")
     several = len(view.plan.loras) * len(view.plan.bases) > 1
@@ -245,78 +234,68 @@ def measures(view: SweepView) -> Markup:
             [
                 *([f"{row.get('lora')} · {row.get('base')}"] if several else []),
                 strength_label(row.get("strength", 0.0)),
-                *(_figure(row.get(name)) for name in FIGURES),
+                *(_measure(row.get(name)) for name in MEASURES),
             ]
         )
         for row in view.measures
     ]
-    headers = [*(["LoRA and base"] if several else []), "Strength", *FIGURES.values()]
-    meaning = Markup("").join(
-        Markup("<li><b>{}</b>: {}</li>").format(label, MEASURE_DESCRIPTIONS[name]) for name, label in FIGURES.items()
-    )
+    headers = [*(["LoRA and base"] if several else []), "Strength", *MEASURES.values()]
+    descriptions = [(label, MEASURE_DESCRIPTIONS[name]) for name, label in MEASURES.items()]
     return (
-        heading("Measures", "They compare pixels, not meaning: read them down a column, never as a score of quality.")
+        heading("Measures", "They compare pixels, not meaning: compare them down a column; they do not score quality.")
         + table(headers, rows, ["keep"] * len(headers), label="Measures")
-        + Markup('<div class="guide"><ul>{}</ul></div>').format(meaning)
+        + render("sweep/measures.html", descriptions=descriptions)
     )
 
 
-def reading() -> Markup:
-    """How to find the strength to use."""
-    return card(
-        "Which strength to use",
-        f"{guide.RECIPE['strengths'].why} {guide.GRID_READING[0].rule} {guide.GRID_READING[0].why}",
-    )
+def strength_advice() -> Markup:
+    """Return the guide's advice on which strength to use."""
+    rule = guide.GRID_READING[0]
+    return card("Which strength to use", f"{guide.RECIPE['strengths'].why} {rule.rule} {rule.why}")
 
 
 def how_to_read() -> Markup:
-    """What a grid can tell: signs of success, and of what went wrong."""
-    good = _list((item.rule, item.why) for item in guide.SUCCESS_INDICATORS)
-    signs = [
-        (f"{guide.WARNING_SIGNS[name].sign}: {guide.WARNING_SIGNS[name].cause}", guide.WARNING_SIGNS[name].remedy)
-        for name in SIGNS
-    ]
-    look = _list([*((item.rule, item.why) for item in guide.GRID_READING[1:]), *signs])
-    step = guide.WORKFLOW["test"]
-    return Markup(
-        '<div class="guide"><p>It worked, if:</p><ul>{}</ul><p>Have a second look, if:</p><ul>{}</ul><p>{}</p></div>'
-    ).format(good, look, step.thought)
-
-
-def _list(items: Iterable[tuple[str, str]]) -> Markup:
-    return Markup("").join(Markup("<li>{} {}</li>").format(*item) for item in items)
-
-
-def promise() -> Markup:
-    """What stands in the place of a grid before there is one."""
-    return empty_card(
-        "The grid will stand here",
-        "A row for each prompt, a column for each strength, all with one seed: what the LoRA does, and how much of it "
-        "you want. Strength 0 shows the base alone. Make the grid draws it, picture by picture.",
+    """Return the signs of success and the warning signs in a grid."""
+    signs = [guide.WARNING_SIGNS[name] for name in GRID_WARNING_SIGNS]
+    return render(
+        "sweep/how_to_read.html",
+        success=[(item.rule, item.why) for item in guide.SUCCESS_INDICATORS],
+        warnings=[
+            *((item.rule, item.why) for item in guide.GRID_READING[1:]),
+            *((f"{sign.sign}: {sign.cause}", sign.remedy) for sign in signs),
+        ],
+        thought=guide.WORKFLOW["test"].thought,
     )
 
 
-def sweeps_table(views: Sequence[SweepView], shown: str) -> Markup:
-    """All tests of the project, latest first."""
+def empty_grid() -> Markup:
+    """Return the placeholder for a grid."""
+    return empty_card(
+        "Your grid will appear here",
+        "A row per prompt and a column per strength, all with the same seed, show what the LoRA does and at which "
+        "strength to use it. Strength 0 is the base model without the LoRA.",
+    )
+
+
+def sweeps_table(views: Sequence[SweepView], selected: str) -> Markup:
+    """Return all tests of the project, latest first."""
     if not views:
         return Markup("")
-    rows = [
-        TableRow(
-            [
-                Markup("{}<div class='hint'>{}</div>").format(
-                    pick_button(view.folder.name, f"Test {view.folder.name}", current=view.folder.name == shown),
-                    STATE_WORDS[view.status.state],
-                ),
-                Markup("{}<div class='hint'>on {}</div>").format(
-                    ", ".join(view.plan.lora_labels), ", ".join(map(base_label, view.plan.bases))
-                ),
-                f"{len(view.drawn)} of {len(view.plan.cells)}",
-                f"seed {view.job.seed}, {view.job.steps} steps",
-            ],
-            changed=view.folder.name == shown,
-        )
-        for view in reversed(views)
-    ]
-    return heading("Tests of this project") + table(
-        ["Test", "LoRAs", "Pictures", "Drawn with"], rows, ["keep", "", "keep", ""], label="Tests"
+    rows = [_table_row(view, selected=view.folder.name == selected) for view in reversed(views)]
+    columns = ["Test", "LoRAs", "Images", "Settings"]
+    return heading("Tests of this project") + table(columns, rows, ["keep", "", "keep", ""], label="Tests")
+
+
+def _table_row(view: SweepView, *, selected: bool) -> TableRow:
+    name = view.folder.name
+    button = pick_button(name, f"Test {name}", current=selected)
+    bases = f"on {', '.join(map(base_label, view.plan.bases))}"
+    return TableRow(
+        [
+            render("two_lines.html", first=button, second=STATE_LABELS[view.status.state]),
+            render("two_lines.html", first=", ".join(view.plan.lora_labels), second=bases),
+            f"{len(view.drawn)} of {len(view.plan.cells)}",
+            f"seed {view.job.seed}, {view.job.steps} steps",
+        ],
+        changed=selected,
     )

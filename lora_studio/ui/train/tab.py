@@ -1,4 +1,4 @@
-"""Train: is it going well? The form before a run; its curve, samples and verdict from then on."""
+"""The Train tab: the form of a new run, or a run's loss curve, samples and verdict."""
 
 from __future__ import annotations
 
@@ -7,45 +7,44 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
-from markupsafe import Markup
 
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import Plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_title
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
-from lora_studio.ui.plan.tab import EXPECTED_IMAGES
-from lora_studio.ui.plan.view import caution_cards, plan_tiles
+from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, with_project
+from lora_studio.ui.state.project_plan import plan_project
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.train import view as train_view
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import empty_card, error_card, heading, html, pickable
+from lora_studio.ui.widgets.html import error_card, heading, html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
+from lora_studio.ui.widgets.job_status import log, state_card
+from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
 from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
-from lora_studio.ui.widgets.thumbnails import copy_to_save
+from lora_studio.ui.widgets.thumbnails import copy_for_download
 from lora_studio.workspace.job_folder import JobState, slugify
 from lora_studio.workspace.project import Project, ProjectInfo
 
-FORM = ""  # what `studio.run` holds while the form is shown
 PROJECT_RECIPE = "This project's recipe"
 GUIDE_DEFAULTS = "The guide's defaults"
 LOG_LINES = 40
 
 
 class Buttons(NamedTuple):
-    """What can be done with the run that is shown; only what applies is visible."""
+    """Actions for the shown run; only those that apply are visible."""
 
     start: gr.Button
     stop: gr.Button
     resume: gr.Button
     test: gr.Button
-    again: gr.Button
+    edit_and_rerun: gr.Button
 
 
 class FormSide(NamedTuple):
-    """The form where the curve will be."""
+    """The form of a new run, in place of the loss curve."""
 
     column: gr.Column
     name: gr.Textbox
@@ -53,7 +52,7 @@ class FormSide(NamedTuple):
 
 
 class RunSide(NamedTuple):
-    """The pictures of a run, and its details."""
+    """The loss curve and samples of a run."""
 
     column: gr.Column
     curve: gr.HTML
@@ -61,7 +60,7 @@ class RunSide(NamedTuple):
 
 
 class Aside(NamedTuple):
-    """The right side."""
+    """The right side: verdict, files, details and the list of runs."""
 
     notice: gr.HTML
     state: gr.HTML
@@ -84,40 +83,40 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
         with gr.Column(scale=2, min_width=320), gr.Row(elem_classes="actions"):
             buttons = Buttons(
                 gr.Button("Start training", variant="primary", elem_id="train-start", visible=False),
-                gr.Button("Stop and keep", elem_id="train-stop", visible=False),
+                gr.Button("Stop and save", elem_id="train-stop", visible=False),
                 gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
                 gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
-                gr.Button("Change and run again", elem_id="train-again", visible=False),
+                gr.Button("Edit and run again", elem_id="train-again", visible=False),
             )
     figures = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=3, min_width=340):
-            form_side, form, others = _form_side()
+            form_side, form, job_fields = _form_side()
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside = _aside()
-    return TrainTab(studio, title, figures, buttons, form_side, form, others, run_side, aside).wire(tab)
+    return TrainTab(studio, title, figures, buttons, form_side, form, job_fields, run_side, aside).wire(tab)
 
 
 def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
     with gr.Column(visible=False) as column:
         with gr.Row(elem_classes="fields"):
             name = gr.Textbox(
-                label="Name of the LoRA",
-                info="Its file name; a run's number is put before it.",
+                label="LoRA name",
+                info="The file name; the folder of the run gets a number before it.",
                 max_lines=1,
                 elem_id="train-name",
             )
             source = gr.Dropdown(
                 _sources(),
                 value=PROJECT_RECIPE,
-                label="Fill the form from",
-                info="A preset changes only what it names.",
+                label="Load settings from",
+                info="A preset changes only the settings that it names.",
                 elem_id="train-source",
             )
         form = build_form()
-        others = build_job_fields()
-    return FormSide(column, name, source), form, others
+        job_fields = build_job_fields()
+    return FormSide(column, name, source), form, job_fields
 
 
 def _sources() -> list[tuple[str, str]]:
@@ -158,7 +157,7 @@ class TrainTab:
         buttons: Buttons,
         form_side: FormSide,
         form: RecipeForm,
-        others: JobFields,
+        job_fields: JobFields,
         run_side: RunSide,
         aside: Aside,
     ) -> None:
@@ -168,17 +167,17 @@ class TrainTab:
         self.buttons = buttons
         self.form_side = form_side
         self.form = form
-        self.others = others
+        self.job_fields = job_fields
         self.run_side = run_side
         self.aside = aside
         self.histories = RunHistories()
-        self.seen = gr.State("")
+        self.signature = gr.State("")
         self.filled_from = gr.State("")
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
         studio, buttons = self.studio, self.buttons
-        # The browser looks at every output of a tick: the form, which has many, is in none of them.
+        # The browser processes every output of a tick: the form with its many fields is not among them.
         live = [
             self.title,
             self.figures,
@@ -186,13 +185,13 @@ class TrainTab:
             self.form_side.column,
             *self.run_side,
             *self.aside,
-            self.seen,
+            self.signature,
             studio.run,
         ]
-        form = [*self.form_side, *self.form.outputs, *self.others, self.filled_from]
+        form = [*self.form_side, *self.form.outputs, *self.job_fields, self.filled_from]
         outputs = [*live, *(component for component in form if component not in live), studio.timer]
         chosen = {studio.project, studio.run}
-        contents = {studio.project, self.form_side.name, *self.others, *self.form.inputs}
+        contents = {studio.project, self.form_side.name, *self.job_fields, *self.form.inputs}
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
             event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **studio.with_progress, **options)
@@ -200,13 +199,13 @@ class TrainTab:
         on(buttons.start.click, self.start_training, contents)
         on(buttons.stop.click, self.stop_training, chosen)
         on(buttons.resume.click, self.resume_training, chosen)
-        on(buttons.again.click, self.edit_and_rerun, chosen)
+        on(buttons.edit_and_rerun.click, self.edit_and_rerun, chosen)
         on(self.aside.runs.click, self.select_run, [studio.project])
         on(self.form_side.source.input, self.load_settings, {studio.project, self.form_side.source})
         on(tab.select, self.tab_selected, {*chosen, self.filled_from, *contents})
         buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
-            [*self.form.edits, self.others.regularization.blur],
+            [*self.form.edit_events, self.job_fields.regularization.blur],
             self.update_estimate,
             contents,
             [self.figures, self.aside.cards],
@@ -215,7 +214,7 @@ class TrainTab:
         )
         studio.timer.tick(
             self.tick,
-            [studio.project, studio.run, self.seen],
+            [studio.project, studio.run, self.signature],
             live,
             **NO_PROGRESS,
             queue=False,
@@ -224,20 +223,20 @@ class TrainTab:
         return Page(self.refresh, outputs)
 
     def refresh(self, project: Project) -> Updates:
-        """Show the run at work, else a recipe that was not run yet, else the latest run."""
+        """Show the active run, else the form of a recipe that was not run yet, else the latest run."""
         return self._fill(project, project.info().recipe or Recipe()) | self._show(project, self._default_run(project))
 
     @with_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
-        """The tab was opened: what was typed stays, unless Plan made another recipe meanwhile."""
+        """Update the tab when it is opened. The form keeps its content, unless Plan saved another recipe since."""
         project = self.studio.find_project(data[self.studio.project])
         recipe = project.info().recipe or Recipe()
-        filled = self._fill(project, recipe) if data[self.filled_from] != _stamp(project, recipe) else {}
-        if not filled and data[self.studio.run] == FORM:
+        filled = self._fill(project, recipe) if data[self.filled_from] != _form_key(project, recipe) else {}
+        if not filled and data[self.studio.run] == NEW_RUN:
             with suppress(ConfigError):
                 recipe = self.form.parse(data)
         run = data[self.studio.run]
-        if run is None or (run != FORM and run not in {folder.name for folder in project.runs()}):
+        if run is None or (run != NEW_RUN and run not in {folder.name for folder in project.runs()}):
             run = self._default_run(project)
         return filled | self._show(project, run, recipe)
 
@@ -251,8 +250,8 @@ class TrainTab:
         info = project.info()
         if not project_images(project):
             raise InputError(f"{project.name} has no images yet.", "Import some in Dataset.", code="no_images")
-        others = self.others.values(data)
-        self._plan(project, info, recipe, others["regularization"])
+        fields = self.job_fields.values(data)
+        _plan_with_recipe(project, info, recipe, fields["regularization"])
         job = TrainJob.parse(
             {
                 "name": (data[self.form_side.name] or "").strip(),
@@ -260,44 +259,43 @@ class TrainTab:
                 "base": info.base,
                 "trigger_word": info.trigger_word,
                 "recipe": recipe,
-                **others,
+                **fields,
             }
         )
         project.save_info(info.model_copy(update={"recipe": recipe}))
         folder = self.studio.jobs.start(project.new_run_dir(job.name), job)
-        return (
-            {self.filled_from: _stamp(project, recipe)} | self._show(project, folder.name) | self.studio.start_polling()
-        )
+        filled = {self.filled_from: _form_key(project, recipe)}
+        return filled | self._show(project, folder.name) | self.studio.start_polling()
 
     def stop_training(self, data: dict[Any, Any]) -> Updates:
-        """Ask the run to end at its next step; what it learned is kept."""
-        project, name = self._chosen(data)
+        """Request that the run stops after the current step and saves its state."""
+        project, name = self._selected_run(data)
         run_named(project, name).request_stop()
         return self._show(project, name)
 
     def resume_training(self, data: dict[Any, Any]) -> Updates:
-        """Go on from the last checkpoint."""
-        project, name = self._chosen(data)
+        """Continue from the last saved state."""
+        project, name = self._selected_run(data)
         folder = run_named(project, name)
         if folder.status().state.is_active:
-            raise InputError(f"{name} is at work already.", "Wait for it, or stop it first.", code="busy")
+            raise InputError(f"{name} is already running.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
         return self._show(project, name) | self.studio.start_polling()
 
     def edit_and_rerun(self, data: dict[Any, Any]) -> Updates:
-        """Fill the form with this run's recipe, for one change and another run."""
-        project, name = self._chosen(data)
-        view = RunView.of(run_named(project, name), self.histories)
+        """Fill the form with the settings of the shown run."""
+        project, name = self._selected_run(data)
+        view = RunView.load(run_named(project, name), self.histories)
         filled = self._fill(project, view.job.recipe, view.job)
-        return filled | self._show(project, FORM, view.job.recipe) | {self.form_side.source: None}
+        return filled | self._show(project, NEW_RUN, view.job.recipe) | {self.form_side.source: None}
 
     def select_run(self, project_name: str, event: gr.EventData) -> Updates:
-        """Look at another run."""
+        """Show another run."""
         project = self.studio.find_project(project_name)
         return self._show(project, run_named(project, str(event.pick)).name)
 
     def load_settings(self, data: dict[Any, Any]) -> Updates:
-        """Fill the form from a preset, the guide or the project."""
+        """Fill the form from a preset, the guide's defaults or the project."""
         project = self.studio.find_project(data[self.studio.project])
         source = data[self.form_side.source]
         if source == PROJECT_RECIPE:
@@ -307,33 +305,32 @@ class TrainTab:
         elif source in list_presets():
             recipe = Recipe.parse(load_preset(source))
         else:
-            raise InputError(f"There is no preset {source!r}.", "Choose one from the list.", code="no_preset")
+            raise InputError(f"There is no preset {source!r}.", "Select one from the list.", code="no_preset")
         return self.form.fill(dict(recipe)) | self._estimate(project, project.info(), recipe)
 
     def update_estimate(self, data: dict[Any, Any]) -> Any:
-        """The form changed: what it would make of the run. A single wrong value is marked at its field."""
+        """Update steps, time and VRAM after an edit. A wrong value is marked at its field by the form itself."""
         try:
             project = self.studio.find_project(data[self.studio.project])
-            return self._estimate(
-                project, project.info(), self.form.parse(data), self.others.values(data)["regularization"]
-            )
+            regularization = self.job_fields.values(data)["regularization"]
+            return self._estimate(project, project.info(), self.form.parse(data), regularization)
         except StudioError:
             return gr.skip()
 
-    def tick(self, project_name: str, run: str | None, seen: str) -> Any:
-        """Show what is new; called while a job is at work."""
+    def tick(self, project_name: str, run: str | None, signature: str) -> Any:
+        """Show what changed; called by the timer while a job is active."""
         try:
             project = self.studio.find_project(project_name)
             name = self._default_run(project) if run is None else run
-            if self._signature(project, name) == seen:
+            if self._signature(project, name) == signature:
                 return gr.skip()
-            if name == FORM:
-                return {self.aside.runs: self._runs(project, name), self.seen: self._signature(project, name)}
+            if name == NEW_RUN:
+                return {self.aside.runs: self._runs(project, name), self.signature: self._signature(project, name)}
             return self._show(project, name)
         except StudioError:
             return gr.skip()
 
-    def _chosen(self, data: dict[Any, Any]) -> tuple[Project, str]:
+    def _selected_run(self, data: dict[Any, Any]) -> tuple[Project, str]:
         project = self.studio.find_project(data[self.studio.project])
         run = data[self.studio.run]
         return project, self._default_run(project) if run is None else run
@@ -344,29 +341,26 @@ class TrainTab:
         if active:
             return active[0]
         recipe = project.info().recipe
-        if not runs or (recipe is not None and self._job(runs[-1]).recipe != recipe):
-            return FORM
+        if not runs or (recipe is not None and RunView.load(runs[-1], self.histories).job.recipe != recipe):
+            return NEW_RUN
         return runs[-1].name
 
-    def _job(self, folder: Any) -> TrainJob:
-        return RunView.of(folder, self.histories).job
-
     def _show(self, project: Project, run: str, recipe: Recipe | None = None) -> Updates:
-        """The whole tab for a run, or for the form; `recipe` is what the form holds (default: the project's)."""
+        """Return the updates that show a run, or the form; `recipe` is the form's (default: the project's)."""
         common = {
             self.studio.run: run,
-            self.seen: self._signature(project, run),
-            self.form_side.column: gr.Column(visible=run == FORM),
-            self.run_side.column: gr.Column(visible=run != FORM),
+            self.signature: self._signature(project, run),
+            self.form_side.column: gr.Column(visible=run == NEW_RUN),
+            self.run_side.column: gr.Column(visible=run != NEW_RUN),
             self.aside.runs: self._runs(project, run),
         }
-        return common | (self._show_form(project, recipe) if run == FORM else self._show_run(project, run))
+        return common | (self._show_form(project, recipe) if run == NEW_RUN else self._show_run(project, run))
 
     def _show_form(self, project: Project, recipe: Recipe | None) -> Updates:
         info = project.info()
         facts = " · ".join(part for part in (info.base, info.trigger_word or "no trigger word yet") if part)
         return {
-            self.title: Markup('<h2 class="run-title">New run</h2><p class="hint">{}</p>').format(facts),
+            self.title: train_view.form_title(facts),
             **self._buttons(start=True),
             self.aside.state: "",
             self.aside.files: gr.Column(visible=False),
@@ -377,8 +371,8 @@ class TrainTab:
 
     def _show_run(self, project: Project, run: str) -> Updates:
         folder = run_named(project, run)
-        view = RunView.of(folder, self.histories)
-        ended = not view.alive
+        view = RunView.load(folder, self.histories)
+        ended = not view.is_active
         failed = view.status.state is JobState.FAILED
         return {
             self.title: train_view.title(view),
@@ -386,19 +380,19 @@ class TrainTab:
             self.run_side.curve: train_view.curve(view),
             self.run_side.film: train_view.filmstrip(view, self.studio.home),
             **self._buttons(
-                stop=view.alive,
+                stop=view.is_active,
                 stopping=folder.stop_requested(),
                 resume=view.status.state in (JobState.STOPPED, JobState.FAILED, JobState.CREATED),
                 test=ended and view.lora is not None,
-                again=ended,
+                edit_and_rerun=ended,
             ),
-            self.aside.state: train_view.state_card(view),
-            self.aside.cards: train_view.what_it_says(view),
+            self.aside.state: state_card(view.status, job="run", has_results=bool(view.history.steps)),
+            self.aside.cards: train_view.verdict_cards(view),
             **self._files(view),
             self.aside.details: gr.Accordion(visible=True),
-            self.aside.recipe: train_view.recipe_of_run(view.job) + train_view.captions_used(view),
+            self.aside.recipe: train_view.recipe_of_run(view.job) + train_view.training_captions(view),
             self.aside.log_fold: gr.Accordion(visible=failed, open=failed),
-            self.aside.log: Markup('<pre class="log">{}</pre>').format(folder.log_tail(LOG_LINES)) if failed else "",
+            self.aside.log: log(folder.log_tail(LOG_LINES)) if failed else "",
         }
 
     def _buttons(
@@ -409,72 +403,58 @@ class TrainTab:
         stopping: bool = False,
         resume: bool = False,
         test: bool = False,
-        again: bool = False,
+        edit_and_rerun: bool = False,
     ) -> Updates:
         buttons = self.buttons
         return {
             buttons.start: gr.Button(visible=start),
             buttons.stop: gr.Button(
-                "Stopping at the next step" if stopping else "Stop and keep", interactive=not stopping, visible=stop
+                "Stopping after this step" if stopping else "Stop and save", interactive=not stopping, visible=stop
             ),
             buttons.resume: gr.Button(visible=resume),
             buttons.test: gr.Button(visible=test),
-            buttons.again: gr.Button(visible=again),
+            buttons.edit_and_rerun: gr.Button(visible=edit_and_rerun),
         }
 
     def _files(self, view: RunView) -> Updates:
-        if view.alive or view.lora is None:
+        if view.is_active or view.lora is None:
             return {self.aside.files: gr.Column(visible=False)}
         return {
             self.aside.files: gr.Column(visible=True),
             self.aside.path: heading("LoRA", str(view.lora)),
-            self.aside.download: gr.DownloadButton(value=copy_to_save(self.aside.download, view.lora)),
+            self.aside.download: gr.DownloadButton(value=copy_for_download(self.aside.download, view.lora)),
         }
 
     def _fill(self, project: Project, recipe: Recipe, job: TrainJob | None = None) -> Updates:
         return {
             **self.form.fill(dict(recipe)),
-            **self.others.fill(job),
+            **self.job_fields.fill(job),
             self.form_side.name: job.name if job else slugify(project.name),
             self.form_side.source: PROJECT_RECIPE,
-            self.filled_from: _stamp(project, project.info().recipe or Recipe()),
+            self.filled_from: _form_key(project, project.info().recipe or Recipe()),
         }
 
     def _estimate(
         self, project: Project, info: ProjectInfo, recipe: Recipe, regularization: Path | None = None
     ) -> Updates:
-        """What a recipe would make of the run, or why it cannot work."""
+        """Return the figures and warnings of a run with this recipe, or the error if it cannot work."""
         try:
-            made = self._plan(project, info, recipe, regularization)
+            plan = _plan_with_recipe(project, info, recipe, regularization)
         except InputError as error:
             return {self.figures: "", self.aside.cards: error_card(error)}
-        return {self.figures: plan_tiles(made), self.aside.cards: caution_cards(made)}
+        return {self.figures: plan_tiles(plan), self.aside.cards: caution_cards(plan)}
 
-    def _plan(self, project: Project, info: ProjectInfo, recipe: Recipe, regularization: Path | None = None) -> Plan:
-        """What these settings would make of the run; raises InputError if they cannot work together."""
-        return plan(
-            project.dataset_dir if project_images(project) else EXPECTED_IMAGES,
-            kind=info.kind,
-            base=info.base,
-            vram_gib=info.vram_gib,
-            trigger_word=info.trigger_word,
-            overrides=recipe.model_dump(),
-            regularization=regularization,
-        )
-
-    def _runs(self, project: Project, run: str) -> Markup:
+    def _runs(self, project: Project, run: str) -> str:
         views = []
         for folder in project.runs():
             try:
-                views.append(RunView.of(folder, self.histories))
+                views.append(RunView.load(folder, self.histories))
             except InputError:
                 continue
-        if not views:
-            return empty_card("Your runs will stand here", "What each changed, how its loss went, and a verdict.")
         return train_view.runs_table(views, run)
 
     def _signature(self, project: Project, run: str) -> str:
-        """Changes whenever there is something new to show."""
+        """Return a text that changes whenever the page must be updated."""
         parts = [project.name, run]
         for folder in project.runs():
             status = folder.status()
@@ -485,6 +465,12 @@ class TrainTab:
         return "|".join(parts)
 
 
-def _stamp(project: Project, recipe: Recipe) -> str:
-    """Of which project and recipe the form was filled."""
+def _form_key(project: Project, recipe: Recipe) -> str:
+    """Return a text that identifies the project and recipe that the form was filled with."""
     return f"{project.name}:{recipe.model_dump_json()}"
+
+
+def _plan_with_recipe(project: Project, info: ProjectInfo, recipe: Recipe, regularization: Path | None) -> Plan:
+    """Plan a run with exactly this recipe; raises InputError if its settings cannot work together."""
+    overrides = recipe.model_dump()
+    return plan_project(project, info, vram_gib=info.vram_gib, overrides=overrides, regularization=regularization)

@@ -1,8 +1,9 @@
-"""A training run as tiles, cards, pictures and tables."""
+"""A training run as tiles, cards, images and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
@@ -11,7 +12,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.state.run_history import RunView, recipe_changes
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
-from lora_studio.ui.widgets.formatting import format_duration, format_value
+from lora_studio.ui.widgets.formatting import format_value
 from lora_studio.ui.widgets.html import (
     TableRow,
     Tile,
@@ -22,42 +23,53 @@ from lora_studio.ui.widgets.html import (
     heading,
     note,
     pick_button,
+    render,
     table,
     tiles,
 )
-from lora_studio.ui.widgets.settings_form import Spec
-from lora_studio.ui.widgets.thumbnails import picture
-from lora_studio.workspace.job_folder import JobState
+from lora_studio.ui.widgets.job_status import STATE_LABELS, job_title, time_tile
+from lora_studio.ui.widgets.setting_spec import SettingSpec
+from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, picture_url_or_empty
 from lora_studio.workspace.project import Home
 
-TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
-STATE_WORDS = {
-    JobState.CREATED: "not started",
-    JobState.QUEUED: "waiting",
-    JobState.RUNNING: "running",
-    JobState.DONE: "done",
-    JobState.STOPPED: "stopped",
-    JobState.FAILED: "failed",
-}
-FILM_COLUMNS = 16
-CHANGES_SHOWN = 3
+VERDICT_TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
+MAX_FILM_COLUMNS = 16
+MAX_CHANGES_SHOWN = 3
+MAX_VALUE_LENGTH = 24  # characters
+PACE_STEPS = 50  # steps that the seconds per step are averaged over
+
+
+class FilmSample(NamedTuple):
+    """A sample image of the filmstrip."""
+
+    url: str
+    when: str
+    prompt: str
+
+
+class FilmRow(NamedTuple):
+    """The samples of one prompt."""
+
+    prompt: str
+    samples: list[FilmSample]
 
 
 def title(view: RunView) -> Markup:
-    """Which run this is, and where it stands."""
+    """Return the run's name, its state, base, trigger word and device."""
     start = view.history.start
-    where = f"{start['device']} · {start['precision']}" if start.get("device") and start.get("precision") else ""
-    return Markup('<h2 class="run-title">{} <span class="pill" title="{}">{}</span></h2><p class="hint">{}</p>').format(
-        view.folder.name,
-        view.status.message,
-        STATE_WORDS[view.status.state],
-        " · ".join(part for part in (view.job.base, view.job.trigger_word, where) if part),
-    )
+    device = f"{start['device']} · {start['precision']}" if start.get("device") and start.get("precision") else ""
+    facts = " · ".join(part for part in (view.job.base, view.job.trigger_word, device) if part)
+    return job_title(view.folder.name, view.status, facts)
+
+
+def form_title(facts: str) -> Markup:
+    """Return the title of the form of a new run."""
+    return render("train/form_title.html", facts=facts)
 
 
 def run_tiles(view: RunView) -> Markup:
-    """Step, loss, time, memory and rate."""
-    last, history, status = view.history.last, view.history, view.status
+    """Return tiles with step, loss, time, VRAM and learning rate."""
+    last, history, status = view.history.last_step, view.history, view.status
     total = int(last.get("total") or history.start.get("total") or status.total or 0)
     epochs = history.start.get("epochs")
     loss = view.smoothed_loss
@@ -72,28 +84,24 @@ def run_tiles(view: RunView) -> Markup:
             Tile(
                 "Loss",
                 f"{loss:.4f}" if loss is not None else "–",
-                f"smoothed; this step {last['loss']:.4f}" if last else "after the first step",
-                TONES[view.verdict.level] if loss is not None else Tone.PLAIN,
+                f"smoothed; last step {last['loss']:.4f}" if last else "after the first step",
+                VERDICT_TONES[view.verdict.level] if loss is not None else Tone.PLAIN,
             ),
-            _time_tile(view),
+            time_tile(status, _seconds_per_step(view)),
             Tile(
                 "Memory",
                 f"{last['memory_gib']:.1f} GiB" if last.get("memory_gib") is not None else "–",
-                f"of {gpu.vram_gib:g} GiB" if gpu else "at the latest step",
+                f"of {gpu.vram_gib:g} GiB" if gpu else "at the last step",
             ),
             Tile("Learning rate", _rate(last.get("lr")), _rate_note(view)),
         ]
     )
 
 
-def _time_tile(view: RunView) -> Tile:
-    steps = [event["seconds"] for event in list(view.history.steps.values())[-50:] if event.get("seconds")]
-    pace = f"{sum(steps) / len(steps):.2f} s a step" if steps else "known after the first steps"
-    if view.status.state is JobState.RUNNING:
-        return Tile("Time left", format_duration(view.status.seconds_left), pace)
-    if view.status.started_at and view.status.updated_at and not view.alive:
-        return Tile("Took", format_duration(view.status.updated_at - view.status.started_at), pace)
-    return Tile("Time left", "–", pace)
+def _seconds_per_step(view: RunView) -> str:
+    recent = list(view.history.steps.values())[-PACE_STEPS:]
+    steps = [event["seconds"] for event in recent if event.get("seconds")]
+    return f"{sum(steps) / len(steps):.2f} s per step" if steps else "known after the first steps"
 
 
 def _rate(rate: float | None) -> str:
@@ -101,155 +109,145 @@ def _rate(rate: float | None) -> str:
 
 
 def _rate_note(view: RunView) -> str:
-    text = view.history.last.get("text_encoder_lr")
+    text_encoder_lr = view.history.last_step.get("text_encoder_lr")
     schedule = view.job.recipe.lr_scheduler.value.replace("_", " ")
-    return f"{schedule}; text {_rate(text)}" if text else schedule
+    return f"{schedule}; text encoders {_rate(text_encoder_lr)}" if text_encoder_lr else schedule
 
 
 def curve(view: RunView) -> Markup:
-    """The loss curve with the loss by timestep below it, or what will stand there."""
-    steps, raw, smoothed = view.history.curve()
+    """Return the loss curve and the loss by timestep below it, or a placeholder before the first step."""
+    steps, raw, smoothed = view.history.loss_curve()
     if not steps:
-        return empty_card("The loss curve will stand here", "It begins with the first step.")
+        return empty_card("The loss curve will appear here", "It begins with the first step.")
     start = view.history.start
-    total = int(view.history.last.get("total") or start.get("total") or steps[-1])
     over_steps = loss_curve(
         steps,
         raw,
         smoothed,
-        total=total,
+        total=int(view.history.last_step.get("total") or start.get("total") or steps[-1]),
         steps_per_epoch=int(start.get("steps_per_epoch") or 0),
-        held_out=sorted(view.history.held_out.items()),
+        validation=sorted(view.history.validation_losses.items()),
     )
-    known = view.history.timesteps
-    if not known:
+    by_epoch = view.history.timesteps
+    if not by_epoch:
         return over_steps
-    first, last = known[min(known)], known[max(known)]
-    return over_steps + timestep_chart(last["bins"], last["loss"], first["loss"], epoch=max(known))
+    first, last = by_epoch[min(by_epoch)], by_epoch[max(by_epoch)]
+    return over_steps + timestep_chart(last["bins"], last["loss"], first["loss"], epoch=max(by_epoch))
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:
-    """Samples: one row a prompt, the training from left to right, all with one seed, so that only it differs."""
+    """Return the samples: one row per prompt, training from left to right, all with the same seed."""
     samples = view.history.samples
     if not samples:
-        every = view.job.recipe.sample_every_n_epochs
-        when = "after every epoch" if every == 1 else f"every {every} epochs, and after the last,"
-        text = f"Each prompt is drawn {when} with one seed." if every else "This run draws none (Sample every is 0)."
-        return empty_card("Samples will stand here" if view.alive else "No samples were drawn", text)
-    steps = _spread(sorted({step for step, _ in samples}), FILM_COLUMNS)
+        return _no_samples(view)
+    steps = _evenly_spaced(sorted({step for step, _ in samples}), MAX_FILM_COLUMNS)
     rows = []
     for index in sorted({index for _, index in samples}):
-        row = [samples[step, index] for step in steps if (step, index) in samples]
-        pictures = Markup("").join(
-            picture(home, view.folder.path / sample["path"], f"{when}: {sample['prompt']}", when)
-            for sample in row
-            for when in [f"step {sample['step']}" if sample["epoch"] is None else f"epoch {sample['epoch']}"]
-        )
-        rows.append(
-            Markup('<p class="hint">{}</p><div class="film" tabindex="0" role="group" aria-label="{}">{}</div>').format(
-                row[-1]["prompt"], row[-1]["prompt"], pictures
-            )
-        )
-    return heading("Samples", "One seed, so that only the training differs.") + Markup("").join(rows)
+        events = [samples[step, index] for step in steps if (step, index) in samples]
+        rows.append(FilmRow(events[-1]["prompt"], [_film_sample(view, home, event) for event in events]))
+    title = heading("Samples", "All with the same seed, so that only the training differs.")
+    return title + render("train/filmstrip.html", rows=rows)
 
 
-def _spread(values: list[int], most: int) -> list[int]:
-    """At most `most` of the values, evenly, the first and last among them."""
-    if len(values) <= most:
+def _no_samples(view: RunView) -> Markup:
+    every = view.job.recipe.sample_every_n_epochs
+    if not every:
+        text = "Samples are off for this run (Sample every N epochs is 0)."
+    else:
+        when = "after every epoch" if every == 1 else f"every {every} epochs, and after the last,"
+        text = f"Each prompt is drawn {when} with the same seed."
+    return empty_card("Samples will appear here" if view.is_active else "No samples were drawn", text)
+
+
+def _film_sample(view: RunView, home: Home, event: dict[str, Any]) -> FilmSample:
+    when = f"step {event['step']}" if event["epoch"] is None else f"epoch {event['epoch']}"
+    url = picture_url_or_empty(home, view.folder.path / event["path"], THUMBNAIL_SIZE)
+    return FilmSample(url, when, event["prompt"])
+
+
+def _evenly_spaced(values: list[int], limit: int) -> list[int]:
+    """Return at most `limit` of the values, evenly spaced, with the first and the last."""
+    if len(values) <= limit:
         return values
-    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
+    return [values[round(place * (len(values) - 1) / (limit - 1))] for place in range(limit)]
 
 
-def state_card(view: RunView) -> Markup:
-    """What the state asks for: waiting, getting ready, stopped, failed; empty while all goes its way."""
-    status = view.status
-    match status.state:
-        case JobState.QUEUED:
-            return card("Waiting for its turn", status.message, "It starts by itself. Stop takes it out of the queue.")
-        case JobState.RUNNING if not view.history.steps:
-            progress = f" ({status.done} of {status.total})" if status.total and status.done else ""
-            return card("Getting ready", f"{status.message}{progress}")
-        case JobState.STOPPED:
-            return card("Stopped", status.message, status.remedy, Tone.WARNING)
-        case JobState.FAILED:
-            return card("The run failed", status.message, status.remedy, Tone.ERROR)
-    return Markup("")
-
-
-def what_it_says(view: RunView) -> Markup:
-    """The verdict on the loss, then the run's warnings."""
+def verdict_cards(view: RunView) -> Markup:
+    """Return the verdict on the loss, then the run's warnings."""
     verdict = view.verdict
-    said = (
-        [card(verdict.title, verdict.evidence, verdict.next_step, TONES[verdict.level])] if view.history.losses else []
+    judged = (
+        [card(verdict.title, verdict.evidence, verdict.next_step, VERDICT_TONES[verdict.level])]
+        if view.history.losses
+        else []
     )
-    notes = view.history.notes.values()
-    return cards([*said, *(note(event.get("message", ""), event.get("why", ""), Tone.WARNING) for event in notes)])
+    warnings = view.history.warnings.values()
+    return cards([*judged, *(note(event.get("message", ""), event.get("why", ""), Tone.WARNING) for event in warnings)])
 
 
-def runs_table(views: Sequence[RunView], shown: str) -> Markup:
-    """All runs, latest first: what each changed from the one before, and how it went."""
+def runs_table(views: Sequence[RunView], selected: str) -> Markup:
+    """Return all runs, latest first, with the settings changed since the run before, loss and verdict."""
     if not views:
-        return Markup("")
+        return empty_card("Your runs will appear here", "Each with its changed settings, loss and verdict.")
     rows = []
     for place, view in reversed(list(enumerate(views))):
-        parent = views[place - 1].job if place else None
+        name = view.folder.name
+        button = pick_button(name, name, current=name == selected)
         rows.append(
             TableRow(
                 [
-                    Markup("{}<div class='hint'>{}</div>").format(
-                        pick_button(view.folder.name, view.folder.name, current=view.folder.name == shown),
-                        STATE_WORDS[view.status.state],
-                    ),
-                    _changes(view.job, parent),
+                    render("two_lines.html", first=button, second=STATE_LABELS[view.status.state]),
+                    _changes(view.job, views[place - 1].job if place else None),
                     _loss_cell(view),
                     view.verdict.title if view.history.losses else "–",
                 ],
-                changed=view.folder.name == shown,
+                changed=name == selected,
             )
         )
-    return heading("Runs", "Each with what it changed from the one before.") + table(
-        ["Run", "Changed", "Loss", "Verdict"], rows, ["keep", "", "keep", ""], label="Runs"
+    columns = ["Run", "Changed", "Loss", "Verdict"]
+    return heading("Runs", "Changes are those since the run before.") + table(
+        columns, rows, ["keep", "", "keep", ""], label="Runs"
     )
 
 
 def _loss_cell(view: RunView) -> Markup:
     loss = view.smoothed_loss
-    return Markup("{}<div class='hint'>{:,} steps</div>").format(
-        f"{loss:.4f}" if loss is not None else "–", view.history.last.get("step", 0)
+    return render(
+        "two_lines.html",
+        first=f"{loss:.4f}" if loss is not None else "–",
+        second=f"{view.history.last_step.get('step', 0):,} steps",
     )
 
 
-def _changes(job: TrainJob, parent: TrainJob | None) -> Markup:
-    changes = recipe_changes(job.recipe, parent.recipe if parent else None)
+def _changes(job: TrainJob, previous: TrainJob | None) -> Markup:
+    changes = recipe_changes(job.recipe, previous.recipe if previous else None)
     if not changes:
-        return Markup("{}").format("nothing" if parent else "the guide's defaults")
-    lines = [f"{name} {_clip(old)} → {_clip(new)}" for name, old, new in changes[:CHANGES_SHOWN]]
-    if len(changes) > CHANGES_SHOWN:
-        lines.append(f"and {len(changes) - CHANGES_SHOWN} more")
-    return Markup("<br>").join(lines)
+        return render("train/changes.html", lines=["nothing" if previous else "the guide's defaults"])
+    lines = [f"{name} {_shortened(old)} → {_shortened(new)}" for name, old, new in changes[:MAX_CHANGES_SHOWN]]
+    if len(changes) > MAX_CHANGES_SHOWN:
+        lines.append(f"and {len(changes) - MAX_CHANGES_SHOWN} more")
+    return render("train/changes.html", lines=lines)
 
 
-def _clip(text: str) -> str:
+def _shortened(text: str) -> str:
     flat = " / ".join(text.splitlines())
-    return flat if len(flat) <= 24 else f"{flat[:22]}…"
+    return flat if len(flat) <= MAX_VALUE_LENGTH else f"{flat[: MAX_VALUE_LENGTH - 2]}…"
 
 
-def captions_used(view: RunView) -> Markup:
-    """The first captions as the run trains with them, shuffled and thinned out."""
-    if not view.history.captions:
+def training_captions(view: RunView) -> Markup:
+    """Return the first captions as the run used them, after shuffling and dropout."""
+    captions = view.history.captions
+    if not captions:
         return Markup("")
-    lines = Markup("").join(Markup("<li>{}</li>").format(text or "(none)") for text in view.history.captions)
-    return heading("Captions as they train", "The first of the run; more are in captions.jsonl.") + Markup(
-        "<ul>{}</ul>"
-    ).format(lines)
+    title = heading("Captions as trained", "The first ones, after shuffling and dropout; more are in captions.jsonl.")
+    return title + render("train/captions.html", captions=captions)
 
 
 def recipe_of_run(job: TrainJob) -> Markup:
-    """The settings of a run: the simple ones, and all that differ from the guide's defaults."""
+    """Return the settings of a run: the simple ones, and all that differ from the guide's defaults."""
     defaults = Recipe()
     rows = []
     for name in Recipe.model_fields:
-        spec = Spec.of(Recipe, name)
+        spec = SettingSpec.of(Recipe, name)
         value, default = getattr(job.recipe, name), getattr(defaults, name)
         if spec.simple or value != default:
             rows.append(TableRow([spec.label, format_value(value), format_value(default)], changed=value != default))

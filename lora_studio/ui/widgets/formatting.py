@@ -37,3 +37,8 @@ def format_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return "\n".join(format_value(item) for item in value)
     return str(value)
+
+
+def format_coordinate(value: float) -> str:
+    """Return an SVG or CSS coordinate with at most two decimals: "50", "33.33"."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lora_studio.errors import ConfigError, StudioError
+from lora_studio.ui.widgets.formatting import format_coordinate
 
 STATIC = Path(__file__).parents[1] / "static"
 TEMPLATES = Environment(
@@ -28,6 +29,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     auto_reload=False,
 )
+TEMPLATES.filters["coordinate"] = format_coordinate
 
 
 def render(template: str, **values: object) -> Markup:
@@ -93,8 +95,7 @@ def note(message: str, why: str = "", tone: Tone = Tone.PLAIN) -> Markup:
 
 def cards(items: Iterable[Markup]) -> Markup:
     """Return cards one below the other; empty if there are none."""
-    content = Markup("").join(items)
-    return Markup('<div class="cards">{}</div>').format(content) if content else content
+    return _macro("cards", list(items))
 
 
 def error_card(error: StudioError, title: str = "Error") -> Markup:
@@ -117,6 +118,11 @@ def pill(text: str, title: str = "") -> Markup:
 def heading(text: str, hint: str = "") -> Markup:
     """Return a heading with an optional line below it."""
     return _macro("heading", text, hint)
+
+
+def hint(text: str) -> Markup:
+    """Return a small subdued line."""
+    return _macro("hint", text)
 
 
 def table(headers: Sequence[str], rows: Iterable[TableRow], classes: Sequence[str] = (), label: str = "") -> Markup:

@@ -1,4 +1,4 @@
-"""What a training job has beside the recipe: other files that it reads, and how many GPUs it takes."""
+"""Fields of a training job that are not part of the recipe: other files that it reads, and the number of GPUs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from gradio.components import Component
 from lora_studio.device import find_gpus
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.settings_form import FIELD_WIDTH, Spec
+from lora_studio.ui.widgets.setting_spec import SettingSpec
+from lora_studio.ui.widgets.settings_form import FIELD_WIDTH
 
 WIDE_FIELD = 2 * FIELD_WIDTH
 
 
 class JobFields(NamedTuple):
-    """The components; an empty text means that the job has no such file."""
+    """The components. An empty path means that the job does not use such a file."""
 
     regularization: gr.Textbox
     network_weights: gr.Textbox
@@ -26,7 +27,7 @@ class JobFields(NamedTuple):
     processes: gr.Dropdown
 
     def values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
-        """The fields of a TrainJob that these components hold."""
+        """Return the fields of a TrainJob that these components contain."""
         return {
             "regularization": _path(data[self.regularization]),
             "network_weights": _path(data[self.network_weights]),
@@ -35,7 +36,7 @@ class JobFields(NamedTuple):
         }
 
     def fill(self, job: TrainJob | None) -> Updates:
-        """Show what a job has; nothing of it without one."""
+        """Set the fields to a job's values, or empty them if `job` is None."""
         return {
             self.regularization: str(job.regularization or "") if job else "",
             self.network_weights: str(job.network_weights or "") if job else "",
@@ -45,26 +46,26 @@ class JobFields(NamedTuple):
 
 
 def build_job_fields() -> JobFields:
-    """Build the components in a fold of their own; GPUs to choose from show where there are several."""
-    declared = Spec.of(TrainJob, "num_processes")
+    """Create the fields in a fold of their own. The number of GPUs is shown if there are several."""
+    declared = SettingSpec.of(TrainJob, "num_processes")
     gpus = len(find_gpus())
     with gr.Accordion("Other files", open=False), gr.Row(elem_classes="fields"):
         regularization = _path_field(
             "regularization",
             "Regularisation images",
             "Optional: a folder with images of the class (any woman, any style), laid out like a dataset. "
-            "They keep the base from drifting, and double an epoch.",
+            "They keep the base model from drifting and double the length of an epoch.",
         )
         network_weights = _path_field(
             "network_weights",
             "Start from a LoRA",
-            "Optional: a .safetensors file to train on from. Network type, dims and alphas must be those of the file.",
+            "Optional: a .safetensors file to continue from. Network type, dims and alphas must match the file.",
         )
         vae = _path_field(
             "vae",
             "VAE",
-            "Optional: another VAE than the base's own: Hub repository, folder or .safetensors file. Rarely needed, "
-            "since what overflows in half precision is encoded again in full.",
+            "Optional: a VAE other than the base model's own, as a Hub repository, folder or .safetensors file. "
+            "Rarely needed: images that overflow in half precision are encoded again in fp32.",
         )
     processes = gr.Dropdown(
         list(range(1, gpus + 1)) or [1],

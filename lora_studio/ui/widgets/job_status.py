@@ -1,0 +1,55 @@
+"""A job's status as HTML, the same for training runs and tests: title, time tile, state card, log."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from lora_studio.ui.widgets.formatting import format_duration
+from lora_studio.ui.widgets.html import Tile, Tone, card, render
+from lora_studio.workspace.job_folder import JobState, JobStatus
+
+STATE_LABELS = {
+    JobState.CREATED: "not started",
+    JobState.QUEUED: "queued",
+    JobState.RUNNING: "running",
+    JobState.DONE: "finished",
+    JobState.STOPPED: "stopped",
+    JobState.FAILED: "failed",
+}
+
+
+def job_title(name: str, status: JobStatus, facts: str) -> Markup:
+    """Return a job's name with its state, and a line of facts below."""
+    return render("job_title.html", name=name, state=STATE_LABELS[status.state], message=status.message, facts=facts)
+
+
+def time_tile(status: JobStatus, note: str) -> Tile:
+    """Return the time left of a job, or the duration of one that ended."""
+    if status.state is JobState.RUNNING:
+        return Tile("Time left", format_duration(status.seconds_left), note)
+    if status.started_at and status.updated_at and not status.state.is_active:
+        return Tile("Duration", format_duration(status.updated_at - status.started_at), note)
+    return Tile("Time left", "–", note)
+
+
+def state_card(status: JobStatus, *, job: str, has_results: bool) -> Markup:
+    """Return a card for a queued, preparing, stopped or failed job; empty for other states.
+
+    `job` is what the job is called: "run" or "test". A running job without results is preparing.
+    """
+    match status.state:
+        case JobState.QUEUED:
+            return card("Queued", status.message, "It starts by itself. Stop removes it from the queue.")
+        case JobState.RUNNING if not has_results:
+            progress = f" ({status.done:,} of {status.total:,})" if status.total and status.done else ""
+            return card("Preparing", f"{status.message}{progress}")
+        case JobState.STOPPED:
+            return card("Stopped", status.message, status.remedy, Tone.WARNING)
+        case JobState.FAILED:
+            return card(f"The {job} failed", status.message, status.remedy, Tone.ERROR)
+    return Markup("")
+
+
+def log(lines: str) -> Markup:
+    """Return the last lines of a worker's output."""
+    return render("log.html", lines=lines)
