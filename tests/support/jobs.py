@@ -1,4 +1,4 @@
-"""Projects with images, runs and sweeps as their workers leave them, made without training or drawing."""
+"""Creates projects with images, runs and tests as their workers leave them, without training or drawing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS = ["{trigger}, face", "clock"]
 
 
 def make_project(home: Home, name: str = "ink", images: int = 3, recipe: Recipe | None = None) -> Project:
-    """A project with captioned images."""
+    """Create a project with captioned images."""
     info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="inkstamp_hc", base=BASE, recipe=recipe)
     project = home.create_project(name, info)
     for index in range(images):
@@ -39,7 +39,7 @@ def make_project(home: Home, name: str = "ink", images: int = 3, recipe: Recipe 
 
 
 def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool = True, **status: Any) -> JobFolder:
-    """A run with its events, a LoRA an epoch and, if `final`, the last one. `status` changes what it says of itself."""
+    """Create a run with its events, a checkpoint per epoch and, if `final`, its LoRA; `status` overrides its status."""
     recipe = Recipe(sample_prompts=PROMPTS, epochs=epochs)
     job = TrainJob(name="ink", dataset=project.dataset_dir, base=BASE, trigger_word="inkstamp_hc", recipe=recipe)
     folder = JobFolder.create(project.new_run_dir("ink"), job)
@@ -56,12 +56,12 @@ def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool =
             folder.emit("checkpoint", step=step, epoch=epoch, path=f"checkpoints/{path.name}")
     if final:
         shutil.copyfile(LORA, folder.path / "ink.safetensors")
-    _say(folder, done=steps, total=steps, **status)
+    _set_status(folder, done=steps, total=steps, **status)
     return folder
 
 
 def make_sweep(project: Project, loras: Sequence[Path], *, drawn: int | None = None, **status: Any) -> JobFolder:
-    """A sweep of which `drawn` cells (default: all) are there; a whole one has its grid and measures."""
+    """Create a test with `drawn` finished cells (default: all); a finished one has its grid and measures."""
     job = SweepJob(loras=list(loras), bases=[BASE], prompts=PROMPTS, trigger_word="inkstamp_hc", strengths=[0, 0.7, 1])
     folder = JobFolder.create(project.new_sweep_dir(), job)
     plan = SweepPlan(job, [read_lora_header(path) for path in loras])
@@ -75,15 +75,15 @@ def make_sweep(project: Project, loras: Sequence[Path], *, drawn: int | None = N
             for strength in job.strengths
         ]
         write_json(folder.path / "measures.json", {"meaning": {}, "rows": rows})
-    _say(folder, done=len(plan.cells[:drawn]), total=len(plan.cells), **status)
+    _set_status(folder, done=len(plan.cells[:drawn]), total=len(plan.cells), **status)
     return folder
 
 
-def at_work() -> dict[str, Any]:
-    """What a job says of itself while its worker, here this process, is at it."""
+def running_status() -> dict[str, Any]:
+    """Return the status of a job whose worker, here this process, is running."""
     own = psutil.Process()
     return {"state": JobState.RUNNING, "pid": own.pid, "pid_started": own.create_time(), "seconds_left": 9.0}
 
 
-def _say(folder: JobFolder, **status: Any) -> None:
+def _set_status(folder: JobFolder, **status: Any) -> None:
     folder.set_status(JobStatus(**{"state": JobState.DONE, "started_at": time.time() - 60, **status}))

@@ -37,7 +37,7 @@ from lora_studio.ui.server import Mode
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.interface import Interface, error_code
-from tests.support.jobs import at_work
+from tests.support.jobs import running_status
 from tests.support.scenes import photo
 
 TRIGGER = "inkstamp_hc"
@@ -246,7 +246,7 @@ def test_loose_images_are_not_moved_during_a_job_or_scan(
     wait_for_scan()
     assert error_code(notice) == "busy"
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
-    folder.set_status(JobStatus(**at_work()))
+    folder.set_status(JobStatus(**running_status()))
     notice = interface.call(DatasetTab.move_loose_images)["dataset_notice"]
     assert error_code(notice) == "busy"
     assert folder.name in notice
@@ -435,7 +435,7 @@ def test_running_tagging_is_shown_can_be_stopped_and_not_started_twice(
     project: Project, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
-    folder.set_status(JobStatus(**at_work() | {"done": 1, "total": 4, "seconds_left": 75.0}))
+    folder.set_status(JobStatus(**running_status() | {"done": 1, "total": 4, "seconds_left": 75.0}))
     folder.emit("tagged", path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4)
     shown = interface.call(DatasetTab.tagging_tick)
     assert "1 of 4" in shown["tag_state"]

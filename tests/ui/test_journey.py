@@ -98,7 +98,7 @@ def new_project(page: Any, base: Path) -> None:
     page.locator("#plan-tiles").get_by_text("Steps").wait_for()
     page.locator("#plan-kind").get_by_text("Style").click()
     choose(page, "plan-base", str(base))
-    page.get_by_text("Not in the catalogue").wait_for()
+    page.get_by_text("Custom model").wait_for()
     fill(page, "plan-trigger", "inkstamp_hc")
 
 
@@ -149,7 +149,7 @@ def start_training(page: Any, keep: Keep) -> None:
     fill(page, "recipe-sample_every_n_epochs", "0")
     fill(page, "recipe-unet_lr", "abc")
     page.locator("#train-start").click()
-    page.locator("#train-notice").get_by_text("UNet learning rate (unet_lr)").wait_for()
+    page.locator("#train-notice").get_by_text("(unet_lr)").wait_for()
     keep("train-wrong")
     fill(page, "recipe-unet_lr", "5e-4")
     page.locator("#train-start").click()
@@ -179,7 +179,7 @@ def draw_the_grid(page: Any, project: Project, keep: Keep) -> None:
     page.locator("#train-test").click()
     page.locator("#test-loras").get_by_text("· final").wait_for()
     fill(page, "test-strengths", "0, 1")
-    page.locator("#test-count").get_by_text("4 pictures").wait_for()
+    page.locator("#test-count").get_by_text("4 images").wait_for()
     page.get_by_role("button", name="Seed, steps, size and more").click()
     fill(page, "test-steps", "2")
     page.locator("#test-start").click()

@@ -1,4 +1,4 @@
-"""Plan: answers are kept and planned with at once; the recipe goes to Train."""
+"""The Plan tab: answers are saved and update the plan; Train opens with the recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.project import Home, Project
-from tests.support.interface import Interface
+from tests.support.interface import Interface, error_code
 from tests.support.jobs import make_project
 
 
@@ -17,7 +17,7 @@ def project(home: Home) -> Project:
     return make_project(home, images=0)
 
 
-def test_answers_are_kept_and_planned_with(project: Project, interface: Interface) -> None:
+def test_answers_are_saved_and_update_the_plan(project: Project, interface: Interface) -> None:
     interface.open("ink")
     shown = interface.call(
         PlanTab.update_plan, plan_kind="concept", plan_base="Pony V6 XL", plan_trigger=" ink_new ", plan_images=30
@@ -29,21 +29,18 @@ def test_answers_are_kept_and_planned_with(project: Project, interface: Interfac
     assert "characters and styles" in shown["plan_base"]["info"]
 
 
-def test_a_number_that_cannot_be_is_named(project: Project, interface: Interface) -> None:
+def test_numbers_that_are_not_positive_are_refused(project: Project, interface: Interface) -> None:
     interface.open("ink")
     before = project.info()
-    for box, value, words in [
-        ("plan_images", -3, "The number of images is -3"),
-        ("plan_vram", -1, "GPU memory is -1"),
-        ("plan_hours", 0, "The time budget is 0"),
-    ]:
+    for box, value in [("plan_images", -3), ("plan_vram", -1), ("plan_hours", 0)]:
         shown = interface.call(PlanTab.update_plan, **{box: value})
-        assert words in shown["plan_notice"]
+        assert error_code(shown["plan_notice"]) == "positive", box
+        assert f"is {value}." in shown["plan_notice"]
         interface.open("ink")
     assert project.info() == before
 
 
-def test_use_this_recipe_takes_it_to_train(project: Project, interface: Interface) -> None:
+def test_use_recipe_opens_train_with_it(project: Project, interface: Interface) -> None:
     interface.open("ink")
     shown = interface.call(PlanTab.use_recipe, plan_images=25)
     recipe = project.info().recipe

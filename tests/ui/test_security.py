@@ -19,7 +19,7 @@ from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.server import Guard, Hosts, Mode, hosts_for, mode_for
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home, Project
-from tests.support.interface import Interface
+from tests.support.interface import Interface, error_code
 from tests.support.jobs import make_project, make_run
 from tests.ui.conftest import ROOT, Running
 
@@ -84,7 +84,7 @@ def test_no_file_of_the_home_is_served(running: Running, project: Project) -> No
                 assert content not in body, (route, spelled)
 
 
-def test_the_way_out_of_the_thumbnails_is_closed(running: Running, project: Project) -> None:
+def test_paths_out_of_the_thumbnails_are_refused(running: Running, project: Project) -> None:
     link = running.home.thumbnails / "link.webp"
     link.symlink_to(running.home.path / "secret.txt")
     paths = [
@@ -109,7 +109,7 @@ def test_neither_the_program_nor_the_system_is_served(running: Running) -> None:
                 assert status >= 400, spelled
 
 
-def test_our_own_copies_are_served_as_pictures(running: Running, project: Project) -> None:
+def test_thumbnails_are_served_as_images(running: Running, project: Project) -> None:
     url = picture_url(running.home, project.images_dir / "picture 0.png", 64)
     status, headers, body = ask(running, f"/{url}")
     assert status == 200
@@ -118,7 +118,7 @@ def test_our_own_copies_are_served_as_pictures(running: Running, project: Projec
     assert body[8:12] == b"WEBP"
 
 
-def test_requests_from_elsewhere_are_refused(running: Running) -> None:
+def test_requests_of_other_sites_are_refused(running: Running) -> None:
     own = urlsplit(running.url).netloc
     port = own.rpartition(":")[2]
     refused: list[dict[str, str]] = [
@@ -139,12 +139,12 @@ def test_requests_from_elsewhere_are_refused(running: Running) -> None:
     assert ask(running, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
 
 
-def test_handlers_cannot_be_run_past_the_queue(running: Running) -> None:
+def test_handlers_cannot_bypass_the_queue(running: Running) -> None:
     config = json.loads(ask(running, "/config")[2])
     unqueued = {item["api_name"] for item in config["dependencies"] if not item["queue"]}
     assert all("tick" in name for name in unqueued), "what changes anything goes through the queue"
     names = {item["api_name"] for item in config["dependencies"] if item["api_name"]} - unqueued
-    assert {"start", "stop", "delete"} <= names
+    assert {"start_training", "stop_training", "delete_project"} <= names
     body = json.dumps({"data": []}).encode()
     for name in names:
         status = ask(running, f"/gradio_api/run/{name}", "POST", body, Content_Type="application/json")[0]
@@ -153,14 +153,12 @@ def test_handlers_cannot_be_run_past_the_queue(running: Running) -> None:
         assert ask(running, route)[0] >= 400, route
 
 
-def test_the_page_names_no_path_of_this_computer(running: Running) -> None:
+def test_the_page_contains_no_path_of_this_computer(running: Running) -> None:
     page = ask(running, "/")[2] + ask(running, "/config")[2]
     assert str(running.home.path / "projects").encode() not in page
 
 
-def test_everything_that_an_environment_variable_could_change_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_variables_cannot_change_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(Home, "check_private", lambda home: None)
     monkeypatch.setattr(
@@ -201,7 +199,7 @@ def test_large_uploads_are_refused(home: Home, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("place", ["working", "temporary"])
-def test_a_home_that_would_be_served_is_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_in_a_served_folder_is_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path if place == "working" else elsewhere)
@@ -224,7 +222,7 @@ def test_modes_and_hosts() -> None:
     assert Hosts().allows("[::1]:7860")
 
 
-def test_projects_are_opened_by_their_names_only(home: Home, interface: Interface, tmp_path: Path) -> None:
+def test_projects_are_found_by_name_only(home: Home, interface: Interface, tmp_path: Path) -> None:
     make_project(home)
     outside = make_project(Home(tmp_path / "elsewhere"), "other")
     before = sorted(tmp_path.rglob("*"))
@@ -236,14 +234,14 @@ def test_projects_are_opened_by_their_names_only(home: Home, interface: Interfac
         ]:
             shown = interface.call(handler, **{box: name})
             notice = shown.get("frame_notice") or shown.get("plan_notice")
-            assert "There is no project" in notice, (handler, name[:60])
+            assert error_code(notice) == "no_project", (handler, name[:60])
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> None:
     make_project(home)
     interface.open("ink")
-    button = AppFrame.create_project, AppFrame.rename_project, AppFrame.duplicate_project
+    handlers = AppFrame.create_project, AppFrame.rename_project, AppFrame.duplicate_project
     name_box = next(
         number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Name"
     )
@@ -258,20 +256,20 @@ def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> Non
         "a\nb",
         "-" * 80,
     ):
-        for handler in button:
+        for handler in handlers:
             interface.contents[name_box] = name
             shown = interface.call(handler)
-            assert "cannot be a folder" in shown["frame_notice"], (handler, name)
+            assert error_code(shown["frame_notice"]) == "project_name", (handler, name)
             assert "<img" not in shown["frame_notice"]
     assert [path.name for path in (home.path / "projects").iterdir()] == ["ink"]
 
 
-def test_restore_takes_only_what_is_in_the_trash(home: Home, interface: Interface) -> None:
+def test_restore_accepts_only_projects_in_the_trash(home: Home, interface: Interface) -> None:
     project = make_project(home)
     trash_box = next(
         number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Trash"
     )
     for given in ("../projects/ink", str(project.path), None, "x/y"):
         interface.contents[trash_box] = given
-        assert "No deleted project is chosen" in interface.call(AppFrame.restore_project)["frame_notice"]
+        assert error_code(interface.call(AppFrame.restore_project)["frame_notice"]) == "trash"
     assert project.path.is_dir()

@@ -1,4 +1,4 @@
-"""Test: what is asked for becomes a job, what is drawn becomes a grid, and nothing foreign gets in."""
+"""The Test tab: settings become a job, finished images become a grid, and only files of the project are used."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from lora_studio.ui.server import Mode
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
-from tests.support.interface import Interface
-from tests.support.jobs import BASE, LORA, PROMPTS, at_work, make_project, make_run, make_sweep
+from tests.support.interface import Interface, error_code
+from tests.support.jobs import BASE, LORA, PROMPTS, make_project, make_run, make_sweep, running_status
 
 Started = list[tuple[JobFolder, bool]]
 
@@ -24,7 +24,7 @@ def project(home: Home) -> Project:
     return project
 
 
-def test_without_a_lora_there_is_the_way_to_one(home: Home, interface: Interface) -> None:
+def test_without_a_lora_it_leads_to_train(home: Home, interface: Interface) -> None:
     make_project(home)
     shown = interface.open("ink")
     assert shown["test_loras"] == {"choices": [], "value": []}
@@ -43,7 +43,7 @@ def test_the_form_is_filled_from_the_latest_run(project: Project, interface: Int
     assert shown["test_bases"] == [BASE]
     assert shown["test_prompts"]["value"] == "\n".join(PROMPTS)
     assert shown["test_strengths"]["value"] == "0, 0.7, 0.8, 0.9, 1, 1.1, 1.2"
-    assert "grid will stand here" in shown["test_grid"]
+    assert 'class="card empty"' in shown["test_grid"]
 
 
 def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, started: Started) -> None:
@@ -73,49 +73,49 @@ def test_only_loras_of_the_project_can_be_tested(project: Project, interface: In
     foreign += [[{"path": "x"}], [7], "001-ink/ink.safetensors", [], None]
     for given in foreign:
         shown = interface.call(SweepTab.start_sweep, test_loras=given)
-        assert "LoRA" in shown["test_notice"], given
-        assert 'role="alert"' in shown["test_notice"], given
+        assert error_code(shown["test_notice"]) == "no_lora", given
     assert not started
     assert not project.sweeps()
 
 
 def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interface, started: Started) -> None:
-    for box, content, words in [
-        ("test_strengths", "0, abc", "Strengths (strengths)"),
-        ("test_strengths", "9", "Strengths (strengths)"),
-        ("test_strengths", "", "Strengths (strengths)"),
-        ("test_prompts", "  \n ", "Prompts, one per line (prompts)"),
-        ("test_guidance", "high", "CFG (guidance)"),
-        ("test_seed", "-1", "Seed (seed)"),
-        ("test_width", "100", "Width, px (width)"),
+    for box, content in [
+        ("test_strengths", "0, abc"),
+        ("test_strengths", "9"),
+        ("test_strengths", ""),
+        ("test_prompts", "  \n "),
+        ("test_guidance", "high"),
+        ("test_seed", "-1"),
+        ("test_width", "100"),
     ]:
         interface.open("ink")
         shown = interface.call(SweepTab.start_sweep, **{box: content})
-        assert words in shown["test_notice"]
-        assert shown["test_notice"].count("given:") == 1, words
-        assert "wrong" in shown[box]["elem_classes"], words
+        assert error_code(shown["test_notice"]) == "config"
+        assert f"({box.removeprefix('test_')}): " in shown["test_notice"]
+        assert shown["test_notice"].count("given:") == 1, box
+        assert "wrong" in shown[box]["elem_classes"], box
     assert not started
     assert not project.sweeps()
 
 
-def test_no_base_is_said(project: Project, interface: Interface, started: Started) -> None:
+def test_no_base_is_an_error(project: Project, interface: Interface, started: Started) -> None:
     interface.open("ink")
-    assert "No base model is chosen" in interface.call(SweepTab.start_sweep, test_bases=[" "])["test_notice"]
+    assert error_code(interface.call(SweepTab.start_sweep, test_bases=[" "])["test_notice"]) == "no_base"
     assert not started
 
 
-def test_how_many_pictures_it_would_make(project: Project, interface: Interface) -> None:
+def test_the_number_of_images_is_updated(project: Project, interface: Interface) -> None:
     interface.open("ink")
     shown = interface.call(SweepTab.update_cell_count, test_strengths="0, 0.7, 1")
-    assert "6 pictures: 2 prompts × 3 strengths." in shown["test_count"]
+    assert "6 images: 2 prompts × 3 strengths." in shown["test_count"]
     both = ["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"]
-    assert "10 pictures" in interface.call(SweepTab.update_cell_count, test_loras=both)["test_count"]
-    assert "Add strength 0" in interface.call(SweepTab.update_cell_count, test_strengths="1")["test_count"]
+    assert "10 images" in interface.call(SweepTab.update_cell_count, test_loras=both)["test_count"]
+    assert "strength 0" in interface.call(SweepTab.update_cell_count, test_strengths="1")["test_count"]
     assert interface.call(SweepTab.update_cell_count, test_strengths="abc")["test_count"] == ""
 
 
 def test_the_grid_fills_cell_by_cell(project: Project, interface: Interface) -> None:
-    make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **at_work())
+    make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
     shown = interface.open("ink")
     assert shown["test_grid"].count("<img") == 2
     assert shown["test_grid"].count('class="cell now">drawing') == 1
@@ -139,15 +139,15 @@ def test_a_finished_sweep_shows_figures_and_download(project: Project, interface
     assert saved.read_bytes() == (project.path / "sweeps" / "001" / "grid.png").read_bytes()
 
 
-def test_a_tick_changes_nothing_until_there_is_news(project: Project, interface: Interface) -> None:
-    folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **at_work())
+def test_a_tick_updates_nothing_without_changes(project: Project, interface: Interface) -> None:
+    folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
     interface.open("ink")
     assert interface.call(SweepTab.tick) == {}
     folder.update_status(done=3)
     assert "test_grid" in interface.call(SweepTab.tick)
 
 
-def test_a_picture_is_seen_large_with_what_made_it(project: Project, interface: Interface) -> None:
+def test_an_enlarged_image_has_its_settings_and_neighbours(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
     interface.open("ink")
     shown = interface.call(SweepTab.select_cell, pick="base1-lora1-0.7-prompt01.png")
@@ -158,29 +158,29 @@ def test_a_picture_is_seen_large_with_what_made_it(project: Project, interface: 
     assert interface.call(SweepTab.select_cell, pick="close")["test_large"] == ""
 
 
-def test_a_foreign_picture_is_refused(project: Project, interface: Interface) -> None:
+def test_other_files_cannot_be_enlarged(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
     interface.open("ink")
     for name in ["../../job.toml", "/etc/passwd", "base1-lora1-0.8-prompt01.png", "", "grid.png"]:
         shown = interface.call(SweepTab.select_cell, pick=name)
-        assert "There is no picture" in shown["test_notice"], name
+        assert error_code(shown["test_notice"]) == "no_cell", name
         assert "test_large" not in shown, name
 
 
 def test_stop_and_resume(project: Project, interface: Interface, started: Started) -> None:
-    folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **at_work())
+    folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
     interface.open("ink")
     shown = interface.call(SweepTab.stop_sweep)
     assert folder.stop_requested()
-    assert shown["test_stop"] == {"value": "Stopping", "interactive": False, "visible": True}
-    assert "at work already" in interface.call(SweepTab.resume_sweep)["test_notice"]
+    assert (shown["test_stop"]["interactive"], shown["test_stop"]["visible"]) == (False, True)
+    assert error_code(interface.call(SweepTab.resume_sweep)["test_notice"]) == "busy"
     folder.update_status(state=JobState.STOPPED)
     interface.open("ink")
     interface.call(SweepTab.resume_sweep)
     assert started == [(folder, True)]
 
 
-def test_a_failure_says_why_and_shows_the_log(project: Project, interface: Interface) -> None:
+def test_a_failed_test_shows_the_reason_and_the_log(project: Project, interface: Interface) -> None:
     lora = project.runs()[0].path / "ink.safetensors"
     folder = make_sweep(
         project, [lora], drawn=0, state=JobState.FAILED, message="Base <b>x</b> is gone.", remedy="Choose."
@@ -193,7 +193,7 @@ def test_a_failure_says_why_and_shows_the_log(project: Project, interface: Inter
     assert shown["test_resume"]["visible"]
 
 
-def test_its_settings_can_be_copied(project: Project, interface: Interface) -> None:
+def test_settings_of_a_test_can_be_reused(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "checkpoints" / "ink-000001.safetensors"])
     interface.open("ink")
     shown = interface.call(SweepTab.reuse_settings)
@@ -201,7 +201,7 @@ def test_its_settings_can_be_copied(project: Project, interface: Interface) -> N
     assert shown["test_strengths"]["value"] == "0, 0.7, 1"
 
 
-def test_what_was_typed_stays_until_another_run_is_looked_at(project: Project, interface: Interface) -> None:
+def test_the_form_is_kept_until_train_shows_another_run(project: Project, interface: Interface) -> None:
     interface.open("ink")
     interface.call(SweepTab.tab_selected, run="001-ink", test_prompts="mine")
     assert interface.contents_of("test_prompts") == "mine"
@@ -211,7 +211,7 @@ def test_what_was_typed_stays_until_another_run_is_looked_at(project: Project, i
     assert interface.contents_of("test_loras") == ["002-ink/ink.safetensors"]
 
 
-def test_a_file_from_elsewhere_is_copied_once(home: Home, interface: Interface, tmp_path: Path) -> None:
+def test_an_imported_lora_is_copied_once(home: Home, interface: Interface, tmp_path: Path) -> None:
     project = make_project(home)
     interface.open("ink")
     shown = interface.call(SweepTab.upload_lora, test_upload=str(LORA))
@@ -228,24 +228,25 @@ def test_a_file_from_elsewhere_is_copied_once(home: Home, interface: Interface, 
     ]
 
 
-def test_a_file_that_is_no_lora_is_refused(home: Home, interface: Interface, tmp_path: Path) -> None:
+def test_files_that_are_not_loras_are_refused(home: Home, interface: Interface, tmp_path: Path) -> None:
     project = make_project(home)
     interface.open("ink")
-    for name, content, words in [
-        ("text.safetensors", b"no such thing", "not a complete safetensors file"),
-        ("empty.safetensors", b"", "not a complete safetensors file"),
-        ("a.pt", b"\x80\x04.", "is a pickle"),
-        ("gone.safetensors", None, "does not exist"),
+    for name, content, code in [
+        ("text.safetensors", b"no such thing", "lora_file"),
+        ("empty.safetensors", b"", "lora_file"),
+        ("a.pt", b"\x80\x04.", "lora_file"),
+        ("gone.safetensors", None, "lora_missing"),
     ]:
         file = tmp_path / name
         if content is not None:
             file.write_bytes(content)
-        assert words in interface.call(SweepTab.upload_lora, test_upload=str(file))["test_notice"], name
+        shown = interface.call(SweepTab.upload_lora, test_upload=str(file))
+        assert error_code(shown["test_notice"]) == code, name
     assert not project.loras_dir.exists()
 
 
-def test_a_path_is_taken_on_this_computer_only(home: Home) -> None:
-    for mode, taken in ((Mode.LOCAL, True), (Mode.SHARED, False), (Mode.SPACE, False)):
+def test_paths_are_accepted_in_local_mode_only(home: Home) -> None:
+    for mode, accepted in ((Mode.LOCAL, True), (Mode.SHARED, False), (Mode.SPACE, False)):
         interface = Interface(home, mode)
-        assert interface.is_wired(SweepTab.add_lora_path) is taken
+        assert interface.is_wired(SweepTab.add_lora_path) is accepted
         interface.blocks.close(verbose=False)

@@ -361,7 +361,7 @@ class SweepTab:
             base.strip() for base in data[self.sweep_settings.bases] or [] if isinstance(base, str) and base.strip()
         ]
         if not bases:
-            raise ConfigError(["No base model is selected."], "Select one under Base models.")
+            raise InputError("No base model is selected.", "Select one under Base models.", code="no_base")
         return self.form.parse(data, loras=loras, bases=bases)
 
     def _show_imported(self, project: Project, file: Path) -> Updates:
