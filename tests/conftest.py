@@ -1,4 +1,4 @@
-"""Fixtures that several kinds of tests share."""
+"""Fixtures for all kinds of tests."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw
 
 from lora_studio.workspace.project import Home
 
-settings.register_profile("studio", deadline=None)  # a busy machine may stall for seconds
+settings.register_profile("studio", deadline=None)  # a busy machine can stall for seconds
 settings.load_profile("studio")
 
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    """An empty studio home of this test's own."""
+    """An empty studio home for this test."""
     monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path / "home"))
     return Home.locate()
 
@@ -38,7 +38,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Make a folder of unlike images: `image_folder(count, size=(w, h), captions=True)`."""
+    """A function that writes different images: `image_folder(count, size=(w, h), captions=True)`."""
 
     def make(count: int = 4, size: tuple[int, int] = (96, 96), captions: bool = True, name: str = "images") -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Counts of what a model does and keeps, on shapes alone: operations that a GPU would launch, and bytes saved."""
+"""Counters for a model on the meta device: operations that a GPU would launch, and bytes that autograd saves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 ATEN = torch.ops.aten
-# They move nothing, though the dispatcher does not call them views.
+# They copy nothing, though the dispatcher does not mark them as views.
 VIEWS = {ATEN.detach.default, ATEN._unsafe_view.default, ATEN._reshape_alias.default}
 
 
 class CountedOperations(TorchDispatchMode):
-    """Counts the operations that are not views while it is entered."""
+    """Counts operations except views while it is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class CountedOperations(TorchDispatchMode):
 
 
 class FlashAttention(TorchFunctionMode):
-    """Attention by the kernel that a GPU takes, where the meta device would take it apart."""
+    """Uses the flash attention kernel, as a GPU does; the meta device would decompose attention."""
 
     def __torch_function__(
         self,
@@ -55,14 +55,14 @@ class FlashAttention(TorchFunctionMode):
 
 @contextmanager
 def saved_bytes(weights: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
-    """Gives a function that says how many bytes autograd saved in the block, each storage once, weights left out."""
+    """Yield a function that returns the bytes saved by autograd in the block, each storage once, without `weights`."""
     own = {weight.untyped_storage()._cdata for weight in weights}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def pack(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # kept alive, so that no other gets its number
+            kept[storage._cdata] = storage  # kept alive, so that its address is not reused
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
@@ -70,7 +70,7 @@ def saved_bytes(weights: Iterable[Tensor]) -> Iterator[Callable[[], int]]:
 
 
 class HostReads(TorchDispatchMode):
-    """Notes which modules of the studio read a number out of a tensor while it is entered."""
+    """Records which modules of the studio read a number from a tensor (a GPU sync) while it is active."""
 
     def __init__(self) -> None:
         super().__init__()

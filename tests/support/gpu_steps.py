@@ -1,9 +1,9 @@
-"""What a step costs on a GPU at SDXL's real size: 1024 px, rank 32, AdamW, kohya's layers, random weights.
+"""Time and memory of a step on a GPU at SDXL's real size: 1024 px, rank 32, AdamW, kohya's layers, random weights.
 
-Each row is a whole optimizer step of the studio's own (`train_step`; its batch is made once), in bf16, with the base in
-bf16, 8 or 4 bits, as it is and with CUDA graphs; where a size in GB stands, as many of the UNet's blocks are computed
-twice as it takes to stay below. Beside them is the loop of diffusers' example over peft's layers, its latents and text
-made beforehand. Seconds are the median of `STEPS`; the ceiling is the fastest bf16 matrix product of this GPU.
+Each row is a whole optimizer step of the studio (`train_step` on a fixed batch) in bf16, with the base in bf16, int8 or
+nf4, with CUDA graphs and without; in rows with a size in GB, enough of the UNet's blocks are recomputed to stay below
+it. For comparison there is the loop of diffusers' example with peft's layers and cached latents and embeddings. Seconds
+are the median of `STEPS`; the ceiling is the fastest bf16 matrix product of this GPU.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ from lora_studio.training.speed.recompute import Blocks, choose
 from lora_studio.training.step import batch_losses, forward_backward, train_step
 
 STEPS, WARM_UP = 12, 3
-MANY = 10**6  # steps of a run that has as many as graphs want
-TFLOP = 15.0  # forward and backward pass of one picture of 1024 px at rank 32, counted on the meta device
-RESERVE = 0.2e9  # bytes below a goal that blocks are chosen for
+MANY_STEPS = 10**6  # enough that CUDA graphs always pay off
+TFLOP = 15.0  # forward and backward pass of one image of 1024 px at rank 32, counted on the meta device
+RESERVE = 0.2e9  # bytes of a memory limit that are kept free
 GOALS = """Goals, on an H100: batch 1 at most 0.12 s a step; batch 4 at least 45 % of the ceiling;
 batch 1 within 8 GB (int8) and 6 GB (nf4) at no more than 1.5 times the seconds of bf16."""
 
 
 @dataclass(frozen=True)
-class Size:
-    """What is measured: the UNet's configuration, the side in px, the LoRA's rank, and where and in what it is done."""
+class ModelSpec:
+    """The model to measure: the UNet's configuration, image side in px, the LoRA's rank, device and dtype."""
 
     config: dict[str, Any]
     side: int
@@ -69,7 +69,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Case:
-    """A row: pictures a step, the base's precision, with graphs or without, bytes that it may take (0: any)."""
+    """A row: batch size, the base's precision, CUDA graphs or not, and a memory limit in bytes (0: none)."""
 
     batch: int
     base: BasePrecision
@@ -79,20 +79,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Median seconds of a step, bytes at the peak (0 where the device does not tell), and what was said meanwhile."""
+    """Median seconds per step, peak bytes (0 if the device does not report them), and notes."""
 
     seconds: float
     peak: int
-    said: str = ""
+    notes: str = ""
 
 
-def real_size(device: torch.device) -> Size:
-    """SDXL as it is trained."""
-    return Size(json.loads((SDXL_CONFIG / "unet" / "config.json").read_text("utf-8")), 1024, 32, device)
+def real_size(device: torch.device) -> ModelSpec:
+    """Return SDXL at its real size."""
+    return ModelSpec(json.loads((SDXL_CONFIG / "unet" / "config.json").read_text("utf-8")), 1024, 32, device)
 
 
 def cases() -> list[Case]:
-    """The table's rows in order."""
+    """Return the table's rows in order."""
     kinds = [(batch, base) for batch in (1, 2, 4) for base in BasePrecision]
     limits = [(BasePrecision.INT8, 8e9), (BasePrecision.NF4, 6e9)]
     return [
@@ -101,11 +101,11 @@ def cases() -> list[Case]:
     ]
 
 
-def random_unet(size: Size) -> UNet2DConditionModel:
-    """The UNet, made on the device: norms are 1, biases 0, all else normal with a variance of 1 over its inputs."""
+def random_unet(spec: ModelSpec) -> UNet2DConditionModel:
+    """Build the UNet on the device: norms 1, biases 0, other weights normal with variance 1 / inputs."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(size.config).to(size.dtype).requires_grad_(False)
-    unet.to_empty(device=size.device)
+        unet = UNet2DConditionModel.from_config(spec.config).to(spec.dtype).requires_grad_(False)
+    unet.to_empty(device=spec.device)
     with torch.no_grad():
         for name, weight in unet.named_parameters():
             if weight.dim() < 2:
@@ -115,40 +115,40 @@ def random_unet(size: Size) -> UNet2DConditionModel:
     return unet
 
 
-def random_batch(size: Size, batch: int) -> BatchTensors:
-    """A batch as the caches give it, in page-locked memory if a GPU is to read it."""
+def random_batch(spec: ModelSpec, batch: int) -> BatchTensors:
+    """Build a batch like the collator's, in pinned memory for a GPU."""
     source = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source)
 
-    text = size.config["projection_class_embeddings_input_dim"] - 6 * size.config["addition_time_embed_dim"]
-    latents = (batch, size.config["in_channels"], size.side // 8, size.side // 8)
+    text = spec.config["projection_class_embeddings_input_dim"] - 6 * spec.config["addition_time_embed_dim"]
+    latents = (batch, spec.config["in_channels"], spec.side // 8, spec.side // 8)
     made = BatchTensors(
-        noisy=draw(*latents).to(size.dtype),
+        noisy=draw(*latents).to(spec.dtype),
         target=draw(*latents),
         t=torch.arange(100, 100 + batch),
-        time_ids=torch.tensor([[size.side, size.side, 0, 0, size.side, size.side]] * batch),
+        time_ids=torch.tensor([[spec.side, spec.side, 0, 0, spec.side, spec.side]] * batch),
         weights=torch.ones(batch),
-        hidden=draw(batch, 77, size.config["cross_attention_dim"]).to(size.dtype),
-        pooled=draw(batch, text).to(size.dtype),
+        hidden=draw(batch, 77, spec.config["cross_attention_dim"]).to(spec.dtype),
+        pooled=draw(batch, text).to(spec.dtype),
     )
-    return made.pin_memory() if size.device.type == "cuda" else made
+    return made.pin_memory() if spec.device.type == "cuda" else made
 
 
-def studio_run(size: Size, case: Case) -> Run:
-    """A run of the studio's with everything that a step reads, and one batch for ever."""
-    recipe = Recipe(network_dim=size.rank, network_alpha=size.rank / 2, text_encoder_lr=0.0, optimizer="AdamW")
-    unet = random_unet(size)
-    quantize(unet, case.base, size.dtype, size.device)
+def studio_run(spec: ModelSpec, case: Case) -> Run:
+    """Build a run with everything that a step reads, and with the same batch in every step."""
+    recipe = Recipe(network_dim=spec.rank, network_alpha=spec.rank / 2, text_encoder_lr=0.0, optimizer="AdamW")
+    unet = random_unet(spec)
+    quantize(unet, case.base, spec.dtype, spec.device)
     adapters = add_adapters(unet, [], recipe)
-    unet.to(size.device).train()
-    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, size.dtype)
+    unet.to(spec.device).train()
+    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, spec.dtype)
     use_plain_attention(unet)
     use_lean_gates(unet)
     optimizer = make_optimizer(recipe, weights.groups)
-    inputs = StepBatches(case.batch, [(0, random_batch(size, case.batch))])
-    counts = count_steps({(size.side, size.side): case.batch * MANY}, batch_size=case.batch, epochs=1)
+    inputs = StepBatches(case.batch, [(0, random_batch(spec, case.batch))])
+    counts = count_steps({(spec.side, spec.side): case.batch * MANY_STEPS}, batch_size=case.batch, epochs=1)
     nothing: Any = None
     base: Any = SimpleNamespace(unet=unet, text_encoders=[])
     job: Any = SimpleNamespace(recipe=recipe)
@@ -163,7 +163,7 @@ def studio_run(size: Size, case: Case) -> Run:
         weights=weights,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, counts.total_steps),
-        scaler=torch.amp.GradScaler(size.device.type, enabled=False),
+        scaler=torch.amp.GradScaler(spec.device.type, enabled=False),
         collator=Collator(
             job,
             nothing,
@@ -174,11 +174,11 @@ def studio_run(size: Size, case: Case) -> Run:
             [],
             nothing,
             None,
-            size.device,
-            size.dtype,
+            spec.device,
+            spec.dtype,
         ),
-        device=size.device,
-        dtype=size.dtype,
+        device=spec.device,
+        dtype=spec.dtype,
         precision="bf16",
         health=Health(),
         averaged_weights=AveragedWeights(optimizer, weights.flat, 0.0),
@@ -188,9 +188,9 @@ def studio_run(size: Size, case: Case) -> Run:
 
 
 def fit(run: Run, case: Case, batch: BatchTensors) -> str:
-    """Have as many blocks computed twice as the case's limit needs; returns how many, in words."""
+    """Recompute as many blocks as the case's memory limit needs; return their number as text."""
     run.blocks.compute_all_twice()
-    for _ in range(2):  # the second with the optimizer's state
+    for _ in range(2):  # the second one has the optimizer's state
         reset_peak(run.device)
         train_step(run)
     room = case.limit - RESERVE - peak_bytes(run.device)
@@ -202,53 +202,55 @@ def fit(run: Run, case: Case, batch: BatchTensors) -> str:
 
 
 def measure(
-    size: Size, case: Case, find: Callable[[torch.device], CudaRecorder | None] = find_recorder, steps: int = STEPS
+    spec: ModelSpec, case: Case, find: Callable[[torch.device], CudaRecorder | None] = find_recorder, steps: int = STEPS
 ) -> Measured:
-    """A case's figures. Raises torch.OutOfMemoryError."""
-    run = studio_run(size, case)
-    said: list[str] = []
+    """Measure a case. Raises torch.OutOfMemoryError."""
+    run = studio_run(spec, case)
+    notes: list[str] = []
     _, batch = run.prefetch.take(0, 1, partial(lambda step: None)).batches[0]
     if case.limit:
-        said.append(fit(run, case, batch))
+        notes.append(fit(run, case, batch))
     for _ in range(WARM_UP):
         train_step(run).read()
-    reset_peak(size.device)
-    if case.graphs and (recorder := find(size.device)) is not None:
+    reset_peak(spec.device)
+    if case.graphs and (recorder := find(spec.device)) is not None:
         run.replays = Replays(
             partial(forward_backward, run),
             recorder,
             run.weights,
-            lambda batch, this_epoch: MANY,
-            lambda event, **values: said.append(values["message"].partition(" latents of ")[2] or values["message"]),
+            lambda batch, this_epoch: MANY_STEPS,
+            lambda event, **values: notes.append(values["message"].partition(" latents of ")[2] or values["message"]),
         )
-        for _ in range(2 * PROBES + 2):  # until it is known whether the graph is kept
+        for _ in range(2 * PROBES + 2):  # until it is decided whether the graph is kept
             train_step(run).read()
     elif case.graphs:
-        said.append("no CUDA graphs on this device")
-    seconds = seconds_of(lambda: train_step(run), size.device, steps)
-    return Measured(seconds, peak_bytes(size.device), "; ".join(said))
+        notes.append("no CUDA graphs on this device")
+    seconds = seconds_of(lambda: train_step(run), spec.device, steps)
+    return Measured(seconds, peak_bytes(spec.device), "; ".join(notes))
 
 
-def measure_peft(size: Size, batch: int, steps: int = STEPS) -> Measured:
-    """The loop of diffusers' example: peft's layers in fp32 under autocast, AdamW, a wait for the loss in each step."""
-    unet = random_unet(size)
-    recipe = Recipe(network_dim=size.rank, network_alpha=size.rank / 2, text_encoder_lr=0.0)
+def measure_peft(spec: ModelSpec, batch: int, steps: int = STEPS) -> Measured:
+    """Measure diffusers' example loop: peft's layers in fp32 under autocast, AdamW, a GPU sync for each loss."""
+    unet = random_unet(spec)
+    recipe = Recipe(network_dim=spec.rank, network_alpha=spec.rank / 2, text_encoder_lr=0.0)
     with torch.device("meta"):
-        places = [path for _, path, _ in add_adapters(UNet2DConditionModel.from_config(size.config), [], recipe).layers]
-    unet.add_adapter(LoraConfig(r=size.rank, lora_alpha=size.rank // 2, target_modules=places))
-    unet.to(size.device).train()
+        targets = [
+            path for _, path, _ in add_adapters(UNet2DConditionModel.from_config(spec.config), [], recipe).layers
+        ]
+    unet.add_adapter(LoraConfig(r=spec.rank, lora_alpha=spec.rank // 2, target_modules=targets))
+    unet.to(spec.device).train()
     weights = [weight for weight in unet.parameters() if weight.requires_grad]
     for weight in weights:
         weight.data = weight.data.float()
     optimizer = torch.optim.AdamW(weights, lr=1e-4, weight_decay=1e-2)
-    inputs = random_batch(size, batch)
+    inputs = random_batch(spec, batch)
 
     def step() -> None:
-        here = inputs.to(size.device)
-        with torch.autocast(size.device.type, size.dtype, enabled=size.dtype != torch.float32):
+        here = inputs.to(spec.device)
+        with torch.autocast(spec.device.type, spec.dtype, enabled=spec.dtype != torch.float32):
             added = {"text_embeds": here.pooled, "time_ids": here.time_ids}
-            answer = unet(here.noisy, here.t, here.hidden, added_cond_kwargs=added, return_dict=False)[0]
-        loss = nn.functional.mse_loss(answer.float(), here.target)
+            prediction = unet(here.noisy, here.t, here.hidden, added_cond_kwargs=added, return_dict=False)[0]
+        loss = nn.functional.mse_loss(prediction.float(), here.target)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -257,12 +259,12 @@ def measure_peft(size: Size, batch: int, steps: int = STEPS) -> Measured:
 
     for _ in range(WARM_UP):
         step()
-    reset_peak(size.device)
-    return Measured(seconds_of(step, size.device, steps), peak_bytes(size.device))
+    reset_peak(spec.device)
+    return Measured(seconds_of(step, spec.device, steps), peak_bytes(spec.device))
 
 
 def seconds_of(step: Callable[[], object], device: torch.device, steps: int) -> float:
-    """The median seconds of a step, from its first operation on the device to that of the next; no wait between."""
+    """Return the median seconds per step on the device, from start to start, without syncs in between."""
     if device.type != "cuda":
         marks = [time.perf_counter()]
         for _ in range(steps):
@@ -279,7 +281,7 @@ def seconds_of(step: Callable[[], object], device: torch.device, steps: int) -> 
 
 
 def ceiling(device: torch.device, dtype: torch.dtype = torch.bfloat16, side: int = 8192, times: int = 20) -> float:
-    """TFLOP/s of the fastest of three series of matrix products."""
+    """Return TFLOP/s of the fastest of three series of matrix products."""
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     result = torch.empty_like(left)
     best = min(seconds_of(lambda: torch.mm(left, right, out=result), device, times) for _ in range(3))
@@ -287,19 +289,19 @@ def ceiling(device: torch.device, dtype: torch.dtype = torch.bfloat16, side: int
 
 
 def reset_peak(device: torch.device) -> None:
-    """Forget what the device's memory held at most."""
+    """Reset the peak memory statistics of the device."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most bytes that tensors took since `reset_peak`; 0 where the device does not tell."""
+    """Return the peak bytes of tensors since `reset_peak`; 0 if the device does not report them."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 @contextmanager
-def cleared(device: torch.device) -> Iterator[None]:
-    """Give all memory back afterwards."""
+def memory_freed(device: torch.device) -> Iterator[None]:
+    """Free all memory at the end of the block."""
     try:
         yield
     finally:
@@ -308,42 +310,44 @@ def cleared(device: torch.device) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def row(label: str, batch: int, work: Callable[[], Measured], size: Size, top: float, plain: float | None) -> Measured:
-    """Measure and print a row; one that fails says why. `plain` are the seconds of peft's loop with this batch."""
+def row(
+    label: str, batch: int, work: Callable[[], Measured], spec: ModelSpec, top: float, plain: float | None
+) -> Measured:
+    """Measure and print a row, or its error. `plain` is the seconds of peft's loop with this batch size."""
     found = Measured(float("nan"), 0)
-    with cleared(size.device):
+    with memory_freed(spec.device):
         try:
             found = work()
         except (RuntimeError, ImportError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(f"{label:<34} missing: {said[:100]}", flush=True)
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(f"{label:<34} missing: {reason[:100]}", flush=True)
             return found
-    work_done = TFLOP * batch * (size.side / 1024) ** 2
+    work_done = TFLOP * batch * (spec.side / 1024) ** 2
     ratio = f"{plain / found.seconds:5.2f}" if plain is not None else "    -"
     share = 100 * work_done / found.seconds / top
     figures = f"{found.seconds:8.3f} {ratio:>8} {share:10.1f} % {found.peak / 2**30:8.2f} {found.peak / 1e9:8.2f}"
-    print(f"{label:<34}{figures}  {found.said}".rstrip(), flush=True)
+    print(f"{label:<34}{figures}  {found.notes}".rstrip(), flush=True)
     return found
 
 
 def table(
-    size: Size,
+    spec: ModelSpec,
     chosen: list[Case],
     top: float,
     find: Callable[[torch.device], CudaRecorder | None] = find_recorder,
     steps: int = STEPS,
 ) -> None:
-    """Print the cases, after peft's loop with the same batch."""
+    """Print the cases, each after peft's loop with its batch size."""
     print(f"{'':<34}{'s/step':>8} {'x peft':>8} {'of ceiling':>12} {'GiB':>8} {'GB':>8}")
     plain: dict[int, float] = {}
     for case in chosen:
         if case.batch not in plain:
-            work = partial(measure_peft, size, case.batch, steps)
-            plain[case.batch] = row(f"batch {case.batch}, peft, bf16", case.batch, work, size, top, None).seconds
+            work = partial(measure_peft, spec, case.batch, steps)
+            plain[case.batch] = row(f"batch {case.batch}, peft, bf16", case.batch, work, spec, top, None).seconds
         base = "bf16" if case.base is BasePrecision.FULL else case.base.value
         within = f" within {case.limit / 1e9:.0f} GB" if case.limit else ""
         label = f"batch {case.batch}, {base}{within}, {'graphs' if case.graphs else 'eager'}"
-        row(label, case.batch, partial(measure, size, case, find, steps), size, top, plain[case.batch])
+        row(label, case.batch, partial(measure, spec, case, find, steps), spec, top, plain[case.batch])
 
 
 def gpu_table() -> None:

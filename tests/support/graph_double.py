@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on a CPU: it does recorded work again on the memory that was recorded, in made-up time."""
+"""A fake CUDA graph recorder for the CPU: replays repeat the recorded work on the same tensors, in simulated time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_studio.training.speed.cuda_graph_capture import Recording
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment in the recorder's time."""
+    """A point in the recorder's simulated time."""
 
     seconds: float
 
@@ -26,7 +26,7 @@ class Mark:
 
 @dataclass
 class Graph:
-    """Work that a `Recorder` has recorded."""
+    """Work that a `Recorder` recorded."""
 
     recorder: Recorder
     work: Callable[[], Tensor]
@@ -45,10 +45,10 @@ class Graph:
 
 @dataclass
 class Recorder:
-    """Replays take `replay_seconds` each; plain passes have to add `pass_seconds` to `now` by themselves.
+    """Replays take `replay_seconds` each; the work of an eager pass has to add `pass_seconds` to `now` itself.
 
-    `failing` has the methods that raise something, and at which call (counted from 1). A `wrong` one's replays do the
-    work twice.
+    `failing` maps names of methods to the call (counted from 1) that raises and to its error. If `wrong`, replays do
+    the work one time too many.
     """
 
     pass_seconds: float = 1.0

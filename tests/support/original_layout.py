@@ -1,4 +1,4 @@
-"""A pipeline as one file in the layout of Stability's own code, which is how people hand out checkpoints of SDXL."""
+"""Single-file checkpoints in the layout of Stability's own code, in which SDXL models are distributed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TEXT = {
 
 
 class Parts(Protocol):
-    """The models of a pipeline; on the meta device they give names and shapes without weights."""
+    """The models of a pipeline; on the meta device they have names and shapes without weights."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -69,7 +69,7 @@ def save_single_file(pipe: StableDiffusionXLPipeline, path: Path, *markers: str,
 
 
 def original_tensors(parts: Parts) -> Tensors:
-    """All weights by their names in Stability's layout, for a model of any size."""
+    """Return all weights by their names in Stability's layout, for a model of any size."""
     tensors = {
         **_renamed("model.diffusion_model.", parts.unet.state_dict(), lambda name: _unet(name, parts.unet)),
         **_renamed(
@@ -80,7 +80,7 @@ def original_tensors(parts: Parts) -> Tensors:
     }
     for name, weight in tensors.items():
         if re.search(r"first_stage_model.*attn_1\.(q|k|v|proj_out)\.weight", name):
-            tensors[name] = weight[:, :, None, None]  # convolutions of one pixel there
+            tensors[name] = weight[:, :, None, None]  # 1x1 convolutions there
     return tensors
 
 

@@ -1,7 +1,7 @@
-"""A Stable Diffusion XL pipeline with everything in its place and random weights, made in under a second.
+"""A tiny Stable Diffusion XL pipeline with random weights, built in under a second.
 
-The structure is SDXL's (two text encoders of different widths, the second with projection, text_time conditioning,
-three levels with attention on the lower two, a VAE of factor 8); the sizes are not.
+Its structure is SDXL's (two text encoders of different widths, the second with projection, text_time conditioning,
+three levels with attention on the lower two, a VAE of factor 8); its sizes are not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WIDTHS = (16, 24)
 
 
 def write_tokenizer(folder: Path, pad_token: str) -> None:
-    """A CLIP tokenizer of single bytes: every text can be written, no merges."""
+    """Write a CLIP tokenizer with single bytes as tokens and no merges, which can encode every text."""
     folder.mkdir(parents=True, exist_ok=True)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(code) for code in printable] + [chr(256 + index) for index in range(256 - len(printable))]
@@ -43,10 +43,10 @@ def make_pipeline(
     text_layers: tuple[int, int] = (3, 3),
     vae_channels: tuple[int, int, int, int] = (8, 8, 16, 16),
 ) -> StableDiffusionXLPipeline:
-    """The pipeline on the CPU in fp32; `folder` takes the tokenizers' files.
+    """Build the pipeline on the CPU in fp32; the tokenizers' files are written to `folder`.
 
-    `layers` are those of each block of the UNet, `channels` those of its levels, `depths` counts the transformer blocks
-    of each attention there. `widths` and `text_layers` are the text encoders', `vae_channels` the VAE's.
+    `layers` is the UNet's layers per block, `channels` the channels and `depths` the transformer blocks per attention
+    of its levels. `widths` and `text_layers` are the text encoders', `vae_channels` the VAE's.
     """
     torch.manual_seed(seed)
     tokenizers = []
@@ -112,7 +112,7 @@ def make_pipeline(
 
 
 def save_tiny_sdxl(folder: Path, **options: Any) -> Path:
-    """Write the pipeline as a diffusers folder and return it; options are those of `make_pipeline`."""
+    """Write the pipeline as a diffusers folder and return that; options are those of `make_pipeline`."""
     pipeline = make_pipeline(folder, **options)
     pipeline.save_pretrained(folder, safe_serialization=True)
     return folder

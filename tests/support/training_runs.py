@@ -42,7 +42,7 @@ RECIPE = {
 
 
 def make_images(folder: Path, sizes: Sizes) -> Path:
-    """Images of noise, with a caption each."""
+    """Write images of noise, with a caption each, and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, (width, height) in enumerate(sizes):
         source = torch.Generator().manual_seed(index)
@@ -53,7 +53,7 @@ def make_images(folder: Path, sizes: Sizes) -> Path:
 
 
 def make_job(base: Path | str, dataset: Path, **recipe: Any) -> TrainJob:
-    """A job of a few steps in fp32."""
+    """Return a job of a few steps in fp32."""
     return TrainJob.parse(
         {
             "name": "ink",
@@ -66,7 +66,7 @@ def make_job(base: Path | str, dataset: Path, **recipe: Any) -> TrainJob:
 
 
 def recipe_of(**changes: Any) -> Recipe:
-    """The recipe of `make_job`."""
+    """Return the recipe of `make_job` with changes."""
     return Recipe.parse(RECIPE | changes)
 
 
@@ -93,7 +93,7 @@ def train_into(
     stop_when: Callable[[int], bool] | None = None,
     resume: bool = False,
 ) -> tuple[TrainResult, Events]:
-    """Train, and ask for a stop after step `stop_after`, or when `stop_when(steps so far)`; events must be JSON."""
+    """Train, and request a stop after step `stop_after`, or when `stop_when(steps so far)`; events must be JSON."""
     events: Events = []
 
     def report(event: str, /, **values: Any) -> None:
@@ -110,19 +110,19 @@ def train_into(
 
 
 def of(events: Events, name: str) -> list[dict[str, Any]]:
-    """The values of the events of one name."""
+    """Return the values of the events with this name."""
     return [values for event, values in events if event == name]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The fp32 weights of a run's newest saved state."""
+    """Return the fp32 weights of a run's latest training state."""
     state = load_state(folder / "checkpoints" / "state", on_damage=_never)
     assert state is not None
     return state.weights
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    """Whether two sets of tensors are equal bit for bit."""
+    """Return whether two sets of tensors are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 

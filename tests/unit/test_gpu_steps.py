@@ -1,4 +1,4 @@
-"""The GPU's benchmark on a CPU with a small UNet: everything but what only a GPU has runs."""
+"""The GPU table on a CPU with a small UNet: everything runs except what needs CUDA."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 
 from lora_studio.settings.choices import BasePrecision
 from tests.support import gpu_steps
-from tests.support.gpu_steps import Case, Size, cases, ceiling, gpu_table, table
+from tests.support.gpu_steps import Case, ModelSpec, cases, ceiling, gpu_table, table
 from tests.support.graph_double import Recorder
 from tests.support.tiny_sdxl import make_pipeline
 
 
 @pytest.fixture(scope="module")
-def size(tmp_path_factory: pytest.TempPathFactory) -> Size:
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     unet = make_pipeline(tmp_path_factory.mktemp("tokenizers"), layers=1, depths=(1, 1, 1)).unet
-    return Size(dict(unet.config), 64, 4, torch.device("cpu"), torch.float32)
+    return ModelSpec(dict(unet.config), 64, 4, torch.device("cpu"), torch.float32)
 
 
-def test_every_row_is_measured_or_says_why_not(
-    size: Size, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_every_row_has_figures_or_an_error(
+    spec: ModelSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
     step = gpu_steps.forward_backward
@@ -34,7 +34,7 @@ def test_every_row_is_measured_or_says_why_not(
     full, packed = BasePrecision.FULL, BasePrecision.INT8
     monkeypatch.setattr(gpu_steps, "WARM_UP", 1)
     chosen = [Case(1, full, True), Case(2, packed, False, 1.0)]
-    table(size, chosen, 0.01, lambda device: recorder, steps=1)
+    table(spec, chosen, 0.01, lambda device: recorder, steps=1)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:34].strip() for line in lines[1:]] == [
         "batch 1, peft, bf16",
@@ -48,7 +48,7 @@ def test_every_row_is_measured_or_says_why_not(
     assert lines[4].endswith("blocks twice")
     assert len(recorder.held) == 1
     monkeypatch.setattr(gpu_steps, "random_batch", out_of_memory)
-    table(size, chosen[:1], 0.01)
+    table(spec, chosen[:1], 0.01)
     assert capsys.readouterr().out.splitlines()[-1].split(" missing: ")[1] == "CUDA out of memory."
 
 
@@ -56,7 +56,7 @@ def out_of_memory(*given: object) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
 
-def test_the_table_has_what_the_goals_are_about() -> None:
+def test_table_has_the_cases_of_the_goals() -> None:
     wanted = {(batch, base, graphs) for batch in (1, 2, 4) for base in BasePrecision for graphs in (False, True)}
     assert {(case.batch, case.base, case.graphs) for case in cases() if not case.limit} == wanted
     assert {(case.base, case.limit) for case in cases() if case.limit} == {
@@ -65,7 +65,7 @@ def test_the_table_has_what_the_goals_are_about() -> None:
     }
 
 
-def test_the_ceiling_is_found_and_a_machine_without_a_gpu_says_so(
+def test_measures_the_ceiling_and_reports_a_missing_gpu(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert ceiling(torch.device("cpu"), torch.float32, side=64, times=2) > 0
