@@ -23,9 +23,10 @@ from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import ImageInfo, file_sha256, find_images
 from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import ScanReport, ScanSummary
-from lora_studio.ui.dataset.contents import Contents, image_id
+from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
+from lora_studio.ui.dataset.image_item import image_id
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -103,7 +104,7 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("a tag of the table", CaptionHandlers.tag_clicked, {}, "tag:thing 7"),
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
         ("next page", CurationHandlers.button_clicked, {}, "page:7"),
-        ("filter To look at", CaptionHandlers.filter_changed, {"dataset_filter": "To look at"}, None),
+        ("filter To check", CaptionHandlers.filter_changed, {"dataset_filter": "To check"}, None),
         ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": "Unreviewed"}, None),
         ("filter by a tag", CaptionHandlers.filter_changed, all_images | {"dataset_filter_tag": "thing 7"}, None),
         ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),

@@ -314,12 +314,12 @@ def test_hostile_captions_are_escaped(home: Home) -> None:
         image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
     contents = Contents.of(project)
     plan = dataset_captions.plan_edit([item.path for item in contents.items], dataset_captions.edits.remove(["day"]))
-    frequencies = contents.tag_table.frequencies
+    frequencies = contents.captions.tag_table.frequencies
     html = "".join(
         [
             tag_chips(contents.items[0].caption or "", "<b>", {}),
             suggestion_list([Suggestion("<em>", 1)]),
-            dataset_captions.finding_list(contents.findings),
+            dataset_captions.finding_list(contents.captions.findings),
             dataset_captions.plan_table(plan),
             dataset_statistics.tag_table(frequencies, "<u>", 0),
             dataset_statistics.co_occurrence_table("<s>", frequencies),

@@ -27,10 +27,11 @@ from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as background_scan
 from lora_studio.ui.dataset import view as dataset_view
-from lora_studio.ui.dataset.contents import Contents, Filter, Selection, has_trigger, image_id
+from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.curation_view import set_aside_card
 from lora_studio.ui.dataset.handlers import CaptionHandlers
+from lora_studio.ui.dataset.image_item import Filter, Selection, has_trigger, image_id
 from lora_studio.ui.dataset.review import caption_hint, change_caption
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode

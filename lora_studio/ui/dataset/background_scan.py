@@ -1,7 +1,7 @@
-"""Importing and scanning in the background of the interface: it goes on while the page is reloaded or closed.
+"""Import and scan images in a background thread, which keeps running while the page is reloaded or closed.
 
-It needs no model and no GPU, so it is no job for a worker process: a thread imports what was given, makes the small
-pictures of the grid, scans, and writes scan.json. The page asks how far it is.
+A scan needs neither a model nor a GPU, and so no worker process. The thread imports files, creates the thumbnails of
+the grid, scans, and writes scan.json. The page polls its progress.
 """
 
 from __future__ import annotations
@@ -26,16 +26,13 @@ from lora_studio.ui.dataset.contents import load_manifest
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home, Project
 
-THUMBNAIL_PX = 256  # px of the pictures in the grid
+THUMBNAIL_PX = 256
 CORES = os.cpu_count() or 1
 
 
 @dataclass
 class ScanTask:
-    """One pass over a project's images: what it does now, how far it is, and what came of it.
-
-    `thumbnails_ready` says that the grid's small pictures are made.
-    """
+    """Progress and result of one import or scan. `done` and `total` count items of the current phase."""
 
     phase: str = "Starting"
     done: int = 0
@@ -46,60 +43,58 @@ class ScanTask:
     error: StudioError | None = None
 
     def start_phase(self, phase: str, total: int = 0) -> None:
-        """Go on to the next part."""
+        """Begin the next phase."""
         self.phase, self.done, self.total = phase, 0, total
 
     def set_progress(self, done: int, total: int) -> None:
-        """So many of so many."""
+        """Set the progress of the current phase."""
         self.done, self.total = done, total
 
     @property
     def render_key(self) -> str:
-        """Changes when there is something else to show than a figure."""
+        """A value that changes when more than a progress bar has to be rendered again."""
         return f"{id(self)}:{self.phase}:{self.running}"
 
 
 @dataclass
 class ScanRunner:
-    """The passes of a home's projects, one at a time for each."""
+    """Runs scans of a home's projects, one at a time per project."""
 
     home: Home
     _latest: dict[Path, ScanTask] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def latest(self, project: Project) -> ScanTask | None:
-        """The pass at work, else the latest since the studio was started."""
+        """Return the running scan, else the latest one since the studio was started."""
         return self._latest.get(project.path)
 
     def is_running(self, project: Project) -> bool:
-        """Whether a pass is at work."""
+        """Return whether a scan is running."""
         task = self.latest(project)
         return task is not None and task.running
 
     def clear_error(self, project: Project) -> None:
-        """The user read why the latest pass failed, and went on."""
+        """Dismiss the error of the latest scan."""
         task = self.latest(project)
         if task is not None:
             task.error = None
 
     def start(self, project: Project, sources: Sequence[Path] = ()) -> ScanTask:
-        """Import `sources`, then scan; raises InputError while another pass over the project is at work."""
+        """Import `sources`, then scan; raise InputError while another scan of the project is running."""
         return self._begin(project, lambda task: self._import_and_scan(project, sources, task))
 
     def move_loose_images(self, project: Project) -> ScanTask:
-        """Put images beside the sets into the first one, then scan; raises InputError while another pass is at work."""
+        """Move images outside of sets into the first set, then scan; raise InputError while another scan is running."""
         return self._begin(project, lambda task: self._move_and_scan(project, task))
 
     def find_similar(self, project: Project) -> ScanTask:
-        """Find similar images by what a tagger saw; raises InputError while another pass is at work."""
+        """Find similar images by a tagger's features; raise InputError while another scan is running."""
         return self._begin(project, lambda task: self._find_similar(project, task))
 
     def _begin(self, project: Project, work: Callable[[ScanTask], None]) -> ScanTask:
         with self._lock:
             if self.is_running(project):
-                raise InputError(
-                    "The images are being looked at.", "Wait until that is done, then try again.", code="busy"
-                )
+                raise InputError("A scan is already running.", "Try again when it has finished.", code="busy")
             task = self._latest[project.path] = ScanTask()
         threading.Thread(target=self._run, args=(project, work, task), daemon=True, name="dataset scan").start()
         return task
@@ -119,7 +114,7 @@ class ScanRunner:
         self._scan(project, task)
 
     def _find_similar(self, project: Project, task: ScanTask) -> None:
-        task.start_phase("Comparing what the tagger saw")
+        task.start_phase("Comparing tagger features")
         manifest = load_manifest(project)
         tagger_features = cached_features(self.home, {info.sha256 for info in manifest.infos.values()})
         if tagger_features:
@@ -132,31 +127,31 @@ class ScanRunner:
         except StudioError as error:
             task.error = error
         except Exception as error:
-            logging.getLogger(__name__).exception("looking at the images of %s", project.path)
+            logging.getLogger(__name__).exception("Scan of %s failed", project.path)
             task.error = StudioError(
-                f"This should not have happened: {type(error).__name__}: {error}.",
-                "Its traceback is where the studio was started.",
+                f"Unexpected {type(error).__name__}: {error}.",
+                "See the terminal for the traceback.",
             )
         finally:
             task.running = False
 
     def _make_thumbnails(self, project: Project, task: ScanTask) -> None:
         paths = project_images(project)
-        task.start_phase("Making small pictures", len(paths))
+        task.start_phase("Creating thumbnails", len(paths))
         with ThreadPoolExecutor(CORES) as pool:
             for done, _ in enumerate(pool.map(self._make_thumbnail, paths), 1):
                 task.done = done
         task.thumbnails_ready = True
 
     def _make_thumbnail(self, path: Path) -> None:
-        with suppress(InputError, OSError):  # the scan says what cannot be read
+        with suppress(InputError, OSError):  # the scan reports unreadable images
             picture_url(self.home, path, THUMBNAIL_PX)
 
     def _scan(self, project: Project, task: ScanTask) -> None:
         paths = project_images(project)
         if not paths:
             return
-        task.start_phase("Looking for flaws", len(paths))
+        task.start_phase("Checking images", len(paths))
         stamps = scan_stamps(paths)
         report = scan(
             project.dataset_dir,

@@ -17,7 +17,8 @@ from lora_studio.dataset.captions.lint import Finding
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
-from lora_studio.ui.dataset.contents import Contents, ImageItem, display_name
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import ImageItem, display_name
 from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.view import Action, shortened
 from lora_studio.ui.widgets.events import Updates
@@ -172,7 +173,7 @@ class CaptionsPanel:
         done = [edit for edit in past if not edit.undone]
         undone = [edit for edit in past if edit.undone]
         return {
-            self.findings: finding_list(contents.findings) if contents.items else _no_findings(),
+            self.findings: finding_list(contents.captions.findings) if contents.items else _no_findings(),
             self.undo: gr.Button(interactive=bool(done)),
             self.redo: gr.Button(interactive=bool(undone)),
             self.history: history_list(past),

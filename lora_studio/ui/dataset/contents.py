@@ -1,288 +1,104 @@
-"""A project's dataset as the page shows it: each image with its caption, what the last scan said, and what to do."""
+"""The contents of a project's dataset: its images, groups of duplicates, and statistics, cached until files change."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from lora_studio import guide
 from lora_studio.dataset.buckets import Bucket, bucket_plan
-from lora_studio.dataset.captions.lint import Caption, Finding, lint_captions
+from lora_studio.dataset.captions.lint import Finding, lint_captions
 from lora_studio.dataset.captions.statistics import SplitSuggestion, TagTable, suggest_split
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, deduplicated, read_caption, split_tags, with_trigger
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
-from lora_studio.dataset.images.decode import ImageInfo, is_training_image
+from lora_studio.dataset.images.decode import is_training_image
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.errors import InputError
 from lora_studio.settings.recipe import Recipe
+from lora_studio.ui.dataset.image_item import ImageItem, Selection, image_id
 from lora_studio.ui.dataset.stat_cache import ProjectCache, own_files
 from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
 
 MAX_PARTIAL_UPDATE = 1_000  # changed images; beyond that the project is loaded again
-FROM_CAPTIONS = ["tag_table", "findings", "without_trigger"]  # what contents remember that captions and names decide
-FROM_IMAGES = ["indices", "sizes", "unscanned", "split_suggestion"]  # what images alone decide
 
 
-class Filter(StrEnum):
-    """Which images the grid shows."""
+@dataclass(frozen=True, eq=False)
+class ImageStatistics:
+    """Values that depend on image files and the scan alone, computed when first used."""
 
-    ALL = "All"
-    NO_CAPTION = "No caption"
-    NO_TRIGGER = "No trigger word"
-    UNREVIEWED = "Unreviewed"
-    FLAGGED = "To look at"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which images are to be seen: those of a filter that have a tag too, or lack it, and are among `only` if given."""
-
-    filter: Filter = Filter.ALL
-    tag: str = ""
-    without_tag: bool = False
-    only: frozenset[Path] | None = None
-
-
-@dataclass(frozen=True)
-class ImageItem:
-    """One image. `info` is None until it was scanned; `proposal` says why the scan would set it aside, if it would."""
-
-    id: str
-    path: Path
-    caption: str | None
-    info: ImageInfo | None
-    proposal: str
-    kept: bool
-    trigger: str
-    reviewed: bool = False
-
-    @property
-    def name(self) -> str:
-        """The file's name as text that any page can show."""
-        return display_name(self.path)
-
-    @cached_property
-    def has_trigger(self) -> bool:
-        """Whether the caption begins with the trigger word."""
-        return has_trigger(self.caption or "", self.trigger)
-
-    @cached_property
-    def tags_once(self) -> list[str]:
-        """The caption's tags as they are written, each once."""
-        return deduplicated(split_tags(self.caption or ""))
-
-    @cached_property
-    def tags(self) -> frozenset[str]:
-        """The caption's tags in lower case."""
-        return frozenset(tag.casefold() for tag in self.tags_once)
-
-    @cached_property
-    def lint_input(self) -> Caption:
-        """The caption as the lint reads it; raises InputError if it cannot be read."""
-        return Caption.of(self.path)
-
-    @cached_property
-    def issues(self) -> list[str]:
-        """What there is to look at, in words: what the scan found, unless the image is marked to be kept."""
-        if self.kept:
-            return []
-        copy = [self.proposal] if self.proposal else []
-        issues = [issue.message for issue in self.info.issues] if self.info else []
-        return [*copy, *(message for message in issues if message not in copy)]
-
-    def matches(self, selection: Selection) -> bool:
-        """Whether it is to be seen."""
-        if selection.tag and (selection.tag.casefold() in self.tags) == selection.without_tag:
-            return False
-        if selection.only is not None and self.path not in selection.only:
-            return False
-        match selection.filter:
-            case Filter.NO_CAPTION:
-                return not self.caption
-            case Filter.NO_TRIGGER:
-                return bool(self.caption) and not self.has_trigger
-            case Filter.UNREVIEWED:
-                return not self.reviewed
-            case Filter.FLAGGED:
-                return bool(self.issues)
-        return True
-
-
-@dataclass(frozen=True)
-class Contents:
-    """All images of a project in order, the groups of copies, and what the scan proposes."""
-
-    project: Project
-    trigger: str
     items: list[ImageItem]
-    groups: list[DuplicateGroup]
-    manifest: Manifest = field(repr=False)
-
-    @classmethod
-    def of(cls, project: Project) -> Contents:
-        """Look at a project's dataset as it is on disk now; reads no image. Remembered while nothing changes there."""
-        return _cache.get(project)
-
-    @classmethod
-    def load(cls, project: Project) -> Contents:
-        """Look at a project's dataset on disk."""
-        paths = project_images(project)
-        with gc_frozen() if len(paths) > MAX_PARTIAL_UPDATE else nullcontext():
-            manifest = load_manifest(project)
-            trigger = project.info().trigger_word
-            proposed = {item.path: item.reason for item in manifest.proposals()}
-            items = [_item(project, path, trigger, manifest, proposed) for path in paths]
-            return cls(project, trigger, items, _groups(manifest, {item.path for item in items}, proposed), manifest)
-
-    def updated(self, changed: set[str]) -> Contents | None:
-        """The contents after some files (images, captions, the marks) changed; None if there is more to look at.
-
-        What did not change stays the same object, with what is remembered of it.
-        """
-        paths = [Path(path) for path in changed - {*own_files(self.project)}]
-        images = {path for path in paths if is_training_image(path.name)}
-        settings = str(self.project.path / "project.json") in changed
-        if len(images) > MAX_PARTIAL_UPDATE or (settings and self.project.info().trigger_word != self.trigger):
-            return None
-        old, manifest = self.manifest, self.manifest.refreshed(self.project.path, images)
-        if manifest is None:
-            return None
-        before = {item.path: item.proposal for item in self.proposed}
-        same = not images and manifest.marks.kept == old.marks.kept
-        proposed = before if same else {item.path: item.reason for item in manifest.proposals()}
-        stems = {_stem(path) for path in paths if path.suffix in CAPTION_SUFFIXES}
-        marks, before_marks = manifest.marks, old.marks
-        marked = (marks.kept ^ before_marks.kept) | (marks.reviewed ^ before_marks.reviewed)
-        touched = images | {path for path, _ in proposed.items() ^ before.items()}
-        if stems:
-            touched |= {item.path for item in self.items if _stem(item.path) in stems}
-        if marked:
-            touched |= {path for path, info in manifest.infos.items() if info.sha256 in marked}
-        new = {path: _item(self.project, path, self.trigger, manifest, proposed) for path in touched if path.is_file()}
-        items = list(self.items)
-        for path in sorted(touched & self.by_path.keys(), key=lambda path: -self.index(self.by_path[path])):
-            index = self.index(self.by_path[path])
-            items[index : index + 1] = [new.pop(path)] if path in new else []
-        for item in new.values():
-            insort(items, item, key=lambda item: (item.path.parent, item.path))
-        groups = self.groups if same else _groups(manifest, {item.path for item in items}, proposed)
-        contents = Contents(self.project, self.trigger, items, groups, manifest)
-        kept = ([] if images else FROM_IMAGES) + ([] if images or stems else FROM_CAPTIONS)
-        kept += [] if images or settings else ["buckets"]
-        contents.__dict__.update({name: self.__dict__[name] for name in kept if name in self.__dict__})
-        return contents
-
-    def after_change(self, images: Iterable[Path] = ()) -> Contents:
-        """The contents after the studio itself changed marks, or these images or their captions.
-
-        What others changed is seen when the contents are asked for the next time.
-        """
-        images = list(images)
-        if len(images) > MAX_PARTIAL_UPDATE or not all(
-            image.is_relative_to(self.project.dataset_dir) for image in images
-        ):
-            return _cache.get(self.project)
-        beside = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, CAPTION_SUFFIXES))]
-        return _cache.get(self.project, beside)
-
-    def index(self, item: ImageItem) -> int:
-        """Which of the images it is, from 0."""
-        return self.indices[item.id]
+    manifest: Manifest
 
     @cached_property
     def indices(self) -> dict[str, int]:
-        """Which of the images each one is, from 0, by their ids."""
+        """The position of each image by id, from 0."""
         return {item.id: index for index, item in enumerate(self.items)}
 
     @cached_property
     def sizes(self) -> Counter[tuple[int, int]]:
-        """How many images have each size in pixels."""
+        """The number of images of each width and height in pixels."""
         return Counter((item.info.width, item.info.height) for item in self.items if item.info and item.info.readable)
 
     @cached_property
-    def captioned(self) -> list[ImageItem]:
-        """Images that have a caption."""
-        return [item for item in self.items if item.caption]
-
-    @cached_property
-    def without_trigger(self) -> int:
-        """How many captions do not begin with the trigger word."""
-        return sum(not item.has_trigger for item in self.captioned)
-
-    @cached_property
-    def by_id(self) -> dict[str, ImageItem]:
-        """The images by their ids."""
-        return {item.id: item for item in self.items}
-
-    @cached_property
-    def by_path(self) -> dict[Path, ImageItem]:
-        """The images by their paths."""
-        return {item.path: item for item in self.items}
-
-    @cached_property
     def unscanned(self) -> int:
-        """How many images were not scanned as they are now."""
+        """The number of images that are new or changed since the last scan."""
         return sum(item.info is None for item in self.items)
 
     @cached_property
-    def proposed(self) -> list[ImageItem]:
-        """What the scan would set aside: copies and what cannot be read."""
-        return [item for item in self.items if item.proposal]
+    def split(self) -> SplitSuggestion:
+        """The suggested validation split."""
+        hashed = [(item.path, self.manifest.sha256_of(item.path)) for item in self.items]
+        return suggest_split(hashed, self.manifest.duplicates, seed=Recipe().seed)
 
-    @cached_property
-    def duplicates(self) -> set[Path]:
-        """The images that are copies of another one."""
-        return {path for group in self.groups for path in group.reject}
 
-    @cached_property
-    def similar_groups(self) -> list[DuplicateGroup]:
-        """Groups of similar images to look at, without those that were marked to be kept."""
-        open_to_doubt = {item.path for item in self.items if not item.kept}
-        groups = [group for group in self.manifest.groups if group.kind is DuplicateKind.SIMILAR]
-        return [left for group in groups if group.keep in self.by_path and (left := _proposed(group, open_to_doubt))]
+@dataclass(frozen=True, eq=False)
+class CaptionStatistics:
+    """Values that depend on the captions and the names of images alone, computed when first used."""
 
-    @cached_property
-    def flagged(self) -> list[ImageItem]:
-        """Images with something to look at that are no copies."""
-        return [item for item in self.items if item.issues and item.path not in self.duplicates]
-
-    def item(self, identity: object) -> ImageItem:
-        """The image of an id from the browser; raises InputError if it is gone."""
-        found = self.by_id.get(identity) if isinstance(identity, str) else None
-        if found is None:
-            raise InputError("That image is no longer in the dataset.", "Choose another one.", code="no_image")
-        return found
+    items: list[ImageItem]
+    trigger: str
 
     @cached_property
     def tag_table(self) -> TagTable:
-        """The captions' tags, to be counted."""
-        return TagTable({item.path: item.tags_once for item in self.items if item.tags_once})
+        """The tags of all captions, to be counted."""
+        return TagTable({item.path: item.tags for item in self.items if item.tags})
 
     @cached_property
     def findings(self) -> list[Finding]:
-        """What the lint says of the captions."""
+        """The findings of the caption checks."""
         return lint_captions([item.lint_input for item in self.items], self.trigger)
 
     @cached_property
+    def without_trigger(self) -> int:
+        """The number of captions that do not begin with the trigger word."""
+        return sum(bool(item.caption) and not item.has_trigger for item in self.items)
+
+
+@dataclass(frozen=True, eq=False)
+class BucketStatistics:
+    """Values that depend on image files and the project's settings alone, computed when first used."""
+
+    items: list[ImageItem]
+    project: Project
+
+    @cached_property
     def recipe(self) -> Recipe:
-        """The project's recipe; before there is one, the guide's at the base's own resolution."""
+        """The project's recipe; before there is one, the guide's defaults at the base model's resolution."""
         info = self.project.info()
         base = guide.find_base(info.base)
         return info.recipe or Recipe.parse({"resolution": base.resolution} if base else {})
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """Which images fall into which bucket with the project's recipe."""
+        """The aspect buckets of the images."""
         return bucket_plan(
             (
                 (item.path, (item.info.width, item.info.height), _repeats(str(item.path).rpartition(os.sep)[0]))
@@ -292,58 +108,180 @@ class Contents:
             self.recipe,
         )
 
+
+@dataclass(frozen=True)
+class Contents:
+    """The images of a project in order, and the groups of duplicates of which the scan proposes to set some aside.
+
+    Contents are immutable. After a change of files a new object is made that shares the items and statistics that the
+    change does not affect.
+    """
+
+    project: Project
+    trigger: str
+    items: list[ImageItem]
+    groups: list[DuplicateGroup]
+    manifest: Manifest = field(repr=False)
+    images: ImageStatistics = field(repr=False, compare=False)
+    captions: CaptionStatistics = field(repr=False, compare=False)
+    bucketing: BucketStatistics = field(repr=False, compare=False)
+
+    @classmethod
+    def of(cls, project: Project) -> Contents:
+        """Return the contents of a project's dataset on disk. Images are not read, unchanged files neither."""
+        return _cache.get(project)
+
+    @classmethod
+    def load(cls, project: Project) -> Contents:
+        """Read the contents of a project's dataset from disk."""
+        paths = project_images(project)
+        with gc_frozen() if len(paths) > MAX_PARTIAL_UPDATE else nullcontext():
+            manifest = load_manifest(project)
+            trigger = project.info().trigger_word
+            proposed = {item.path: item.reason for item in manifest.proposals()}
+            items = [_item(project, path, trigger, manifest, proposed) for path in paths]
+            return cls(
+                project,
+                trigger,
+                items,
+                _groups(manifest, {item.path for item in items}, proposed),
+                manifest,
+                ImageStatistics(items, manifest),
+                CaptionStatistics(items, trigger),
+                BucketStatistics(items, project),
+            )
+
+    def updated(self, changed: set[str]) -> Contents | None:
+        """Return the contents after some files changed (images, captions, marks); None if everything must be read.
+
+        Items that are unaffected stay the same objects, with the values that they cached.
+        """
+        paths = [Path(path) for path in changed - {*own_files(self.project)}]
+        images = {path for path in paths if is_training_image(path.name)}
+        settings_changed = str(self.project.path / "project.json") in changed
+        if len(images) > MAX_PARTIAL_UPDATE or (settings_changed and self.project.info().trigger_word != self.trigger):
+            return None
+        manifest = self.manifest.refreshed(self.project.path, images)
+        if manifest is None:
+            return None
+        old_proposed = {item.path: item.proposal for item in self.proposed}
+        proposals_changed = bool(images) or manifest.marks.kept != self.manifest.marks.kept
+        proposed = {item.path: item.reason for item in manifest.proposals()} if proposals_changed else old_proposed
+        stems = {_stem(path) for path in paths if path.suffix in CAPTION_SUFFIXES}
+        affected = images | {path for path, _ in proposed.items() ^ old_proposed.items()}
+        affected |= self._with_stems(stems) | self._with_changed_marks(manifest)
+        items = self._replaced(affected, manifest, proposed)
+        groups = _groups(manifest, {item.path for item in items}, proposed) if proposals_changed else self.groups
+        captions_changed = bool(images or stems)
+        return Contents(
+            self.project,
+            self.trigger,
+            items,
+            groups,
+            manifest,
+            ImageStatistics(items, manifest) if images else self.images,
+            CaptionStatistics(items, self.trigger) if captions_changed else self.captions,
+            BucketStatistics(items, self.project) if images or settings_changed else self.bucketing,
+        )
+
+    def _with_stems(self, stems: set[str]) -> set[Path]:
+        """Return the images of captions with these paths without suffix."""
+        return {item.path for item in self.items if _stem(item.path) in stems} if stems else set()
+
+    def _with_changed_marks(self, manifest: Manifest) -> set[Path]:
+        """Return the images whose marks differ in another manifest."""
+        marks, old = manifest.marks, self.manifest.marks
+        hashes = (marks.kept ^ old.kept) | (marks.reviewed ^ old.reviewed)
+        return {path for path, info in manifest.infos.items() if info.sha256 in hashes} if hashes else set()
+
+    def _replaced(self, affected: set[Path], manifest: Manifest, proposed: Mapping[Path, str]) -> list[ImageItem]:
+        """Return the items with those of the affected paths read again, added or removed."""
+        new = {path: _item(self.project, path, self.trigger, manifest, proposed) for path in affected if path.is_file()}
+        items = list(self.items)
+        existing = [self.by_path[path] for path in affected & self.by_path.keys()]
+        for item in sorted(existing, key=self.index, reverse=True):
+            index = self.index(item)
+            items[index : index + 1] = [new.pop(item.path)] if item.path in new else []
+        for item in new.values():
+            insort(items, item, key=lambda item: (item.path.parent, item.path))
+        return items
+
+    def after_change(self, images: Iterable[Path] = ()) -> Contents:
+        """Return the contents after the studio itself changed marks, or these images or their captions.
+
+        Only their files are checked. Changes by other programs are found by the next `of`.
+        """
+        images = list(images)
+        in_dataset = all(image.is_relative_to(self.project.dataset_dir) for image in images)
+        if len(images) > MAX_PARTIAL_UPDATE or not in_dataset:
+            return _cache.get(self.project)
+        files = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, CAPTION_SUFFIXES))]
+        return _cache.get(self.project, files)
+
+    def index(self, item: ImageItem) -> int:
+        """Return the position of an image, from 0."""
+        return self.images.indices[item.id]
+
+    def item(self, identity: object) -> ImageItem:
+        """Return the image with an id from the browser; raise InputError if it no longer exists."""
+        found = self.by_id.get(identity) if isinstance(identity, str) else None
+        if found is None:
+            raise InputError("That image is no longer in the dataset.", "Choose another one.", code="no_image")
+        return found
+
+    def matching(self, selection: Selection) -> list[ImageItem]:
+        """Return the images that the grid shows."""
+        return self.items if selection == Selection() else [item for item in self.items if item.matches(selection)]
+
     @cached_property
-    def split_suggestion(self) -> SplitSuggestion:
-        """What the guide would hold out of training."""
-        hashed = [(item.path, self.manifest.sha256_of(item.path)) for item in self.items]
-        return suggest_split(hashed, self.manifest.duplicates, seed=Recipe().seed)
+    def by_id(self) -> dict[str, ImageItem]:
+        """The images by id."""
+        return {item.id: item for item in self.items}
+
+    @cached_property
+    def by_path(self) -> dict[Path, ImageItem]:
+        """The images by path."""
+        return {item.path: item for item in self.items}
+
+    @cached_property
+    def captioned(self) -> int:
+        """The number of images with a caption."""
+        return sum(bool(item.caption) for item in self.items)
 
     @cached_property
     def reviewed(self) -> int:
-        """How many captions were read."""
+        """The number of images marked as reviewed."""
         return sum(item.reviewed for item in self.items)
 
-    def matching(self, selection: Selection) -> list[ImageItem]:
-        """What the grid shows."""
-        return self.items if selection == Selection() else [item for item in self.items if item.matches(selection)]
+    @cached_property
+    def proposed(self) -> list[ImageItem]:
+        """The images that the scan proposes to set aside: duplicates and unreadable ones."""
+        return [item for item in self.items if item.proposal]
+
+    @cached_property
+    def duplicates(self) -> set[Path]:
+        """The images that are duplicates of an image to keep."""
+        return {path for group in self.groups for path in group.reject}
+
+    @cached_property
+    def similar_groups(self) -> list[DuplicateGroup]:
+        """The groups of similar images, without those marked as kept."""
+        unkept = {item.path for item in self.items if not item.kept}
+        groups = [group for group in self.manifest.groups if group.kind is DuplicateKind.SIMILAR]
+        return [left for group in groups if group.keep in self.by_path and (left := _restricted(group, unkept))]
+
+    @cached_property
+    def flagged(self) -> list[ImageItem]:
+        """The images with issues that are not duplicates."""
+        return [item for item in self.items if item.issues and item.path not in self.duplicates]
 
 
 def load_manifest(project: Project) -> Manifest:
-    """What the last scan of a project found."""
+    """Load the last scan and the marks of a project."""
     return Manifest.load(project.path, project.dataset_dir)
 
 
 _cache = ProjectCache(Contents.load, Contents.updated)
-
-
-def image_id(project: Project, path: Path) -> str:
-    """A short name for a file of the project, for the browser: it says nothing, and is looked up."""
-    within = os.fspath(path).removeprefix(os.fspath(project.path))
-    return hashlib.sha256(os.fsencode(within)).hexdigest()[:16]
-
-
-def display_name(path: Path) -> str:
-    """A file's name as text; bytes that are no text become question marks."""
-    return os.fsencode(path.name).decode("utf-8", errors="replace")
-
-
-def has_trigger(caption: str, trigger: str) -> bool:
-    """Whether a caption begins with the trigger word; without one, any caption will do."""
-    first = _first_tags(trigger)
-    if _start(caption, first) == first:
-        return True
-    wanted, given = (split_tags(text.casefold())[: len(first)] for text in (with_trigger(caption, trigger), caption))
-    return wanted == given
-
-
-@lru_cache(maxsize=16)
-def _first_tags(trigger: str) -> list[str]:
-    return split_tags(trigger.casefold())
-
-
-def _start(caption: str, tags: list[str]) -> list[str]:
-    """What stands in the places of these tags, in lower case; the rest of the caption is not looked at."""
-    return [" ".join(tag.split()) for tag in caption.casefold().split(",", len(tags))[: len(tags)]]
 
 
 def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> ImageItem:
@@ -360,10 +298,18 @@ def _item(project: Project, path: Path, trigger: str, manifest: Manifest, propos
     )
 
 
-def _groups(manifest: Manifest, there: set[Path], proposed: Mapping[Path, str]) -> list[DuplicateGroup]:
-    """The groups of copies that are there and proposed to be set aside."""
-    left = there & proposed.keys()
-    return [found for group in manifest.groups if group.keep in there and (found := _proposed(group, left))]
+def _groups(manifest: Manifest, paths: set[Path], proposed: Mapping[Path, str]) -> list[DuplicateGroup]:
+    """Return the groups of duplicates with those of their images that exist and are proposed to be set aside."""
+    left = paths & proposed.keys()
+    return [found for group in manifest.groups if group.keep in paths and (found := _restricted(group, left))]
+
+
+def _restricted(group: DuplicateGroup, paths: set[Path]) -> DuplicateGroup | None:
+    """Return a group with those of its duplicates that are among `paths`; None if there are none."""
+    left = [(path, reason) for path, reason in zip(group.reject, group.reasons, strict=True) if path in paths]
+    if not left:
+        return None
+    return group.model_copy(update={"reject": [path for path, _ in left], "reasons": [reason for _, reason in left]})
 
 
 @lru_cache(maxsize=256)
@@ -373,7 +319,7 @@ def _repeats(folder: str) -> int:
 
 
 def _stem(path: Path) -> str:
-    """What an image and its captions have in common."""
+    """Return a path without its suffix, as an image and its captions share it."""
     return str(path).rpartition(".")[0]
 
 
@@ -382,11 +328,3 @@ def _caption(path: Path) -> str | None:
         return read_caption(path)
     except InputError:
         return None
-
-
-def _proposed(group: DuplicateGroup, proposed: set[Path]) -> DuplicateGroup | None:
-    """The group with those copies that are still proposed; None if there are none."""
-    copies = [(path, why) for path, why in zip(group.reject, group.reasons, strict=True) if path in proposed]
-    if not copies:
-        return None
-    return group.model_copy(update={"reject": [path for path, _ in copies], "reasons": [why for _, why in copies]})

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
-from lora_studio.ui.dataset.contents import Contents, ImageItem, image_id
+from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curation_view import restored_card, set_aside_card
+from lora_studio.ui.dataset.image_item import ImageItem, image_id
 from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.page import DatasetPage
 from lora_studio.ui.dataset.review import next_after_removal

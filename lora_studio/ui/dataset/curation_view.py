@@ -12,7 +12,8 @@ from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.dataset.images.sets import loose_images
 from lora_studio.guide import WORKFLOW
-from lora_studio.ui.dataset.contents import Contents, ImageItem, display_name, image_id
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import ImageItem, display_name, image_id
 from lora_studio.ui.dataset.view import Action, Pick, Picture, file_picture, picture
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, note, render
@@ -208,7 +209,7 @@ def curation_status(contents: Contents) -> Markup:
 def _proposal_card(contents: Contents) -> Markup:
     if not contents.items:
         return empty_card("Duplicates and issues will appear here", "Import images first; they are scanned on import.")
-    if contents.unscanned == len(contents.items):
+    if contents.images.unscanned == len(contents.items):
         return card("Not scanned yet", "A scan finds duplicates and issues; it changes nothing.")
     counts = [format_count(len(contents.duplicates), "duplicate")] if contents.duplicates else []
     unreadable = len(contents.proposed) - len(contents.duplicates)

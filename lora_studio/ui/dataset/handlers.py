@@ -14,7 +14,8 @@ from lora_studio.dataset.captions.text import with_trigger
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.dataset.captions import FindingPick, report_card
 from lora_studio.ui.dataset.chips import suggestion_list
-from lora_studio.ui.dataset.contents import Contents, Filter, ImageItem
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import Filter, ImageItem
 from lora_studio.ui.dataset.layout import INCLUDES_TAG, Data
 from lora_studio.ui.dataset.page import DatasetPage
 from lora_studio.ui.dataset.review import change_caption, chip_edit, neighbour, status_line
@@ -145,7 +146,7 @@ class CaptionHandlers:
         verb, _, key = str(event.pick).partition(":")
         match verb:
             case FindingPick.FIX:
-                finding, fix = find_fix(self.page.contents(data).findings, key)
+                finding, fix = find_fix(self.page.contents(data).captions.findings, key)
                 return self._apply_history(data, lambda history: history.apply(plan_edit(finding.images, fix.edit)))
             case FindingPick.SHOW:
                 return self._filter_by(

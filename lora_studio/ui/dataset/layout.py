@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from lora_studio.dataset.images.decode import IMAGE_SUFFIXES
-from lora_studio.ui.dataset.contents import Filter
+from lora_studio.ui.dataset.image_item import Filter
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
 
 INCLUDES_TAG, EXCLUDES_TAG = "contains", "does not contain"

@@ -14,7 +14,8 @@ from lora_studio.ui.dataset import curation_view, variety
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.background_scan import ScanRunner
 from lora_studio.ui.dataset.captions import CaptionsPanel
-from lora_studio.ui.dataset.contents import Contents, Filter, ImageItem, Selection
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import Filter, ImageItem, Selection
 from lora_studio.ui.dataset.layout import (
     EXCLUDES_TAG,
     INCLUDES_TAG,
@@ -109,7 +110,7 @@ class DatasetPage:
     def selection(self, contents: Contents, data: Data) -> Selection:
         """Return the filters of the grid. A finding of the caption checks that was fixed meanwhile filters nothing."""
         key = data[self.finding]
-        found = [finding for finding in contents.findings if finding.key == key] if key else []
+        found = [finding for finding in contents.captions.findings if finding.key == key] if key else []
         return Selection(
             Filter(data[self.left.filter]),
             " ".join((data[self.left.tag] or "").split()),
@@ -126,7 +127,7 @@ class DatasetPage:
         elif self.tag.is_running(project):
             section = Section.TAG
         else:
-            section = Section.CURATE if contents.proposed or contents.unscanned else Section.REVIEW
+            section = Section.CURATE if contents.proposed or contents.images.unscanned else Section.REVIEW
         first = contents.items[0] if contents.items else None
         return (
             self._images(contents, section, Selection(), 0, first)

@@ -20,7 +20,8 @@ from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.chips import add_field, tag_chips
-from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection, has_trigger
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import ImageItem, Selection, has_trigger
 from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.widgets.events import Updates
@@ -318,7 +319,7 @@ def neighbour(contents: Contents, identity: str, selection: Selection, step: int
     items = contents.items
     if not items:
         return None
-    current = contents.indices.get(identity, 0 if step < 0 else -1)
+    current = contents.images.indices.get(identity, 0 if step < 0 else -1)
     for distance in range(1, len(items) + 1):
         item = items[(current + step * distance) % len(items)]
         if item.matches(selection):

@@ -45,7 +45,7 @@ class StatisticsPanel:
 
     def render(self, contents: Contents, selected: str, page: int) -> Updates:
         """Show the statistics, with the tags that occur with `selected` (default: the trigger word)."""
-        frequencies = contents.tag_table.frequencies
+        frequencies = contents.captions.tag_table.frequencies
         if not frequencies:
             return {
                 self.figures: empty_card("Statistics of your captions will appear here", "Tag the images first."),
@@ -57,8 +57,8 @@ class StatisticsPanel:
         return {
             self.figures: caption_tiles(contents, len(frequencies)),
             self.table: tag_table(frequencies, selected, page),
-            self.co_occurrence: co_occurrence_table(tag, contents.tag_table.cooccurring(tag)),
-            self.split: split_card(contents.split_suggestion, len(contents.items)),
+            self.co_occurrence: co_occurrence_table(tag, contents.captions.tag_table.cooccurring(tag)),
+            self.split: split_card(contents.images.split, len(contents.items)),
         }
 
 
@@ -67,8 +67,8 @@ def caption_tiles(contents: Contents, distinct_tags: int) -> Markup:
     captions = [item.caption for item in contents.items if item.caption]
     tokens = count_caption_tokens(captions)
     long = f"{tokens.too_long} longer than {tokens.limit}" if tokens.too_long else f"none longer than {tokens.limit}"
-    single = sum(count.images == 1 for count in contents.tag_table.frequencies)
-    tag_lists = contents.tag_table.tags.values()
+    single = sum(count.images == 1 for count in contents.captions.tag_table.frequencies)
+    tag_lists = contents.captions.tag_table.tags.values()
     return tiles(
         [
             Tile("Tags", f"{distinct_tags:,}", f"{single:,} of them on a single image"),

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.tagging.cache import cached_confidences, cached_predictions
 from lora_studio.dataset.tagging.labels import CHARACTER, GENERAL
-from lora_studio.ui.dataset.contents import Contents, ImageItem
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.workspace.project import Home
 
 MAX_SUGGESTIONS = 8
@@ -43,7 +44,7 @@ class TagSuggester:
         existing = {tag.casefold() for tag in split_tags(item.caption or "")} if item else set()
         known = [
             Suggestion(count.tag, count.images)
-            for count in contents.tag_table.frequencies
+            for count in contents.captions.tag_table.frequencies
             if count.tag.casefold() not in existing
         ]
         used = existing | {suggestion.tag.casefold() for suggestion in known}

@@ -81,7 +81,7 @@ class DatasetTab:
     def tab_opened(self, data: Data) -> Updates:
         """Show the tab again, and scan if there are images that were never scanned."""
         contents = self.page.contents(data)
-        if contents.unscanned and not self.scans.is_running(contents.project):
+        if contents.images.unscanned and not self.scans.is_running(contents.project):
             self.scans.start(contents.project)
         return self.page.render(data, contents) | {self.page.tag.trigger: contents.trigger}
 

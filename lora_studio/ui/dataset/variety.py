@@ -10,8 +10,9 @@ from markupsafe import Markup
 from lora_studio.dataset.buckets import Bucket, PlacedImage
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.dataset.contents import Contents, ImageItem
+from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curation_view import Group, Member, image_size, more_text, set_aside_action
+from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.ui.dataset.view import Action, Pick, Picture, picture
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tone, card, render
@@ -96,7 +97,7 @@ def most_similar_pairs(home: Home, contents: Contents) -> Markup:
 
 def bucket_overview(home: Home, contents: Contents) -> Markup:
     """Return the aspect buckets: shape, what they crop of their images, and how full their batches are."""
-    buckets, recipe = contents.buckets, contents.recipe
+    buckets, recipe = contents.bucketing.buckets, contents.bucketing.recipe
     if not buckets:
         return Markup("")
     hidden = buckets[MAX_BUCKETS:]
@@ -110,7 +111,7 @@ def bucket_overview(home: Home, contents: Contents) -> Markup:
 
 
 def _resolutions(contents: Contents) -> str:
-    sizes = contents.sizes
+    sizes = contents.images.sizes
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
         return f"All images have {width} × {height} px, as the guide suggests."

@@ -14,7 +14,8 @@ from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
 from lora_studio.dataset.ingest.importers import ImportReport
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanTask
-from lora_studio.ui.dataset.contents import Contents, ImageItem, Selection
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.image_item import ImageItem, Selection
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, empty_card, error_card, note, render, tiles
 from lora_studio.ui.widgets.thumbnails import picture_url
@@ -85,7 +86,7 @@ def dataset_tiles(contents: Contents, rejected: int) -> Markup:
     """Return the tiles: images, duplicates, issues, captions, reviewed images."""
     items, flagged = contents.items, contents.flagged
     duplicates = [contents.by_path[path] for path in contents.duplicates]
-    scanned = len(items) - contents.unscanned
+    scanned = len(items) - contents.images.unscanned
     return tiles(
         [
             Tile("Images", f"{len(items):,}", _images_note(contents, rejected)),
@@ -105,7 +106,7 @@ def dataset_tiles(contents: Contents, rejected: int) -> Markup:
             ),
             Tile(
                 "Captioned",
-                f"{len(contents.captioned):,} / {len(items):,}",
+                f"{contents.captioned:,} / {len(items):,}",
                 _captions_note(contents),
                 _captions_tone(contents),
             ),
@@ -125,7 +126,7 @@ def _duplicate_kind(reason: str) -> str:
 
 
 def _images_note(contents: Contents, rejected: int) -> str:
-    sizes = contents.sizes
+    sizes = contents.images.sizes
     parts = [f"{rejected:,} set aside"] if rejected else []
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
@@ -144,14 +145,14 @@ def _captions_note(contents: Contents) -> str:
         return "tag them, or write your own"
     if not contents.trigger:
         return "no trigger word chosen yet"
-    without = contents.without_trigger
+    without = contents.captions.without_trigger
     return f"{without:,} without the trigger word" if without else "trigger word first in each"
 
 
 def _captions_tone(contents: Contents) -> Tone:
     if not contents.items:
         return Tone.PLAIN
-    complete = len(contents.captioned) == len(contents.items) and not contents.without_trigger
+    complete = contents.captioned == len(contents.items) and not contents.captions.without_trigger
     return Tone.OK if complete else Tone.WARNING
 
 

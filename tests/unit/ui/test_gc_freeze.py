@@ -43,7 +43,7 @@ def test_contents_of_a_large_dataset_are_freed_when_they_are_let_go(
         Image.new("RGB", (8, 8), (number, 0, 0)).save(project.images_dir / f"{number}.png")
     contents = Contents.load(project)
     assert gc.get_freeze_count()
-    assert contents.findings
+    assert contents.captions.findings
     assert len(contents.by_id) == 4
     freed = [weakref.ref(contents), *map(weakref.ref, contents.items)]
     gc.disable()
