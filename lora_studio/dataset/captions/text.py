@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from lora_studio.errors import InputError
-from lora_studio.files import write_text
+from lora_studio.files import cached_by_stamp, write_text
 from lora_studio.settings.choices import TagPosition
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
-SETTLED_NS = 1_000_000_000  # a file that is older cannot change any more without another time of change
 
 
 def split_tags(caption: str) -> list[str]:
@@ -167,17 +165,14 @@ def read_caption(image: Path) -> str | None:
 
 
 def caption_bytes(image: Path) -> bytes | None:
-    """What the caption file of an image holds, None without a file. Raises InputError if it cannot be read.
+    """Return the content of an image's caption file, None without a file. Raises InputError if it cannot be read.
 
-    Remembered while the file's time of change and length stay the same: the page asks for all captions at every click.
+    Cached until the file changes: the Dataset tab asks for all captions at every click.
     """
     for suffix in CAPTION_SUFFIXES:
         file = image.with_suffix(suffix)
         try:
-            stat = file.stat()
-            if time.time_ns() - stat.st_mtime_ns < SETTLED_NS:
-                return file.read_bytes()
-            return _cached_bytes(file, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            return _read_bytes(file)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             continue
         except OSError as error:
@@ -187,8 +182,8 @@ def caption_bytes(image: Path) -> bytes | None:
     return None
 
 
-@lru_cache(maxsize=100_000)
-def _cached_bytes(file: Path, changed: int, length: int, inode: int) -> bytes:
+@cached_by_stamp(maxsize=100_000)
+def _read_bytes(file: Path) -> bytes:
     return file.read_bytes()
 
 

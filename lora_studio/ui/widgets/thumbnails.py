@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -11,6 +10,7 @@ from gradio.processing_utils import save_file_to_cache
 
 from lora_studio.dataset.images.decode import thumbnail
 from lora_studio.errors import InputError, disk_errors
+from lora_studio.files import cached_by_stamp
 from lora_studio.workspace.project import Home
 
 THUMBNAIL_SIZE = 512  # px
@@ -21,8 +21,7 @@ def picture_url(home: Home, path: Path, size: int = THUMBNAIL_SIZE, *, sha256: s
 
     Raises InputError if the image cannot be decoded, OSError.
     """
-    status = path.stat()
-    copy = _copy(path, home.thumbnails, size, status.st_mtime_ns, status.st_size, sha256)
+    copy = _thumbnail(path, home.thumbnails, size, sha256)
     return f"gradio_api/file={quote(str(copy))}"
 
 
@@ -34,9 +33,9 @@ def picture_url_or_empty(home: Home, path: Path, size: int) -> str:
         return ""
 
 
-@lru_cache(maxsize=16384)
-def _copy(path: Path, folder: Path, size: int, modified_ns: int, length: int, sha256: str | None) -> Path:
-    """Return the path of the WebP copy; modification time and length in the key save hashing the file again."""
+@cached_by_stamp(maxsize=16384)
+def _thumbnail(path: Path, folder: Path, size: int, sha256: str | None) -> Path:
+    """Return the path of the WebP copy; the image is hashed again only after it has changed."""
     return thumbnail(path, folder, size, sha256=sha256)
 
 
