@@ -36,7 +36,7 @@ def reload_each(base: Path, lora: Path, folder: Path) -> float:
         with apply_lora(pipeline.pipe, read_lora_header(lora)) as adapter:
             adapter.set_strength(strength)
             prompt, negative = pipeline.encode(PROMPT, clip_skip=2), pipeline.encode_negative("", clip_skip=2)
-            picture = pipeline.draw(
+            picture = pipeline.generate(
                 prompt, negative, seed=SEED, steps=STEPS, guidance=GUIDANCE, width=SIDE, height=SIDE
             )
         assert picture is not None

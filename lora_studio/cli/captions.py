@@ -170,11 +170,8 @@ def review(
 ) -> None:
     """List the images to review, or mark images as reviewed."""
     if (mark is None) == bool(images):
-        raise InputError(
-            "Images are given without --mark or --unmark, or the other way round.",
-            "Give both, or neither.",
-            code="usage",
-        )
+        message = "--mark and --unmark need images." if mark is not None else "Images need --mark or --unmark."
+        raise InputError(message, "Give both, or neither.", code="usage")
     chosen = images or []
     found = api.review_captions(context.obj, mark=chosen if mark else [], unmark=chosen if mark is False else [])
     if as_json:

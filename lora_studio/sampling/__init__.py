@@ -1,1 +1,1 @@
-"""Drawing pictures with a base and a LoRA: the pipeline, the strength sweep, its grid and its measures."""
+"""Image generation with a base model and LoRAs: pipeline, strength sweep, grid and measures."""

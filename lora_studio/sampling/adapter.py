@@ -1,7 +1,7 @@
-"""A LoRA file on a pipeline: loaded once, then used at any strength without touching the base's weights.
+"""Apply a LoRA file to a pipeline: loaded once, then used at any strength without changing the base's weights.
 
-diffusers itself reads LoRA and, from its own form, DoRA; LoHa and LoKr it does not. So every kind is built here from
-peft's layers and filled from the file.
+diffusers loads LoRA and, in its own format, DoRA, but neither LoHa nor LoKr. Therefore every type is built here from
+peft's layers, and its weights are copied from the file.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ADAPTER = "studio"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA that lies on a pipeline.
+    """A LoRA applied to a pipeline.
 
-    `layers` are the changed ones, each with its alpha / dim; `missing` are those of the file that the base has not.
+    `layers` are the changed layers, each with its alpha / dim; `missing` are layers of the file that the base lacks.
     """
 
     layers: list[tuple[BaseTunerLayer, float]]
@@ -40,16 +40,16 @@ class Adapter:
 
     @property
     def matched(self) -> int:
-        """How many layers of the file were found in the base."""
+        """The number of layers of the file that the base has."""
         return len(self.layers)
 
     @property
     def total(self) -> int:
-        """How many layers the file has."""
+        """The number of layers in the file."""
         return len(self.layers) + len(self.missing)
 
     def set_strength(self, strength: float) -> None:
-        """Add `strength` times the LoRA's change of the weights; 0 switches it off, which leaves exactly the base."""
+        """Use the LoRA at `strength`; 0 disables it, so that the output is exactly the base's."""
         for layer, scale in self.layers:
             layer.enable_adapters(strength != 0)
             layer.requires_grad_(False)
@@ -61,10 +61,11 @@ class Adapter:
 
 
 class DoraVariant(LoraVariant):
-    """A DoRA at any strength: W + strength * (W' - W), where W' is W + D with the lengths that the file gives.
+    """DoRA at any strength: W + strength * (W' - W), where W' is W + D with its norms set to the file's magnitudes.
 
-    peft's own has W + strength * D instead, and lengths of outputs only. `factors` are what those rows (`axis` 0) or
-    columns (1) of W + D are multiplied by; they are computed once.
+    W is the base's weight, D the low-rank change. peft's own variant computes W + strength * D before normalising, and
+    has magnitudes per output only. `factors` scale the rows (`axis` 0) or columns (`axis` 1) of W + D; they are
+    computed once.
     """
 
     def __init__(self, factors: Tensor, axis: int) -> None:
@@ -73,47 +74,47 @@ class DoraVariant(LoraVariant):
         self.strength = 1.0
 
     def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object) -> Tensor:
-        """The layer's output, from its input and the base layer's output."""
+        """Return the layer's output from its input `x` and the base layer's output `result`."""
         base, scale = module.get_base_layer(), module.scaling[active_adapter]
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         channels = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
         factors = self.factors.view(channels)
         if self.axis == 0:
-            bare = result if base.bias is None else result - base.bias.view(channels)
-            change = (factors - 1) * bare + factors * up(down(x)) * scale
+            product = result if base.bias is None else result - base.bias.view(channels)
+            change = (factors - 1) * product + factors * up(down(x)) * scale
         else:
-            stretched = (factors * x).to(x.dtype)
-            change = base(stretched) - result + up(down(stretched)) * scale
-        drawn: Tensor = result + (change if self.strength == 1 else self.strength * change)
-        return drawn
+            scaled = (factors * x).to(x.dtype)
+            change = base(scaled) - result + up(down(scaled)) * scale
+        output: Tensor = result + (change if self.strength == 1 else self.strength * change)
+        return output
 
 
 @contextmanager
 def apply_lora(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter]:
-    """Put a LoRA on the pipeline, and take it off at the end.
+    """Apply a LoRA to the pipeline inside the block, and remove it at the end.
 
-    Raises InputError if the weights are not finite, do not fit the base, or none of the file's layers is in the base.
+    Raises InputError if the weights are not finite, do not match the base, or the base has none of the file's layers.
     """
     models = {"unet": pipe.unet, "te1": pipe.text_encoder, "te2": pipe.text_encoder_2}
     found, missing = read_layers(lora, find_target_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
     if not found:
         raise base_mismatch_error(lora, f"none of its {len(missing)} layers is there")
     try:
-        layers = _put_on(models, found)
+        layers = _add_layers(models, found)
         adapter = Adapter(layers, missing)
         adapter.set_strength(1.0)
         yield adapter
     finally:
         for model in models.values():
-            _take_off(model)
+            _remove_layers(model)
 
 
-def _put_on(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[BaseTunerLayer, float]]:
-    """Wrap the layers and fill them, in the base's dtype; returns each with its alpha / dim."""
-    ready = [_multiplied_out(weights, models) for weights in found]
+def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[BaseTunerLayer, float]]:
+    """Replace layers by peft's, fill them in the base's dtype, and return each with its alpha / dim."""
+    prepared = [_with_full_matrix(weights, models) for weights in found]
     kind: NetworkType
     groups: dict[tuple[str, NetworkType], dict[str, DimAlpha]] = defaultdict(dict)
-    for weights in ready:
+    for weights in prepared:
         target = weights.target
         kind = NetworkType.LORA if weights.kind is NetworkType.DORA else weights.kind
         groups[target.model, kind][target.path] = DimAlpha(weights.dim, weights.alpha)
@@ -122,7 +123,7 @@ def _put_on(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[
             inject(models[model], kind, sizes, ADAPTER, inference=True)
             del models[model].peft_config
     layers = []
-    for weights in ready:
+    for weights in prepared:
         layer = models[weights.target.model].get_submodule(weights.target.path)
         _fill(layer, weights)
         layers.append((layer, weights.alpha / weights.dim))
@@ -131,8 +132,8 @@ def _put_on(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[
 
 @torch.no_grad()
 def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
-    like = layer.get_base_layer().weight
-    tensors = {name: tensor.to(like.device, like.dtype) for name, tensor in weights.tensors.items()}
+    base = layer.get_base_layer().weight
+    tensors = {name: tensor.to(base.device, base.dtype) for name, tensor in weights.tensors.items()}
     if not isinstance(layer, LoraLayer):
         for name in layer.adapter_layer_names:
             part = getattr(layer, name)
@@ -146,22 +147,22 @@ def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
     if weights.magnitude is not None:
         down, up = (tensors[name].float().flatten(1) for name in ("lora_down.weight", "lora_up.weight"))
         change = weights.alpha / weights.dim * (up @ down)
-        factors = _factors(like, change.view(like.shape), weights)
+        factors = _factors(base, change.view(base.shape), weights)
         layer.lora_variant[ADAPTER] = DoraVariant(factors, weights.magnitude_axis)
 
 
 def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
-    """What the rows (or columns) of base + change are multiplied by, so that they have the file's lengths; fp32."""
+    """Return the factors that give the rows (or columns) of base + change the norms in the file; fp32."""
     assert weights.magnitude is not None
     whole = base.float() + change
-    lengths = (whole.transpose(0, 1) if weights.magnitude_axis else whole).flatten(1).norm(dim=1)
-    factors: Tensor = weights.magnitude.to(base.device, torch.float32) / lengths
+    norms = (whole.transpose(0, 1) if weights.magnitude_axis else whole).flatten(1).norm(dim=1)
+    factors: Tensor = weights.magnitude.to(base.device, torch.float32) / norms
     return factors
 
 
 @torch.no_grad()
-def _multiplied_out(weights: LayerWeights, models: Mapping[str, nn.Module]) -> LayerWeights:
-    """A LoHa or LoKr with lengths (dora_scale) as the whole change of the weight: a LoKr whose small matrix is 1."""
+def _with_full_matrix(weights: LayerWeights, models: Mapping[str, nn.Module]) -> LayerWeights:
+    """Return a LoHa or LoKr with magnitudes (dora_scale) as a LoKr: its small matrix is 1, the large one the change."""
     if weights.magnitude is None or weights.kind is NetworkType.DORA:
         return weights
     base = models[weights.target.model].get_parameter(f"{weights.target.path}.weight").detach()
@@ -173,8 +174,8 @@ def _multiplied_out(weights: LayerWeights, models: Mapping[str, nn.Module]) -> L
     return LayerWeights(weights.target, NetworkType.LOKR, 1, 1.0, tensors)
 
 
-def _take_off(model: nn.Module) -> None:
-    """Put the base's own layers back."""
+def _remove_layers(model: nn.Module) -> None:
+    """Restore the base's own layers."""
     for path, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             parent, _, name = path.rpartition(".")

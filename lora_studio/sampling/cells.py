@@ -1,4 +1,4 @@
-"""Which pictures a sweep has and where each stands, in the grid and on disk. No weights are read for it."""
+"""The cells of a sweep: their order, their files and their place in the grid. Reads no weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lora_studio.settings.job_specs import SweepJob
 
 @dataclass(frozen=True)
 class CellKey:
-    """Which cell: `lora` counts from 1 in the job's order, 0 is the base alone; `prompt` has its trigger word."""
+    """Identifies a cell. `lora` counts from 1 in the job's order, 0 is the base alone; `prompt` is filled in."""
 
     base: str
     lora: int
@@ -23,7 +23,7 @@ class CellKey:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """The cells of one base, LoRA (counted from 1) and strength, a prompt each; strength 0's are the base's own."""
+    """A row of the grid: one base, LoRA (counted from 1) and strength, with a cell per prompt."""
 
     base: str
     lora: int
@@ -33,24 +33,24 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All cells of a job; `loras` are the job's, in its order."""
+    """All cells of a job; `loras` are in the job's order."""
 
     job: SweepJob
     loras: Sequence[LoraFile]
 
     @cached_property
     def bases(self) -> list[str]:
-        """The bases, each once."""
+        """The bases without repetitions."""
         return list(dict.fromkeys(self.job.bases))
 
     @cached_property
     def strengths(self) -> list[float]:
-        """The strengths, each once, from low to high."""
+        """The strengths without repetitions, in ascending order."""
         return sorted(set(self.job.strengths))
 
     @cached_property
     def cells(self) -> list[CellKey]:
-        """All cells in the order of drawing: the bare base first, then each LoRA from its usual strength outwards."""
+        """All cells in the order of generation: the base alone first, then each LoRA from strength 1 outwards."""
         outwards = sorted(self.strengths, key=lambda strength: (abs(strength - 1), strength))
         found = []
         for base in self.bases:
@@ -67,21 +67,21 @@ class SweepPlan:
         return found
 
     def prompts(self, lora: LoraFile) -> list[str]:
-        """The prompts as drawn with this LoRA."""
+        """Return the prompts for this LoRA, with its trigger word filled in."""
         trigger_word = self.job.trigger_word or lora.trigger_word
         return [fill_trigger(prompt, trigger_word) for prompt in dict.fromkeys(self.job.prompts)]
 
     def lora(self, key: CellKey) -> LoraFile | None:
-        """The LoRA of a cell; None for the bare base."""
+        """Return the LoRA of a cell; None for the base alone."""
         return self.loras[key.lora - 1] if key.lora else None
 
     def path(self, key: CellKey) -> Path:
-        """Where a cell lies in the sweep's folder. Base, LoRA and prompt are numbers: their names may be anything."""
+        """Return the file of a cell below the sweep's folder; numbered, since names may be invalid in file names."""
         base, prompt = self.bases.index(key.base) + 1, self._prompt_numbers[key.prompt]
         return Path("cells", f"base{base}-lora{key.lora}-{key.strength:g}-prompt{prompt:02d}.png")
 
     def rows(self) -> Iterator[SweepRow]:
-        """The rows of the grid in its order; strength 0 comes in every section."""
+        """Yield the rows of the grid in order; strength 0 is in every section."""
         for base in self.bases:
             for number, lora in enumerate(self.loras, 1):
                 for strength in self.strengths:
@@ -89,13 +89,13 @@ class SweepPlan:
                     yield SweepRow(base, number, strength, cells)
 
     def heading(self, base: str, lora: int) -> str:
-        """What tells one base's and LoRA's part of the grid from the others; empty if there is only one."""
+        """Return the heading of a base's and LoRA's section of the grid; empty if there is only one section."""
         parts = [base_label(base)] * (len(self.bases) > 1) + [self.lora_labels[lora - 1]] * (len(self.loras) > 1)
         return " · ".join(parts)
 
     @cached_property
     def lora_labels(self) -> list[str]:
-        """The LoRAs' names, with their folders' where two have the same."""
+        """The names of the LoRAs, with their folder where two names are equal."""
         names = [lora.name for lora in self.loras]
         return [
             name if names.count(name) == 1 else f"{lora.path.parent.name}/{name}"
@@ -108,7 +108,7 @@ class SweepPlan:
 
 
 def fill_trigger(prompt: str, trigger_word: str) -> str:
-    """Put the trigger word in the place of {trigger}; without one its place among the commas goes too."""
+    """Replace {trigger} in a prompt; without a trigger word, remove it with its comma."""
     filled = prompt.replace("{trigger}", trigger_word)
     if filled == prompt or trigger_word:
         return filled
@@ -116,11 +116,11 @@ def fill_trigger(prompt: str, trigger_word: str) -> str:
 
 
 def base_label(base: str) -> str:
-    """A base's name for people: of a path, its last part."""
+    """Return a base's name for display: the last part of a path."""
     path = Path(base).expanduser()
     return (path.name if path.exists() else base).removesuffix(".safetensors")
 
 
 def strength_label(strength: float) -> str:
-    """A strength for people."""
+    """Return a strength for display."""
     return f"{strength:g}" if strength else "0 (no LoRA)"

@@ -1,4 +1,4 @@
-"""A sweep as one picture: strengths down, prompts across, one section for each base and LoRA."""
+"""Draw a sweep as one image: a row per strength, a column per prompt, a section per base and LoRA."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 MAX_SIDE = 12_000  # px; browsers and image viewers open this
 MAX_PIXELS = 60_000_000
-SMALLEST, READABLE = 8, 160  # px of a cell's side
+MIN_CELL = 8  # px, side of a cell
+MIN_READABLE_CELL = 160  # px, at which labels can be read
 HEADER_LINES = 3
-ASPECT = 4 / 3  # width / height at which a screen shows most of a grid
+ASPECT = 4 / 3  # width / height that fills a screen best
 
 PAPER, INK, MUTED, FRAME, EMPTY = "#ffffff", "#1e293b", "#64748b", "#cbd5e1", "#f1f5f9"
 
 
 @dataclass(frozen=True)
 class GridRow:
-    """One strength: its label and a picture's path for each prompt, None where there is none."""
+    """One strength: its label and the path of an image per prompt, None if it is missing."""
 
     label: str
-    pictures: Sequence[Path | None]
+    images: Sequence[Path | None]
 
 
 @dataclass(frozen=True)
 class GridSection:
-    """The rows of one LoRA on one base. `heading` may be empty where there is only one section."""
+    """The rows of one LoRA on one base. `heading` may be empty if there is only one section."""
 
     heading: str
     rows: Sequence[GridRow]
@@ -37,7 +38,7 @@ class GridSection:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Distances in px. Sections lie in `across` columns, filled row by row."""
+    """Distances in px. Sections are arranged in `across` columns, filled row by row."""
 
     cell: tuple[int, int]
     across: int
@@ -54,9 +55,9 @@ class _Layout:
 
 
 def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Sequence[GridSection]) -> Image.Image:
-    """Draw the grid; cells are as large as the pictures, or smaller where the whole would be too large to open.
+    """Draw the grid; cells have the size of the images, or less if the grid would be too large to open.
 
-    Pictures that are missing or unreadable leave an empty frame.
+    Missing or unreadable images leave an empty frame.
     """
     native = _native_size(sections)
     layouts = [_fit(native, across, prompts, sections) for across in range(1, len(sections) + 1)]
@@ -75,13 +76,13 @@ def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Seque
 
 
 def _fit(native: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
-    """The layout with the largest cells that stays within the limits."""
+    """Return the layout with the largest cells that stays within MAX_SIDE and MAX_PIXELS."""
     scale = 1.0
     while True:
-        cell = (max(SMALLEST, int(native[0] * scale)), max(SMALLEST, int(native[1] * scale)))
+        cell = (max(MIN_CELL, int(native[0] * scale)), max(MIN_CELL, int(native[1] * scale)))
         layout = _lay_out(cell, across, prompts, sections)
         width, height = layout.size
-        if (max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS) or max(cell) == SMALLEST:
+        if (max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS) or max(cell) == MIN_CELL:
             return layout
         scale *= 0.95
 
@@ -110,7 +111,7 @@ def _title(draw: ImageDraw.ImageDraw, layout: _Layout, title: str, subtitle: str
 
 
 def _prompts(draw: ImageDraw.ImageDraw, layout: _Layout, x: int) -> None:
-    """The prompts above one column of sections, their last lines next to the pictures."""
+    """Draw the prompts above one column of sections, aligned to the bottom."""
     line = _line(layout.font)
     bottom = layout.top + layout.head - layout.gap
     for column, lines in enumerate(layout.headers):
@@ -131,38 +132,39 @@ def _section(
     for row in section.rows:
         left = x + layout.label
         draw.text((left - layout.font // 2, y + layout.cell[1] // 2), row.label, font=font, fill=INK, anchor="rm")
-        for path in row.pictures:
-            _place(canvas, draw, path, (left, y), layout.cell)
+        for path in row.images:
+            _paste(canvas, draw, path, (left, y), layout.cell)
             left += layout.cell[0] + layout.gap
         y += layout.cell[1] + layout.gap
 
 
-def _place(
+def _paste(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, path: Path | None, corner: tuple[int, int], cell: tuple[int, int]
 ) -> None:
-    picture = _open(path)
-    if picture is None:
+    image = _load_image(path)
+    if image is None:
         box = (*corner, corner[0] + cell[0] - 1, corner[1] + cell[1] - 1)
         draw.rectangle(box, fill=EMPTY, outline=FRAME)
         return
-    canvas.paste(picture.resize(cell, Image.Resampling.LANCZOS) if picture.size != cell else picture, corner)
+    canvas.paste(image.resize(cell, Image.Resampling.LANCZOS) if image.size != cell else image, corner)
 
 
-def _open(path: Path | None) -> Image.Image | None:
+def _load_image(path: Path | None) -> Image.Image | None:
     if path is None:
         return None
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            return picture.convert("RGB")
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError):
         return None
 
 
 def _native_size(sections: Sequence[GridSection]) -> tuple[int, int]:
-    """The size of the pictures, or the least multiple of it at which a label can be read."""
-    pictures = (_open(path) for section in sections for row in section.rows for path in row.pictures)
-    size = next((picture.size for picture in pictures if picture is not None), (READABLE, READABLE))
-    factor = -(-READABLE // min(size)) if min(size) < READABLE else 1
+    """Return the size of the images, or the smallest multiple of it at which labels can be read."""
+    images = (_load_image(path) for section in sections for row in section.rows for path in row.images)
+    default = (MIN_READABLE_CELL, MIN_READABLE_CELL)
+    size = next((image.size for image in images if image is not None), default)
+    factor = -(-MIN_READABLE_CELL // min(size)) if min(size) < MIN_READABLE_CELL else 1
     return size[0] * factor, size[1] * factor
 
 
@@ -174,13 +176,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _line(size: int) -> int:
-    """Height of a line of text in px."""
+    """Return the height of a line of text in px."""
     ascent, descent = _font(size).getmetrics()
     return ascent + descent + size // 6
 
 
 def _wrap(text: str, size: int, width: int) -> list[str]:
-    """Lines of at most `width` px; words too long for one, and what follows the last line, end in an ellipsis."""
+    """Wrap text into lines of at most `width` px; too long words and text after the last line end in an ellipsis."""
     font = _font(size)
     lines = [""]
     for word in text.split() or ["(empty)"]:

@@ -1,6 +1,6 @@
-"""Plain figures about a sweep's pictures: how much the LoRA changes, whether it burns, whether prompts still differ.
+"""Measures of a sweep's images: how much the LoRA changes them, oversaturation, and variety between prompts.
 
-They compare pixels, not meaning: read them along one column of a grid, never as a score of quality.
+They compare pixels, not meaning: compare them along one column of a grid, and do not read them as a quality score.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from PIL import Image
 Pixels = NDArray[np.float32]
 
 MEASURE_DESCRIPTIONS = {
-    "change": "Mean absolute difference from strength 0, same prompt and seed (0 to 1): how much the LoRA does.",
-    "saturation": "Mean of the largest minus the smallest colour channel (0 grey to 1): washed out or burnt colours.",
+    "change": "Mean absolute difference from strength 0, same prompt and seed (0 to 1): the effect of the LoRA.",
+    "saturation": "Mean of the largest minus the smallest colour channel (0 grey to 1): washed-out or burnt colours.",
     "contrast": "Standard deviation of the brightness (0 flat to 0.5 black and white).",
     "clipped": "Share of pixels that are nearly black or nearly white (0 to 1).",
-    "variety": "Mean absolute difference between pictures of different prompts, at 32 x 32 (0 all alike to 1).",
+    "variety": "Mean absolute difference between images of different prompts, at 32 x 32 (0 identical to 1).",
 }
 # Rec. 709 luma, on the gamma-coded values that screens and eyes work with.
 LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
@@ -27,17 +27,17 @@ CLIP = 3 / 255
 THUMBNAIL = (32, 32)
 
 
-def measure(pictures: Mapping[str, Image.Image], references: Mapping[str, Image.Image]) -> dict[str, float | None]:
-    """Figures of one strength, averaged over its `pictures` by prompt; `references` are strength 0's.
+def measure(images: Mapping[str, Image.Image], references: Mapping[str, Image.Image]) -> dict[str, float | None]:
+    """Return the measures of one strength, averaged over its `images` by prompt; `references` are those of strength 0.
 
     Each is described in MEASURE_DESCRIPTIONS; `change` is None without a reference, `variety` with fewer than two
     prompts.
     """
-    pixels = {prompt: _pixels(picture) for prompt, picture in pictures.items()}
+    pixels = {prompt: _pixels(image) for prompt, image in images.items()}
     changes = [
         float(np.abs(pixels[prompt] - _pixels(references[prompt])).mean()) for prompt in pixels if prompt in references
     ]
-    small = [_pixels(picture.resize(THUMBNAIL, Image.Resampling.BOX)) for picture in pictures.values()]
+    small = [_pixels(image.resize(THUMBNAIL, Image.Resampling.BOX)) for image in images.values()]
     differences = [float(np.abs(one - other).mean()) for one, other in combinations(small, 2)]
     luma = [image @ LUMA for image in pixels.values()]
     return {
@@ -49,9 +49,9 @@ def measure(pictures: Mapping[str, Image.Image], references: Mapping[str, Image.
     }
 
 
-def _pixels(picture: Image.Image) -> Pixels:
-    """[height, width, 3] between 0 and 1."""
-    pixels: Pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+def _pixels(image: Image.Image) -> Pixels:
+    """Return the image as [height, width, 3] between 0 and 1."""
+    pixels: Pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     return pixels / np.float32(255)
 
 

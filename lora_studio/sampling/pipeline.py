@@ -1,4 +1,4 @@
-"""A base model on the best device, ready to encode texts and draw."""
+"""A base model on the best device, for encoding prompts and generating images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lora_studio.workspace.project import Home
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A base model ready to draw; `sampler` is the name that A1111 gives to the scheduler."""
+    """A base model with its pipeline; `sampler` is A1111's name of the scheduler."""
 
     base: Base
     pipe: StableDiffusionXLPipeline
     sampler: str = "Euler"
 
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
-        """Encode up to 75 tokens. `clip_skip` counts layers from the end, as A1111 does: 1 is the last one.
+        """Encode up to 75 tokens. `clip_skip` counts layers from the end, as in A1111: 1 is the last one.
 
         Raises InputError if a text encoder has fewer layers.
         """
@@ -37,21 +37,21 @@ class SamplingPipeline:
         if clip_skip > layers:
             raise InputError(
                 f"clip_skip is {clip_skip}, but a text encoder of {self.base.name} has {layers} layers.",
-                "Use 2, which SDXL was made with.",
+                "Use 2, which SDXL was trained with.",
                 code="clip_skip",
             )
         with torch.no_grad():
             return TextEmbeddings(*encode_text(self.base.text_encoders, self.base.tokenizers, [text], clip_skip))
 
     def encode_negative(self, text: str, *, clip_skip: int) -> TextEmbeddings:
-        """Encode a negative prompt; an empty one is zeros, as SDXL was trained with."""
+        """Encode a negative prompt; an empty one becomes zeros, as in SDXL's training."""
         encoded = self.encode(text, clip_skip=clip_skip)
         if text or not self.pipe.config.force_zeros_for_empty_prompt:
             return encoded
         return encoded.zeros()
 
-    def draw(self, prompt: TextEmbeddings, negative: TextEmbeddings, **settings: Any) -> Image.Image | None:
-        """Draw one picture; see `generate_image` for the settings and for when there is none."""
+    def generate(self, prompt: TextEmbeddings, negative: TextEmbeddings, **settings: Any) -> Image.Image | None:
+        """Generate one image; see `generate_image` for the settings and for when it returns None."""
         return generate_image(self.pipe, prompt, negative, **settings)
 
 
@@ -60,7 +60,7 @@ def load_sampling_pipeline(
 ) -> SamplingPipeline:
     """Load a base model by name, path or Hub repository onto the best device.
 
-    Raises InputError for a base that is not there or broken, or a precision that the device does not have.
+    Raises InputError if the base is missing or damaged, or the device does not support the precision.
     """
     device = torch_device()
     dtype, _ = torch_dtype(precision, device)

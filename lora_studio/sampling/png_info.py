@@ -1,4 +1,4 @@
-"""Pictures that carry how they were made, as A1111 and the sites that show such pictures read it."""
+"""PNG files with their generation parameters, in the format of A1111."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEY = "parameters"
 
 
 def infotext(prompt: str, negative_prompt: str, settings: dict[str, str | int | float]) -> str:
-    """A1111's three parts: prompt, `Negative prompt:` line if there is one, and the settings in one line."""
+    """Return A1111's infotext: prompt, a `Negative prompt:` line if there is one, and the settings in one line."""
     lines = [prompt]
     if negative_prompt:
         lines.append(f"Negative prompt: {negative_prompt}")
@@ -21,7 +21,7 @@ def infotext(prompt: str, negative_prompt: str, settings: dict[str, str | int | 
 
 
 def save_png(image: Image.Image, path: Path, parameters: str) -> None:
-    """Write a picture with its parameters, whole or not at all."""
+    """Write an image with its parameters atomically."""
     info = PngImagePlugin.PngInfo()
     # A1111 reads iTXt as well as tEXt; only iTXt holds more than Latin-1.
     info.add_itxt(KEY, parameters)
@@ -29,7 +29,7 @@ def save_png(image: Image.Image, path: Path, parameters: str) -> None:
 
 
 def read_parameters(path: Path) -> str | None:
-    """The parameters of a picture that can be decoded whole; None for anything else."""
+    """Return the parameters of an image; None if it has none or cannot be decoded completely."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
@@ -39,6 +39,6 @@ def read_parameters(path: Path) -> str | None:
 
 
 def _quoted(value: str | int | float) -> str:
-    """A1111 quotes values that its comma-separated line could not hold bare."""
+    """Quote a value as A1111 does if it contains a separator."""
     text = str(value)
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' if any(c in text for c in ',\n:"') else text

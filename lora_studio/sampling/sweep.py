@@ -1,7 +1,7 @@
-"""The strength sweep: one seed, every LoRA at every strength for every prompt on every base, as one labelled grid.
+"""The strength sweep: every LoRA at every strength for every prompt on every base, with one seed, as one labelled grid.
 
-Strength 0 is the base alone, so it is drawn once for all LoRAs. Cells are saved one by one, each with all that made it
-written inside; what is there already is not drawn again.
+Strength 0 is the base alone, so it is generated once for all LoRAs. Each cell is saved with its parameters as soon as
+it is done; existing cells with the same parameters are reused.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lora_studio.workspace.project import Home
 
 
 class Cell(BaseModel):
-    """One picture of a sweep. At strength 0 `lora` is None: it is the base's, and serves all LoRAs."""
+    """One image of a sweep. At strength 0 `lora` is None: the image is the base's, for all LoRAs."""
 
     path: Path
     prompt: str
@@ -46,7 +46,7 @@ class Cell(BaseModel):
 
 
 class SweepResult(BaseModel):
-    """What a sweep made: `measures` holds a row of figures for each base, LoRA and strength, and what they mean."""
+    """The result of a sweep; `measures` has a row of figures per base, LoRA and strength, and their meaning."""
 
     grid: Path | None = None
     cells: list[Cell] = []
@@ -63,32 +63,32 @@ def sweep(
     should_stop: Callable[[], bool],
     resume: bool = False,
 ) -> SweepResult:
-    """Draw the cells of `job` into `folder`, then grid.png and measures.json of what is there.
+    """Generate the cells of `job` in `folder`, then grid.png and measures.json from all finished cells.
 
-    Cells with the same parameters that an earlier attempt left are kept, whether `resume` is set or not. A stop ends
-    the cell at work, which is not saved. Raises InputError for a LoRA or base that cannot be used.
+    Cells of an earlier attempt with the same parameters are reused, whether `resume` is set or not. A stop request
+    cancels the current cell. Raises InputError for a LoRA or base that cannot be used.
     """
     loras = [read_lora_header(path) for path in job.loras]
-    work = _Work(job, folder, report, should_stop, SweepPlan(job, loras))
-    for base in work.plan.bases:
+    state = _SweepState(job, folder, report, should_stop, SweepPlan(job, loras))
+    for base in state.plan.bases:
         if should_stop():
             break
-        _sweep_base(work, base, home)
-    cells = [work.cells[key] for key in work.plan.cells if key in work.cells]
-    report("phase", message="Making the grid")
-    measures = _measures(work)
+        _sweep_base(state, base, home)
+    cells = [state.cells[key] for key in state.plan.cells if key in state.cells]
+    report("phase", message="Drawing the grid")
+    measures = _measures(state)
     write_json(folder.path / "measures.json", measures)
     return SweepResult(
-        grid=_write_grid(work) if cells else None,
+        grid=_write_grid(state) if cells else None,
         cells=cells,
         measures=measures,
-        stopped=len(work.finished) < len(work.plan.cells),
+        stopped=len(state.finished) < len(state.plan.cells),
     )
 
 
 @dataclass
-class _Work:
-    """The state of a sweep. `finished` are the cells in `cells` and those that could not be drawn."""
+class _SweepState:
+    """The state of a sweep. `finished` has the keys in `cells` and those of images that were not finite."""
 
     job: SweepJob
     folder: JobFolder
@@ -101,17 +101,17 @@ class _Work:
 
     @property
     def seconds_left(self) -> float | None:
-        """From the mean time of the cells drawn so far."""
+        """The estimated time left, from the mean time per cell so far."""
         if not self.seconds:
             return None
         return round((len(self.plan.cells) - len(self.finished)) * sum(self.seconds) / len(self.seconds), 1)
 
     def path(self, key: CellKey) -> Path:
-        """Where a cell lies."""
+        """Return the file of a cell."""
         return self.folder.path / self.plan.path(key)
 
-    def keep(self, key: CellKey) -> Cell:
-        """Take a picture that is on disk into the result."""
+    def add(self, key: CellKey) -> Cell:
+        """Add a cell whose file is on disk to the result."""
         lora = self.plan.lora(key)
         self.finished.add(key)
         self.cells[key] = Cell(
@@ -126,46 +126,46 @@ class _Work:
 
 
 @dataclass
-class _Texts:
-    """Texts encoded once, for as long as the text encoders stay as they are."""
+class _PromptCache:
+    """Cached embeddings of prompts, valid while the text encoders do not change."""
 
     pipeline: SamplingPipeline
     job: SweepJob
-    known: dict[str, TextEmbeddings] = field(default_factory=dict)
+    cached: dict[str, TextEmbeddings] = field(default_factory=dict)
 
     def prompt(self, text: str) -> TextEmbeddings:
-        """An encoded prompt."""
-        if text not in self.known:
-            self.known[text] = self.pipeline.encode(text, clip_skip=self.job.clip_skip)
-        return self.known[text]
+        """Return the embeddings of a prompt."""
+        if text not in self.cached:
+            self.cached[text] = self.pipeline.encode(text, clip_skip=self.job.clip_skip)
+        return self.cached[text]
 
     @cached_property
     def negative(self) -> TextEmbeddings:
-        """The encoded negative prompt."""
+        """The embeddings of the negative prompt."""
         return self.pipeline.encode_negative(self.job.negative_prompt, clip_skip=self.job.clip_skip)
 
 
-def _sweep_base(work: _Work, base: str, home: Home) -> None:
-    """Draw what is missing of one base; its memory is free again afterwards."""
-    job, report = work.job, work.report
+def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
+    """Generate the missing cells of one base, and free its memory at the end."""
+    job, report = state.job, state.report
     pipeline = load_sampling_pipeline(
         base, home=home, precision=job.mixed_precision, on_progress=lambda message: report("phase", message=message)
     )
     try:
-        keys = [key for key in work.plan.cells if key.base == base]
-        parameters = {key: _parameters(work, pipeline, key) for key in keys}
+        keys = [key for key in state.plan.cells if key.base == base]
+        parameters = {key: _parameters(state, pipeline, key) for key in keys}
         for key in keys:
-            if read_parameters(work.path(key)) == parameters[key]:
-                work.keep(key)
-        pending = [key for key in keys if key not in work.finished]
+            if read_parameters(state.path(key)) == parameters[key]:
+                state.add(key)
+        pending = [key for key in keys if key not in state.finished]
         for prompt in truncated_captions(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
-            report("warning", code="long_prompt", message=f"Only the first 75 tokens count of the prompt: {prompt}")
-        texts = _Texts(pipeline, job)
+            report("warning", code="long_prompt", message=f"The prompt is truncated to 75 tokens: {prompt}")
+        texts = _PromptCache(pipeline, job)
         for number, group in groupby(pending, key=lambda key: key.lora):
             if number == 0:
-                _draw(work, pipeline, texts, list(group), parameters)
-            elif not work.should_stop():
-                _draw_lora(work, pipeline, texts, list(group), parameters)
+                _generate(state, pipeline, texts, list(group), parameters)
+            elif not state.should_stop():
+                _generate_lora(state, pipeline, texts, list(group), parameters)
     finally:
         del pipeline
         gc.collect()
@@ -173,73 +173,83 @@ def _sweep_base(work: _Work, base: str, home: Home) -> None:
             torch.cuda.empty_cache()
 
 
-def _draw_lora(
-    work: _Work, pipeline: SamplingPipeline, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
+def _generate_lora(
+    state: _SweepState,
+    pipeline: SamplingPipeline,
+    texts: _PromptCache,
+    keys: Sequence[CellKey],
+    parameters: dict[CellKey, str],
 ) -> None:
-    """Draw the cells of one LoRA. `texts` are the base's, which hold for a LoRA that has no text encoder."""
-    lora = work.plan.lora(keys[0])
+    """Generate the cells of one LoRA. `texts` are the base's embeddings, reused if the LoRA has no text encoder."""
+    lora = state.plan.lora(keys[0])
     assert lora is not None
-    work.report("phase", message=f"Loading {lora.name}")
+    state.report("phase", message=f"Loading {lora.name}")
     with apply_lora(pipeline.pipe, lora) as adapter:
         if adapter.matched < adapter.total:
-            work.report(
+            state.report(
                 "warning",
                 code="lora_partial",
                 message=f"{keys[0].base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}; "
-                f"what it says of the rest, like {adapter.missing[0]}, is left out.",
+                f"the others, like {adapter.missing[0]}, are ignored.",
             )
         for strength, group in groupby(keys, key=lambda key: key.strength):
             adapter.set_strength(strength)
-            current = _Texts(pipeline, work.job) if lora.has_text_encoder else texts
-            _draw(work, pipeline, current, list(group), parameters)
+            current = _PromptCache(pipeline, state.job) if lora.has_text_encoder else texts
+            _generate(state, pipeline, current, list(group), parameters)
 
 
-def _draw(
-    work: _Work, pipeline: SamplingPipeline, texts: _Texts, keys: Sequence[CellKey], parameters: dict[CellKey, str]
+def _generate(
+    state: _SweepState,
+    pipeline: SamplingPipeline,
+    texts: _PromptCache,
+    keys: Sequence[CellKey],
+    parameters: dict[CellKey, str],
 ) -> None:
-    """Draw cells one by one, as the pipeline stands."""
-    width, height = _size(work.job, pipeline)
+    """Generate cells one by one with the pipeline in its current state."""
+    width, height = _size(state.job, pipeline)
     for key in keys:
-        if work.should_stop():
+        if state.should_stop():
             return
         started = time.monotonic()
-        picture = pipeline.draw(
+        image = pipeline.generate(
             texts.prompt(key.prompt),
             texts.negative,
-            seed=work.job.seed,
-            steps=work.job.steps,
-            guidance=work.job.guidance,
+            seed=state.job.seed,
+            steps=state.job.steps,
+            guidance=state.job.guidance,
             width=width,
             height=height,
-            should_stop=work.should_stop,
+            should_stop=state.should_stop,
         )
-        if picture is not None:
-            save_png(picture, work.path(key), parameters[key])
-            work.seconds.append(time.monotonic() - started)
-            _report_cell(work, work.keep(key))
-        elif not work.should_stop():
-            work.finished.add(key)
-            work.report(
+        if image is not None:
+            save_png(image, state.path(key), parameters[key])
+            state.seconds.append(time.monotonic() - started)
+            _report_cell(state, state.add(key))
+        elif not state.should_stop():
+            state.finished.add(key)
+            state.report(
                 "warning",
                 code="not_finite",
-                message=f"No picture at strength {key.strength:g} for {key.prompt!r}: the numbers overflowed.",
+                message=f"No image at strength {key.strength:g} for {key.prompt!r}: the values became NaN or Inf.",
             )
 
 
-def _report_cell(work: _Work, cell: Cell) -> None:
-    values = cell.model_dump(mode="json") | {"path": cell.path.relative_to(work.folder.path).as_posix()}
-    work.report("cell", done=len(work.finished), total=len(work.plan.cells), seconds_left=work.seconds_left, **values)
+def _report_cell(state: _SweepState, cell: Cell) -> None:
+    values = cell.model_dump(mode="json") | {"path": cell.path.relative_to(state.folder.path).as_posix()}
+    state.report(
+        "cell", done=len(state.finished), total=len(state.plan.cells), seconds_left=state.seconds_left, **values
+    )
 
 
 def _size(job: SweepJob, pipeline: SamplingPipeline) -> tuple[int, int]:
-    """Width and height in px; the base's own where the job names none."""
+    """Return width and height in px; the base's native resolution where the job sets none."""
     native = pipeline.base.native_resolution
     return job.width or native, job.height or native
 
 
-def _parameters(work: _Work, pipeline: SamplingPipeline, key: CellKey) -> str:
-    """All that decides how a cell looks, in A1111's form."""
-    job, lora = work.job, work.plan.lora(key)
+def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> str:
+    """Return everything that determines a cell's image, as A1111's infotext."""
+    job, lora = state.job, state.plan.lora(key)
     settings = _settings(job, pipeline.sampler, _size(job, pipeline))
     settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
     settings |= {"Clip skip": job.clip_skip, "Precision": str(pipeline.base.unet.dtype).removeprefix("torch.")}
@@ -260,45 +270,45 @@ def _settings(job: SweepJob, sampler: str, size: tuple[int, int]) -> dict[str, s
     }
 
 
-def _measures(work: _Work) -> dict[str, Any]:
-    """Figures of each row that has pictures, and what they mean."""
-    labels, rows = work.plan.lora_labels, []
-    for row in work.plan.rows():
-        pictures = {key.prompt: _open(work.cells[key].path) for key in row.cells if key in work.cells}
-        bare = [CellKey(row.base, 0, 0.0, key.prompt) for key in row.cells]
-        references = {key.prompt: _open(work.cells[key].path) for key in bare if key in work.cells}
-        if pictures:
-            figures = measure(pictures, references)
+def _measures(state: _SweepState) -> dict[str, Any]:
+    """Return the measures of each row with images, and their meaning."""
+    labels, rows = state.plan.lora_labels, []
+    for row in state.plan.rows():
+        images = {key.prompt: _load_image(state.cells[key].path) for key in row.cells if key in state.cells}
+        base_cells = [CellKey(row.base, 0, 0.0, key.prompt) for key in row.cells]
+        references = {key.prompt: _load_image(state.cells[key].path) for key in base_cells if key in state.cells}
+        if images:
+            figures = measure(images, references)
             names = {"base": base_label(row.base), "lora": labels[row.lora - 1], "strength": row.strength}
             rows.append({**names, **figures})
     return {"meaning": MEASURE_DESCRIPTIONS, "rows": rows}
 
 
-def _open(path: Path) -> Image.Image:
-    with Image.open(path, formats=["PNG"]) as picture:
-        return picture.convert("RGB")
+def _load_image(path: Path) -> Image.Image:
+    with Image.open(path, formats=["PNG"]) as image:
+        return image.convert("RGB")
 
 
-def _write_grid(work: _Work) -> Path:
-    """Draw and save grid.png; returns its path."""
-    job, plan = work.job, work.plan
+def _write_grid(state: _SweepState) -> Path:
+    """Draw grid.png and return its path."""
+    job, plan = state.job, state.plan
     sections = []
     for (base, number), rows in groupby(plan.rows(), key=lambda row: (row.base, row.lora)):
-        drawn = [
+        grid_rows = [
             GridRow(
                 strength_label(row.strength),
-                [work.cells[key].path if key in work.cells else None for key in row.cells],
+                [state.cells[key].path if key in state.cells else None for key in row.cells],
             )
             for row in rows
         ]
-        sections.append(GridSection(plan.heading(base, number), drawn))
+        sections.append(GridSection(plan.heading(base, number), grid_rows))
     variants = {tuple(plan.prompts(lora)) for lora in plan.loras}
     prompts = list(variants.pop()) if len(variants) == 1 else list(dict.fromkeys(job.prompts))
     bases = ", ".join(map(base_label, plan.bases))
-    with Image.open(next(iter(work.cells.values())).path) as first:
+    with Image.open(next(iter(state.cells.values())).path) as first:
         settings = _settings(job, SamplingPipeline.sampler, first.size)
     subtitle = f"{bases} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
-    path = work.folder.path / "grid.png"
+    path = state.folder.path / "grid.png"
     grid = draw_grid(", ".join(plan.lora_labels), subtitle, prompts, sections)
     settings |= {
         "Model": bases,

@@ -75,7 +75,7 @@ def draw(pipeline: SamplingPipeline, prompts: list[str], seeds: tuple[int, ...])
     for prompt in prompts:
         text = pipeline.encode(prompt, clip_skip=2)
         for seed in seeds:
-            picture = pipeline.draw(text, negative, seed=seed, steps=20, guidance=6, width=SIDE, height=SIDE)
+            picture = pipeline.generate(text, negative, seed=seed, steps=20, guidance=6, width=SIDE, height=SIDE)
             assert picture is not None
             drawn.append(picture)
     return drawn

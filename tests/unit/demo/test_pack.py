@@ -68,7 +68,7 @@ def test_the_base_draws_what_it_is_asked_for(pipeline: SamplingPipeline) -> None
     def draw(prompt: str) -> np.ndarray:
         negative = pipeline.encode_negative("", clip_skip=2)
         text = pipeline.encode(prompt, clip_skip=2)
-        picture = pipeline.draw(text, negative, seed=5, steps=12, guidance=5, width=SIDE, height=SIDE)
+        picture = pipeline.generate(text, negative, seed=5, steps=12, guidance=5, width=SIDE, height=SIDE)
         assert picture is not None
         return np.asarray(picture, dtype=float)
 

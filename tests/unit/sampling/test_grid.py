@@ -1,35 +1,29 @@
-"""The grid, the measures and the parameters in PNG files, on pictures made here."""
-
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio.sampling.grid import EMPTY, MAX_PIXELS, MAX_SIDE, GridRow, GridSection, draw_grid
-from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, measure
-from lora_studio.sampling.png_info import infotext, read_parameters, save_png
+from lora_studio.sampling.png_info import save_png
 
 RED, GREEN = (200, 30, 30), (30, 200, 30)
 
 
-def picture(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (200, 200)) -> Path:
+def save_image(path: Path, color: tuple[int, int, int], size: tuple[int, int] = (200, 200)) -> Path:
     save_png(Image.new("RGB", size, color), path, "x")
     return path
 
 
 def boxes(image: Image.Image, color: tuple[int, int, int]) -> tuple[int, int, int, int]:
-    """Where a colour stands: left, top, right, bottom."""
+    """Return the bounding box of a colour: left, top, right, bottom."""
     rows, columns = np.nonzero((np.asarray(image) == color).all(axis=2))
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 def test_grid_has_strengths_down_and_prompts_across(tmp_path: Path) -> None:
-    red, green = picture(tmp_path / "r.png", RED), picture(tmp_path / "g.png", GREEN)
+    red, green = save_image(tmp_path / "r.png", RED), save_image(tmp_path / "g.png", GREEN)
     rows = [GridRow("0 (no LoRA)", [red, None]), GridRow("1", [None, green])]
     grid = draw_grid("title", "subtitle", ["one", "two"], [GridSection("", rows)])
     left, right = boxes(grid, RED), boxes(grid, GREEN)
@@ -46,21 +40,21 @@ def test_grid_has_strengths_down_and_prompts_across(tmp_path: Path) -> None:
     assert (np.asarray(grid)[left[1] : left[3], : left[0]] < 128).any()  # the row's label
 
 
-def test_small_pictures_are_enlarged_until_labels_can_be_read(tmp_path: Path) -> None:
-    path = picture(tmp_path / "r.png", RED, (64, 64))
+def test_small_images_are_enlarged_until_labels_are_readable(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "r.png", RED, (64, 64))
     box = boxes(draw_grid("t", "s", ["p"], [GridSection("", [GridRow("1", [path])])]), RED)
     assert (box[2] - box[0], box[3] - box[1]) == (192, 192)
 
 
-def test_sections_lie_side_by_side_where_that_fits_a_screen(tmp_path: Path) -> None:
-    path = picture(tmp_path / "r.png", RED)
+def test_sections_are_arranged_side_by_side_to_fit_a_screen(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "r.png", RED)
     section = GridSection("some LoRA", [GridRow(f"{row}", [path]) for row in range(7)])
     width, height = draw_grid("t", "s", ["p"], [section] * 4).size
     assert 0.5 < width / height < 3
 
 
-def test_grid_can_always_be_opened(tmp_path: Path) -> None:
-    path = picture(tmp_path / "r.png", RED, (1024, 1024))
+def test_grid_stays_within_the_size_limits(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "r.png", RED, (1024, 1024))
     rows = [GridRow(f"{row}", [path if row == 0 else None] * 8) for row in range(32)]
     grid = draw_grid("t", "s", ["a prompt"] * 8, [GridSection("x", rows)] * 3)
     assert max(grid.size) <= MAX_SIDE
@@ -68,8 +62,8 @@ def test_grid_can_always_be_opened(tmp_path: Path) -> None:
     assert max(grid.size) > 6000
 
 
-def test_texts_of_any_length_stay_inside(tmp_path: Path) -> None:
-    path = picture(tmp_path / "r.png", RED)
+def test_long_texts_do_not_widen_the_grid(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "r.png", RED)
     long = "masterpiece, " * 60
     rows = [GridRow("1", [path, path])]
     grid = draw_grid(long, long, [long, "w" * 400], [GridSection(long, rows)])
@@ -79,55 +73,9 @@ def test_texts_of_any_length_stay_inside(tmp_path: Path) -> None:
     assert boxes(grid, RED)[2] == boxes(plain, RED)[2]
 
 
-def test_unreadable_picture_is_an_empty_frame(tmp_path: Path) -> None:
+def test_unreadable_image_is_an_empty_frame(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no picture")
     rows = [GridRow("1", [tmp_path / "bad.png", tmp_path / "gone.png"])]
     grid = draw_grid("t", "s", ["", "日本語"], [GridSection("", rows)])
     empty = tuple(int(EMPTY[i : i + 2], 16) for i in (1, 3, 5))
     assert boxes(grid, empty)[2] - boxes(grid, empty)[0] > 2 * 150
-
-
-def test_measures_of_known_pictures() -> None:
-    black, white, red = (Image.new("RGB", (64, 64), color) for color in ("black", "white", "#ff0000"))
-    half = black.copy()
-    half.paste("white", (0, 0, 32, 64))
-    flat = measure({"a": black, "b": white}, {"a": black, "b": black})
-    assert flat == {"change": 0.5, "saturation": 0.0, "contrast": 0.0, "clipped": 1.0, "variety": 1.0}
-    assert measure({"a": half}, {}) == {
-        "change": None,
-        "saturation": 0.0,
-        "contrast": 0.5,
-        "clipped": 1.0,
-        "variety": None,
-    }
-    colored = measure({"a": red}, {"a": red})
-    assert (colored["change"], colored["saturation"], colored["clipped"]) == (0.0, 1.0, 0.0)
-    assert measure({"a": red, "b": red}, {})["variety"] == 0
-    assert set(flat) == set(MEASURE_DESCRIPTIONS)
-
-
-@settings(max_examples=30)
-@given(st.text(max_size=200).filter(lambda text: "\0" not in text))
-def test_any_prompt_survives_in_the_file(tmp_path_factory: pytest.TempPathFactory, prompt: str) -> None:
-    path = tmp_path_factory.mktemp("png") / "x.png"
-    prompt = prompt.encode("utf-8", "ignore").decode()
-    save_png(Image.new("RGB", (8, 8)), path, prompt)
-    assert read_parameters(path) == prompt
-
-
-def test_infotext_is_a1111s(tmp_path: Path) -> None:
-    text = infotext("a cat", "blurry", {"Steps": 20, "CFG scale": "6", "Lora hashes": "ink: abc", "Note": 'a "b"'})
-    assert text == (
-        'a cat\nNegative prompt: blurry\nSteps: 20, CFG scale: 6, Lora hashes: "ink: abc", Note: "a \\"b\\""'
-    )
-    assert infotext("a cat", "", {"Steps": 20}) == "a cat\nSteps: 20"
-
-
-def test_parameters_of_what_is_no_whole_picture_are_none(tmp_path: Path) -> None:
-    path = picture(tmp_path / "x.png", RED, (64, 64))
-    assert read_parameters(path) == "x"
-    path.write_bytes(path.read_bytes()[:-30])
-    assert read_parameters(path) is None
-    assert read_parameters(tmp_path / "gone.png") is None
-    Image.new("RGB", (8, 8)).save(tmp_path / "bare.png")
-    assert read_parameters(tmp_path / "bare.png") is None

@@ -1,4 +1,4 @@
-"""The sweep on the small SDXL: what is drawn, in which order, what is kept, and what the files say."""
+"""Sweeps on the tiny SDXL: cells, their order, reuse after a stop, parameters and measures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from lora_studio.errors import InputError
-from lora_studio.sampling.cells import fill_trigger
 from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.sampling.sweep import SweepResult, sweep
@@ -29,7 +28,7 @@ Events = list[tuple[str, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def loras(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two LoRAs, of which only the first changes the text encoders."""
+    """Two LoRAs; only the first one changes the text encoders."""
     folder = tmp_path_factory.mktemp("loras")
     pipeline = load_sampling_pipeline(str(tiny_base), home=Home(folder), precision=Precision.AUTO)
     return [
@@ -54,7 +53,7 @@ def make_job(base: Path, loras: list[Path], **changes: Any) -> SweepJob:
 def run(
     job: SweepJob, folder: Path, home: Home, *, stop_after: int | None = None, resume: bool = False
 ) -> tuple[SweepResult, Events]:
-    """Sweep, and ask for a stop once so many cells are there."""
+    """Run a sweep, with a stop request after `stop_after` cells."""
     events: Events = []
 
     def report(event: str, /, **values: Any) -> None:
@@ -72,14 +71,14 @@ def run(
 def done(
     tiny_base: Path, loras: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[SweepResult, Events, Path]:
-    """One whole sweep that several tests look at, and must not change."""
+    """A complete sweep, shared by tests that must not change it."""
     folder = tmp_path_factory.mktemp("sweep") / "001"
     return *run(make_job(tiny_base, loras), folder, Home(folder.parent / "home")), folder
 
 
 @pytest.fixture
 def copied(done: tuple[SweepResult, Events, Path], tmp_path: Path) -> Path:
-    """A copy of that sweep to work on."""
+    """A copy of the complete sweep."""
     return Path(shutil.copytree(done[2], tmp_path / "001"))
 
 
@@ -88,7 +87,7 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_every_cell_is_there_once(done: tuple[SweepResult, Events, Path], loras: list[Path]) -> None:
+def test_every_cell_is_generated_once(done: tuple[SweepResult, Events, Path], loras: list[Path]) -> None:
     result, events, folder = done
     found = [(cell.lora, cell.strength, cell.prompt) for cell in result.cells]
     prompts = ["inkstamp_hc, face", "clock"]
@@ -111,14 +110,12 @@ def test_strengths_and_loras_differ_and_seed_is_shared(done: tuple[SweepResult, 
     for index, one in enumerate(pictures):
         for other in pictures[:index]:
             assert np.abs(one - other).max() > 0
-    # One seed: the noise decides far more of a picture than what is asked for.
+    # One seed: the noise determines more of an image than the prompt does.
     assert np.corrcoef(pictures[0].ravel(), pictures[2].ravel())[0, 1] > 0.5
     assert {cell.seed for cell in done[0].cells} == {9}
 
 
-def test_base_cell_is_the_pipelines_own_picture(
-    done: tuple[SweepResult, Events, Path], tiny_base: Path, home: Home
-) -> None:
+def test_base_cell_equals_diffusers(done: tuple[SweepResult, Events, Path], tiny_base: Path, home: Home) -> None:
     import torch
 
     pipeline = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO)
@@ -133,7 +130,7 @@ def test_base_cell_is_the_pipelines_own_picture(
     assert (pixels(done[0].cells[0].path) == np.asarray(expected)).all()
 
 
-def test_cells_carry_their_parameters(done: tuple[SweepResult, Events, Path], tiny_base: Path) -> None:
+def test_cells_contain_their_parameters(done: tuple[SweepResult, Events, Path], tiny_base: Path) -> None:
     from lora_studio.lora.header import read_lora_header
 
     cell = done[0].cells[4]
@@ -151,7 +148,7 @@ def test_cells_carry_their_parameters(done: tuple[SweepResult, Events, Path], ti
     assert str(tiny_base.parent) not in grid + bare + settings
 
 
-def test_measures_tell_how_much_each_strength_changes(done: tuple[SweepResult, Events, Path]) -> None:
+def test_measured_change_grows_with_the_strength(done: tuple[SweepResult, Events, Path]) -> None:
     result, _, folder = done
     assert json.loads((folder / "measures.json").read_text("utf-8")) == result.measures
     rows = result.measures["rows"]
@@ -171,7 +168,7 @@ def test_measures_tell_how_much_each_strength_changes(done: tuple[SweepResult, E
     assert rows[5]["change"] == pytest.approx(np.mean(differences), abs=1e-4)
 
 
-def test_stop_keeps_what_is_drawn_and_resume_draws_the_rest(
+def test_resume_after_a_stop_generates_only_the_missing_cells(
     done: tuple[SweepResult, Events, Path], tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
 ) -> None:
     job, folder = make_job(tiny_base, loras), tmp_path / "001"
@@ -195,9 +192,9 @@ def test_stop_before_the_first_cell_leaves_no_grid(
     assert (result.stopped, result.grid, result.cells) == (True, None, [])
 
 
-def test_only_cells_that_changed_are_drawn_again(copied: Path, tiny_base: Path, loras: list[Path], home: Home) -> None:
+def test_only_invalid_cells_are_generated_again(copied: Path, tiny_base: Path, loras: list[Path], home: Home) -> None:
     cells = sorted((copied / "cells").iterdir())
-    cells[1].write_bytes(cells[1].read_bytes()[:200])  # torn
+    cells[1].write_bytes(cells[1].read_bytes()[:200])
     cells[2].unlink()
     result, events = run(make_job(tiny_base, loras), copied, home, resume=True)
     drawn = {Path(values["path"]).name for event, values in events if event == "cell"}
@@ -208,7 +205,7 @@ def test_only_cells_that_changed_are_drawn_again(copied: Path, tiny_base: Path, 
     assert sum(event == "cell" for event, _ in events) == 2
 
 
-def test_two_bases_and_triggers_of_their_own(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
+def test_two_bases_and_another_trigger_word(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
     from tests.support.tiny_sdxl import save_tiny_sdxl
 
     other = save_tiny_sdxl(tmp_path / "other", seed=5)
@@ -233,7 +230,7 @@ def test_two_bases_and_triggers_of_their_own(tiny_base: Path, loras: list[Path],
     assert "\nNegative prompt: blurry, grey\n" in read_parameters(result.cells[0].path)
 
 
-def test_numbers_that_overflow_leave_an_empty_frame_and_a_warning(tiny_base: Path, tmp_path: Path, home: Home) -> None:
+def test_non_finite_image_is_skipped_with_a_warning(tiny_base: Path, tmp_path: Path, home: Home) -> None:
     pipeline = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO)
     tensors, _ = make_lora(pipeline.pipe, text_encoders=False)
     lora = save_lora({name: weight * 3e18 for name, weight in tensors.items()}, tmp_path / "loud.safetensors")
@@ -245,7 +242,7 @@ def test_numbers_that_overflow_leave_an_empty_frame_and_a_warning(tiny_base: Pat
     assert (warning["code"], "strength 1" in warning["message"]) == ("not_finite", True)
 
 
-def test_long_prompt_is_told(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
+def test_warns_about_a_truncated_prompt(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
     job = make_job(tiny_base, loras[1:], prompts=["x" * 80, "short"], strengths=[0], steps=1)
     _, events = run(job, tmp_path / "001", home)
     warnings = [values for event, values in events if event == "warning"]
@@ -256,24 +253,9 @@ def test_long_prompt_is_told(tiny_base: Path, loras: list[Path], tmp_path: Path,
 def test_bad_lora_is_refused_before_the_base_is_loaded(
     tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
 ) -> None:
-    (tmp_path / "bad.safetensors").write_text("no model")
+    (tmp_path / "bad.safetensors").write_text("not a model")
     events: Callable[..., None] = pytest.fail
     job = make_job(tiny_base, [loras[0], tmp_path / "bad.safetensors"])
     folder = JobFolder.create(tmp_path / "001", job)
     with pytest.raises(InputError, match=r"bad\.safetensors"):
         sweep(job, folder, home=home, report=events, should_stop=lambda: False)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "trigger", "filled"),
-    [
-        ("{trigger}, smiling", "saria", "saria, smiling"),
-        ("{trigger}, smiling", "", "smiling"),
-        ("a cat, {trigger} , red", "", "a cat, red"),
-        ("{trigger}", "", ""),
-        ("a cat,  red", "", "a cat,  red"),
-        ("{trigger} and {trigger}", "x", "x and x"),
-    ],
-)
-def test_trigger_word_takes_its_place(prompt: str, trigger: str, filled: str) -> None:
-    assert fill_trigger(prompt, trigger) == filled
