@@ -23,7 +23,7 @@ from unittest import mock
 import psutil
 import torch
 
-from lora_studio.training.data.dataset import Dataset, Item
+from lora_studio.training.data.dataset import Dataset, TrainItem
 from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -34,7 +34,7 @@ SIDE, WIDTH, POOLED = 256, 2048, 1280
 BATCH = 4
 
 
-def many(item: Item, count: int) -> list[Item]:
+def many(item: TrainItem, count: int) -> list[TrainItem]:
     """Return `count` copies of an image with different content hashes and captions."""
     return [
         replace(item, sha256=hashlib.sha256(str(number).encode()).hexdigest(), caption=f"inkstamp, thing {number}")

@@ -22,13 +22,13 @@ from lora_studio.training.reporting.lora_metadata import describe_lora
 from lora_studio.training.reporting.step_log import StepLog
 from lora_studio.training.resume_state import ResumeState, save_state
 from lora_studio.training.run import Run
-from lora_studio.training.samples import SampleSettings, draw_samples, sample_prompts, save_sample
-from lora_studio.training.step import train_step_retrying_oom
+from lora_studio.training.samples import SampleSettings, generate_samples, sample_prompts, save_sample
+from lora_studio.training.step import train_step_with_oom_retry
 from lora_studio.training.validation import validate
 from lora_studio.workspace.job_folder import JobFolder, Report
 
-NAN_LIMIT = 5  # steps in a row without a finite loss, after which a run ends
-STATE_SECONDS = 600.0  # at most so much work is lost when the machine goes down
+MAX_NAN_STEPS = 5  # steps in a row without a finite loss, after which a run ends
+STATE_INTERVAL = 600.0  # at most so much work is lost when the machine goes down
 # Events of an attempt rather than of the training: a resume leaves them in the log, whatever it does again.
 ATTEMPT_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
 
@@ -37,7 +37,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
     """Train until the run is complete (returns False) or a stop is requested (returns True).
 
     On a stop, and on any error that leaves the weights valid, the state after the last step is saved first. Raises
-    NonFiniteLossError after NAN_LIMIT steps in a row without a finite loss. An error on one rank ends all ranks.
+    NonFiniteLossError after MAX_NAN_STEPS steps in a row without a finite loss. An error on one rank ends all ranks.
     """
     log = StepLog(
         report,
@@ -54,7 +54,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
         while True:
             if run.epochs_finished < run.epochs_due:
                 log.flush()
-                end_epoch(run, report=report, should_stop=should_stop)
+                finish_epoch(run, report=report, should_stop=should_stop)
             if run.step >= run.counts.total_steps:
                 return False
             if run.ranks.broadcast_flag(should_stop()):
@@ -62,14 +62,14 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 save(run)
                 return True
             log.start_clock()
-            result = train_step_retrying_oom(run, report)
+            result = train_step_with_oom_retry(run, report)
             run.step += 1
             log.add(run.step, run.epoch, result)
-            state_due = time.monotonic() - run.saved_at > STATE_SECONDS
-            if log.due or state_due or _within_epoch_due(run):
+            state_due = time.monotonic() - run.saved_at > STATE_INTERVAL
+            if log.due or state_due or _due_within_epoch(run):
                 log.flush()
-            if _within_epoch_due(run):
-                _within_epoch(run, report=report, should_stop=should_stop)
+            if _due_within_epoch(run):
+                _save_and_sample_within_epoch(run, report=report, should_stop=should_stop)
             if state_due:
                 save(run)
     except Exception:
@@ -82,12 +82,12 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
         run.prefetch.close()
 
 
-def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
+def finish_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
     epoch = run.epochs_finished + 1
     if run.ranks.is_main:
         run.log_offset = JobFolder(run.folder).sync_events()
-        _tell_epoch(run, epoch, report=report, should_stop=should_stop)
+        _report_epoch(run, epoch, report=report, should_stop=should_stop)
         run.log_offset = None
     run.epoch_losses = []
     run.timestep_losses.clear()
@@ -95,16 +95,16 @@ def end_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> N
     save(run)
 
 
-def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
+def _report_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
     recipe = run.job.recipe
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
     last = epoch == run.counts.epochs
-    if last or _falls_on(recipe.save_every_n_epochs, epoch) or _falls_on(recipe.save_every_n_steps, run.step):
+    if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, run.step):
         _checkpoint(run, epoch, report=report)
-    draws = _falls_on(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
-    if draws or _falls_on(recipe.sample_every_n_steps, run.step):
+    draws = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
+    if draws or _is_due(recipe.sample_every_n_steps, run.step):
         draw(run, epoch, report=report, should_stop=should_stop)
     with run.averaged_weights.swapped_in():
         validate(run, epoch, report=report, should_stop=should_stop)
@@ -112,26 +112,26 @@ def _tell_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[
         report("hint", **hint)
 
 
-def _within_epoch_due(run: Run) -> bool:
+def _due_within_epoch(run: Run) -> bool:
     """Whether a file or samples are due after a step that ends no epoch."""
     recipe = run.job.recipe
     ended = run.epochs_finished < run.epochs_due
-    due = any(_falls_on(every, run.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
+    due = any(_is_due(every, run.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
     return due and not ended and run.ranks.is_main
 
 
-def _within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
+def _save_and_sample_within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """What is due after a step that ends no epoch."""
     recipe = run.job.recipe
     run.log_offset = JobFolder(run.folder).sync_events()
-    if _falls_on(recipe.save_every_n_steps, run.step):
+    if _is_due(recipe.save_every_n_steps, run.step):
         _checkpoint(run, None, report=report)
-    if _falls_on(recipe.sample_every_n_steps, run.step):
+    if _is_due(recipe.sample_every_n_steps, run.step):
         draw(run, None, report=report, should_stop=should_stop)
     run.log_offset = None
 
 
-def _falls_on(every: int, number: int) -> bool:
+def _is_due(every: int, number: int) -> bool:
     return every > 0 and number % every == 0
 
 
@@ -139,23 +139,23 @@ def _checkpoint(run: Run, epoch: int | None, *, report: Report) -> None:
     """Save the LoRA of a finished epoch, or of the current step; named as kohya's tools name them."""
     position = f"step{run.step:08d}" if epoch is None else f"{epoch:06d}"
     path = run.folder / "checkpoints" / f"{run.job.name}-{position}.safetensors"
-    save_adapter(run, path, run.epoch if epoch is None else epoch)
-    _drop_old_checkpoints(run)
+    save_lora_file(run, path, run.epoch if epoch is None else epoch)
+    _delete_old_checkpoints(run)
     report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
 
 
 def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Draw the sample prompts of a finished epoch, or of the current step, until asked to stop."""
     recipe = run.job.recipe
-    prompts = run_prompts(run.job, run.dataset)
+    prompts = prompts_of_run(run.job, run.dataset)
     settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
     position = f"step {run.step}" if epoch is None else f"epoch {epoch}"
     mark = f"{run.step:08d}" if epoch is None else f"e{epoch:06d}"
     report("phase", message=f"Drawing samples of {position}")
-    if run.replays is not None:
-        run.replays.make_room()
+    if run.cuda_graphs is not None:
+        run.cuda_graphs.free_for_sampling()
     with run.averaged_weights.swapped_in():
-        pictures = draw_samples(
+        pictures = generate_samples(
             run.base,
             prompts,
             lambda prompt: run.encode([prompt]),
@@ -175,12 +175,12 @@ def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[
             report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=place)
 
 
-def run_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
+def prompts_of_run(job: TrainJob, dataset: Dataset) -> list[str]:
     """The prompts of the samples; without a trigger word a bare {trigger} stands for the first caption."""
     return sample_prompts(job.recipe.sample_prompts, job.trigger_word, dataset.items[0].caption)
 
 
-def save_adapter(run: Run, path: Path, epoch: int) -> None:
+def save_lora_file(run: Run, path: Path, epoch: int) -> None:
     """Write the LoRA that the run gives out now: in fp16, or in fp32 if that is what the run computed in.
 
     Raises NonFiniteLossError if its weights are not finite.
@@ -269,30 +269,32 @@ def restore(run: Run, state: ResumeState) -> None:
 
 
 def _record_loss(run: Run, loss: float | None) -> None:
-    """Record the loss of a step, None if it was skipped. Raises NonFiniteLossError if NAN_LIMIT in a row were."""
+    """Record the loss of a step, None if it was skipped. Raises NonFiniteLossError if MAX_NAN_STEPS in a row were."""
     if loss is not None:
         run.nan_streak = 0
         run.last_loss = loss
         run.epoch_losses.append(loss)
         return
     run.nan_streak += 1
-    if run.nan_streak >= NAN_LIMIT and run.last_loss is None:
+    if run.nan_streak >= MAX_NAN_STEPS and run.last_loss is None:
         raise NonFiniteLossError(
             f"Not one of the first {run.step} steps had a finite loss.",
             f"The base or its precision is at fault, not the rate: set mixed_precision to bf16 or fp32 (it is "
             f"{run.precision} now), or download {run.base.name} anew.",
             code="nan",
         )
-    if run.nan_streak >= NAN_LIMIT:
-        raise _not_finite(run, f"The loss was not finite for {NAN_LIMIT} steps in a row, up to step {run.step}.")
+    if run.nan_streak >= MAX_NAN_STEPS:
+        raise _non_finite_error(
+            run, f"The loss was not finite for {MAX_NAN_STEPS} steps in a row, up to step {run.step}."
+        )
 
 
 def _check_finite(run: Run) -> None:
     if not run.adapters.is_finite():
-        raise _not_finite(run, f"The LoRA's weights are not finite at step {run.step}.")
+        raise _non_finite_error(run, f"The LoRA's weights are not finite at step {run.step}.")
 
 
-def _not_finite(run: Run, message: str) -> NonFiniteLossError:
+def _non_finite_error(run: Run, message: str) -> NonFiniteLossError:
     files = checkpoint_files(run)
     kept = f"The last good checkpoint, {files[-1].name}, is kept" if files else "No checkpoint had been made yet"
     rates = " and ".join(name for name in ("unet_lr", "text_encoder_lr") if getattr(run.job.recipe, name))
@@ -311,7 +313,7 @@ def checkpoint_files(run: Run) -> list[Path]:
     return sorted(files, key=age)
 
 
-def _drop_old_checkpoints(run: Run) -> None:
+def _delete_old_checkpoints(run: Run) -> None:
     """Remove all but the newest `keep_checkpoints` files of this run; 0 keeps all."""
     if keep := run.job.recipe.keep_checkpoints:
         for file in checkpoint_files(run)[:-keep]:

@@ -30,9 +30,9 @@ from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss, PredictionType
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.data.augment import views_of
-from lora_studio.training.data.caption_variants import cached_captions
-from lora_studio.training.data.dataset import Dataset, Item, read_dataset
+from lora_studio.training.data.augment import all_augmentations
+from lora_studio.training.data.caption_variants import captions_to_cache
+from lora_studio.training.data.dataset import Dataset, TrainItem, read_dataset
 from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
 from lora_studio.training.warm_start import network_weights_errors
@@ -259,9 +259,9 @@ def _disk_space_errors(
     A LoRA file has `weights` parameters of `width` bytes each.
     """
     recipe = job.recipe
-    pixels = sum(len(views_of(item, recipe)) * _pixels(item) for item in dataset.samples)
+    pixels = sum(len(all_augmentations(item, recipe)) * _pixels(item) for item in dataset.samples)
     pixels += sum(map(_pixels, dataset.held_out))
-    captions = len(cached_captions(job, dataset)) if not recipe.text_encoder_lr else 0
+    captions = len(captions_to_cache(job, dataset)) if not recipe.text_encoder_lr else 0
     cache = int(
         pixels * LATENT_BYTES_PER_PIXEL + captions * TEXT_BYTES_PER_CAPTION * recipe.max_token_length / CHUNK_TOKENS
     )
@@ -286,7 +286,7 @@ def _disk_space_errors(
     ]
 
 
-def _pixels(item: Item) -> int:
+def _pixels(item: TrainItem) -> int:
     return item.placement.bucket[0] * item.placement.bucket[1]
 
 

@@ -27,10 +27,10 @@ from lora_studio.training.data.rng import seeded
 from lora_studio.training.distributed import RankGroup
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
-from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
-from lora_studio.training.speed.cuda_graph_policy import Replays
-from lora_studio.training.speed.recompute import Blocks
+from lora_studio.training.speed.cuda_graph_policy import CudaGraphs
+from lora_studio.training.speed.recompute import BlockCheckpointing
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Run:
     base: Base
     adapters: Adapters
     weights: FlatParameters
-    blocks: Blocks
+    block_checkpointing: BlockCheckpointing
     optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
     scaler: torch.amp.GradScaler
@@ -56,12 +56,12 @@ class Run:
     device: torch.device
     dtype: torch.dtype
     precision: str
-    health: Health
+    health: HealthMonitor
     averaged_weights: AveragedWeights
     timestep_losses: TimestepLosses
     ranks: RankGroup = field(default_factory=RankGroup)
     prefetch: Prefetch[StepBatches] = field(default_factory=Prefetch)
-    replays: Replays | None = None
+    cuda_graphs: CudaGraphs | None = None
     started: float = field(default_factory=time.time)
     step: int = 0
     epochs_finished: int = 0

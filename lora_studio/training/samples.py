@@ -33,7 +33,7 @@ def sample_prompts(prompts: Sequence[str], trigger_word: str, fallback: str) -> 
     return [prompt.replace("{trigger}", trigger_word).strip() or fallback for prompt in prompts]
 
 
-def draw_samples(
+def generate_samples(
     base: Base,
     prompts: Sequence[str],
     encode: Callable[[str], TextEmbeddings],
@@ -50,7 +50,7 @@ def draw_samples(
     pipe = make_pipeline(base)
     side = settings.side // base.latent_factor * base.latent_factor
     for prompt in prompts:
-        with _drawing(base, device), torch.no_grad(), autocast():
+        with _sampling_mode(base, device), torch.no_grad(), autocast():
             text = encode(prompt)
             picture = generate_image(
                 pipe,
@@ -69,7 +69,7 @@ def draw_samples(
 
 
 @contextmanager
-def _drawing(base: Base, device: torch.device) -> Iterator[None]:
+def _sampling_mode(base: Base, device: torch.device) -> Iterator[None]:
     """UNet and text encoders in eval mode, the VAE on the device for as long as it is needed."""
     modes = [(module, module.training) for module in (base.unet, *base.text_encoders)]
     home = base.vae.device

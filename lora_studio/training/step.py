@@ -24,9 +24,9 @@ from lora_studio.training.objective import sample_losses
 from lora_studio.training.optim.optimizers import learning_rates
 from lora_studio.training.reporting.step_log import StepResult
 from lora_studio.training.run import Run
-from lora_studio.training.speed.cuda_graph_capture import find_recorder
-from lora_studio.training.speed.cuda_graph_policy import Replays
-from lora_studio.training.speed.memory_budget import fit_blocks, gpu_memory
+from lora_studio.training.speed.cuda_graph_capture import find_capturer
+from lora_studio.training.speed.cuda_graph_policy import CudaGraphs
+from lora_studio.training.speed.memory_budget import fit_recomputed_blocks, measure_step_memory
 from lora_studio.workspace.job_folder import Report
 
 
@@ -97,7 +97,7 @@ def _accumulate_gradients(run: Run, inputs: StepBatches) -> Tensor:
         try:
             return _accumulate_once(run, inputs)
         except RuntimeError as error:
-            if run.replays is None or not run.replays.give_up(error):
+            if run.cuda_graphs is None or not run.cuda_graphs.disable_after(error):
                 raise
 
 
@@ -105,12 +105,12 @@ def _accumulate_once(run: Run, inputs: StepBatches) -> Tensor:
     losses = torch.zeros(inputs.sample_count, device=run.device)
     sample_count = torch.full((), float(inputs.sample_count), device=run.device)
     run.weights.zero_gradients()
-    if run.replays is not None:
-        run.replays.consider([batch for _, batch in inputs.batches], sample_count)
+    if run.cuda_graphs is not None:
+        run.cuda_graphs.update([batch for _, batch in inputs.batches], sample_count)
     for first, batch in inputs.batches:
         with run.seeded_dropout(first):
-            if run.replays is not None:
-                found = run.replays.take(batch, sample_count)
+            if run.cuda_graphs is not None:
+                found = run.cuda_graphs.run(batch, sample_count)
             else:
                 found = forward_backward(run, batch.to(run.device), sample_count)
         losses[first : first + len(found)] = found
@@ -142,25 +142,26 @@ def _update_without_sync(run: Run, result: StepResult) -> None:
     run.updating = False
 
 
-def train_step_retrying_oom(run: Run, report: Report) -> StepResult:
-    """Take a step; on out of memory retry it with more blocks recomputed, if gradient checkpointing is `auto`.
+def train_step_with_oom_retry(run: Run, report: Report) -> StepResult:
+    """Take a step; on out of memory, retry it with more blocks recomputed if gradient checkpointing is `auto`.
 
     The weights are unchanged before a retry. Raises torch.OutOfMemoryError when every block is recomputed already.
     """
     auto = run.job.recipe.gradient_checkpointing is GradientCheckpointing.AUTO and run.ranks.world_size == 1
+    checkpointing = run.block_checkpointing
     while True:
         try:
             return train_step(run)
         except torch.OutOfMemoryError:
-            if run.updating or not auto or not run.blocks.compute_more_twice():
+            if run.updating or not auto or not checkpointing.recompute_more():
                 raise
         run.weights.zero_gradients()
         torch.cuda.empty_cache()
         report(
             "warning",
             code="memory_short",
-            message=f"The memory was not enough for a step: {len(run.blocks.twice)} of {len(run.blocks.order)} blocks "
-            "of the UNet are computed twice from here on.",
+            message="A step ran out of GPU memory. Gradient checkpointing now covers "
+            f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} UNet blocks.",
         )
 
 
@@ -178,21 +179,21 @@ def fit_gpu_memory(run: Run, report: Report) -> None:
         with run.seeded_dropout(0):
             return batch_losses(run, batch)
 
-    measure = partial(gpu_memory, forward, run.weights, run.optimizer, run.job.recipe, run.device)
-    fit_blocks(run.blocks, run.base.text_encoders, forward, measure, run.weights, report)
+    measure = partial(measure_step_memory, forward, run.weights, run.optimizer, run.job.recipe, run.device)
+    fit_recomputed_blocks(run.block_checkpointing, run.base.text_encoders, forward, measure, run.weights, report)
 
 
-def cuda_graphs_for(run: Run, report: Report) -> Replays | None:
+def cuda_graphs_for(run: Run, report: Report) -> CudaGraphs | None:
     """Return the CUDA graphs of a run; None where its device has none or a replay could be wrong.
 
     A replay repeats the same kernels on the same memory. So there are none with network dropout (random numbers), with
     weights whose gradients autograd allocates, with a gradient scaler, or on several ranks.
     """
-    recorder = find_recorder(run.device)
+    capturer = find_capturer(run.device)
     safe = run.weights.all_fused and not run.job.recipe.network_dropout and not run.scaler.is_enabled()
-    if recorder is None or not safe or run.ranks.world_size > 1:
+    if capturer is None or not safe or run.ranks.world_size > 1:
         return None
-    return Replays(partial(forward_backward, run), recorder, run.weights, batches_left(run), report)
+    return CudaGraphs(partial(forward_backward, run), capturer, run.weights, batches_left(run), report)
 
 
 def batches_left(run: Run) -> Callable[[BatchTensors, bool], int]:

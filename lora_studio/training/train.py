@@ -17,11 +17,11 @@ from lora_studio.models.load import Base, load_base
 from lora_studio.models.quantize import quantize
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data.augment import views_of
+from lora_studio.training.data.augment import all_augmentations
 from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, weights_hash
-from lora_studio.training.data.caption_variants import cached_captions
+from lora_studio.training.data.caption_variants import captions_to_cache
 from lora_studio.training.data.collate import Collator
-from lora_studio.training.data.prefetch import Prefetch, depth_for
+from lora_studio.training.data.prefetch import Prefetch, prefetch_depth
 from lora_studio.training.distributed import (
     SINGLE_PROCESS,
     RankGroup,
@@ -29,30 +29,30 @@ from lora_studio.training.distributed import (
     init_rank_group,
     with_global_batch,
 )
-from lora_studio.training.loop import ATTEMPT_EVENTS, restore, run_prompts, save_adapter, train_loop
+from lora_studio.training.loop import ATTEMPT_EVENTS, prompts_of_run, restore, save_lora_file, train_loop
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.optim.schedules import make_lr_scheduler
 from lora_studio.training.preflight import PreflightResult, preflight
-from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
-from lora_studio.training.reporting.run_records import CAPTIONS, DATASET, changes, write_records
+from lora_studio.training.reporting.run_records import CAPTIONS, DATASET, changes, write_run_records
 from lora_studio.training.reporting.startup import (
     PRECISIONS,
-    Phases,
+    PhaseReporter,
     describe_environment,
     device_name,
-    tell_dataset,
-    tell_long_captions,
-    tell_optimizer,
-    tell_start,
+    report_dataset,
+    report_optimizer_hints,
+    report_start,
+    report_truncated_captions,
 )
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import use_plain_attention
-from lora_studio.training.speed.geglu import use_lean_gates
-from lora_studio.training.speed.memory_budget import make_blocks
+from lora_studio.training.speed.geglu import use_lean_geglu
+from lora_studio.training.speed.memory_budget import make_block_checkpointing
 from lora_studio.training.step import cuda_graphs_for, fit_gpu_memory
 from lora_studio.training.warm_start import load_network_weights
 from lora_studio.workspace.job_folder import JobFolder, Report
@@ -90,12 +90,12 @@ def train(
     after saving what is needed to go on.
     """
     begin = time.monotonic()
-    phases = Phases(report)
+    phases = PhaseReporter(report)
     ranks = init_rank_group()
     job = with_global_batch(job, ranks)
     with ranks.sync_errors():
         checked = preflight(job, folder, home, on_progress=phases)
-    tell_dataset(job, checked.dataset, report)
+    report_dataset(job, checked.dataset, report)
     if ranks.is_main:
         write_json(
             folder.path / "environment.json",
@@ -112,9 +112,9 @@ def train(
         with ranks.sync_errors():
             _resume(run, report)
     if run.step == 0 and ranks.is_main:
-        used = write_records(run.folder, run.collator)
+        used = write_run_records(run.folder, run.collator)
         report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
-    tell_start(
+    report_start(
         run.dataset,
         run.counts,
         run.base,
@@ -123,15 +123,15 @@ def train(
         precision=run.precision,
         reason=checked.dtype_reason,
     )
-    tell_optimizer(job.recipe, report)
+    report_optimizer_hints(job.recipe, report)
     if run.device.type == "cuda":
         with ranks.sync_errors():
             fit_gpu_memory(run, report)
-    run.replays = cuda_graphs_for(run, report)
+    run.cuda_graphs = cuda_graphs_for(run, report)
     stopped = train_loop(run, report=report, should_stop=should_stop)
     if not stopped and ranks.is_main:
         lora = folder.path / f"{job.name}.safetensors"
-        save_adapter(run, lora, run.epoch)
+        save_lora_file(run, lora, run.epoch)
         report("saved", path=lora.name)
     destroy_rank_group(ranks)
     return _result(job, folder, run, begin, stopped=stopped)
@@ -144,7 +144,7 @@ def prepare(
     *,
     home: Home,
     report: Report,
-    phases: Phases,
+    phases: PhaseReporter,
     should_stop: Callable[[], bool],
     ranks: RankGroup = SINGLE_PROCESS,
 ) -> Run:
@@ -161,14 +161,14 @@ def prepare(
         zero_terminal_snr=checked.zero_terminal_snr,
         on_progress=lambda message: phases(message, 0, 0),
     )
-    tell_long_captions(job, base, checked.dataset, report)
+    report_truncated_captions(job, base, checked.dataset, report)
     # fp16 has more digits than bf16, and a GPU is several times faster in it
     half = torch.float16 if device.type == "cuda" and checked.dtype != torch.float32 else None
     latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
     latents.fill(
         ranks.shard(
             [
-                *(view for item in checked.dataset.samples for view in views_of(item, recipe)),
+                *(view for item in checked.dataset.samples for view in all_augmentations(item, recipe)),
                 *checked.dataset.held_out,
             ]
         )[1],
@@ -187,10 +187,10 @@ def prepare(
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
-    blocks = make_blocks(base, recipe, device)
+    checkpointing = make_block_checkpointing(base, recipe, device)
     weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, checked.dtype)
     use_plain_attention(base.unet)
-    use_lean_gates(base.unet)
+    use_lean_geglu(base.unet)
     optimizer = make_optimizer(recipe, weights.groups)
     return Run(
         job=job,
@@ -199,7 +199,7 @@ def prepare(
         base=base,
         adapters=adapters,
         weights=weights,
-        blocks=blocks,
+        block_checkpointing=checkpointing,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, checked.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=checked.dtype == torch.float16),
@@ -220,11 +220,11 @@ def prepare(
         device=device,
         dtype=checked.dtype,
         precision=PRECISIONS[checked.dtype],
-        health=Health(),
+        health=HealthMonitor(),
         averaged_weights=AveragedWeights(optimizer, weights.flat, recipe.ema_decay, weights.sync_half_copies),
         timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
         ranks=ranks,
-        prefetch=Prefetch(depth_for(device)),
+        prefetch=Prefetch(prefetch_depth(device)),
     )
 
 
@@ -233,7 +233,7 @@ def _cache_texts(
     checked: PreflightResult,
     base: Base,
     home: Home,
-    phases: Phases,
+    phases: PhaseReporter,
     should_stop: Callable[[], bool],
     ranks: RankGroup,
 ) -> TextCache:
@@ -242,7 +242,7 @@ def _cache_texts(
     made = encoders_hash(base.text_encoders, base.tokenizers)
     texts = TextCache(home.cache / "text", made, recipe.clip_skip, recipe.max_token_length)
     texts.fill(
-        ranks.shard([*cached_captions(job, checked.dataset), *run_prompts(job, checked.dataset)])[1],
+        ranks.shard([*captions_to_cache(job, checked.dataset), *prompts_of_run(job, checked.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
         device=checked.device,

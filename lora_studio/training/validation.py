@@ -15,14 +15,19 @@ from contextlib import contextmanager
 import torch
 
 from lora_studio.dataset.buckets import Size
-from lora_studio.training.data.augment import image_number
-from lora_studio.training.data.dataset import Batch, Item
+from lora_studio.training.data.augment import image_seed
+from lora_studio.training.data.dataset import Batch, TrainItem
 from lora_studio.training.data.rng import generator
 from lora_studio.training.run import Run
 from lora_studio.training.step import batch_losses
 from lora_studio.workspace.job_folder import Report
 
-SHARES = (1 / 8, 3 / 8, 5 / 8, 7 / 8)  # of the timesteps: the middles of four equal parts (the midpoint rule)
+TIMESTEP_FRACTIONS = (
+    1 / 8,
+    3 / 8,
+    5 / 8,
+    7 / 8,
+)  # of the timesteps: the middles of four equal parts (the midpoint rule)
 
 
 def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -35,15 +40,15 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
         return
     report("phase", message="Measuring the held-out loss")
     total = torch.zeros((), dtype=torch.float64)
-    with _measuring(run):
+    with _eval_mode(run):
         for batch in _batches(items, run.job.recipe.batch_size):
             if should_stop():
                 return
             total += sum(losses.double().sum().cpu() for losses in _losses(run, batch))
-    loss = float(total) / (len(items) * len(SHARES))
+    loss = float(total) / (len(items) * len(TIMESTEP_FRACTIONS))
     run.validation_losses.append({"step": run.step, "epoch": epoch, "loss": loss})
     report("validation", step=run.step, epoch=epoch, loss=loss)
-    run.health.watch_held_out(run.step, loss)
+    run.health.add_validation_loss(run.step, loss)
 
 
 def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
@@ -52,18 +57,18 @@ def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
     begin, end = recipe.min_timestep, min(recipe.max_timestep, run.base.noise_scheduler.config.num_train_timesteps)
     means = torch.stack([run.collator.latents.load(item)[0] for item in batch])
     captions = [item.caption for item in batch]
-    for number, share in enumerate(SHARES):
+    for number, share in enumerate(TIMESTEP_FRACTIONS):
         t = torch.full((len(batch),), begin + int(share * (end - begin)))
         noise = torch.stack([_noise(means.shape[1:], recipe.seed, item, number) for item in batch])
         yield batch_losses(run, run.collator.assemble(batch, captions, means, noise, t).to(run.device))
 
 
-def _noise(shape: torch.Size, seed: int, item: Item, number: int) -> torch.Tensor:
-    return torch.randn(shape, generator=generator(seed, "held-out noise", image_number(item), number))
+def _noise(shape: torch.Size, seed: int, item: TrainItem, number: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator(seed, "held-out noise", image_seed(item), number))
 
 
-def _batches(items: list[Item], batch_size: int) -> Iterator[Batch]:
-    buckets: dict[Size, list[Item]] = defaultdict(list)
+def _batches(items: list[TrainItem], batch_size: int) -> Iterator[Batch]:
+    buckets: dict[Size, list[TrainItem]] = defaultdict(list)
     for item in items:
         buckets[item.placement.bucket].append(item)
     for _, members in sorted(buckets.items()):
@@ -72,7 +77,7 @@ def _batches(items: list[Item], batch_size: int) -> Iterator[Batch]:
 
 
 @contextmanager
-def _measuring(run: Run) -> Iterator[None]:
+def _eval_mode(run: Run) -> Iterator[None]:
     """The models without dropout and gradients; training goes on as if nothing had happened."""
     modes = [(module, module.training) for module in (run.base.unet, *run.base.text_encoders)]
     try:

@@ -29,7 +29,7 @@ SEED = 4
 def save_at_every_step() -> None:
     from lora_studio.training import loop
 
-    loop.STATE_SECONDS = 0.0
+    loop.STATE_INTERVAL = 0.0
 
 
 def save_at_every_step_and_die(number: int) -> None:

@@ -38,14 +38,14 @@ from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.optim.schedules import make_lr_scheduler
-from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import use_plain_attention
-from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, find_recorder
-from lora_studio.training.speed.cuda_graph_policy import PROBES, Replays
-from lora_studio.training.speed.geglu import use_lean_gates
-from lora_studio.training.speed.recompute import Blocks, choose
+from lora_studio.training.speed.cuda_graph_capture import CudaGraphCapturer, find_capturer
+from lora_studio.training.speed.cuda_graph_policy import TIMED_BATCHES, CudaGraphs
+from lora_studio.training.speed.geglu import use_lean_geglu
+from lora_studio.training.speed.recompute import BlockCheckpointing, choose_recomputed
 from lora_studio.training.step import batch_losses, forward_backward, train_step
 
 STEPS, WARM_UP = 12, 3
@@ -145,7 +145,7 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
     unet.to(spec.device).train()
     weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, spec.dtype)
     use_plain_attention(unet)
-    use_lean_gates(unet)
+    use_lean_geglu(unet)
     optimizer = make_optimizer(recipe, weights.groups)
     inputs = StepBatches(case.batch, [(0, random_batch(spec, case.batch))])
     counts = count_steps({(spec.side, spec.side): case.batch * MANY_STEPS}, batch_size=case.batch, epochs=1)
@@ -159,7 +159,7 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
         counts=counts,
         base=base,
         adapters=adapters,
-        blocks=Blocks(unet, repeats_draws=False),
+        block_checkpointing=BlockCheckpointing(unet, preserve_rng_state=False),
         weights=weights,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, counts.total_steps),
@@ -180,7 +180,7 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
         device=spec.device,
         dtype=spec.dtype,
         precision="bf16",
-        health=Health(),
+        health=HealthMonitor(),
         averaged_weights=AveragedWeights(optimizer, weights.flat, 0.0),
         timestep_losses=TimestepLosses(1000),
         prefetch=prefetch,
@@ -189,20 +189,23 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
 
 def fit(run: Run, case: Case, batch: BatchTensors) -> str:
     """Recompute as many blocks as the case's memory limit needs; return their number as text."""
-    run.blocks.compute_all_twice()
+    run.block_checkpointing.recompute_all()
     for _ in range(2):  # the second one has the optimizer's state
         reset_peak(run.device)
         train_step(run)
     room = case.limit - RESERVE - peak_bytes(run.device)
-    _, costs = run.blocks.measure(
+    _, costs = run.block_checkpointing.measure(
         lambda: batch_losses(run, batch.to(run.device)), [*run.weights.flat, *run.weights.half_copies]
     )
-    run.blocks.compute_twice(choose(costs, room))
-    return f"{len(run.blocks.twice)} of {len(run.blocks.order)} blocks twice"
+    run.block_checkpointing.recompute_only(choose_recomputed(costs, room))
+    return f"{len(run.block_checkpointing.recomputed)} of {len(run.block_checkpointing.blocks)} blocks recomputed"
 
 
 def measure(
-    spec: ModelSpec, case: Case, find: Callable[[torch.device], CudaRecorder | None] = find_recorder, steps: int = STEPS
+    spec: ModelSpec,
+    case: Case,
+    find: Callable[[torch.device], CudaGraphCapturer | None] = find_capturer,
+    steps: int = STEPS,
 ) -> Measured:
     """Measure a case. Raises torch.OutOfMemoryError."""
     run = studio_run(spec, case)
@@ -213,15 +216,15 @@ def measure(
     for _ in range(WARM_UP):
         train_step(run).read()
     reset_peak(spec.device)
-    if case.graphs and (recorder := find(spec.device)) is not None:
-        run.replays = Replays(
+    if case.graphs and (capturer := find(spec.device)) is not None:
+        run.cuda_graphs = CudaGraphs(
             partial(forward_backward, run),
-            recorder,
+            capturer,
             run.weights,
             lambda batch, this_epoch: MANY_STEPS,
             lambda event, **values: notes.append(values["message"].partition(" latents of ")[2] or values["message"]),
         )
-        for _ in range(2 * PROBES + 2):  # until it is decided whether the graph is kept
+        for _ in range(2 * TIMED_BATCHES + 2):  # until it is decided whether the graph is kept
             train_step(run).read()
     elif case.graphs:
         notes.append("no CUDA graphs on this device")
@@ -334,7 +337,7 @@ def table(
     spec: ModelSpec,
     chosen: list[Case],
     top: float,
-    find: Callable[[torch.device], CudaRecorder | None] = find_recorder,
+    find: Callable[[torch.device], CudaGraphCapturer | None] = find_capturer,
     steps: int = STEPS,
 ) -> None:
     """Print the cases, each after peft's loop with its batch size."""

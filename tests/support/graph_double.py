@@ -1,4 +1,4 @@
-"""A fake CUDA graph recorder for the CPU: replays repeat the recorded work on the same tensors, in simulated time."""
+"""A fake CUDA graph capturer for the CPU: a replay runs the captured work again on the same tensors, in fake time."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lora_studio.training.speed.cuda_graph_capture import Recording
+from lora_studio.training.speed.cuda_graph_capture import CapturedGraph
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A point in the recorder's simulated time."""
+class FakeEvent:
+    """A point in the capturer's time."""
 
     seconds: float
 
     def query(self) -> bool:
         return True
 
-    def elapsed_time(self, end: Mark) -> float:
+    def elapsed_time(self, end: FakeEvent) -> float:
         return (end.seconds - self.seconds) * 1000
 
 
 @dataclass
-class Graph:
-    """Work that a `Recorder` recorded."""
+class FakeGraph:
+    """Work that a `FakeCapturer` has captured."""
 
-    recorder: Recorder
+    capturer: FakeCapturer
     work: Callable[[], Tensor]
-    result: Tensor
+    output: Tensor
 
     def replay(self) -> None:
-        self.recorder.count("replay")
-        begin = self.recorder.now
-        for _ in range(1 + self.recorder.wrong):
-            self.result.copy_(self.work())
-        self.recorder.now = begin + self.recorder.replay_seconds
+        self.capturer.count("replay")
+        begin = self.capturer.now
+        for _ in range(1 + self.capturer.wrong):
+            self.output.copy_(self.work())
+        self.capturer.now = begin + self.capturer.replay_seconds
 
     def reset(self) -> None:
-        self.recorder.held.remove(self)
+        self.capturer.held.remove(self)
 
 
 @dataclass
-class Recorder:
-    """Replays take `replay_seconds` each; the work of an eager pass has to add `pass_seconds` to `now` itself.
+class FakeCapturer:
+    """Counts calls and holds graphs; each replay takes `replay_seconds`.
 
-    `failing` maps names of methods to the call (counted from 1) that raises and to its error. If `wrong`, replays do
-    the work one time too many.
+    Eager batches have to add `eager_seconds` to `now` themselves. `failing` maps methods to the call (counted from 1)
+    and the error that it raises. With `wrong`, replays do the work twice.
     """
 
-    pass_seconds: float = 1.0
+    eager_seconds: float = 1.0
     replay_seconds: float = 0.5
-    room: int = 10**12
+    available: int = 10**12
     wrong: bool = False
     failing: dict[str, tuple[int, Exception]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    held: list[Graph] = field(default_factory=list)
+    held: list[FakeGraph] = field(default_factory=list)
     now: float = 0.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -67,25 +67,25 @@ class Recorder:
         if error is not None and self.calls[name] == call:
             raise error
 
-    def mark(self) -> Mark:
-        return Mark(self.now)
+    def record_event(self) -> FakeEvent:
+        return FakeEvent(self.now)
 
-    def rehearse(self, work: Callable[[], Tensor]) -> None:
+    def warm_up(self, work: Callable[[], Tensor]) -> None:
         work()
-        self.count("rehearse")
+        self.count("warm_up")
 
-    def record(self, work: Callable[[], Tensor]) -> Recording:
-        graph = Graph(self, work, work().clone())
-        self.count("record")
+    def capture(self, work: Callable[[], Tensor]) -> CapturedGraph:
+        graph = FakeGraph(self, work, work().clone())
+        self.count("capture")
         self.held.append(graph)
-        return Recording(graph, graph.result)
+        return CapturedGraph(graph, graph.output)
 
-    def forget(self, recordings: Sequence[Recording]) -> None:
-        for recording in recordings:
-            recording.graph.reset()
+    def release(self, graphs: Sequence[CapturedGraph]) -> None:
+        for captured in graphs:
+            captured.graph.reset()
 
-    def free(self) -> int:
-        return self.room
+    def free_bytes(self) -> int:
+        return self.available
 
-    def wanted(self) -> int:
+    def peak_batch_bytes(self) -> int:
         return 10**9

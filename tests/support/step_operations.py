@@ -19,7 +19,7 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
 from lora_studio.training.optim.optimizers import parameter_groups
 from lora_studio.training.speed.attention import use_plain_attention
-from lora_studio.training.speed.geglu import use_lean_gates
+from lora_studio.training.speed.geglu import use_lean_geglu
 from tests.support.counting import CountedOperations, FlashAttention, saved_bytes
 
 RANK = 32
@@ -47,7 +47,7 @@ def count_studio() -> Count:
         adapters = add_adapters(unet, [], recipe)
         FlatParameters(parameter_groups(adapters, recipe), ParameterLayout.FLAT, adapters, torch.bfloat16)
         use_plain_attention(unet)
-        use_lean_gates(unet)
+        use_lean_geglu(unet)
     return count_step(unet)
 
 

@@ -14,7 +14,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.dataset import Batch
 from lora_studio.training.preflight import preflight
-from lora_studio.training.reporting.startup import Phases
+from lora_studio.training.reporting.startup import PhaseReporter
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.run import Run
 from lora_studio.training.step import batch_losses
@@ -75,7 +75,7 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
     job_folder = JobFolder(folder)
     checked = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
     return prepare(
-        job, job_folder, checked, home=home, report=_silent, phases=Phases(_silent), should_stop=lambda: False
+        job, job_folder, checked, home=home, report=_silent, phases=PhaseReporter(_silent), should_stop=lambda: False
     )
 
 

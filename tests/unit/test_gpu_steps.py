@@ -10,7 +10,7 @@ import torch
 from lora_studio.settings.choices import BasePrecision
 from tests.support import gpu_steps
 from tests.support.gpu_steps import Case, ModelSpec, cases, ceiling, gpu_table, table
-from tests.support.graph_double import Recorder
+from tests.support.graph_double import FakeCapturer
 from tests.support.tiny_sdxl import make_pipeline
 
 
@@ -23,18 +23,18 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 def test_every_row_has_figures_or_an_error(
     spec: ModelSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = Recorder()
+    capturer = FakeCapturer()
     step = gpu_steps.forward_backward
 
     def timed(*given: object) -> torch.Tensor:
-        recorder.now += recorder.pass_seconds
+        capturer.now += capturer.eager_seconds
         return step(*given)
 
     monkeypatch.setattr(gpu_steps, "forward_backward", timed)
     full, packed = BasePrecision.FULL, BasePrecision.INT8
     monkeypatch.setattr(gpu_steps, "WARM_UP", 1)
     chosen = [Case(1, full, True), Case(2, packed, False, 1.0)]
-    table(spec, chosen, 0.01, lambda device: recorder, steps=1)
+    table(spec, chosen, 0.01, lambda device: capturer, steps=1)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:34].strip() for line in lines[1:]] == [
         "batch 1, peft, bf16",
@@ -44,9 +44,9 @@ def test_every_row_has_figures_or_an_error(
     ]
     for line in lines[1:]:
         assert float(line[34:42]) > 0, line
-    assert lines[2].endswith("take 0.500 s a pass as a CUDA graph instead of 1.000 s")
-    assert lines[4].endswith("blocks twice")
-    assert len(recorder.held) == 1
+    assert lines[2].endswith("take 0.500 s per batch with a CUDA graph instead of 1.000 s")
+    assert lines[4].endswith("blocks recomputed")
+    assert len(capturer.held) == 1
     monkeypatch.setattr(gpu_steps, "random_batch", out_of_memory)
     table(spec, chosen[:1], 0.01)
     assert capsys.readouterr().out.splitlines()[-1].split(" missing: ")[1] == "CUDA out of memory."

@@ -1,9 +1,9 @@
-"""How an image is shown: where it is cut and whether it is mirrored.
+"""Image augmentation: random crop and horizontal flip.
 
-Latents are cached, so an image has a fixed set of views that are encoded before the first step, and each sample draws
-one of them. A crop at random is therefore one of CROPS places, spread over what there is to cut off: encoding anew in
-each step would keep the VAE on the device and cost more time than the places between them are worth. The places depend
-on the image alone, so that runs with other seeds find them in the cache.
+Latents are cached, so each image has a fixed set of augmented versions, which are encoded before the first step; each
+sample draws one of them. A random crop is therefore one of CROP_COUNT positions, spread over the part of the image that
+does not fit its bucket: encoding in every step would keep the VAE on the device, and take more time than finer
+positions are worth. The positions depend on the image alone, so that runs with other seeds use the same cache files.
 """
 
 from __future__ import annotations
@@ -13,49 +13,54 @@ from dataclasses import replace
 import torch
 
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.data.dataset import Item
+from lora_studio.training.data.dataset import TrainItem
 from lora_studio.training.data.rng import generator
 
-CROPS = 8
+CROP_COUNT = 8
 
 
-def view_of(item: Item, recipe: Recipe, step: int, sample: int) -> Item:
-    """The item as one sample of one step shows it."""
-    view = item
+def augment(item: TrainItem, recipe: Recipe, step: int, sample: int) -> TrainItem:
+    """Return the item with the crop and flip of one sample of one step."""
+    augmented = item
     if recipe.random_crop:
-        view = _cropped(view, _choose(CROPS, recipe.seed, "crop", step, sample))
+        augmented = _crop(augmented, _draw(CROP_COUNT, recipe.seed, "crop", step, sample))
     if recipe.flip_aug:
-        view = replace(view, flipped=bool(_choose(2, recipe.seed, "flip", step, sample)))
-    return view
+        augmented = replace(augmented, flipped=bool(_draw(2, recipe.seed, "flip", step, sample)))
+    return augmented
 
 
-def views_of(item: Item, recipe: Recipe) -> list[Item]:
-    """Every view that `view_of` may give."""
-    cut = [_cropped(item, number) for number in range(CROPS)] if recipe.random_crop else [item]
-    distinct = list({view.placement.crop: view for view in cut}.values())
+def all_augmentations(item: TrainItem, recipe: Recipe) -> list[TrainItem]:
+    """Return every item that `augment` can return."""
+    cropped = [_crop(item, number) for number in range(CROP_COUNT)] if recipe.random_crop else [item]
+    distinct = list({crop.placement.crop: crop for crop in cropped}.values())
     return [
-        replace(view, flipped=flipped)
-        for view in distinct
+        replace(crop, flipped=flipped)
+        for crop in distinct
         for flipped in ((False, True) if recipe.flip_aug else (False,))
     ]
 
 
-def image_number(item: Item) -> int:
-    """A number that stands for an image's content, for random draws that depend on it."""
+def image_seed(item: TrainItem) -> int:
+    """Return an integer derived from the image's content hash, to key random draws that depend on the image."""
     return int(item.sha256[:15], 16)
 
 
-def _cropped(item: Item, number: int) -> Item:
-    """The item cut at its place `number` of CROPS: one in each eighth of the longer way, anywhere along the other."""
+def _crop(item: TrainItem, number: int) -> TrainItem:
+    """Return the item with crop `number` of CROP_COUNT.
+
+    There is one crop in each eighth of the longer excess (scaled size minus bucket size); along the other side it is
+    uniformly random.
+    """
     placement = item.placement
-    first, second = torch.rand(2, generator=generator(0, "crop place", image_number(item), number)).tolist()
-    ways = [placement.scaled[axis] - placement.bucket[axis] for axis in (0, 1)]
-    shares = [first, second]
-    longer = 0 if ways[0] >= ways[1] else 1
-    shares[longer] = (number + shares[longer]) / CROPS
-    left, top = (min(way, int(share * (way + 1))) for way, share in zip(ways, shares, strict=True))
+    first, second = torch.rand(2, generator=generator(0, "crop place", image_seed(item), number)).tolist()
+    excess = [placement.scaled[axis] - placement.bucket[axis] for axis in (0, 1)]
+    fractions = [first, second]
+    longer = 0 if excess[0] >= excess[1] else 1
+    fractions[longer] = (number + fractions[longer]) / CROP_COUNT
+    left, top = (min(pixels, int(fraction * (pixels + 1))) for pixels, fraction in zip(excess, fractions, strict=True))
     return replace(item, placement=replace(placement, crop=(left, top)))
 
 
-def _choose(count: int, seed: int, purpose: str, step: int, sample: int) -> int:
+def _draw(count: int, seed: int, purpose: str, step: int, sample: int) -> int:
+    """Return a random integer below `count`."""
     return int(torch.randint(count, (1,), generator=generator(seed, purpose, step, sample)))

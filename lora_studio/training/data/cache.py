@@ -33,7 +33,7 @@ from lora_studio.dataset.images.masks import read_mask
 from lora_studio.errors import JobError, StopRequested
 from lora_studio.files import write_bytes
 from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
-from lora_studio.training.data.dataset import Item
+from lora_studio.training.data.dataset import TrainItem
 
 VERSION = "2"  # of what is stored: raise it when the same input gives another content
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def encoders_hash(text_encoders: Sequence[PreTrainedModel], tokenizers: Sequence
     return digest.hexdigest()
 
 
-def to_half(value: Tensor) -> Tensor:
+def to_16_bit(value: Tensor) -> Tensor:
     """A tensor in 16 bits, on the CPU: as it is if it has no more, else in fp16, or in bf16 if fp16 cannot hold it."""
     value = value.detach().cpu().contiguous()
     if value.dtype in (torch.float16, torch.bfloat16):
@@ -82,27 +82,27 @@ class LatentCache:
     vae_hash: str
     half: torch.dtype | None = None
 
-    def file(self, item: Item) -> Path:
+    def file(self, item: TrainItem) -> Path:
         """Where the latents of an image, cut and mirrored as the item says, are kept."""
         made = self.vae_hash, str(self.half or torch.float32)
         more = ["mirrored"] * item.flipped + ["colours below transparency"] * _keeps_colours(item)
         return _named(self.folder, "latents", VERSION, item.sha256, str(item.placement), *made, *more)
 
-    def load(self, item: Item) -> tuple[Tensor, Tensor]:
+    def load(self, item: TrainItem) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of one image, in fp32. Raises JobError if they are gone."""
         content = _read(self.file(item), item.path.name)
         return content["mean"].float(), content["logvar"].float()
 
-    def store(self, item: Item, mean: Tensor, logvar: Tensor) -> None:
+    def store(self, item: TrainItem, mean: Tensor, logvar: Tensor) -> None:
         """Keep what the VAE says of an image."""
         _write(self.file(item), mean=mean, logvar=logvar)
 
-    def mask_file(self, item: Item) -> Path:
+    def mask_file(self, item: TrainItem) -> Path:
         """Where the mask of an item that has one is kept; a mirrored item's is made of it."""
         assert item.mask is not None
         return _named(self.folder, "mask", VERSION, item.mask.sha256, str(item.placement), str(item.mask.alpha))
 
-    def load_mask(self, item: Item) -> Tensor:
+    def load_mask(self, item: TrainItem) -> Tensor:
         """The share of each latent that counts, [1, H/8, W/8] in 0..1: all of it for an item without a mask."""
         if item.mask is None:
             width, height = item.placement.bucket
@@ -112,7 +112,7 @@ class LatentCache:
 
     def fill(
         self,
-        items: Sequence[Item],
+        items: Sequence[TrainItem],
         vae: AutoencoderKL,
         *,
         device: torch.device = CPU,
@@ -128,7 +128,7 @@ class LatentCache:
         """
         for item in items:
             if item.mask is not None and not _usable(self.mask_file(item)):
-                mask = mask_latents(read_mask(item.mask), item)
+                mask = latent_mask(read_mask(item.mask), item)
                 _check_unchanged(item.mask.path, item.mask.sha256)
                 _write(self.mask_file(item), mask=mask)
         missing = [item for item in _distinct(items, self.file) if not _usable(self.file(item))]
@@ -150,7 +150,7 @@ class LatentCache:
             vae.to(home)
         return len(missing)
 
-    def _encode(self, vae: AutoencoderKL, image: Image.Image, item: Item) -> tuple[Tensor, Tensor]:
+    def _encode(self, vae: AutoencoderKL, image: Image.Image, item: TrainItem) -> tuple[Tensor, Tensor]:
         mean, logvar = encode_image(vae, image, item, self.half)
         if self.half is not None and not _finite(mean, logvar):
             mean, logvar = encode_image(vae, image, item)
@@ -167,7 +167,7 @@ def _finite(*values: Tensor) -> bool:
     return all(bool(value.isfinite().all()) for value in values)
 
 
-def _keeps_colours(item: Item) -> bool:
+def _keeps_colours(item: TrainItem) -> bool:
     """Whether the image keeps the colours below its transparency, since that is its mask, instead of white."""
     return item.mask is not None and item.mask.alpha
 
@@ -187,7 +187,7 @@ def _check_unchanged(path: Path, sha256: str) -> None:
     )
 
 
-def cut(image: Image.Image, item: Item) -> Image.Image:
+def cut(image: Image.Image, item: TrainItem) -> Image.Image:
     """The part of an image or mask that the item shows: scaled, cut and mirrored."""
     placement = item.placement
     left, top = placement.crop
@@ -200,7 +200,7 @@ def cut(image: Image.Image, item: Item) -> Image.Image:
 
 @torch.no_grad()
 def encode_image(
-    vae: AutoencoderKL, image: Image.Image, item: Item, half: torch.dtype | None = None
+    vae: AutoencoderKL, image: Image.Image, item: TrainItem, half: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean and log-variance [C, H/8, W/8] in fp32 of an image, scaled, cut and mirrored as the item says.
 
@@ -212,7 +212,7 @@ def encode_image(
     return posterior.mean[0].float().cpu().contiguous(), posterior.logvar[0].float().cpu().contiguous()
 
 
-def mask_latents(mask: Image.Image, item: Item) -> Tensor:
+def latent_mask(mask: Image.Image, item: TrainItem) -> Tensor:
     """A grey mask at the item's place, unmirrored: the mean of each latent's 8 x 8 pixels, [1, H/8, W/8] in 0..1."""
     pixels = torch.from_numpy(np.array(cut(mask, replace(item, flipped=False)))).float()[None, None] / 255
     return torch.nn.functional.avg_pool2d(pixels, VAE_FACTOR)[0].contiguous()
@@ -279,7 +279,7 @@ def _distinct(values: Iterable, file: Callable[..., Path]) -> list:
 
 
 def _write(file: Path, **tensors: Tensor) -> None:
-    write_bytes(file, save({name: to_half(tensor) for name, tensor in tensors.items()}))
+    write_bytes(file, save({name: to_16_bit(tensor) for name, tensor in tensors.items()}))
 
 
 def _read(file: Path, what: str) -> dict[str, Tensor]:

@@ -13,37 +13,37 @@ import torch
 from lora_studio.dataset.captions.text import join_tags, split_fixed_tags
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.data.augment import image_number
-from lora_studio.training.data.dataset import Dataset, Item
+from lora_studio.training.data.augment import image_seed
+from lora_studio.training.data.dataset import Dataset, TrainItem
 from lora_studio.training.data.rng import generator
 
 
-def changes_captions(recipe: Recipe) -> bool:
+def has_caption_augmentation(recipe: Recipe) -> bool:
     """Whether captions are shown otherwise than they are written, apart from being left away."""
     return recipe.shuffle_caption or recipe.caption_tag_dropout_rate > 0
 
 
-def caption_of(item: Item, job: TrainJob, step: int, sample: int, *, cached: bool) -> str:
-    """The caption of one sample of one step; with `cached` it is one of `cached_captions`."""
+def training_caption(item: TrainItem, job: TrainJob, step: int, sample: int, *, cached: bool) -> str:
+    """The caption of one sample of one step; with `cached` it is one of `captions_to_cache`."""
     recipe = job.recipe
     if recipe.caption_dropout_rate:
         chance = torch.rand(1, generator=generator(recipe.seed, "caption dropout", step, sample))
         if float(chance) < recipe.caption_dropout_rate:
             return ""
-    if not changes_captions(recipe):
+    if not has_caption_augmentation(recipe):
         return item.caption
     if not cached:
-        return vary(item.caption, job, generator(recipe.seed, "caption", step, sample))
+        return shuffle_and_drop_tags(item.caption, job, generator(recipe.seed, "caption", step, sample))
     number = torch.randint(recipe.caption_variants, (1,), generator=generator(recipe.seed, "variant", step, sample))
     return _variant(item, job, int(number))
 
 
-def cached_captions(job: TrainJob, dataset: Dataset) -> list[str]:
+def captions_to_cache(job: TrainJob, dataset: Dataset) -> list[str]:
     """Every caption that training and the held-out loss may ask for, each once."""
     recipe = job.recipe
     found = [item.caption for item in dataset.held_out]
     for item in dataset.samples:
-        if changes_captions(recipe):
+        if has_caption_augmentation(recipe):
             found += [_variant(item, job, number) for number in range(recipe.caption_variants)]
         else:
             found.append(item.caption)
@@ -52,7 +52,7 @@ def cached_captions(job: TrainJob, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def vary(caption: str, job: TrainJob, source: torch.Generator) -> str:
+def shuffle_and_drop_tags(caption: str, job: TrainJob, source: torch.Generator) -> str:
     """The caption with its free tags in an order of `source`'s, some of them left out.
 
     As in kohya's sd-scripts each free tag is left out with the chance `caption_tag_dropout_rate`, on its own.
@@ -66,5 +66,7 @@ def vary(caption: str, job: TrainJob, source: torch.Generator) -> str:
     return join_tags([*fixed, *kept])
 
 
-def _variant(item: Item, job: TrainJob, number: int) -> str:
-    return vary(item.caption, job, generator(job.recipe.seed, "caption variant", image_number(item), number))
+def _variant(item: TrainItem, job: TrainJob, number: int) -> str:
+    return shuffle_and_drop_tags(
+        item.caption, job, generator(job.recipe.seed, "caption variant", image_seed(item), number)
+    )

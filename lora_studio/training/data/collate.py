@@ -18,11 +18,11 @@ from transformers import CLIPTokenizer
 from lora_studio.models.text_encoding import tokenize
 from lora_studio.settings.choices import LossType, MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data.augment import view_of
+from lora_studio.training.data.augment import augment
 from lora_studio.training.data.batch import BatchTensors, StepBatches
 from lora_studio.training.data.cache import LatentCache, TextCache
-from lora_studio.training.data.caption_variants import caption_of
-from lora_studio.training.data.dataset import Batch, Dataset, Item, epoch_steps
+from lora_studio.training.data.caption_variants import training_caption
+from lora_studio.training.data.dataset import Batch, Dataset, TrainItem, epoch_steps
 from lora_studio.training.distributed import RankGroup
 from lora_studio.training.objective import (
     draw_latent,
@@ -106,8 +106,10 @@ class Collator:
     def collate(self, step: int, batch: Batch, first: int) -> BatchTensors:
         """Build the tensors of a batch of a step; `first` is the index of its first sample within the step."""
         recipe, cached = self.job.recipe, self.texts is not None
-        items = [view_of(item, recipe, step, sample) for sample, item in enumerate(batch, first)]
-        captions = [caption_of(item, self.job, step, sample, cached=cached) for sample, item in enumerate(items, first)]
+        items = [augment(item, recipe, step, sample) for sample, item in enumerate(batch, first)]
+        captions = [
+            training_caption(item, self.job, step, sample, cached=cached) for sample, item in enumerate(items, first)
+        ]
         latents, noise = [], []
         for sample, item in enumerate(items, first):
             mean, logvar = self.latents.load(item)
@@ -141,7 +143,7 @@ class Collator:
         ]
 
     def assemble(
-        self, items: Sequence[Item], captions: Sequence[str], latents: Tensor, noise: Tensor, t: Tensor
+        self, items: Sequence[TrainItem], captions: Sequence[str], latents: Tensor, noise: Tensor, t: Tensor
     ) -> BatchTensors:
         """Build a batch from unscaled latents and noise, both [B, C, H/8, W/8] in fp32, and timesteps [B]."""
         recipe = self.job.recipe

@@ -24,12 +24,12 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.rng import generator
 from lora_studio.workspace.project import ImageSet, image_sets
 
-Batch = list["Item"]
+Batch = list["TrainItem"]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Item:
+class TrainItem:
     """One image with its caption. `size` is that of the upright image, before scaling: (width, height) in px.
 
     `flipped` items are mirrored after they are cut; `prior` ones belong to the regularisation set.
@@ -40,7 +40,7 @@ class Item:
     size: Size
     placement: Placement
     caption: str
-    captioned: bool
+    has_caption: bool
     repeats: int
     folder: str
     mask: MaskSource | None = None
@@ -72,14 +72,14 @@ class Dataset:
     one line each what could not be read, `left_out` are images beside the N_name folders.
     """
 
-    items: list[Item]
+    items: list[TrainItem]
     unreadable: list[str]
-    left_out: list[Path] = field(default_factory=list)
-    regularization: list[Item] = field(default_factory=list)
-    held_out: list[Item] = field(default_factory=list)
+    outside_sets: list[Path] = field(default_factory=list)
+    regularization: list[TrainItem] = field(default_factory=list)
+    held_out: list[TrainItem] = field(default_factory=list)
 
     @property
-    def samples(self) -> list[Item]:
+    def samples(self) -> list[TrainItem]:
         """What an epoch shows, each as often as it is repeated: the training set, then the regularisation set."""
         return [*self.items, *self.regularization]
 
@@ -105,7 +105,7 @@ class Dataset:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _described(item: Item) -> str:
+def _described(item: TrainItem) -> str:
     mask = f" {item.mask.sha256}" if item.mask else ""
     return f"{item.sha256} {item.placement} {item.repeats} {item.caption}{mask}"
 
@@ -143,7 +143,7 @@ def read_dataset(
     return Dataset(
         trained,
         unreadable,
-        left_out=loose_images(folder),
+        outside_sets=loose_images(folder),
         regularization=_balanced([item for item in items if item.prior], sum(item.repeats for item in trained)),
         held_out=[item for item in own if item.path in kept_back],
     )
@@ -153,16 +153,16 @@ def _find(folder: Path, *, prior: bool) -> list[tuple[ImageSet, Path, bool]]:
     return [(group, path, prior) for group in image_sets(folder) for path in images_in(group.path)]
 
 
-def _item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *, prior: bool) -> Item:
+def _item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
     caption = read_caption(info.path)
     size = info.width, info.height
-    return Item(
+    return TrainItem(
         path=info.path,
         sha256=info.sha256,
         size=size,
         placement=place_for(recipe, *size),
         caption=" ".join(caption.split()) if caption else trigger_word or group.concept,
-        captioned=bool(caption),
+        has_caption=bool(caption),
         repeats=group.repeats if prior else recipe.repeats or group.repeats,
         folder=group.path.name,
         mask=mask_source(info, recipe.masked_loss),
@@ -170,7 +170,7 @@ def _item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *
     )
 
 
-def _held_out(folder: Path, items: list[Item], recipe: Recipe) -> frozenset[Path]:
+def _held_out(folder: Path, items: list[TrainItem], recipe: Recipe) -> frozenset[Path]:
     if not recipe.validation_split:
         return frozenset()
     images = [(item.path, item.sha256) for item in items]
@@ -179,7 +179,7 @@ def _held_out(folder: Path, items: list[Item], recipe: Recipe) -> frozenset[Path
     )
 
 
-def _balanced(items: list[Item], samples: int) -> list[Item]:
+def _balanced(items: list[TrainItem], samples: int) -> list[TrainItem]:
     """Regularisation items with the repeats that `samples` training samples ask for, without those not needed."""
     repeats = balanced_repeats([item.repeats for item in items], samples)
     return [replace(item, repeats=count) for item, count in zip(items, repeats, strict=True) if count]
@@ -191,7 +191,7 @@ def epoch_steps(dataset: Dataset, recipe: Recipe, epoch: int) -> list[list[Batch
     Each image comes as often as it is repeated; images within a bucket and the batches are shuffled anew in every
     epoch, by seed and epoch alone.
     """
-    buckets: dict[Size, list[Item]] = defaultdict(list)
+    buckets: dict[Size, list[TrainItem]] = defaultdict(list)
     for item in dataset.samples:
         buckets[item.placement.bucket] += [item] * item.repeats
     batches: list[Batch] = []

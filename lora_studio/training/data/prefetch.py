@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-DEPTH = 2  # steps ahead: a slow file does not hold the device up, and few batches are held
+PREFETCH_DEPTH = 2  # steps ahead: a slow file does not hold the device up, and few batches are held
 
 T = TypeVar("T")
 
@@ -54,6 +54,6 @@ def _enter(gpu: int | None) -> None:
         torch.cuda.set_device(gpu)
 
 
-def depth_for(device: torch.device) -> int:
+def prefetch_depth(device: torch.device) -> int:
     """How far ahead pays: not at all on a CPU, where the thread would take its time from the arithmetic."""
-    return 0 if device.type == "cpu" else DEPTH
+    return 0 if device.type == "cpu" else PREFETCH_DEPTH

@@ -7,7 +7,7 @@ from typing import Any
 from lora_studio.planning.verdicts import Verdict, judge_run
 
 
-class Health:
+class HealthMonitor:
     """Watches the step events of a run."""
 
     def __init__(self) -> None:
@@ -20,7 +20,7 @@ class Health:
         kept = ("step", "total", "epoch", "loss", "lr")
         self._events.append({"event": "step"} | {name: event[name] for name in kept})
 
-    def watch_held_out(self, step: int, loss: float) -> None:
+    def add_validation_loss(self, step: int, loss: float) -> None:
         """Take one held-out loss, measured after `step` steps."""
         self._held_out[step] = loss
 

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.files import write_text
-from lora_studio.training.data.augment import view_of
-from lora_studio.training.data.caption_variants import caption_of
+from lora_studio.training.data.augment import augment
+from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.training.data.collate import Collator
-from lora_studio.training.data.dataset import Dataset, Item
+from lora_studio.training.data.dataset import Dataset, TrainItem
 
 DATASET, CAPTIONS = "dataset.jsonl", "captions.jsonl"
 PRIOR = "prior"
 SAMPLES = 100
 
 
-def write_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
+def write_run_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
     """Write both files and return the content of the second."""
     dataset = collator.dataset
     sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.held_out}
@@ -83,11 +83,11 @@ def _samples(collator: Collator) -> Iterator[dict[str, Any]]:
         for batch in collator.batches(step):
             for item in batch:
                 sample = next(numbers)
-                view: Item = view_of(item, recipe, step, sample)
+                view: TrainItem = augment(item, recipe, step, sample)
                 yield {
                     "step": step + 1,
                     "image": item.path.name,
-                    "caption": caption_of(item, collator.job, step, sample, cached=cached),
+                    "caption": training_caption(item, collator.job, step, sample, cached=cached),
                     "mirrored": view.flipped,
                     "time_ids": view.time_ids,
                     "weight": recipe.prior_loss_weight if item.prior else 1.0,

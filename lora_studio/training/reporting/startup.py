@@ -37,7 +37,7 @@ PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp1
 REPORT_SECONDS = 0.5
 
 
-class Phases:
+class PhaseReporter:
     """Reports what is being prepared, a few times a second at most."""
 
     def __init__(self, report: Report) -> None:
@@ -53,18 +53,18 @@ class Phases:
             self._message, self._told = message, now
 
 
-def tell_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
+def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
     """Say how many captions were found, and what stands in where there are none."""
     items = dataset.items
-    left_out = dataset.left_out
-    if left_out:
+    outside_sets = dataset.outside_sets
+    if outside_sets:
         report(
             "warning",
             code="images_left_out",
-            message=f"{len(left_out)} images beside the N_name folders, like {left_out[0].name}, are not trained on. "
-            "Move them into one of these folders.",
+            message=f"{len(outside_sets)} images are outside the N_name folders, like {outside_sets[0].name}: they are "
+            "not used for training. Move them into one of these folders.",
         )
-    missing = [item for item in items if not item.captioned]
+    missing = [item for item in items if not item.has_caption]
     counted = {"regularisation images": dataset.regularization, "images held out": dataset.held_out}
     more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
     report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
@@ -86,7 +86,7 @@ def tell_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
             f"{without[0].path.name}: it will call up the rest only.",
         )
 
-    _tell_masks(job, dataset, report)
+    _report_missing_masks(job, dataset, report)
     named = [item for item in dataset.regularization if word and word in item.caption.casefold()]
     if named:
         report(
@@ -97,7 +97,7 @@ def tell_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
         )
 
 
-def _tell_masks(job: TrainJob, dataset: Dataset, report: Report) -> None:
+def _report_missing_masks(job: TrainJob, dataset: Dataset, report: Report) -> None:
     samples = dataset.samples
     without = [item for item in samples if item.mask is None]
     if job.recipe.masked_loss is not MaskedLoss.OFF and without:
@@ -109,7 +109,7 @@ def _tell_masks(job: TrainJob, dataset: Dataset, report: Report) -> None:
         )
 
 
-def tell_long_captions(job: TrainJob, base: Base, dataset: Dataset, report: Report) -> None:
+def report_truncated_captions(job: TrainJob, base: Base, dataset: Dataset, report: Report) -> None:
     """Say which captions are cut off."""
     limit = int(job.recipe.max_token_length)
     cut = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.samples], limit)
@@ -122,7 +122,7 @@ def tell_long_captions(job: TrainJob, base: Base, dataset: Dataset, report: Repo
         )
 
 
-def tell_start(
+def report_start(
     dataset: Dataset, counts: StepCount, base: Base, report: Report, *, device: str, precision: str, reason: str
 ) -> None:
     """Report how long the run is, and the device, precision and noise schedule that it uses."""
@@ -140,7 +140,7 @@ def tell_start(
     )
 
 
-def tell_optimizer(recipe: Recipe, report: Report) -> None:
+def report_optimizer_hints(recipe: Recipe, report: Report) -> None:
     """Say what the optimizer makes of the recipe's rates and schedule, where it is not what they say."""
     if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one for each model"

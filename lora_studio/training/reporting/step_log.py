@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from lora_studio.training.reporting.health import Health
+from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.workspace.job_folder import Report
 
@@ -53,7 +53,7 @@ class StepLog:
     report: Report
     total_steps: int
     device: torch.device
-    health: Health
+    health: HealthMonitor
     timestep_losses: TimestepLosses
     on_loss: Callable[[float | None], None]
     deferred: bool

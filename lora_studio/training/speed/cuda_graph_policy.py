@@ -1,13 +1,13 @@
-"""Passes of a step as graphs that a GPU takes as one, where that makes the run shorter.
+"""CUDA graphs of forward and backward, one per batch shape, captured where that shortens the run.
 
-A pass (forward, backward, gathering the gradients) of SDXL launches some 6,800 operations, and at batch 1 a fast GPU
-has done each before it hears of the next. A CUDA graph holds them all and is launched once. It repeats what was
-recorded, on the same memory: a batch is copied to where the recorded one lay, and the losses lie where those lay.
+Forward and backward of SDXL launch some 6,800 kernels, and at batch size 1 a fast GPU finishes each before the CPU has
+launched the next. A CUDA graph contains all of them and is launched once. It replays what was captured, on the same
+memory: a batch is copied into the graph's static input tensors, and the losses appear in its static output.
 
-The first passes of each shape of batch are timed. A graph is made if what it should save over the rest of the run is
-more than it costs to make; it must give what the pass itself gives for the same batch, and is let go if it is no
-faster. Whatever goes wrong ends the graphs, never the run, and leaves no part of a gradient behind. What the device
-does is a `Recorder`'s; everything else here runs on any.
+The first batches of each shape are timed. A graph is captured if the time that it should save over the rest of the run
+exceeds the time of the capture. It must give the same gradients as the eager computation on the same batch, and is
+released if it is not faster. Any failure ends the use of graphs, never the run, and leaves no partial gradient behind.
+Everything that needs CUDA is in the `CudaGraphCapturer`; the rest runs on any device.
 """
 
 from __future__ import annotations
@@ -22,283 +22,291 @@ from torch import Tensor
 
 from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.optim.flat_params import FlatParameters
-from lora_studio.training.speed.cuda_graph_capture import CudaRecorder, Recording
+from lora_studio.training.speed.cuda_graph_capture import CapturedGraph, CudaGraphCapturer
 from lora_studio.workspace.job_folder import Report
 
-PROBES = 3  # passes of a shape that are timed, with a graph and without; the first of them warms up
-LEAST_GAIN = 0.03  # share of a pass that a graph must save to be kept
-GUESSED_RATIO = 0.7  # a replay over a pass, where none was measured yet
-GUESSED_COST = 8  # passes that making a graph takes, where none was made yet
-MOST_GRAPHS = 16
-TOLERANCE = 0.01  # relative difference between a replay and the pass itself; kernels with atomics differ by less
-CHUNK = 2**24  # numbers that are compared at once
-SAMPLING_ROOM = 10 * 2**30  # bytes that drawing samples takes at most: SDXL's VAE in fp32 at 1024 px, untiled
+TIMED_BATCHES = 3  # batches per shape that are timed, eager and replayed; the first one of each is a warm-up
+MIN_GAIN = 0.03  # share of the eager time that a graph must save to be kept
+DEFAULT_RATIO = 0.7  # replay time / eager time, before any replay is measured
+DEFAULT_CAPTURE_COST = 8  # time of a capture in eager batches, before any capture is measured
+MAX_GRAPHS = 16
+TOLERANCE = 0.01  # relative difference between replayed and eager gradients; kernels with atomics differ by less
+COMPARED_CHUNK = 2**24  # elements that are compared at once
+SAMPLING_BYTES = 10 * 2**30  # peak memory of sampling: SDXL's VAE in fp32 at 1024 px, untiled
 
-Pass = Callable[[BatchTensors, Tensor], Tensor]
-Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
+ForwardBackward = Callable[[BatchTensors, Tensor], Tensor]
+ShapeKey = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 
 @dataclass(frozen=True)
-class Graph:
-    """A recorded pass, and where it reads its batch and the number of samples of the step."""
+class BatchGraph:
+    """A captured forward and backward, with the static tensors from which it reads its batch and the sample count."""
 
     batch: BatchTensors
-    samples: Tensor
-    recording: Recording
+    sample_count: Tensor
+    captured: CapturedGraph
 
-    def replay(self, batch: BatchTensors, samples: Tensor) -> Tensor:
-        """The losses [B] of another batch, which the next replay overwrites; its gradients are gathered."""
-        fill(self.batch, batch)
-        self.samples.copy_(samples, non_blocking=True)
-        self.recording.replay()
-        return self.recording.result
+    def replay(self, batch: BatchTensors, sample_count: Tensor) -> Tensor:
+        """Accumulate the gradients of another batch; return its losses [B], which the next replay overwrites."""
+        copy_batch(self.batch, batch)
+        self.sample_count.copy_(sample_count, non_blocking=True)
+        self.captured.replay()
+        return self.captured.output
 
 
 @dataclass
-class Shape:
-    """Batches of one shape: `size` numbers of latents each, and the seconds of their passes with and without a graph.
+class ShapeTimings:
+    """The graph of one batch shape, if there is one, and the seconds per batch measured so far.
 
-    Of `settled` ones nothing more is to be decided.
+    `elements` is the number of latent elements of a batch. `eager_times` and `replay_times` are in seconds; `pending`
+    are measurements that the GPU has not finished. With `decided` set, no further graph is captured or released.
     """
 
-    size: int
-    plain: list[float] = field(default_factory=list)
-    replays: list[float] = field(default_factory=list)
-    running: list[tuple[list[float], torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
-    graph: Graph | None = None
-    settled: bool = False
+    elements: int
+    eager_times: list[float] = field(default_factory=list)
+    replay_times: list[float] = field(default_factory=list)
+    pending: list[tuple[list[float], torch.cuda.Event, torch.cuda.Event]] = field(default_factory=list)
+    graph: BatchGraph | None = None
+    decided: bool = False
 
     @property
-    def probing(self) -> bool:
-        """Whether passes like the next one still are to be timed."""
-        times = self.plain if self.graph is None else self.replays
-        return len(times) + len(self.running) < PROBES
+    def times(self) -> list[float]:
+        """The list that the next batch's time belongs to."""
+        return self.eager_times if self.graph is None else self.replay_times
 
-    def read(self) -> None:
-        """Take the times of the passes that the device has done."""
-        while self.running and self.running[0][2].query():
-            times, begin, end = self.running.pop(0)
+    @property
+    def needs_timing(self) -> bool:
+        """True if the next batch of this shape is to be timed."""
+        return len(self.times) + len(self.pending) < TIMED_BATCHES
+
+    def collect(self) -> None:
+        """Store the times that the GPU has finished measuring."""
+        while self.pending and self.pending[0][2].query():
+            times, begin, end = self.pending.pop(0)
             times.append(begin.elapsed_time(end) / 1000)
 
     @property
-    def seconds(self) -> float | None:
-        """What a pass without a graph takes; None while that is not known."""
-        return min(self.plain[1:]) if len(self.plain) >= PROBES else None
+    def eager_seconds(self) -> float | None:
+        """The time of a batch without a graph; None until it is measured."""
+        return min(self.eager_times[1:]) if len(self.eager_times) >= TIMED_BATCHES else None
 
     @property
     def ratio(self) -> float | None:
-        """A replay's time over that of the pass; None while that is not known."""
-        return min(self.replays[1:]) / min(self.plain[1:]) if len(self.replays) >= PROBES else None
+        """Replay time / eager time; None until both are measured."""
+        if len(self.replay_times) < TIMED_BATCHES:
+            return None
+        return min(self.replay_times[1:]) / min(self.eager_times[1:])
 
 
-def pays(left: int, seconds: float, ratio: float, cost: float) -> bool:
-    """Whether a graph that makes passes of so many `seconds` `ratio` times as long saves more than its `cost` (s)."""
-    return ratio <= 1 - LEAST_GAIN and left * seconds * (1 - ratio) > cost
+def is_worthwhile(batches_left: int, eager_seconds: float, ratio: float, cost: float) -> bool:
+    """Return True if a graph saves more time over the batches left than its capture costs (s)."""
+    return ratio <= 1 - MIN_GAIN and batches_left * eager_seconds * (1 - ratio) > cost
 
 
-def expected_ratio(size: int, known: Sequence[tuple[int, float]]) -> float:
-    """What a replay of batches of this size should take of a pass, from the sizes and ratios that were measured.
+def expected_ratio(elements: int, known: Sequence[tuple[int, float]]) -> float:
+    """Estimate replay time / eager time for a batch from measured (elements, ratio) pairs of other shapes.
 
-    The larger a batch, the more the arithmetic counts, which no graph makes faster: one that was of no use for a
-    smaller batch is of none for a larger one.
+    The larger a batch, the more its arithmetic dominates, which no graph makes faster: if a graph did not help a
+    smaller batch, it will not help a larger one.
     """
-    return max((ratio for other, ratio in known if other <= size), default=GUESSED_RATIO)
+    return max((ratio for other, ratio in known if other <= elements), default=DEFAULT_RATIO)
 
 
-def key_of(batch: BatchTensors) -> Key:
-    """What batches must have in common to share a graph: everything but the numbers."""
+def shape_key(batch: BatchTensors) -> ShapeKey:
+    """Return the names, shapes and dtypes that batches must share to use the same graph."""
     return tuple((name, value.shape, value.dtype) for name, value in batch.tensors.items())
 
 
-def blank(batch: BatchTensors, device: torch.device) -> BatchTensors:
-    """A batch of zeros of the same shape, in memory of its own on the device."""
+def zeros_like_batch(batch: BatchTensors, device: torch.device) -> BatchTensors:
+    """Return a batch of zeros of the same shape, newly allocated on the device."""
     return replace(batch, **{name: torch.zeros_like(value, device=device) for name, value in batch.tensors.items()})
 
 
-def fill(place: BatchTensors, batch: BatchTensors) -> None:
-    """Copy a batch to where another of the same shape lies; nobody waits for the copy."""
-    for name, value in batch.tensors.items():
-        place.tensors[name].copy_(value, non_blocking=True)
+def copy_batch(target: BatchTensors, source: BatchTensors) -> None:
+    """Copy a batch into the tensors of another one of the same shape; the copy does not block."""
+    for name, value in source.tensors.items():
+        target.tensors[name].copy_(value, non_blocking=True)
 
 
-class Replays:
-    """Does passes by graphs where that pays, and otherwise plainly.
+class CudaGraphs:
+    """Runs forward and backward of batches, replaying a CUDA graph where one is worthwhile.
 
-    `one_pass` gives the losses [B] of a batch that is on the device, and gathers its gradients in `weights`. `left`
-    says how many passes like that of a batch are to come, in the run or in this epoch alone. `report` is told what was
-    decided.
+    `forward_backward` returns the losses [B] of a batch on the device and accumulates its gradients in `weights`.
+    `batches_left` returns how many batches of a batch's shape are still to come: in the run, or in this epoch alone if
+    its second argument is True. `report` gets an event for each decision.
     """
 
     def __init__(
         self,
-        one_pass: Pass,
-        recorder: CudaRecorder,
+        forward_backward: ForwardBackward,
+        capturer: CudaGraphCapturer,
         weights: FlatParameters,
-        left: Callable[[BatchTensors, bool], int],
+        batches_left: Callable[[BatchTensors, bool], int],
         report: Report,
     ) -> None:
-        self._pass, self._recorder, self._weights, self._left, self._report = one_pass, recorder, weights, left, report
-        self._shapes: dict[Key, Shape] = {}
-        self._on = True
-        self._cost: float | None = None  # seconds that making the last graph took
-        self._crowded = False  # graphs have to go whenever samples are drawn
+        self._forward_backward, self._capturer, self._weights = forward_backward, capturer, weights
+        self._batches_left, self._report = batches_left, report
+        self._shapes: dict[ShapeKey, ShapeTimings] = {}
+        self._enabled = True
+        self._capture_seconds: float | None = None  # of the last capture
+        self._released_for_sampling = False  # graphs do not survive the epoch: sampling needs their memory
 
     @property
-    def graphs(self) -> list[Graph]:
-        """Those that are held now."""
+    def graphs(self) -> list[BatchGraph]:
+        """All graphs that exist now."""
         return [shape.graph for shape in self._shapes.values() if shape.graph is not None]
 
-    def consider(self, batches: Sequence[BatchTensors], samples: Tensor) -> None:
-        """Make or drop the graphs of these batches as their times say. No gradient may be gathered yet; none is after.
+    def update(self, batches: Sequence[BatchTensors], sample_count: Tensor) -> None:
+        """Capture or release the graphs of these batches' shapes, as their times suggest.
 
-        `samples` [] is the number of samples of the step that the batches are of.
+        To be called before any gradient of the step is accumulated; it leaves all gradients at zero. `sample_count` []
+        is the number of samples of the step.
         """
         for batch in batches:
             shape = self._shape(batch)
-            shape.read()
-            if not self._on or shape.settled:
+            shape.collect()
+            if not self._enabled or shape.decided:
                 continue
-            if shape.graph is None and self._worth(shape, batch):
-                self._make(shape, batch, samples)
+            if shape.graph is None and self._should_capture(shape, batch):
+                self._capture(shape, batch, sample_count)
             elif shape.graph is not None and shape.ratio is not None:
-                self._judge(shape, batch)
+                self._keep_or_release(shape, batch)
 
-    def take(self, batch: BatchTensors, samples: Tensor) -> Tensor:
-        """The losses [B] of a batch, good until the next pass; its gradients are gathered.
+    def run(self, batch: BatchTensors, sample_count: Tensor) -> Tensor:
+        """Accumulate the gradients of a batch; return its losses [B], valid until the next call.
 
-        What fails with a graph raises RuntimeError; see `give_up`.
+        Raises RuntimeError if a graph fails; see `disable_after`.
         """
-        if not self._on:
-            return self._pass(batch.to(self._recorder.device), samples)
+        if not self._enabled:
+            return self._forward_backward(batch.to(self._capturer.device), sample_count)
         shape = self._shape(batch)
-        begin = self._recorder.mark() if shape.probing else None
+        begin = self._capturer.record_event() if shape.needs_timing else None
         if shape.graph is None:
-            losses = self._pass(batch.to(self._recorder.device), samples)
+            losses = self._forward_backward(batch.to(self._capturer.device), sample_count)
         else:
-            losses = shape.graph.replay(batch, samples)
+            losses = shape.graph.replay(batch, sample_count)
         if begin is not None:
-            times = shape.plain if shape.graph is None else shape.replays
-            shape.running.append((times, begin, self._recorder.mark()))
+            shape.pending.append((shape.times, begin, self._capturer.record_event()))
         return losses
 
-    def give_up(self, error: RuntimeError) -> bool:
-        """End the graphs, since passes have failed; whether there were any, so that it may go well without."""
-        held = bool(self.graphs)
-        if held:
-            self._end(error)
-        return held
+    def disable_after(self, error: RuntimeError) -> bool:
+        """Disable graphs after an error; return True if there were any, so that a retry without them may succeed."""
+        had_graphs = bool(self.graphs)
+        if had_graphs:
+            self._disable(error)
+        return had_graphs
 
-    def make_room(self) -> None:
-        """Let all graphs go if drawing samples needs their memory; they are made anew where that pays."""
-        if self.graphs and self._recorder.free() < SAMPLING_ROOM:
-            self._crowded = True
-            self._forget_all()
+    def free_for_sampling(self) -> None:
+        """Release all graphs if sampling needs their memory; they are captured again where that is worthwhile."""
+        if self.graphs and self._capturer.free_bytes() < SAMPLING_BYTES:
+            self._released_for_sampling = True
+            self._release_all()
 
-    def _shape(self, batch: BatchTensors) -> Shape:
-        return self._shapes.setdefault(key_of(batch), Shape(batch.noisy.numel()))
+    def _shape(self, batch: BatchTensors) -> ShapeTimings:
+        return self._shapes.setdefault(shape_key(batch), ShapeTimings(batch.noisy.numel()))
 
-    def _worth(self, shape: Shape, batch: BatchTensors) -> bool:
-        """Whether to make a graph for a shape."""
-        seconds = shape.seconds
-        if seconds is None or len(self.graphs) >= MOST_GRAPHS:
+    def _should_capture(self, shape: ShapeTimings, batch: BatchTensors) -> bool:
+        """Return True if a graph of this shape would shorten the run."""
+        seconds = shape.eager_seconds
+        if seconds is None or len(self.graphs) >= MAX_GRAPHS:
             return False
-        known = [(other.size, other.ratio) for other in self._shapes.values() if other.ratio is not None]
-        ratio = shape.ratio if shape.ratio is not None else expected_ratio(shape.size, known)
-        cost = GUESSED_COST * seconds if self._cost is None else self._cost
-        return pays(self._left(batch, self._crowded), seconds, ratio, cost)
+        known = [(other.elements, other.ratio) for other in self._shapes.values() if other.ratio is not None]
+        ratio = shape.ratio if shape.ratio is not None else expected_ratio(shape.elements, known)
+        cost = DEFAULT_CAPTURE_COST * seconds if self._capture_seconds is None else self._capture_seconds
+        return is_worthwhile(self._batches_left(batch, self._released_for_sampling), seconds, ratio, cost)
 
-    def _judge(self, shape: Shape, batch: BatchTensors) -> None:
-        """Keep a graph that was timed, or drop it; say which once."""
+    def _keep_or_release(self, shape: ShapeTimings, batch: BatchTensors) -> None:
+        """Keep a timed graph or release it, and report which."""
         assert shape.graph is not None
         assert shape.ratio is not None
-        kept = shape.ratio <= 1 - LEAST_GAIN
-        before, after = (f"{min(times[1:]):.3f} s" for times in (shape.plain, shape.replays))
-        shape.settled = True
+        kept = shape.ratio <= 1 - MIN_GAIN
+        eager, replayed = (f"{min(times[1:]):.3f} s" for times in (shape.eager_times, shape.replay_times))
+        shape.decided = True
+        outcome = f"take {replayed} per batch with a CUDA graph instead of {eager}"
         if not kept:
             graph, shape.graph = shape.graph, None
-            self._recorder.forget([graph.recording])
-        words = f"take {after} a pass as a CUDA graph instead of {before}"
-        if not kept:
-            words = f"are no faster as a CUDA graph ({after} a pass, {before} without) and go on without"
-        self._report("phase", message=f"{_described(batch)} {words}")
+            self._capturer.release([graph.captured])
+            outcome = f"continue without a CUDA graph, which is not faster ({replayed} per batch, {eager} without)"
+        self._report("phase", message=f"{_shape_name(batch)} {outcome}")
 
-    def _make(self, shape: Shape, batch: BatchTensors, samples: Tensor) -> None:
-        """Make the graph of a shape, and keep it if it gives what the pass gives."""
+    def _capture(self, shape: ShapeTimings, batch: BatchTensors, sample_count: Tensor) -> None:
+        """Capture the graph of a shape, and keep it if it gives the same gradients as the eager computation."""
         began = time.perf_counter()
         try:
-            # passes of other shapes need theirs beside it
-            if self._recorder.free() < self._recorder.wanted() * min(2, len(self._shapes)):
-                shape.settled = True
-                self._report(
-                    "phase", message=f"{_described(batch)} go on without a CUDA graph: no memory is left for it"
-                )
+            # batches of other shapes need their eager memory beside the graph
+            if self._capturer.free_bytes() < self._capturer.peak_batch_bytes() * min(2, len(self._shapes)):
+                shape.decided = True
+                message = f"{_shape_name(batch)} continue without a CUDA graph: there is not enough memory for it"
+                self._report("phase", message=message)
                 return
-            shape.graph = self._recorded(batch, samples)
+            shape.graph = self._captured_and_verified(batch, sample_count)
         except Exception as error:
-            self._end(error)
+            self._disable(error)
         finally:
             self._weights.zero_gradients()
         if shape.graph is not None:
-            shape.replays.clear()
-            self._cost = time.perf_counter() - began
+            shape.replay_times.clear()
+            self._capture_seconds = time.perf_counter() - began
 
-    def _recorded(self, batch: BatchTensors, samples: Tensor) -> Graph | None:
-        """The graph of a batch's shape; None if this batch cannot tell whether it is right.
+    def _captured_and_verified(self, batch: BatchTensors, sample_count: Tensor) -> BatchGraph | None:
+        """Capture the graph of a batch's shape and verify it; return None if this batch's gradients are not finite.
 
-        It is recorded on zeros and tried on the batch, which shows that all it needs is read when it is replayed. Two
-        plain passes show by how much equal passes differ. Raises RuntimeError if it cannot be made or is wrong.
+        It is captured on zeros and verified on the batch, which shows that a replay reads all of its inputs. Two eager
+        computations show by how much equal computations differ. Raises RuntimeError if the capture fails or the
+        gradients differ.
         """
-        weights, recorder = self._weights, self._recorder
-        own, count = blank(batch, recorder.device), samples.clone()
-        fill(own, batch)
-        work = partial(self._pass, own, count)
+        weights, capturer = self._weights, self._capturer
+        static_batch, static_count = zeros_like_batch(batch, capturer.device), sample_count.clone()
+        copy_batch(static_batch, batch)
+        work = partial(self._forward_backward, static_batch, static_count)
         weights.zero_gradients()
         losses = work().to("cpu", copy=True)
-        kept = [gradient.to("cpu", copy=True) for gradient in weights.gradients]
+        gradients = [gradient.to("cpu", copy=True) for gradient in weights.gradients]
         weights.zero_gradients()
-        recorder.rehearse(work)
-        noise = _differences(weights.gradients, kept)
+        capturer.warm_up(work)
+        noise = _relative_differences(weights.gradients, gradients)
         if not torch.tensor([*losses, *noise]).isfinite().all():
             return None
-        for value in own.tensors.values():
+        for value in static_batch.tensors.values():
             value.zero_()
-        graph = Graph(own, count, recorder.record(work))
+        graph = BatchGraph(static_batch, static_count, capturer.capture(work))
         try:
             weights.zero_gradients()
-            found = _differences([graph.replay(batch, samples), *weights.gradients], [losses, *kept])
+            replayed = graph.replay(batch, sample_count)
+            found = _relative_differences([replayed, *weights.gradients], [losses, *gradients])
             if not all(one <= max(TOLERANCE, 4 * two) for one, two in zip(found, [0.0, *noise], strict=True)):
-                raise RuntimeError(f"a graph gives other gradients than the pass, by {100 * max(found):.1f} %")
+                raise RuntimeError(f"replayed and eager gradients differ by {100 * max(found):.1f} %")
         except BaseException:
-            recorder.forget([graph.recording])
+            capturer.release([graph.captured])
             raise
         return graph
 
-    def _end(self, error: Exception) -> None:
-        """No more graphs in this run."""
-        self._on = False
-        self._forget_all()
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        message = f"CUDA graphs are off: {said}. The run goes on without them."
+    def _disable(self, error: Exception) -> None:
+        """Release all graphs, capture no more in this run, and report why."""
+        self._enabled = False
+        self._release_all()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        message = f"CUDA graphs are off: {reason}. The run continues without them."
         self._report("warning", code="cuda_graphs", message=message)
 
-    def _forget_all(self) -> None:
-        recordings = [graph.recording for graph in self.graphs]
+    def _release_all(self) -> None:
+        captured = [graph.captured for graph in self.graphs]
         for shape in self._shapes.values():
-            shape.graph, shape.settled, shape.running = None, False, []
-        self._recorder.forget(recordings)
+            shape.graph, shape.decided, shape.pending = None, False, []
+        self._capturer.release(captured)
 
 
-def _described(batch: BatchTensors) -> str:
+def _shape_name(batch: BatchTensors) -> str:
     count, _, height, width = batch.noisy.shape
     return f"Batches of {count} with latents of {width} x {height}"
 
 
-def _differences(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
-    """The relative difference of each pair of tensors [N], the second of which is on the CPU."""
+def _relative_differences(found: Sequence[Tensor], expected: Sequence[Tensor]) -> list[float]:
+    """Return the relative L2 difference of each pair of tensors [N]; those of `expected` are on the CPU."""
     result = []
     for one, two in zip(found, expected, strict=True):
         squares = torch.zeros(2, dtype=torch.float64)
-        for part, other in zip(one.split(CHUNK), two.split(CHUNK), strict=True):
+        for part, other in zip(one.split(COMPARED_CHUNK), two.split(COMPARED_CHUNK), strict=True):
             difference = part - other.to(part.device)
             squares += torch.stack([difference.norm().cpu(), other.norm()]).double().square()
         result.append(float((squares[0] / squares[1].clamp(min=torch.finfo(torch.float64).tiny)).sqrt()))

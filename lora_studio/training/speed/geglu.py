@@ -19,7 +19,7 @@ from torch.nn.functional import gelu
 GELU_BACKWARD = torch.ops.aten.gelu_backward.grad_input  # looked up here once, since that takes as long as the product
 
 
-class _Gated(torch.autograd.Function):
+class _GEGLUFunction(torch.autograd.Function):
     """h gelu(g) for h and g side by side in x [..., 2 C]: [..., C]."""
 
     @staticmethod
@@ -49,11 +49,11 @@ class LeanGEGLU(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The projection's first half times the gelu of its second."""
-        gated: Tensor = _Gated.apply(self.proj(hidden_states))
+        gated: Tensor = _GEGLUFunction.apply(self.proj(hidden_states))
         return gated
 
 
-def use_lean_gates(unet: UNet2DConditionModel) -> None:
+def use_lean_geglu(unet: UNet2DConditionModel) -> None:
     """Put `LeanGEGLU` in the place of every GEGLU of a feed-forward part, around the projection that is there."""
     for module in unet.modules():
         if isinstance(module, FeedForward) and type(module.net[0]) is GEGLU:

@@ -1,4 +1,4 @@
-"""The activation budget: as many of the UNet's blocks are computed twice as the GPU's memory needs, and no more."""
+"""The activation memory budget: recompute just enough UNet blocks to fit in the GPU's memory."""
 
 from __future__ import annotations
 
@@ -14,89 +14,84 @@ from lora_studio.planning.memory import GIB, optimizer_bytes
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.flat_params import FlatParameters
-from lora_studio.training.speed.recompute import Blocks, choose
+from lora_studio.training.speed.recompute import BlockCheckpointing, choose_recomputed
 from lora_studio.workspace.job_folder import Report
 
-RESERVE = 0.06  # share of a GPU's memory that stays free, since no allocator fills it without gaps
+RESERVED_SHARE = 0.06  # of a GPU's memory, left free because no allocator fills it without gaps
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes of a GPU that this process may use, and how many a step takes where every block is computed twice."""
+class StepMemory:
+    """The GPU memory that this process may use, and the peak of a step with every block recomputed; in bytes."""
 
     usable: float
-    taken: float
+    peak: float
 
 
-def make_blocks(base: Base, recipe: Recipe, device: torch.device) -> Blocks:
-    """Take charge of a base's gradient checkpointing as the recipe has it; for `auto` as far as that is known now.
+def make_block_checkpointing(base: Base, recipe: Recipe, device: torch.device) -> BlockCheckpointing:
+    """Set up activation checkpointing of a base's UNet and text encoders as the recipe asks.
 
-    That is nothing on a CPU, and everything elsewhere until a step was measured.
+    For `auto` that is none on a CPU, and all blocks on other devices until `fit_recomputed_blocks` measures a step.
     """
-    blocks = Blocks(base.unet, repeats_draws=recipe.network_dropout > 0)
+    checkpointing = BlockCheckpointing(base.unet, preserve_rng_state=recipe.network_dropout > 0)
     chosen = recipe.gradient_checkpointing
     if chosen is GradientCheckpointing.ON or (chosen is GradientCheckpointing.AUTO and device.type != "cpu"):
-        blocks.compute_all_twice()
-        compute_texts_twice(base.text_encoders, True, repeats_draws=blocks.repeats_draws)
-    return blocks
+        checkpointing.recompute_all()
+        checkpoint_text_encoders(base.text_encoders, True, preserve_rng_state=checkpointing.preserve_rng_state)
+    return checkpointing
 
 
-def compute_texts_twice(encoders: list[PreTrainedModel], twice: bool, *, repeats_draws: bool) -> None:
-    """Switch gradient checkpointing of text encoders, which is for all of their layers or none.
+def checkpoint_text_encoders(encoders: list[PreTrainedModel], enabled: bool, *, preserve_rng_state: bool) -> None:
+    """Enable or disable activation checkpointing of text encoders, for all of their layers at once.
 
-    `repeats_draws` is as in `Blocks`: no state of random numbers may be set while a CUDA graph is recorded.
+    `preserve_rng_state` is needed with dropout only: the RNG state cannot be set during CUDA graph capture.
     """
-    how = {"use_reentrant": False, "preserve_rng_state": repeats_draws}
+    options = {"use_reentrant": False, "preserve_rng_state": preserve_rng_state}
     for encoder in encoders:
-        if twice:
-            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+        if enabled:
+            encoder.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
         else:
             encoder.activation_checkpointing_disable()
 
 
-def fit_blocks(
-    blocks: Blocks,
+def fit_recomputed_blocks(
+    checkpointing: BlockCheckpointing,
     encoders: list[PreTrainedModel],
     forward: Callable[[], Tensor],
-    measure: Callable[[], Memory],
+    measure: Callable[[], StepMemory],
     weights: FlatParameters,
     report: Report,
 ) -> None:
-    """Recompute as few blocks as the memory allows that `measure` finds with all recomputed, and report how many.
+    """Recompute as few blocks as fit in memory, and report how many; the weights stay unchanged.
 
-    `forward` returns the losses of the largest batch. Weights stay as they are.
+    `forward` returns the losses of the largest batch, `measure` the memory of its step.
     """
-    blocks.compute_all_twice()
+    checkpointing.recompute_all()
     memory = measure()
-    _, costs = blocks.measure(forward, [*weights.flat, *weights.half_copies])
-    blocks.compute_twice(choose(costs, memory.usable - memory.taken))
-    compute_texts_twice(encoders, bool(blocks.twice), repeats_draws=blocks.repeats_draws)
-    report("phase", message=describe_blocks(blocks, memory.usable))
+    _, costs = checkpointing.measure(forward, [*weights.flat, *weights.half_copies])
+    checkpointing.recompute_only(choose_recomputed(costs, memory.usable - memory.peak))
+    checkpoint_text_encoders(
+        encoders, bool(checkpointing.recomputed), preserve_rng_state=checkpointing.preserve_rng_state
+    )
+    count, total, size = len(checkpointing.recomputed), len(checkpointing.blocks), f"{memory.usable / GIB:.1f} GiB"
+    report("phase", message=f"Gradient checkpointing of {count} of {total} UNet blocks, to fit {size}")
 
 
-def describe_blocks(blocks: Blocks, usable: float) -> str:
-    """Which blocks are computed twice on a GPU with so many usable bytes, in words."""
-    count, total, size = len(blocks.twice), len(blocks.order), f"{usable / GIB:.1f} GiB"
-    if not count:
-        return f"No block of the UNet has to be computed twice: a step fits {size}"
-    return f"{count} of {total} blocks of the UNet are computed twice to fit {size}"
-
-
-def gpu_memory(
+def measure_step_memory(
     forward: Callable[[], Tensor],
     weights: FlatParameters,
     optimizer: torch.optim.Optimizer,
     recipe: Recipe,
     device: torch.device,
-) -> Memory:
-    """Measure a forward and backward pass on the GPU, and estimate the optimizer's state if there is none yet."""
+) -> StepMemory:
+    """Measure a forward and backward pass on the GPU; add an estimate of the optimizer state if there is none yet."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     forward().sum().backward()
     weights.zero_gradients()
-    taken = torch.cuda.max_memory_allocated(device)
+    peak = torch.cuda.max_memory_allocated(device)
     if not optimizer.state:
-        taken += round(optimizer_bytes(recipe, sum(weight.numel() for weight in weights.flat)))
+        peak += round(optimizer_bytes(recipe, sum(weight.numel() for weight in weights.flat)))
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
-    return Memory(usable=(free + torch.cuda.memory_reserved(device)) * (1 - RESERVE), taken=taken)
+    return StepMemory(usable=(free + torch.cuda.memory_reserved(device)) * (1 - RESERVED_SHARE), peak=peak)

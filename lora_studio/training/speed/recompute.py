@@ -1,8 +1,9 @@
-"""Gradient checkpointing block by block: which of the UNet's blocks are computed twice, and what that saves.
+"""Activation checkpointing per UNet block: which blocks recompute their activations, and what that saves.
 
-A block that is computed twice keeps only its input for the backward pass, where its forward pass is done anew (Chen et
-al. 2016, arXiv:1604.06174); the result is the same, bit for bit. What each block would keep is measured in one forward
-pass, so that it holds for any network type, precision and attention kernel; it grows with the pixels of a batch.
+A recomputed block saves only its input in the forward pass and runs its forward pass again during the backward pass
+(Chen et al. 2016, arXiv:1604.06174); the result is the same, bit for bit. What each block would save is measured in one
+forward pass, so that it is right for any network type, precision and attention kernel; it grows with the pixels of a
+batch.
 """
 
 from __future__ import annotations
@@ -18,146 +19,146 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-# What diffusers can compute twice: all in these lists but one block.
+# diffusers can recompute every module of these lists except one.
 BLOCK_LISTS = ["resnets"], ["transformer_blocks"]
-NEVER = "mid_block.resnets.0"
+NOT_RECOMPUTABLE = "mid_block.resnets.0"
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a block keeps for the backward pass beside its input, in bytes, and the work of its forward pass."""
+class BlockCost:
+    """The bytes that a block saves for the backward pass beside its input, and the FLOPs of its forward pass."""
 
-    kept: int
+    saved_bytes: int
     flops: int
 
 
-class Blocks:
-    """A UNet's resnets and transformer blocks, in the order of a forward pass once one was measured.
+class BlockCheckpointing:
+    """Chooses which of a UNet's resnets and transformer blocks recompute their activations; none at first.
 
-    `twice` are those that are computed twice, none at first. `repeats_draws` is for blocks that draw random numbers
-    (dropout), which must be the same both times.
+    `blocks` are in the order of the forward pass once `measure` has run. `preserve_rng_state` is needed for blocks with
+    dropout, whose random numbers must be the same in both forward passes.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, *, repeats_draws: bool) -> None:
+    def __init__(self, unet: UNet2DConditionModel, *, preserve_rng_state: bool) -> None:
         self.unet = unet
-        self.repeats_draws = repeats_draws
+        self.preserve_rng_state = preserve_rng_state
         names = {name: module for name, module in unet.named_modules() if name.split(".")[-2:-1] in BLOCK_LISTS}
-        names.pop(NEVER, None)
-        self.order: list[nn.Module] = list(names.values())
-        self.twice: set[nn.Module] = set()
-        self._meter: _Meter | None = None
+        names.pop(NOT_RECOMPUTABLE, None)
+        self.blocks: list[nn.Module] = list(names.values())
+        self.recomputed: set[nn.Module] = set()
+        self._meter: _SavedTensorMeter | None = None
 
     def __call__(self, block: nn.Module, *arguments: Any) -> Any:
-        """A block's forward pass, as diffusers asks for it."""
+        """Run the forward pass of a block; diffusers calls this as its gradient checkpointing function."""
         if self._meter is not None:
-            return self._meter.block(block, arguments)
-        if block in self.twice:
-            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=self.repeats_draws)
+            return self._meter.run(block, arguments)
+        if block in self.recomputed:
+            return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=self.preserve_rng_state)
         return block(*arguments)
 
-    def compute_twice(self, chosen: Iterable[int]) -> None:
-        """Compute the blocks of these numbers twice, and no others."""
-        self._set({self.order[number] for number in chosen})
+    def recompute_only(self, indices: Iterable[int]) -> None:
+        """Recompute the blocks with these indices, and no others."""
+        self._set({self.blocks[index] for index in indices})
 
-    def compute_all_twice(self) -> None:
-        """Compute every block twice."""
-        self._set(set(self.order))
+    def recompute_all(self) -> None:
+        """Recompute every block."""
+        self._set(set(self.blocks))
 
-    def compute_more_twice(self) -> bool:
-        """Compute half of the other blocks twice, too, the first ones first; False if there was none left."""
-        once = [block for block in self.order if block not in self.twice]
-        self._set(self.twice | set(once[: -(-len(once) // 2)]))
-        return bool(once)
+    def recompute_more(self) -> bool:
+        """Recompute half of the remaining blocks as well, the first ones first; return False if none remained."""
+        remaining = [block for block in self.blocks if block not in self.recomputed]
+        self._set(self.recomputed | set(remaining[: -(-len(remaining) // 2)]))
+        return bool(remaining)
 
-    def measure(self, forward: Callable[[], object], apart: Iterable[Tensor] = ()) -> tuple[int, list[Cost]]:
-        """Do a forward pass, and return what it keeps outside of blocks (their inputs too), and what each block does.
+    def measure(self, forward: Callable[[], object], ignored: Iterable[Tensor] = ()) -> tuple[int, list[BlockCost]]:
+        """Run a forward pass; return the bytes saved outside of blocks (their inputs included) and each block's cost.
 
-        It holds as much memory as if every block were computed twice. There is no backward pass after it. Weights are
-        not counted, nor the tensors `apart`.
+        It takes as much memory as if every block were recomputed, and no backward pass may follow. Neither the UNet's
+        weights nor the `ignored` tensors are counted.
         """
-        self._meter = meter = _Meter(
-            {_storage(tensor) for tensor in (*self.unet.parameters(), *self.unet.buffers(), *apart)}
-        )
+        weights = {_storage_id(tensor) for tensor in (*self.unet.parameters(), *self.unet.buffers(), *ignored)}
+        self._meter = meter = _SavedTensorMeter(weights)
         self.unet.enable_gradient_checkpointing(self)
         try:
-            with meter.watching(meter.outside):
+            with meter.recording(meter.outside):
                 forward()
         finally:
             self._meter = None
-            self._set(self.twice)
-        self.order = list(meter.costs)
+            self._set(self.recomputed)
+        self.blocks = list(meter.costs)
         return meter.bytes_of(meter.outside), list(meter.costs.values())
 
-    def _set(self, twice: set[nn.Module]) -> None:
-        self.twice = twice
-        if twice:
+    def _set(self, recomputed: set[nn.Module]) -> None:
+        self.recomputed = recomputed
+        if recomputed:
             self.unet.enable_gradient_checkpointing(self)
         else:
             self.unet.disable_gradient_checkpointing()
 
 
-class _Meter:
-    """Notes what autograd keeps in each block, and outside of them, beside `weights` (numbers of storages)."""
+class _SavedTensorMeter:
+    """Records what autograd would save within each block and outside of them, except `weights` (storage ids)."""
 
     def __init__(self, weights: set[int]) -> None:
         self.weights = weights
         self.outside: list[Tensor] = []
-        self.costs: dict[nn.Module, Cost] = {}
+        self.costs: dict[nn.Module, BlockCost] = {}
 
-    def block(self, block: nn.Module, arguments: tuple[Any, ...]) -> Any:
-        """Do a block's forward pass and note its cost."""
+    def run(self, block: nn.Module, arguments: tuple[Any, ...]) -> Any:
+        """Run the forward pass of a block and record its cost."""
         inputs = [argument for argument in arguments if isinstance(argument, Tensor)]
-        kept: list[Tensor] = []
-        with self.watching(kept), FlopCounterMode(display=False) as counter:
+        saved: list[Tensor] = []
+        with self.recording(saved), FlopCounterMode(display=False) as counter:
             result = block(*arguments)
-        if kept:
+        if saved:
             self.outside += inputs
-        known = {_storage(tensor) for tensor in inputs}
-        own = [tensor for tensor in kept if _storage(tensor) not in known]
-        self.costs[block] = Cost(self.bytes_of(own), counter.get_total_flops())
+        input_ids = {_storage_id(tensor) for tensor in inputs}
+        own = [tensor for tensor in saved if _storage_id(tensor) not in input_ids]
+        self.costs[block] = BlockCost(self.bytes_of(own), counter.get_total_flops())
         return result
 
     def bytes_of(self, tensors: Iterable[Tensor]) -> int:
-        """The bytes that tensors hold together, beside the weights: those of a storage count once."""
-        storages = {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(size for number, size in storages.items() if number not in self.weights)
+        """Return the bytes of the tensors' storages except weights; tensors that share a storage count once."""
+        storages = {_storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(size for storage, size in storages.items() if storage not in self.weights)
 
     @contextmanager
-    def watching(self, kept: list[Tensor]) -> Iterator[None]:
-        """Collect what autograd would keep; it keeps nothing itself."""
+    def recording(self, saved: list[Tensor]) -> Iterator[None]:
+        """Append to `saved` what autograd would save in this block; autograd itself saves nothing."""
 
-        def note(tensor: Tensor) -> None:
-            kept.append(tensor)
+        def pack(tensor: Tensor) -> None:
+            saved.append(tensor)
 
-        def never(nothing: None) -> Tensor:
+        def unpack(nothing: None) -> Tensor:
             raise RuntimeError("There is no backward pass after measuring.")
 
-        with saved_tensors_hooks(note, never):
+        with saved_tensors_hooks(pack, unpack):
             yield
 
 
-def choose(costs: Sequence[Cost], room: float) -> list[int]:
-    """The numbers of the blocks to compute twice, so that the others keep `room` bytes at most.
+def choose_recomputed(costs: Sequence[BlockCost], budget: float) -> list[int]:
+    """Return the indices of the blocks to recompute, so that the others save at most `budget` bytes.
 
-    Those that save most for their work come first, and of like ones those of the beginning: the backward pass gets to
-    them last, when the rest is free again. All if even that is not enough; no block that is not needed.
+    Blocks that save most per FLOP come first; of equal ones those at the beginning of the UNet, which the backward pass
+    reaches last, when the activations of the others are free again. Returns all blocks if even that is not enough, and
+    no block that is not needed.
     """
-    order = sorted(range(len(costs)), key=lambda number: -costs[number].kept / max(1, costs[number].flops))
-    kept = sum(cost.kept for cost in costs)
+    order = sorted(range(len(costs)), key=lambda index: -costs[index].saved_bytes / max(1, costs[index].flops))
+    saved = sum(cost.saved_bytes for cost in costs)
     chosen: list[int] = []
-    for number in order:
-        if kept <= room:
+    for index in order:
+        if saved <= budget:
             break
-        chosen.append(number)
-        kept -= costs[number].kept
-    for number in reversed(chosen[:-1]):
-        if kept + costs[number].kept <= room:
-            chosen.remove(number)
-            kept += costs[number].kept
+        chosen.append(index)
+        saved -= costs[index].saved_bytes
+    for index in reversed(chosen[:-1]):
+        if saved + costs[index].saved_bytes <= budget:
+            chosen.remove(index)
+            saved += costs[index].saved_bytes
     return sorted(chosen)
 
 
-def _storage(tensor: Tensor) -> int:
-    """A number of the memory that a tensor looks at, on any device; unique while the tensor lives."""
-    number: int = tensor.untyped_storage()._cdata
-    return number
+def _storage_id(tensor: Tensor) -> int:
+    """Return an id of a tensor's storage, on any device; it is unique while the tensor lives."""
+    address: int = tensor.untyped_storage()._cdata
+    return address

@@ -26,7 +26,7 @@ from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.job_specs import job_from_toml, job_to_toml
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import restore, save, save_adapter
+from lora_studio.training.loop import restore, save, save_lora_file
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
 from lora_studio.training.warm_start import load_network_weights, network_weights_errors
@@ -399,7 +399,7 @@ def test_a_run_starts_from_the_file_of_another_run(shared: Path, tmp_path: Path)
     first = start(job, tmp_path / "first", Home(shared / "home"))
     train_step(first)
     first.step = 1
-    save_adapter(first, tmp_path / "first.safetensors", 1)
+    save_lora_file(first, tmp_path / "first.safetensors", 1)
     lora = read_lora_header(tmp_path / "first.safetensors")
     assert lora.metadata["ss_network_module"] == "lycoris.kohya"
     assert '"algo": "lokr"' in lora.metadata["ss_network_args"]

@@ -25,7 +25,7 @@ from lora_studio.lora.write import lora_tensors, model_hashes, save_lora
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import save_adapter
+from lora_studio.training.loop import save_lora_file
 from lora_studio.training.reporting.lora_metadata import describe_lora
 from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
@@ -59,7 +59,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def file(run: Run) -> Path:
     path = run.folder / "ink.safetensors"
-    save_adapter(run, path, 2)
+    save_lora_file(run, path, 2)
     return path
 
 
@@ -153,7 +153,7 @@ def test_diffusers_draws_the_same_picture_bit_for_bit(run: Run, file: Path, base
 
 def test_a_run_in_half_precision_writes_fp16(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "dtype", torch.bfloat16)
-    save_adapter(run, tmp_path / "half.safetensors", 1)
+    save_lora_file(run, tmp_path / "half.safetensors", 1)
     assert {weight.dtype for weight in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
 
 

@@ -19,8 +19,8 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training import step as step_module
 from lora_studio.training import train as training
 from lora_studio.training.data.cache import TextCache
-from lora_studio.training.data.prefetch import DEPTH
-from lora_studio.training.loop import restore, save, save_adapter
+from lora_studio.training.data.prefetch import PREFETCH_DEPTH
+from lora_studio.training.loop import restore, save, save_lora_file
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.run import Run
@@ -81,11 +81,11 @@ def whole(base: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
-@pytest.mark.parametrize("depth", [0, DEPTH], ids=["each step when it is due", "steps made ahead"])
+@pytest.mark.parametrize("depth", [0, PREFETCH_DEPTH], ids=["each step when it is due", "steps made ahead"])
 def test_a_resumed_run_ends_with_the_same_bits(
     both: TrainJob, whole: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    monkeypatch.setattr(training, "depth_for", lambda device: depth)
+    monkeypatch.setattr(training, "prefetch_depth", lambda device: depth)
     home = Home(shared / "home")
     first, _ = train_into(both, tmp_path, home, stop_after=3)
     assert (first.stopped, first.lora, first.steps) == (True, None, 3)
@@ -311,7 +311,7 @@ def test_weights_that_are_not_numbers_are_never_written(run: Run, tmp_path: Path
     with torch.no_grad():
         run.weights.flat[0].fill_(float("inf"))
     with pytest.raises(NonFiniteLossError, match="No checkpoint had been made yet"):
-        save_adapter(run, tmp_path / "x.safetensors", 1)
+        save_lora_file(run, tmp_path / "x.safetensors", 1)
     with pytest.raises(NonFiniteLossError):
         save(run)
     assert not list(tmp_path.rglob("*"))

@@ -15,13 +15,13 @@ from PIL import Image
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data import collate
-from lora_studio.training.data.augment import image_number
-from lora_studio.training.data.caption_variants import caption_of
+from lora_studio.training.data.augment import image_seed
+from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.training.data.rng import generator
 from lora_studio.training.objective import draw_noise, draw_timestep
 from lora_studio.training.reporting.lora_metadata import describe_lora
 from lora_studio.training.run import Run
-from lora_studio.training.validation import SHARES, validate
+from lora_studio.training.validation import TIMESTEP_FRACTIONS, validate
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import (
@@ -185,7 +185,7 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
     for item in run.dataset.held_out:
         for number, t in enumerate((125, 375, 625, 875)):
             shape = (4, item.placement.bucket[1] // 8, item.placement.bucket[0] // 8)
-            noise = torch.randn(shape, generator=generator(42, "held-out noise", image_number(item), number))
+            noise = torch.randn(shape, generator=generator(42, "held-out noise", image_seed(item), number))
             mask = run.collator.latents.load_mask(item)
             expected.append(float((noise**2 * mask).mean() / mask.mean()) * weight(run, t))
     losses = [values["loss"] for values in of(events, "validation")]
@@ -194,7 +194,7 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
     unet: Any = run.base.unet
     assert not any(seen["training"] for seen in unet.seen)
     assert unet.training
-    assert [int(seen["t"][0]) for seen in unet.seen][: len(SHARES)] == [125, 375, 625, 875]
+    assert [int(seen["t"][0]) for seen in unet.seen][: len(TIMESTEP_FRACTIONS)] == [125, 375, 625, 875]
 
 
 def test_a_stop_ends_the_measuring(run: Run) -> None:
@@ -227,7 +227,7 @@ def test_the_run_folder_tells_the_captions_that_were_used(
     used: list[str] = []
 
     def recorded(*given: Any, **named: Any) -> str:
-        used.append(caption_of(*given, **named))
+        used.append(training_caption(*given, **named))
         return used[-1]
 
     monkeypatch.setattr(collate, "caption_of", recorded)

@@ -16,8 +16,8 @@ from lora_studio.dataset.images.decode import decode, find_images, image_info
 from lora_studio.dataset.images.masks import MaskSource, mask_file, mask_source, read_mask
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import MaskedLoss
-from lora_studio.training.data.cache import mask_latents
-from lora_studio.training.data.dataset import Item
+from lora_studio.training.data.cache import latent_mask
+from lora_studio.training.data.dataset import TrainItem
 
 
 def picture(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
@@ -84,8 +84,8 @@ def test_a_mask_lies_on_its_image(width: int, height: int, flipped: bool) -> Non
     """A mask of a slope, against the slope at the middle of each latent's pixels, in the scaled image's coordinates."""
     slope = np.tile(np.linspace(0, 255, width, dtype=np.float32), (height, 1))
     spot = place(width, height, resolution=128, bucket_reso_steps=32)
-    item = Item(Path("a.png"), "0", (width, height), spot, "", True, 1, "x", flipped=flipped)
-    found = mask_latents(Image.fromarray(slope.astype(np.uint8)), item)
+    item = TrainItem(Path("a.png"), "0", (width, height), spot, "", True, 1, "x", flipped=flipped)
+    found = latent_mask(Image.fromarray(slope.astype(np.uint8)), item)
     columns, rows = spot.bucket[0] // 8, spot.bucket[1] // 8
     assert found.shape == (1, rows, columns)
     middles = (spot.crop[0] + 8 * np.arange(columns) + 4) / spot.scaled[0] * width - 0.5

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio.dataset.buckets import place
-from lora_studio.training.data.augment import CROPS, view_of, views_of
+from lora_studio.training.data.augment import CROP_COUNT, all_augmentations, augment
 from lora_studio.training.data.cache import cut
-from lora_studio.training.data.dataset import Item
+from lora_studio.training.data.dataset import TrainItem
 from tests.support.training_runs import recipe_of
 
 sides = st.integers(40, 700)
 
 
-def item_of(width: int, height: int, *, buckets: bool = True, sha256: str = "ab12" * 16) -> Item:
+def item_of(width: int, height: int, *, buckets: bool = True, sha256: str = "ab12" * 16) -> TrainItem:
     spot = place(width, height, resolution=256, enable_bucket=buckets, bucket_reso_steps=64)
-    return Item(Path("a.png"), sha256, (width, height), spot, "a cat", True, 1, "images")
+    return TrainItem(Path("a.png"), sha256, (width, height), spot, "a cat", True, 1, "images")
 
 
 @settings(max_examples=40, deadline=None)
@@ -32,8 +32,8 @@ def test_every_view_is_cut_within_the_image_and_told_right(
 ) -> None:
     recipe = recipe_of(flip_aug=True, random_crop=True)
     item = item_of(width, height, buckets=buckets)
-    view = view_of(item, recipe, step, sample)
-    assert view in views_of(item, recipe)
+    view = augment(item, recipe, step, sample)
+    assert view in all_augmentations(item, recipe)
     (scaled_width, scaled_height), (target_width, target_height) = item.placement.scaled, item.placement.bucket
     original_height, original_width, top, left, told_height, told_width = view.time_ids
     assert (original_height, original_width) == (height, width)
@@ -50,7 +50,7 @@ def test_every_view_is_cut_within_the_image_and_told_right(
 def test_what_is_cut_begins_where_it_is_told(width: int, height: int, sample: int) -> None:
     """A picture whose colours are its own coordinates; for a mirrored one, the mirrored picture's coordinates."""
     recipe = recipe_of(flip_aug=True, random_crop=True)
-    view = view_of(item_of(width, height, buckets=False), recipe, 3, sample)
+    view = augment(item_of(width, height, buckets=False), recipe, 3, sample)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     pixels = np.stack([x, y, 0 * x], axis=-1)
     shown = np.array(cut(Image.fromarray((pixels * 255).astype(np.uint8)), view))
@@ -67,35 +67,40 @@ def test_what_is_cut_begins_where_it_is_told(width: int, height: int, sample: in
 
 def test_an_image_that_fits_has_one_crop_and_two_sides() -> None:
     item = item_of(256, 256)
-    assert len(views_of(item, recipe_of(random_crop=True))) == 1
-    assert {view.flipped for view in views_of(item, recipe_of(random_crop=True, flip_aug=True))} == {False, True}
-    assert views_of(item, recipe_of()) == [item]
-    assert view_of(item, recipe_of(), 5, 1) == item
+    assert len(all_augmentations(item, recipe_of(random_crop=True))) == 1
+    assert {view.flipped for view in all_augmentations(item, recipe_of(random_crop=True, flip_aug=True))} == {
+        False,
+        True,
+    }
+    assert all_augmentations(item, recipe_of()) == [item]
+    assert augment(item, recipe_of(), 5, 1) == item
 
 
 def test_crops_cover_the_image_and_depend_on_it_alone() -> None:
     recipe = recipe_of(random_crop=True)
     wide = item_of(700, 256, buckets=False)
-    places = sorted(view.placement.crop[0] for view in views_of(wide, recipe))
+    places = sorted(view.placement.crop[0] for view in all_augmentations(wide, recipe))
     way = wide.placement.scaled[0] - wide.placement.bucket[0]
-    assert len(places) == CROPS
+    assert len(places) == CROP_COUNT
     for number, left in enumerate(places):
-        assert way * number / CROPS - 1 <= left <= way * (number + 1) / CROPS + 1
-    assert places == sorted(view.placement.crop[0] for view in views_of(wide, recipe_of(random_crop=True, seed=7)))
+        assert way * number / CROP_COUNT - 1 <= left <= way * (number + 1) / CROP_COUNT + 1
+    assert places == sorted(
+        view.placement.crop[0] for view in all_augmentations(wide, recipe_of(random_crop=True, seed=7))
+    )
     other = item_of(700, 256, buckets=False, sha256="cd34" * 16)
-    assert places != sorted(view.placement.crop[0] for view in views_of(other, recipe))
+    assert places != sorted(view.placement.crop[0] for view in all_augmentations(other, recipe))
 
 
 def test_samples_draw_sides_and_crops_evenly_by_seed_step_and_place() -> None:
     recipe = recipe_of(random_crop=True, flip_aug=True)
     item = item_of(700, 256, buckets=False)
-    drawn = [view_of(item, recipe, step, sample) for step in range(200) for sample in range(4)]
-    again = [view_of(item, recipe, step, sample) for step in range(200) for sample in range(4)]
+    drawn = [augment(item, recipe, step, sample) for step in range(200) for sample in range(4)]
+    again = [augment(item, recipe, step, sample) for step in range(200) for sample in range(4)]
     assert drawn == again
     flips = Counter(view.flipped for view in drawn)
     assert abs(flips[True] - 400) < 4 * (800 * 0.25) ** 0.5
     crops = Counter(view.placement.crop for view in drawn)
-    assert len(crops) == CROPS
+    assert len(crops) == CROP_COUNT
     assert all(abs(count - 100) < 5 * (800 / 8) ** 0.5 for count in crops.values())
-    other = [view_of(item, recipe_of(random_crop=True, flip_aug=True, seed=1), step, 0) for step in range(200)]
+    other = [augment(item, recipe_of(random_crop=True, flip_aug=True, seed=1), step, 0) for step in range(200)]
     assert other != drawn[::4]

@@ -17,8 +17,8 @@ from torch import nn
 from lora_studio.dataset.buckets import Placement
 from lora_studio.dataset.images.masks import MaskSource
 from lora_studio.training.data import cache
-from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, to_half, weights_hash
-from lora_studio.training.data.dataset import Item
+from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, to_16_bit, weights_hash
+from lora_studio.training.data.dataset import TrainItem
 from tests.support.tiny_sdxl import make_pipeline
 
 LARGE = 2.0**100
@@ -28,30 +28,30 @@ LARGE = 2.0**100
 def test_sixteen_bits_are_as_exact_as_they_say(values: list[float]) -> None:
     """A half of the last of 11 bits in fp16, of 8 where bf16 is needed, and nothing becomes infinite."""
     exact = torch.tensor(values)
-    kept = to_half(exact)
+    kept = to_16_bit(exact)
     fits = float(exact.abs().max()) <= 65504
     assert kept.dtype == (torch.float16 if fits else torch.bfloat16)
     error, size = (exact.double() - kept.double()).abs(), exact.double().abs()
     assert bool((error <= size * 2.0 ** (-11 if fits else -8) + 2.0**-25).all())
-    assert torch.equal(to_half(kept), kept)
+    assert torch.equal(to_16_bit(kept), kept)
 
 
 def test_what_has_sixteen_bits_already_is_kept_as_it_is() -> None:
     value = torch.tensor([1e-30, 3.0], dtype=torch.bfloat16)
-    assert torch.equal(to_half(value), value)
-    assert to_half(value).dtype == torch.bfloat16
+    assert torch.equal(to_16_bit(value), value)
+    assert to_16_bit(value).dtype == torch.bfloat16
 
 
 PLACE = Placement((96, 64), (64, 64), (16, 0))
-ITEM = Item(Path("a.png"), "0" * 64, (192, 128), PLACE, "a cat", True, 1, "images")
+ITEM = TrainItem(Path("a.png"), "0" * 64, (192, 128), PLACE, "a cat", True, 1, "images")
 MASKED = replace(ITEM, mask=MaskSource(Path("m.png"), "1" * 64, alpha=False))
 
 
-def latents(item: Item = ITEM, vae: str = "vae", half: torch.dtype | None = None) -> Path:
+def latents(item: TrainItem = ITEM, vae: str = "vae", half: torch.dtype | None = None) -> Path:
     return LatentCache(Path(), vae, half).file(item)
 
 
-def mask(item: Item = MASKED) -> Path:
+def mask(item: TrainItem = MASKED) -> Path:
     return LatentCache(Path(), "vae").mask_file(item)
 
 
@@ -59,7 +59,7 @@ def text(caption: str = "a cat", encoders: str = "encoders", clip_skip: int = 2,
     return TextCache(Path(), encoders, clip_skip, length).file(caption)
 
 
-def placed(item: Item, **changes: Any) -> Item:
+def placed(item: TrainItem, **changes: Any) -> TrainItem:
     return replace(item, placement=replace(item.placement, **changes))
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lora_studio.dataset.buckets import Placement
 from lora_studio.dataset.captions.text import split_fixed_tags, split_tags
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data.caption_variants import cached_captions, caption_of, vary
-from lora_studio.training.data.dataset import Dataset, Item
+from lora_studio.training.data.caption_variants import captions_to_cache, shuffle_and_drop_tags, training_caption
+from lora_studio.training.data.dataset import Dataset, TrainItem
 from lora_studio.training.data.rng import generator
 from tests.support.training_runs import make_job
 
@@ -27,8 +27,8 @@ def job_of(**recipe: object) -> TrainJob:
     return job
 
 
-def item_of(caption: str = CAPTION, sha256: str = "ab12" * 16, *, prior: bool = False) -> Item:
-    return Item(
+def item_of(caption: str = CAPTION, sha256: str = "ab12" * 16, *, prior: bool = False) -> TrainItem:
+    return TrainItem(
         Path("a.png"), sha256, (64, 64), Placement((64, 64), (64, 64), (0, 0)), caption, True, 1, "x", prior=prior
     )
 
@@ -59,7 +59,7 @@ def test_a_varied_caption_begins_with_what_is_fixed(
     job = job_of(shuffle_caption=shuffle, keep_tokens=keep, caption_tag_dropout_rate=rate)
     caption = ", ".join(parts)
     fixed, free = split_fixed_tags(caption, "ohwx", keep)
-    shown = split_tags(vary(caption, job, generator(1, "test", number)))
+    shown = split_tags(shuffle_and_drop_tags(caption, job, generator(1, "test", number)))
     assert shown[: len(fixed)] == fixed
     rest = shown[len(fixed) :]
     assert set(rest) <= set(free)
@@ -80,15 +80,17 @@ def test_a_trigger_inside_a_longer_tag_comes_first_wherever_it_stands() -> None:
 
 def test_captions_stay_as_they_are_written_unless_asked() -> None:
     item = item_of("A sentence,with  odd, commas.")
-    assert {caption_of(item, job_of(), step, 0, cached=step > 5) for step in range(10)} == {item.caption}
-    assert cached_captions(job_of(), Dataset([item], [])) == [item.caption]
+    assert {training_caption(item, job_of(), step, 0, cached=step > 5) for step in range(10)} == {item.caption}
+    assert captions_to_cache(job_of(), Dataset([item], [])) == [item.caption]
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_the_same_sample_has_the_same_caption_and_others_have_others(cached: bool) -> None:
     job = job_of(shuffle_caption=True)
-    first = [caption_of(item_of(), job, step, sample, cached=cached) for step in range(30) for sample in range(2)]
-    assert first == [caption_of(item_of(), job, step, sample, cached=cached) for step in range(30) for sample in (0, 1)]
+    first = [training_caption(item_of(), job, step, sample, cached=cached) for step in range(30) for sample in range(2)]
+    assert first == [
+        training_caption(item_of(), job, step, sample, cached=cached) for step in range(30) for sample in (0, 1)
+    ]
     assert len(set(first)) > 5
     assert all(caption.startswith("ohwx woman, ") for caption in first)
     assert all(set(split_tags(caption)) == set(split_tags(CAPTION)) for caption in first)
@@ -98,8 +100,8 @@ def test_every_caption_that_a_sample_draws_is_among_the_cached_ones() -> None:
     job = job_of(shuffle_caption=True, caption_tag_dropout_rate=0.3, caption_dropout_rate=0.2, caption_variants=3)
     items = [item_of(), item_of("ohwx, a, b, c, d", "cd34" * 16), item_of("a man, tall", "ef56" * 16, prior=True)]
     held = item_of("ohwx, alone", "9a" * 32)
-    known = cached_captions(job, Dataset(items[:2], [], regularization=items[2:], held_out=[held]))
-    drawn = {caption_of(item, job, step, 0, cached=True) for item in items for step in range(200)}
+    known = captions_to_cache(job, Dataset(items[:2], [], regularization=items[2:], held_out=[held]))
+    drawn = {training_caption(item, job, step, 0, cached=True) for item in items for step in range(200)}
     assert drawn <= set(known)
     assert set(known) - drawn == {held.caption}
     assert len(known) == len(set(known)) <= 3 * 3 + 2
@@ -108,11 +110,11 @@ def test_every_caption_that_a_sample_draws_is_among_the_cached_ones() -> None:
 
 def test_captions_and_tags_are_dropped_as_often_as_asked() -> None:
     job = job_of(caption_dropout_rate=0.3)
-    empty = sum(caption_of(item_of(), job, step, 1, cached=True) == "" for step in range(1000))
+    empty = sum(training_caption(item_of(), job, step, 1, cached=True) == "" for step in range(1000))
     assert abs(empty - 300) < 5 * (1000 * 0.3 * 0.7) ** 0.5
     job = job_of(caption_tag_dropout_rate=0.4)
     counts = Counter(
-        tag for step in range(500) for tag in split_tags(caption_of(item_of(), job, step, 0, cached=False))
+        tag for step in range(500) for tag in split_tags(training_caption(item_of(), job, step, 0, cached=False))
     )
     assert counts["ohwx woman"] == 500
     for tag in split_tags(CAPTION)[1:]:

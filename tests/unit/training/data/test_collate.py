@@ -17,7 +17,7 @@ from lora_studio.errors import JobError
 from lora_studio.models.load import Base, load_base
 from lora_studio.training import train as training
 from lora_studio.training.data.batch import BatchTensors, StepBatches
-from lora_studio.training.data.prefetch import DEPTH, Prefetch, depth_for
+from lora_studio.training.data.prefetch import PREFETCH_DEPTH, Prefetch, prefetch_depth
 from lora_studio.training.distributed import SINGLE_PROCESS, RankGroup
 from lora_studio.training.loop import train_loop
 from lora_studio.training.preflight import PreflightResult, preflight
@@ -142,7 +142,7 @@ def test_text_encoders_that_train_are_not_waited_for_either(
 
 def test_a_cache_that_is_gone_ends_a_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
     run = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
-    run.prefetch = Prefetch(DEPTH)
+    run.prefetch = Prefetch(PREFETCH_DEPTH)
     run.collator.latents.file(run.collator.batches(2)[0][0]).unlink()
     JobFolder(run.folder).path.mkdir(exist_ok=True)
     with pytest.raises(JobError) as caught:
@@ -155,4 +155,8 @@ def test_a_cache_that_is_gone_ends_a_run_in_the_step_that_needs_it(shared: Path,
 
 
 def test_steps_are_made_ahead_where_a_device_works_beside_the_cpu() -> None:
-    assert [depth_for(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [0, DEPTH, DEPTH]
+    assert [prefetch_depth(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [
+        0,
+        PREFETCH_DEPTH,
+        PREFETCH_DEPTH,
+    ]

@@ -18,9 +18,9 @@ from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import JobError, StopRequested
 from lora_studio.planning.plan import plan
-from lora_studio.training.data.augment import views_of
+from lora_studio.training.data.augment import all_augmentations
 from lora_studio.training.data.cache import LatentCache, TextCache, weights_hash
-from lora_studio.training.data.dataset import Item, epoch_steps, read_dataset
+from lora_studio.training.data.dataset import TrainItem, epoch_steps, read_dataset
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline
 from tests.support.training_runs import RECIPE, make_images, recipe_of
@@ -35,7 +35,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_size_conditioning_is_the_original_the_crop_and_the_bucket() -> None:
     """SDXL wants heights before widths and tops before lefts; the original is the file's own size."""
-    item = Item(Path("a.png"), "0", (900, 1000), Placement((832, 960), (864, 960), (16, 0)), "", True, 1, "images")
+    item = TrainItem(Path("a.png"), "0", (900, 1000), Placement((832, 960), (864, 960), (16, 0)), "", True, 1, "images")
     assert item.time_ids == (1000, 900, 0, 16, 960, 832)
 
 
@@ -142,7 +142,7 @@ def test_captions_come_from_the_files_or_the_trigger_word_or_the_folder(tmp_path
     recipe = recipe_of()
     assert [item.caption for item in read_dataset(tmp_path, recipe, "ohwx").items] == ["inkstamp, thing 0", "ohwx"]
     items = read_dataset(tmp_path, recipe).items
-    assert [(item.caption, item.captioned, item.repeats) for item in items] == [
+    assert [(item.caption, item.has_caption, item.repeats) for item in items] == [
         ("inkstamp, thing 0", True, 5),
         ("red fox", False, 5),
     ]
@@ -153,7 +153,7 @@ def test_images_beside_the_folders_that_are_read_are_told(tmp_path: Path) -> Non
     make_images(tmp_path, [(64, 64)] * 2)
     dataset = read_dataset(tmp_path, recipe_of())
     assert [item.path.parent.name for item in dataset.items] == ["2_some"]
-    assert dataset.left_out == [tmp_path / "0.png", tmp_path / "1.png"]
+    assert dataset.outside_sets == [tmp_path / "0.png", tmp_path / "1.png"]
 
 
 def fill(cache: LatentCache, folder: Path, vae: Any) -> int:
@@ -251,7 +251,7 @@ def test_filling_stops_when_asked(tmp_path: Path, parts: Any) -> None:
 
 
 def fill_views(cache: LatentCache, folder: Path, recipe: Any, vae: Any) -> int:
-    items = [view for item in read_dataset(folder, recipe).items for view in views_of(item, recipe)]
+    items = [view for item in read_dataset(folder, recipe).items for view in all_augmentations(item, recipe)]
     return cache.fill(items, vae, should_stop=lambda: False, on_progress=lambda done, total: None)
 
 
@@ -265,7 +265,7 @@ def test_mirrored_and_cut_latents_are_kept_on_their_own(tmp_path: Path, parts: A
     assert fill_views(cache, tmp_path / "data", both, parts.vae) == 1
     cropped = recipe_of(enable_bucket=False, flip_aug=True, random_crop=True)
     (item,) = read_dataset(tmp_path / "data", cropped).items
-    views = views_of(item, cropped)
+    views = all_augmentations(item, cropped)
     fresh = {view.placement.crop for view in views} - {item.placement.crop}
     assert fill_views(cache, tmp_path / "data", cropped, parts.vae) == 2 * len(fresh)
     assert fill_views(cache, tmp_path / "data", cropped, parts.vae) == 0

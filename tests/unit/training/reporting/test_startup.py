@@ -13,7 +13,7 @@ from lora_studio.models.load import load_base
 from lora_studio.models.locate import Source
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset, read_dataset
-from lora_studio.training.reporting.startup import tell_dataset, tell_long_captions, tell_optimizer
+from lora_studio.training.reporting.startup import report_dataset, report_optimizer_hints, report_truncated_captions
 from tests.support.training_runs import Events, make_images, make_job, of
 
 
@@ -29,7 +29,7 @@ def dataset_of(job: TrainJob) -> Dataset:
 def warnings(job: TrainJob) -> dict[str, str]:
     """Return the messages of the dataset's warnings by code."""
     events: Events = []
-    tell_dataset(job, dataset_of(job), lambda event, /, **values: events.append((event, values)))
+    report_dataset(job, dataset_of(job), lambda event, /, **values: events.append((event, values)))
     return {values["code"]: values["message"] for values in of(events, "warning")}
 
 
@@ -63,7 +63,7 @@ def test_warns_about_truncated_captions(tiny_base: Path, images: Path) -> None:
     (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
     job, events = make_job("base", images), Events()
     base = load_base(Source("base", "folder", str(tiny_base)), dtype=torch.float32)
-    tell_long_captions(job, base, dataset_of(job), lambda event, /, **values: events.append((event, values)))
+    report_truncated_captions(job, base, dataset_of(job), lambda event, /, **values: events.append((event, values)))
     (warning,) = of(events, "warning")
     assert warning["code"] == "captions_long"
     assert warning["message"].startswith("1 captions are longer than 75 tokens")
@@ -98,7 +98,7 @@ def test_warns_about_images_without_a_mask(images: Path) -> None:
 def test_hints_say_how_the_optimizer_uses_the_recipe(recipe: dict[str, Any], codes: list[str], part: str) -> None:
     events: Events = []
     job = make_job("base", Path("images"), **recipe)
-    tell_optimizer(job.recipe, lambda event, /, **values: events.append((event, values)))
+    report_optimizer_hints(job.recipe, lambda event, /, **values: events.append((event, values)))
     assert [values["code"] for values in of(events, "hint")] == codes == [values["code"] for _, values in events]
     for hint in of(events, "hint"):
         assert hint["about"] == "recipe"

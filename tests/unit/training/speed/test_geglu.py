@@ -9,14 +9,14 @@ import pytest
 import torch
 from diffusers.models.activations import GEGLU
 
-from lora_studio.training.speed.geglu import LeanGEGLU, _Gated, use_lean_gates
+from lora_studio.training.speed.geglu import LeanGEGLU, _GEGLUFunction, use_lean_geglu
 from tests.support.counting import saved_bytes
 from tests.support.tiny_sdxl import make_pipeline
 
 
 def test_the_gradient_is_that_of_the_formula() -> None:
     x = torch.randn((2, 3, 8), dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(_Gated.apply, x)
+    assert torch.autograd.gradcheck(_GEGLUFunction.apply, x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,7 +41,7 @@ def test_a_lean_gate_gives_what_diffusers_gives_and_keeps_less(dtype: torch.dtyp
 def test_a_unets_weights_keep_their_names(tmp_path: Path) -> None:
     unet = make_pipeline(tmp_path, layers=1).unet
     lean = deepcopy(unet)
-    use_lean_gates(lean)
+    use_lean_geglu(lean)
     assert list(lean.state_dict()) == list(unet.state_dict())
     assert not any(isinstance(module, GEGLU) for module in lean.modules())
     inputs = torch.ones(1, 4, 8, 8), 5, torch.ones(1, 7, unet.config.cross_attention_dim)

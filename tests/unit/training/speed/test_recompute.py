@@ -1,8 +1,7 @@
-"""Gradient checkpointing block by block: what is foretold is what is kept, and nothing but the memory changes."""
+"""Activation checkpointing per block: the predicted bytes are those saved, and losses and gradients do not change."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -14,20 +13,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from lora_studio.lora.inject import Adapters, add_adapters
-from lora_studio.planning.memory import GIB
-from lora_studio.settings.choices import GradientCheckpointing
-from lora_studio.training import step as step_module
-from lora_studio.training.run import Run
-from lora_studio.training.speed.memory_budget import Memory
-from lora_studio.training.speed.recompute import Blocks, Cost, choose
-from lora_studio.training.step import fit_gpu_memory, train_step, train_step_retrying_oom
-from lora_studio.workspace.job_folder import Report
-from lora_studio.workspace.project import Home
-from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
-from tests.support.training_runs import make_images, make_job, recipe_of, same, start
+from lora_studio.training.speed.recompute import BlockCheckpointing, BlockCost, choose_recomputed
+from tests.support.tiny_sdxl import make_pipeline
+from tests.support.training_runs import recipe_of, same
 
-COSTS = st.lists(st.builds(Cost, st.integers(0, 100), st.integers(1, 5)), min_size=1, max_size=12)
-Events = list[tuple[str, dict[str, Any]]]
+COSTS = st.lists(st.builds(BlockCost, st.integers(0, 100), st.integers(1, 5)), min_size=1, max_size=12)
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +30,6 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> tuple[UNet2DConditionMo
     return unet, adapters
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("run")
-    base = save_tiny_sdxl(folder / "base", layers=1)
-    images = make_images(folder / "images", [(64, 64), (32, 64), (64, 64)])
-    job = make_job(base, images, gradient_checkpointing="auto")
-    return start(job, folder / "run", Home(folder / "home"))
-
-
 def loss_of(unet: nn.Module, side: int = 16) -> Tensor:
     source = torch.Generator().manual_seed(1)
     latents, text = torch.randn(2, 4, side, side, generator=source), torch.randn(2, 77, 40, generator=source)
@@ -57,60 +38,62 @@ def loss_of(unet: nn.Module, side: int = 16) -> Tensor:
     return (result**2).mean()
 
 
-def kept_by(unet: nn.Module, blocks: Blocks) -> int:
-    """The bytes that a forward pass keeps: what autograd saves, and the inputs of blocks that are computed twice."""
+def saved_bytes(unet: nn.Module, checkpointing: BlockCheckpointing) -> int:
+    """Return the bytes that a forward pass keeps: what autograd saves, and the inputs of recomputed blocks."""
     weights = {weight.untyped_storage()._cdata for weight in (*unet.parameters(), *unet.buffers())}
-    held: list[Tensor] = []
+    saved: list[Tensor] = []
 
-    def hold(module: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
+    def save_inputs(module: nn.Module, inputs: tuple[Any, ...], result: Any) -> None:
         if result.requires_grad:
-            held.extend(entry for entry in inputs if isinstance(entry, Tensor))
+            saved.extend(entry for entry in inputs if isinstance(entry, Tensor))
 
     def save(tensor: Tensor) -> Tensor:
-        held.append(tensor)
+        saved.append(tensor)
         return tensor
 
-    hooks = [block.register_forward_hook(hold) for block in blocks.twice]
+    hooks = [block.register_forward_hook(save_inputs) for block in checkpointing.recomputed]
     with saved_tensors_hooks(save, lambda tensor: tensor):
         loss_of(unet)
     for hook in hooks:
         hook.remove()
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
     return sum(size for number, size in storages.items() if number not in weights)
 
 
 @given(costs=COSTS, share=st.floats(0, 1.2))
-def test_the_chosen_blocks_are_enough_and_none_too_many(costs: list[Cost], share: float) -> None:
-    total = sum(cost.kept for cost in costs)
-    chosen = choose(costs, share * total)
-    left = total - sum(costs[number].kept for number in chosen)
+def test_the_chosen_blocks_are_enough_and_none_is_superfluous(costs: list[BlockCost], share: float) -> None:
+    total = sum(cost.saved_bytes for cost in costs)
+    chosen = choose_recomputed(costs, share * total)
+    left = total - sum(costs[index].saved_bytes for index in chosen)
     assert left <= share * total
-    assert all(left + costs[number].kept > share * total for number in chosen)
-    assert len(choose(costs, -1)) == len(costs)
+    assert all(left + costs[index].saved_bytes > share * total for index in chosen)
+    assert len(choose_recomputed(costs, -1)) == len(costs)
 
 
-def test_of_like_blocks_the_first_are_chosen_and_the_cheapest_before_all() -> None:
-    like = [Cost(10, 5)] * 4
-    assert choose(like, 20) == [0, 1]
-    assert choose([*like, Cost(20, 5)], 40) == [4]
+def test_cheap_blocks_are_chosen_before_others_and_first_blocks_before_equal_ones() -> None:
+    equal = [BlockCost(10, 5)] * 4
+    assert choose_recomputed(equal, 20) == [0, 1]
+    assert choose_recomputed([*equal, BlockCost(20, 5)], 40) == [4]
 
 
-def test_what_is_foretold_is_kept_whatever_the_budget(adapted: tuple[UNet2DConditionModel, Adapters]) -> None:
-    """And each choice has the same loss and gradients, bit for bit."""
+def test_saved_bytes_are_as_predicted_and_results_equal_for_any_budget(
+    adapted: tuple[UNet2DConditionModel, Adapters],
+) -> None:
+    """Losses and gradients are equal bit for bit."""
     unet, adapters = adapted
-    blocks = Blocks(unet, repeats_draws=False)
-    before = blocks.order
-    fixed, costs = blocks.measure(lambda: loss_of(unet))
-    total = sum(cost.kept for cost in costs)
+    checkpointing = BlockCheckpointing(unet, preserve_rng_state=False)
+    before = checkpointing.blocks
+    fixed, costs = checkpointing.measure(lambda: loss_of(unet))
+    total = sum(cost.saved_bytes for cost in costs)
     assert len(costs) == len(before) == 21
-    assert set(before) == set(blocks.order)
+    assert set(before) == set(checkpointing.blocks)
     results, counts = [], []
     for share in (1.0, 0.75, 0.4, 0.0):
-        chosen = choose(costs, share * total)
-        blocks.compute_twice(chosen)
-        foretold = fixed + total - sum(costs[number].kept for number in chosen)
-        assert foretold <= fixed + share * total
-        assert kept_by(unet, blocks) == pytest.approx(foretold, rel=0.05)
+        chosen = choose_recomputed(costs, share * total)
+        checkpointing.recompute_only(chosen)
+        predicted = fixed + total - sum(costs[index].saved_bytes for index in chosen)
+        assert predicted <= fixed + share * total
+        assert saved_bytes(unet, checkpointing) == pytest.approx(predicted, rel=0.05)
         counts.append(len(chosen))
         loss = loss_of(unet)
         loss.backward()
@@ -121,100 +104,21 @@ def test_what_is_foretold_is_kept_whatever_the_budget(adapted: tuple[UNet2DCondi
             weight.grad = None
     assert counts[0] == 0 < counts[1] < counts[2] < counts[3]
     assert all(same(result, results[0]) for result in results[1:])
-    blocks.compute_twice([])
+    checkpointing.recompute_only([])
     assert not unet.is_gradient_checkpointing
 
 
-def test_blocks_are_measured_in_the_order_of_a_forward_pass(adapted: tuple[UNet2DConditionModel, Adapters]) -> None:
+def test_blocks_are_measured_in_the_order_of_the_forward_pass(adapted: tuple[UNet2DConditionModel, Adapters]) -> None:
     unet, _ = adapted
-    blocks = Blocks(unet, repeats_draws=False)
-    blocks.measure(lambda: loss_of(unet))
+    checkpointing = BlockCheckpointing(unet, preserve_rng_state=False)
+    checkpointing.measure(lambda: loss_of(unet))
     names = {module: name for name, module in unet.named_modules()}
-    order = [names[block] for block in blocks.order]
+    order = [names[block] for block in checkpointing.blocks]
     assert order[0] == "down_blocks.0.resnets.0"
     assert order[1:3] == ["down_blocks.1.resnets.0", "down_blocks.1.attentions.0.transformer_blocks.0"]
     assert order[-1].startswith("up_blocks.2.resnets")
 
 
-def teller(events: Events) -> Report:
-    def report(event: str, /, **values: Any) -> None:
-        events.append((event, values))
-
-    return report
-
-
-@pytest.fixture
-def run(prepared: Run) -> Any:
-    weights = {name: weight.clone() for name, weight in prepared.adapters.state().items()}
-    optimizer = copy.deepcopy(prepared.optimizer.state_dict())
-    yield prepared
-    prepared.adapters.load_state(weights)
-    prepared.optimizer.load_state_dict(optimizer)
-    prepared.blocks.compute_twice([])
-    prepared.job.recipe = prepared.job.recipe.model_copy(update={"gradient_checkpointing": GradientCheckpointing.AUTO})
-
-
-def test_auto_computes_nothing_twice_on_a_cpu_and_as_much_as_a_gpu_needs(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert not run.blocks.twice
-    before = {name: weight.clone() for name, weight in run.adapters.state().items()}
-    batch = run.collator.largest_batch()
-    assert [item.placement.bucket for item in batch] == [(64, 64)] * 2
-    seen = []
-    for room in (0, 2**20, 2**40):
-        events, memory = Events(), Memory(8 * GIB + room, 8 * GIB)
-        monkeypatch.setattr(step_module, "gpu_memory", lambda *given, memory=memory: memory)
-        fit_gpu_memory(run, teller(events))
-        seen.append((len(run.blocks.twice), events[-1][1]["message"]))
-    assert seen[0][1] == f"{seen[0][0]} of 21 blocks of the UNet are computed twice to fit 8.0 GiB"
-    assert seen[0][0] > seen[1][0] >= seen[2][0] == 0
-    assert "No block of the UNet has to be computed twice" in seen[2][1]
-    assert same(run.adapters.state(), before)
-    run.job.recipe.gradient_checkpointing = GradientCheckpointing.ON
-    events = Events()
-    fit_gpu_memory(run, teller(events))
-    assert not events
-
-
-def test_a_step_without_enough_memory_is_done_again_with_more_blocks_computed_twice(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin = {name: weight.clone() for name, weight in run.adapters.state().items()}
-    optimizer = copy.deepcopy(run.optimizer.state_dict())
-    train_step(run)
-    expected = {name: weight.clone() for name, weight in run.adapters.state().items()}
-    run.adapters.load_state(begin)
-    run.optimizer.load_state_dict(optimizer)
-    whole, events = step_module.batch_losses, Events()
-
-    def short(*arguments: Any) -> Tensor:
-        losses = whole(*arguments)
-        if len(run.blocks.twice) < 15:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return losses
-
-    def never(*arguments: Any) -> Tensor:
-        raise torch.OutOfMemoryError("out")
-
-    monkeypatch.setattr(step_module, "batch_losses", short)
-    train_step_retrying_oom(run, teller(events))
-    assert [values["code"] for _, values in events] == ["memory_short"] * 2
-    assert "16 of 21 blocks" in events[-1][1]["message"]
-    assert same(run.adapters.state(), expected)
-    monkeypatch.setattr(
-        step_module, "batch_losses", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError("out"))
-    )
-    with pytest.raises(torch.OutOfMemoryError):
-        train_step_retrying_oom(run, teller([]))
-    assert len(run.blocks.twice) == 21
-    run.blocks.compute_twice([])
-    run.job.recipe.gradient_checkpointing = GradientCheckpointing.OFF
-    with pytest.raises(torch.OutOfMemoryError):
-        train_step_retrying_oom(run, teller([]))
-    assert not run.blocks.twice
-
-
 @pytest.mark.parametrize(("written", "meant"), [(True, "on"), (False, "off"), ("auto", "auto"), ("off", "off")])
-def test_files_that_say_true_or_false_are_read(written: object, meant: str) -> None:
+def test_gradient_checkpointing_may_be_written_as_a_boolean(written: object, meant: str) -> None:
     assert recipe_of(gradient_checkpointing=written).gradient_checkpointing == meant
