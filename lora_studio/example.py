@@ -47,7 +47,7 @@ class DemoResult(NamedTuple):
             f"Grid: {self.grid}",
             self.verdict,
             *self.figures,
-            f"{self.seconds:.0f} seconds in all.",
+            f"{self.seconds:.0f} seconds in total.",
         ]
 
 

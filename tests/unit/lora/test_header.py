@@ -28,10 +28,10 @@ UNET = "lora_unet_input_blocks_4_1_proj_in"
 PAIR = {f"{UNET}.lora_down.weight": [1, 1], f"{UNET}.lora_up.weight": [1, 1]}
 REFUSED = {
     "empty": (b"", "not a complete safetensors file"),
-    "text": (b"hello, this is no model at all", "not a complete safetensors file"),
+    "text": (b"hello, this is not a model", "not a complete safetensors file"),
     "cut": (header(PAIR)[:40], "not a complete safetensors file"),
     "huge header": (struct.pack("<Q", 5 * 1024**2) + b" " * (5 * 1024**2), "larger than 4 MB"),
-    "no JSON": (struct.pack("<Q", 4) + b"{{{{", "not valid JSON"),
+    "not JSON": (struct.pack("<Q", 4) + b"{{{{", "not valid JSON"),
     "deep JSON": (struct.pack("<Q", 200_000) + b"[" * 200_000, "not valid JSON"),
     "a list": (struct.pack("<Q", 2) + b"[]", "not valid JSON"),
     "twice": (struct.pack("<Q", 16) + b'{"a": 1, "a": 2}', "not valid JSON"),
