@@ -76,7 +76,7 @@ class BasePrecision(StrEnum):
 
 
 class GradientCheckpointing(StrEnum):
-    """Which UNet blocks recompute their activations in the backward pass; `auto`: as few as fit into memory."""
+    """Which UNet blocks recompute their activations in the backward pass; `auto`: no more than memory requires."""
 
     AUTO = "auto"
     ON = "on"
