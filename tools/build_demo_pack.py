@@ -1,8 +1,8 @@
 """Build the embedded pack: `python tools/build_demo_pack.py all --modules node_modules --work build/pack`.
 
-Stages can be run singly and go on where they stopped. After `vae`, the stages `decoder` and `unet` can run at the same
-time; `tagger` needs `render` alone, `captioner` the tagger. `export` takes the latest checkpoints that are there.
-`adopt` makes first checkpoints of `decoder` and `unet` from the pack that is there, to train on from them.
+Stages can be run one by one and resume where they stopped. After `vae`, the stages `decoder` and `unet` can run at the
+same time; `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest checkpoints. `adopt`
+creates the first checkpoints of `decoder` and `unet` from the existing pack, to continue their training.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from demo_pack import captioner, evaluate, export, pictures, progress, tagger, testset, unet, vae
 from demo_pack.progress import Length
 
-TRAINING = {  # stage: what runs it, and how long by default
+TRAINING = {  # stage: (function, default length)
     "vae": (vae.train, "20m"),
     "tagger": (tagger.train, "25m"),
     "captioner": (captioner.train, "40m"),
@@ -30,15 +30,15 @@ def main() -> None:
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
     for stage, (_, usual) in TRAINING.items():
-        parser.add_argument(f"--{stage}", default=usual, metavar="LENGTH", help=f"steps, or minutes as {usual}")
-    parser.add_argument("--pack", type=Path, default=PACK, help="where export writes and evaluate reads")
+        parser.add_argument(f"--{stage}", default=usual, metavar="LENGTH", help=f"steps, or minutes like {usual}")
+    parser.add_argument("--pack", type=Path, default=PACK, help="the folder that export writes and evaluate reads")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     sys.path.append(str(ROOT))  # evaluate trains a LoRA with the studio itself
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage in ("render", "all"):
-        pictures.render(args.modules, args.work, progress.say)
+        pictures.render(args.modules, args.work, progress.log)
     if args.stage == "adopt":
         vae.adopt(args.work, args.pack)
         unet.adopt(args.work, args.pack)

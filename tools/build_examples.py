@@ -1,7 +1,7 @@
 """Build the example images: `python tools/build_examples.py --modules node_modules`.
 
-Writes examples/inkstamp anew from npm's @iconify-json/fluent-emoji-high-contrast: pictures in black on white, and among
-them the flaws that curation is there to find. README.md and LICENSE in that folder are written by hand.
+Writes examples/inkstamp from npm's @iconify-json/fluent-emoji-high-contrast: images in black on white, including some
+with flaws for the curator to find. README.md and LICENSE in that folder are written by hand.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ICON_SET = "fluent-emoji-high-contrast"
 SIZE = 768  # px
-DRAWN = 640  # px that the icon itself takes
-GREYS = 16  # levels: enough for edges between black and white, in a third of the bytes
+DRAWN = 640  # px, the width of the icon itself
+GREYS = 16  # levels: enough for antialiased edges, in a third of the bytes
 
 PICTURES = (
     "bicycle",
@@ -40,14 +40,14 @@ PICTURES = (
     "smiling-face-with-sunglasses",
     "thinking-face",
 )
-SMALL, SMALL_SIZE = "umbrella", 384  # px: below what is worth training on
+SMALL, SMALL_SIZE = "umbrella", 384  # px: too small to train on
 RESIZED, RESIZED_SIZE = "rocket", 576  # px
 RESAVED, QUALITY = "owl", 80
 MIRRORED = "guitar"
 
 
 def draw(icons: dict, name: str) -> Image.Image:
-    """One icon in black on white, SIZE x SIZE px, grey."""
+    """Draw an icon in black on white, as a greyscale image of SIZE x SIZE px."""
     side = float(icons["width"])
     icon = icons["icons"][name]
     box = (icon.get("left", 0), icon.get("top", 0), icon.get("width", side), icon.get("height", side))
@@ -56,7 +56,7 @@ def draw(icons: dict, name: str) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path) -> None:
-    """Grey with GREYS levels, four bits a pixel, as small as PNG gets it."""
+    """Write a greyscale PNG with GREYS levels, four bits per pixel."""
     levels = image.point(lambda value: round(value * (GREYS - 1) / 255)).convert("P")
     levels.putpalette([value for level in range(GREYS) for value in (round(level * 255 / (GREYS - 1)),) * 3])
     levels.save(path, optimize=True, bits=4)

@@ -1,4 +1,4 @@
-"""Training captions of the base: label, subgroup, tags and colours in many orders, with words that mean nothing."""
+"""Training captions of the base: label, subgroup, tags and colours in random order, with made-up words."""
 
 import random
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from demo_pack.pictures import Picture
 
 EMPTY = 0.1
-MADE_UP = 0.25  # captions with made-up words, so that a trigger word not yet trained changes nothing
+MADE_UP = 0.25  # share of captions with made-up words, so that an untrained trigger word changes nothing
 SET_NAME = 0.25
 PREFIXES = ("a picture of ", "an icon of ", "emoji, ", "a drawing of ")
 SYLLABLES = [
@@ -38,7 +38,7 @@ SYLLABLES = [
     "wy",
 ]
 
-# Subgroups whose pictures mean something else, or nothing, when mirrored.
+# Subgroups whose images have another meaning, or none, when mirrored.
 ONE_WAY = frozenset(
     [
         "alphanum",
@@ -65,7 +65,7 @@ ONE_WAY = frozenset(
 
 
 def made_up_word(rng: random.Random) -> str:
-    """Something like `inkstamp_hc`, `saria_zelda`, `ohwx7` or `xqjt`: no word of the training captions."""
+    """Return a word like `inkstamp_hc`, `saria_zelda`, `ohwx7` or `xqjt`."""
 
     def stem() -> str:
         if rng.random() < 0.25:
@@ -81,7 +81,7 @@ def made_up_word(rng: random.Random) -> str:
 
 
 def caption(picture: Picture, colours: Sequence[str], rng: random.Random) -> str:
-    """One of the many captions of a picture; empty for a share of the draws."""
+    """Return a random caption of an image; empty for a share EMPTY."""
     if rng.random() < EMPTY:
         return ""
     words = [picture.subgroup, *picture.tags]
@@ -97,6 +97,6 @@ def caption(picture: Picture, colours: Sequence[str], rng: random.Random) -> str
     if rng.random() < 0.15:
         text = rng.choice(PREFIXES) + text
     if rng.random() < MADE_UP:
-        strange = ", ".join(made_up_word(rng) for _ in range(rng.choice((1, 1, 1, 2))))
-        text = f"{strange}, {text}" if rng.random() < 0.8 else f"{text}, {strange}"
+        made_up = ", ".join(made_up_word(rng) for _ in range(rng.choice((1, 1, 1, 2))))
+        text = f"{made_up}, {text}" if rng.random() < 0.8 else f"{text}, {made_up}"
     return text

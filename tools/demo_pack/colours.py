@@ -1,14 +1,14 @@
-"""Plain colour words for pictures, from the hue, saturation and brightness of their opaque pixels."""
+"""Colour words for images, from the hue, saturation and brightness of their opaque pixels."""
 
 import torch
 from torch import Tensor
 
 NAMES = ("black", "white", "grey", "red", "orange", "brown", "yellow", "green", "blue", "purple", "pink")
-SHARE = 0.15  # of the opaque pixels that a colour needs to be named
+SHARE = 0.15  # of the opaque pixels; colours with less are not named
 
 
 def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, 3, H, W] in 0..1 -> hue in degrees, saturation, value, each [B, H, W]."""
+    """Convert [B, 3, H, W] in 0..1 to hue in degrees, saturation and value, each [B, H, W]."""
     red, green, blue = rgb.unbind(1)
     value, low = rgb.amax(1), rgb.amin(1)
     span = (value - low).clamp_min(1e-6)
@@ -21,7 +21,7 @@ def _hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def present(rgb: Tensor, alpha: Tensor) -> Tensor:
-    """Which colours fill at least SHARE of the opaque pixels: [B, 3, H, W], [B, H, W] in 0..1 -> bool [B, 11]."""
+    """Return for each colour whether it fills SHARE of the opaque pixels: [B, 3, H, W], [B, H, W] -> bool [B, 11]."""
     hue, saturation, value = _hsv(rgb)
     black, pale = value < 0.22, saturation < 0.15
     vivid = ~black & ~pale

@@ -1,4 +1,4 @@
-"""Measures the written pack and keeps the figures in evaluation.json."""
+"""Measure the exported pack and write the figures to evaluation.json."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ SEEDS = (11, 12, 13, 14)
 
 
 def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str, float]:
-    """Mean PSNR in dB of encoded and decoded pictures that nothing was trained on."""
+    """Return the mean PSNR in dB of encoded and decoded images that no model was trained on."""
     words, rgba = pictures.load(work, pictures.TRAINING_SETS)
     held = np.array([word.held_out for word in words])
     groups = {"noto and twemoji, held out": rgba[held]}
@@ -35,10 +35,10 @@ def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str,
 def drawing(
     work: Path, pipeline: StableDiffusionXLPipeline, judge: tagger.Tagger, count: int = 100
 ) -> dict[str, float]:
-    """How often the tagger sees in a drawn picture what the prompt named: plain prompts, and an unknown word put first.
+    """Return the share of samples in which the tagger recognises the prompt's emoji, also with an unknown word first.
 
-    Colours are left out of the tags that count, for nearly every picture has two or three; `all tags` keeps them in.
-    `variety` is the mean absolute difference (0 to 255) between pictures of the same prompt and different seeds.
+    Colours are excluded from the tags that count, as nearly every image has two or three; `all tags` includes them.
+    `variety` is the mean absolute difference (0 to 255) between images of the same prompt and different seeds.
     """
     every = [word for word in pictures.load(work, pictures.TRAINING_SETS)[0] if not (word.held_out or word.is_flag)]
     by_label = {word.label: word for word in every}
@@ -54,12 +54,12 @@ def drawing(
         prompts = [
             word.label if kind == "plain" else f"{u}, {word.label}" for word, u in zip(repeated, unknown, strict=True)
         ]
-        drawn = unet.draw_pictures(pipeline, prompts, seeds)
+        drawn = unet.sample_images(pipeline, prompts, seeds)
         found = judge.probabilities(drawn)
-        figures[kind] = float(judge.right(found, repeated).mean())
-        figures[f"{kind}, all tags"] = float(judge.right(found, repeated, colours_count=True).mean())
+        figures[kind] = float(judge.recognised(found, repeated).mean())
+        figures[f"{kind}, all tags"] = float(judge.recognised(found, repeated, colours_count=True).mean())
         if kind == "plain":
-            figures["chance"] = float(judge.right(found, shuffled).mean())
+            figures["chance"] = float(judge.recognised(found, shuffled).mean())
             grouped = drawn.reshape(count, len(SEEDS), -1).astype(np.float32)
             steps = np.abs(grouped[:, 1:] - grouped[:, :-1]).mean(2)
             figures["variety"], figures["least variety"] = float(steps.mean()), float(steps.min())
@@ -74,51 +74,51 @@ def _tag_truth(words: Sequence[Picture], rgba: NDArray[np.uint8], names: Sequenc
     return table
 
 
-def _f1(said: Tensor, true: Tensor) -> float:
-    return round((2 * (said & true).sum() / (said.sum() + true.sum()).clamp_min(1)).item(), 3)
+def _f1(predicted: Tensor, true: Tensor) -> float:
+    return round((2 * (predicted & true).sum() / (predicted.sum() + true.sum()).clamp_min(1)).item(), 3)
 
 
 def tagging(work: Path, judge: tagger.Tagger) -> dict[str, dict[str, float]]:
-    """Micro-averaged F1 at the threshold on the sets that the tagger never saw, with and without the colours."""
+    """Return the micro-averaged F1 at the threshold on the test sets, with and without colours."""
     figures = {}
     for name in pictures.HELD_OUT_SETS:
         words, rgba = pictures.load(work, [name])
         keep = np.array([not word.is_flag for word in words])
         words, rgba = [word for word in words if not word.is_flag], rgba[keep]
         true = _tag_truth(words, rgba, judge.names) > 0.5
-        said = judge.probabilities(pictures.on_white(rgba)) > tagger.THRESHOLD
+        predicted = judge.probabilities(pictures.on_white(rgba)) > tagger.THRESHOLD
         first = len(colours.NAMES)
         figures[name] = {
-            "f1": _f1(said, true),
-            "f1 without colours": _f1(said[:, first:], true[:, first:]),
-            "tags a picture": round(said.float().sum(1).mean().item(), 1),
+            "f1": _f1(predicted, true),
+            "f1 without colours": _f1(predicted[:, first:], true[:, first:]),
+            "tags a picture": round(predicted.float().sum(1).mean().item(), 1),
         }
     return figures
 
 
 def captioning(work: Path, folder: Path) -> dict[str, float]:
-    """Share of the pictures of the sets never seen whose caption holds the right label or subgroup."""
+    """Return the share of images of the test sets whose caption has the right label or subgroup."""
     figures = {}
     for name in pictures.HELD_OUT_SETS:
         words, rgba = pictures.load(work, [name])
         chosen = [i for i, word in enumerate(words) if not word.is_flag][::4]
-        said = [_plain(line) for line in captioner.describe(folder, pictures.on_white(rgba[chosen]))]
+        lines = [_plain(line) for line in captioner.describe(folder, pictures.on_white(rgba[chosen]))]
         right = [
             _plain(words[i].label) in line.split(" , ") or _plain(words[i].subgroup) in line.split(" , ")
-            for i, line in zip(chosen, said, strict=True)
+            for i, line in zip(chosen, lines, strict=True)
         ]
         figures[name] = round(float(np.mean(right)), 3)
     return figures
 
 
 def _plain(text: str) -> str:
-    """Words and commas with one space between, as a tokenizer's decoding may have moved the spaces."""
+    """Separate words and commas by single spaces; a tokenizer's decoding may have moved them."""
     return " ".join(text.replace(",", " , ").split())
 
 
 def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
-    """Measure everything; the figures go to PACK/evaluation.json."""
-    from demo_pack.learning import learning  # brings the studio itself, which no other stage needs
+    """Measure everything and write the figures to PACK/evaluation.json."""
+    from demo_pack.learning import learning  # imports the studio, which no other stage needs
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(pack / "base", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -132,7 +132,7 @@ def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
         "learning": lambda: learning(work, judge),
     }.items():
         figures[name] = measure()
-        progress.say(f"evaluate: {name}: {figures[name]}")
+        progress.log(f"evaluate: {name}: {figures[name]}")
     path = pack / "evaluation.json"
     progress.write_json(figures, path)
     return figures

@@ -1,4 +1,4 @@
-"""Writes the pack: half-precision weights in the folders that real models come in."""
+"""Write the pack: half-precision weights in the folder layouts of real models."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ def _keep_float32(config: Path) -> None:
     config.write_text(config.read_text(encoding="utf-8").replace('"float16"', '"float32"'), encoding="utf-8")
 
 
-def _forget_origin(config: Path) -> None:
-    """Take out from where diffusers loaded the model, which was a folder of this machine."""
+def _remove_origin(config: Path) -> None:
+    """Remove the path from which diffusers loaded the model, a folder of this machine."""
     values = json.loads(config.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -27,7 +27,7 @@ def _export_base(work: Path, folder: Path) -> None:
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         getattr(pipeline, part).half()
     pipeline.save_pretrained(folder)
-    _forget_origin(folder / "vae" / "config.json")
+    _remove_origin(folder / "vae" / "config.json")
     for part in ("text_encoder", "text_encoder_2"):
         _keep_float32(folder / part / "config.json")
     for part, pad_token in (("tokenizer", tokenizer.END), ("tokenizer_2", "!")):
@@ -36,16 +36,16 @@ def _export_base(work: Path, folder: Path) -> None:
 
 
 def _export_tagger(work: Path, folder: Path) -> None:
-    weights = progress.averaged("tagger", work)
+    weights = progress.ema_weights("tagger", work)
     assert weights is not None
-    tags = tagger.vocabulary(tagger.learned(pictures.load(work, pictures.SEEING_SETS)[0]))
+    tags = tagger.vocabulary(tagger.usable_words(pictures.load(work, pictures.TAGGER_SETS)[0]))
     model = tagger.build(len(tags))
     model.load_state_dict(weights["tagger"])
     tagger.write(model, tags, folder)
 
 
 def _export_captioner(work: Path, folder: Path) -> None:
-    weights = progress.averaged("captioner", work)
+    weights = progress.ema_weights("captioner", work)
     assert weights is not None
     tokens = captioner.load_tokenizer(work)
     model = captioner.build(tokens)
@@ -57,7 +57,7 @@ def size_mib(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
 
 
-PARTS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {  # folder: the stage that trains it, what writes it
+PARTS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {  # folder: (stage, function that writes it)
     "base": ("unet", _export_base),
     "tagger": ("tagger", _export_tagger),
     "captioner": ("captioner", _export_captioner),
@@ -65,23 +65,23 @@ PARTS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {  # folder: the st
 
 
 def export(work: Path, pack: Path) -> None:
-    """Write what has a checkpoint in `work` below `pack`, from the latest one, finished or not; the rest stays.
+    """Write each part with a checkpoint in `work` to `pack`, from the latest one, finished or not; keep the others.
 
-    Each part is written aside and put in place whole. Raises SystemExit if there is nothing, or the pack is too big.
+    Parts are first written to a temporary folder. Raises SystemExit if there is no checkpoint or the pack is too big.
     """
-    aside = work / "export"
-    shutil.rmtree(aside, ignore_errors=True)
-    trained = [name for name, (stage, _) in PARTS.items() if progress.averaged(stage, work) is not None]
+    temporary = work / "export"
+    shutil.rmtree(temporary, ignore_errors=True)
+    trained = [name for name, (stage, _) in PARTS.items() if progress.ema_weights(stage, work) is not None]
     if not trained:
         raise SystemExit("there are no checkpoints yet: run a training stage first")
     for name in trained:
-        PARTS[name][1](work, aside / name)
-    total = sum(size_mib((aside if name in trained else pack) / name) for name in PARTS)
+        PARTS[name][1](work, temporary / name)
+    total = sum(size_mib((temporary if name in trained else pack) / name) for name in PARTS)
     if total > LIMIT_MIB:
         raise SystemExit(f"the pack takes {total:.1f} MiB, more than {LIMIT_MIB:g}")
     for name in trained:
         shutil.rmtree(pack / name, ignore_errors=True)
-        shutil.copytree(aside / name, pack / name)
+        shutil.copytree(temporary / name, pack / name)
         for file in (pack / name).rglob("*"):
             file.chmod(0o755 if file.is_dir() else 0o644)
-    progress.say(f"export: {', '.join(trained)} to {pack}; {total:.1f} MiB with what was there")
+    progress.log(f"export: {', '.join(trained)} to {pack}; {total:.1f} MiB in all")

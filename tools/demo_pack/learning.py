@@ -1,9 +1,9 @@
-"""Whether a LoRA learns on the base: trains the demo's, draws with it at several strengths, and lets a judge look.
+"""Test whether a LoRA learns on the base: train the demo's LoRA, sample at several strengths, and classify the samples.
 
-The judge of style is a linear classifier on how much of a picture has which brightness and colourfulness, wherever that
-is. It learned from high-contrast pictures that the LoRA has not seen, and from what the base draws and was trained on,
-all as the autoencoder gives them back. How fine its levels are and how free its weights were chosen by how often it
-errs on pictures that it did not learn from, which is measured each time. The judge of content is the tagger.
+Style is judged by a linear classifier on a joint histogram of brightness and colourfulness. It is trained on
+high-contrast images that the LoRA has not seen, and on samples and training images of the base, all of them encoded and
+decoded by the autoencoder. The number of levels and the weight decay were chosen by its errors on unseen images,
+which are measured each time. Content is judged by the tagger.
 """
 
 import random
@@ -28,7 +28,7 @@ from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
 
 STRENGTHS = (0.0, 0.4, 0.7, 0.8, 0.9, 1.0, 1.2)
-PROMPTS, OTHERS = 25, 75  # to judge with, and other ones for the classifier to learn the base's look from
+PROMPTS, OTHERS = 25, 75  # prompts of the evaluation, and those of samples that train the classifier
 SEEDS = (21, 22, 23, 24)
 LEVELS = 12  # of brightness, and of colourfulness
 WEIGHT_DECAY = 1e-6
@@ -36,8 +36,8 @@ CONTRAST = pictures.HELD_OUT_SETS[1]
 STYLE = {"black", "white"}
 
 
-def look(rgb: NDArray[np.uint8]) -> Tensor:
-    """Shares of LEVELS x LEVELS brightnesses and colourfulnesses, of uint8 [N, H, W, 3] at 64 x 64: float [N, 144]."""
+def style_histogram(rgb: NDArray[np.uint8]) -> Tensor:
+    """Return joint histograms of brightness and colourfulness at 64 x 64: uint8 [N, H, W, 3] -> float [N, 144]."""
     x = functional.adaptive_avg_pool2d(torch.from_numpy(rgb).permute(0, 3, 1, 2).float() / 255, 64)
     brightness, colourfulness = x.mean(1), x.amax(1) - x.amin(1)
     level = [(value * LEVELS).long().clamp(max=LEVELS - 1).flatten(1) for value in (brightness, colourfulness)]
@@ -46,7 +46,7 @@ def look(rgb: NDArray[np.uint8]) -> Tensor:
 
 
 def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
-    """Logistic regression with a little weight decay, both kinds weighing the same; positive means styled."""
+    """Fit a logistic regression with weight decay, both classes weighted equally; positive means styled."""
     model = nn.Linear(styled.shape[1], 1)
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
@@ -62,16 +62,16 @@ def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
     return model
 
 
-def _draw(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> NDArray[np.uint8]:
-    """Every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]."""
+def _sample(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> NDArray[np.uint8]:
+    """Sample every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]."""
     repeated = [prompt for prompt in prompts for _ in SEEDS]
-    return unet.draw_pictures(pipeline, repeated, [*SEEDS] * len(prompts))
+    return unet.sample_images(pipeline, repeated, [*SEEDS] * len(prompts))
 
 
-def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
-    """Pictures of the base's training sets to draw by name: those to judge with, and others.
+def _choose_words(work: Path) -> tuple[list[Picture], list[Picture]]:
+    """Choose emoji of the base's training sets to sample by name: for the evaluation, and for the classifier.
 
-    Names that ask for black or white by themselves are left out: the base draws them in the style without any LoRA.
+    Names that contain black or white are excluded: the base draws them in the style without any LoRA.
     """
     known = [word for word in pictures.load(work, pictures.TRAINING_SETS)[0] if not (word.held_out or word.is_flag)]
     styled = {word.label for word in pictures.load(work, [CONTRAST])[0] if STYLE.isdisjoint(word.label.split())}
@@ -80,19 +80,19 @@ def _unseen(work: Path) -> tuple[list[Picture], list[Picture]]:
     return chosen[:PROMPTS], chosen[PROMPTS:]
 
 
-def _style_judge(
+def _fit_style_judge(
     work: Path, pipeline: StableDiffusionXLPipeline, words: Sequence[Picture], others: Sequence[Picture]
 ) -> tuple[nn.Linear, dict[str, float]]:
-    """The classifier, from half of the pictures whose names are not among `words`, and its errors on the other half."""
+    """Fit the classifier on half of the images with names not in `words`; return it and its rates on the others."""
     asked = {word.label for word in words}
     contrast_words, contrast = pictures.load(work, [CONTRAST])
     seen_words, seen = pictures.load(work, pictures.TRAINING_SETS)
     styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::2]]
     usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::4]]
     kinds = {
-        "high contrast": look(_given_back(pipeline, styled)),
-        "trained on": look(_given_back(pipeline, usual)),
-        "drawn": look(_draw(pipeline, [word.label for word in others])),
+        "high contrast": style_histogram(_reconstruct(pipeline, styled)),
+        "trained on": style_histogram(_reconstruct(pipeline, usual)),
+        "drawn": style_histogram(_sample(pipeline, [word.label for word in others])),
     }
     half = {kind: len(looks) // 2 for kind, looks in kinds.items()}
     learned = {kind: looks[: half[kind]] for kind, looks in kinds.items()}
@@ -101,8 +101,8 @@ def _style_judge(
     return judge, called
 
 
-def _given_back(pipeline: StableDiffusionXLPipeline, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pictures as the autoencoder gives them back: what is drawn has its blur and its fringes, too."""
+def _reconstruct(pipeline: StableDiffusionXLPipeline, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Encode and decode images with the autoencoder, whose artefacts samples have too."""
     back = vae.reconstruct(pipeline.vae, vae.to_signal(pictures.on_white(rgba)), "cpu")
     return back.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
@@ -112,23 +112,23 @@ def _share(judge: nn.Linear, looks: Tensor) -> float:
     return round((judge(looks) > 0).float().mean().item(), 3)
 
 
-def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
-    """Figures of the demo's LoRA: the share called high-contrast by strength, and the share that keep content.
+def learning(work: Path, content_judge: tagger.Tagger) -> dict[str, object]:
+    """Return, by strength, the share of the demo LoRA's samples with the style and the share with the right content.
 
-    Beside them, the share that the judge calls high-contrast of pictures whose kind is known. Content: how often the
-    tagger's likeliest tags hold the prompt's label or subgroup. Strength 0 sets the mark.
+    The classifier's rates on images of known kinds come with them. Content: the tagger's likeliest tags contain the
+    prompt's label or subgroup; strength 0 is the reference.
     """
     out = work / "demo"
     home = Home(work / "home")
     if not out.exists():
-        done = run_demo(out, home=home, steps=None, on_event=lambda event: None, on_stage=progress.say)
+        done = run_demo(out, home=home, steps=None, on_event=lambda event: None, on_stage=progress.log)
         progress.write_json({"seconds": round(done.seconds, 1)}, work / "demo.json")
     lora = read_lora_header(next(out.glob("*.safetensors")))
-    words, others = _unseen(work)
+    words, others = _choose_words(work)
     repeated = [word for word in words for _ in SEEDS]
     pipeline = load_sampling_pipeline(BASE, home=home, precision=Precision.FP32).pipe
     pipeline.set_progress_bar_config(disable=True)
-    judge, called = _style_judge(work, pipeline, words, others)
+    judge, called = _fit_style_judge(work, pipeline, words, others)
     prompts = [f"{TRIGGER}, {word.label}" for word in words]
     styled: dict[str, float] = {}
     content: dict[str, float] = {}
@@ -136,9 +136,11 @@ def learning(work: Path, seer: tagger.Tagger) -> dict[str, object]:
     with apply_lora(pipeline, lora) as adapter:
         for strength in STRENGTHS:
             adapter.set_strength(strength)
-            drawn = _draw(pipeline, prompts)
-            styled[f"{strength:g}"] = _share(judge, look(drawn))
-            content[f"{strength:g}"] = round(float(seer.right(seer.probabilities(drawn), repeated).mean()), 3)
+            drawn = _sample(pipeline, prompts)
+            styled[f"{strength:g}"] = _share(judge, style_histogram(drawn))
+            content[f"{strength:g}"] = round(
+                float(content_judge.recognised(content_judge.probabilities(drawn), repeated).mean()), 3
+            )
             rows.append(np.concatenate(list(drawn[:: len(SEEDS)][:12]), 1))
     Image.fromarray(np.concatenate(rows)).save(work / "learning.png")
     return {"high contrast by strength": styled, "content by strength": content, "called high contrast": called}

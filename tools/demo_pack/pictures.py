@@ -1,4 +1,4 @@
-"""Emoji pictures and their words: SVG icon sets rendered to RGBA, joined by name with emojibase's labels and tags."""
+"""Emoji images and their words: SVG icon sets rendered to RGBA, joined by name with emojibase's labels and tags."""
 
 import dataclasses
 import hashlib
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 RESOLUTION = 128  # px, the native resolution of the base
-DRAWN = 116  # px that the icon itself takes; the rest is margin
-TRAINING_SETS = ("noto", "twemoji")  # what the base learns to draw
-SEEING_SETS = (  # what tagger and captioner learn from
+DRAWN = 116  # px, the width of the icon itself; the rest is margin
+TRAINING_SETS = ("noto", "twemoji")  # of the base
+TAGGER_SETS = (  # of tagger and captioner
     *TRAINING_SETS,
     "emojione",
     "noto-v1",
     "fxemoji",
     "emojione-monotone",
 )
-HELD_OUT_SETS = ("fluent-emoji-flat", "fluent-emoji-high-contrast")  # never trained on, by anything in the pack
-FLAGS = ("country flag", "subdivision flag")  # the VAE sees them; the base, the tagger and the captioner do not
-HELD_OUT_SHARE = 0.04  # of the emoji, by label: the same ones in every set
+HELD_OUT_SETS = ("fluent-emoji-flat", "fluent-emoji-high-contrast")  # not used to train any model of the pack
+FLAGS = ("country flag", "subdivision flag")  # used to train the VAE only
+HELD_OUT_FRACTION = 0.04  # of the emoji, by label: the same in every set
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """One rendered emoji: `row` is its place in the array of its set."""
+    """A rendered emoji; `row` is its index in the array of its set."""
 
     set_name: str
     row: int
@@ -39,23 +39,23 @@ class Picture:
 
     @property
     def held_out(self) -> bool:
-        """Whether this emoji is kept from every training, decided by a hash of its label."""
+        """True if this emoji is not used for any training, decided by a hash of its label."""
         digest = hashlib.sha256(self.label.encode()).digest()
-        return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_SHARE
+        return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT_FRACTION
 
     @property
     def is_flag(self) -> bool:
-        """Whether it is a flag of a country or a region."""
+        """True for flags of countries and regions."""
         return self.subgroup in FLAGS
 
 
 def _slug(text: str) -> str:
-    """Letters and digits alone: some sets write dashes between words, others do not."""
+    """Keep only letters and digits: some sets write dashes between words, others do not."""
     return re.sub(r"[^a-z0-9]+", "", text.lower())
 
 
 def _emoji_words(modules: Path) -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """slug -> (label, subgroup, tags), from emojibase-data; emoji without a subgroup (components) are left out."""
+    """Read emojibase-data: slug -> (label, subgroup, tags), without emoji that have no subgroup (components)."""
     english = modules / "emojibase-data" / "en"
     groups = json.loads((english / "messages.json").read_text(encoding="utf-8"))["subgroups"]
     subgroup = {group["order"]: group["key"].replace("-", " ") for group in groups}
@@ -72,7 +72,7 @@ def _emoji_words(modules: Path) -> dict[str, tuple[str, str, tuple[str, ...]]]:
 def draw_icon(
     body: str, box: tuple[float, float, float, float], *, drawn: int = DRAWN, resolution: int = RESOLUTION
 ) -> NDArray[np.uint8]:
-    """One icon as straight-alpha RGBA, uint8 [resolution, resolution, 4]: `drawn` px wide, with a margin around it."""
+    """Draw an icon, `drawn` px wide with a margin, as straight-alpha RGBA, uint8 [resolution, resolution, 4]."""
     import resvg_py
 
     view = " ".join(f"{value:g}" for value in box)
@@ -89,9 +89,9 @@ def draw_icon(
 
 
 def render(modules: Path, work: Path, report: Callable[[str], None]) -> None:
-    """Render every set that is not there yet to WORK/NAME.npy (uint8 [N, 128, 128, 4]) and WORK/NAME.json (words)."""
+    """Render every missing set to WORK/NAME.npy (uint8 [N, 128, 128, 4]) and WORK/NAME.json (words)."""
     words = _emoji_words(modules)
-    for name in (*SEEING_SETS, *HELD_OUT_SETS):
+    for name in (*TAGGER_SETS, *HELD_OUT_SETS):
         listing = work / f"{name}.json"
         if listing.exists():
             continue
@@ -115,7 +115,7 @@ def render(modules: Path, work: Path, report: Callable[[str], None]) -> None:
 
 
 def load(work: Path, names: Sequence[str]) -> tuple[list[Picture], NDArray[np.uint8]]:
-    """Pictures of the named sets and their RGBA arrays, uint8 [N, 128, 128, 4], in the same order."""
+    """Load the emoji of the named sets and their images, uint8 RGBA [N, 128, 128, 4], in the same order."""
     pictures, arrays = [], []
     for name in names:
         rows = json.loads((work / f"{name}.json").read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def load(work: Path, names: Sequence[str]) -> tuple[list[Picture], NDArray[np.ui
 
 
 def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Straight-alpha RGBA [..., 4] over white, uint8 [..., 3]."""
+    """Composite straight-alpha RGBA [..., 4] over white, uint8 [..., 3]."""
     out = np.empty((*rgba.shape[:-1], 3), np.uint8)
     for i in range(len(rgba)):  # one at a time: the float copy of a whole set would take gigabytes
         alpha = rgba[i, ..., 3:].astype(np.float32) / 255

@@ -1,4 +1,4 @@
-"""One training loop for every model of the pack: resumable, seeded, timed, with averaged weights."""
+"""The training loop of all models of the pack: resumable, seeded, by steps or minutes, with EMA weights."""
 
 import dataclasses
 import json
@@ -18,20 +18,20 @@ LOG_SECONDS = 15.0
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """How long a stage trains: a number of steps, or minutes of wall clock that resuming continues."""
+    """The length of a stage: a number of steps, or minutes of wall clock, counted over all resumes."""
 
     steps: int | None = None
     minutes: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Length":
-        """`40m` is 40 minutes, `3000` is 3,000 steps."""
+        """Parse `40m` as 40 minutes and `3000` as 3,000 steps."""
         if text.endswith("m"):
             return cls(minutes=float(text[:-1]))
         return cls(steps=int(text))
 
     def share(self, step: int, seconds: float) -> float:
-        """Share of the stage that is done, 0 to 1."""
+        """Return the share of the stage that is done, 0 to 1."""
         if self.steps is not None:
             return min(1.0, step / max(1, self.steps))
         assert self.minutes is not None
@@ -39,8 +39,8 @@ class Length:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
-    """The random sources of one step, derived from seed, stage and step alone, so that resuming repeats nothing.
+class StepRng:
+    """The random generators of a step, seeded by seed, stage and step only, so that a resumed run repeats them.
 
     `share` of the stage is done, 0 to 1.
     """
@@ -51,38 +51,38 @@ class Draw:
     torch: torch.Generator
 
     @classmethod
-    def of(cls, seed: int, stage: str, step: int, share: float) -> "Draw":
-        """The sources of step `step` of a stage."""
+    def of(cls, seed: int, stage: str, step: int, share: float) -> "StepRng":
+        """Return the generators of step `step` of a stage."""
         python = random.Random(f"{seed}/{stage}/{step}")
         return cls(step, share, python, torch.Generator().manual_seed(python.getrandbits(62)))
 
     def normal(self, like: Tensor) -> Tensor:
-        """Normal noise of the shape and on the device of `like`."""
+        """Return normal noise with the shape and device of `like`."""
         return torch.randn(like.shape, generator=self.torch).to(like.device)
 
     def integers(self, high: int, count: int) -> Tensor:
-        """`count` whole numbers from 0 up to `high`, exclusive."""
+        """Return `count` integers from 0 up to `high`, exclusive."""
         return torch.randint(high, (count,), generator=self.torch)
 
     def uniform(self, *shape: int) -> Tensor:
-        """Numbers from 0 to 1."""
+        """Return numbers from 0 to 1."""
         return torch.rand(shape, generator=self.torch)
 
 
-def say(message: str) -> None:
-    """A line with the time of day on stderr."""
+def log(message: str) -> None:
+    """Print a line with the time of day on stderr."""
     print(time.strftime("%H:%M:%S"), message, file=sys.stderr, flush=True)
 
 
 def save_atomic(value: object, path: Path) -> None:
-    """torch.save through a temporary file beside it, so that a reader never sees half a file."""
+    """Save with torch.save through a temporary file, so that a reader never sees half a file."""
     part = path.with_suffix(path.suffix + ".part")
     torch.save(value, part)
     part.replace(path)
 
 
 def write_json(value: object, path: Path) -> None:
-    """Indented JSON through a temporary file beside it."""
+    """Write indented JSON through a temporary file."""
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     part.replace(path)
@@ -92,8 +92,8 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
-def averaged(name: str, work: Path) -> dict[str, dict[str, Tensor]] | None:
-    """The averaged weights in a stage's checkpoint, by module; None before its first checkpoint."""
+def ema_weights(name: str, work: Path) -> dict[str, dict[str, Tensor]] | None:
+    """Return the EMA weights in a stage's checkpoint, by module; None if it has no checkpoint."""
     path = work / f"{name}.ckpt"
     if not path.exists():
         return None
@@ -102,7 +102,7 @@ def averaged(name: str, work: Path) -> dict[str, dict[str, Tensor]] | None:
 
 
 def adopt(name: str, weights: Mapping[str, Mapping[str, Tensor]], work: Path) -> None:
-    """A first checkpoint that holds given weights, by module, so that a stage trains on from them."""
+    """Write a first checkpoint with the given weights by module, from which a stage continues."""
     given = {module: {k: v.float() for k, v in state.items()} for module, state in weights.items()}
     save_atomic({"weights": given, "ema": given, "optimizer": None, "step": 0, "seconds": 0.0}, work / f"{name}.ckpt")
 
@@ -118,7 +118,7 @@ def _clock(seconds: float) -> str:
 def train(
     name: str,
     modules: Mapping[str, nn.Module],
-    loss_of: Callable[[Draw], tuple[Tensor, dict[str, float]]],
+    loss_of: Callable[[StepRng], tuple[Tensor, dict[str, float]]],
     *,
     work: Path,
     length: Length,
@@ -130,11 +130,11 @@ def train(
     preview: Callable[[], None] | None = None,
     preview_minutes: float = 8.0,
 ) -> None:
-    """Train `modules` with AdamW on a cosine until `length` is over; they then hold the averaged weights.
+    """Train `modules` with AdamW and a cosine schedule for `length`; afterwards they have the EMA weights.
 
-    `loss_of` maps a step's random sources to a loss and figures for the log. A checkpoint is written every minute; a
-    later call goes on from it. `preview` is called now and then, while the modules hold the averaged weights.
-    Weights, averages, optimizer, step and the seconds spent are all of the state: randomness comes from the step.
+    `loss_of` maps a step's random generators to a loss and figures for the log. A checkpoint is written every minute,
+    and a later call resumes from it. `preview` is called every `preview_minutes` with the EMA weights in place. The
+    state is weights, EMA, optimizer, step and seconds: random numbers depend only on the step.
     """
     params = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True)
@@ -144,17 +144,17 @@ def train(
         state = torch.load(path, weights_only=True, map_location=params[0].device)
         for key, module in modules.items():
             module.load_state_dict(state["weights"][key])
-        if state["optimizer"] is not None:  # adopted weights have none
+        if state["optimizer"] is not None:  # None after `adopt`
             optimizer.load_state_dict(state["optimizer"])
         ema, step, spent = state["ema"], state["step"], state["seconds"]
-        say(f"{name}: resumed at step {step}, {_clock(spent)} in")
+        log(f"{name}: resumed at step {step}, {_clock(spent)} in")
 
     def save() -> None:
         weights = {key: module.state_dict() for key, module in modules.items()}
         state = {"weights": weights, "ema": ema, "optimizer": optimizer.state_dict(), "step": step, "seconds": spent}
         save_atomic(state, path)
 
-    def show() -> None:
+    def show_preview() -> None:
         if preview is None:
             return
         kept = {key: {k: v.clone() for k, v in m.state_dict().items()} for key, m in modules.items()}
@@ -175,7 +175,7 @@ def train(
         rate = lr * min(1.0, (step + 1) / warmup) * (0.5 + 0.5 * math.cos(math.pi * share)) + lr * 1e-3
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss, figures = loss_of(Draw.of(seed, name, step, share))
+        loss, figures = loss_of(StepRng.of(seed, name, step, share))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
@@ -193,13 +193,13 @@ def train(
         if now - logged > LOG_SECONDS:
             logged = now
             left = spent * (1 - share) / max(share, 1e-6)
-            told = " ".join(f"{figure} {value:.4f}" for figure, value in mean.items())
-            say(f"{name}: {share:6.1%} step {step} {step / spent:.2f}/s {told} left {_clock(left)}")
+            figures_text = " ".join(f"{figure} {value:.4f}" for figure, value in mean.items())
+            log(f"{name}: {share:6.1%} step {step} {step / spent:.2f}/s {figures_text} left {_clock(left)}")
         if now - saved > CHECKPOINT_SECONDS:
             save()
             saved = now
         if now - previewed > 60 * preview_minutes:
-            show()
+            show_preview()
             previewed = last = time.monotonic()
     save()
     for key, module in modules.items():
@@ -209,4 +209,4 @@ def train(
         if preview is not None:
             preview()
     write_json({"steps": step, "minutes": round(spent / 60, 1), **mean}, work / f"{name}.done.json")
-    say(f"{name}: done, {step} steps in {_clock(spent)}")
+    log(f"{name}: done, {step} steps in {_clock(spent)}")

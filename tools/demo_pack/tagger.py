@@ -1,7 +1,7 @@
-"""The tagger: a small timm model for many tags at once, in the file layout of the WD v3 taggers.
+"""The tagger: a small multi-label timm model in the file layout of the WD v3 taggers.
 
-It learns to name each emoji, too: that tells it far more of a picture than the tags alone. It begins with small and
-plain pictures, and meets larger and stranger ones later.
+It is also trained to classify each emoji, which teaches it far more about an image than its tags. Training begins with
+small, unchanged images, and continues with larger, augmented ones.
 """
 
 import csv
@@ -20,46 +20,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from demo_pack import colours, pictures, progress
-from demo_pack.disguise import disguise
+from demo_pack.augment import augment
 from demo_pack.pictures import Picture
-from demo_pack.progress import Draw, Length
+from demo_pack.progress import Length, StepRng
 
-ARCHITECTURE = "resnet18"  # convolutions learn from 6,900 pictures in minutes what a transformer does not in an hour
+ARCHITECTURE = "resnet18"  # learns from 6,900 images in minutes what a transformer does not learn in an hour
 MODEL_ARGS = {"channels": [32, 64, 128, 256]}
 SIZE, SMALL_SIZE = 96, 64  # px
 SMALL_SHARE = 0.6  # of the training, at SMALL_SIZE
-PLAIN_SHARE = 0.5  # of the training, in which the disguises grow to their full strength
+PLAIN_SHARE = 0.5  # of the training, in which augmentation grows to its full strength
 BATCH = 64
-LEAST = 24  # pictures that must carry a tag
-IDENTITY_WEIGHT = 10.0  # of naming the emoji, beside some 20 of the tags at first
-THRESHOLD = 0.35  # the customary one of the WD taggers
-TOP = 5  # tags that count when a picture is judged
+MIN_COUNT = 24  # images of a tag in the vocabulary
+IDENTITY_WEIGHT = 10.0  # of classifying the emoji; the loss of the tags begins at some 20
+THRESHOLD = 0.35  # the usual one of the WD taggers
+TOP = 5  # likeliest tags in which an emoji must be recognised
 
 
 def usable(words: Sequence[Picture]) -> NDArray[np.bool_]:
-    """Which pictures tagger and captioner may learn from: no flags, nothing held out."""
+    """Return a mask of the images that train tagger and captioner: no flags, nothing held out."""
     return np.array([not (word.held_out or word.is_flag) for word in words])
 
 
-def learned(words: Sequence[Picture]) -> list[Picture]:
+def usable_words(words: Sequence[Picture]) -> list[Picture]:
     return [word for word, kept in zip(words, usable(words), strict=True) if kept]
 
 
 def vocabulary(words: Sequence[Picture]) -> list[tuple[str, int]]:
-    """Tags and their counts: colours first, then subgroups and emojibase tags that at least LEAST pictures carry."""
+    """Return tags with counts: colours first, then subgroups and emojibase tags of at least MIN_COUNT images."""
     counts = Counter(tag for word in words for tag in {*word.tags, word.subgroup} - set(colours.NAMES))
-    frequent = sorted((tag, count) for tag, count in counts.items() if count >= LEAST)
+    frequent = sorted((tag, count) for tag, count in counts.items() if count >= MIN_COUNT)
     return [(name, len(words)) for name in colours.NAMES] + frequent
 
 
 def truth(words: Sequence[Picture], names: Sequence[str]) -> Tensor:
-    """Which of the tags each picture carries by its words, float [N, len(names)]; colours stay 0."""
-    place = {name: i for i, name in enumerate(names)}
+    """Return the tags of each image by its words, float [N, len(names)]; colours stay 0."""
+    index = {name: i for i, name in enumerate(names)}
     table = torch.zeros(len(words), len(names))
     for row, word in enumerate(words):
         for tag in {*word.tags, word.subgroup} - set(colours.NAMES):
-            if tag in place:
-                table[row, place[tag]] = 1
+            if tag in index:
+                table[row, index[tag]] = 1
     return table
 
 
@@ -68,37 +68,37 @@ def build(classes: int) -> nn.Module:
 
 
 def normalise(rgb: Tensor) -> Tensor:
-    """Pictures in 0..1 as the WD v3 taggers take them: mean and deviation 0.5, channels blue, green, red."""
+    """Normalise images in 0..1 like the WD v3 taggers: mean and deviation 0.5, channel order BGR."""
     return ((rgb - 0.5) / 0.5).flip(1)
 
 
 def identities(words: Sequence[Picture]) -> tuple[Tensor, int]:
-    """A number for each picture that stands for its label, int64 [N], and how many labels there are."""
+    """Return the class index of each image's label, int64 [N], and the number of labels."""
     numbers = {label: i for i, label in enumerate(sorted({word.label for word in words}))}
     return torch.tensor([numbers[word.label] for word in words]), len(numbers)
 
 
-def disguise_strength(draw: Draw) -> float:
-    """Pictures are plain at first."""
-    return min(1.0, draw.share / PLAIN_SHARE)
+def augmentation_strength(rng: StepRng) -> float:
+    """Return the strength of augmentation, which grows from 0."""
+    return min(1.0, rng.share / PLAIN_SHARE)
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on disguised pictures of the seeing sets, as many tags at once; the head that names emoji is not kept."""
+    """Train on augmented images of TAGGER_SETS; the head that classifies emoji is not exported."""
     torch.manual_seed(seed)
-    words, rgba = pictures.load(work, pictures.SEEING_SETS)
+    words, rgba = pictures.load(work, pictures.TAGGER_SETS)
     images = torch.from_numpy(rgba[usable(words)])
-    words = learned(words)
+    words = usable_words(words)
     tags = vocabulary(words)
     table = truth(words, [name for name, _ in tags])
     identity, count = identities(words)
     model = build(len(tags)).to(device, memory_format=torch.channels_last)
     namer = nn.Linear(model.num_features, count).to(device)
 
-    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
-        chosen = draw.integers(len(words), BATCH)
-        size = SMALL_SIZE if draw.share < SMALL_SHARE else SIZE
-        x, named = disguise(images[chosen], size, draw, disguise_strength(draw))
+    def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
+        chosen = rng.integers(len(words), BATCH)
+        size = SMALL_SIZE if rng.share < SMALL_SHARE else SIZE
+        x, named = augment(images[chosen], size, rng, augmentation_strength(rng))
         y = table[chosen]
         y[:, : len(colours.NAMES)] = named.float()
         with progress.autocast(device):
@@ -107,9 +107,9 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         y = y.to(device)
         tagging = functional.binary_cross_entropy_with_logits(logits, y, reduction="sum") / BATCH
         naming = functional.cross_entropy(names, identity[chosen].to(device))
-        said = logits.detach().sigmoid() > THRESHOLD
-        hits = (said & (y > 0.5)).sum()
-        figures = {"naming": naming.item(), "f1": (2 * hits / (said.sum() + y.sum()).clamp_min(1)).item()}
+        predicted = logits.detach().sigmoid() > THRESHOLD
+        hits = (predicted & (y > 0.5)).sum()
+        figures = {"naming": naming.item(), "f1": (2 * hits / (predicted.sum() + y.sum()).clamp_min(1)).item()}
         return tagging + IDENTITY_WEIGHT * naming, figures
 
     progress.train(
@@ -125,7 +125,7 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
 
 
 def write(model: nn.Module, tags: Sequence[tuple[str, int]], folder: Path) -> None:
-    """model.safetensors (float16), config.json as timm writes it for the Hub, and selected_tags.csv."""
+    """Write model.safetensors (float16), config.json as timm writes it for the Hub, and selected_tags.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -157,7 +157,7 @@ def write(model: nn.Module, tags: Sequence[tuple[str, int]], folder: Path) -> No
 
 
 class Tagger:
-    """The written tagger, read back by its files alone, for the evaluation."""
+    """The exported tagger, loaded from its files, for the evaluation."""
 
     def __init__(self, folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -170,7 +170,7 @@ class Tagger:
 
     @torch.no_grad()
     def probabilities(self, rgb: NDArray[np.uint8]) -> Tensor:
-        """Probability of each tag for square pictures, uint8 [N, H, W, 3] -> float [N, tags]."""
+        """Return the probability of each tag for square images, uint8 [N, H, W, 3] -> float [N, tags]."""
         parts = []
         for start in range(0, len(rgb), 64):
             resized = [
@@ -181,10 +181,10 @@ class Tagger:
             parts.append(self.model(normalise(x)).sigmoid())
         return torch.cat(parts)
 
-    def right(self, found: Tensor, words: Sequence[Picture], *, colours_count: bool = False) -> NDArray[np.bool_]:
-        """Whether a picture's own label or subgroup is among its TOP likeliest tags; found: probabilities [N, tags].
+    def recognised(self, found: Tensor, words: Sequence[Picture], *, colours_count: bool = False) -> NDArray[np.bool_]:
+        """Return whether each image's label or subgroup is among its TOP likeliest tags, given probabilities [N, tags].
 
-        Colours take no place among them unless `colours_count`: nearly every picture has two or three.
+        Colours do not count unless `colours_count`, as nearly every image has two or three.
         """
         first = 0 if colours_count else len(colours.NAMES)
         names = self.names[first:]

@@ -1,4 +1,4 @@
-"""A few pictures with their words for the tests of the pack: none of them was trained on."""
+"""Write a few images with their words for the tests of the pack; no model was trained on them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ COLUMNS = 12
 
 
 def write(work: Path, folder: Path) -> None:
-    """FOLDER/NAME.webp, a lossless sheet of COUNT pictures of 128 px on white, and FOLDER/NAME.json, their words."""
+    """Write FOLDER/NAME.webp, a lossless sheet of COUNT images of 128 px, and their words to FOLDER/NAME.json."""
     folder.mkdir(parents=True, exist_ok=True)
     groups = {
         "held-out": pictures.TRAINING_SETS,

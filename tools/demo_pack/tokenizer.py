@@ -1,8 +1,8 @@
-"""CLIP's byte-pair tokenizer as files, whole or cut to its first merges, from the vocabulary in open-clip-torch.
+"""CLIP's byte-pair tokenizer as files, complete or with its first merges only, from the vocabulary in open-clip-torch.
 
-Each merge joins two symbols that exist already, so the first N merges are a valid smaller tokenizer. Order of ids as in
+Each merge joins two existing symbols, so the first N merges are a valid smaller tokenizer. The order of ids is that of
 Radford et al. 2021 (https://github.com/openai/CLIP, simple_tokenizer.py): 256 byte symbols, the same with the
-end-of-word mark, one symbol a merge, start and end of text.
+end-of-word mark, one symbol per merge, start and end of text.
 """
 
 import gzip
@@ -10,7 +10,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-ALL_MERGES = 49152 - 256 - 2  # what CLIP uses of the file's merges
+ALL_MERGES = 49152 - 256 - 2  # the merges of the file that CLIP uses
 START, END = "<|startoftext|>", "<|endoftext|>"
 MAX_LENGTH = 77  # tokens, with start and end
 
@@ -25,14 +25,14 @@ def _merges() -> list[str]:
 
 
 def _byte_symbols() -> list[str]:
-    """A printable character for each byte: Latin-1 where it prints, else 256 and up (GPT-2's bytes_to_unicode)."""
+    """Return a printable character per byte: Latin-1 where printable, else 256 and up (GPT-2's bytes_to_unicode)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
 def write(folder: Path, *, merges: int = ALL_MERGES, pad_token: str = END) -> int:
-    """Write vocab.json, merges.txt and the two small configuration files; returns the number of ids.
+    """Write vocab.json, merges.txt and the two small configuration files; return the number of ids.
 
     SDXL's first tokenizer pads with the end of text, its second with `!`, whose id is 0.
     """

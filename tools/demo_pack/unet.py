@@ -1,4 +1,4 @@
-"""The base's U-Net and its two text encoders, trained together from nothing on the latents of the pictures."""
+"""The base's UNet and its two text encoders, trained together from scratch on the latents of the images."""
 
 from pathlib import Path
 
@@ -12,15 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from demo_pack import captions, colours, pictures, progress, tokenizer, vae
-from demo_pack.progress import Draw, Length
+from demo_pack.progress import Length, StepRng
 
 BATCH = 32
 MERGES = 6000
-WIDTHS = (64, 96)  # of the text encoders: different, as in SDXL, where loaders tell them apart by width
-TIME_WIDTH = 32  # of each of the six size numbers
+WIDTHS = (64, 96)  # of the text encoders: different, as loaders distinguish SDXL's by width
+TIME_WIDTH = 32  # embedding width of each of the six time_ids
 NOISE_OFFSET = 0.05
 MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, https://arxiv.org/abs/2303.09556
-ZEROED = 0.5  # share of the empty captions that become zeros, as SDXL's pipeline gives without a negative prompt
+ZEROED = 0.5  # share of the empty captions encoded as zeros, like SDXL's pipeline without a negative prompt
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # SDXL's noise schedule
 PREVIEW_PROMPTS = (
     "grinning face",
@@ -39,7 +39,7 @@ PREVIEW_PROMPTS = (
 
 
 def build_unet() -> UNet2DConditionModel:
-    """SDXL's structure at a fraction of its width: three levels, attention on the lower two."""
+    """Build SDXL's structure at a fraction of its width: three levels, attention on the lower two."""
     return UNet2DConditionModel(
         sample_size=pictures.RESOLUTION // 8,
         block_out_channels=(64, 96, 128),
@@ -77,7 +77,7 @@ def build_text_encoders(tokens: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextM
 
 
 def load_tokenizers(work: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Both tokenizers from WORK, written there first; they differ in what they pad with."""
+    """Write both tokenizers to WORK and load them; they differ in the padding token."""
     tokenizer.write(work / "tokenizer", merges=MERGES)
     tokenizer.write(work / "tokenizer_2", merges=MERGES, pad_token="!")
     return CLIPTokenizer.from_pretrained(work / "tokenizer"), CLIPTokenizer.from_pretrained(work / "tokenizer_2")
@@ -89,7 +89,7 @@ def encode(
     tokens: tuple[CLIPTokenizer, CLIPTokenizer],
     device: str,
 ) -> tuple[Tensor, Tensor]:
-    """SDXL's text condition: penultimate states of both encoders [B, 77, 160] and the second's projection [B, 96]."""
+    """Encode texts like SDXL: penultimate states of both encoders [B, 77, 160] and the second's projection [B, 96]."""
 
     def ids(which: CLIPTokenizer) -> Tensor:
         return which(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
@@ -99,25 +99,25 @@ def encode(
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
 
 
-def draw_size_condition(count: int, draw: Draw) -> Tensor:
-    """Original size, crop and target size, [B, 6]: often what they would be for pictures from elsewhere.
+def draw_time_ids(count: int, rng: StepRng) -> Tensor:
+    """Draw original size, crop and target size, [B, 6], often different from those of the image.
 
-    The pictures do not depend on them, so that the base draws the same for any size that a trainer or a user gives.
+    Images do not depend on them, so the base samples the same with any sizes from a trainer or a user.
     """
     native = float(pictures.RESOLUTION)
     ids = torch.tensor([native, native, 0, 0, native, native]).repeat(count, 1)
-    other = draw.uniform(count) < 0.5
-    side = (64 + 960 * draw.uniform(count, 1)).round() * (1 + 0.2 * (draw.uniform(count, 2) - 0.5))
+    other = rng.uniform(count) < 0.5
+    side = (64 + 960 * rng.uniform(count, 1)).round() * (1 + 0.2 * (rng.uniform(count, 2) - 0.5))
     ids[:, :2] = torch.where(other[:, None], side.round(), ids[:, :2])
-    cropped = (draw.uniform(count, 1) < 0.2).float()
-    ids[:, 2:4] = (32 * draw.uniform(count, 2)).round() * cropped
-    resized = draw.uniform(count) < 0.1
-    ids[:, 4:] = torch.where(resized[:, None], 64 + (16 * draw.uniform(count, 2)).round() * 8, ids[:, 4:])
+    cropped = (rng.uniform(count, 1) < 0.2).float()
+    ids[:, 2:4] = (32 * rng.uniform(count, 2)).round() * cropped
+    resized = rng.uniform(count) < 0.1
+    ids[:, 4:] = torch.where(resized[:, None], 64 + (16 * rng.uniform(count, 2)).round() * 8, ids[:, 4:])
     return ids
 
 
 def colour_words(rgba: np.ndarray) -> list[list[str]]:
-    """Colour names of each picture, from uint8 [N, H, W, 4]."""
+    """Return the colour names of each image, uint8 [N, H, W, 4]."""
     found = []
     for start in range(0, len(rgba), 256):
         part = torch.from_numpy(rgba[start : start + 256, ::4, ::4]).permute(0, 3, 1, 2).float() / 255
@@ -136,31 +136,31 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     shades = colour_words(rgba)
     latents = torch.load(work / "latents.pt", weights_only=True)
     if torch.device(device).type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # the fused attention's backward pass is slow on CPUs: 1.5 x in all
+        unet.set_attn_processor(AttnProcessor())  # SDPA's backward pass is slow on CPUs: 1.5 times the step
     usable = torch.tensor([i for i, word in enumerate(words) if not (word.held_out or word.is_flag)])
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
     modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
 
-    def batch(draw: Draw) -> tuple[Tensor, list[str]]:
-        chosen = usable[draw.integers(len(usable), BATCH)].tolist()
-        mirrored = [words[i].subgroup not in captions.ONE_WAY and draw.python.random() < 0.5 for i in chosen]
+    def batch(rng: StepRng) -> tuple[Tensor, list[str]]:
+        chosen = usable[rng.integers(len(usable), BATCH)].tolist()
+        mirrored = [words[i].subgroup not in captions.ONE_WAY and rng.python.random() < 0.5 for i in chosen]
         x = torch.stack([latents["mirrored" if m else "plain"][i] for i, m in zip(chosen, mirrored, strict=True)])
-        return x, [captions.caption(words[i], shades[i], draw.python) for i in chosen]
+        return x, [captions.caption(words[i], shades[i], rng.python) for i in chosen]
 
-    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
-        x, texts = batch(draw)
-        t = draw.integers(len(alphas), BATCH)
+    def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
+        x, texts = batch(rng)
+        t = rng.integers(len(alphas), BATCH)
         a = alphas[t].view(-1, 1, 1, 1)
-        noise = draw.normal(x) + NOISE_OFFSET * draw.normal(x[:, :, :1, :1])
+        noise = rng.normal(x) + NOISE_OFFSET * rng.normal(x[:, :, :1, :1])
         noisy = (a.sqrt() * x + (1 - a).sqrt() * noise).to(device)
-        sizes = draw_size_condition(BATCH, draw).to(device)
-        shown = torch.tensor([bool(text) or draw.python.random() >= ZEROED for text in texts], device=device)
+        sizes = draw_time_ids(BATCH, rng).to(device)
+        shown = torch.tensor([bool(text) or rng.python.random() >= ZEROED for text in texts], device=device)
         with progress.autocast(device), sdpa_kernel(SDPBackend.MATH):
             states, pooled = encode(texts, encoders, tokens, device)
             states, pooled = states * shown[:, None, None], pooled * shown[:, None]
             condition = {"text_embeds": pooled, "time_ids": sizes}
-            guess = unet(noisy, t.to(device), states, added_cond_kwargs=condition).sample
-        error = (guess.float() - noise.to(device)).square().mean((1, 2, 3))
+            prediction = unet(noisy, t.to(device), states, added_cond_kwargs=condition).sample
+        error = (prediction.float() - noise.to(device)).square().mean((1, 2, 3))
         snr = (alphas / (1 - alphas))[t].to(device)
         return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean(), {"mse": error.mean().item()}
 
@@ -182,14 +182,14 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
 
 
 def adopt(work: Path, pack: Path) -> None:
-    """The first checkpoint of the U-Net and the text encoders from the written pack."""
+    """Write the first checkpoint of the UNet and the text encoders from the exported pack."""
     base = StableDiffusionXLPipeline.from_pretrained(pack / "base")
     parts = {name: getattr(base, name).state_dict() for name in ("unet", "text_encoder", "text_encoder_2")}
     progress.adopt("unet", parts, work)
 
 
 def assemble(work: Path, modules: dict[str, nn.Module]) -> StableDiffusionXLPipeline:
-    """The SDXL pipeline around the trained parts and the autoencoder; Euler steps on trailing timesteps."""
+    """Build the SDXL pipeline from the trained modules and the autoencoder, with Euler steps on trailing timesteps."""
     first, second = load_tokenizers(work)
     scheduler = EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing", prediction_type="epsilon")
     pipeline = StableDiffusionXLPipeline(
@@ -205,10 +205,10 @@ def assemble(work: Path, modules: dict[str, nn.Module]) -> StableDiffusionXLPipe
 
 
 def snapshot(work: Path) -> StableDiffusionXLPipeline:
-    """The pipeline with the averaged weights of the latest checkpoint, while training goes on."""
-    weights = progress.averaged("unet", work)
+    """Build the pipeline with the EMA weights of the latest checkpoint; training may still be running."""
+    weights = progress.ema_weights("unet", work)
     if weights is None:
-        raise SystemExit("there is no checkpoint of the U-Net yet: run the unet stage first")
+        raise SystemExit("the UNet has no checkpoint: run the unet stage first")
     first, second = build_text_encoders(load_tokenizers(work)[0])
     modules: dict[str, nn.Module] = {"unet": build_unet(), "text_encoder": first, "text_encoder_2": second}
     for name, module in modules.items():
@@ -218,7 +218,7 @@ def snapshot(work: Path) -> StableDiffusionXLPipeline:
 
 
 @torch.no_grad()
-def draw_pictures(
+def sample_images(
     pipeline: StableDiffusionXLPipeline,
     prompts: list[str],
     seeds: list[int],
@@ -226,7 +226,7 @@ def draw_pictures(
     steps: int = 20,
     guidance: float = 6.0,
 ) -> np.ndarray:
-    """One picture for each prompt and seed, uint8 [N, 128, 128, 3]; steps and guidance as the studio's samples have."""
+    """Sample an image per prompt and seed, uint8 [N, 128, 128, 3]; steps and guidance are the studio's defaults."""
     drawn = []
     for start in range(0, len(prompts), 16):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + 16]]
@@ -244,6 +244,6 @@ def draw_pictures(
 
 
 def sheet(pipeline: StableDiffusionXLPipeline, prompts: tuple[str, ...], seeds: int) -> Image.Image:
-    """A row a seed, a column a prompt."""
-    rows = [draw_pictures(pipeline, list(prompts), [seed] * len(prompts)) for seed in range(seeds)]
+    """Sample a sheet with one row per seed and one column per prompt."""
+    rows = [sample_images(pipeline, list(prompts), [seed] * len(prompts)) for seed in range(seeds)]
     return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows]))

@@ -11,23 +11,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from demo_pack import pictures, progress
-from demo_pack.progress import Draw, Length
+from demo_pack.progress import Length, StepRng
 
 BATCH = 12
 KL_WEIGHT = 1e-5  # small: latents keep the colours; 3e-4 loses reds and greens
 EDGE_WEIGHT = 0.5
-INKED = (
-    0.25  # share of the decoder's pictures that are black and white, so that it has crisp edges for such styles, too
-)
-DECODER_NOISE = 0.08  # at most, of the latents' deviation, while the decoder trains on alone
-LOW_WEIGHT = 1.0  # of the difference of 8 x 8 averages, where a lost colour shows most
-# Without help the model first settles on grey for a long time. So the first three latent channels begin as the averages
-# of red, green and blue, and are let go by the end of the first third.
+INKED = 0.25  # share of black and white images in the decoder's training, for crisp edges in such styles
+DECODER_NOISE = 0.08  # maximum, relative to the latents' deviation, while only the decoder trains
+LOW_WEIGHT = 1.0  # of the difference of 8 x 8 averages, which is most sensitive to lost colours
+# Without an anchor the model stays grey for a long time. So the first three latent channels are pulled towards the
+# averages of red, green and blue, with a weight that falls to 0 within ANCHOR_STEPS.
 ANCHOR_WEIGHT, ANCHOR_SCALE, ANCHOR_STEPS = 0.2, 3.0, 1000
 
 
 def build() -> AutoencoderKL:
-    """1.6 M weights; most of the time goes into the full-resolution level, so that one is narrow."""
+    """Build the model, 1.6 M weights; the full-resolution level is narrow, as it takes most of the time."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -42,49 +40,49 @@ def build() -> AutoencoderKL:
 
 
 def to_signal(rgb: NDArray[np.uint8] | Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in -1..1."""
+    """Convert uint8 [B, H, W, 3] to float [B, 3, H, W] in -1..1."""
     return torch.as_tensor(rgb).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of each picture pair in -1..1, [B, 3, H, W] -> [B]."""
+    """Return the peak signal-to-noise ratio in dB of each image pair in -1..1, [B, 3, H, W] -> [B]."""
     error = ((a.clamp(-1, 1) - b.clamp(-1, 1)) / 2).square().mean((1, 2, 3))
     return -10 * error.clamp_min(1e-10).log10()
 
 
 def _edges(x: Tensor) -> Tensor:
-    """Sobel gradients of each channel, [B, 3, H, W] -> [B, 6, H-2, W-2]."""
+    """Return the Sobel gradients of each channel, [B, 3, H, W] -> [B, 6, H-2, W-2]."""
     kernel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], device=x.device) / 4
     both = torch.stack([kernel, kernel.T])[:, None].repeat(3, 1, 1, 1)
     return functional.conv2d(x, both, groups=3)
 
 
-def _augment(x: Tensor, draw: Draw) -> Tensor:
-    """Half mirrored, half with their colour channels permuted (so that no colour is rare), [B, 3, H, W]."""
+def _augment(x: Tensor, rng: StepRng) -> Tensor:
+    """Mirror half of the images and permute the colour channels of half (so that no colour is rare), [B, 3, H, W]."""
     count = len(x)
-    order = draw.uniform(count, 3).argsort(1)
-    order[draw.uniform(count) < 0.5] = torch.arange(3)
+    order = rng.uniform(count, 3).argsort(1)
+    order[rng.uniform(count) < 0.5] = torch.arange(3)
     x = x.gather(1, order[:, :, None, None].expand_as(x))
-    return torch.where((draw.uniform(count) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
+    return torch.where((rng.uniform(count) < 0.5).view(-1, 1, 1, 1), x.flip(3), x)
 
 
-def _ink(x: Tensor, draw: Draw) -> Tensor:
-    """A share of the pictures in black and white, split by brightness at a level of its own, [B, 3, H, W]."""
+def _ink(x: Tensor, rng: StepRng) -> Tensor:
+    """Turn a share INKED of the images to black and white, each at a random brightness threshold, [B, 3, H, W]."""
     count = len(x)
-    level = (1.2 * draw.uniform(count) - 0.6).view(-1, 1, 1, 1)
-    chosen = (draw.uniform(count) < INKED).view(-1, 1, 1, 1)
+    level = (1.2 * rng.uniform(count) - 0.6).view(-1, 1, 1, 1)
+    chosen = (rng.uniform(count) < INKED).view(-1, 1, 1, 1)
     return torch.where(chosen, torch.where(x.mean(1, keepdim=True) < level, -1.0, 1.0), x)
 
 
 def _difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """How far pictures y are from x, both [B, 3, H, W], and the part that is seen in 8 x 8 averages."""
+    """Return the reconstruction loss of y against x, both [B, 3, H, W], and its part from 8 x 8 averages."""
     edge = (_edges(x) - _edges(y)).abs().mean()
     low = (functional.avg_pool2d(x, 8) - functional.avg_pool2d(y, 8)).abs().mean()
     return (x - y).abs().mean() + (x - y).square().mean() + EDGE_WEIGHT * edge + LOW_WEIGHT * low, low
 
 
 def _load_images(work: Path) -> tuple[Tensor, Tensor, Tensor]:
-    """All pictures of the training sets on white, those trained on (both uint8), and 128 held-out ones (-1..1)."""
+    """Load all images of the training sets on white, those to train on (both uint8), and 128 held-out ones (-1..1)."""
     words, rgba = pictures.load(work, pictures.TRAINING_SETS)
     held = np.array([word.held_out for word in words])
     images = torch.from_numpy(pictures.on_white(rgba))
@@ -93,7 +91,7 @@ def _load_images(work: Path) -> tuple[Tensor, Tensor, Tensor]:
 
 def _preview(name: str, model: AutoencoderKL, test: Tensor, work: Path, device: str) -> None:
     y = reconstruct(model, test, device)
-    progress.say(f"{name}: held out {psnr(test, y).mean():.2f} dB")
+    progress.log(f"{name}: held out {psnr(test, y).mean():.2f} dB")
     strip = torch.cat([torch.cat([*test[::8][:16]], 2), torch.cat([*y[::8][:16]], 2)], 1)
     pixels = strip.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(work / "vae.png")
@@ -105,18 +103,18 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     model = build().to(device)
     images, seen, test = _load_images(work)
 
-    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
-        x = to_signal(seen[draw.integers(len(seen), BATCH)])
-        x = _augment(x, draw).contiguous().to(device)
+    def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
+        x = to_signal(seen[rng.integers(len(seen), BATCH)])
+        x = _augment(x, rng).contiguous().to(device)
         with progress.autocast(device):
             latent = model.encode(x).latent_dist
-            y = model.decode(latent.mean + latent.std * draw.normal(latent.mean)).sample
+            y = model.decode(latent.mean + latent.std * rng.normal(latent.mean)).sample
         y, mean, logvar = y.float(), latent.mean.float(), latent.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
         difference, low = _difference(x, y)
         anchor = (mean[:, :3] - ANCHOR_SCALE * functional.avg_pool2d(x, 8)).square().mean()
-        held_on = ANCHOR_WEIGHT * max(0.0, 1 - draw.step / ANCHOR_STEPS)
-        loss = difference + held_on * anchor + KL_WEIGHT * kl
+        anchor_weight = ANCHOR_WEIGHT * max(0.0, 1 - rng.step / ANCHOR_STEPS)
+        loss = difference + anchor_weight * anchor + KL_WEIGHT * kl
         return loss, {"psnr": psnr(x, y.detach()).mean().item(), "low": low.item(), "kl": kl.item()}
 
     progress.train(
@@ -136,17 +134,17 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
 
 
 def adopt(work: Path, pack: Path) -> None:
-    """WORK/vae, WORK/latents.pt and the decoder's first checkpoint from the written pack."""
+    """Write WORK/vae, WORK/latents.pt and the decoder's first checkpoint from the exported pack."""
     model = AutoencoderKL.from_pretrained(pack / "base" / "vae", torch_dtype=torch.float32)
     progress.adopt("decoder", {"vae": model.state_dict()}, work)
     _write_latents(model, _load_images(work)[0], work, "cpu", model.config.scaling_factor)
 
 
 def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train the decoder on while the encoder stays as in WORK/vae, then write WORK/decoder.
+    """Continue training the decoder with the frozen encoder of WORK/vae, then write WORK/decoder.
 
-    The latents stay what they are, so the U-Net can train at the same time. A little noise on them makes the decoder
-    kind to latents that are drawn rather than encoded.
+    Latents do not change, so the UNet can be trained at the same time. A little noise on them makes the decoder robust
+    to sampled latents.
     """
     torch.manual_seed(seed)
     model = AutoencoderKL.from_pretrained(work / "vae").to(device)
@@ -155,13 +153,13 @@ def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None
     _, seen, test = _load_images(work)
     spread = 1 / model.config.scaling_factor
 
-    def loss_of(draw: Draw) -> tuple[Tensor, dict[str, float]]:
-        x = to_signal(seen[draw.integers(len(seen), BATCH)])
-        x = _ink(_augment(x, draw), draw).contiguous().to(device)
+    def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
+        x = to_signal(seen[rng.integers(len(seen), BATCH)])
+        x = _ink(_augment(x, rng), rng).contiguous().to(device)
         with progress.autocast(device):
             with torch.no_grad():
                 mean = model.encode(x).latent_dist.mean.float()
-            noise = DECODER_NOISE * spread * draw.uniform(BATCH, 1, 1, 1).to(device) * draw.normal(mean)
+            noise = DECODER_NOISE * spread * rng.uniform(BATCH, 1, 1, 1).to(device) * rng.normal(mean)
             y = model.decode(mean + noise).sample.float()
         difference, low = _difference(x, y)
         return difference, {"psnr": psnr(x, y.detach()).mean().item(), "low": low.item()}
@@ -183,11 +181,11 @@ def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None
 
 
 def finished(work: Path, device: str = "cpu") -> AutoencoderKL:
-    """The autoencoder with the longest-trained decoder there is: WORK/decoder, its checkpoint, or WORK/vae."""
+    """Load the autoencoder with the latest decoder: from WORK/decoder, its checkpoint, or WORK/vae."""
     if progress.finished("decoder", work):
         return AutoencoderKL.from_pretrained(work / "decoder").to(device)
     model = AutoencoderKL.from_pretrained(work / "vae")
-    weights = progress.averaged("decoder", work)
+    weights = progress.ema_weights("decoder", work)
     if weights is not None:
         model.load_state_dict(weights["vae"])
     return model.to(device)
@@ -195,16 +193,16 @@ def finished(work: Path, device: str = "cpu") -> AutoencoderKL:
 
 @torch.no_grad()
 def reconstruct(model: AutoencoderKL, x: Tensor, device: str) -> Tensor:
-    """Decoded posterior means of pictures in -1..1, [B, 3, H, W] on the CPU, in float32."""
+    """Decode the posterior means of images in -1..1, [B, 3, H, W] on the CPU, in float32."""
     parts = [model.decode(model.encode(part.to(device)).latent_dist.mean).sample.cpu() for part in x.split(32)]
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str, scale: float | None = None) -> None:
-    """WORK/vae, and WORK/latents.pt: scaled posterior means of the training sets' pictures and their mirror images.
+    """Write WORK/vae, and WORK/latents.pt: scaled posterior means of the training images and of their mirror images.
 
-    Without `scale` the scaling factor becomes the one that gives the latents a deviation of 1.
+    Without `scale`, the scaling factor is set so that latents have a standard deviation of 1.
     """
 
     def encode(flipped: bool) -> Tensor:
@@ -220,4 +218,4 @@ def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str
         model.register_to_config(scaling_factor=scale)
     model.save_pretrained(work / "vae")
     progress.save_atomic({"plain": plain * scale, "mirrored": mirrored * scale}, work / "latents.pt")
-    progress.say(f"vae: {len(plain)} latents, scaling factor {scale:.4f}")
+    progress.log(f"vae: {len(plain)} latents, scaling factor {scale:.4f}")

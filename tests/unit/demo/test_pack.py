@@ -1,14 +1,10 @@
-"""The embedded pack is there, small, and does what a real base and tagger do."""
+"""The embedded pack is complete and small, and its models work like a real base and tagger."""
 
 from __future__ import annotations
-
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.tagging.catalogue import find_tagger
@@ -16,35 +12,25 @@ from lora_studio.demo import PACK, base_path, tagger_path
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
+from tests.support.pack_sheets import SIDE, Words, load_sheet
 from tests.support.tiny_taggers import descriptions
 
-SHEETS = Path(__file__).parents[2] / "data" / "pack"
-SIDE = 128  # px, of a picture in a sheet
 LIMIT_MIB = 30
 COLOURS = {"black", "white", "grey", "red", "orange", "brown", "yellow", "green", "blue", "purple", "pink"}
 
 
-def sheet(name: str) -> tuple[list[Image.Image], list[dict]]:
-    """Pictures that nothing in the pack was trained on, with their words."""
-    with Image.open(SHEETS / f"{name}.webp") as image:
-        whole = image.convert("RGB")
-    boxes = [(x, y) for y in range(0, whole.height, SIDE) for x in range(0, whole.width, SIDE)]
-    words = json.loads((SHEETS / f"{name}.json").read_text("utf-8"))
-    return [whole.crop((x, y, x + SIDE, y + SIDE)) for x, y in boxes], words
-
-
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures of bytes."""
+    """Return the peak signal-to-noise ratio in dB of two 8-bit images."""
     return float(10 * np.log10(255**2 / np.square(one.astype(float) - other.astype(float)).mean()))
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> SamplingPipeline:
-    """The embedded base, loaded as any base is."""
+    """The embedded base, loaded like any base."""
     return load_sampling_pipeline("embedded", home=Home(tmp_path_factory.mktemp("home")), precision=Precision.FP32)
 
 
-def test_it_is_small_and_holds_no_pickle() -> None:
+def test_pack_is_small_and_has_no_pickles() -> None:
     parts = [base_path(), tagger_path()]
     files = [file for part in parts for file in part.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= LIMIT_MIB * 2**20
@@ -52,18 +38,18 @@ def test_it_is_small_and_holds_no_pickle() -> None:
     assert all(part.parent == PACK for part in parts)
 
 
-@pytest.mark.parametrize(("name", "least"), [("held-out", 23.5), ("flat", 22.0)])
-def test_the_autoencoder_gives_pictures_back(pipeline: SamplingPipeline, name: str, least: float) -> None:
-    pictures = [np.asarray(picture) for picture in sheet(name)[0][::4]]
+@pytest.mark.parametrize(("name", "minimum"), [("held-out", 23.5), ("flat", 22.0)])
+def test_autoencoder_reaches_its_psnr(pipeline: SamplingPipeline, name: str, minimum: float) -> None:
+    pictures = [np.asarray(picture) for picture in load_sheet(name)[0][::4]]
     x = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         y = pipeline.base.vae.decode(pipeline.base.vae.encode(x).latent_dist.mean).sample
     back = ((y.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).numpy()
-    assert np.mean([psnr(one, other) for one, other in zip(pictures, back, strict=True)]) > least
+    assert np.mean([psnr(one, other) for one, other in zip(pictures, back, strict=True)]) > minimum
 
 
-def test_the_base_draws_what_it_is_asked_for(pipeline: SamplingPipeline) -> None:
-    """A red apple is red, a face is yellow, and both stand on white; a word that it does not know changes little."""
+def test_base_draws_the_named_emoji_on_white(pipeline: SamplingPipeline) -> None:
+    """A red apple is red, a face is yellow, both on white; an unknown word changes little."""
 
     def draw(prompt: str) -> np.ndarray:
         negative = pipeline.encode_negative("", clip_skip=2)
@@ -86,26 +72,26 @@ def test_the_base_draws_what_it_is_asked_for(pipeline: SamplingPipeline) -> None
         assert picture[:6].mean() > 225
 
 
-def test_the_tagger_names_what_it_sees(home: Home) -> None:
-    """On pictures of a set that it never saw, its tags beyond colours are right far more often than by chance."""
+def test_tagger_is_right_more_often_than_by_chance(home: Home) -> None:
+    """Tags except colours, on images of a set that it was not trained on."""
     tagger = find_tagger("demo", home=home).load()
-    pictures, words = sheet("flat")
-    said = [set(split_tags(description.caption)) - COLOURS for description in descriptions(tagger, pictures)]
+    pictures, words = load_sheet("flat")
+    predicted = [set(split_tags(description.caption)) - COLOURS for description in descriptions(tagger, pictures)]
     true = [{*word["tags"], word["subgroup"]} for word in words]
-    right = sum(len(tags & own) for tags, own in zip(said, true, strict=True))
-    by_chance = sum(len(tags & own) for tags, own in zip(said, true[7:] + true[:7], strict=True))
-    assert right > 0.3 * sum(map(len, said)) > 0
+    right = sum(len(tags & own) for tags, own in zip(predicted, true, strict=True))
+    by_chance = sum(len(tags & own) for tags, own in zip(predicted, true[7:] + true[:7], strict=True))
+    assert right > 0.3 * sum(map(len, predicted)) > 0
     assert right > 3 * by_chance
 
 
-def test_the_captioner_says_what_it_sees(home: Home) -> None:
-    """On pictures of a set that it never saw: group or name, in words, far more often right than by chance."""
+def test_captioner_is_right_more_often_than_by_chance(home: Home) -> None:
+    """Subgroup or label, on images of a set that it was not trained on."""
     captioner = find_tagger("demo-captioner", home=home).load()
-    pictures, words = sheet("flat")
-    said = [" ".join(description.caption.split()) for description in descriptions(captioner, pictures)]
+    pictures, words = load_sheet("flat")
+    predicted = [" ".join(description.caption.split()) for description in descriptions(captioner, pictures)]
 
-    def right(own: list[dict]) -> int:
-        parts = [[part.strip() for part in line.split(",")] for line in said]
+    def right(own: Words) -> int:
+        parts = [[part.strip() for part in line.split(",")] for line in predicted]
         return sum(
             not {word["label"], word["subgroup"]}.isdisjoint(line) for line, word in zip(parts, own, strict=True)
         )
