@@ -47,7 +47,7 @@ def make_run(folder: Path, count: int) -> Run:
     job = make_job(folder / "base", folder / "images", resolution=SIDE, batch_size=BATCH, mixed_precision="bf16")
     run = start(job, folder / f"run {count}", Home(folder / "home"))
     run.collator.dataset = Dataset(many(run.dataset.items[0], count), [])
-    run.counts = run.dataset.count(job.recipe)
+    run.counts = run.dataset.step_count(job.recipe)
     run.collator.steps_per_epoch = run.counts.steps_per_epoch
     return run
 

@@ -18,7 +18,7 @@ from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import load_optimizer_state
-from lora_studio.training.reporting.lora_metadata import describe_lora
+from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.reporting.step_log import StepLog
 from lora_studio.training.resume_state import ResumeState, save_state
 from lora_studio.training.run import Run
@@ -59,7 +59,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 return False
             if run.ranks.broadcast_flag(should_stop()):
                 log.flush()
-                save(run)
+                save_resume_state(run)
                 return True
             log.start_clock()
             result = train_step_with_oom_retry(run, report)
@@ -71,10 +71,10 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             if _due_within_epoch(run):
                 _save_and_sample_within_epoch(run, report=report, should_stop=should_stop)
             if state_due:
-                save(run)
+                save_resume_state(run)
     except Exception:
         if not run.updating:
-            for rescue in (log.flush, lambda: save(run)):
+            for rescue in (log.flush, lambda: save_resume_state(run)):
                 with suppress(StudioError, OSError, RuntimeError):
                     rescue()
         raise
@@ -92,7 +92,7 @@ def finish_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -
     run.epoch_losses = []
     run.timestep_losses.clear()
     run.epochs_finished = epoch
-    save(run)
+    save_resume_state(run)
 
 
 def _report_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -186,7 +186,7 @@ def save_lora_file(run: Run, path: Path, epoch: int) -> None:
     Raises NonFiniteLossError if its weights are not finite.
     """
     _check_finite(run)
-    metadata = describe_lora(
+    metadata = build_lora_metadata(
         run.job,
         run.dataset,
         run.counts,
@@ -206,7 +206,7 @@ def save_lora_file(run: Run, path: Path, epoch: int) -> None:
     save_lora(path, tensors, metadata)
 
 
-def save(run: Run) -> None:
+def save_resume_state(run: Run) -> None:
     """Save the state after the last step, once. Raises NonFiniteLossError if its weights are not finite."""
     if not run.ranks.is_main or run.saved == (run.step, run.epochs_finished):
         return
@@ -236,7 +236,7 @@ def save(run: Run) -> None:
     run.saved, run.saved_at = (run.step, run.epochs_finished), time.monotonic()
 
 
-def restore(run: Run, state: ResumeState) -> None:
+def restore_run(run: Run, state: ResumeState) -> None:
     """Put a run where a saved state left it. Raises InputError if it is another recipe's or another world size's."""
     if (processes := state.values.get("processes", 1)) != run.ranks.world_size:
         raise InputError(

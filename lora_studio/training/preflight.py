@@ -122,7 +122,7 @@ def preflight(
     chosen = recipe.prediction_type
     return PreflightResult(
         dataset=dataset,
-        counts=dataset.count(recipe),
+        counts=dataset.step_count(recipe),
         source=source,
         base_config=base_config,
         prediction_type=base_config.prediction_type if chosen is PredictionType.AUTO else chosen.value,
@@ -183,12 +183,12 @@ def _dataset_errors(job: TrainJob, dataset: Dataset) -> list[str]:
             f"regularization: {job.regularization} contains no images. Add some to it or to a subfolder named like "
             "1_class, or leave it empty."
         )
-    if recipe.validation_split and not dataset.held_out:
+    if recipe.validation_split and not dataset.validation_items:
         found.append(
             f"validation_split is {recipe.validation_split:g}, but {len(dataset.items)} images, duplicates counted "
             "once, are too few for a validation split. Set it to 0."
         )
-    if recipe.masked_loss is not MaskedLoss.OFF and not any(item.mask for item in dataset.samples):
+    if recipe.masked_loss is not MaskedLoss.OFF and not any(item.mask for item in dataset.epoch_items):
         where = (
             "no image has transparency"
             if recipe.masked_loss is MaskedLoss.ALPHA
@@ -259,15 +259,15 @@ def _disk_space_errors(
     A LoRA file has `weights` parameters of `width` bytes each.
     """
     recipe = job.recipe
-    pixels = sum(len(all_augmentations(item, recipe)) * _pixels(item) for item in dataset.samples)
-    pixels += sum(map(_pixels, dataset.held_out))
+    pixels = sum(len(all_augmentations(item, recipe)) * _pixels(item) for item in dataset.epoch_items)
+    pixels += sum(map(_pixels, dataset.validation_items))
     captions = len(captions_to_cache(job, dataset)) if not recipe.text_encoder_lr else 0
     cache = int(
         pixels * LATENT_BYTES_PER_PIXEL + captions * TEXT_BYTES_PER_CAPTION * recipe.max_token_length / CHUNK_TOKENS
     )
     files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
     if recipe.save_every_n_steps:
-        files += dataset.count(recipe).total_steps // recipe.save_every_n_steps
+        files += dataset.step_count(recipe).total_steps // recipe.save_every_n_steps
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
     run = weights * (width * files + STATE_BYTES_PER_WEIGHT)

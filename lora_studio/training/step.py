@@ -37,7 +37,7 @@ def train_step(run: Run) -> StepResult:
     not finite leaves the weights unchanged; with fp16 an infinite gradient first only lowers the loss scale.
     """
     with run.ranks.sync_errors():
-        inputs = run.prefetch.take(run.step, run.counts.total_steps, run.collator.collate_step)
+        inputs = run.prefetch.get(run.step, run.counts.total_steps, run.collator.collate_step)
         losses = _accumulate_gradients(run, inputs)
     run.ranks.all_reduce([losses, *run.weights.gradients])
     run.scaler.unscale_(run.optimizer)

@@ -29,7 +29,7 @@ from lora_studio.training.distributed import (
     init_rank_group,
     with_global_batch,
 )
-from lora_studio.training.loop import ATTEMPT_EVENTS, prompts_of_run, restore, save_lora_file, train_loop
+from lora_studio.training.loop import ATTEMPT_EVENTS, prompts_of_run, restore_run, save_lora_file, train_loop
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
@@ -37,7 +37,7 @@ from lora_studio.training.optim.schedules import make_lr_scheduler
 from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
-from lora_studio.training.reporting.run_records import CAPTIONS, DATASET, changes, write_run_records
+from lora_studio.training.reporting.run_records import CAPTIONS_FILE, DATASET_FILE, dataset_changes, write_run_records
 from lora_studio.training.reporting.startup import (
     PRECISIONS,
     PhaseReporter,
@@ -113,7 +113,7 @@ def train(
             _resume(run, report)
     if run.step == 0 and ranks.is_main:
         used = write_run_records(run.folder, run.collator)
-        report("captions", file=CAPTIONS, examples=[sample["caption"] for sample in used[:3]])
+        report("captions", file=CAPTIONS_FILE, examples=[sample["caption"] for sample in used[:3]])
     report_start(
         run.dataset,
         run.counts,
@@ -168,8 +168,8 @@ def prepare(
     latents.fill(
         ranks.shard(
             [
-                *(view for item in checked.dataset.samples for view in all_augmentations(item, recipe)),
-                *checked.dataset.held_out,
+                *(view for item in checked.dataset.epoch_items for view in all_augmentations(item, recipe)),
+                *checked.dataset.validation_items,
             ]
         )[1],
         base.vae,
@@ -266,7 +266,7 @@ def _resume(run: Run, report: Report) -> None:
     if state is not None:
         if state.values["dataset"] != run.dataset.fingerprint:
             _check_dataset(run, state.values.get("steps_per_epoch"), report)
-        restore(run, state)
+        restore_run(run, state)
     if run.ranks.is_main:
         _forget(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
@@ -277,13 +277,13 @@ def _resume(run: Run, report: Report) -> None:
 
 def _check_dataset(run: Run, steps_per_epoch: int | None, report: Report) -> None:
     """Tell what has changed in the dataset since the run began; raise InputError if an epoch has other steps now."""
-    what = changes(run.folder, run.dataset)
+    what = dataset_changes(run.folder, run.dataset)
     told = f"Images or captions have changed since the run began{f': {what}' if what else ''}."
     if steps_per_epoch not in (None, run.counts.steps_per_epoch):
         raise InputError(
             f"{told} An epoch has {run.counts.steps_per_epoch} steps now instead of {steps_per_epoch}: the run cannot "
             "go on where it was.",
-            f"Put the images back as they were ({DATASET} in the run's folder lists them), or start a new run.",
+            f"Put the images back as they were ({DATASET_FILE} in the run's folder lists them), or start a new run.",
             code="dataset_changed",
         )
     report("warning", code="dataset_changed", message=f"{told} The run goes on with them as they are now.")

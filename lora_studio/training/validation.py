@@ -35,7 +35,7 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
 
     `epoch` is the one that has ended, 0 before the first step.
     """
-    items = run.dataset.held_out
+    items = run.dataset.validation_items
     if not items:
         return
     report("phase", message="Measuring the held-out loss")

@@ -152,7 +152,7 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
     nothing: Any = None
     base: Any = SimpleNamespace(unet=unet, text_encoders=[])
     job: Any = SimpleNamespace(recipe=recipe)
-    prefetch: Any = SimpleNamespace(take=lambda step, total, make: inputs)
+    prefetch: Any = SimpleNamespace(get=lambda step, total, make: inputs)
     return Run(
         job=job,
         folder=Path(),
@@ -210,7 +210,7 @@ def measure(
     """Measure a case. Raises torch.OutOfMemoryError."""
     run = studio_run(spec, case)
     notes: list[str] = []
-    _, batch = run.prefetch.take(0, 1, partial(lambda step: None)).batches[0]
+    _, batch = run.prefetch.get(0, 1, partial(lambda step: None)).batches[0]
     if case.limit:
         notes.append(fit(run, case, batch))
     for _ in range(WARM_UP):

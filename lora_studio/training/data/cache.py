@@ -85,7 +85,7 @@ class LatentCache:
     def file(self, item: TrainItem) -> Path:
         """Where the latents of an image, cut and mirrored as the item says, are kept."""
         made = self.vae_hash, str(self.half or torch.float32)
-        more = ["mirrored"] * item.flipped + ["colours below transparency"] * _keeps_colours(item)
+        more = ["mirrored"] * item.flipped + ["colours below transparency"] * _has_alpha_mask(item)
         return _named(self.folder, "latents", VERSION, item.sha256, str(item.placement), *made, *more)
 
     def load(self, item: TrainItem) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ class LatentCache:
                     raise StopRequested
                 on_progress(done, len(missing))
                 if last is None or last[0] != item.path:
-                    last = item.path, decode(item.path, with_alpha=_keeps_colours(item)).image
+                    last = item.path, decode(item.path, with_alpha=_has_alpha_mask(item)).image
                     _check_unchanged(item.path, item.sha256)
                 self.store(item, *self._encode(vae, last[1], item))
         finally:
@@ -167,7 +167,7 @@ def _finite(*values: Tensor) -> bool:
     return all(bool(value.isfinite().all()) for value in values)
 
 
-def _keeps_colours(item: TrainItem) -> bool:
+def _has_alpha_mask(item: TrainItem) -> bool:
     """Whether the image keeps the colours below its transparency, since that is its mask, instead of white."""
     return item.mask is not None and item.mask.alpha
 
@@ -187,7 +187,7 @@ def _check_unchanged(path: Path, sha256: str) -> None:
     )
 
 
-def cut(image: Image.Image, item: TrainItem) -> Image.Image:
+def crop_image(image: Image.Image, item: TrainItem) -> Image.Image:
     """The part of an image or mask that the item shows: scaled, cut and mirrored."""
     placement = item.placement
     left, top = placement.crop
@@ -206,7 +206,7 @@ def encode_image(
 
     With `half` the convolutions are computed in it, the sums in fp32; what overflows there is not finite here.
     """
-    pixels = torch.from_numpy(np.array(cut(image, item))).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
+    pixels = torch.from_numpy(np.array(crop_image(image, item))).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
     with torch.autocast(vae.device.type, half, enabled=half is not None):
         posterior = vae.encode(pixels.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist
     return posterior.mean[0].float().cpu().contiguous(), posterior.logvar[0].float().cpu().contiguous()
@@ -214,7 +214,7 @@ def encode_image(
 
 def latent_mask(mask: Image.Image, item: TrainItem) -> Tensor:
     """A grey mask at the item's place, unmirrored: the mean of each latent's 8 x 8 pixels, [1, H/8, W/8] in 0..1."""
-    pixels = torch.from_numpy(np.array(cut(mask, replace(item, flipped=False)))).float()[None, None] / 255
+    pixels = torch.from_numpy(np.array(crop_image(mask, replace(item, flipped=False)))).float()[None, None] / 255
     return torch.nn.functional.avg_pool2d(pixels, VAE_FACTOR)[0].contiguous()
 
 

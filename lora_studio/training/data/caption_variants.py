@@ -41,8 +41,8 @@ def training_caption(item: TrainItem, job: TrainJob, step: int, sample: int, *, 
 def captions_to_cache(job: TrainJob, dataset: Dataset) -> list[str]:
     """Every caption that training and the held-out loss may ask for, each once."""
     recipe = job.recipe
-    found = [item.caption for item in dataset.held_out]
-    for item in dataset.samples:
+    found = [item.caption for item in dataset.validation_items]
+    for item in dataset.epoch_items:
         if has_caption_augmentation(recipe):
             found += [_variant(item, job, number) for number in range(recipe.caption_variants)]
         else:

@@ -76,17 +76,17 @@ class Dataset:
     unreadable: list[str]
     outside_sets: list[Path] = field(default_factory=list)
     regularization: list[TrainItem] = field(default_factory=list)
-    held_out: list[TrainItem] = field(default_factory=list)
+    validation_items: list[TrainItem] = field(default_factory=list)
 
     @property
-    def samples(self) -> list[TrainItem]:
+    def epoch_items(self) -> list[TrainItem]:
         """What an epoch shows, each as often as it is repeated: the training set, then the regularisation set."""
         return [*self.items, *self.regularization]
 
-    def count(self, recipe: Recipe) -> StepCount:
+    def step_count(self, recipe: Recipe) -> StepCount:
         """Steps of a run, as the plan counts them. Raises InputError if there are no images."""
         samples: Counter[Size] = Counter()
-        for item in self.samples:
+        for item in self.epoch_items:
             samples[item.placement.bucket] += item.repeats
         return count_steps(
             samples,
@@ -101,7 +101,7 @@ class Dataset:
         """A hash of all that decides about the order and content of samples; names of folders and files do not."""
         lines = [_described(item) for item in self.items]
         lines += [f"prior {_described(item)}" for item in self.regularization]
-        lines += [f"held out {_described(item)}" for item in self.held_out]
+        lines += [f"held out {_described(item)}" for item in self.validation_items]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -145,7 +145,7 @@ def read_dataset(
         unreadable,
         outside_sets=loose_images(folder),
         regularization=_balanced([item for item in items if item.prior], sum(item.repeats for item in trained)),
-        held_out=[item for item in own if item.path in kept_back],
+        validation_items=[item for item in own if item.path in kept_back],
     )
 
 
@@ -192,7 +192,7 @@ def epoch_steps(dataset: Dataset, recipe: Recipe, epoch: int) -> list[list[Batch
     epoch, by seed and epoch alone.
     """
     buckets: dict[Size, list[TrainItem]] = defaultdict(list)
-    for item in dataset.samples:
+    for item in dataset.epoch_items:
         buckets[item.placement.bucket] += [item] * item.repeats
     batches: list[Batch] = []
     for number, bucket in enumerate(sorted(buckets)):

@@ -25,7 +25,7 @@ class Prefetch(Generic[T]):
         self._pool: ThreadPoolExecutor | None = None
         self._coming: dict[int, Future[T]] = {}
 
-    def take(self, step: int, total: int, make: Callable[[int], T]) -> T:
+    def get(self, step: int, total: int, make: Callable[[int], T]) -> T:
         """What `make` gives for a step, and a start on the next ones of `total`. Raises what `make` raised for it."""
         if not self._depth:
             return make(step)

@@ -19,11 +19,11 @@ from lora_studio.settings.choices import GradientCheckpointing, LossType, Masked
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import optimizer_name
-from lora_studio.training.reporting.network_metadata import describe_network
+from lora_studio.training.reporting.network_metadata import build_network_metadata
 from lora_studio.versions import VERSION
 
 
-def describe_lora(
+def build_lora_metadata(
     job: TrainJob,
     dataset: Dataset,
     counts: StepCount,
@@ -71,7 +71,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_sd_model_name": base.files[0].name if single else base.name,
         "ss_sd_model_hash": window_hash(base.files[0])[:8] if single else None,
         "ss_new_sd_model_hash": base.hash,
-        **describe_network(recipe),
+        **build_network_metadata(recipe),
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,
         "ss_text_encoder_lr": recipe.text_encoder_lr,
@@ -111,7 +111,7 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
     tags: dict[str, Counter[str]] = defaultdict(Counter)
     folders: dict[str, dict[str, int]] = {}
     buckets: Counter[tuple[int, int]] = Counter()
-    for item in dataset.samples:
+    for item in dataset.epoch_items:
         buckets[item.placement.bucket] += item.repeats
     for item in dataset.items:
         tags[item.folder].update(tag.lower() for tag in split_tags(item.caption))

@@ -24,7 +24,7 @@ PRESETS = {
 }
 
 
-def describe_network(recipe: Recipe) -> dict[str, Any]:
+def build_network_metadata(recipe: Recipe) -> dict[str, Any]:
     """The `ss_network_*` entries. What sd-scripts' own module cannot do is LyCORIS', as its users would call it."""
     plain = recipe.network_type in (NetworkType.LORA, NetworkType.LOCON)
     own = plain and (recipe.trains_convolutions or recipe.train_layers is TrainLayers.ATTENTION_FF)

@@ -20,7 +20,7 @@ from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.training.data.collate import Collator
 from lora_studio.training.data.dataset import Dataset, TrainItem
 
-DATASET, CAPTIONS = "dataset.jsonl", "captions.jsonl"
+DATASET_FILE, CAPTIONS_FILE = "dataset.jsonl", "captions.jsonl"
 PRIOR = "prior"
 SAMPLES = 100
 
@@ -28,9 +28,9 @@ SAMPLES = 100
 def write_run_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
     """Write both files and return the content of the second."""
     dataset = collator.dataset
-    sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.held_out}
+    sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.validation_items}
     _write(
-        folder / DATASET,
+        folder / DATASET_FILE,
         (
             {
                 "set": name,
@@ -44,21 +44,21 @@ def write_run_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
         ),
     )
     samples = list(islice(_samples(collator), SAMPLES))
-    _write(folder / CAPTIONS, samples)
+    _write(folder / CAPTIONS_FILE, samples)
     return samples
 
 
-def changes(folder: Path, dataset: Dataset) -> str:
+def dataset_changes(folder: Path, dataset: Dataset) -> str:
     """How a dataset differs from what the run in `folder` began with, in words; empty if in nothing or not known.
 
     How many regularisation images are in use depends on the other images: only those without a file are gone.
     """
     try:
-        lines = (folder / DATASET).read_text("utf-8").splitlines()
+        lines = (folder / DATASET_FILE).read_text("utf-8").splitlines()
         before = {record["path"]: record for record in map(json.loads, lines)}
     except (OSError, ValueError, KeyError):
         return ""
-    now = {str(item.path): item for item in [*dataset.samples, *dataset.held_out]}
+    now = {str(item.path): item for item in [*dataset.epoch_items, *dataset.validation_items]}
     both = before.keys() & now.keys()
     found = {
         "gone": {

@@ -65,7 +65,7 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
             "not used for training. Move them into one of these folders.",
         )
     missing = [item for item in items if not item.has_caption]
-    counted = {"regularisation images": dataset.regularization, "images held out": dataset.held_out}
+    counted = {"regularisation images": dataset.regularization, "images held out": dataset.validation_items}
     more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
     report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
     if missing:
@@ -98,7 +98,7 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
 
 
 def _report_missing_masks(job: TrainJob, dataset: Dataset, report: Report) -> None:
-    samples = dataset.samples
+    samples = dataset.epoch_items
     without = [item for item in samples if item.mask is None]
     if job.recipe.masked_loss is not MaskedLoss.OFF and without:
         report(
@@ -112,7 +112,7 @@ def _report_missing_masks(job: TrainJob, dataset: Dataset, report: Report) -> No
 def report_truncated_captions(job: TrainJob, base: Base, dataset: Dataset, report: Report) -> None:
     """Say which captions are cut off."""
     limit = int(job.recipe.max_token_length)
-    cut = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.samples], limit)
+    cut = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.epoch_items], limit)
     if cut:
         report(
             "warning",

@@ -26,7 +26,7 @@ from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.job_specs import job_from_toml, job_to_toml
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import restore, save, save_lora_file
+from lora_studio.training.loop import restore_run, save_lora_file
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
 from lora_studio.training.warm_start import load_network_weights, network_weights_errors
@@ -341,14 +341,14 @@ def test_a_run_with_dropout_goes_on_bit_for_bit(network: str, shared: Path, tmp_
         assert train_step(first).read() is not None
         first.step = step
         if step == 2:
-            save(first)
+            save_resume_state(first)
     ends.append({name: weight.clone() for name, weight in first.adapters.state().items()})
     second = start(job, tmp_path / "run", Home(shared / "home"))
     assert same(second.adapters.state(), begin)
     torch.rand(17)  # what else draws in the process has no part in it
     state = load_state(tmp_path / "run" / "checkpoints" / "state", on_damage=pytest.fail)
     assert state is not None
-    restore(second, state)
+    restore_run(second, state)
     for step in range(3, 5):
         train_step(second)
         second.step = step

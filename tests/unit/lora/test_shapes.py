@@ -24,7 +24,7 @@ from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture, estimate_v
 from lora_studio.settings.block_dims import BLOCKS
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.reporting.network_metadata import describe_network
+from lora_studio.training.reporting.network_metadata import build_network_metadata
 from tests.support.tiny_sdxl import make_pipeline
 
 
@@ -192,5 +192,5 @@ def test_weights_of_all_types_on_sdxl() -> None:
 def test_metadata_names_the_network_as_sd_scripts_would(
     values: dict[str, Any], module: str, arguments: dict[str, str]
 ) -> None:
-    found = describe_network(Recipe.parse(values))
+    found = build_network_metadata(Recipe.parse(values))
     assert (found["ss_network_module"], found["ss_network_args"]) == (module, arguments)

@@ -26,7 +26,7 @@ from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import save_lora_file
-from lora_studio.training.reporting.lora_metadata import describe_lora
+from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
 from tests.support.kohya_lora import sgm_name
@@ -216,7 +216,7 @@ def test_metadata_names_objective_and_optimizer_as_they_were(run: Run) -> None:
         "max_timestep": 800,
     }
     job = run.job.model_copy(update={"recipe": Recipe.parse(recipe)})
-    found = describe_lora(job, run.dataset, run.counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
+    found = build_lora_metadata(job, run.dataset, run.counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
     expected = {
         "ss_optimizer": "prodigyopt.prodigy.Prodigy(weight_decay=0.01,decouple=True,use_bias_correction=True,"
         "safeguard_warmup=True,d_coef=2,betas=(0.9, 0.99))",

@@ -20,7 +20,7 @@ from lora_studio.training import step as step_module
 from lora_studio.training import train as training
 from lora_studio.training.data.cache import TextCache
 from lora_studio.training.data.prefetch import PREFETCH_DEPTH
-from lora_studio.training.loop import restore, save, save_lora_file
+from lora_studio.training.loop import restore_run, save_lora_file, save_resume_state
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.run import Run
@@ -313,7 +313,7 @@ def test_weights_that_are_not_numbers_are_never_written(run: Run, tmp_path: Path
     with pytest.raises(NonFiniteLossError, match="No checkpoint had been made yet"):
         save_lora_file(run, tmp_path / "x.safetensors", 1)
     with pytest.raises(NonFiniteLossError):
-        save(run)
+        save_resume_state(run)
     assert not list(tmp_path.rglob("*"))
 
 
@@ -321,7 +321,7 @@ def test_a_state_of_another_recipe_is_refused(run: Run, whole: Path) -> None:
     state = load_state(whole / "checkpoints" / "state", on_damage=print)
     assert state is not None
     with pytest.raises(InputError, match="does not fit the recipe") as caught:
-        restore(run, state)
+        restore_run(run, state)
     assert caught.value.code == "resume_mismatch"
 
 

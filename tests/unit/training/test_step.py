@@ -17,7 +17,7 @@ from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.training import step as step_module
 from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.distributed import RankGroup
-from lora_studio.training.loop import restore, save
+from lora_studio.training.loop import restore_run, save_resume_state
 from lora_studio.training.resume_state import ResumeState, load_state
 from lora_studio.training.run import Run
 from lora_studio.training.speed import cuda_graph_policy
@@ -70,7 +70,7 @@ def accumulating(shared: Path) -> Accumulating:
 
 
 def saved_state(run: Run) -> ResumeState:
-    save(run)
+    save_resume_state(run)
     state = load_state(run.folder / "checkpoints" / "state", on_damage=lambda message: None)
     assert state is not None
     return state
@@ -106,14 +106,14 @@ def test_graphs_change_no_bit_over_two_shapes_and_a_resume(
     accumulating: Accumulating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, before, losses, weights = accumulating
-    restore(run, before)
+    restore_run(run, before)
     capturers = FakeCapturer(), FakeCapturer()
     enable_graphs(run, capturers[0], monkeypatch)
     assert take_steps(run, 8) == losses[:8]
     assert len(capturers[0].held) == 2
     middle = saved_state(run)
     take_steps(run, 1)
-    restore(run, middle)
+    restore_run(run, middle)
     events = enable_graphs(run, capturers[1], monkeypatch)
     assert take_steps(run, 6) == losses[8:]
     assert same(run.adapters.state(), weights)
@@ -126,7 +126,7 @@ def test_a_step_whose_graph_fails_is_retried_without_graphs(
     accumulating: Accumulating, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     run, before, losses, weights = accumulating
-    restore(run, before)
+    restore_run(run, before)
     capturer = FakeCapturer()
     events = enable_graphs(run, capturer, monkeypatch)
     replay, count = BatchGraph.replay, 0
@@ -156,7 +156,7 @@ def test_graphs_change_no_bit_in_bf16_with_text_encoders_and_checkpointing(
     run = begin(shared, mixed_precision="bf16", text_encoder_lr=1e-3, gradient_checkpointing="on", **both_shapes)
     before = saved_state(run)
     losses, weights = take_steps(run, 3), run.adapters.state()
-    restore(run, before)
+    restore_run(run, before)
     capturer = FakeCapturer()
     enable_graphs(run, capturer, monkeypatch)
     assert take_steps(run, 3) == losses
@@ -214,7 +214,7 @@ def test_on_a_gpu_graphs_give_nearly_the_same_losses(
     run = begin(shared, mixed_precision=precision, gradient_accumulation_steps=2)
     before = saved_state(run)
     losses = take_steps(run, 14)
-    restore(run, before)
+    restore_run(run, before)
     events: Events = []
     monkeypatch.setattr(cuda_graph_policy, "is_worthwhile", lambda *estimate: True)
     run.cuda_graphs = cuda_graphs_for(run, into(events))

@@ -19,7 +19,7 @@ from lora_studio.training.data.augment import image_seed
 from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.training.data.rng import generator
 from lora_studio.training.objective import draw_noise, draw_timestep
-from lora_studio.training.reporting.lora_metadata import describe_lora
+from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.run import Run
 from lora_studio.training.validation import TIMESTEP_FRACTIONS, validate
 from lora_studio.workspace.project import Home
@@ -182,7 +182,7 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
         validate(run, 1, report=lambda event, /, **values: events.append((event, values)), should_stop=lambda: False)
     assert torch.equal(torch.get_rng_state(), state)
     expected = []
-    for item in run.dataset.held_out:
+    for item in run.dataset.validation_items:
         for number, t in enumerate((125, 375, 625, 875)):
             shape = (4, item.placement.bucket[1] // 8, item.placement.bucket[0] // 8)
             noise = torch.randn(shape, generator=generator(42, "held-out noise", image_seed(item), number))
@@ -205,7 +205,7 @@ def test_a_stop_ends_the_measuring(run: Run) -> None:
 def test_samples_count_by_their_mask_and_set(run: Run) -> None:
     """For an answer of zeros: squared noise where the mask is white, times the weights of the set and the timestep."""
     run.step = 7
-    masked = next(item for item in run.dataset.samples if item.mask is not None)
+    masked = next(item for item in run.dataset.epoch_items if item.mask is not None)
     prior = next(item for item in run.dataset.regularization if item.placement.bucket == (64, 64))
     losses = losses_of(run, [masked, prior], 3)
     for loss, item, sample in zip(losses, (masked, prior), (3, 4), strict=True):
@@ -255,7 +255,7 @@ def test_an_edited_image_is_told_when_a_run_resumes(shared: Path, tmp_path: Path
 
 
 def test_the_metadata_tell_what_was_done(prepared: Run) -> None:
-    found = describe_lora(
+    found = build_lora_metadata(
         prepared.job, prepared.dataset, prepared.counts, prepared.base, precision="fp32", started=1.0, epoch=1, step=1
     )
     assert {name: found[name] for name in found if name in TOLD} == TOLD

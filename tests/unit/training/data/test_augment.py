@@ -13,7 +13,7 @@ from PIL import Image
 
 from lora_studio.dataset.buckets import place
 from lora_studio.training.data.augment import CROP_COUNT, all_augmentations, augment
-from lora_studio.training.data.cache import cut
+from lora_studio.training.data.cache import crop_image
 from lora_studio.training.data.dataset import TrainItem
 from tests.support.training_runs import recipe_of
 
@@ -53,7 +53,7 @@ def test_what_is_cut_begins_where_it_is_told(width: int, height: int, sample: in
     view = augment(item_of(width, height, buckets=False), recipe, 3, sample)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     pixels = np.stack([x, y, 0 * x], axis=-1)
-    shown = np.array(cut(Image.fromarray((pixels * 255).astype(np.uint8)), view))
+    shown = np.array(crop_image(Image.fromarray((pixels * 255).astype(np.uint8)), view))
     _, _, top, left, target_height, target_width = view.time_ids
     assert shown.shape == (target_height, target_width, 3)
     middle_y, middle_x = target_height // 2, target_width // 2

@@ -127,7 +127,7 @@ def test_the_trainer_takes_as_many_steps_as_were_planned(tmp_path: Path, changes
     make_images(tmp_path / "data" / "1_rest", SIZES)
     recipe = recipe_of(**changes)
     dataset = read_dataset(tmp_path / "data", recipe)
-    counts = dataset.count(recipe)
+    counts = dataset.step_count(recipe)
     planned = plan(tmp_path / "data", base="embedded", overrides=RECIPE | {"repeats": None} | changes).steps
     assert counts == planned
     steps = epoch_steps(dataset, recipe, 1)
@@ -333,7 +333,7 @@ def test_a_regularisation_set_is_balanced_and_has_no_trigger_word(tmp_path: Path
     assert all(item.prior for item in dataset.regularization)
     assert not any(item.prior for item in dataset.items)
     seen = Counter(item.path for step in epoch_steps(dataset, recipe_of(), 0) for batch in step for item in batch)
-    assert seen == {item.path: item.repeats for item in dataset.samples}
+    assert seen == {item.path: item.repeats for item in dataset.epoch_items}
     assert sum(seen.values()) == 12
 
 
@@ -350,9 +350,9 @@ def test_the_plan_counts_regularisation_and_held_out_images(tmp_path: Path, chan
         overrides=RECIPE | {"repeats": None} | given,
         regularization=tmp_path / "prior",
     )
-    assert dataset.count(recipe_of(**given)) == planned.steps
-    assert len(dataset.held_out) == (3 if given["validation_split"] else 0)
-    assert not {item.path for item in dataset.held_out} & {item.path for item in dataset.samples}
+    assert dataset.step_count(recipe_of(**given)) == planned.steps
+    assert len(dataset.validation_items) == (3 if given["validation_split"] else 0)
+    assert not {item.path for item in dataset.validation_items} & {item.path for item in dataset.epoch_items}
     assert sum(item.repeats for item in dataset.regularization) == sum(item.repeats for item in dataset.items)
 
 
@@ -373,5 +373,5 @@ def test_copies_that_a_scan_found_are_held_out_together(tmp_path: Path) -> None:
     for folder in (project.dataset_dir, project.dataset_dir / "1_a"):
         for seed in range(6):
             dataset = read_dataset(folder, recipe_of(validation_split=0.25, seed=seed))
-            both = {item.path for item in dataset.held_out} & copies
+            both = {item.path for item in dataset.validation_items} & copies
             assert both in (set(), copies)

@@ -31,7 +31,7 @@ def test_the_next_steps_are_made_while_this_one_works(prefetch: Prefetch[int]) -
         return 10 * step
 
     for step in range(5):
-        assert prefetch.take(step, 5, make) == 10 * step
+        assert prefetch.get(step, 5, make) == 10 * step
         assert all(event.wait(30) for event in done[step : min(step + 3, 5)])
         assert made == list(range(min(step + 3, 5)))
 
@@ -42,16 +42,16 @@ def test_an_error_is_raised_in_the_step_that_it_belongs_to(prefetch: Prefetch[in
             raise JobError("gone", "Resume.", code="cache_gone")
         return step
 
-    assert [prefetch.take(step, 9, make) for step in (0, 1)] == [0, 1]
+    assert [prefetch.get(step, 9, make) for step in (0, 1)] == [0, 1]
     with pytest.raises(JobError, match="gone"):
-        prefetch.take(2, 9, make)
-    assert prefetch.take(3, 9, make) == 3
+        prefetch.get(2, 9, make)
+    assert prefetch.get(3, 9, make) == 3
 
 
 def test_it_follows_a_run_that_jumps_and_one_that_begins_anew(prefetch: Prefetch[int]) -> None:
-    assert [prefetch.take(step, 9, lambda number: number) for step in (0, 5, 1, 20, 21)] == [0, 5, 1, 20, 21]
+    assert [prefetch.get(step, 9, lambda number: number) for step in (0, 5, 1, 20, 21)] == [0, 5, 1, 20, 21]
     prefetch.close()
-    assert prefetch.take(3, 9, lambda number: -number) == -3
+    assert prefetch.get(3, 9, lambda number: -number) == -3
 
 
 def test_closing_does_not_wait_for_what_has_not_begun(prefetch: Prefetch[int]) -> None:
@@ -65,7 +65,7 @@ def test_closing_does_not_wait_for_what_has_not_begun(prefetch: Prefetch[int]) -
             go_on.wait(30)
         return step
 
-    prefetch.take(0, 9, make)
+    prefetch.get(0, 9, make)
     assert begun.wait(30)
     threading.Timer(0.05, go_on.set).start()
     prefetch.close()
@@ -74,5 +74,5 @@ def test_closing_does_not_wait_for_what_has_not_begun(prefetch: Prefetch[int]) -
 
 def test_without_depth_a_step_is_made_when_it_is_asked_for() -> None:
     made: list[threading.Thread] = []
-    Prefetch[None]().take(0, 9, lambda step: made.append(threading.current_thread()))
+    Prefetch[None]().get(0, 9, lambda step: made.append(threading.current_thread()))
     assert made == [threading.main_thread()]
