@@ -146,7 +146,7 @@ def main() -> None:
         make_images(project.images_dir, given.images)
         if given.scan:
             interface = Interface(home)
-            interface.open(project.name)
+            interface.open_project(project.name)
             began = time.process_time()
             interface.call(DatasetTab.start_scan)
             wait_for_scan()
@@ -161,7 +161,7 @@ def measure(home: Home, project: Project) -> None:
     with gc_frozen():  # as app.py does
         interface = Interface(home)
     began = time.process_time()
-    interface.open(project.name)
+    interface.open_project(project.name)
     print(f"choose the project for the first time: {1000 * (time.process_time() - began):.0f} ms")
     print(f"{'click':22}{'first':>9}{'later, max':>16}   ms of CPU time")
     for click, seconds in clicks(interface, project).items():

@@ -1,4 +1,4 @@
-"""Serving the interface: every parameter of gradio's launch that an environment variable could change is given."""
+"""Serving the interface. Every launch parameter that gradio would read from an environment variable is set."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lora_studio.ui.theme import CSS_FILE, studio_theme
 from lora_studio.workspace.project import Home
 
 MAX_UPLOAD = "4gb"
-HANDLERS_AT_ONCE = 8
+MAX_PARALLEL_HANDLERS = 8
 
 
 @dataclass(frozen=True)
 class Served:
-    """A running server: the interface and where it answers."""
+    """A running server and its URLs."""
 
     blocks: gr.Blocks
     mode: Mode
@@ -28,11 +28,11 @@ class Served:
     share_url: str | None
 
     def wait(self) -> None:
-        """Serve until the process is interrupted."""
+        """Block until the process is interrupted."""
         self.blocks.block_thread()
 
     def close(self) -> None:
-        """Stop serving; jobs at work go on in their own processes."""
+        """Stop the server; active jobs continue in their own processes."""
         self.blocks.close(verbose=False)
 
 
@@ -45,9 +45,10 @@ def serve(
     port: int | None = None,
     demo: bool = False,
 ) -> Served:
-    """Serve the studio over `home` and return at once.
+    """Start serving the studio and return at once.
 
-    `auth` is USER:PASSWORD. Raises InputError for a home that the server would show, a bad `auth` or a taken port.
+    `auth` is USER:PASSWORD. Raises InputError for a home whose files gradio would serve, a malformed `auth`, or a port
+    that is in use.
     """
     home.check_private()
     account = _account(auth)
@@ -58,7 +59,7 @@ def serve(
     mode = mode_for(share=share, host=host)
     hosts = hosts_for(host)
     blocks = build_app(home, mode)
-    blocks.queue(api_open=False, default_concurrency_limit=HANDLERS_AT_ONCE)
+    blocks.queue(api_open=False, default_concurrency_limit=MAX_PARALLEL_HANDLERS)
     try:
         _, url, share_url = blocks.launch(
             server_name=host or ("0.0.0.0" if mode is Mode.SPACE else "127.0.0.1"),
@@ -84,12 +85,12 @@ def serve(
             inbrowser=False,
             quiet=True,
             prevent_thread_lock=True,
-            _frontend=False,  # else gradio asks itself for the page, and dies if a busy machine takes 3 s to answer
+            _frontend=False,  # else gradio requests its own page, and fails if a busy machine takes 3 s to respond
         )
     except OSError as error:
         raise InputError(
             f"The studio cannot serve on port {port or 'any from 7860 on'}: {error}.",
-            "Give another one with --port.",
+            "Choose another one with --port.",
             code="port",
         ) from error
     hosts.names.update(share_names([share_url]))
@@ -101,5 +102,5 @@ def _account(auth: str | None) -> tuple[str, str] | None:
         return None
     user, separator, password = auth.partition(":")
     if not (user and separator and password):
-        raise InputError("--auth needs a user and a password.", "Write --auth USER:PASSWORD.", code="auth")
+        raise InputError("--auth needs a user and a password.", "Use --auth USER:PASSWORD.", code="auth")
     return user, password

@@ -1,7 +1,7 @@
-"""Who may talk to the studio: the mode that it runs in, and a guard against requests from other web sites.
+"""Access to the studio: the mode that it runs in, and a guard against requests of other web sites.
 
-A page elsewhere on the web can make a visitor's browser send requests to a server on the visitor's own machine, and
-a name that an attacker controls can be pointed at it (DNS rebinding). The guard answers 403 to a Host that the studio
+A page of another web site can make a visitor's browser send requests to a server on the visitor's own machine, and an
+attacker can point a host name at that machine (DNS rebinding). The guard responds with 403 to a Host that the studio
 was not started for, and to an Origin that is not the studio's own.
 """
 
@@ -24,7 +24,7 @@ ALL_INTERFACES = frozenset({"0.0.0.0", "::", ""})
 
 
 class Mode(StrEnum):
-    """Where the studio runs, as the header shows it."""
+    """How the studio can be reached, as shown in the header."""
 
     LOCAL = "Local"
     SHARED = "Shared"
@@ -32,29 +32,29 @@ class Mode(StrEnum):
 
     @property
     def reason(self) -> str:
-        """What the mode means, in words."""
+        """An explanation of the mode."""
         return {
             Mode.LOCAL: "Only this computer can reach the studio.",
-            Mode.SHARED: "Others can reach the studio: anyone with its address can use it, unless --auth is set.",
+            Mode.SHARED: "Anyone who has the address of the studio can use it, unless --auth is set.",
             Mode.SPACE: "The studio runs in a Hugging Face Space.",
         }[self]
 
 
 @dataclass
 class Hosts:
-    """The names under which the studio answers. `addresses`: any plain IP address too, which no rebinding can use."""
+    """Host names that the studio accepts. `addresses`: accept any IP address too, which DNS rebinding cannot use."""
 
     names: set[str] = field(default_factory=lambda: set(LOCAL_NAMES))
     addresses: bool = False
 
     def allows(self, host: str) -> bool:
-        """Whether a Host header's name (with or without port) is one of ours."""
+        """Return whether a Host header (with or without port) is accepted."""
         name = host_name(host)
         return name in self.names or (self.addresses and is_address(name))
 
 
 def hosts_for(host: str | None, environment: Mapping[str, str] = os.environ) -> Hosts:
-    """The hosts to answer for: this machine, what `--host` asks for, and in a Space its public names."""
+    """Return the hosts to accept: this machine, the one of `--host`, and the public names of a Space."""
     hosts = Hosts()
     space = [name.strip().lower() for name in environment.get("SPACE_HOST", "").split(",") if name.strip()]
     if space:
@@ -70,7 +70,7 @@ def hosts_for(host: str | None, environment: Mapping[str, str] = os.environ) -> 
 
 
 def mode_for(*, share: bool, host: str | None, environment: Mapping[str, str] = os.environ) -> Mode:
-    """The mode that these flags and this environment make."""
+    """Return the mode that follows from the flags and the environment."""
     if environment.get("SYSTEM") == "spaces" or environment.get("SPACE_ID"):
         return Mode.SPACE
     if share or (host is not None and host not in LOCAL_NAMES):
@@ -79,14 +79,14 @@ def mode_for(*, share: bool, host: str | None, environment: Mapping[str, str] = 
 
 
 class Guard:
-    """ASGI middleware: 403 for a foreign Host or Origin, and `nosniff` on every answer."""
+    """ASGI middleware: 403 for another Host or Origin, and `nosniff` on every response."""
 
     def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
         self.app = app
         self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what is ours; refuse the rest."""
+        """Pass accepted requests on and refuse the others."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
@@ -103,10 +103,10 @@ class Guard:
         await self.app(scope, receive, send_marked)
 
     def refusal(self, headers: Headers) -> str:
-        """Why a request is refused; empty text if it is not."""
+        """Return the reason to refuse a request; empty if it is accepted."""
         given = headers.getlist("host")
         if len(given) != 1 or not self.hosts.allows(given[0]):
-            return "This studio does not answer under that name. Open it at the address that it printed when started."
+            return "The studio does not accept this host name. Open the address that it printed when it was started."
         for origin in headers.getlist("origin"):
             if not _same_site(origin, given[0]):
                 return "Requests from other web sites are refused."
@@ -116,7 +116,7 @@ class Guard:
 
 
 def host_name(host: str) -> str:
-    """The name of a Host header without its port, in lower case; empty for one that cannot be read."""
+    """Return the name of a Host header without its port, in lower case; empty if it cannot be parsed."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:
@@ -124,7 +124,7 @@ def host_name(host: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether a name is a plain IP address."""
+    """Return whether a name is an IP address."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -133,7 +133,7 @@ def is_address(name: str) -> bool:
 
 
 def share_names(urls: Iterable[str | None]) -> set[str]:
-    """The host names of the addresses that a share link got."""
+    """Return the host names of share links."""
     return {name for url in urls if url and (name := (urlsplit(url).hostname or "").lower())}
 
 

@@ -1,4 +1,4 @@
-"""How the studio looks: gradio's base theme with a violet accent, and one small style sheet."""
+"""The theme: gradio's base theme with a violet accent, and the path of the style sheet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CSS_FILE = STATIC / "studio.css"
 
 
 def studio_theme() -> gr.themes.Base:
-    """Violet on slate, system fonts (nothing is fetched), medium radius, 12 px gaps."""
+    """Return the theme: violet on slate, system fonts (nothing is downloaded), medium radius, 12 px gaps."""
     theme = gr.themes.Base(
         primary_hue=gr.themes.colors.violet,
         neutral_hue=gr.themes.colors.slate,

@@ -43,7 +43,7 @@ class Interface:
                 self.names[number] = "project"
                 self.contents[number] = component.default_value
 
-    def open(self, project: str) -> dict[str, Any]:
+    def open_project(self, project: str) -> dict[str, Any]:
         """Choose a project at the top."""
         return self.call(AppFrame.select_project, chooser=project)
 

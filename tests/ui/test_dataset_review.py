@@ -73,7 +73,7 @@ def original(home: Home) -> Project:
 def project(home: Home, interface: Interface, original: Project) -> Project:
     """A copy of that project, opened in the tab, in Review."""
     project = home.duplicate_project(original.name, f"ink {len(home.projects())}")
-    interface.open(project.name)
+    interface.open_project(project.name)
     interface.call(DatasetTab.section_changed, dataset_section="Review")
     return project
 
@@ -123,7 +123,7 @@ def test_marks_of_reviewed_images_survive_a_scan_and_a_reload(project: Project, 
     report = scan(project.dataset_dir)
     stamps = scan_stamps(info.path for info in report.images)
     Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)
-    updates = interface.open(project.name)
+    updates = interface.open_project(project.name)
     assert "1 of 3 reviewed" in updates["review_progress"]
     assert shown(interface.call(CaptionHandlers.filter_changed, dataset_filter="Unreviewed")["dataset_grid"]) == [
         "key.png",

@@ -82,7 +82,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def imported(home: Home, interface: Interface, pictures: Path) -> Project:
     """A project with those images, imported and scanned by the tab."""
     project = home.create_project("imported", ProjectInfo(trigger_word=TRIGGER))
-    interface.open(project.name)
+    interface.open_project(project.name)
     interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
     wait_for_scan()
     return project
@@ -92,7 +92,7 @@ def imported(home: Home, interface: Interface, pictures: Path) -> Project:
 def project(home: Home, interface: Interface, imported: Project) -> Project:
     """A copy of that project, opened in the tab, in Curate."""
     project = home.duplicate_project(imported.name, f"ink {len(home.projects())}")
-    interface.open(project.name)
+    interface.open_project(project.name)
     interface.call(DatasetTab.section_changed, dataset_section="Curate")
     return project
 
@@ -116,7 +116,7 @@ def button(html: str, text: str) -> str:
 
 def test_empty_project_opens_in_import(home: Home, interface: Interface) -> None:
     home.create_project("empty")
-    shown = interface.open("empty")
+    shown = interface.open_project("empty")
     assert shown["dataset_section"] == "Import"
     assert shown["dataset_tiles"] == ""
     assert shown["tag_start"]["interactive"] is False
@@ -125,7 +125,7 @@ def test_empty_project_opens_in_import(home: Home, interface: Interface) -> None
 
 def test_import_is_reported_scanned_and_shown(imported: Project, interface: Interface) -> None:
     project = imported
-    interface.open(project.name)
+    interface.open_project(project.name)
     shown = interface.call(DatasetTab.section_changed, dataset_section="Import")
     assert "4 images added, 1 caption kept." in shown["dataset_report"]
     assert names(project) == NAMES
@@ -218,7 +218,7 @@ def test_loose_images_are_moved_into_a_set(project: Project, interface: Interfac
     loose = project.dataset_dir / "by hand.png"
     first = project.images_dir.name
     Image.new("RGB", (700, 700), (7, 90, 30)).save(loose)
-    interface.open(project.name)
+    interface.open_project(project.name)
     shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
     assert "1 image in no set" in shown["curate_status"]
     assert (shown["curate_move_loose"]["visible"], shown["curate_move_loose"]["value"]) == (
@@ -389,7 +389,7 @@ def test_shared_studio_takes_no_paths_of_this_computer(home: Home, pictures: Pat
     project = home.create_project("shared")
     shutil.copy(pictures / "key.png", project.images_dir)
     interface = Interface(home, Mode.SHARED)
-    interface.open(project.name)
+    interface.open_project(project.name)
     shown = interface.call(DatasetTab.import_folder, dataset_folder=str(pictures))
     assert error_code(shown["dataset_notice"]) == "not_local"
     shown = interface.call(DatasetTab.start_tagging, tag_tagger=str(pictures))
@@ -400,7 +400,7 @@ def test_shared_studio_takes_no_paths_of_this_computer(home: Home, pictures: Pat
 
 def test_example_fills_an_empty_project(home: Home, interface: Interface) -> None:
     project = home.create_project("mine")
-    interface.open("mine")
+    interface.open_project("mine")
     interface.call(DatasetTab.import_example)
     wait_for_scan()
     contents = Contents.of(project)

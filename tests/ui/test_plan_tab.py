@@ -18,7 +18,7 @@ def project(home: Home) -> Project:
 
 
 def test_answers_are_saved_and_update_the_plan(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(
         PlanTab.update_plan, plan_kind="concept", plan_base="Pony V6 XL", plan_trigger=" ink_new ", plan_images=30
     )
@@ -30,18 +30,18 @@ def test_answers_are_saved_and_update_the_plan(project: Project, interface: Inte
 
 
 def test_numbers_that_are_not_positive_are_refused(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     before = project.info()
     for box, value in [("plan_images", -3), ("plan_vram", -1), ("plan_hours", 0)]:
         shown = interface.call(PlanTab.update_plan, **{box: value})
         assert error_code(shown["plan_notice"]) == "positive", box
         assert f"is {value}." in shown["plan_notice"]
-        interface.open("ink")
+        interface.open_project("ink")
     assert project.info() == before
 
 
 def test_use_recipe_opens_train_with_it(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(PlanTab.use_recipe, plan_images=25)
     recipe = project.info().recipe
     assert recipe is not None
@@ -51,7 +51,7 @@ def test_use_recipe_opens_train_with_it(project: Project, interface: Interface) 
 
 
 def test_users_text_is_escaped(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(PlanTab.update_plan, plan_trigger="<img src=x onerror=alert(1)>", plan_base="<b>base</b>")
     assert not any("<img src=x" in str(value) or "<b>base" in str(value) for value in shown.values() if value)
     assert interface.call(TrainTab.tab_selected)
@@ -59,7 +59,7 @@ def test_users_text_is_escaped(project: Project, interface: Interface) -> None:
 
 def test_images_are_counted_in_the_dataset(home: Home, interface: Interface) -> None:
     make_project(home, images=4)
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["plan_images"]["value"] == 4
     assert shown["plan_images"]["interactive"] is False
     assert "4 images × " in shown["plan_tiles"]

@@ -240,7 +240,7 @@ def test_projects_are_found_by_name_only(home: Home, interface: Interface, tmp_p
 
 def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> None:
     make_project(home)
-    interface.open("ink")
+    interface.open_project("ink")
     handlers = AppFrame.create_project, AppFrame.rename_project, AppFrame.duplicate_project
     name_box = next(
         number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Name"

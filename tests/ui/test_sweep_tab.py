@@ -26,14 +26,14 @@ def project(home: Home) -> Project:
 
 def test_without_a_lora_it_leads_to_train(home: Home, interface: Interface) -> None:
     make_project(home)
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["test_loras"] == {"choices": [], "value": []}
     button = next(block for block in interface.blocks.blocks.values() if getattr(block, "value", "") == "Open Train")
     assert shown[f"#{button.parent.parent._id}"] == {"visible": True}
 
 
 def test_the_form_is_filled_from_the_latest_run(project: Project, interface: Interface) -> None:
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert [label for label, _ in shown["test_loras"]["choices"]] == [
         "001-ink · final",
         "001-ink · epoch 2",
@@ -47,7 +47,7 @@ def test_the_form_is_filled_from_the_latest_run(project: Project, interface: Int
 
 
 def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, started: Started) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(
         SweepTab.start_sweep,
         test_loras=["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"],
@@ -68,7 +68,7 @@ def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, st
 
 
 def test_only_loras_of_the_project_can_be_tested(project: Project, interface: Interface, started: Started) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     foreign: list[object] = [["../../../etc/passwd"], ["001-ink/../001-ink/ink.safetensors"], ["001-ink/job.toml"]]
     foreign += [[{"path": "x"}], [7], "001-ink/ink.safetensors", [], None]
     for given in foreign:
@@ -88,7 +88,7 @@ def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interf
         ("test_seed", "-1"),
         ("test_width", "100"),
     ]:
-        interface.open("ink")
+        interface.open_project("ink")
         shown = interface.call(SweepTab.start_sweep, **{box: content})
         assert error_code(shown["test_notice"]) == "config"
         assert f"({box.removeprefix('test_')}): " in shown["test_notice"]
@@ -99,13 +99,13 @@ def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interf
 
 
 def test_no_base_is_an_error(project: Project, interface: Interface, started: Started) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     assert error_code(interface.call(SweepTab.start_sweep, test_bases=[" "])["test_notice"]) == "no_base"
     assert not started
 
 
 def test_the_number_of_images_is_updated(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(SweepTab.update_cell_count, test_strengths="0, 0.7, 1")
     assert "6 images: 2 prompts × 3 strengths." in shown["test_count"]
     both = ["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"]
@@ -116,7 +116,7 @@ def test_the_number_of_images_is_updated(project: Project, interface: Interface)
 
 def test_the_grid_fills_cell_by_cell(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["test_grid"].count("<img") == 2
     assert shown["test_grid"].count('class="cell now">drawing') == 1
     assert "2 / 6" in shown["test_tiles"]
@@ -129,7 +129,7 @@ def test_the_grid_fills_cell_by_cell(project: Project, interface: Interface) -> 
 
 def test_a_finished_sweep_shows_figures_and_download(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["test_grid"].count("<img") == 6
     assert "inkstamp_hc, face" in shown["test_grid"]
     assert "Change at 1" in shown["test_tiles"]
@@ -141,7 +141,7 @@ def test_a_finished_sweep_shows_figures_and_download(project: Project, interface
 
 def test_a_tick_updates_nothing_without_changes(project: Project, interface: Interface) -> None:
     folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
-    interface.open("ink")
+    interface.open_project("ink")
     assert interface.call(SweepTab.tick) == {}
     folder.update_status(done=3)
     assert "test_grid" in interface.call(SweepTab.tick)
@@ -149,7 +149,7 @@ def test_a_tick_updates_nothing_without_changes(project: Project, interface: Int
 
 def test_an_enlarged_image_has_its_settings_and_neighbours(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(SweepTab.select_cell, pick="base1-lora1-0.7-prompt01.png")
     assert "<dt>Strength</dt><dd>0.7</dd>" in shown["test_large"]
     assert "Steps: 25, Seed: 42" in shown["test_large"]
@@ -160,7 +160,7 @@ def test_an_enlarged_image_has_its_settings_and_neighbours(project: Project, int
 
 def test_other_files_cannot_be_enlarged(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
-    interface.open("ink")
+    interface.open_project("ink")
     for name in ["../../job.toml", "/etc/passwd", "base1-lora1-0.8-prompt01.png", "", "grid.png"]:
         shown = interface.call(SweepTab.select_cell, pick=name)
         assert error_code(shown["test_notice"]) == "no_cell", name
@@ -169,13 +169,13 @@ def test_other_files_cannot_be_enlarged(project: Project, interface: Interface) 
 
 def test_stop_and_resume(project: Project, interface: Interface, started: Started) -> None:
     folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"], drawn=2, **running_status())
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(SweepTab.stop_sweep)
     assert folder.stop_requested()
     assert (shown["test_stop"]["interactive"], shown["test_stop"]["visible"]) == (False, True)
     assert error_code(interface.call(SweepTab.resume_sweep)["test_notice"]) == "busy"
     folder.update_status(state=JobState.STOPPED)
-    interface.open("ink")
+    interface.open_project("ink")
     interface.call(SweepTab.resume_sweep)
     assert started == [(folder, True)]
 
@@ -186,7 +186,7 @@ def test_a_failed_test_shows_the_reason_and_the_log(project: Project, interface:
         project, [lora], drawn=0, state=JobState.FAILED, message="Base <b>x</b> is gone.", remedy="Choose."
     )
     folder.log_file.write_text("a last line", "utf-8")
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert "Base &lt;b&gt;x&lt;/b&gt; is gone." in shown["test_state"]
     assert "Choose." in shown["test_state"]
     assert "a last line" in shown["test_log"]
@@ -195,14 +195,14 @@ def test_a_failed_test_shows_the_reason_and_the_log(project: Project, interface:
 
 def test_settings_of_a_test_can_be_reused(project: Project, interface: Interface) -> None:
     make_sweep(project, [project.runs()[0].path / "checkpoints" / "ink-000001.safetensors"])
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(SweepTab.reuse_settings)
     assert shown["test_loras"]["value"] == ["001-ink/checkpoints/ink-000001.safetensors"]
     assert shown["test_strengths"]["value"] == "0, 0.7, 1"
 
 
 def test_the_form_is_kept_until_train_shows_another_run(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     interface.call(SweepTab.tab_selected, run="001-ink", test_prompts="mine")
     assert interface.contents_of("test_prompts") == "mine"
     make_run(project)
@@ -213,7 +213,7 @@ def test_the_form_is_kept_until_train_shows_another_run(project: Project, interf
 
 def test_an_imported_lora_is_copied_once(home: Home, interface: Interface, tmp_path: Path) -> None:
     project = make_project(home)
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(SweepTab.upload_lora, test_upload=str(LORA))
     assert shown["test_loras"]["value"] == ["loras/kohya_tiny_sdxl_lora.safetensors"]
     interface.call(SweepTab.add_lora_path, test_path=f'"{LORA}"')
@@ -230,7 +230,7 @@ def test_an_imported_lora_is_copied_once(home: Home, interface: Interface, tmp_p
 
 def test_files_that_are_not_loras_are_refused(home: Home, interface: Interface, tmp_path: Path) -> None:
     project = make_project(home)
-    interface.open("ink")
+    interface.open_project("ink")
     for name, content, code in [
         ("text.safetensors", b"no such thing", "lora_file"),
         ("empty.safetensors", b"", "lora_file"),

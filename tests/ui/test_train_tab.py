@@ -25,7 +25,7 @@ def project(home: Home) -> Project:
 
 
 def test_the_form_has_the_recipe_of_the_project(project: Project, interface: Interface) -> None:
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["run"] == NEW_RUN
     assert shown["recipe_epochs"]["value"] == "3"
     assert shown["recipe_unet_lr"]["value"] == "5e-4"
@@ -35,7 +35,7 @@ def test_the_form_has_the_recipe_of_the_project(project: Project, interface: Int
 
 
 def test_start_writes_the_job_and_saves_the_recipe(project: Project, interface: Interface, started: Started) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.start_training, recipe_unet_lr="3e-4", recipe_repeats="", train_name="my ink")
     [(folder, resume)] = started
     assert (folder.path, resume) == (project.path / "runs" / "001-my-ink", False)
@@ -48,7 +48,7 @@ def test_start_writes_the_job_and_saves_the_recipe(project: Project, interface: 
 
 
 def test_wrong_values_are_named_and_marked(project: Project, interface: Interface, started: Started) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.start_training, recipe_unet_lr="abc", recipe_batch_size="0")
     assert error_code(shown["train_notice"]) == "config"
     assert "(unet_lr)" in shown["train_notice"]
@@ -65,13 +65,13 @@ def test_wrong_values_are_named_and_marked(project: Project, interface: Interfac
 
 def test_a_project_without_images_cannot_be_trained(home: Home, interface: Interface, started: Started) -> None:
     make_project(home, images=0)
-    interface.open("ink")
+    interface.open_project("ink")
     assert error_code(interface.call(TrainTab.start_training)["train_notice"]) == "no_images"
     assert not started
 
 
 def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.load_settings, train_source="prodigy")
     assert shown["recipe_optimizer"]["value"] == "Prodigy"
     refused = interface.call(TrainTab.load_settings, train_source="../x")
@@ -80,7 +80,7 @@ def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None
 
 def test_an_active_run_shows_its_figures(project: Project, interface: Interface) -> None:
     make_run(project, final=False, **running_status())
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["run"] == "001-ink"
     assert "8 / 8" in shown["train_tiles"]
     assert "epoch 2 of 2" in shown["train_tiles"]
@@ -91,7 +91,7 @@ def test_an_active_run_shows_its_figures(project: Project, interface: Interface)
 
 def test_a_tick_shows_new_steps_only(project: Project, interface: Interface) -> None:
     folder = make_run(project, final=False, **running_status())
-    interface.open("ink")
+    interface.open_project("ink")
     assert interface.call(TrainTab.tick) == {}
     folder.emit("step", step=9, total=10, epoch=2, loss=0.05, lr=1e-4, seconds=0.5)
     assert "9 / 10" in interface.call(TrainTab.tick)["train_tiles"]
@@ -99,7 +99,7 @@ def test_a_tick_shows_new_steps_only(project: Project, interface: Interface) -> 
 
 def test_stop_and_resume(project: Project, interface: Interface, started: Started) -> None:
     folder = make_run(project, final=False, **running_status())
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.stop_training)
     assert folder.stop_requested()
     assert not shown["train_stop"]["interactive"]
@@ -114,7 +114,7 @@ def test_earlier_verdicts_are_not_shown(project: Project, interface: Interface) 
     folder = make_run(project)
     folder.emit("hint", code="too_short", message="A stale hint", why="")
     folder.emit("warning", code="odd", message="One <i>warning</i>", why="It matters.")
-    interface.open("ink")
+    interface.open_project("ink")
     cards = interface.call(TrainTab.select_run, pick="001-ink")["train_cards"]
     assert "A stale hint" not in cards
     assert "One &lt;i&gt;warning&lt;/i&gt;" in cards
@@ -126,7 +126,7 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
     bins = [[0, 500], [500, 1000]]
     folder.emit("timesteps", epoch=1, bins=bins, loss=[0.4, None], count=[3, 0])
     folder.emit("timesteps", epoch=2, bins=bins, loss=[0.2, 0.05], count=[2, 1])
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.select_run, pick="001-ink")
     assert "Set lr_scheduler to constant." in shown["train_cards"]
     assert "Mean loss of epoch 2 by timestep. 0 to 499: 0.200, 500 to 999: 0.050." in shown["train_curve"]
@@ -135,7 +135,7 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
 def test_a_finished_run_offers_its_file_and_a_test(project: Project, interface: Interface) -> None:
     run = make_run(project)
     project.save_info(project.info().model_copy(update={"recipe": None}))
-    shown = interface.open("ink")
+    shown = interface.open_project("ink")
     assert shown["train_test"] == {"visible": True}
     assert str(run.path / "ink.safetensors") in shown["train_path"]
 
@@ -143,7 +143,7 @@ def test_a_finished_run_offers_its_file_and_a_test(project: Project, interface: 
 def test_only_runs_of_the_project_are_used(project: Project, home: Home, interface: Interface) -> None:
     other = make_project(home, "other")
     foreign = make_run(other, **running_status())
-    interface.open("ink")
+    interface.open_project("ink")
     for name in ("001-ink", "../../other/runs/001-ink", str(foreign.path), "", "x" * 5000):
         for handler in (TrainTab.stop_training, TrainTab.resume_training, TrainTab.edit_and_rerun):
             shown = interface.call(handler, run=name)
@@ -156,7 +156,7 @@ def test_validation_losses_and_captions_are_shown(project: Project, interface: I
     folder = make_run(project)
     folder.emit("validation", step=2, epoch=1, loss=0.123)
     folder.emit("captions", file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""])
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.select_run, pick=folder.name)
     assert "validation loss 0.1230" in shown["train_curve"]
     details = "".join(str(value) for value in shown.values())
@@ -166,7 +166,7 @@ def test_validation_losses_and_captions_are_shown(project: Project, interface: I
 def test_a_regularisation_folder_is_written_to_the_job_or_refused(
     project: Project, interface: Interface, started: Started, tmp_path: Path
 ) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     shown = interface.call(TrainTab.start_training, train_regularization=str(tmp_path / "nowhere"))
     assert error_code(shown["train_notice"]) == "no_folder"
     assert not started
@@ -187,14 +187,14 @@ def test_a_regularisation_folder_is_written_to_the_job_or_refused(
 def test_other_files_are_written_to_the_job_and_filled_in_again(
     project: Project, interface: Interface, started: Started, tmp_path: Path
 ) -> None:
-    interface.open("ink")
+    interface.open_project("ink")
     lora = tmp_path / "older.safetensors"
     interface.call(TrainTab.start_training, train_network_weights=str(lora), train_vae=" owner/vae ")
     [(folder, _)] = started
     job = folder.job()
     assert isinstance(job, TrainJob)
     assert (job.network_weights, job.vae, job.regularization, job.num_processes) == (lora, "owner/vae", None, 1)
-    interface.open("ink")
+    interface.open_project("ink")
     interface.call(TrainTab.select_run, pick=folder.name)
     shown = interface.call(TrainTab.edit_and_rerun)
     assert (shown["train_network_weights"], shown["train_vae"]) == (str(lora), "owner/vae")

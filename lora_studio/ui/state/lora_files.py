@@ -27,7 +27,7 @@ class LoraChoice:
 
     @property
     def is_final(self) -> bool:
-        """Whether this is the final file of a finished run, not a checkpoint."""
+        """True for the final file of a finished run, False for checkpoints and imported files."""
         return self.run is not None and self.path.parent == self.run.path
 
 

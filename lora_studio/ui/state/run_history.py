@@ -143,7 +143,7 @@ class RunView:
 
     @property
     def is_active(self) -> bool:
-        """Whether the run is running or queued."""
+        """True while the run is running or queued."""
         return self.status.state.is_active
 
     @property

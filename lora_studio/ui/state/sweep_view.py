@@ -49,7 +49,7 @@ class SweepView:
 
     @property
     def is_active(self) -> bool:
-        """Whether the test is running or queued."""
+        """True while the test is running or queued."""
         return self.status.state.is_active
 
     @property

@@ -158,7 +158,7 @@ def timestep_chart(
         ],
         ticks_x=[Tick(width * place, str(begin), has_line=False) for place, (begin, _) in enumerate(bins)],
         ticks_y=axis.ticks(),
-        axis="timestep: 0 is the clean image, the highest is pure noise",
+        axis="timestep (0: clean image)",
     )
 
 

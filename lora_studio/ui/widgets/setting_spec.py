@@ -45,7 +45,7 @@ class SettingSpec:
         return cls(
             name=name,
             title=extra["label"],
-            label=f"{extra['label']} ({extra['unit']})" if extra["unit"] else extra["label"],
+            label=_with_unit(extra["label"], extra["unit"]),
             why=declared.description or "",
             group=Group(extra["group"]),
             simple=extra["simple"],
@@ -131,3 +131,8 @@ class SettingSpec:
     def classes(self, content: Any, problem: str = "") -> list[str]:
         """Return CSS classes that mark a changed value and a wrong one."""
         return ["field", *["changed"] * self.is_changed(content), *["wrong"] * bool(problem)]
+
+
+def _with_unit(label: str, unit: str) -> str:
+    """Return "Width (px)"; the label alone if it names the unit already, like "Max steps"."""
+    return f"{label} ({unit})" if unit and unit not in label.lower().split() else label

@@ -213,7 +213,7 @@ def build_form() -> RecipeForm:
     specs = {name: SettingSpec.of(Recipe, name) for name in Recipe.model_fields}
     form = build_fields(Recipe, [name for name, spec in specs.items() if spec.simple], "recipe")
     search = gr.Textbox(
-        placeholder="Search settings, for example snr, bucket, memory",
+        placeholder="Search settings: snr, bucket, memory",
         show_label=False,
         label="Search settings",
         max_lines=1,
