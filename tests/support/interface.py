@@ -44,7 +44,7 @@ class Interface:
                 self.contents[number] = component.default_value
 
     def open_project(self, project: str) -> dict[str, Any]:
-        """Choose a project at the top."""
+        """Select a project, as the list in the header does."""
         return self.call(AppFrame.select_project, chooser=project)
 
     def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
