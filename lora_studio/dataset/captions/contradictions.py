@@ -1,7 +1,7 @@
-"""Tags that cannot all be true of one picture, as Danbooru and people write them.
+"""Tags that contradict each other: a caption should have at most one of each group.
 
-Of each group a caption should have one at most. Those of ALONE hold where one person is in the picture alone: of two
-people one may stand and one sit.
+The groups of `EXCLUSIVE_TAGS_SOLO` apply to images with at most one person: of two people, one may be standing and the
+other sitting.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ _COUNTED_PEOPLE_TAGS = tuple(f"{count}{who}" for who in ("girls", "boys") for co
 
 
 def normalized_tag(tag: str) -> str:
-    """A tag as it is compared: lower case, spaces for underscores."""
+    """Return a tag in lower case and with spaces instead of underscores, for comparison."""
     return tag.casefold().replace("_", " ").strip()
 
 
 def contradictions(tags: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """The tags of each group of which there are two or more, in plain form."""
-    there = {normalized_tag(tag) for tag in tags}
-    several = not there.isdisjoint((*SEVERAL_PEOPLE_TAGS, *_COUNTED_PEOPLE_TAGS)) or {"1girl", "1boy"} <= there
+    """Yield, for each group of which a caption has two or more tags, those tags in normalized form."""
+    present = {normalized_tag(tag) for tag in tags}
+    several = not present.isdisjoint((*SEVERAL_PEOPLE_TAGS, *_COUNTED_PEOPLE_TAGS)) or {"1girl", "1boy"} <= present
     for group in EXCLUSIVE_TAGS if several else EXCLUSIVE_TAGS + EXCLUSIVE_TAGS_SOLO:
-        found = tuple(tag for tag in group if tag in there)
+        found = tuple(tag for tag in group if tag in present)
         if len(found) > 1:
             yield found

@@ -1,6 +1,6 @@
-"""Edits of captions, one image's or a whole folder's: what would change, and what each does to a caption's text.
+"""Edits of captions, of one image or of a whole folder.
 
-An edit is a plan first, image by image before and after, to be looked at; `history` carries it out and takes it back.
+`plan_edit` computes the captions before and after as a plan, for a preview; `edit_history` applies and undoes it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from lora_studio.dataset.captions.text import (
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
 
-REGEX_SECONDS = 3.0  # for all captions of one edit: some patterns would take for ever
+REGEX_SECONDS = 3.0  # time limit for all captions of one edit: some patterns backtrack exponentially
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to be done to captions: its name for people, and what makes of a caption's text another one.
+    """An edit: its description, and a function from the text of a caption to the new text.
 
-    `rewrite` writes files anew whose text stays the same but whose bytes are not as the studio writes them.
+    With `rewrite`, files whose text does not change are written again if they are not plain UTF-8.
     """
 
     what: str
@@ -43,7 +43,7 @@ class Edit:
 
 
 class Change(BaseModel):
-    """One image's caption before (None: it has no file) and after."""
+    """The caption of one image before (None: no file) and after an edit."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class Change(BaseModel):
 
 
 class EditPlan(BaseModel):
-    """What an edit would change, in the images' order; `unchanged` counts the others."""
+    """The captions that an edit would change, in the order of the images, and the number of those it would not."""
 
     what: str
     changes: list[Change]
@@ -61,14 +61,14 @@ class EditPlan(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Changes with the plan: who has seen this one may have it carried out."""
+        """A hash of the plan, to check that the plan applied is the one that was previewed."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
 def plan_edit(images: Iterable[Path], edit: Edit, cached: Mapping[Path, str] | None = None) -> EditPlan:
-    """What `edit` would do to the captions of these images. Reads only; raises InputError for what cannot be read.
+    """Return the changes that `edit` would make to the captions of these images, without making them.
 
-    Captions that are `cached` to be on disk are not read again.
+    Captions in `cached` are not read from disk. Raises InputError for a caption that cannot be read.
     """
     changes, unchanged = [], 0
     for image in images:
@@ -84,7 +84,7 @@ def plan_edit(images: Iterable[Path], edit: Edit, cached: Mapping[Path, str] | N
 
 
 def is_plain_utf8(data: bytes) -> bool:
-    """Whether bytes are UTF-8 without a byte order mark."""
+    """Return whether bytes are UTF-8 without a byte order mark."""
     try:
         return data.decode("utf-8") == decode_text(data)
     except UnicodeDecodeError:
@@ -92,44 +92,44 @@ def is_plain_utf8(data: bytes) -> bool:
 
 
 def add(tags: str, position: TagPosition = TagPosition.BACK, trigger: str = "") -> Edit:
-    """Add tags, separated by commas, to captions that lack them; raises InputError if there are none."""
+    """Return an edit that adds tags, separated by commas, where they are missing; raises InputError without a tag."""
     named = join_tags(_needed(tags, "tag to add"))
     return Edit(f"Added {named}", lambda caption: with_tags(caption, named, position, trigger))
 
 
 def remove(tags: Iterable[str]) -> Edit:
-    """Take whole tags out, whatever their letter case; raises InputError if none is given."""
+    """Return an edit that removes whole tags, ignoring case; raises InputError without a tag."""
     named = _needed(join_tags(tags), "tag to remove")
     shown = join_tags(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
     return Edit(f"Removed {shown}", lambda caption: without_tags(caption, named))
 
 
 def replace(old: str, new: str) -> Edit:
-    """Put tags in the place of one whole tag; raises InputError if `old` is not one tag or there is nothing new."""
+    """Return an edit that replaces one whole tag by one or more; raises InputError unless `old` is exactly one tag."""
     wanted = _needed(old, "tag to replace")
     if len(wanted) > 1:
         raise InputError(
-            f"{old!r} is more than one tag.", "Replace one after the other, or use a regular expression.", code="tags"
+            f"{old!r} is more than one tag.", "Replace one at a time, or use a regular expression.", code="tags"
         )
-    put = join_tags(_needed(new, "tag to put in its place"))
+    put = join_tags(_needed(new, "replacement tag"))
     return Edit(f"Replaced {wanted[0]} with {put}", lambda caption: with_replaced(caption, wanted[0], put))
 
 
 def substitute(pattern: str, replacement: str) -> Edit:
-    r"""Replace what a regular expression finds in whole captions; `\1` or `\g<name>` stand for its groups.
+    r"""Return an edit that replaces matches of a regular expression in whole captions; `\1` or `\g<name>` are groups.
 
-    Raises InputError for a pattern that is none, and when captions are changed if it takes too long.
+    Raises InputError for an invalid pattern; the edit raises it if matching takes longer than `REGEX_SECONDS`.
     """
     if not pattern:
-        raise InputError("No regular expression is given.", "Write what to look for.", code="regex")
+        raise InputError("The regular expression is empty.", "Give a pattern, for example smil(e|ing).", code="regex")
     deadline = time.monotonic() + REGEX_SECONDS
     try:
         compiled = regex.compile(pattern)
         compiled.sub(replacement, "")
     except (regex.error, IndexError) as error:
         raise InputError(
-            f"{pattern!r} with {replacement!r} is no regular expression: {error}.",
-            "Put a backslash before a character that is meant as such.",
+            f"The pattern {pattern!r} or its replacement {replacement!r} is not valid: {error}.",
+            "Put a backslash before special characters that are meant literally.",
             code="regex",
         ) from error
 
@@ -138,7 +138,9 @@ def substitute(pattern: str, replacement: str) -> Edit:
             changed = compiled.sub(replacement, caption, timeout=max(deadline - time.monotonic(), 0.001))
         except TimeoutError as error:
             raise InputError(
-                f"{pattern!r} takes too long.", "Avoid repetitions within repetitions, as in (a+)+.", code="regex"
+                f"The pattern {pattern!r} takes longer than {REGEX_SECONDS:g} s.",
+                "Avoid nested repetitions such as (a+)+.",
+                code="regex",
             ) from error
         except (regex.error, IndexError) as error:
             raise InputError(
@@ -152,11 +154,12 @@ def substitute(pattern: str, replacement: str) -> Edit:
 
 
 def set_text(text: str, what: str) -> Edit:
-    """Put another text in the place of the caption."""
+    """Return an edit that replaces the whole caption by `text`."""
     return Edit(what, lambda caption: text)
 
 
 def _needed(tags: str, meaning: str) -> list[str]:
+    """Split tags; raise InputError if there are none, naming what they are for."""
     found = split_tags(tags)
     if not found:
         raise InputError(f"No {meaning} is given.", "Write one, or several separated by commas.", code="tags")

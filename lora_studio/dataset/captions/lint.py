@@ -1,6 +1,6 @@
-"""Lint: what is wrong or doubtful in a folder's captions, each finding with its mends.
+"""Lint: find errors and doubtful places in a folder's captions, each with possible fixes.
 
-Texts alone are looked at, never the pictures. A mend is an edit like any other: it can be looked at before, and undone.
+Only the texts are checked, never the images. A fix is an edit like any other: it can be previewed and undone.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from lora_studio.dataset.captions.text import (
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens, truncation_point
 from lora_studio.errors import InputError
 
-COMMON_SHARE = 0.8  # of the images with a caption: a tag above it says nothing about one of them
-CACHED_TEXTS = 50_000  # texts
-MAX_TAG_WORDS = 5  # what has more is a sentence, of which each is on one image
-MIN_CAPTIONS = 5  # below them, shares and single tags say nothing
+COMMON_SHARE = 0.8  # of the captioned images; a tag on more of them does not distinguish any
+CACHED_TEXTS = 50_000
+MAX_TAG_WORDS = 5  # anything longer is a sentence, which is on one image by nature
+MIN_CAPTIONS = 5  # with fewer, common and rare tags are not reported
 
 
 class Rule(NamedTuple):
-    """What a finding is called, and why it matters."""
+    """The title of a kind of finding, and why it matters."""
 
     title: str
     why: str
@@ -45,34 +45,41 @@ class Rule(NamedTuple):
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {
-        "empty": Rule("No caption", "It trains the trigger word on everything in the picture; some trainers stop."),
-        "trigger_missing": Rule("Trigger word missing", "What these pictures teach does not go to the trigger word."),
+        "empty": Rule(
+            "No caption", "The trigger word learns everything in the image; some trainers stop with an error."
+        ),
+        "trigger_missing": Rule("Trigger word missing", "What these images teach is not tied to the trigger word."),
         "trigger_misplaced": Rule(
-            "Trigger word not first", "Shuffling and dropping tags keep the first tag in place; it should be this one."
+            "Trigger word not first",
+            "Caption shuffling and tag dropout keep the first tag in place; that should be the trigger word.",
         ),
-        "trigger_doubled": Rule("Trigger word doubled", "Once is enough; a second one takes tokens."),
-        "contradictory": Rule("Tags that contradict", "One of them is wrong, and both are learned."),
-        "too_long": Rule(
-            f"Longer than {MAX_TOKENS} tokens", "The text encoders read no more; what comes after is not learned."
+        "trigger_doubled": Rule("Trigger word repeated", "Once is enough; each repetition uses up tokens."),
+        "contradictory": Rule("Contradictory tags", "At least one of them is wrong, and all of them are learned."),
+        "too_long": Rule(f"Longer than {MAX_TOKENS} tokens", "The text encoders truncate it; the rest is not learned."),
+        "not_utf8": Rule(
+            "Not UTF-8",
+            "Other trainers misread the file or stop: it is in Latin-1 or UTF-16, or has a byte order mark.",
         ),
-        "not_utf8": Rule("Not UTF-8", "Other trainers read it wrong or stop; Latin-1 and byte order marks do that."),
-        "duplicate_tags": Rule("A tag twice", "It takes tokens and says nothing more."),
-        "untidy": Rule("Stray commas or spaces", "An empty tag is a token that says nothing."),
+        "duplicate_tags": Rule("Repeated tag", "A repetition uses up tokens and adds nothing."),
+        "untidy": Rule("Stray commas or spaces", "An empty tag is a token without meaning."),
         "common_tag": Rule(
             f"On more than {COMMON_SHARE:.0%} of the images",
-            "Taken out, the trigger word takes it in; left in, it stays a tag to choose.",
+            "Removed, it becomes part of what the trigger word learns; kept, it can be controlled in prompts.",
         ),
         "rare_tag": Rule(
-            "On one image only", "One picture teaches a tag badly; it may be a typing error or a tagger's guess."
+            "Tags on a single image",
+            "One image is not enough to teach a tag; it may be a typo or a wrong guess of the tagger.",
         ),
-        "identical": Rule("The same caption", "Unlike pictures with one text: nothing says what differs."),
+        "identical": Rule(
+            "Identical captions", "Different images with the same caption: it does not say how they differ."
+        ),
     }
 )
 
 
 @dataclass(frozen=True)
 class Fix:
-    """One way to put it right. `key` names it within the lint: the finding's code, with a tag behind a colon."""
+    """A way to fix a finding. `key` identifies it: the code of the finding, followed by `:` and a tag if needed."""
 
     key: str
     label: str
@@ -81,9 +88,9 @@ class Fix:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to look at, with the images it is about, the tags it is about and how many images have each.
+    """A problem in some captions: its images, and the tags concerned with the number of images that have each.
 
-    `key` is its code, with what it is about behind a colon where there may be several of a code.
+    `about` tells findings with the same code apart.
     """
 
     code: str
@@ -95,16 +102,16 @@ class Finding:
 
     @property
     def key(self) -> str:
-        """Its name within the lint."""
+        """The identifier of the finding: its code, followed by `:` and `about` if there is one."""
         return f"{self.code}:{self.about}" if self.about else self.code
 
     @property
     def rule(self) -> Rule:
-        """Its title and why it matters."""
+        """The title of this kind of finding, and why it matters."""
         return RULES[self.code]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the finding as values for JSON."""
         return {
             "code": self.code,
             "title": self.rule.title,
@@ -117,7 +124,7 @@ class Finding:
 
 
 class Caption(NamedTuple):
-    """An image's caption as the lint reads it: its text ("" without a file), its tags, and whether it is UTF-8.
+    """A caption as the checks need it: its text ("" without a file), its tags, and whether the file is plain UTF-8.
 
     `has_stray_separators`: empty tags or needless spaces; `repeated_tags`: tags, in lower case, that it contains more
     than once.
@@ -139,15 +146,15 @@ class Caption(NamedTuple):
 
 
 def lint(images: Iterable[Path], trigger: str = "") -> list[Finding]:
-    """Look at the captions of these images, what matters most first; without a trigger word, nothing is said of it.
+    """Check the captions of these images and return the findings, the most important first.
 
-    Raises InputError for a caption that cannot be read.
+    Without a trigger word, it is not checked. Raises InputError for a caption that cannot be read.
     """
     return lint_captions([Caption.of(image) for image in images], trigger)
 
 
 def lint_captions(captions: Sequence[Caption], trigger: str = "") -> list[Finding]:
-    """What `lint` says of captions that were read before."""
+    """Return the findings of `lint` for captions that were read before."""
     found: list[Finding] = []
     for check in (
         _check_files,
@@ -164,7 +171,7 @@ def lint_captions(captions: Sequence[Caption], trigger: str = "") -> list[Findin
 
 
 def find_fix(findings: Iterable[Finding], key: str) -> tuple[Finding, Fix]:
-    """The mend of that key, or of that code if it has one alone; raises InputError with those that there are."""
+    """Return the fix with that key, or the only fix of that code; raises InputError that lists the existing keys."""
     fixes = [(finding, fix) for finding in findings for fix in finding.fixes]
     for chosen in (lambda fix: fix.key == key, lambda fix: fix.key.partition(":")[0] == key):
         matching = [(finding, fix) for finding, fix in fixes if chosen(fix)]
@@ -172,19 +179,19 @@ def find_fix(findings: Iterable[Finding], key: str) -> tuple[Finding, Fix]:
             return matching[0]
     known = sorted({fix.key for _, fix in fixes if fix.key.partition(":")[0] == key} or {m.key for _, m in fixes})
     raise InputError(
-        f"There is no mend {key!r} for these captions.",
-        f"Choose one of {', '.join(known)}." if known else "There is nothing to mend.",
+        f"There is no fix {key!r} for these captions.",
+        f"Choose one of {', '.join(known)}." if known else "There is nothing to fix.",
         code="mend",
     )
 
 
 def normalize_separators(caption: str) -> str:
-    """The caption without empty tags and needless spaces; a tag that stands there twice stays."""
+    """Return the caption without empty tags and needless spaces; repeated tags are kept."""
     return join_tags(part for part in (" ".join(text.split()) for text in caption.split(",")) if part)
 
 
 def truncate(caption: str) -> str:
-    """The caption without its last tags, until the text encoders read all of it; one long sentence is cut."""
+    """Return the caption without as many last tags as needed to fit the text encoders; one long sentence is cut."""
     tags = split_tags(caption)
     while len(tags) > 1 and count_tokens(join_tags(tags)) > MAX_TOKENS:
         tags.pop()
@@ -192,7 +199,7 @@ def truncate(caption: str) -> str:
     return text[: truncation_point(text)].strip()
 
 
-# What is said of a text alone is remembered: after an edit, most captions are what they were.
+# Checks that depend only on the text are cached: after an edit most captions are unchanged.
 @lru_cache(maxsize=CACHED_TEXTS)
 def _parsed(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(" ".join(part.split()) for part in text.split(",")), tuple(split_tags(text))
@@ -200,7 +207,7 @@ def _parsed(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 @lru_cache(maxsize=CACHED_TEXTS)
 def _text_flaws(text: str) -> tuple[bool, tuple[str, ...]]:
-    """Whether a text is untidy, and its tags that are there more than once, in lower case."""
+    """Return whether a text has stray commas or spaces, and the tags, in lower case, that it repeats."""
     parts, tags = _parsed(text)
     repeated_tags: tuple[str, ...] = ()
     if len(deduplicated(tags)) < sum(map(bool, parts)):
@@ -216,15 +223,15 @@ def _contradicting(tags: tuple[str, ...]) -> list[tuple[str, ...]]:
 
 @lru_cache(maxsize=CACHED_TEXTS)
 def _trigger_code(text: str, trigger: str) -> str:
-    """The code of what is wrong with the trigger word in a caption that is not empty; "" if it is right."""
+    """Return the code of the finding about the trigger word in a caption that is not empty; "" if it is correct."""
     words = [word_pattern(word) for word in split_tags(trigger)]
     parts, tags = _parsed(text)
     if not all(any(word.search(tag) for tag in tags) for word in words):
         return "trigger_missing"
-    mended = split_tags(with_trigger(text, trigger))
-    if _count_matches(words, mended) < _count_matches(words, parts):
+    fixed = split_tags(with_trigger(text, trigger))
+    if _count_matches(words, fixed) < _count_matches(words, parts):
         return "trigger_doubled"
-    if split_tags(join_tags(mended).casefold()) != split_tags(text.casefold()):
+    if split_tags(join_tags(fixed).casefold()) != split_tags(text.casefold()):
         return "trigger_misplaced"
     return ""
 
@@ -234,7 +241,7 @@ def _images_where(captions: Sequence[Caption], wanted: Callable[[Caption], bool]
 
 
 def _finding(code: str, images: list[Path], flaw: str, *fixes: Fix) -> Iterator[Finding]:
-    """A finding about these captions, whose message is their number and the flaw; none without any."""
+    """Yield a finding about these images if there are any; its message is their number and the flaw."""
     if images:
         yield Finding(code, f"{_captions(len(images))} {flaw}.", images, fixes=list(fixes))
 
@@ -245,8 +252,8 @@ def _captions(count: int) -> str:
 
 def _check_files(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     empty = _images_where(captions, lambda caption: not caption.tags)
-    put = Edit(f"Put {trigger} where there was no caption", lambda text: text if split_tags(text) else trigger)
-    fixes = [Fix("empty", f"Write {trigger} alone", put)] if trigger else []
+    edit = Edit(f"Wrote {trigger} where there was no caption", lambda text: text if split_tags(text) else trigger)
+    fixes = [Fix("empty", f"Write only {trigger}", edit)] if trigger else []
     if empty:
         number = "1 image has" if len(empty) == 1 else f"{len(empty):,} images have"
         yield Finding("empty", f"{number} no caption, or an empty one.", empty, fixes=fixes)
@@ -263,7 +270,7 @@ def _check_texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         "untidy",
         _images_where(captions, lambda caption: caption.has_stray_separators),
         "with stray commas, line breaks or spaces",
-        Fix("untidy", "Tidy up", Edit("Tidied commas and spaces", normalize_separators)),
+        Fix("untidy", "Clean up", Edit("Removed stray commas and spaces", normalize_separators)),
     )
     repeated_tags = Counter(tag for caption in captions for tag in caption.repeated_tags)
     for finding in _finding(
@@ -272,28 +279,28 @@ def _check_texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         "with a tag more than once",
         Fix(
             "duplicate_tags",
-            "Keep the first of each",
-            Edit("Removed doubled tags", lambda text: join_tags(deduplicated(split_tags(text)))),
+            "Keep the first of each tag",
+            Edit("Removed repeated tags", lambda text: join_tags(deduplicated(split_tags(text)))),
         ),
     ):
         yield Finding(finding.code, finding.message, finding.images, dict(repeated_tags.most_common()), finding.fixes)
 
 
 def _check_trigger(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
-    """Each caption is in one of three findings at most; where several trigger words are meant, all must be there."""
+    """Yield findings about the trigger word, at most one per caption; of several trigger words, all are required."""
     if not split_tags(trigger):
         return
-    flawed: dict[str, list[Path]] = defaultdict(list)
+    by_code: dict[str, list[Path]] = defaultdict(list)
     for caption in captions:
         if caption.tags and (code := _trigger_code(caption.text, trigger)):
-            flawed[code].append(caption.image)
-    put = Edit(f"Put {trigger} first", lambda text: with_trigger(text, trigger) if split_tags(text) else text)
+            by_code[code].append(caption.image)
+    edit = Edit(f"Put {trigger} first", lambda text: with_trigger(text, trigger) if split_tags(text) else text)
     for code, where in (
         ("trigger_missing", f"without {trigger}"),
         ("trigger_doubled", f"with {trigger} more than once"),
-        ("trigger_misplaced", f"with {trigger} further behind"),
+        ("trigger_misplaced", f"with {trigger} not first"),
     ):
-        yield from _finding(code, flawed[code], where, Fix(code, "Put it first, once", put))
+        yield from _finding(code, by_code[code], where, Fix(code, "Put it first, once", edit))
 
 
 def _count_matches(words: Iterable[re.Pattern[str]], tags: Iterable[str]) -> int:
@@ -301,14 +308,14 @@ def _count_matches(words: Iterable[re.Pattern[str]], tags: Iterable[str]) -> int
 
 
 def _check_length(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
-    # A token is a character or more: most captions need not be counted.
+    # A token is at least one character: short captions need not be tokenized.
     yield from _finding(
         "too_long",
         _images_where(
             captions, lambda caption: len(caption.text) > MAX_TOKENS and count_tokens(caption.text) > MAX_TOKENS
         ),
         f"with more than {MAX_TOKENS} tokens",
-        Fix("too_long", "Take out what is not read", Edit(f"Shortened to {MAX_TOKENS} tokens", truncate)),
+        Fix("too_long", "Remove what is truncated", Edit(f"Shortened to {MAX_TOKENS} tokens", truncate)),
     )
 
 
@@ -325,7 +332,7 @@ def _check_contradictions(captions: Sequence[Caption], trigger: str) -> Iterator
 
 
 def _remove_tag(tag: str) -> Edit:
-    """Removes a tag in plain form, with spaces or underscores."""
+    """Return an edit that removes a normalized tag, written with spaces or underscores."""
     return Edit(f"Removed {tag}", lambda text: without_tags(text, {tag, tag.replace(" ", "_")}))
 
 
@@ -346,7 +353,7 @@ def _check_frequencies(captions: Sequence[Caption], trigger: str) -> Iterator[Fi
         images, name = holding[tag], names[tag]
         yield Finding(
             "common_tag",
-            f"{name}: on {len(images):,} of {len(with_text):,} captioned images. Is it always so?",
+            f"{name}: on {len(images):,} of {len(with_text):,} captioned images. Is it true of all of them?",
             images,
             {name: len(images)},
             [Fix(f"common_tag:{name}", "Leave it to the trigger word", edits.remove([name]))],

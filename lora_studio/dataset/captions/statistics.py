@@ -1,6 +1,6 @@
-"""Figures about a folder's captions: how often each tag is there and with which others, and how long they are.
+"""Statistics of a folder's captions: tag frequencies, co-occurrence, and token counts.
 
-Tags are counted once an image, whatever their letter case, under the spelling that came first.
+Each tag is counted once per image, ignoring case, under the spelling that came first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lora_studio.dataset.validation_split import choose_validation_images
 
 
 class TagCount(BaseModel):
-    """A tag, the number of images that have it, and their share of those that were counted (0 to 1)."""
+    """A tag, the number of images that have it, and their share of the counted images (0 to 1)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,7 +30,7 @@ class TagCount(BaseModel):
 
 
 class TokenCounts(BaseModel):
-    """Tokens of the captions: least, most, mean, and how many captions are longer than the encoders read."""
+    """Minimum, maximum and mean number of tokens, and the number of captions above the encoders' `limit`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,7 +42,7 @@ class TokenCounts(BaseModel):
 
 
 class SplitSuggestion(BaseModel):
-    """Which images to hold out of training: their share of all (0 to 1), the images themselves, and why."""
+    """A validation split: its share of all images (0 to 1), its images, and the reason."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,7 +52,7 @@ class SplitSuggestion(BaseModel):
 
 
 class CaptionStatistics(BaseModel):
-    """The figures of a folder: `tags` by frequency, `together` those on images that have the tag `of`."""
+    """Statistics of a folder: `tags` by frequency, and in `together` the tags that co-occur with the tag `of`."""
 
     images: int
     captioned: int
@@ -65,18 +65,18 @@ class CaptionStatistics(BaseModel):
 
 @dataclass(frozen=True)
 class TagTable:
-    """Each captioned image's tags, to be counted in several ways."""
+    """The tags of each captioned image."""
 
     tags: Mapping[Path, list[str]]
 
     @classmethod
     def of(cls, captions: Mapping[Path, str | None]) -> TagTable:
-        """From captions; those that are None or empty are left out."""
+        """Build the table from captions, leaving out those that are None or empty."""
         return cls({path: tags for path, text in captions.items() if text and (tags := deduplicated(split_tags(text)))})
 
     @cached_property
     def spelling(self) -> dict[str, str]:
-        """Each tag in lower case with the spelling that came first."""
+        """The first spelling of each tag, by the tag in lower case."""
         names: dict[str, str] = {}
         for tags in self.tags.values():
             for tag in tags:
@@ -89,7 +89,7 @@ class TagTable:
         return self._counted(self.tags.values(), len(self.tags))
 
     def cooccurring(self, tag: str) -> list[TagCount]:
-        """The other tags of the images that have `tag`, the most frequent first; the share is of those images."""
+        """Return the other tags of the images that have `tag`, the most frequent first, with their share of those."""
         wanted = tag.strip().casefold()
         sets = [tags for tags in self.tags.values() if wanted in map(str.casefold, tags)]
         return [count for count in self._counted(sets, len(sets)) if count.tag.casefold() != wanted]
@@ -105,7 +105,7 @@ class TagTable:
 def caption_statistics(
     images: Sequence[Path], *, tag: str = "", split: SplitSuggestion | None = None
 ) -> CaptionStatistics:
-    """Count the captions of these images; `tag` is the one whose company is counted (default: the most frequent)."""
+    """Return the statistics of captions; co-occurrence is with `tag`, by default the most frequent one."""
     captions = {image: read_caption(image) for image in images}
     table = TagTable.of(captions)
     frequencies = table.frequencies
@@ -122,7 +122,7 @@ def caption_statistics(
 
 
 def count_caption_tokens(captions: Iterable[str]) -> TokenCounts:
-    """How long captions are."""
+    """Return the statistics of the lengths of captions."""
     counts = [count_tokens(caption) for caption in captions] or [0]
     return TokenCounts(
         least=min(counts),
@@ -136,19 +136,23 @@ def count_caption_tokens(captions: Iterable[str]) -> TokenCounts:
 def suggest_split(
     images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]], *, seed: int
 ) -> SplitSuggestion:
-    """What the guide would hold out of these images (path and SHA-256 of each), copies of one picture on one side.
+    """Return the validation split that the guide recommends for these images (path and SHA-256 of each).
 
-    With the share and `seed` in a recipe, training holds out the same images.
+    Duplicates of one image are on the same side of the split. A recipe with this share and `seed` gives training the
+    same validation images.
     """
     if guide.tier_for(len(images)).name == "large":
         chosen = choose_validation_images(images, duplicates, share=guide.VALIDATION_SHARE, seed=seed)
         return SplitSuggestion(
             share=guide.VALIDATION_SHARE,
             held_out=sorted(chosen),
-            why="The guide holds a tenth of a large set out, to see when the run begins to learn the others by heart.",
+            why="Of a large set, use a tenth for validation, to see when the run starts to overfit.",
         )
     if len(images) < guide.MIN_IMAGES_FOR_VALIDATION:
-        why = f"Below {guide.MIN_IMAGES_FOR_VALIDATION} images none can be spared, and so few would tell nothing."
+        why = (
+            f"With fewer than {guide.MIN_IMAGES_FOR_VALIDATION} images a validation split costs more than it tells: "
+            "too few images are left to train on, and too few to measure."
+        )
     else:
-        why = "The guide holds images out of large sets alone; hold out a tenth if you want to see overfitting begin."
+        why = "A validation split is recommended for large sets only; use a tenth to see when overfitting starts."
     return SplitSuggestion(share=0.0, held_out=[], why=why)

@@ -1,7 +1,7 @@
-"""Captions: pure text, and the text files beside the images.
+"""The text of captions, and the caption files beside the images.
 
-A caption is one line. Tags are separated by commas; a sentence with commas in it is kept as it is, since splitting and
-joining are each other's inverse. The file has the image's stem: `.txt`, and `.caption` is read too.
+A caption is one line of tags separated by commas. A sentence with commas survives, since joining is the inverse of
+splitting. The caption file has the stem of the image and the suffix `.txt`; `.caption` is read too.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from lora_studio.errors import InputError
 from lora_studio.files import cached_by_stamp, write_text
 from lora_studio.settings.choices import TagPosition
 
-CAPTION_SUFFIXES = (".txt", ".caption")  # in the order in which they are looked for; the first is written
+CAPTION_SUFFIXES = (".txt", ".caption")  # in the order of precedence; the first is written
 
 
 def split_tags(caption: str) -> list[str]:
-    """The caption's tags in order: white space normalised, no empty one, none twice."""
+    """Return the tags in order, with whitespace normalized and without empty tags and repetitions."""
     tags = [" ".join(tag.split()) for tag in caption.split(",")]
     return list(dict.fromkeys(filter(None, tags)))
 
 
 def join_tags(tags: Iterable[str]) -> str:
-    """One line of tags, as kohya's tools write it: separated by a comma and a space."""
+    """Return the tags as one line, separated by a comma and a space as kohya's tools write them."""
     return ", ".join(tags)
 
 
 def with_trigger(caption: str, trigger: str) -> str:
-    """The caption with the trigger word first and nowhere else; doing it twice changes nothing.
+    """Return the caption with the trigger word first and nowhere else (idempotent).
 
-    A trigger that is already a tag is moved to the front; letter case does not matter, as the text encoders read lower
-    case. Inside a longer phrase it is moved only if it is no plain word ("saria_zelda", "style-2"): taking a plain
-    "cat" out of "cat ears" would change what the phrase says. A caption that begins with the trigger
-    ("ohwx woman, smiling") keeps its beginning. Several triggers, separated by commas, keep their order.
+    A trigger word that is already a tag is moved to the front, ignoring case, since the text encoders read lower case.
+    It is removed from a longer phrase only if it is not a dictionary-like word ("saria_zelda", "style-2"): removing
+    "cat" from "cat ears" would change the meaning. A caption that begins with the trigger word ("ohwx woman, smiling")
+    keeps its first tag. Several trigger words, separated by commas, keep their order.
     """
     tags = split_tags(caption)
     for word in reversed(split_tags(trigger)):
-        tags = _with_word(tags, word)
+        tags = _with_trigger_word(tags, word)
     return join_tags(tags)
 
 
 @lru_cache(maxsize=1024)
 def word_pattern(word: str) -> re.Pattern[str]:
-    """What finds a trigger word in a tag, in any letter case, but not within another word."""
+    """Return a pattern that matches a trigger word in a tag as a whole word, ignoring case."""
     return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
 
 
-def _with_word(tags: list[str], word: str) -> list[str]:
+def _with_trigger_word(tags: list[str], word: str) -> list[str]:
     pattern = word_pattern(word)
     match = pattern.match(tags[0]) if tags else None
     after, rest = (tags[0][match.end() :], tags[1:]) if match else ("", tags)
@@ -62,10 +62,9 @@ def _with_word(tags: list[str], word: str) -> list[str]:
 
 
 def split_fixed_tags(caption: str, trigger: str = "", keep_tokens: int = 0) -> tuple[list[str], list[str]]:
-    """A caption's tags: those that stay at its start, and those that may change places or be left out.
+    """Return the tags that stay at the start of the caption, and those that may be shuffled or dropped.
 
-    Fixed are the tags that hold a trigger word (the first tag for each of its words, wherever it stands in the
-    caption), then the first `keep_tokens` tags, in the caption's order.
+    The fixed tags are, for each trigger word, the first tag that contains it, and then the first `keep_tokens` tags.
     """
     tags = split_tags(caption)
     first: list[str] = []
@@ -77,7 +76,7 @@ def split_fixed_tags(caption: str, trigger: str = "", keep_tokens: int = 0) -> t
 
 
 def without_tags(caption: str, tags: Iterable[str]) -> str:
-    """The caption without these whole tags, whatever their letter case; the same text if it has none of them."""
+    """Return the caption without these whole tags, ignoring case; the text is unchanged if it has none of them."""
     unwanted = {tag.strip().casefold() for tag in tags}
     parts = split_tags(caption)
     kept = [tag for tag in parts if tag.casefold() not in unwanted]
@@ -85,46 +84,46 @@ def without_tags(caption: str, tags: Iterable[str]) -> str:
 
 
 def with_tags(caption: str, tags: str, position: TagPosition, trigger: str = "") -> str:
-    """The caption with these tags (separated by commas), but for those that it has, whatever their letter case.
+    """Return the caption with those of the tags (separated by commas) that it lacks, ignoring case.
 
-    After the trigger means after the tags that hold its words; in front if the caption has none of them.
+    `AFTER_TRIGGER` inserts them after the last tag with a trigger word, or in front if there is none.
     """
     parts = split_tags(caption)
-    there = {tag.casefold() for tag in parts}
-    more = [tag for tag in _tags_of(tags) if tag.casefold() not in there]
-    if not more:
+    present = {tag.casefold() for tag in parts}
+    missing = [tag for tag in _split_cached(tags) if tag.casefold() not in present]
+    if not missing:
         return caption
     place = len(parts)
     if position is TagPosition.FRONT:
         place = 0
     elif position is TagPosition.AFTER_TRIGGER:
-        patterns = [word_pattern(word) for word in _tags_of(trigger)]
+        patterns = [word_pattern(word) for word in _split_cached(trigger)]
         while place and not any(pattern.search(parts[place - 1]) for pattern in patterns):
             place -= 1
-    return join_tags([*parts[:place], *more, *parts[place:]])
+    return join_tags([*parts[:place], *missing, *parts[place:]])
 
 
 @lru_cache(maxsize=64)
-def _tags_of(text: str) -> tuple[str, ...]:
-    """The tags of what is the same for many captions."""
+def _split_cached(text: str) -> tuple[str, ...]:
+    """Split a text that is the same for many captions (cached)."""
     return tuple(split_tags(text))
 
 
 def with_replaced(caption: str, old: str, new: str) -> str:
-    """The caption with `new` (tags separated by commas) in the place of the whole tag `old`, whatever its letter case.
+    """Return the caption with the whole tag `old`, ignoring case, replaced by `new` (tags separated by commas).
 
-    A tag that the caption has already is not doubled; the same text if `old` is none of its tags.
+    A tag that the caption already has is not repeated. The text is unchanged if `old` is not one of its tags.
     """
     parts = split_tags(caption)
-    wanted = " ".join(old.split()).casefold()
-    if wanted not in {tag.casefold() for tag in parts}:
+    target = " ".join(old.split()).casefold()
+    if target not in {tag.casefold() for tag in parts}:
         return caption
-    spread = [tag for part in parts for tag in (split_tags(new) if part.casefold() == wanted else [part])]
-    return join_tags(deduplicated(spread))
+    replaced = [tag for part in parts for tag in (split_tags(new) if part.casefold() == target else [part])]
+    return join_tags(deduplicated(replaced))
 
 
 def deduplicated(tags: Iterable[str]) -> list[str]:
-    """The tags without those that were there before in whatever letter case."""
+    """Return the tags without repetitions, ignoring case; the first spelling is kept."""
     first: dict[str, str] = {}
     for tag in tags:
         first.setdefault(tag.casefold(), tag)
@@ -132,12 +131,12 @@ def deduplicated(tags: Iterable[str]) -> list[str]:
 
 
 def caption_file(image: Path) -> Path:
-    """Where the caption of an image is written."""
+    """Return the path at which the caption of an image is written."""
     return image.with_suffix(CAPTION_SUFFIXES[0])
 
 
 def existing_caption(image: Path) -> Path | None:
-    """The caption file that an image has, or None."""
+    """Return the caption file of an image, or None if it has none."""
     for suffix in CAPTION_SUFFIXES:
         file = image.with_suffix(suffix)
         if file.is_file():
@@ -146,9 +145,9 @@ def existing_caption(image: Path) -> Path | None:
 
 
 def captioned_stems(folder: Path) -> set[str]:
-    """The names, without suffixes, of a folder's files that are captions, whether there are images beside them or not.
+    """Return the stems of all caption files in a folder, with or without an image.
 
-    For all images of a folder it takes a tenth of the time of `existing_caption`.
+    For a whole folder this takes a tenth of the time of `existing_caption` per image.
     """
     with os.scandir(folder) as entries:
         parts = [os.path.splitext(entry.name) for entry in entries if entry.is_file()]  # noqa: PTH122 - see above
@@ -156,9 +155,9 @@ def captioned_stems(folder: Path) -> set[str]:
 
 
 def read_caption(image: Path) -> str | None:
-    """The caption of an image without surrounding white space, "" for an empty file, None without a file.
+    """Return the caption of an image without surrounding whitespace, "" for an empty file, None without a file.
 
-    UTF-8 with or without a byte order mark; other bytes are read as Latin-1. Raises InputError if it cannot be read.
+    See `decode_text` for the encoding. Raises InputError if the file cannot be read.
     """
     data = caption_bytes(image)
     return None if data is None else decode_text(data).strip()
@@ -177,7 +176,9 @@ def caption_bytes(image: Path) -> bytes | None:
             continue
         except OSError as error:
             raise InputError(
-                f"The caption {file.name!r} cannot be read: {error.strerror}.", "Check its permissions.", code="caption"
+                f"The caption {file.name!r} cannot be read: {error.strerror}.",
+                "Check the permissions of the file.",
+                code="caption",
             ) from error
     return None
 
@@ -188,7 +189,7 @@ def _read_bytes(file: Path) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """Text of unknown encoding: UTF-16 with its mark, UTF-8 with or without one, else Latin-1, which always reads."""
+    """Decode UTF-16 with a byte order mark, UTF-8 with or without one, and anything else as Latin-1."""
     if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         return data.decode("utf-16", errors="replace")
     try:
@@ -198,7 +199,7 @@ def decode_text(data: bytes) -> str:
 
 
 def write_caption(image: Path, text: str) -> Path:
-    """Write the caption of an image atomically as UTF-8 and return its file; the line ends nowhere in between."""
+    """Write the caption of an image atomically as one line of UTF-8; return its file."""
     file = caption_file(image)
     write_text(file, " ".join(text.split()))
     return file

@@ -1,7 +1,7 @@
-"""How long a caption is for SDXL's text encoders, counted with the tokenizer that ships with the studio.
+"""Count the tokens of captions for SDXL's text encoders, with the CLIP tokenizer that ships with the studio.
 
-The file format is CLIP's byte-level BPE (Radford et al. 2021, arXiv:2103.00020); reading it takes a quarter of a second
-and no torch, unlike the class that training uses.
+The tokenizer is CLIP's byte-level BPE (Radford et al. 2021, arXiv:2103.00020). Loading it here takes a quarter of a
+second and does not import torch, unlike the transformers class that training uses.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_TOKENS = 75  # of the 77 places that the encoders read, two are marks of begin and end
+MAX_TOKENS = 75  # of the 77 positions of the encoders, two are the start and end tokens
 CACHED_WORDS = 100_000  # words
 _FOLDER = Path(__file__).parents[2] / "models" / "sdxl_config" / "tokenizer"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def count_tokens(caption: str) -> int:
-    """Tokens of a caption without the two marks; what comes after the first 75 is not read."""
+    """Return the number of tokens of a caption without the start and end tokens; those after the 75th are truncated."""
     return sum(map(_count_word_tokens, caption.split(" ")))  # no token has parts on both sides of a space
 
 
@@ -30,7 +30,7 @@ def _count_word_tokens(word: str) -> int:
 
 
 def truncation_point(caption: str) -> int:
-    """How many characters of the caption the encoders read; its length if that is all."""
+    """Return the number of characters before truncation to 75 tokens; the whole length if nothing is truncated."""
     ends = [end for _, end in _tokenizer().encode(caption).offsets]
     return len(caption) if len(ends) <= MAX_TOKENS else ends[MAX_TOKENS - 1]
 

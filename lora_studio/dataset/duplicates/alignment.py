@@ -1,12 +1,16 @@
-"""Whether two small pictures show the same thing: alignment, then the largest local difference.
+"""Batched Lucas-Kanade registration of image pairs, and the largest local difference that remains.
 
-Perceptual hashes are cheap and vague: in a set of drawings of one style unlike pictures can be as close as a cropped
-copy is to its original. This is the second look at the pairs that the hashes proposed. It finds the window of one
-picture that the other shows (a crop moves it a little), adjusts brightness and contrast, and asks for the largest
-difference in any small place: a copy differs little everywhere, another drawing differs much somewhere.
+Perceptual hashes are cheap but imprecise: in a set of drawings of one style, different images can be as close as a
+cropped copy is to its original. This module verifies the pairs that the hashes propose. It estimates the window of one
+image that the other shows (cropping moves it a little) together with gain and offset, and then takes the largest
+difference of any small neighbourhood: duplicates differ little everywhere, other images differ much somewhere.
+
+The registration is the forwards-additive algorithm of Lucas and Kanade (1981), as named by Baker and Matthews (2004,
+"Lucas-Kanade 20 years on"): Gauss-Newton on the sum of squared differences, with the gradients of the warped image
+evaluated again in each iteration. The warp is axis-aligned scaling and translation.
 
 All functions work on batches of P pairs. Windows are [P, 4]: (left, right, top, bottom) of `other` in units of the
-sides of `base`; (0, 1, 0, 1) is the whole.
+sides of `base`; (0, 1, 0, 1) is the whole image.
 """
 
 from __future__ import annotations
@@ -19,26 +23,26 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 
-MAX_CROP = 0.25  # of a side; more is another picture
-GAIN_RANGE = (0.4, 2.5)  # contrast that still counts as a copy
+MAX_CROP = 0.25  # of a side; a window that differs more is another image
+GAIN_RANGE = (0.4, 2.5)  # range of the change in contrast that still counts as a duplicate
 
-# Where the search starts: the whole, crops of 3, 6 and 10 percent a side, and their inverses.
+# Initial windows: the whole image, crops of 3, 6 and 10 percent per side, and their inverses.
 _INITIAL_ZOOMS = (0.0, 0.03, 0.06, 0.1, -0.03, -0.065, -0.12)
 _COARSE_STEPS = 6
 _FINE_STEPS = 5
 _MAX_STEP = 0.05
-_MAX_COARSE_ERROR = 0.3  # of the variance; copies are below 0.1 after the coarse step
-_MAX_GREY_RESIDUAL = 0.45  # of the contrast, by the plain fit; copies are below 0.2, clipped ones too
-_CLIPPING_MARGIN = 0.03  # of the contrast
-_MIN_CONTRAST = 0.15  # of black to white; compression noise of a picture with less would count as a difference
+_MAX_COARSE_ERROR = 0.3  # of the variance; duplicates are below 0.1 after the coarse step
+_MAX_GREY_RESIDUAL = 0.45  # of the contrast; duplicates are below 0.2, also with clipped highlights
+_CLIPPING_MARGIN = 0.03  # of the contrast; another fit of gain and offset must be better by this much to set the gain
+_MIN_CONTRAST = 0.15  # of black to white; below it, compression noise would count as a difference
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """For each of P pairs: the window [P, 4], the factor of contrast from `base` to `other`, and the difference left.
+    """For each of P pairs: the window [P, 4], the gain (factor of contrast) from `base` to `other`, and the residual.
 
-    `residual` is the largest local difference after adjustment, in units of the pictures' own contrast; 1 or more for
-    pairs that cannot be brought together at all.
+    `residual` is the largest local difference after registration, in units of the contrast of the images; 1 or more for
+    pairs that cannot be aligned.
     """
 
     window: Floats
@@ -47,16 +51,15 @@ class Alignment:
 
 
 def align_uint8(base: NDArray[np.uint8], other: NDArray[np.uint8], initial: NDArray[np.float32]) -> Alignment:
-    """`align` for pictures from 0 to 255, which are smaller to send to another process."""
+    """Align images with values from 0 to 255, which are smaller to send to another process than floats."""
     return align(base.astype(np.float32) / 255, other.astype(np.float32) / 255, initial)
 
 
 def align(base: Floats, other: Floats, initial: Floats) -> Alignment:
-    """Align pairs of pictures, `base` and `other` [P, n, n, 3] from 0 to 1; `initial` [P, 4] is one more window to try.
+    """Align pairs of images, `base` and `other` [P, n, n, 3] from 0 to 1; `initial` [P, 4] is one more initial window.
 
-    Gauss-Newton on the window, coarse then fine, with gain and offset fitted in each step (Lucas and Kanade 1981; a
-    window is separable, so that warping is a matrix product for each axis). Pairs that the coarse step leaves far apart
-    are given up there.
+    Lucas-Kanade, coarse to fine, with gain and offset as further parameters. The warp is separable, so that it is one
+    matrix product per axis. Pairs with a large error after the coarse level are not refined.
     """
     grey_base, grey_other = base.mean(axis=3), other.mean(axis=3)
     coarse = _blur(_halve(grey_base)), _blur(_halve(grey_other))
@@ -69,7 +72,7 @@ def align(base: Floats, other: Floats, initial: Floats) -> Alignment:
         fine = _gauss_newton(
             _blur(grey_base[candidates]), _blur(grey_other[candidates]), window[candidates], _FINE_STEPS
         )
-        # Clipped highlights can lead the descent astray, and most copies are not cropped: the whole is tried too.
+        # Clipped highlights can mislead the descent, and most duplicates are not cropped: try the whole image too.
         whole = np.tile(np.array([0, 1, 0, 1], np.float32), (len(candidates), 1))
         near = (
             np.minimum(*(_grey_residual(base[candidates], other[candidates], tried) for tried in (fine, whole)))
@@ -90,6 +93,7 @@ def align(base: Floats, other: Floats, initial: Floats) -> Alignment:
 
 
 def _best_initial_window(base: Floats, other: Floats, initial: Floats) -> Floats:
+    """Return, per pair, the initial window with the smallest error."""
     zooms = [np.tile(np.array([zoom, 1 - zoom] * 2, np.float32), (len(base), 1)) for zoom in _INITIAL_ZOOMS]
     windows = np.stack([*zooms, initial])  # [starts, P, 4]
     errors = [_unexplained_variance(base, other, window) for window in windows]
@@ -98,7 +102,7 @@ def _best_initial_window(base: Floats, other: Floats, initial: Floats) -> Floats
 
 
 def _unexplained_variance(base: Floats, other: Floats, window: Floats) -> Floats:
-    """Share of the variance of `other` that `base` does not explain: 0 for a copy, 1 for nothing in common."""
+    """Return the share of the variance of `other` that `base` does not explain: 0 for a duplicate, 1 for unrelated."""
     rows, columns, weight = _sampling_matrices(window, base.shape[1])
     warped = rows @ base @ columns.transpose(0, 2, 1)
     gain, offset = _fit_gain_and_offset(warped, other, weight)
@@ -108,22 +112,23 @@ def _unexplained_variance(base: Floats, other: Floats, window: Floats) -> Floats
 
 
 def _gauss_newton(base: Floats, other: Floats, window: Floats, steps: int) -> Floats:
+    """Refine the windows of grey images [P, n, n] by damped Gauss-Newton steps on window, gain and offset."""
     n = base.shape[1]
-    place = ((np.arange(n) + 0.5) / n).astype(np.float32)  # of a sample within its window
-    slope_x, slope_y = np.gradient(base, axis=2) * n, np.gradient(base, axis=1) * n
+    position = ((np.arange(n) + 0.5) / n).astype(np.float32)  # of each sample within the window
+    gradient_x, gradient_y = np.gradient(base, axis=2) * n, np.gradient(base, axis=1) * n
     lowest = np.array([-MAX_CROP, 1 - MAX_CROP] * 2, np.float32)
     for _ in range(steps):
         rows, columns, weight = _sampling_matrices(window, n)
         across = columns.transpose(0, 2, 1)
         warped = rows @ base @ across
         gain, offset = (value[:, None, None] for value in _fit_gain_and_offset(warped, other, weight))
-        step_x, step_y = gain * (rows @ slope_x @ across), gain * (rows @ slope_y @ across)
-        # [P, n * n, 6]: derivatives by left, right, top, bottom, gain, offset
+        step_x, step_y = gain * (rows @ gradient_x @ across), gain * (rows @ gradient_y @ across)
+        # [P, n * n, 6]: derivatives with respect to left, right, top, bottom, gain, offset
         parts = (
-            step_x * (1 - place),
-            step_x * place,
-            step_y * (1 - place)[:, None],
-            step_y * place[:, None],
+            step_x * (1 - position),
+            step_x * position,
+            step_y * (1 - position)[:, None],
+            step_y * position[:, None],
             warped,
             np.ones_like(warped),
         )
@@ -138,7 +143,7 @@ def _gauss_newton(base: Floats, other: Floats, window: Floats, steps: int) -> Fl
 
 
 def _symmetric_residual(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
-    """Gain and largest local difference, the smaller one of both directions: a copy may have lost highlights."""
+    """Return the gain and the smaller residual of both directions: one image may have lost its highlights."""
     gain, forward = _colour_residual(base, other, window)
     _, backward = _colour_residual(other, base, _inverse_window(window))
     return gain, np.minimum(forward, backward)
@@ -157,6 +162,7 @@ def _grey_residual(base: Floats, other: Floats, window: Floats) -> Floats:
 
 
 def _colour_residual(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
+    """Return the gain and the largest local difference in any color channel, for the best of three photometric fits."""
     rows, columns, weight = _sampling_matrices(window, base.shape[1])
     target = other.transpose(0, 3, 1, 2)  # [P, 3, n, n]
     warped = rows[:, None] @ base.transpose(0, 3, 1, 2) @ columns.transpose(0, 2, 1)[:, None]
@@ -164,7 +170,7 @@ def _colour_residual(base: Floats, other: Floats, window: Floats) -> tuple[Float
     contrast = np.ptp(_blur(target).mean(axis=1), axis=(1, 2)).clip(_MIN_CONTRAST)
     best_gain, best = np.ones(len(base), np.float32), np.full(len(base), np.inf, np.float32)
     unclipped = weight * ((target > 0.02) & (target < 0.98))
-    # A brightened picture is clipped at white: fit with all, without what is clipped, and a plain factor.
+    # A brightened image is clipped at white: fit all pixels, only unclipped ones, and a gain without offset.
     for gain, offset in (
         _fit_gain_and_offset(warped, target, weight),
         _fit_gain_and_offset(warped, target, unclipped),
@@ -173,13 +179,13 @@ def _colour_residual(base: Floats, other: Floats, window: Floats) -> tuple[Float
         adjusted = (gain[:, None, None, None] * warped + offset[:, None, None, None]).clip(0, 1)
         residual = np.abs(_blur((adjusted - target) * weight)).max(axis=(1, 2, 3)) / contrast
         residual = np.where((gain < GAIN_RANGE[0]) | (gain > GAIN_RANGE[1]), np.float32(1), residual)
-        # The plain fit tells the gain best, unless clipping spoils it.
+        # The fit of all pixels estimates the gain best, unless clipping spoils it.
         best_gain, best = np.where(residual < best - _CLIPPING_MARGIN, gain, best_gain), np.minimum(residual, best)
     return best_gain, best
 
 
 def _fit_gain_only(warped: Floats, target: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """The median ratio of `target` to `warped` where both are well above black, and an offset of 0."""
+    """Return the median ratio of `target` to `warped` where both are well above black, and an offset of 0."""
     known = (weight > 0) & (warped > 0.1) & (target > 0.1)
     ratio = np.where(known, target / warped.clip(0.1), np.nan).reshape(len(warped), -1)
     ratio[:, 0] = np.where(known.any(axis=(1, 2, 3)), ratio[:, 0], 1)
@@ -188,7 +194,7 @@ def _fit_gain_only(warped: Floats, target: Floats, weight: Floats) -> tuple[Floa
 
 
 def _inverse_window(window: Floats) -> Floats:
-    """The window of `base` in units of `other`."""
+    """Return the window of `base` in units of `other`."""
     low, high = window[:, 0::2], window[:, 1::2]  # [P, 2]
     length = (high - low).clip(1e-3)
     result = np.empty_like(window)
@@ -197,7 +203,7 @@ def _inverse_window(window: Floats) -> Floats:
 
 
 def _fit_gain_and_offset(warped: Floats, other: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Weighted least squares of `other = gain * warped + offset`, for each pair; gain 1 where `warped` is flat."""
+    """Solve the weighted least squares `other = gain * warped + offset` per pair; gain is 1 where `warped` is flat."""
     axes = tuple(range(1, warped.ndim))
     keep = (slice(None), *(None,) * len(axes))
     total = weight.sum(axis=axes).clip(1)
@@ -211,16 +217,16 @@ def _fit_gain_and_offset(warped: Floats, other: Floats, weight: Floats) -> tuple
 
 
 def _sampling_matrices(window: Floats, n: int) -> tuple[Floats, Floats, Floats]:
-    """Interpolation matrices [P, n, n] for rows and columns, and the weight [P, n, n] of samples inside `base`."""
-    place = ((np.arange(n) + 0.5) / n).astype(np.float32)
-    x = window[:, :1] + (window[:, 1:2] - window[:, :1]) * place
-    y = window[:, 2:3] + (window[:, 3:] - window[:, 2:3]) * place
+    """Return interpolation matrices [P, n, n] for rows and columns, and weights [P, n, n]: 1 for samples in `base`."""
+    position = ((np.arange(n) + 0.5) / n).astype(np.float32)
+    x = window[:, :1] + (window[:, 1:2] - window[:, :1]) * position
+    y = window[:, 2:3] + (window[:, 3:] - window[:, 2:3]) * position
     inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None, :]
     return _interpolation_matrices(y), _interpolation_matrices(x), inside.astype(np.float32)
 
 
 def _interpolation_matrices(positions: Floats) -> Floats:
-    """Linear interpolation at `positions` [P, n] (0 to 1) as matrices [P, n, n]."""
+    """Return matrices [P, n, n] that interpolate linearly at `positions` [P, n] (0 to 1)."""
     n = positions.shape[1]
     pixel = (positions * n - 0.5).clip(0, n - 1)
     matrices: Floats = (1 - np.abs(pixel[:, :, None] - np.arange(n, dtype=np.float32))).clip(0)
@@ -228,11 +234,12 @@ def _interpolation_matrices(positions: Floats) -> Floats:
 
 
 def _halve(image: Floats) -> Floats:
+    """Halve both sides of images [P, n, n] by averaging 2 x 2 pixels."""
     return (image[:, ::2, ::2] + image[:, 1::2, ::2] + image[:, ::2, 1::2] + image[:, 1::2, 1::2]) / 4
 
 
 def _blur(image: Floats) -> Floats:
-    """Binomial 3 x 3 blur of the last two axes."""
+    """Blur the last two axes with a binomial 3 x 3 kernel."""
     padded = np.pad(image, [(0, 0)] * (image.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
     rows = (padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]) / 4
     blurred: Floats = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4

@@ -1,7 +1,7 @@
-"""Which pairs of images are worth a closer look, by their hashes: vectorised, in blocks of bounded memory.
+"""Find candidate pairs of duplicates by the Hamming distance of their hashes, vectorized in blocks of bounded memory.
 
-Every hash is compared with every other. An index over parts of the hashes would leave most pairs to be compared all the
-same: of 128 bits 28 may differ, so that of 8 parts the best can differ in 3 bits of 16, as 8% of unlike pairs do.
+Every hash is compared with every other. Multi-index hashing would hardly prune: with 28 of 128 bits allowed to differ,
+the best of 8 parts of 16 bits may differ in 3 bits, which is true of 8% of unrelated pairs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from lora_studio.dataset.duplicates.fingerprints import VIEW_PAIRS, Fingerprint
 from lora_studio.dataset.duplicates.pools import cancel_on_exit
 
-MAX_DISTANCE = 28  # of 128 bits: what the hashes propose; unlike photos are some 64 apart
-MAX_NEIGHBOURS = 24  # candidates an image, so that a large set of one style stays affordable
+MAX_DISTANCE = 28  # of 128 bits, for candidates; unrelated photos are about 64 apart
+MAX_NEIGHBOURS = 24  # candidates per image, so that a large set of one style stays affordable
 
-_ROWS = 256  # hashes that a thread compares with all later ones at a time
-_TILE = (16, 8192)  # rows and columns compared at once, at most: a megabyte, which fits into a core's own cache
+_ROWS = 256  # hashes that a thread compares at a time with all later ones
+_TILE = (16, 8192)  # max rows and columns compared at once: a megabyte, which fits into a core's L2 cache
 
 
 def candidate_pairs(
@@ -30,14 +30,14 @@ def candidate_pairs(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     workers: int = 1,
 ) -> NDArray[np.int64]:
-    """Pairs worth a closer look: [n, 4] of (first, second, distance in bits, 1 if mirrored), first < second.
+    """Return candidate pairs [n, 4]: (first, second, distance in bits, 1 if mirrored), with first < second.
 
     At most the nearest `MAX_NEIGHBOURS` of each image and orientation (more where several are as near).
     `on_progress` counts images; what it raises ends the comparison. `workers` threads share the work.
     """
     if len(fingerprints) < 2:
         return np.empty((0, 4), np.int64)
-    # [views, words, N]: a word of all images lies together
+    # [views, words, N]: each word is contiguous over all images
     plain = np.ascontiguousarray(np.stack([item.hashes for item in fingerprints]).transpose(1, 2, 0))
     mirrored = np.ascontiguousarray(np.stack([item.mirrored_hashes for item in fingerprints]).transpose(1, 2, 0))
     starts = range(0, len(fingerprints) - 1, _ROWS)
@@ -50,7 +50,7 @@ def candidate_pairs(
 
 
 def _pairs_with_later(plain: NDArray[np.uint64], mirrored: NDArray[np.uint64], start: int) -> NDArray[np.int64]:
-    """The pairs of `_ROWS` images from `start` with later ones."""
+    """Return the candidate pairs of `_ROWS` images from `start` with later images."""
     found = []
     for is_mirrored, hashes in enumerate((plain, mirrored)):
         near = _near_pairs(hashes[:, :, start : start + _ROWS], plain[:, :, start:])
@@ -60,7 +60,7 @@ def _pairs_with_later(plain: NDArray[np.uint64], mirrored: NDArray[np.uint64], s
 
 
 def _near_pairs(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Near pairs, [n, 3] of (row, column, distance) in this order, the column being the later image."""
+    """Return near pairs [n, 3], sorted by (row, column, distance), where the column is the later image."""
     near = np.concatenate([np.empty((0, 3), np.int64), *_near_in_tiles(rows, columns)])
     near = near[near[:, 1] > near[:, 0]]
     near = near[np.lexsort((near[:, 1], near[:, 0]))]
@@ -75,10 +75,10 @@ def _near_pairs(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArra
 
 
 def _near_in_tiles(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """What is near in each tile, also before the row itself: [n, 3] of (row, column, distance)."""
+    """Yield the near pairs [n, 3] of each tile: (row, column, distance), including columns before the row."""
     height, widest = _TILE
     number = columns.shape[2]
-    width = ceil(number / ceil(number / widest))  # numpy takes three times as long for narrow tiles
+    width = ceil(number / ceil(number / widest))  # equally wide tiles: numpy takes three times as long for narrow ones
     buffers = _Buffers()
     for left in range(0, number, width):
         for top in range(0, rows.shape[2], height):
@@ -90,7 +90,7 @@ def _near_in_tiles(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> Ite
 
 
 class _Buffers:
-    """What is computed on the way from two tiles of hashes to their distances; allocating it takes as long."""
+    """Reused buffers for the distances of a tile: allocating them would take as long as computing the distances."""
 
     def __init__(self) -> None:
         size = _TILE[0] * _TILE[1]
@@ -98,7 +98,7 @@ class _Buffers:
         self._count, self._bits, self._minimum = (np.empty(size, np.uint8) for _ in range(3))
 
     def distances(self, rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """Least Hamming distance over the pairs of views: [rows, columns], at most 128; overwritten by the next."""
+        """Return the smallest Hamming distance over the pairs of views [rows, columns]; the next call overwrites it."""
         shape = rows.shape[2], columns.shape[2]
         differing = self._differing[: shape[0] * shape[1]].reshape(shape)
         count, bits, distances = (

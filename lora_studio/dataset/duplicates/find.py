@@ -1,8 +1,8 @@
-"""Which images are copies of one another, and which of them to keep.
+"""Find groups of duplicate images, and choose which image of each group to keep.
 
-Hashes propose pairs (vectorised, in blocks of bounded memory), alignment decides about each (see alignment.py), and
-groups are stars: every image in `reject` was compared with `keep` itself, so that a chain of small changes never joins
-two images that differ.
+Hashes propose candidate pairs (candidates.py), registration verifies each (alignment.py), and the groups are stars:
+every image in `reject` was compared with `keep` itself, so that a chain of small changes never joins two images that
+differ.
 """
 
 from __future__ import annotations
@@ -28,20 +28,25 @@ from lora_studio.dataset.duplicates.pools import cancel_on_exit
 from lora_studio.dataset.images.decode import ImageInfo, read_image
 from lora_studio.errors import InputError
 
-MAX_RESIDUAL = 0.16  # of the contrast: measured copies stay below, the nearest unlike drawings are above
-MIN_PROCESS_PAIRS = 4_000  # from here on other processes help: starting them takes about a second
+MAX_RESIDUAL = 0.16  # of the contrast: measured duplicates are below, the most similar other drawings above
+MIN_PROCESS_PAIRS = 4_000  # of candidates, from which on other processes are used: starting them takes about a second
 
 _LOSSLESS = (".png", ".bmp", ".dib", ".tif", ".tiff")
-_BATCH = 32  # pairs aligned at once: their arrays fit into the processor's cache
-_MIN_CROP = 0.015  # of a side: windows that differ less are the whole picture
-_MIN_GAIN_CHANGE = 1.06  # factor of contrast from which a copy is called brightened
+COMPARE_HASHES, VERIFY, CHOOSE = (
+    "Comparing hashes",
+    "Comparing candidate duplicates",
+    "Choosing which to keep",
+)  # phases
+_BATCH = 32  # pairs aligned at once: their arrays fit into the CPU's cache
+_MIN_CROP = 0.015  # of a side: windows that differ less are the whole image
+_MIN_GAIN_CHANGE = 1.06  # factor of contrast from which a duplicate is called brightened
 
 
 ReportProgress = Callable[[str, int, int], None]  # phase, done, total (0: unknown)
 
 
 class DuplicateKind(StrEnum):
-    """How alike: the same pixels, a changed copy, or (by what a tagger sees, see similarity.py) much the same motif."""
+    """Kind of a group: the same pixels, a changed copy, or similar content by a tagger's features (similarity.py)."""
 
     EXACT = "exact"
     NEAR = "near"
@@ -49,11 +54,11 @@ class DuplicateKind(StrEnum):
 
 
 class DuplicateGroup(BaseModel):
-    """One image to keep and its copies.
+    """One image to keep and its duplicates.
 
-    `distance` is the largest hash distance of a copy from `keep`, in bits of 128 (0 for exact ones), for similar images
-    100 less their likeness in percent; `reasons` says in words for each of `reject` what it is, and `reason` sums them
-    up. Similar images are for a curator to look at: nothing sets them aside by itself.
+    `distance` is the largest hash distance of a duplicate from `keep`, in bits of 128 (0 for exact duplicates); for
+    similar images it is 100 minus their similarity in percent. `reasons` describes each image of `reject`, and `reason`
+    summarizes them. Similar images are only shown: they are never set aside automatically.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,7 +73,7 @@ class DuplicateGroup(BaseModel):
 
 @dataclass(frozen=True)
 class FingerprintedImage:
-    """A readable image as the search for duplicates sees it."""
+    """A readable image with its fingerprint and file size."""
 
     info: ImageInfo
     fingerprint: Fingerprint
@@ -77,13 +82,13 @@ class FingerprintedImage:
 
 @dataclass(frozen=True)
 class _Match:
-    """Two copies, `first` and `second` being indices; what `second` is, seen from `first`."""
+    """A verified pair of duplicates, by index, and how `second` differs from `first`."""
 
     first: int
     second: int
     distance: int
     mirrored: bool
-    area_ratio: float  # share of the area of `first` that `second` shows, 1 for all, above 1 if `first` is the crop
+    area_ratio: float  # share of the area of `first` that `second` shows; above 1 if `first` is the crop
     gain: float
 
 
@@ -109,7 +114,7 @@ def find_duplicates(
         if duplicates:
             groups.append(_exact_group(keep, duplicates, "identical file"))
     matches = _find_matches(unique, report_progress, workers, min_process_pairs)
-    report_progress("Choosing which to keep", 0, 0)
+    report_progress(CHOOSE, 0, 0)
     groups += _star_groups(unique, matches)
     return sorted(groups, key=lambda group: (str(group.keep), group.kind))
 
@@ -126,6 +131,7 @@ def _exact_group(keep: FingerprintedImage, duplicates: Sequence[FingerprintedIma
 
 
 def _star_groups(entries: Sequence[FingerprintedImage], matches: Sequence[_Match]) -> list[DuplicateGroup]:
+    """Form groups whose members all match the image that is kept."""
     neighbours: dict[int, dict[int, _Match]] = {}
     for match in matches:
         neighbours.setdefault(match.first, {})[match.second] = match
@@ -143,6 +149,7 @@ def _star_groups(entries: Sequence[FingerprintedImage], matches: Sequence[_Match
 
 
 def _components(neighbours: dict[int, dict[int, _Match]]) -> Iterator[list[int]]:
+    """Yield the connected components of the graph of matches."""
     seen: set[int] = set()
     for start in sorted(neighbours):
         if start in seen:
@@ -161,6 +168,7 @@ def _components(neighbours: dict[int, dict[int, _Match]]) -> Iterator[list[int]]
 def _group(
     entries: Sequence[FingerprintedImage], keep: int, duplicates: Sequence[int], matches: dict[int, _Match]
 ) -> list[DuplicateGroup]:
+    """Return one group for duplicates with the same pixels and one for the others, where there are any."""
     best = entries[keep]
     same = [duplicate for duplicate in duplicates if _same_pixels(best, entries[duplicate], matches[duplicate])]
     near = [duplicate for duplicate in duplicates if duplicate not in same]
@@ -183,18 +191,18 @@ def _group(
 
 
 def _choose_keep(candidates: Sequence[tuple[int, FingerprintedImage]], neighbours: dict[int, dict[int, _Match]]) -> int:
-    """The largest, then the sharpest; then one that was saved without loss, then the file with most bytes.
+    """Choose the largest image, then the sharpest, then a losslessly compressed one, then the largest file.
 
-    Where that leaves several, and among those of equal pixels whatever their bytes, `_tie_break` decides.
+    Among equal ones, and among images with the same pixels in any format, `_tie_break` decides.
     """
     area = max(entry.info.width * entry.info.height for _, entry in candidates)
     largest = [(index, entry) for index, entry in candidates if entry.info.width * entry.info.height == area]
     if len(largest) > 1:
         sharpness = {index: _sharpness(entry.info.path) for index, entry in largest}
-        # Compression leaves noise that looks sharp: a small difference decides nothing.
+        # Compression noise looks like sharpness: small differences do not count.
         enough = 0.8 * max(sharpness.values())
         largest = [(index, entry) for index, entry in largest if sharpness[index] >= enough]
-    # Even when it was made of a lossy copy, a lossless one is no worse.
+    # Even if it was made from a lossy file, a lossless one is not worse.
     lossless = [item for item in largest if item[1].info.path.suffix.lower() in _LOSSLESS]
     most = max(entry.size_bytes for _, entry in lossless or largest)
     rich = [item for item in lossless or largest if item[1].size_bytes >= 0.95 * most]
@@ -211,9 +219,9 @@ def _tie_break(entry: FingerprintedImage) -> tuple[bool, int, str]:
 
 
 def _sharpness(path: Path) -> float:
-    """Variance of the Laplacian of the grey image (Pech-Pacheco et al. 2000), by the variance of the grey itself.
+    """Return the variance of the Laplacian (Pech-Pacheco et al. 2000), divided by the variance of the grey image.
 
-    So a brightened copy, whose edges are only higher, is no sharper.
+    The division keeps a brightened copy, whose edges are only higher, from counting as sharper.
     """
     try:
         grey = np.asarray(read_image(path).convert("L"), dtype=np.float32)
@@ -239,7 +247,7 @@ def _same_pixels(keep: FingerprintedImage, duplicate: FingerprintedImage, match:
 
 
 def _reason(keep: FingerprintedImage, duplicate: FingerprintedImage, match: _Match, keep_index: int) -> str:
-    """What `duplicate` is in comparison with `keep`, like "mirrored, smaller copy"."""
+    """Describe `duplicate` in comparison with `keep`, like "mirrored, smaller copy"."""
     shown, gain = (
         (match.area_ratio, match.gain) if match.first == keep_index else (1 / match.area_ratio, 1 / match.gain)
     )
@@ -256,10 +264,11 @@ def _reason(keep: FingerprintedImage, duplicate: FingerprintedImage, match: _Mat
 def _find_matches(
     entries: Sequence[FingerprintedImage], report_progress: ReportProgress, workers: int, min_process_pairs: int
 ) -> list[_Match]:
-    report_progress("Comparing hashes", 0, 0)
+    """Compare hashes, verify the candidate pairs by alignment, and return those that are duplicates."""
+    report_progress(COMPARE_HASHES, 0, 0)
     pairs = candidate_pairs(
         [entry.fingerprint for entry in entries],
-        on_progress=lambda done, total: report_progress("Comparing hashes", done, total),
+        on_progress=lambda done, total: report_progress(COMPARE_HASHES, done, total),
         workers=workers,
     )
     matches: dict[tuple[int, int], _Match] = {}
@@ -268,20 +277,20 @@ def _find_matches(
         for batch, found in aligned:
             for match in _accepted_matches(batch, found):
                 known = matches.get((match.first, match.second))
-                # Symmetric pictures match both ways: then they are not called mirrored.
+                # Symmetric images match in both orientations: they do not count as mirrored.
                 if known is None or known.mirrored:
                     matches[match.first, match.second] = match
             done += len(batch)
-            report_progress("Looking closely at likely copies", done, len(pairs))
+            report_progress(VERIFY, done, len(pairs))
     return list(matches.values())
 
 
 def _align_batches(
     entries: Sequence[FingerprintedImage], pairs: NDArray[np.int64], workers: int
 ) -> Generator[tuple[NDArray[np.int64], Alignment]]:
-    """Batches of pairs with their alignment, shared among processes if there are to be several.
+    """Yield batches of pairs with their alignment, computed in other processes if `workers` is above 1.
 
-    Where those die (for want of memory) or cannot be started, this one does the rest.
+    If those are killed (out of memory) or cannot be started, this process computes the rest.
     """
     left = deque(pairs[start : start + _BATCH] for start in range(0, len(pairs), _BATCH))
     if workers > 1:
@@ -295,7 +304,7 @@ def _align_batches(
 def _align_in_processes(
     entries: Sequence[FingerprintedImage], batches: Sequence[NDArray[np.int64]], workers: int
 ) -> Generator[Alignment]:
-    """The alignment of batches, in order. A few wait at a time, as their pictures are in memory."""
+    """Yield the alignments of batches in order; only a few are queued at a time, to bound memory."""
     # Spawned, not forked: the interface has threads.
     with cancel_on_exit(ProcessPoolExecutor(workers, mp_context=get_context("spawn"))) as pool:
         waiting: deque[Future[Alignment]] = deque()
@@ -310,7 +319,7 @@ def _align_in_processes(
 def _alignment_inputs(
     entries: Sequence[FingerprintedImage], pairs: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-    """What `align_uint8` takes: the small pictures of both, the first mirrored where asked for, and where to start."""
+    """Return the arguments of `align_uint8`: thumbnails of both (the first mirrored if need be), initial windows."""
     fingerprints = [
         (entries[first].fingerprint, entries[second].fingerprint, bool(is_mirrored))
         for first, second, _, is_mirrored in pairs
@@ -329,6 +338,7 @@ def _alignment_inputs(
 
 
 def _accepted_matches(pairs: NDArray[np.int64], found: Alignment) -> Iterator[_Match]:
+    """Yield the pairs whose residual is small enough for duplicates."""
     for index in np.flatnonzero(found.residual <= MAX_RESIDUAL):
         first, second, distance, is_mirrored = (int(value) for value in pairs[index])
         left, right, top, bottom = found.window[index]
@@ -338,7 +348,7 @@ def _accepted_matches(pairs: NDArray[np.int64], found: Alignment) -> Iterator[_M
 
 
 def _initial_window(first: Fingerprint, second: Fingerprint, is_mirrored: bool) -> tuple[float, float, float, float]:
-    """The window of `first` (left, right, top, bottom) that lays the contents of both on each other."""
+    """Return the window of `first` (left, right, top, bottom) that aligns the content boxes of both."""
     left, top, right, bottom = first.content_box
     if is_mirrored:
         left, right = 1 - right, 1 - left

@@ -1,9 +1,9 @@
-"""What an image looks like, in a few kilobytes: perceptual hashes to find candidates, a small picture to judge them.
+"""Fingerprints of images: perceptual hashes to find candidate duplicates, and a thumbnail to verify them.
 
-The hashes are difference hashes (imagehash.dhash, across and down, 8 x 8 each: 128 bits) of three views: the whole
-picture, its content without a uniform border, and the middle of the content. A crop moves a drawing within its margin,
-or cuts a photo a little: then it is another pair of views that agrees. Before hashing, contrast is stretched and grey
-levels are made coarser, so that compression noise in flat areas decides no bit.
+The hashes are difference hashes (imagehash.dhash, horizontal and vertical, 8 x 8 each: 128 bits) of three views: the
+whole image, its content without a uniform border, and the middle of the content. Cropping moves a drawing within its
+margin, or cuts a photo a little: then another pair of views matches. Before hashing, the contrast is stretched and the
+grey levels are quantized, so that compression noise in flat areas does not decide a bit.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-THUMBNAIL_SIDE = 64  # px of the small picture
+THUMBNAIL_SIDE = 64  # px
 HASH_BITS = 128
-DECODE_SIDE = 192  # px: enough for everything in this module
-_REDUCING_GAP = 1.5  # see PIL.Image.resize: a fast averaging first, down to 1.5 times the size that is wanted
+DECODE_SIDE = 192  # px; enough for all of this module
+_REDUCING_GAP = 1.5  # see PIL.Image.resize: fast averaging first, down to 1.5 times the final size
 
-# Which view of one image is compared with which of the other.
+# Views, and which view of one image is compared with which of the other.
 FULL, CONTENT, MIDDLE = 0, 1, 2
 VIEW_PAIRS = ((FULL, FULL), (CONTENT, CONTENT), (FULL, MIDDLE), (MIDDLE, FULL))
 
 _WORK_SIDE = 128
 _GREY_BITS = 5
-_MIDDLE_MARGIN = 0.04  # of each side, for the middle
+_MIDDLE_MARGIN = 0.04  # of each side, cut off for the middle view
 _BORDER_TOLERANCE = 32  # of 255 grey levels after stretching
-_MIN_CONTENT = 0.3  # of each side; less is a speck, not a picture with a border
+_MIN_CONTENT = 0.3  # of each side; smaller content is a speck rather than an image with a border
 
 Box = tuple[float, float, float, float]
 
@@ -48,7 +48,7 @@ class Fingerprint:
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:
-    """Fingerprint of an RGB image of any size."""
+    """Return the fingerprint of an RGB image of any size."""
     work = image.resize((_WORK_SIDE, _WORK_SIDE), Image.Resampling.LANCZOS, reducing_gap=_REDUCING_GAP)
     grey = ImageOps.autocontrast(work.convert("L"))
     box = _content_box(grey)
@@ -81,7 +81,7 @@ def _content_box(grey: Image.Image) -> tuple[int, int, int, int]:
 
 
 def _hash_inputs(view: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """The view in 9 x 8 and in 8 x 9 pixels, which is what the hashes compare."""
+    """Return the view in 9 x 8 and in 8 x 9 pixels, with quantized grey levels, as input of the two hashes."""
     across = view.resize((9, 8), Image.Resampling.LANCZOS)
     down = view.resize((8, 9), Image.Resampling.LANCZOS)
     return ImageOps.posterize(across, _GREY_BITS), ImageOps.posterize(down, _GREY_BITS)

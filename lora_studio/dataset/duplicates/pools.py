@@ -1,4 +1,4 @@
-"""Pools of threads and processes that can be left at any moment."""
+"""Executors that cancel pending work on exit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Pool = TypeVar("Pool", bound=Executor)
 
 @contextmanager
 def cancel_on_exit(pool: Pool) -> Iterator[Pool]:
-    """A pool for use within: who leaves early, by an error too, waits for what has begun and for nothing else."""
+    """Yield the executor; on exit, also by an exception, cancel pending work and wait only for what is running."""
     try:
         yield pool
     finally:

@@ -1,9 +1,9 @@
-"""Images that show much the same (one pose, one composition), and how varied a dataset is, by a tagger's own features.
+"""Find similar images (same pose or composition) and measure the diversity of a dataset, by a tagger's features.
 
-Features of one tagger are all alike in what all pictures share: the embedded tagger's are all positive, so that any two
-have a cosine near 1. Likeness is therefore the cosine of features that were standardised over the dataset (mean 0 and
-deviation 1 each), and says how much two images stand out together. The figure of diversity must not depend on the
-dataset's own mean: it is the mean of 1 - r over all pairs, r being the correlation over a picture's features.
+The features of one tagger have much in common: those of the embedded tagger are all positive, so that any two images
+have a cosine near 1. Similarity is therefore the cosine of features that were standardized over the dataset (mean 0 and
+standard deviation 1 each). Diversity must not depend on the mean of the dataset: it is the mean of 1 - r over all
+pairs, where r is the Pearson correlation of the features of two images.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ from lora_studio.dataset.images.decode import ImageInfo
 
 Features = Mapping[str, NDArray[np.float16]]  # [F] by the image's SHA-256
 
-# Of the examples, a mirrored copy has 0.92 and the most alike of unlike motifs 0.38.
+# In the example images, a mirrored duplicate has 0.92 and the most similar of different motifs 0.38.
 MIN_SIMILARITY = 0.75
-MIN_STANDARDIZED_IMAGES = (
-    8  # images of which a mean and a deviation say something; fewer are compared by plain correlation
-)
+MIN_STANDARDIZED_IMAGES = 8  # fewer images are compared by correlation instead
 MIN_CORRELATION = 0.97
 MAX_PAIRS = 10
-_ROWS = 512  # images that are compared with all others at once
+_ROWS = 512  # images compared with all others at once
 
 _VERDICTS = (
-    (20, "nearly the same picture again and again: the LoRA will know little else"),
-    (45, "much alike: add other poses, angles or backgrounds"),
+    (20, "nearly the same image again and again: the LoRA will know little else"),
+    (45, "very similar images: add other poses, angles or backgrounds"),
     (70, "varied within one subject"),
     (100, "varied"),
 )
@@ -42,7 +40,7 @@ Floats = NDArray[np.float32]
 
 
 class SimilarPair(BaseModel):
-    """Two images and how alike they are: 1 for the same, 0 for no more than any two of the dataset."""
+    """Two images and their similarity: 1 for the same image, 0 for the average of the dataset."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,9 +50,9 @@ class SimilarPair(BaseModel):
 
 
 class Diversity(BaseModel):
-    """How varied `images` images are, 0 (all the same) to 100, in words too; and the most alike pairs, first the worst.
+    """Diversity of `images` images from 0 (all the same) to 100, its verdict, and the most similar pairs.
 
-    Copies that the scan proposes to set aside are left out.
+    Duplicates that the scan proposes to set aside are left out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,80 +80,82 @@ def compare_features(
     matrix = np.stack([features[info.sha256] for info in chosen]).astype(np.float32)
     correlated = _unit(matrix - matrix.mean(axis=1, keepdims=True))
     number = len(chosen)
-    # The sum of all correlations but those of an image with itself, without computing them.
+    # The mean over all pairs without computing them, as |sum of unit vectors|^2 = number + sum over pairs.
     mean = (float(np.square(correlated.sum(axis=0, dtype=np.float64)).sum()) - number) / (number * (number - 1))
     figure = round(100 * min(1.0, max(0.0, 1 - mean)))
     if number >= MIN_STANDARDIZED_IMAGES:
-        # A feature that never changes says nothing; dividing by its deviation would make noise of it.
+        # Dividing a nearly constant feature by its standard deviation would amplify noise.
         deviation = matrix.std(axis=0)
-        compared, least = (
-            _unit((matrix - matrix.mean(axis=0)) / (deviation + 0.01 * deviation.max() + 1e-6)),
-            MIN_SIMILARITY,
-        )
+        standardized = (matrix - matrix.mean(axis=0)) / (deviation + 0.01 * deviation.max() + 1e-6)
+        compared, min_cosine = _unit(standardized), MIN_SIMILARITY
     else:
-        compared, least = correlated, MIN_CORRELATION
-    similar, most = _similar_pairs(compared, least, report_progress)
+        compared, min_cosine = correlated, MIN_CORRELATION
+    similar, highest = _similar_and_highest_pairs(compared, min_cosine, report_progress)
     diversity = Diversity(
         images=number,
         figure=figure,
         words=next(words for limit, words in _VERDICTS if figure <= limit),
         pairs=[
-            SimilarPair(first=chosen[i].path, second=chosen[j].path, likeness=round(min(1.0, likeness), 3))
-            for likeness, i, j in most
+            SimilarPair(first=chosen[i].path, second=chosen[j].path, likeness=round(min(1.0, cosine), 3))
+            for cosine, i, j in highest
         ],
     )
     return _groups(chosen, similar), diversity
 
 
 def _unit(matrix: NDArray[Any]) -> Floats:
+    """Scale rows to unit length."""
     lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     unit: Floats = (matrix / np.maximum(lengths, 1e-6)).astype(np.float32)
     return unit
 
 
-def _similar_pairs(
-    unit: Floats, least: float, report_progress: ReportProgress
+def _similar_and_highest_pairs(
+    unit: Floats, min_cosine: float, report_progress: ReportProgress
 ) -> tuple[dict[tuple[int, int], float], list[tuple[float, int, int]]]:
-    """The pairs (i < j) of at least that cosine, and the most alike ones of all with their cosine, first the worst."""
+    """Return the pairs (i < j) with at least that cosine, and the `MAX_PAIRS` highest of all as (cosine, i, j)."""
     similar: dict[tuple[int, int], float] = {}
-    most: list[tuple[float, int, int]] = []
+    highest: list[tuple[float, int, int]] = []
     for start in range(0, len(unit), _ROWS):
         cosine = unit[start : start + _ROWS] @ unit[start:].T
         later = np.triu(np.ones(cosine.shape, bool), 1)
         flat = np.where(later, cosine, -2)
-        for i, j in zip(*np.nonzero(flat >= least), strict=True):
+        for i, j in zip(*np.nonzero(flat >= min_cosine), strict=True):
             similar[start + int(i), start + int(j)] = float(flat[i, j])
         best = np.argpartition(-flat, min(MAX_PAIRS, flat.size - 1), axis=None)[:MAX_PAIRS]
         for i, j in zip(*np.unravel_index(best, flat.shape), strict=True):
             if flat[i, j] > -2:
-                most.append((float(flat[i, j]), start + int(i), start + int(j)))
-        most = heapq.nlargest(MAX_PAIRS, most)
-        report_progress("Comparing what the tagger saw", min(start + _ROWS, len(unit)), len(unit))
-    return similar, most
+                highest.append((float(flat[i, j]), start + int(i), start + int(j)))
+        highest = heapq.nlargest(MAX_PAIRS, highest)
+        report_progress("Comparing tagger features", min(start + _ROWS, len(unit)), len(unit))
+    return similar, highest
 
 
 def _groups(infos: Sequence[ImageInfo], similar: Mapping[tuple[int, int], float]) -> list[DuplicateGroup]:
-    likeness: dict[int, dict[int, float]] = {}
+    """Form star groups of similar pairs, the largest images first as the ones to keep."""
+    similarities: dict[int, dict[int, float]] = {}
     for (i, j), value in similar.items():
-        likeness.setdefault(i, {})[j] = value
-        likeness.setdefault(j, {})[i] = value
-    left = set(likeness)
+        similarities.setdefault(i, {})[j] = value
+        similarities.setdefault(j, {})[i] = value
+    left = set(similarities)
     groups = []
-    for keep in sorted(likeness, key=lambda index: (-infos[index].width * infos[index].height, index)):
+    for keep in sorted(similarities, key=lambda index: (-infos[index].width * infos[index].height, index)):
         if keep not in left:
             continue
-        others = sorted((other for other in likeness[keep] if other in left), key=lambda other: -likeness[keep][other])
+        others = sorted(
+            (other for other in similarities[keep] if other in left), key=lambda other: -similarities[keep][other]
+        )
         if not others:
             continue
         left -= {keep, *others}
-        reasons = [f"similar: {likeness[keep][other]:.0%} alike in what the tagger sees" for other in others]
+        reasons = [f"similar: {similarities[keep][other]:.0%} by the features of the tagger" for other in others]
         groups.append(
             DuplicateGroup(
                 keep=infos[keep].path,
                 reject=[infos[other].path for other in others],
                 kind=DuplicateKind.SIMILAR,
-                distance=round(100 * (1 - min(1.0, min(likeness[keep][other] for other in others)))),
-                reason="much the same motif, pose or composition",
+                distance=round(100 * (1 - min(1.0, min(similarities[keep][other] for other in others)))),
+                reason="similar motif, pose or composition",
                 reasons=reasons,
             )
         )

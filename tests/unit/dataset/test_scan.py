@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from lora_studio.dataset import scan as module
+from lora_studio.dataset.duplicates.find import CHOOSE, COMPARE_HASHES, VERIFY
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import InputError
 from tests.support.scenes import CHANGES, photo, save
@@ -41,7 +42,7 @@ def test_a_report_over_sets(tmp_path: Path) -> None:
     assert [issue.code for issue in summary.issues] == ["mixed_resolutions"]
     assert "320 x 260 to 640 x 520" in summary.issues[0].message
     assert seen[:4] == [(done, 4) for done in range(1, 5)]
-    assert phases == ["Comparing hashes", "Looking closely at likely copies", "Choosing which to keep"]
+    assert phases == [COMPARE_HASHES, VERIFY, CHOOSE]
 
 
 def test_images_of_one_size_are_not_mixed(tmp_path: Path) -> None:
