@@ -1,4 +1,4 @@
-"""How many pictures a model is given at once, found while it works."""
+"""Find the batch size of a tagger while it runs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 INITIAL_SIZE = 2
 MAX_SIZE = 64
-MAX_TIME_RATIO = 0.9  # a doubled batch must cut the time of a picture to this share at least
-MAX_SECONDS = 5.0  # seconds; a stop waits for a batch
+MAX_TIME_RATIO = 0.9  # a doubled batch must cut the time per image at least to this share
+MAX_SECONDS = 5.0  # per batch: a stop request waits for the current batch
 
 
 @dataclass
 class BatchSize:
-    """Doubles as long as that pays, halves when memory runs out, and then stays.
+    """A batch size that doubles while that cuts the time per image, halves when memory runs out, and then is final.
 
-    The first batch is no measure: libraries prepare themselves during it.
+    The first batch is not timed, since libraries initialize during it.
     """
 
     size: int = INITIAL_SIZE
     is_final: bool = False
     _warm: bool = False
-    _previous_seconds_per_image: float | None = None  # seconds a picture with half the size
+    _previous_seconds_per_image: float | None = None  # at half the batch size
 
     def record(self, images: int, seconds: float) -> None:
-        """A batch of so many images took so long."""
+        """Record the time that a batch took, and choose the next size."""
         if self.is_final or images < self.size:
             return
         if not self._warm:
@@ -40,7 +40,7 @@ class BatchSize:
             self.size *= 2
 
     def shrink(self) -> bool:
-        """Memory ran out: whether a smaller batch is left to try."""
+        """Halve the size after memory ran out; return False if the size is 1 already."""
         self.is_final = True
         if self.size == 1:
             return False

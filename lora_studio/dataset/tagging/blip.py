@@ -1,4 +1,4 @@
-"""BLIP captioners (Li et al. 2022): a sentence about a picture, from a transformers folder."""
+"""BLIP captioners (Li et al. 2022) in the transformers layout: one sentence per image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lora_studio.errors import InputError
 from lora_studio.settings.choices import Precision
 
 NUM_BEAMS = 3
-MAX_NEW_TOKENS = 60  # where the model's own generation settings name no limit
+MAX_NEW_TOKENS = 60  # unless the model's generation settings have a limit
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class BlipTagger:
 
     @property
     def image_size(self) -> int:
-        """Pixels of the sides that the model sees."""
+        """The side of the square input, px."""
         return int(self.model.config.vision_config.image_size)
 
     @classmethod
     def load(cls, folder: Path, *, name: str) -> Self:
-        """Load from a folder, in fp32 on a CPU, in half precision on a GPU; raises InputError if it is broken."""
+        """Load from a folder, in fp32 on a CPU and in half precision on a GPU; raises InputError if it is broken."""
         device = torch_device()
         dtype, _ = torch_dtype(Precision.AUTO, device)
         logging.disable_progress_bar()
@@ -54,31 +54,34 @@ class BlipTagger:
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"The captioner in {folder} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}",
-                "Download it anew, with all its files.",
+                "Download it again, with all its files.",
                 code="tagger_broken",
             ) from error
         return cls(name, model.eval().to(device), processor)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """The picture as the model takes it: [3, side, side]."""
+        """Resize and normalize an image to [3, image_size, image_size]."""
         pixels: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[torch.Tensor]) -> list[Prediction]:
-        """A sentence about each picture, the likeliest of a beam search: the same every time; and pooled features."""
+        """Return a sentence per image, by deterministic beam search, and the pooled features of the vision model."""
         pixels = torch.stack(list(inputs)).to(self.model.device, self.model.dtype)
         pooled: list[torch.Tensor] = []
         hook = self.model.vision_model.register_forward_hook(
-            lambda module, given, result: pooled.append(result.pooler_output)
+            lambda module, args, output: pooled.append(output.pooler_output)
         )
         try:
-            most = self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
-            tokens = self.model.generate(pixel_values=pixels, max_new_tokens=most, num_beams=NUM_BEAMS, do_sample=False)
+            max_new_tokens = self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS
+            tokens = self.model.generate(
+                pixel_values=pixels, max_new_tokens=max_new_tokens, num_beams=NUM_BEAMS, do_sample=False
+            )
         finally:
             hook.remove()
-        said = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        sentences = self.processor.batch_decode(tokens, skip_special_tokens=True)
         features = pooled[0].float().cpu().numpy().astype(np.float16)  # [N, F]
         return [
-            Prediction(sentence=" ".join(text.split()), features=row) for text, row in zip(said, features, strict=True)
+            Prediction(sentence=" ".join(text.split()), features=row)
+            for text, row in zip(sentences, features, strict=True)
         ]

@@ -29,17 +29,17 @@ from lora_studio.errors import StudioError
 from lora_studio.files import write_bytes, write_json
 from lora_studio.workspace.project import Home
 
-CACHE_VERSION = "1"  # of what is stored and of how pictures are prepared: raise it when a picture gives something else
+CACHE_VERSION = "1"  # of the format and of the preprocessing: raise it when an image would give another prediction
 
 FLUSH_IMAGES = 256
 FLUSH_SECONDS = 20.0
-MAX_FILES = 64  # are put together into one when they are read
+MAX_FILES = 64  # more are merged into one when they are read
 LABELS_FILE = "labels.json"
 
 
 @dataclass
 class TagCache:
-    """The pictures that one tagger has seen. Added ones lie on disk after `flush`, which happens by itself at times."""
+    """The predictions of one tagger. Added ones are saved by `flush`, which also happens now and then by itself."""
 
     folder: Path
     labels: tuple[Label, ...]
@@ -49,7 +49,7 @@ class TagCache:
 
     @classmethod
     def of(cls, tagger: TaggerFiles, home: Home) -> TagCache:
-        """The cache of a tagger, opened; it need not exist yet."""
+        """Open the cache of a tagger, or create it."""
         key = hashlib.sha256(f"{CACHE_VERSION} {tagger.content_hash()}".encode()).hexdigest()[:24]
         folder = home.cache / "tags" / key
         if not (folder / LABELS_FILE).is_file():
@@ -61,13 +61,13 @@ class TagCache:
         return cls(folder, tagger.labels, predictions)
 
     def add(self, sha256: str, prediction: Prediction) -> None:
-        """Remember what was seen in the picture of that hash."""
+        """Add the prediction for the image with that SHA-256."""
         self.predictions[sha256] = self._unsaved[sha256] = prediction
         if len(self._unsaved) >= FLUSH_IMAGES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet."""
+        """Write the predictions that are not on disk yet."""
         if self._unsaved:
             _write_file(self.folder, self._unsaved)
         self._unsaved, self._flushed = {}, time.monotonic()
@@ -75,20 +75,20 @@ class TagCache:
 
 @dataclass(frozen=True)
 class CachedPredictions:
-    """What one tagger saw in pictures of a dataset, read for looking only. `name` is what the tagger was called."""
+    """The predictions of one tagger, read-only. `name` is the name that the tagger was found by."""
 
     name: str
     labels: tuple[Label, ...]
     predictions: Mapping[str, Prediction]
 
     def confidences(self, sha256: str) -> Mapping[str, float]:
-        """How sure the tagger is of each tag of a picture (0.01 at least); empty if it has not seen the picture."""
+        """Return the confidence (0.01 to 1) of each tag of an image; empty if there is no prediction for it."""
         prediction = self.predictions.get(sha256)
         return confidence_by_tag(prediction, self.labels) if prediction is not None else {}
 
 
 def cached_predictions(home: Home, sha256s: Collection[str]) -> CachedPredictions | None:
-    """What the tagger that knows most of these pictures saw, the latest of such; None if no tagger knows any."""
+    """Return the predictions of the tagger that has most of these images, or None. Of equals, take the most recent."""
     wanted = set(sha256s)
     best: tuple[int, float] | None = None
     found = None
@@ -104,13 +104,13 @@ def cached_predictions(home: Home, sha256s: Collection[str]) -> CachedPrediction
 
 
 def cached_confidences(home: Home, sha256: str) -> Mapping[str, float]:
-    """How sure a tagger is of each tag of the picture of that hash; empty if none has seen it."""
+    """Return a tagger's confidence of each tag of an image; empty if there is no prediction for it."""
     known = cached_predictions(home, [sha256])
     return known.confidences(sha256) if known else {}
 
 
 def cached_features(home: Home, sha256s: Collection[str]) -> dict[str, NDArray[np.float16]]:
-    """The features [F] of those of the pictures that a tagger has seen, by the SHA-256 of the image."""
+    """Return features [F] by the SHA-256 of the image, for those of the images that a tagger has predicted."""
     known = cached_predictions(home, sha256s)
     if known is None:
         return {}
@@ -121,7 +121,7 @@ def cached_features(home: Home, sha256s: Collection[str]) -> dict[str, NDArray[n
 
 @lru_cache(maxsize=2)
 def _read_folder(folder: Path, names: tuple[str, ...]) -> CachedPredictions:
-    """A folder of the cache as it is while it holds the files of these names."""
+    """Read the cache of one tagger; cached as long as the folder has files of these names."""
     try:
         content = json.loads((folder / LABELS_FILE).read_text("utf-8"))
         labels = tuple(Label(str(name), int(category)) for name, category in content["labels"])
@@ -131,7 +131,7 @@ def _read_folder(folder: Path, names: tuple[str, ...]) -> CachedPredictions:
 
 
 def _read_files(files: Sequence[Path]) -> dict[str, Prediction]:
-    """The pictures of some files; those of a file that is damaged or gone are passed over, and looked at again."""
+    """Return the predictions in some files; those in a damaged or deleted file are skipped, to be computed again."""
     predictions: dict[str, Prediction] = {}
     for file in files:
         try:
@@ -173,10 +173,10 @@ def _write_file(folder: Path, predictions: Mapping[str, Prediction]) -> None:
 
 
 def _merge_files(folder: Path, files: Sequence[Path], predictions: Mapping[str, Prediction]) -> None:
-    """Put some files into one. What another process adds meanwhile lies in a file of its own, which is left."""
+    """Merge files into one. What another process adds meanwhile is in a file of its own, which stays."""
     try:
         _write_file(folder, predictions)
     except StudioError:
-        return  # the parts are good enough
+        return  # the files can be used as they are
     for file in files:
         file.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Finding a tagger by its name: from the catalogue, a folder, or a Hub repository.
+"""Find a tagger by name: in the catalogue, in a folder, or in a Hub repository.
 
-Which code reads it is decided by its config.json: timm's `architecture` is a WD tagger, transformers' `model_type`
-"blip" a captioner. Weights are read from safetensors alone, and no code that comes with a model is ever run.
+config.json decides the loader: with timm's `architecture` it is a WD tagger, with transformers' `model_type` "blip" a
+captioner. Weights are read from safetensors only, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lora_studio.workspace.project import Home
 
 Layout = Literal["wd", "blip"]
 
-# All but the weights: what tells the layout, tags, tokenizer and image processor.
+# Everything but the weights: layout, tags, tokenizer and image processor.
 CONFIG_FILES = ("*.json", "*.csv", "*.txt")
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A tagger that has a short name: its Hub repository or its folder, what it says, and what it is good for."""
+    """A tagger with a short name: its Hub repository or folder, the kind of its output, and what it is good for."""
 
     location: str | Callable[[], Path]
     output_kind: Literal["tags", "sentences"]
@@ -41,37 +41,43 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
         "wd14": CatalogueEntry(
             "SmilingWolf/wd-vit-tagger-v3",
             "tags",
-            "Danbooru tags, as anime bases were trained on: WD v3 vit, the fast size, good for most.",
+            "Danbooru tags, which anime base models are trained on. WD v3 vit: fast, and a good choice for most sets.",
         ),
         "wd14-swinv2": CatalogueEntry(
             "SmilingWolf/wd-swinv2-tagger-v3",
             "tags",
-            "Danbooru tags by WD v3 swinv2: as large, a little surer, slower.",
+            "Danbooru tags. WD v3 swinv2: the same size as vit, slightly more accurate, slower.",
         ),
         "wd14-convnext": CatalogueEntry(
             "SmilingWolf/wd-convnext-tagger-v3",
             "tags",
-            "Danbooru tags by WD v3 convnext: as large, often of other mind.",
+            "Danbooru tags. WD v3 convnext: the same size as vit; a second opinion to combine with it.",
         ),
         "wd14-vit-large": CatalogueEntry(
             "SmilingWolf/wd-vit-large-tagger-v3",
             "tags",
-            "Danbooru tags by WD v3 vit-large: three times the size, surer.",
+            "Danbooru tags. WD v3 vit-large: three times the size, more accurate.",
         ),
         "wd14-large": CatalogueEntry(
             "SmilingWolf/wd-eva02-large-tagger-v3",
             "tags",
-            "Danbooru tags by WD v3 eva02-large: the most accurate and slowest of the series.",
+            "Danbooru tags. WD v3 eva02-large: the most accurate and slowest of the series.",
         ),
         "blip": CatalogueEntry(
-            "Salesforce/blip-image-captioning-base", "sentences", "A sentence for photographs and anything general."
+            "Salesforce/blip-image-captioning-base", "sentences", "One sentence, for photos and general images."
         ),
         "blip-large": CatalogueEntry(
-            "Salesforce/blip-image-captioning-large", "sentences", "A longer sentence, more exact, three times slower."
+            "Salesforce/blip-image-captioning-large",
+            "sentences",
+            "One longer and more accurate sentence; three times slower than blip.",
         ),
-        "demo": CatalogueEntry(demo.tagger_path, "tags", "Ships with the studio and knows emoji; needs no download."),
+        "demo": CatalogueEntry(
+            demo.tagger_path, "tags", "Ships with the studio and recognizes emoji; nothing to download."
+        ),
         "demo-captioner": CatalogueEntry(
-            demo.captioner_path, "sentences", "Ships with the studio: a line for an emoji, right for every second one."
+            demo.captioner_path,
+            "sentences",
+            "Ships with the studio: one sentence for an emoji, correct for about half of them.",
         ),
     }
 )
@@ -79,7 +85,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TaggerFiles:
-    """A tagger's files, complete; no model is loaded. `labels` are its tags, one an output, none for a captioner."""
+    """All files of a tagger, not loaded. `labels` are its tags, one per output; a captioner has none."""
 
     name: str
     folder: Path
@@ -87,7 +93,7 @@ class TaggerFiles:
     labels: tuple[Label, ...]
 
     def content_hash(self) -> str:
-        """SHA-256 over all files that decide what the model says, whatever their folder is called."""
+        """Return a SHA-256 over all files that affect predictions, independent of the name of their folder."""
         digest = hashlib.sha256()
         for name in sorted(
             {path.name for pattern in CONFIG_FILES for path in self.folder.glob(pattern)} | {WEIGHTS_FILE}
@@ -107,9 +113,9 @@ class TaggerFiles:
 
 
 def find_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> TaggerFiles:
-    """Find, and fetch where needed, the files of the tagger called `name`. A folder may lie in the models folder.
+    """Find the files of a tagger; download them if need be. A folder may be given relative to the models folder.
 
-    `on_progress(message)` tells what takes time. Raises InputError if it is missing, incomplete or a pickle.
+    `on_progress(message)` is called before a download. Raises InputError if it is missing, incomplete or a pickle.
     """
     folder = fetch_tagger(name, home=home, on_progress=on_progress)
     layout = read_layout(folder)
@@ -117,7 +123,7 @@ def find_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = l
 
 
 def fetch_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> Path:
-    """The folder of the tagger called `name`, complete; a repository is downloaded unless it is in the cache."""
+    """Return the folder of a tagger with all its files; a repository is downloaded unless it is cached."""
     name = name.strip()
     location: str | Path = name
     if (known := CATALOGUE.get(name.lower())) is not None:
@@ -130,24 +136,27 @@ def fetch_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = 
             raise _pickle_error(location.name)
         if not location.is_dir():
             raise InputError(
-                f"{location} is no folder.",
-                f"Give the folder that holds config.json and {WEIGHTS_FILE}.",
+                f"The tagger {location} is not a folder.",
+                f"Give the folder that contains config.json and {WEIGHTS_FILE}.",
                 code="tagger_layout",
             )
         return location
     if not hub.is_repo_name(location):
         raise InputError(
             f"There is no tagger {name!r}.",
-            f"Give one of {', '.join(CATALOGUE)}; a Hub repository like {CATALOGUE['wd14'].location}, or a folder.",
+            f"Give one of {', '.join(CATALOGUE)}, a Hub repository such as {CATALOGUE['wd14'].location}, or a folder.",
             code="tagger_missing",
         )
-    on_progress(f"Fetching {location}")
+    on_progress(f"Downloading {location}")
     read_layout(hub.download(location, CONFIG_FILES), weights=False)
     return hub.download(location, (*CONFIG_FILES, WEIGHTS_FILE))
 
 
 def read_layout(folder: Path, *, weights: bool = True) -> Layout:
-    """Which code reads the tagger in `folder`; raises InputError if a file is missing (with or without `weights`)."""
+    """Return the layout of the tagger in `folder`; raises InputError if a file is missing.
+
+    Without `weights`, the weights may be missing.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise _missing_file_error(folder, "config.json")
@@ -155,7 +164,7 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
         config = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{file} cannot be read: {error}.", "Download the tagger anew.", code="tagger_broken"
+            f"{file} cannot be read: {error}.", "Download the tagger again.", code="tagger_broken"
         ) from error
     config = config if isinstance(config, dict) else {}
     layout: Layout
@@ -165,7 +174,9 @@ def read_layout(folder: Path, *, weights: bool = True) -> Layout:
         layout, needed = "blip", ["preprocessor_config.json"]
         if not (folder / "vocab.txt").is_file():
             needed.append("tokenizer.json")
-        if (folder / "processor_config.json").is_file():  # newer transformers keep the image processor in there
+        if (
+            folder / "processor_config.json"
+        ).is_file():  # newer versions of transformers store the image processor there
             needed.remove("preprocessor_config.json")
     else:
         raise InputError(
@@ -191,14 +202,14 @@ def _missing_file_error(folder: Path, missing: str) -> InputError:
         )
     return InputError(
         f"The tagger in {folder} has no {missing}.",
-        f"Download it whole: {missing} is missing.",
+        f"Download all its files, with {missing}.",
         code="tagger_incomplete",
     )
 
 
 def _pickle_error(name: str) -> InputError:
     return InputError(
-        f"{name} is a pickle, which can run any program when it is opened.",
+        f"{name} is a pickle, which can run any code when it is loaded.",
         f"Use the safetensors version of this tagger ({WEIGHTS_FILE}).",
         code="pickle",
     )

@@ -1,4 +1,4 @@
-"""What every tagger does, and what it makes of a picture."""
+"""The interface of taggers, and the values that they return."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 from lora_studio.dataset.captions.text import join_tags
 from lora_studio.dataset.tagging.labels import Label
 
-MIN_CONFIDENCE = 0.01  # what is less is not kept: of a tagger's 10,000 tags some 150 a picture are more
+MIN_CONFIDENCE = 0.01  # lower ones are dropped: of a tagger's 10,000 tags, about 150 per image are above it
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag as it stands in a caption, and how sure the tagger is of it (0 to 1)."""
+    """A tag as captions write it, and its confidence (0 to 1)."""
 
     name: str
     confidence: float
@@ -26,24 +26,23 @@ class Tag:
 
 @dataclass(frozen=True)
 class Description:
-    """What is written about one picture: tags, the surest first, or a sentence, or both."""
+    """The content of a caption: tags, in order of falling confidence, or a sentence, or both."""
 
     tags: tuple[Tag, ...] = ()
     sentence: str = ""
 
     @property
     def caption(self) -> str:
-        """One line, the sentence first; empty if the tagger is sure of nothing."""
+        """The caption as one line, the sentence first; empty if no tag reached its threshold."""
         return join_tags([*([self.sentence] if self.sentence else []), *(tag.name for tag in self.tags)])
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model made of one picture, before anybody chose a threshold.
+    """The raw prediction of a model for one image, before any threshold.
 
-    `outputs` (uint16) are the numbers of the labels of at least LEAST_CONFIDENCE and `confidences` (float16) how sure
-    the model is of each; `sentence` is what a captioner says; `features` (float16) are the model's own, pooled over
-    the picture.
+    `outputs` (uint16) are the indices of the labels with at least MIN_CONFIDENCE, and `confidences` (float16) their
+    probabilities; `sentence` is the output of a captioner; `features` (float16) are the pooled features of the image.
     """
 
     outputs: NDArray[np.uint16] = field(default_factory=lambda: np.empty(0, np.uint16))
@@ -57,21 +56,21 @@ class Tagger(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it."""
+        """The name by which it was found."""
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """The tags that it knows, one an output; none for a captioner."""
+        """Its tags, one per output; none for a captioner."""
 
     @property
     def image_size(self) -> int:
-        """Pixels of the sides that the model sees."""
+        """The side of the square input, px."""
 
     def preprocess(self, image: Image.Image) -> Any:
-        """What `predict` takes, of an upright RGB image of any size and shape; any thread may call it."""
+        """Turn an upright RGB image of any size into an input of `predict`; thread-safe."""
 
     def predict(self, inputs: Sequence[Any]) -> list[Prediction]:
-        """Return the model's prediction for each of the images, in their order, in one batch.
+        """Return the predictions for one batch, in the order of the inputs.
 
         Raises the library's own error when memory runs out.
         """

@@ -1,4 +1,4 @@
-"""Taggers at work over many pictures: what is in the cache needs no model, the rest is decoded ahead and batched."""
+"""Run a tagger over many images: use cached predictions, decode the others ahead, and predict in batches."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.device import free_gpu_cache, is_out_of_memory
 from lora_studio.errors import InputError
 
-PREFETCH_IMAGES = 64  # pictures that are decoded ahead; a model's input takes some 2 MB
+PREFETCH_IMAGES = 64  # decoded ahead; a model's input takes about 2 MB
 
 
 class ImagePrediction(NamedTuple):
-    """A picture's path and what the tagger saw in it, or why it cannot be seen."""
+    """The path of an image with its prediction, or the reason why it has none."""
 
     path: Path
     prediction: Prediction | InputError
@@ -31,7 +31,7 @@ class ImagePrediction(NamedTuple):
 
 @dataclass
 class TaggerRunner:
-    """One tagger over the pictures of one job. The model is loaded when the first picture needs it."""
+    """A tagger with its cache. The model is loaded when the first image needs it."""
 
     files: TaggerFiles
     cache: TagCache
@@ -39,67 +39,67 @@ class TaggerRunner:
     batch: BatchSize = field(default_factory=BatchSize)
     _tagger: Any = None
 
-    def predict(self, paths: Sequence[Path], hash_of: Callable[[Path], str]) -> Iterator[list[ImagePrediction]]:
-        """What the tagger sees in each of the pictures, in batches, those in the cache first in every chunk.
+    def predict(self, paths: Sequence[Path], sha256_of: Callable[[Path], str]) -> Iterator[list[ImagePrediction]]:
+        """Yield the predictions of all images in batches; of each group decoded ahead, the cached ones come first.
 
-        The caller may leave off at any time; what was seen up to then is kept. Raises what the model raises.
+        The caller may stop at any time: predictions up to then are cached. Raises what the model raises.
         """
         workers = os.cpu_count() or 1
         with ThreadPoolExecutor(workers) as pool, closing(self):
             for start in range(0, len(paths), PREFETCH_IMAGES):
-                chunk = paths[start : start + PREFETCH_IMAGES]
-                known: list[ImagePrediction] = []
-                fresh: list[tuple[Path, str]] = []
-                for path, hashed in zip(chunk, pool.map(_returning_input_errors(hash_of), chunk), strict=True):
-                    if isinstance(hashed, InputError):
-                        known.append(ImagePrediction(path, hashed))
-                    elif (prediction := self.cache.predictions.get(hashed)) is not None:
-                        known.append(ImagePrediction(path, prediction))
+                group = paths[start : start + PREFETCH_IMAGES]
+                finished: list[ImagePrediction] = []
+                uncached: list[tuple[Path, str]] = []
+                for path, sha256 in zip(group, pool.map(_returning_input_errors(sha256_of), group), strict=True):
+                    if isinstance(sha256, InputError):
+                        finished.append(ImagePrediction(path, sha256))
+                    elif (prediction := self.cache.predictions.get(sha256)) is not None:
+                        finished.append(ImagePrediction(path, prediction))
                     else:
-                        fresh.append((path, hashed))
-                if known:
-                    yield known
-                if fresh:
-                    yield from self._predict_uncached(fresh, pool)
+                        uncached.append((path, sha256))
+                if finished:
+                    yield finished
+                if uncached:
+                    yield from self._predict_uncached(uncached, pool)
 
     def close(self) -> None:
-        """Keep what was seen and let the model go."""
+        """Save the predictions and release the model."""
         self.cache.flush()
         self._tagger = None
 
     def _predict_uncached(
-        self, pictures: Sequence[tuple[Path, str]], pool: ThreadPoolExecutor
+        self, images: Sequence[tuple[Path, str]], pool: ThreadPoolExecutor
     ) -> Iterator[list[ImagePrediction]]:
+        """Decode images (path and SHA-256) in the pool, and yield their predictions in batches."""
         if self._tagger is None:
             self.on_load(f"Loading the tagger {self.files.name}")
             self._tagger = self.files.load()
         tagger = self._tagger
 
-        def inputs(picture: tuple[Path, str]) -> Any:
-            # Twice the model's sides leave its own scaling something to do; JPEGs are decoded no larger than that.
-            return tagger.preprocess(decode(picture[0], min_side=2 * tagger.image_size).image)
+        def decoded(image: tuple[Path, str]) -> Any:
+            # JPEGs are decoded at a reduced size: twice the model's input leaves enough for its own resampling.
+            return tagger.preprocess(decode(image[0], min_side=2 * tagger.image_size).image)
 
         waiting: list[tuple[Path, str, Any]] = []
-        results = zip(pictures, pool.map(_returning_input_errors(inputs), pictures), strict=True)
-        for left, ((path, sha256), ready) in zip(range(len(pictures) - 1, -1, -1), results, strict=True):
-            if isinstance(ready, InputError):
-                yield [ImagePrediction(path, ready)]
+        results = zip(images, pool.map(_returning_input_errors(decoded), images), strict=True)
+        for number, ((path, sha256), model_input) in enumerate(results, 1):
+            if isinstance(model_input, InputError):
+                yield [ImagePrediction(path, model_input)]
             else:
-                waiting.append((path, sha256, ready))
-            while waiting and (len(waiting) >= self.batch.size or not left):
-                taken = waiting[: self.batch.size]
-                if (predictions := self._predict_batch([ready for _, _, ready in taken])) is None:
+                waiting.append((path, sha256, model_input))
+            while waiting and (len(waiting) >= self.batch.size or number == len(images)):
+                batch = waiting[: self.batch.size]
+                predictions = self._predict_batch([model_input for _, _, model_input in batch])
+                if predictions is None:
                     continue
-                waiting = waiting[len(taken) :]
-                for (_, taken_hash, _), prediction in zip(taken, predictions, strict=True):
-                    self.cache.add(taken_hash, prediction)
-                yield [
-                    ImagePrediction(path, prediction)
-                    for (path, _, _), prediction in zip(taken, predictions, strict=True)
-                ]
+                waiting = waiting[len(batch) :]
+                for (_, batch_sha256, _), prediction in zip(batch, predictions, strict=True):
+                    self.cache.add(batch_sha256, prediction)
+                paths = [path for path, _, _ in batch]
+                yield list(map(ImagePrediction, paths, predictions))
 
     def _predict_batch(self, inputs: Sequence[Any]) -> list[Prediction] | None:
-        """Return the predictions of a batch, or None if it does not fit into memory and a smaller one is to be tried.
+        """Return the predictions of a batch, or None if it ran out of memory and a smaller one can be tried.
 
         Raises what the model raises when a batch of one does not fit.
         """
@@ -112,12 +112,12 @@ class TaggerRunner:
         else:
             self.batch.record(len(inputs), time.monotonic() - began)
             return predictions
-        free_gpu_cache()  # only now: until here the error's traceback held the tensors that did not fit
+        free_gpu_cache()  # not inside the except clause, where the traceback holds the tensors that did not fit
         return None
 
 
 def image_sha256(path: Path) -> str:
-    """The SHA-256 of an image file; raises InputError if it cannot be read."""
+    """Return the SHA-256 of an image file; raises InputError if it cannot be read."""
     try:
         return file_sha256(path)
     except OSError as error:
@@ -127,7 +127,7 @@ def image_sha256(path: Path) -> str:
 
 
 def _returning_input_errors(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`work` with its InputError as a result: one picture's trouble is not the others'."""
+    """Return `work` with an InputError as its result instead of raised, so that one image does not end the job."""
 
     def wrapped(given: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""From what a tagger sees to what is written: thresholds, lists of tags, several taggers joined. No model is needed."""
+"""Turn predictions into captions: thresholds, tag lists, and merging the output of several taggers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lora_studio.dataset.tagging.labels import CHARACTER, GENERAL, Label, captio
 
 @dataclass(frozen=True)
 class TagSelection:
-    """What is written of what is seen.
+    """Which of the predicted tags to write.
 
-    `threshold` and `character_threshold` are the least confidences of a general tag and of a character's name (0 to 1).
-    `only` are the only tags to write, if there are any; `exclude` are never written, in sentences neither where they
-    stand between commas. Both match whole tags, whatever their letter case, with spaces or underscores.
+    `threshold` and `character_threshold` are the minimum confidences of general tags and of character names (0 to 1).
+    With `only`, no other tags are written; `exclude` are never written, nor are equal parts of a sentence between
+    commas. Both match whole tags, ignoring case, with spaces or underscores.
     """
 
     threshold: float = 0.35
@@ -28,15 +28,15 @@ class TagSelection:
 
 
 def describe(prediction: Prediction, labels: Sequence[Label], selection: TagSelection) -> Description:
-    """What is written about one picture: the tags that reach their threshold, the surest first, or the sentence."""
-    least = {GENERAL: selection.threshold, CHARACTER: selection.character_threshold}
+    """Return the tags of a prediction that reach their threshold, in order of falling confidence, and its sentence."""
+    minimum = {GENERAL: selection.threshold, CHARACTER: selection.character_threshold}
     order = np.argsort(-prediction.confidences.astype(np.float32), kind="stable")
     outputs, confidences = prediction.outputs[order].tolist(), prediction.confidences[order].astype(float).tolist()
     tags = [
         Tag(name, confidence)
         for (name, category), confidence in zip((labels[output] for output in outputs), confidences, strict=True)
-        # Confidences are kept in half precision: a threshold is met that is the same number there.
-        if category in least and confidence >= float(np.float16(least[category]))
+        # Confidences are stored as float16, so the threshold is rounded to float16 as well.
+        if category in minimum and confidence >= float(np.float16(minimum[category]))
     ]
     only, exclude = _casefolded(selection.only), _casefolded(selection.exclude)
     chosen = tuple(
@@ -46,26 +46,26 @@ def describe(prediction: Prediction, labels: Sequence[Label], selection: TagSele
 
 
 def merged(descriptions: Sequence[Description]) -> Description:
-    """What several taggers say of one picture: their sentences in order, every tag once with its greatest confidence.
+    """Merge the descriptions of one image by several taggers: all sentences, and each tag with its highest confidence.
 
-    A tag that a sentence holds between its commas is not said again.
+    A tag that equals a part of a sentence between commas is left out.
     """
     if len(descriptions) == 1:
         return descriptions[0]
-    sentences = list(dict.fromkeys(said.sentence for said in descriptions if said.sentence))
-    surest: dict[str, Tag] = {}
-    for tag in (tag for said in descriptions for tag in said.tags):
-        known = surest.get(tag.name.casefold())
+    sentences = list(dict.fromkeys(item.sentence for item in descriptions if item.sentence))
+    highest: dict[str, Tag] = {}
+    for tag in (tag for item in descriptions for tag in item.tags):
+        known = highest.get(tag.name.casefold())
         if known is None or tag.confidence > known.confidence:
-            surest[tag.name.casefold()] = tag
+            highest[tag.name.casefold()] = tag
     for part in split_tags(", ".join(sentences)):
-        surest.pop(part.casefold(), None)
-    tags = sorted(surest.values(), key=lambda tag: -tag.confidence)
+        highest.pop(part.casefold(), None)
+    tags = sorted(highest.values(), key=lambda tag: -tag.confidence)
     return Description(tags=tuple(tags), sentence=", ".join(sentences))
 
 
 def confidence_by_tag(prediction: Prediction, labels: Sequence[Label]) -> Mapping[str, float]:
-    """How sure the tagger is of each of its tags that is kept, by the tag's name; ratings are left out."""
+    """Return the confidence of each predicted tag by its name, without ratings."""
     pairs = zip(prediction.outputs.tolist(), prediction.confidences.astype(float).tolist(), strict=True)
     return {
         labels[output].name: confidence
@@ -75,4 +75,5 @@ def confidence_by_tag(prediction: Prediction, labels: Sequence[Label]) -> Mappin
 
 
 def _casefolded(tags: Iterable[str]) -> set[str]:
+    """Return tags in the form in which they are compared."""
     return {caption_tag(" ".join(tag.split())).casefold() for tag in tags if tag.strip()}

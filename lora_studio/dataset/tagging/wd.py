@@ -1,7 +1,7 @@
-"""WD taggers (v3 series): timm models that know thousands of Danbooru tags.
+"""WD taggers (v3 series): timm models that predict thousands of Danbooru tags.
 
-The folder holds config.json and model.safetensors as timm writes them, and selected_tags.csv with one row an output:
-tag_id, name, category, count.
+The folder contains config.json and model.safetensors as timm writes them, and selected_tags.csv with one row per
+output: tag_id, name, category, count.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class WdTagger:
 
     @classmethod
     def load(cls, folder: Path, *, name: str) -> Self:
-        """Load from a folder onto the best device; raises InputError for a folder whose files do not fit together."""
+        """Load from a folder onto the best device; raises InputError if its files do not match."""
         labels = read_labels(folder / TAGS_FILE)
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=False)
@@ -48,7 +48,7 @@ class WdTagger:
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"The tagger in {folder} cannot be loaded: {str(error).splitlines()[0] if str(error) else error!r}",
-                "Download it anew; config.json and model.safetensors must belong together.",
+                "Download it again; config.json and model.safetensors must belong together.",
                 code="tagger_broken",
             ) from error
         if model.num_classes != len(labels):
@@ -62,11 +62,11 @@ class WdTagger:
         return cls(name, model.eval().to(device), create_transform(**data), labels, data["input_size"][-1], device)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """The picture as the model takes it: [3, side, side], blue, green, red, as the series was trained."""
+        """Pad, resize and normalize an image to [3, image_size, image_size] in BGR order, as the series was trained."""
         return self.transform(pad_square(image)).flip(0)
 
     def predict(self, inputs: Sequence[torch.Tensor]) -> list[Prediction]:
-        """Probabilities of all tags and pooled features of each picture, in one pass."""
+        """Return the tags with their probabilities, and pooled features, from one forward pass."""
         features, probabilities = self.forward(inputs)
         predictions = []
         for row, feature in zip(probabilities.numpy(), features.numpy(), strict=True):
@@ -80,7 +80,7 @@ class WdTagger:
 
     @torch.inference_mode()
     def forward(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled features [N, F] and probabilities of every tag [N, tags], float32; what timm's `forward` computes."""
+        """Return pooled features [N, F] and the probabilities of all tags [N, tags], float32, from one forward pass."""
         model: Any = self.model
         features = model.forward_head(
             model.forward_features(torch.stack(list(inputs)).to(self.device)), pre_logits=True
@@ -90,8 +90,8 @@ class WdTagger:
 
 
 def pad_square(image: Image.Image) -> Image.Image:
-    """The image in the middle of a white square as wide as its longer side."""
-    image_size = max(image.size)
-    square = Image.new("RGB", (image_size, image_size), "white")
-    square.paste(image, ((image_size - image.width) // 2, (image_size - image.height) // 2))
+    """Center the image on a white square with the image's longer side."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
