@@ -90,7 +90,7 @@ class Fix:
 class Finding:
     """A problem in some captions: its images, and the tags concerned with the number of images that have each.
 
-    `about` tells findings with the same code apart.
+    `about` distinguishes findings with the same code.
     """
 
     code: str

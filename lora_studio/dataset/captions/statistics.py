@@ -150,7 +150,7 @@ def suggest_split(
         )
     if len(images) < guide.MIN_IMAGES_FOR_VALIDATION:
         why = (
-            f"With fewer than {guide.MIN_IMAGES_FOR_VALIDATION} images a validation split costs more than it tells: "
+            f"With fewer than {guide.MIN_IMAGES_FOR_VALIDATION} images a validation split costs more than it shows: "
             "too few images are left to train on, and too few to measure."
         )
     else:

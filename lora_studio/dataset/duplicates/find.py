@@ -213,7 +213,7 @@ def _choose_keep(candidates: Sequence[tuple[int, FingerprintedImage]], neighbour
 
 
 def _tie_break(entry: FingerprintedImage) -> tuple[bool, int, str]:
-    """A captioned image comes first, then the shorter name: copies are called `a (1).png` or `a duplicate.png`."""
+    """Return a sort key: captioned images first, then shorter names, as copies are called `a (1).png`."""
     path = entry.info.path
     return existing_caption(path) is None, len(path.name), str(path)
 
