@@ -1,4 +1,4 @@
-"""Made pictures that look unlike one another, and what people do to pictures."""
+"""Synthetic images that differ from each other, and the changes that people make to images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 
 @cache
 def photo(seed: int, size: tuple[int, int] = (360, 280)) -> Image.Image:
-    """Something like a photograph: soft light, a few objects, grain."""
+    """Draw an image like a photo: soft light, a few objects, grain."""
     rng = np.random.default_rng(seed)
     light = Image.fromarray(rng.integers(30, 220, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(light)
@@ -29,19 +29,19 @@ def photo(seed: int, size: tuple[int, int] = (360, 280)) -> Image.Image:
 
 
 def resized(image: Image.Image, factor: float) -> Image.Image:
-    """Both sides times `factor`."""
+    """Return the image with both sides multiplied by `factor`."""
     return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
 
 
 def saved_as(image: Image.Image, form: str, quality: int) -> Image.Image:
-    """What is left of the picture after a lossy file."""
+    """Return the image after saving it to a lossy format and loading it."""
     file = io.BytesIO()
     image.save(file, form, quality=quality)
     return Image.open(file).convert("RGB")
 
 
 def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
-    """Shares of the sides cut away."""
+    """Return the image without these shares of its sides."""
     width, height = image.size
     return image.crop(
         (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
@@ -64,7 +64,7 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def save(image: Image.Image, path: Path) -> Path:
-    """Save by the suffix and return the path."""
+    """Save in the format of the suffix, create the folder, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path

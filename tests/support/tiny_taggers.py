@@ -1,4 +1,4 @@
-"""A WD tagger and a BLIP captioner in exactly the files that real ones come in, with small random weights."""
+"""A WD tagger and a BLIP captioner with small random weights, in the same files as real ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
@@ -33,7 +33,7 @@ RED, GREEN, BLUE = 6, 7, 8  # rows of WD_TAGS
 WORDS = ["a", "picture", "of", "the", "red", "green", "blue", "cat", "house", "with", "and"]
 
 
-# The families of the WD v3 series as timm knows them, as small as they get.
+# The model families of the WD v3 series in timm, in their smallest sizes.
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "vit": (
         "vit_tiny_patch16_224",
@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS, family: str = "vit") -> Path:
-    """A small model of a family of the series as timm writes it for the Hub, and selected_tags.csv."""
+    """Save a small model of a family in the format that timm writes for the Hub, with selected_tags.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     architecture, arguments = FAMILIES[family]
@@ -86,7 +86,7 @@ def save_tiny_wd(folder: Path, tags: Sequence[tuple[str, int]] = WD_TAGS, family
 
 
 def save_tiny_blip(folder: Path) -> Path:
-    """BlipForConditionalGeneration with its processor and a WordPiece vocabulary, as transformers writes them."""
+    """Save a BlipForConditionalGeneration with its processor and a WordPiece vocabulary, as transformers does."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n", "utf-8")
@@ -116,9 +116,19 @@ def save_tiny_blip(folder: Path) -> Path:
     return folder
 
 
+def colored_images() -> list[Image.Image]:
+    """Return a wide, a tall and a square image of different colors."""
+    images = []
+    for size, color in (((90, 40), "red"), ((30, 70), "blue"), ((50, 50), "green")):
+        image = Image.new("RGB", size, color)
+        ImageDraw.Draw(image).ellipse((5, 5, 25, 35), fill="yellow")
+        images.append(image)
+    return images
+
+
 def descriptions(
     tagger: Tagger, images: Sequence[Image.Image], selection: TagSelection | None = None
 ) -> list[Description]:
-    """What is written about pictures."""
+    """Return the descriptions of images."""
     predictions = tagger.predict([tagger.preprocess(image) for image in images])
     return [describe(prediction, tagger.labels, selection or TagSelection()) for prediction in predictions]

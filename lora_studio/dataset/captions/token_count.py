@@ -26,17 +26,18 @@ def count_tokens(caption: str) -> int:
 
 @lru_cache(maxsize=CACHED_WORDS)
 def _count_word_tokens(word: str) -> int:
-    return len(_tokenizer().encode(word).ids)
+    return len(clip_tokenizer().encode(word).ids)
 
 
 def truncation_point(caption: str) -> int:
     """Return the number of characters before truncation to 75 tokens; the whole length if nothing is truncated."""
-    ends = [end for _, end in _tokenizer().encode(caption).offsets]
+    ends = [end for _, end in clip_tokenizer().encode(caption).offsets]
     return len(caption) if len(ends) <= MAX_TOKENS else ends[MAX_TOKENS - 1]
 
 
 @lru_cache(maxsize=1)
-def _tokenizer() -> Tokenizer:
+def clip_tokenizer() -> Tokenizer:
+    """Return the tokenizer of SDXL's text encoders, which both share, without start and end tokens (cached)."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(

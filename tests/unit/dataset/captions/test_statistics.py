@@ -1,4 +1,4 @@
-"""Figures about captions, and what to hold out."""
+"""Statistics of captions, and the validation split that is recommended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lora_studio import guide
 from lora_studio.dataset.captions.statistics import TagTable, caption_statistics, suggest_split
 
 
-def test_tags_are_counted_once_an_image_alone_and_together(tmp_path: Path) -> None:
+def test_counts_tags_once_per_image_and_their_co_occurrence(tmp_path: Path) -> None:
     images = []
     for number, caption in enumerate(["ohwx, Cat, cat, hat", "ohwx, cat", "ohwx, dog", "", None]):
         images.append(tmp_path / f"{number}.png")
@@ -26,12 +26,12 @@ def test_tags_are_counted_once_an_image_alone_and_together(tmp_path: Path) -> No
     assert [(count.tag, count.images, count.share) for count in beside] == [("ohwx", 2, 1.0), ("hat", 1, 0.5)]
 
 
-def test_a_tag_that_is_not_there_has_no_company() -> None:
+def test_an_absent_tag_co_occurs_with_nothing() -> None:
     assert TagTable.of({Path("a"): "cat"}).cooccurring("dog") == []
     assert caption_statistics([]).tags == []
 
 
-def test_only_large_sets_are_split_and_copies_stay_on_one_side() -> None:
+def test_splits_only_large_sets_and_keeps_duplicates_on_one_side() -> None:
     def images(count: int) -> list[tuple[Path, str]]:
         return [(Path(f"{number}.png"), f"{number:064x}") for number in range(count)]
 

@@ -34,17 +34,17 @@ def test_splitting_and_joining_are_inverse(text: str) -> None:
     assert len(set(tags)) == len(tags)
 
 
-def test_a_sentence_survives() -> None:
+def test_a_sentence_with_commas_survives() -> None:
     sentence = "A red car, parked by the sea, at dusk (8 p.m.); nobody's there."
     assert join_tags(split_tags(sentence)) == sentence
 
 
-def test_tags_are_normalised_and_kept_once() -> None:
+def test_tags_are_normalized_and_repetitions_removed() -> None:
     assert split_tags("  long   hair,smile ,, long hair,\n:D, :d") == ["long hair", "smile", ":D", ":d"]
 
 
 @given(captions | texts, words | texts)
-def test_a_trigger_is_put_first_once(caption: str, trigger: str) -> None:
+def test_with_trigger_puts_the_word_first_and_only_once(caption: str, trigger: str) -> None:
     once = with_trigger(caption, trigger)
     assert with_trigger(once, trigger) == once
     wanted = split_tags(trigger)
@@ -54,7 +54,7 @@ def test_a_trigger_is_put_first_once(caption: str, trigger: str) -> None:
 
 
 @given(captions, words)
-def test_no_other_tag_is_lost(caption: str, trigger: str) -> None:
+def test_with_trigger_keeps_other_tags(caption: str, trigger: str) -> None:
     kept = split_tags(with_trigger(caption, trigger))
     for tag in split_tags(caption):
         if trigger.casefold() not in tag.casefold():
@@ -78,14 +78,14 @@ def test_no_other_tag_is_lost(caption: str, trigger: str) -> None:
         ("A dog, asleep.", "ohwx", "ohwx, A dog, asleep."),
     ],
 )
-def test_triggers_by_example(caption: str, trigger: str, expected: str) -> None:
+def test_with_trigger_examples(caption: str, trigger: str, expected: str) -> None:
     assert with_trigger(caption, trigger) == expected
 
 
 @pytest.mark.parametrize(
     "name", ["a.png", "-rf.png", "quo'te\".png", "new\nline.png", "ünï 猫.webp", "v1.2.jpg", "<img src=x>.png"]
 )
-def test_round_trip_beside_any_name(tmp_path: Path, name: str) -> None:
+def test_writes_and_reads_beside_any_file_name(tmp_path: Path, name: str) -> None:
     image = tmp_path / name
     assert read_caption(image) is None
     written = write_caption(image, "tag one,  A sentence, with commas.\n second line ")
@@ -104,12 +104,12 @@ def test_round_trip_beside_any_name(tmp_path: Path, name: str) -> None:
         (b"", ""),
     ],
 )
-def test_encodings(tmp_path: Path, data: bytes, expected: str) -> None:
+def test_decodes_common_encodings(tmp_path: Path, data: bytes, expected: str) -> None:
     (tmp_path / "a.txt").write_bytes(data)
     assert read_caption(tmp_path / "a.png") == expected
 
 
-def test_txt_goes_before_caption(tmp_path: Path) -> None:
+def test_txt_takes_precedence_over_caption(tmp_path: Path) -> None:
     image = tmp_path / "a.png"
     (tmp_path / "a.caption").write_text("old")
     assert read_caption(image) == "old"
@@ -126,5 +126,5 @@ def test_txt_goes_before_caption(tmp_path: Path) -> None:
         ("", ["white"], ""),
     ],
 )
-def test_whole_tags_are_left_out(caption: str, unwanted: list[str], expected: str) -> None:
+def test_without_tags_removes_whole_tags(caption: str, unwanted: list[str], expected: str) -> None:
     assert without_tags(caption, unwanted) == expected

@@ -1,4 +1,4 @@
-"""Similar images and diversity, by features that a tagger might have."""
+"""Similar images and diversity, by features like those of taggers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lora_studio.dataset.scan import scan
 from tests.support.scenes import photo, save
 
 
-def named(vectors: np.ndarray) -> tuple[list[ImageInfo], Features]:
-    """Images of falling size with these features."""
+def images_with(vectors: np.ndarray) -> tuple[list[ImageInfo], Features]:
+    """Return images of falling size with these features."""
     infos = [
         ImageInfo(path=Path(f"{row:03d}.png"), width=2000 - row, height=1000, sha256=f"{row:064x}")
         for row in range(len(vectors))
@@ -27,18 +27,18 @@ def named(vectors: np.ndarray) -> tuple[list[ImageInfo], Features]:
     return infos, {info.sha256: vector.astype(np.float16) for info, vector in zip(infos, vectors, strict=True)}
 
 
-def positive(number: int, seed: int = 0) -> np.ndarray:
-    """Features as after a ReLU: with much in common, so that any two have a cosine near 1."""
+def positive_features(number: int, seed: int = 0) -> np.ndarray:
+    """Return features as after a ReLU, of which any two have a cosine near 1."""
     rng = np.random.default_rng(seed)
     return 3 + np.abs(rng.normal(0, 1, (number, 64)))
 
 
-def test_similar_images_are_found_though_all_features_are_alike() -> None:
-    vectors = positive(40)
-    vectors[7] = vectors[3] + 0.1 * positive(1, 1)[0]
+def test_finds_similar_images_although_all_features_have_a_high_cosine() -> None:
+    vectors = positive_features(40)
+    vectors[7] = vectors[3] + 0.1 * positive_features(1, 1)[0]
     vectors[30] = vectors[12] * 1.02
     vectors[31] = vectors[12] * 0.98
-    infos, features = named(vectors)
+    infos, features = images_with(vectors)
     groups, diversity = compare_features(infos, features, duplicates=set())
     assert {(group.keep.name, *sorted(path.name for path in group.reject)) for group in groups} == {
         ("003.png", "007.png"),
@@ -61,19 +61,19 @@ def test_similar_images_are_found_though_all_features_are_alike() -> None:
 
 
 @pytest.mark.parametrize(("noise", "low", "high"), [(0.02, 0, 5), (1.0, 40, 60), (30.0, 95, 100)])
-def test_diversity_tells_one_motif_from_many(noise: float, low: int, high: int) -> None:
+def test_diversity_is_low_for_one_motif_and_high_for_many(noise: float, low: int, high: int) -> None:
     rng = np.random.default_rng(1)
     vectors = rng.normal(0, 1, 256) + noise * rng.normal(0, 1, (24, 256))
-    _, diversity = compare_features(*named(vectors), duplicates=set())
+    _, diversity = compare_features(*images_with(vectors), duplicates=set())
     assert diversity is not None
     assert low <= diversity.figure <= high
     assert diversity.images == 24
 
 
 @given(number=st.integers(0, 20), seed=st.integers(0, 99), scale=st.sampled_from([0.0, 1e-3, 1.0, 100.0]))
-def test_any_features_give_a_sensible_answer(number: int, seed: int, scale: float) -> None:
+def test_any_features_give_disjoint_groups_and_a_diversity_from_0_to_100(number: int, seed: int, scale: float) -> None:
     vectors = scale * np.random.default_rng(seed).normal(0, 1, (number, 8))
-    infos, features = named(vectors)
+    infos, features = images_with(vectors)
     groups, diversity = compare_features(infos, features, duplicates=set())
     assert (diversity is None) == (number < 2)
     grouped = [path for group in groups for path in (group.keep, *group.reject)]
@@ -83,11 +83,11 @@ def test_any_features_give_a_sensible_answer(number: int, seed: int, scale: floa
         assert len(diversity.pairs) == min(10, number * (number - 1) // 2)
 
 
-def test_a_scan_shows_similar_images_and_proposes_nothing_of_them(tmp_path: Path) -> None:
+def test_a_scan_reports_similar_images_without_proposing_to_set_them_aside(tmp_path: Path) -> None:
     for seed in range(10):
         save(photo(seed, (96, 96)), tmp_path / f"{seed}.png")
     save(Image.eval(photo(0, (96, 96)), lambda value: value), tmp_path / "copy.bmp")
-    vectors = positive(11, 5)
+    vectors = positive_features(11, 5)
     vectors[1] = vectors[0] + 0.01
     names = sorted(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""What taggers saw, on disk; and how many pictures they are given at once."""
+"""The cache of predictions on disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lora_studio.dataset.tagging import cache as tag_cache
-from lora_studio.dataset.tagging.batch_size import MAX_SECONDS, MAX_SIZE, BatchSize
 from lora_studio.dataset.tagging.cache import TagCache, cached_predictions
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Prediction
@@ -43,7 +40,7 @@ def same(found: Prediction, expected: Prediction) -> bool:
     return equal and found.sentence == expected.sentence
 
 
-def test_what_was_seen_is_read_back_whatever_its_parts(
+def test_reads_predictions_back_from_any_number_of_files(
     tagger: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tag_cache, "MAX_FILES", 5)
@@ -62,7 +59,7 @@ def test_what_was_seen_is_read_back_whatever_its_parts(
     assert len(opened(tagger, home).predictions) < 14
 
 
-def test_another_model_has_a_cache_of_its_own(tagger: Path, home: Home, tmp_path: Path) -> None:
+def test_another_model_has_another_cache(tagger: Path, home: Home, tmp_path: Path) -> None:
     cache = opened(tagger, home)
     cache.add(name(1), prediction(1))
     cache.flush()
@@ -73,7 +70,7 @@ def test_another_model_has_a_cache_of_its_own(tagger: Path, home: Home, tmp_path
     assert opened(copy, home).predictions == {}
 
 
-def test_a_page_reads_what_the_tagger_that_knows_most_saw(tagger: Path, home: Home, tmp_path: Path) -> None:
+def test_reads_the_tagger_that_has_most_of_the_images(tagger: Path, home: Home, tmp_path: Path) -> None:
     assert cached_predictions(home, [name(1)]) is None
     other = save_tiny_wd(tmp_path / "other", family="convnext")
     for folder, numbers in ((other, range(5)), (tagger, range(3, 11))):
@@ -88,22 +85,3 @@ def test_a_page_reads_what_the_tagger_that_knows_most_saw(tagger: Path, home: Ho
     assert best.confidences(name(0)) == {}
     assert tag_cache.cached_confidences(home, name(2)) == {}
     assert cached_predictions(home, [name(99)]) is None
-
-
-@given(fixed=st.floats(0, 2), each=st.floats(0.001, 3), most=st.integers(1, 2 * MAX_SIZE), first_batch=st.floats(0, 60))
-def test_batches_grow_while_that_pays_and_fit(fixed: float, each: float, most: int, first_batch: float) -> None:
-    """`fixed` seconds a batch and `each` a picture; more than `most` do not fit."""
-    batch = BatchSize()
-    for number in range(40):
-        if batch.size > most:
-            assert batch.shrink()
-            continue
-        batch.record(batch.size, fixed + each * batch.size + (first_batch if not number else 0))
-    assert batch.is_final
-    assert 1 <= batch.size <= min(most, MAX_SIZE)
-    assert batch.size == 1 or fixed + each * batch.size / 2 <= MAX_SECONDS or batch.size == 2
-    if fixed == 0:
-        assert batch.size <= 4  # nothing to gain
-    if fixed > 20 * each and fixed < 0.1 and most >= MAX_SIZE:
-        assert batch.size >= 8
-    assert not BatchSize(size=1).shrink()
