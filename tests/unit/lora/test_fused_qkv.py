@@ -1,4 +1,4 @@
-"""Layers with one input as one: the numbers of the layers by themselves, in the memory that they have anyway."""
+"""Fused query, key and value projections: the results of separate layers, in no additional memory."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> UNet2DConditionModel:
     return found
 
 
-def settled(
+def with_fused_adapters(
     unet: UNet2DConditionModel,
     dtype: torch.dtype = torch.float32,
     base: BasePrecision = BasePrecision.FULL,
     **recipe: Any,
 ) -> tuple[UNet2DConditionModel, FlatParameters]:
-    """A copy of the UNet with adapters whose weights are random, and these weights in one piece."""
+    """Return a copy of the UNet with randomly initialised fused adapters, and their flat parameters."""
     chosen = Recipe.parse(RECIPE | recipe)
     unet = deepcopy(unet).to(dtype).requires_grad_(False)
     quantize(unet, base, dtype, torch.device("cpu"))
@@ -51,38 +51,40 @@ def settled(
 
 
 def layers(unet: UNet2DConditionModel, kind: str, count: int = 3) -> list[FusedLoraLinear]:
-    """The last `count` of query, key and value of the first attention of a kind: to itself, or to the text."""
+    """Return the last `count` of query, key and value of the first self- (attn1) or cross-attention (attn2)."""
     attn: Any = next(module for name, module in unet.named_modules() if name.endswith(kind))
     return [attn.to_q, attn.to_k, attn.to_v][3 - count :]
 
 
 @pytest.mark.parametrize(("kind", "count"), [("attn1", 3), ("attn2", 2)])
-@pytest.mark.parametrize("learns", [True, False], ids=["input learns", "input is fixed"])
+@pytest.mark.parametrize("requires_grad", [True, False], ids=["input requires grad", "input is fixed"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.002)])
-def test_joined_layers_give_what_they_give_by_themselves(
-    unet: UNet2DConditionModel, kind: str, count: int, learns: bool, dtype: torch.dtype, close: float
+def test_output_and_gradients_are_those_of_separate_layers(
+    unet: UNet2DConditionModel, kind: str, count: int, requires_grad: bool, dtype: torch.dtype, close: float
 ) -> None:
-    """For an input in fp32, as a norm gives it under autocast; the answers weigh differently in the gradients."""
+    """The input is fp32, as a norm returns it under autocast; outputs have different factors in the loss."""
     results: list[list[Tensor]] = []
-    for together in (False, True):
-        model, weights = settled(unet, dtype)
+    for fused in (False, True):
+        model, weights = with_fused_adapters(unet, dtype)
         parts = layers(model, kind, count)
         projections = fuse_projections(parts)
         assert projections
-        x = torch.randn((2, 5, parts[0].in_features), generator=torch.Generator().manual_seed(6)).requires_grad_(learns)
-        answers = projections(x) if together else tuple(part(x) for part in parts)
-        sum((number * answer.float().sin()).sum() for number, answer in enumerate(answers, 1)).backward()
+        x = torch.randn((2, 5, parts[0].in_features), generator=torch.Generator().manual_seed(6)).requires_grad_(
+            requires_grad
+        )
+        outputs = projections(x) if fused else tuple(part(x) for part in parts)
+        sum((number * output.float().sin()).sum() for number, output in enumerate(outputs, 1)).backward()
         weights.accumulate_gradients()
-        results.append([*answers, *weights.gradients, *([x.grad] if x.grad is not None else [])])
-    assert len(results[0]) == count + 1 + learns
-    for apart, one in zip(*results, strict=True):
-        assert one.dtype == apart.dtype
-        assert apart.abs().max() > 0.1
-        assert (one - apart).norm() <= close * apart.norm()
+        results.append([*outputs, *weights.gradients, *([x.grad] if x.grad is not None else [])])
+    assert len(results[0]) == count + 1 + requires_grad
+    for separate, fused_result in zip(*results, strict=True):
+        assert fused_result.dtype == separate.dtype
+        assert separate.abs().max() > 0.1
+        assert (fused_result - separate).norm() <= close * separate.norm()
 
 
-def test_joined_weights_take_no_more_memory(unet: UNet2DConditionModel) -> None:
-    model, _ = settled(unet)
+def test_fused_weights_take_no_additional_memory(unet: UNet2DConditionModel) -> None:
+    model, _ = with_fused_adapters(unet)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     projections = fuse_projections(layers(model, "attn1"))
     assert projections
@@ -101,7 +103,7 @@ def other_scale(parts: list[FusedLoraLinear]) -> None:
     parts[1].fuse(fused_lora.a, fused_lora.b, fused_lora.grad_buffers)
 
 
-def elsewhere(parts: list[FusedLoraLinear]) -> None:
+def other_storage(parts: list[FusedLoraLinear]) -> None:
     fused_lora = parts[1].fused_lora
     assert fused_lora
     parts[1].fuse(fused_lora.a.detach().clone().requires_grad_(), fused_lora.b, fused_lora.grad_buffers)
@@ -112,9 +114,9 @@ def with_bias(parts: list[FusedLoraLinear]) -> None:
     base.bias = nn.Parameter(torch.ones(base.out_features), requires_grad=False)
 
 
-@pytest.mark.parametrize("change", [other_scale, elsewhere, with_bias])
-def test_layers_that_are_not_alike_stay_apart(unet: UNet2DConditionModel, change: Any) -> None:
-    model, _ = settled(unet)
+@pytest.mark.parametrize("change", [other_scale, other_storage, with_bias])
+def test_layers_of_different_scale_storage_or_bias_are_not_fused(unet: UNet2DConditionModel, change: Any) -> None:
+    model, _ = with_fused_adapters(unet)
     parts = layers(model, "attn1")
     change(parts)
     assert fuse_projections(parts) is None
@@ -125,18 +127,16 @@ def test_layers_that_are_not_alike_stay_apart(unet: UNet2DConditionModel, change
     [{"network_type": "DoRA"}, {"network_dropout": 0.1}, {"network_type": "LoHa"}, {"base": BasePrecision.INT8}],
     ids=["DoRA", "dropout", "LoHa", "int8"],
 )
-def test_what_is_not_a_plain_lora_on_a_plain_layer_stays_apart(
-    unet: UNet2DConditionModel, options: dict[str, Any]
-) -> None:
+def test_only_plain_loras_on_plain_layers_are_fused(unet: UNet2DConditionModel, options: dict[str, Any]) -> None:
     if "base" in options:
         pytest.importorskip("bitsandbytes")
-    model, _ = settled(unet, **options)
+    model, _ = with_fused_adapters(unet, **options)
     assert fuse_projections(layers(model, "attn1")) is None
 
 
 @pytest.mark.parametrize("kind", ["attn1", "attn2"])
-def test_attention_with_a_layer_switched_off_is_pefts(unet: UNet2DConditionModel, kind: str) -> None:
-    model, _ = settled(unet)
+def test_attention_with_a_disabled_adapter_computes_through_peft(unet: UNet2DConditionModel, kind: str) -> None:
+    model, _ = with_fused_adapters(unet)
     plain = deepcopy(model)
     use_plain_attention(model)
     results = []
@@ -151,8 +151,8 @@ def test_attention_with_a_layer_switched_off_is_pefts(unet: UNet2DConditionModel
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
 
 
-def test_every_attention_of_a_settled_unet_is_joined(unet: UNet2DConditionModel) -> None:
-    model, _ = settled(unet)
+def test_every_attention_of_a_unet_is_fused(unet: UNet2DConditionModel) -> None:
+    model, _ = with_fused_adapters(unet)
     use_plain_attention(model)
     processors = [module.processor for module in model.modules() if isinstance(module, Attention)]
     assert {

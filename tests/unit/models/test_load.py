@@ -1,4 +1,4 @@
-"""Base models: what is found, what is refused with a remedy, and single files in the original layout."""
+"""Base models are found, read and loaded; what is not an SDXL base is an error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def single(base: Path) -> Path:
 
 @pytest.fixture
 def tiny_config(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small model's configuration in the place of SDXL's."""
+    """Replace SDXL's bundled configuration by the tiny model's."""
     for module in (base_files, base_models):
         monkeypatch.setattr(module, "SDXL_CONFIG", base)
 
@@ -45,7 +45,7 @@ def load(name: str | Path, home: Home, dtype: torch.dtype = torch.float32) -> Ba
     return load_base(resolve_base(str(name), home), dtype=dtype)
 
 
-def test_a_single_file_holds_the_same_model_as_the_folder(
+def test_a_single_file_loads_the_same_model_as_the_folder(
     base: Path, single: Path, home: Home, tiny_config: None
 ) -> None:
     folder, file = load(base, home), load(single, home)
@@ -58,9 +58,7 @@ def test_a_single_file_holds_the_same_model_as_the_folder(
     assert file.hash != folder.hash
 
 
-def test_half_precision_is_for_unet_and_text_encoders_but_not_the_vae(
-    single: Path, base: Path, home: Home, tiny_config: None
-) -> None:
+def test_the_vae_stays_fp32_in_half_precision(single: Path, base: Path, home: Home, tiny_config: None) -> None:
     for name in (single, base):
         half = load(name, home, torch.bfloat16)
         assert {half.unet.dtype, *(encoder.dtype for encoder in half.text_encoders)} == {torch.bfloat16}
@@ -82,7 +80,7 @@ def test_half_precision_is_for_unet_and_text_encoders_but_not_the_vae(
         ((), {"modelspec.prediction_type": "unknown"}, ("epsilon", False, False)),
     ],
 )
-def test_what_a_single_file_predicts_is_read_from_it(
+def test_reads_prediction_type_and_zero_terminal_snr_of_a_single_file(
     tmp_path: Path, markers: tuple[str, ...], metadata: dict[str, str], expected: tuple[str, bool, bool]
 ) -> None:
     tensors = {base_files.SDXL_KEY: torch.zeros(1), **{marker: torch.tensor([]) for marker in markers}}
@@ -92,7 +90,7 @@ def test_what_a_single_file_predicts_is_read_from_it(
 
 
 @pytest.mark.parametrize("marker", ["edm_mean", "edm_vpred.sigma_max"])
-def test_a_base_with_another_noise_schedule_is_refused(tmp_path: Path, marker: str) -> None:
+def test_a_base_with_the_edm_noise_schedule_is_an_error(tmp_path: Path, marker: str) -> None:
     file = tmp_path / "cosxl.safetensors"
     save_file({base_files.SDXL_KEY: torch.zeros(1), marker: torch.zeros(1)}, file)
     with pytest.raises(InputError, match="EDM") as caught:
@@ -100,7 +98,7 @@ def test_a_base_with_another_noise_schedule_is_refused(tmp_path: Path, marker: s
     assert caught.value.code == "base_schedule"
 
 
-def test_what_the_catalogue_knows_counts_where_the_file_says_nothing(tmp_path: Path) -> None:
+def test_the_catalogue_counts_if_the_file_states_nothing(tmp_path: Path) -> None:
     save_file({base_files.SDXL_KEY: torch.zeros(1)}, tmp_path / "a.safetensors")
     base_config = read_base_config(Source("a", "file", str(tmp_path / "a.safetensors"), "v_prediction", True))
     assert (base_config.prediction_type, base_config.prediction_type_stated, base_config.zero_terminal_snr) == (
@@ -110,7 +108,7 @@ def test_what_the_catalogue_knows_counts_where_the_file_says_nothing(tmp_path: P
     )
 
 
-def test_a_folders_scheduler_says_what_it_predicts(tmp_path: Path, home: Home) -> None:
+def test_reads_the_prediction_type_of_a_folders_scheduler(tmp_path: Path, home: Home) -> None:
     folder = save_tiny_sdxl(tmp_path / "v", prediction_type="v_prediction", layers=1)
     loaded = load(folder, home)
     assert loaded.prediction_type == "v_prediction"
@@ -125,10 +123,10 @@ def test_a_folders_scheduler_says_what_it_predicts(tmp_path: Path, home: Home) -
     assert float(loaded.noise_scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)
     sampler = loaded.euler_scheduler()
     sampler.set_timesteps(10)
-    assert float(sampler.timesteps[0]) == 999  # where nothing of a picture is left
+    assert float(sampler.timesteps[0]) == 999  # pure noise
 
 
-def test_the_configuration_that_ships_is_sdxls() -> None:
+def test_the_bundled_configuration_is_sdxls() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(json.loads((SDXL_CONFIG / "unet" / "config.json").read_text("utf-8")))
     assert sum(parameter.numel() for parameter in unet.parameters()) == 2_567_463_684
@@ -141,28 +139,28 @@ def test_the_configuration_that_ships_is_sdxls() -> None:
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "somewhere/model.bin"])
 @pytest.mark.parametrize("there", [True, False])
-def test_pickles_are_refused(tmp_path: Path, home: Home, name: str, there: bool) -> None:
+def test_pickles_are_an_error(tmp_path: Path, home: Home, name: str, there: bool) -> None:
     path = tmp_path / name
     if there:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"\x80\x04.")
-    with pytest.raises(InputError, match="pickled") as caught:
+    with pytest.raises(InputError) as caught:
         resolve_base(str(path), home)
-    assert "safetensors" in caught.value.remedy
+    assert caught.value.code == "pickle"
 
 
-def test_a_folder_of_pickles_is_refused(base: Path, tmp_path: Path, home: Home) -> None:
+def test_a_folder_of_pickles_is_an_error(base: Path, tmp_path: Path, home: Home) -> None:
     folder = tmp_path / "pickled"
     shutil.copytree(base, folder)
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     file.rename(file.with_suffix(".bin"))
-    with pytest.raises(InputError, match=r"no \.safetensors weights") as caught:
+    with pytest.raises(InputError, match="unet") as caught:
         load(folder, home)
-    assert "not opened" in caught.value.remedy
+    assert caught.value.code == "base_broken"
 
 
 @pytest.mark.parametrize("name", ["", "no such model", "nowhere/model.safetensors", "../../no such place", "a/b/c"])
-def test_a_missing_base_is_named_with_the_choices(home: Home, name: str) -> None:
+def test_a_missing_base_is_an_error_that_names_it(home: Home, name: str) -> None:
     with pytest.raises(InputError) as caught:
         resolve_base(name, home)
     assert caught.value.code == "base_missing"
@@ -170,7 +168,7 @@ def test_a_missing_base_is_named_with_the_choices(home: Home, name: str) -> None
     assert "sdxl" in caught.value.remedy.lower()
 
 
-def test_bases_are_found_by_name_path_and_repository(base: Path, single: Path, home: Home) -> None:
+def test_finds_bases_by_name_path_and_repository(base: Path, single: Path, home: Home) -> None:
     home.models.mkdir(parents=True)
     shutil.copy(single, home.models / "mine.safetensors")
     assert resolve_base("mine", home).location == str(home.models / "mine.safetensors")
@@ -181,7 +179,7 @@ def test_bases_are_found_by_name_path_and_repository(base: Path, single: Path, h
     assert noob is None or noob.prediction_type == "v_prediction"
 
 
-def test_what_is_no_base_says_what_it_is(tmp_path: Path, home: Home, tiny_config: None) -> None:
+def test_files_that_are_not_sdxl_bases_have_their_own_codes(tmp_path: Path, home: Home, tiny_config: None) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "sd15.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -201,9 +199,7 @@ def test_what_is_no_base_says_what_it_is(tmp_path: Path, home: Home, tiny_config
         assert caught.value.remedy
 
 
-def test_an_incomplete_single_file_is_an_error_with_a_remedy(
-    single: Path, tmp_path: Path, home: Home, tiny_config: None
-) -> None:
+def test_an_incomplete_single_file_is_an_error(single: Path, tmp_path: Path, home: Home, tiny_config: None) -> None:
     tensors = load_file(single)
     kept = {name: weight for name, weight in tensors.items() if "output_blocks" not in name}
     save_file(kept, tmp_path / "part.safetensors")
@@ -212,7 +208,7 @@ def test_an_incomplete_single_file_is_an_error_with_a_remedy(
     assert caught.value.code == "base_broken"
 
 
-def test_another_vae_is_used_and_a_wrong_one_refused(tmp_path: Path, base: Path, home: Home) -> None:
+def test_replaces_the_vae_and_rejects_files_that_are_not_sdxl_vaes(tmp_path: Path, base: Path, home: Home) -> None:
     other = make_pipeline(tmp_path / "tokenizers", seed=9).vae
     other.save_pretrained(tmp_path / "vae")
     loaded = load_base(resolve_base(str(base), home), dtype=torch.float32, vae=str(tmp_path / "vae"))
@@ -237,7 +233,7 @@ def test_another_vae_is_used_and_a_wrong_one_refused(tmp_path: Path, base: Path,
         assert caught.value.remedy
 
 
-def test_a_vae_in_a_file_of_its_own_is_used(
+def test_loads_a_vae_from_a_single_file(
     base: Path, tmp_path: Path, home: Home, tiny_config: None, single: Path
 ) -> None:
     weights = {name: weight for name, weight in load_file(single).items() if name.startswith("first_stage_model.")}

@@ -1,4 +1,4 @@
-"""A base with packed weights: how near they are, what they take, and that adapters learn on them as on any other."""
+"""Quantized bases: error, size, and training of adapters on them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.training_runs import make_images, make_job, of, train_into
 
 CPU = torch.device("cpu")
 PACKED = (BasePrecision.INT8, BasePrecision.NF4)
-NEAR = {BasePrecision.INT8: 0.0075, BasePrecision.NF4: 0.1}  # root mean square of the error, as a share
+NEAR = {BasePrecision.INT8: 0.0075, BasePrecision.NF4: 0.1}  # relative RMS error
 
 
 def packed_layer(kind: BasePrecision, inputs: int, outputs: int, **more: Any) -> tuple[QuantizedLinear, nn.Linear]:
@@ -54,7 +54,7 @@ def output(unet: nn.Module) -> Tensor:
 @pytest.mark.parametrize("kind", PACKED)
 @settings(max_examples=30)
 @given(inputs=st.integers(1, 45), outputs=st.integers(2, 40), spread=st.sampled_from([1e-4, 0.03, 30.0]))
-def test_expanded_weights_are_near_whatever_the_shape(
+def test_dequantized_weights_are_close_for_any_shape(
     kind: BasePrecision, inputs: int, outputs: int, spread: float
 ) -> None:
     source = nn.Linear(2 * inputs, outputs)
@@ -62,13 +62,13 @@ def test_expanded_weights_are_near_whatever_the_shape(
     layer = QuantizedLinear(source, kind, torch.float32, CPU)
     assert layer.weight.shape == source.weight.shape
     steps = layer.scales.repeat_interleave(128 if kind is BasePrecision.INT8 else 64)[: source.weight.numel()]
-    widest = {BasePrecision.INT8: 1 / 127, BasePrecision.NF4: 0.304}[kind]  # between two values of the code
+    widest = {BasePrecision.INT8: 1 / 127, BasePrecision.NF4: 0.304}[kind]  # largest distance of two levels
     error = (layer.weight - source.weight).abs().flatten()
     assert (error <= steps * widest / 2 * 1.02).all()
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_normal_weights_lose_little_and_take_what_the_plan_says(kind: BasePrecision) -> None:
+def test_quantization_error_and_size_of_normal_weights(kind: BasePrecision) -> None:
     torch.manual_seed(0)
     layer, source = packed_layer(kind, 640, 256, bias=False)
     torch.nn.init.normal_(source.weight, std=0.02)
@@ -83,7 +83,7 @@ def test_normal_weights_lose_little_and_take_what_the_plan_says(kind: BasePrecis
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_the_gradient_is_that_of_the_expanded_weight_and_nothing_expanded_is_kept(kind: BasePrecision) -> None:
+def test_the_gradient_is_that_of_the_dequantized_weight_and_no_copy_is_saved(kind: BasePrecision) -> None:
     layer, _ = packed_layer(kind, 48, 24)
     plain = nn.Linear(48, 24)
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_the_gradient_is_that_of_the_expanded_weight_and_nothing_expanded_is_kep
     assert found[0][2] == 0
 
 
-def test_only_the_transformer_blocks_of_the_unet_are_packed(bare: UNet2DConditionModel) -> None:
+def test_only_the_transformer_blocks_of_the_unet_are_quantized(bare: UNet2DConditionModel) -> None:
     unet = copy.deepcopy(bare)
     linears = [
         name
@@ -130,7 +130,7 @@ def test_only_the_transformer_blocks_of_the_unet_are_packed(bare: UNet2DConditio
 
 
 @pytest.mark.parametrize("network", ["LoRA", "DoRA", "LoHa", "LoKr"])
-def test_adapters_learn_as_on_the_expanded_weights(network: str, bare: UNet2DConditionModel) -> None:
+def test_adapters_train_as_on_the_dequantized_weights(network: str, bare: UNet2DConditionModel) -> None:
     recipe = Recipe.parse({"network_type": network, "network_dim": 4, "network_alpha": 2, "text_encoder_lr": 0})
     packed = copy.deepcopy(bare)
     quantize(packed, BasePrecision.NF4, torch.float32, CPU)
@@ -151,7 +151,7 @@ def test_adapters_learn_as_on_the_expanded_weights(network: str, bare: UNet2DCon
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_a_run_on_packed_weights_leaves_a_file_that_loads(tmp_path: Path) -> None:
+def test_a_run_on_quantized_weights_writes_a_file_that_loads(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", [(64, 64), (32, 64)])
     base = save_tiny_sdxl(tmp_path / "base", layers=1)
     job = make_job(
@@ -176,9 +176,11 @@ def test_a_run_on_packed_weights_leaves_a_file_that_loads(tmp_path: Path) -> Non
     assert sum(bool(up.any()) for up in ups) > 0.9 * len(ups)
 
 
-def test_without_bitsandbytes_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bitsandbytes_is_an_error_that_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     check_quantization(BasePrecision.INT8, CPU)
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     check_quantization(BasePrecision.FULL, CPU)
-    with pytest.raises(InputError, match=r"base_precision is nf4, but bitsandbytes is not installed.*pip install"):
+    with pytest.raises(InputError, match="base_precision is nf4") as caught:
         check_quantization(BasePrecision.NF4, CPU)
+    assert caught.value.code == "base_precision"
+    assert "pip install bitsandbytes" in caught.value.remedy

@@ -1,4 +1,4 @@
-"""Captions of more than 75 tokens: how they are cut, encoded and kept."""
+"""Captions of more than 75 tokens are split into chunks, encoded and cached."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def words(count: int) -> str:
-    """A text of so many tokens: the tokenizer knows single letters."""
+    """Return a text of `count` tokens: the tokenizer has single letters."""
     return " ".join("abcdefghij"[index % 10] for index in range(count))
 
 
 def sliced(tokenizer: Any, text: str, chunks: int) -> list[list[int]]:
-    """sd-scripts' way: one row of 75 n + 2 places cut into pieces, their ends mended where a piece has no end."""
+    """Split as sd-scripts does: cut one row of 75 n + 2 tokens into chunks, and add begin and end tokens to each."""
     long = tokenizer(text, padding="max_length", truncation=True, max_length=75 * chunks + 2).input_ids
     pieces = []
     for start in range(1, 75 * chunks, 75):
@@ -43,7 +43,7 @@ def sliced(tokenizer: Any, text: str, chunks: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("chunks", [1, 2, 3])
-def test_captions_are_cut_into_chunks_as_sd_scripts_cuts_them(parts: Any, chunks: int) -> None:
+def test_captions_are_split_into_chunks_as_in_sd_scripts(parts: Any, chunks: int) -> None:
     texts = [words(length) for length in LENGTHS]
     for tokenizer in (parts.tokenizer, parts.tokenizer_2):
         ids = chunk_token_ids(tokenizer, texts, chunks)
@@ -56,7 +56,7 @@ def test_captions_are_cut_into_chunks_as_sd_scripts_cuts_them(parts: Any, chunks
 
 
 @torch.no_grad()
-def test_chunks_are_encoded_on_their_own_and_pooled_from_the_first(parts: Any) -> None:
+def test_chunks_are_encoded_separately_and_pooled_from_the_first(parts: Any) -> None:
     encoders, tokenizers = [parts.text_encoder, parts.text_encoder_2], [parts.tokenizer, parts.tokenizer_2]
     whole, short = words(180), "a b"
     hidden, pooled = encode_text(encoders, tokenizers, [whole, short], 2, 225)
@@ -73,14 +73,14 @@ def test_chunks_are_encoded_on_their_own_and_pooled_from_the_first(parts: Any) -
     assert torch.allclose(pooled[1], encode_text(encoders, tokenizers, [short], 2)[1][0], atol=1e-5)
 
 
-def test_what_is_cut_off_depends_on_the_limit(parts: Any) -> None:
+def test_truncation_depends_on_max_token_length(parts: Any) -> None:
     texts = [words(length) for length in LENGTHS]
     for limit in (75, 150, 225):
         cut = truncated_captions(parts.tokenizer, texts, limit)
         assert cut == [text for text, length in zip(texts, LENGTHS, strict=True) if length > limit]
 
 
-def test_limits_have_cache_files_of_their_own(tmp_path: Path) -> None:
+def test_each_max_token_length_has_its_own_cache_file(tmp_path: Path) -> None:
     caches = [TextCache(tmp_path, "x", 2), *(TextCache(tmp_path, "x", 2, limit) for limit in (75, 150, 225))]
     files = [cache.file("a cat") for cache in caches]
     assert files[0] == files[1]
@@ -89,7 +89,7 @@ def test_limits_have_cache_files_of_their_own(tmp_path: Path) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
-def test_layers_that_nobody_reads_are_not_computed(parts: Any, clip_skip: int) -> None:
+def test_layers_after_clip_skip_are_not_computed(parts: Any, clip_skip: int) -> None:
     encoders, tokenizers = [parts.text_encoder, parts.text_encoder_2], [parts.tokenizer, parts.tokenizer_2]
     ids = [chunk_token_ids(tokenizer, ["a b"], 1)[0] for tokenizer in tokenizers]
     states = [

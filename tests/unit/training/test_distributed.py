@@ -1,4 +1,4 @@
-"""Several processes: whose samples are whose, sums over a real process group, and errors that reach all."""
+"""Several processes: shards of a batch, collectives over a real process group, and errors on all ranks."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from lora_studio.workspace.project import Home
 
 
 @given(values=st.lists(st.integers(), max_size=40), size=st.integers(1, 9))
-def test_shares_are_the_batch_in_order_and_differ_by_one_at_most(values: list[int], size: int) -> None:
-    shares = [RankGroup(rank, size).shard(values) for rank in range(size)]
-    assert [value for _, share in shares for value in share] == values
-    assert [values[start : start + len(share)] for start, share in shares] == [share for _, share in shares]
-    lengths = {len(share) for _, share in shares}
+def test_shards_are_the_batch_in_order_and_differ_by_one_at_most(values: list[int], size: int) -> None:
+    shards = [RankGroup(rank, size).shard(values) for rank in range(size)]
+    assert [value for _, shard in shards for value in shard] == values
+    assert [values[start : start + len(shard)] for start, shard in shards] == [shard for _, shard in shards]
+    lengths = {len(shard) for _, shard in shards}
     assert max(lengths) - min(lengths) <= 1
 
 
-def test_alone_nothing_is_exchanged() -> None:
+def test_a_single_process_communicates_nothing() -> None:
     alone = RankGroup()
     gradient = torch.ones(2)
     alone.all_reduce([gradient])
@@ -45,9 +45,9 @@ def test_alone_nothing_is_exchanged() -> None:
         1 / 0
 
 
-def what_a_process_sees(rank: int) -> dict[str, Any]:
+def exchange(rank: int) -> dict[str, Any]:
     ranks = RankGroup(rank, 2)
-    seen: dict[str, Any] = {"word": ranks.broadcast_flag(rank == 0)}
+    seen: dict[str, Any] = {"flag": ranks.broadcast_flag(rank == 0)}
     loss, gradients = torch.tensor(0.5 + rank), [torch.full((2, 3), 1.0 + rank), rank * torch.arange(4.0)]
     ranks.all_reduce([loss, *gradients])
     seen["loss"] = float(loss)
@@ -70,26 +70,26 @@ def what_a_process_sees(rank: int) -> dict[str, Any]:
     return seen
 
 
-def member(rank: int, folder: Path, answers: Any) -> None:
+def run_rank(rank: int, folder: Path, answers: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
-    seen = what_a_process_sees(rank)
-    told = {name: value for name, value in seen.items() if not isinstance(value, Exception)}
-    told |= {
-        name: (type(value), str(value), is_out_of_memory(value)) for name, value in seen.items() if name not in told
+    seen = exchange(rank)
+    sent = {name: value for name, value in seen.items() if not isinstance(value, Exception)}
+    sent |= {
+        name: (type(value), str(value), is_out_of_memory(value)) for name, value in seen.items() if name not in sent
     }
-    answers.put((rank, told))
+    answers.put((rank, sent))
     if rank == 1:
-        os._exit(0)  # gone without a word
+        os._exit(0)  # a process that dies
     try:
         RankGroup(0, 2).broadcast_flag(True)
     except JobError as error:
         answers.put((2, error.code))
 
 
-def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
+def test_two_ranks_exchange_flags_gradients_and_errors(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     answers = context.SimpleQueue()
-    processes = [context.Process(target=member, args=(rank, tmp_path, answers), daemon=True) for rank in range(2)]
+    processes = [context.Process(target=run_rank, args=(rank, tmp_path, answers), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
     found = dict(answers.get() for _ in range(3))
@@ -97,7 +97,7 @@ def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
         process.join(20)
     for rank in range(2):
         seen = found[rank]
-        assert seen["word"] is True
+        assert seen["flag"] is True
         assert seen["loss"] == 2.0
         assert seen["gradients"] == [[[3.0] * 3] * 2, [0.0, 1.0, 2.0, 3.0]]
     first, second = found[0], found[1]
@@ -111,25 +111,28 @@ def test_what_one_process_has_reaches_the_other(tmp_path: Path) -> None:
     assert found[2] == "process_lost"
 
 
-def test_the_job_of_a_team_has_the_batch_of_all() -> None:
+def test_the_global_batch_is_that_of_all_ranks() -> None:
     job = TrainJob(name="a", dataset=Path("x"), base="y", recipe=Recipe(batch_size=200))
     assert with_global_batch(job, RankGroup(0, 3)).recipe.batch_size == 600
     assert job.recipe.batch_size == 200
 
 
-def test_a_job_for_several_processes_is_not_done_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_num_processes_must_match_the_processes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     job = TrainJob(name="a", dataset=Path("x"), base="y", num_processes=2)
-    (problem,) = process_count_errors(job)
-    assert "accelerate launch --num_processes 2" in problem
+    (error,) = process_count_errors(job)
+    assert "accelerate launch --num_processes 2" in error
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert process_count_errors(job) == []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert process_count_errors(job) == ["num_processes is 2, but this machine has 1 GPUs. Set it to 1."]
+    (error,) = process_count_errors(job)
+    assert error.startswith("num_processes is 2")
 
 
-def test_a_script_hears_what_several_processes_do(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The processes are played by a thread that writes what they would."""
+def test_api_forwards_events_and_errors_of_several_processes(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread replaces the processes and writes their events."""
     heard: list[str] = []
 
     def begin(folder: JobFolder, home: Home, *, resume: bool = False) -> None:

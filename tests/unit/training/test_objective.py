@@ -1,4 +1,4 @@
-"""The objective against formulas that are written out here, from the papers."""
+"""The objective against the formulas of the papers, implemented again in this file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 def kept_signal() -> list[float]:
-    """a_t of SDXL: the product of 1 - beta, betas whose roots are evenly spaced."""
+    """Return a_t of SDXL: the cumulative product of 1 - beta, with the square roots of the betas evenly spaced."""
     low, high = math.sqrt(0.00085), math.sqrt(0.012)
     kept, product = [], 1.0
     for t in range(1000):
@@ -40,14 +40,14 @@ def kept_signal() -> list[float]:
     return kept
 
 
-def test_signal_to_noise_is_that_of_sdxl() -> None:
+def test_signal_to_noise_ratio_of_sdxl() -> None:
     snr = signal_to_noise(make_noise_scheduler({}, "epsilon", False))
     for t in (0, 1, 500, 999):
         a = kept_signal()[t]
         assert float(snr[t]) == pytest.approx(a / (1 - a), rel=1e-4)
 
 
-def test_zero_terminal_snr_is_the_schedule_that_is_used() -> None:
+def test_zero_terminal_snr_rescales_the_schedule() -> None:
     snr = signal_to_noise(make_noise_scheduler({}, "v_prediction", True))
     roots = [math.sqrt(a) for a in kept_signal()]
     shifted = [(root - roots[-1]) * roots[0] / (roots[0] - roots[-1]) for root in roots]
@@ -66,7 +66,7 @@ def test_min_snr_weights(kind: str, divisor: float, gamma: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_weights_are_finite_where_nothing_of_the_picture_is_left(kind: str) -> None:
+def test_weights_are_finite_at_zero_snr(kind: str) -> None:
     weights = min_snr_weights(signal_to_noise(make_noise_scheduler({}, kind, True)), 5.0, kind)
     assert weights.isfinite().all()
     assert float(weights.min()) >= 0
@@ -74,13 +74,13 @@ def test_weights_are_finite_where_nothing_of_the_picture_is_left(kind: str) -> N
 
 
 @pytest.mark.parametrize("snr", [1e-6, 0.0047, 0.3, 1.0, 5.0, 20.0, 1175.0])
-def test_debiased_weights_say_the_same_of_noise_and_of_v(snr: float) -> None:
-    """One error of a prediction, said as one of the noise and as one of v: both losses must be equal."""
+def test_debiased_losses_of_noise_and_v_are_equal(snr: float) -> None:
+    """The same error, expressed as one of the noise and as one of v, must have the same loss."""
     a = snr / (snr + 1)
     clean, noise, wrong_v = np.random.default_rng(3).normal(size=(3, 1000))
     noisy = math.sqrt(a) * clean + math.sqrt(1 - a) * noise
     v = math.sqrt(a) * noise - math.sqrt(1 - a) * clean
-    # the noise that a v stands for, given the noisy picture
+    # the noise that v implies, given the noisy latents
     wrong_noise = math.sqrt(a) * wrong_v + math.sqrt(1 - a) * noisy
     weights = {kind: float(debiased_weights(torch.tensor(snr), kind)) for kind in ("epsilon", "v_prediction")}
     of_noise = ((wrong_noise - noise) ** 2).mean() / math.sqrt(snr)
@@ -93,7 +93,7 @@ def test_debiased_weights_say_the_same_of_noise_and_of_v(snr: float) -> None:
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("gamma", [0.0, 5.0])
 @pytest.mark.parametrize("debiased", [False, True])
-def test_weights_come_from_the_schedule_in_use_and_are_finite_at_every_timestep(
+def test_weights_use_the_schedule_and_are_finite_at_every_timestep(
     kind: str, zero: bool, gamma: float, debiased: bool
 ) -> None:
     weights = timestep_weights(
@@ -113,11 +113,11 @@ def test_weights_come_from_the_schedule_in_use_and_are_finite_at_every_timestep(
         assert float(weights[t]) == pytest.approx(expected, rel=2e-3)
 
 
-def test_gamma_zero_weighs_all_timesteps_alike() -> None:
+def test_gamma_0_gives_all_timesteps_the_same_weight() -> None:
     assert min_snr_weights(torch.tensor([0.0, 3.0]), 0, "epsilon").tolist() == [1, 1]
 
 
-def test_noise_offset_moves_each_channel_as_a_whole() -> None:
+def test_noise_offset_shifts_each_whole_channel() -> None:
     shape = (4, 32, 48)
     plain = draw_noise(shape, 7, 3, 1, 0.0)
     shift = draw_noise(shape, 7, 3, 1, 0.1) - plain
@@ -126,7 +126,7 @@ def test_noise_offset_moves_each_channel_as_a_whole() -> None:
     assert len({round(value, 5) for value in per_channel[:, 0].tolist()}) == 4
 
 
-def test_noise_offset_has_the_strength_that_was_asked_for() -> None:
+def test_noise_offset_has_the_given_strength() -> None:
     shifts = [
         float((draw_noise((4, 2, 2), 7, step, 0, 0.1) - draw_noise((4, 2, 2), 7, step, 0, 0.0))[channel, 0, 0])
         for step in range(500)
@@ -156,14 +156,14 @@ def test_latents_are_drawn_from_the_posterior() -> None:
     assert float(drawn.std()) == pytest.approx(0.5, rel=0.03)
 
 
-def test_timesteps_cover_the_range_evenly() -> None:
+def test_uniform_timesteps_cover_the_range() -> None:
     drawn = [draw_timestep(5, step, sample, 1000) for step in range(500) for sample in range(4)]
     assert min(drawn) < 10
     assert max(drawn) in range(990, 1000)
     assert sum(drawn) / len(drawn) == pytest.approx(499.5, abs=25)
 
 
-def test_a_range_of_timesteps_holds_for_every_sampling() -> None:
+def test_every_sampling_stays_within_the_timestep_range() -> None:
     for sampling in TimestepSampling:
         drawn = [draw_timestep(5, step, 0, 700, begin=300, sampling=sampling) for step in range(300)]
         assert 300 <= min(drawn) <= max(drawn) < 700
@@ -175,21 +175,21 @@ def test_a_range_of_timesteps_holds_for_every_sampling() -> None:
 @pytest.mark.parametrize(
     ("sampling", "below"),
     [
-        # the share of draws below each eighth of the range, from the distribution's own formula
+        # the fraction of draws below each eighth of the range, from the cumulative distribution
         ("uniform", lambda x: x),
         ("logit_normal", lambda x: 0.5 + 0.5 * math.erf(math.log(x / (1 - x)) / math.sqrt(2))),
         ("low_noise", lambda x: x ** (1 / 3)),
         ("high_noise", lambda x: 1 - (1 - x) ** (1 / 3)),
     ],
 )
-def test_timesteps_are_spread_as_their_sampling_says(sampling: str, below: Callable[[float], float]) -> None:
+def test_timesteps_have_the_distribution_of_their_sampling(sampling: str, below: Callable[[float], float]) -> None:
     drawn = np.array([draw_timestep(1, step, 0, 1000, sampling=TimestepSampling(sampling)) for step in range(3000)])
     for eighth in range(1, 8):
         assert (drawn < 125 * eighth).mean() == pytest.approx(below(eighth / 8), abs=0.03)
 
 
-def test_multires_noise_is_its_layers_on_top_of_each_other() -> None:
-    """Once more with numpy: every layer is enlarged by hand, bilinearly with half-pixel centres."""
+def test_multires_noise_is_the_sum_of_its_layers() -> None:
+    """Compute it again with numpy: every layer upsampled bilinearly with half-pixel centres."""
 
     def enlarged(coarse: Array, length: int, axis: int) -> Array:
         place = np.clip((np.arange(length) + 0.5) * coarse.shape[axis] / length - 0.5, 0, None)
@@ -217,7 +217,7 @@ def test_multires_noise_is_its_layers_on_top_of_each_other() -> None:
     assert float(found.std()) == pytest.approx(1, abs=1e-5)
 
 
-def test_multires_noise_has_more_of_the_coarse() -> None:
+def test_multires_noise_has_more_low_frequencies() -> None:
     plain = torch.stack([draw_noise((4, 32, 32), 1, step, 0, 0) for step in range(100)])
     multires = torch.stack([draw_noise((4, 32, 32), 1, step, 0, 0, multires_iterations=6) for step in range(100)])
     spread = [float(noise.mean(dim=(2, 3)).std()) for noise in (plain, multires)]
@@ -226,7 +226,7 @@ def test_multires_noise_has_more_of_the_coarse() -> None:
 
 
 @pytest.mark.parametrize("zero", [False, True])
-def test_huber_thresholds_are_those_of_the_paper_at_every_timestep(zero: bool) -> None:
+def test_huber_thresholds_are_those_of_the_paper(zero: bool) -> None:
     scheduler = make_noise_scheduler({}, "v_prediction", zero)
     found = {kind: huber_thresholds(scheduler, HuberSchedule(kind), 0.1).tolist() for kind in HuberSchedule}
     assert found["constant"] == pytest.approx([0.1] * 1000)
@@ -241,7 +241,7 @@ def test_huber_thresholds_are_those_of_the_paper_at_every_timestep(zero: bool) -
 
 
 @pytest.mark.parametrize("kind", ["huber", "smooth_l1"])
-def test_huber_losses_are_squares_for_small_errors_and_lines_for_large_ones(kind: str) -> None:
+def test_huber_losses_are_quadratic_for_small_errors_and_linear_for_large_ones(kind: str) -> None:
     prediction, target = torch.randn(2, 3, 4, 4, 5, generator=torch.Generator().manual_seed(1))
     c = torch.tensor([0.1, 0.5, 1.0])
     found = sample_losses(prediction, target, loss_type=LossType(kind), thresholds=c)
@@ -259,7 +259,7 @@ def test_huber_losses_are_squares_for_small_errors_and_lines_for_large_ones(kind
 
 
 @pytest.mark.parametrize("kind", list(LossType))
-def test_a_mask_chooses_what_the_mean_is_over(kind: LossType) -> None:
+def test_a_mask_weights_the_mean(kind: LossType) -> None:
     prediction, target = torch.randn(2, 4, 3, 6, 8, generator=torch.Generator().manual_seed(1))
     mask = torch.rand(4, 1, 6, 8, generator=torch.Generator().manual_seed(2))
     mask[0], mask[1] = 1, 0
@@ -282,14 +282,14 @@ def test_a_mask_chooses_what_the_mean_is_over(kind: LossType) -> None:
     assert float(found[3]) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_losses_are_means_of_squares_for_each_sample_in_fp32() -> None:
+def test_losses_are_mean_squares_per_sample_in_fp32() -> None:
     prediction = torch.tensor([[[[1.0, 2.0]]], [[[0.0, 0.0]]]], dtype=torch.bfloat16)
     losses = sample_losses(prediction, torch.zeros(2, 1, 1, 2))
     assert losses.dtype == torch.float32
     assert losses.tolist() == [2.5, 0.0]
 
 
-def test_random_numbers_depend_on_what_they_are_for_alone() -> None:
+def test_random_numbers_depend_only_on_seed_and_purpose() -> None:
     def draw(*key: int, seed: int = 1, purpose: str = "noise") -> float:
         return float(torch.rand(1, generator=generator(seed, purpose, *key)))
 

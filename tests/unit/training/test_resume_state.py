@@ -1,4 +1,4 @@
-"""Saved states: whole or not there, whatever happens while they are written."""
+"""A training state is saved completely or not at all, and only valid states are loaded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(folder: Path, damage: list[str] | None = None) -> ResumeState | None:
     return state
 
 
-def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+def test_loads_what_was_saved(tmp_path: Path) -> None:
     assert load(tmp_path) is None
     save_state(tmp_path, make_state(7, 2))
     state = load(tmp_path)
@@ -40,7 +40,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert torch.equal(state.optimizer["optimizer"]["state"][0]["exp_avg"], torch.ones(3))
 
 
-def test_the_newest_and_the_one_before_are_kept(tmp_path: Path) -> None:
+def test_keeps_the_last_two_states(tmp_path: Path) -> None:
     for step in (9, 10, 100):
         save_state(tmp_path, make_state(step))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010-00000", "00000100-00000"]
@@ -51,7 +51,7 @@ def test_the_newest_and_the_one_before_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["lora.safetensors", "optimizer.pt", "state.json"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone"])
-def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, name: str, harm: str) -> None:
+def test_a_damaged_state_is_reported_and_the_previous_one_loaded(tmp_path: Path, name: str, harm: str) -> None:
     save_state(tmp_path, make_state(1))
     file = save_state(tmp_path, make_state(2)) / name
     content = bytearray(file.read_bytes())
@@ -70,8 +70,8 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, name: str, 
     assert "00000002-00000" in told[0]
 
 
-def test_a_pickle_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
-    """Even one whose hash fits: states are read as plain tensors and numbers."""
+def test_a_pickle_never_runs_code(tmp_path: Path) -> None:
+    """Not even one whose hash matches: states are read as plain tensors and numbers."""
     folder = save_state(tmp_path, make_state(1))
     evil = pickle.dumps({"optimizer": pytest.fail})
     (folder / "optimizer.pt").write_bytes(evil)
@@ -83,7 +83,7 @@ def test_a_pickle_that_would_run_code_is_not_opened(tmp_path: Path) -> None:
     assert len(told) == 1
 
 
-def test_a_full_disk_leaves_the_states_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_previous_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_state(tmp_path, make_state(1))
     save_state(tmp_path, make_state(2))
 

@@ -1,4 +1,4 @@
-"""Averaged weights in what a run gives out, and training that never notices."""
+"""EMA and schedule-free weights are swapped in and out without an effect on training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def step(weight: nn.Parameter, optimizer: torch.optim.Optimizer, averages: Avera
     return weight.detach().clone()
 
 
-def test_an_average_moves_by_its_formula() -> None:
+def test_the_ema_follows_its_formula() -> None:
     weight, optimizer, averages = make(0.3)
     expected = weight.detach().double()
     for n in range(8):
@@ -44,7 +44,7 @@ def test_an_average_moves_by_its_formula() -> None:
 
 @pytest.mark.parametrize("optimizer", ["AdamW", "AdamWScheduleFree", "ProdigyPlusScheduleFree"])
 @pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_looking_changes_no_bit_of_what_follows(optimizer: str, decay: float) -> None:
+def test_swapping_in_the_average_changes_no_bit_of_training(optimizer: str, decay: float) -> None:
     ends = []
     for looks in (False, True):
         weight, made, averages = make(decay, optimizer)
@@ -58,7 +58,7 @@ def test_looking_changes_no_bit_of_what_follows(optimizer: str, decay: float) ->
     assert torch.equal(*ends)
 
 
-def test_a_schedule_free_optimizer_gives_out_what_it_averages() -> None:
+def test_swaps_in_the_average_of_a_schedule_free_optimizer() -> None:
     weight, optimizer, averages = make(0.0, "AdamWScheduleFree")
     for _ in range(20):
         step(weight, optimizer, averages)
@@ -71,7 +71,7 @@ def test_a_schedule_free_optimizer_gives_out_what_it_averages() -> None:
     assert optimizer.param_groups[0]["train_mode"]
 
 
-def test_an_average_goes_on_where_it_was_saved() -> None:
+def test_the_ema_resumes_from_its_saved_state() -> None:
     weight, optimizer, averages = make(0.9)
     for _ in range(3):
         step(weight, optimizer, averages)
@@ -87,7 +87,7 @@ def test_an_average_goes_on_where_it_was_saved() -> None:
         assert torch.equal(weight, again)
 
 
-def test_a_state_without_the_average_is_refused() -> None:
+def test_a_state_without_the_ema_is_an_error() -> None:
     _, _, averages = make(0.9)
     _, _, none = make(0.0)
     for one, other in ((averages, none), (none, averages)):

@@ -1,4 +1,4 @@
-"""Steps of every optimizer on a two-layer model, against references that are written out here from the papers."""
+"""Steps of every optimizer on a two-layer model, against reference implementations of the papers in this file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RATE, DECAY, STEPS = 0.01, 0.05, 3
 
 
 class TwoLayers(nn.Module):
-    """y = B tanh(A x): the shape of a LoRA, with something between its halves; 4096 weights in each."""
+    """y = B tanh(A x): a LoRA with a non-linearity between its matrices; 4096 weights in each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TwoLayers(nn.Module):
 
 
 def numpy_gradients(model: TwoLayers) -> Gradients:
-    """The gradients of `TwoLayers.loss`, worked out by hand."""
+    """Return the gradients of `TwoLayers.loss`, derived by hand."""
     x, y = model.given.double().numpy(), model.wanted.double().numpy()
 
     def gradients(weights: list[Array]) -> list[Array]:
@@ -75,7 +75,7 @@ def adamw(weights: list[Array], gradients: Gradients, rate: float, decay: float,
 
 
 def adafactor(weights: list[Array], gradients: Gradients, rate: float, decay: float, steps: int) -> list[Array]:
-    """Shazeer and Stern 2018, algorithm 4, with a rate from outside and no momentum."""
+    """Shazeer and Stern 2018, algorithm 4, with an external learning rate and no momentum."""
     rows, columns = [np.zeros(64), np.zeros(64)], [np.zeros(64), np.zeros(64)]
     for t in range(1, steps + 1):
         keep = 1 - t**-0.8
@@ -215,12 +215,12 @@ def test_steps_are_those_of_the_paper(name: str, reference: Reference, rate: flo
         moved = weight.detach().double().numpy() - before
         size = np.abs(after - before).max()
         assert size > 0
-        # fp32 rounds each weight to 6e-8 of its size, some 0.4; a step of 1e-6 is seen through that
+        # fp32 rounds weights of about 0.4 to a relative 6e-8, which is far below a step of 1e-6
         assert moved == pytest.approx(after - before, abs=2e-3 * size + 1e-7)
 
 
 def gap(values: Array, signed: bool, blocks: int = 256) -> Array:
-    """What rounding to bitsandbytes' map of 8 bits may cost each value: the distance of the two levels around it."""
+    """Return the error bound of bitsandbytes' 8-bit map: the distance of the two levels around each value."""
     from bitsandbytes.functional import create_dynamic_map
 
     levels = np.sort(create_dynamic_map(signed=signed).numpy().astype(np.float64))
@@ -230,7 +230,7 @@ def gap(values: Array, signed: bool, blocks: int = 256) -> Array:
 
 
 def kept(state: dict[str, Tensor], number: int) -> Array:
-    """A moment as its 8 bits say: the level of each, times the largest of its 256."""
+    """Return a dequantized moment: the level of each value times the largest of its block of 256."""
     assert state[f"state{number}"].dtype == torch.uint8
     levels = state[f"qmap{number}"][state[f"state{number}"].long()]
     most = state[f"absmax{number}"]
@@ -239,7 +239,7 @@ def kept(state: dict[str, Tensor], number: int) -> Array:
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("name", ["AdamW8bit", "PagedAdamW8bit"])
-def test_adamw_of_8_bits_is_adamw_but_for_what_8_bits_lose(name: str) -> None:
+def test_8_bit_adamw_is_adamw_within_quantization_error(name: str) -> None:
     """The first step is AdamW's, since moments are rounded after it. The second is AdamW's from the rounded moments,
     which are off by no more than the gaps of the map: the first by that around each value, the second, whose small
     values are rounded more coarsely, by the widest."""
@@ -265,7 +265,7 @@ def test_adamw_of_8_bits_is_adamw_but_for_what_8_bits_lose(name: str) -> None:
         assert (model.first, model.second)[i].detach().double().numpy() == pytest.approx(twice, abs=1e-6)
 
 
-def test_lion_of_8_bits_is_lion_but_where_8_bits_turn_a_sign() -> None:
+def test_8_bit_lion_is_lion_except_for_flipped_signs() -> None:
     recipe = Recipe(optimizer="Lion8bit", unet_lr=RATE, weight_decay=DECAY)
     model, _, start = train(recipe, 1)
     gradients = numpy_gradients(model)
@@ -290,7 +290,7 @@ def test_lion_of_8_bits_is_lion_but_where_8_bits_turn_a_sign() -> None:
         "ProdigyPlusScheduleFree",
     ],
 )  # fmt: skip
-def test_a_state_that_is_taken_back_goes_on_with_the_same_bits(name: str) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(name: str) -> None:
     rate = 1.0 if name.startswith("Prodigy") else RATE
     recipe = Recipe(optimizer=name, unet_lr=rate)
     whole, _, _ = train(recipe, 5)

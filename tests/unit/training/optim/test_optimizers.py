@@ -1,4 +1,4 @@
-"""Optimizers and schedules: separate rates, the arguments that a LoRA needs, and clear words where one cannot work."""
+"""Optimizers: parameter groups, arguments, learning rates and errors."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch import nn
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.guide import OPTIMIZERS, OptimizerAdvice
 from lora_studio.lora.inject import Adapters, add_adapters
-from lora_studio.settings.choices import Optimizer
+from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
+from lora_studio.training.optim.flat_params import ParameterLayout
 from lora_studio.training.optim.optimizers import (
     check_optimizer,
     learning_rates,
     make_optimizer,
     optimizer_name,
     parameter_groups,
+    parameter_layout,
 )
 from tests.support.tiny_sdxl import make_pipeline
 
@@ -39,28 +41,28 @@ def adapt(parts: Any, recipe: Recipe) -> Adapters:
     )
 
 
-def test_unet_and_text_encoders_have_rates_of_their_own(parts: Any) -> None:
+def test_unet_and_text_encoders_have_their_own_learning_rates(parts: Any) -> None:
     recipe = Recipe(unet_lr=5e-4, text_encoder_lr=1e-4)
     adapters = adapt(parts, recipe)
     groups = parameter_groups(adapters, recipe)
     assert [(group["name"], group["lr"]) for group in groups] == [("unet", 5e-4), ("text_encoder", 1e-4)]
     counts = {prefix: len(adapters.parameters(prefix)) for prefix in ("unet", "te1", "te2")}
-    assert counts["te1"] == counts["te2"] == 3 * 6 * 2  # layers, linear layers in each, A and B
-    unread = counts["te1"] // 3  # with clip skip 2 nobody reads the first encoder's last layer
-    assert [len(group["params"]) for group in groups] == [counts["unet"], counts["te1"] - unread + counts["te2"]]
+    assert counts["te1"] == counts["te2"] == 3 * 6 * 2  # layers x linear layers x (A, B)
+    unused = counts["te1"] // 3  # clip_skip 2 leaves the first encoder's last layer unused
+    assert [len(group["params"]) for group in groups] == [counts["unet"], counts["te1"] - unused + counts["te2"]]
     optimizer = make_optimizer(recipe, groups)
     assert learning_rates(optimizer) == {"unet": 5e-4, "text_encoder": 1e-4}
 
 
 @pytest.mark.parametrize(("rates", "models"), [((5e-4, 0), {"unet"}), ((0, 1e-4), {"te1", "te2"})])
-def test_a_rate_of_zero_leaves_a_model_as_it_is(parts: Any, rates: tuple[float, float], models: set[str]) -> None:
+def test_a_learning_rate_of_zero_freezes_a_model(parts: Any, rates: tuple[float, float], models: set[str]) -> None:
     recipe = Recipe(unet_lr=rates[0], text_encoder_lr=rates[1])
     adapters = adapt(parts, recipe)
     assert set(adapters.models) == models
     assert len(parameter_groups(adapters, recipe)) == 1
 
 
-def test_adapters_change_nothing_before_training_and_are_fp32(parts: Any) -> None:
+def test_new_adapters_are_fp32_and_change_nothing(parts: Any) -> None:
     recipe = Recipe(unet_lr=1e-3, text_encoder_lr=1e-3)
     adapters = adapt(parts, recipe)
     ids = torch.tensor([[1, 2, 3]])
@@ -75,7 +77,7 @@ def test_adapters_change_nothing_before_training_and_are_fp32(parts: Any) -> Non
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy", "Lion8bit", "PagedAdamW8bit"])
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
-def test_each_optimizer_comes_down_a_valley_at_the_rates_of_its_groups(name: str) -> None:
+def test_each_optimizer_minimises_at_its_groups_learning_rates(name: str) -> None:
     rates = (1.0, 1.0) if name == "Prodigy" else (0.02, 0.002)
     recipe = Recipe(optimizer=name, unet_lr=rates[0], text_encoder_lr=rates[1], weight_decay=0)
     fast, slow = (nn.Parameter(torch.ones(64, 64)) for _ in range(2))
@@ -97,7 +99,7 @@ def test_each_optimizer_comes_down_a_valley_at_the_rates_of_its_groups(name: str
         assert 1 - float(slow.mean()) == pytest.approx(0.002 * 40, rel=0.35)
 
 
-def test_eight_bits_are_eight_bits() -> None:
+def test_8_bit_optimizers_keep_8_bit_states() -> None:
     weight = nn.Parameter(torch.ones(64, 64))
     weight.grad = torch.ones_like(weight)
     optimizer = make_optimizer(Recipe(optimizer="AdamW8bit"), [{"params": [weight], "lr": 1e-3}])
@@ -105,24 +107,24 @@ def test_eight_bits_are_eight_bits() -> None:
     assert optimizer.state[weight]["state1"].dtype == torch.uint8
 
 
-def test_a_missing_library_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("bitsandbytes.optim.adamw", "pytorch_optimizer.optimizer.came"):
         monkeypatch.setitem(sys.modules, module, None)
     for name, package in (("AdamW8bit", "bitsandbytes"), ("CAME", "pytorch-optimizer")):
-        with pytest.raises(InputError, match=f"{name}, but {package} is not installed") as caught:
+        with pytest.raises(InputError, match=f"{name}.*{package}") as caught:
             check_optimizer(Recipe(optimizer=name), torch.device("cpu"))
+        assert caught.value.code == "optimizer"
         assert f"pip install {package}" in caught.value.remedy
-        assert "Adafactor" in caught.value.remedy
 
 
-def test_an_optimizer_that_the_device_cannot_run_is_named_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_fails_on_the_device_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **rest: Any) -> None:
         raise RuntimeError("CUDA Setup failed\nmore")
 
     monkeypatch.setattr("bitsandbytes.optim.AdamW8bit.step", broken)
-    with pytest.raises(InputError, match="AdamW8bit, but it does not work on this cpu device") as caught:
+    with pytest.raises(InputError, match=r"AdamW8bit.*CUDA Setup failed") as caught:
         check_optimizer(Recipe(optimizer="AdamW8bit"), torch.device("cpu"))
-    assert "Adafactor" in caught.value.remedy
+    assert caught.value.code == "optimizer"
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
@@ -134,22 +136,22 @@ def test_every_optimizer_works_on_a_cpu(optimizer: Optimizer) -> None:
 @pytest.mark.parametrize(
     ("optimizer", "given", "words"),
     [
-        ("AdamW", "beta=0.9", "AdamW has no argument beta. It has amsgrad, betas"),
-        ("CAME", "foo=1", "CAME has no argument foo. It has ams_bound, betas"),
-        ("Prodigy", "lr=2", "lr is not given there. Set unet_lr and text_encoder_lr"),
-        ("Adafactor", "relative_step=True", r"relative_step is not given there. Set lr_scheduler \(adafactor\)"),
-        ("AdamW", "betas=big", "the value of betas=big cannot be read"),
-        ("AdamW8bit", "betas=5,6", "AdamW8bit refuses: Invalid beta"),
-        ("AdamW", "foreach=True", "AdamW refuses: `fused` and `foreach`"),
-        ("CAME", "betas=0.9,0.99", "CAME refuses: not enough values"),
+        ("AdamW", "beta=0.9", "AdamW has no argument beta.*amsgrad, betas"),
+        ("CAME", "foo=1", "CAME has no argument foo.*ams_bound, betas"),
+        ("Prodigy", "lr=2", "lr.*unet_lr and text_encoder_lr"),
+        ("Adafactor", "relative_step=True", r"relative_step.*lr_scheduler \(adafactor\)"),
+        ("AdamW", "betas=big", "betas=big"),
+        ("AdamW8bit", "betas=5,6", "AdamW8bit.*Invalid beta"),
+        ("AdamW", "foreach=True", "AdamW.*`fused` and `foreach`"),
+        ("CAME", "betas=0.9,0.99", "CAME.*not enough values"),
     ],
 )
-def test_arguments_that_an_optimizer_does_not_take_are_named(optimizer: str, given: str, words: str) -> None:
+def test_invalid_optimizer_args_are_an_error_that_names_them(optimizer: str, given: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check_optimizer(Recipe.parse({"optimizer": optimizer, "optimizer_args": given}), torch.device("cpu"))
 
 
-def test_own_arguments_come_before_the_known_ones() -> None:
+def test_optimizer_args_override_the_defaults() -> None:
     recipe = Recipe.parse(
         {"optimizer": "Prodigy", "optimizer_args": "d_coef=2 weight_decay=0.5 use_bias_correction=false slice_p=11"}
     )
@@ -164,7 +166,7 @@ def test_own_arguments_come_before_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize("advice", [advice for advice in OPTIMIZERS.items() if advice[1].arguments])
-def test_the_arguments_that_the_guide_names_are_taken(advice: tuple[str, OptimizerAdvice]) -> None:
+def test_every_optimizer_accepts_the_guides_arguments(advice: tuple[str, OptimizerAdvice]) -> None:
     name, known = advice
     recipe = Recipe.parse({"optimizer": name, "optimizer_args": [text for text, _ in known.arguments]})
     with warnings.catch_warnings():
@@ -172,7 +174,14 @@ def test_the_arguments_that_the_guide_names_are_taken(advice: tuple[str, Optimiz
         check_optimizer(recipe, torch.device("cpu"))
 
 
-def test_prodigy_is_guarded_for_a_warm_up() -> None:
+def test_prodigy_has_safeguard_warmup_with_a_warm_up() -> None:
     recipe = Recipe.parse({"optimizer": "Prodigy", "lr_warmup_steps": 0.1})
     [group] = make_optimizer(recipe, [{"params": [nn.Parameter(torch.ones(2))], "lr": 1.0}]).param_groups
     assert group["safeguard_warmup"]
+
+
+def test_parameter_layouts() -> None:
+    assert parameter_layout(Recipe(optimizer=Optimizer.ADAMW)) is ParameterLayout.FLAT
+    assert parameter_layout(Recipe(optimizer=Optimizer.ADAFACTOR)) is ParameterLayout.STACKED
+    relative = Recipe(optimizer=Optimizer.ADAFACTOR, lr_scheduler=Scheduler.ADAFACTOR)
+    assert parameter_layout(relative) is ParameterLayout.SEPARATE

@@ -1,4 +1,4 @@
-"""Schedules against their formulas, and what holds for all of them."""
+"""Learning rate schedules against their formulas, and properties of all of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHAPES = [item.value for item in Scheduler if item is not Scheduler.ADAFACTOR]
 
 
 def factors(steps: int, **recipe: Any) -> list[float]:
-    """The factor of every step's rate, and that of the step after the last."""
+    """Return the learning rate factor of every step and of the step after the last."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([{"params": [weight], "lr": 1.0}])
     lambdas = make_lr_scheduler(Recipe.parse(recipe), optimizer, steps).lr_lambdas
@@ -31,7 +31,7 @@ def factors(steps: int, **recipe: Any) -> list[float]:
 
 
 def rates(steps: int, **recipe: Any) -> list[float]:
-    """The rates as a run has them."""
+    """Return the learning rates of a run."""
     chosen = Recipe.parse({"optimizer": "AdamW", "unet_lr": 1.0, **recipe})
     optimizer = make_optimizer(chosen, [{"name": "unet", "params": [nn.Parameter(torch.zeros(1))], "lr": 1.0}])
     schedule = make_lr_scheduler(chosen, optimizer, steps)
@@ -43,7 +43,7 @@ def rates(steps: int, **recipe: Any) -> list[float]:
     return found
 
 
-def test_schedules_are_what_their_names_say() -> None:
+def test_learning_rates_of_each_schedule() -> None:
     assert rates(5, lr_scheduler="constant") == [1] * 5
     assert rates(4, lr_scheduler="linear") == pytest.approx([1, 0.75, 0.5, 0.25])
     assert rates(6, lr_scheduler="constant_with_warmup", lr_warmup_steps=4) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
@@ -53,7 +53,7 @@ def test_schedules_are_what_their_names_say() -> None:
     assert [restarts[0], restarts[3], restarts[6]] == pytest.approx([1, 1, 1])
 
 
-def test_polynomial_and_rex_are_their_formulas() -> None:
+def test_polynomial_and_rex_follow_their_formulas() -> None:
     squares = [(1 - step / 8) ** 2 for step in range(8)]
     assert rates(8, lr_scheduler="polynomial", lr_scheduler_power=2) == pytest.approx(squares)
     assert rates(4, lr_scheduler="polynomial") == pytest.approx([1, 0.75, 0.5, 0.25])
@@ -64,7 +64,7 @@ def test_polynomial_and_rex_are_their_formulas() -> None:
     assert rates(6, lr_scheduler="rex", lr_warmup_steps=2) == pytest.approx([0, 0.5, *paper])
 
 
-def test_a_warm_up_may_be_a_share_of_the_run() -> None:
+def test_a_warm_up_below_1_is_a_fraction_of_the_run() -> None:
     assert [warmup_steps(*case) for case in ((0, 100), (0.05, 100), (0.5, 3), (0.999, 2), (1, 100), (30, 20))] == [
         0, 5, 1, 1, 1, 20,
     ]  # fmt: skip
@@ -80,7 +80,9 @@ def test_a_warm_up_may_be_a_share_of_the_run() -> None:
     cycles=st.integers(1, 6),
     power=st.floats(0.1, 5),
 )
-def test_what_holds_for_every_schedule(shape: str, steps: int, warmup: float, cycles: int, power: float) -> None:
+def test_every_schedule_warms_up_and_stays_within_0_and_1(
+    shape: str, steps: int, warmup: float, cycles: int, power: float
+) -> None:
     found = factors(
         steps,
         lr_scheduler=shape,
@@ -103,8 +105,8 @@ def test_what_holds_for_every_schedule(shape: str, steps: int, warmup: float, cy
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_adafactors_own_schedule_takes_no_rate_from_the_recipe(warmup: int) -> None:
-    """Shazeer and Stern 2018: min(1e-2, 1 / sqrt(t)), or min(1e-6 t, 1 / sqrt(t)) with a warm-up, times the size."""
+def test_adafactors_own_schedule_ignores_the_recipes_rate(warmup: int) -> None:
+    """Shazeer and Stern 2018: min(1e-2, 1 / sqrt(t)), or min(1e-6 t, 1 / sqrt(t)) with a warm-up, times the RMS."""
     steps = {}
     for rate in (1e-4, 1e-2):
         recipe = Recipe.parse(

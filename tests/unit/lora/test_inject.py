@@ -1,0 +1,140 @@
+"""Adapters of every network type: shapes, initial values, dropout, and training on a half-precision base."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from lora_studio.lora.inject import add_adapters, layer_tensors
+from lora_studio.lora.layers import find_target_layers
+from lora_studio.lora.shapes import layer_dim_alpha, tensor_shapes
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.loop import restore_run, save_resume_state
+from lora_studio.training.resume_state import load_state
+from lora_studio.training.step import train_step
+from lora_studio.workspace.project import Home
+from tests.support.networks import NETWORKS, eval_pipeline, recipe_of
+from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
+from tests.support.training_runs import make_images, make_job, same, start
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipeline:
+    return eval_pipeline(tmp_path_factory.mktemp("tokenizers"))
+
+
+@pytest.fixture
+def pipe(bare: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
+    return copy.deepcopy(bare)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_images(folder / "images", [(64, 64)])
+    save_tiny_sdxl(folder / "base", layers=1)
+    return folder
+
+
+@pytest.mark.parametrize("network", ["LoRA", "LoCon", "DoRA", "LoHa", "LoKr"])
+def test_a_run_with_dropout_resumes_bit_for_bit(network: str, shared: Path, tmp_path: Path) -> None:
+    """Two steps, a saved state and two steps of a resumed run equal four steps, also with gradient checkpointing."""
+    job = make_job(
+        shared / "base",
+        shared / "images",
+        **NETWORKS[network] | {"network_dropout": 0.3, "epochs": 4, "gradient_checkpointing": network == "DoRA"},
+        base_precision={"LoRA": "nf4", "DoRA": "int8"}.get(network, "full"),
+    )
+    ends = []
+    first = start(job, tmp_path / "run", Home(shared / "home"))
+    begin = {name: weight.clone() for name, weight in first.adapters.state().items()}
+    for step in range(1, 5):
+        assert train_step(first).read() is not None
+        first.step = step
+        if step == 2:
+            save_resume_state(first)
+    ends.append({name: weight.clone() for name, weight in first.adapters.state().items()})
+    second = start(job, tmp_path / "run", Home(shared / "home"))
+    assert same(second.adapters.state(), begin)
+    torch.rand(17)  # other random numbers in the process must have no effect
+    state = load_state(tmp_path / "run" / "checkpoints" / "state", on_damage=pytest.fail)
+    assert state is not None
+    restore_run(second, state)
+    for step in range(3, 5):
+        train_step(second)
+        second.step = step
+    assert same(second.adapters.state(), ends[0])
+    assert all(not torch.equal(weight, begin[name]) for name, weight in ends[0].items() if not name.startswith("te"))
+
+
+def test_recomputed_activations_have_the_same_dropout(shared: Path, tmp_path: Path) -> None:
+    """The recomputed forward pass of gradient checkpointing must draw the same dropout mask as the first."""
+    results = []
+    for number, checkpointing in enumerate((False, True, False)):
+        dropout = 0.0 if number == 2 else 0.3
+        job = make_job(
+            shared / "base", shared / "images", network_dropout=dropout, gradient_checkpointing=checkpointing
+        )
+        run = start(job, tmp_path / str(number), Home(shared / "home"))
+        train_step(run)
+        results.append(torch.cat([weight.flatten() for weight in run.adapters.state().values()]))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
+    assert (results[0] - results[2]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("network", ["LoCon", "DoRA", "LoHa", "LoKr"])
+def test_adapters_on_a_half_precision_base_are_fp32(network: str, pipe: StableDiffusionXLPipeline) -> None:
+    unet = pipe.unet.to(torch.bfloat16)
+    adapters = add_adapters(unet, [], recipe_of(network, text_encoder_lr=0))
+    unet.train()
+    source = torch.Generator().manual_seed(1)
+    inputs = torch.randn(1, 4, 8, 8, generator=source).bfloat16(), torch.tensor([500])
+    added = {"text_embeds": torch.zeros(1, 24), "time_ids": torch.zeros(1, 6)}
+    with torch.autocast("cpu", torch.bfloat16):
+        text = torch.randn(1, 77, 40, generator=source)
+        out = unet(*inputs, text, added_cond_kwargs=added, return_dict=False)[0]
+        out.float().square().mean().backward()
+        for _, _, layer in adapters.layers:
+            layer.enable_adapters(False)
+        plain = unet(*inputs, text, added_cond_kwargs=added, return_dict=False)[0]
+    torch.testing.assert_close(out.float(), plain.float(), atol=2e-2, rtol=0)
+    weights = adapters.parameters("unet")
+    assert {weight.dtype for weight in weights} == {torch.float32}
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in weights)
+    assert any(bool(weight.grad.any()) for weight in weights)
+
+
+SHAPES = {
+    "LoRA": {},
+    "LoCon": {"network_type": "LoCon", "conv_dim": 3, "conv_alpha": 1},
+    "DoRA": {"network_type": "DoRA", "train_layers": "all"},
+    "LoHa": {"network_type": "LoHa", "train_layers": "all"},
+    "LoKr": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1},
+    "LoKr whole": {"network_type": "LoKr", "network_dim": 64, "lokr_factor": 4},
+    "blocks": {"block_dims": "in=2, mid1=6, out0=0", "rank_stabilized": True},
+}
+
+
+@pytest.mark.parametrize("network", SHAPES)
+def test_pefts_tensors_have_the_planned_shapes(network: str, tmp_path: Path) -> None:
+    pipe = make_pipeline(tmp_path, layers=1)
+    recipe = Recipe.parse({"network_dim": 4, "network_alpha": 2} | SHAPES[network])
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    targets = {(target.model, target.path): target.layer for target in find_target_layers(pipe.unet, encoders)}
+    expected = {
+        target: layer_dim_alpha(recipe, layer) for target, layer in targets.items() if layer_dim_alpha(recipe, layer)
+    }
+    adapters = add_adapters(pipe.unet, encoders, recipe)
+    assert {(model, path) for model, path, _ in adapters.layers} == set(expected)
+    for model, path, layer in adapters.layers:
+        size = expected[model, path]
+        assert size is not None
+        assert layer.scaling["default"] == pytest.approx(size.alpha / size.dim)
+        shapes = tensor_shapes(recipe, targets[model, path], size.dim)
+        made = {name: tensor.shape.numel() for name, tensor in layer_tensors(layer).items()}
+        assert made == {name: torch.Size(shape).numel() for name, shape in shapes.items()}
+        assert all(tensor.dtype == torch.float32 and tensor.requires_grad for tensor in layer_tensors(layer).values())

@@ -1,0 +1,111 @@
+"""The training metadata in a LoRA file, with kohya's and the model specification's keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_studio.settings.recipe import Recipe
+from lora_studio.training.loop import save_lora_file
+from lora_studio.training.reporting.lora_metadata import build_lora_metadata
+from lora_studio.training.run import Run
+from tests.support.networks import metadata_of, run_with_random_lora
+from tests.support.tiny_sdxl import save_tiny_sdxl
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_sdxl(tmp_path_factory.mktemp("base"), layers=1)
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_with_random_lora(base, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def file(run: Run) -> Path:
+    path = run.folder / "ink.safetensors"
+    save_lora_file(run, path, 2)
+    return path
+
+
+def test_metadata_of_a_run(run: Run, file: Path) -> None:
+    found = metadata_of(file)
+    expected = {
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "4",
+        "ss_network_alpha": "2.0",
+        "ss_unet_lr": "0.001",
+        "ss_text_encoder_lr": "0.0001",
+        "ss_optimizer": "torch.optim.adamw.AdamW(weight_decay=0.01,fused=True)",
+        "ss_output_name": "ink",
+        "ss_resolution": "(64, 64)",
+        "ss_num_train_images": "4",
+        "ss_num_batches_per_epoch": "2",
+        "ss_max_train_steps": "4",
+        "ss_epoch": "2",
+        "ss_steps": "2",
+        "ss_seed": "42",
+        "ss_lr_scheduler": "cosine",
+        "ss_loss_type": "l2",
+        "ss_huber_c": "None",
+        "ss_min_snr_gamma": "5.0",
+        "ss_debiased_estimation": "False",
+        "ss_multires_noise_iterations": "None",
+        "ss_zero_terminal_snr": "False",
+        "ss_clip_skip": "2",
+        "ss_mixed_precision": "no",
+        "ss_v2": "False",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
+        "modelspec.title": "ink",
+        "modelspec.resolution": "64x64",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.trigger_phrase": "inkstamp",
+    }
+    assert {name: found.get(name) for name in expected} == expected
+    assert json.loads(found["ss_tag_frequency"]) == {"2_ink stamp": {"inkstamp": 2, "thing 0": 1, "thing 1": 1}}
+    assert json.loads(found["ss_dataset_dirs"]) == {"2_ink stamp": {"n_repeats": 2, "img_count": 2}}
+    assert json.loads(found["ss_bucket_info"]) == {"buckets": {"0": {"resolution": [64, 64], "count": 4}}}
+    assert found["ss_new_sd_model_hash"] == run.base.hash
+    assert not any(str(run.folder) in value for value in found.values())
+
+
+def test_metadata_of_objective_and_optimizer(run: Run) -> None:
+    recipe = {
+        "optimizer": "Prodigy",
+        "optimizer_args": "d_coef=2 betas=0.9,0.99",
+        "lr_scheduler": "rex",
+        "lr_warmup_steps": 0.25,
+        "loss_type": "smooth_l1",
+        "huber_c": 0.2,
+        "huber_schedule": "exponential",
+        "debiased_estimation_loss": True,
+        "multires_noise_iterations": 6,
+        "noise_offset": 0,
+        "ema_decay": 0.9,
+        "max_timestep": 800,
+    }
+    job = run.job.model_copy(update={"recipe": Recipe.parse(recipe)})
+    found = build_lora_metadata(job, run.dataset, run.counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
+    expected = {
+        "ss_optimizer": "prodigyopt.prodigy.Prodigy(weight_decay=0.01,decouple=True,use_bias_correction=True,"
+        "safeguard_warmup=True,d_coef=2,betas=(0.9, 0.99))",
+        "ss_optimizer_args": "d_coef=2 betas=0.9,0.99",
+        "ss_lr_scheduler": "rex",
+        "ss_lr_warmup_steps": "1",  # a quarter of four
+        "ss_loss_type": "smooth_l1",
+        "ss_huber_c": "0.2",
+        "ss_huber_schedule": "exponential",
+        "ss_debiased_estimation": "True",
+        "ss_multires_noise_iterations": "6",
+        "ss_multires_noise_discount": "0.3",
+        "ss_noise_offset": "None",
+        "ss_ema_decay": "0.9",
+        "modelspec.timestep_range": "0,800",
+    }
+    assert {name: found.get(name) for name in expected} == expected
