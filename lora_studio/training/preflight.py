@@ -102,12 +102,7 @@ def preflight(
         source = attempt(partial(fetch_base, source, on_progress=lambda message: on_progress(message, 0, 0)))
         base_config = attempt(partial(read_base_config, source)) if source is not None else None
     if base_config is not None:
-        found += [
-            *_prediction_errors(job, base_config),
-            *_undeclared_v_prediction_errors(job, base_config, source),
-            *_timestep_errors(job, base_config),
-            *_clip_skip_errors(job, base_config),
-        ]
+        found += _base_errors(job, base_config, source)
     if base_config is not None and not found:
         targets = target_layers_of(base_config)
         found += _network_errors(job, targets)
@@ -196,6 +191,16 @@ def _dataset_errors(job: TrainJob, dataset: Dataset) -> list[str]:
         )
         found.append(f"masked_loss is {recipe.masked_loss.value}, but {where}. Make masks, or set it to off.")
     return found
+
+
+def _base_errors(job: TrainJob, base_config: BaseConfig, source: Source | None) -> list[str]:
+    """Return error messages about settings that the base does not support."""
+    return [
+        *_prediction_errors(job, base_config),
+        *_undeclared_v_prediction_errors(job, base_config, source),
+        *_timestep_errors(job, base_config),
+        *_clip_skip_errors(job, base_config),
+    ]
 
 
 def _prediction_errors(job: TrainJob, base_config: BaseConfig) -> list[str]:

@@ -80,6 +80,7 @@ class FlatParameters:
             if all(weight in fused_weights for weight in _factors(layer)):  # those of unused layers are not trained
                 (a, for_a), (b, for_b) = (fused_weights[weight] for weight in _factors(layer))
                 layer.fuse(a, b, (for_a, for_b))
+        # all trained layers compute with half-precision copies, so that no autocast is needed
         self.half_only = bool(self._halves) and self.all_fused
 
     @property
