@@ -23,7 +23,7 @@ CONVERTED_FILE = "captions.converted.jsonl"
 
 @dataclass(frozen=True)
 class OldTaggingEdit:
-    """What a tagging job changed, as an edit. `time_ns` is the time of its last change."""
+    """The changes of a tagging job as an edit. `time_ns` is the time of the last change."""
 
     job_folder: Path
     what: str
@@ -57,7 +57,9 @@ def has_old_tagging_edits(root: Path) -> bool:
 
 
 def _record_files(root: Path) -> list[Path]:
-    return sorted(root.glob(f"tags/*/{RECORDS_FILE}"))
+    if not (root / "project.json").is_file():
+        return []
+    return sorted(file for file in root.glob(f"tags/*/{RECORDS_FILE}") if (file.parent / "job.toml").is_file())
 
 
 def _records(root: Path, job_folder: Path) -> Iterator[CaptionRecord]:

@@ -186,9 +186,9 @@ def _colour_residual(base: Floats, other: Floats, window: Floats) -> tuple[Float
 
 def _fit_gain_only(warped: Floats, target: Floats, weight: Floats) -> tuple[Floats, Floats]:
     """Return the median ratio of `target` to `warped` where both are well above black, and an offset of 0."""
-    known = (weight > 0) & (warped > 0.1) & (target > 0.1)
-    ratio = np.where(known, target / warped.clip(0.1), np.nan).reshape(len(warped), -1)
-    ratio[:, 0] = np.where(known.any(axis=(1, 2, 3)), ratio[:, 0], 1)
+    valid = (weight > 0) & (warped > 0.1) & (target > 0.1)
+    ratio = np.where(valid, target / warped.clip(0.1), np.nan).reshape(len(warped), -1)
+    ratio[:, 0] = np.where(valid.any(axis=(1, 2, 3)), ratio[:, 0], 1)
     gain = np.nanmedian(ratio, axis=1).astype(np.float32)
     return gain, np.zeros_like(gain)
 

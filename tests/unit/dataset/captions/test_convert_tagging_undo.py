@@ -30,6 +30,7 @@ def tag_as_before(project: Project, name: str, texts: dict[str, str], *, age_ns:
     """Change captions and write the job folder that earlier versions wrote."""
     job = project.path / "tags" / name
     (job / "captions").mkdir(parents=True)
+    (job / "job.toml").touch()
     records, events = [], []
     for stem, text in texts.items():
         file = project.images_dir / f"{stem}.txt"
@@ -71,6 +72,13 @@ def test_converts_once_and_deletes_nothing(project: Project) -> None:
     assert not (job / RECORDS_FILE).exists()
     assert (job / CONVERTED_FILE).read_bytes() == content
     assert len(list((job / "captions").iterdir())) == 1
+
+
+def test_files_of_the_same_name_that_are_not_of_a_job_are_not_converted(project: Project) -> None:
+    job = tag_as_before(project, "001", {"a": "red"})
+    (job / "job.toml").unlink()
+    assert CaptionHistory.of(project.dataset_dir).edits() == []
+    assert (job / RECORDS_FILE).exists()
 
 
 def test_old_taggings_and_edits_are_ordered_by_time(project: Project) -> None:
