@@ -116,11 +116,11 @@ def save_tiny_blip(folder: Path) -> Path:
     return folder
 
 
-def colored_images() -> list[Image.Image]:
-    """Return a wide, a tall and a square image of different colors."""
+def coloured_images() -> list[Image.Image]:
+    """Return a wide, a tall and a square image of different colours."""
     images = []
-    for size, color in (((90, 40), "red"), ((30, 70), "blue"), ((50, 50), "green")):
-        image = Image.new("RGB", size, color)
+    for size, colour in (((90, 40), "red"), ((30, 70), "blue"), ((50, 50), "green")):
+        image = Image.new("RGB", size, colour)
         ImageDraw.Draw(image).ellipse((5, 5, 25, 35), fill="yellow")
         images.append(image)
     return images

@@ -36,14 +36,14 @@ SEVERAL_PEOPLE_TAGS = ("multiple girls", "multiple boys", "couple", "group", "cr
 _COUNTED_PEOPLE_TAGS = tuple(f"{count}{who}" for who in ("girls", "boys") for count in (2, 3, 4, 5, "6+"))
 
 
-def normalized_tag(tag: str) -> str:
+def normalised_tag(tag: str) -> str:
     """Return a tag in lower case and with spaces instead of underscores, for comparison."""
     return tag.casefold().replace("_", " ").strip()
 
 
 def contradictions(tags: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """Yield, for each group of which a caption has two or more tags, those tags in normalized form."""
-    present = {normalized_tag(tag) for tag in tags}
+    """Yield, for each group of which a caption has two or more tags, those tags in normalised form."""
+    present = {normalised_tag(tag) for tag in tags}
     several = not present.isdisjoint((*SEVERAL_PEOPLE_TAGS, *_COUNTED_PEOPLE_TAGS)) or {"1girl", "1boy"} <= present
     for group in EXCLUSIVE_TAGS if several else EXCLUSIVE_TAGS + EXCLUSIVE_TAGS_SOLO:
         found = tuple(tag for tag in group if tag in present)

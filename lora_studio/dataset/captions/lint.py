@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from lora_studio.dataset.captions import edits
-from lora_studio.dataset.captions.contradictions import contradictions, normalized_tag
+from lora_studio.dataset.captions.contradictions import contradictions, normalised_tag
 from lora_studio.dataset.captions.edits import Edit
 from lora_studio.dataset.captions.text import (
     caption_bytes,
@@ -185,7 +185,7 @@ def find_fix(findings: Iterable[Finding], key: str) -> tuple[Finding, Fix]:
     )
 
 
-def normalize_separators(caption: str) -> str:
+def normalise_separators(caption: str) -> str:
     """Return the caption without empty tags and needless spaces; repeated tags are kept."""
     return join_tags(part for part in (" ".join(text.split()) for text in caption.split(",")) if part)
 
@@ -213,7 +213,7 @@ def _text_flaws(text: str) -> tuple[bool, tuple[str, ...]]:
     if len(deduplicated(tags)) < sum(map(bool, parts)):
         counts = Counter(part.casefold() for part in parts if part)
         repeated_tags = tuple(tag for tag, count in counts.items() if count > 1)
-    return bool(text) and normalize_separators(text) != text, repeated_tags
+    return bool(text) and normalise_separators(text) != text, repeated_tags
 
 
 @lru_cache(maxsize=CACHED_TEXTS)
@@ -270,7 +270,7 @@ def _check_texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         "untidy",
         _images_where(captions, lambda caption: caption.has_stray_separators),
         "with stray commas, line breaks or spaces",
-        Fix("untidy", "Clean up", Edit("Removed stray commas and spaces", normalize_separators)),
+        Fix("untidy", "Clean up", Edit("Removed stray commas and spaces", normalise_separators)),
     )
     repeated_tags = Counter(tag for caption in captions for tag in caption.repeated_tags)
     for finding in _finding(
@@ -332,7 +332,7 @@ def _check_contradictions(captions: Sequence[Caption], trigger: str) -> Iterator
 
 
 def _remove_tag(tag: str) -> Edit:
-    """Return an edit that removes a normalized tag, written with spaces or underscores."""
+    """Return an edit that removes a normalised tag, written with spaces or underscores."""
     return Edit(f"Removed {tag}", lambda text: without_tags(text, {tag, tag.replace(" ", "_")}))
 
 
@@ -375,7 +375,7 @@ def _check_identical(captions: Sequence[Caption], trigger: str) -> Iterator[Find
     groups: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for caption in captions:
         if caption.tags:
-            groups[tuple(normalized_tag(tag) for tag in caption.tags)].append(caption.image)
+            groups[tuple(normalised_tag(tag) for tag in caption.tags)].append(caption.image)
     shared = [images for images in groups.values() if len(images) > 1]
     images = [image for group in shared for image in group]
     if images:

@@ -21,7 +21,7 @@ CAPTION_SUFFIXES = (".txt", ".caption")  # in the order of precedence; the first
 
 
 def split_tags(caption: str) -> list[str]:
-    """Return the tags in order, with whitespace normalized and without empty tags and repetitions."""
+    """Return the tags in order, with whitespace normalised and without empty tags and repetitions."""
     tags = [" ".join(tag.split()) for tag in caption.split(",")]
     return list(dict.fromkeys(filter(None, tags)))
 

@@ -162,7 +162,7 @@ def _grey_residual(base: Floats, other: Floats, window: Floats) -> Floats:
 
 
 def _colour_residual(base: Floats, other: Floats, window: Floats) -> tuple[Floats, Floats]:
-    """Return the gain and the largest local difference in any color channel, for the best of three photometric fits."""
+    """Return the gain and the largest local difference in any channel, for the best of three photometric fits."""
     rows, columns, weight = _sampling_matrices(window, base.shape[1])
     target = other.transpose(0, 3, 1, 2)  # [P, 3, n, n]
     warped = rows[:, None] @ base.transpose(0, 3, 1, 2) @ columns.transpose(0, 2, 1)[:, None]

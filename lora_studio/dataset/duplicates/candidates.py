@@ -1,4 +1,4 @@
-"""Find candidate pairs of duplicates by the Hamming distance of their hashes, vectorized in blocks of bounded memory.
+"""Find candidate pairs of duplicates by the Hamming distance of their hashes, vectorised in blocks of bounded memory.
 
 Every hash is compared with every other. Multi-index hashing would hardly prune: with 28 of 128 bits allowed to differ,
 the best of 8 parts of 16 bits may differ in 3 bits, which is true of 8% of unrelated pairs.

@@ -58,7 +58,7 @@ class DuplicateGroup(BaseModel):
 
     `distance` is the largest hash distance of a duplicate from `keep`, in bits of 128 (0 for exact duplicates); for
     similar images it is 100 minus their similarity in percent. `reasons` describes each image of `reject`, and `reason`
-    summarizes them. Similar images are only shown: they are never set aside automatically.
+    summarises them. Similar images are only shown: they are never set aside automatically.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -3,7 +3,7 @@
 The hashes are difference hashes (imagehash.dhash, horizontal and vertical, 8 x 8 each: 128 bits) of three views: the
 whole image, its content without a uniform border, and the middle of the content. Cropping moves a drawing within its
 margin, or cuts a photo a little: then another pair of views matches. Before hashing, the contrast is stretched and the
-grey levels are quantized, so that compression noise in flat areas does not decide a bit.
+grey levels are quantised, so that compression noise in flat areas does not decide a bit.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _content_box(grey: Image.Image) -> tuple[int, int, int, int]:
 
 
 def _hash_inputs(view: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """Return the view in 9 x 8 and in 8 x 9 pixels, with quantized grey levels, as input of the two hashes."""
+    """Return the view in 9 x 8 and in 8 x 9 pixels, with quantised grey levels, as input of the two hashes."""
     across = view.resize((9, 8), Image.Resampling.LANCZOS)
     down = view.resize((8, 9), Image.Resampling.LANCZOS)
     return ImageOps.posterize(across, _GREY_BITS), ImageOps.posterize(down, _GREY_BITS)

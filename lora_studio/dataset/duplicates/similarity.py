@@ -1,7 +1,7 @@
 """Find similar images (same pose or composition) and measure the diversity of a dataset, by a tagger's features.
 
 The features of one tagger have much in common: those of the embedded tagger are all positive, so that any two images
-have a cosine near 1. Similarity is therefore the cosine of features that were standardized over the dataset (mean 0 and
+have a cosine near 1. Similarity is therefore the cosine of features that were standardised over the dataset (mean 0 and
 standard deviation 1 each). Diversity must not depend on the mean of the dataset: it is the mean of 1 - r over all
 pairs, where r is the Pearson correlation of the features of two images.
 """
@@ -24,7 +24,7 @@ Features = Mapping[str, NDArray[np.float16]]  # [F] by the image's SHA-256
 
 # In the example images, a mirrored duplicate has 0.92 and the most similar of different motifs 0.38.
 MIN_SIMILARITY = 0.75
-MIN_STANDARDIZED_IMAGES = 8  # fewer images are compared by correlation instead
+MIN_STANDARDISED_IMAGES = 8  # fewer images are compared by correlation instead
 MIN_CORRELATION = 0.97
 MAX_PAIRS = 10
 _ROWS = 512  # images compared with all others at once
@@ -83,11 +83,11 @@ def compare_features(
     # The mean over all pairs without computing them, as |sum of unit vectors|^2 = number + sum over pairs.
     mean = (float(np.square(correlated.sum(axis=0, dtype=np.float64)).sum()) - number) / (number * (number - 1))
     figure = round(100 * min(1.0, max(0.0, 1 - mean)))
-    if number >= MIN_STANDARDIZED_IMAGES:
+    if number >= MIN_STANDARDISED_IMAGES:
         # Dividing a nearly constant feature by its standard deviation would amplify noise.
         deviation = matrix.std(axis=0)
-        standardized = (matrix - matrix.mean(axis=0)) / (deviation + 0.01 * deviation.max() + 1e-6)
-        compared, min_cosine = _unit(standardized), MIN_SIMILARITY
+        standardised = (matrix - matrix.mean(axis=0)) / (deviation + 0.01 * deviation.max() + 1e-6)
+        compared, min_cosine = _unit(standardised), MIN_SIMILARITY
     else:
         compared, min_cosine = correlated, MIN_CORRELATION
     similar, highest = _similar_and_highest_pairs(compared, min_cosine, report_progress)

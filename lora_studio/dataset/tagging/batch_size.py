@@ -14,7 +14,7 @@ MAX_SECONDS = 5.0  # per batch: a stop request waits for the current batch
 class BatchSize:
     """A batch size that doubles while that cuts the time per image, halves when memory runs out, and then is final.
 
-    The first batch is not timed, since libraries initialize during it.
+    The first batch is not timed, since libraries initialise during it.
     """
 
     size: int = INITIAL_SIZE

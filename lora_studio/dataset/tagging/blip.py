@@ -60,7 +60,7 @@ class BlipTagger:
         return cls(name, model.eval().to(device), processor)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """Resize and normalize an image to [3, image_size, image_size]."""
+        """Resize and normalise an image to [3, image_size, image_size]."""
         pixels: torch.Tensor = self.processor.image_processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 

@@ -72,7 +72,7 @@ CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
             "One longer and more accurate sentence; three times slower than blip.",
         ),
         "demo": CatalogueEntry(
-            demo.tagger_path, "tags", "Ships with the studio and recognizes emoji; nothing to download."
+            demo.tagger_path, "tags", "Ships with the studio and recognises emoji; nothing to download."
         ),
         "demo-captioner": CatalogueEntry(
             demo.captioner_path,

@@ -62,7 +62,7 @@ class WdTagger:
         return cls(name, model.eval().to(device), create_transform(**data), labels, data["input_size"][-1], device)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """Pad, resize and normalize an image to [3, image_size, image_size] in BGR order, as the series was trained."""
+        """Pad, resize and normalise an image to [3, image_size, image_size] in BGR order, as the series was trained."""
         return self.transform(pad_square(image)).flip(0)
 
     def predict(self, inputs: Sequence[torch.Tensor]) -> list[Prediction]:
@@ -90,7 +90,7 @@ class WdTagger:
 
 
 def pad_square(image: Image.Image) -> Image.Image:
-    """Center the image on a white square with the image's longer side."""
+    """Centre the image on a white square with the image's longer side."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), "white")
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit
-from lora_studio.dataset.captions.lint import RULES, Finding, find_fix, lint, normalize_separators, truncate
+from lora_studio.dataset.captions.lint import RULES, Finding, find_fix, lint, normalise_separators, truncate
 from lora_studio.dataset.captions.text import read_caption, split_tags
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens, truncation_point
 from lora_studio.errors import InputError
@@ -104,8 +104,8 @@ def test_a_truncated_caption_fits_the_text_encoders(caption: str) -> None:
 
 @given(st.text(", a\n", max_size=20))
 def test_removing_stray_separators_keeps_every_tag(caption: str) -> None:
-    assert normalize_separators(normalize_separators(caption)) == normalize_separators(caption)
-    assert split_tags(normalize_separators(caption)) == split_tags(caption)
+    assert normalise_separators(normalise_separators(caption)) == normalise_separators(caption)
+    assert split_tags(normalise_separators(caption)) == split_tags(caption)
 
 
 def test_every_rule_has_a_title_and_a_reason() -> None:

@@ -124,7 +124,7 @@ def test_poses_of_one_character_are_not_duplicates(tmp_path: Path) -> None:
     assert found(tmp_path) == {}
 
 
-def test_images_of_one_color_each_are_not_duplicates(tmp_path: Path) -> None:
+def test_images_of_one_colour_each_are_not_duplicates(tmp_path: Path) -> None:
     for colour in ("red", "green", "blue"):
         save(Image.new("RGB", (600, 600), colour), tmp_path / f"{colour}.png")
     assert found(tmp_path) == {}

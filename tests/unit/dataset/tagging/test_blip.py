@@ -11,7 +11,7 @@ from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import (
     WORDS,
-    colored_images,
+    coloured_images,
     descriptions,
     save_tiny_blip,
 )
@@ -34,12 +34,12 @@ def test_captions_with_words_of_its_vocabulary(tmp_path: Path, blip_folder: Path
         assert (folder / "preprocessor_config.json").is_file()
     tagger = find_tagger(str(folder), home=Home(folder)).load()
     assert isinstance(tagger, BlipTagger)
-    predictions = tagger.predict([tagger.preprocess(image) for image in colored_images()])
+    predictions = tagger.predict([tagger.preprocess(image) for image in coloured_images()])
     assert [prediction.features.shape for prediction in predictions] == [(16,)] * 3
-    described = descriptions(tagger, colored_images())
+    described = descriptions(tagger, coloured_images())
     assert len(described) == 3
     for description in described:
         assert description.tags == ()
         assert description.caption
         assert set(description.caption.split()) <= set(WORDS)
-    assert [descriptions(tagger, [image])[0] for image in colored_images()] == described
+    assert [descriptions(tagger, [image])[0] for image in coloured_images()] == described

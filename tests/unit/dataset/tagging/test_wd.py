@@ -21,7 +21,7 @@ from tests.support.tiny_taggers import (
     FAMILIES,
     WD_SIZE,
     WD_TAGS,
-    colored_images,
+    coloured_images,
     descriptions,
     save_tiny_wd,
 )
@@ -50,8 +50,8 @@ def reference_probabilities(folder: Path, image: Image.Image) -> np.ndarray:
 
 def test_preprocessing_is_that_of_the_series(wd_folder: Path) -> None:
     tagger = WdTagger.load(wd_folder, name="tiny")
-    got = tagger.forward([tagger.preprocess(image) for image in colored_images()])[1].numpy()
-    expected = np.stack([reference_probabilities(wd_folder, image) for image in colored_images()])
+    got = tagger.forward([tagger.preprocess(image) for image in coloured_images()])[1].numpy()
+    expected = np.stack([reference_probabilities(wd_folder, image) for image in coloured_images()])
     assert np.abs(got - expected).max() < 1e-5
     assert np.ptp(expected, axis=0).max() > 0.01  # the images differ
 
@@ -59,7 +59,7 @@ def test_preprocessing_is_that_of_the_series(wd_folder: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_forward_pass_returns_probabilities_and_features(tmp_path: Path, family: str) -> None:
     tagger = WdTagger.load(save_tiny_wd(tmp_path, family=family), name="tiny")
-    inputs = [tagger.preprocess(image) for image in colored_images()]
+    inputs = [tagger.preprocess(image) for image in coloured_images()]
     features, probabilities = tagger.forward(inputs)
     with torch.inference_mode():
         expected = torch.sigmoid(tagger.model(torch.stack(inputs)))
@@ -102,7 +102,7 @@ def test_loads_taggers_that_the_pack_builder_writes(tmp_path: Path, monkeypatch:
     torch.manual_seed(1)
     tags = [("red", 9), ("cat face", 9), ("animal mammal", 9)]
     pack.write(pack.build(len(tags)), tags, tmp_path)
-    image = colored_images()[2].resize((128, 128))
+    image = coloured_images()[2].resize((128, 128))
     loaded = find_tagger(str(tmp_path), home=Home(tmp_path)).load()
     assert isinstance(loaded, WdTagger)
     expected = pack.Tagger(tmp_path).probabilities(np.asarray(image)[None])
