@@ -37,7 +37,7 @@ class LayerWeights:
     """
 
     target: TargetLayer
-    kind: NetworkType
+    network_type: NetworkType
     dim: int
     alpha: float
     tensors: dict[str, Tensor]
@@ -144,11 +144,11 @@ def _layer_weights(
 ) -> LayerWeights:
     layer = target.layer
     if "lora_down.weight" in tensors:
-        kind, (dim, parts) = NetworkType.LORA, _lora_tensors(layer, tensors)
+        network_type, (dim, parts) = NetworkType.LORA, _lora_tensors(layer, tensors)
     elif "hada_w1_a" in tensors:
-        kind, (dim, parts) = NetworkType.LOHA, _loha_tensors(layer, tensors)
+        network_type, (dim, parts) = NetworkType.LOHA, _loha_tensors(layer, tensors)
     else:
-        kind, (dim, parts) = NetworkType.LOKR, _lokr_tensors(layer, tensors)
+        network_type, (dim, parts) = NetworkType.LOKR, _lokr_tensors(layer, tensors)
     if not dim:
         dim, alpha = 1, 1.0  # a LoKr of two full matrices is not scaled, whatever its alpha
     elif "alpha" in tensors:
@@ -158,13 +158,13 @@ def _layer_weights(
     _require(isfinite(alpha))
     magnitude = tensors.get("dora_scale")
     if magnitude is None:
-        return LayerWeights(target, kind, dim, alpha, parts)
+        return LayerWeights(target, network_type, dim, alpha, parts)
     # in kohya's form the shape shows the axis, [out, 1...] or [1, in...]; peft only has norms of outputs
     axis = 1 if kohya and magnitude.dim() > 1 and magnitude.shape[0] == 1 and layer.outputs > 1 else 0
     magnitude = magnitude.reshape(layer.inputs if axis else layer.outputs)
-    return LayerWeights(
-        target, NetworkType.DORA if kind is NetworkType.LORA else kind, dim, alpha, parts, magnitude, axis
-    )
+    if network_type is NetworkType.LORA:
+        network_type = NetworkType.DORA
+    return LayerWeights(target, network_type, dim, alpha, parts, magnitude, axis)
 
 
 def _lora_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
@@ -235,7 +235,7 @@ def delta_weight(weights: LayerWeights) -> Tensor:
     """Return the weight delta of a LoHa or LoKr layer, [out, in * kernel area] in fp32, without a DoRA's magnitude."""
     parts = {name: tensor.float() for name, tensor in weights.tensors.items()}
     scale = weights.alpha / weights.dim
-    if weights.kind is NetworkType.LOHA:
+    if weights.network_type is NetworkType.LOHA:
         return scale * _factor_product(parts, "hada_w1", "hada_t1") * _factor_product(parts, "hada_w2", "hada_t2")
     small = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
     large = parts["lokr_w2"].flatten(1) if "lokr_w2" in parts else _factor_product(parts, "lokr_w2", "lokr_t2")

@@ -116,7 +116,7 @@ def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> l
     groups: dict[tuple[str, NetworkType], dict[str, DimAlpha]] = defaultdict(dict)
     for weights in prepared:
         target = weights.target
-        kind = NetworkType.LORA if weights.kind is NetworkType.DORA else weights.kind
+        kind = NetworkType.LORA if weights.network_type is NetworkType.DORA else weights.network_type
         groups[target.model, kind][target.path] = DimAlpha(weights.dim, weights.alpha)
     with torch.random.fork_rng(devices=[]):
         for (model, kind), sizes in groups.items():
@@ -163,7 +163,7 @@ def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
 @torch.no_grad()
 def _with_full_matrix(weights: LayerWeights, models: Mapping[str, nn.Module]) -> LayerWeights:
     """Return a LoHa or LoKr with magnitudes (dora_scale) as a LoKr: its small matrix is 1, the large one the change."""
-    if weights.magnitude is None or weights.kind is NetworkType.DORA:
+    if weights.magnitude is None or weights.network_type is NetworkType.DORA:
         return weights
     base = models[weights.target.model].get_parameter(f"{weights.target.path}.weight").detach()
     change = delta_weight(weights).to(base.device).view(base.shape)

@@ -39,9 +39,12 @@ def network_weights_errors(path: Path, recipe: Recipe, targets: Sequence[TargetL
             f"{name} has {len(missing)} layers that the base does not have, like {missing[0]}. Choose a LoRA that was "
             "trained on this base."
         ]
-    kinds = Counter(_network_type(weights, recipe) for weights in found)
-    if wrong := [kind for kind in kinds if kind is not recipe.network_type]:
-        return [f"{name} is a {wrong[0].value}, but network_type is {recipe.network_type.value}. Set it to that."]
+    network_types = Counter(_network_type(weights, recipe) for weights in found)
+    if wrong := [found_type for found_type in network_types if found_type is not recipe.network_type]:
+        return [
+            f"{name} is a {wrong[0].value}, but network_type is {recipe.network_type.value}. "
+            f"Set network_type to {wrong[0].value}."
+        ]
     untrained = [weights.target for weights in found if layer_dim_alpha(recipe, weights.target.layer) is None]
     if untrained:
         return [
@@ -78,8 +81,8 @@ def load_network_weights(
 
 def _network_type(weights: LayerWeights, recipe: Recipe) -> NetworkType:
     """Return the network type of a layer; LoRA and LoCon differ only in which layers they adapt."""
-    is_locon = weights.kind is NetworkType.LORA and recipe.network_type is NetworkType.LOCON
-    return NetworkType.LOCON if is_locon else weights.kind
+    is_locon = weights.network_type is NetworkType.LORA and recipe.network_type is NetworkType.LOCON
+    return NetworkType.LOCON if is_locon else weights.network_type
 
 
 def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
@@ -102,8 +105,8 @@ def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> l
             alpha = weights.alpha / weights.dim * (sqrt(dims.dim) if recipe.rank_stabilized else dims.dim)
             errors.setdefault(
                 "alpha",
-                f"{name} was trained with alpha {alpha:g} at dim {dims.dim} ({weights.target.kohya_name}), the recipe "
-                f"has another. Set network_alpha to {alpha:g}, or conv_alpha for a convolution.",
+                f"{name} was trained with alpha {alpha:g} at dim {dims.dim} ({weights.target.kohya_name}), but the "
+                f"recipe has another alpha. Set network_alpha to {alpha:g}, or conv_alpha for a convolution.",
             )
     return list(errors.values())
 
@@ -119,8 +122,8 @@ def _dim_error(
     layer = weights.target.kohya_name
     if recipe.network_type is NetworkType.LOKR:
         return (
-            f"{name} splits {layer} into {_shown(shapes)}, the recipe into {_shown(expected)}. Set lokr_factor and "
-            "network_dim to the values that it was trained with."
+            f"{name} splits {layer} into {_format_shapes(shapes)}, the recipe into {_format_shapes(expected)}. Set "
+            "lokr_factor and network_dim to the values that it was trained with."
         )
     return (
         f"{name} has dim {weights.dim} in {layer}, the recipe {dims.dim}. Set network_dim to {weights.dim}, or "
@@ -128,7 +131,7 @@ def _dim_error(
     )
 
 
-def _shown(shapes: dict[str, tuple[int, ...]]) -> str:
+def _format_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items())
 
 

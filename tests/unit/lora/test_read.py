@@ -196,7 +196,7 @@ def test_reads_layers_of_any_shape_as_they_were_written(
     save_file({f"{name}.{part}": tensor for part, tensor in tensors.items()}, path)
     (found,), missing = read_layers(read_lora_header(path), [target])
     assert not missing
-    assert (found.kind.value, found.magnitude_axis) == (kind, 0)
+    assert (found.network_type.value, found.magnitude_axis) == (kind, 0)
     assert found.alpha / found.dim == pytest.approx(size.alpha / size.dim)
     assert same(found.tensors, {part: tensor for part, tensor in tensors.items() if part in found.tensors})
     assert set(found.tensors) == set(shapes) - {"dora_scale"}
