@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,12 @@ from lora_studio.planning.advice import CheckContext, check_recipe, require_vali
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.folders import ImageCounts, count_images, square_images
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, fit_vram, lora_mib
-from lora_studio.planning.presets import load_preset, preset_reasons
+from lora_studio.planning.recommend import Reason, RecipeDraft, recommend, times_as_text
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import SecondsRange, format_duration, measured_step_seconds, run_seconds
-from lora_studio.settings.choices import LoraKind, Optimizer
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
-
-EMBEDDED_SAMPLES_PER_EPOCH = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
-
-
-class Reason(BaseModel):
-    """The reason of a recipe value; `guide`: it is the guide's, `given`: the caller set the value."""
-
-    model_config = ConfigDict(frozen=True)
-
-    setting: str
-    value: Any
-    why: str
-    guide: bool = True
-    given: bool = False
 
 
 class Plan(BaseModel):
@@ -97,7 +82,7 @@ class Plan(BaseModel):
                 f"{self.images} images ({source}): a {self.tier.name} set, good for {self.tier.good_for}. "
                 f"{self.tier.focus}",
                 f"{self.steps.steps_per_epoch} steps per epoch, {self.steps.total_steps} in all: every image is shown "
-                f"{_times_as_text(self.repeats)} per epoch, {self.steps.epochs} epochs, "
+                f"{times_as_text(self.repeats)} per epoch, {self.steps.epochs} epochs, "
                 f"batch size {self.recipe.batch_size}.",
                 f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {format_duration(self.seconds.low)} to "
                 f"{format_duration(self.seconds.high)}.",
@@ -144,13 +129,7 @@ def plan(
     side = known.resolution if known else guide.RECIPE["resolution"].value
     counts = _images(images, given.get("resolution") or side)
     prior = count_images(Path(regularization).expanduser()) if regularization is not None else None
-    draft = _RecipeDraft(given)
-    _choose_network(draft, kind, known)
-    _choose_schedule(draft, kind, known, counts, vram_gib)
-    _choose_rest(draft, kind, known)
-    if guide.tier_for(counts.total).name == "large":
-        why = "The guide keeps some images of large sets out of training: their loss rises when overfitting begins."
-        draft.set("validation_split", guide.VALIDATION_SHARE, why)
+    draft = recommend(given, kind, known, counts, vram_gib)
     recipe = draft.recipe()
     if vram_gib is not None:
         recipe = _fit_memory(draft, recipe, known, vram_gib)
@@ -192,51 +171,6 @@ def plan(
     )
 
 
-class _RecipeDraft:
-    """Recipe values with their reasons; values that the caller gave are never replaced."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        self.given = given
-        self.values: dict[str, Any] = {}
-        self.why: dict[str, tuple[str, bool]] = {}
-
-    def set(self, setting: str, value: Any, why: str = "", *, guided: bool = True) -> None:
-        """Set a value unless the caller gave one; without `why` the earlier reason is kept."""
-        if setting in self.given:
-            return
-        self.values[setting] = value
-        if why or setting not in self.why:
-            self.why[setting] = (why, guided)
-
-    def get(self, setting: str) -> Any:
-        """Return the current value; the caller's takes precedence."""
-        return self.given.get(setting, self.values.get(setting))
-
-    def recipe(self) -> Recipe:
-        """Build the recipe; raises ConfigError with all of its errors."""
-        return Recipe.parse({**self.values, **self.given})
-
-    def reasons(self, recipe: Recipe) -> list[Reason]:
-        """Return the reason of each value of the finished recipe, in the order of the recipe's fields."""
-        plain = recipe.model_dump(mode="json")
-        found = []
-        for setting in Recipe.model_fields:
-            if setting in self.given:
-                suggestion = guide.RECIPE.get(setting)
-                why = "Set by you."
-                if suggestion is not None and suggestion.value != plain[setting]:
-                    why += f" The guide's starting point is {suggestion.value}."
-                found.append(Reason(setting=setting, value=plain[setting], why=why, guide=False, given=True))
-            elif setting in self.why:
-                why, guided = self.why[setting]
-                found.append(Reason(setting=setting, value=plain[setting], why=why, guide=guided))
-        return found
-
-
-def _times_as_text(count: int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")
-
-
 def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(overrides) - set(Recipe.model_fields))
     if unknown:
@@ -262,108 +196,7 @@ def _images(images: Path | str | int, side: int) -> ImageCounts:
     return square_images(images, side)
 
 
-def _choose_network(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
-    advice = guide.KINDS[kind.value]
-    draft.set("network_dim", advice.network_dim, advice.why)
-    draft.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
-    if "network_dim" in draft.given:
-        dim = Recipe.parse({"network_dim": draft.given["network_dim"]}).network_dim
-        draft.set("network_alpha", dim / 2, guide.RECIPE["network_alpha"].why)
-    for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
-        draft.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
-    _choose_rates(draft, Recipe.parse({"optimizer": draft.get("optimizer")}).optimizer)
-    if base is not None and base.zero_terminal_snr:
-        draft.set("noise_offset", 0.0, "Zero terminal SNR reaches full black and white by itself.", guided=False)
-
-
-def _choose_rates(draft: _RecipeDraft, optimizer: Optimizer) -> None:
-    """Adapt the guide's rates and schedule, which are meant for AdamW and similar optimizers, to this one."""
-    name, advice = optimizer.value, guide.OPTIMIZERS[optimizer.value]
-    if advice.learning_rate_free:
-        draft.set("unet_lr", 1.0, f"{name} finds the rate itself; 1 does not scale it.", guided=False)
-        draft.set(
-            "text_encoder_lr",
-            0.0,
-            f"{name} uses one rate for all, which is too high for the text encoders.",
-            guided=False,
-        )
-    if advice.learning_rate_free and not advice.single_rate:
-        ratio = guide.RECIPE["text_encoder_lr"].value / guide.RECIPE["unet_lr"].value
-        why = f"{name} finds a rate for each model; a fifth, as between the guide's rates."
-        draft.set("text_encoder_lr", ratio, why, guided=False)
-    if advice.rate_factor != 1:
-        for setting in ("unet_lr", "text_encoder_lr"):
-            rate = float(f"{guide.RECIPE[setting].value * advice.rate_factor:.6g}")
-            draft.set(
-                setting, rate, f"{advice.rate_factor:g} times the guide's rate, which suits {name}.", guided=False
-            )
-    if advice.schedule_free:
-        draft.set(
-            "lr_scheduler", "constant", f"{name} averages its weights instead of lowering the rate.", guided=False
-        )
-    if optimizer is Optimizer.PRODIGY_PLUS:
-        draft.set(
-            "max_grad_norm",
-            0.0,
-            "It derives its rate from the size of the gradients, which clipping would hide.",
-            guided=False,
-        )
-
-
-def _choose_schedule(
-    draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
-) -> None:
-    tier = guide.tier_for(counts.total)
-    low, high = tier.batch_size
-    # Without a known GPU: the guide's batch size, kept within the tier's range.
-    batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
-    draft.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
-    draft.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
-    shown = EMBEDDED_SAMPLES_PER_EPOCH if base and base.is_embedded else guide.KINDS[kind.value].samples_per_epoch
-    repeats = max(1, round(shown / counts.total))
-    if len(set(counts.all_repeats)) > 1:
-        draft.set("repeats", None, "Your folders' names set repeats of their own; they are kept.", guided=False)
-    else:
-        draft.set(
-            "repeats",
-            repeats,
-            f"{counts.total} images shown {_times_as_text(repeats)} make {counts.total * repeats} samples per epoch.",
-            guided=False,
-        )
-    checkpointing = guide.RECIPE["gradient_checkpointing"]
-    draft.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
-
-
-def _choose_rest(draft: _RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
-    draft.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
-    prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
-    why = "Sampled during training; written as this base expects its prompts."
-    draft.set("sample_prompts", prompts, why, guided=False)
-    if base is not None:
-        draft.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
-    if base is None or not base.is_embedded:
-        return
-    draft.set(
-        "network_alpha",
-        guide.RECIPE["network_alpha"].value,
-        "The demo preset's rates were chosen with it.",
-        guided=False,
-    )
-    reasons = preset_reasons("demo")
-    for name, value in load_preset("demo").items():
-        if name != "repeats":
-            draft.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
-
-
-def _epochs(tier: guide.Tier, images: int) -> int:
-    """Interpolate the epochs within the tier's range, linearly over the logarithm of the number of images."""
-    low, high = tier.epochs
-    last = tier.high or 4 * tier.low
-    share = (log(max(images, tier.low)) - log(tier.low)) / (log(last) - log(tier.low))
-    return round(high - min(1.0, share) * (high - low))
-
-
-def _fit_memory(draft: _RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
+def _fit_memory(draft: RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
     fitted, savings = fit_vram(recipe, base, vram_gib, keep=draft.given)
     for saving in savings:
         value = getattr(fitted, saving.setting)
@@ -372,7 +205,7 @@ def _fit_memory(draft: _RecipeDraft, recipe: Recipe, base: guide.BaseModel | Non
 
 
 def _fit_time(
-    draft: _RecipeDraft,
+    draft: RecipeDraft,
     recipe: Recipe,
     buckets: Mapping[Any, int],
     rough: Callable[[Recipe, StepCount], SecondsRange],

@@ -254,7 +254,7 @@ def test_image_sizes_are_read_after_exif_rotation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides", [{}, {"repeats": 3}, {"enable_bucket": False}, {"resolution": 512, "bucket_no_upscale": False}]
 )
-def test_the_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, Any]) -> None:
+def test_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, Any]) -> None:
     from lora_studio.training.data.dataset import read_dataset
 
     exif = Image.Exif()
@@ -271,7 +271,7 @@ def test_the_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, 
     more = {"batch_size": 2, "gradient_accumulation_steps": 3, "epochs": 4}
     planned = plan(tmp_path, overrides=more | overrides)
     assert planned.images == 9
-    assert read_dataset(tmp_path, planned.recipe, "").count(planned.recipe) == planned.steps
+    assert read_dataset(tmp_path, planned.recipe, "").step_count(planned.recipe) == planned.steps
 
 
 @pytest.mark.parametrize(
