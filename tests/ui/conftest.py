@@ -1,8 +1,8 @@
-"""The real application in a process of its own, and pages of a headless Chromium that look at it.
+"""The real application in its own process, and pages of a headless Chromium that show it.
 
-`running` is the application over an empty home, once a module. `page` is a fresh browser page, a test's own, which
-fails its test on any error in the console, an uncaught exception, a dialog or a request to another host. `open_page`
-makes more of them, in other sizes and in the dark. `interface` calls the handlers without server and browser.
+`running` is the application over an empty home, one per module. `page` is a new browser page, one per test, which fails
+its test after an error in the console, an uncaught exception, a dialog or a request to another host. `open_page` opens
+more of them, in other sizes and in dark mode. `interface` calls the handlers without server and browser.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True)
 class Running:
-    """An application that answers at `url`; what it printed stands in `log`.
+    """An application that responds at `url`; its output is in `log`.
 
-    `seconds_to_start` went by until its first page came, less those in which other programs had the processor.
+    `seconds_to_start` is the time until its first page, without the time in which it waited for a CPU core.
     """
 
     url: str
@@ -50,7 +50,7 @@ class Running:
 
 
 def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: float = START_SECONDS) -> Running:
-    """`python app.py` on a free port, with its home and its temporary directory beside each other in `folder`."""
+    """Start `python app.py` on a free port; `folder` gets its home and its temporary directory."""
     home = home or Home(folder / "home")
     temporary = folder / "temporary"
     temporary.mkdir(exist_ok=True)
@@ -69,17 +69,17 @@ def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: 
             stderr=subprocess.STDOUT,
         )
     url = f"http://127.0.0.1:{port}/"
-    while not _answers(url):
+    while not _responds(url):
         if process.poll() is not None or time.monotonic() - started > timeout:
             stop_app(process)
-            pytest.fail(f"app.py did not come up:\n{log.read_text('utf-8', errors='replace')}")
+            pytest.fail(f"app.py did not start:\n{log.read_text('utf-8', errors='replace')}")
         time.sleep(0.05)
-    seconds = time.monotonic() - started - _seconds_kept_waiting(process.pid)
+    seconds = time.monotonic() - started - _seconds_without_core(process.pid)
     return Running(url, home, process, log, seconds)
 
 
 def stop_app(process: subprocess.Popen[bytes]) -> None:
-    """End an application and the workers that it started."""
+    """Stop an application and the workers that it started."""
     try:
         family = psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -99,21 +99,21 @@ def stop_app(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """Return a port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _seconds_kept_waiting(pid: int) -> float:
-    """How long a process could have run but had no core (Linux: proc(5), schedstat); 0 where that is not told."""
+def _seconds_without_core(pid: int) -> float:
+    """Return how long a process was ready to run but had no CPU core, from Linux's schedstat (proc(5)); else 0."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):
         return 0.0
 
 
-def _answers(url: str) -> bool:
+def _responds(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return bool(answer.status == 200)
@@ -123,7 +123,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture
 def interface(home: Home) -> Iterator[Interface]:
-    """The interface over this test's home, without a server."""
+    """Build the interface over the home of the test, without a server."""
     built = Interface(home)
     yield built
     built.blocks.close(verbose=False)
@@ -131,7 +131,7 @@ def interface(home: Home) -> Iterator[Interface]:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[JobFolder, bool]]:
-    """Job folders whose worker would have been started, and whether to resume; none is."""
+    """Collect the job folders whose worker would be started, and whether it resumes; no worker is started."""
     jobs: list[tuple[JobFolder, bool]] = []
     monkeypatch.setattr(worker, "start", lambda folder, home, *, resume=False: jobs.append((folder, resume)))
     return jobs
@@ -139,7 +139,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[JobFolder, bool]]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """The application over an empty home."""
+    """Run the application over an empty home."""
     app = start_app(tmp_path_factory.mktemp("app"))
     yield app
     stop_app(app.process)
@@ -147,10 +147,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; skips where there is none."""
+    """Start a headless Chromium; skip the test if there is none."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright: pip install playwright")
     if not shutil.which(CHROMIUM):
-        pytest.skip(f"needs Chromium at {CHROMIUM}; LORA_STUDIO_CHROMIUM names another one")
+        pytest.skip(f"needs Chromium at {CHROMIUM}; set LORA_STUDIO_CHROMIUM to another path")
     with sync_api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
         yield chromium
@@ -158,8 +158,8 @@ def browser() -> Iterator[Any]:
 
 
 @dataclass
-class Watched:
-    """What went wrong on a page, as it came."""
+class PageProblems:
+    """Collects the problems of a page in order."""
 
     page: Any
     host: str
@@ -187,12 +187,12 @@ class Watched:
 
 @pytest.fixture
 def open_page(browser: Any, running: Running) -> Iterator[Callable[..., Any]]:
-    """Open the application: `open_page(size=(width, height), dark=False)` gives a Playwright page of its own context.
+    """Open the application: `open_page(size=(width, height), dark=False)` returns a Playwright page in a new context.
 
-    The test fails at its end if any of its pages met an error.
+    The test fails at its end if any of its pages had a problem.
     """
     contexts: list[Any] = []
-    watched: list[Watched] = []
+    problems_by_page: list[PageProblems] = []
 
     def open_one(size: tuple[int, int] = DESKTOP, dark: bool = False) -> Any:
         context = browser.new_context(
@@ -201,7 +201,7 @@ def open_page(browser: Any, running: Running) -> Iterator[Callable[..., Any]]:
         context.set_default_timeout(PAGE_TIMEOUT_MS)
         contexts.append(context)
         page = context.new_page()
-        watched.append(Watched(page, urlsplit(running.url).netloc))
+        problems_by_page.append(PageProblems(page, urlsplit(running.url).netloc))
         page.goto(f"{running.url}?__theme={'dark' if dark else 'light'}")
         page.get_by_role("heading", name="LoRA Studio").wait_for()
         return page
@@ -209,11 +209,11 @@ def open_page(browser: Any, running: Running) -> Iterator[Callable[..., Any]]:
     yield open_one
     for context in contexts:
         context.close()
-    problems = [problem for item in watched for problem in item.problems]
+    problems = [problem for page in problems_by_page for problem in page.problems]
     assert not problems, "\n".join(problems)
 
 
 @pytest.fixture
 def page(open_page: Callable[..., Any]) -> Any:
-    """The application in a window of 1360 x 860."""
+    """Open the application in a window of 1360 x 860."""
     return open_page()

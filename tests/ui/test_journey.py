@@ -1,6 +1,6 @@
-"""One walk through all four tabs in a real browser, on the small SDXL: from a folder of pictures to the strength grid.
+"""All four tabs in a real browser with a tiny SDXL: from a folder of images to the strength grid.
 
-Set LORA_STUDIO_SCREENSHOTS to a folder to keep a picture of every station.
+Set LORA_STUDIO_SCREENSHOTS to a folder to save screenshots.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from tests.ui.conftest import Running
 WORKER_MS = 240_000  # a worker process imports torch first, and the machine may be busy
 STEPS = 200
 SIDE = 96  # px
-Keep = Callable[[str], None]
+Screenshot = Callable[[str], None]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Six unlike pictures, a smaller copy of the first one, and a text that only looks like a picture."""
+def image_folder(tmp_path: Path) -> Path:
+    """Create six different images, a smaller copy of the first one, and a text file with the name of an image."""
     folder = tmp_path / "my pictures"
     folder.mkdir()
     for index in range(6):
@@ -41,21 +41,21 @@ def pictures(tmp_path: Path) -> Path:
         image.save(folder / f"picture {index}.png")
     with Image.open(folder / "picture 0.png") as first:
         first.resize((80, 80), Image.Resampling.LANCZOS).save(folder / "small copy.png")
-    (folder / "notes.png").write_text("this is no picture", "utf-8")
+    (folder / "notes.png").write_text("not an image", "utf-8")
     return folder
 
 
 @pytest.fixture
-def keep(page: Any) -> Keep:
-    """Keep a picture of the page under a name, if asked to."""
+def screenshot(page: Any) -> Screenshot:
+    """Save a screenshot of the page under a name, if LORA_STUDIO_SCREENSHOTS is set."""
     folder = os.environ.get("LORA_STUDIO_SCREENSHOTS")
 
-    def shoot(name: str) -> None:
+    def save(name: str) -> None:
         if folder:
             Path(folder).mkdir(parents=True, exist_ok=True)
             page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
-    return shoot
+    return save
 
 
 def tab(page: Any, name: str) -> None:
@@ -64,34 +64,34 @@ def tab(page: Any, name: str) -> None:
 
 
 def fill(page: Any, place: str, text: str) -> None:
-    """Write into a box and leave it."""
+    """Fill a text box and leave it."""
     box = page.locator(f"#{place} textarea, #{place} input").first
     box.fill(text)
     box.press("Tab")
 
 
 def choose(page: Any, place: str, text: str) -> None:
-    """Write a value of one's own into a list."""
+    """Enter a custom value in a dropdown."""
     box = page.locator(f"#{place} input")
     box.click()
     box.fill(text)
     box.press("Enter")
 
 
-def test_from_pictures_to_the_grid(
-    page: Any, running: Running, pictures: Path, tiny_base: Path, tmp_path: Path, keep: Keep
+def test_from_images_to_the_grid(
+    page: Any, running: Running, image_folder: Path, tiny_base: Path, tmp_path: Path, screenshot: Screenshot
 ) -> None:
     new_project(page, tiny_base)
     project = running.home.project("Ink")
-    bring_in(page, project, pictures, keep)
-    tag(page, project, save_tiny_wd(tmp_path / "tagger"), keep)
-    start_training(page, keep)
-    stop_and_resume(page, project, keep)
-    draw_the_grid(page, project, keep)
+    import_and_curate(page, project, image_folder, screenshot)
+    tag(page, project, save_tiny_wd(tmp_path / "tagger"), screenshot)
+    start_training(page, screenshot)
+    stop_and_resume(page, project, screenshot)
+    draw_the_grid(page, project, screenshot)
 
 
 def new_project(page: Any, base: Path) -> None:
-    """A project, and what it is about."""
+    """Create a project and answer the questions of Plan."""
     page.get_by_role("button", name="Projects").click()
     page.get_by_label("Name").fill("Ink")
     page.get_by_role("button", name="New project").click()
@@ -102,23 +102,23 @@ def new_project(page: Any, base: Path) -> None:
     fill(page, "plan-trigger", "inkstamp_hc")
 
 
-def bring_in(page: Any, project: Project, pictures: Path, keep: Keep) -> None:
-    """Import a folder; set its copy aside."""
+def import_and_curate(page: Any, project: Project, image_folder: Path, screenshot: Screenshot) -> None:
+    """Import a folder and set the duplicate aside."""
     tab(page, "Dataset")
-    fill(page, "dataset-folder", str(pictures))
+    fill(page, "dataset-folder", str(image_folder))
     page.locator("#dataset-import-folder").click()
     page.locator("#dataset-notice, #dataset-report, #dataset-message").get_by_text("notes.png").first.wait_for()
     assert len(list(project.images_dir.glob("*.png"))) == 7
     page.locator("#dataset-section").get_by_text("Curate").click()
     page.locator("#dataset-groups img").nth(1).wait_for()
-    keep("dataset-curate")
+    screenshot("dataset-curate")
     page.locator("#curate-apply").click()
     page.locator("#curate-aside").get_by_text("small copy").first.wait_for()
     assert [path.name for path in project.rejected_dir.rglob("*.png")] == ["small copy.png"]
 
 
-def tag(page: Any, project: Project, tagger: Path, keep: Keep) -> None:
-    """Let a tagger write the captions."""
+def tag(page: Any, project: Project, tagger: Path, screenshot: Screenshot) -> None:
+    """Tag the images."""
     page.locator("#dataset-section").get_by_text("Tag", exact=True).click()
     choose(page, "tag-tagger", str(tagger))
     page.locator("#tag-start").click()
@@ -128,14 +128,14 @@ def tag(page: Any, project: Project, tagger: Path, keep: Keep) -> None:
     assert all(caption.startswith("inkstamp_hc") for caption in captions)
     page.locator("#dataset-section").get_by_text("Review").click()
     page.locator("#dataset-grid img").first.wait_for()
-    keep("dataset-review")
+    screenshot("dataset-review")
 
 
-def start_training(page: Any, keep: Keep) -> None:
-    """Take the plan's recipe to Train, make it small, and start; a wrong rate is told first."""
+def start_training(page: Any, screenshot: Screenshot) -> None:
+    """Open the plan's recipe in Train, shorten it and start; an invalid learning rate is reported first."""
     tab(page, "Plan")
     page.get_by_text("Counted in the dataset").wait_for()
-    keep("plan")
+    screenshot("plan")
     page.locator("#plan-use").click()
     page.locator("#train-start").wait_for()
     for fold in ("Schedule", "Data", "Samples"):
@@ -150,16 +150,16 @@ def start_training(page: Any, keep: Keep) -> None:
     fill(page, "recipe-unet_lr", "abc")
     page.locator("#train-start").click()
     page.locator("#train-notice").get_by_text("(unet_lr)").wait_for()
-    keep("train-wrong")
+    screenshot("train-wrong")
     fill(page, "recipe-unet_lr", "5e-4")
     page.locator("#train-start").click()
 
 
-def stop_and_resume(page: Any, project: Project, keep: Keep) -> None:
-    """See the loss live, stop, go on, and have every step once."""
+def stop_and_resume(page: Any, project: Project, screenshot: Screenshot) -> None:
+    """Watch the live loss, stop and resume the run, and check that it has every step once."""
     page.locator("#train-curve path.smooth").wait_for(state="attached", timeout=WORKER_MS)
     page.locator("#job-pill").get_by_text(re.compile("Training")).wait_for()
-    keep("train-running")
+    screenshot("train-running")
     page.locator("#train-stop").click()
     page.locator("#train-resume").wait_for(timeout=WORKER_MS)
     [run] = project.runs()
@@ -168,14 +168,14 @@ def stop_and_resume(page: Any, project: Project, keep: Keep) -> None:
     page.locator("#train-resume").click()
     page.locator("#train-test").wait_for(timeout=WORKER_MS)
     page.locator("#train-tiles").get_by_text(f"{STEPS} / {STEPS}").wait_for()
-    keep("train-done")
+    screenshot("train-done")
     steps = [event["step"] for event in run.events()[0] if event["event"] == "step"]
     assert steps == list(range(1, STEPS + 1)), "the resumed run repeated or skipped a step"
     assert read_lora_header(run.path / "Ink.safetensors").trigger_word == "inkstamp_hc"
 
 
-def draw_the_grid(page: Any, project: Project, keep: Keep) -> None:
-    """From the finished run to its grid, one picture seen large, and the file saved."""
+def draw_the_grid(page: Any, project: Project, screenshot: Screenshot) -> None:
+    """Draw the grid of the finished run, enlarge an image and download the grid."""
     page.locator("#train-test").click()
     page.locator("#test-loras").get_by_text("· final").wait_for()
     fill(page, "test-strengths", "0, 1")
@@ -190,7 +190,7 @@ def draw_the_grid(page: Any, project: Project, keep: Keep) -> None:
     page.locator("#test-grid button.pick").nth(1).click()
     page.locator("#test-large img").wait_for()
     page.locator("#test-large").get_by_text("inkstamp_hc, cat", exact=True).wait_for()
-    keep("test")
+    screenshot("test")
     [sweep] = project.sweeps()
     assert 'Strengths: "0, 1"' in (read_parameters(sweep.path / "grid.png") or "")
     with page.expect_download() as download:

@@ -1,4 +1,4 @@
-"""What a browser may not do: read what is not its own, write through names, come from elsewhere."""
+"""A browser can neither read other files, nor write outside the home, nor send requests from other sites."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECRET = b"not for the browser"
 def ask(
     running: Running, path: str, method: str = "GET", body: bytes | None = None, **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request as it is written here, with no clean-up of its path: status, headers, body."""
+    """Send one request with the path exactly as given; return status, headers and body."""
     address = urlsplit(running.url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
     try:
@@ -48,7 +48,7 @@ def ask(
 
 @pytest.fixture(scope="module")
 def project(running: Running) -> Project:
-    """A project with a run, and a secret in every kind of file."""
+    """Create a project with a run, and a secret in every kind of file."""
     made = make_project(running.home)
     run = make_run(made)
     for path in (run.path / "notes.txt", made.images_dir / "picture 0.txt", running.home.path / "secret.txt"):
@@ -57,7 +57,7 @@ def project(running: Running) -> Project:
 
 
 def spellings(path: Path) -> Iterator[str]:
-    """Ways to write a path that a careless server takes for another one."""
+    """Yield spellings of a path that a careless server resolves to another path."""
     text = str(path)
     yield from (text, quote(text), quote(text, safe=""), "/" + text, text.replace("/", "//"), f"file://{text}")
     yield from (text.replace("/", "/./"), f"{ROOT}/../../{text}", "../" * 12 + text.lstrip("/"), text + "%00.webp")

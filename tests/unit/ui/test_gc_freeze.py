@@ -1,4 +1,4 @@
-"""The collector leaves what is to stay alone, and what is no longer used is freed all the same."""
+"""Frozen objects are not traversed by the garbage collector, and are freed when they are no longer used."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from lora_studio.workspace.project import Home
 
 
 @pytest.fixture(autouse=True)
-def thawed() -> Iterator[None]:
+def unfrozen() -> Iterator[None]:
     yield
     gc.unfreeze()
 
 
-def test_the_collector_is_on_again_whatever_happens() -> None:
+def test_the_collector_is_enabled_again_after_an_error() -> None:
     def fail() -> None:
         with gc_frozen():
             assert not gc.isenabled()
@@ -34,9 +34,7 @@ def test_the_collector_is_on_again_whatever_happens() -> None:
     assert gc.get_freeze_count()
 
 
-def test_contents_of_a_large_dataset_are_freed_when_they_are_let_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_contents_of_a_large_dataset_are_freed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset_contents, "MAX_PARTIAL_UPDATE", 2)
     project = Home(tmp_path).create_project("a")
     for number in range(4):
