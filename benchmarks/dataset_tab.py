@@ -26,7 +26,7 @@ from lora_studio.dataset.scan import ScanReport, ScanSummary
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
-from lora_studio.ui.dataset.image_item import image_id
+from lora_studio.ui.dataset.image_item import Filter, image_id
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.gc_freeze import gc_frozen
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -88,7 +88,7 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
     aside = image_id(project, project.rejected_dir / third.path.name)
     section = DatasetTab.section_changed
     bulk = {"bulk_action": "Add", "bulk_first": "indoors", "bulk_scope": "All images"}
-    all_images = {"dataset_filter": "All"}
+    all_images = {"dataset_filter": Filter.ALL}
     return [
         ("open the tab", DatasetTab.tab_opened, {}, None),
         ("open Import", section, {"dataset_section": "Import"}, None),
@@ -105,7 +105,7 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
         ("next page", CurationHandlers.button_clicked, {}, "page:7"),
         ("filter To check", CaptionHandlers.filter_changed, {"dataset_filter": "To check"}, None),
-        ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": "Unreviewed"}, None),
+        ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": Filter.UNREVIEWED}, None),
         ("filter by a tag", CaptionHandlers.filter_changed, all_images | {"dataset_filter_tag": "thing 7"}, None),
         ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),
         ("show an image", CurationHandlers.button_clicked, {}, f"show:{middle.id}"),

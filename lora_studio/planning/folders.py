@@ -94,7 +94,7 @@ def count_images(folder: Path) -> ImageCounts:
     Raises InputError if the folder is missing or has no readable images.
     """
     if not folder.is_dir():
-        raise InputError(f"The folder {str(folder)!r} does not exist.", "Give a folder with images.", code="no_folder")
+        raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
     manifest = Manifest.of(folder)
     counts = ImageCounts(manifest=manifest)
     for image_set in image_sets(folder):

@@ -62,7 +62,7 @@ def _find(name: str | Path) -> Path:
     if path.suffix == ".toml" and path.is_file():
         return path
     raise InputError(
-        f"The preset {str(name)!r} does not exist.",
+        f"There is no preset {str(name)!r}.",
         f"Use one of {', '.join(list_presets())}, or give a .toml file.",
         code="no_preset",
     )
