@@ -16,7 +16,6 @@ from PIL import Image
 
 from lora_studio.dataset.captions.edits import set_text
 from lora_studio.dataset.captions.text import read_caption
-from lora_studio.dataset.ingest.importers import ImportReport, Refused, Skipped
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
@@ -26,13 +25,11 @@ from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as background_scan
-from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
-from lora_studio.ui.dataset.curation_view import set_aside_card
 from lora_studio.ui.dataset.handlers import CaptionHandlers
-from lora_studio.ui.dataset.image_item import Filter, Selection, has_trigger, image_id
-from lora_studio.ui.dataset.review import caption_hint, change_caption
+from lora_studio.ui.dataset.image_item import Filter, image_id
+from lora_studio.ui.dataset.review import change_caption
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
@@ -480,63 +477,6 @@ def test_tagging_can_be_undone(
     assert [item.caption for item in Contents.of(project).items] == [f"{TRIGGER}, a thing"] * 4
     change_caption(Contents.of(project), Contents.of(project).items[0], set_text("edited", "Edited"))
     assert interface.call(DatasetTab.section_changed, dataset_section="Tag")["tag_undo"]["visible"] is False
-
-
-def test_hostile_names_and_captions_are_escaped(home: Home) -> None:
-    project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
-    image = project.images_dir / HOSTILE
-    Image.new("RGB", (600, 600)).save(image, "PNG")
-    image.with_suffix(".txt").write_text("<script>alert(1)</script>", "utf-8")
-    contents = Contents.of(project)
-    report = ImportReport(
-        added=[image],
-        skipped=[Skipped(name=HOSTILE, reason="<i>")],
-        refused=[Refused(name=HOSTILE, message=f"{HOSTILE}", remedy="<u>")],
-        notes=["<s>"],
-    )
-    shown = "".join(
-        [
-            dataset_view.image_grid(home, contents, Selection(), 0, "", thumbnails_ready=True),
-            set_aside_card([HOSTILE], ["x"]),
-            dataset_view.import_card(report),
-            caption_hint("<em>", "<b>"),
-        ]
-    )
-    for tag_name in ("script", "img src=x", "b", "i", "u", "s", "em"):
-        assert f"<{tag_name}>" not in shown
-    assert shown.count("<img ") == 1
-
-
-def test_large_dataset_is_shown_in_pages(home: Home) -> None:
-    project = home.create_project("large")
-    for number in range(dataset_view.PAGE_SIZE + 2):
-        (project.images_dir / f"{number:03d}.png").write_bytes(b"")
-    contents = Contents.of(project)
-    first, last = (
-        dataset_view.image_grid(home, contents, Selection(), page, "", thumbnails_ready=False) for page in (0, 99)
-    )
-    assert first.count('class="shot"') == dataset_view.PAGE_SIZE
-    assert button(first, "Next page") == "page:1"
-    assert last.count('class="shot"') == 2
-    assert "49–50 of 50 images" in last
-
-
-@pytest.mark.parametrize(
-    ("caption", "trigger", "expected"),
-    [
-        ("ohwx, cat", "ohwx", True),
-        ("OHWX, cat", "ohwx", True),
-        ("ohwx woman, smiling", "ohwx", True),
-        ("cat, ohwx", "ohwx", False),
-        ("cat", "ohwx", False),
-        ("", "ohwx", False),
-        ("cat", "", True),
-        ("a1, b2, cat", "a1, b2", True),
-        ("a1, cat", "a1, b2", False),
-    ],
-)
-def test_has_trigger(caption: str, trigger: str, expected: bool) -> None:
-    assert has_trigger(caption, trigger) is expected
 
 
 def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: Path) -> None:

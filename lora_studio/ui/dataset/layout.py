@@ -12,7 +12,7 @@ from lora_studio.dataset.images.decode import IMAGE_SUFFIXES
 from lora_studio.ui.dataset.image_item import Filter
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
 
-INCLUDES_TAG, EXCLUDES_TAG = "contains", "does not contain"
+INCLUDES_TAG, EXCLUDES_TAG = "with tag", "without tag"
 GIVEN_FILES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
 Data = Mapping[Any, Any]  # values of an event's inputs, by component
 
@@ -143,11 +143,11 @@ def build_left() -> Left:
             tag_side = gr.Radio(
                 [INCLUDES_TAG, EXCLUDES_TAG],
                 value=INCLUDES_TAG,
-                label="Images whose caption",
+                label="Images",
                 show_label=False,
                 container=False,
                 scale=0,
-                min_width=230,
+                min_width=190,
                 elem_id="dataset-filter-side",
                 elem_classes="segments small",
             )

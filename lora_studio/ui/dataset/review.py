@@ -73,7 +73,7 @@ class ReviewPanel:
             self.line = html(elem_id="review-line", classes="picture-line")
             with gr.Row(elem_classes="actions review-actions"):
                 self.previous = gr.Button("Previous", elem_id="review-previous", min_width=80)
-                self.mark = gr.Button("Reviewed, next", variant="primary", elem_id="review-mark", min_width=100)
+                self.mark = gr.Button("Reviewed", variant="primary", elem_id="review-mark", min_width=100)
                 self.next = gr.Button("Next", elem_id="review-next", min_width=80)
             self.chips = html(js="caption_chips.js", elem_id="review-chips")
             self.add = html(add_field(), js="add_tag.js", elem_id="review-add")
@@ -93,7 +93,7 @@ class ReviewPanel:
             with gr.Row(elem_classes="actions review-actions"):
                 self.save = gr.Button("Save", elem_id="review-save", min_width=70, size="sm")
                 self.undo = gr.Button("Undo", elem_id="review-undo", min_width=70, size="sm", interactive=False)
-                self.toggle = gr.Button("Mark reviewed", elem_id="review-toggle", min_width=70, size="sm")
+                self.toggle = gr.Button("Mark", elem_id="review-toggle", min_width=70, size="sm")
                 self.aside = gr.Button("Set aside", elem_id="review-aside", min_width=80, size="sm")
             self.facts = html(elem_id="review-facts")
             html(render("dataset/keys.html", keys=KEYS), js="review_keys.js", classes="review-keys")
@@ -169,7 +169,7 @@ class ReviewPanel:
         return {
             self.progress: review_bar(contents.reviewed, len(contents.items)),
             self.line: render("dataset/hint.html", text=line),
-            self.toggle: gr.Button("Unmark" if item.reviewed else "Mark reviewed", interactive=True),
+            self.toggle: gr.Button("Unmark" if item.reviewed else "Mark", interactive=True),
             self.undo: gr.Button(interactive=CaptionHistory.of(contents.project.dataset_dir).can_undo),
             self.facts: cards([*(note(text, tone=Tone.WARNING) for text in item.issues), *kept]),
         }

@@ -96,6 +96,7 @@ def tag_table(frequencies: Sequence[TagCount], selected: str, page: int) -> Mark
         hint="Click a tag to see its images, and the tags that occur with it.",
         tags=shown,
         selected=selected.casefold(),
+        empty="",
         range=f"{first + 1}–{first + len(shown)} of {format_count(len(frequencies), 'tag')}",
         pager=[Action(f"{TagPick.PAGE}:{number}", text) for number, text in neighbours if 0 <= number < pages],
     )
@@ -109,7 +110,8 @@ def co_occurrence_table(tag: str, cooccurring: Sequence[TagCount]) -> Markup:
         hint="Share of its images. The LoRA cannot tell tags apart that always occur together.",
         tags=cooccurring[:MAX_COOCCURRING_TAGS],
         selected="",
-        range="" if cooccurring else "No other tag occurs with it.",
+        empty="No other tag occurs with it.",
+        range="",
         pager=[],
     )
 

@@ -49,7 +49,7 @@ def variety_card(contents: Contents) -> Markup:
     """Return the dataset's diversity, or what is needed to compute it; empty without images."""
     found = contents.manifest.diversity
     if found is None:
-        text = "Similar images are found with what the tagger computes for each image."
+        text = "The features that a tagger computes show how similar the images are."
         return card("Diversity is known after tagging", text) if contents.items else Markup("")
     more = "Similar poses waste training steps." if contents.similar_groups else ""
     tone = Tone.OK if found.figure > MIN_DIVERSITY else Tone.WARNING

@@ -85,7 +85,7 @@ class Cell(NamedTuple):
 def dataset_tiles(contents: Contents, rejected: int) -> Markup:
     """Return the tiles: images, duplicates, issues, captions, reviewed images."""
     items, flagged = contents.items, contents.flagged
-    duplicates = [contents.by_path[path] for path in contents.duplicates]
+    duplicates = [item for item in items if item.path in contents.duplicates]
     scanned = len(items) - contents.images.unscanned
     return tiles(
         [

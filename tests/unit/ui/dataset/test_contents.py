@@ -1,0 +1,104 @@
+"""Cached contents equal those on disk after every kind of change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from lora_studio.example import EXAMPLE_IMAGES
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.workspace.project import Home, Project, ProjectInfo
+from tests.support.captioned_images import CAPTIONS, TRIGGER, add_captioned_images
+
+CHANGES: dict[str, Callable[[Project], object]] = {
+    "a caption of the same length": lambda project: edit(project, "key.txt", "key", "kez"),
+    "the caption again": lambda project: edit(project, "key.txt", "kez", "key"),
+    "a caption removed": lambda project: (project.images_dir / "key.txt").unlink(),
+    "a .caption file added": lambda project: (project.images_dir / "key.caption").write_text("old"),
+    "marked as reviewed": lambda project: mark_first(project, "reviewed"),
+    "unmarked": lambda project: mark_first(project, "unreviewed"),
+    "marked as kept": lambda project: mark_first(project, "kept"),
+    "the trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
+    "an image added": lambda project: shutil.copy(EXAMPLE_IMAGES / "owl.png", project.images_dir),
+    "an image removed": lambda project: (project.images_dir / "umbrella.png").unlink(),
+    "a set added": lambda project: (project.images_dir.parent / "2_more").mkdir(),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("studio") / "home")
+
+
+@pytest.fixture(scope="module")
+def original(home: Home) -> Project:
+    return add_captioned_images(home.create_project("original", ProjectInfo(trigger_word=TRIGGER)))
+
+
+def edit(project: Project, name: str, old: str, new: str) -> None:
+    file = project.images_dir / name
+    file.write_text(file.read_text("utf-8").replace(old, new), "utf-8")
+
+
+def mark_first(project: Project, mark: str) -> None:
+    """Mark the first image of a project, as another program would."""
+    contents = Contents.of(project)
+    info = contents.items[0].info
+    assert info is not None
+    if mark == "kept":
+        manifest = contents.manifest.with_kept(info.sha256)
+    else:
+        manifest = contents.manifest.with_reviewed([info.sha256], reviewed=mark == "reviewed")
+    manifest.save_marks(project.path)
+
+
+def statistics(contents: Contents) -> tuple[object, ...]:
+    """Return all statistics, whether they are computed already or not."""
+    return (
+        contents.images.indices,
+        contents.images.sizes,
+        contents.images.unscanned,
+        contents.images.split,
+        contents.captions.tag_table,
+        [finding.as_dict() for finding in contents.captions.findings],
+        contents.captions.without_trigger,
+        contents.bucketing.buckets,
+        contents.bucketing.recipe,
+    )
+
+
+def test_cached_contents_equal_those_on_disk(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "changing")
+    for what, change in CHANGES.items():
+        before = Contents.of(project)
+        statistics(before)
+        change(project)
+        now, loaded = Contents.of(project), Contents.load(project)
+        assert (now.items, now.trigger, now.manifest) == (loaded.items, loaded.trigger, loaded.manifest), what
+        assert statistics(now) == statistics(loaded), what
+        assert Contents.of(project) is now
+        if what == "marked as reviewed":
+            assert now.items[1] is before.items[1]
+            assert now.captions is before.captions
+
+
+def test_after_change_reads_only_the_changed_images(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "moved")
+    for file in project.images_dir.glob("*.txt"):
+        os.utime(file, (1, 1))  # files that changed within the last second are compared in any case
+    contents = Contents.of(project)
+    image = contents.items[0].path
+    moved = [path.rename(project.path / path.name) for path in (image, image.with_suffix(".txt"))]
+    edit(project, "key.txt", "key", "lock")  # by another program
+    left = contents.after_change([image])
+    assert [item.caption for item in left.items] == [CAPTIONS["key.png"], CAPTIONS["umbrella.png"]]
+    reloaded = Contents.of(project)
+    assert [item.caption for item in reloaded.items] == [f"{TRIGGER}, lock, ink", CAPTIONS["umbrella.png"]]
+    for path in moved:
+        path.rename(image.parent / path.name)
+    back = reloaded.after_change([image])
+    assert back.items == Contents.load(project).items
+    assert back.items[1] is reloaded.items[0]

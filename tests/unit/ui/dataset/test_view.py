@@ -1,0 +1,91 @@
+"""File names, captions and tags of users are escaped; large datasets are shown in pages."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from lora_studio.dataset.captions.edits import plan_edit, remove
+from lora_studio.dataset.ingest.importers import ImportReport, Refused, Skipped
+from lora_studio.example import EXAMPLE_IMAGES
+from lora_studio.ui.dataset.captions import finding_list, plan_table
+from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
+from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.curation_view import set_aside_card
+from lora_studio.ui.dataset.image_item import Selection
+from lora_studio.ui.dataset.review import caption_hint
+from lora_studio.ui.dataset.statistics import co_occurrence_table, tag_table
+from lora_studio.ui.dataset.suggestions import Suggestion
+from lora_studio.ui.dataset.view import PAGE_SIZE, image_grid, import_card
+from lora_studio.workspace.project import Home, ProjectInfo
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("studio") / "home")
+
+
+def test_hostile_names_and_captions_are_escaped(home: Home) -> None:
+    project = home.create_project("hostile", ProjectInfo(trigger_word="<b>"))
+    image = project.images_dir / HOSTILE
+    Image.new("RGB", (600, 600)).save(image, "PNG")
+    image.with_suffix(".txt").write_text("<script>alert(1)</script>", "utf-8")
+    contents = Contents.of(project)
+    report = ImportReport(
+        added=[image],
+        skipped=[Skipped(name=HOSTILE, reason="<i>")],
+        refused=[Refused(name=HOSTILE, message=f"{HOSTILE}", remedy="<u>")],
+        notes=["<s>"],
+    )
+    shown = "".join(
+        [
+            image_grid(home, contents, Selection(), 0, "", thumbnails_ready=True),
+            set_aside_card([HOSTILE], ["x"]),
+            import_card(report),
+            caption_hint("<em>", "<b>"),
+        ]
+    )
+    for tag_name in ("script", "img src=x", "b", "i", "u", "s", "em"):
+        assert f"<{tag_name}>" not in shown
+    assert shown.count("<img ") == 1
+
+
+def test_hostile_captions_are_escaped(home: Home) -> None:
+    project = home.create_project("hostile captions", ProjectInfo(trigger_word="<b>"))
+    for name in ("<i>.png", "b.png"):
+        image = project.images_dir / name
+        shutil.copy(EXAMPLE_IMAGES / "key.png", image)
+        image.with_suffix(".txt").write_text('<script>alert(1)</script>, "><u>, day, night', "utf-8")
+    contents = Contents.of(project)
+    plan = plan_edit([item.path for item in contents.items], remove(["day"]))
+    frequencies = contents.captions.tag_table.frequencies
+    html = "".join(
+        [
+            tag_chips(contents.items[0].caption or "", "<b>", {}),
+            suggestion_list([Suggestion("<em>", 1)]),
+            finding_list(contents.captions.findings),
+            plan_table(plan),
+            tag_table(frequencies, "<u>", 0),
+            co_occurrence_table("<s>", frequencies),
+        ]
+    )
+    for name in ("script", "u", "b", "i", "em", "s"):
+        assert f"<{name}>" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_large_dataset_is_shown_in_pages(home: Home) -> None:
+    project = home.create_project("large")
+    for number in range(PAGE_SIZE + 2):
+        (project.images_dir / f"{number:03d}.png").write_bytes(b"")
+    contents = Contents.of(project)
+    first, last = (image_grid(home, contents, Selection(), page, "", thumbnails_ready=False) for page in (0, 99))
+    assert first.count('class="shot"') == PAGE_SIZE
+    assert 'data-pick="page:1"' in first
+    assert 'data-pick="page:0"' in last
+    assert last.count('class="shot"') == 2
+    assert "49–50 of 50 images" in last
