@@ -122,7 +122,7 @@ def edit_captions(dataset: Path | str, edit: Edit) -> EditReport:
 
 
 def undo_caption_edit(dataset: Path | str) -> EditReport:
-    """Undo the most recent edit of the captions of `dataset`; raise InputError if there is none."""
+    """Undo the most recent edit of the captions of `dataset`, which may be a tagging; raise InputError without one."""
     return CaptionHistory.of(Path(dataset)).undo()
 
 

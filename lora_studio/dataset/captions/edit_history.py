@@ -16,13 +16,14 @@ from itertools import count
 from pathlib import Path
 
 from filelock import FileLock
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from lora_studio.dataset.captions.convert_tagging_undo import has_old_tagging_edits, old_tagging_edits
 from lora_studio.dataset.captions.edit_records import (
     CaptionRecord,
+    Heading,
     append_lines,
-    heading_line,
+    count_records,
     merged_records,
     read_heading,
     read_records,
@@ -63,14 +64,13 @@ class EditReport(BaseModel):
 
 
 class PastEdit(BaseModel):
-    """An edit in the list of edits; `time` is seconds since 1970, `job` names the job that made it."""
+    """An edit in the list of edits; `time` is seconds since 1970."""
 
     id: str
     what: str
     time: float
     images: int
     undone: bool
-    job: str | None = Field(default=None, exclude=True)
 
 
 class EditState(Enum):
@@ -124,7 +124,7 @@ class CaptionHistory:
                     continue
                 records.append(CaptionRecord(change.image, _content(change.image), change.after.encode()))
             if records:
-                self._record(heading_line(plan.what, time.time(), images=len(records)), records)
+                self._record(Heading(what=plan.what, time=time.time(), images=len(records)), records)
                 _write({record.image: record.after for record in records})
             report.changed = [record.image for record in records]
         return report
@@ -139,11 +139,11 @@ class CaptionHistory:
     def state_of_job(self, job_folder: Path) -> EditState:
         """Return the state of a job's most recent edit."""
         key = self.job_key(job_folder)
-        edits = self.edits()
-        applied = [edit.job for edit in edits if not edit.undone]
+        applied = [_job_of(file) for file in self._files(DONE_SUFFIX)]
         if key in applied:
-            return EditState.NEWEST if applied[0] == key else EditState.APPLIED
-        return EditState.UNDONE if any(edit.job == key for edit in edits) else EditState.NONE
+            return EditState.NEWEST if applied[-1] == key else EditState.APPLIED
+        undone = any(_job_of(file) == key for file in self._files(UNDONE_SUFFIX))
+        return EditState.UNDONE if undone else EditState.NONE
 
     def job_key(self, job_folder: Path) -> str:
         """Return the name of a job in the headings of its edits, which stays the same if the project is renamed."""
@@ -183,7 +183,7 @@ class CaptionHistory:
         _write(contents)
         return report
 
-    def _record(self, heading: str, records: Sequence[CaptionRecord]) -> Path:
+    def _record(self, heading: Heading, records: Sequence[CaptionRecord]) -> Path:
         """Write a new edit; delete undone edits and all but the most recent ones."""
         lines = record_lines(self.root, records)
         with disk_errors(self.folder):
@@ -191,7 +191,7 @@ class CaptionHistory:
             for file in [*self._files(UNDONE_SUFFIX), *self._files(DONE_SUFFIX)[: 1 - MAX_EDITS]]:
                 file.unlink()
         number = max(time.time_ns(), *(int(file.stem) + 1 for file in files)) if files else time.time_ns()
-        return self._write_edit(number, [heading, *lines])
+        return self._write_edit(number, [heading.line(), *lines])
 
     def _write_edit(self, number: int, lines: Sequence[str]) -> Path:
         path = self.folder / f"{number}{DONE_SUFFIX}"
@@ -207,7 +207,15 @@ class CaptionHistory:
         )
 
     def _heading(self, file: Path) -> PastEdit:
-        return PastEdit(id=file.stem, undone=file.suffix == UNDONE_SUFFIX, **read_heading(file))
+        heading = read_heading(file)
+        images = heading.images if heading.images is not None else count_records(file)
+        return PastEdit(
+            id=file.stem,
+            what=heading.what,
+            time=heading.time,
+            images=images,
+            undone=file.suffix == UNDONE_SUFFIX,
+        )
 
     def _rename(self, file: Path, suffix: str) -> Path:
         with disk_errors(file):
@@ -224,10 +232,13 @@ class CaptionHistory:
                 if edit.records:
                     taken = {int(file.stem) for file in self._files()}
                     number = next(number for number in count(edit.time_ns) if number not in taken)
-                    heading = heading_line(
-                        edit.what, edit.time_ns / 1e9, images=len(edit.records), job=self.job_key(edit.job_folder)
+                    heading = Heading(
+                        what=edit.what,
+                        time=edit.time_ns / 1e9,
+                        images=len(edit.records),
+                        job=self.job_key(edit.job_folder),
                     )
-                    self._write_edit(number, [heading, *record_lines(self.root, edit.records)])
+                    self._write_edit(number, [heading.line(), *record_lines(self.root, edit.records)])
                 edit.mark_converted()
 
     @contextmanager
@@ -271,7 +282,7 @@ class JobEdit:
             file = self._file
             if file is None or not file.is_file() or self._is_edited_later(file, captions):
                 # Edits are undone in reverse order, so that an edit must not change what a newer one has changed.
-                self._file = history._record(heading_line(self.what, time.time(), job=self.job), records)
+                self._file = history._record(Heading(what=self.what, time=time.time(), job=self.job), records)
             else:
                 append_lines(file, record_lines(history.root, records))
             write_many({caption_file(image): data for image, data in contents.items()})
@@ -300,8 +311,9 @@ class JobEdit:
 
 
 def _job_of(file: Path) -> str | None:
+    """Return the job of an edit, or None if it has none or cannot be read."""
     try:
-        return read_heading(file).get("job")
+        return read_heading(file).job
     except InputError:
         return None
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from lora_studio.errors import InputError, disk_errors
 
 
@@ -28,10 +30,22 @@ class CaptionRecord:
     after: bytes | None
 
 
-def heading_line(what: str, time: float, *, images: int | None = None, job: str | None = None) -> str:
-    """Return the first line of an edit; `job` identifies the job that fills an edit batch by batch."""
-    values = {"what": what, "time": time, "images": images, "job": job}
-    return json.dumps({name: value for name, value in values.items() if value is not None})
+class Heading(BaseModel):
+    """The first line of an edit; `time` is seconds since 1970.
+
+    `job` identifies the job that records the edit batch by batch; `images` is None for such an edit.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    time: float
+    images: int | None = None
+    job: str | None = None
+
+    def line(self) -> str:
+        """Return the heading as a line of JSON in ASCII."""
+        return json.dumps(self.model_dump(exclude_none=True))
 
 
 def relative_paths(root: Path, images: Iterable[Path]) -> dict[Path, str]:
@@ -47,13 +61,16 @@ def record_lines(root: Path, records: Sequence[CaptionRecord]) -> list[str]:
     return [_line(paths[record.image], record) for record in records]
 
 
-def read_heading(file: Path) -> dict[str, Any]:
-    """Return the heading of an edit with its number of images; raises InputError if it cannot be read."""
+def read_heading(file: Path) -> Heading:
+    """Return the heading of an edit; raises InputError if it cannot be read."""
     with _readable(file), file.open("rb") as lines:
-        heading: dict[str, Any] = json.loads(lines.readline())
-        if "images" not in heading:
-            heading["images"] = sum(line.endswith(b"\n") for line in lines)
-        return heading
+        return Heading.model_validate(json.loads(lines.readline()))
+
+
+def count_records(file: Path) -> int:
+    """Return the number of images of an edit whose heading does not have it; raises InputError if it cannot be read."""
+    with _readable(file), file.open("rb") as lines:
+        return sum(line.endswith(b"\n") for line in lines) - 1
 
 
 def read_records(root: Path, file: Path) -> Iterator[CaptionRecord]:

@@ -207,3 +207,28 @@ def test_tells_whether_the_edit_of_a_job_is_the_one_to_undo(caption_folder: Path
     history.undo()
     history.undo()
     assert history.state_of_job(job) is EditState.UNDONE
+
+
+@pytest.mark.parametrize("heading", ["", "[]", "{}", '{"what": "Added", "time": "never"}', "{"])
+def test_a_damaged_record_is_an_input_error_and_does_not_stop_other_edits(caption_folder: Path, heading: str) -> None:
+    apply(caption_folder, edits.add("new"))
+    [record] = (caption_folder / "caption_edits").glob("*.jsonl")
+    record.write_text(heading + "\n" + record.read_text().partition("\n")[2])
+    history = CaptionHistory.of(caption_folder)
+    with pytest.raises(InputError) as caught:
+        history.edits()
+    assert caught.value.code == "edit_record"
+    assert history.state_of_job(caption_folder / "job") is EditState.NONE
+    write_batches(caption_folder, "a", resume=True)
+    assert history.state_of_job(caption_folder / "job") is EditState.NEWEST
+    assert len(history.undo().changed) == 1
+
+
+def test_names_that_are_not_utf8_are_recorded_and_read(caption_folder: Path) -> None:
+    image = caption_folder / "a\udcff.png"
+    image.write_bytes(b"")
+    history = CaptionHistory.of(caption_folder)
+    history.apply(plan_edit([image], edits.set_text("new", f"Edited {image.name}")))
+    assert [edit.what for edit in history.edits()] == [f"Edited {image.name}"]
+    assert history.undo().changed == [image]
+    assert read_caption(image) is None
