@@ -37,7 +37,7 @@ TAB_OF_FOLDER = {"runs": TabName.TRAIN, "sweeps": TabName.TEST, "tags": TabName.
 class Header(NamedTuple):
     """The components above the tabs."""
 
-    chooser: gr.Dropdown
+    project: gr.Dropdown
     menu_button: gr.Button
     job_pill: gr.Button
 
@@ -114,7 +114,7 @@ def _pills(mode: Mode) -> str:
 def _menu(home: Home) -> Menu:
     with gr.Column(visible=False, elem_classes="project-menu") as panel:
         with gr.Row(elem_classes="menu-row"):
-            name = gr.Textbox(label="Name", info="Of the new project or copy, or the new name.", scale=3, max_lines=1)
+            name = gr.Textbox(label="Name", info="For a new project, a copy, or renaming.", scale=3, max_lines=1)
             new = gr.Button("New project", min_width=110)
             rename = gr.Button("Rename", min_width=90)
             duplicate = gr.Button("Duplicate", min_width=90)
@@ -173,7 +173,7 @@ class AppFrame:
             event(guarded(self.notice, handler), inputs, everything, **studio.with_progress)
 
         on(blocks.load, self.show_project, [studio.project])
-        on(header.chooser.input, self.select_project, [header.chooser])
+        on(header.project.input, self.select_project, [header.project])
         on(menu.new.click, self.create_project, [menu.name])
         on(menu.rename.click, self.rename_project, [studio.project, menu.name])
         on(menu.duplicate.click, self.duplicate_project, [studio.project, menu.name])
@@ -206,7 +206,7 @@ class AppFrame:
         trashed = _trash(self.home)
         updates: Updates = {
             self.studio.project: chosen.name if chosen else "",
-            self.header.chooser: gr.Dropdown(choices=names, value=chosen.name if chosen else None),
+            self.header.project: gr.Dropdown(choices=names, value=chosen.name if chosen else None),
             self.welcome: gr.Column(visible=chosen is None),
             self.work: gr.Column(visible=chosen is not None),
             self.menu.name: "",
@@ -238,9 +238,8 @@ class AppFrame:
     def duplicate_project(self, current: str, name: str) -> Updates:
         """Copy the selected project without its runs."""
         source = self.studio.find_project(current).name
-        return self.show_project(
-            self.home.duplicate_project(source, name or unused_name(self.home, f"{source} copy")).name
-        )
+        copy = self.home.duplicate_project(source, name or unused_name(self.home, f"{source} copy"))
+        return self.show_project(copy.name)
 
     def delete_project(self, current: str) -> Updates:
         """Move the selected project to the trash."""
@@ -304,8 +303,8 @@ class AppFrame:
 def _pill_text(active: list[ActiveJob]) -> str:
     if not active:
         return ""
-    waiting = f" · {len(active) - 1} queued" if len(active) > 1 else ""
-    return f"{active[0].text}{waiting}"
+    queued = f" · {len(active) - 1} queued" if len(active) > 1 else ""
+    return f"{active[0].text}{queued}"
 
 
 def _job_pill(active: list[ActiveJob]) -> gr.Button:

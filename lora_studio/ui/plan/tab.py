@@ -167,9 +167,9 @@ class PlanTab:
             self.answers.hours: None,
         }
         try:
-            return shown | self._show(plan_project(project, info, vram_gib=vram))
+            return shown | self._plan_updates(plan_project(project, info, vram_gib=vram))
         except InputError as error:
-            return shown | self._show_error(error)
+            return shown | self._error_updates(error)
 
     @with_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
@@ -182,7 +182,7 @@ class PlanTab:
         project = self.studio.find_project(data[self.studio.project])
         info = self._save(project, data)
         about = {self.answers.base: gr.update(info=_about_base(info.base))}
-        return about | self._show(self._plan(project, info, data))
+        return about | self._plan_updates(self._plan(project, info, data))
 
     def use_recipe(self, data: dict[Any, Any]) -> Updates:
         """Save the recipe and open it in Train."""
@@ -190,7 +190,7 @@ class PlanTab:
         info = self._save(project, data)
         plan = self._plan(project, info, data)
         project.save_info(info.model_copy(update={"recipe": plan.recipe}))
-        return self._show(plan) | self.studio.goto(TabName.TRAIN) | {self.studio.run: NEW_RUN}
+        return self._plan_updates(plan) | self.studio.goto(TabName.TRAIN) | {self.studio.run: NEW_RUN}
 
     def _save(self, project: Project, data: dict[Any, Any]) -> ProjectInfo:
         old = project.info()
@@ -217,7 +217,7 @@ class PlanTab:
             hours=_positive("The time budget", data[self.answers.hours]),
         )
 
-    def _show(self, plan: Plan) -> Updates:
+    def _plan_updates(self, plan: Plan) -> Updates:
         result = self.result
         has_dataset_warning = bool(DATASET_CODES & {caution.code for caution in plan.warnings})
         return {
@@ -229,7 +229,7 @@ class PlanTab:
             result.cautions: caution_cards(plan),
         }
 
-    def _show_error(self, error: InputError) -> Updates:
+    def _error_updates(self, error: InputError) -> Updates:
         result = self.result
         return {
             result.notice: card("No plan yet", error.message, error.remedy, Tone.ERROR),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -17,225 +17,77 @@ from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import LoraChoice, import_lora, lora_choices, selected_loras
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep import view as sweep_view
+from lora_studio.ui.sweep.layout import SweepLayout, build_layout
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import empty_state, error_card, heading, hint, html, pickable
+from lora_studio.ui.widgets.html import error_card, heading
 from lora_studio.ui.widgets.job_status import log
-from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 from lora_studio.ui.widgets.thumbnails import copy_for_download
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project, ProjectInfo
 
-SIMPLE = ("prompts", "strengths")
-FOLDED = ("seed", "steps", "guidance", "width", "height", "trigger_word", "negative_prompt")
 LOG_LINES = 40
 
 
-class Buttons(NamedTuple):
-    """Actions; only those that apply are visible."""
-
-    start: gr.Button
-    stop: gr.Button
-    resume: gr.Button
-    reuse_settings: gr.Button
-
-
-class SweepSettings(NamedTuple):
-    """What to test, on the left, beside the fields of the form."""
-
-    loras: gr.Dropdown
-    bases: gr.Dropdown
-    cell_count: gr.HTML
-
-
-class Layout(NamedTuple):
-    """The parts of the tab. While there is no LoRA, `empty` is shown instead of the others."""
-
-    notice: gr.HTML
-    empty: gr.Column
-    work: gr.Column
-    settings_side: gr.Column
-    results_side: gr.Column
-    title: gr.HTML
-    figures: gr.HTML
-
-
-class LoraImport(NamedTuple):
-    """Import of LoRA files that the studio did not train. The path is visible only while the studio is local."""
-
-    upload: gr.UploadButton
-    path: gr.Textbox
-    import_path: gr.Button
-
-
-class Results(NamedTuple):
-    """The grid and what belongs to it, on the right."""
-
-    state: gr.HTML
-    large: gr.HTML
-    grid: gr.HTML
-    download: gr.DownloadButton
-    advice: gr.Column
-    measures: gr.HTML
-    sweeps: gr.HTML
-    log_fold: gr.Accordion
-    log: gr.HTML
-
-
 def build(studio: Studio, tab: gr.Tab) -> Page:
-    """Build the tab and wire its events."""
-    notice = html(elem_id="test-notice")
-    empty = empty_state(
-        "No LoRA to test yet",
-        "Train one first: its final file and its checkpoints can be compared here at any strength. "
-        "Or import a LoRA that you have.",
-        ["Open Train"],
-        visible=False,
-    )
-    with gr.Column() as work:
-        with gr.Row(elem_classes="title-row"):
-            with gr.Column(scale=3, min_width=300):
-                title = html(elem_id="test-title")
-            with gr.Column(scale=2, min_width=320), gr.Row(elem_classes="actions"):
-                buttons = Buttons(
-                    gr.Button("Make the grid", variant="primary", elem_id="test-start"),
-                    gr.Button("Stop and save", elem_id="test-stop", visible=False),
-                    gr.Button("Resume", elem_id="test-resume", visible=False),
-                    gr.Button("Use these settings", elem_id="test-again", visible=False),
-                )
-        figures = html(elem_id="test-tiles")
-    with gr.Row(elem_classes="sides"):
-        with gr.Column(scale=2, min_width=300):
-            with gr.Column() as settings_side:
-                sweep_settings, form = _sweep_settings()
-            lora_import = _lora_import(local=studio.mode is Mode.LOCAL)
-        with gr.Column(scale=5, min_width=340) as results_side:
-            results = _results()
-    layout = Layout(notice, empty.group, work, settings_side, results_side, title, figures)
-    return SweepTab(studio, layout, buttons, sweep_settings, form, lora_import, results).wire(tab, empty.buttons[0])
-
-
-def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
-    with gr.Group(elem_classes="answers"):
-        loras = gr.Dropdown(
-            [],
-            multiselect=True,
-            max_choices=20,
-            label="LoRAs",
-            info="Final files and checkpoints: the best epoch is often not the last.",
-            elem_id="test-loras",
-        )
-        bases = gr.Dropdown(
-            list(guide.BASES),
-            multiselect=True,
-            max_choices=8,
-            allow_custom_value=True,
-            label="Base models",
-            info="The one that the LoRA was trained on; the guide also tries others of the same family.",
-            elem_id="test-bases",
-        )
-        form = build_fields(SweepJob, SIMPLE, "test")
-    with gr.Accordion("Seed, steps, size and more", open=False):
-        rest = build_fields(SweepJob, FOLDED, "test")
-    form = form.merged(rest)
-    form.wire()
-    return SweepSettings(loras, bases, html(elem_id="test-count")), form
-
-
-def _lora_import(*, local: bool) -> LoraImport:
-    with gr.Accordion("Import a LoRA", open=False):
-        html(hint("An SDXL LoRA as a .safetensors file. It is checked and copied into the project."))
-        upload = gr.UploadButton(
-            "Upload a LoRA file", file_types=[".safetensors"], file_count="single", elem_id="test-upload"
-        )
-        path = gr.Textbox(
-            label="Or a path on this computer",
-            info="Works only while the studio is not shared.",
-            max_lines=1,
-            elem_id="test-path",
-            visible=local,
-        )
-        import_path = gr.Button("Import this file", elem_id="test-add", visible=local)
-    return LoraImport(upload, path, import_path)
-
-
-def _results() -> Results:
-    state = html(elem_id="test-state")
-    large = pickable(elem_id="test-large")
-    grid = pickable(elem_id="test-grid")
-    download = gr.DownloadButton("Download the grid as an image", elem_id="test-download", visible=False)
-    with gr.Column(visible=False) as advice:
-        html(sweep_view.strength_advice())
-        with gr.Accordion("How to read the grid", open=False):
-            html(sweep_view.how_to_read())
-    measures = html(elem_id="test-measures")
-    with gr.Accordion("Log", open=False, visible=False) as log_fold:
-        log_lines = html(elem_id="test-log")
-    sweeps = pickable(elem_id="test-sweeps")
-    return Results(state, large, grid, download, advice, measures, sweeps, log_fold, log_lines)
+    """Build the tab and register its events."""
+    layout = build_layout(local=studio.mode is Mode.LOCAL)
+    return SweepTab(studio, layout).wire(tab)
 
 
 class SweepTab:
     """Event handlers of the Test tab."""
 
-    def __init__(
-        self,
-        studio: Studio,
-        layout: Layout,
-        buttons: Buttons,
-        sweep_settings: SweepSettings,
-        form: SettingsForm[SweepJob],
-        lora_import: LoraImport,
-        results: Results,
-    ) -> None:
+    def __init__(self, studio: Studio, layout: SweepLayout) -> None:
         self.studio = studio
-        self.layout = layout
-        self.buttons = buttons
-        self.sweep_settings = sweep_settings
-        self.form = form
-        self.lora_import = lora_import
-        self.results = results
+        self.panels = layout.panels
+        self.open_train = layout.open_train
+        self.buttons = layout.buttons
+        self.settings = layout.settings
+        self.form = layout.form
+        self.lora_import = layout.lora_import
+        self.results = layout.results
         self.sweep = gr.State("")  # name of the shown test
         self.cell = gr.State("")  # file name of the enlarged cell
-        self.signature = gr.State("")
+        self.signature = gr.State("")  # see _signature
         self.filled_for = gr.State("")  # see _form_key
 
-    def wire(self, tab: gr.Tab, to_train: gr.Button) -> Page:
+    def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
         studio, buttons, results = self.studio, self.buttons, self.results
-        shown = [*self.layout, *buttons, *results, self.sweep, self.cell, self.signature, studio.timer]
-        form = [*self.sweep_settings, *self.form.outputs, self.filled_for]
+        shown = [*self.panels, *buttons, *results, self.sweep, self.cell, self.signature, studio.timer]
+        form = [*self.settings, *self.form.outputs, self.filled_for]
         selected = {studio.project, self.sweep}
-        contents = {studio.project, self.sweep_settings.loras, self.sweep_settings.bases, *self.form.inputs}
-        form_events = [self.sweep_settings.loras.change, self.sweep_settings.bases.change, *self.form.edit_events]
+        contents = {studio.project, self.settings.loras, self.settings.bases, *self.form.inputs}
+        form_events = [self.settings.loras.change, self.settings.bases.change, *self.form.edit_events]
 
         def on(event: Any, handler: Any, inputs: Any, outputs: Any, **options: Any) -> None:
-            event(guarded(self.layout.notice, handler), inputs, outputs, **studio.with_progress, **options)
+            event(guarded(self.panels.notice, handler), inputs, outputs, **studio.with_progress, **options)
 
         on(buttons.start.click, self.start_sweep, contents, [*shown, *form])
         on(buttons.stop.click, self.stop_sweep, selected, shown)
         on(buttons.resume.click, self.resume_sweep, selected, shown)
-        on(buttons.reuse_settings.click, self.reuse_settings, selected, [self.layout.notice, *form])
+        on(buttons.reuse_settings.click, self.reuse_settings, selected, [self.panels.notice, *form])
         on(results.sweeps.click, self.select_sweep, [studio.project], shown)
-        pictures = [results.large, results.grid, self.cell, self.layout.notice]
+        images = [results.large, results.grid, self.cell, self.panels.notice]
         for place in (results.grid, results.large):
-            on(place.click, self.select_cell, [studio.project, self.sweep], pictures, scroll_to_output=True)
+            on(place.click, self.select_cell, [studio.project, self.sweep], images, scroll_to_output=True)
         on(self.lora_import.upload.upload, self.upload_lora, [studio.project, self.lora_import.upload], [*shown, *form])
         if studio.mode is Mode.LOCAL:
             gr.on(
                 [self.lora_import.import_path.click, self.lora_import.path.submit],
-                guarded(self.layout.notice, self.add_lora_path),
+                guarded(self.panels.notice, self.add_lora_path),
                 {studio.project, self.lora_import.path},
                 [*shown, *form, self.lora_import.path],
                 **studio.with_progress,
             )
         state = {studio.run, self.sweep, self.filled_for, *contents}
         on(tab.select, self.tab_selected, state, [*shown, *form])
-        to_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
+        self.open_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
             form_events,
             self.update_cell_count,
             contents,
-            [self.sweep_settings.cell_count],
+            [self.settings.cell_count],
             **NO_PROGRESS,
             trigger_mode="always_last",
         )
@@ -251,8 +103,8 @@ class SweepTab:
 
     def refresh(self, project: Project) -> Updates:
         """Show a project: its latest test, and the form with the settings of its latest run."""
-        filled = self.form.fill(self.form.defaults) | self._fill(project, _target(project, None))
-        return filled | self._show(project, self._default_sweep(project))
+        filled = self.form.fill(self.form.defaults) | self._form_content(project, _target(project, None))
+        return filled | self._tab_updates(project, self._default_sweep(project))
 
     @with_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
@@ -260,31 +112,31 @@ class SweepTab:
         project = self.studio.find_project(data[self.studio.project])
         target = _target(project, data[self.studio.run])
         if data[self.filled_for] != _form_key(project, target):
-            filled = self._fill(project, target)
+            filled = self._form_content(project, target)
         else:
-            filled = self._choices(project, data[self.sweep_settings.loras])
+            filled = self._lora_choices(project, data[self.settings.loras])
         names = {folder.name for folder in project.sweeps()}
         sweep = data[self.sweep]
-        return filled | self._show(project, sweep if sweep in names else self._default_sweep(project))
+        return filled | self._tab_updates(project, sweep if sweep in names else self._default_sweep(project))
 
     def start_sweep(self, data: dict[Any, Any]) -> Updates:
         """Write the job and start its worker process."""
         project = self.studio.find_project(data[self.studio.project])
-        loras = selected_loras(project, data[self.sweep_settings.loras])
+        loras = selected_loras(project, data[self.settings.loras])
         for path in loras:
             read_lora_header(path)
         try:
             job = self._job(loras, data)
         except ConfigError as error:
-            return {self.layout.notice: error_card(error)} | self.form.mark_errors(data)
+            return {self.panels.notice: error_card(error)} | self.form.mark_errors(data)
         folder = self.studio.jobs.start(project.new_sweep_dir(), job)
-        return self._show(project, folder.name) | self.studio.start_polling()
+        return self._tab_updates(project, folder.name) | self.studio.start_polling()
 
     def stop_sweep(self, data: dict[Any, Any]) -> Updates:
         """Request that the test stops after the current image; finished images are kept."""
         project, name = self._selected_sweep(data)
         sweep_named(project, name).request_stop()
-        return self._show(project, name)
+        return self._tab_updates(project, name)
 
     def resume_sweep(self, data: dict[Any, Any]) -> Updates:
         """Draw the missing images."""
@@ -293,7 +145,7 @@ class SweepTab:
         if folder.status().state.is_active:
             raise InputError(f"Test {name} is already running.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
-        return self._show(project, name) | self.studio.start_polling()
+        return self._tab_updates(project, name) | self.studio.start_polling()
 
     def reuse_settings(self, data: dict[Any, Any]) -> Updates:
         """Fill the form with the settings of the shown test."""
@@ -301,29 +153,29 @@ class SweepTab:
         job = SweepView.load(sweep_named(project, name)).job
         ids = [choice.id for choice in lora_choices(project).values() if choice.path in job.loras]
         return {
-            **self._choices(project, ids),
+            **self._lora_choices(project, ids),
             **self.form.fill(dict(job)),
-            self.sweep_settings.bases: job.bases,
-            self.sweep_settings.cell_count: self._cell_count(job),
+            self.settings.bases: job.bases,
+            self.settings.cell_count: self._cell_count(job),
         }
 
     def select_sweep(self, project_name: str, event: gr.EventData) -> Updates:
         """Show another test."""
         project = self.studio.find_project(project_name)
-        return self._show(project, sweep_named(project, str(event.pick)).name)
+        return self._tab_updates(project, sweep_named(project, str(event.pick)).name)
 
     def select_cell(self, project_name: str, sweep: str, event: gr.EventData) -> Updates:
         """Enlarge an image, or close it."""
         view = SweepView.load(sweep_named(self.studio.find_project(project_name), sweep))
         name = "" if event.pick == sweep_view.CLOSE else view.file_name(view.drawn_cell(event.pick))
-        return self._pictures(view, name)
+        return self._image_updates(view, name)
 
     def upload_lora(self, project_name: str, file: str | None) -> Updates:
         """Import an uploaded LoRA file."""
         project = self.studio.find_project(project_name)
         if not file:
             raise InputError("No file was uploaded.", "Select a .safetensors file.", code="no_file")
-        return self._show_imported(project, Path(file))
+        return self._imported_updates(project, Path(file))
 
     def add_lora_path(self, data: dict[Any, Any]) -> Updates:
         """Import a LoRA file of this computer. Wired only while the studio is local."""
@@ -331,16 +183,16 @@ class SweepTab:
         text = (data[self.lora_import.path] or "").strip().strip("\"'")
         if not text:
             raise InputError("The path is empty.", "Enter the path of a .safetensors file.", code="no_file")
-        return self._show_imported(project, Path(text).expanduser()) | {self.lora_import.path: ""}
+        return self._imported_updates(project, Path(text).expanduser()) | {self.lora_import.path: ""}
 
     def update_cell_count(self, data: dict[Any, Any]) -> Any:
         """Update the number of images after an edit. A wrong value is marked at its field by the form itself."""
         try:
             project = self.studio.find_project(data[self.studio.project])
-            loras = selected_loras(project, data[self.sweep_settings.loras])
-            return {self.sweep_settings.cell_count: self._cell_count(self._job(loras, data))}
+            loras = selected_loras(project, data[self.settings.loras])
+            return {self.settings.cell_count: self._cell_count(self._job(loras, data))}
         except StudioError:
-            return {self.sweep_settings.cell_count: ""}
+            return {self.settings.cell_count: ""}
 
     def tick(self, project_name: str, sweep: str, cell: str, signature: str) -> Any:
         """Show what changed; called by the timer while a job is active."""
@@ -348,7 +200,7 @@ class SweepTab:
             project = self.studio.find_project(project_name)
             if self._signature(project, sweep) == signature:
                 return gr.skip()
-            return self._show(project, sweep, cell)
+            return self._tab_updates(project, sweep, cell)
         except StudioError:
             return gr.skip()
 
@@ -357,23 +209,21 @@ class SweepTab:
         return project, data[self.sweep] or self._default_sweep(project)
 
     def _job(self, loras: list[Path], data: dict[Any, Any]) -> SweepJob:
-        bases = [
-            base.strip() for base in data[self.sweep_settings.bases] or [] if isinstance(base, str) and base.strip()
-        ]
+        bases = [base.strip() for base in data[self.settings.bases] or [] if isinstance(base, str) and base.strip()]
         if not bases:
             raise InputError("No base model is selected.", "Select one under Base models.", code="no_base")
         return self.form.parse(data, loras=loras, bases=bases)
 
-    def _show_imported(self, project: Project, file: Path) -> Updates:
+    def _imported_updates(self, project: Project, file: Path) -> Updates:
         imported = import_lora(project, file)
-        return self._choices(project, [imported]) | self._show(project, self._default_sweep(project))
+        return self._lora_choices(project, [imported]) | self._tab_updates(project, self._default_sweep(project))
 
     def _default_sweep(self, project: Project) -> str:
         sweeps = project.sweeps()
         active = [folder.name for folder in sweeps if folder.status().state.is_active]
         return active[0] if active else sweeps[-1].name if sweeps else ""
 
-    def _fill(self, project: Project, target: LoraChoice | None) -> Updates:
+    def _form_content(self, project: Project, target: LoraChoice | None) -> Updates:
         """Fill the form with a LoRA and its run's base, sample prompts and trigger word."""
         info = project.info()
         job = target.run.job() if target and target.run else None
@@ -384,43 +234,43 @@ class SweepTab:
             "trigger_word": "" if target and read_lora_header(target.path).trigger_word else info.trigger_word,
         }
         return {
-            **self._choices(project, [target.id] if target else []),
+            **self._lora_choices(project, [target.id] if target else []),
             **self.form.fill(values),
-            self.sweep_settings.bases: [run.base if run else info.base],
+            self.settings.bases: [run.base if run else info.base],
             self.filled_for: _form_key(project, target),
         }
 
-    def _choices(self, project: Project, chosen: object) -> Updates:
+    def _lora_choices(self, project: Project, selected: object) -> Updates:
         choices = lora_choices(project)
-        kept = [given for given in chosen if given in choices] if isinstance(chosen, list) else []
+        kept = [given for given in selected if given in choices] if isinstance(selected, list) else []
         options = [(choice.label, choice.id) for choice in choices.values()]
-        return {self.sweep_settings.loras: gr.update(choices=options, value=kept)}
+        return {self.settings.loras: gr.update(choices=options, value=kept)}
 
     def _cell_count(self, job: SweepJob) -> str:
         return sweep_view.cell_count(SweepPlan(job, [read_lora_header(path) for path in job.loras]))
 
-    def _show(self, project: Project, sweep: str, cell: str = "") -> Updates:
+    def _tab_updates(self, project: Project, sweep: str, cell: str = "") -> Updates:
         """Return the updates that show a test; without one, a placeholder. The form is not updated."""
-        layout, results = self.layout, self.results
+        panels, results = self.panels, self.results
         any_lora = bool(lora_choices(project)) or bool(sweep)
         common = {
-            layout.notice: "",
-            layout.empty: gr.Column(visible=not any_lora),
-            layout.work: gr.Column(visible=any_lora),
-            layout.settings_side: gr.Column(visible=any_lora),
-            layout.results_side: gr.Column(visible=any_lora),
+            panels.notice: "",
+            panels.empty: gr.Column(visible=not any_lora),
+            panels.work: gr.Column(visible=any_lora),
+            panels.settings_side: gr.Column(visible=any_lora),
+            panels.results_side: gr.Column(visible=any_lora),
             self.sweep: sweep,
             self.signature: self._signature(project, sweep),
-            results.sweeps: self._sweeps(project, sweep),
+            results.sweeps: self._sweeps_table(project, sweep),
         }
-        return common | (self._show_sweep(project, sweep, cell) if sweep else self._show_no_sweep())
+        return common | (self._sweep_updates(project, sweep, cell) if sweep else self._placeholder_updates())
 
-    def _show_no_sweep(self) -> Updates:
-        layout, results = self.layout, self.results
+    def _placeholder_updates(self) -> Updates:
+        panels, results = self.panels, self.results
         return {
-            layout.title: heading("New test", "Choose settings on the left, then make the grid."),
-            layout.figures: "",
-            **self._buttons(),
+            panels.title: heading("New test", "Choose settings on the left, then make the grid."),
+            panels.tiles: "",
+            **self._button_updates(),
             results.state: "",
             results.large: "",
             results.grid: sweep_view.empty_grid(),
@@ -431,22 +281,22 @@ class SweepTab:
             self.cell: "",
         }
 
-    def _show_sweep(self, project: Project, sweep: str, cell: str) -> Updates:
-        layout, results = self.layout, self.results
+    def _sweep_updates(self, project: Project, sweep: str, cell: str) -> Updates:
+        panels, results = self.panels, self.results
         folder = sweep_named(project, sweep)
         view = SweepView.load(folder)
         failed = view.status.state is JobState.FAILED
         return {
-            layout.title: sweep_view.title(view),
-            layout.figures: sweep_view.sweep_tiles(view),
-            **self._buttons(
+            panels.title: sweep_view.title(view),
+            panels.tiles: sweep_view.sweep_tiles(view),
+            **self._button_updates(
                 stop=view.is_active,
                 stopping=folder.stop_requested(),
                 resume=view.status.state in (JobState.STOPPED, JobState.FAILED, JobState.CREATED),
                 reuse_settings=True,
             ),
             results.state: sweep_view.state_cards(view),
-            **self._pictures(view, cell if cell in view.drawn else ""),
+            **self._image_updates(view, cell if cell in view.drawn else ""),
             results.download: self._download(view),
             results.advice: gr.Column(visible=True),
             results.measures: sweep_view.measures_table(view),
@@ -454,7 +304,7 @@ class SweepTab:
             results.log: log(folder.log_tail(LOG_LINES)) if failed else "",
         }
 
-    def _pictures(self, view: SweepView, cell: str) -> Updates:
+    def _image_updates(self, view: SweepView, cell: str) -> Updates:
         home = self.studio.home
         return {
             self.results.large: sweep_view.large(view, home, cell),
@@ -467,7 +317,7 @@ class SweepTab:
             return gr.DownloadButton(visible=False)
         return gr.DownloadButton(value=copy_for_download(self.results.download, view.grid), visible=True)
 
-    def _buttons(
+    def _button_updates(
         self, *, stop: bool = False, stopping: bool = False, resume: bool = False, reuse_settings: bool = False
     ) -> Updates:
         buttons = self.buttons
@@ -479,14 +329,14 @@ class SweepTab:
             buttons.reuse_settings: gr.Button(visible=reuse_settings),
         }
 
-    def _sweeps(self, project: Project, shown: str) -> Any:
+    def _sweeps_table(self, project: Project, selected: str) -> str:
         views = []
         for folder in project.sweeps():
             try:
                 views.append(SweepView.load(folder))
             except InputError:
                 continue
-        return sweep_view.sweeps_table(views, shown)
+        return sweep_view.sweeps_table(views, selected)
 
     def _signature(self, project: Project, sweep: str) -> str:
         """Return a text that changes whenever the page must be updated."""

@@ -4,175 +4,53 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import Plan
-from lora_studio.planning.presets import list_presets, load_preset, preset_title
+from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, with_project
 from lora_studio.ui.state.project_plan import plan_project
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.train import view as train_view
+from lora_studio.ui.train.layout import GUIDE_DEFAULTS, PROJECT_RECIPE, TrainLayout, build_layout
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import error_card, heading, html, pickable
-from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
+from lora_studio.ui.widgets.html import error_card, heading
 from lora_studio.ui.widgets.job_status import log, state_card
 from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
-from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
 from lora_studio.ui.widgets.thumbnails import copy_for_download
 from lora_studio.workspace.job_folder import JobState, slugify
 from lora_studio.workspace.project import Project, ProjectInfo
 
-PROJECT_RECIPE = "This project's recipe"
-GUIDE_DEFAULTS = "The guide's defaults"
 LOG_LINES = 40
 
 
-class Buttons(NamedTuple):
-    """Actions for the shown run; only those that apply are visible."""
-
-    start: gr.Button
-    stop: gr.Button
-    resume: gr.Button
-    test: gr.Button
-    edit_and_rerun: gr.Button
-
-
-class FormSide(NamedTuple):
-    """The form of a new run, in place of the loss curve."""
-
-    column: gr.Column
-    name: gr.Textbox
-    source: gr.Dropdown
-
-
-class RunSide(NamedTuple):
-    """The loss curve and samples of a run."""
-
-    column: gr.Column
-    curve: gr.HTML
-    film: gr.HTML
-
-
-class Aside(NamedTuple):
-    """The right side: verdict, files, details and the list of runs."""
-
-    notice: gr.HTML
-    state: gr.HTML
-    cards: gr.HTML
-    runs: gr.HTML
-    files: gr.Column
-    path: gr.HTML
-    download: gr.DownloadButton
-    details: gr.Accordion
-    recipe: gr.HTML
-    log_fold: gr.Accordion
-    log: gr.HTML
-
-
 def build(studio: Studio, tab: gr.Tab) -> Page:
-    """Build the tab and wire its events."""
-    with gr.Row(elem_classes="title-row"):
-        with gr.Column(scale=3, min_width=300):
-            title = html(elem_id="train-title")
-        with gr.Column(scale=2, min_width=320), gr.Row(elem_classes="actions"):
-            buttons = Buttons(
-                gr.Button("Start training", variant="primary", elem_id="train-start", visible=False),
-                gr.Button("Stop and save", elem_id="train-stop", visible=False),
-                gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
-                gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
-                gr.Button("Edit and run again", elem_id="train-again", visible=False),
-            )
-    figures = html(elem_id="train-tiles")
-    with gr.Row(elem_classes="sides"):
-        with gr.Column(scale=3, min_width=340):
-            form_side, form, job_fields = _form_side()
-            run_side = _run_side()
-        with gr.Column(scale=2, min_width=320):
-            aside = _aside()
-    return TrainTab(studio, title, figures, buttons, form_side, form, job_fields, run_side, aside).wire(tab)
-
-
-def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
-    with gr.Column(visible=False) as column:
-        with gr.Row(elem_classes="fields"):
-            name = gr.Textbox(
-                label="LoRA name",
-                info="The file name; the folder of the run gets a number before it.",
-                max_lines=1,
-                elem_id="train-name",
-            )
-            source = gr.Dropdown(
-                _sources(),
-                value=PROJECT_RECIPE,
-                label="Load settings from",
-                info="A preset changes only the settings that it names.",
-                elem_id="train-source",
-            )
-        form = build_form()
-        job_fields = build_job_fields()
-    return FormSide(column, name, source), form, job_fields
-
-
-def _sources() -> list[tuple[str, str]]:
-    presets = [(f"{name}: {preset_title(name)}" if preset_title(name) else name, name) for name in list_presets()]
-    return [(PROJECT_RECIPE, PROJECT_RECIPE), (GUIDE_DEFAULTS, GUIDE_DEFAULTS), *presets]
-
-
-def _run_side() -> RunSide:
-    with gr.Column(visible=False) as column:
-        curve = html(elem_id="train-curve")
-        film = html(elem_id="train-film")
-    return RunSide(column, curve, film)
-
-
-def _aside() -> Aside:
-    notice = html(elem_id="train-notice")
-    state = html(elem_id="train-state")
-    cards = html(elem_id="train-cards")
-    with gr.Column(visible=False) as files:
-        path = html(elem_id="train-path")
-        download = gr.DownloadButton("Download the LoRA", elem_id="train-download")
-    with gr.Accordion("Recipe of this run", open=False, visible=False) as details:
-        recipe = html()
-    with gr.Accordion("Log", open=False, visible=False) as log_fold:
-        log = html(elem_id="train-log")
-    runs = pickable(elem_id="train-runs")
-    return Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
+    """Build the tab and register its events."""
+    return TrainTab(studio, build_layout()).wire(tab)
 
 
 class TrainTab:
     """Event handlers of the Train tab."""
 
-    def __init__(
-        self,
-        studio: Studio,
-        title: gr.HTML,
-        figures: gr.HTML,
-        buttons: Buttons,
-        form_side: FormSide,
-        form: RecipeForm,
-        job_fields: JobFields,
-        run_side: RunSide,
-        aside: Aside,
-    ) -> None:
+    def __init__(self, studio: Studio, layout: TrainLayout) -> None:
         self.studio = studio
-        self.title = title
-        self.figures = figures
-        self.buttons = buttons
-        self.form_side = form_side
-        self.form = form
-        self.job_fields = job_fields
-        self.run_side = run_side
-        self.aside = aside
+        self.title = layout.title
+        self.buttons = layout.buttons
+        self.tiles = layout.tiles
+        self.form_side = layout.form_side
+        self.form = layout.form
+        self.job_fields = layout.job_fields
+        self.run_side = layout.run_side
+        self.aside = layout.aside
         self.histories = RunHistories()
-        self.signature = gr.State("")
-        self.filled_from = gr.State("")
+        self.signature = gr.State("")  # see _signature
+        self.filled_from = gr.State("")  # see _form_key
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
@@ -180,7 +58,7 @@ class TrainTab:
         # The browser processes every output of a tick: the form with its many fields is not among them.
         live = [
             self.title,
-            self.figures,
+            self.tiles,
             *buttons,
             self.form_side.column,
             *self.run_side,
@@ -190,25 +68,25 @@ class TrainTab:
         ]
         form = [*self.form_side, *self.form.outputs, *self.job_fields, self.filled_from]
         outputs = [*live, *(component for component in form if component not in live), studio.timer]
-        chosen = {studio.project, studio.run}
+        selected = {studio.project, studio.run}
         contents = {studio.project, self.form_side.name, *self.job_fields, *self.form.inputs}
 
         def on(event: Any, handler: Any, inputs: Any, more: Any = (), **options: Any) -> None:
             event(guarded(self.aside.notice, handler), inputs, [*outputs, *more], **studio.with_progress, **options)
 
         on(buttons.start.click, self.start_training, contents)
-        on(buttons.stop.click, self.stop_training, chosen)
-        on(buttons.resume.click, self.resume_training, chosen)
-        on(buttons.edit_and_rerun.click, self.edit_and_rerun, chosen)
+        on(buttons.stop.click, self.stop_training, selected)
+        on(buttons.resume.click, self.resume_training, selected)
+        on(buttons.edit_and_rerun.click, self.edit_and_rerun, selected)
         on(self.aside.runs.click, self.select_run, [studio.project])
         on(self.form_side.source.input, self.load_settings, {studio.project, self.form_side.source})
-        on(tab.select, self.tab_selected, {*chosen, self.filled_from, *contents})
+        on(tab.select, self.tab_selected, {*selected, self.filled_from, *contents})
         buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
             [*self.form.edit_events, self.job_fields.regularization.blur],
             self.update_estimate,
             contents,
-            [self.figures, self.aside.cards],
+            [self.tiles, self.aside.cards],
             **NO_PROGRESS,
             trigger_mode="always_last",
         )
@@ -224,21 +102,22 @@ class TrainTab:
 
     def refresh(self, project: Project) -> Updates:
         """Show the active run, else the form of a recipe that was not run yet, else the latest run."""
-        return self._fill(project, project.info().recipe or Recipe()) | self._show(project, self._default_run(project))
+        filled = self._form_content(project, project.info().recipe or Recipe())
+        return filled | self._tab_updates(project, self._default_run(project))
 
     @with_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """Update the tab when it is opened. The form keeps its content, unless Plan saved another recipe since."""
         project = self.studio.find_project(data[self.studio.project])
         recipe = project.info().recipe or Recipe()
-        filled = self._fill(project, recipe) if data[self.filled_from] != _form_key(project, recipe) else {}
+        filled = self._form_content(project, recipe) if data[self.filled_from] != _form_key(project, recipe) else {}
         if not filled and data[self.studio.run] == NEW_RUN:
             with suppress(ConfigError):
                 recipe = self.form.parse(data)
         run = data[self.studio.run]
         if run is None or (run != NEW_RUN and run not in {folder.name for folder in project.runs()}):
             run = self._default_run(project)
-        return filled | self._show(project, run, recipe)
+        return filled | self._tab_updates(project, run, recipe)
 
     def start_training(self, data: dict[Any, Any]) -> Updates:
         """Write the job and start its worker process."""
@@ -265,13 +144,13 @@ class TrainTab:
         project.save_info(info.model_copy(update={"recipe": recipe}))
         folder = self.studio.jobs.start(project.new_run_dir(job.name), job)
         filled = {self.filled_from: _form_key(project, recipe)}
-        return filled | self._show(project, folder.name) | self.studio.start_polling()
+        return filled | self._tab_updates(project, folder.name) | self.studio.start_polling()
 
     def stop_training(self, data: dict[Any, Any]) -> Updates:
         """Request that the run stops after the current step and saves its state."""
         project, name = self._selected_run(data)
         run_named(project, name).request_stop()
-        return self._show(project, name)
+        return self._tab_updates(project, name)
 
     def resume_training(self, data: dict[Any, Any]) -> Updates:
         """Continue from the last saved state."""
@@ -280,19 +159,19 @@ class TrainTab:
         if folder.status().state.is_active:
             raise InputError(f"{name} is already running.", "Wait for it, or stop it first.", code="busy")
         self.studio.jobs.resume(folder)
-        return self._show(project, name) | self.studio.start_polling()
+        return self._tab_updates(project, name) | self.studio.start_polling()
 
     def edit_and_rerun(self, data: dict[Any, Any]) -> Updates:
         """Fill the form with the settings of the shown run."""
         project, name = self._selected_run(data)
         view = RunView.load(run_named(project, name), self.histories)
-        filled = self._fill(project, view.job.recipe, view.job)
-        return filled | self._show(project, NEW_RUN, view.job.recipe) | {self.form_side.source: None}
+        filled = self._form_content(project, view.job.recipe, view.job)
+        return filled | self._tab_updates(project, NEW_RUN, view.job.recipe) | {self.form_side.source: None}
 
     def select_run(self, project_name: str, event: gr.EventData) -> Updates:
         """Show another run."""
         project = self.studio.find_project(project_name)
-        return self._show(project, run_named(project, str(event.pick)).name)
+        return self._tab_updates(project, run_named(project, str(event.pick)).name)
 
     def load_settings(self, data: dict[Any, Any]) -> Updates:
         """Fill the form from a preset, the guide's defaults or the project."""
@@ -306,14 +185,14 @@ class TrainTab:
             recipe = Recipe.parse(load_preset(source))
         else:
             raise InputError(f"There is no preset {source!r}.", "Select one from the list.", code="no_preset")
-        return self.form.fill(dict(recipe)) | self._estimate(project, project.info(), recipe)
+        return self.form.fill(dict(recipe)) | self._estimate_updates(project, project.info(), recipe)
 
     def update_estimate(self, data: dict[Any, Any]) -> Any:
         """Update steps, time and VRAM after an edit. A wrong value is marked at its field by the form itself."""
         try:
             project = self.studio.find_project(data[self.studio.project])
             regularization = self.job_fields.values(data)["regularization"]
-            return self._estimate(project, project.info(), self.form.parse(data), regularization)
+            return self._estimate_updates(project, project.info(), self.form.parse(data), regularization)
         except StudioError:
             return gr.skip()
 
@@ -325,8 +204,11 @@ class TrainTab:
             if self._signature(project, name) == signature:
                 return gr.skip()
             if name == NEW_RUN:
-                return {self.aside.runs: self._runs(project, name), self.signature: self._signature(project, name)}
-            return self._show(project, name)
+                return {
+                    self.aside.runs: self._runs_table(project, name),
+                    self.signature: self._signature(project, name),
+                }
+            return self._tab_updates(project, name)
         except StudioError:
             return gr.skip()
 
@@ -345,41 +227,41 @@ class TrainTab:
             return NEW_RUN
         return runs[-1].name
 
-    def _show(self, project: Project, run: str, recipe: Recipe | None = None) -> Updates:
+    def _tab_updates(self, project: Project, run: str, recipe: Recipe | None = None) -> Updates:
         """Return the updates that show a run, or the form; `recipe` is the form's (default: the project's)."""
         common = {
             self.studio.run: run,
             self.signature: self._signature(project, run),
             self.form_side.column: gr.Column(visible=run == NEW_RUN),
             self.run_side.column: gr.Column(visible=run != NEW_RUN),
-            self.aside.runs: self._runs(project, run),
+            self.aside.runs: self._runs_table(project, run),
         }
-        return common | (self._show_form(project, recipe) if run == NEW_RUN else self._show_run(project, run))
+        return common | (self._form_updates(project, recipe) if run == NEW_RUN else self._run_updates(project, run))
 
-    def _show_form(self, project: Project, recipe: Recipe | None) -> Updates:
+    def _form_updates(self, project: Project, recipe: Recipe | None) -> Updates:
         info = project.info()
         facts = " · ".join(part for part in (info.base, info.trigger_word or "no trigger word yet") if part)
         return {
             self.title: train_view.form_title(facts),
-            **self._buttons(start=True),
+            **self._button_updates(start=True),
             self.aside.state: "",
             self.aside.files: gr.Column(visible=False),
             self.aside.details: gr.Accordion(visible=False),
             self.aside.log_fold: gr.Accordion(visible=False),
-            **self._estimate(project, info, recipe or info.recipe or Recipe()),
+            **self._estimate_updates(project, info, recipe or info.recipe or Recipe()),
         }
 
-    def _show_run(self, project: Project, run: str) -> Updates:
+    def _run_updates(self, project: Project, run: str) -> Updates:
         folder = run_named(project, run)
         view = RunView.load(folder, self.histories)
         ended = not view.is_active
         failed = view.status.state is JobState.FAILED
         return {
             self.title: train_view.title(view),
-            self.figures: train_view.run_tiles(view),
+            self.tiles: train_view.run_tiles(view),
             self.run_side.curve: train_view.curve(view),
-            self.run_side.film: train_view.filmstrip(view, self.studio.home),
-            **self._buttons(
+            self.run_side.filmstrip: train_view.filmstrip(view, self.studio.home),
+            **self._button_updates(
                 stop=view.is_active,
                 stopping=folder.stop_requested(),
                 resume=view.status.state in (JobState.STOPPED, JobState.FAILED, JobState.CREATED),
@@ -388,14 +270,14 @@ class TrainTab:
             ),
             self.aside.state: state_card(view.status, job="run", has_results=bool(view.history.steps)),
             self.aside.cards: train_view.verdict_cards(view),
-            **self._files(view),
+            **self._file_updates(view),
             self.aside.details: gr.Accordion(visible=True),
             self.aside.recipe: train_view.recipe_of_run(view.job) + train_view.training_captions(view),
             self.aside.log_fold: gr.Accordion(visible=failed, open=failed),
             self.aside.log: log(folder.log_tail(LOG_LINES)) if failed else "",
         }
 
-    def _buttons(
+    def _button_updates(
         self,
         *,
         start: bool = False,
@@ -416,7 +298,7 @@ class TrainTab:
             buttons.edit_and_rerun: gr.Button(visible=edit_and_rerun),
         }
 
-    def _files(self, view: RunView) -> Updates:
+    def _file_updates(self, view: RunView) -> Updates:
         if view.is_active or view.lora is None:
             return {self.aside.files: gr.Column(visible=False)}
         return {
@@ -425,7 +307,7 @@ class TrainTab:
             self.aside.download: gr.DownloadButton(value=copy_for_download(self.aside.download, view.lora)),
         }
 
-    def _fill(self, project: Project, recipe: Recipe, job: TrainJob | None = None) -> Updates:
+    def _form_content(self, project: Project, recipe: Recipe, job: TrainJob | None = None) -> Updates:
         return {
             **self.form.fill(dict(recipe)),
             **self.job_fields.fill(job),
@@ -434,17 +316,17 @@ class TrainTab:
             self.filled_from: _form_key(project, project.info().recipe or Recipe()),
         }
 
-    def _estimate(
+    def _estimate_updates(
         self, project: Project, info: ProjectInfo, recipe: Recipe, regularization: Path | None = None
     ) -> Updates:
         """Return the figures and warnings of a run with this recipe, or the error if it cannot work."""
         try:
             plan = _plan_with_recipe(project, info, recipe, regularization)
         except InputError as error:
-            return {self.figures: "", self.aside.cards: error_card(error)}
-        return {self.figures: plan_tiles(plan), self.aside.cards: caution_cards(plan)}
+            return {self.tiles: "", self.aside.cards: error_card(error)}
+        return {self.tiles: plan_tiles(plan), self.aside.cards: caution_cards(plan)}
 
-    def _runs(self, project: Project, run: str) -> str:
+    def _runs_table(self, project: Project, run: str) -> str:
         views = []
         for folder in project.runs():
             try:

@@ -1,0 +1,141 @@
+"""The components of the Train tab, without their events."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from lora_studio.planning.presets import list_presets, preset_title
+from lora_studio.ui.widgets.html import html, pickable
+from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
+from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
+
+PROJECT_RECIPE = "This project's recipe"
+GUIDE_DEFAULTS = "The guide's defaults"
+
+
+class TrainButtons(NamedTuple):
+    """Actions for the shown run; only those that apply are visible."""
+
+    start: gr.Button
+    stop: gr.Button
+    resume: gr.Button
+    test: gr.Button
+    edit_and_rerun: gr.Button
+
+
+class FormSide(NamedTuple):
+    """The form of a new run, in place of the loss curve."""
+
+    column: gr.Column
+    name: gr.Textbox
+    source: gr.Dropdown
+
+
+class RunSide(NamedTuple):
+    """The loss curve and samples of a run."""
+
+    column: gr.Column
+    curve: gr.HTML
+    filmstrip: gr.HTML
+
+
+class Aside(NamedTuple):
+    """The right side: verdict, files, details and the list of runs."""
+
+    notice: gr.HTML
+    state: gr.HTML
+    cards: gr.HTML
+    runs: gr.HTML
+    files: gr.Column
+    path: gr.HTML
+    download: gr.DownloadButton
+    details: gr.Accordion
+    recipe: gr.HTML
+    log_fold: gr.Accordion
+    log: gr.HTML
+
+
+class TrainLayout(NamedTuple):
+    """All components of the tab."""
+
+    title: gr.HTML
+    buttons: TrainButtons
+    tiles: gr.HTML
+    form_side: FormSide
+    form: RecipeForm
+    job_fields: JobFields
+    run_side: RunSide
+    aside: Aside
+
+
+def build_layout() -> TrainLayout:
+    """Create the components."""
+    with gr.Row(elem_classes="title-row"):
+        with gr.Column(scale=3, min_width=300):
+            title = html(elem_id="train-title")
+        with gr.Column(scale=2, min_width=320), gr.Row(elem_classes="actions"):
+            buttons = TrainButtons(
+                start=gr.Button("Start training", variant="primary", elem_id="train-start", visible=False),
+                stop=gr.Button("Stop and save", elem_id="train-stop", visible=False),
+                resume=gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
+                test=gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
+                edit_and_rerun=gr.Button("Edit and run again", elem_id="train-again", visible=False),
+            )
+    tiles = html(elem_id="train-tiles")
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=3, min_width=340):
+            form_side, form, job_fields = _form_side()
+            run_side = _run_side()
+        with gr.Column(scale=2, min_width=320):
+            aside = _aside()
+    return TrainLayout(title, buttons, tiles, form_side, form, job_fields, run_side, aside)
+
+
+def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
+    with gr.Column(visible=False) as column:
+        with gr.Row(elem_classes="fields"):
+            name = gr.Textbox(
+                label="LoRA name",
+                info="The file name; the folder of the run gets a number before it.",
+                max_lines=1,
+                elem_id="train-name",
+            )
+            source = gr.Dropdown(
+                _sources(),
+                value=PROJECT_RECIPE,
+                label="Load settings from",
+                info="A preset changes only the settings that it names.",
+                elem_id="train-source",
+            )
+        form = build_form()
+        job_fields = build_job_fields()
+    return FormSide(column, name, source), form, job_fields
+
+
+def _sources() -> list[tuple[str, str]]:
+    presets = [(f"{name}: {preset_title(name)}" if preset_title(name) else name, name) for name in list_presets()]
+    return [(PROJECT_RECIPE, PROJECT_RECIPE), (GUIDE_DEFAULTS, GUIDE_DEFAULTS), *presets]
+
+
+def _run_side() -> RunSide:
+    with gr.Column(visible=False) as column:
+        curve = html(elem_id="train-curve")
+        filmstrip = html(elem_id="train-film")
+    return RunSide(column, curve, filmstrip)
+
+
+def _aside() -> Aside:
+    notice = html(elem_id="train-notice")
+    state = html(elem_id="train-state")
+    cards = html(elem_id="train-cards")
+    with gr.Column(visible=False) as files:
+        path = html(elem_id="train-path")
+        download = gr.DownloadButton("Download the LoRA", elem_id="train-download")
+    with gr.Accordion("Recipe of this run", open=False, visible=False) as details:
+        recipe = html()
+    with gr.Accordion("Log", open=False, visible=False) as log_fold:
+        log = html(elem_id="train-log")
+    runs = pickable(elem_id="train-runs")
+    return Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
