@@ -1,8 +1,9 @@
-"""Aspect-ratio buckets: which size an image trains at, how it is scaled and where it is cropped.
+"""Aspect-ratio buckets: the size at which an image trains, how it is scaled, and where it is cropped.
 
-The arithmetic is that of kohya's sd-scripts (BucketManager), so that counts of steps agree with what people know, with
-three corrections: the crop's offset stands on the axis that is cropped, no bucket is larger than `resolution` squared
-by a rounding, and `max_bucket_reso` bounds the longer side without upscaling too. Sizes are (width, height) in pixels.
+The arithmetic is that of kohya's sd-scripts (BucketManager), so that step counts agree with kohya's, with three
+corrections: the crop offset is applied to the axis that is cropped; rounding never makes a bucket larger than
+`resolution` squared; and `max_bucket_reso` also limits the longer side when `bucket_no_upscale` is set. Sizes are
+(width, height) in pixels.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from lora_studio.settings.recipe import Recipe
 
 Size = tuple[int, int]
 
-VAE_FACTOR = 8  # pixels a latent: the VAE halves the sides three times
+VAE_FACTOR = 8  # pixels per latent, per side: the VAE halves each side three times
 
-# Keeps a quotient that is a whole number in exact arithmetic from being floored to the number below it.
-_NOISE = 1e-6
+# Added before flooring, so that rounding errors do not turn a whole quotient into the next lower number.
+_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Scale an image to `scaled`, then cut `bucket` out of it at `crop` (left, top).
+    """How an image is fitted to a bucket: scale it to `scaled`, then crop `bucket` out of it at `crop` (left, top).
 
     `scaled` covers `bucket` on both sides. SDXL's conditioning takes the crop as (top, left).
     """
@@ -38,7 +39,7 @@ class Placement:
 
 
 class PlacedImage(NamedTuple):
-    """An image of `size` pixels in its bucket; `cropped` is the share of its area that is cut away."""
+    """An image of `size` pixels and its placement in a bucket."""
 
     path: Path
     size: Size
@@ -46,13 +47,13 @@ class PlacedImage(NamedTuple):
 
     @property
     def cropped(self) -> float:
-        """The share of the scaled image that is not in the bucket, 0 to 1."""
+        """The share of the scaled image's area that is cropped away, 0 to 1."""
         (width, height), (bucket_width, bucket_height) = self.placement.scaled, self.placement.bucket
         return 1 - bucket_width * bucket_height / (width * height)
 
     @property
     def frame(self) -> tuple[float, float, float, float]:
-        """What is kept: left, top, right, bottom, as shares of the image's sides that are cut away there."""
+        """The shares of the image's width and height that are cropped at the left, top, right and bottom."""
         (width, height), (left, top) = self.placement.scaled, self.placement.crop
         bucket_width, bucket_height = self.placement.bucket
         return (
@@ -65,9 +66,10 @@ class PlacedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Bucket:
-    """One bucket: its images, the most cropped first; in an epoch `samples` images times repeats fill `batches`.
+    """A bucket and its images, the most cropped first.
 
-    The last batch of the bucket lacks `empty_slots` images.
+    Per epoch the bucket has `samples` samples (images times repeats) in `batches` batches; the last one lacks
+    `empty_slots` samples.
     """
 
     size: Size
@@ -81,11 +83,11 @@ class Bucket:
 def bucket_sizes(
     *, resolution: int, min_bucket_reso: int = 256, max_bucket_reso: int = 2048, bucket_reso_steps: int = 64
 ) -> tuple[Size, ...]:
-    """All bucket sizes for `resolution` squared pixels, sorted; at least the square one.
+    """Return all bucket sizes for an area of `resolution` squared pixels, sorted; the square one is always included.
 
-    Widths go from `min_bucket_reso` to `max_bucket_reso` in steps; each takes the largest height, a multiple of the
-    step, whose area stays within `resolution` squared; both orientations. Raises InputError for a step that the VAE
-    cannot take.
+    Widths go from `min_bucket_reso` to `max_bucket_reso` in steps. Each width gets the largest height, a multiple of
+    the step, that keeps the area within `resolution` squared. Every size is returned in both orientations. Raises
+    InputError if the step is not a multiple of 8.
     """
     step = _step(resolution, bucket_reso_steps)
     area = resolution * resolution
@@ -111,14 +113,19 @@ def place(
     bucket_reso_steps: int = 64,
     bucket_no_upscale: bool = True,
 ) -> Placement:
-    """Where an image of `width` x `height` pixels trains.
+    """Return the bucket of an image of `width` x `height` pixels, and how the image is scaled and cropped.
 
-    Without buckets: the square of `resolution`. With buckets: the size of nearest aspect ratio. With
-    `bucket_no_upscale`: a bucket of the image's own shape, made of whole steps, and never an enlarged image; only one
-    that is smaller than a single step is enlarged to fill it. Raises InputError for an empty image or a bad step.
+    Without `enable_bucket` the bucket is the square of `resolution`. Otherwise it is the bucket size with the nearest
+    aspect ratio; with `bucket_no_upscale` it has the image's own aspect ratio, rounded to whole steps, and images are
+    never enlarged, except those that are smaller than one step. Raises InputError for an image without pixels or a bad
+    step.
     """
     if width < 1 or height < 1:
-        raise InputError(f"An image of {width} x {height} px has no pixels.", "Remove it.", code="empty_image")
+        raise InputError(
+            f"The image size is {width} x {height} px; both sides must be at least 1 px.",
+            "Remove the image.",
+            code="empty_image",
+        )
     if not enable_bucket:
         side = max(VAE_FACTOR, resolution // VAE_FACTOR * VAE_FACTOR)
         return _cover(width, height, (side, side))
@@ -137,7 +144,7 @@ def place(
 
 
 def place_for(recipe: Recipe, width: int, height: int) -> Placement:
-    """`place` with the settings of a recipe."""
+    """Return the placement of an image with a recipe's settings; see `place`."""
     return place(
         width,
         height,
@@ -151,7 +158,7 @@ def place_for(recipe: Recipe, width: int, height: int) -> Placement:
 
 
 def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> list[Bucket]:
-    """The buckets of images (path, size in pixels, repeats) with a recipe's settings, the fullest first."""
+    """Return the buckets of images (path, size in pixels, repeats) with a recipe's settings, the largest first."""
     placed: dict[Size, list[tuple[PlacedImage, int]]] = {}
     places: dict[Size, Placement] = {}
     for path, size, repeats in images:
@@ -164,7 +171,7 @@ def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> lis
         buckets.append(
             Bucket(
                 size,
-                sorted((one for one, _ in members), key=lambda one: -one.cropped),
+                sorted((image for image, _ in members), key=lambda image: -image.cropped),
                 samples,
                 batches,
                 batches * recipe.batch_size - samples,
@@ -177,59 +184,63 @@ def _place_without_upscale(width: int, height: int, resolution: int, max_side: i
     step = _step(resolution, steps)
     area = resolution * resolution
     aspect = width / height
-    # The longer side is bounded; a bucket one step high may not be longer than the area allows either.
-    longest = max(step, min(max_side, area // step) // step * step)
-    target_width = min(float(width), sqrt(area * aspect), float(longest), longest * aspect)
+    # The longer side is limited by max_bucket_reso, and by the area in a bucket that is one step high.
+    max_length = max(step, min(max_side, area // step) // step * step)
+    target_width = min(float(width), sqrt(area * aspect), float(max_length), max_length * aspect)
     if target_width >= width:
         bucket = (_floor(width, step), _floor(height, step))
-        return _cut(width, height, bucket) if min(bucket) else _cover(width, height, _at_least(bucket, step))
-    # Scale down so that one side is a whole number of steps: the side that keeps the aspect ratio better.
+        return _crop(width, height, bucket) if min(bucket) else _cover(width, height, _min_one_step(bucket, step))
+    # Scale down so that one side is a whole number of steps; choose the side that keeps the aspect ratio better.
     candidates: list[tuple[float, Size, Size]] = []
     by_width = _floor(target_width, step)
     if by_width:
         bucket = (by_width, _floor(by_width / aspect, step))
-        candidates.append((_error(bucket, aspect), bucket, (by_width, round(by_width / aspect))))
+        candidates.append((_aspect_error(bucket, aspect), bucket, (by_width, round(by_width / aspect))))
     by_height = _floor(target_width / aspect, step)
     if by_height:
         bucket = (_floor(by_height * aspect, step), by_height)
-        candidates.append((_error(bucket, aspect), bucket, (round(by_height * aspect), by_height)))
+        candidates.append((_aspect_error(bucket, aspect), bucket, (round(by_height * aspect), by_height)))
     usable = [candidate for candidate in candidates if min(candidate[1])]
     if not usable:
         bucket = (_floor(target_width, step), _floor(target_width / aspect, step))
-        return _cover(width, height, _at_least(bucket, step))
+        return _cover(width, height, _min_one_step(bucket, step))
     _, bucket, scaled = min(usable)
-    return _cut(*scaled, bucket)
+    return _crop(*scaled, bucket)
 
 
 def _step(resolution: int, steps: int) -> int:
-    """The step in use: never above the resolution, so that a bucket of one step fits into its area."""
+    """Return the bucket step, at most the resolution, so that a bucket of one step fits into the area."""
     if steps < VAE_FACTOR or steps % VAE_FACTOR:
         raise InputError(
-            f"bucket_reso_steps is {steps}; the VAE needs multiples of {VAE_FACTOR}.", "Use 64.", code="bucket_step"
+            f"bucket_reso_steps is {steps}; it must be a multiple of {VAE_FACTOR}, the VAE's factor.",
+            "Use 64.",
+            code="bucket_step",
         )
     if resolution < VAE_FACTOR:
-        raise InputError(f"resolution is {resolution} px.", "Use 1024, or 64 at least.", code="resolution")
+        raise InputError(
+            f"resolution is {resolution} px; it must be at least {VAE_FACTOR}.", "Use 1024.", code="resolution"
+        )
     return min(steps, resolution // VAE_FACTOR * VAE_FACTOR)
 
 
 def _floor(length: float, step: int) -> int:
-    return floor(length / step + _NOISE) * step
+    return floor(length / step + _EPSILON) * step
 
 
-def _at_least(bucket: Size, step: int) -> Size:
+def _min_one_step(bucket: Size, step: int) -> Size:
     return max(step, bucket[0]), max(step, bucket[1])
 
 
-def _error(bucket: Size, aspect: float) -> float:
+def _aspect_error(bucket: Size, aspect: float) -> float:
     return abs(bucket[0] / bucket[1] - aspect) if bucket[1] else float("inf")
 
 
 def _cover(width: int, height: int, bucket: Size) -> Placement:
-    """Scale so that both sides reach the bucket's, then cut its middle."""
+    """Scale the image so that it covers the bucket, then crop its centre."""
     scale = max(bucket[0] / width, bucket[1] / height)
     scaled = max(bucket[0], round(width * scale)), max(bucket[1], round(height * scale))
-    return _cut(*scaled, bucket)
+    return _crop(*scaled, bucket)
 
 
-def _cut(width: int, height: int, bucket: Size) -> Placement:
+def _crop(width: int, height: int, bucket: Size) -> Placement:
     return Placement(bucket, (width, height), ((width - bucket[0]) // 2, (height - bucket[1]) // 2))

@@ -1,9 +1,9 @@
-"""Setting images aside, so that everything can be put back.
+"""Curation: set images aside so that each can be restored.
 
-A rejected image, its captions and its masks are moved into a folder of rejects, never deleted. What is there, where it
-was, why and when stands in a manifest beside it, which is written before a file is moved: whatever happens in between,
-each file is in exactly one of the two places that its record names, and both moving and putting back can simply be
-repeated. The manifest names places relative to itself, so that a project can be renamed, moved and copied.
+A rejected image is moved into the folder `rejected` with its captions and masks, never deleted. rejected.json in that
+folder records each file's origin, the reason and the time, and is written before any file is moved. Whenever the
+process is interrupted, each file is in exactly one of the two places of its record, and rejecting and restoring can be
+repeated. The paths in rejected.json are relative to it, so that a project can be renamed, moved and copied.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
 from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
+from lora_studio.dataset.images.sets import format_image_count
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
@@ -29,7 +30,7 @@ REJECTED_FILE = "rejected.json"
 
 
 class Move(BaseModel):
-    """One file: `name` in the folder of rejects, `original` where it came from (absolute; in the manifest relative)."""
+    """A file that was moved: its `name` in the rejected folder and its `original` path (relative in rejected.json)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,7 +39,7 @@ class Move(BaseModel):
 
 
 class Rejected(BaseModel):
-    """One image set aside, with its captions and masks: `files` has the image first. `time` is seconds since 1970."""
+    """An image that was set aside, with captions and masks: `files` has the image first. `time`: s since 1970."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,12 +49,12 @@ class Rejected(BaseModel):
 
     @property
     def image(self) -> Path:
-        """Where the image was."""
+        """The path from which the image was moved."""
         return self.files[0].original
 
 
 class Proposal(BaseModel):
-    """An image that would be set aside, and why."""
+    """An image that curation would set aside, and the reason."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,7 +63,7 @@ class Proposal(BaseModel):
 
 
 class CurationReport(BaseModel):
-    """What `curate` proposes, did, or put back. `kept` names files that could not be put back, with the reason."""
+    """The images that `curate` proposed, rejected or restored; `kept` are those that could not be restored, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,18 +75,21 @@ class CurationReport(BaseModel):
     kept: list[Proposal] = []
 
     def lines(self) -> list[str]:
-        """The report for people, a line for each image and one to sum up."""
+        """Return the report as text, a line per image and a summary."""
         if self.restored or self.kept:
-            lines = [f"put back {path}" for path in self.restored]
-            lines += [f"not put back {item.path}: {item.reason}" for item in self.kept]
-            return [*lines, f"{len(self.restored)} images are back."]
+            lines = [f"restored {path}" for path in self.restored]
+            lines += [f"not restored {item.path}: {item.reason}" for item in self.kept]
+            return [*lines, f"{format_image_count(len(self.restored))} restored."]
         if self.rejected:
             lines = [f"set aside {item.path}: {item.reason}" for item in self.proposed]
-            return [*lines, f"{len(self.rejected)} images are in {self.rejected_dir}; --restore puts them back."]
+            return [
+                *lines,
+                f"{format_image_count(len(self.rejected))} moved to {self.rejected_dir}; restore with --restore.",
+            ]
         if self.proposed:
             lines = [f"would set aside {item.path}: {item.reason}" for item in self.proposed]
-            return [*lines, f"{len(self.proposed)} images; --apply does it."]
-        return ["Nothing to set aside or to put back."]
+            return [*lines, f"{format_image_count(len(self.proposed))} to set aside; apply with --apply."]
+        return ["Nothing to set aside or restore."]
 
 
 class _Manifest(BaseModel):
@@ -100,11 +104,11 @@ def curate(
     rejected_dir: Path | None = None,
     on_progress: Progress | None = None,
 ) -> CurationReport:
-    """Show what a scan proposes to set aside, do it (`apply`), or put everything back (`restore`).
+    """Return the images that a scan proposes to set aside, set them aside (`apply`), or restore all (`restore`).
 
-    Proposed are the copies of every duplicate group and unreadable files. `rejected_dir` is, by default, `rejected`
-    beside the dataset folder of a project, else `rejected` in `folder`. Raises InputError for a folder without images
-    (unless restoring) or a manifest that cannot be read.
+    Proposed are the duplicates of every group and unreadable files. `rejected_dir` defaults to `rejected` beside the
+    dataset folder of a project, else `rejected` in `folder`. Raises InputError if the folder has no images (unless
+    restoring) or rejected.json cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -119,12 +123,12 @@ def curate(
 
 
 def default_rejected_dir(folder: Path) -> Path:
-    """`rejected` of the project whose dataset `folder` is (or is a set of), else `rejected` in the folder."""
+    """Return the folder `rejected` of the project that `folder` is the dataset or a set of, else `folder/rejected`."""
     return records_folder(folder) / "rejected"
 
 
 def proposals(report: ScanReport) -> list[Proposal]:
-    """What a scan's report proposes to set aside, each image once; similar images are for a person to judge."""
+    """Return the images that a scan proposes to set aside, each once; similar images are left for the user to judge."""
     found = {}
     for group in report.duplicate_groups:
         if group.kind is DuplicateKind.SIMILAR:
@@ -139,40 +143,40 @@ def proposals(report: ScanReport) -> list[Proposal]:
 
 
 def reject(proposed: Iterable[Proposal], rejected_dir: Path) -> list[Path]:
-    """Move images with their captions and masks into `rejected_dir`; returns the images that were moved.
+    """Move images with their captions and masks into `rejected_dir` and return the images that were moved.
 
-    An image whose caption belongs to another image too (the same stem) leaves caption and masks there. Images that are
-    gone already are passed over. Raises InputError or DiskFullError; what was not moved then is where it was.
+    If another image has the same stem, and so the same caption, captions and masks stay. Images that no longer exist
+    are skipped. Raises InputError or DiskFullError; files that were not moved by then are where they were.
     """
-    there = {item.path: item for item in proposed if item.path.is_file()}
-    if not there:
+    existing = {item.path: item for item in proposed if item.path.is_file()}
+    if not existing:
         return []
     with disk_errors(rejected_dir):
         rejected_dir.mkdir(parents=True, exist_ok=True)
         names = _Names(rejected_dir)
-        # What was recorded and then not moved, as the power was cut, is recorded anew.
-        known = [entry for entry in _load(rejected_dir).entries if any(file.name in names for file in entry.files)]
-        entries = [_new_entry(item, names) for item in there.values()]
-        _save(rejected_dir, [*known, *entries])
+        # Entries whose files were never moved, because of a power loss, are recorded again.
+        moved = [entry for entry in _load(rejected_dir).entries if any(file.name in names for file in entry.files)]
+        entries = [_new_entry(item, names) for item in existing.values()]
+        _save(rejected_dir, [*moved, *entries])
         moves = [(file.original, rejected_dir / file.name) for entry in entries for file in entry.files]
         for source, target in moves:
             _move(source, target)
         _sync(moves)
-    return list(there)
+    return list(existing)
 
 
 def rejected_images(rejected_dir: Path) -> list[Rejected]:
-    """What lies in a folder of rejects, the latest first; raises InputError if its manifest cannot be read."""
+    """Return the images in a rejected folder, the latest first; raises InputError if rejected.json cannot be read."""
     return [entry for entry in reversed(_load(rejected_dir).entries) if (rejected_dir / entry.files[0].name).is_file()]
 
 
 def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> tuple[list[Path], list[Proposal]]:
-    """Put images, captions and masks back where they were: all, or those whose original places are in `images`.
+    """Move images, captions and masks back to their original paths: all, or only the images of these paths.
 
-    Returns the images that are back, and those that stay because another file has taken their place, with the reason.
+    Returns the images that were restored, and those that stay because another file has their path, with the reason.
     Raises InputError or DiskFullError.
     """
-    wanted = None if images is None else {_place(image) for image in images}
+    wanted = None if images is None else {_absolute(image) for image in images}
     back, kept, remaining = [], [], []
     moves: list[tuple[Path, Path]] = []
     for entry in _load(rejected_dir).entries:
@@ -182,11 +186,11 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
         waiting = [file for file in entry.files if (rejected_dir / file.name).is_file()]
         taken = [file.original for file in waiting if file.original.exists()]
         if taken:
-            kept.append(Proposal(path=entry.image, reason=f"there is a file {taken[0].name!r} in its place"))
+            kept.append(Proposal(path=entry.image, reason=f"another file is called {taken[0].name!r}"))
             remaining.append(entry)
             continue
         with disk_errors(entry.image):
-            # The caption first: an image that is back has its caption.
+            # The caption first: a restored image always has its caption.
             for file in reversed(waiting):
                 file.original.parent.mkdir(parents=True, exist_ok=True)
                 moves.append((rejected_dir / file.name, file.original))
@@ -200,9 +204,9 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
 
 
 class _Names:
-    """The names that are free in a folder of rejects, and who shares a caption in the folders that images come from.
+    """Free names in a rejected folder, and which images share a stem in the folders that images are moved from.
 
-    Each folder is listed once. Images that are to be moved count as moved.
+    Each folder is listed once. Images that will be moved count as moved.
     """
 
     def __init__(self, rejected_dir: Path) -> None:
@@ -212,8 +216,8 @@ class _Names:
     def __contains__(self, name: str) -> bool:
         return name.casefold() in self._taken
 
-    def take(self, stem: str, suffixes: Sequence[str]) -> str:
-        """A stem that leaves no name with these suffixes twice; they are taken from now on."""
+    def reserve(self, stem: str, suffixes: Sequence[str]) -> str:
+        """Return `stem`, numbered if necessary, such that no file has its name with one of the suffixes; reserve it."""
         number, free = 0, stem
         while any(free + suffix in self for suffix in suffixes):
             number += 1
@@ -221,8 +225,8 @@ class _Names:
         self._taken.update((free + suffix).casefold() for suffix in suffixes)
         return free
 
-    def leave(self, image: Path) -> bool:
-        """Count an image as moved; whether another image stays there that has the same stem."""
+    def remove_image(self, image: Path) -> bool:
+        """Count an image as moved; return whether another image of the same stem stays in its folder."""
         images = self._images.get(image.parent)
         if images is None:
             with os.scandir(image.parent) as found:
@@ -233,37 +237,37 @@ class _Names:
 
 
 def _new_entry(proposed: Proposal, names: _Names) -> Rejected:
-    image = _place(proposed.path)
-    shared = names.leave(image)
+    image = _absolute(proposed.path)
+    shared = names.remove_image(image)
     endings = {image: image.suffix}
     if not shared:
         endings |= {file: suffix for suffix in CAPTION_SUFFIXES if (file := image.with_suffix(suffix)).is_file()}
         endings |= {file: _mask_ending(file, image) for file in mask_files(image)}
-    stem = names.take(image.stem, list(endings.values()))
+    stem = names.reserve(image.stem, list(endings.values()))
     files = [Move(name=stem + ending, original=file) for file, ending in endings.items()]
     return Rejected(files=files, reason=proposed.reason, time=time.time())
 
 
 def _mask_ending(mask: Path, image: Path) -> str:
-    """What follows the image's stem in the name of its mask among the rejects, where masks have no folder."""
+    """Return what follows the stem in the name of an image's mask in the rejected folder, which has no subfolders."""
     return mask.name.removeprefix(image.stem) if mask.parent == image.parent else f"-{mask.parent.name}{mask.suffix}"
 
 
 def _move(source: Path, target: Path) -> None:
     if target.exists():
-        raise InputError(f"{target} exists already.", "Move it away, then try again.", code="file_exists")
+        raise InputError(f"{target} already exists.", "Move it away, then try again.", code="file_exists")
     source.replace(target)
 
 
 def _sync(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Flush the folders that files were moved between, those that they came to first."""
+    """Flush the folders that files were moved between to disk, the targets first."""
     targets, sources = ([paths[side].parent for paths in moves] for side in (1, 0))
     for folder in dict.fromkeys([*targets, *sources]):
         sync_folder(folder)
 
 
-def _place(file: Path) -> Path:
-    """The absolute place of a file, which may be a link itself, by its folder's real name."""
+def _absolute(file: Path) -> Path:
+    """Return the absolute path of a file with links in its folder resolved; the file may be a link itself."""
     return file.parent.resolve() / file.name
 
 
@@ -278,17 +282,17 @@ def _load(rejected_dir: Path) -> _Manifest:
             f"{file} cannot be read: {error}", "Move the files beside it back by hand, then delete it.", code="manifest"
         ) from error
     home = rejected_dir.resolve()
-    return _Manifest(entries=_with_places(manifest.entries, lambda place: Path(os.path.normpath(home / place))))
+    return _Manifest(entries=_with_paths(manifest.entries, lambda path: Path(os.path.normpath(home / path))))
 
 
 def _save(rejected_dir: Path, entries: Sequence[Rejected]) -> None:
     home = rejected_dir.resolve()
-    relative = _with_places(entries, lambda place: Path(os.path.relpath(place, home)))
+    relative = _with_paths(entries, lambda path: Path(os.path.relpath(path, home)))
     write_text(rejected_dir / REJECTED_FILE, _Manifest(entries=relative).model_dump_json(indent=1) + "\n")
 
 
-def _with_places(entries: Sequence[Rejected], change: Callable[[Path], Path]) -> list[Rejected]:
-    """The entries with every original place changed."""
+def _with_paths(entries: Sequence[Rejected], change: Callable[[Path], Path]) -> list[Rejected]:
+    """Return the entries with every original path changed."""
     return [
         entry.model_copy(
             update={"files": [file.model_copy(update={"original": change(file.original)}) for file in entry.files]}

@@ -1,9 +1,9 @@
-"""Flaws that a look at the pixels shows: blur, darkness, compression, bars and borders. Each says why it was flagged.
+"""Quality issues that show in the pixels: blur, darkness, compression artefacts, bars and borders.
 
-All but the traces of compression is measured on the grey picture with a shorter side of `SIDE` pixels, so that the
-same picture in another size is judged alike. A flag is something to look at; drawings with soft shades and night
-scenes are fine, and a curator says so with a click. The thresholds are what sharp and blurred, whole and spoiled made
-pictures and the example images have on either side (tests/unit/test_quality.py).
+Everything except compression is measured on a greyscale copy whose shorter side is `SIDE` pixels, so that an image is
+judged the same at any resolution. An issue asks for a check and is not a verdict: drawings with soft shades and night
+scenes are flagged too, and the user can keep them. The thresholds separate sharp from blurred and clean from damaged
+images, generated ones and the example set (tests/unit/dataset/test_quality.py).
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from lora_studio.dataset.images.decode import DecodedImage, Issue
 
 SIDE = 384  # px
 
-MIN_SHARPNESS = 0.04  # of the contrast; sharp drawings have 0.5 and more, soft photographs 0.1
-MIN_CONTRAST = 12.0  # of 255; a picture with less has nothing that could be sharp
-MAX_DARK_LEVEL = 70.0  # of 255: the lightest hundredth of a dark picture is darker
-MIN_BRIGHT_LEVEL = 190.0  # of 255: the darkest hundredth of a washed-out picture is lighter
+MIN_SHARPNESS = 0.04  # share of the contrast; sharp drawings have 0.5 and more, soft photographs 0.1
+MIN_CONTRAST = 12.0  # of 255; with less, sharpness cannot be measured
+MAX_DARK_LEVEL = 70.0  # of 255: the 99th percentile of a dark image is below
+MIN_BRIGHT_LEVEL = 190.0  # of 255: the 1st percentile of a washed-out image is above
 MIN_JPEG_QUALITY = 50.0  # of 100
-MAX_BLOCKING = 5.0  # steps at the edges of 8 x 8 blocks over those within; JPEG 50 has 4, drawings have 3.5 at most
+MAX_BLOCKING = 5.0  # steps at edges of 8 x 8 blocks / steps inside; JPEG quality 50 has 4, drawings at most 3.5
 
-MIN_BAND_SHARE = 0.02  # of a side: a narrower band is a thin line
+MIN_BAND_SHARE = 0.02  # of the side; a narrower band is a thin line
 MAX_BAND_SHARE = 0.35
-_SAME = 10  # grey levels within which pixels are one colour
-_PLAIN = 0.97  # share of the outermost row that is one colour in a bar
-_TEXT = 0.5  # share of a row of a bar that is its colour where there are letters on it
-_STRAIGHT = 0.4  # share of the first row inside that may look like the bar: a margin around a drawing has more
+_SAME = 10  # grey levels; pixels that differ by no more count as one colour
+_PLAIN = 0.97  # min share of a bar's outermost row that is one colour
+_TEXT = 0.5  # min share of a bar's colour in each of its rows; letters on the bar take the rest
+_STRAIGHT = 0.4  # max share of the bar's colour in the first row after it; the margin of a drawing has more
 
-_REACHES = 0.05  # share of a row
-_SAME_PLACE = 0.9  # share of the rows
+_REACHES = 0.05  # max distance from the end of a row, as a share of the row
+_SAME_PLACE = 0.9  # min share of the rows
 
-# Sum of the luminance table of JPEG's annex K, which quality 50 is; the libraries scale it with their quality.
+# Sum of the luminance quantization table in annex K of the JPEG standard, used at quality 50 and scaled for others.
 _STANDARD_TABLE = 3688
 
 Grey = NDArray[np.uint8]
 
 
 def downscale(image: Image.Image) -> Image.Image:
-    """The image in a whole fraction of its size, the shorter side still SIDE pixels or more: fast, and enough."""
+    """Return the image reduced by a whole factor, with a shorter side of at least SIDE pixels."""
     factor = min(image.size) // SIDE
     return image.reduce(factor) if factor > 1 else image
 
 
 def quality_issues(picture: DecodedImage, small: Image.Image) -> list[Issue]:
-    """What is wrong with a decoded picture; `small` is the same picture `downscale`."""
+    """Return the quality issues of a decoded image; `small` is the same image after `downscale`."""
     image = _grey(small)
     grey = np.asarray(image)
     counts = np.cumsum(image.histogram())
@@ -57,7 +57,7 @@ def quality_issues(picture: DecodedImage, small: Image.Image) -> list[Issue]:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """The picture in grey with a shorter side of SIDE pixels; one that is smaller stays as it is."""
+    """Return the image in greyscale with a shorter side of SIDE pixels; smaller images keep their size."""
     grey = image.convert("L")
     scale = SIDE / min(image.size)
     if scale >= 1:
@@ -67,7 +67,7 @@ def _grey(image: Image.Image) -> Image.Image:
 
 
 def _percentile(counts: NDArray[np.int64], percent: float) -> float:
-    """Of whole numbers from 0 on, by how many there are up to each of them."""
+    """Return a percentile of whole numbers from 0, given the cumulative counts of their histogram."""
     return float(np.searchsorted(counts, percent / 100 * counts[-1]))
 
 
@@ -80,16 +80,16 @@ def _blur(grey: Grey, counts: NDArray[np.int64]) -> Issue | None:
         return None
     return Issue(
         code="blurred",
-        message=f"Blurred: nowhere an edge, its sharpest places have {sharpness / MIN_SHARPNESS:.0%} of what a soft "
-        "photograph has. Training learns the blur.",
+        message=f"Blurred: even its sharpest areas have {sharpness / MIN_SHARPNESS:.0%} of the sharpness of a soft "
+        "photograph. Training learns the blur.",
     )
 
 
 def _sharpest(grey: Grey) -> float:
-    """The Laplacian of the sharpest 0.5% of the pixels.
+    """Return the 99.5th percentile of the absolute Laplacian.
 
-    Its variance (Pech-Pacheco et al. 2000) would call drawings with large plain areas and photographs with a soft
-    background blurred.
+    The usual measure, its variance (Pech-Pacheco et al. 2000), would flag drawings with large plain areas and
+    photographs with a soft background as blurred.
     """
     wide = grey.astype(np.int16)
     laplacian = wide[:-2, 1:-1] + wide[2:, 1:-1]
@@ -103,12 +103,13 @@ def _light(counts: NDArray[np.int64]) -> Issue | None:
     darkest, lightest = _percentile(counts, 1), _percentile(counts, 99)
     if lightest < MAX_DARK_LEVEL:
         return Issue(
-            code="dark", message=f"Dark: even its lightest parts reach only {lightest / 255:.0%}. Lift its levels."
+            code="dark",
+            message=f"Dark: its brightest areas reach {lightest / 255:.0%} of white. Raise the levels.",
         )
     if darkest > MIN_BRIGHT_LEVEL:
         return Issue(
             code="bright",
-            message=f"Washed out: even its darkest parts are at {darkest / 255:.0%} of white. Lower its levels.",
+            message=f"Washed out: its darkest areas are at {darkest / 255:.0%} of white. Lower the levels.",
         )
     return None
 
@@ -119,31 +120,31 @@ def _compression(picture: DecodedImage) -> Issue | None:
         if quality < MIN_JPEG_QUALITY:
             return Issue(
                 code="compressed",
-                message=f"Strongly compressed: JPEG of quality {quality:.0f}. Its blocks and halos are learned too.",
+                message=f"Strongly compressed: JPEG quality {quality:.0f}. Training learns its blocks and halos.",
             )
         return None
     if picture.image.size != picture.size or not (blocking := _blocking(picture.image)) > MAX_BLOCKING:
         return None
     return Issue(
         code="compressed",
-        message=f"It was a strongly compressed JPEG once: steps at the edges of its 8 x 8 blocks are {blocking:.0f} "
-        "times those within. Find the original.",
+        message=f"It was once a strongly compressed JPEG: steps at the edges of its 8 x 8 blocks are {blocking:.0f} "
+        "times as large as those inside. Find the original.",
     )
 
 
 def jpeg_quality(table: tuple[int, ...]) -> float:
-    """The quality (1 to 100) that the IJG's library would have used for a luminance table, from the table's sum.
+    """Return the IJG quality (1 to 100) that belongs to a luminance quantization table, from the table's sum.
 
-    Below 20 it is called somewhat better than it is, as entries stop at 255.
+    Below 20 the result is somewhat too high, as the entries are clipped at 255.
     """
     scale = 100 * sum(table) / _STANDARD_TABLE
     return max(1.0, min(100.0, (200 - scale) / 2 if scale <= 100 else 5000 / scale))
 
 
 def _blocking(image: Image.Image) -> float:
-    """Mean step between neighbours at the edges of 8 x 8 blocks over that at other places; the lesser of both axes.
+    """Return the mean step between neighbours at edges of 8 x 8 blocks over that elsewhere, the lower of both axes.
 
-    Of the middle of the picture, 512 px at most. 0 where most neighbours are equal, as in pixel art.
+    Only the central 512 x 512 px are measured. The result is 0 if most neighbours are equal, as in pixel art.
     """
     width, height = (min(512, side // 8 * 8) for side in image.size)
     if min(width, height) < 64:
@@ -159,7 +160,7 @@ def _blocking(image: Image.Image) -> float:
 
 
 def _bars(grey: Grey) -> Issue | None:
-    """Bands of one colour that end in a straight line, with letters on them or not; a margin ends nowhere straight."""
+    """Return the issue of bands of one colour, with or without text, that end in a straight line, as no margin does."""
     sides: dict[str, Any] = {"top": grey, "bottom": grey[::-1], "left": grey.T, "right": grey.T[::-1]}
     bands = {name: band for name, rows in sides.items() if (band := _band(rows))}
     if not bands:
@@ -167,14 +168,14 @@ def _bars(grey: Grey) -> Issue | None:
     where = " and ".join(f"{name} ({share:.0%})" for name, share in bands.items())
     opposite = {"top", "bottom"} <= bands.keys() or {"left", "right"} <= bands.keys()
     if opposite:
-        return Issue(code="border", message=f"A border: {where}. It is learned as part of every picture; crop it.")
+        return Issue(code="border", message=f"A border: {where}. Training learns it as part of every image; crop it.")
     return Issue(
-        code="bar", message=f"A bar at the {where}, as watermarks and letterboxes have. Crop it, or it is learned."
+        code="bar", message=f"A bar at the {where}, as of a watermark or letterbox. Crop it, or training learns it."
     )
 
 
 def _band(rows: Grey) -> float:
-    """The share of the rows, from the first, that is a band; 0 if there is none."""
+    """Return the share of the rows, from the first, that belongs to a band; 0 if there is none."""
     colour = int(np.median(rows[0]))
     if (np.abs(rows[0].astype(np.int16) - colour) <= _SAME).mean() < _PLAIN:
         return 0.0
@@ -191,9 +192,9 @@ def _band(rows: Grey) -> float:
 
 
 def _straight(inside: NDArray[np.bool_]) -> bool:
-    """Whether a picture reaches to this end of its rows, or stops at the same place in nearly all of them: a frame.
+    """Return whether the picture reaches this end of its rows, or ends at the same place in nearly all rows (a frame).
 
-    Around a drawing the band's colour goes on, here more and there less.
+    Around a drawing the band's colour continues into the picture, farther in some rows than in others.
     """
     runs = np.argmax(~inside, axis=1)
     return bool(runs[0] <= _REACHES * inside.shape[1] or (np.abs(runs - runs[0]) <= 1).mean() > _SAME_PLACE)

@@ -14,7 +14,7 @@ from lora_studio.workspace.project import records_folder
 
 
 class Review(BaseModel):
-    """How far the review of a folder is: the images whose caption was read, and those that are left."""
+    """Review progress of a folder: images whose caption is marked as reviewed, and those that are left."""
 
     reviewed: list[Path]
     left: list[Path]
@@ -24,7 +24,7 @@ class Review(BaseModel):
 
 
 def review_status(folder: Path) -> Review:
-    """How far the review of a folder is; raises InputError without such a folder."""
+    """Return the review progress of a folder; raises InputError if the folder does not exist."""
     manifest = Manifest.of(folder)
     reviewed: list[Path] = []
     left: list[Path] = []
@@ -34,16 +34,18 @@ def review_status(folder: Path) -> Review:
 
 
 def mark_reviewed(folder: Path, images: Sequence[Path], *, reviewed: bool = True) -> Review:
-    """Tick images of a folder (by path, or by name within it), or untick them.
+    """Mark images of a folder, given by path or by name within it, as reviewed or as not reviewed.
 
-    Raises InputError for an image that is not in it.
+    Raises InputError for an image that is not in the folder.
     """
     known = {image.resolve(): image for image in find_images(folder)}
     chosen = []
     for image in images:
         found = known.get(image.resolve()) or known.get((folder / image).resolve())
         if found is None:
-            raise InputError(f"{image} is no image of {folder}.", "Give the path of one of them.", code="no_image")
+            raise InputError(
+                f"{image} is not an image in {folder}.", "Give the path of one of its images.", code="no_image"
+            )
         chosen.append(found)
     manifest = Manifest.of(folder)
     manifest.with_reviewed(map(manifest.sha256_of, chosen), reviewed=reviewed).save_marks(records_folder(folder))

@@ -1,4 +1,4 @@
-"""Looking at a folder of images: what each is, what is wrong with it, which are copies. Reads only."""
+"""Scan a folder of images: size, hash and quality issues of each image, and groups of duplicates. Reads only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind, FingerprintedImage, find_duplicates
+from lora_studio.dataset.duplicates.find import (
+    DuplicateGroup,
+    DuplicateKind,
+    FingerprintedImage,
+    ReportProgress,
+    find_duplicates,
+)
 from lora_studio.dataset.duplicates.fingerprints import fingerprint
 from lora_studio.dataset.duplicates.pools import cancel_on_exit
 from lora_studio.dataset.duplicates.similarity import Diversity, Features, compare_features
@@ -23,7 +29,7 @@ FeaturesOf = Callable[[Collection[str]], Features]
 
 
 class Resolution(BaseModel):
-    """How many images have one size, in pixels."""
+    """An image size in pixels, and the number of images that have it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,7 +39,7 @@ class Resolution(BaseModel):
 
 
 class ScanSummary(BaseModel):
-    """Counts over the whole folder. `issue_counts` is by code, `issues` are about the dataset as a whole."""
+    """Counts over the whole folder. `issue_counts` is by code; `issues` are about the dataset as a whole."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -46,9 +52,9 @@ class ScanSummary(BaseModel):
 
 
 class ScanReport(BaseModel):
-    """What a scan found: the images in order of name, groups of copies, and a summary.
+    """The result of a scan: the images in order of name, groups of duplicates, and a summary.
 
-    Where a tagger has seen the images, groups of similar ones are among those of copies, and `diversity` is there.
+    If the images have been tagged, the groups include those of similar images, and `diversity` is set.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,11 +73,12 @@ def scan(
     workers: int | None = None,
     features_of: FeaturesOf = lambda sha256s: {},
 ) -> ScanReport:
-    """Look at every image of `folder` and of its `N_name` subfolders with `workers` cores (default: all).
+    """Scan every image in `folder` and in its `N_name` subfolders with `workers` threads (default: one per core).
 
-    Each image is decoded once. `on_progress(done, total)` counts what a phase is about, beginning with the images that
-    are read; `on_phase` names each phase that follows. `features_of` gives what a tagger made of the images, for those
-    that it has seen. What a callback raises ends the scan. Raises InputError if there is no folder or no image.
+    Each image is decoded once. `on_progress(done, total)` is called with the progress of the current phase, which is
+    reading the images at first; `on_phase` is called with the name of each later phase. `features_of` returns a
+    tagger's features for those of the given hashes that have been tagged. An exception from a callback ends the scan.
+    Raises InputError if there is no folder or no image.
     """
     folder = Path(folder)
     paths = find_images(folder)
@@ -90,24 +97,24 @@ def scan(
             if entry is not None:
                 entries.append(entry)
             progress(done, len(paths))
-    tell = _Phases(on_phase, progress)
-    groups = find_duplicates(entries, report_progress=tell, workers=workers)
+    report_progress = _PhaseProgress(on_phase, progress)
+    groups = find_duplicates(entries, report_progress=report_progress, workers=workers)
     report = ScanReport(images=infos, duplicate_groups=groups, summary=_summary(infos, groups))
-    return with_similar(report, features_of({info.sha256 for info in infos}), tell=tell)
+    return with_similar(report, features_of({info.sha256 for info in infos}), report_progress=report_progress)
 
 
 def with_similar(
-    report: ScanReport, features: Features, *, tell: Callable[[str, int, int], None] = lambda phase, done, total: None
+    report: ScanReport, features: Features, *, report_progress: ReportProgress = lambda phase, done, total: None
 ) -> ScanReport:
-    """The report with the groups of similar images and the diversity as these features of a tagger's have them."""
+    """Return the report with the groups of similar images and the diversity computed from a tagger's features."""
     groups = [group for group in report.duplicate_groups if group.kind is not DuplicateKind.SIMILAR]
-    copies = {path for group in groups for path in group.reject}
-    similar, diversity = compare_features(report.images, features, copies, tell)
+    duplicates = {path for group in groups for path in group.reject}
+    similar, diversity = compare_features(report.images, features, duplicates, report_progress)
     return report.model_copy(update={"duplicate_groups": [*groups, *similar], "diversity": diversity})
 
 
-class _Phases:
-    """From `tell(phase, done, total)` to two callbacks."""
+class _PhaseProgress:
+    """Passes progress of the form (phase, done, total) on to a scan's two callbacks."""
 
     def __init__(self, on_phase: Callable[[str], None], on_progress: Progress) -> None:
         self.on_phase, self.on_progress, self.phase = on_phase, on_progress, ""
@@ -121,7 +128,7 @@ class _Phases:
 
 
 def scan_image(path: Path) -> tuple[ImageInfo, FingerprintedImage | None]:
-    """What one image is, what is wrong with it, and its fingerprint; None if it is unreadable. Never raises."""
+    """Return an image's size, hash and issues, and its fingerprint, None if it is unreadable. Never raises."""
     info, picture = image_info(path, min_side=SIDE)
     if picture is None:
         return info, None
@@ -151,6 +158,6 @@ def _mixed_resolutions(sizes: Counter[tuple[int, int]]) -> list[Issue]:
         Issue(
             code="mixed_resolutions",
             message=f"The images have {len(sizes)} sizes, from {small_w} x {small_h} to {large_w} x {large_h} px. "
-            "Aspect-ratio buckets take care of shapes; very different sizes confuse training.",
+            "Aspect-ratio buckets handle different shapes; very different sizes make training harder.",
         )
     ]

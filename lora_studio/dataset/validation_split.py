@@ -1,7 +1,8 @@
-"""Which images are held out of training, to see how well a LoRA does on what it was not shown.
+"""The validation split: images that are not trained on, to measure the validation loss.
 
-The choice depends on the images' content and the seed alone: neither names nor order matter, and an image that is
-added changes little. Copies of one picture stay on one side, else the held-out loss would be that of training.
+The choice depends only on the content of the images and the seed: names and order do not matter, and adding an image
+changes little. Duplicates of one image stay on the same side of the split; otherwise the validation loss would measure
+images that are trained on.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 def choose_validation_images(
     images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]], *, share: float, seed: int
 ) -> frozenset[Path]:
-    """The paths of images to hold out; `images` has path and SHA-256 of each, `duplicates` groups of paths.
+    """Return the paths of the validation images; `images` has the path and SHA-256 of each image.
 
-    As near to `share` of all images as whole groups allow, at least one group if `share` is above 0, and never all.
+    `duplicates` are groups of paths that stay together. The number of images is as near to `share` of all as whole
+    groups allow: at least one group if `share` is above 0, and never all.
     """
     groups = _groups(images, duplicates)
     wanted = share * len(images)
@@ -25,7 +27,7 @@ def choose_validation_images(
     ranked = sorted(groups, key=lambda group: _rank(seed, group))
     chosen: list[tuple[Path, str]] = []
     for group in ranked[:-1]:
-        # Half of a group too many is as near as half too few.
+        # Take the group if that brings the number nearer to the wanted one.
         if chosen and len(chosen) + len(group) / 2 > wanted:
             break
         chosen += group
@@ -33,12 +35,12 @@ def choose_validation_images(
 
 
 def validation_count(images: int, share: float) -> int:
-    """How many of so many images, none a copy of another, `choose_validation_images` takes."""
+    """Return how many of `images` images `choose_validation_images` takes if none are duplicates."""
     return min(max(1, int(share * images + 0.5)), images - 1) if share and images > 1 else 0
 
 
 def _groups(images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]]) -> list[list[tuple[Path, str]]]:
-    """Images by what they are duplicates of: the same bytes, or members of one of `duplicates`."""
+    """Return the images in groups of duplicates: the same bytes, or members of one group of `duplicates`."""
     parent = list(range(len(images)))
 
     def root(index: int) -> int:
@@ -47,7 +49,7 @@ def _groups(images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Pa
             index = parent[index]
         return index
 
-    def join(members: list[int]) -> None:
+    def union(members: list[int]) -> None:
         for other in members[1:]:
             parent[root(other)] = root(members[0])
 
@@ -56,7 +58,7 @@ def _groups(images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Pa
         places.setdefault(sha256, []).append(index)
     by_path = {path: index for index, (path, _) in enumerate(images)}
     for members in [*places.values(), *([by_path[path] for path in group if path in by_path] for group in duplicates)]:
-        join(members)
+        union(members)
     found: dict[int, list[tuple[Path, str]]] = {}
     for index, image in enumerate(images):
         found.setdefault(root(index), []).append(image)
@@ -64,6 +66,6 @@ def _groups(images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Pa
 
 
 def _rank(seed: int, group: list[tuple[Path, str]]) -> bytes:
-    """A number that is as good as random: by the seed and the content of the group's images."""
+    """Return a pseudo-random sort key that depends on the seed and the content of the group's images."""
     content = min(sha256 for _, sha256 in group)
     return hashlib.blake2b(f"{seed}/held out/{content}".encode()).digest()

@@ -1,8 +1,8 @@
-"""Opening images safely: what they show, what is wrong with them, and thumbnails.
+"""Decode image files safely, find their issues, and make thumbnails.
 
-Every file is decoded by Pillow with a fixed list of formats and a limit on its pixels, whatever its name says; HEIC, as
-telephones write it, where the package pillow-heif is installed. What comes out is upright RGB in sRGB: the EXIF
-orientation applied, transparency laid on white, the first frame of an animation, 16 bits a channel scaled to 8.
+Pillow decodes every file with a fixed list of formats and a limit on the number of pixels, whatever the file's name;
+HEIC, which phones write, needs the package pillow-heif. The result is upright RGB in sRGB: EXIF orientation applied,
+transparency composited on white, the first frame of an animation, 16 bits per channel scaled to 8.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SUFFIXES_BY_FORMAT = {
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 IMAGE_SUFFIXES = tuple(suffix for suffixes in SUFFIXES_BY_FORMAT.values() for suffix in suffixes)
 
-MASK_ENDING = "-masklabel"  # of the name of a mask beside its image, as OneTrainer's users have them
+MASK_ENDING = "-masklabel"  # end of the stem of a mask file, as in OneTrainer
 
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 512  # px; the guide's lower bound
@@ -55,9 +55,9 @@ EXIF_TRANSPOSES = {
 
 
 class Issue(BaseModel):
-    """Something about an image that a curator should know. `code` is stable, `message` is for people.
+    """An issue of an image that the user should check. `code` is stable, `message` is for display.
 
-    Codes: unreadable, wrong_extension, too_small, extreme_aspect, animated, alpha, deep_color, cmyk; by the look of the
+    Codes: unreadable, wrong_extension, too_small, extreme_aspect, animated, alpha, deep_color, cmyk; found in the
     pixels (quality.py): blurred, dark, bright, compressed, border, bar; of a whole dataset: mixed_resolutions.
     """
 
@@ -68,7 +68,7 @@ class Issue(BaseModel):
 
 
 class ImageInfo(BaseModel):
-    """What is known about an image file. Width and height are those of the upright image, 0 if it is unreadable."""
+    """Size, hash and issues of an image file. Width and height are those of the upright image, 0 if unreadable."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,7 +80,7 @@ class ImageInfo(BaseModel):
 
     @property
     def readable(self) -> bool:
-        """Whether the image could be decoded."""
+        """True if the image could be decoded."""
         return self.width > 0
 
 
@@ -88,8 +88,8 @@ class ImageInfo(BaseModel):
 class DecodedImage:
     """A decoded image file. `image` is upright RGB, possibly reduced; `size` is the full upright (width, height).
 
-    `alpha` (mode L) is there if it was asked for and the image is transparent somewhere; `quantization` is the first
-    (luminance) table of a JPEG.
+    `alpha` (mode L) is set if it was requested and any pixel is transparent; `quantization` is the luminance table of a
+    JPEG.
     """
 
     image: Image.Image
@@ -104,9 +104,9 @@ class DecodedImage:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Image files by suffix in `folder` and in its `N_name` subfolders, in order of name.
+    """Return the image files, by suffix, in `folder` and in its `N_name` subfolders, in order of name.
 
-    Hidden files and masks (NAME-masklabel.png) are left out. Raises InputError if there is no such folder.
+    Hidden files and masks (NAME-masklabel.png) are left out. Raises InputError if the folder does not exist.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
@@ -118,7 +118,7 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Image files by suffix in a folder itself, in order of name, without masks."""
+    """Return the image files, by suffix, in a folder itself, in order of name, without masks."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if is_training_image(entry.name) and entry.is_file())
     return list(_paths(folder, tuple(names)))
@@ -126,23 +126,23 @@ def images_in(folder: Path) -> list[Path]:
 
 @lru_cache(maxsize=16)
 def _paths(folder: Path, names: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files of a folder; making the paths takes twice as long as listing them."""
+    """Return the paths of a folder's files; cached, as making them takes twice as long as listing the folder."""
     return tuple(folder / name for name in names)
 
 
 def is_training_image(name: str) -> bool:
-    """Whether a file is an image by its name, and no mask."""
+    """Return whether a file is an image by its name, and not a mask."""
     return is_image_name(name) and not name.rpartition(".")[0].endswith(MASK_ENDING)
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name ends like an image's and is not hidden."""
+    """Return whether a file name has the suffix of an image and is not hidden."""
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
 @cache
 def pillow_formats() -> tuple[str, ...]:
-    """What Pillow may try on a file: the formats of SUFFIXES_BY_FORMAT, HEIF only where its package is installed."""
+    """Return the formats that Pillow may try: those of SUFFIXES_BY_FORMAT, HEIF only if pillow-heif is installed."""
     if find_spec("pillow_heif") is None:
         return tuple(name for name in SUFFIXES_BY_FORMAT if name != "HEIF")
     from pillow_heif import register_heif_opener
@@ -152,22 +152,22 @@ def pillow_formats() -> tuple[str, ...]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """The image as upright RGB; raises InputError, naming the file, if it cannot be decoded whole."""
+    """Return the image as upright RGB; raises InputError if it cannot be decoded completely."""
     return decode(path).image
 
 
 def decode(path: Path, *, min_side: int | None = None, with_alpha: bool = False) -> DecodedImage:
-    """Decode an image file once and tell what it is.
+    """Decode an image file.
 
-    With `min_side`, a JPEG is decoded at a reduced size whose sides are still that many pixels or more, which is
-    several times faster; the whole file is read all the same, so that a torn one is noticed. With `with_alpha`,
-    transparency is handed out beside the colours that lie below it, instead of laid on white. Raises InputError.
+    With `min_side`, a JPEG is decoded at a reduced size with sides of at least that many pixels, which is several times
+    faster; the whole file is still read, so that truncation is detected. With `with_alpha`, the alpha channel is
+    returned separately, instead of compositing the image on white. Raises InputError if the file cannot be decoded.
     """
     try:
-        # Pillow's formats beyond these, some of which run programs or read other files, are never tried.
+        # Pillow's other formats are never tried: some of them run programs or read other files.
         with Image.open(path, formats=pillow_formats()) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise _unreadable(path, f"it has {image.width} x {image.height} px, more than {MAX_PIXELS:,}")
+                raise _unreadable(path, f"it has {image.width} x {image.height} px, above the limit of {MAX_PIXELS:,}")
             return _decode(image, min_side, with_alpha)
     except InputError:
         raise
@@ -177,44 +177,44 @@ def decode(path: Path, *, min_side: int | None = None, with_alpha: bool = False)
         if "HEIF" not in pillow_formats() and _is_heif(path):
             raise InputError(
                 f"The image {path.name!r} is a HEIC image, which cannot be read without the package pillow-heif.",
-                "Run `pip install pillow-heif` and start anew, or save it as JPEG or PNG.",
+                "Run `pip install pillow-heif` and restart, or save the image as JPEG or PNG.",
                 code="heif",
             ) from error
-        raise _unreadable(path, f"it is no {', '.join(pillow_formats())} image") from error
-    except Exception as error:  # a decoder fed with broken data raises anything from SyntaxError to struct.error
+        raise _unreadable(path, f"it is not a {', '.join(pillow_formats())} image") from error
+    except Exception as error:  # decoders raise anything from SyntaxError to struct.error on broken data
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise _unreadable(path, reason or type(error).__name__) from error
 
 
 def image_info(path: Path, *, min_side: int | None = None) -> tuple[ImageInfo, DecodedImage | None]:
-    """What is known about a file, and its decoded picture (see `decode`), None if it is unreadable. Never raises."""
+    """Return a file's size, hash and issues, and the decoded image (see `decode`), None if unreadable. Never raises."""
     sha256 = ""
     try:
         sha256 = file_sha256(path)
-        picture = decode(path, min_side=min_side)
+        decoded = decode(path, min_side=min_side)
     except (InputError, OSError) as error:
         message = error.message if isinstance(error, InputError) else f"It cannot be read: {error.strerror}."
         issue = Issue(code="unreadable", message=message)
         return ImageInfo(path=path, width=0, height=0, sha256=sha256, issues=[issue]), None
-    width, height = picture.size
-    info = ImageInfo(path=path, width=width, height=height, sha256=sha256, issues=_issues(path, picture))
-    return info, picture
+    width, height = decoded.size
+    info = ImageInfo(path=path, width=width, height=height, sha256=sha256, issues=_issues(path, decoded))
+    return info, decoded
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+    """Return the SHA-256 of a file's bytes in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def thumbnail(path: Path, folder: Path, size: int = 256, *, sha256: str | None = None) -> Path:
-    """A WebP of at most `size` x `size` px in `folder`, named by the image's content and the size; made if missing.
+    """Return the path of an image's WebP thumbnail of at most `size` x `size` px in `folder`; made if missing.
 
-    `sha256` is the file's hash where the caller knows it, which spares reading the file. Raises InputError if the image
-    cannot be decoded.
+    It is named by the image's hash and the size. `sha256` is the hash if the caller knows it, so that the file need not
+    be read. Raises InputError if the image cannot be decoded.
     """
     target = folder / f"{sha256 or file_sha256(path)}-{size}.webp"
-    if not target.exists() or not target.stat().st_size:  # empty: the machine lost power before it was on disk
+    if not target.exists() or not target.stat().st_size:  # an empty file is left by a power loss
         image = decode(path, min_side=size).image
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
         write_atomic(target, lambda temporary: image.save(temporary, "WEBP", quality=82, method=4), derived=True)
@@ -226,13 +226,13 @@ def _decode(image: Image.Image, min_side: int | None, with_alpha: bool) -> Decod
     high_bit_depth = image.mode.startswith(("I", "F")) or any(";16" in str(tile) for tile in getattr(image, "tile", ()))
     cmyk = image.mode == "CMYK"
     name = "JPEG" if image.format == "MPO" else str(image.format)
-    # A camera's MPO carries previews behind its picture: that is no animation.
+    # The further frames of a camera's MPO are previews, not an animation.
     animated = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     quantization = tuple(getattr(image, "quantization", {}).get(0, ()))
     if min_side is not None:
         image.draft("RGB", _draft_size(full, min_side))
     image.load()
-    turn = EXIF_TRANSPOSES.get(_orientation(image))
+    transpose = EXIF_TRANSPOSES.get(_orientation(image))
     transparent = _is_transparent(image)
     alpha = None
     if transparent and with_alpha and not image.mode.startswith(("I", "F")):
@@ -240,10 +240,10 @@ def _decode(image: Image.Image, min_side: int | None, with_alpha: bool) -> Decod
         rgb, alpha = rgba.convert("RGB"), rgba.getchannel("A")
     else:
         rgb = _to_rgb(image, transparent)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-        alpha = alpha.transpose(turn) if alpha is not None else None
-    # A TIFF is turned by Pillow while loading; every other format by the line above.
+    if transpose is not None:
+        rgb = rgb.transpose(transpose)
+        alpha = alpha.transpose(transpose) if alpha is not None else None
+    # Pillow rotates a TIFF while loading it; every other format is rotated above.
     swapped = (rgb.width > rgb.height) != (full[0] > full[1]) and full[0] != full[1]
     size = full[::-1] if swapped else full
     return DecodedImage(rgb, size, name, animated, transparent, high_bit_depth, cmyk, alpha, quantization)
@@ -255,7 +255,7 @@ def _draft_size(full: tuple[int, int], min_side: int) -> tuple[int, int]:
 
 
 def _is_heif(path: Path) -> bool:
-    """Whether a file begins like a HEIC image: its type (ISO 14496-12, `ftyp`) is one that ISO 23008-12 registers."""
+    """Return whether a file starts like a HEIC image: an `ftyp` box (ISO 14496-12) with a brand of ISO 23008-12."""
     with path.open("rb") as file:
         head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:] in HEIF_BRANDS
@@ -264,7 +264,7 @@ def _is_heif(path: Path) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # broken EXIF raises whatever its parser stumbles on, and the picture is good without it
+    except Exception:  # broken EXIF raises any kind of exception, and the image is usable without it
         return 1
 
 
@@ -287,7 +287,7 @@ def _to_rgb(image: Image.Image, transparent: bool) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 or 32 bits or floating point, scaled to 0..255; Pillow's own conversion clips instead."""
+    """Scale greyscale of 16 or 32 bits or floating point to 0..255; Pillow's own conversion clips instead."""
     values = np.asarray(image, dtype=np.float64)
     top = float(values.max(initial=0.0))
     white = (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0) if image.mode == "F" else 65535.0
@@ -295,7 +295,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Apply an embedded colour profile, as a viewer does; a broken profile is ignored."""
+    """Convert to sRGB by the embedded colour profile, as image viewers do; a broken profile is ignored."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if image.mode == "RGB" and "srgb" in ImageCms.getProfileDescription(source).lower():
@@ -306,14 +306,14 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted if converted is not None else image.convert("RGB")
 
 
-def _issues(path: Path, picture: DecodedImage) -> list[Issue]:
-    width, height = picture.size
+def _issues(path: Path, decoded: DecodedImage) -> list[Issue]:
+    width, height = decoded.size
     found = []
-    if path.suffix.lower() not in SUFFIXES_BY_FORMAT[picture.format]:
+    if path.suffix.lower() not in SUFFIXES_BY_FORMAT[decoded.format]:
         found.append(
             Issue(
                 code="wrong_extension",
-                message=f"It is a {picture.format} image; the name says {path.suffix or 'nothing'}. Rename it.",
+                message=f"It is a {decoded.format} image, but its suffix is {path.suffix or 'missing'}. Rename it.",
             )
         )
     if min(width, height) < MIN_SIDE:
@@ -321,28 +321,30 @@ def _issues(path: Path, picture: DecodedImage) -> list[Issue]:
             Issue(
                 code="too_small",
                 message=f"{width} x {height} px: the shorter side is below {MIN_SIDE} px. "
-                "Find a larger original; enlarging teaches blur.",
+                "Find a larger original; training on enlarged images teaches blur.",
             )
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         found.append(
             Issue(
                 code="extreme_aspect",
-                message=f"{width} x {height} px is longer than {MAX_ASPECT:g}:1. Crop it to what matters.",
+                message=f"{width} x {height} px: the aspect ratio is above {MAX_ASPECT:g}:1. Crop it to what matters.",
             )
         )
-    if picture.animated:
+    if decoded.animated:
         found.append(Issue(code="animated", message="It has several frames; only the first is used."))
-    if picture.transparent:
-        found.append(Issue(code="alpha", message="It is partly transparent; it trains on a white background."))
-    if picture.high_bit_depth:
-        found.append(Issue(code="deep_color", message="It has more than 8 bits a channel; it trains with 8."))
-    if picture.cmyk:
-        found.append(Issue(code="cmyk", message="It is made for print (CMYK); converted, its colours may shift."))
+    if decoded.transparent:
+        found.append(Issue(code="alpha", message="It is partly transparent; training uses a white background."))
+    if decoded.high_bit_depth:
+        found.append(Issue(code="deep_color", message="It has more than 8 bits per channel; training uses 8."))
+    if decoded.cmyk:
+        found.append(Issue(code="cmyk", message="It is made for print (CMYK); in RGB its colours may shift."))
     return found
 
 
 def _unreadable(path: Path, reason: str) -> InputError:
     return InputError(
-        f"The image {path.name!r} cannot be read: {reason}.", "Open and save it anew, or remove it.", code="unreadable"
+        f"The image {path.name!r} cannot be read: {reason}.",
+        "Open and save it again, or remove it.",
+        code="unreadable",
     )

@@ -1,8 +1,7 @@
-"""Masks: which parts of an image count in the loss.
+"""Masks for masked loss: the weight of each part of an image in the loss, 1 for white and 0 for black.
 
-White counts fully, black not at all, grey in between. A mask is the image's own transparency, as in kohya's sd-scripts
-(`alpha_mask`), or a file: `NAME-masklabel.png` beside the image, as OneTrainer has it, or a file of the image's name in
-a folder `mask` beside it.
+The mask of an image is its own alpha channel, as in kohya's sd-scripts (`alpha_mask`), or a file: `NAME-masklabel.png`
+beside the image, as in OneTrainer, or a file of the image's name in a folder `mask` beside it.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from lora_studio.settings.choices import MaskedLoss
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 MASK_FOLDER = "mask"
-ASPECT_TOLERANCE = 0.02  # of the aspect ratio: a mask may be smaller than its image, but not of another shape
+ASPECT_TOLERANCE = 0.02  # of the aspect ratio: a mask may have another resolution than its image, but not another shape
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """Where the mask of an image comes from: a file with the SHA-256 of its bytes; `alpha`: the image file itself."""
+    """The file that an image's mask comes from and its SHA-256; with `alpha` it is the image file itself."""
 
     path: Path
     sha256: str
@@ -34,7 +33,7 @@ class MaskSource:
 
 
 def mask_files(image: Path) -> list[Path]:
-    """The mask files of an image; the first is the one that counts."""
+    """Return the mask files of an image; the first one is used."""
     beside = image.with_name(f"{image.stem}{MASK_ENDING}.png")
     folder = image.parent / MASK_FOLDER
     places = [beside, *(folder / f"{image.stem}{suffix}" for suffix in sorted(IMAGE_SUFFIXES))]
@@ -42,15 +41,15 @@ def mask_files(image: Path) -> list[Path]:
 
 
 def mask_file(image: Path) -> Path | None:
-    """The mask file of an image, or None."""
+    """Return the mask file of an image, or None."""
     return next(iter(mask_files(image)), None)
 
 
 def match_masks(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict[AnyPath, AnyPath | None]:
-    """Which of these image files are masks, each with the image that it belongs to, None if that is not among them.
+    """Return those image files that are masks, each with the image that it belongs to, None if that is missing.
 
-    `key` of a path is what names have in common that say the same. A file in a folder called `mask` is one only if
-    the folder beside has its image.
+    Files whose `key` is equal are taken to have the same name. A file in a folder called `mask` is a mask only if the
+    parent folder has its image.
     """
     files = list(files)
     images = {(path.parent, key(path)): path for path in files}
@@ -65,16 +64,16 @@ def match_masks(files: Iterable[AnyPath], key: Callable[[AnyPath], str]) -> dict
 
 
 def import_mask(file: Path, image: Path) -> None:
-    """Write a mask beside an image that has none. Raises InputError if it cannot be read."""
+    """Copy a mask file beside an image that has no mask. Raises InputError if the file cannot be read."""
     mask = read_image(file).convert("L")
     target = image.with_name(f"{image.stem}{MASK_ENDING}.png")
     write_atomic(target, lambda temporary: mask.save(temporary, "PNG"))
 
 
 def mask_source(info: ImageInfo, kind: MaskedLoss) -> MaskSource | None:
-    """The mask of an image that can be read; None if it has none, so that all of it counts.
+    """Return where the mask of a readable image comes from; None if it has no mask and the whole image counts.
 
-    Raises InputError for a mask file that cannot be read or has another shape than its image.
+    Raises InputError if the mask file cannot be read or has another shape than its image.
     """
     if kind is MaskedLoss.ALPHA and any(issue.code == "alpha" for issue in info.issues):
         return MaskSource(info.path, info.sha256, alpha=True)
@@ -83,19 +82,21 @@ def mask_source(info: ImageInfo, kind: MaskedLoss) -> MaskSource | None:
         return None
     mask, _ = image_info(file)
     if not mask.readable:
-        raise InputError(f"The mask of {info.path.name}: {mask.issues[0].message}", code="mask")
+        raise InputError(
+            f"The mask {file.name!r} cannot be used: {mask.issues[0].message}", "Replace or remove it.", code="mask"
+        )
     if abs(mask.width * info.height / (mask.height * info.width) - 1) > ASPECT_TOLERANCE:
         raise InputError(
-            f"The mask {file.name!r} has {mask.width} x {mask.height} px, another shape than {info.path.name!r} with "
-            f"{info.width} x {info.height}.",
-            "Make it anew for this image, or remove it.",
+            f"The mask {file.name!r} has {mask.width} x {mask.height} px and its image {info.path.name!r} has "
+            f"{info.width} x {info.height} px; their aspect ratios must be equal.",
+            "Draw the mask on this image again, or remove it.",
             code="mask_shape",
         )
     return MaskSource(file, mask.sha256, alpha=False)
 
 
 def read_mask(source: MaskSource) -> Image.Image:
-    """The mask as upright grey (mode L). Raises InputError if its file cannot be read."""
+    """Return the mask, upright and in greyscale (mode L). Raises InputError if its file cannot be read."""
     if not source.alpha:
         return read_image(source.path).convert("L")
     picture = decode(source.path, with_alpha=True)

@@ -1,7 +1,7 @@
-"""Zip archives from anywhere: what is in them, and reading one file at a time.
+"""Zip archives from untrusted sources: list their files, and extract one at a time.
 
-Nothing is unpacked by the names in the archive. One that looks like an attack (names that lead outside, links, far more
-inside than a picture set can have) is refused as a whole, before anything is read from it.
+Names in the archive never decide where a file is extracted. An archive that looks like an attack (paths outside the
+archive, links, far more content than a set of images has) is refused as a whole before any file is read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from lora_studio.errors import InputError, disk_errors
 
-UTF8_NAME = 0x800  # flag of an entry whose name is UTF-8; others are code page 437, or UTF-8 all the same
+UTF8_NAME = 0x800  # flag: the name is UTF-8; without it, it is code page 437, or UTF-8 from careless programs
 ENCRYPTED = 0x1
 
 
@@ -28,12 +28,12 @@ class Limits:
     entries: int = 20_000
     total: int = 32 * 2**30
     ratio: float = 200.0
-    ratio_exempt: int = 256 * 2**20  # below this even blank bitmaps, which pack to a thousandth, do no harm
+    ratio_exempt: int = 256 * 2**20  # `ratio` is not checked below this: blank bitmaps compress to a thousandth
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: its name with forward slashes, its unpacked size in bytes."""
+    """A file in an archive; its name has forward slashes."""
 
     archive: Path
     name: PurePosixPath
@@ -45,7 +45,7 @@ class Member:
         return self.info.file_size
 
     def extract(self, target: Path) -> None:
-        """Unpack into `target`; raises InputError if the archive is damaged there, DiskFullError without room."""
+        """Extract into `target`; raises InputError if this part of the archive is damaged, DiskFullError."""
         try:
             with (
                 disk_errors(target),
@@ -56,16 +56,16 @@ class Member:
                 shutil.copyfileobj(source, file)
         except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
             raise InputError(
-                f"{str(self.name)!r} in {self.archive.name!r} cannot be unpacked: {error}",
-                "Pack it again with the ordinary (deflate) method.",
+                f"{str(self.name)!r} in {self.archive.name!r} cannot be extracted: {error}",
+                "Create the zip again with the usual (deflate) compression.",
                 code="zip_entry",
             ) from error
 
 
 def list_members(archive: Path, limits: Limits | None = None) -> list[Member]:
-    """The files of a zip in its own order, folders left out.
+    """Return the files of a zip in the archive's order, without folders.
 
-    Raises InputError for what is no zip, needs a password, or is refused as an attack.
+    Raises InputError if the file is not a zip, needs a password, or is refused as an attack.
     """
     limits = limits or Limits()
     try:
@@ -73,7 +73,7 @@ def list_members(archive: Path, limits: Limits | None = None) -> list[Member]:
             infos = opened.infolist()
     except (BadZipFile, OSError, ValueError, NotImplementedError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise _refused(archive, f"cannot be opened: {reason}", "Pack it again, or give a folder.") from error
+        raise _refused(archive, f"cannot be opened: {reason}", "Create the zip again, or give a folder.") from error
     _check_amount(archive, infos, limits)
     found = []
     for info in infos:
@@ -81,15 +81,15 @@ def list_members(archive: Path, limits: Limits | None = None) -> list[Member]:
         if _leads_outside(name):
             raise _refused(
                 archive,
-                f"holds {name!r}, a name that leads outside the archive",
-                "Unpack it yourself if you trust it, and give the folder.",
+                f"contains {name!r}, a path outside the archive",
+                "If you trust it, extract it yourself and give the folder.",
             )
         if stat.S_ISLNK(info.external_attr >> 16):
-            raise _refused(archive, f"holds {name!r}, a link", "Pack it again with the files themselves.")
+            raise _refused(archive, f"contains {name!r}, a link", "Create the zip again with the files themselves.")
         if not name or name.endswith("/"):
             continue
         if info.flag_bits & ENCRYPTED:
-            raise _refused(archive, "needs a password", "Unpack it, and give the folder.")
+            raise _refused(archive, "needs a password", "Extract it yourself and give the folder.")
         found.append(Member(archive, PurePosixPath(name), info))
     return found
 
@@ -97,25 +97,25 @@ def list_members(archive: Path, limits: Limits | None = None) -> list[Member]:
 def _check_amount(archive: Path, infos: list[ZipInfo], limits: Limits) -> None:
     if len(infos) > limits.entries:
         raise _refused(
-            archive, f"holds {len(infos):,} files, more than {limits.entries:,}", "Split it, or give a folder."
+            archive, f"contains {len(infos):,} files; the limit is {limits.entries:,}", "Split it, or give a folder."
         )
     total, packed = sum(info.file_size for info in infos), sum(info.compress_size for info in infos)
     if total > limits.total:
         raise _refused(
             archive,
-            f"unpacks to {total / 2**30:.1f} GiB, more than {limits.total / 2**30:.1f} GiB",
+            f"unpacks to {total / 2**30:.1f} GiB; the limit is {limits.total / 2**30:.1f} GiB",
             "Split it, or give a folder.",
         )
     if total > limits.ratio_exempt and total > limits.ratio * max(1, packed):
         raise _refused(
             archive,
-            f"unpacks to {total / max(1, packed):.0f} times its size, as no set of images does",
-            "Unpack it yourself if you trust it, and give the folder.",
+            f"unpacks to {total / max(1, packed):.0f} times its size; the limit is {limits.ratio:.0f}",
+            "If you trust it, extract it yourself and give the folder.",
         )
 
 
 def _name(info: ZipInfo) -> str:
-    """The entry's name with forward slashes; UTF-8 that is not marked as such is read as what it is."""
+    """Return the entry's name with forward slashes; UTF-8 is recognised even if it is not flagged."""
     name = info.filename
     if not info.flag_bits & UTF8_NAME:
         with suppress(UnicodeError):

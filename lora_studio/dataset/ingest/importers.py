@@ -1,8 +1,8 @@
-"""Bringing images with their captions and masks into a dataset, from files, folders and zips.
+"""Import images with their captions and masks into a dataset, from files, folders and zips.
 
-Sources are only read. An image is copied if its bytes are not in the dataset already, nor among what curation set
-aside; a name that is taken by another image gets a number. Folders named like `10_name`, as kohya's tools want them,
-become sets of the dataset; everything else goes into the folder that is given.
+Sources are only read. An image is copied unless the same file is already in the dataset or was set aside by curation;
+if another image has its name, it gets a number. Folders named like `10_name`, as in kohya's tools, become sets of the
+dataset; everything else is imported into the given folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lora_studio.dataset.curate import REJECTED_FILE, default_rejected_dir, reje
 from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images.decode import SUFFIXES_BY_FORMAT, decode, file_sha256, find_images, is_image_name
 from lora_studio.dataset.images.masks import import_mask, mask_file, match_masks
-from lora_studio.dataset.images.sets import printable_name, safe_name, set_name
+from lora_studio.dataset.images.sets import format_image_count, printable_name, safe_name, set_name
 from lora_studio.dataset.ingest.archives import Limits, Member, list_members
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic
@@ -32,24 +32,24 @@ from lora_studio.workspace.project import SET_FOLDER
 
 Progress = Callable[[int, int], None]
 
-# Pictures that people have and the studio does not open: in a folder these are refused by name, while other files are
-# passed over.
+# Image formats that are not supported: such files are reported as refused; files that are not images are skipped.
 FOREIGN_SUFFIXES = frozenset((".jxl", ".jp2", ".psd", ".svg", ".raw", ".cr2", ".nef", ".dng"))
 MAX_CAPTION_BYTES = 1 << 20  # bytes
 
 
 class Refused(BaseModel):
-    """A file that was not imported, why, and what to do about it."""
+    """A file that was not imported, with the reason and a remedy; `code` is that of the error."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     message: str
     remedy: str
+    code: str = ""
 
 
 class Skipped(BaseModel):
-    """An image that is there already, and where."""
+    """An image that was not imported again, and where it already is."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +58,7 @@ class Skipped(BaseModel):
 
 
 class ImportReport(BaseModel):
-    """What an import did. `added` are the new images in the dataset, `captions` and `masks` count what came along."""
+    """The result of an import: `added` are the new images, `captions` and `masks` count the imported ones."""
 
     added: list[Path] = []
     captions: int = 0
@@ -68,15 +68,15 @@ class ImportReport(BaseModel):
     notes: list[str] = []
 
     def lines(self) -> list[str]:
-        """The report for people: what needs attention, then one line to sum up."""
+        """Return the report as text: the problems, then a summary line."""
         lines = [f"{item.message} {item.remedy}".strip() for item in self.refused]
-        counts = [f"{_images(len(self.added))} added"]
+        counts = [f"{format_image_count(len(self.added))} added"]
         if self.captions:
             counts.append(f"{self.captions} with captions")
         if self.masks:
             counts.append(f"{self.masks} with masks")
         if self.skipped:
-            counts.append(f"{len(self.skipped)} already there")
+            counts.append(f"{len(self.skipped)} already in the dataset")
         if self.refused:
             counts.append(f"{len(self.refused)} refused")
         return [*lines, *self.notes, ", ".join(counts) + "."]
@@ -87,7 +87,7 @@ Source = Path | Member
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An image to bring in: what people call it, where it lies, its set (`10_name` or None), its caption, its mask."""
+    """An image to import: its name for messages, its source, its set (`10_name` or None), its caption and mask."""
 
     name: str
     source: Source
@@ -106,34 +106,34 @@ def import_paths(
 ) -> ImportReport:
     """Copy the images of `sources` (image and caption files, folders, zips) into `images_dir`.
 
-    Sets named `N_name` in the sources become folders beside `images_dir`. Captions (.txt, .caption) come along and are
-    written as UTF-8 `.txt`; an image that is there without a caption gets the one that comes with its copy.
-    `rejected_dir` holds what curation set aside (default: as `curate` has it); it is not brought back.
-    `on_progress(done, total)` is called after each image.
+    Sets named `N_name` in the sources become folders beside `images_dir`. Captions (.txt, .caption) are imported with
+    their image and written as UTF-8 `.txt`; an image that is already in the dataset without a caption gets the caption
+    of its duplicate. Images in `rejected_dir` (default: as in `curate`) are not imported again. `on_progress(done,
+    total)` is called after each image.
 
-    Files that cannot be used are refused by name in the report. Raises InputError, before anything is written, if a
-    source is missing, holds no image, or is a zip that cannot be trusted; DiskFullError if the disk is full, with every
-    image so far whole and in place.
+    Files that cannot be used are listed in the report. Raises InputError, before anything is written, if a source is
+    missing, contains no image, or is a zip that is refused; DiskFullError if the disk is full, with all images until
+    then imported completely.
     """
     report = ImportReport()
-    candidates = _gather([Path(source).expanduser() for source in sources], report, limits)
+    candidates = _collect([Path(source).expanduser() for source in sources], report, limits)
     images_dir = images_dir.absolute()
     with disk_errors(images_dir):
         images_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".import-", dir=images_dir) as scratch:
-            known = _Known.of(images_dir, rejected_dir or default_rejected_dir(images_dir))
+            known = _KnownImages.of(images_dir, rejected_dir or default_rejected_dir(images_dir))
             for done, candidate in enumerate(candidates, 1):
-                _bring(candidate, images_dir, known, Path(scratch), report)
+                _import_image(candidate, images_dir, known, Path(scratch), report)
                 if on_progress:
                     on_progress(done, len(candidates))
     loose = sum(candidate.set_name is None for candidate in candidates)
     if 0 < loose < len(candidates):
-        report.notes.append(f"{_images(loose)} beside the set folders: imported into {images_dir.name!r}.")
+        report.notes.append(f"{format_image_count(loose)} outside set folders imported into {images_dir.name!r}.")
     return report
 
 
-def _gather(sources: Sequence[Path], report: ImportReport, limits: Limits | None) -> list[_Candidate]:
-    """All images of all sources; raises one InputError with everything that is wrong with them."""
+def _collect(sources: Sequence[Path], report: ImportReport, limits: Limits | None) -> list[_Candidate]:
+    """Return all images of all sources; raises one InputError with all problems of the sources."""
     candidates: list[_Candidate] = []
     files: list[Path] = []
     problems: list[InputError] = []
@@ -159,12 +159,12 @@ def _gather(sources: Sequence[Path], report: ImportReport, limits: Limits | None
 def _from_folder(folder: Path) -> list[_Candidate]:
     found = _paired([(path.relative_to(folder), path) for path in _walk(folder)], set_name(folder.resolve().name))
     if not found:
-        raise _nothing_in(f"the folder {str(folder)!r}")
+        raise _no_images_in(f"the folder {str(folder)!r}")
     return found
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in order of name; hidden folders, links to folders and unreadable ones are left out."""
+    """Yield the files below a folder in order of name, without hidden folders, links to folders and unreadable ones."""
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
@@ -175,15 +175,15 @@ def _from_zip(archive: Path, limits: Limits | None) -> list[_Candidate]:
         [(member.name, member) for member in sorted(list_members(archive, limits), key=lambda m: m.name)], None
     )
     if not found:
-        raise _nothing_in(f"the zip {archive.name!r}")
+        raise _no_images_in(f"the zip {archive.name!r}")
     return found
 
 
 def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]:
-    """Files that were chosen one by one. Their captions may come from elsewhere: a browser puts each by itself."""
+    """Return the images among single files; a browser uploads each into a folder of its own, captions and masks too."""
     captions = {_key(path): path for path in files if path.suffix.lower() in CAPTION_SUFFIXES}
     images = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
-    masks = match_masks([Path(path.name) for path in images], _key)  # a browser puts these by themselves too
+    masks = match_masks([Path(path.name) for path in images], _key)
     by_image = {_key(image): path for path in images if (image := masks.get(Path(path.name))) is not None}
     alone = [("caption", captions[key]) for key in captions.keys() - {_key(path) for path in images}]
     alone += [("mask", mask) for mask, image in masks.items() if image is None]
@@ -193,6 +193,7 @@ def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]
                 name=printable_name(path.name),
                 message=f"There is no image for the {kind} {printable_name(path.name)!r}.",
                 remedy="Import it together with its image, which has the same name.",
+                code=f"{kind}_without_image",
             )
         )
     return [
@@ -203,22 +204,22 @@ def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]
 
 
 def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> list[_Candidate]:
-    """The images among `files` (paths below the source) with their sets and captions.
+    """Return the images among `files` (paths below the source) with their sets, captions and masks.
 
-    Hidden files, and folders in which curation keeps what it set aside, are left out.
+    Hidden files and the folders of rejected images are left out.
     """
-    aside = {path.parent for path, _ in files if path.name == REJECTED_FILE}
+    rejected = {path.parent for path, _ in files if path.name == REJECTED_FILE}
     seen = [
         (path, source)
         for path, source in files
-        if not any(_is_hidden(part) for part in path.parts) and aside.isdisjoint(path.parents)
+        if not any(_is_hidden(part) for part in path.parts) and rejected.isdisjoint(path.parents)
     ]
     captions: dict[tuple[PurePath, str], Source] = {}
-    for suffix in reversed(CAPTION_SUFFIXES):  # the first has the last word
+    for suffix in reversed(CAPTION_SUFFIXES):  # of two captions the first suffix wins
         captions |= {(path.parent, _key(path)): source for path, source in seen if path.suffix.lower() == suffix}
-    pictures = {path: source for path, source in seen if is_image_name(path.name)}
-    masks = match_masks(pictures, _key)
-    by_image = {image: pictures[mask] for mask, image in masks.items() if image is not None}
+    images = {path: source for path, source in seen if is_image_name(path.name)}
+    masks = match_masks(images, _key)
+    by_image = {image: images[mask] for mask, image in masks.items() if image is not None}
     return [
         _Candidate(
             name=path.name if isinstance(source, Path) else str(path),
@@ -228,7 +229,7 @@ def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> li
             mask=by_image.get(path),
         )
         for path, source in seen
-        if (path in pictures and path not in masks) or path.suffix.lower() in FOREIGN_SUFFIXES
+        if (path in images and path not in masks) or path.suffix.lower() in FOREIGN_SUFFIXES
     ]
 
 
@@ -237,22 +238,24 @@ def _is_hidden(name: str) -> bool:
 
 
 def _key(path: PurePath) -> str:
-    """What an image and its caption have in common; macOS takes letters with accents apart, Windows ignores case."""
+    """Return the stem that an image shares with its caption, whatever the Unicode form (macOS) and case (Windows)."""
     return unicodedata.normalize("NFC", path.stem).casefold()
 
 
-def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path, report: ImportReport) -> None:
-    """Copy one image with its caption, or say in the report why not."""
+def _import_image(
+    candidate: _Candidate, images_dir: Path, known: _KnownImages, scratch: Path, report: ImportReport
+) -> None:
+    """Copy one image with its caption and mask, or report why not."""
     folder = images_dir.parent / candidate.set_name if candidate.set_name else images_dir
     try:
         file = _fetch(candidate.source, scratch)
-        there = known.find(file)
-        picture_format = "" if there else decode(file, min_side=DECODE_SIDE).format
+        existing = known.find(file)
+        image_format = "" if existing else decode(file, min_side=DECODE_SIDE).format
     except (InputError, OSError) as error:
         report.refused.append(_refusal(candidate.name, error))
         return
-    if there is None:
-        suffixes = SUFFIXES_BY_FORMAT[picture_format]
+    if existing is None:
+        suffixes = SUFFIXES_BY_FORMAT[image_format]
         suffix = PurePath(candidate.name).suffix.lower()
         name = safe_name(PurePath(candidate.name).stem)
         image = _copy(file, folder, name, suffix if suffix in suffixes else suffixes[0], known.stems(folder))
@@ -260,20 +263,20 @@ def _bring(candidate: _Candidate, images_dir: Path, known: _Known, scratch: Path
         report.added.append(image)
         if suffix not in suffixes:
             report.notes.append(
-                f"{printable_name(candidate.name)!r} is a {picture_format} image and is called {image.name!r} now."
+                f"{printable_name(candidate.name)!r} is a {image_format} image and was renamed to {image.name!r}."
             )
     else:
-        image, reason = there
+        image, reason = existing
         report.skipped.append(Skipped(name=printable_name(candidate.name), reason=reason))
     if isinstance(candidate.source, Member):
         file.unlink()
     if candidate.mask and image.is_relative_to(images_dir.parent) and mask_file(image) is None:
-        _bring_mask(candidate.mask, image, scratch, report)
+        _import_mask(candidate.mask, image, scratch, report)
     if candidate.caption and image.is_relative_to(images_dir.parent) and existing_caption(image) is None:
-        _bring_caption(candidate.caption, image, scratch, report)
+        _import_caption(candidate.caption, image, scratch, report)
 
 
-def _bring_mask(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
+def _import_mask(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
     try:
         import_mask(_fetch(source, scratch), image)
         report.masks += 1
@@ -281,13 +284,15 @@ def _bring_mask(source: Source, image: Path, scratch: Path, report: ImportReport
         report.refused.append(_refusal(source.name if isinstance(source, Path) else str(source.name), error))
 
 
-def _bring_caption(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
+def _import_caption(source: Source, image: Path, scratch: Path, report: ImportReport) -> None:
     name = source.name if isinstance(source, Path) else str(source.name)
     try:
         size = source.stat().st_size if isinstance(source, Path) else source.size
         if size > MAX_CAPTION_BYTES:
             raise InputError(
-                f"{name!r} has {size:,} bytes: that is no caption.", "Write a line of words.", code="caption"
+                f"The caption {name!r} has {size:,} bytes; the limit is {MAX_CAPTION_BYTES:,}.",
+                "Check whether it is a caption.",
+                code="caption",
             )
         text = " ".join(decode_text(_fetch(source, scratch).read_bytes()).split())
     except (InputError, OSError) as error:
@@ -299,7 +304,7 @@ def _bring_caption(source: Source, image: Path, scratch: Path, report: ImportRep
 
 
 def _fetch(source: Source, scratch: Path) -> Path:
-    """The file itself, or what is unpacked of an archive, under its own name."""
+    """Return the source file, or extract it from its archive under its own name."""
     if isinstance(source, Path):
         return source
     file = scratch / safe_name(source.name.name)
@@ -308,7 +313,7 @@ def _fetch(source: Source, scratch: Path) -> Path:
 
 
 def _copy(file: Path, folder: Path, stem: str, suffix: str, taken: set[str]) -> Path:
-    """Copy into `folder` under a name that neither an image nor a caption has, and return the new file."""
+    """Copy into `folder` under a name that no image or caption has, and return the new file."""
     for number in itertools.count(1):
         target = folder / f"{stem if number == 1 else f'{stem} ({number})'}{suffix}"
         if _key(target) in taken:
@@ -317,7 +322,7 @@ def _copy(file: Path, folder: Path, stem: str, suffix: str, taken: set[str]) -> 
         try:
             write_atomic(target, partial(_fill, file, target))
         except FileExistsError:
-            continue  # another import took the name in between
+            continue  # another import has taken the name
         except BaseException:
             if target.exists() and not target.stat().st_size:
                 target.unlink()
@@ -333,12 +338,14 @@ def _fill(file: Path, target: Path, temporary: Path) -> None:
 
 def _refusal(name: str, error: InputError | OSError) -> Refused:
     if isinstance(error, InputError):
-        return Refused(name=printable_name(name), message=printable_name(error.message), remedy=error.remedy)
+        return Refused(
+            name=printable_name(name), message=printable_name(error.message), remedy=error.remedy, code=error.code
+        )
     message = f"{printable_name(name)!r} cannot be read: {error.strerror}."
-    return Refused(name=printable_name(name), message=message, remedy="Check its permissions.")
+    return Refused(name=printable_name(name), message=message, remedy="Check its permissions.", code="unreadable")
 
 
-def _nothing_in(what: str) -> InputError:
+def _no_images_in(what: str) -> InputError:
     return InputError(
         f"There are no images in {what}.",
         "Give PNG, JPEG, WebP, BMP, GIF, TIFF or AVIF files.",
@@ -346,13 +353,9 @@ def _nothing_in(what: str) -> InputError:
     )
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
-
-
 @dataclass
-class _Known:
-    """What is in the dataset, and what was taken out of it, to be found by content. Files are hashed when needed."""
+class _KnownImages:
+    """The images in the dataset and the rejected ones, to be found by content. Files are hashed when needed."""
 
     reasons: dict[Path, str] = field(default_factory=dict)
     by_size: dict[int, list[Path]] = field(default_factory=dict)
@@ -360,8 +363,8 @@ class _Known:
     names: dict[Path, set[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, images_dir: Path, rejected_dir: Path) -> _Known:
-        """The images of `images_dir` and of the sets beside it, and those in the folder of rejects."""
+    def of(cls, images_dir: Path, rejected_dir: Path) -> _KnownImages:
+        """Return the images of `images_dir`, of the sets beside it, and of the rejected folder."""
         known = cls()
         sets = [path for path in images_dir.parent.iterdir() if SET_FOLDER.match(path.name) and path.is_dir()]
         for folder in dict.fromkeys([images_dir, *sorted(sets)]):
@@ -372,12 +375,12 @@ class _Known:
         return known
 
     def add(self, image: Path, reason: str = "") -> None:
-        """Remember an image; `reason` is what to say if it comes again."""
-        self.reasons[image] = reason or f"already there as {image.name!r}"
+        """Add an image; `reason` is reported if it is imported again."""
+        self.reasons[image] = reason or f"already in the dataset as {image.name!r}"
         self.by_size.setdefault(image.stat().st_size, []).append(image)
 
     def find(self, file: Path) -> tuple[Path, str] | None:
-        """The image of the same bytes as `file`, and what to say about it."""
+        """Return the image with the same bytes as `file`, and the reason to skip `file`."""
         same_size = self.by_size.get(file.stat().st_size)
         if not same_size:
             return None
@@ -390,7 +393,7 @@ class _Known:
         return None
 
     def stems(self, folder: Path) -> set[str]:
-        """What the names of files in `folder` have in common with their captions; the folder is made if missing."""
+        """Return the stems of the files in `folder`, which is made if missing."""
         if folder not in self.names:
             folder.mkdir(parents=True, exist_ok=True)
             self.names[folder] = {_key(path) for path in folder.iterdir()}

@@ -1,4 +1,4 @@
-"""Which images are held out: by content and seed, duplicates on one side."""
+"""The validation split depends on content and seed, and keeps duplicates on one side."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def images_of(hashes: list[str]) -> list[tuple[Path, str]]:
 
 
 @given(number=st.integers(0, 120), share=shares, seed=st.integers(0, 5))
-def test_of_unlike_images_the_share_is_held_out(number: int, share: float, seed: int) -> None:
+def test_takes_the_given_share_of_distinct_images(number: int, share: float, seed: int) -> None:
     images = images_of([f"{index:064x}" for index in range(number)])
     chosen = choose_validation_images(images, [], share=share, seed=seed)
     assert len(chosen) == validation_count(number, share)
@@ -34,7 +34,7 @@ def test_of_unlike_images_the_share_is_held_out(number: int, share: float, seed:
     duplicates=st.lists(st.lists(st.integers(0, 25), max_size=4), max_size=4),
     share=shares.filter(bool),
 )
-def test_copies_stay_on_one_side(hashes: list[str], duplicates: list[list[int]], share: float) -> None:
+def test_keeps_duplicates_on_one_side(hashes: list[str], duplicates: list[list[int]], share: float) -> None:
     images = images_of(hashes)
     groups = [[Path(f"{number}.png") for number in group] for group in duplicates]
     chosen = choose_validation_images(images, groups, share=share, seed=3)
@@ -45,7 +45,7 @@ def test_copies_stay_on_one_side(hashes: list[str], duplicates: list[list[int]],
         assert group <= chosen or not group & chosen
 
 
-def test_names_and_order_do_not_matter_but_the_seed_does() -> None:
+def test_depends_on_the_seed_and_not_on_names_or_order() -> None:
     hashes = [f"{index:064x}" for index in range(40)]
     by_path = dict(images_of(hashes))
     chosen = {by_path[path] for path in choose_validation_images(images_of(hashes), [], share=0.1, seed=1)}
@@ -55,10 +55,10 @@ def test_names_and_order_do_not_matter_but_the_seed_does() -> None:
     assert chosen != {by_path[path] for path in choose_validation_images(images_of(hashes), [], share=0.1, seed=2)}
 
 
-def test_copies_of_one_picture_are_never_held_out_as_a_whole() -> None:
+def test_takes_nothing_if_all_images_are_duplicates() -> None:
     assert choose_validation_images(images_of(["a", "a", "a"]), [], share=0.3, seed=0) == frozenset()
 
 
 @pytest.mark.parametrize(("images", "share", "expected"), [(300, 0.1, 30), (10, 0.1, 1), (4, 0.5, 2), (2, 0.01, 1)])
-def test_how_many_are_held_out(images: int, share: float, expected: int) -> None:
+def test_counts_the_validation_images(images: int, share: float, expected: int) -> None:
     assert validation_count(images, share) == expected

@@ -116,7 +116,7 @@ def test_missing_masks_and_masks_of_another_shape_are_errors(tiny_base: Path, im
     assert check(make_job(tiny_base, images, masked_loss="files"), home)
     Image.new("L", (64, 32), 255).save(images / "1-masklabel.png")
     (error,) = errors_of(make_job(tiny_base, images, masked_loss="files"), home)
-    assert "another shape" in error
+    assert "64 x 32" in error
 
 
 def test_too_few_distinct_images_for_a_validation_split_is_an_error(tiny_base: Path, images: Path, home: Home) -> None:

@@ -35,7 +35,7 @@ def difference(a: Image.Image, b: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp", ".gif", ".tif", ".avif"])
-def test_every_format_decodes_to_the_same_picture(tmp_path: Path, suffix: str) -> None:
+def test_every_format_decodes_to_the_same_image(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     scene().save(path)
     assert difference(read_image(path), scene()) < 3
@@ -46,30 +46,31 @@ def test_every_format_decodes_to_the_same_picture(tmp_path: Path, suffix: str) -
 
 @pytest.fixture
 def heic(tmp_path: Path) -> Path:
-    """A picture as a telephone has it."""
+    """An image as a phone writes it."""
     pytest.importorskip("pillow_heif").register_heif_opener()
     path = tmp_path / "phone.heic"
     scene().save(path, quality=95)
     return path
 
 
-def test_heic_is_read_where_its_package_is_installed(heic: Path) -> None:
+def test_decodes_heic_if_its_package_is_installed(heic: Path) -> None:
     assert difference(read_image(heic), scene()) < 3
-    info, picture = image_info(heic)
-    assert picture is not None
-    assert (info.width, info.height, picture.format, info.issues) == (640, 560, "HEIF", [])
+    info, decoded = image_info(heic)
+    assert decoded is not None
+    assert (info.width, info.height, decoded.format, info.issues) == (640, 560, "HEIF", [])
     assert codes(heic.rename(heic.with_suffix(".jpg"))) == ["wrong_extension"]
 
 
-def test_heic_says_what_it_needs_where_its_package_is_missing(heic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_the_package_that_heic_needs(heic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "find_spec", lambda name: None)
     images.pillow_formats.cache_clear()
     try:
         assert find_images(heic.parent) == [heic]
-        with pytest.raises(InputError, match="pillow-heif") as error:
+        with pytest.raises(InputError) as error:
             read_image(heic)
     finally:
         images.pillow_formats.cache_clear()
+    assert error.value.code == "heif"
     assert "pip install pillow-heif" in error.value.remedy
 
 
@@ -91,13 +92,13 @@ def test_orientation_is_applied(tmp_path: Path, suffix: str, orientation: int) -
     exif[0x0112] = orientation
     path = tmp_path / f"a{suffix}"
     stored.save(path, exif=exif, quality=95)
-    info, picture = image_info(path)
+    info, decoded = image_info(path)
     assert (info.width, info.height) == (640, 560)
-    assert picture is not None
-    assert difference(picture.image, scene()) < 3
+    assert decoded is not None
+    assert difference(decoded.image, scene()) < 3
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparency_is_composited_on_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (600, 600), (255, 0, 0, 255))
     image.paste((0, 0, 0, 0), (0, 0, 300, 600))
     image.save(tmp_path / "a.png")
@@ -107,12 +108,12 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert codes(tmp_path / "a.png") == ["alpha"]
 
 
-def test_an_opaque_alpha_channel_is_no_issue(tmp_path: Path) -> None:
+def test_an_opaque_alpha_channel_gives_no_issue(tmp_path: Path) -> None:
     scene().convert("RGBA").save(tmp_path / "a.png")
     assert codes(tmp_path / "a.png") == []
 
 
-def test_palette_transparency(tmp_path: Path) -> None:
+def test_palette_transparency_is_composited_on_white(tmp_path: Path) -> None:
     image = Image.new("P", (600, 600), 0)
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.paste(1, (300, 0, 600, 600))
@@ -122,7 +123,7 @@ def test_palette_transparency(tmp_path: Path) -> None:
 
 
 def png_of_16_bits(pixels: np.ndarray) -> bytes:
-    """A 16-bit RGB PNG by its specification; pixels [H, W, 3]."""
+    """Encode a 16-bit RGB PNG; pixels [H, W, 3]."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
 
@@ -133,7 +134,7 @@ def png_of_16_bits(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_16_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_16_bits_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     grey = np.linspace(0, 65535, 520 * 520).reshape(520, 520).astype(np.uint16)
     Image.fromarray(grey).save(tmp_path / "grey.png")
     (tmp_path / "rgb.png").write_bytes(png_of_16_bits(np.repeat(grey[..., None], 3, axis=2)))
@@ -148,7 +149,7 @@ def test_cmyk_is_converted(tmp_path: Path) -> None:
     assert codes(tmp_path / "a.jpg") == ["cmyk"]
 
 
-def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+def test_decodes_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     scene().save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("RGB", (640, 560), "black")] * 2)
     assert difference(read_image(tmp_path / "a.gif"), scene()) < 3
     assert codes(tmp_path / "a.gif") == ["animated"]
@@ -164,12 +165,12 @@ def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
         ((200, 900), ["too_small", "extreme_aspect"]),
     ],
 )
-def test_sizes(tmp_path: Path, size: tuple[int, int], expected: list[str]) -> None:
+def test_flags_small_and_extreme_sizes(tmp_path: Path, size: tuple[int, int], expected: list[str]) -> None:
     Image.new("RGB", size, "teal").save(tmp_path / "a.png")
     assert codes(tmp_path / "a.png") == expected
 
 
-def test_a_lying_extension(tmp_path: Path) -> None:
+def test_flags_a_wrong_suffix(tmp_path: Path) -> None:
     scene().save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").rename(tmp_path / "a.png")
     info, image = image_info(tmp_path / "a.png")
@@ -187,12 +188,12 @@ def broken_files(folder: Path) -> list[Path]:
         (folder / f"torn{suffix}").write_bytes(data[: len(data) // 2])
         (folder / f"whole{suffix}").unlink()
     (folder / "empty.webp").touch()
-    (folder / "text.png").write_text("this is no image")
+    (folder / "text.png").write_text("this is not an image")
     (folder / "postscript.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 600 600\n%%EndComments\n")
     return sorted(folder.iterdir())
 
 
-def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
+def test_reports_broken_files_by_name(tmp_path: Path) -> None:
     for path in broken_files(tmp_path):
         with pytest.raises(InputError, match=path.name) as caught:
             read_image(path)
@@ -203,13 +204,13 @@ def test_broken_files_are_told_by_name(tmp_path: Path) -> None:
         assert info.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"gone\.png.*No such file"):
+def test_reports_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.png"):
         read_image(tmp_path / "gone.png")
     assert codes(tmp_path / "gone.png") == ["unreadable"]
 
 
-def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+def test_refuses_a_decompression_bomb_before_decoding_it(tmp_path: Path) -> None:
     side = 10_001
     row = b"\0" * (side // 8 + 2)
     packed = zlib.compressobj(9)
@@ -224,16 +225,16 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     assert len(bomb) < 100_000
     with (
         pytest.warns(Image.DecompressionBombWarning),
-        pytest.raises(InputError, match=r"bomb\.png.*10001 x 10001 px, more than 100,000,000"),
+        pytest.raises(InputError, match=r"bomb\.png.*10001 x 10001 px"),
     ):
         read_image(tmp_path / "bomb.png")
 
 
 def test_a_jpeg_is_decoded_at_reduced_size(tmp_path: Path) -> None:
     scene((1600, 1200)).save(tmp_path / "a.jpg")
-    picture = decode(tmp_path / "a.jpg", min_side=64)
-    assert picture.size == (1600, 1200)
-    assert picture.image.size == (200, 150)
+    decoded = decode(tmp_path / "a.jpg", min_side=64)
+    assert decoded.size == (1600, 1200)
+    assert decoded.image.size == (200, 150)
 
 
 def srgb_profile() -> bytes:
@@ -241,28 +242,29 @@ def srgb_profile() -> bytes:
 
 
 def test_an_embedded_profile_is_applied(tmp_path: Path) -> None:
-    # sRGB with the primaries of red and blue exchanged, under another name.
+    # sRGB with the primaries of red and blue swapped, under another name.
     swapped = srgb_profile().replace(b"rXYZ", b"tmp.").replace(b"bXYZ", b"rXYZ").replace(b"tmp.", b"bXYZ")
     swapped = swapped.replace("sRGB".encode("utf-16-be"), "odd ".encode("utf-16-be"))
     Image.new("RGB", (600, 600), (10, 200, 60)).save(tmp_path / "a.png", icc_profile=swapped)
     assert read_image(tmp_path / "a.png").getpixel((5, 5)) == pytest.approx((60, 200, 10), abs=2)
 
 
-def test_useless_profiles_do_no_harm(tmp_path: Path) -> None:
+def test_ignores_useless_profiles(tmp_path: Path) -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for profile in (lab, b"no profile", srgb_profile()):
         Image.new("RGB", (600, 600), (10, 200, 30)).save(tmp_path / "a.png", icc_profile=profile)
         assert read_image(tmp_path / "a.png").getpixel((5, 5)) == (10, 200, 30)
 
 
-def test_images_are_found_one_set_deep(tmp_path: Path) -> None:
+def test_finds_images_in_a_folder_and_its_sets(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", ".hidden.png", "notes.txt", "10_cat/c.webp", "10_cat/deep/d.png", "other/e.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     found = [str(path.relative_to(tmp_path)) for path in find_images(tmp_path)]
     assert found == ["a.JPG", "b.png", "10_cat/c.webp"]
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError) as caught:
         find_images(tmp_path / "nowhere")
+    assert caught.value.code == "no_folder"
 
 
 def test_thumbnails_are_named_by_content(tmp_path: Path) -> None:
@@ -284,8 +286,8 @@ def test_thumbnails_are_named_by_content(tmp_path: Path) -> None:
     assert sorted(path.name for path in cache.iterdir()) == [first.name]
 
 
-def test_no_thumbnail_of_a_broken_file(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no image")
+def test_makes_no_thumbnail_of_a_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("not an image")
     with pytest.raises(InputError, match=r"a\.png"):
         thumbnail(tmp_path / "a.png", tmp_path / "cache")
     assert not list(tmp_path.glob("cache/*"))

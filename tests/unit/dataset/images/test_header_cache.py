@@ -1,4 +1,4 @@
-"""What is known of image files without decoding them."""
+"""Sizes and hashes of image files without decoding them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save(path: Path, orientation: int = 1) -> None:
 
 
 def move_exif_back(path: Path) -> None:
-    """Put a PNG's EXIF behind its pixels, where some programs write it."""
+    """Move a PNG's EXIF chunk behind its pixels, where some programs write it."""
     data = path.read_bytes()
     start = data.index(b"eXIf") - 4
     chunk = data[start : start + 12 + int.from_bytes(data[start : start + 4], "big")]
@@ -32,16 +32,16 @@ def move_exif_back(path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_size_is_that_of_the_decoded_image(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_the_header_size_is_that_of_the_decoded_image(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = tmp_path / f"a{suffix}"
     save(path, orientation)
     info, _ = image_info(path, min_side=32)
     assert upright_size(path) == (info.width, info.height)
-    if suffix not in (".bmp", ".gif"):  # they know no EXIF
+    if suffix not in (".bmp", ".gif"):  # they have no EXIF
         assert upright_size(path) == ((64, 96) if orientation > 4 else (96, 64))
 
 
-def test_a_png_is_turned_by_what_stands_behind_its_pixels(tmp_path: Path) -> None:
+def test_reads_the_orientation_of_a_png_behind_its_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     save(path, orientation=6)
     move_exif_back(path)
@@ -49,7 +49,7 @@ def test_a_png_is_turned_by_what_stands_behind_its_pixels(tmp_path: Path) -> Non
     assert upright_size(path) == (64, 96)
 
 
-def test_a_png_with_nothing_behind_its_pixels_is_not_decoded(tmp_path: Path) -> None:
+def test_does_not_decode_a_png_without_metadata_behind_its_pixels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     save(path)
     data = path.read_bytes()
@@ -59,13 +59,13 @@ def test_a_png_with_nothing_behind_its_pixels_is_not_decoded(tmp_path: Path) -> 
     assert upright_size(path) == (96, 64)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n"])
-def test_no_image_has_no_size(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])
+def test_returns_no_size_for_a_file_that_is_not_an_image(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
     assert upright_size(tmp_path / "a.png") is None
 
 
-def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
+def test_reads_a_changed_file_again(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     save(path)
     assert upright_size(path) == (96, 64)

@@ -1,4 +1,4 @@
-"""Masks: where they come from, and that they lie on the image like the image itself."""
+"""Masks: where they come from, and that they are scaled and cropped like their image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lora_studio.training.data.cache import latent_mask
 from lora_studio.training.data.dataset import TrainItem
 
 
-def picture(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
+def draw_image(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "teal").save(path)
     return path
@@ -31,8 +31,8 @@ def source_of(path: Path, kind: MaskedLoss) -> MaskSource | None:
 
 
 @pytest.mark.parametrize("name", ["cat-masklabel.png", "mask/cat.png", "mask/cat.webp"])
-def test_mask_files_are_found_and_are_no_images(tmp_path: Path, name: str) -> None:
-    image = picture(tmp_path / "cat.png")
+def test_finds_mask_files_and_does_not_take_them_for_images(tmp_path: Path, name: str) -> None:
+    image = draw_image(tmp_path / "cat.png")
     mask = tmp_path / name
     mask.parent.mkdir(exist_ok=True)
     Image.new("L", (32, 24), 255).save(mask)
@@ -46,25 +46,26 @@ def test_mask_files_are_found_and_are_no_images(tmp_path: Path, name: str) -> No
     assert source_of(image, MaskedLoss.ALPHA) is None
 
 
-def test_a_mask_of_another_shape_or_a_broken_one_is_refused(tmp_path: Path) -> None:
-    image = picture(tmp_path / "cat.png")
+def test_refuses_a_mask_of_another_shape_and_a_damaged_one(tmp_path: Path) -> None:
+    image = draw_image(tmp_path / "cat.png")
     Image.new("L", (64, 64), 255).save(tmp_path / "cat-masklabel.png")
-    with pytest.raises(InputError, match="64 x 64 px, another shape") as caught:
+    with pytest.raises(InputError, match="64 x 64 px") as caught:
         source_of(image, MaskedLoss.FILES)
     assert caught.value.code == "mask_shape"
-    (tmp_path / "cat-masklabel.png").write_text("no picture", "utf-8")
-    with pytest.raises(InputError, match=r"The mask of cat\.png.*cannot be read"):
+    (tmp_path / "cat-masklabel.png").write_text("not an image", "utf-8")
+    with pytest.raises(InputError, match=r"cat-masklabel\.png") as caught:
         source_of(image, MaskedLoss.FILES)
+    assert caught.value.code == "mask"
 
 
-def test_transparency_is_a_mask_above_the_colours_below_it(tmp_path: Path) -> None:
-    """Alpha is turned like the picture, and the colours where it is 0 are those of the file, not white."""
+def test_alpha_is_the_mask_and_leaves_the_colours_as_they_are(tmp_path: Path) -> None:
+    """Alpha is rotated like the image, and colours where it is 0 are those of the file, not white."""
     rgba = np.zeros((40, 60, 4), np.uint8)
     rgba[..., 0] = 200
     rgba[:, :20, 3] = 255
     file = tmp_path / "cut.png"
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter to the right
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise
     Image.fromarray(rgba).save(file, exif=exif)
     found = source_of(file, MaskedLoss.ALPHA)
     assert found is not None
@@ -75,17 +76,17 @@ def test_transparency_is_a_mask_above_the_colours_below_it(tmp_path: Path) -> No
     kept = decode(file, with_alpha=True).image
     assert np.array(kept).reshape(-1, 3).min(axis=0).tolist() == [200, 0, 0]
     assert np.array(decode(file).image).max() == 255
-    assert source_of(picture(tmp_path / "whole.png"), MaskedLoss.ALPHA) is None
+    assert source_of(draw_image(tmp_path / "whole.png"), MaskedLoss.ALPHA) is None
 
 
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(64, 300), height=st.integers(64, 300), flipped=st.booleans())
-def test_a_mask_lies_on_its_image(width: int, height: int, flipped: bool) -> None:
-    """A mask of a slope, against the slope at the middle of each latent's pixels, in the scaled image's coordinates."""
-    slope = np.tile(np.linspace(0, 255, width, dtype=np.float32), (height, 1))
+def test_a_mask_is_scaled_and_cropped_like_its_image(width: int, height: int, flipped: bool) -> None:
+    """Compare a mask that is a ramp with the ramp at the centre of each latent's pixels."""
+    ramp = np.tile(np.linspace(0, 255, width, dtype=np.float32), (height, 1))
     spot = place(width, height, resolution=128, bucket_reso_steps=32)
     item = TrainItem(Path("a.png"), "0", (width, height), spot, "", True, 1, "x", flipped=flipped)
-    found = latent_mask(Image.fromarray(slope.astype(np.uint8)), item)
+    found = latent_mask(Image.fromarray(ramp.astype(np.uint8)), item)
     columns, rows = spot.bucket[0] // 8, spot.bucket[1] // 8
     assert found.shape == (1, rows, columns)
     middles = (spot.crop[0] + 8 * np.arange(columns) + 4) / spot.scaled[0] * width - 0.5

@@ -1,4 +1,4 @@
-"""Sets of images: names that are safe, and loose images put into one."""
+"""Set folders: safe names, and moving loose images into a set."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def names(folder: Path) -> list[str]:
 
 
 @given(st.text(max_size=80))
-def test_names_of_sets_are_their_own_names_once_safe(text: str) -> None:
+def test_a_safe_set_name_stays_the_same(text: str) -> None:
     name = set_name(f"7_{text}")
     assert name is None or set_name(name) == name
     assert not name or not set("/\\:\0") & set(name)
@@ -42,7 +42,7 @@ def flat(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_flat_folder_becomes_a_set_with_captions_and_masks(flat: Path) -> None:
+def test_moves_images_with_captions_and_masks_into_a_set(flat: Path) -> None:
     assert loose_images(flat) == []  # without any set, the folder itself is one
     assert wrap_images(flat, "saria") == [flat / "10_saria" / "a.png", flat / "10_saria" / "b.jpg"]
     wrapped = ["a.png", "a.txt", "b-masklabel.png", "b.caption", "b.jpg", "mask/a.png"]
@@ -51,7 +51,7 @@ def test_a_flat_folder_becomes_a_set_with_captions_and_masks(flat: Path) -> None
     assert (found.repeats, found.concept) == (10, "saria")
 
 
-def test_images_beside_sets_are_loose_until_they_are_in_one(flat: Path) -> None:
+def test_finds_loose_images_beside_sets(flat: Path) -> None:
     draw(flat / "5_cat" / "c.png")
     assert [path.name for path in loose_images(flat)] == ["a.png", "b.jpg"]
     wrap_images(flat, "5_cat")
@@ -59,28 +59,31 @@ def test_images_beside_sets_are_loose_until_they_are_in_one(flat: Path) -> None:
     assert len(list((flat / "5_cat").glob("*.[pj][np]g"))) == 4  # one of them a mask
 
 
-def test_nothing_is_moved_where_a_name_is_taken(flat: Path) -> None:
+def test_moves_nothing_if_the_set_has_a_file_of_the_same_name(flat: Path) -> None:
     draw(flat / "5_cat" / "b.jpg")
     before = names(flat)
-    with pytest.raises(InputError, match=r"b\.jpg"):
+    with pytest.raises(InputError, match=r"b\.jpg") as caught:
         wrap_images(flat, "5_cat")
+    assert caught.value.code == "taken"
     assert names(flat) == before
 
 
-def test_what_was_broken_off_is_repeated(flat: Path) -> None:
+def test_an_interrupted_move_can_be_repeated(flat: Path) -> None:
     (flat / "10_saria").mkdir()
-    (flat / "a.txt").rename(flat / "10_saria" / "a.txt")  # as far as it came
+    (flat / "a.txt").rename(flat / "10_saria" / "a.txt")
     wrap_images(flat, "10_saria")
     assert (flat / "10_saria" / "a.txt").read_text() == "one"
     assert names(flat)[-1] == "notes.txt"
 
 
 @pytest.mark.parametrize("name", ["", "  ", "0_cat", "501_cat"])
-def test_a_name_that_is_none_is_refused(flat: Path, name: str) -> None:
-    with pytest.raises(InputError, match="no name of a set"):
+def test_refuses_a_bad_set_name(flat: Path, name: str) -> None:
+    with pytest.raises(InputError) as caught:
         wrap_images(flat, name)
+    assert caught.value.code == "set_name"
 
 
-def test_a_folder_without_loose_images_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="No images lie in"):
+def test_refuses_a_folder_without_loose_images(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
         wrap_images(tmp_path, "10_cat")
+    assert caught.value.code == "loose"

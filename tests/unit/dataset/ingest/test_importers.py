@@ -1,4 +1,4 @@
-"""Importing files, folders and zips into a dataset."""
+"""The import of files, folders and zips into a dataset."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def images_dir(tmp_path: Path) -> Path:
     return tmp_path / "project" / "dataset" / "10_hero"
 
 
-def test_a_folder_is_copied_with_captions_and_left_as_it_was(source: Path, images_dir: Path) -> None:
+def test_copies_a_folder_with_captions_and_leaves_it_unchanged(source: Path, images_dir: Path) -> None:
     draw(source / "a.png", 1)
     draw(source / "deep" / "er" / "b.jpg", 2)
     (source / "a.txt").write_bytes("\ufeffhero, café\r\nsmiling".encode())
@@ -75,11 +75,10 @@ def test_a_folder_is_copied_with_captions_and_left_as_it_was(source: Path, image
         "dataset/10_hero/b.txt": "naïve hero".encode(),
     }
     assert report == ImportReport(added=[images_dir / "a.png", images_dir / "b.jpg"], captions=2)
-    assert report.lines() == ["2 images added, 2 with captions."]
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_sets_stay_sets_beside_the_images(source: Path, images_dir: Path) -> None:
+def test_imports_sets_as_sets(source: Path, images_dir: Path) -> None:
     draw(source / "img" / "5_villain" / "a.png", 1)
     draw(source / "img" / "10_hero" / "b.png", 2)
     draw(source / "2024_holidays" / "c.png", 3)
@@ -88,13 +87,13 @@ def test_sets_stay_sets_beside_the_images(source: Path, images_dir: Path) -> Non
     assert list(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/c.png", "10_hero/d.png", "5_villain/a.png"]
 
 
-def test_a_folder_that_is_a_set_itself(tmp_path: Path, images_dir: Path) -> None:
+def test_imports_a_folder_that_is_a_set(tmp_path: Path, images_dir: Path) -> None:
     draw(tmp_path / "3_cats" / "a.png")
     import_paths([tmp_path / "3_cats"], images_dir)
     assert list(tree(images_dir.parent)) == ["3_cats/a.png"]
 
 
-def test_importing_again_adds_only_what_is_new(source: Path, images_dir: Path) -> None:
+def test_importing_again_adds_only_new_images(source: Path, images_dir: Path) -> None:
     draw(source / "a.png", 1)
     draw(source / "5_villain" / "v.png", 2)
     import_paths([source], images_dir)
@@ -102,14 +101,13 @@ def test_importing_again_adds_only_what_is_new(source: Path, images_dir: Path) -
     draw(source / "b.png", 3)
     report = import_paths([source], images_dir)
     assert report.added == [images_dir / "b.png"]
-    assert {item.name: item.reason for item in report.skipped} == {
-        "a.png": "already there as 'renamed.png'",
-        "v.png": "already there as 'v.png'",
-    }
+    assert [item.name for item in report.skipped] == ["a.png", "v.png"]
+    for item, name in zip(report.skipped, ("renamed.png", "v.png"), strict=True):
+        assert name in item.reason
     assert list(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/renamed.png", "5_villain/v.png"]
 
 
-def test_a_late_caption_comes_to_an_image_without_one_and_never_over_another(source: Path, images_dir: Path) -> None:
+def test_imports_a_caption_later_and_never_over_another(source: Path, images_dir: Path) -> None:
     draw(source / "a.png", 1)
     draw(source / "b.png", 2)
     import_paths([source], images_dir)
@@ -121,7 +119,7 @@ def test_a_late_caption_comes_to_an_image_without_one_and_never_over_another(sou
     assert (images_dir / "b.txt").read_text() == "mine"
 
 
-def test_what_curation_rejected_stays_out(source: Path, home: Home) -> None:
+def test_does_not_import_rejected_images_again(source: Path, home: Home) -> None:
     project = home.create_project("hero")
     draw(source / "a.png", 1)
     (source / "a.txt").write_text("hero")
@@ -129,20 +127,20 @@ def test_what_curation_rejected_stays_out(source: Path, home: Home) -> None:
     reject([Proposal(path=project.images_dir / "a.png", reason="blurred")], project.rejected_dir)
     report = import_paths([source], project.images_dir)
     assert (report.added, report.captions) == ([], 0)
-    assert report.skipped[0].reason == "set aside earlier: blurred"
+    assert "blurred" in report.skipped[0].reason
     assert tree(project.dataset_dir) == {}
 
 
-def test_rejects_in_the_source_stay_out(source: Path, images_dir: Path) -> None:
+def test_does_not_import_the_rejected_folder_of_a_source(source: Path, images_dir: Path) -> None:
     draw(source / "a.png", 1)
     draw(source / "b.png", 2)
     reject([Proposal(path=source / "b.png", reason="blurred")], source / "rejected")
     assert import_paths([source], images_dir).added == [images_dir / "a.png"]
 
 
-def test_a_name_that_is_taken_gets_a_number(source: Path, images_dir: Path) -> None:
+def test_numbers_an_image_whose_name_is_taken(source: Path, images_dir: Path) -> None:
     draw(images_dir / "a.png", 1)
-    (images_dir / "A (2).txt").write_text("a caption whose image is gone")
+    (images_dir / "A (2).txt").write_text("a caption without an image")
     draw(source / "A.jpg", 2)
     draw(source / "more" / "a.png", 3)
     (source / "more" / "a.txt").write_text("third")
@@ -153,37 +151,43 @@ def test_a_name_that_is_taken_gets_a_number(source: Path, images_dir: Path) -> N
     assert before.items() <= tree(images_dir).items()
 
 
-def test_broken_files_are_refused_by_name_and_the_rest_comes(source: Path, images_dir: Path) -> None:
+def test_reports_broken_files_and_imports_the_others(source: Path, images_dir: Path) -> None:
     draw(source / "good.png", 1)
     whole = draw(source / "torn.jpg", 2, (400, 300)).read_bytes()
     (source / "torn.jpg").write_bytes(whole[: len(whole) // 2])
-    (source / "text.png").write_text("this is no image")
+    (source / "text.png").write_text("this is not an image")
     (source / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (source / "good.txt").write_bytes(b"x" * (2 << 20))
     report = import_paths([source], images_dir)
     assert [path.name for path in report.added] == ["good.png"]
-    assert sorted(item.name for item in report.refused) == ["good.txt", "phone.heic", "text.png", "torn.jpg"]
+    assert {item.name: item.code for item in report.refused if item.name != "phone.heic"} == {
+        "good.txt": "caption",
+        "text.png": "unreadable",
+        "torn.jpg": "unreadable",
+    }
+    assert len(report.refused) == 4
     for item in report.refused:
         assert item.name in item.message
         assert item.remedy
     assert list(tree(images_dir.parent)) == ["10_hero/good.png"]
-    assert report.lines()[-1] == "1 image added, 4 refused."
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused(source: Path, images_dir: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root can read every file")
+def test_reports_a_file_without_read_permission(source: Path, images_dir: Path) -> None:
     draw(source / "a.png", 1).chmod(0)
-    assert "Permission denied" in import_paths([source], images_dir).refused[0].message
+    assert import_paths([source], images_dir).refused[0].code == "unreadable"
 
 
-def test_a_jpeg_called_png_gets_its_right_name(source: Path, images_dir: Path) -> None:
+def test_corrects_a_wrong_suffix(source: Path, images_dir: Path) -> None:
     draw(source / "a.jpg").rename(source / "a.PNG")
     report = import_paths([source], images_dir)
     assert report.added == [images_dir / "a.jpg"]
-    assert report.notes == ["'a.PNG' is a JPEG image and is called 'a.jpg' now."]
+    (note,) = report.notes
+    for text in ("a.PNG", "JPEG", "a.jpg"):
+        assert text in note
 
 
-def test_chosen_files_find_their_captions(source: Path, images_dir: Path) -> None:
+def test_single_files_get_their_captions(source: Path, images_dir: Path) -> None:
     one = draw(source / "upload 1" / "a.png", 1)
     (source / "upload 2").mkdir()
     (source / "upload 2" / "a.txt").write_text("from elsewhere")
@@ -193,10 +197,10 @@ def test_chosen_files_find_their_captions(source: Path, images_dir: Path) -> Non
     report = import_paths([one, source / "upload 2" / "a.txt", two, source / "lonely.txt"], images_dir)
     assert (images_dir / "a.txt").read_text() == "from elsewhere"
     assert (images_dir / "b.txt").read_text() == "from beside"
-    assert [item.name for item in report.refused] == ["lonely.txt"]
+    assert [(item.name, item.code) for item in report.refused] == [("lonely.txt", "caption_without_image")]
 
 
-def test_a_zip_with_sets_and_captions(tmp_path: Path, images_dir: Path) -> None:
+def test_imports_a_zip_with_sets_and_captions(tmp_path: Path, images_dir: Path) -> None:
     entries = {
         "set/10_hero/a.png": png(tmp_path, 1),
         "set/10_hero/a.txt": "café".encode("latin-1"),
@@ -216,7 +220,7 @@ def test_a_zip_with_sets_and_captions(tmp_path: Path, images_dir: Path) -> None:
     assert len(import_paths([tmp_path / "x.zip"], images_dir).skipped) == 3
 
 
-def test_names_are_made_safe(tmp_path: Path, images_dir: Path) -> None:
+def test_makes_names_safe(tmp_path: Path, images_dir: Path) -> None:
     names = ['<img src=x onerror="alert(1)">.png', "con.png", "a\nb.png", "漢" * 300 + ".png"]
     archive = pack(tmp_path / "x.zip", {name: png(tmp_path, index) for index, name in enumerate(names)})
     report = import_paths([archive], images_dir)
@@ -225,17 +229,17 @@ def test_names_are_made_safe(tmp_path: Path, images_dir: Path) -> None:
     )
 
 
-@pytest.mark.skipif(os.name != "posix", reason="names are text elsewhere")
-def test_a_name_that_is_no_text(source: Path, images_dir: Path) -> None:
+@pytest.mark.skipif(os.name != "posix", reason="other systems have Unicode names")
+def test_imports_a_name_that_is_not_valid_unicode(source: Path, images_dir: Path) -> None:
     draw(source / os.fsdecode(b"caf\xe9.png"))
-    (source / os.fsdecode(b"torn\xe9.png")).write_bytes(b"no image")
+    (source / os.fsdecode(b"torn\xe9.png")).write_bytes(b"not an image")
     report = import_paths([source], images_dir)
     assert report.added == [images_dir / "caf?.png".replace("?", "_")]
     assert report.refused[0].name == "torn?.png"
     assert report.model_dump_json()
 
 
-def test_names_in_utf8_that_are_not_marked(tmp_path: Path, images_dir: Path) -> None:
+def test_reads_utf8_names_of_a_zip_without_the_flag(tmp_path: Path, images_dir: Path) -> None:
     archive = pack(tmp_path / "x.zip", {"cafe.png": png(tmp_path)})
     archive.write_bytes(archive.read_bytes().replace(b"cafe.png", "féa.png".encode()))
     assert import_paths([archive], images_dir).added == [images_dir / "féa.png"]
@@ -244,74 +248,76 @@ def test_names_in_utf8_that_are_not_marked(tmp_path: Path, images_dir: Path) -> 
 @pytest.mark.parametrize(
     "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/.."]
 )
-def test_a_zip_that_leads_outside_is_refused_whole(tmp_path: Path, images_dir: Path, name: str) -> None:
+def test_refuses_a_zip_with_a_path_outside(tmp_path: Path, images_dir: Path, name: str) -> None:
     archive = pack(tmp_path / "x.zip", {"good.png": png(tmp_path), name: png(tmp_path, 1)})
-    with pytest.raises(InputError, match=r"'x\.zip' holds .*evil\.png|a/\.\.") as caught:
+    with pytest.raises(InputError, match=r"x\.zip.*(evil\.png|a/\.\.)") as caught:
         import_paths([archive], images_dir)
-    assert caught.value.remedy
+    assert (caught.value.code, bool(caught.value.remedy)) == ("zip", True)
     assert not images_dir.exists()
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_a_zip_with_a_link_is_refused(tmp_path: Path, images_dir: Path) -> None:
+def test_refuses_a_zip_with_a_link(tmp_path: Path, images_dir: Path) -> None:
     link = zipfile.ZipInfo("a.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(InputError, match="a link"):
+    with pytest.raises(InputError, match=r"a\.png") as caught:
         import_paths([tmp_path / "x.zip"], images_dir)
+    assert caught.value.code == "zip"
 
 
 @pytest.mark.parametrize(
-    ("limits", "told"),
+    ("limits", "figure"),
     [
-        (Limits(entries=1), "holds 2 files, more than 1"),
-        (Limits(total=1 << 20), "unpacks to 0.0 GiB"),
-        (Limits(ratio_exempt=1 << 20), r"unpacks to \d+ times"),
+        (Limits(entries=1), "2 files"),
+        (Limits(total=1 << 20), r"0\.0 GiB"),
+        (Limits(ratio_exempt=1 << 20), r"\d+ times"),
     ],
 )
-def test_bombs_are_refused_before_anything_is_written(
-    tmp_path: Path, images_dir: Path, limits: Limits, told: str
-) -> None:
+def test_refuses_a_zip_bomb_before_writing(tmp_path: Path, images_dir: Path, limits: Limits, figure: str) -> None:
     entries = {"a.png": png(tmp_path), "b.bmp": bytes(5 << 20)}
     archive = pack(tmp_path / "x.zip", entries, zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=figure) as caught:
         import_paths([archive], images_dir, limits=limits)
+    assert caught.value.code == "zip"
     assert not images_dir.exists()
     assert len(import_paths([archive], images_dir).added) == 1
 
 
-def test_a_damaged_entry_is_refused_and_the_rest_comes(tmp_path: Path, images_dir: Path) -> None:
+def test_reports_a_damaged_zip_entry_and_imports_the_others(tmp_path: Path, images_dir: Path) -> None:
     good, bad = png(tmp_path, 1), png(tmp_path, 2)
     archive = pack(tmp_path / "x.zip", {"good.png": good, "bad.png": bad})
     archive.write_bytes(archive.read_bytes().replace(bad, bad[:-20] + bytes(20)))
     report = import_paths([archive], images_dir)
     assert list(tree(images_dir)) == ["good.png"]
-    assert [item.name for item in report.refused] == ["bad.png"]
-    assert "CRC" in report.refused[0].message
+    assert [(item.name, item.code) for item in report.refused] == [("bad.png", "zip_entry")]
 
 
-def test_a_zip_with_a_password(tmp_path: Path, images_dir: Path) -> None:
+def test_refuses_a_zip_with_a_password(tmp_path: Path, images_dir: Path) -> None:
     archive = pack(tmp_path / "x.zip", {"a.png": png(tmp_path)})
     data = bytearray(archive.read_bytes())
     data[data.index(b"PK\1\2") + 8] |= 1
     archive.write_bytes(data)
-    with pytest.raises(InputError, match="password"):
+    with pytest.raises(InputError, match="password") as caught:
         import_paths([archive], images_dir)
+    assert caught.value.code == "zip"
 
 
-def test_what_is_wrong_with_sources_is_told_at_once_and_before_writing(source: Path, images_dir: Path) -> None:
-    (source / "no.zip").write_text("no zip")
+def test_reports_all_problems_of_the_sources_before_writing(source: Path, images_dir: Path) -> None:
+    (source / "no.zip").write_text("not a zip")
     (source / "empty").mkdir()
     good = draw(source / "a.png")
     with pytest.raises(InputError) as caught:
         import_paths([source / "no.zip", source / "empty", source / "gone", good], images_dir)
-    for told in ("'no.zip' cannot be opened", "no images in the folder", "no file or folder"):
-        assert told in caught.value.message
+    assert caught.value.code == "sources"
+    assert len(caught.value.message.splitlines()) == 3
+    for name in ("no.zip", "empty", "gone"):
+        assert name in caught.value.message
     assert not images_dir.exists()
 
 
-def test_a_full_disk_leaves_whole_files_only(source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_complete_files(source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(source / "a.png", 1)
     draw(source / "b.png", 2)
     syncs = iter([None, OSError(errno.ENOSPC, "No space left on device")])
@@ -329,7 +335,7 @@ def test_a_full_disk_leaves_whole_files_only(source: Path, images_dir: Path, mon
     assert import_paths([source], images_dir).added == [images_dir / "b.png"]
 
 
-def test_a_name_taken_by_another_import_meanwhile(
+def test_takes_another_name_if_a_concurrent_import_has_it(
     source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw(source / "a.png", 1)
@@ -355,7 +361,7 @@ names = st.lists(
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=st.lists(names, min_size=1, max_size=4), separator=st.sampled_from(["/", "\\"]))
-def test_whatever_a_zip_calls_its_files_they_stay_in_the_dataset(
+def test_no_name_in_a_zip_leads_outside_the_dataset(
     tmp_path_factory: pytest.TempPathFactory, parts: list[list[str]], separator: str
 ) -> None:
     root = tmp_path_factory.mktemp("zip")
@@ -363,7 +369,7 @@ def test_whatever_a_zip_calls_its_files_they_stay_in_the_dataset(
     data = png(root)
     archive = root / "x.zip"
     with zipfile.ZipFile(archive, "w") as opened, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # names that come twice
+        warnings.simplefilter("ignore")  # duplicate names
         for index, path in enumerate(parts):
             name = separator.join(path).encode("utf-8", "replace").decode() + ".png"
             opened.writestr(zipfile.ZipInfo(name), data + bytes([index]))
@@ -385,8 +391,8 @@ def test_whatever_a_zip_calls_its_files_they_stay_in_the_dataset(
     assert (again.added, len(again.skipped)) == ([], len(report.added) + len(report.skipped))
 
 
-def test_masks_come_along_with_their_images(source: Path, images_dir: Path, tmp_path: Path) -> None:
-    """Named as OneTrainer has them or in a folder `mask`; masks of the same bytes are no copies of one another."""
+def test_imports_masks_with_their_images(source: Path, images_dir: Path, tmp_path: Path) -> None:
+    """Masks are named as in OneTrainer or are in a folder `mask`; equal masks are not taken for duplicates."""
     for name in ("a", "b", "c"):
         draw(source / f"{name}.png", ord(name))
     for name in ("a-masklabel.png", "b-masklabel.png", "mask/c.png"):
@@ -397,23 +403,34 @@ def test_masks_come_along_with_their_images(source: Path, images_dir: Path, tmp_
     expected = {"a.png", "a (2).png", "b.png", "c.png"} | {f"{n}-masklabel.png" for n in ("a (2)", "b", "c")}
     report = import_paths([source], images_dir)
     assert {path.name for path in images_dir.iterdir()} == expected
-    assert report.lines() == ["3 images added, 3 with masks."]
+    assert (len(report.added), report.masks, report.skipped) == (3, 3, [])
     for again in ([source], [packed], sorted(source.glob("*.png"))):
-        assert import_paths(again, images_dir).lines() == ["0 images added, 3 already there."]
+        report = import_paths(again, images_dir)
+        assert (report.added, report.masks, len(report.skipped), report.refused) == ([], 0, 3, [])
     assert {path.name for path in images_dir.iterdir()} == expected
     chosen = import_paths([source / "b-masklabel.png"], images_dir)
-    assert chosen.refused[0].message == "There is no image for the mask 'b-masklabel.png'."
+    assert [(item.name, item.code) for item in chosen.refused] == [("b-masklabel.png", "mask_without_image")]
 
 
-def test_a_folder_called_mask_without_images_beside_it_holds_images(source: Path, images_dir: Path) -> None:
+def test_a_folder_called_mask_without_its_images_contains_images(source: Path, images_dir: Path) -> None:
     draw(source / "mask" / "a.png", 1)
     assert [path.name for path in import_paths([source], images_dir).added] == ["a.png"]
 
 
-def test_images_beside_the_sets_of_a_folder_are_wrapped_and_named(source: Path, images_dir: Path) -> None:
+def test_imports_images_outside_set_folders_into_the_given_set(source: Path, images_dir: Path) -> None:
     draw(source / "5_cat" / "a.png", 1)
     draw(source / "b.png", 2)
     draw(source / "c.png", 3)
     report = import_paths([source], images_dir)
     assert sorted(tree(images_dir.parent)) == ["10_hero/b.png", "10_hero/c.png", "5_cat/a.png"]
-    assert report.notes == ["2 images beside the set folders: imported into '10_hero'."]
+    (note,) = report.notes
+    assert "2 images" in note
+    assert "10_hero" in note
+
+
+def test_the_report_counts_what_was_imported(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1)
+    (source / "a.txt").write_text("one")
+    (source / "broken.png").write_text("not an image")
+    assert re.findall(r"\d+", import_paths([source], images_dir).lines()[-1]) == ["1", "1", "1"]
+    assert re.findall(r"\d+", import_paths([source], images_dir).lines()[-1]) == ["0", "1", "1"]
