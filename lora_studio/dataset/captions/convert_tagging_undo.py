@@ -63,10 +63,11 @@ def _record_files(root: Path) -> list[Path]:
 
 
 def _records(root: Path, job_folder: Path) -> Iterator[CaptionRecord]:
+    """Yield the captions of a job that can still be undone."""
     texts = {
         hashlib.sha256(text).hexdigest(): text
         for event in _json_lines(job_folder / "events.jsonl")
-        for text in [str(event.get("caption", "")).encode()]
+        for text in [str(event.get("caption", "")).encode(errors="replace")]
     }
     changes: dict[Path, list[tuple[str | None, str]]] = {}
     for change in _json_lines(job_folder / RECORDS_FILE):
@@ -79,8 +80,11 @@ def _records(root: Path, job_folder: Path) -> Iterator[CaptionRecord]:
         now = caption.read_bytes() if caption.is_file() else None
         first = versions[0][0]
         before = None if first is None else _copy(job_folder, first)
-        known = texts if now is None else {hashlib.sha256(now).hexdigest(): now, **texts}
-        after = next((known[version] for _, version in reversed(versions) if version in known), None)
+        written = [version for _, version in reversed(versions)]
+        if now is not None and hashlib.sha256(now).hexdigest() in written:
+            after = now
+        else:
+            after = next((texts[version] for version in written if version in texts), None)
         image = image_of(caption)
         copy_is_missing = first is not None and before is None
         if after is not None and image is not None and now != before and not copy_is_missing:
@@ -96,6 +100,7 @@ def _current_place(root: Path, file: Path) -> Path:
 
 
 def _copy(job_folder: Path, sha256: str) -> bytes | None:
+    """Return the copy of a caption file, or None if it is missing."""
     try:
         return (job_folder / COPIES_FOLDER / f"{sha256}.txt").read_bytes()
     except OSError:

@@ -227,7 +227,7 @@ class CaptionHistory:
         """Turn the undo records of tagging jobs, which were kept in their job folders, into edits."""
         if not has_old_tagging_edits(self.root):
             return
-        with suppress(StudioError), self._locked():
+        with suppress(StudioError, OSError), self._locked():
             for edit in old_tagging_edits(self.root):
                 if edit.records:
                     taken = {int(file.stem) for file in self._files()}

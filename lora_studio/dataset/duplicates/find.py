@@ -200,13 +200,13 @@ def _choose_keep(candidates: Sequence[tuple[int, FingerprintedImage]], neighbour
     if len(largest) > 1:
         sharpness = {index: _sharpness(entry.info.path) for index, entry in largest}
         # Compression noise looks like sharpness: small differences do not count.
-        enough = 0.8 * max(sharpness.values())
-        largest = [(index, entry) for index, entry in largest if sharpness[index] >= enough]
+        min_sharpness = 0.8 * max(sharpness.values())
+        largest = [(index, entry) for index, entry in largest if sharpness[index] >= min_sharpness]
     # Even if it was made from a lossy file, a lossless one is not worse.
     lossless = [item for item in largest if item[1].info.path.suffix.lower() in _LOSSLESS]
-    most = max(entry.size_bytes for _, entry in lossless or largest)
-    rich = [item for item in lossless or largest if item[1].size_bytes >= 0.95 * most]
-    best, entry = min(rich, key=lambda item: _tie_break(item[1]))
+    max_bytes = max(entry.size_bytes for _, entry in lossless or largest)
+    near_max_bytes = [item for item in lossless or largest if item[1].size_bytes >= 0.95 * max_bytes]
+    best, entry = min(near_max_bytes, key=lambda item: _tie_break(item[1]))
     matches = neighbours[best]
     same = [item for item in largest if item[0] in matches and _same_pixels(entry, item[1], matches[item[0]])]
     return min([(best, entry), *same], key=lambda item: _tie_break(item[1]))[0]

@@ -116,3 +116,15 @@ def test_a_tagging_that_was_undone_before_is_not_an_edit(project: Project) -> No
     (project.images_dir / "a.txt").write_bytes(data)
     assert CaptionHistory.of(project.dataset_dir).edits() == []
     assert (job / CONVERTED_FILE).exists()
+
+
+def test_a_caption_that_a_killed_job_left_in_an_earlier_version_is_undone(project: Project) -> None:
+    before = caption_contents(project.images_dir)
+    job = tag_as_before(project, "001", {"a": "first"})
+    first = (job / RECORDS_FILE).read_text()
+    sha256 = hashlib.sha256(b"second").hexdigest()
+    line = {"file": str(project.images_dir / "a.txt"), "before": hashlib.sha256(b"first").hexdigest(), "after": sha256}
+    (job / RECORDS_FILE).write_text(f"{first}\n{json.dumps(line)}")
+    (job / "events.jsonl").write_text(json.dumps({"event": "tagged", "caption": "second"}) + "\n")
+    assert CaptionHistory.of(project.dataset_dir).undo().kept == []
+    assert caption_contents(project.images_dir) == before
