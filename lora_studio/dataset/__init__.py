@@ -1,1 +1,1 @@
-"""Images and captions: reading, checking, curating, importing, captioning. Only `taggers/` imports torch."""
+"""Images and captions: import, scan, curation, tagging, caption edits. Only `tagging/` imports torch."""

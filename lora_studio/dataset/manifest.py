@@ -147,7 +147,7 @@ class Manifest:
 
     @property
     def diversity(self) -> Diversity | None:
-        """How varied the images were when they were compared, with the most similar pairs whose images still exist."""
+        """The diversity of the images when they were compared, with the most similar pairs whose images still exist."""
         found = self.scan.report.diversity if self.scan else None
         if found is None:
             return None
