@@ -104,7 +104,7 @@ def every_click(contents: Contents) -> list[tuple[str, Callable[..., Any], dict[
         ("a tag of the table", CaptionHandlers.tag_clicked, {}, "tag:thing 7"),
         ("open Review", section, {"dataset_section": "Review", "dataset_filter_tag": ""}, None),
         ("next page", CurationHandlers.button_clicked, {}, "page:7"),
-        ("filter To check", CaptionHandlers.filter_changed, {"dataset_filter": "To check"}, None),
+        ("filter To check", CaptionHandlers.filter_changed, {"dataset_filter": Filter.FLAGGED}, None),
         ("filter Unreviewed", CaptionHandlers.filter_changed, {"dataset_filter": Filter.UNREVIEWED}, None),
         ("filter by a tag", CaptionHandlers.filter_changed, all_images | {"dataset_filter_tag": "thing 7"}, None),
         ("all again", CaptionHandlers.filter_changed, {"dataset_filter_tag": ""}, None),

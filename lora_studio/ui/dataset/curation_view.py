@@ -133,7 +133,7 @@ def more_text(rest: int, noun: str) -> str:
     return f"{format_count(rest, f'more {noun}')}; shown once some of these are handled." if rest > 0 else ""
 
 
-def aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> Markup:
+def set_aside_list(home: Home, contents: Contents, rejected: Sequence[Rejected]) -> Markup:
     """Return the images that were set aside, with buttons to restore them, and those marked to be kept."""
     parts = []
     if rejected:

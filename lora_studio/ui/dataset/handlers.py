@@ -114,7 +114,7 @@ class CaptionHandlers:
         return self.review.caption_hints(trigger, caption or "")
 
     def chip_clicked(self, data: Data, event: gr.EventData) -> Updates:
-        """Remove, add or move a tag of the caption on disk, see `Chip`."""
+        """Remove, add or move a tag of the caption on disk, see `ChipPick`."""
         self.page.save_pending_caption(data)
         contents = self.page.contents(data)
         item = contents.item(data[self.review.current])

@@ -13,7 +13,7 @@ from lora_studio.ui.dataset.image_item import Filter
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
 
 INCLUDES_TAG, EXCLUDES_TAG = "with tag", "without tag"
-GIVEN_FILES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
+IMPORT_FILE_TYPES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
 Data = Mapping[Any, Any]  # values of an event's inputs, by component
 
 
@@ -112,7 +112,7 @@ def build_left() -> Left:
             choose = gr.UploadButton(
                 "Import images",
                 file_count="multiple",
-                file_types=GIVEN_FILES,
+                file_types=IMPORT_FILE_TYPES,
                 variant="primary",
                 scale=0,
                 min_width=220,
@@ -168,7 +168,7 @@ def build_import(*, local: bool) -> ImportSide:
         files = gr.File(
             label="Drop images with their captions here, or a zip",
             file_count="multiple",
-            file_types=GIVEN_FILES,
+            file_types=IMPORT_FILE_TYPES,
             height=170,
             elem_id="dataset-files",
         )

@@ -275,7 +275,7 @@ class DatasetPage:
                 f"Move {format_count(len(loose), 'loose image')} into {project.images_dir.name}", visible=bool(loose)
             ),
             self.curate.variety: variety.variety_card(contents),
-            self.curate.aside: curation_view.aside_list(home, contents, rejected),
+            self.curate.aside: curation_view.set_aside_list(home, contents, rejected),
         }
 
     def _captions_and_statistics(self, contents: Contents, section: Section, tag: str, page: int) -> Updates:
