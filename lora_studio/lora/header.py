@@ -45,10 +45,10 @@ COMPLETE_LAYERS: tuple[tuple[set[str], set[str]], ...] = (
     ({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}, {"lokr_t2"}),
 )
 FOREIGN_KEYS = (
-    (re.compile(r"lora_te_"), "It was made for Stable Diffusion 1 or 2"),
+    (re.compile(r"lora_te_"), "It was trained on Stable Diffusion 1 or 2"),
     (
         re.compile(r"lora_unet_(double|single|joint)_blocks|transformer\.|diffusion_model\."),
-        "It was made for another architecture, like Flux",
+        "It was trained on another architecture, like Flux",
     ),
     (
         re.compile(r"lora_\w+\.(oft|boft|glora|ia3|a1|b1|dyn|on_input|diff|w_norm|b_norm)"),

@@ -51,8 +51,8 @@ def output_and_gradients(module: Linear, x: Tensor) -> list[Tensor]:
 def test_output_and_gradients_are_those_of_pefts_layer(shape: tuple[int, ...], bias: bool) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     ours, theirs = layer(fused=True, bias=bias), layer(fused=False, bias=bias)
-    for mine, other in zip(output_and_gradients(ours, x), output_and_gradients(theirs, x), strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+    for actual, reference in zip(output_and_gradients(ours, x), output_and_gradients(theirs, x), strict=True):
+        torch.testing.assert_close(actual, reference, atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_are_those_of_autograd() -> None:
@@ -68,24 +68,26 @@ def test_gradients_are_those_of_autograd() -> None:
     [for_x] = torch.autograd.grad(_FusedLoraProduct.apply(x, None, fused_lora), x, grad)
     expected = torch.autograd.grad(base(x) + 0.7 * (x @ a.T) @ b.T, (x, a, b), grad)
     added = [buffer - old for buffer, old in zip(fused_lora.grad_buffers, before, strict=True)]
-    for mine, other in zip([for_x, *added], expected, strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-12, rtol=1e-12)
+    for actual, reference in zip([for_x, *added], expected, strict=True):
+        torch.testing.assert_close(actual, reference, atol=1e-12, rtol=1e-12)
 
 
 def test_weights_get_gradients_if_the_input_requires_none() -> None:
     x = torch.randn((7, INPUTS), generator=torch.Generator().manual_seed(2))
     ours, theirs = layer(fused=True), layer(fused=False)
     ours(x).sin().sum().backward()
-    for mine, other in zip(ours.fused_lora.grad_buffers, output_and_gradients(theirs, x)[2:], strict=True):
-        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+    for actual, reference in zip(ours.fused_lora.grad_buffers, output_and_gradients(theirs, x)[2:], strict=True):
+        torch.testing.assert_close(actual, reference, atol=1e-6, rtol=1e-5)
 
 
 def test_computes_in_half_precision_under_autocast() -> None:
     x = torch.randn((7, INPUTS), generator=torch.Generator().manual_seed(2))
     with torch.autocast("cpu", torch.bfloat16):
-        mine, other = (output_and_gradients(layer(fused=fused, dtype=torch.bfloat16), x) for fused in (True, False))
-    assert mine[0].dtype == other[0].dtype == torch.bfloat16
-    for one, two in zip(mine, other, strict=True):
+        actual, reference = (
+            output_and_gradients(layer(fused=fused, dtype=torch.bfloat16), x) for fused in (True, False)
+        )
+    assert actual[0].dtype == reference[0].dtype == torch.bfloat16
+    for one, two in zip(actual, reference, strict=True):
         torch.testing.assert_close(one, two, atol=0.05, rtol=0.05)
 
 
