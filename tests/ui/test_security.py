@@ -6,17 +6,12 @@ import http.client
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit
 
-import gradio as gr
 import pytest
 
-from lora_studio.errors import InputError
-from lora_studio.ui import launch
 from lora_studio.ui.app import AppFrame
 from lora_studio.ui.plan.tab import PlanTab
-from lora_studio.ui.server import Guard, Hosts, Mode, hosts_for, mode_for
 from lora_studio.ui.widgets.thumbnails import picture_url
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface, error_code
@@ -156,70 +151,6 @@ def test_handlers_cannot_bypass_the_queue(running: Running) -> None:
 def test_the_page_contains_no_path_of_this_computer(running: Running) -> None:
     page = ask(running, "/")[2] + ask(running, "/config")[2]
     assert str(running.home.path / "projects").encode() not in page
-
-
-def test_environment_variables_cannot_change_the_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(Home, "check_private", lambda home: None)
-    monkeypatch.setattr(
-        gr.Blocks, "launch", lambda blocks, **options: given.update(options) or (None, "http://x/", None)
-    )
-    home = Home(tmp_path / "home")
-    launch.serve(home).close()
-    assert given["allowed_paths"] == [str(home.thumbnails)]
-    assert str(home.path / "projects") in given["blocked_paths"]
-    assert given["server_name"] == "127.0.0.1"
-    assert given["root_path"] == ""
-    assert given["auth"] is None
-    for name in ("share", "run_history", "enable_monitoring", "mcp_server", "ssr_mode", "pwa", "inbrowser"):
-        assert given[name] is False, name
-    assert given["strict_cors"] is True
-    assert given["max_file_size"] == launch.MAX_UPLOAD
-    assert given["footer_links"] == ["gradio", "settings"]
-    assert given["app_kwargs"]["middleware"][0].cls is Guard
-
-
-def test_large_uploads_are_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Home, "check_private", lambda home: None)
-    monkeypatch.setattr(launch, "MAX_UPLOAD", "1kb")
-    served = launch.serve(home)
-    try:
-        body = (
-            b"--b\r\nContent-Disposition: form-data; name=files; filename=a.png\r\n\r\n"
-            + b"x" * 5000
-            + b"\r\n--b--\r\n"
-        )
-        address = urlsplit(served.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-        connection.request("POST", "/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=b"})
-        assert connection.getresponse().status == 413
-        connection.close()
-    finally:
-        served.close()
-
-
-@pytest.mark.parametrize("place", ["working", "temporary"])
-def test_a_home_in_a_served_folder_is_refused(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(tmp_path if place == "working" else elsewhere)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path if place == "temporary" else elsewhere))
-    with pytest.raises(InputError, match=place):
-        launch.serve(Home(tmp_path / "home"))
-    assert not (tmp_path / "home").exists()
-
-
-def test_modes_and_hosts() -> None:
-    assert mode_for(share=False, host=None, environment={}) is Mode.LOCAL
-    assert mode_for(share=False, host="localhost", environment={}) is Mode.LOCAL
-    assert mode_for(share=True, host=None, environment={}) is Mode.SHARED
-    assert mode_for(share=False, host="0.0.0.0", environment={}) is Mode.SHARED
-    assert mode_for(share=False, host=None, environment={"SYSTEM": "spaces"}) is Mode.SPACE
-    assert not hosts_for(None, {}).allows("10.0.0.1:7860")
-    assert hosts_for("0.0.0.0", {}).allows("10.0.0.1:7860")
-    assert not hosts_for("0.0.0.0", {}).allows("evil.example")
-    assert hosts_for(None, {"SPACE_HOST": "me-studio.hf.space,own.example"}).allows("own.example")
-    assert Hosts().allows("[::1]:7860")
 
 
 def test_projects_are_found_by_name_only(home: Home, interface: Interface, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""The LoRA files of a project, by ids from the browser."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import InputError
+from lora_studio.ui.state.lora_files import import_lora, lora_choices, selected_loras
+from lora_studio.workspace.project import Home, Project
+from tests.support.jobs import LORA, make_project, make_run
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(Home(tmp_path / "home"))
+
+
+def test_choices_are_final_files_checkpoints_and_imports(project: Project) -> None:
+    first = make_run(project)
+    shutil.copyfile(LORA, first.path / "checkpoints" / "ink-step000006.safetensors")
+    make_run(project, final=False, epochs=1)
+    imported = import_lora(project, LORA)
+    choices = lora_choices(project)
+    assert [choice.label for choice in choices.values()] == [
+        "002-ink · epoch 1",
+        "001-ink · final",
+        "001-ink · epoch 2",
+        "001-ink · epoch 1",
+        "001-ink · step 6",
+        f"{LORA.stem} · imported",
+    ]
+    assert [choice.label for choice in choices.values() if choice.is_final] == ["001-ink · final"]
+    assert choices[imported].path.read_bytes() == LORA.read_bytes()
+    assert selected_loras(project, [imported]) == [project.loras_dir / LORA.name]
+
+
+@pytest.mark.parametrize("ids", [None, [], "001-ink/ink.safetensors", [7], ["../x"], ["001-ink/job.toml"]])
+def test_other_files_are_refused(project: Project, ids: object) -> None:
+    make_run(project)
+    with pytest.raises(InputError) as raised:
+        selected_loras(project, ids)
+    assert raised.value.code == "no_lora"

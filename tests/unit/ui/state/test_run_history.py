@@ -1,0 +1,87 @@
+"""The history of a run: events are read incrementally, and a resume drops the steps that it repeats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.errors import InputError
+from lora_studio.settings.recipe import Recipe
+from lora_studio.ui.state.run_history import RunHistories, RunView, recipe_changes, run_named
+from lora_studio.workspace.project import Home, Project
+from tests.support.jobs import make_project, make_run, make_sweep
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(Home(tmp_path / "home"))
+
+
+def test_new_events_are_added(project: Project) -> None:
+    folder = make_run(project)
+    histories = RunHistories()
+    history = histories.history(folder)
+    assert history.last_step["step"] == 8
+    folder.emit("step", step=9, total=10, epoch=2, loss=0.5, lr=1e-4, seconds=0.5)
+    folder.emit("nan", step=10)
+    folder.emit("validation", step=9, epoch=2, loss=0.25)
+    assert histories.history(folder) is history
+    steps, losses, smoothed = history.loss_curve()
+    assert (steps[-2:], losses[-2:]) == ([9, 10], [0.5, None])
+    assert len(smoothed) == 10
+    assert history.last_step["step"] == 9
+    assert history.validation_losses == {9: 0.25}
+
+
+def test_a_resume_drops_later_steps(project: Project) -> None:
+    folder = make_run(project)
+    folder.emit("validation", step=8, epoch=2, loss=0.25)
+    folder.emit("resume", step=4)
+    folder.emit("step", step=5, total=8, epoch=2, loss=0.125, lr=1e-4, seconds=0.5)
+    history = RunHistories().history(folder)
+    assert list(history.losses) == [1, 2, 3, 4, 5]
+    assert history.losses[5] == 0.125
+    assert history.validation_losses == {}
+
+
+def test_a_replaced_log_is_read_again(project: Project) -> None:
+    folder = make_run(project)
+    histories = RunHistories()
+    assert len(histories.history(folder).losses) == 8
+    folder.drop_events(lambda event, number: event.get("step", 0) > 2)
+    assert len(histories.history(folder).losses) == 2
+
+
+def test_the_lora_is_the_final_file_or_the_latest_checkpoint(project: Project) -> None:
+    finished, stopped = make_run(project), make_run(project, final=False)
+    stopped.emit("checkpoint", step=9, epoch=3, path="../../../outside.safetensors")
+    histories = RunHistories()
+    assert RunView.load(finished, histories).lora == finished.path.resolve() / "ink.safetensors"
+    assert RunView.load(stopped, histories).lora == stopped.path.resolve() / "checkpoints" / "ink-000002.safetensors"
+
+
+def test_verdicts_are_computed_after_new_events_only(project: Project) -> None:
+    folder = make_run(project)
+    histories = RunHistories()
+    first = RunView.load(folder, histories).verdict
+    assert RunView.load(folder, histories).verdict is first
+    folder.emit("step", step=9, total=10, epoch=2, loss=0.5, lr=1e-4, seconds=0.5)
+    assert RunView.load(folder, histories).verdict is not first
+
+
+def test_other_jobs_are_not_runs(project: Project) -> None:
+    run = make_run(project)
+    sweep = make_sweep(project, [run.path / "ink.safetensors"])
+    with pytest.raises(InputError) as raised:
+        RunView.load(sweep, RunHistories())
+    assert raised.value.code == "no_run"
+    with pytest.raises(InputError) as raised:
+        run_named(project, "../sweeps/001")
+    assert raised.value.code == "no_run"
+
+
+def test_recipe_changes_are_settings_with_both_values() -> None:
+    changes = recipe_changes(Recipe(unet_lr=1e-4, epochs=12), Recipe(epochs=12))
+    assert changes == [("unet_lr", "5e-4", "1e-4")]
+    assert recipe_changes(Recipe()) == []
