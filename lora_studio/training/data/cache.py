@@ -1,13 +1,12 @@
-"""Latents and text embeddings on disk, named by all that they were made of: an edited image is encoded again, an
-unchanged one never.
+"""Cached latents and text embeddings on disk, keyed by everything that they were computed from: an edited image is
+encoded again, an unchanged one never.
 
-Numbers are kept in 16 bits, of which fp16 rounds by at most 2^-11, or 0.05 %, of a value. Training adds far more: at
-the least noisy timestep of SDXL's schedule the noise is sqrt(0.00085), or 2.9 %, of what latents vary by. So runs in
-fp32 keep 16 bits, too. Two runs of a job read the same numbers, whichever of them made the files: no run uses what an
-encoder says before it was rounded.
+Values are stored in 16 bits. fp16 rounds a value by at most 2^-11, or 0.05 %; training adds far more: at the least
+noisy timestep of SDXL's schedule the noise is sqrt(0.00085), or 2.9 %, of the latents' standard deviation. So runs in
+fp32 use 16 bits, too. A run never uses an encoder's output before it is rounded, so that two runs of a job read the
+same values, whichever of them wrote the files.
 
-Files are mapped into memory and read where they are used, and nothing of them is held: ten thousand images take no more
-memory than ten.
+Files are memory-mapped when they are read and not kept open: ten thousand images take no more memory than ten.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ from lora_studio.files import write_bytes
 from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
 from lora_studio.training.data.dataset import TrainItem
 
-VERSION = "2"  # of what is stored: raise it when the same input gives another content
+CACHE_VERSION = "2"  # of the file contents: raise it when the same input gives other values
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
 
 
 def weights_hash(*modules: nn.Module) -> str:
-    """SHA-256 over the structure and the weights of modules, whatever file they came from."""
+    """Return a SHA-256 over the structure and weights of modules, independent of the files that they came from."""
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(f"{module}\n".encode())  # activations, norms and strides have no weights
+        digest.update(f"{module}\n".encode())  # the structure: activations, norms and strides are not in the weights
         for name, value in sorted(module.state_dict().items()):
             flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -53,16 +52,16 @@ def weights_hash(*modules: nn.Module) -> str:
 
 
 def encoders_hash(text_encoders: Sequence[PreTrainedModel], tokenizers: Sequence[CLIPTokenizer]) -> str:
-    """SHA-256 over all that turns a caption into embeddings: words and marks of the tokenizers, and the encoders."""
+    """Return a SHA-256 over the text encoders and the tokenizers with their vocabularies and special tokens."""
     digest = hashlib.sha256(weights_hash(*text_encoders).encode())
     for tokenizer in tokenizers:
-        marks = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length
-        digest.update(json.dumps([marks, sorted(tokenizer.get_vocab().items())]).encode())
+        special = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.model_max_length
+        digest.update(json.dumps([special, sorted(tokenizer.get_vocab().items())]).encode())
     return digest.hexdigest()
 
 
 def to_16_bit(value: Tensor) -> Tensor:
-    """A tensor in 16 bits, on the CPU: as it is if it has no more, else in fp16, or in bf16 if fp16 cannot hold it."""
+    """Return a tensor in 16 bits on the CPU: unchanged if it has 16, else in fp16, or in bf16 if fp16 overflows."""
     value = value.detach().cpu().contiguous()
     if value.dtype in (torch.float16, torch.bfloat16):
         return value
@@ -72,10 +71,10 @@ def to_16_bit(value: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Mean and log-variance of the VAE's posterior for each view of an image, [C, H/8, W/8]; and its mask.
+    """Mean and log-variance [C, H/8, W/8] of the VAE's posterior for each image, crop and flip; and its loss mask.
 
-    `half` is the precision that the VAE computes in, fp32 if None. An image that overflows in it, as some do with
-    SDXL's own VAE, is encoded in fp32: that depends on the image alone, so that a file's name still says what is in it.
+    `half` is the precision of the VAE, fp32 if None. An image that overflows in it, as some do with SDXL's own VAE, is
+    encoded in fp32; that depends on the image alone, so the cache key need not say so.
     """
 
     folder: Path
@@ -83,27 +82,29 @@ class LatentCache:
     half: torch.dtype | None = None
 
     def file(self, item: TrainItem) -> Path:
-        """Where the latents of an image, cut and mirrored as the item says, are kept."""
-        made = self.vae_hash, str(self.half or torch.float32)
-        more = ["mirrored"] * item.flipped + ["colours below transparency"] * _has_alpha_mask(item)
-        return _named(self.folder, "latents", VERSION, item.sha256, str(item.placement), *made, *more)
+        """Return the file of the item's latents."""
+        vae = self.vae_hash, str(self.half or torch.float32)
+        options = ["mirrored"] * item.flipped + ["colours below transparency"] * _has_alpha_mask(item)
+        return _cache_file(self.folder, "latents", CACHE_VERSION, item.sha256, str(item.placement), *vae, *options)
 
     def load(self, item: TrainItem) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of one image, in fp32. Raises JobError if they are gone."""
+        """Return mean and log-variance [C, H/8, W/8] in fp32. Raises JobError if the file is missing or damaged."""
         content = _read(self.file(item), item.path.name)
         return content["mean"].float(), content["logvar"].float()
 
     def store(self, item: TrainItem, mean: Tensor, logvar: Tensor) -> None:
-        """Keep what the VAE says of an image."""
+        """Write mean and log-variance [C, H/8, W/8] of an item."""
         _write(self.file(item), mean=mean, logvar=logvar)
 
     def mask_file(self, item: TrainItem) -> Path:
-        """Where the mask of an item that has one is kept; a mirrored item's is made of it."""
+        """Return the file of the item's mask, which is stored unflipped."""
         assert item.mask is not None
-        return _named(self.folder, "mask", VERSION, item.mask.sha256, str(item.placement), str(item.mask.alpha))
+        return _cache_file(
+            self.folder, "mask", CACHE_VERSION, item.mask.sha256, str(item.placement), str(item.mask.alpha)
+        )
 
     def load_mask(self, item: TrainItem) -> Tensor:
-        """The share of each latent that counts, [1, H/8, W/8] in 0..1: all of it for an item without a mask."""
+        """Return the loss mask [1, H/8, W/8] in 0..1; ones for an item without a mask."""
         if item.mask is None:
             width, height = item.placement.bucket
             return torch.ones(1, height // VAE_FACTOR, width // VAE_FACTOR)
@@ -119,22 +120,22 @@ class LatentCache:
         should_stop: Callable[[], bool],
         on_progress: Progress,
     ) -> int:
-        """Encode what is missing and return how many that were. Masks are made, too.
+        """Encode the items that are not cached, write masks that are not cached, and return how many were encoded.
 
-        The VAE is on `device` as long as it encodes, and not at all where nothing is missing.
+        The VAE is moved to `device` while it encodes; it is not moved if nothing is missing.
 
-        Raises JobError, naming the image, if the VAE answers with NaN or the file has changed since it was read first;
-        InputError if an image cannot be read; StopRequested.
+        Raises JobError with the image's name if the VAE returns NaN or the file has changed since it was scanned,
+        InputError if an image cannot be read, StopRequested after a stop request.
         """
         for item in items:
-            if item.mask is not None and not _usable(self.mask_file(item)):
+            if item.mask is not None and not _is_complete(self.mask_file(item)):
                 mask = latent_mask(read_mask(item.mask), item)
                 _check_unchanged(item.mask.path, item.mask.sha256)
                 _write(self.mask_file(item), mask=mask)
-        missing = [item for item in _distinct(items, self.file) if not _usable(self.file(item))]
+        missing = [item for item in _unique(items, self.file) if not _is_complete(self.file(item))]
         if not missing:
             return 0
-        last: tuple[Path, Image.Image] | None = None  # the views of an image stand side by side
+        last: tuple[Path, Image.Image] | None = None  # crops and flips of an image are adjacent
         home = vae.device
         vae.to(device)
         try:
@@ -156,8 +157,8 @@ class LatentCache:
             mean, logvar = encode_image(vae, image, item)
         if not _finite(mean, logvar):
             raise JobError(
-                f"The VAE turns {item.path.name!r} into numbers that are not finite.",
-                "Remove this image, or choose another VAE (`vae`, like madebyollin/sdxl-vae-fp16-fix).",
+                f"The VAE produced NaN or Inf for {item.path.name!r}.",
+                "Remove this image, or set vae to another VAE, for example madebyollin/sdxl-vae-fp16-fix.",
                 code="latent_nan",
             )
         return mean, logvar
@@ -168,27 +169,27 @@ def _finite(*values: Tensor) -> bool:
 
 
 def _has_alpha_mask(item: TrainItem) -> bool:
-    """Whether the image keeps the colours below its transparency, since that is its mask, instead of white."""
+    """Return True if the alpha channel is the mask: transparent pixels then keep their colours instead of white."""
     return item.mask is not None and item.mask.alpha
 
 
 def _check_unchanged(path: Path, sha256: str) -> None:
-    """Raise JobError if a file is no longer what it was when the dataset was read."""
+    """Raise JobError if a file has changed since the dataset was read."""
     try:
         if file_sha256(path) == sha256:
             return
-        what = "was changed"
+        change = "was changed"
     except OSError:
-        what = "vanished"
+        change = "was deleted"
     raise JobError(
-        f"The image {path.name!r} {what} while the run was being prepared.",
-        "Start the run again: it reads the images as they are now.",
+        f"The image {path.name!r} {change} while the run was preparing.",
+        "Start the run again: it will read the images as they are now.",
         code="image_changed",
     )
 
 
 def crop_image(image: Image.Image, item: TrainItem) -> Image.Image:
-    """The part of an image or mask that the item shows: scaled, cut and mirrored."""
+    """Return an image or mask scaled, cropped and flipped as the item says."""
     placement = item.placement
     left, top = placement.crop
     width, height = placement.bucket
@@ -202,9 +203,9 @@ def crop_image(image: Image.Image, item: TrainItem) -> Image.Image:
 def encode_image(
     vae: AutoencoderKL, image: Image.Image, item: TrainItem, half: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and log-variance [C, H/8, W/8] in fp32 of an image, scaled, cut and mirrored as the item says.
+    """Return mean and log-variance [C, H/8, W/8] in fp32 of an image, scaled, cropped and flipped as the item says.
 
-    With `half` the convolutions are computed in it, the sums in fp32; what overflows there is not finite here.
+    With `half`, convolutions run in that dtype under autocast; values that overflow there are not finite here.
     """
     pixels = torch.from_numpy(np.array(crop_image(image, item))).permute(2, 0, 1)[None]  # [H, W, 3] -> [1, 3, H, W]
     with torch.autocast(vae.device.type, half, enabled=half is not None):
@@ -213,14 +214,14 @@ def encode_image(
 
 
 def latent_mask(mask: Image.Image, item: TrainItem) -> Tensor:
-    """A grey mask at the item's place, unmirrored: the mean of each latent's 8 x 8 pixels, [1, H/8, W/8] in 0..1."""
+    """Return a grey mask at latent size, cropped but not flipped: the mean of 8 x 8 pixels, [1, H/8, W/8] in 0..1."""
     pixels = torch.from_numpy(np.array(crop_image(mask, replace(item, flipped=False)))).float()[None, None] / 255
     return torch.nn.functional.avg_pool2d(pixels, VAE_FACTOR)[0].contiguous()
 
 
 @dataclass(frozen=True)
 class TextCache:
-    """Embeddings of captions by text encoders that are not trained."""
+    """Text embeddings of captions from frozen text encoders."""
 
     folder: Path
     encoders_hash: str
@@ -228,18 +229,20 @@ class TextCache:
     max_token_length: int = CHUNK_TOKENS
 
     def file(self, caption: str) -> Path:
-        """Where the embeddings of a caption are kept."""
-        more = [str(int(self.max_token_length))] if self.max_token_length != CHUNK_TOKENS else []
-        return _named(self.folder, "text", VERSION, caption, self.encoders_hash, str(self.clip_skip), *more)
+        """Return the file of a caption's embeddings."""
+        options = [str(int(self.max_token_length))] if self.max_token_length != CHUNK_TOKENS else []
+        return _cache_file(
+            self.folder, "text", CACHE_VERSION, caption, self.encoders_hash, str(self.clip_skip), *options
+        )
 
     def load(self, captions: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, 77 n, D] and pooled embeddings [B, P] of captions. Raises JobError if they are gone."""
+        """Return embeddings [B, 77 n, D] and pooled ones [B, P]. Raises JobError if a file is missing or damaged."""
         found = [_read(self.file(caption), f"the caption {caption[:60]!r}") for caption in captions]
         hidden, pooled = (torch.stack([content[name].to(dtype) for content in found]) for name in ("hidden", "pooled"))
         return hidden, pooled
 
     def store(self, caption: str, hidden: Tensor, pooled: Tensor) -> None:
-        """Keep embeddings [77 n, D] and pooled embeddings [P] of a caption."""
+        """Write embeddings [77 n, D] and pooled embeddings [P] of a caption."""
         _write(self.file(caption), hidden=hidden, pooled=pooled)
 
     @torch.no_grad()
@@ -253,11 +256,11 @@ class TextCache:
         should_stop: Callable[[], bool],
         on_progress: Progress,
     ) -> int:
-        """Encode what is missing and return how many that were. Raises StopRequested.
+        """Encode the captions that are not cached, and return how many. Raises StopRequested after a stop request.
 
-        The encoders go to `device` and stay there; they stay where they are if nothing is missing.
+        The encoders are moved to `device` and stay there; they are not moved if nothing is missing.
         """
-        missing = [caption for caption in _distinct(captions, self.file) if not _usable(self.file(caption))]
+        missing = [caption for caption in _unique(captions, self.file) if not _is_complete(self.file(caption))]
         for encoder in text_encoders if missing else ():
             encoder.to(device)
         for done, caption in enumerate(missing):
@@ -269,12 +272,12 @@ class TextCache:
         return len(missing)
 
 
-def _named(folder: Path, *parts: str) -> Path:
+def _cache_file(folder: Path, *parts: str) -> Path:
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return folder / key[:2] / f"{key}.safetensors"
 
 
-def _distinct(values: Iterable, file: Callable[..., Path]) -> list:
+def _unique(values: Iterable, file: Callable[..., Path]) -> list:
     return list({file(value): value for value in values}.values())
 
 
@@ -282,21 +285,21 @@ def _write(file: Path, **tensors: Tensor) -> None:
     write_bytes(file, save({name: to_16_bit(tensor) for name, tensor in tensors.items()}))
 
 
-def _read(file: Path, what: str) -> dict[str, Tensor]:
-    """The tensors of a file, mapped into memory. Raises JobError if it is gone or cut short."""
+def _read(file: Path, source: str) -> dict[str, Tensor]:
+    """Return the tensors of a file, memory-mapped. Raises JobError if it is missing or truncated."""
     try:
         content: dict[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise JobError(
-            f"What was cached of {what} is gone or damaged ({file}).",
-            "Resume: what is missing is made again from the images, and the run goes on from its last step.",
+            f"The cache file of {source} is missing or damaged ({file}).",
+            "Resume: missing cache files are encoded again, and the run continues from its last step.",
             code="cache_gone",
         ) from error
     return content
 
 
-def _usable(file: Path) -> bool:
-    """Whether a cache file is there and whole: as long as its header says. Its numbers are not read."""
+def _is_complete(file: Path) -> bool:
+    """Return True if a cache file exists and has the length that its header says; its values are not read."""
     try:
         with safe_open(file, "pt"):
             return True

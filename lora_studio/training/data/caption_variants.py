@@ -1,9 +1,8 @@
-"""The caption that a sample trains with: shuffled, thinned out or left away, as the recipe says.
+"""Caption augmentation: tag shuffling, tag dropout and caption dropout.
 
-Where the text encoders are frozen, their answers are cached: then an image has a fixed number of variants of its
-caption, each made from seed and image, and each sample draws one. Where they are trained, every sample has its own.
-A caption that is left away is the empty text as the encoders read it, which is what A1111 and ComfyUI put in the place
-of an empty prompt.
+With frozen text encoders the text embeddings are cached: each image has a fixed number of variants of its caption,
+derived from seed and image, and each sample draws one. With trained text encoders every sample gets its own variant.
+Caption dropout encodes the empty string, as A1111 and ComfyUI do for an empty prompt.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from lora_studio.training.data.rng import generator
 
 
 def has_caption_augmentation(recipe: Recipe) -> bool:
-    """Whether captions are shown otherwise than they are written, apart from being left away."""
+    """Return True if tags are shuffled or dropped."""
     return recipe.shuffle_caption or recipe.caption_tag_dropout_rate > 0
 
 
 def training_caption(item: TrainItem, job: TrainJob, step: int, sample: int, *, cached: bool) -> str:
-    """The caption of one sample of one step; with `cached` it is one of `captions_to_cache`."""
+    """Return the augmented caption of one sample of one step; with `cached` it is one of `captions_to_cache`."""
     recipe = job.recipe
     if recipe.caption_dropout_rate:
         chance = torch.rand(1, generator=generator(recipe.seed, "caption dropout", step, sample))
@@ -39,7 +38,7 @@ def training_caption(item: TrainItem, job: TrainJob, step: int, sample: int, *, 
 
 
 def captions_to_cache(job: TrainJob, dataset: Dataset) -> list[str]:
-    """Every caption that training and the held-out loss may ask for, each once."""
+    """Return every caption that training and validation can use, each once."""
     recipe = job.recipe
     found = [item.caption for item in dataset.validation_items]
     for item in dataset.epoch_items:
@@ -52,16 +51,16 @@ def captions_to_cache(job: TrainJob, dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def shuffle_and_drop_tags(caption: str, job: TrainJob, source: torch.Generator) -> str:
-    """The caption with its free tags in an order of `source`'s, some of them left out.
+def shuffle_and_drop_tags(caption: str, job: TrainJob, rng: torch.Generator) -> str:
+    """Return the caption with its free tags shuffled and dropped; the first `keep_tokens` tags stay in place.
 
-    As in kohya's sd-scripts each free tag is left out with the chance `caption_tag_dropout_rate`, on its own.
+    As in kohya's sd-scripts, each free tag is dropped independently with probability `caption_tag_dropout_rate`.
     """
     recipe = job.recipe
     fixed, free = split_fixed_tags(caption, job.trigger_word, recipe.keep_tokens)
     if recipe.shuffle_caption:
-        free = [free[place] for place in torch.randperm(len(free), generator=source).tolist()]
-    chances = torch.rand(len(free), generator=source).tolist()
+        free = [free[index] for index in torch.randperm(len(free), generator=rng).tolist()]
+    chances = torch.rand(len(free), generator=rng).tolist()
     kept = [tag for tag, chance in zip(free, chances, strict=True) if chance >= recipe.caption_tag_dropout_rate]
     return join_tags([*fixed, *kept])
 

@@ -1,4 +1,4 @@
-"""The dataset as the trainer sees it, and the order in which it is seen."""
+"""The training dataset: images with captions, buckets and repeats, and the batches of an epoch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainItem:
-    """One image with its caption. `size` is that of the upright image, before scaling: (width, height) in px.
+    """One image with its caption, bucket and repeats.
 
-    `flipped` items are mirrored after they are cut; `prior` ones belong to the regularisation set.
+    `size` is (width, height) in px after EXIF rotation and before scaling. `has_caption` is False if `caption` is a
+    substitute. `flipped` mirrors the image after cropping; `prior` marks regularisation images.
     """
 
     path: Path
@@ -51,8 +52,8 @@ class TrainItem:
     def time_ids(self) -> tuple[int, ...]:
         """SDXL's size conditioning: (original height, width, crop top, left, target height, width).
 
-        Podell et al. 2023 (arXiv:2307.01952), section 2.2; the original is the image before it was scaled. Of a
-        mirrored image, what was cut off at the right is now at its left.
+        See Podell et al. 2023 (arXiv:2307.01952), section 2.2; the original size is that before scaling. For a flipped
+        image, crop left is what the crop removes at the right of the unflipped one.
         """
         (width, height), (left, top), (target_width, target_height) = (
             self.size,
@@ -66,10 +67,10 @@ class TrainItem:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every readable image of a folder: `items` are trained on, `held_out` are not.
+    """The readable images of a folder: `items` for training, `validation_items` for the validation loss only.
 
-    `regularization` has images of another folder, with repeats that balance them against `items`. `unreadable` says in
-    one line each what could not be read, `left_out` are images beside the N_name folders.
+    `regularization` are images of another folder, with repeats that balance them against `items`. `unreadable` has one
+    message per file that could not be read, `outside_sets` are images outside the N_name folders.
     """
 
     items: list[TrainItem]
@@ -80,11 +81,11 @@ class Dataset:
 
     @property
     def epoch_items(self) -> list[TrainItem]:
-        """What an epoch shows, each as often as it is repeated: the training set, then the regularisation set."""
+        """All items that an epoch trains on, without repeats: the training set, then the regularisation set."""
         return [*self.items, *self.regularization]
 
     def step_count(self, recipe: Recipe) -> StepCount:
-        """Steps of a run, as the plan counts them. Raises InputError if there are no images."""
+        """Return the steps of a run, counted as the plan counts them. Raises InputError if there are no images."""
         samples: Counter[Size] = Counter()
         for item in self.epoch_items:
             samples[item.placement.bucket] += item.repeats
@@ -98,14 +99,14 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that decides about the order and content of samples; names of folders and files do not."""
-        lines = [_described(item) for item in self.items]
-        lines += [f"prior {_described(item)}" for item in self.regularization]
-        lines += [f"held out {_described(item)}" for item in self.validation_items]
+        """A hash of everything that determines the order and content of samples; file and folder names do not."""
+        lines = [_fingerprint_line(item) for item in self.items]
+        lines += [f"prior {_fingerprint_line(item)}" for item in self.regularization]
+        lines += [f"held out {_fingerprint_line(item)}" for item in self.validation_items]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _described(item: TrainItem) -> str:
+def _fingerprint_line(item: TrainItem) -> str:
     mask = f" {item.mask.sha256}" if item.mask else ""
     return f"{item.sha256} {item.placement} {item.repeats} {item.caption}{mask}"
 
@@ -120,12 +121,12 @@ def read_dataset(
 ) -> Dataset:
     """Read sizes, hashes, masks and captions of the images in `folder` and its N_name subfolders, in order of name.
 
-    An image without a caption gets the trigger word, or the name of its folder if there is none. The recipe's repeats,
-    if set, take the place of the folders'. Images of the folder `regularization` get their caption, or the name of
-    their folder: the trigger word is not theirs.
+    An image without a caption gets the trigger word as its caption, or the name of its folder if there is no trigger
+    word. The recipe's repeats, if set, override those of the folders. Images of the folder `regularization` without a
+    caption get the name of their folder, never the trigger word.
     """
-    found = _find(folder, prior=False)
-    found += _find(regularization, prior=True) if regularization is not None else []
+    found = _find_images(folder, prior=False)
+    found += _find_images(regularization, prior=True) if regularization is not None else []
     items, unreadable = [], []
     for done, (group, path, prior) in enumerate(found):
         on_progress(done, len(found))
@@ -134,26 +135,26 @@ def read_dataset(
             unreadable += [issue.message for issue in info.issues]
             continue
         try:
-            items.append(_item(group, info, recipe, "" if prior else trigger_word, prior=prior))
+            items.append(_read_item(group, info, recipe, "" if prior else trigger_word, prior=prior))
         except InputError as error:
             unreadable.append(str(error))
     own = [item for item in items if not item.prior]
-    kept_back = _held_out(folder, own, recipe)
-    trained = [item for item in own if item.path not in kept_back]
+    validation = _validation_paths(folder, own, recipe)
+    trained = [item for item in own if item.path not in validation]
     return Dataset(
         trained,
         unreadable,
         outside_sets=loose_images(folder),
-        regularization=_balanced([item for item in items if item.prior], sum(item.repeats for item in trained)),
-        validation_items=[item for item in own if item.path in kept_back],
+        regularization=_balance([item for item in items if item.prior], sum(item.repeats for item in trained)),
+        validation_items=[item for item in own if item.path in validation],
     )
 
 
-def _find(folder: Path, *, prior: bool) -> list[tuple[ImageSet, Path, bool]]:
+def _find_images(folder: Path, *, prior: bool) -> list[tuple[ImageSet, Path, bool]]:
     return [(group, path, prior) for group in image_sets(folder) for path in images_in(group.path)]
 
 
-def _item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
+def _read_item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
     caption = read_caption(info.path)
     size = info.width, info.height
     return TrainItem(
@@ -170,7 +171,7 @@ def _item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *
     )
 
 
-def _held_out(folder: Path, items: list[TrainItem], recipe: Recipe) -> frozenset[Path]:
+def _validation_paths(folder: Path, items: list[TrainItem], recipe: Recipe) -> frozenset[Path]:
     if not recipe.validation_split:
         return frozenset()
     images = [(item.path, item.sha256) for item in items]
@@ -179,17 +180,17 @@ def _held_out(folder: Path, items: list[TrainItem], recipe: Recipe) -> frozenset
     )
 
 
-def _balanced(items: list[TrainItem], samples: int) -> list[TrainItem]:
-    """Regularisation items with the repeats that `samples` training samples ask for, without those not needed."""
+def _balance(items: list[TrainItem], samples: int) -> list[TrainItem]:
+    """Return regularisation items with repeats that balance `samples` training samples, without superfluous items."""
     repeats = balanced_repeats([item.repeats for item in items], samples)
     return [replace(item, repeats=count) for item, count in zip(items, repeats, strict=True) if count]
 
 
 def epoch_steps(dataset: Dataset, recipe: Recipe, epoch: int) -> list[list[Batch]]:
-    """The steps of one epoch (counted from 0), each a list of batches of one bucket.
+    """Return the steps of an epoch (counted from 0), each a list of batches; a batch is of one bucket.
 
-    Each image comes as often as it is repeated; images within a bucket and the batches are shuffled anew in every
-    epoch, by seed and epoch alone.
+    Each image occurs as often as its repeats. The images within a bucket and the batches are shuffled in every epoch,
+    by seed and epoch alone.
     """
     buckets: dict[Size, list[TrainItem]] = defaultdict(list)
     for item in dataset.epoch_items:

@@ -1,4 +1,4 @@
-"""What the next steps need, made while the device works on this one."""
+"""Prefetch: collate the next steps' batches in a thread while the device computes the current step."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from typing import Generic, TypeVar
 
 import torch
 
-PREFETCH_DEPTH = 2  # steps ahead: a slow file does not hold the device up, and few batches are held
+PREFETCH_DEPTH = 2  # steps ahead: enough to hide a slow file, with few batches in memory
 
 T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Makes what steps need, `depth` of them ahead, in one thread; with depth 0 each when it is asked for.
+    """Computes values for steps up to `depth` steps ahead, in one thread; with depth 0 on demand.
 
-    One thread suffices: a batch is a few small files and a few draws of noise, and whatever the thread waits for or
-    computes in torch leaves Python to the loop. What is made may depend on the number of the step alone.
+    One thread suffices: a batch takes a few small files and random draws, and the thread releases the GIL while it
+    reads files or computes in torch. A value may depend on the step number alone.
     """
 
     def __init__(self, depth: int = 0) -> None:
         self._depth = depth
         self._pool: ThreadPoolExecutor | None = None
-        self._coming: dict[int, Future[T]] = {}
+        self._pending: dict[int, Future[T]] = {}
 
-    def get(self, step: int, total: int, make: Callable[[int], T]) -> T:
-        """What `make` gives for a step, and a start on the next ones of `total`. Raises what `make` raised for it."""
+    def get(self, step: int, total: int, compute: Callable[[int], T]) -> T:
+        """Return `compute(step)` and start the next steps, up to `total`. Raises what `compute` raised for the step."""
         if not self._depth:
-            return make(step)
+            return compute(step)
         if self._pool is None:
             gpu = torch.cuda.current_device() if torch.cuda.is_available() else None
-            self._pool = ThreadPoolExecutor(1, "prefetch", _enter, (gpu,))
+            self._pool = ThreadPoolExecutor(1, "prefetch", _select_gpu, (gpu,))
         ahead = range(step, max(step + 1, min(step + 1 + self._depth, total)))
-        for number in self._coming.keys() - set(ahead):
-            self._coming.pop(number).cancel()
+        for number in self._pending.keys() - set(ahead):
+            self._pending.pop(number).cancel()
         for number in ahead:
-            if number not in self._coming:
-                self._coming[number] = self._pool.submit(make, number)
-        return self._coming.pop(step).result()
+            if number not in self._pending:
+                self._pending[number] = self._pool.submit(compute, number)
+        return self._pending.pop(step).result()
 
     def close(self) -> None:
-        """End the thread, after what it is making at most; another `take` starts it again."""
+        """Stop the thread after the value that it is computing; `get` starts it again."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._pool = None
-        self._coming.clear()
+        self._pending.clear()
 
 
-def _enter(gpu: int | None) -> None:
-    """Page-locked memory is asked of a thread's own GPU, which is the first one unless it is told."""
+def _select_gpu(gpu: int | None) -> None:
+    """Select the GPU in a thread: page-locked memory is allocated through it, and each thread begins with the first."""
     if gpu is not None:
         torch.cuda.set_device(gpu)
 
 
 def prefetch_depth(device: torch.device) -> int:
-    """How far ahead pays: not at all on a CPU, where the thread would take its time from the arithmetic."""
+    """Return how many steps to prefetch: none on a CPU, where the thread would compete with the training itself."""
     return 0 if device.type == "cpu" else PREFETCH_DEPTH

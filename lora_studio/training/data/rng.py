@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for and on nothing else.
 
-Every draw of a run is made by a generator keyed by (seed, purpose, counters), so that a run that was stopped goes on
-with exactly the numbers that it would have had, on any device, in whatever order they are asked for.
+Every draw of a run comes from a generator keyed by (seed, purpose, counters), so that a resumed run gets exactly the
+numbers of an uninterrupted one, on any device and in any order of draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
-    """A CPU generator of its own for one purpose, such as ("noise", step, sample)."""
+    """Return a CPU generator for one purpose, such as ("noise", step, sample)."""
     text = "/".join([str(seed), purpose, *map(str, counters)])
     key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(key)
@@ -22,9 +22,9 @@ def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, purpose: str, *counters: int, device: torch.device) -> Iterator[None]:
-    """Give torch's global generators, of the CPU and of `device`, a state of its own for one purpose; then put it back.
+    """Seed torch's global generators, of the CPU and of `device`, for one purpose; restore their state afterwards.
 
-    It is for draws that libraries make, like dropout. Gradient checkpointing repeats them: it keeps the state.
+    It is for draws inside libraries, like dropout. Gradient checkpointing repeats them: it preserves the RNG state.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

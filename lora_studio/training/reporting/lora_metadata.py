@@ -1,6 +1,6 @@
-"""What a LoRA file says about how it was made, in the words of kohya's trainer and of the model specification.
+"""The metadata of a LoRA file: kohya's `ss_*` entries and the model specification.
 
-All values are text. A1111 and Forge take the base from `ss_base_model_version` and list tags from `ss_tag_frequency`;
+All values are strings. A1111 and Forge read the base from `ss_base_model_version` and the tags from `ss_tag_frequency`;
 `modelspec.*` is Stability's specification 1.0.1 (https://github.com/Stability-AI/ModelSpec).
 """
 
@@ -36,9 +36,9 @@ def build_lora_metadata(
     processes: int = 1,
     finished: float | None = None,
 ) -> dict[str, str]:
-    """The metadata of a LoRA after `step` steps, in its `epoch` (from 1). Times are seconds since 1970.
+    """Return the metadata of a LoRA after `step` steps, in `epoch` (counted from 1). Times are Unix timestamps.
 
-    The recipe's batch is that of all `processes` together.
+    The batch size in the job's recipe is the global one, over all `processes`.
     """
     finished = finished or time.time()
     values = {

@@ -1,4 +1,4 @@
-"""What a LoRA file says about its network: the module and arguments that sd-scripts would be called with for it."""
+"""The network metadata of a LoRA file: the network module and arguments that sd-scripts would train it with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
 from lora_studio.settings.choices import NetworkType, TrainLayers
 from lora_studio.settings.recipe import Recipe
 
-# LyCORIS' names for the same choices.
+# LyCORIS' names of network types and layer choices.
 ALGORITHMS = {
     NetworkType.LORA: "locon",
     NetworkType.LOCON: "locon",
@@ -25,7 +25,7 @@ PRESETS = {
 
 
 def build_network_metadata(recipe: Recipe) -> dict[str, Any]:
-    """The `ss_network_*` entries. What sd-scripts' own module cannot do is LyCORIS', as its users would call it."""
+    """Return the `ss_network_*` entries: sd-scripts' own module where it can train the network, else LyCORIS."""
     plain = recipe.network_type in (NetworkType.LORA, NetworkType.LOCON)
     own = plain and (recipe.trains_convolutions or recipe.train_layers is TrainLayers.ATTENTION_FF)
     own = own and not recipe.rank_stabilized

@@ -1,8 +1,8 @@
-"""What a run trains on, written into its folder: the images with their hashes, and the captions as they are used.
+"""Records of a run's training data in its folder: the images with their hashes, and the augmented captions.
 
 ```
-dataset.jsonl    one image a line: set (train, prior, held out), path, sha256, caption, repeats
-captions.jsonl   the first samples of the run: step, image, caption as it trains, size conditioning, weight
+dataset.jsonl    one image per line: set (train, prior, held out), path, sha256, caption, repeats
+captions.jsonl   the first samples of the run: step, image, augmented caption, size conditioning, loss weight
 ```
 """
 
@@ -22,11 +22,11 @@ from lora_studio.training.data.dataset import Dataset, TrainItem
 
 DATASET_FILE, CAPTIONS_FILE = "dataset.jsonl", "captions.jsonl"
 PRIOR = "prior"
-SAMPLES = 100
+MAX_RECORDED_SAMPLES = 100
 
 
 def write_run_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
-    """Write both files and return the content of the second."""
+    """Write both files; return the records of captions.jsonl."""
     dataset = collator.dataset
     sets = {"train": dataset.items, PRIOR: dataset.regularization, "held out": dataset.validation_items}
     _write(
@@ -43,15 +43,16 @@ def write_run_records(folder: Path, collator: Collator) -> list[dict[str, Any]]:
             for item in items
         ),
     )
-    samples = list(islice(_samples(collator), SAMPLES))
+    samples = list(islice(_samples(collator), MAX_RECORDED_SAMPLES))
     _write(folder / CAPTIONS_FILE, samples)
     return samples
 
 
 def dataset_changes(folder: Path, dataset: Dataset) -> str:
-    """How a dataset differs from what the run in `folder` began with, in words; empty if in nothing or not known.
+    """Describe how a dataset differs from the one that the run in `folder` began with; empty if equal or unknown.
 
-    How many regularisation images are in use depends on the other images: only those without a file are gone.
+    How many regularisation images are used depends on the other images: one that is unused now but still has its file
+    does not count as removed.
     """
     try:
         lines = (folder / DATASET_FILE).read_text("utf-8").splitlines()
@@ -61,14 +62,14 @@ def dataset_changes(folder: Path, dataset: Dataset) -> str:
     now = {str(item.path): item for item in [*dataset.epoch_items, *dataset.validation_items]}
     both = before.keys() & now.keys()
     found = {
-        "gone": {
+        "removed": {
             path for path in before.keys() - now.keys() if before[path]["set"] != PRIOR or not Path(path).is_file()
         },
-        "new": {path for path in now.keys() - before.keys() if not now[path].prior},
+        "added": {path for path in now.keys() - before.keys() if not now[path].prior},
         "edited": {path for path in both if before[path]["sha256"] != now[path].sha256},
-        "captioned anew": {path for path in both if before[path]["caption"] != now[path].caption},
+        "with a new caption": {path for path in both if before[path]["caption"] != now[path].caption},
     }
-    return ", ".join(f"{len(paths)} {what} ({_names(paths)})" for what, paths in found.items() if paths)
+    return ", ".join(f"{len(paths)} {change} ({_names(paths)})" for change, paths in found.items() if paths)
 
 
 def _names(paths: Iterable[str]) -> str:
@@ -78,7 +79,7 @@ def _names(paths: Iterable[str]) -> str:
 
 def _samples(collator: Collator) -> Iterator[dict[str, Any]]:
     recipe, cached = collator.job.recipe, collator.texts is not None
-    for step in range(min(SAMPLES, collator.steps_per_epoch)):
+    for step in range(min(MAX_RECORDED_SAMPLES, collator.steps_per_epoch)):
         numbers = count()
         for batch in collator.batches(step):
             for item in batch:

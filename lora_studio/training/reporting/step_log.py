@@ -103,7 +103,7 @@ class StepLog:
                 "memory_gib": memory,
             }
             self.report("step", **event)
-            self.health.watch(event)
+            self.health.add_step(event)
         self.flushed_at = now
 
 
