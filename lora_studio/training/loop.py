@@ -1,4 +1,4 @@
-"""The training loop: steps, and what happens at the end of each epoch."""
+"""The training loop: optimizer steps, checkpoints, samples, validation and resume states."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ import torch
 from lora_studio.errors import InputError, NonFiniteLossError, StudioError
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
 from lora_studio.settings.choices import SaveFormat
-from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import load_optimizer_state
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.reporting.step_log import StepLog
@@ -27,10 +25,10 @@ from lora_studio.training.step import train_step_with_oom_retry
 from lora_studio.training.validation import validate
 from lora_studio.workspace.job_folder import JobFolder, Report
 
-MAX_NAN_STEPS = 5  # steps in a row without a finite loss, after which a run ends
-STATE_INTERVAL = 600.0  # at most so much work is lost when the machine goes down
-# Events of an attempt rather than of the training: a resume leaves them in the log, whatever it does again.
-ATTEMPT_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
+MAX_NAN_STEPS = 5  # steps in a row without a finite loss that end a run
+STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
+# Events of the process rather than of the training: a resume keeps them in the log, even if it repeats steps.
+PROCESS_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
 
 
 def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> bool:
@@ -66,10 +64,10 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
             run.step += 1
             log.add(run.step, run.epoch, result)
             state_due = time.monotonic() - run.saved_at > STATE_INTERVAL
-            if log.due or state_due or _due_within_epoch(run):
+            if log.due or state_due or _outputs_due_within_epoch(run):
                 log.flush()
-            if _due_within_epoch(run):
-                _save_and_sample_within_epoch(run, report=report, should_stop=should_stop)
+            if _outputs_due_within_epoch(run):
+                _write_outputs_within_epoch(run, report=report, should_stop=should_stop)
             if state_due:
                 save_resume_state(run)
     except Exception:
@@ -83,11 +81,11 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
 
 
 def finish_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
-    """Report an epoch, save its LoRA, draw samples, say what was noticed, and save the state last of all."""
+    """Report an epoch, save its LoRA, generate samples, validate, report hints; save the resume state last."""
     epoch = run.epochs_finished + 1
     if run.ranks.is_main:
         run.log_offset = JobFolder(run.folder).sync_events()
-        _report_epoch(run, epoch, report=report, should_stop=should_stop)
+        _write_epoch_outputs(run, epoch, report=report, should_stop=should_stop)
         run.log_offset = None
     run.epoch_losses = []
     run.timestep_losses.clear()
@@ -95,39 +93,39 @@ def finish_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -
     save_resume_state(run)
 
 
-def _report_epoch(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
+def _write_epoch_outputs(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
     recipe = run.job.recipe
     if run.epoch_losses:
         report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
         report("timesteps", epoch=epoch, **run.timestep_losses.event())
     last = epoch == run.counts.epochs
     if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, run.step):
-        _checkpoint(run, epoch, report=report)
-    draws = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
-    if draws or _is_due(recipe.sample_every_n_steps, run.step):
-        draw(run, epoch, report=report, should_stop=should_stop)
+        save_checkpoint(run, epoch, report=report)
+    sample_due = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
+    if sample_due or _is_due(recipe.sample_every_n_steps, run.step):
+        write_samples(run, epoch, report=report, should_stop=should_stop)
     with run.averaged_weights.swapped_in():
         validate(run, epoch, report=report, should_stop=should_stop)
-    for hint in run.health.hints():
+    for hint in run.health.new_hints():
         report("hint", **hint)
 
 
-def _due_within_epoch(run: Run) -> bool:
-    """Whether a file or samples are due after a step that ends no epoch."""
+def _outputs_due_within_epoch(run: Run) -> bool:
+    """Return True if a checkpoint or samples are due after a step that does not end an epoch."""
     recipe = run.job.recipe
-    ended = run.epochs_finished < run.epochs_due
+    epoch_ended = run.epochs_finished < run.epochs_due
     due = any(_is_due(every, run.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
-    return due and not ended and run.ranks.is_main
+    return due and not epoch_ended and run.ranks.is_main
 
 
-def _save_and_sample_within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
-    """What is due after a step that ends no epoch."""
+def _write_outputs_within_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Write the checkpoint and samples that are due after a step that does not end an epoch."""
     recipe = run.job.recipe
     run.log_offset = JobFolder(run.folder).sync_events()
     if _is_due(recipe.save_every_n_steps, run.step):
-        _checkpoint(run, None, report=report)
+        save_checkpoint(run, None, report=report)
     if _is_due(recipe.sample_every_n_steps, run.step):
-        draw(run, None, report=report, should_stop=should_stop)
+        write_samples(run, None, report=report, should_stop=should_stop)
     run.log_offset = None
 
 
@@ -135,8 +133,8 @@ def _is_due(every: int, number: int) -> bool:
     return every > 0 and number % every == 0
 
 
-def _checkpoint(run: Run, epoch: int | None, *, report: Report) -> None:
-    """Save the LoRA of a finished epoch, or of the current step; named as kohya's tools name them."""
+def save_checkpoint(run: Run, epoch: int | None, *, report: Report) -> None:
+    """Save the LoRA of a finished epoch, or of the current step if `epoch` is None; with kohya's file names."""
     position = f"step{run.step:08d}" if epoch is None else f"{epoch:06d}"
     path = run.folder / "checkpoints" / f"{run.job.name}-{position}.safetensors"
     save_lora_file(run, path, run.epoch if epoch is None else epoch)
@@ -144,18 +142,18 @@ def _checkpoint(run: Run, epoch: int | None, *, report: Report) -> None:
     report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
 
 
-def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[], bool]) -> None:
-    """Draw the sample prompts of a finished epoch, or of the current step, until asked to stop."""
+def write_samples(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Write the sample images of a finished epoch, or of the current step if `epoch` is None, until a stop request."""
     recipe = run.job.recipe
-    prompts = prompts_of_run(run.job, run.dataset)
+    prompts = sample_prompts(run.job, run.dataset)
     settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
     position = f"step {run.step}" if epoch is None else f"epoch {epoch}"
-    mark = f"{run.step:08d}" if epoch is None else f"e{epoch:06d}"
-    report("phase", message=f"Drawing samples of {position}")
+    file_part = f"{run.step:08d}" if epoch is None else f"e{epoch:06d}"
+    report("phase", message=f"Generating samples of {position}")
     if run.cuda_graphs is not None:
         run.cuda_graphs.free_for_sampling()
     with run.averaged_weights.swapped_in():
-        pictures = generate_samples(
+        images = generate_samples(
             run.base,
             prompts,
             lambda prompt: run.encode([prompt]),
@@ -164,26 +162,21 @@ def draw(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[
             autocast=run.autocast,
             should_stop=should_stop,
         )
-        for index, (prompt, image) in enumerate(zip(prompts, pictures, strict=False)):
+        for index, (prompt, image) in enumerate(zip(prompts, images, strict=False)):
             if image is None:
-                message = f"The sample of {prompt!r} is not drawn: its numbers were not finite."
+                message = f"The sample for {prompt!r} has NaN or Inf values and is not saved."
                 report("warning", code="sample_not_finite", message=message)
                 continue
-            path = run.folder / "samples" / f"{run.job.name}_{mark}_{index:02d}_{recipe.seed}.png"
+            path = run.folder / "samples" / f"{run.job.name}_{file_part}_{index:02d}_{recipe.seed}.png"
             save_sample(path, image)
-            place = str(path.relative_to(run.folder))
-            report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=place)
-
-
-def prompts_of_run(job: TrainJob, dataset: Dataset) -> list[str]:
-    """The prompts of the samples; without a trigger word a bare {trigger} stands for the first caption."""
-    return sample_prompts(job.recipe.sample_prompts, job.trigger_word, dataset.items[0].caption)
+            relative = str(path.relative_to(run.folder))
+            report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=relative)
 
 
 def save_lora_file(run: Run, path: Path, epoch: int) -> None:
-    """Write the LoRA that the run gives out now: in fp16, or in fp32 if that is what the run computed in.
+    """Write the current LoRA, of EMA or schedule-free weights if the run has them; in fp32 for fp32 runs, else in fp16.
 
-    Raises NonFiniteLossError if its weights are not finite.
+    Raises NonFiniteLossError if the weights are not finite.
     """
     _check_finite(run)
     metadata = build_lora_metadata(
@@ -198,16 +191,16 @@ def save_lora_file(run: Run, path: Path, epoch: int) -> None:
         processes=run.ranks.world_size,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
-    form = run.job.recipe.save_format
-    if form is SaveFormat.DIFFUSERS:
+    save_format = run.job.recipe.save_format
+    if save_format is SaveFormat.DIFFUSERS:
         metadata |= adapter_metadata(run.adapters)
     with run.averaged_weights.swapped_in():
-        tensors = lora_tensors(run.adapters, run.base.unet, stored, form)
+        tensors = lora_tensors(run.adapters, run.base.unet, stored, save_format)
     save_lora(path, tensors, metadata)
 
 
 def save_resume_state(run: Run) -> None:
-    """Save the state after the last step, once. Raises NonFiniteLossError if its weights are not finite."""
+    """Save the state after the last step, if it is not saved yet. Raises NonFiniteLossError for non-finite weights."""
     if not run.ranks.is_main or run.saved == (run.step, run.epochs_finished):
         return
     _check_finite(run)
@@ -237,10 +230,10 @@ def save_resume_state(run: Run) -> None:
 
 
 def restore_run(run: Run, state: ResumeState) -> None:
-    """Put a run where a saved state left it. Raises InputError if it is another recipe's or another world size's."""
+    """Restore a saved state. Raises InputError if its recipe or world size differs from the run's."""
     if (processes := state.values.get("processes", 1)) != run.ranks.world_size:
         raise InputError(
-            f"The run was begun by {processes} processes, and this is {run.ranks.world_size}: its steps would differ.",
+            f"The run began with {processes} processes and has {run.ranks.world_size} now: its steps would differ.",
             f"Set num_processes to {processes} in job.toml, or start a new run.",
             code="resume_processes",
         )
@@ -254,7 +247,7 @@ def restore_run(run: Run, state: ResumeState) -> None:
     except (KeyError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The saved state does not fit the recipe: {error}.",
-            "Put job.toml back as it was, or start a new run.",
+            "Undo the changes to job.toml, or start a new run.",
             code="resume_mismatch",
         ) from error
     run.step, run.epochs_finished = state.step, state.epochs_finished
@@ -269,7 +262,7 @@ def restore_run(run: Run, state: ResumeState) -> None:
 
 
 def _record_loss(run: Run, loss: float | None) -> None:
-    """Record the loss of a step, None if it was skipped. Raises NonFiniteLossError if MAX_NAN_STEPS in a row were."""
+    """Record the loss of a step, None if it was skipped. Raises NonFiniteLossError after MAX_NAN_STEPS in a row."""
     if loss is not None:
         run.nan_streak = 0
         run.last_loss = loss
@@ -278,9 +271,9 @@ def _record_loss(run: Run, loss: float | None) -> None:
     run.nan_streak += 1
     if run.nan_streak >= MAX_NAN_STEPS and run.last_loss is None:
         raise NonFiniteLossError(
-            f"Not one of the first {run.step} steps had a finite loss.",
-            f"The base or its precision is at fault, not the rate: set mixed_precision to bf16 or fp32 (it is "
-            f"{run.precision} now), or download {run.base.name} anew.",
+            f"None of the first {run.step} steps had a finite loss.",
+            "The cause is the base or its precision, not the learning rate: set mixed_precision to bf16 or fp32 (it is "
+            f"{run.precision} now), or download {run.base.name} again.",
             code="nan",
         )
     if run.nan_streak >= MAX_NAN_STEPS:
@@ -296,25 +289,25 @@ def _check_finite(run: Run) -> None:
 
 def _non_finite_error(run: Run, message: str) -> NonFiniteLossError:
     files = checkpoint_files(run)
-    kept = f"The last good checkpoint, {files[-1].name}, is kept" if files else "No checkpoint had been made yet"
+    kept = f"The last good checkpoint, {files[-1].name}, is kept" if files else "No checkpoint was saved before"
     rates = " and ".join(name for name in ("unet_lr", "text_encoder_lr") if getattr(run.job.recipe, name))
     return NonFiniteLossError(f"{message} {kept}.", f"The learning rate is too high: halve {rates}.", code="nan")
 
 
 def checkpoint_files(run: Run) -> list[Path]:
-    """The LoRA files of finished epochs and of steps between them, oldest first."""
+    """Return the LoRA files of finished epochs and of steps between them, oldest first."""
 
-    def age(file: Path) -> int:
-        position = file.stem.removeprefix(f"{run.job.name}-")
-        return int(position.removeprefix("step")) if "step" in position else int(position) * run.counts.steps_per_epoch
+    def position(file: Path) -> int:
+        label = file.stem.removeprefix(f"{run.job.name}-")
+        return int(label.removeprefix("step")) if "step" in label else int(label) * run.counts.steps_per_epoch
 
     folder, name = run.folder / "checkpoints", glob.escape(run.job.name)
     files = [*folder.glob(f"{name}-{'[0-9]' * 6}.safetensors"), *folder.glob(f"{name}-step{'[0-9]' * 8}.safetensors")]
-    return sorted(files, key=age)
+    return sorted(files, key=position)
 
 
 def _delete_old_checkpoints(run: Run) -> None:
-    """Remove all but the newest `keep_checkpoints` files of this run; 0 keeps all."""
+    """Delete all but the last `keep_checkpoints` checkpoints of this run; 0 keeps all."""
     if keep := run.job.recipe.keep_checkpoints:
         for file in checkpoint_files(run)[:-keep]:
             file.unlink(missing_ok=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_studio.lora.inject import Adapters
@@ -122,3 +123,16 @@ class Run:
             )
         hidden, pooled = texts.load(captions, self.dtype)
         return TextEmbeddings(hidden.to(self.device), pooled.to(self.device))
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Set modules to eval mode within the block, and back to their previous mode afterwards."""
+    modes = [(module, module.training) for module in modules]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.train(training)

@@ -1,12 +1,12 @@
-"""Sample pictures as training goes on, drawn with the models that are being trained.
+"""Sample images during training, generated with the models that are being trained.
 
-Each picture has a generator of its own, so that drawing changes nothing about the training.
+Each image has its own random generator, so that sampling does not change the training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,14 @@ from PIL import Image
 from lora_studio.files import write_atomic
 from lora_studio.models.load import Base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.data.dataset import Dataset
+from lora_studio.training.run import eval_mode
 
 
 @dataclass(frozen=True)
 class SampleSettings:
-    """How samples are drawn: side in px, Euler steps, classifier-free guidance, seed."""
+    """Settings of sample images: side in px, Euler steps, classifier-free guidance scale, seed."""
 
     side: int
     steps: int
@@ -28,9 +31,11 @@ class SampleSettings:
     seed: int
 
 
-def sample_prompts(prompts: Sequence[str], trigger_word: str, fallback: str) -> list[str]:
-    """Prompts with the trigger word in its place; one that is empty then becomes `fallback`, a caption."""
-    return [prompt.replace("{trigger}", trigger_word).strip() or fallback for prompt in prompts]
+def sample_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
+    """Return the job's sample prompts with the trigger word filled in; an empty prompt becomes the first caption."""
+    first_caption = dataset.items[0].caption
+    prompts = [prompt.replace("{trigger}", job.trigger_word).strip() for prompt in job.recipe.sample_prompts]
+    return [prompt or first_caption for prompt in prompts]
 
 
 def generate_samples(
@@ -43,47 +48,36 @@ def generate_samples(
     autocast: Callable[[], AbstractContextManager],
     should_stop: Callable[[], bool],
 ) -> Iterator[Image.Image | None]:
-    """Draw a picture for each prompt until asked to stop; None stands for one whose numbers were not finite.
+    """Yield an image for each prompt, or None if it has NaN or Inf; end early after a stop request.
 
-    The models are in training mode again whenever a picture is handed out. There is no negative prompt.
+    The models are back in their previous mode whenever an image is yielded. The negative prompt is empty.
     """
     pipe = make_pipeline(base)
     side = settings.side // base.latent_factor * base.latent_factor
+    vae_device = base.vae.device
     for prompt in prompts:
-        with _sampling_mode(base, device), torch.no_grad(), autocast():
-            text = encode(prompt)
-            picture = generate_image(
-                pipe,
-                text,
-                text.zeros(),
-                seed=settings.seed,
-                steps=settings.steps,
-                guidance=settings.guidance,
-                width=side,
-                height=side,
-                should_stop=should_stop,
-            )
-        if should_stop() and picture is None:
+        try:
+            base.vae.to(device)
+            with eval_mode(base.unet, *base.text_encoders), torch.no_grad(), autocast():
+                text = encode(prompt)
+                image = generate_image(
+                    pipe,
+                    text,
+                    text.zeros(),
+                    seed=settings.seed,
+                    steps=settings.steps,
+                    guidance=settings.guidance,
+                    width=side,
+                    height=side,
+                    should_stop=should_stop,
+                )
+        finally:
+            base.vae.to(vae_device)
+        if should_stop() and image is None:
             return
-        yield picture
-
-
-@contextmanager
-def _sampling_mode(base: Base, device: torch.device) -> Iterator[None]:
-    """UNet and text encoders in eval mode, the VAE on the device for as long as it is needed."""
-    modes = [(module, module.training) for module in (base.unet, *base.text_encoders)]
-    home = base.vae.device
-    try:
-        for module, _ in modes:
-            module.eval()
-        base.vae.to(device)
-        yield
-    finally:
-        base.vae.to(home)
-        for module, training in modes:
-            module.train(training)
+        yield image
 
 
 def save_sample(path: Path, image: Image.Image) -> None:
-    """Write a picture as PNG, atomically."""
+    """Write an image as PNG, atomically."""
     write_atomic(path, lambda temporary: image.save(temporary, "PNG"))

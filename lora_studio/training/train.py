@@ -1,4 +1,4 @@
-"""Training a LoRA: the stage's one function."""
+"""Train a LoRA: check the job, prepare the run, and run the training loop."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lora_studio.training.distributed import (
     init_rank_group,
     with_global_batch,
 )
-from lora_studio.training.loop import ATTEMPT_EVENTS, prompts_of_run, restore_run, save_lora_file, train_loop
+from lora_studio.training.loop import PROCESS_EVENTS, restore_run, save_lora_file, train_loop
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
@@ -50,6 +50,7 @@ from lora_studio.training.reporting.startup import (
 )
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.run import Run
+from lora_studio.training.samples import sample_prompts
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.geglu import use_lean_geglu
 from lora_studio.training.speed.memory_budget import make_block_checkpointing
@@ -60,7 +61,7 @@ from lora_studio.workspace.project import Home
 
 
 class TrainResult(BaseModel):
-    """What a training run gave. `lora` is the final file; it is None if the run was stopped before its end."""
+    """The result of a training run. `lora` is the final file, or None if the run was stopped before its end."""
 
     run: Path
     lora: Path | None
@@ -81,13 +82,12 @@ def train(
     should_stop: Callable[[], bool],
     resume: bool = False,
 ) -> TrainResult:
-    """Train the LoRA of `job` into `folder`; with `resume`, go on from its last saved state, bit for bit on a CPU.
+    """Train the LoRA of `job` into `folder`; with `resume`, continue from the last resume state, bit-exact on a CPU.
 
-    Where a launcher started several processes, each calls this, and they do the job together; what others than the
-    first tell is not to be written.
+    With several ranks every process calls this; the events of ranks other than the main process are to be ignored.
 
-    Raises ConfigError with everything that is wrong with the job before anything is loaded; JobError if the work fails,
-    after saving what is needed to go on.
+    Raises ConfigError with all problems of the job before anything is loaded, and JobError if the training fails, after
+    saving a resume state.
     """
     begin = time.monotonic()
     phases = PhaseReporter(report)
@@ -97,13 +97,11 @@ def train(
         checked = preflight(job, folder, home, on_progress=phases)
     report_dataset(job, checked.dataset, report)
     if ranks.is_main:
-        write_json(
-            folder.path / "environment.json",
-            describe_environment(checked.device, PRECISIONS[checked.dtype], job.recipe.seed),
-        )
+        environment = describe_environment(checked.device, PRECISIONS[checked.dtype], job.recipe.seed)
+        write_json(folder.path / "environment.json", environment)
     try:
         with ranks.sync_errors():
-            run = prepare(
+            run = prepare_run(
                 job, folder, checked, home=home, report=report, phases=phases, should_stop=should_stop, ranks=ranks
             )
     except StopRequested:
@@ -112,8 +110,8 @@ def train(
         with ranks.sync_errors():
             _resume(run, report)
     if run.step == 0 and ranks.is_main:
-        used = write_run_records(run.folder, run.collator)
-        report("captions", file=CAPTIONS_FILE, examples=[sample["caption"] for sample in used[:3]])
+        samples = write_run_records(run.folder, run.collator)
+        report("captions", file=CAPTIONS_FILE, examples=[sample["caption"] for sample in samples[:3]])
     report_start(
         run.dataset,
         run.counts,
@@ -137,7 +135,7 @@ def train(
     return _result(job, folder, run, begin, stopped=stopped)
 
 
-def prepare(
+def prepare_run(
     job: TrainJob,
     folder: JobFolder,
     checked: PreflightResult,
@@ -148,9 +146,9 @@ def prepare(
     should_stop: Callable[[], bool],
     ranks: RankGroup = SINGLE_PROCESS,
 ) -> Run:
-    """Load the base, fill the caches, add the adapters: everything up to the first step. Raises StopRequested.
+    """Load the base, fill the caches, add the adapters and make the optimizer; return a run before its first step.
 
-    Of several processes each encodes its share.
+    Each rank encodes its shard of the images and captions. Raises StopRequested after a stop request.
     """
     recipe, device = job.recipe, checked.device
     base = load_base(
@@ -162,28 +160,13 @@ def prepare(
         on_progress=lambda message: phases(message, 0, 0),
     )
     report_truncated_captions(job, base, checked.dataset, report)
-    # fp16 has more digits than bf16, and a GPU is several times faster in it
-    half = torch.float16 if device.type == "cuda" and checked.dtype != torch.float32 else None
-    latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
-    latents.fill(
-        ranks.shard(
-            [
-                *(view for item in checked.dataset.epoch_items for view in all_augmentations(item, recipe)),
-                *checked.dataset.validation_items,
-            ]
-        )[1],
-        base.vae,
-        device=device,
-        should_stop=should_stop,
-        on_progress=lambda done, total: phases("Encoding images", done, total),
-    )
-    texts = None if recipe.text_encoder_lr else _cache_texts(job, checked, base, home, phases, should_stop, ranks)
+    collator = _fill_caches(job, checked, base, home, phases, should_stop, ranks)
     targets = find_target_layers(base.unet, base.text_encoders)
     quantize(base.unet, recipe.base_precision, checked.dtype, device)
     adapters = add_adapters(base.unet, base.text_encoders, recipe)
     if job.network_weights is not None:
-        taken, trained = load_network_weights(job.network_weights, adapters, recipe, targets)
-        phases(f"Starting from {job.network_weights.name}: it has {taken} of the {trained} trained layers", 0, 0)
+        loaded, trained = load_network_weights(job.network_weights, adapters, recipe, targets)
+        phases(f"Warm start from {job.network_weights.name}: it has {loaded} of the {trained} trained layers", 0, 0)
     for module in (base.unet, *base.text_encoders):
         module.to(device)
         module.train()
@@ -203,20 +186,7 @@ def prepare(
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, checked.counts.total_steps),
         scaler=torch.amp.GradScaler(device.type, enabled=checked.dtype == torch.float16),
-        collator=Collator(
-            job,
-            checked.dataset,
-            checked.counts.steps_per_epoch,
-            base.noise_scheduler,
-            base.prediction_type,
-            base.vae.config.scaling_factor,
-            base.tokenizers,
-            latents,
-            texts,
-            device,
-            checked.dtype,
-            ranks,
-        ),
+        collator=collator,
         device=device,
         dtype=checked.dtype,
         precision=PRECISIONS[checked.dtype],
@@ -228,7 +198,48 @@ def prepare(
     )
 
 
-def _cache_texts(
+def _fill_caches(
+    job: TrainJob,
+    checked: PreflightResult,
+    base: Base,
+    home: Home,
+    phases: PhaseReporter,
+    should_stop: Callable[[], bool],
+    ranks: RankGroup,
+) -> Collator:
+    """Encode images and captions that are not cached; return the collator that reads the caches."""
+    recipe, device, dataset = job.recipe, checked.device, checked.dataset
+    # fp16 has more mantissa bits than bf16, and a GPU is several times faster in it than in fp32
+    half = torch.float16 if device.type == "cuda" and checked.dtype != torch.float32 else None
+    latents = LatentCache(home.cache / "latents", weights_hash(base.vae), half)
+    augmented = [crop for item in dataset.epoch_items for crop in all_augmentations(item, recipe)]
+    latents.fill(
+        ranks.shard([*augmented, *dataset.validation_items])[1],
+        base.vae,
+        device=device,
+        should_stop=should_stop,
+        on_progress=lambda done, total: phases("Encoding images", done, total),
+    )
+    texts = None
+    if not recipe.text_encoder_lr:
+        texts = _fill_text_cache(job, checked, base, home, phases, should_stop, ranks)
+    return Collator(
+        job=job,
+        dataset=dataset,
+        steps_per_epoch=checked.counts.steps_per_epoch,
+        noise_scheduler=base.noise_scheduler,
+        prediction_type=base.prediction_type,
+        scaling_factor=base.vae.config.scaling_factor,
+        tokenizers=base.tokenizers,
+        latents=latents,
+        texts=texts,
+        device=device,
+        dtype=checked.dtype,
+        ranks=ranks,
+    )
+
+
+def _fill_text_cache(
     job: TrainJob,
     checked: PreflightResult,
     base: Base,
@@ -237,12 +248,12 @@ def _cache_texts(
     should_stop: Callable[[], bool],
     ranks: RankGroup,
 ) -> TextCache:
-    """Encode every caption and prompt once, then let the text encoders go: they are not trained."""
+    """Encode every caption and sample prompt once, then free the text encoders, which are not trained."""
     recipe = job.recipe
-    made = encoders_hash(base.text_encoders, base.tokenizers)
-    texts = TextCache(home.cache / "text", made, recipe.clip_skip, recipe.max_token_length)
+    encoders = encoders_hash(base.text_encoders, base.tokenizers)
+    texts = TextCache(home.cache / "text", encoders, recipe.clip_skip, recipe.max_token_length)
     texts.fill(
-        ranks.shard([*captions_to_cache(job, checked.dataset), *prompts_of_run(job, checked.dataset)])[1],
+        ranks.shard([*captions_to_cache(job, checked.dataset), *sample_prompts(job, checked.dataset)])[1],
         base.text_encoders,
         base.tokenizers,
         device=checked.device,
@@ -256,6 +267,7 @@ def _cache_texts(
 
 
 def _resume(run: Run, report: Report) -> None:
+    """Restore the last intact resume state, and remove from the event log what happened after it was saved."""
     folder = JobFolder(run.folder)
     if run.ranks.is_main:
         remove_temporary_files(run.folder)
@@ -265,35 +277,35 @@ def _resume(run: Run, report: Report) -> None:
     )
     if state is not None:
         if state.values["dataset"] != run.dataset.fingerprint:
-            _check_dataset(run, state.values.get("steps_per_epoch"), report)
+            _check_dataset_changes(run, state.values.get("steps_per_epoch"), report)
         restore_run(run, state)
     if run.ranks.is_main:
-        _forget(folder, run.step, state.values.get("events", 0) if state is not None else 0)
+        _drop_events_after(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
-        report("warning", code="no_state", message="Nothing was saved yet: the run starts from the beginning.")
+        report("warning", code="no_state", message="No resume state was saved: the run starts from the beginning.")
         return
     report("resume", step=run.step)
 
 
-def _check_dataset(run: Run, steps_per_epoch: int | None, report: Report) -> None:
-    """Tell what has changed in the dataset since the run began; raise InputError if an epoch has other steps now."""
-    what = dataset_changes(run.folder, run.dataset)
-    told = f"Images or captions have changed since the run began{f': {what}' if what else ''}."
+def _check_dataset_changes(run: Run, steps_per_epoch: int | None, report: Report) -> None:
+    """Warn that the dataset has changed since the run began; raise InputError if the steps per epoch differ."""
+    changes = dataset_changes(run.folder, run.dataset)
+    message = f"Images or captions have changed since the run began{f': {changes}' if changes else ''}."
     if steps_per_epoch not in (None, run.counts.steps_per_epoch):
         raise InputError(
-            f"{told} An epoch has {run.counts.steps_per_epoch} steps now instead of {steps_per_epoch}: the run cannot "
-            "go on where it was.",
-            f"Put the images back as they were ({DATASET_FILE} in the run's folder lists them), or start a new run.",
+            f"{message} An epoch has {run.counts.steps_per_epoch} steps now instead of {steps_per_epoch}: the run "
+            "cannot continue from its last step.",
+            f"Restore the images ({DATASET_FILE} in the run's folder lists them), or start a new run.",
             code="dataset_changed",
         )
-    report("warning", code="dataset_changed", message=f"{told} The run goes on with them as they are now.")
+    report("warning", code="dataset_changed", message=f"{message} The run continues with them as they are now.")
 
 
-def _forget(folder: JobFolder, step: int, since: int) -> None:
-    """Take out of the log what was told after the state of `step` was saved, at byte `since`: it will be told again."""
+def _drop_events_after(folder: JobFolder, step: int, offset: int) -> None:
+    """Remove the events logged after the state of `step` was saved, at byte `offset`: they will be repeated."""
     folder.drop_events(
-        lambda event, place: (
-            event.get("event") not in ATTEMPT_EVENTS and (place >= since or event.get("step", 0) > step)
+        lambda event, position: (
+            event.get("event") not in PROCESS_EVENTS and (position >= offset or event.get("step", 0) > step)
         )
     )
 

@@ -1,46 +1,42 @@
-"""The held-out loss: how well the LoRA does on images that it is not trained on.
+"""The validation loss: how well the LoRA does on images that it is not trained on.
 
-The loss of a training step depends mostly on the timestep and the noise that it drew. Here both are fixed: each image
-is looked at with one noise at each of four timesteps, uncropped and unmirrored, with its caption as it is written, so
-that two evaluations differ by the LoRA's weights alone. Weights of timesteps and masks are those of training: with
-enough images the mean is comparable with the training loss, save that noise is drawn without an offset.
+The loss of a training step depends mostly on its random timesteps and noise. Here both are fixed: each image is
+evaluated with one noise at each of four timesteps, without image or caption augmentation, so that two evaluations
+differ by the LoRA's weights alone. Timesteps and masks are weighted as in training: with enough images the mean is
+comparable with the training loss, except that no noise offset is added.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from lora_studio.dataset.buckets import Size
 from lora_studio.training.data.augment import image_seed
 from lora_studio.training.data.dataset import Batch, TrainItem
 from lora_studio.training.data.rng import generator
-from lora_studio.training.run import Run
+from lora_studio.training.run import Run, eval_mode
 from lora_studio.training.step import batch_losses
 from lora_studio.workspace.job_folder import Report
 
-TIMESTEP_FRACTIONS = (
-    1 / 8,
-    3 / 8,
-    5 / 8,
-    7 / 8,
-)  # of the timesteps: the middles of four equal parts (the midpoint rule)
+# Of the recipe's timestep range: the midpoints of four equal parts (midpoint rule).
+TIMESTEP_FRACTIONS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
 
 
 def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
-    """Evaluate the held-out images, if there are any, and report it; nothing if it is asked to stop meanwhile.
+    """Compute and report the validation loss, if there are validation images and no stop is requested meanwhile.
 
     `epoch` is the one that has ended, 0 before the first step.
     """
     items = run.dataset.validation_items
     if not items:
         return
-    report("phase", message="Measuring the held-out loss")
+    report("phase", message="Computing the validation loss")
     total = torch.zeros((), dtype=torch.float64)
-    with _eval_mode(run):
+    with eval_mode(run.base.unet, *run.base.text_encoders), torch.no_grad():
         for batch in _batches(items, run.job.recipe.batch_size):
             if should_stop():
                 return
@@ -51,19 +47,19 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
     run.health.add_validation_loss(run.step, loss)
 
 
-def _losses(run: Run, batch: Batch) -> Iterator[torch.Tensor]:
-    """The weighted losses [B] of a batch at each of the timesteps."""
+def _losses(run: Run, batch: Batch) -> Iterator[Tensor]:
+    """Yield the weighted losses [B] of a batch at each of the timesteps."""
     recipe = run.job.recipe
     begin, end = recipe.min_timestep, min(recipe.max_timestep, run.base.noise_scheduler.config.num_train_timesteps)
     means = torch.stack([run.collator.latents.load(item)[0] for item in batch])
     captions = [item.caption for item in batch]
-    for number, share in enumerate(TIMESTEP_FRACTIONS):
-        t = torch.full((len(batch),), begin + int(share * (end - begin)))
+    for number, fraction in enumerate(TIMESTEP_FRACTIONS):
+        t = torch.full((len(batch),), begin + int(fraction * (end - begin)))
         noise = torch.stack([_noise(means.shape[1:], recipe.seed, item, number) for item in batch])
         yield batch_losses(run, run.collator.assemble(batch, captions, means, noise, t).to(run.device))
 
 
-def _noise(shape: torch.Size, seed: int, item: TrainItem, number: int) -> torch.Tensor:
+def _noise(shape: torch.Size, seed: int, item: TrainItem, number: int) -> Tensor:
     return torch.randn(shape, generator=generator(seed, "held-out noise", image_seed(item), number))
 
 
@@ -74,17 +70,3 @@ def _batches(items: list[TrainItem], batch_size: int) -> Iterator[Batch]:
     for _, members in sorted(buckets.items()):
         for start in range(0, len(members), batch_size):
             yield members[start : start + batch_size]
-
-
-@contextmanager
-def _eval_mode(run: Run) -> Iterator[None]:
-    """The models without dropout and gradients; training goes on as if nothing had happened."""
-    modes = [(module, module.training) for module in (run.base.unet, *run.base.text_encoders)]
-    try:
-        for module, _ in modes:
-            module.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.train(training)

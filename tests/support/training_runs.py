@@ -18,7 +18,7 @@ from lora_studio.training.reporting.startup import PhaseReporter
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.run import Run
 from lora_studio.training.step import batch_losses
-from lora_studio.training.train import TrainResult, prepare, train
+from lora_studio.training.train import TrainResult, prepare_run, train
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
@@ -74,7 +74,7 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
     """A run that is checked for its first step."""
     job_folder = JobFolder(folder)
     checked = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
-    return prepare(
+    return prepare_run(
         job, job_folder, checked, home=home, report=_silent, phases=PhaseReporter(_silent), should_stop=lambda: False
     )
 

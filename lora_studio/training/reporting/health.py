@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lora_studio.planning.verdicts import Verdict, verdict
+from lora_studio.planning.verdicts import Verdict, judge_run
 
 KEPT_FIELDS = ("step", "total", "epoch", "loss", "lr")
 
@@ -30,7 +30,7 @@ class HealthMonitor:
         validations = [
             {"event": "validation", "step": step, "loss": loss} for step, loss in self._validation_losses.items()
         ]
-        return verdict([*self._events, *validations])
+        return judge_run([*self._events, *validations])
 
     def new_hints(self) -> list[dict[str, str]]:
         """Return the verdict as the values of a hint event, unless its code was returned before."""
