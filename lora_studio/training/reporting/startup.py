@@ -1,4 +1,4 @@
-"""What a run says about itself before its first step: progress, the state of the dataset, the machine."""
+"""Reports before the first step: progress, the state of the dataset, the optimizer, the machine."""
 
 from __future__ import annotations
 
@@ -38,87 +38,87 @@ REPORT_SECONDS = 0.5
 
 
 class PhaseReporter:
-    """Reports what is being prepared, a few times a second at most."""
+    """Reports the progress of preparing a run, at most every `REPORT_SECONDS` per phase."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._message = ""
-        self._told = 0.0
+        self._reported_at = 0.0
 
     def __call__(self, message: str, done: int, total: int) -> None:
-        """Tell how far one preparation is; a `total` of 0 means that it has no parts."""
+        """Report a phase and its progress; a `total` of 0 means that its progress is unknown."""
         now = time.monotonic()
-        if message != self._message or now - self._told > REPORT_SECONDS:
+        if message != self._message or now - self._reported_at > REPORT_SECONDS:
             self._report("phase", message=message, **({"done": done, "total": total} if total else {}))
-            self._message, self._told = message, now
+            self._message, self._reported_at = message, now
 
 
 def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
-    """Say how many captions were found, and what stands in where there are none."""
-    items = dataset.items
-    outside_sets = dataset.outside_sets
-    if outside_sets:
+    """Report the number of images and captions, and warn about images, captions and masks that need attention."""
+    items, outside = dataset.items, dataset.outside_sets
+    if outside:
         report(
             "warning",
             code="images_left_out",
-            message=f"{len(outside_sets)} images are outside the N_name folders, like {outside_sets[0].name}: they are "
-            "not used for training. Move them into one of these folders.",
+            message=f"{len(outside)} images are outside the N_name folders, like {outside[0].name}: they are not used "
+            "for training. Move them into one of these folders.",
         )
     missing = [item for item in items if not item.has_caption]
-    counted = {"regularisation images": dataset.regularization, "images held out": dataset.validation_items}
-    more = "".join(f", {len(members)} {what}" for what, members in counted.items() if members)
-    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{more}")
+    others = {"regularisation images": dataset.regularization, "validation images": dataset.validation_items}
+    counts = "".join(f", {len(members)} {name}" for name, members in others.items() if members)
+    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{counts}")
     if missing:
         names = ", ".join(item.path.name for item in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        instead = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
+        substitute = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
         report(
             "warning",
             code="captions_missing",
-            message=f"{len(missing)} of {len(items)} images have no caption ({names}): {instead} stands in for it.",
+            message=f"{len(missing)} of {len(items)} images have no caption ({names}): {substitute} is used instead.",
         )
-    word = job.trigger_word.casefold()
-    without = [item for item in items if word not in item.caption.casefold()]
-    if word and without:
-        report(
-            "warning",
-            code="trigger_missing",
-            message=f"{len(without)} of {len(items)} captions lack the trigger word {job.trigger_word!r}, like that of "
-            f"{without[0].path.name}: it will call up the rest only.",
-        )
-
-    _report_missing_masks(job, dataset, report)
-    named = [item for item in dataset.regularization if word and word in item.caption.casefold()]
-    if named:
-        report(
-            "warning",
-            code="regularization_trigger",
-            message=f"{len(named)} regularisation captions hold the trigger word, like that of {named[0].path.name}: "
-            "they teach that it means the class. Take it out.",
-        )
-
-
-def _report_missing_masks(job: TrainJob, dataset: Dataset, report: Report) -> None:
-    samples = dataset.epoch_items
-    without = [item for item in samples if item.mask is None]
-    if job.recipe.masked_loss is not MaskedLoss.OFF and without:
+    _report_trigger_word(job, dataset, report)
+    unmasked = [item for item in dataset.epoch_items if item.mask is None]
+    if job.recipe.masked_loss is not MaskedLoss.OFF and unmasked:
         report(
             "warning",
             code="masks_missing",
-            message=f"{len(without)} of {len(samples)} images have no mask, like {without[0].path.name}: "
-            "all of such an image counts.",
+            message=f"{len(unmasked)} of {len(dataset.epoch_items)} images have no mask, like {unmasked[0].path.name}: "
+            "the whole image is trained on.",
+        )
+
+
+def _report_trigger_word(job: TrainJob, dataset: Dataset, report: Report) -> None:
+    """Warn about captions without the trigger word, and regularisation captions with it."""
+    word = job.trigger_word.casefold()
+    if not word:
+        return
+    without = [item for item in dataset.items if word not in item.caption.casefold()]
+    if without:
+        report(
+            "warning",
+            code="trigger_missing",
+            message=f"{len(without)} of {len(dataset.items)} captions do not contain the trigger word "
+            f"{job.trigger_word!r}, like that of {without[0].path.name}: the LoRA will not link these images to it.",
+        )
+    regularization = [item for item in dataset.regularization if word in item.caption.casefold()]
+    if regularization:
+        report(
+            "warning",
+            code="regularization_trigger",
+            message=f"{len(regularization)} regularisation captions contain the trigger word, like that of "
+            f"{regularization[0].path.name}: they teach that it means the class. Remove it from them.",
         )
 
 
 def report_truncated_captions(job: TrainJob, base: Base, dataset: Dataset, report: Report) -> None:
-    """Say which captions are cut off."""
+    """Warn about captions that are longer than the recipe's `max_token_length`."""
     limit = int(job.recipe.max_token_length)
-    cut = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.epoch_items], limit)
-    if cut:
+    truncated = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.epoch_items], limit)
+    if truncated:
         report(
             "warning",
             code="captions_long",
-            message=f"{len(cut)} captions are longer than {limit} tokens; their ends are not read. "
-            f"The first begins {cut[0][:60]!r}.",
+            message=f"{len(truncated)} captions are longer than {limit} tokens and are truncated. The first begins "
+            f"{truncated[0][:60]!r}.",
         )
 
 
@@ -141,18 +141,22 @@ def report_start(
 
 
 def report_optimizer_hints(recipe: Recipe, report: Report) -> None:
-    """Say what the optimizer makes of the recipe's rates and schedule, where it is not what they say."""
+    """Report hints about how the optimizer uses the recipe's learning rates and schedule."""
     if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
-        shared = "takes one rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one for each model"
-        trained = "UNet and text encoders learn" if recipe.text_encoder_lr else "text encoders stay as they are"
+        rates = (
+            "takes one learning rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one per model"
+        )
+        trained = (
+            "UNet and text encoders are trained" if recipe.text_encoder_lr else "the text encoders are not trained"
+        )
         if not recipe.unet_lr:
-            trained = "only the text encoders learn"
+            trained = "only the text encoders are trained"
         report(
             "hint",
             about="recipe",
             code="prodigy_rates",
-            message=f"{recipe.optimizer.value} finds the rate itself and {shared}: {trained}.",
-            why="The rates of the recipe are factors on the rate that it finds.",
+            message=f"{recipe.optimizer.value} finds the learning rate itself and {rates}: {trained}.",
+            why="The learning rates of the recipe are factors on the rate that it finds.",
         )
     for caution in optimizer_cautions(recipe):
         report("hint", about="recipe", **caution.model_dump())

@@ -1,7 +1,7 @@
-"""The UNet's attention without what SDXL's attention layers do not use.
+"""An attention processor for the UNet without the steps that SDXL's attention layers do not need.
 
-diffusers' own processor divides every answer by 1.0, and has its signature looked up at each call; over SDXL's 140
-attention layers both take time, the more so where launching an operation takes longer than the operation.
+diffusers' processor divides every output by 1.0, and its signature is inspected at each call. Over SDXL's 140 attention
+layers both take time, especially where launching a kernel takes longer than running it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from lora_studio.lora.fused_qkv import FusedProjections, fuse_projections
 
 
 class PlainAttention:
-    """Attention of hidden states [B, N, C] to themselves or to a text [B, M, D], with nothing added or masked.
+    """Scaled dot-product attention of hidden states [B, N, C] to themselves or to text embeddings [B, M, D], unmasked.
 
-    `projections` are its layers that read the same: key and value of a text, or all of query, key and value.
+    `projections` fuses the layers with the same input: key and value in cross-attention, query, key and value in
+    self-attention.
     """
 
     def __init__(self, projections: FusedProjections | None = None) -> None:
@@ -33,21 +34,21 @@ class PlainAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """The layer's answer [B, N, C]."""
+        """Return the layer's output [B, N, C]."""
         if attention_mask is not None:
-            answer: Tensor = AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-            return answer
+            masked: Tensor = AttnProcessor2_0()(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+            return masked
         batch, heads = len(hidden_states), attn.heads
         query, key, value = (
             part.view(batch, -1, heads, part.shape[-1] // heads).transpose(1, 2)
             for part in self._project(attn, hidden_states, encoder_hidden_states)
         )
-        mixed = scaled_dot_product_attention(query, key, value)
-        result: Tensor = attn.to_out[0](mixed.transpose(1, 2).reshape(batch, -1, heads * value.shape[-1]))
-        return result
+        attended = scaled_dot_product_attention(query, key, value)
+        output: Tensor = attn.to_out[0](attended.transpose(1, 2).reshape(batch, -1, heads * value.shape[-1]))
+        return output
 
     def _project(self, attn: Attention, hidden: Tensor, text: Tensor | None) -> tuple[Tensor, ...]:
-        """Query [B, N, C], key and value [B, N or M, C]."""
+        """Return query [B, N, C], key and value [B, N or M, C]."""
         projections = self.projections if self.projections is not None and self.projections.is_active else None
         source = hidden if text is None else text
         if projections is None:
@@ -55,14 +56,14 @@ class PlainAttention:
         return projections(hidden) if text is None else (attn.to_q(hidden), *projections(text))
 
 
-# `Attention.forward` asks for it at each call, which is slow to work out and quick to read.
+# `Attention.forward` inspects the signature at each call, which is slow unless it is stored.
 PlainAttention.__call__.__signature__ = inspect.signature(PlainAttention.__call__)  # type: ignore[attr-defined]
 
 
 def use_plain_attention(unet: UNet2DConditionModel) -> None:
-    """Put `PlainAttention` into every attention layer that is as SDXL's are; others keep theirs.
+    """Use `PlainAttention` in every attention layer that is like SDXL's; other layers keep their processor.
 
-    To be called when the trained weights are in one piece: layers that learn are joined as they lie there.
+    Call it after `FlatParameters` has put the trained weights into one tensor: projections are fused as views of it.
     """
     for module in unet.modules():
         if isinstance(module, Attention) and _is_plain(module):

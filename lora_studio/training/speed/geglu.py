@@ -1,7 +1,7 @@
-"""The gated layers of the UNet's feed-forward parts, h gelu(g) (Shazeer 2020, arXiv:2002.05202), keeping only h and g.
+"""GEGLU, h gelu(g) (Shazeer 2020, arXiv:2002.05202), that saves only h and g for the backward pass.
 
-diffusers' own keep gelu(g) as well: over SDXL's 70 transformer blocks that is an eighth of all that a step keeps for
-its backward pass, for a function that is cheaper than reading what it gave.
+diffusers' GEGLU saves gelu(g) as well: over SDXL's 70 transformer blocks that is an eighth of all saved activations,
+for a function that takes less time to recompute than to read from memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu
 
-GELU_BACKWARD = torch.ops.aten.gelu_backward.grad_input  # looked up here once, since that takes as long as the product
+GELU_BACKWARD = torch.ops.aten.gelu_backward.grad_input  # looked up once, since a lookup takes as long as the product
 
 
 class _GEGLUFunction(torch.autograd.Function):
-    """h gelu(g) for h and g side by side in x [..., 2 C]: [..., C]."""
+    """Compute h gelu(g) [..., C] for x = [h, g] [..., 2 C]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -34,27 +34,27 @@ class _GEGLUFunction(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         hidden, gate = x.chunk(2, -1)
         grad_x = torch.empty_like(x)
-        for_hidden, for_gate = grad_x.chunk(2, -1)
-        torch.mul(grad, gelu(gate), out=for_hidden)
-        GELU_BACKWARD(grad * hidden, gate, grad_input=for_gate)
+        grad_hidden, grad_gate = grad_x.chunk(2, -1)
+        torch.mul(grad, gelu(gate), out=grad_hidden)
+        GELU_BACKWARD(grad * hidden, gate, grad_input=grad_gate)
         return grad_x
 
 
 class LeanGEGLU(nn.Module):
-    """diffusers' GEGLU [..., in] -> [..., C], with the same names of weights."""
+    """diffusers' GEGLU [..., in] -> [..., C] with less saved memory; its weights keep their names."""
 
     def __init__(self, proj: nn.Module) -> None:
         super().__init__()
         self.proj = proj
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The projection's first half times the gelu of its second."""
+        """Return the first half of the projection times the GELU of the second."""
         gated: Tensor = _GEGLUFunction.apply(self.proj(hidden_states))
         return gated
 
 
 def use_lean_geglu(unet: UNet2DConditionModel) -> None:
-    """Put `LeanGEGLU` in the place of every GEGLU of a feed-forward part, around the projection that is there."""
+    """Replace every GEGLU of a UNet's feed-forward layers by a `LeanGEGLU` with the same projection."""
     for module in unet.modules():
         if isinstance(module, FeedForward) and type(module.net[0]) is GEGLU:
             module.net[0] = LeanGEGLU(module.net[0].proj)

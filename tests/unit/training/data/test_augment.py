@@ -1,4 +1,4 @@
-"""Mirrored and randomly cut views: what is told about them, and what the VAE really gets."""
+"""Random crop and flip: the size conditioning agrees with the pixels, and draws are uniform and reproducible."""
 
 from __future__ import annotations
 
@@ -27,48 +27,48 @@ def item_of(width: int, height: int, *, buckets: bool = True, sha256: str = "ab1
 
 @settings(max_examples=40, deadline=None)
 @given(width=sides, height=sides, buckets=st.booleans(), step=st.integers(0, 10**6), sample=st.integers(0, 64))
-def test_every_view_is_cut_within_the_image_and_told_right(
+def test_size_conditioning_describes_the_crop_and_flip(
     width: int, height: int, buckets: bool, step: int, sample: int
 ) -> None:
     recipe = recipe_of(flip_aug=True, random_crop=True)
     item = item_of(width, height, buckets=buckets)
-    view = augment(item, recipe, step, sample)
-    assert view in all_augmentations(item, recipe)
+    crop = augment(item, recipe, step, sample)
+    assert crop in all_augmentations(item, recipe)
     (scaled_width, scaled_height), (target_width, target_height) = item.placement.scaled, item.placement.bucket
-    original_height, original_width, top, left, told_height, told_width = view.time_ids
+    original_height, original_width, top, left, bucket_height, bucket_width = crop.time_ids
     assert (original_height, original_width) == (height, width)
-    assert (told_height, told_width) == (target_height, target_width)
+    assert (bucket_height, bucket_width) == (target_height, target_width)
     assert 0 <= top <= scaled_height - target_height
     assert 0 <= left <= scaled_width - target_width
-    # What a viewer of the mirrored picture calls left is what is cut off of the unmirrored one at its right.
-    cut_left, cut_right = view.placement.crop[0], scaled_width - target_width - view.placement.crop[0]
-    assert left == (cut_right if view.flipped else cut_left)
+    # The left of the flipped image is the right of the unflipped one.
+    cut_left, cut_right = crop.placement.crop[0], scaled_width - target_width - crop.placement.crop[0]
+    assert left == (cut_right if crop.flipped else cut_left)
 
 
 @settings(max_examples=15, deadline=None)
 @given(width=st.integers(70, 400), height=st.integers(70, 400), sample=st.integers(0, 20))
-def test_what_is_cut_begins_where_it_is_told(width: int, height: int, sample: int) -> None:
-    """A picture whose colours are its own coordinates; for a mirrored one, the mirrored picture's coordinates."""
+def test_the_cropped_pixels_are_those_of_the_size_conditioning(width: int, height: int, sample: int) -> None:
+    """The colours of the image are its coordinates; flipped with the image if it is flipped."""
     recipe = recipe_of(flip_aug=True, random_crop=True)
-    view = augment(item_of(width, height, buckets=False), recipe, 3, sample)
+    crop = augment(item_of(width, height, buckets=False), recipe, 3, sample)
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     pixels = np.stack([x, y, 0 * x], axis=-1)
-    shown = np.array(crop_image(Image.fromarray((pixels * 255).astype(np.uint8)), view))
-    _, _, top, left, target_height, target_width = view.time_ids
-    assert shown.shape == (target_height, target_width, 3)
+    cropped = np.array(crop_image(Image.fromarray((pixels * 255).astype(np.uint8)), crop))
+    _, _, top, left, target_height, target_width = crop.time_ids
+    assert cropped.shape == (target_height, target_width, 3)
     middle_y, middle_x = target_height // 2, target_width // 2
-    across = (left + middle_x + 0.5) / view.placement.scaled[0]
-    expected_x = 1 - across if view.flipped else across
-    expected_y = (top + middle_y + 0.5) / view.placement.scaled[1]
-    found = shown[middle_y, middle_x] / 255
+    across = (left + middle_x + 0.5) / crop.placement.scaled[0]
+    expected_x = 1 - across if crop.flipped else across
+    expected_y = (top + middle_y + 0.5) / crop.placement.scaled[1]
+    found = cropped[middle_y, middle_x] / 255
     assert found[0] == pytest.approx(expected_x, abs=0.02)
     assert found[1] == pytest.approx(expected_y, abs=0.02)
 
 
-def test_an_image_that_fits_has_one_crop_and_two_sides() -> None:
+def test_an_image_of_its_buckets_size_has_one_crop_and_two_flips() -> None:
     item = item_of(256, 256)
     assert len(all_augmentations(item, recipe_of(random_crop=True))) == 1
-    assert {view.flipped for view in all_augmentations(item, recipe_of(random_crop=True, flip_aug=True))} == {
+    assert {crop.flipped for crop in all_augmentations(item, recipe_of(random_crop=True, flip_aug=True))} == {
         False,
         True,
     }
@@ -76,30 +76,30 @@ def test_an_image_that_fits_has_one_crop_and_two_sides() -> None:
     assert augment(item, recipe_of(), 5, 1) == item
 
 
-def test_crops_cover_the_image_and_depend_on_it_alone() -> None:
+def test_crops_cover_the_image_and_depend_on_the_image_alone() -> None:
     recipe = recipe_of(random_crop=True)
     wide = item_of(700, 256, buckets=False)
-    places = sorted(view.placement.crop[0] for view in all_augmentations(wide, recipe))
-    way = wide.placement.scaled[0] - wide.placement.bucket[0]
+    places = sorted(crop.placement.crop[0] for crop in all_augmentations(wide, recipe))
+    excess = wide.placement.scaled[0] - wide.placement.bucket[0]
     assert len(places) == CROP_COUNT
     for number, left in enumerate(places):
-        assert way * number / CROP_COUNT - 1 <= left <= way * (number + 1) / CROP_COUNT + 1
+        assert excess * number / CROP_COUNT - 1 <= left <= excess * (number + 1) / CROP_COUNT + 1
     assert places == sorted(
-        view.placement.crop[0] for view in all_augmentations(wide, recipe_of(random_crop=True, seed=7))
+        crop.placement.crop[0] for crop in all_augmentations(wide, recipe_of(random_crop=True, seed=7))
     )
     other = item_of(700, 256, buckets=False, sha256="cd34" * 16)
-    assert places != sorted(view.placement.crop[0] for view in all_augmentations(other, recipe))
+    assert places != sorted(crop.placement.crop[0] for crop in all_augmentations(other, recipe))
 
 
-def test_samples_draw_sides_and_crops_evenly_by_seed_step_and_place() -> None:
+def test_flips_and_crops_are_drawn_uniformly_by_seed_step_and_sample() -> None:
     recipe = recipe_of(random_crop=True, flip_aug=True)
     item = item_of(700, 256, buckets=False)
     drawn = [augment(item, recipe, step, sample) for step in range(200) for sample in range(4)]
     again = [augment(item, recipe, step, sample) for step in range(200) for sample in range(4)]
     assert drawn == again
-    flips = Counter(view.flipped for view in drawn)
+    flips = Counter(crop.flipped for crop in drawn)
     assert abs(flips[True] - 400) < 4 * (800 * 0.25) ** 0.5
-    crops = Counter(view.placement.crop for view in drawn)
+    crops = Counter(crop.placement.crop for crop in drawn)
     assert len(crops) == CROP_COUNT
     assert all(abs(count - 100) < 5 * (800 / 8) ** 0.5 for count in crops.values())
     other = [augment(item, recipe_of(random_crop=True, flip_aug=True, seed=1), step, 0) for step in range(200)]

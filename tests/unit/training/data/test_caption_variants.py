@@ -1,4 +1,4 @@
-"""Captions as samples see them: shuffled, thinned out, left away; with frozen text encoders one of a fixed set."""
+"""Caption augmentation: tag shuffling, tag and caption dropout, and the cached variants of frozen text encoders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def item_of(caption: str = CAPTION, sha256: str = "ab12" * 16, *, prior: bool = 
 
 
 @given(parts=tags, keep=st.integers(0, 9), trigger=st.sampled_from(["", "ohwx", "OHWX", "red hair, ohwx", "dog"]))
-def test_fixed_and_free_tags_are_all_tags(parts: list[str], keep: int, trigger: str) -> None:
+def test_fixed_and_free_tags_are_all_tags_of_the_caption(parts: list[str], keep: int, trigger: str) -> None:
     caption = ", ".join(parts)
     fixed, free = split_fixed_tags(caption, trigger, keep)
     whole = split_tags(caption)
@@ -53,15 +53,15 @@ def test_fixed_and_free_tags_are_all_tags(parts: list[str], keep: int, trigger: 
     shuffle=st.booleans(),
     number=st.integers(0, 50),
 )
-def test_a_varied_caption_begins_with_what_is_fixed(
+def test_fixed_tags_stay_first_when_tags_are_shuffled_and_dropped(
     parts: list[str], keep: int, rate: float, shuffle: bool, number: int
 ) -> None:
     job = job_of(shuffle_caption=shuffle, keep_tokens=keep, caption_tag_dropout_rate=rate)
     caption = ", ".join(parts)
     fixed, free = split_fixed_tags(caption, "ohwx", keep)
-    shown = split_tags(shuffle_and_drop_tags(caption, job, generator(1, "test", number)))
-    assert shown[: len(fixed)] == fixed
-    rest = shown[len(fixed) :]
+    tags_found = split_tags(shuffle_and_drop_tags(caption, job, generator(1, "test", number)))
+    assert tags_found[: len(fixed)] == fixed
+    rest = tags_found[len(fixed) :]
     assert set(rest) <= set(free)
     if rate == 0:
         assert Counter(rest) == Counter(free)
@@ -71,21 +71,21 @@ def test_a_varied_caption_begins_with_what_is_fixed(
         assert rest == [tag for tag in free if tag in rest]
 
 
-def test_a_trigger_inside_a_longer_tag_comes_first_wherever_it_stands() -> None:
+def test_a_tag_that_contains_the_trigger_word_is_moved_to_the_front() -> None:
     assert split_fixed_tags("smiling, photo of ohwx woman, ohwx again", "ohwx", 1) == (
         ["photo of ohwx woman", "smiling"],
         ["ohwx again"],
     )
 
 
-def test_captions_stay_as_they_are_written_unless_asked() -> None:
+def test_captions_are_unchanged_without_augmentation() -> None:
     item = item_of("A sentence,with  odd, commas.")
     assert {training_caption(item, job_of(), step, 0, cached=step > 5) for step in range(10)} == {item.caption}
     assert captions_to_cache(job_of(), Dataset([item], [])) == [item.caption]
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_the_same_sample_has_the_same_caption_and_others_have_others(cached: bool) -> None:
+def test_a_caption_depends_on_step_and_sample_alone(cached: bool) -> None:
     job = job_of(shuffle_caption=True)
     first = [training_caption(item_of(), job, step, sample, cached=cached) for step in range(30) for sample in range(2)]
     assert first == [
@@ -96,19 +96,21 @@ def test_the_same_sample_has_the_same_caption_and_others_have_others(cached: boo
     assert all(set(split_tags(caption)) == set(split_tags(CAPTION)) for caption in first)
 
 
-def test_every_caption_that_a_sample_draws_is_among_the_cached_ones() -> None:
+def test_every_caption_that_a_sample_can_draw_is_cached() -> None:
     job = job_of(shuffle_caption=True, caption_tag_dropout_rate=0.3, caption_dropout_rate=0.2, caption_variants=3)
     items = [item_of(), item_of("ohwx, a, b, c, d", "cd34" * 16), item_of("a man, tall", "ef56" * 16, prior=True)]
-    held = item_of("ohwx, alone", "9a" * 32)
-    known = captions_to_cache(job, Dataset(items[:2], [], regularization=items[2:], held_out=[held]))
+    validation = item_of("ohwx, alone", "9a" * 32)
+    cached_captions = captions_to_cache(
+        job, Dataset(items[:2], [], regularization=items[2:], validation_items=[validation])
+    )
     drawn = {training_caption(item, job, step, 0, cached=True) for item in items for step in range(200)}
-    assert drawn <= set(known)
-    assert set(known) - drawn == {held.caption}
-    assert len(known) == len(set(known)) <= 3 * 3 + 2
-    assert "" in known
+    assert drawn <= set(cached_captions)
+    assert set(cached_captions) - drawn == {validation.caption}
+    assert len(cached_captions) == len(set(cached_captions)) <= 3 * 3 + 2
+    assert "" in cached_captions
 
 
-def test_captions_and_tags_are_dropped_as_often_as_asked() -> None:
+def test_captions_and_tags_are_dropped_at_the_given_rates() -> None:
     job = job_of(caption_dropout_rate=0.3)
     empty = sum(training_caption(item_of(), job, step, 1, cached=True) == "" for step in range(1000))
     assert abs(empty - 300) < 5 * (1000 * 0.3 * 0.7) ** 0.5

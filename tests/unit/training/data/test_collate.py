@@ -1,4 +1,4 @@
-"""What a batch goes into a step with: a function of the step alone, and never waited for on the device."""
+"""Collating batches: they depend on the step alone, and the forward pass never waits for the device."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def values(inputs: StepBatches) -> dict[str, torch.Tensor]:
     return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
 
 
-def test_a_step_is_the_same_whenever_it_is_prepared(alone: Run) -> None:
+def test_batches_depend_on_the_step_alone(alone: Run) -> None:
     steps = [values(alone.collator.collate_step(step)) for step in range(4)]
     alone.step = 3
     torch.manual_seed(5)
@@ -80,7 +80,7 @@ def test_a_step_is_the_same_whenever_it_is_prepared(alone: Run) -> None:
     assert names == {"noisy", "target", "t", "time_ids", "weights", "hidden", "pooled", "thresholds", "masks"}
 
 
-def test_processes_share_the_batches_of_a_step(alone: Run) -> None:
+def test_ranks_share_the_batches_of_a_step(alone: Run) -> None:
     """Two of them have what one has alone, each under the numbers of its samples."""
     step = next(step for step in range(4) if alone.collator.collate_step(step).sample_count == 3)
     ((_, whole),) = alone.collator.collate_step(step).batches
@@ -105,7 +105,7 @@ def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **chang
     return start(job_of(shared, **changes), folder / "meta", Home(shared / "home"))
 
 
-def test_from_full_caches_the_unet_alone_is_on_the_device_and_nobody_waits_for_it(
+def test_with_full_caches_only_the_unet_is_on_the_device_and_the_loss_does_not_synchronise(
     alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever asked the meta device for a number, or moved the VAE there and back, would raise."""
@@ -130,7 +130,7 @@ def test_from_full_caches_the_unet_alone_is_on_the_device_and_nobody_waits_for_i
     assert {gradient.device for gradient in run.weights.gradients} == {META}
 
 
-def test_text_encoders_that_train_are_not_waited_for_either(
+def test_the_loss_does_not_synchronise_with_trained_text_encoders(
     alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = on_meta(shared, tmp_path, monkeypatch, text_encoder_lr=1e-3, max_token_length=150)
@@ -140,7 +140,7 @@ def test_text_encoders_that_train_are_not_waited_for_either(
     assert batch_losses(run, batch.to(META)).device == META
 
 
-def test_a_cache_that_is_gone_ends_a_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
+def test_a_missing_cache_file_ends_the_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
     run = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
     run.prefetch = Prefetch(PREFETCH_DEPTH)
     run.collator.latents.file(run.collator.batches(2)[0][0]).unlink()
@@ -154,7 +154,7 @@ def test_a_cache_that_is_gone_ends_a_run_in_the_step_that_needs_it(shared: Path,
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_steps_are_made_ahead_where_a_device_works_beside_the_cpu() -> None:
+def test_steps_are_prefetched_unless_the_device_is_a_cpu() -> None:
     assert [prefetch_depth(torch.device(kind)) for kind in ("cpu", "cuda", "mps")] == [
         0,
         PREFETCH_DEPTH,

@@ -1,4 +1,4 @@
-"""Steps made ahead in a thread: the same, in order, no further ahead than set, and their errors with them."""
+"""Prefetching: values are computed in order in a thread, at most `depth` steps ahead, and errors belong to their step."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ def prefetch() -> Iterator[Prefetch[int]]:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_the_next_steps_are_made_while_this_one_works(prefetch: Prefetch[int]) -> None:
-    """Two of them, in another thread, and none beyond the last."""
-    made: list[int] = []
+def test_the_next_steps_are_computed_in_a_thread(prefetch: Prefetch[int]) -> None:
+    """Two steps ahead, and none beyond the last."""
+    computed: list[int] = []
     done = [threading.Event() for _ in range(7)]
 
-    def make(step: int) -> int:
+    def compute(step: int) -> int:
         assert threading.current_thread() is not threading.main_thread()
-        made.append(step)
+        computed.append(step)
         done[step].set()
         return 10 * step
 
     for step in range(5):
-        assert prefetch.get(step, 5, make) == 10 * step
+        assert prefetch.get(step, 5, compute) == 10 * step
         assert all(event.wait(30) for event in done[step : min(step + 3, 5)])
-        assert made == list(range(min(step + 3, 5)))
+        assert computed == list(range(min(step + 3, 5)))
 
 
-def test_an_error_is_raised_in_the_step_that_it_belongs_to(prefetch: Prefetch[int]) -> None:
-    def make(step: int) -> int:
+def test_an_error_is_raised_in_its_own_step(prefetch: Prefetch[int]) -> None:
+    def compute(step: int) -> int:
         if step == 2:
             raise JobError("gone", "Resume.", code="cache_gone")
         return step
 
-    assert [prefetch.get(step, 9, make) for step in (0, 1)] == [0, 1]
+    assert [prefetch.get(step, 9, compute) for step in (0, 1)] == [0, 1]
     with pytest.raises(JobError, match="gone"):
-        prefetch.get(2, 9, make)
-    assert prefetch.get(3, 9, make) == 3
+        prefetch.get(2, 9, compute)
+    assert prefetch.get(3, 9, compute) == 3
 
 
-def test_it_follows_a_run_that_jumps_and_one_that_begins_anew(prefetch: Prefetch[int]) -> None:
+def test_steps_may_be_requested_in_any_order_and_after_closing(prefetch: Prefetch[int]) -> None:
     assert [prefetch.get(step, 9, lambda number: number) for step in (0, 5, 1, 20, 21)] == [0, 5, 1, 20, 21]
     prefetch.close()
     assert prefetch.get(3, 9, lambda number: -number) == -3
 
 
-def test_closing_does_not_wait_for_what_has_not_begun(prefetch: Prefetch[int]) -> None:
-    made: list[int] = []
-    begun, go_on = threading.Event(), threading.Event()
+def test_closing_cancels_steps_that_have_not_started(prefetch: Prefetch[int]) -> None:
+    computed: list[int] = []
+    started, proceed = threading.Event(), threading.Event()
 
-    def make(step: int) -> int:
-        made.append(step)
+    def compute(step: int) -> int:
+        computed.append(step)
         if step == 1:
-            begun.set()
-            go_on.wait(30)
+            started.set()
+            proceed.wait(30)
         return step
 
-    prefetch.get(0, 9, make)
-    assert begun.wait(30)
-    threading.Timer(0.05, go_on.set).start()
+    prefetch.get(0, 9, compute)
+    assert started.wait(30)
+    threading.Timer(0.05, proceed.set).start()
     prefetch.close()
-    assert made == [0, 1]
+    assert computed == [0, 1]
 
 
-def test_without_depth_a_step_is_made_when_it_is_asked_for() -> None:
-    made: list[threading.Thread] = []
-    Prefetch[None]().get(0, 9, lambda step: made.append(threading.current_thread()))
-    assert made == [threading.main_thread()]
+def test_without_depth_a_step_is_computed_on_demand() -> None:
+    computed: list[threading.Thread] = []
+    Prefetch[None]().get(0, 9, lambda step: computed.append(threading.current_thread()))
+    assert computed == [threading.main_thread()]

@@ -1,4 +1,4 @@
-"""Latents in half precision: close where it is enough, computed again in fp32 where it overflows."""
+"""Encoding images in half precision: close to fp32, and repeated in fp32 where it overflows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_latents(folder: Path, cache: Path, vae: AutoencoderKL, half: torch.dtyp
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_is_close(tmp_path: Path, vae: AutoencoderKL, half: torch.dtype) -> None:
+def test_half_precision_latents_are_close_to_fp32(tmp_path: Path, vae: AutoencoderKL, half: torch.dtype) -> None:
     images = make_images(tmp_path / "images", [(64, 64), (32, 64)])
     exact = make_latents(images, tmp_path / "fp32", vae, None)
     close = make_latents(images, tmp_path / "half", vae, half)
@@ -39,10 +39,10 @@ def test_half_precision_is_close(tmp_path: Path, vae: AutoencoderKL, half: torch
         assert torch.allclose(close[name], latents, atol=0.002 if half == torch.float16 else 0.02)
 
 
-def test_what_overflows_in_fp16_is_encoded_in_fp32(
+def test_images_that_overflow_in_fp16_are_encoded_in_fp32(
     tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As SDXL's own VAE does: its activations go beyond 65,504 before they are normalised."""
+    """SDXL's own VAE overflows: its activations exceed 65,504 before they are normalised."""
     with torch.no_grad():
         vae.encoder.conv_in.weight *= 1e6
     images = make_images(tmp_path / "images", [(64, 64)] * 3)
@@ -52,13 +52,13 @@ def test_what_overflows_in_fp16_is_encoded_in_fp32(
     exact = make_latents(images, tmp_path / "fp32", vae, None)
     assert all(latents.isfinite().all() for latents in exact.values())
 
-    passes: list[bool] = []
+    autocast: list[bool] = []
     encode = vae.encode
 
     def counted(pixels: torch.Tensor) -> Any:
-        passes.append(torch.is_autocast_enabled("cpu"))
+        autocast.append(torch.is_autocast_enabled("cpu"))
         return encode(pixels)
 
     monkeypatch.setattr(vae, "encode", counted)
     assert same(make_latents(images, tmp_path / "half", vae, torch.float16), exact)
-    assert passes == [True, False] * 3
+    assert autocast == [True, False] * 3

@@ -1,4 +1,4 @@
-"""The loss by timestep."""
+"""Mean losses by timestep bin."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lora_studio.training.reporting.loss_by_timestep import BINS, TimestepLosses
 
 
 @given(st.integers(BINS, 2000), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 10)), max_size=40))
-def test_each_loss_counts_in_the_bin_of_its_timestep(total: int, samples: list[tuple[float, float]]) -> None:
-    taken = [(min(int(place * total), total - 1), loss) for place, loss in samples]
+def test_each_loss_is_added_to_the_bin_of_its_timestep(total: int, samples: list[tuple[float, float]]) -> None:
+    taken = [(min(int(position * total), total - 1), loss) for position, loss in samples]
     losses = TimestepLosses(total)
     losses.add([timestep for timestep, _ in taken], [loss for _, loss in taken])
     event = losses.event()
@@ -27,7 +27,7 @@ def test_each_loss_counts_in_the_bin_of_its_timestep(total: int, samples: list[t
         assert mean is None if not inside else mean == pytest.approx(sum(inside) / len(inside))
 
 
-def test_what_was_counted_is_taken_back_and_an_epoch_begins_anew() -> None:
+def test_the_state_is_restored_and_cleared_for_the_next_epoch() -> None:
     losses = TimestepLosses(1000)
     losses.add([3, 999], [0.1, 0.7])
     again = TimestepLosses(1000)

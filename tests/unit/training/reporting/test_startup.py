@@ -41,7 +41,8 @@ def test_warns_about_missing_captions(images: Path) -> None:
     (images / "1.txt").unlink()
     found = warnings(make_job("base", images))
     assert list(found) == ["captions_missing"]
-    assert "1 of 3 images have no caption (1.png)" in found["captions_missing"]
+    assert "1 of 3" in found["captions_missing"]
+    assert "1.png" in found["captions_missing"]
 
 
 def test_warns_about_captions_without_the_trigger_word(images: Path) -> None:
@@ -56,7 +57,7 @@ def test_warns_about_images_outside_set_folders(images: Path) -> None:
     make_images(images / "2_ink", [(64, 64)])
     found = warnings(make_job("base", images))
     assert list(found) == ["images_left_out"]
-    assert found["images_left_out"].startswith("3 images ")
+    assert "3 images" in found["images_left_out"]
 
 
 def test_warns_about_truncated_captions(tiny_base: Path, images: Path) -> None:
@@ -66,7 +67,7 @@ def test_warns_about_truncated_captions(tiny_base: Path, images: Path) -> None:
     report_truncated_captions(job, base, dataset_of(job), lambda event, /, **values: events.append((event, values)))
     (warning,) = of(events, "warning")
     assert warning["code"] == "captions_long"
-    assert warning["message"].startswith("1 captions are longer than 75 tokens")
+    assert "75 tokens" in warning["message"]
 
 
 def test_warns_about_the_trigger_word_in_regularisation_captions(images: Path) -> None:
@@ -74,20 +75,21 @@ def test_warns_about_the_trigger_word_in_regularisation_captions(images: Path) -
     job = make_job("base", images).model_copy(update={"regularization": images.parent / "prior"})
     found = warnings(job)
     assert list(found) == ["regularization_trigger"]
-    assert found["regularization_trigger"].startswith("1 regularisation captions")
+    assert "1 regularisation captions" in found["regularization_trigger"]
 
 
 def test_warns_about_images_without_a_mask(images: Path) -> None:
     Image.new("L", (64, 64), 255).save(images / "1-masklabel.png")
     found = warnings(make_job("base", images, masked_loss="files"))
     assert list(found) == ["masks_missing"]
-    assert found["masks_missing"].startswith("2 of 3 images have no mask, like 0.png")
+    assert "2 of 3" in found["masks_missing"]
+    assert "0.png" in found["masks_missing"]
 
 
 @pytest.mark.parametrize(
     ("recipe", "codes", "part"),
     [
-        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}, ["prodigy_rates"], "text encoders stay"),
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}, ["prodigy_rates"], "encoders are not trained"),
         ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, ["prodigy_rates"], "UNet and text encoders"),
         ({"optimizer": "Prodigy", "unet_lr": 0, "text_encoder_lr": 1}, ["prodigy_rates"], "only the text encoders"),
         ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, ["adafactor_rates"], "unet_lr"),
