@@ -37,7 +37,7 @@ MAX_AREA_RATIO = 4.0  # pixels of the largest image over those of the smallest
 
 @dataclass(frozen=True, kw_only=True)
 class CheckContext:
-    """What is known about a run beside its recipe; checks of a value that is None are skipped.
+    """What is known about a run besides its recipe; checks of a value that is None are skipped.
 
     `sizes` are (width, height) in px. `own_share` is the share of the dataset's images in an epoch's samples; the rest
     are regularisation images.
