@@ -47,9 +47,9 @@ class Scope(StrEnum):
 
 
 POSITIONS = (
-    ("At the start", TagPosition.FRONT),
+    ("First", TagPosition.FRONT),
     ("After the trigger word", TagPosition.AFTER_TRIGGER),
-    ("At the end", TagPosition.BACK),
+    ("Last", TagPosition.BACK),
 )
 
 

@@ -131,7 +131,7 @@ def build_left() -> Left:
         )
         with gr.Row(elem_classes="tag-filter"):
             tag = gr.Textbox(
-                placeholder="Tag, such as long hair",
+                placeholder="Tag: long hair",
                 label="Filter by tag",
                 show_label=False,
                 container=False,

@@ -10,13 +10,13 @@ element.addEventListener('click', (event) => {
 element.addEventListener('keydown', (event) => {
   const chip = event.target.closest('.chip');
   if (!chip || event.target !== chip) return;
-  const place = chips().indexOf(chip);
+  const index = chips().indexOf(chip);
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (event.key === 'Delete' || event.key === 'Backspace') ask(`drop:${chip.dataset.tag}`);
-  else if (step && event.altKey && place + step >= 0) {
+  else if (step && event.altKey && index + step >= 0) {
     focused = chip.dataset.tag;
-    ask(`move:${place + step}:${chip.dataset.tag}`);
-  } else if (step) { const next = chips()[place + step]; if (next) next.focus(); }
+    ask(`move:${index + step}:${chip.dataset.tag}`);
+  } else if (step) { const next = chips()[index + step]; if (next) next.focus(); }
   else return;
   event.preventDefault();
   event.stopPropagation();
