@@ -161,10 +161,10 @@ class ReviewPanel:
 
     def status(self, contents: Contents, item: ImageItem) -> Updates:
         """Show the image's name, size and issues, and the progress of the review."""
-        number = contents.index(item) + 1
         size = f"{item.info.width} × {item.info.height} px" if item.info and item.info.readable else ""
         reviewed = "reviewed" if item.reviewed else ""
-        line = " · ".join(part for part in (item.name, size, f"{number:,} of {len(contents.items):,}", reviewed) if part)
+        position = f"{contents.index(item) + 1:,} of {len(contents.items):,}"
+        line = " · ".join(part for part in (item.name, size, position, reviewed) if part)
         kept = [note("Marked as kept: the scan does not list it.")] if item.kept else []
         return {
             self.progress: review_bar(contents.reviewed, len(contents.items)),
