@@ -1,1 +1,1 @@
-"""The interface in the browser: forms and pictures over the library, with no model in its process."""
+"""The browser interface: forms and views over the library. No model is loaded in its process."""

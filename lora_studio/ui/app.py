@@ -90,14 +90,14 @@ def _header(home: Home, mode: Mode) -> Header:
         with gr.Column(scale=2, min_width=180):
             html(render("app/name.html", title=TITLE), classes="studio-name")
         with gr.Column(scale=3, min_width=260), gr.Row():
-            chooser = gr.Dropdown(
+            project_list = gr.Dropdown(
                 names, value=None, label="Project", show_label=False, container=False, scale=4, elem_id="project"
             )
             menu_button = gr.Button("Projects", size="sm", scale=1, min_width=80, elem_id="project-menu-button")
         with gr.Column(scale=3, min_width=260), gr.Row(elem_classes="pills"):
             html(_pills(mode))
             job_pill = gr.Button(visible=False, size="sm", elem_classes="job-pill", elem_id="job-pill")
-    return Header(chooser, menu_button, job_pill)
+    return Header(project_list, menu_button, job_pill)
 
 
 def _pills(mode: Mode) -> str:

@@ -86,7 +86,7 @@ class Studio:
         return {self.timer: gr.Timer(active=True)}
 
 
-def with_project(handler: Callable[[Any, dict[Any, Any]], Updates]) -> Callable[[Any, dict[Any, Any]], Updates]:
+def requires_project(handler: Callable[[Any, dict[Any, Any]], Updates]) -> Callable[[Any, dict[Any, Any]], Updates]:
     """Wrap a tab's method: return no updates while no project is selected, as in a page that is still loading."""
 
     @functools.wraps(handler)

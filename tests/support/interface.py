@@ -23,8 +23,8 @@ class Interface:
     """The built interface over a home.
 
     `call(TrainTab.stop_training, project="a", **contents)` runs a handler as its event would. Component values are
-    given by name: `project` and `run` for the state of the frame, `chooser` for the project list, else the elem_id with
-    `_` for `-`. The other components keep their last value. Changes are kept, and returned by the same names.
+    given by name: `project` and `run` for the state of the frame, `project_list` for the dropdown of the header, else the
+    elem_id with `_` for `-`. The other components keep their last value. Changes are kept, and returned by name.
     """
 
     def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
@@ -37,7 +37,7 @@ class Interface:
             self.contents[number] = getattr(component, "value", None)
             if getattr(component, "elem_id", None):
                 self.names[number] = (
-                    "chooser" if component.elem_id == "project" else component.elem_id.replace("-", "_")
+                    "project_list" if component.elem_id == "project" else component.elem_id.replace("-", "_")
                 )
             if isinstance(component, gr.BrowserState):
                 self.names[number] = "project"
@@ -45,7 +45,7 @@ class Interface:
 
     def open_project(self, project: str) -> dict[str, Any]:
         """Select a project, as the list in the header does."""
-        return self.call(AppFrame.select_project, chooser=project)
+        return self.call(AppFrame.select_project, project_list=project)
 
     def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
         """Run a handler; `pick` is what a `pick_button` sends."""

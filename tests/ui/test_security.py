@@ -12,7 +12,7 @@ import pytest
 
 from lora_studio.ui.app import AppFrame
 from lora_studio.ui.plan.tab import PlanTab
-from lora_studio.ui.widgets.thumbnails import picture_url
+from lora_studio.ui.widgets.thumbnails import thumbnail_url
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import make_project, make_run
@@ -105,7 +105,7 @@ def test_neither_the_program_nor_the_system_is_served(running: Running) -> None:
 
 
 def test_thumbnails_are_served_as_images(running: Running, project: Project) -> None:
-    url = picture_url(running.home, project.images_dir / "picture 0.png", 64)
+    url = thumbnail_url(running.home, project.images_dir / "picture 0.png", 64)
     status, headers, body = ask(running, f"/{url}")
     assert status == 200
     assert headers["content-type"] == "image/webp"
@@ -159,7 +159,7 @@ def test_projects_are_found_by_name_only(home: Home, interface: Interface, tmp_p
     before = sorted(tmp_path.rglob("*"))
     for name in ("../../elsewhere/projects/other", str(outside.path), ".", "..", "ink/../ink", "x" * 5000, "a\0b"):
         for handler, box in [
-            (AppFrame.select_project, "chooser"),
+            (AppFrame.select_project, "project_list"),
             (AppFrame.delete_project, "project"),
             (PlanTab.update_plan, "project"),
         ]:

@@ -23,7 +23,7 @@ from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.dataset.contents import load_manifest
-from lora_studio.ui.widgets.thumbnails import picture_url
+from lora_studio.ui.widgets.thumbnails import thumbnail_url
 from lora_studio.workspace.project import Home, Project
 
 THUMBNAIL_PX = 256
@@ -145,7 +145,7 @@ class ScanRunner:
 
     def _make_thumbnail(self, path: Path) -> None:
         with suppress(InputError, OSError):  # the scan reports unreadable images
-            picture_url(self.home, path, THUMBNAIL_PX)
+            thumbnail_url(self.home, path, THUMBNAIL_PX)
 
     def _scan(self, project: Project, task: ScanTask) -> None:
         paths = project_images(project)

@@ -26,7 +26,7 @@ from lora_studio.ui.dataset.layout import Data
 from lora_studio.ui.dataset.suggestions import TagSuggester
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import Tone, cards, empty_card, html, note, render
-from lora_studio.ui.widgets.thumbnails import picture_url
+from lora_studio.ui.widgets.thumbnails import thumbnail_url
 from lora_studio.workspace.project import Home
 
 LARGE_PX = 768
@@ -232,7 +232,7 @@ class ReviewPanel:
 
     def _picture(self, item: ImageItem) -> Markup:
         try:
-            url = picture_url(self.home, item.path, LARGE_PX, sha256=item.info.sha256 if item.info else None)
+            url = thumbnail_url(self.home, item.path, LARGE_PX, sha256=item.info.sha256 if item.info else None)
         except (InputError, OSError):
             url = ""
         return render("dataset/large_image.html", url=url, name=item.name)

@@ -12,7 +12,7 @@ import gradio as gr
 
 from lora_studio.errors import InputError, StudioError
 from lora_studio.example import EXAMPLE_IMAGES, example_project_info
-from lora_studio.ui.context import Page, Studio, guarded, with_project
+from lora_studio.ui.context import Page, Studio, guarded, requires_project
 from lora_studio.ui.dataset import view as dataset_view
 from lora_studio.ui.dataset.background_scan import ScanTask
 from lora_studio.ui.dataset.curate import CurationHandlers
@@ -77,7 +77,7 @@ class DatasetTab:
         )
         return Page(page.refresh, outputs)
 
-    @with_project
+    @requires_project
     def tab_opened(self, data: Data) -> Updates:
         """Show the tab again, and scan if there are images that were never scanned."""
         contents = self.page.contents(data)

@@ -18,7 +18,7 @@ from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.image_item import ImageItem, Selection
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, empty_card, error_card, note, render, tiles
-from lora_studio.ui.widgets.thumbnails import picture_url
+from lora_studio.ui.widgets.thumbnails import thumbnail_url
 from lora_studio.workspace.project import Home
 
 PAGE_SIZE = 48  # images; divisible by all usual numbers of columns
@@ -212,7 +212,7 @@ def picture(home: Home, item: ImageItem, *, thumbnails_ready: bool = True) -> Pi
 def file_picture(home: Home, path: Path, pick: str, name: str, sha256: str | None = None) -> Picture:
     """Return the thumbnail of an image file."""
     try:
-        return Picture(pick, name, picture_url(home, path, THUMBNAIL_PX, sha256=sha256 or None))
+        return Picture(pick, name, thumbnail_url(home, path, THUMBNAIL_PX, sha256=sha256 or None))
     except (InputError, OSError):
         return Picture(pick, name, placeholder="cannot be shown")
 

@@ -12,7 +12,7 @@ from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan
 from lora_studio.settings.choices import LoraKind
-from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, with_project
+from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, requires_project
 from lora_studio.ui.plan.view import guide_notes, recipe_table
 from lora_studio.ui.state.project_plan import EXPECTED_IMAGES, plan_project
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
@@ -171,7 +171,7 @@ class PlanTab:
         except InputError as error:
             return shown | self._error_updates(error)
 
-    @with_project
+    @requires_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """Update the number of images and the plan when the tab is opened."""
         project = self.studio.find_project(data[self.studio.project])

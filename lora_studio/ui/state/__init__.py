@@ -1,1 +1,1 @@
-"""Read-only state that the tabs show: jobs, run history, LoRA files."""
+"""What the tabs show of the workspace: jobs, run history, tests, LoRA files and plans."""

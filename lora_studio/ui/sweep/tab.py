@@ -12,7 +12,7 @@ from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import SweepJob, TrainJob
-from lora_studio.ui.context import Page, Studio, TabName, guarded, with_project
+from lora_studio.ui.context import Page, Studio, TabName, guarded, requires_project
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import LoraChoice, import_lora, lora_choices, selected_loras
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
@@ -106,7 +106,7 @@ class SweepTab:
         filled = self.form.fill(self.form.defaults) | self._form_content(project, _target(project, None))
         return filled | self._tab_updates(project, self._default_sweep(project))
 
-    @with_project
+    @requires_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """Update the tab when it is opened. The form keeps its content, unless Train showed another run since."""
         project = self.studio.find_project(data[self.studio.project])

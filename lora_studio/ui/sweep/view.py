@@ -30,7 +30,7 @@ from lora_studio.ui.widgets.html import (
     tiles,
 )
 from lora_studio.ui.widgets.job_status import STATE_LABELS, job_title, state_card, time_tile
-from lora_studio.ui.widgets.thumbnails import picture_url_or_empty
+from lora_studio.ui.widgets.thumbnails import thumbnail_url_or_empty
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 
@@ -173,7 +173,7 @@ def _section(
 def _cell(view: SweepView, home: Home, key: CellKey, selected: str, current: CellKey | None) -> GridCell:
     name = view.file_name(key)
     if name in view.drawn:
-        url = picture_url_or_empty(home, view.path(key), CELL_SIZE)
+        url = thumbnail_url_or_empty(home, view.path(key), CELL_SIZE)
         label = f"{key.prompt}, strength {strength_label(key.strength)}"
         return GridCell(name, url, label, name == selected, placeholder="cannot be shown")
     if key == current:
@@ -199,7 +199,7 @@ def large(view: SweepView, home: Home, name: str) -> Markup:
     weaker, stronger = _neighbours(view, key)
     return render(
         "sweep/large.html",
-        url=picture_url_or_empty(home, view.path(key), LARGE_SIZE),
+        url=thumbnail_url_or_empty(home, view.path(key), LARGE_SIZE),
         prompt=key.prompt,
         facts=facts,
         weaker=weaker,

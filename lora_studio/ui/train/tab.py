@@ -14,7 +14,7 @@ from lora_studio.planning.plan import Plan
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, with_project
+from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, requires_project
 from lora_studio.ui.state.project_plan import plan_project
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.train import view as train_view
@@ -105,7 +105,7 @@ class TrainTab:
         filled = self._form_content(project, project.info().recipe or Recipe())
         return filled | self._tab_updates(project, self._default_run(project))
 
-    @with_project
+    @requires_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
         """Update the tab when it is opened. The form keeps its content, unless Plan saved another recipe since."""
         project = self.studio.find_project(data[self.studio.project])

@@ -29,7 +29,7 @@ from lora_studio.ui.widgets.html import (
 )
 from lora_studio.ui.widgets.job_status import STATE_LABELS, job_title, time_tile
 from lora_studio.ui.widgets.setting_spec import SettingSpec
-from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, picture_url_or_empty
+from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, thumbnail_url_or_empty
 from lora_studio.workspace.project import Home
 
 VERDICT_TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
@@ -161,7 +161,7 @@ def _no_samples(view: RunView) -> Markup:
 
 def _film_sample(view: RunView, home: Home, event: dict[str, Any]) -> FilmSample:
     when = f"step {event['step']}" if event["epoch"] is None else f"epoch {event['epoch']}"
-    url = picture_url_or_empty(home, view.folder.path / event["path"], THUMBNAIL_SIZE)
+    url = thumbnail_url_or_empty(home, view.folder.path / event["path"], THUMBNAIL_SIZE)
     return FilmSample(url, when, event["prompt"])
 
 

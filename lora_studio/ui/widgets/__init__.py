@@ -1,1 +1,1 @@
-"""Reusable parts of the interface: forms, charts, thumbnails, HTML."""
+"""Reusable parts of the interface: forms, charts, thumbnails and HTML templates."""

@@ -16,7 +16,7 @@ from lora_studio.workspace.project import Home
 THUMBNAIL_SIZE = 512  # px
 
 
-def picture_url(home: Home, path: Path, size: int = THUMBNAIL_SIZE, *, sha256: str | None = None) -> str:
+def thumbnail_url(home: Home, path: Path, size: int = THUMBNAIL_SIZE, *, sha256: str | None = None) -> str:
     """Return the URL of a WebP copy of an image, made if missing. `sha256` is the image's hash if it is known.
 
     Raises InputError if the image cannot be decoded, OSError.
@@ -25,10 +25,10 @@ def picture_url(home: Home, path: Path, size: int = THUMBNAIL_SIZE, *, sha256: s
     return f"gradio_api/file={quote(str(copy))}"
 
 
-def picture_url_or_empty(home: Home, path: Path, size: int) -> str:
+def thumbnail_url_or_empty(home: Home, path: Path, size: int) -> str:
     """Return the URL of a WebP copy of an image, or an empty string if the image cannot be shown."""
     try:
-        return picture_url(home, path, size)
+        return thumbnail_url(home, path, size)
     except (InputError, OSError):
         return ""
 
