@@ -23,7 +23,7 @@ class Interface:
     """The built interface over a home.
 
     `call(TrainTab.stop_training, project="a", **contents)` runs a handler as its event would. Component values are
-    given by name: `project` and `run` for the state of the frame, `project_list` for the dropdown of the header, else the
+    given by name: `project` and `run` for the state of the frame, `project_list` for the header's dropdown, else the
     elem_id with `_` for `-`. The other components keep their last value. Changes are kept, and returned by name.
     """
 
@@ -57,10 +57,10 @@ class Interface:
         arguments: list[Any] = [dict(zip(block.inputs, given, strict=True))] if block.inputs_as_dict else [*given]
         if pick is not None:
             arguments.append(gr.EventData(None, {"pick": pick}))
-        return self._taken(block.fn(*arguments))
+        return self._apply(block.fn(*arguments))
 
     def contents_of(self, name: str) -> Any:
-        """What a component holds now."""
+        """Return the current value of a component."""
         return self.contents[next(number for number, known in self.names.items() if known == name)]
 
     def is_wired(self, handler: Callable[..., Any]) -> bool:
@@ -73,8 +73,8 @@ class Interface:
                 return block
         raise LookupError(_qualified_name(handler))
 
-    def _taken(self, updates: Any) -> dict[str, Any]:
-        """Keep what an update says, and return it by name: a value, or a dictionary of changed properties."""
+    def _apply(self, updates: Any) -> dict[str, Any]:
+        """Apply updates; return them by name: a value, or a dictionary of changed properties."""
         shown: dict[str, Any] = {}
         if not isinstance(updates, dict) or "__type__" in updates:
             return shown

@@ -1,0 +1,40 @@
+"""A plan as tiles and cards."""
+
+from __future__ import annotations
+
+import pytest
+
+from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.timing import SecondsRange
+from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
+
+
+@pytest.fixture
+def made() -> Plan:
+    return plan(24, kind="style", trigger_word="inkstamp_hc")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [(20, 60, "20–60 s"), (100, 300, "2–5 min"), (720, 1500, "12–25 min"), (5760, 19080, "1.6–5.3 h")],
+)
+def test_times_are_ranges_with_a_unit(made: Plan, low: float, high: float, text: str) -> None:
+    changed = made.model_copy(update={"seconds": SecondsRange(low=low, high=high)})
+    assert text in plan_tiles(changed)
+
+
+def test_tiles_have_the_figures_of_the_plan(made: Plan) -> None:
+    drawn = plan_tiles(made)
+    for figure in (f"{made.steps.total_steps:,}", f"{made.vram_gib:.1f} GiB", f"{made.lora_mib:.0f} MiB", "dim 32"):
+        assert figure in drawn
+    unet_only = made.model_copy(update={"recipe": made.recipe.model_copy(update={"text_encoder_lr": 0.0})})
+    assert "UNet only" in plan_tiles(unet_only)
+
+
+def test_every_warning_has_a_card_with_its_reason() -> None:
+    warned = plan(3, kind="character", trigger_word="")
+    assert warned.warnings
+    drawn = caution_cards(warned)
+    assert drawn.count('class="card warning"') == len(warned.warnings)
+    quiet = warned.model_copy(update={"warnings": []})
+    assert 'class="card ok"' in caution_cards(quiet)
