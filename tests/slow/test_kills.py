@@ -1,4 +1,4 @@
-"""Killed at any moment, also in the middle of writing, and resumed: the same weights, optimizer, files and events."""
+"""A run killed at any moment, also while it writes a file, and resumed has the same weights, files and events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.training_runs import make_images, make_job, same
 
 pytestmark = pytest.mark.slow
 
-MOMENTS, WRITES = 15, 10  # kills after a random time, and in the middle of a random file
+RANDOM_KILLS, WRITE_KILLS = 15, 10  # after a random time, and while a random file is written
 SEED = 4
 
 
@@ -38,7 +38,7 @@ def save_at_every_step_and_die(number: int) -> None:
 
 
 def contents(folder: JobFolder) -> dict[str, Any]:
-    """All that a run left behind: LoRA files, samples, the newest state, the events."""
+    """Return everything that a run wrote: LoRA files, samples, the last state, the events."""
     state = load_state(folder.path / "checkpoints" / "state", on_damage=pytest.fail)
     assert state is not None
     loras = {
@@ -57,7 +57,7 @@ def contents(folder: JobFolder) -> dict[str, Any]:
 
 
 def equal(first: Any, second: Any) -> bool:
-    """Whether nested values are equal, tensors bit for bit."""
+    """Return True if nested values are equal, tensors bit for bit."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -67,7 +67,7 @@ def equal(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
-def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     base = save_tiny_sdxl(tmp_path / "base", layers=1)
     images = make_images(tmp_path / "images", [(64, 64), (32, 64), (64, 64)])
     recipe = {"noise_offset": 0.05, "epochs": 2, "batch_size": 1, "keep_checkpoints": 1, "lr_warmup_steps": 2}
@@ -94,12 +94,12 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path:
         return process.exitcode == -signal.SIGKILL
 
     source = random.Random(SEED)
-    for number in range(MOMENTS + WRITES):
+    for number in range(RANDOM_KILLS + WRITE_KILLS):
         folder = JobFolder.create(tmp_path / f"run {number}", job)
         moment = source.random()
-        if number < MOMENTS:
+        if number < RANDOM_KILLS:
             delay = moment * 0.8 * lasted
-            while not killed(folder, delay):  # it was faster
+            while not killed(folder, delay):  # the run ended before the kill
                 delay /= 2
                 folder = JobFolder.create(tmp_path / f"run {number}, {delay:.3f}", job)
         else:

@@ -1,4 +1,4 @@
-"""Two processes on a CPU that train one LoRA together: through accelerate's launcher, stopped, and when one dies."""
+"""Data-parallel training with two processes on a CPU: the launcher, a stop, and the death of one process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_for(shared: Path, processes: int, batch_size: int, **recipe: Any) -> TrainJob:
-    """Three images of one size and one of another: with a batch of two, one process has nothing to do in some steps."""
+    """Three images of one size and one of another: with a batch of two, one rank has an empty shard in some steps."""
     recipe = {"text_encoder_lr": 5e-4, "noise_offset": 0.05, "weight_decay": 0.1, "lr_warmup_steps": 1} | recipe
     job = make_job(shared / "base", shared / "images", batch_size=batch_size, **recipe)
     return job.model_copy(update={"num_processes": processes})
@@ -50,7 +50,7 @@ def start_two(folder: JobFolder, home: Home, *, resume: bool = False) -> list[Ba
     ]
 
 
-def test_two_processes_do_what_one_does_with_twice_the_batch(shared: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one_with_twice_the_batch_size(shared: Path, tmp_path: Path) -> None:
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "two", job_for(shared, 2, 1, save_every_n_epochs=2))
     worker.start(folder, home)
@@ -72,8 +72,8 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(shared: Path, tmp_p
         assert file.metadata()["ss_total_batch_size"] == "2"
 
 
-def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, tmp_path: Path) -> None:
-    """A stop, then the death of the second process, then the end; the bits are those of a run without a break."""
+def test_a_stop_or_a_dead_process_ends_all_and_the_run_can_be_resumed(shared: Path, tmp_path: Path) -> None:
+    """A stop, then the death of the second process, then the end; steps are neither lost nor repeated."""
     home = Home(shared / "home")
     folder, whole = (JobFolder.create(tmp_path / name, job_for(shared, 2, 1, epochs=40)) for name in ("parts", "whole"))
     job = folder.job_file.read_text("utf-8")
@@ -104,7 +104,7 @@ def test_what_ends_one_process_ends_all_and_the_run_goes_on_later(shared: Path, 
     assert [event["step"] for event in events_of(folder, "step")] == list(range(1, end + 1))
 
 
-def test_another_number_of_processes_is_refused(shared: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_number_of_processes_is_an_error(shared: Path, tmp_path: Path) -> None:
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_for(shared, 1, 1, max_train_steps=1))
     for process in start_two(folder, home):
@@ -113,5 +113,5 @@ def test_another_number_of_processes_is_refused(shared: Path, tmp_path: Path) ->
     process = start_worker(folder, home, resume=True)
     process.join(180)
     assert process.exitcode == 2
-    assert "begun by 2 processes" in folder.status().message
+    assert events_of(folder, "failed")[-1]["code"] == "resume_processes"
     assert "num_processes to 2" in folder.status().remedy

@@ -12,10 +12,9 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from lora_studio.errors import DiskFullError
-from lora_studio.models import load as base_models
-from lora_studio.models import locate as base_files
+from lora_studio.models import load, locate
 from lora_studio.settings.choices import Optimizer
-from lora_studio.training import resume_state as checkpoints
+from lora_studio.training import resume_state
 from lora_studio.training.loop import train_loop
 from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
@@ -41,9 +40,7 @@ def job_of(shared: Path, **changes: Any) -> Any:
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 @pytest.mark.parametrize("schedule", ["cosine", "cosine_with_restarts"])
-def test_every_optimizer_resumes_to_the_same_bits(
-    shared: Path, tmp_path: Path, optimizer: Optimizer, schedule: str
-) -> None:
+def test_every_optimizer_resumes_bit_exact(shared: Path, tmp_path: Path, optimizer: Optimizer, schedule: str) -> None:
     rates = {"unet_lr": 1.0, "text_encoder_lr": 1.0} if optimizer.startswith("Prodigy") else {}
     job = job_of(shared, optimizer=optimizer, lr_scheduler=schedule, lr_warmup_steps=1, network_dim=64, **rates)
     home = Home(shared / "home")
@@ -56,7 +53,7 @@ def test_every_optimizer_resumes_to_the_same_bits(
     assert any(weight.any() for name, weight in whole.items() if name.endswith("/B"))
 
 
-def test_adafactors_own_schedule_resumes_to_the_same_bits(shared: Path, tmp_path: Path) -> None:
+def test_adafactors_schedule_resumes_bit_exact(shared: Path, tmp_path: Path) -> None:
     job = job_of(shared, optimizer="Adafactor", lr_scheduler="adafactor", ema_decay=0.9)
     home = Home(shared / "home")
     _, events = train_into(job, tmp_path / "whole", home)
@@ -74,7 +71,7 @@ def test_gradient_checkpointing_changes_no_bit(shared: Path, tmp_path: Path) -> 
     assert same(weights_of(tmp_path / "True"), weights_of(tmp_path / "False"))
 
 
-def test_bf16_trains_nearly_as_fp32_does_and_keeps_its_weights_in_fp32(shared: Path, tmp_path: Path) -> None:
+def test_bf16_losses_are_close_to_fp32_and_weights_stay_in_fp32(shared: Path, tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
         _, events = train_into(job_of(shared, mixed_precision=precision), tmp_path / precision, Home(shared / "home"))
@@ -87,7 +84,7 @@ def test_bf16_trains_nearly_as_fp32_does_and_keeps_its_weights_in_fp32(shared: P
 
 @torch.no_grad()
 def mean_loss(run: Run) -> float:
-    """The loss over 40 draws of timestep and noise that training never used."""
+    """Return the mean loss over 40 draws of timestep and noise that training did not use."""
     found = []
     for step in range(10_000, 10_020):
         run.step = step
@@ -97,7 +94,7 @@ def mean_loss(run: Run) -> float:
 
 
 @pytest.mark.parametrize("rates", [{"text_encoder_lr": 0}, {"unet_lr": 0, "text_encoder_lr": 5e-3}])
-def test_it_learns(shared: Path, tmp_path: Path, rates: dict[str, float]) -> None:
+def test_training_lowers_the_loss(shared: Path, tmp_path: Path, rates: dict[str, float]) -> None:
     make_images(tmp_path / "images", [(64, 64)] * 2)
     job = make_job(shared / "base", tmp_path / "images", **({"unet_lr": 5e-3, "epochs": 2, "repeats": 30} | rates))
     run = start(job, tmp_path / "run", Home(shared / "home"))
@@ -106,12 +103,12 @@ def test_it_learns(shared: Path, tmp_path: Path, rates: dict[str, float]) -> Non
     assert mean_loss(run) < before - 0.004
 
 
-def test_a_full_disk_ends_a_run_that_resumes_to_the_same_bits(
+def test_a_run_resumes_bit_exact_after_a_full_disk(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = Home(shared / "home")
     train_into(job_of(shared), tmp_path / "whole", home)
-    real = checkpoints._write
+    real = resume_state._write
     full = True
 
     def write(path: Path, content: bytes) -> None:
@@ -120,7 +117,7 @@ def test_a_full_disk_ends_a_run_that_resumes_to_the_same_bits(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(checkpoints, "_write", write)
+    monkeypatch.setattr(resume_state, "_write", write)
     with pytest.raises(DiskFullError):
         train_into(job_of(shared), tmp_path / "run", home)
     assert not (tmp_path / "run" / "ink.safetensors").exists()
@@ -129,14 +126,16 @@ def test_a_full_disk_ends_a_run_that_resumes_to_the_same_bits(
     assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
 
 
-def test_a_single_file_trains_as_the_folder_does(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (base_files, base_models):
+def test_a_single_file_base_trains_like_its_folder(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (locate, load):
         monkeypatch.setattr(module, "SDXL_CONFIG", shared / "base")
     file = save_single_file(StableDiffusionXLPipeline.from_pretrained(shared / "base"), tmp_path / "tiny.safetensors")
     home = Home(shared / "home")
     _, folder = train_into(job_of(shared), tmp_path / "folder", home)
     result, single = train_into(make_job(file, shared / "images", text_encoder_lr=5e-4), tmp_path / "file", home)
-    # Equal up to the order of sums: the weights lie differently in memory.
+    # Equal up to the order of sums: the memory layout of the weights differs.
     losses = [[values["loss"] for values in of(events, "step")] for events in (single, folder)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert result.lora is not None

@@ -1,4 +1,4 @@
-"""Changing captions with text encoders that are trained: nothing of them is cached, and a run resumes all the same."""
+"""Caption augmentation with trained text encoders: no text embedding is cached, and resuming is bit-exact."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.training_runs import make_images, make_job, of, same, train_i
 pytestmark = pytest.mark.slow
 
 
-def test_trained_text_encoders_see_changing_captions_and_resume_with_the_same_bits(tmp_path: Path) -> None:
+def test_caption_augmentation_with_trained_text_encoders_resumes_bit_exact(tmp_path: Path) -> None:
     base = save_tiny_sdxl(tmp_path / "base", layers=1)
     images = make_images(tmp_path / "images", [(64, 64), (64, 64), (100, 64), (64, 64)])
     for index in range(4):

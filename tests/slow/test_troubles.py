@@ -1,4 +1,4 @@
-"""What may befall a run: each ends with a status that names it and the next thing to try, and can be resumed."""
+"""Failures of a run: each ends with a status that names its cause and a remedy, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(shared: Path) -> JobFolder:
-    """The same run without trouble."""
+    """The same run without a failure."""
     folder = JobFolder.create(shared / "whole", job_of(shared))
     worker.execute(folder, home=Home(shared / "home"))
     return folder
@@ -49,7 +49,7 @@ def job_of(shared: Path, images: Path | None = None) -> Any:
     return make_job(shared / "base", images or shared / "images", batch_size=1, epochs=9, max_train_steps=STEPS)
 
 
-def ends_as_the_whole(folder: JobFolder, whole: JobFolder, home: Home) -> None:
+def assert_resumes_to(folder: JobFolder, whole: JobFolder, home: Home) -> None:
     folder.clear_stop()
     worker.execute(folder, home=home, resume=True)
     assert folder.status().state is JobState.DONE
@@ -58,7 +58,7 @@ def ends_as_the_whole(folder: JobFolder, whole: JobFolder, home: Home) -> None:
 
 
 def fail(folder: JobFolder, home: Home, when: Callable[[dict[str, Any]], bool], harm: Callable[[], Any]) -> str:
-    """Do the job; harm is done at an event. Returns the error's code."""
+    """Run the job and do the harm at an event; return the error's code."""
     done = False
 
     def listen(event: dict[str, Any]) -> None:
@@ -77,12 +77,12 @@ def fail(folder: JobFolder, home: Home, when: Callable[[dict[str, Any]], bool], 
 
 
 def map_all_memory() -> None:
-    """Take every block of 64 KiB or more from the system, so that a limit on its memory is felt."""
+    """Allocate every block of 64 KiB or more with mmap, so that a limit on the address space takes effect."""
     assert ctypes.CDLL(None).mallopt(-3, 2**16)
 
 
 @linux
-def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+def test_out_of_memory_ends_with_its_code_and_the_run_resumes(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
     process = start_worker(folder, home, prepare=map_all_memory)
@@ -91,7 +91,7 @@ def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     memory = psutil.Process(pid)
     sizes: list[int] = []
     seen = len(events_of(folder, "step"))
-    while len(events_of(folder, "step")) < seen + 2:  # a whole step, from its least to its most
+    while len(events_of(folder, "step")) < seen + 2:  # a whole step, with its lowest and highest memory
         sizes += [memory.memory_info().vms for _ in range(100)]
     resource.prlimit(pid, resource.RLIMIT_AS, ((min(sizes) + max(sizes)) // 2,) * 2)
     process.join(180)
@@ -99,12 +99,12 @@ def test_out_of_memory(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     assert status.state is JobState.FAILED
     assert events_of(folder, "failed")[-1]["code"] == "out_of_memory", folder.log_tail()
     assert "gradient checkpointing" in status.remedy
-    ends_as_the_whole(folder, whole, home)
+    assert_resumes_to(folder, whole, home)
 
 
 @linux
-def test_a_full_disk(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
-    """No file may grow beyond 32 KiB from step 4 on: the small ones are written, states and LoRA files are not."""
+def test_a_full_disk_ends_with_its_code_and_the_run_resumes(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+    """Files are limited to 32 KiB from step 4 on: small ones can be written, states and LoRA files cannot."""
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
     process = start_worker(folder, home)
@@ -116,28 +116,26 @@ def test_a_full_disk(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     assert events_of(folder, "failed")[-1]["code"] == "disk_full", folder.log_tail()
     assert status.remedy
     assert not [path for path in folder.path.rglob("*") if ".tmp" in path.name or path.suffix == ".partial"]
-    ends_as_the_whole(folder, whole, home)
+    assert_resumes_to(folder, whole, home)
 
 
 def encoding(event: dict[str, Any]) -> bool:
     return event["event"] == "phase" and event["message"] == "Encoding images"
 
 
-@pytest.mark.parametrize("harm", ["broken", "vanished"])
-def test_an_image_that_is_lost_while_the_run_is_prepared(
-    shared: Path, tmp_path: Path, whole: JobFolder, harm: str
-) -> None:
+@pytest.mark.parametrize("harm", ["damaged", "deleted"])
+def test_an_image_lost_during_preparation_is_named(shared: Path, tmp_path: Path, whole: JobFolder, harm: str) -> None:
     images = shutil.copytree(shared / "images", tmp_path / "images")
     home, lost = Home(tmp_path / "home"), images / "2.png"
     content = lost.read_bytes()
     folder = JobFolder.create(tmp_path / "run", job_of(shared, images))
-    fail(folder, home, encoding, lost.unlink if harm == "vanished" else lambda: lost.write_bytes(content[:99]))
+    fail(folder, home, encoding, lost.unlink if harm == "deleted" else lambda: lost.write_bytes(content[:99]))
     assert "2.png" in folder.status().message
     lost.write_bytes(content)
-    ends_as_the_whole(folder, whole, home)
+    assert_resumes_to(folder, whole, home)
 
 
-def test_an_image_that_is_broken_from_the_start(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+def test_a_damaged_image_is_named_before_the_start(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     images = shutil.copytree(shared / "images", tmp_path / "images")
     content = (images / "1.png").read_bytes()
     (images / "1.png").write_bytes(content[: len(content) // 2])
@@ -146,10 +144,12 @@ def test_an_image_that_is_broken_from_the_start(shared: Path, tmp_path: Path, wh
     assert "1.png" in folder.status().message
     assert not events_of(folder, "start")
     (images / "1.png").write_bytes(content)
-    ends_as_the_whole(folder, whole, Home(tmp_path / "home"))
+    assert_resumes_to(folder, whole, Home(tmp_path / "home"))
 
 
-def test_a_cache_that_vanishes_under_the_run(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
+def test_a_cache_deleted_during_the_run_is_an_error_that_can_be_resumed(
+    shared: Path, tmp_path: Path, whole: JobFolder
+) -> None:
     home = Home(tmp_path / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
 
@@ -159,18 +159,18 @@ def test_a_cache_that_vanishes_under_the_run(shared: Path, tmp_path: Path, whole
     fail(folder, home, at_step_5, lambda: shutil.rmtree(home.cache / "latents"))
     assert ".safetensors" in folder.status().message
     assert "esume" in folder.status().remedy
-    ends_as_the_whole(folder, whole, home)
+    assert_resumes_to(folder, whole, home)
 
 
-def test_numbers_that_are_none(shared: Path, tmp_path: Path) -> None:
-    """A base whose weights are broken: the loss is not finite from the first step on."""
+def test_a_base_with_nan_weights_ends_after_five_steps(shared: Path, tmp_path: Path) -> None:
+    """The loss is not finite from the first step on."""
     base = shutil.copytree(shared / "base", tmp_path / "base")
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     torch.nn.init.constant_(unet.conv_out.bias, float("nan"))
     unet.save_pretrained(base / "unet")
     folder = JobFolder.create(tmp_path / "run", make_job(base, shared / "images", batch_size=1, epochs=9))
     assert fail(folder, Home(tmp_path / "home"), lambda event: False, lambda: None) == "nan"
-    assert "Not one of the first 5 steps had a finite loss" in folder.status().message
+    assert "5 steps" in folder.status().message
     assert "mixed_precision" in folder.status().remedy
     assert [event["step"] for event in events_of(folder, "nan")] == [1, 2, 3, 4, 5]
     assert not list(folder.path.rglob("ink.safetensors"))

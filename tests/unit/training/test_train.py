@@ -1,4 +1,4 @@
-"""Runs with everything that a dataset may bring: regularisation and held-out sets, masks, views, changing captions."""
+"""Runs with regularisation, validation split, masks, and image and caption augmentation."""
 
 from __future__ import annotations
 
@@ -81,43 +81,43 @@ def job_of(shared: Path, images: Path | None = None, **recipe: Any) -> TrainJob:
 
 @pytest.fixture(scope="module")
 def whole(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Events]:
-    """A run with everything, done without a stop."""
+    """The folder and events of a run with everything, trained without a stop."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, train_into(job_of(shared, **EVERYTHING), folder, Home(shared / "home"))[1]
 
 
-def test_the_held_out_loss_is_measured_before_the_first_step_and_after_each_epoch(
+def test_validates_before_the_first_step_and_after_each_epoch(
     whole: tuple[Path, Events],
 ) -> None:
     events = whole[1]
     last = len(of(events, "step"))
-    measured = [(values["epoch"], values["step"]) for values in of(events, "validation")]
-    assert measured == [(0, 0), (1, last // 2), (2, last)]
+    positions = [(values["epoch"], values["step"]) for values in of(events, "validation")]
+    assert positions == [(0, 0), (1, last // 2), (2, last)]
     assert len({values["loss"] for values in of(events, "validation")}) == 3
 
 
-def test_a_run_with_everything_resumes_with_the_same_bits_whatever_became_of_its_images(
+def test_a_run_with_everything_resumes_bit_exact_once_its_images_are_restored(
     shared: Path, whole: tuple[Path, Events], tmp_path: Path
 ) -> None:
-    """Images that vanish or break in the middle do no harm; resuming asks for them, and goes on once they are back."""
+    """Images that are lost or damaged during the run do no harm; resuming needs them back."""
     home = Home(shared / "home")
     images = dataset(tmp_path / "images")
     job = job_of(shared, images, **EVERYTHING)
     total = len(of(whole[1], "step"))
     stop = total // 2 + 1
 
-    def meddle(steps: int) -> bool:
+    def damage_images(steps: int) -> bool:
         if steps == 1:
             (images / "1.png").unlink(missing_ok=True)
             (images / "3.png").write_text("no picture", "utf-8")
         return steps >= stop
 
     run = tmp_path / "run"
-    train_into(job, run, home, stop_when=meddle)
+    train_into(job, run, home, stop_when=damage_images)
     with pytest.raises(ConfigError, match=r"3\.png"):
         train_into(job, run, home, resume=True)
     (images / "3.png").unlink()
-    with pytest.raises(InputError, match=r"2 gone \(1\.png, 3\.png\).*steps now instead of") as caught:
+    with pytest.raises(InputError, match=r"1\.png, 3\.png") as caught:
         train_into(job, run, home, resume=True)
     assert caught.value.code == "dataset_changed"
     dataset(images)
@@ -129,8 +129,8 @@ def test_a_run_with_everything_resumes_with_the_same_bits_whatever_became_of_its
     assert same(weights_of(whole[0]), weights_of(run))
 
 
-def test_held_out_images_change_nothing_about_training(shared: Path, tmp_path: Path) -> None:
-    """Weights are those of a run on a folder without them."""
+def test_validation_images_do_not_change_the_training(shared: Path, tmp_path: Path) -> None:
+    """The weights equal those of a run on a folder without these images."""
     home = Home(shared / "home")
     train_into(job_of(shared, validation_split=0.25, max_train_steps=2), tmp_path / "split", home)
     held = [record for record in records(tmp_path / "split" / "dataset.jsonl") if record["set"] == "held out"]
@@ -141,8 +141,8 @@ def test_held_out_images_change_nothing_about_training(shared: Path, tmp_path: P
     assert same(weights_of(tmp_path / "split"), weights_of(tmp_path / "without"))
 
 
-class Zeros(torch.nn.Module):
-    """A UNet that answers zeros and keeps what it was given."""
+class ZeroUNet(torch.nn.Module):
+    """A UNet that predicts zeros and records its inputs."""
 
     dtype = torch.float32
 
@@ -163,7 +163,7 @@ def prepared(shared: Path) -> Run:
 @pytest.fixture
 def run(prepared: Run) -> Iterator[Run]:
     unet = prepared.base.unet
-    prepared.base.unet = Zeros()
+    prepared.base.unet = ZeroUNet()
     yield prepared
     prepared.base.unet, prepared.step, prepared.validation_losses = unet, 0, []
 
@@ -173,8 +173,8 @@ def weight(run: Run, t: int) -> float:
     return min(kept / (1 - kept), 3.0) / (kept / (1 - kept))
 
 
-def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: Run) -> None:
-    """For an answer of zeros it is the mean of squared noise over images and timesteps, weighted as in training."""
+def test_the_validation_loss_uses_fixed_timesteps_and_noise(run: Run) -> None:
+    """For a prediction of zeros it is the mean squared noise over images and timesteps, weighted as in training."""
     events: Events = []
     state = torch.get_rng_state()
     for step in (4, 9):
@@ -197,13 +197,13 @@ def test_the_held_out_loss_is_measured_at_fixed_timesteps_with_fixed_noise(run: 
     assert [int(seen["t"][0]) for seen in unet.seen][: len(TIMESTEP_FRACTIONS)] == [125, 375, 625, 875]
 
 
-def test_a_stop_ends_the_measuring(run: Run) -> None:
+def test_a_stop_request_ends_the_validation(run: Run) -> None:
     validate(run, 1, report=lambda event, /, **values: None, should_stop=lambda: True)
     assert run.validation_losses == []
 
 
-def test_samples_count_by_their_mask_and_set(run: Run) -> None:
-    """For an answer of zeros: squared noise where the mask is white, times the weights of the set and the timestep."""
+def test_losses_are_weighted_by_mask_and_set(run: Run) -> None:
+    """For a prediction of zeros it is the squared noise within the mask, times the weights of set and timestep."""
     run.step = 7
     masked = next(item for item in run.dataset.epoch_items if item.mask is not None)
     prior = next(item for item in run.dataset.regularization if item.placement.bucket == (64, 64))
@@ -221,7 +221,7 @@ def records(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def test_the_run_folder_tells_the_captions_that_were_used(
+def test_captions_jsonl_has_the_captions_that_were_used(
     shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[str] = []
@@ -230,18 +230,18 @@ def test_the_run_folder_tells_the_captions_that_were_used(
         used.append(training_caption(*given, **named))
         return used[-1]
 
-    monkeypatch.setattr(collate, "caption_of", recorded)
+    monkeypatch.setattr(collate, "training_caption", recorded)
     _, events = train_into(job_of(shared, **EVERYTHING | {"max_train_steps": 3}), tmp_path, Home(shared / "home"))
-    told = records(tmp_path / "captions.jsonl")
-    assert 4 <= len(used) <= len(told)
-    assert [record["caption"] for record in told][: len(used)] == used
+    recorded_samples = records(tmp_path / "captions.jsonl")
+    assert 4 <= len(used) <= len(recorded_samples)
+    assert [record["caption"] for record in recorded_samples][: len(used)] == used
     assert of(events, "captions")[0]["examples"] == used[:3]
-    assert {record["weight"] for record in told} == {0.5, 1.0}
+    assert {record["weight"] for record in recorded_samples} == {0.5, 1.0}
     assert any(caption not in ("", "red, inkstamp, thing 0, small, on a table") for caption in used)
     assert all(caption.startswith("inkstamp") for caption in used if "on a table" in caption)
 
 
-def test_an_edited_image_is_told_when_a_run_resumes(shared: Path, tmp_path: Path) -> None:
+def test_warns_about_edited_images_and_captions_when_a_run_resumes(shared: Path, tmp_path: Path) -> None:
     home = Home(shared / "home")
     images = dataset(tmp_path / "images")
     job = job_of(shared, images, max_train_steps=2)
@@ -251,21 +251,22 @@ def test_an_edited_image_is_told_when_a_run_resumes(shared: Path, tmp_path: Path
     _, events = train_into(job, tmp_path / "run", home, resume=True)
     (warning,) = of(events, "warning")
     assert warning["code"] == "dataset_changed"
-    assert "1 edited (1.png), 1 captioned anew (2.png)" in warning["message"]
+    assert "1 edited (1.png)" in warning["message"]
+    assert "(2.png)" in warning["message"]
 
 
-def test_the_metadata_tell_what_was_done(prepared: Run) -> None:
+def test_metadata_of_datasets_and_augmentation(prepared: Run) -> None:
     found = build_lora_metadata(
         prepared.job, prepared.dataset, prepared.counts, prepared.base, precision="fp32", started=1.0, epoch=1, step=1
     )
-    assert {name: found[name] for name in found if name in TOLD} == TOLD
+    assert {name: found[name] for name in found if name in EXPECTED_METADATA} == EXPECTED_METADATA
     assert json.loads(found["ss_reg_dataset_dirs"]) == {"1_thing": {"n_repeats": 2, "img_count": 2}}
     assert json.loads(found["ss_dataset_dirs"]) == {"images": {"n_repeats": 1, "img_count": 3}}
     buckets = json.loads(found["ss_bucket_info"])["buckets"]
     assert sum(bucket["count"] for bucket in buckets.values()) == prepared.counts.samples_per_epoch == 6
 
 
-TOLD = {
+EXPECTED_METADATA = {
     "ss_num_train_images": "3",
     "ss_num_reg_images": "3",
     "ss_prior_loss_weight": "0.5",

@@ -1,4 +1,4 @@
-"""A training run through the worker: what stands in the job folder while it runs, stopped, and when it is done."""
+"""A training run through the worker: the content of its job folder while it runs, when stopped, and when done."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: H
     assert same(load_file(folder.path / "ink.safetensors"), load_file(whole.path / "ink.safetensors"))
 
 
-def test_a_wrong_job_fails_with_every_remedy_and_leaves_nothing(tmp_path: Path, home: Home) -> None:
+def test_an_invalid_job_fails_with_all_errors_and_writes_no_results(tmp_path: Path, home: Home) -> None:
     folder = JobFolder.create(tmp_path / "run", make_job("nothing", tmp_path / "nowhere"))
     with pytest.raises(ConfigError):
         worker.execute(folder, home=home)
@@ -83,27 +83,27 @@ def test_a_wrong_job_fails_with_every_remedy_and_leaves_nothing(tmp_path: Path, 
     assert {path.name for path in folder.path.iterdir()} == {"job.toml", "status.json", "events.jsonl"}
 
 
-def test_an_epoch_whose_end_failed_is_told_once_all_the_same(
+def test_an_epoch_whose_end_failed_is_reported_once_after_a_resume(
     tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory runs out while samples are drawn, when the epoch and its checkpoint were told already."""
+    """Memory runs out during sampling, after the epoch and its checkpoint are reported."""
     base = save_tiny_sdxl(tmp_path / "base", layers=1)
     images = make_images(tmp_path / "images", [(64, 64)])
     job = make_job(base, images, sample_every_n_epochs=1, sample_steps=1, batch_size=1)
     folder = JobFolder.create(tmp_path / "run", job)
-    draw = loop.draw
+    write_samples = loop.write_samples
 
     def out_of_memory(*arguments: Any, **options: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(loop, "draw", out_of_memory)
+    monkeypatch.setattr(loop, "write_samples", out_of_memory)
     with pytest.raises(OutOfMemoryError):
         worker.execute(folder, home=home)
-    monkeypatch.setattr(loop, "draw", draw)
+    monkeypatch.setattr(loop, "write_samples", write_samples)
     (folder.path / "checkpoints" / ".left.tmp.safetensors").touch()
     worker.execute(folder, home=home, resume=True)
-    told = [event["event"] for event in folder.events()[0]]
-    assert {name: told.count(name) for name in ("step", "epoch", "checkpoint", "sample", "saved", "done")} == {
+    names = [event["event"] for event in folder.events()[0]]
+    assert {name: names.count(name) for name in ("step", "epoch", "checkpoint", "sample", "saved", "done")} == {
         "step": 2,
         "epoch": 2,
         "checkpoint": 2,
@@ -111,5 +111,5 @@ def test_an_epoch_whose_end_failed_is_told_once_all_the_same(
         "saved": 1,
         "done": 1,
     }
-    assert told.count("failed") == told.count("resume") == 1
+    assert names.count("failed") == names.count("resume") == 1
     assert not list(folder.path.rglob("*.tmp*"))

@@ -1,4 +1,4 @@
-"""Collating batches: they depend on the step alone, and the forward pass never waits for the device."""
+"""Collating batches: they depend on the step single, and the forward pass never waits for the device."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(shared: Path) -> Run:
 
 
 @pytest.fixture
-def alone(run: Run) -> Iterator[Run]:
+def single(run: Run) -> Iterator[Run]:
     yield run
     run.collator.ranks, run.step = SINGLE_PROCESS, 0
 
@@ -69,25 +69,25 @@ def values(inputs: StepBatches) -> dict[str, torch.Tensor]:
     return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
 
 
-def test_batches_depend_on_the_step_alone(alone: Run) -> None:
-    steps = [values(alone.collator.collate_step(step)) for step in range(4)]
-    alone.step = 3
+def test_batches_depend_on_the_step_alone(single: Run) -> None:
+    steps = [values(single.collator.collate_step(step)) for step in range(4)]
+    single.step = 3
     torch.manual_seed(5)
-    again = {step: values(alone.collator.collate_step(step)) for step in (3, 0, 2, 1)}
+    again = {step: values(single.collator.collate_step(step)) for step in (3, 0, 2, 1)}
     assert all(same(again[step], steps[step]) for step in again)
     assert not same(steps[0], steps[2])
     names = {name.split()[1] for name in steps[0]}
     assert names == {"noisy", "target", "t", "time_ids", "weights", "hidden", "pooled", "thresholds", "masks"}
 
 
-def test_ranks_share_the_batches_of_a_step(alone: Run) -> None:
-    """Two of them have what one has alone, each under the numbers of its samples."""
-    step = next(step for step in range(4) if alone.collator.collate_step(step).sample_count == 3)
-    ((_, whole),) = alone.collator.collate_step(step).batches
+def test_ranks_share_the_batches_of_a_step(single: Run) -> None:
+    """Two of them have what one has single, each under the numbers of its samples."""
+    step = next(step for step in range(4) if single.collator.collate_step(step).sample_count == 3)
+    ((_, whole),) = single.collator.collate_step(step).batches
     parts: list[tuple[int, BatchTensors]] = []
     for rank in (0, 1):
-        alone.collator.ranks = RankGroup(rank, 2)
-        inputs = alone.collator.collate_step(step)
+        single.collator.ranks = RankGroup(rank, 2)
+        inputs = single.collator.collate_step(step)
         assert inputs.sample_count == 3
         parts += inputs.batches
     assert [(first, len(part.t)) for first, part in parts] == [(0, 1), (1, 2)]
@@ -96,7 +96,7 @@ def test_ranks_share_the_batches_of_a_step(alone: Run) -> None:
 
 
 def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
-    """A run on the meta device, which has shapes and no numbers; its caches must be full."""
+    """Return a run on the meta device, which has shapes and no values; its caches must be full."""
 
     def preflight_on_meta(*given: Any, **more: Any) -> PreflightResult:
         return replace(preflight(*given, **more), device=META)
@@ -106,9 +106,9 @@ def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **chang
 
 
 def test_with_full_caches_only_the_unet_is_on_the_device_and_the_loss_does_not_synchronise(
-    alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever asked the meta device for a number, or moved the VAE there and back, would raise."""
+    """Reading a value from the meta device, or moving the VAE there and back, would raise."""
     encoders: list[weakref.ref[Any]] = []
 
     def load(*given: Any, **more: Any) -> Base:
@@ -131,7 +131,7 @@ def test_with_full_caches_only_the_unet_is_on_the_device_and_the_loss_does_not_s
 
 
 def test_the_loss_does_not_synchronise_with_trained_text_encoders(
-    alone: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = on_meta(shared, tmp_path, monkeypatch, text_encoder_lr=1e-3, max_token_length=150)
     ((_, batch),) = run.collator.collate_step(0).batches
@@ -146,7 +146,7 @@ def test_a_missing_cache_file_ends_the_run_in_the_step_that_needs_it(shared: Pat
     run.collator.latents.file(run.collator.batches(2)[0][0]).unlink()
     JobFolder(run.folder).path.mkdir(exist_ok=True)
     with pytest.raises(JobError) as caught:
-        train_loop(run, report=lambda event, /, **told: None, should_stop=lambda: False)
+        train_loop(run, report=lambda event, /, **values: None, should_stop=lambda: False)
     assert caught.value.code == "cache_gone"
     state = load_state(run.folder / "checkpoints" / "state", on_damage=print)
     assert state is not None

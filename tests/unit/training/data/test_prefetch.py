@@ -1,4 +1,4 @@
-"""Prefetching: values are computed in order in a thread, at most `depth` steps ahead, and errors belong to their step."""
+"""Prefetching: values are computed in a thread, at most `depth` steps ahead; errors belong to their step."""
 
 from __future__ import annotations
 
