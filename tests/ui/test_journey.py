@@ -18,8 +18,8 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project
+from tests.support.application import Running
 from tests.support.tiny_taggers import save_tiny_wd
-from tests.ui.conftest import Running
 
 WORKER_MS = 240_000  # a worker process imports torch first, and the machine may be busy
 STEPS = 200

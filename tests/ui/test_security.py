@@ -14,9 +14,9 @@ from lora_studio.ui.app import AppFrame
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.widgets.thumbnails import thumbnail_url
 from lora_studio.workspace.project import Home, Project
+from tests.support.application import ROOT, Running
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import make_project, make_run
-from tests.ui.conftest import ROOT, Running
 
 SECRET = b"not for the browser"
 

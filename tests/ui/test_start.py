@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.application import ROOT, Running, start_app, stop_app
 from tests.support.interface import Interface
-from tests.ui.conftest import ROOT, Running, start_app, stop_app
 
 MAX_SECONDS = 4.0
 ATTEMPTS = 3
