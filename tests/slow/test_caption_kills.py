@@ -90,18 +90,8 @@ def run_tagging(folder: JobFolder, *, resume: bool) -> None:
         stage.tag(job, folder, home=home, report=folder.emit, should_stop=lambda: False, resume=resume)
 
 
-def redo_tagging(folder: Path) -> None:
-    redo(folder)
-
-
-BEFORE: dict[Operation, list[Operation]] = {
-    apply: [],
-    undo: [apply],
-    redo: [apply, undo],
-    tag: [],
-    redo_tagging: [tag, undo],
-}
-WRITTEN = {apply: IMAGES, undo: CAPTIONED, redo: IMAGES, tag: IMAGES, redo_tagging: IMAGES}  # undo removes the others
+BEFORE: dict[Operation, list[Operation]] = {apply: [], undo: [apply], redo: [apply, undo], tag: []}
+WRITTEN = {apply: IMAGES, undo: CAPTIONED, redo: IMAGES, tag: IMAGES}  # undo removes the other captions
 
 
 def run_in_process(folder: Path, operation: Operation, deadly_step: int) -> None:
