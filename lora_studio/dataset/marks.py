@@ -73,6 +73,13 @@ def save_marks(folder: Path, marks: Marks) -> None:
     write_text(file, marks.model_dump_json(indent=1) + "\n")
 
 
+def damaged_marks(folder: Path) -> list[Path]:
+    """Return the damaged marks files in `folder`: marks.json and those that were set aside."""
+    file = folder / MARKS_FILE
+    current = [file] if file.exists() and not _is_readable(file) else []
+    return [*current, *sorted(folder.glob(f"{file.stem}.damaged*{file.suffix}"))]
+
+
 @cached_by_stamp(maxsize=16)
 def _read(file: Path) -> Marks | None:
     """Return the marks in a file, None if it is damaged."""

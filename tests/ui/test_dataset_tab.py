@@ -16,6 +16,7 @@ from PIL import Image
 
 from lora_studio.dataset.captions.edits import set_text
 from lora_studio.dataset.captions.text import read_caption
+from lora_studio.dataset.marks import MARKS_FILE
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
@@ -229,6 +230,18 @@ def test_loose_images_are_moved_into_a_set(project: Project, interface: Interfac
     assert (project.dataset_dir / first / loose.name).is_file()
     assert "in no set" not in shown["curate_status"]
     assert shown["curate_move_loose"]["visible"] is False
+
+
+def test_damaged_marks_are_reported_and_kept(project: Project, interface: Interface) -> None:
+    marks = project.path / MARKS_FILE
+    marks.write_text('{"kept": ["', "utf-8")
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
+    assert "marks.json" in shown["curate_status"]
+    duplicate = Contents.of(project).proposed[0]
+    shown = interface.call(CurationHandlers.button_clicked, pick=f"keep:{duplicate.id}")
+    assert "marks.damaged.json" in shown["curate_status"]
+    assert (project.path / "marks.damaged.json").read_text("utf-8") == '{"kept": ["'
+    assert Contents.of(project).by_id[duplicate.id].kept
 
 
 def test_loose_images_are_not_moved_during_a_job_or_scan(

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.dataset.images.sets import loose_images
+from lora_studio.dataset.marks import damaged_marks
 from lora_studio.guide import WORKFLOW
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.image_item import ImageItem, display_name, image_id
@@ -196,14 +197,27 @@ def restored_card(restored: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
 
 
 def curation_status(contents: Contents) -> Markup:
-    """Return cards about images that are in no set, and about what the scan proposes."""
-    loose = loose_images(contents.project.dataset_dir)
-    warning = card(
-        f"{format_count(len(loose), 'image')} in no set",
-        "Trainers read only folders named like 10_name: images outside of them are not trained on.",
-        tone=Tone.WARNING,
-    )
-    return cards([*([warning] if loose else []), _proposal_card(contents)])
+    """Return cards about damaged marks, images that are in no set, and what the scan proposes."""
+    warnings = []
+    if damaged := damaged_marks(contents.project.path):
+        names = ", ".join(file.name for file in damaged)
+        warnings.append(
+            card(
+                "Marks cannot be read",
+                f"Damaged: {names}. Images marked as reviewed or kept there are unmarked.",
+                "Mark them again, then delete the damaged file from the project folder.",
+                Tone.WARNING,
+            )
+        )
+    if loose := loose_images(contents.project.dataset_dir):
+        warnings.append(
+            card(
+                f"{format_count(len(loose), 'image')} in no set",
+                "Trainers read only folders named like 10_name: images outside of them are not trained on.",
+                tone=Tone.WARNING,
+            )
+        )
+    return cards([*warnings, _proposal_card(contents)])
 
 
 def _proposal_card(contents: Contents) -> Markup:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.dataset.marks import LEGACY_FILE, MARKS_FILE, Marks, load_marks, save_marks
+from lora_studio.dataset.marks import LEGACY_FILE, MARKS_FILE, Marks, damaged_marks, load_marks, save_marks
 
 MARKS = Marks(kept=frozenset({"k"}), reviewed=frozenset({"r", "s"}))
 
@@ -45,10 +45,12 @@ def test_marks_that_are_truncated_anywhere_are_set_aside_and_never_overwritten(
         assert load_marks(folder) == Marks()
         assert (folder / MARKS_FILE).read_bytes() == whole[:length], "reading changes nothing"
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
+        assert damaged_marks(folder) == [folder / MARKS_FILE]
         save_marks(folder, Marks(kept=frozenset({"new"})))
         assert load_marks(folder) == Marks(kept=frozenset({"new"}))
         assert (folder / "marks.damaged.json").read_bytes() == whole[:length]
         assert "marks.damaged.json" in caplog.text
+        assert damaged_marks(folder) == [folder / "marks.damaged.json"]
 
 
 def test_each_damaged_file_gets_a_name_of_its_own(tmp_path: Path) -> None:
@@ -66,3 +68,4 @@ def test_whole_marks_are_not_set_aside(tmp_path: Path) -> None:
     save_marks(tmp_path, MARKS)
     save_marks(tmp_path, Marks())
     assert [path.name for path in tmp_path.iterdir()] == [MARKS_FILE]
+    assert damaged_marks(tmp_path) == []
