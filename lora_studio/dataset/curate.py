@@ -92,7 +92,7 @@ class CurationReport(BaseModel):
         return ["Nothing to set aside or restore."]
 
 
-class _Manifest(BaseModel):
+class _Record(BaseModel):
     entries: list[Rejected] = []
 
 
@@ -113,13 +113,13 @@ def curate(
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {str(folder)!r}.", "Give a folder with images.", code="no_folder")
-    aside = rejected_dir or default_rejected_dir(folder)
+    rejected_dir = rejected_dir or default_rejected_dir(folder)
     if restore:
-        back, kept = restore_images(aside)
-        return CurationReport(folder=folder, rejected_dir=aside, restored=back, kept=kept)
+        restored, kept = restore_images(rejected_dir)
+        return CurationReport(folder=folder, rejected_dir=rejected_dir, restored=restored, kept=kept)
     proposed = proposals(scan(folder, on_progress=on_progress))
-    moved = reject(proposed, aside) if apply else []
-    return CurationReport(folder=folder, rejected_dir=aside, proposed=proposed, rejected=moved)
+    moved = reject(proposed, rejected_dir) if apply else []
+    return CurationReport(folder=folder, rejected_dir=rejected_dir, proposed=proposed, rejected=moved)
 
 
 def default_rejected_dir(folder: Path) -> Path:
@@ -177,7 +177,7 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
     Raises InputError or DiskFullError.
     """
     wanted = None if images is None else {_absolute(image) for image in images}
-    back, kept, remaining = [], [], []
+    restored, kept, remaining = [], [], []
     moves: list[tuple[Path, Path]] = []
     for entry in _load(rejected_dir).entries:
         if wanted is not None and entry.image not in wanted:
@@ -196,11 +196,11 @@ def restore_images(rejected_dir: Path, images: Sequence[Path] | None = None) -> 
                 moves.append((rejected_dir / file.name, file.original))
                 _move(*moves[-1])
         if waiting:
-            back.append(entry.image)
+            restored.append(entry.image)
     _sync(moves)
     if (rejected_dir / REJECTED_FILE).exists():
         _save(rejected_dir, remaining)
-    return back, kept
+    return restored, kept
 
 
 class _Names:
@@ -271,24 +271,24 @@ def _absolute(file: Path) -> Path:
     return file.parent.resolve() / file.name
 
 
-def _load(rejected_dir: Path) -> _Manifest:
+def _load(rejected_dir: Path) -> _Record:
     file = rejected_dir / REJECTED_FILE
     try:
-        manifest = _Manifest.model_validate_json(file.read_bytes())
+        record = _Record.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        return _Manifest()
+        return _Record()
     except (OSError, ValidationError) as error:
         raise InputError(
             f"{file} cannot be read: {error}", "Move the files beside it back by hand, then delete it.", code="manifest"
         ) from error
     home = rejected_dir.resolve()
-    return _Manifest(entries=_with_paths(manifest.entries, lambda path: Path(os.path.normpath(home / path))))
+    return _Record(entries=_with_paths(record.entries, lambda path: Path(os.path.normpath(home / path))))
 
 
 def _save(rejected_dir: Path, entries: Sequence[Rejected]) -> None:
     home = rejected_dir.resolve()
     relative = _with_paths(entries, lambda path: Path(os.path.relpath(path, home)))
-    write_text(rejected_dir / REJECTED_FILE, _Manifest(entries=relative).model_dump_json(indent=1) + "\n")
+    write_text(rejected_dir / REJECTED_FILE, _Record(entries=relative).model_dump_json(indent=1) + "\n")
 
 
 def _with_paths(entries: Sequence[Rejected], change: Callable[[Path], Path]) -> list[Rejected]:
