@@ -119,7 +119,7 @@ class Finding:
             "why": self.rule.why,
             "images": [str(image) for image in self.images],
             "tags": self.tags,
-            "mends": [{"key": fix.key, "label": fix.label} for fix in self.fixes],
+            "fixes": [{"key": fix.key, "label": fix.label} for fix in self.fixes],
         }
 
 
@@ -181,7 +181,7 @@ def find_fix(findings: Iterable[Finding], key: str) -> tuple[Finding, Fix]:
     raise InputError(
         f"There is no fix {key!r} for these captions.",
         f"Choose one of {', '.join(known)}." if known else "There is nothing to fix.",
-        code="mend",
+        code="unknown_fix",
     )
 
 

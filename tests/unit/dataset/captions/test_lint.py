@@ -81,7 +81,7 @@ def test_finds_common_tags_rare_tags_and_identical_captions(tmp_path: Path) -> N
     assert findings["identical"].fixes == []
     with pytest.raises(InputError) as caught:
         find_fix(findings.values(), "identical")
-    assert caught.value.code == "mend"
+    assert caught.value.code == "unknown_fix"
 
 
 def test_one_of_several_fixes_must_be_named_by_its_key(tmp_path: Path) -> None:
