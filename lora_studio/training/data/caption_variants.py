@@ -52,9 +52,10 @@ def captions_to_cache(job: TrainJob, dataset: Dataset) -> list[str]:
 
 
 def shuffle_and_drop_tags(caption: str, job: TrainJob, rng: torch.Generator) -> str:
-    """Return the caption with its free tags shuffled and dropped; the first `keep_tokens` tags stay in place.
+    """Return the caption with its free tags shuffled and dropped, as the recipe says.
 
-    As in kohya's sd-scripts, each free tag is dropped independently with probability `caption_tag_dropout_rate`.
+    The fixed tags come first: those with the trigger word, and the first `keep_tokens` tags. As in kohya's sd-scripts,
+    each free tag is dropped independently with probability `caption_tag_dropout_rate`.
     """
     recipe = job.recipe
     fixed, free = split_fixed_tags(caption, job.trigger_word, recipe.keep_tokens)
