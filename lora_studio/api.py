@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Edit, EditPlan, plan_edit
@@ -23,7 +23,7 @@ from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.planning.plan import plan
-from lora_studio.settings.choices import ExistingCaptions
+from lora_studio.settings.choices import ExistingCaptions, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.worker import Listener, execute, start
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from lora_studio.training.train import TrainResult
 
 POLL_SECONDS = 0.3
+FOLDERS = {TagJob.kind: "tags", TrainJob.kind: "runs", SweepJob.kind: "sweeps"}  # in the studio's home
+TAG, TRAIN, SWEEP = TagJob.defaults(), TrainJob.defaults(), SweepJob.defaults()
+J = TypeVar("J", TagJob, TrainJob, SweepJob)
 
 __all__ = [
     "curate",
@@ -63,12 +66,12 @@ def tag(
     dataset: Path | str,
     *,
     tagger: str | Sequence[str],
-    threshold: float | None = None,
-    character_threshold: float | None = None,
-    trigger_word: str = "",
-    existing: ExistingCaptions | str = ExistingCaptions.IGNORE,
-    exclude_tags: Sequence[str] = (),
-    only_tags: Sequence[str] = (),
+    threshold: float = TAG.threshold,
+    character_threshold: float = TAG.character_threshold,
+    trigger_word: str = TAG.trigger_word,
+    existing: ExistingCaptions | str = TAG.existing,
+    exclude_tags: Sequence[str] = TAG.exclude_tags,
+    only_tags: Sequence[str] = TAG.only_tags,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _ignore,
@@ -80,13 +83,18 @@ def tag(
     what happens to existing captions; `exclude_tags` are whole tags to leave out, `only_tags` the only ones to write.
     `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
     """
-    first, *also = [tagger] if isinstance(tagger, str) else [*tagger, ""]
-    values: dict[str, Any] = {"dataset": dataset, "tagger": first, "also": [name for name in also if name]}
-    values |= {"trigger_word": trigger_word, "existing": existing}
-    values |= {"exclude_tags": list(exclude_tags), "only_tags": list(only_tags)}
-    thresholds = {"threshold": threshold, "character_threshold": character_threshold}
-    values |= {name: value for name, value in thresholds.items() if value is not None}
-    return cast("TagResult", _run(TagJob.parse(_absolute(values, "dataset")), "tags", "", out, home, on_event))
+    job = _build(
+        TagJob,
+        dataset=dataset,
+        tagger=tagger,
+        threshold=threshold,
+        character_threshold=character_threshold,
+        trigger_word=trigger_word,
+        existing=existing,
+        exclude_tags=exclude_tags,
+        only_tags=only_tags,
+    )
+    return cast("TagResult", run_job(job, out=out, home=home, on_event=on_event))
 
 
 def lint_captions(dataset: Path | str, *, trigger_word: str | None = None) -> list[Finding]:
@@ -144,13 +152,13 @@ def train(
     dataset: Path | str,
     *,
     base: str,
-    name: str,
-    trigger_word: str = "",
+    name: str = TRAIN.name,
+    trigger_word: str = TRAIN.trigger_word,
     recipe: Recipe | None = None,
-    vae: str | None = None,
-    network_weights: Path | str | None = None,
-    regularization: Path | str | None = None,
-    num_processes: int = 1,
+    vae: str | None = TRAIN.vae,
+    network_weights: Path | str | None = TRAIN.network_weights,
+    regularization: Path | str | None = TRAIN.regularization,
+    num_processes: int = TRAIN.num_processes,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _ignore,
@@ -162,23 +170,19 @@ def train(
     class. `out` is the run folder (default: a numbered one in the studio's home); `resume` continues a stopped run.
     With `num_processes` above 1 the run uses one worker process per GPU. Raises StudioError.
     """
-    job = TrainJob.parse(
-        _absolute(
-            {
-                "name": name,
-                "dataset": dataset,
-                "base": base,
-                "vae": vae,
-                "network_weights": _resolve(network_weights) if network_weights is not None else None,
-                "regularization": _resolve(regularization) if regularization is not None else None,
-                "num_processes": num_processes,
-                "trigger_word": trigger_word,
-                "recipe": recipe or Recipe(),
-            },
-            "dataset",
-        )
+    job = _build(
+        TrainJob,
+        dataset=dataset,
+        base=base,
+        name=name,
+        trigger_word=trigger_word,
+        recipe=recipe,
+        vae=vae,
+        network_weights=network_weights,
+        regularization=regularization,
+        num_processes=num_processes,
     )
-    return cast("TrainResult", _run(job, "runs", name, out, home, on_event))
+    return cast("TrainResult", run_job(job, out=out, home=home, on_event=on_event))
 
 
 def sweep(
@@ -186,19 +190,43 @@ def sweep(
     *,
     bases: Sequence[str],
     prompts: Sequence[str],
+    trigger_word: str = SWEEP.trigger_word,
+    strengths: Sequence[float] | str = SWEEP.strengths,
+    negative_prompt: str = SWEEP.negative_prompt,
+    seed: int = SWEEP.seed,
+    steps: int = SWEEP.steps,
+    guidance: float = SWEEP.guidance,
+    width: int | None = SWEEP.width,
+    height: int | None = SWEEP.height,
+    clip_skip: int = SWEEP.clip_skip,
+    mixed_precision: Precision | str = SWEEP.mixed_precision,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _ignore,
-    **settings: Any,
 ) -> SweepResult:
     """Generate an image per LoRA, strength, prompt and base with one seed, and combine them in one grid.
 
-    `settings` are the other fields of SweepJob (strengths, seed, steps, guidance, negative_prompt, width,
-    height, trigger_word...). `out` is the sweep's folder (default: a numbered one in the studio's home). Raises
-    StudioError.
+    `{trigger}` in a prompt is replaced by `trigger_word`, by default that of each LoRA. `strengths` can also be a text
+    such as "0,0.8,1". `width` and `height` are in pixels (default: the base's native resolution), `guidance` is the
+    CFG scale. `out` is the sweep's folder (default: a numbered one in the studio's home). Raises StudioError.
     """
-    values = {"loras": [Path(lora) for lora in loras], "bases": list(bases), "prompts": list(prompts), **settings}
-    return cast("SweepResult", _run(SweepJob.parse(_absolute(values, "loras")), "sweeps", "", out, home, on_event))
+    job = _build(
+        SweepJob,
+        loras=loras,
+        bases=bases,
+        prompts=prompts,
+        trigger_word=trigger_word,
+        strengths=strengths,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        steps=steps,
+        guidance=guidance,
+        width=width,
+        height=height,
+        clip_skip=clip_skip,
+        mixed_precision=mixed_precision,
+    )
+    return cast("SweepResult", run_job(job, out=out, home=home, on_event=on_event))
 
 
 def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener = _ignore) -> Any:
@@ -214,9 +242,20 @@ def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener =
     return _execute(job_folder, home or Home.locate(), on_event, resume=True)
 
 
-def _run(job: AnyJob, kind: str, name: str, out: Path | None, home: Home | None, on_event: Listener) -> Any:
+def run_job(job: AnyJob, *, out: Path | None = None, home: Home | None = None, on_event: Listener = _ignore) -> Any:
+    """Run a job in this process; return the result of its kind.
+
+    `out` is the job folder (default: a numbered one in the studio's home). Raises StudioError.
+    """
     home = home or Home.locate()
-    return _execute(JobFolder.create(out or numbered_folder(home.path / kind, name), job), home, on_event)
+    if out is None:
+        out = numbered_folder(home.path / FOLDERS[job.kind], job.name if isinstance(job, TrainJob) else "")
+    return _execute(JobFolder.create(out, job.with_absolute_paths()), home, on_event)
+
+
+def _build(kind: type[J], **values: Any) -> J:
+    """Build a job from arguments; None leaves the model's default."""
+    return kind.parse({name: value for name, value in values.items() if value is not None})
 
 
 def _execute(folder: JobFolder, home: Home, on_event: Listener, *, resume: bool = False) -> Any:
@@ -281,14 +320,3 @@ def trigger_word_of(dataset: Path | str) -> str:
     """Return the trigger word of the project that a dataset folder belongs to; empty for any other folder."""
     project = Project(records_folder(Path(dataset)))
     return project.info().trigger_word if (project.path / "project.json").is_file() else ""
-
-
-def _absolute(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return `values` with the paths in `name` made absolute, since a job can be resumed from another directory."""
-    given = values[name]
-    values[name] = [path.expanduser().resolve() for path in given] if isinstance(given, list) else _resolve(given)
-    return values
-
-
-def _resolve(path: Path | str) -> Path:
-    return Path(path).expanduser().resolve()

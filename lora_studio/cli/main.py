@@ -7,10 +7,9 @@ stderr. Exit status: 0, 2 for wrong input, 1 for a failure.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -18,14 +17,21 @@ from rich.table import Table
 from lora_studio import __version__, api, guide
 from lora_studio.cli.captions import caption_app
 from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json
+from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
+from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import list_presets, load_preset
-from lora_studio.settings.choices import ExistingCaptions, LoraKind
-from lora_studio.settings.job_specs import TrainJob, job_from_toml
+from lora_studio.settings.choices import LoraKind
+from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
 from lora_studio.workspace.project import Home
+
+if TYPE_CHECKING:
+    from lora_studio.dataset.tagging.stage import TagResult
+    from lora_studio.sampling.sweep import SweepResult
+    from lora_studio.training.train import TrainResult
 
 app = typer.Typer(
     help="Curate, tag, plan, train and test SDXL LoRAs.",
@@ -71,31 +77,32 @@ def demo(
 
 
 @app.command()
+@field_options(
+    Recipe,
+    {"epochs": "--epochs", "batch_size": "--batch", "repeats": "--repeats", "resolution": "--resolution"},
+    show_defaults=False,
+)
 def plan(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="Folder of images.")] = None,
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=field_help(TrainJob, "dataset"))] = None,
     images: Annotated[int | None, typer.Option("--images", min=1, help="Number of images, without a folder.")] = None,
-    kind: Annotated[LoraKind, typer.Option(help="What the LoRA is for.")] = LoraKind.CHARACTER,
-    base: Annotated[str, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = "SDXL 1.0",
+    kind: Annotated[LoraKind, typer.Option(help="What the LoRA is for.")] = NEW_PROJECT.kind,
+    base: Annotated[str, typer.Option(help=field_help(TrainJob, "base"))] = NEW_PROJECT.base,
     vram: Annotated[float | None, typer.Option("--vram", min=1, help="GPU memory in GiB.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1)] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1)] = None,
-    repeats: Annotated[int | None, typer.Option(min=1)] = None,
-    resolution: Annotated[int | None, typer.Option(min=64)] = None,
-    trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
-    regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
+    trigger: Annotated[str, typer.Option(help=field_help(TrainJob, "trigger_word"))] = NEW_PROJECT.trigger_word,
+    regularization: Annotated[Path | None, typer.Option(help=field_help(TrainJob, "regularization"))] = None,
     as_json: Json = False,
+    **overrides: Any,
 ) -> None:
     """Plan the settings and steps of a training, with the reasons."""
     if (folder is None) == (images is None):
         raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
-    overrides = {"epochs": epochs, "batch_size": batch, "repeats": repeats, "resolution": resolution}
     result = api.plan(
         folder if folder is not None else images or 0,
         kind=kind,
         base=base,
         vram_gib=vram,
         trigger_word=trigger,
-        overrides={name: value for name, value in overrides.items() if value is not None},
+        overrides=overrides,
         regularization=regularization,
     )
     if as_json:
@@ -165,38 +172,26 @@ def curate(
 
 
 @app.command()
+@field_options(
+    TagJob,
+    {
+        "dataset": "DIR",
+        "threshold": "--threshold",
+        "character_threshold": "--character-threshold",
+        "trigger_word": "--trigger",
+        "existing": "--existing",
+        "exclude_tags": "--exclude",
+        "only_tags": "--only",
+    },
+)
 def tag(
-    folder: Folder,
-    tagger: Annotated[
-        list[str], typer.Option(help="wd14, blip, demo, a Hub repository or a folder; several are combined.")
-    ],
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Minimum confidence of a tag.")] = None,
-    character_threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Minimum confidence of a character's name.")
-    ] = None,
-    trigger: Annotated[str, typer.Option(help="Put first in every caption, never repeated.")] = "",
-    existing: Annotated[
-        ExistingCaptions, typer.Option(help="What to do with existing captions.")
-    ] = ExistingCaptions.IGNORE,
-    exclude: Annotated[str, typer.Option(help="Whole tags to leave out, separated by commas.")] = "",
-    only: Annotated[str, typer.Option(help="The only tags to write, separated by commas.")] = "",
+    tagger: Annotated[list[str], typer.Option(help=field_help(TagJob, "tagger"))],
     home: HomeOption = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Write a caption for every image."""
-    with JobProgress(err_console) as bar:
-        result = api.tag(
-            folder,
-            tagger=tagger,
-            threshold=threshold,
-            character_threshold=character_threshold,
-            trigger_word=trigger,
-            existing=existing,
-            exclude_tags=exclude.split(","),
-            only_tags=[tag for tag in only.split(",") if tag.strip()],
-            home=Home.locate(home),
-            on_event=bar,
-        )
+    result: TagResult = _run(TagJob.parse({"tagger": tagger, **given}), home)
     if as_json:
         print_json(result)
         return
@@ -208,21 +203,25 @@ def tag(
 
 
 @app.command()
+@field_options(
+    TrainJob,
+    {
+        "dataset": "--dataset",
+        "base": "--base",
+        "name": "--name",
+        "trigger_word": "--trigger",
+        "vae": "--vae",
+        "network_weights": "--network-weights",
+        "regularization": "--regularization",
+        "num_processes": "--num-processes",
+    },
+    required=False,
+)
 def train(
     job_file: Annotated[
         Path | None, typer.Argument(metavar="[JOB.toml]", help="A job file, or the job.toml of a run.")
     ] = None,
-    dataset: Annotated[Path | None, typer.Option(help="Folder of images and captions.")] = None,
-    base: Annotated[str | None, typer.Option(help="Base model: a name, Hub repository, folder or file.")] = None,
-    name: Annotated[str, typer.Option(help="File name of the LoRA.")] = "lora",
-    trigger: Annotated[str, typer.Option(help="Trigger word.")] = "",
     preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
-    vae: Annotated[str | None, typer.Option(help="Another VAE: Hub repository, folder or .safetensors.")] = None,
-    network_weights: Annotated[Path | None, typer.Option(help="A LoRA file to start from.")] = None,
-    regularization: Annotated[Path | None, typer.Option(help="Folder of regularisation images.")] = None,
-    num_processes: Annotated[
-        int | None, typer.Option(min=1, help="Number of GPUs, each with a batch of its own.")
-    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; can be repeated.")
     ] = None,
@@ -230,33 +229,18 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     home: HomeOption = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Train a LoRA; Ctrl+C stops and saves, and --resume continues."""
-    located = Home.locate(home)
+    result: TrainResult
     if resume:
         folder = out or (job_file.parent if job_file else None)
         if folder is None:
             raise InputError("--resume needs the folder of a run.", "Give --out RUN or RUN/job.toml.", code="usage")
         with JobProgress(err_console) as bar:
-            result = api.resume(folder, home=located, on_event=bar)
+            result = api.resume(folder, home=Home.locate(home), on_event=bar)
     else:
-        files = {"vae": vae, "network_weights": network_weights, "regularization": regularization}
-        job = _train_job(job_file, dataset, base, name, trigger, preset, settings or [], files)
-        with JobProgress(err_console) as bar:
-            result = api.train(
-                job.dataset,
-                base=job.base,
-                name=job.name,
-                trigger_word=job.trigger_word,
-                recipe=job.recipe,
-                vae=job.vae,
-                network_weights=job.network_weights,
-                regularization=job.regularization,
-                num_processes=num_processes or job.num_processes,
-                out=out,
-                home=located,
-                on_event=bar,
-            )
+        result = _run(_train_job(job_file, given, preset, settings or []), home, out)
     if as_json:
         print_json(result)
         return
@@ -269,36 +253,28 @@ def train(
 
 
 @app.command()
+@field_options(
+    SweepJob,
+    {
+        "loras": "LORA...",
+        "bases": "--base",
+        "prompts": "--prompt",
+        "strengths": "--strengths",
+        "seed": "--seed",
+        "steps": "--steps",
+        "guidance": "--guidance",
+        "negative_prompt": "--negative",
+        "trigger_word": "--trigger",
+    },
+)
 def sweep(
-    loras: Annotated[list[Path], typer.Argument(metavar="LORA...", help="LoRA files.")],
-    base: Annotated[list[str], typer.Option(help="Base model; can be repeated.")],
-    prompt: Annotated[list[str], typer.Option(help="Prompt; can be repeated. {trigger} is the trigger word.")],
-    strengths: Annotated[str, typer.Option(help="Strengths, separated by commas.")] = "0,0.7,0.8,0.9,1.0,1.1,1.2",
-    seed: Annotated[int, typer.Option(min=0)] = 42,
-    steps: Annotated[int, typer.Option(min=1, max=200, help="Sampling steps.")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, max=30, help="CFG scale.")] = 6.0,
-    negative: Annotated[str, typer.Option(help="Negative prompt.")] = "",
-    trigger: Annotated[str, typer.Option(help="Trigger word (default: from the LoRA).")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the sweep (default: a numbered one in the home).")] = None,
     home: HomeOption = None,
     as_json: Json = False,
+    **given: Any,
 ) -> None:
     """Test LoRAs at several strengths with one seed, as one labelled grid."""
-    with JobProgress(err_console) as bar:
-        result = api.sweep(
-            loras,
-            bases=base,
-            prompts=prompt,
-            strengths=strengths,
-            seed=seed,
-            steps=steps,
-            guidance=guidance,
-            negative_prompt=negative,
-            trigger_word=trigger,
-            out=out,
-            home=Home.locate(home),
-            on_event=bar,
-        )
+    result: SweepResult = _run(SweepJob.parse(given), home, out)
     if as_json:
         print_json(result)
         return
@@ -341,18 +317,15 @@ def worker(
     raise typer.Exit(run_detached(folder, Home.locate(home), resume=resume))
 
 
-def _train_job(
-    job_file: Path | None,
-    dataset: Path | None,
-    base: str | None,
-    name: str,
-    trigger: str,
-    preset: str | None,
-    settings: list[str],
-    files: Mapping[str, Any],
-) -> TrainJob:
-    """Build the job from a job file, or from dataset and base; then apply the files, the preset and each --set."""
-    values: dict[str, Any]
+def _run(job: AnyJob, home: Path | None, out: Path | None = None) -> Any:
+    """Run a job with a progress bar on stderr and return its result."""
+    with JobProgress(err_console) as bar:
+        return api.run_job(job, out=out, home=Home.locate(home), on_event=bar)
+
+
+def _train_job(job_file: Path | None, given: dict[str, Any], preset: str | None, settings: list[str]) -> TrainJob:
+    """Build the job from a job file, if there is one; then apply the given fields, the preset and each --set."""
+    values: dict[str, Any] = {"recipe": {}}
     if job_file is not None:
         if not job_file.is_file():
             raise InputError(f"The job file {job_file} does not exist.", "Give a .toml file.", code="no_job")
@@ -360,12 +333,9 @@ def _train_job(
         if not isinstance(job, TrainJob):
             raise InputError(f"{job_file} is a {job.kind} job.", "Give a training job.", code="job_kind")
         values = job.model_dump(exclude_none=True)
-    else:
-        missing = [f"--{option}" for option, value in (("dataset", dataset), ("base", base)) if value is None]
-        if missing:
-            raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
-        values = {"dataset": dataset, "base": base, "name": name, "trigger_word": trigger, "recipe": {}}
-    values |= {name: value for name, value in files.items() if value is not None}
+    values |= given
+    if missing := [f"--{name}" for name in ("dataset", "base") if name not in values]:
+        raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
     recipe = Recipe.parse(values["recipe"]).non_defaults()
     recipe |= load_preset(preset) if preset else {}
     values["recipe"] = apply_overrides(recipe, settings)

@@ -21,6 +21,9 @@ from lora_studio.planning.timing import SecondsRange, format_duration, measured_
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import ProjectInfo
+
+NEW_PROJECT = ProjectInfo.defaults()
 
 
 class Plan(BaseModel):
@@ -97,8 +100,8 @@ class Plan(BaseModel):
 def plan(
     images: Path | str | int,
     *,
-    kind: LoraKind | str = LoraKind.CHARACTER,
-    base: str = "SDXL 1.0",
+    kind: LoraKind | str = NEW_PROJECT.kind,
+    base: str = NEW_PROJECT.base,
     vram_gib: float | None = None,
     trigger_word: str | None = None,
     overrides: Mapping[str, Any] | None = None,

@@ -1,17 +1,17 @@
 """Declarations of settings: type, bounds, unit, default and reason of each, in one place.
 
-The form in the browser, the job file, the command line's `--set`, the metadata in the LoRA and the documentation are
-all derived from them. Values outside the bounds cannot work; values that are only unwise are left to the guide's
-checks.
+The form in the browser, the job file, the command line's options, the defaults of the Python functions, the metadata
+in the LoRA and the documentation are all derived from them. Values outside the bounds cannot work; values that are only
+unwise are left to the guide's checks.
 """
 
 from __future__ import annotations
 
 import tomllib
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.config import JsonDict
 
 from lora_studio import guide
@@ -71,9 +71,22 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise ConfigError.from_validation(error) from error
 
+    @classmethod
+    def defaults(cls) -> Self:
+        """Return an object whose attributes are the fields' defaults; a required field has no attribute."""
+        return cast("Self", cls.model_construct())
+
     def non_defaults(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, as plain values."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+
+def split_commas(value: Any) -> Any:
+    """Return the non-empty parts of a text between commas, and any other value unchanged."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+CommaSeparated = BeforeValidator(split_commas)  # of a list which can also be given as one text
 
 
 def split_lines(value: Any) -> Any:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import tomlkit
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from lora_studio import guide
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import ExistingCaptions, Precision
-from lora_studio.settings.declare import Group, Settings, parse_toml, setting, split_lines
+from lora_studio.settings.declare import CommaSeparated, Group, Settings, parse_toml, setting, split_commas, split_lines
 from lora_studio.settings.recipe import Recipe
+
+BASE_HELP = "Base model: a name from the catalogue, Hub repository, diffusers folder or .safetensors file."
 
 
 class Job(Settings):
     """The content of job.toml: all settings of one job."""
 
     kind: ClassVar[str]
+
+    def with_absolute_paths(self) -> Self:
+        """Return a copy whose paths are absolute, so that the job can be resumed from another working directory."""
+        return self.model_copy(update={name: _absolute(value) for name, value in self})
 
 
 class TrainJob(Job):
@@ -27,13 +33,18 @@ class TrainJob(Job):
     kind: ClassVar[str] = "train"
 
     name: Annotated[str, Field(pattern=r"^[\w][\w .\-]{0,79}$")] = Field(
-        description="File name of the LoRA: letters, digits, spaces, dots, dashes and underscores."
+        default="lora", description="File name of the LoRA: letters, digits, spaces, dots, dashes and underscores."
     )
     dataset: Path = Field(description="Folder of images and captions; subfolders named 10_name set the repeats.")
-    base: str = Field(description="Name from the catalogue, Hub repository, diffusers folder or .safetensors file.")
-    vae: str | None = Field(default=None, description="Another VAE: Hub repository or folder. None: the base's own.")
+    base: str = Field(description=BASE_HELP)
+    vae: str | None = Field(
+        default=None,
+        description="VAE instead of the base's own: Hub repository, folder or .safetensors file.",
+    )
     trigger_word: str = Field(
-        default="", max_length=200, description="Saved in the LoRA's metadata and used in sample prompts."
+        default="",
+        max_length=200,
+        description="Trigger word; saved in the LoRA's metadata and used in sample prompts.",
     )
     regularization: Path | None = Field(
         default=None,
@@ -47,7 +58,7 @@ class TrainJob(Job):
         label="GPUs",
         group=Group.MEMORY,
         why="Each GPU trains on a batch of its own at every step: 2 GPUs with batch size 2 equal one with batch size "
-        "4, in about half the time. The estimate here is for one GPU.",
+        "4, in about half the time. The plan's estimate is for one GPU.",
         ge=1,
         le=64,
     )
@@ -60,30 +71,45 @@ class TagJob(Job):
     kind: ClassVar[str] = "tag"
 
     dataset: Path = Field(description="Folder of images; includes its subfolders named N_name.")
-    tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder.")
-    also: list[str] = setting(
+    tagger: str = Field(description="wd14, blip, demo, a Hub repository or a folder; several are combined.")
+    also: Annotated[list[str], CommaSeparated] = setting(
         [],
         label="Combine with",
         group=Group.DATA,
         why="More taggers whose tags are added: each tag once, with its highest confidence; sentences come first.",
         max_length=4,
     )
-    threshold: float = setting(label="Threshold", group=Group.DATA, advice="tagger_threshold", ge=0, le=1)
+    threshold: float = setting(
+        label="Threshold",
+        group=Group.DATA,
+        advice="tagger_threshold",
+        why=f"Minimum confidence of a tag. {guide.RECIPE['tagger_threshold'].why}",
+        ge=0,
+        le=1,
+    )
     character_threshold: float = setting(
-        label="Character threshold", group=Group.DATA, advice="character_threshold", ge=0, le=1
+        label="Character threshold",
+        group=Group.DATA,
+        advice="character_threshold",
+        why=f"Minimum confidence of a character's name. {guide.RECIPE['character_threshold'].why}",
+        ge=0,
+        le=1,
     )
-    trigger_word: str = Field(default="", max_length=200, description="Put first in every caption, never repeated.")
+    trigger_word: str = Field(
+        default="", max_length=200, description="Trigger word; put first in every caption, never repeated."
+    )
     existing: ExistingCaptions = Field(
-        default=ExistingCaptions.IGNORE, description="ignore keeps existing captions as they are."
+        default=ExistingCaptions.IGNORE,
+        description="What to do with existing captions: keep (ignore), append or overwrite them.",
     )
-    exclude_tags: list[str] = setting(
+    exclude_tags: Annotated[list[str], CommaSeparated] = setting(
         [],
         label="Exclude tags",
         group=Group.DATA,
         why="Whole tags, separated by commas. Leave out what all images share: the trigger word should learn it.",
         max_length=1000,
     )
-    only_tags: list[str] = setting(
+    only_tags: Annotated[list[str], CommaSeparated] = setting(
         [],
         label="Only these tags",
         group=Group.DATA,
@@ -91,10 +117,13 @@ class TagJob(Job):
         max_length=1000,
     )
 
-    @field_validator("also", "exclude_tags", "only_tags", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _tags(cls, value: Any) -> Any:
-        return [tag.strip() for tag in value.split(",") if tag.strip()] if isinstance(value, str) else value
+    def _several_taggers(cls, values: Any) -> Any:
+        """Accept a list of taggers as `tagger`: the first stays, the others go into `also`."""
+        if isinstance(values, dict) and isinstance(several := values.get("tagger"), list | tuple) and several:
+            return {**values, "tagger": several[0], "also": [*several[1:], *split_commas(values.get("also", []))]}
+        return values
 
 
 class SweepJob(Job):
@@ -103,7 +132,7 @@ class SweepJob(Job):
     kind: ClassVar[str] = "sweep"
 
     loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files, or checkpoints of a run.")
-    bases: list[str] = Field(min_length=1, max_length=8)
+    bases: list[str] = Field(min_length=1, max_length=8, description=BASE_HELP)
     prompts: list[str] = setting(
         label="Prompts, one per line",
         group=Group.SAMPLES,
@@ -118,11 +147,11 @@ class SweepJob(Job):
         why="Replaces {trigger}. Empty: the trigger word that each LoRA was trained with.",
         max_length=200,
     )
-    strengths: list[Annotated[float, Field(ge=-4, le=4)]] = setting(
+    strengths: Annotated[list[Annotated[float, Field(ge=-4, le=4)]], CommaSeparated] = setting(
         list(guide.RECIPE["strengths"].value),
         label="Strengths",
         group=Group.SAMPLES,
-        why=guide.RECIPE["strengths"].why,
+        why=f"Separated by commas. {guide.RECIPE['strengths'].why}",
         min_length=1,
         max_length=32,
     )
@@ -167,16 +196,17 @@ class SweepJob(Job):
     def _lines(cls, value: Any) -> Any:
         return split_lines(value)
 
-    @field_validator("strengths", mode="before")
-    @classmethod
-    def _numbers(cls, value: Any) -> Any:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
 
 AnyJob = TrainJob | TagJob | SweepJob
 JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
     kind.kind: kind for kind in (TrainJob, TagJob, SweepJob)
 }
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_absolute(item) for item in value]
+    return value.expanduser().resolve() if isinstance(value, Path) else value
 
 
 def job_to_toml(job: AnyJob) -> str:

@@ -45,7 +45,7 @@ SET_FOLDER = re.compile(r"^(\d+)_(.+)$")
 
 
 class ProjectInfo(Settings):
-    """The content of project.json: the settings of a project."""
+    """The content of project.json: the settings of a project. A plan without a project uses the same defaults."""
 
     kind: LoraKind = LoraKind.CHARACTER
     trigger_word: str = ""

@@ -65,6 +65,21 @@ def test_tag_job_round_trips_through_toml() -> None:
     assert job.existing is ExistingCaptions.APPEND
 
 
+def test_tag_job_takes_several_taggers_and_texts_with_commas() -> None:
+    job = TagJob.parse({"dataset": "d", "tagger": ["wd14", "blip"], "also": "demo", "exclude_tags": "a, b,"})
+    assert (job.tagger, job.also, job.exclude_tags) == ("wd14", ["blip", "demo"], ["a", "b"])
+    with pytest.raises(ConfigError, match="tagger"):
+        TagJob.parse({"dataset": "d", "tagger": []})
+
+
+def test_paths_of_a_job_can_be_made_absolute() -> None:
+    here = Path.cwd()
+    sweep = SweepJob(loras=[Path("a"), Path("~/b")], bases=["c"], prompts=["p"]).with_absolute_paths()
+    assert (sweep.loras, sweep.bases) == ([here / "a", Path.home() / "b"], ["c"])
+    train = TrainJob(dataset=Path("d"), base="b", regularization=Path("../r")).with_absolute_paths()
+    assert (train.dataset, train.regularization, train.network_weights) == (here / "d", here.parent / "r", None)
+
+
 def test_broken_job_files_are_refused() -> None:
     with pytest.raises(InputError, match="line 1"):
         job_from_toml("kind = \nname = 'a'\n", "job.toml")

@@ -1,0 +1,86 @@
+"""The Python functions against the job models: their defaults, and the jobs that they run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lora_studio
+from lora_studio import api
+from lora_studio.settings.declare import Settings
+from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home, ProjectInfo
+
+
+@pytest.fixture
+def folders(home: Home, monkeypatch: pytest.MonkeyPatch) -> list[JobFolder]:
+    """The folders of the jobs that functions start, which do not run."""
+    started: list[JobFolder] = []
+    monkeypatch.setattr(api, "execute", lambda folder, **options: started.append(folder))
+    return started
+
+
+@pytest.mark.parametrize(
+    ("function", "model"), [(lora_studio.tag, TagJob), (lora_studio.train, TrainJob), (lora_studio.sweep, SweepJob)]
+)
+def test_arguments_have_the_models_defaults(function: Callable[..., Any], model: type[Settings]) -> None:
+    parameters = inspect.signature(function).parameters
+    assert parameters.keys() - model.model_fields.keys() == {"out", "home", "on_event"}
+    assert model.model_fields.keys() - parameters.keys() <= {"also"}  # given as further taggers
+    for name, field in model.model_fields.items():
+        if name in parameters and field.default_factory is None:
+            default = inspect.Parameter.empty if field.is_required() else field.default
+            assert parameters[name].default == default, name
+
+
+def test_plan_has_the_defaults_of_a_new_project() -> None:
+    parameters = inspect.signature(lora_studio.plan).parameters
+    for name in ("kind", "base", "vram_gib"):
+        assert parameters[name].default == ProjectInfo.model_fields[name].default
+
+
+def test_functions_run_the_job_that_their_arguments_describe(folders: list[JobFolder], home: Home) -> None:
+    lora_studio.tag("images", tagger=["wd14", "blip"], threshold=0.5, exclude_tags=("a", "b"))
+    lora_studio.train("images", base="sdxl", name="saria", network_weights="start.safetensors")
+    lora_studio.sweep(["a.safetensors"], bases=["sdxl"], prompts=["p"], strengths="0,1", width=512)
+    here = Path.cwd()
+    jobs: list[AnyJob] = [
+        TagJob.parse(
+            {
+                "dataset": here / "images",
+                "tagger": "wd14",
+                "also": ["blip"],
+                "threshold": 0.5,
+                "exclude_tags": ["a", "b"],
+            }
+        ),
+        TrainJob.parse(
+            {
+                "dataset": here / "images",
+                "base": "sdxl",
+                "name": "saria",
+                "network_weights": here / "start.safetensors",
+            }
+        ),
+        SweepJob.parse(
+            {"loras": [here / "a.safetensors"], "bases": ["sdxl"], "prompts": ["p"], "strengths": [0, 1], "width": 512}
+        ),
+    ]
+    assert [folder.job() for folder in folders] == jobs
+    assert [folder.path.relative_to(home.path) for folder in folders] == [
+        Path("tags/001"),
+        Path("runs/001-saria"),
+        Path("sweeps/001"),
+    ]
+
+
+def test_none_leaves_the_models_default(folders: list[JobFolder], tmp_path: Path) -> None:
+    untyped: Any = lora_studio.tag
+    untyped("~/images", tagger="wd14", threshold=None, out=tmp_path / "job")
+    assert folders[0].path == tmp_path / "job"
+    assert folders[0].job() == TagJob(dataset=Path.home() / "images", tagger="wd14")
