@@ -64,6 +64,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
         bar = gr.HTML(elem_id="loading-bar")
+        html(js="field_labels.js")
         header = _header(home, mode)
         menu = _menu(home)
         notice = html(elem_id="frame-notice")

@@ -1,0 +1,22 @@
+// Labels of text boxes. Gradio puts a field's reset button into its <label>, before the box, so that a click on the
+// label would press the button. Here the box gets the label and its name, and the help text becomes its description.
+
+if (!window.studioFieldLabels) {
+  window.studioFieldLabels = true;
+  const block = (part) => part.closest('.block[id]');
+  const identify = (part, suffix) => (part.id ||= `${block(part).id}-${suffix}`);
+  const title = (part) => identify(block(part).querySelector('[data-testid="block-info"], .label-text'), 'label');
+  const connect = () => {
+    document.querySelectorAll('label > .input-container :is(input, textarea):not([id])').forEach((box) => {
+      box.closest('label').htmlFor = identify(box, 'input');
+      box.setAttribute('aria-labelledby', title(box));
+      box.setAttribute('aria-describedby', `${block(box).id}-help`);
+    });
+    document.querySelectorAll('label > .info-text:not([id])').forEach((help) => identify(help, 'help'));
+    document.querySelectorAll('.field .custom-button:not([id])').forEach((button) => {
+      button.setAttribute('aria-labelledby', `${identify(button, 'reset')} ${title(button)}`);
+    });
+  };
+  connect();
+  new MutationObserver(connect).observe(document.body, { childList: true, subtree: true });
+}

@@ -1,0 +1,86 @@
+"""The form of settings in a real browser: labels, reset buttons and accessible names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lora_studio.settings.recipe import Recipe
+from tests.support.jobs import make_project
+from tests.ui.conftest import Running
+
+FOLDS = ("Network", "Optimizer", "Schedule", "Objective", "Data", "Captions", "Memory", "Samples")
+
+
+@pytest.fixture
+def form(running: Running, open_page: Callable[..., Any]) -> Any:
+    """Open the form of a new run."""
+    names = [project.name for project in running.home.projects()]
+    for name in {"ink", "other"} - set(names):
+        make_project(running.home, name)
+    page = open_page()
+    open_train(page)
+    return page
+
+
+def open_train(page: Any) -> None:
+    """Open the Train tab and wait for its form."""
+    page.locator("#plan-tiles").get_by_text("Steps").wait_for()
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-tiles").get_by_text("Steps").wait_for()
+
+
+def box_of(page: Any, setting: str) -> Any:
+    """Return the text box of a setting."""
+    return page.locator(f"#recipe-{setting}").locator("input, textarea")
+
+
+def edit(page: Any, setting: str, text: str) -> None:
+    """Type a value, leave the box, and wait until the field is marked as changed."""
+    box_of(page, setting).fill(text)
+    box_of(page, setting).press("Tab")
+    page.locator(f"#recipe-{setting}.changed").wait_for()
+
+
+def test_a_label_belongs_to_its_text_box_and_only_the_button_resets(form: Any) -> None:
+    page = form
+    edit(page, "network_dim", "77")
+    field, box = page.locator("#recipe-network_dim"), box_of(page, "network_dim")
+    label, help_text = field.locator("[data-testid='block-info']"), field.locator(".info-text")
+    for clicked in (label, help_text):
+        box.blur()
+        clicked.click()
+        assert box.evaluate("box => box === document.activeElement")
+    above = box.bounding_box()
+    page.mouse.click(above["x"] + 40, above["y"] - 3)
+    assert box.input_value() == "77"
+    field.get_by_role("button").click()
+    page.locator("#recipe-network_dim:not(.changed)").wait_for()
+    assert box.input_value() == str(Recipe().network_dim)
+
+
+def test_every_setting_has_its_label_as_accessible_name(form: Any) -> None:
+    page = form
+    for fold in FOLDS:
+        page.get_by_role("button", name=re.compile(rf"^{fold}\b(?! prompts)")).click()
+    page.locator("#recipe-sample_prompts").wait_for()
+    fields = page.locator(".field:visible")
+    assert fields.count() > 40
+    for field in fields.all():
+        label = field.locator("[data-testid='block-info'], .label-text").inner_text().strip()
+        assert (
+            field.get_by_role("textbox", name=label, exact=True)
+            .or_(field.get_by_role("combobox", name=label, exact=True))
+            .or_(field.get_by_role("checkbox", name=label, exact=True))
+            .count()
+            == 1
+        ), label
+        reset = field.get_by_role("button", include_hidden=True)
+        if reset.count():
+            assert label in reset.evaluate(
+                "button => button.getAttribute('aria-labelledby').split(' ').map("
+                "id => document.getElementById(id).innerText).join(' ')"
+            ), label
