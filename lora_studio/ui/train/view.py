@@ -152,7 +152,7 @@ def filmstrip(view: RunView, home: Home) -> Markup:
 def _no_samples(view: RunView) -> Markup:
     every = view.job.recipe.sample_every_n_epochs
     if not every:
-        text = "Samples are off for this run (Sample every N epochs is 0)."
+        text = "Samples are off for this run: Sample every is 0."
     else:
         when = "after every epoch" if every == 1 else f"every {every} epochs, and after the last,"
         text = f"Each prompt is drawn {when} with the same seed."
