@@ -64,7 +64,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
         bar = gr.HTML(elem_id="loading-bar")
-        html(js="field_labels.js")
+        html(js="form_fields.js")
         header = _header(home, mode)
         menu = _menu(home)
         notice = html(elem_id="frame-notice")
@@ -174,7 +174,7 @@ class AppFrame:
             event(guarded(self.notice, handler), inputs, everything, **studio.with_progress)
 
         on(blocks.load, self.show_project, [studio.project])
-        on(header.project.input, self.select_project, [header.project])
+        on(header.project.input, self.select_project, [studio.project, header.project])
         on(menu.new.click, self.create_project, [menu.name])
         on(menu.rename.click, self.rename_project, [studio.project, menu.name])
         on(menu.duplicate.click, self.duplicate_project, [studio.project, menu.name])
@@ -224,9 +224,9 @@ class AppFrame:
             updates |= self.studio.goto(tab)
         return updates
 
-    def select_project(self, name: str) -> Updates:
-        """Switch to another project."""
-        return self.show_project(self.studio.find_project(name).name)
+    def select_project(self, current: str, name: str) -> Updates:
+        """Switch to another project. The list also reports the current one, when it loses the focus."""
+        return {} if name == current else self.show_project(self.studio.find_project(name).name)
 
     def create_project(self, name: str) -> Updates:
         """Create a project and open its plan."""

@@ -44,8 +44,8 @@ class Interface:
                 self.contents[number] = component.default_value
 
     def open_project(self, project: str) -> dict[str, Any]:
-        """Select a project, as the list in the header does."""
-        return self.call(AppFrame.select_project, project_list=project)
+        """Load the page with this project selected."""
+        return self.call(AppFrame.show_project, project=project)
 
     def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
         """Run a handler; `pick` is what a `pick_button` sends."""

@@ -1,4 +1,4 @@
-"""The form of settings in a real browser: labels, reset buttons and accessible names."""
+"""The form of settings in a real browser: labels, reset buttons, search, and lists that keep what was typed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.jobs import make_project
 from tests.ui.conftest import Running
 
 FOLDS = ("Network", "Optimizer", "Schedule", "Objective", "Data", "Captions", "Memory", "Samples")
+EVENT_MS = 1_500  # an event that should not happen would have changed the page by then
 
 
 @pytest.fixture
@@ -84,3 +85,27 @@ def test_every_setting_has_its_label_as_accessible_name(form: Any) -> None:
                 "button => button.getAttribute('aria-labelledby').split(' ').map("
                 "id => document.getElementById(id).innerText).join(' ')"
             ), label
+
+
+def test_leaving_a_list_without_a_choice_keeps_the_form(form: Any) -> None:
+    page = form
+    edit(page, "network_dim", "77")
+    for place in ("#project", "#train-source"):
+        box = page.locator(f"{place} input")
+        chosen = box.input_value()
+        box.click()
+        page.locator("[role='option']").first.wait_for()
+        page.locator("#train-title").click()
+        box.focus()
+        box.press("Tab")
+        page.wait_for_timeout(EVENT_MS)
+        assert page.locator("[role='option']").count() == 0
+        assert (box.input_value(), box_of(page, "network_dim").input_value()) == (chosen, "77"), place
+    page.locator("#train-source input").click()
+    page.get_by_role("option", name="The guide's defaults").click()
+    page.locator("#recipe-network_dim:not(.changed)").wait_for()
+    edit(page, "network_dim", "77")
+    page.locator("#project input").click()
+    page.get_by_role("option", name="other").click()
+    page.locator("#recipe-network_dim:not(.changed)").wait_for()
+    assert page.locator("#project input").input_value() == "other"

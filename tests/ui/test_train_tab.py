@@ -74,6 +74,7 @@ def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None
     interface.open_project("ink")
     shown = interface.call(TrainTab.load_settings, train_source="prodigy")
     assert shown["recipe_optimizer"]["value"] == "Prodigy"
+    assert "recipe_optimizer" not in interface.call(TrainTab.load_settings, train_source="prodigy")
     refused = interface.call(TrainTab.load_settings, train_source="../x")
     assert error_code(refused["train_notice"]) == "no_preset"
 

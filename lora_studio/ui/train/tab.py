@@ -51,6 +51,7 @@ class TrainTab:
         self.histories = RunHistories()
         self.signature = gr.State("")  # see _signature
         self.filled_from = gr.State("")  # see _form_key
+        self.loaded_source = gr.State(PROJECT_RECIPE)  # see load_settings
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
@@ -66,7 +67,7 @@ class TrainTab:
             self.signature,
             studio.run,
         ]
-        form = [*self.form_side, *self.form.outputs, *self.job_fields, self.filled_from]
+        form = [*self.form_side, *self.form.outputs, *self.job_fields, self.filled_from, self.loaded_source]
         outputs = [*live, *(component for component in form if component not in live), studio.timer]
         selected = {studio.project, studio.run}
         contents = {studio.project, self.form_side.name, *self.job_fields, *self.form.inputs}
@@ -79,7 +80,7 @@ class TrainTab:
         on(buttons.resume.click, self.resume_training, selected)
         on(buttons.edit_and_rerun.click, self.edit_and_rerun, selected)
         on(self.aside.runs.click, self.select_run, [studio.project])
-        on(self.form_side.source.input, self.load_settings, {studio.project, self.form_side.source})
+        on(self.form_side.source.input, self.load_settings, {studio.project, self.form_side.source, self.loaded_source})
         on(tab.select, self.tab_selected, {*selected, self.filled_from, *contents})
         buttons.test.click(lambda: studio.goto(TabName.TEST), None, [studio.tabs], **NO_PROGRESS)
         gr.on(
@@ -166,7 +167,8 @@ class TrainTab:
         project, name = self._selected_run(data)
         view = RunView.load(run_named(project, name), self.histories)
         filled = self._form_content(project, view.job.recipe, view.job)
-        return filled | self._tab_updates(project, NEW_RUN, view.job.recipe) | {self.form_side.source: None}
+        shown = filled | self._tab_updates(project, NEW_RUN, view.job.recipe)
+        return shown | {self.form_side.source: None, self.loaded_source: None}
 
     def select_run(self, project_name: str, event: gr.EventData) -> Updates:
         """Show another run."""
@@ -174,9 +176,14 @@ class TrainTab:
         return self._tab_updates(project, run_named(project, str(event.pick)).name)
 
     def load_settings(self, data: dict[Any, Any]) -> Updates:
-        """Fill the form from a preset, the guide's defaults or the project."""
-        project = self.studio.find_project(data[self.studio.project])
+        """Fill the form from a preset, the guide's defaults or the project.
+
+        The list also reports the source that was loaded last, when it loses the focus; the form is kept then.
+        """
         source = data[self.form_side.source]
+        if source == data[self.loaded_source]:
+            return {}
+        project = self.studio.find_project(data[self.studio.project])
         if source == PROJECT_RECIPE:
             recipe = project.info().recipe or Recipe()
         elif source == GUIDE_DEFAULTS:
@@ -185,7 +192,8 @@ class TrainTab:
             recipe = Recipe.parse(load_preset(source))
         else:
             raise InputError(f"There is no preset {source!r}.", "Select one from the list.", code="no_preset")
-        return self.form.fill(dict(recipe)) | self._estimate_updates(project, project.info(), recipe)
+        filled = {self.loaded_source: source} | self.form.fill(dict(recipe))
+        return filled | self._estimate_updates(project, project.info(), recipe)
 
     def update_estimate(self, data: dict[Any, Any]) -> Any:
         """Update steps, time and VRAM after an edit. A wrong value is marked at its field by the form itself."""
@@ -313,6 +321,7 @@ class TrainTab:
             **self.job_fields.fill(job),
             self.form_side.name: job.name if job else slugify(project.name),
             self.form_side.source: PROJECT_RECIPE,
+            self.loaded_source: PROJECT_RECIPE,
             self.filled_from: _form_key(project, project.info().recipe or Recipe()),
         }
 

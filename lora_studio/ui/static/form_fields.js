@@ -1,8 +1,10 @@
-// Labels of text boxes. Gradio puts a field's reset button into its <label>, before the box, so that a click on the
-// label would press the button. Here the box gets the label and its name, and the help text becomes its description.
+// Corrections of Gradio's form fields.
+// Text boxes: the reset button is in the <label>, before the box, so that a click on the label would press the button.
+// Here the box gets the label and its name, and the help text becomes its description.
+// Lists: Tab would open the list again after it lost the focus.
 
-if (!window.studioFieldLabels) {
-  window.studioFieldLabels = true;
+if (!window.studioFormFields) {
+  window.studioFormFields = true;
   const block = (part) => part.closest('.block[id]');
   const identify = (part, suffix) => (part.id ||= `${block(part).id}-${suffix}`);
   const title = (part) => identify(block(part).querySelector('[data-testid="block-info"], .label-text'), 'label');
@@ -17,6 +19,9 @@ if (!window.studioFieldLabels) {
       button.setAttribute('aria-labelledby', `${identify(button, 'reset')} ${title(button)}`);
     });
   };
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Tab' && event.target.getAttribute('role') === 'combobox') event.stopPropagation();
+  }, { capture: true });
   connect();
   new MutationObserver(connect).observe(document.body, { childList: true, subtree: true });
 }
