@@ -87,6 +87,28 @@ def test_every_setting_has_its_label_as_accessible_name(form: Any) -> None:
             ), label
 
 
+def test_the_search_follows_its_box(form: Any) -> None:
+    page = form
+    search = page.get_by_placeholder("Search settings")
+    shown = page.locator("[id^='recipe-'].field:visible")
+    main_settings = shown.count()
+    first = page.locator("#recipe-network_dim")
+    search.press_sequentially("snr", delay=30)
+    page.locator("#recipe-min_snr_gamma").wait_for()
+    first.wait_for(state="hidden")
+    page.wait_for_timeout(EVENT_MS)
+    assert 0 < shown.count() < main_settings
+    for _ in "snr":
+        search.press("Backspace")
+    first.wait_for()
+    page.locator("#recipe-min_snr_gamma").wait_for(state="hidden")
+    assert shown.count() == main_settings
+    page.keyboard.insert_text("bucket")  # as pasting and the keyboards of phones do
+    page.locator("#recipe-min_bucket_reso").wait_for()
+    first.wait_for(state="hidden")
+    assert all(strip.bounding_box()["height"] > 20 for strip in page.locator(".fields:visible").all())
+
+
 def test_leaving_a_list_without_a_choice_keeps_the_form(form: Any) -> None:
     page = form
     edit(page, "network_dim", "77")

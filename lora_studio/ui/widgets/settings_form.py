@@ -171,8 +171,13 @@ class RecipeForm(SettingsForm[Recipe]):
         """Register the events of the fields and of the search."""
         super().wire()
         found = [*self.outputs, *self.folds.values(), self.no_match]
-        self.search.input(
-            self.search_settings, {self.search, *self.inputs}, found, **NO_PROGRESS, api_visibility="private"
+        self.search.change(  # gradio's `input` event lacks Backspace and pasting
+            self.search_settings,
+            {self.search, *self.inputs},
+            found,
+            **NO_PROGRESS,
+            trigger_mode="always_last",
+            api_visibility="private",
         )
 
     def search_settings(self, data: Mapping[Component, Any]) -> Updates:
