@@ -201,7 +201,7 @@ def save_lora_file(run: Run, path: Path, epoch: int) -> None:
 
 def save_resume_state(run: Run) -> None:
     """Save the state after the last step, if it is not saved yet. Raises NonFiniteLossError for non-finite weights."""
-    if not run.ranks.is_main or run.saved == (run.step, run.epochs_finished):
+    if not run.ranks.is_main or run.saved_position == (run.step, run.epochs_finished):
         return
     _check_finite(run)
     values: dict[str, Any] = {
@@ -226,7 +226,7 @@ def save_resume_state(run: Run) -> None:
         run.folder / "checkpoints" / "state",
         ResumeState(run.step, run.epochs_finished, values, run.adapters.state(), optimizer),
     )
-    run.saved, run.saved_at = (run.step, run.epochs_finished), time.monotonic()
+    run.saved_position, run.saved_at = (run.step, run.epochs_finished), time.monotonic()
 
 
 def restore_run(run: Run, state: ResumeState) -> None:
@@ -258,7 +258,7 @@ def restore_run(run: Run, state: ResumeState) -> None:
     run.health.load_state(state.values["health"])
     if "timestep_losses" in state.values:
         run.timestep_losses.load_state(state.values["timestep_losses"])
-    run.saved = state.step, state.epochs_finished
+    run.saved_position = state.step, state.epochs_finished
 
 
 def _record_loss(run: Run, loss: float | None) -> None:

@@ -36,11 +36,13 @@ from lora_studio.training.speed.recompute import BlockCheckpointing
 
 @dataclass
 class Run:
-    """Everything that a training run works with, and how far it is.
+    """The models, data, optimizer and progress of a training run.
 
-    `step` counts optimizer steps, `epochs_finished` epochs whose LoRA, samples and state are saved. `updating` is True
-    while the optimizer writes the weights: after an error within, they must not be saved. `saved` is the (step, epochs)
-    of the last saved state. `log_offset` is the size of the event log in bytes before an unfinished epoch end.
+    `step` counts optimizer steps, `epochs_finished` the epochs whose LoRA, samples and resume state are saved.
+    `updating` is True while the optimizer changes the weights: after an error within, they must not be saved.
+    `saved_position` is the (step, epochs) of the last resume state, `saved_at` its monotonic time. While checkpoints
+    and samples are being written, `log_offset` is the size in bytes that the event log had before: a resume repeats
+    the events from there.
     """
 
     job: TrainJob
@@ -71,7 +73,7 @@ class Run:
     last_loss: float | None = None
     nan_streak: int = 0
     updating: bool = False
-    saved: tuple[int, int] | None = None
+    saved_position: tuple[int, int] | None = None
     saved_at: float = field(default_factory=time.monotonic)
     log_offset: int | None = None
 
@@ -102,8 +104,8 @@ class Run:
 
     def autocast(self) -> AbstractContextManager:
         """Return the autocast context of the forward pass; a no-op in fp32, or if all weights are in half precision."""
-        whole = self.dtype == torch.float32 or self.weights.half_only
-        return nullcontext() if whole else torch.autocast(self.device.type, self.dtype)
+        same_dtype = self.dtype == torch.float32 or self.weights.half_only
+        return nullcontext() if same_dtype else torch.autocast(self.device.type, self.dtype)
 
     def seeded_dropout(self, first: int) -> AbstractContextManager:
         """Seed network dropout for the batch that begins with sample `first` of the step; a no-op without dropout."""
