@@ -7,7 +7,6 @@ import pytest
 from lora_studio.guide import BASES
 from lora_studio.planning.advice import CheckContext, check_recipe, recipe_errors
 from lora_studio.planning.memory import estimate_vram_parts, fit_vram
-from lora_studio.planning.plan import plan
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
 
@@ -92,18 +91,6 @@ def test_compatible_settings_give_no_error(recipe: dict[str, Any], base: str | N
 def test_warns_about_a_noise_schedule_other_than_the_bases() -> None:
     found = check_recipe(Recipe.parse({"zero_terminal_snr": "off"}), CheckContext(base=BASES[V_PRED]))
     assert [warning.code for warning in found] == ["zero_snr_off"]
-
-
-@pytest.mark.parametrize("optimizer", list(Optimizer))
-def test_plan_sets_suitable_rates_for_each_optimizer(optimizer: Optimizer) -> None:
-    result = plan(24, overrides={"optimizer": optimizer.value})
-    assert not {warning.code for warning in result.warnings} - {"optimizer_large"}
-    rates = (result.recipe.unet_lr, result.recipe.text_encoder_lr)
-    assert rates == {
-        Optimizer.PRODIGY: (1, 0),
-        Optimizer.PRODIGY_PLUS: (1, pytest.approx(0.2)),
-        Optimizer.LION8BIT: (pytest.approx(1e-4), pytest.approx(2e-5)),
-    }.get(optimizer, (5e-4, 1e-4))
 
 
 @pytest.mark.parametrize(

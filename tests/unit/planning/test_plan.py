@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,21 +8,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lora_studio import guide
 from lora_studio.dataset.buckets import place_for
-from lora_studio.dataset.images.decode import ImageInfo
-from lora_studio.dataset.manifest import Manifest, scan_stamps
-from lora_studio.dataset.scan import ScanReport, ScanSummary
-from lora_studio.errors import ConfigError, InputError
-from lora_studio.planning.folders import count_images
+from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan, plan
-from lora_studio.planning.presets import load_preset
 from lora_studio.planning.steps import count_steps
-from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
-from lora_studio.workspace.project import Home
 
 KEYS = {
     "tier", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "optimizer", "batch_size", "epochs",
@@ -44,19 +35,6 @@ def save(path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, "orange").save(path)
 
 
-def test_character_with_24_images_gets_the_guides_recipe() -> None:
-    result = plan(24)
-    assert result.tier.name == "small"
-    recipe = result.recipe
-    assert (recipe.unet_lr, recipe.text_encoder_lr) == (5e-4, 1e-4)
-    assert (recipe.network_dim, recipe.network_alpha) == (32, 16)
-    assert recipe.optimizer is Optimizer.ADAFACTOR
-    assert result.repeats == 6
-    assert 1 <= recipe.batch_size <= 2
-    assert 10 <= recipe.epochs <= 15
-    assert result.steps.total_steps == 24 * 6 // recipe.batch_size * recipe.epochs
-
-
 def test_summary_is_json_with_the_documented_keys() -> None:
     summary = plan(24, vram_gib=12, trigger_word="saria_zelda").summary()
     assert summary.keys() >= KEYS
@@ -65,69 +43,6 @@ def test_summary_is_json_with_the_documented_keys() -> None:
     assert Recipe.parse(summary["recipe"]).epochs == summary["epochs"]
     for warning in plan(5).summary()["warnings"]:
         assert warning.keys() == {"code", "message", "why"}
-
-
-@pytest.mark.parametrize(
-    ("images", "tier"), [(1, "small"), (50, "small"), (51, "medium"), (300, "medium"), (301, "large")]
-)
-def test_tiers_set_batch_and_epochs(images: int, tier: str) -> None:
-    result = plan(images)
-    assert result.tier.name == tier
-    low, high = result.tier.epochs
-    assert low <= result.recipe.epochs <= high
-    assert result.tier.batch_size[0] <= result.recipe.batch_size <= result.tier.batch_size[1]
-    assert not [code for code in codes(result) if code.endswith("_tier")]
-
-
-def test_more_images_get_fewer_repeats_and_epochs() -> None:
-    recipes = [plan(images).recipe for images in (10, 24, 50, 150, 300, 1000)]
-    assert [recipe.repeats for recipe in recipes] == sorted((recipe.repeats for recipe in recipes), reverse=True)
-    assert [recipe.epochs for recipe in recipes] == sorted((recipe.epochs for recipe in recipes), reverse=True)
-    assert recipes[1].repeats == 6
-    assert recipes[-1].repeats == 1
-
-
-def test_every_non_default_value_has_a_reason() -> None:
-    for kind in LoraKind:
-        for base in guide.BASES:
-            result = plan(24, kind=kind, base=base, vram_gib=8)
-            for item in result.reasons:
-                assert item.why, item
-                assert item.value == result.recipe.model_dump(mode="json")[item.setting]
-            explained = {item.setting for item in result.reasons}
-            assert explained >= set(result.recipe.non_defaults())
-
-
-def test_kinds_differ_in_dim_repeats_prompts_and_tagging() -> None:
-    character, style, concept = (plan(24, kind=kind) for kind in ("character", "style", "concept"))
-    assert (concept.recipe.network_dim, concept.recipe.network_alpha) == (16, 8)
-    assert concept.lora_mib == pytest.approx(character.lora_mib / 2, abs=0.1)
-    assert style.repeats < character.repeats
-    assert len({tuple(item.recipe.sample_prompts) for item in (character, style, concept)}) == 3
-    assert len({item.tagging for item in (character, style, concept)}) == 3
-
-
-def test_bases_differ_in_prompts_tagger_and_prediction_type() -> None:
-    pony, noobai, sdxl = plan(24, base="pony"), plan(24, base="NoobAI XL v-pred"), plan(24, base="SDXL 1.0")
-    assert pony.base == "Pony V6 XL"
-    assert pony.recipe.sample_prompts[0].startswith("score_9, ")
-    assert (pony.tagger, sdxl.tagger) == ("wd14", "blip")
-    assert (noobai.prediction_type, sdxl.prediction_type) == ("v_prediction", "epsilon")
-    assert noobai.recipe.noise_offset == 0
-    assert "noise_offset_range" not in codes(noobai)
-    unknown = plan(24, base="somebody/some-sdxl")
-    assert (unknown.base, unknown.tagger, unknown.prediction_type) == ("somebody/some-sdxl", "", "auto")
-
-
-def test_embedded_base_uses_the_demo_preset() -> None:
-    result = plan(20, base="embedded", kind="style", trigger_word="inkstamp_hc")
-    preset = Recipe.parse(load_preset("demo"))
-    assert result.recipe.model_copy(update={"sample_prompts": []}) == preset.model_copy(update={"sample_prompts": []})
-    assert result.recipe.resolution == guide.BASES["embedded"].resolution
-    assert result.steps.total_steps == 500
-    assert result.tagger == "demo"
-    assert result.seconds.high < 600
-    assert codes(result) == []
 
 
 def test_fits_the_gpu_memory_and_gives_the_reason() -> None:
@@ -145,24 +60,6 @@ def test_fits_the_gpu_memory_and_gives_the_reason() -> None:
     assert plan(24, vram_gib=3).vram_gib > 3
     assert "memory" in codes(plan(24, vram_gib=3))
     assert "memory" not in codes(plan(24))
-
-
-def test_overrides_are_kept_and_marked_as_given() -> None:
-    result = plan(24, vram_gib=8, overrides={"batch_size": 4, "network_dim": 64, "epochs": 30})
-    assert (result.recipe.batch_size, result.recipe.network_dim, result.recipe.epochs) == (4, 64, 30)
-    assert result.recipe.network_alpha == 32
-    given = reason(result, "network_dim")
-    assert (given.given, given.guide) == (True, False)
-    assert "32" in given.why
-    assert "epochs_tier" in codes(result)
-
-
-def test_prodigy_gets_its_own_rates() -> None:
-    result = plan(24, overrides={"optimizer": "Prodigy"})
-    assert (result.recipe.unet_lr, result.recipe.text_encoder_lr) == (1, 0)
-    with pytest.raises(ConfigError, match="differ") as caught:
-        plan(24, overrides={"optimizer": "Prodigy", "unet_lr": 5e-4, "text_encoder_lr": 1e-4})
-    assert len(caught.value.problems) == 3
 
 
 def test_hours_limit_the_epochs() -> None:
@@ -293,28 +190,6 @@ def test_wrong_input_is_an_error_that_names_the_value(arguments: dict[str, Any],
     assert caught.value.code == code
 
 
-def test_images_that_a_scan_knows_are_not_read_again(tmp_path: Path) -> None:
-    project = Home(tmp_path).create_project("a")
-    images = [project.images_dir / f"{number}.png" for number in range(4)]
-    for path in images:
-        save(path, (640, 480))
-        os.utime(path, (1e9, 1e9))  # not changed just before the scan: its content need not be compared
-    (project.images_dir / "0.caption").write_text("ohwx")
-    infos = [ImageInfo(path=path, width=512, height=768, sha256=path.stem) for path in images[:3]]
-    infos[2] = infos[2].model_copy(update={"width": 0, "height": 0})
-    summary = ScanSummary(images=3, readable=2, duplicates=0, issue_counts={}, resolutions=[], issues=[])
-    report = ScanReport(images=infos, duplicate_groups=[], summary=summary)
-    stamps = scan_stamps(images[:3])
-    Manifest.of_scan(project.dataset_dir, report, stamps).save_scan(project.path)
-    counts = count_images(project.dataset_dir)
-    assert counts.all_sizes() == [(512, 768), (512, 768), (640, 480)]
-    assert counts.unreadable == ["2.png"]
-    assert counts.without_caption == ["1.png", "3.png"]
-    save(images[0], (800, 600))
-    os.utime(images[0], (1, 1))
-    assert count_images(project.dataset_dir).all_sizes() == [(800, 600), (512, 768), (640, 480)]
-
-
 def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
     for folder, code in ((tmp_path / "nowhere", "no_folder"), (tmp_path, "no_images")):
         with pytest.raises(InputError) as caught:
@@ -326,18 +201,6 @@ def test_description_has_the_plans_figures() -> None:
     text = plan(24, vram_gib=8).describe()
     for part in ("24 images", "small", "144 steps", "GiB", "Roughly", "MiB", "Tag with BLIP"):
         assert part in text
-
-
-def test_only_large_sets_get_a_validation_split() -> None:
-    assert plan(300).recipe.validation_split == 0
-    large = plan(400)
-    assert large.recipe.validation_split == 0.1
-    assert reason(large, "validation_split").guide
-    assert large.steps.samples_per_epoch == 360 * (large.recipe.repeats or 1)
-    kept = plan(400, overrides={"validation_split": 0})
-    assert kept.steps.samples_per_epoch == 400 * (kept.recipe.repeats or 1)
-    assert "held_out_few" in codes(plan(20, overrides={"validation_split": 0.1}))
-    assert "held_out_few" not in codes(plan(40, overrides={"validation_split": 0.1}))
 
 
 def test_regularisation_images_double_the_steps_but_not_the_views_per_image(tmp_path: Path) -> None:

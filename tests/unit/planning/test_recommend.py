@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_studio import guide
+from lora_studio.errors import ConfigError
+from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.presets import load_preset
+from lora_studio.settings.choices import LoraKind, Optimizer
+from lora_studio.settings.recipe import Recipe
+
+
+def codes(result: Plan) -> list[str]:
+    return [warning.code for warning in result.warnings]
+
+
+def reason(result: Plan, setting: str) -> Any:
+    return next(item for item in result.reasons if item.setting == setting)
+
+
+def test_character_with_24_images_gets_the_guides_recipe() -> None:
+    result = plan(24)
+    assert result.tier.name == "small"
+    recipe = result.recipe
+    assert (recipe.unet_lr, recipe.text_encoder_lr) == (5e-4, 1e-4)
+    assert (recipe.network_dim, recipe.network_alpha) == (32, 16)
+    assert recipe.optimizer is Optimizer.ADAFACTOR
+    assert result.repeats == 6
+    assert 1 <= recipe.batch_size <= 2
+    assert 10 <= recipe.epochs <= 15
+    assert result.steps.total_steps == 24 * 6 // recipe.batch_size * recipe.epochs
+
+
+@pytest.mark.parametrize(
+    ("images", "tier"), [(1, "small"), (50, "small"), (51, "medium"), (300, "medium"), (301, "large")]
+)
+def test_tiers_set_batch_and_epochs(images: int, tier: str) -> None:
+    result = plan(images)
+    assert result.tier.name == tier
+    low, high = result.tier.epochs
+    assert low <= result.recipe.epochs <= high
+    assert result.tier.batch_size[0] <= result.recipe.batch_size <= result.tier.batch_size[1]
+    assert not [code for code in codes(result) if code.endswith("_tier")]
+
+
+def test_more_images_get_fewer_repeats_and_epochs() -> None:
+    recipes = [plan(images).recipe for images in (10, 24, 50, 150, 300, 1000)]
+    assert [recipe.repeats for recipe in recipes] == sorted((recipe.repeats for recipe in recipes), reverse=True)
+    assert [recipe.epochs for recipe in recipes] == sorted((recipe.epochs for recipe in recipes), reverse=True)
+    assert recipes[1].repeats == 6
+    assert recipes[-1].repeats == 1
+
+
+def test_every_non_default_value_has_a_reason() -> None:
+    for kind in LoraKind:
+        for base in guide.BASES:
+            result = plan(24, kind=kind, base=base, vram_gib=8)
+            for item in result.reasons:
+                assert item.why, item
+                assert item.value == result.recipe.model_dump(mode="json")[item.setting]
+            explained = {item.setting for item in result.reasons}
+            assert explained >= set(result.recipe.non_defaults())
+
+
+def test_kinds_differ_in_dim_repeats_prompts_and_tagging() -> None:
+    character, style, concept = (plan(24, kind=kind) for kind in ("character", "style", "concept"))
+    assert (concept.recipe.network_dim, concept.recipe.network_alpha) == (16, 8)
+    assert concept.lora_mib == pytest.approx(character.lora_mib / 2, abs=0.1)
+    assert style.repeats < character.repeats
+    assert len({tuple(item.recipe.sample_prompts) for item in (character, style, concept)}) == 3
+    assert len({item.tagging for item in (character, style, concept)}) == 3
+
+
+def test_bases_differ_in_prompts_tagger_and_prediction_type() -> None:
+    pony, noobai, sdxl = plan(24, base="pony"), plan(24, base="NoobAI XL v-pred"), plan(24, base="SDXL 1.0")
+    assert pony.base == "Pony V6 XL"
+    assert pony.recipe.sample_prompts[0].startswith("score_9, ")
+    assert (pony.tagger, sdxl.tagger) == ("wd14", "blip")
+    assert (noobai.prediction_type, sdxl.prediction_type) == ("v_prediction", "epsilon")
+    assert noobai.recipe.noise_offset == 0
+    assert "noise_offset_range" not in codes(noobai)
+    unknown = plan(24, base="somebody/some-sdxl")
+    assert (unknown.base, unknown.tagger, unknown.prediction_type) == ("somebody/some-sdxl", "", "auto")
+
+
+def test_embedded_base_uses_the_demo_preset() -> None:
+    result = plan(20, base="embedded", kind="style", trigger_word="inkstamp_hc")
+    preset = Recipe.parse(load_preset("demo"))
+    assert result.recipe.model_copy(update={"sample_prompts": []}) == preset.model_copy(update={"sample_prompts": []})
+    assert result.recipe.resolution == guide.BASES["embedded"].resolution
+    assert result.steps.total_steps == 500
+    assert result.tagger == "demo"
+    assert result.seconds.high < 600
+    assert codes(result) == []
+
+
+def test_overrides_are_kept_and_marked_as_given() -> None:
+    result = plan(24, vram_gib=8, overrides={"batch_size": 4, "network_dim": 64, "epochs": 30})
+    assert (result.recipe.batch_size, result.recipe.network_dim, result.recipe.epochs) == (4, 64, 30)
+    assert result.recipe.network_alpha == 32
+    given = reason(result, "network_dim")
+    assert (given.given, given.guide) == (True, False)
+    assert "32" in given.why
+    assert "epochs_tier" in codes(result)
+
+
+def test_prodigy_gets_its_own_rates() -> None:
+    result = plan(24, overrides={"optimizer": "Prodigy"})
+    assert (result.recipe.unet_lr, result.recipe.text_encoder_lr) == (1, 0)
+    with pytest.raises(ConfigError, match="differ") as caught:
+        plan(24, overrides={"optimizer": "Prodigy", "unet_lr": 5e-4, "text_encoder_lr": 1e-4})
+    assert len(caught.value.problems) == 3
+
+
+def test_only_large_sets_get_a_validation_split() -> None:
+    assert plan(300).recipe.validation_split == 0
+    large = plan(400)
+    assert large.recipe.validation_split == 0.1
+    assert reason(large, "validation_split").guide
+    assert large.steps.samples_per_epoch == 360 * (large.recipe.repeats or 1)
+    kept = plan(400, overrides={"validation_split": 0})
+    assert kept.steps.samples_per_epoch == 400 * (kept.recipe.repeats or 1)
+    assert "held_out_few" in codes(plan(20, overrides={"validation_split": 0.1}))
+    assert "held_out_few" not in codes(plan(40, overrides={"validation_split": 0.1}))
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_plan_sets_suitable_rates_for_each_optimizer(optimizer: Optimizer) -> None:
+    result = plan(24, overrides={"optimizer": optimizer.value})
+    assert not {warning.code for warning in result.warnings} - {"optimizer_large"}
+    rates = (result.recipe.unet_lr, result.recipe.text_encoder_lr)
+    assert rates == {
+        Optimizer.PRODIGY: (1, 0),
+        Optimizer.PRODIGY_PLUS: (1, pytest.approx(0.2)),
+        Optimizer.LION8BIT: (pytest.approx(1e-4), pytest.approx(2e-5)),
+    }.get(optimizer, (5e-4, 1e-4))
