@@ -53,7 +53,7 @@ LAYERS = (
     ("lora.shapes",),
     ("device", "hub"),
     ("settings",),
-    ("guide",),
+    ("events", "guide"),
     ("files", "versions"),
     ("errors",),
 )

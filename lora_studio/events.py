@@ -1,0 +1,318 @@
+"""The events of jobs, one model per kind: the lines of events.jsonl in a job folder.
+
+A line is `{"event": NAME, "time": SECONDS, ...}` with the fields of the model. Fields that have a default may be left
+out. docs/events.md is generated from this module by tools/build_event_docs.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Step = Annotated[int, Field(description="optimizer step, counted from 1; 0 is before the first")]
+Epoch = Annotated[int, Field(description="epoch, counted from 1")]
+FinishedEpoch = Annotated[int | None, Field(description="the epoch that has ended; null within an epoch")]
+SecondsLeft = Annotated[float | None, Field(description="estimated seconds left; null if unknown")]
+RunFile = Annotated[str, Field(description="file, relative to the job folder")]
+Message = Annotated[str, Field(description="the message to show")]
+Code = Annotated[str, Field(description="stable code of the message")]
+Remedy = Annotated[str, Field(description="what the user can do next")]
+
+
+class Event(BaseModel):
+    """An event of a job. `name` is the value of `event` in events.jsonl; `time` is set when the event is written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: ClassVar[str]
+
+    time: float = Field(default=0.0, description="when the event was written, in seconds since 1970")
+
+    def record(self) -> dict[str, Any]:
+        """Return the event as the JSON object of its line in events.jsonl; fields that were not set are left out."""
+        fields = self.model_dump(mode="json", exclude={"time"}, exclude_unset=True)
+        return {"event": self.name, "time": self.time} | fields
+
+
+class WaitingEvent(Event):
+    """The job waits for another one that uses the GPU."""
+
+    name = "waiting"
+
+    message: Message
+
+
+class PhaseEvent(Event):
+    """A part of the job has begun or progressed: loading, encoding, generating samples."""
+
+    name = "phase"
+
+    message: Message
+    done: int = Field(default=0, description="finished images, captions or files of the phase")
+    total: int | None = Field(default=None, description="the number of them; left out if unknown")
+
+
+class WarningEvent(Event):
+    """The job continues, but its result may not be what the user expects."""
+
+    name = "warning"
+
+    code: Code
+    message: Message
+    why: str = Field(default="", description="why it matters")
+
+
+class HintEvent(Event):
+    """Advice on the recipe, at the start of a run, or the verdict on the loss after an epoch, each reported once."""
+
+    name = "hint"
+
+    about: str = Field(default="", description="`recipe` for advice on the recipe; left out for verdicts")
+    code: Code
+    message: Message
+    why: str = Field(default="", description="why it matters, and the next step")
+
+
+class StartEvent(Event):
+    """A training run is about to take its first step, or the first one after a resume."""
+
+    name = "start"
+
+    total: int = Field(description="optimizer steps of the whole run")
+    steps_per_epoch: int = Field(description="optimizer steps per epoch")
+    epochs: int = Field(description="epochs of the whole run")
+    images: int = Field(description="training images")
+    device: str = Field(description="name of the GPU, or CPU")
+    precision: str = Field(description="fp32, fp16 or bf16")
+    precision_reason: str = Field(description="why this precision is used")
+    prediction_type: str = Field(description="epsilon or v_prediction")
+    zero_terminal_snr: bool = Field(description="whether the noise schedule ends at zero SNR")
+
+
+class CaptionsEvent(Event):
+    """The augmented captions of the first steps were written to a file, for the user to read."""
+
+    name = "captions"
+
+    file: RunFile
+    examples: list[str] = Field(description="the first of these captions")
+
+
+class ResumeEvent(Event):
+    """A training run continues from a resume state. Events after its step were removed from the log."""
+
+    name = "resume"
+
+    step: Step
+
+
+class StepsEvent(Event):
+    """An event at an optimizer step."""
+
+    step: Step
+
+
+class StepEvent(StepsEvent):
+    """An optimizer step was taken."""
+
+    name = "step"
+
+    total: int = Field(description="optimizer steps of the whole run")
+    epoch: Epoch
+    seconds_left: SecondsLeft = None
+    loss: float | None = Field(description="mean training loss of the step's samples")
+    lr: float = Field(description="learning rate of the UNet")
+    text_encoder_lr: float = Field(default=0.0, description="learning rate of the text encoders")
+    seconds: float | None = Field(default=None, description="duration of the step")
+    memory_gib: float | None = Field(
+        default=None, description="peak memory of tensors on the GPU, or the process's memory on a CPU, in GiB"
+    )
+
+
+class NanEvent(StepsEvent):
+    """An optimizer step was skipped, since its loss or gradient norm was not finite."""
+
+    name = "nan"
+
+    total: int = Field(description="optimizer steps of the whole run")
+    epoch: Epoch
+    seconds_left: SecondsLeft = None
+
+
+class EpochEvent(Event):
+    """An epoch has ended."""
+
+    name = "epoch"
+
+    epoch: Epoch
+    loss: float | None = Field(description="mean training loss of its steps")
+
+
+class TimestepsEvent(Event):
+    """The training loss of an epoch by timestep."""
+
+    name = "timesteps"
+
+    epoch: Epoch
+    bins: list[tuple[int, int]] = Field(description="bins of timesteps: first, end (exclusive)")
+    loss: list[float | None] = Field(description="mean loss of each bin; null if it has no sample")
+    count: list[int] = Field(description="samples in each bin")
+
+
+class ValidationEvent(StepsEvent):
+    """The loss on the images of the validation split was computed."""
+
+    name = "validation"
+
+    epoch: int = Field(description="the epoch that has ended; 0 before the first step")
+    loss: float | None = Field(description="mean validation loss; null if not finite")
+
+
+class CheckpointEvent(StepsEvent):
+    """A LoRA was saved during the run."""
+
+    name = "checkpoint"
+
+    epoch: FinishedEpoch
+    path: RunFile
+
+
+class SampleEvent(StepsEvent):
+    """A sample image was generated during the run."""
+
+    name = "sample"
+
+    epoch: FinishedEpoch
+    index: int = Field(description="number of the prompt, counted from 0")
+    prompt: str = Field(description="the prompt, with the trigger word filled in")
+    seed: int = Field(description="seed of the image")
+    path: RunFile
+
+
+class SavedEvent(Event):
+    """The final LoRA of a run was saved."""
+
+    name = "saved"
+
+    path: RunFile
+
+
+class ImageEvent(Event):
+    """A tagging job has finished an image."""
+
+    path: str = Field(description="the image")
+    done: int = Field(description="finished images")
+    total: int = Field(description="images of the dataset")
+    seconds_left: SecondsLeft = None
+
+
+class TaggedEvent(ImageEvent):
+    """A caption was written."""
+
+    name = "tagged"
+
+    caption: str = Field(description="the caption")
+
+
+class SkippedEvent(ImageEvent):
+    """An image keeps its caption."""
+
+    name = "skipped"
+
+
+class ImageFailedEvent(ImageEvent):
+    """An image could not be tagged; the job continues with the others."""
+
+    name = "image_failed"
+
+    message: Message
+
+
+class CellEvent(Event):
+    """An image of a sweep was generated."""
+
+    name = "cell"
+
+    done: int = Field(description="finished images")
+    total: int = Field(description="images of the sweep")
+    seconds_left: SecondsLeft = None
+    path: RunFile
+    prompt: str = Field(description="the prompt, with the trigger word filled in")
+    strength: float = Field(description="strength of the LoRA; 0 is the base alone")
+    seed: int = Field(description="seed of the image")
+    lora: str | None = Field(description="file of the LoRA; null for the base alone")
+    base: str = Field(description="the base model")
+
+
+class DoneEvent(Event):
+    """The job is complete. The last event of a job is this one, `stopped` or `failed`."""
+
+    name = "done"
+
+    message: Message
+    remedy: Remedy = ""
+
+
+class StoppedEvent(Event):
+    """The job was stopped by the user; its results so far and its state are saved."""
+
+    name = "stopped"
+
+    message: Message
+    remedy: Remedy = ""
+
+
+class FailedEvent(Event):
+    """The job ended with an error."""
+
+    name = "failed"
+
+    message: Message
+    remedy: Remedy = ""
+    code: str = Field(default="error", description="stable code of the error")
+
+
+EVENTS: dict[str, type[Event]] = {
+    model.name: model
+    for model in (
+        WaitingEvent,
+        PhaseEvent,
+        WarningEvent,
+        HintEvent,
+        StartEvent,
+        CaptionsEvent,
+        ResumeEvent,
+        StepEvent,
+        NanEvent,
+        EpochEvent,
+        TimestepsEvent,
+        ValidationEvent,
+        CheckpointEvent,
+        SampleEvent,
+        SavedEvent,
+        TaggedEvent,
+        SkippedEvent,
+        ImageFailedEvent,
+        CellEvent,
+        DoneEvent,
+        StoppedEvent,
+        FailedEvent,
+    )
+}
+# Events of the process rather than of the training: a resume keeps them in the log, even if it repeats steps.
+PROCESS_EVENTS = (WaitingEvent, PhaseEvent, WarningEvent, StartEvent, ResumeEvent, StoppedEvent, FailedEvent)
+
+
+def parse_event(line: str | bytes) -> Event | None:
+    """Return the event of a line of events.jsonl, or None if its name is unknown, as in logs of later versions.
+
+    Unknown fields are ignored. Raises ValueError if the line is damaged.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("event"), str):
+        raise ValueError(f"{line!r} is not an event.")
+    model = EVENTS.get(record["event"])
+    if model is None:
+        return None
+    return model.model_validate({name: value for name, value in record.items() if name in model.model_fields})
