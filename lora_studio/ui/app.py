@@ -115,14 +115,27 @@ def _pills(mode: Mode) -> str:
 def _menu(home: Home) -> Menu:
     with gr.Column(visible=False, elem_classes="project-menu") as panel:
         with gr.Row(elem_classes="menu-row"):
-            name = gr.Textbox(label="Name", info="For a new project, a copy, or renaming.", scale=3, max_lines=1)
+            name = gr.Textbox(
+                label="Name",
+                info="For a new project, a copy, or renaming.",
+                scale=3,
+                max_lines=1,
+                elem_id="project-name",
+            )
             new = gr.Button("New project", min_width=110)
             rename = gr.Button("Rename", min_width=90)
             duplicate = gr.Button("Duplicate", min_width=90)
             delete = gr.Button("Delete to trash", min_width=120)
         trashed = _trash(home)
         with gr.Row(visible=bool(trashed), elem_classes="menu-row") as trash_row:
-            trash = gr.Dropdown(trashed, value=None, label="Trash", info="Deleted projects, latest first.", scale=3)
+            trash = gr.Dropdown(
+                trashed,
+                value=None,
+                label="Trash",
+                info="Deleted projects, latest first.",
+                scale=3,
+                elem_id="project-trash",
+            )
             restore = gr.Button("Restore", min_width=110)
     return Menu(panel, gr.State(False), name, new, rename, duplicate, delete, trash_row, trash, restore)
 
@@ -173,7 +186,7 @@ class AppFrame:
         def on(event: Callable[..., object], handler: Callable[..., Updates], inputs: list[object]) -> None:
             event(guarded(self.notice, handler), inputs, everything, **studio.with_progress)
 
-        on(blocks.load, self.show_project, [studio.project])
+        on(blocks.load, self.load_page, [studio.project])
         on(header.project.input, self.select_project, [studio.project, header.project])
         on(menu.new.click, self.create_project, [menu.name])
         on(menu.rename.click, self.rename_project, [studio.project, menu.name])
@@ -223,6 +236,11 @@ class AppFrame:
         if tab is not None:
             updates |= self.studio.goto(tab)
         return updates
+
+    def load_page(self, name: str | None) -> Updates:
+        """Show the project that the browser remembers. A menu that was opened while the page loaded stays open."""
+        menu = (self.menu.panel, self.menu.is_open, self.menu.name)
+        return {component: update for component, update in self.show_project(name).items() if component not in menu}
 
     def select_project(self, current: str, name: str) -> Updates:
         """Switch to another project. The list also reports the current one, when it loses the focus."""

@@ -45,7 +45,7 @@ class Interface:
 
     def open_project(self, project: str) -> dict[str, Any]:
         """Load the page with this project selected."""
-        return self.call(AppFrame.show_project, project=project)
+        return self.call(AppFrame.load_page, project=project)
 
     def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
         """Run a handler; `pick` is what a `pick_button` sends."""

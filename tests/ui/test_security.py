@@ -173,9 +173,6 @@ def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> Non
     make_project(home)
     interface.open_project("ink")
     handlers = AppFrame.create_project, AppFrame.rename_project, AppFrame.duplicate_project
-    name_box = next(
-        number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Name"
-    )
     for name in (
         "../up",
         "/etc/x",
@@ -188,8 +185,7 @@ def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> Non
         "-" * 80,
     ):
         for handler in handlers:
-            interface.contents[name_box] = name
-            shown = interface.call(handler)
+            shown = interface.call(handler, project_name=name)
             assert error_code(shown["frame_notice"]) == "project_name", (handler, name)
             assert "<img" not in shown["frame_notice"]
     assert [path.name for path in (home.path / "projects").iterdir()] == ["ink"]
@@ -197,10 +193,7 @@ def test_new_names_stay_inside_the_home(home: Home, interface: Interface) -> Non
 
 def test_restore_accepts_only_projects_in_the_trash(home: Home, interface: Interface) -> None:
     project = make_project(home)
-    trash_box = next(
-        number for number, block in interface.blocks.blocks.items() if getattr(block, "label", "") == "Trash"
-    )
     for given in ("../projects/ink", str(project.path), None, "x/y"):
-        interface.contents[trash_box] = given
-        assert error_code(interface.call(AppFrame.restore_project)["frame_notice"]) == "trash"
+        shown = interface.call(AppFrame.restore_project, project_trash=given)
+        assert error_code(shown["frame_notice"]) == "trash"
     assert project.path.is_dir()

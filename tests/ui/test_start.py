@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from tests.support.application import ROOT, Running, start_app, stop_app
@@ -87,3 +88,12 @@ def test_events_show_progress_on_the_loading_bar_only(interface: Interface) -> N
     (bar,) = (number for number, block in interface.blocks.blocks.items() if block.elem_id == "loading-bar")
     shown = {(event["show_progress"], *event["show_progress_on"]) for event in events}
     assert shown == {("hidden",), ("minimal", bar)}
+
+
+def test_every_field_has_an_id(interface: Interface) -> None:
+    """The ids of a field's label, box and help text are derived from it in field_labels.js."""
+    kinds = (gr.Textbox, gr.Number, gr.Dropdown, gr.Slider, gr.Checkbox)
+    fields = [block for block in interface.blocks.blocks.values() if isinstance(block, kinds)]
+    ids = [field.elem_id for field in fields]
+    assert [field.label for field in fields if not field.elem_id] == []
+    assert len(set(ids)) == len(ids)

@@ -222,6 +222,7 @@ def build_form() -> RecipeForm:
         show_label=False,
         label="Search settings",
         max_lines=1,
+        elem_id="recipe-search",
     )
     no_match = html()
     folds: dict[Group, gr.Accordion] = {}
