@@ -23,7 +23,7 @@ from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, next_saving
 from lora_studio.planning.optimizers import optimizer_cautions, optimizer_errors
 from lora_studio.planning.steps import StepCount
-from lora_studio.planning.timing import SecondsRange, format_duration
+from lora_studio.planning.timing import SecondsRange, describe_duration
 from lora_studio.planning.trigger import check_trigger
 from lora_studio.settings.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
 from lora_studio.settings.recipe import Recipe
@@ -302,7 +302,7 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     if context.seconds is not None and hours is not None and context.seconds.low > hours * 3600:
         yield Caution(
             code="time",
-            message=f"The run takes at least {format_duration(context.seconds.low)}, by a rough estimate.",
+            message=f"The run takes at least {describe_duration(context.seconds.low)}, by a rough estimate.",
             why=RECIPE["training_hours"].why,
         )
 

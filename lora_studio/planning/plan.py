@@ -17,7 +17,7 @@ from lora_studio.planning.folders import ImageCounts, count_images, square_image
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, fit_vram, lora_mib
 from lora_studio.planning.recommend import Reason, RecipeDraft, recommend, times_as_text
 from lora_studio.planning.steps import StepCount, count_steps
-from lora_studio.planning.timing import SecondsRange, format_duration, measured_step_seconds, run_seconds
+from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step_seconds, run_seconds
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
@@ -87,8 +87,8 @@ class Plan(BaseModel):
                 f"{self.steps.steps_per_epoch} steps per epoch, {self.steps.total_steps} in all: every image is shown "
                 f"{times_as_text(self.repeats)} per epoch, {self.steps.epochs} epochs, "
                 f"batch size {self.recipe.batch_size}.",
-                f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {format_duration(self.seconds.low)} to "
-                f"{format_duration(self.seconds.high)}.",
+                f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {describe_duration(self.seconds.low)} to "
+                f"{describe_duration(self.seconds.high)}.",
                 f"The {self.recipe.network_type.value} will take {self.lora_mib:.0f} MiB"
                 f"{' with its text encoder part' if text else ''}.",
                 f"{self.base}: {self.base_advice}",
@@ -229,7 +229,7 @@ def _fit_time(
     made = measure(recipe)
     if hours is None:
         return made
-    why = f"To take about {format_duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
+    why = f"To take about {describe_duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
     while made[2].middle > hours * 3600 and made[0].epochs > 1 and "epochs" not in draft.given:
         draft.set("epochs", made[0].epochs - 1, why)
         made = measure(made[0].model_copy(update={"epochs": made[0].epochs - 1}))

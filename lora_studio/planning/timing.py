@@ -177,8 +177,8 @@ def _speed(base: BaseModel | None, vram_gib: float | None) -> tuple[float, float
     return next((low, high) for minimum, low, high in _TFLOPS_BY_VRAM if vram_gib >= minimum)
 
 
-def format_duration(seconds: float) -> str:
-    """Format seconds as "40 seconds", "12 minutes" or "1.5 hours"."""
+def describe_duration(seconds: float) -> str:
+    """Return a rough duration as "40 seconds", "12 minutes" or "1.5 hours"."""
     if seconds < 90:
         return f"{round(seconds)} seconds"
     if seconds < 5400:

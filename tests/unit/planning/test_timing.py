@@ -6,7 +6,7 @@ import pytest
 
 from lora_studio.guide import BASES
 from lora_studio.planning.steps import count_steps
-from lora_studio.planning.timing import SecondsRange, format_duration, run_seconds, step_seconds
+from lora_studio.planning.timing import SecondsRange, describe_duration, run_seconds, step_seconds
 from lora_studio.settings.recipe import Recipe
 
 
@@ -70,8 +70,8 @@ def test_middle_is_the_geometric_mean() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(40, "40 seconds"), (89, "89 seconds"), (720, "12 minutes"), (9000, "2.5 hours")]
 )
-def test_formats_durations(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
+def test_describes_durations(seconds: float, text: str) -> None:
+    assert describe_duration(seconds) == text
 
 
 def test_recomputed_blocks_and_quantized_weights_take_longer() -> None:
