@@ -60,8 +60,8 @@ def write_scan(project: Project) -> None:
                     reject=[path],
                     kind=DuplicateKind.EXACT,
                     distance=0,
-                    reason="identical file",
-                    reasons=["identical file"],
+                    reason="exact duplicate",
+                    reasons=["exact duplicate"],
                 )
             )
     summary = ScanSummary(

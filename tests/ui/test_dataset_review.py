@@ -216,7 +216,7 @@ def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
     page.locator("#review-line").get_by_text("2 of 3").wait_for()
 
     section(page, "Captions")
-    page.locator("#captions-findings").get_by_role("button", name="Put it first, once").click()
+    page.locator("#captions-findings").get_by_role("button", name="Add it at the start").click()
     page.locator("#dataset-message").get_by_text("1 caption changed.").wait_for()
     assert captions(project)[2] == f"{TRIGGER}, umbrella, ink"
     undo()

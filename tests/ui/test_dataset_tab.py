@@ -143,7 +143,7 @@ def test_import_is_reported_scanned_and_shown(imported: Project, interface: Inte
 
 def test_curate_lists_duplicates_and_issues_with_reasons(project: Project, interface: Interface) -> None:
     shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
-    assert "Mirrored copy" in shown["dataset_groups"]
+    assert "Mirrored duplicate" in shown["dataset_groups"]
     assert shown["dataset_groups"].count('<strong class="kept">') == 1
     assert "384 x 384 px" in shown["dataset_flagged"]
     assert shown["curate_apply"] == {"value": "Set aside all proposed (1)", "visible": True}
@@ -277,7 +277,7 @@ def test_image_marked_as_kept_is_not_proposed_until_it_is_checked_again(project:
     assert error_code(interface.call(CurationHandlers.set_aside_proposed)["dataset_notice"]) == "nothing"
     assert names(project) == NAMES
     shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["curate_aside"], "Check again"))
-    assert "Mirrored copy" in shown["dataset_groups"]
+    assert "Mirrored duplicate" in shown["dataset_groups"]
 
 
 @pytest.mark.parametrize(
@@ -510,7 +510,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     project = running.home.projects()[0]
     assert len(names(project)) == 3
     page.locator("#curate-aside").get_by_role("button", name="Restore").click()
-    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
+    page.locator("#dataset-groups").get_by_text("Mirrored duplicate").wait_for()
     assert len(names(project)) == 4
 
     page.locator("#curate-status").click()
@@ -526,7 +526,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.keyboard.press("k")
     page.locator("#curate-aside").get_by_text("Marked as kept").wait_for()
     page.locator("#curate-aside").get_by_role("button", name="Check again").click()
-    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
+    page.locator("#dataset-groups").get_by_text("Mirrored duplicate").wait_for()
     page.keyboard.press("ArrowDown")
     page.locator("#dataset-flagged .entry.here").wait_for()
     page.keyboard.press("ArrowUp")
@@ -535,7 +535,7 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     page.locator("#dataset-message").get_by_text("was set aside").wait_for()
     assert "guitar.png" not in names(project)
     page.keyboard.press("z")
-    page.locator("#dataset-groups").get_by_text("Mirrored copy").wait_for()
+    page.locator("#dataset-groups").get_by_text("Mirrored duplicate").wait_for()
     assert len(names(project)) == 4
 
     section("Review")

@@ -20,9 +20,9 @@ def test_a_scan_finds_exactly_the_planted_flaws() -> None:
         for path, reason in zip(group.reject, group.reasons, strict=True)
     }
     assert found == {
-        ("guitar.png", "guitar-mirrored.png"): "mirrored copy",
-        ("owl.png", "owl-resaved.jpg"): "re-encoded copy",
-        ("rocket.png", "rocket-resized.png"): "smaller copy",
+        ("guitar.png", "guitar-mirrored.png"): "mirrored duplicate",
+        ("owl.png", "owl-resaved.jpg"): "re-encoded duplicate",
+        ("rocket.png", "rocket-resized.png"): "resized duplicate",
     }
     issues = {(image.path.name, issue.code) for image in report.images for issue in image.issues}
     assert issues == {("umbrella.png", "too_small")}

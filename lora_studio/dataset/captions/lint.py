@@ -253,7 +253,7 @@ def _captions(count: int) -> str:
 def _check_files(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:
     empty = _images_where(captions, lambda caption: not caption.tags)
     edit = Edit(f"Wrote {trigger} where there was no caption", lambda text: text if split_tags(text) else trigger)
-    fixes = [Fix("empty", f"Write only {trigger}", edit)] if trigger else []
+    fixes = [Fix("empty", f"Use {trigger} as the caption", edit)] if trigger else []
     if empty:
         number = "1 image has" if len(empty) == 1 else f"{len(empty):,} images have"
         yield Finding("empty", f"{number} no caption, or an empty one.", empty, fixes=fixes)
@@ -261,7 +261,7 @@ def _check_files(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         "not_utf8",
         _images_where(captions, lambda caption: not caption.utf8),
         "in Latin-1, UTF-16 or with a byte order mark",
-        Fix("not_utf8", "Write as UTF-8", Edit("Wrote captions as UTF-8", lambda text: text, rewrite=True)),
+        Fix("not_utf8", "Convert to UTF-8", Edit("Converted captions to UTF-8", lambda text: text, rewrite=True)),
     )
 
 
@@ -270,7 +270,7 @@ def _check_texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         "untidy",
         _images_where(captions, lambda caption: caption.has_stray_separators),
         "with stray commas, line breaks or spaces",
-        Fix("untidy", "Clean up", Edit("Removed stray commas and spaces", normalise_separators)),
+        Fix("untidy", "Remove stray commas and spaces", Edit("Removed stray commas and spaces", normalise_separators)),
     )
     repeated_tags = Counter(tag for caption in captions for tag in caption.repeated_tags)
     for finding in _finding(
@@ -279,7 +279,7 @@ def _check_texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         "with a tag more than once",
         Fix(
             "duplicate_tags",
-            "Keep the first of each tag",
+            "Remove the repeated tags",
             Edit("Removed repeated tags", lambda text: join_tags(deduplicated(split_tags(text)))),
         ),
     ):
@@ -295,12 +295,12 @@ def _check_trigger(captions: Sequence[Caption], trigger: str) -> Iterator[Findin
         if caption.tags and (code := _trigger_code(caption.text, trigger)):
             by_code[code].append(caption.image)
     edit = Edit(f"Put {trigger} first", lambda text: with_trigger(text, trigger) if split_tags(text) else text)
-    for code, where in (
-        ("trigger_missing", f"without {trigger}"),
-        ("trigger_doubled", f"with {trigger} more than once"),
-        ("trigger_misplaced", f"with {trigger} not first"),
+    for code, flaw, label in (
+        ("trigger_missing", f"without {trigger}", "Add it at the start"),
+        ("trigger_doubled", f"with {trigger} more than once", "Keep one, at the start"),
+        ("trigger_misplaced", f"with {trigger} not first", "Move it to the start"),
     ):
-        yield from _finding(code, by_code[code], where, Fix(code, "Put it first, once", edit))
+        yield from _finding(code, by_code[code], flaw, Fix(code, label, edit))
 
 
 def _count_matches(words: Iterable[re.Pattern[str]], tags: Iterable[str]) -> int:
@@ -315,7 +315,7 @@ def _check_length(captions: Sequence[Caption], trigger: str) -> Iterator[Finding
             captions, lambda caption: len(caption.text) > MAX_TOKENS and count_tokens(caption.text) > MAX_TOKENS
         ),
         f"with more than {MAX_TOKENS} tokens",
-        Fix("too_long", "Remove what is truncated", Edit(f"Shortened to {MAX_TOKENS} tokens", truncate)),
+        Fix("too_long", f"Shorten to {MAX_TOKENS} tokens", Edit(f"Shortened to {MAX_TOKENS} tokens", truncate)),
     )
 
 
@@ -356,7 +356,7 @@ def _check_frequencies(captions: Sequence[Caption], trigger: str) -> Iterator[Fi
             f"{name}: on {len(images):,} of {len(with_text):,} captioned images. Is it true of all of them?",
             images,
             {name: len(images)},
-            [Fix(f"common_tag:{name}", "Leave it to the trigger word", edits.remove([name]))],
+            [Fix(f"common_tag:{name}", f"Remove {name}", edits.remove([name]))],
             about=name,
         )
     rare = sorted(names[tag] for tag, images in holding.items() if len(images) == 1)
@@ -367,7 +367,7 @@ def _check_frequencies(captions: Sequence[Caption], trigger: str) -> Iterator[Fi
             f"{len(rare):,} {'tag' if len(rare) == 1 else 'tags'} on one image each.",
             images,
             dict.fromkeys(rare, 1),
-            [Fix("rare_tag", "Remove them all" if len(rare) > 1 else "Remove it", edits.remove(rare))],
+            [Fix("rare_tag", "Remove these tags" if len(rare) > 1 else f"Remove {rare[0]}", edits.remove(rare))],
         )
 
 

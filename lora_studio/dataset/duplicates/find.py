@@ -46,7 +46,7 @@ ReportProgress = Callable[[str, int, int], None]  # phase, done, total (0: unkno
 
 
 class DuplicateKind(StrEnum):
-    """Kind of a group: the same pixels, a changed copy, or similar content by a tagger's features (similarity.py)."""
+    """Kind of a group: the same pixels, changed pixels, or similar features of a tagger (similarity.py)."""
 
     EXACT = "exact"
     NEAR = "near"
@@ -112,7 +112,7 @@ def find_duplicates(
         keep, *duplicates = sorted(same, key=_tie_break)
         unique.append(keep)
         if duplicates:
-            groups.append(_exact_group(keep, duplicates, "identical file"))
+            groups.append(_exact_group(keep, duplicates, "exact duplicate"))
     matches = _find_matches(unique, report_progress, workers, min_process_pairs)
     report_progress(CHOOSE, 0, 0)
     groups += _star_groups(unique, matches)
@@ -174,7 +174,7 @@ def _group(
     near = [duplicate for duplicate in duplicates if duplicate not in same]
     groups = []
     if same:
-        groups.append(_exact_group(best, [entries[duplicate] for duplicate in same], "identical pixels"))
+        groups.append(_exact_group(best, [entries[duplicate] for duplicate in same], "pixel-identical duplicate"))
     if near:
         reasons = [_reason(best, entries[duplicate], matches[duplicate], keep) for duplicate in near]
         groups.append(
@@ -221,7 +221,7 @@ def _tie_break(entry: FingerprintedImage) -> tuple[bool, int, str]:
 def _sharpness(path: Path) -> float:
     """Return the variance of the Laplacian (Pech-Pacheco et al. 2000), divided by the variance of the grey image.
 
-    The division keeps a brightened copy, whose edges are only higher, from counting as sharper.
+    The division keeps a brightened duplicate, whose edges are only higher, from counting as sharper.
     """
     try:
         grey = np.asarray(read_image(path).convert("L"), dtype=np.float32)
@@ -247,18 +247,18 @@ def _same_pixels(keep: FingerprintedImage, duplicate: FingerprintedImage, match:
 
 
 def _reason(keep: FingerprintedImage, duplicate: FingerprintedImage, match: _Match, keep_index: int) -> str:
-    """Describe `duplicate` in comparison with `keep`, like "mirrored, smaller copy"."""
+    """Describe `duplicate` in comparison with `keep`, like "mirrored, resized duplicate"."""
     shown, gain = (
         (match.area_ratio, match.gain) if match.first == keep_index else (1 / match.area_ratio, 1 / match.gain)
     )
     words = ["mirrored"] if match.mirrored else []
     if abs(shown - 1) > 2 * _MIN_CROP:
-        words.append("cropped" if shown < 1 else "wider")
+        words.append("cropped" if shown < 1 else "uncropped")
     if gain > _MIN_GAIN_CHANGE or gain < 1 / _MIN_GAIN_CHANGE:
         words.append("brightened" if gain > 1 else "darkened")
     elif duplicate.info.width * duplicate.info.height < shown * keep.info.width * keep.info.height * 0.98:
-        words.append("smaller")
-    return f"{', '.join(words) or 're-encoded'} copy"
+        words.append("resized")
+    return f"{', '.join(words) or 're-encoded'} duplicate"
 
 
 def _find_matches(

@@ -121,8 +121,8 @@ def dataset_tiles(contents: Contents, rejected: int) -> Markup:
 
 
 def _duplicate_kind(reason: str) -> str:
-    """Return the kind in a scan's reason: "mirrored, smaller" of "mirrored, smaller copy of a.png"."""
-    return reason.split(" of ")[0].removesuffix(" copy").removesuffix(" duplicate")
+    """Return the kind in a scan's reason: "mirrored, resized" of "mirrored, resized duplicate of a.png"."""
+    return reason.split(" of ")[0].removesuffix(" duplicate")
 
 
 def _images_note(contents: Contents, rejected: int) -> str:

@@ -33,7 +33,7 @@ def found(folder: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_finds_changed_copies_of_photos_and_nothing_else(tmp_path: Path, change: str) -> None:
+def test_finds_changed_duplicates_of_photos_and_nothing_else(tmp_path: Path, change: str) -> None:
     for seed in range(3):
         save(photo(seed), tmp_path / f"{seed}.png")
         save(CHANGES[change](photo(seed)), tmp_path / f"copy of {seed}.png")
@@ -47,7 +47,7 @@ def test_identical_files_and_identical_pixels_are_exact_duplicates(tmp_path: Pat
     save(photo(1), tmp_path / "a copy.bmp")
     exact = {path.name: reason for group in groups(tmp_path) for path, reason in _rejects(group)}
     assert {group.kind for group in groups(tmp_path)} == {DuplicateKind.EXACT}
-    assert exact == {"b.png": "identical file", "a copy.bmp": "identical pixels"}
+    assert exact == {"b.png": "exact duplicate", "a copy.bmp": "pixel-identical duplicate"}
 
 
 def _rejects(group: DuplicateGroup) -> list[tuple[Path, str]]:
@@ -90,11 +90,11 @@ def test_of_equal_images_keeps_a_captioned_one_then_the_shorter_name(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [
-        ("mirrored", {"mirrored copy"}),
-        ("resized to 50%", {"smaller copy"}),
-        ("10% cropped", {"cropped copy"}),
-        ("brightened 15%", {"brightened copy", "darkened copy"}),  # either may be the one that is kept
-        ("JPEG 60", {"re-encoded copy"}),
+        ("mirrored", {"mirrored duplicate"}),
+        ("resized to 50%", {"resized duplicate"}),
+        ("10% cropped", {"cropped duplicate"}),
+        ("brightened 15%", {"brightened duplicate", "darkened duplicate"}),  # either may be the one that is kept
+        ("JPEG 60", {"re-encoded duplicate"}),
     ],
 )
 def test_reasons_name_the_change(tmp_path: Path, change: str, reasons: set[str]) -> None:
