@@ -6,55 +6,17 @@ import errno
 import os
 import re
 import shutil
-import stat
-import warnings
-import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio import files
 from lora_studio.dataset.curate import Proposal, reject
-from lora_studio.dataset.ingest.archives import Limits
 from lora_studio.dataset.ingest.importers import ImportReport, import_paths
 from lora_studio.errors import DiskFullError, InputError
 from lora_studio.workspace.project import Home
-
-
-def draw(path: Path, shade: int = 0, size: tuple[int, int] = (40, 30)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (shade, 99, 200)).save(path)
-    return path
-
-
-def pack(path: Path, entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    return path
-
-
-def png(tmp_path: Path, shade: int = 0) -> bytes:
-    return draw(tmp_path / "scratch.png", shade).read_bytes()
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    folder = tmp_path / "source"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def images_dir(tmp_path: Path) -> Path:
-    return tmp_path / "project" / "dataset" / "10_hero"
+from tests.support.import_sources import draw, pack, png, tree
 
 
 def test_copies_a_folder_with_captions_and_leaves_it_unchanged(source: Path, images_dir: Path) -> None:
@@ -239,71 +201,6 @@ def test_imports_a_name_that_is_not_valid_unicode(source: Path, images_dir: Path
     assert report.model_dump_json()
 
 
-def test_reads_utf8_names_of_a_zip_without_the_flag(tmp_path: Path, images_dir: Path) -> None:
-    archive = pack(tmp_path / "x.zip", {"cafe.png": png(tmp_path)})
-    archive.write_bytes(archive.read_bytes().replace(b"cafe.png", "féa.png".encode()))
-    assert import_paths([archive], images_dir).added == [images_dir / "féa.png"]
-
-
-@pytest.mark.parametrize(
-    "name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png", "a/.."]
-)
-def test_refuses_a_zip_with_a_path_outside(tmp_path: Path, images_dir: Path, name: str) -> None:
-    archive = pack(tmp_path / "x.zip", {"good.png": png(tmp_path), name: png(tmp_path, 1)})
-    with pytest.raises(InputError, match=r"x\.zip.*(evil\.png|a/\.\.)") as caught:
-        import_paths([archive], images_dir)
-    assert (caught.value.code, bool(caught.value.remedy)) == ("zip", True)
-    assert not images_dir.exists()
-    assert not list(tmp_path.rglob("evil*"))
-
-
-def test_refuses_a_zip_with_a_link(tmp_path: Path, images_dir: Path) -> None:
-    link = zipfile.ZipInfo("a.png")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr(link, "/etc/passwd")
-    with pytest.raises(InputError, match=r"a\.png") as caught:
-        import_paths([tmp_path / "x.zip"], images_dir)
-    assert caught.value.code == "zip"
-
-
-@pytest.mark.parametrize(
-    ("limits", "figure"),
-    [
-        (Limits(entries=1), "2 files"),
-        (Limits(total=1 << 20), r"0\.0 GiB"),
-        (Limits(ratio_exempt=1 << 20), r"\d+ times"),
-    ],
-)
-def test_refuses_a_zip_bomb_before_writing(tmp_path: Path, images_dir: Path, limits: Limits, figure: str) -> None:
-    entries = {"a.png": png(tmp_path), "b.bmp": bytes(5 << 20)}
-    archive = pack(tmp_path / "x.zip", entries, zipfile.ZIP_DEFLATED)
-    with pytest.raises(InputError, match=figure) as caught:
-        import_paths([archive], images_dir, limits=limits)
-    assert caught.value.code == "zip"
-    assert not images_dir.exists()
-    assert len(import_paths([archive], images_dir).added) == 1
-
-
-def test_reports_a_damaged_zip_entry_and_imports_the_others(tmp_path: Path, images_dir: Path) -> None:
-    good, bad = png(tmp_path, 1), png(tmp_path, 2)
-    archive = pack(tmp_path / "x.zip", {"good.png": good, "bad.png": bad})
-    archive.write_bytes(archive.read_bytes().replace(bad, bad[:-20] + bytes(20)))
-    report = import_paths([archive], images_dir)
-    assert list(tree(images_dir)) == ["good.png"]
-    assert [(item.name, item.code) for item in report.refused] == [("bad.png", "zip_entry")]
-
-
-def test_refuses_a_zip_with_a_password(tmp_path: Path, images_dir: Path) -> None:
-    archive = pack(tmp_path / "x.zip", {"a.png": png(tmp_path)})
-    data = bytearray(archive.read_bytes())
-    data[data.index(b"PK\1\2") + 8] |= 1
-    archive.write_bytes(data)
-    with pytest.raises(InputError, match="password") as caught:
-        import_paths([archive], images_dir)
-    assert caught.value.code == "zip"
-
-
 def test_reports_all_problems_of_the_sources_before_writing(source: Path, images_dir: Path) -> None:
     (source / "no.zip").write_text("not a zip")
     (source / "empty").mkdir()
@@ -349,46 +246,6 @@ def test_takes_another_name_if_a_concurrent_import_has_it(
     monkeypatch.setattr(shutil, "copyfile", meanwhile)
     assert import_paths([source], images_dir).added == [images_dir / "a (2).png"]
     assert (images_dir / "a.png").read_bytes() == b"theirs"
-
-
-names = st.lists(
-    st.sampled_from(["..", ".", "", "/", "a", "10_b", "con", "C:", "x" * 260, "é", "\x00", "*?", "a.b"])
-    | st.text(max_size=6),
-    min_size=1,
-    max_size=4,
-)
-
-
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(parts=st.lists(names, min_size=1, max_size=4), separator=st.sampled_from(["/", "\\"]))
-def test_no_name_in_a_zip_leads_outside_the_dataset(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[list[str]], separator: str
-) -> None:
-    root = tmp_path_factory.mktemp("zip")
-    images_dir = root / "in" / "dataset" / "10_hero"
-    data = png(root)
-    archive = root / "x.zip"
-    with zipfile.ZipFile(archive, "w") as opened, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # duplicate names
-        for index, path in enumerate(parts):
-            name = separator.join(path).encode("utf-8", "replace").decode() + ".png"
-            opened.writestr(zipfile.ZipInfo(name), data + bytes([index]))
-    before = {path: data for path, data in tree(root).items() if not path.startswith("in/")}
-    try:
-        report = import_paths([archive], images_dir)
-    except InputError:
-        assert not images_dir.exists()
-        return
-    after = tree(root)
-    assert {path: data for path, data in after.items() if not path.startswith("in/")} == before
-    written = [path for path in after if path.startswith("in/")]
-    assert len(written) == len(report.added)
-    for path in written:
-        assert re.fullmatch(r"in/dataset/\d+_[^/]+/[^/]+\.png", path)
-        assert len(Path(path).name.encode()) < 255
-    assert len(report.added) + len(report.skipped) + len(report.refused) <= len(parts)
-    again = import_paths([archive], images_dir)
-    assert (again.added, len(again.skipped)) == ([], len(report.added) + len(report.skipped))
 
 
 def test_imports_masks_with_their_images(source: Path, images_dir: Path, tmp_path: Path) -> None:
