@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_studio.dataset.buckets import Size, place_for
@@ -20,11 +20,15 @@ from lora_studio.workspace.project import image_sets
 
 @dataclass(frozen=True)
 class CountedImage:
-    """A readable image: its size (width, height) after EXIF rotation, its folder's repeats, and its file, if any."""
+    """A readable image: its size (width, height) after EXIF rotation, its folder's repeats, and its file.
+
+    Assumed images have no file; `count` of them are one object.
+    """
 
     size: Size
     repeats: int
     path: Path | None = None
+    count: int = 1
 
 
 @dataclass
@@ -42,12 +46,17 @@ class ImageCounts:
     @property
     def total(self) -> int:
         """The number of readable images."""
-        return len(self.images)
+        return sum(image.count for image in self.images)
 
     @property
-    def all_repeats(self) -> list[int]:
-        """The repeats of each image."""
-        return [image.repeats for image in self.images]
+    def mean_repeats(self) -> float:
+        """The average of the images' repeats."""
+        return sum(image.repeats * image.count for image in self.images) / self.total
+
+    @property
+    def has_mixed_repeats(self) -> bool:
+        """True if the folders' repeats differ."""
+        return len({image.repeats for image in self.images}) > 1
 
     def all_sizes(self) -> list[Size]:
         """Return the size (width, height) of each image."""
@@ -59,12 +68,15 @@ class ImageCounts:
 
     def balanced_buckets(self, recipe: Recipe, samples: int) -> Counter[Size]:
         """Count these regularisation images per bucket, repeated to balance `samples` training samples per epoch."""
-        return _in_buckets(recipe, zip(self.images, balanced_repeats(self.all_repeats, samples), strict=True))
+        own = [image.repeats for image in self.images]
+        return _in_buckets(recipe, zip(self.images, balanced_repeats(own, samples), strict=True))
 
     def _training_split(self, recipe: Recipe) -> list[CountedImage]:
         share = recipe.validation_split
-        if not share or self.manifest is None:
-            return self.images[: self.total - validation_count(self.total, share)]
+        if not share:
+            return self.images
+        if self.manifest is None:
+            return [replace(image, count=image.count - validation_count(image.count, share)) for image in self.images]
         files = [image.path for image in self.images if image.path is not None]
         hashes = [(path, self.manifest.sha256_of(path)) for path in files]
         chosen = choose_validation_images(hashes, self.manifest.duplicates, share=share, seed=recipe.seed)
@@ -73,14 +85,14 @@ class ImageCounts:
 
 def square_images(images: int, side: int) -> ImageCounts:
     """Return counts of assumed square images of `side` px, for a plan without a folder."""
-    return ImageCounts([CountedImage((side, side), 1)] * images)
+    return ImageCounts([CountedImage((side, side), repeats=1, count=images)])
 
 
 def _in_buckets(recipe: Recipe, images: Iterable[tuple[CountedImage, int]]) -> Counter[Size]:
     """Count the samples per bucket of images with their repeats."""
     by_size: Counter[Size] = Counter()
     for image, repeats in images:
-        by_size[image.size] += repeats
+        by_size[image.size] += repeats * image.count
     counts: Counter[Size] = Counter()
     for size, samples in by_size.items():
         if samples:

@@ -19,6 +19,7 @@ from lora_studio.planning.recommend import Reason, RecipeDraft, recommend, times
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step_seconds, run_seconds
 from lora_studio.settings.choices import LoraKind
+from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import ProjectInfo
@@ -118,14 +119,13 @@ def plan(
     taken if one has the same base and speed settings. `regularization` is a folder of images that are balanced against
     the dataset's.
 
-    Raises InputError for an empty folder or an unknown kind, ConfigError for unknown settings and values that cannot
-    work.
+    Raises InputError for an empty folder, an unknown kind or a number out of its bounds, ConfigError for unknown
+    settings and values that cannot work.
     """
     given = _checked(overrides or {})
     kind = _kind(kind)
     for name, value in (("vram_gib", vram_gib), ("hours", hours)):
-        if value is not None and not value > 0:
-            raise InputError(f"{name} is {value}.", "Give a number above 0, or leave it out.", code=name)
+        check_plan_number(name, value)
     known = guide.find_base(base)
     if not base.strip():
         raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
@@ -160,7 +160,7 @@ def plan(
         tier=guide.tier_for(counts.total),
         recipe=recipe,
         reasons=draft.reasons(recipe),
-        repeats=recipe.repeats or round(sum(counts.all_repeats) / counts.total),
+        repeats=recipe.repeats or round(counts.mean_repeats),
         steps=steps,
         vram_gib=estimate_vram_gib(recipe, known, vram_gib),
         vram_parts=estimate_vram_parts(recipe, known, vram_gib),
@@ -194,8 +194,7 @@ def _kind(kind: LoraKind | str) -> LoraKind:
 def _images(images: Path | str | int, side: int) -> ImageCounts:
     if not isinstance(images, int):
         return count_images(Path(images).expanduser())
-    if images < 1:
-        raise InputError(f"The number of images is {images}.", "Give at least 1.", code="no_images")
+    check_plan_number("images", images)
     return square_images(images, side)
 
 

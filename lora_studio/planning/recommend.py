@@ -149,7 +149,7 @@ def _choose_schedule(
     draft.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     target = EMBEDDED_SAMPLES_PER_EPOCH if base and base.is_embedded else guide.KINDS[kind.value].samples_per_epoch
     repeats = max(1, round(target / counts.total))
-    if len(set(counts.all_repeats)) > 1:
+    if counts.has_mixed_repeats:
         draft.set("repeats", None, "Your folders' names set repeats of their own; they are kept.", guided=False)
     else:
         draft.set(

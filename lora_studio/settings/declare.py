@@ -17,6 +17,8 @@ from pydantic.config import JsonDict
 from lora_studio import guide
 from lora_studio.errors import ConfigError, InputError
 
+MAX_STEPS = 10_000_000
+
 
 class Group(StrEnum):
     """The sections of the form."""

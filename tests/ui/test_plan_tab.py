@@ -29,13 +29,19 @@ def test_answers_are_saved_and_update_the_plan(project: Project, interface: Inte
     assert "characters and styles" in shown["plan_base"]["info"]
 
 
-def test_numbers_that_are_not_positive_are_refused(project: Project, interface: Interface) -> None:
+def test_numbers_out_of_their_bounds_are_refused(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
     before = project.info()
-    for box, value in [("plan_images", -3), ("plan_vram", -1), ("plan_hours", 0)]:
+    for box, value, code in [
+        ("plan_images", -3, "no_images"),
+        ("plan_images", 1_000_000_000, "images"),
+        ("plan_vram", -1, "vram_gib"),
+        ("plan_vram", 1e300, "vram_gib"),
+        ("plan_hours", 0, "hours"),
+    ]:
         shown = interface.call(PlanTab.update_plan, **{box: value})
-        assert error_code(shown["plan_notice"]) == "positive", box
-        assert f"is {value}." in shown["plan_notice"]
+        assert error_code(shown["plan_notice"]) == code, box
+        assert f"is {value:,}." in shown["plan_notice"]
         interface.open_project("ink")
     assert project.info() == before
 

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import field_validator
 
 from lora_studio.settings.choices import Optimizer, Scheduler
-from lora_studio.settings.declare import Group, Settings, setting
+from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting
 
 # Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99.
 ARGUMENT_SEPARATOR = re.compile(r"[\s,]+(?=[^\W\d]\w*\s*=)")
@@ -43,6 +43,7 @@ class OptimizationSettings(Settings):
         group=Group.OPTIMIZER,
         why="Clips larger gradients, so that one odd batch does no harm; 0 turns clipping off.",
         ge=0,
+        le=1e6,
     )
     optimizer_args: list[str] = setting(
         [],
@@ -94,6 +95,7 @@ class OptimizationSettings(Settings):
         why="Steps over which the rate rises from zero, or a fraction of the run if below 1 (0.05); helps Prodigy and "
         "high rates.",
         ge=0,
+        le=MAX_STEPS,
     )
     lr_scheduler_num_cycles: int = setting(
         3,
@@ -120,6 +122,7 @@ class OptimizationSettings(Settings):
         unit="steps",
         why="Ends the run at this step, even within an epoch. Empty: all epochs are trained.",
         ge=1,
+        le=MAX_STEPS,
     )
     seed: int = setting(
         42, label="Seed", group=Group.SCHEDULE, why="The same seed gives the same run.", ge=0, le=2**32 - 1

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import field_validator
 
-from lora_studio.settings.declare import Group, Settings, setting, split_lines
+from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting, split_lines
 
 
 class SampleSettings(Settings):
@@ -27,6 +27,7 @@ class SampleSettings(Settings):
         unit="epochs",
         why="The last epoch is always sampled; 0 turns samples off.",
         ge=0,
+        le=MAX_STEPS,
     )
     sample_every_n_steps: int = setting(
         0,
@@ -35,6 +36,7 @@ class SampleSettings(Settings):
         unit="steps",
         why="For long epochs; 0 samples only at the end of an epoch.",
         ge=0,
+        le=MAX_STEPS,
     )
     sample_steps: int = setting(
         20,
@@ -59,6 +61,7 @@ class SampleSettings(Settings):
         unit="epochs",
         why="Each checkpoint is a LoRA that you can compare in the Test tab: the best is often not the last.",
         ge=1,
+        le=MAX_STEPS,
     )
     save_every_n_steps: int = setting(
         0,
@@ -67,6 +70,7 @@ class SampleSettings(Settings):
         unit="steps",
         why="For long epochs; 0 saves only at the end of an epoch.",
         ge=0,
+        le=MAX_STEPS,
     )
     keep_checkpoints: int = setting(
         0,
@@ -74,6 +78,7 @@ class SampleSettings(Settings):
         group=Group.SAMPLES,
         why="Keeps only the N most recent; 0 keeps all.",
         ge=0,
+        le=MAX_STEPS,
     )
 
     @field_validator("sample_prompts", mode="before")

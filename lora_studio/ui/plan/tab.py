@@ -12,17 +12,21 @@ from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan
 from lora_studio.settings.choices import LoraKind
+from lora_studio.settings.plan_numbers import PlanNumbers, check_plan_number
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, requires_project
 from lora_studio.ui.plan.view import guide_notes, recipe_table
 from lora_studio.ui.state.project_plan import EXPECTED_IMAGES, plan_project
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import Tone, card, empty_card, html
 from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
+from lora_studio.ui.widgets.setting_spec import SettingSpec
 from lora_studio.workspace.project import Project, ProjectInfo
 
 DATASET_CODES = frozenset(
     {"few_images", "small_images", "mixed_resolution", "bucket_waste", "unreadable", "captions_missing"}
 )
+
+IMAGES, VRAM, HOURS = (SettingSpec.of(PlanNumbers, name) for name in ("images", "vram_gib", "hours"))
 
 
 class Answers(NamedTuple):
@@ -60,7 +64,7 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
 
 def _answers() -> Answers:
     gpu = find_gpu()
-    found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else "No GPU was found here. Empty means unknown."
+    found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else f"No GPU was found here. {VRAM.why}"
     with gr.Group(elem_classes="answers"):
         return Answers(
             kind=gr.Radio(
@@ -82,16 +86,9 @@ def _answers() -> Answers:
                 max_lines=1,
                 elem_id="plan-trigger",
             ),
-            images=gr.Number(
-                EXPECTED_IMAGES, label="Images", info="How many you expect to have.", precision=0, elem_id="plan-images"
-            ),
-            vram_gib=gr.Number(None, label="VRAM (GiB)", info=found, elem_id="plan-vram"),
-            hours=gr.Number(
-                None,
-                label="Time budget (hours)",
-                info="Optional. The guide suggests 1 to 3 while you experiment.",
-                elem_id="plan-hours",
-            ),
+            images=gr.Number(EXPECTED_IMAGES, label=IMAGES.label, info=IMAGES.why, precision=0, elem_id="plan-images"),
+            vram_gib=gr.Number(None, label=VRAM.label, info=found, elem_id="plan-vram"),
+            hours=gr.Number(None, label=HOURS.label, info=HOURS.why, elem_id="plan-hours"),
         )
 
 
@@ -193,6 +190,7 @@ class PlanTab:
         return self._plan_updates(plan) | self.studio.goto(TabName.TRAIN) | {self.studio.run: NEW_RUN}
 
     def _save(self, project: Project, data: dict[Any, Any]) -> ProjectInfo:
+        check_plan_number("vram_gib", data[self.answers.vram_gib])
         old = project.info()
         new = ProjectInfo.parse(
             old.model_dump()
@@ -200,7 +198,7 @@ class PlanTab:
                 "kind": data[self.answers.kind] or old.kind,
                 "base": (data[self.answers.base] or "").strip(),
                 "trigger_word": (data[self.answers.trigger_word] or "").strip(),
-                "vram_gib": _positive("VRAM", data[self.answers.vram_gib]),
+                "vram_gib": data[self.answers.vram_gib],
             }
         )
         if new != old:
@@ -208,13 +206,14 @@ class PlanTab:
         return new
 
     def _plan(self, project: Project, info: ProjectInfo, data: dict[Any, Any]) -> Plan:
-        """Plan with the answers in the form; raises InputError for a number that is not positive."""
+        """Plan with the answers in the form; raises InputError for a number out of its bounds."""
+        images = data[self.answers.images]
         return plan_project(
             project,
             info,
-            expected_images=int(_positive("The number of images", data[self.answers.images]) or EXPECTED_IMAGES),
-            vram_gib=_positive("VRAM", data[self.answers.vram_gib]),
-            hours=_positive("The time budget", data[self.answers.hours]),
+            expected_images=EXPECTED_IMAGES if images is None else images,
+            vram_gib=info.vram_gib,
+            hours=data[self.answers.hours],
         )
 
     def _plan_updates(self, plan: Plan) -> Updates:
@@ -258,10 +257,4 @@ def _images_box(images: int, *, expected: int | None = None) -> Any:
     if images:
         return gr.update(value=images, info="Counted in the dataset, with their sizes.", interactive=False)
     typed = {} if expected is None else {"value": expected}
-    return gr.update(info="How many you expect to have: the dataset is empty.", interactive=True, **typed)
-
-
-def _positive(name: str, value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise InputError(f"{name} is {value:g}.", "Give a number above 0, or leave it empty.", code="positive")
-    return value
+    return gr.update(info=f"{IMAGES.why} The dataset is empty.", interactive=True, **typed)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pytest
 from PIL import Image
 
 from lora_studio.dataset.buckets import place_for
+from lora_studio.dataset.validation_split import validation_count
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.plan_numbers import PlanNumbers
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
 
@@ -33,6 +36,19 @@ def reason(result: Plan, setting: str) -> Any:
 def save(path: Path, size: tuple[int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "orange").save(path)
+
+
+def test_the_number_of_images_costs_no_memory() -> None:
+    most = next(bound.le for bound in PlanNumbers.model_fields["images"].metadata if hasattr(bound, "le"))
+    tracemalloc.start()
+    try:
+        result = plan(most, overrides={"validation_split": 0.1, "repeats": 2}, hours=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.images == most == 1_000_000
+    assert result.steps.samples_per_epoch == 2 * (most - validation_count(most, 0.1))
+    assert peak < 1_000_000, "bytes"
 
 
 def test_summary_is_json_with_the_documented_keys() -> None:
@@ -177,7 +193,10 @@ def test_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, Any]
         ({"images": 0}, "no_images", "0"),
         ({"images": 24, "kind": "portrait"}, "kind", "'portrait'"),
         ({"images": 24, "base": " "}, "base", "SDXL 1.0"),
+        ({"images": 1_000_000_000}, "images", "1,000,000,000"),
         ({"images": 24, "vram_gib": 0}, "vram_gib", "0"),
+        ({"images": 24, "vram_gib": 5000}, "vram_gib", "5,000"),
+        ({"images": 24, "hours": 1e9}, "hours", "1,000,000,000"),
         ({"images": 24, "hours": -1.0}, "hours", "-1"),
         ({"images": 24, "overrides": {"unet_learning_rate": 1}}, "config", "unet_learning_rate"),
         ({"images": 24, "overrides": {"unet_lr": "abc"}}, "config", "unet_lr"),
