@@ -19,7 +19,7 @@ from lora_studio.ui.state.jobs import ActiveJob, Jobs
 from lora_studio.ui.sweep import tab as sweep_tab
 from lora_studio.ui.train import tab as train_tab
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import empty_state, html, pill, render
+from lora_studio.ui.widgets.html import empty_state, html, pill, render, script
 from lora_studio.workspace.project import Home, Project
 
 TITLE = "LoRA Studio"
@@ -63,7 +63,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
         run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)
-        bar = gr.HTML(elem_id="loading-bar")
+        bar = gr.HTML(elem_id="loading-bar", js_on_load=script("request_queue.js"))
         html(js="form_fields.js")
         header = _header(home, mode)
         menu = _menu(home)

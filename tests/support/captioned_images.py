@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest, scan_stamps
@@ -18,9 +19,9 @@ CAPTIONS = {
 }
 
 
-def add_captioned_images(project: Project) -> Project:
-    """Add three captioned images and a scan of them."""
-    for name, caption in CAPTIONS.items():
+def add_captioned_images(project: Project, captions: Mapping[str, str] = CAPTIONS) -> Project:
+    """Add example images with these captions, by default three, and a scan of them."""
+    for name, caption in captions.items():
         image = project.images_dir / name
         shutil.copy(EXAMPLE_IMAGES / name, image)
         image.with_suffix(".txt").write_text(caption, "utf-8")

@@ -11,7 +11,9 @@ import pytest
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest, scan_stamps
+from lora_studio.dataset.review import review_status
 from lora_studio.dataset.scan import scan
+from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -102,6 +104,27 @@ def test_marks_of_reviewed_images_survive_a_scan_and_a_reload(project: Project, 
     assert "guitar.png" in updates["review_line"]
 
 
+def test_images_whose_captions_change_are_reviewed_again_unless_changed_in_review(
+    project: Project, interface: Interface
+) -> None:
+    def reviewed() -> list[str]:
+        review = review_status(project.dataset_dir)
+        assert f"{len(review.reviewed)} of 3 reviewed" in interface.contents_of("review_progress")
+        return [path.name for path in review.reviewed]
+
+    for _ in CAPTIONS:
+        interface.call(CaptionHandlers.mark_and_show_next)
+    interface.call(DatasetTab.section_changed, dataset_section="Captions")
+    interface.call(CaptionHandlers.finding_clicked, pick="fix:trigger_missing")
+    assert reviewed() == ["guitar.png", "key.png"]
+    interface.call(CaptionHandlers.undo)
+    assert reviewed() == list(CAPTIONS)
+    interface.call(CaptionHandlers.chip_clicked, pick="add:red")
+    interface.call(CaptionHandlers.save_caption, review_caption="guitar, blue")
+    assert captions(project)[0] == "guitar, blue"
+    assert reviewed() == list(CAPTIONS)
+
+
 def test_grid_is_filtered_by_a_tag(project: Project, interface: Interface) -> None:
     def left(tag: str, side: str) -> list[str]:
         return shown(
@@ -176,11 +199,63 @@ def test_tags_of_the_statistics_filter_the_grid(project: Project, interface: Int
     assert interface.contents_of("dataset_filter_tag") == "umbrella"
 
 
+def test_keys_work_after_clicks_and_during_requests(open_page: Callable[..., Any], running: Any) -> None:
+    """No key of Review or Curate is lost after a click on a section, filter or thumbnail, or during a request."""
+    names = sorted(path.name for path in EXAMPLE_IMAGES.glob("*.png"))[:9]
+    texts = {name: f"{TRIGGER}, sailboat, smile {index}" for index, name in enumerate(names)}
+    project = add_captioned_images(
+        running.home.create_project("a quick hand", ProjectInfo(trigger_word=TRIGGER)), texts
+    )
+    page = open_page()
+    page.get_by_role("tab", name="2 · Dataset").click()
+    line = page.locator("#review-line")
+
+    def section(name: str) -> None:
+        page.locator("#dataset-section").get_by_text(name, exact=True).click()
+
+    section("Captions")
+    section("Review")
+    line.get_by_text("1 of 9").wait_for()
+    for _ in range(7):
+        page.keyboard.press("j")
+    line.get_by_text("8 of 9").wait_for()
+    page.keyboard.press("Enter")
+    line.get_by_text("9 of 9").wait_for()
+    page.locator("#dataset-filter").get_by_text("Unreviewed", exact=True).click()
+    page.locator("#dataset-grid").get_by_text("1–8 of 8 images").wait_for()
+    for key in ("Enter", " "):
+        page.keyboard.press(key)
+    page.locator("#review-progress").get_by_text("3 of 9 reviewed").wait_for()
+    line.get_by_text("2 of 9").wait_for()
+    page.locator("#dataset-filter").get_by_text("All", exact=True).click()
+    page.locator("#dataset-grid").get_by_text("1–9 of 9 images").wait_for()
+    page.locator(f"#dataset-grid .shot[title^='{names[4]}']").click()
+    for key in ("j", "Enter"):
+        page.keyboard.press(key)
+    line.get_by_text("7 of 9").wait_for()
+    marks = Manifest.of(project.dataset_dir)
+    reviewed = {path.name for path, info in marks.infos.items() if info.sha256 in marks.marks.reviewed}
+    assert reviewed == {names[index] for index in (7, 8, 0, 5)}
+
+    page.keyboard.press("a")
+    page.keyboard.type("smil")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.locator("#review-chips [data-tag='smile 0']").wait_for()
+    page.keyboard.press("Escape")
+    assert captions(project)[6] == f"{texts[names[6]]}, smile 0"
+
+    section("Curate")
+    page.locator("#dataset-groups .group").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.locator("#dataset-flagged .here, #dataset-groups .here").wait_for()
+
+
 def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
     open_page: Callable[..., Any], running: Any
 ) -> None:
     """Keys add tags, mark as reviewed and undo; the mouse fixes a finding and applies a bulk edit; all is saved."""
-    project = add_captioned_images(running.home.create_project("keys", ProjectInfo(trigger_word=TRIGGER)))
+    project = add_captioned_images(running.home.create_project("a keyboard", ProjectInfo(trigger_word=TRIGGER)))
     page = open_page()
 
     def section(page: Any, name: str) -> None:

@@ -63,6 +63,9 @@ def add_field() -> Markup:
     return render("dataset/add_tag.html")
 
 
-def suggestion_list(suggestions: Iterable[Suggestion]) -> Markup:
-    """Return tags that complete the typed text, to choose with the arrow keys or a click; empty without any."""
-    return render("dataset/suggestions.html", suggestions=list(suggestions))
+def suggestion_list(typed: str, suggestions: Iterable[Suggestion]) -> Markup:
+    """Return tags that complete the text `typed`, to choose with the arrow keys or a click.
+
+    The list names the text, so that the page uses no list of an earlier one.
+    """
+    return render("dataset/suggestions.html", typed=typed, suggestions=list(suggestions))

@@ -22,6 +22,8 @@ from lora_studio.ui.dataset.review import change_caption, chip_edit, neighbour, 
 from lora_studio.ui.dataset.statistics import TagPick
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 
+MAX_TYPED = 100  # characters of a tag being typed that suggestions are searched for; add_tag.js cuts there too
+
 
 class CaptionHandlers:
     """Event handlers that filter images, edit captions and mark them as reviewed."""
@@ -35,10 +37,10 @@ class CaptionHandlers:
 
     def wire(self, on: Callable[..., None]) -> None:
         """Register the events with `on(event, handler, more_inputs, **options)`."""
-        on(self.left.filter.input, self.filter_changed)
+        on(self.left.filter.input, self.filter_changed, trigger_mode="always_last")
         on(self.left.tag.submit, self.filter_changed)
         on(self.left.tag.blur, self.filter_changed)
-        on(self.left.tag_side.input, self.filter_changed)
+        on(self.left.tag_side.input, self.filter_changed, trigger_mode="always_last")
         on(self.review.previous.click, self.show_previous)
         on(self.review.next.click, self.show_next)
         on(self.review.save.click, self.save_caption)
@@ -75,7 +77,7 @@ class CaptionHandlers:
             [self.page.studio.project, self.review.current],
             self.review.suggestions,
             **NO_PROGRESS,
-            trigger_mode="always_last",
+            trigger_mode="multiple",  # with always_last, gradio would send the event data of the first letter again
         )
 
     def filter_changed(self, data: Data) -> Updates:
@@ -182,8 +184,8 @@ class CaptionHandlers:
             contents = Contents.of(self.page.studio.find_project(project))
         except StudioError:
             return gr.skip()
-        found = self.review.suggester.suggest(contents, str(event.text)[:100], contents.by_id.get(current))
-        return suggestion_list(found)
+        typed = str(event.text)[:MAX_TYPED]
+        return suggestion_list(typed, self.review.suggester.suggest(contents, typed, contents.by_id.get(current)))
 
     def _step(self, data: Data, step: int) -> Updates:
         self.page.save_pending_caption(data)

@@ -52,7 +52,7 @@ class DatasetTab:
             event(wrapped, {*inputs, *more}, outputs, **self.studio.with_progress, **options)
 
         on(tab.select, self.tab_opened)
-        on(page.top.section.input, self.section_changed)
+        on(page.top.section.input, self.section_changed, trigger_mode="always_last")
         on(page.imports.files.upload, self.import_files, [page.imports.files])
         on(page.left.choose.upload, self.import_chosen, [page.left.choose])
         on(page.imports.import_folder.click, self.import_folder, [page.imports.folder])

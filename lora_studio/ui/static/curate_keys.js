@@ -14,21 +14,22 @@ if (!window.studioCurateKeys) {
     if (chosen >= 0 && !document.querySelector('.here') && rows().length) choose(rows(), chosen);
   };
   document.addEventListener('keydown', (event) => {
-    const typing = 'input:not([type=radio]), textarea, select, [contenteditable], [role="tab"], [role="listbox"]';
+    const typing = 'input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable], [role="listbox"]';
     const keys = document.querySelector('.curate-keys');
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest(typing)) return;
     if (!keys || !keys.offsetParent) return;
-    const all = rows(), name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-    const press = (inside) => inside && inside.querySelector(`button[data-key="${name}"]`);
-    let button = null;
+    const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (name === 'ArrowDown' || name === 'ArrowUp') {
-      if (event.target.closest('input') || !all.length) return;
-      choose(all, chosen + (name === 'ArrowDown' ? 1 : -1));
-    } else if (name === 'z') button = press(document.getElementById('dataset-message'));
-    else if (['k', 'u', 'Delete'].includes(name)) button = press(all[chosen]);
-    else return;
+      if (event.target.closest('[role="tab"]') || !rows().length) return;
+      choose(rows(), chosen + (name === 'ArrowDown' ? 1 : -1));
+    } else if (['z', 'k', 'u', 'Delete'].includes(name)) {
+      window.studioQueue(() => {
+        const inside = name === 'z' ? document.getElementById('dataset-message') : rows()[chosen];
+        const button = inside && inside.querySelector(`button[data-key="${name}"]`);
+        return button ? button.click() : false;
+      }, event.repeat);
+    } else return;
     event.preventDefault();
-    if (button) button.click();
   });
   new MutationObserver(chooseNext).observe(document.body, { childList: true, subtree: true });
 }

@@ -9,5 +9,7 @@ element.addEventListener('mousedown', (event) => {
 });
 watch('value', () => {
   const field = document.querySelector('#review-add input');
-  if (field) field.setAttribute('aria-expanded', String(!!element.querySelector('li')));
+  if (!field) return;
+  field.setAttribute('aria-expanded', String(!!element.querySelector('li')));
+  field.dispatchEvent(new CustomEvent('studio-listed', { bubbles: true }));
 });

@@ -1,7 +1,8 @@
-"""File names, captions and tags of users are escaped; large datasets are shown in pages."""
+"""User text is escaped, large datasets are shown in pages, and tiles show only results of a finished scan."""
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import pytest
@@ -13,13 +14,14 @@ from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset.captions import finding_list, plan_table
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.curation_view import set_aside_card
+from lora_studio.ui.dataset.curation_view import curation_status, set_aside_card
 from lora_studio.ui.dataset.image_item import Selection
 from lora_studio.ui.dataset.review import caption_hint
 from lora_studio.ui.dataset.statistics import co_occurrence_table, tag_table
 from lora_studio.ui.dataset.suggestions import Suggestion
-from lora_studio.ui.dataset.view import PAGE_SIZE, image_grid, import_card
+from lora_studio.ui.dataset.view import PAGE_SIZE, dataset_tiles, image_grid, import_card
 from lora_studio.workspace.project import Home, ProjectInfo
+from tests.support.captioned_images import add_captioned_images
 
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 
@@ -66,7 +68,7 @@ def test_hostile_captions_are_escaped(home: Home) -> None:
     html = "".join(
         [
             tag_chips(contents.items[0].caption or "", "<b>", {}),
-            suggestion_list([Suggestion("<em>", 1)]),
+            suggestion_list("<e", [Suggestion("<em>", 1)]),
             finding_list(contents.captions.findings),
             plan_table(plan),
             tag_table(frequencies, "<u>", 0),
@@ -76,6 +78,23 @@ def test_hostile_captions_are_escaped(home: Home) -> None:
     for name in ("script", "u", "b", "i", "em", "s"):
         assert f"<{name}>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_tiles_and_curate_show_no_earlier_result_during_a_scan(home: Home) -> None:
+    project = add_captioned_images(home.create_project("scanned"), {"guitar.png": "", "key.png": ""})
+
+    def figures(*, scanning: bool) -> list[str]:
+        return re.findall(r'"figure">([^<]+)', dataset_tiles(Contents.of(project), 0, scanning=scanning))[:3]
+
+    assert figures(scanning=False) == ["2", "0", "0"]
+    assert dataset_tiles(Contents.of(project), 0).count("tile ok") == 2
+    assert "card ok" in curation_status(Contents.of(project))
+    assert figures(scanning=True) == ["2", "–", "–"]
+    assert "tile ok" not in dataset_tiles(Contents.of(project), 0, scanning=True)
+    assert "768 px" not in dataset_tiles(Contents.of(project), 0, scanning=True)
+    assert "card ok" not in curation_status(Contents.of(project), scanning=True)
+    Image.new("RGB", (640, 640)).save(project.images_dir / "new.png")
+    assert figures(scanning=False) == ["3", "–", "–"]
 
 
 def test_large_dataset_is_shown_in_pages(home: Home) -> None:
