@@ -196,7 +196,7 @@ def restored_card(restored: Sequence[Path], kept: Sequence[Proposal]) -> Markup:
     return cards(parts)
 
 
-def curation_status(contents: Contents) -> Markup:
+def curation_status(contents: Contents, *, scanning: bool = False) -> Markup:
     """Return cards about damaged marks, images that are in no set, and what the scan proposes."""
     warnings = []
     if damaged := damaged_marks(contents.project.path):
@@ -217,10 +217,10 @@ def curation_status(contents: Contents) -> Markup:
                 tone=Tone.WARNING,
             )
         )
-    return cards([*warnings, _proposal_card(contents)])
+    return cards([*warnings, _proposal_card(contents, scanning=scanning)])
 
 
-def _proposal_card(contents: Contents) -> Markup:
+def _proposal_card(contents: Contents, *, scanning: bool) -> Markup:
     if not contents.items:
         return empty_card("Duplicates and issues will appear here", "Import images first; they are scanned on import.")
     if contents.images.unscanned == len(contents.items):
@@ -234,6 +234,8 @@ def _proposal_card(contents: Contents) -> Markup:
             f"The scan proposes {' and '.join(counts)}. Nothing is deleted: everything can be restored.",
             tone=Tone.WARNING,
         )
+    if scanning:
+        return card("A scan is running", "What it proposes to set aside will appear here.")
     if contents.flagged:
         text = f"{format_count(len(contents.flagged), 'image')} to check below."
         return card("No duplicates left", text, tone=Tone.WARNING)

@@ -215,7 +215,10 @@ class DatasetPage:
 
     def tiles(self, contents: Contents) -> Markup:
         """Return the tiles at the top of the tab."""
-        return dataset_view.dataset_tiles(contents, len(rejected_images(contents.project.rejected_dir)))
+        return self._tiles(contents, len(rejected_images(contents.project.rejected_dir)))
+
+    def _tiles(self, contents: Contents, rejected: int) -> Markup:
+        return dataset_view.dataset_tiles(contents, rejected, scanning=self.scans.is_running(contents.project))
 
     def grid(self, contents: Contents, data: Data) -> Markup:
         """Return the current page of the grid."""
@@ -237,7 +240,7 @@ class DatasetPage:
         curating = section is Section.CURATE
         task = self.scans.latest(project)
         updates: Updates = {
-            self.top.tiles: dataset_view.dataset_tiles(contents, len(rejected)) if has_images or rejected else "",
+            self.top.tiles: self._tiles(contents, len(rejected)) if has_images or rejected else "",
             self.left.empty: gr.Column(visible=not has_images),
             self.left.grid_side: gr.Column(visible=has_images and not curating),
             self.left.curate_side: gr.Column(visible=has_images and curating),
@@ -266,7 +269,7 @@ class DatasetPage:
             self.left.flagged: curation_view.flagged_list(home, contents),
             self.left.pairs: variety.most_similar_pairs(home, contents),
             self.left.buckets: variety.bucket_overview(home, contents),
-            self.curate.status: curation_view.curation_status(contents),
+            self.curate.status: curation_view.curation_status(contents, scanning=self.scans.is_running(project)),
             self.curate.apply: gr.Button(
                 f"Set aside all proposed ({len(contents.proposed)})", visible=bool(contents.proposed)
             ),

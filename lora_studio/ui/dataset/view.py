@@ -82,28 +82,21 @@ class Cell(NamedTuple):
     current: bool
 
 
-def dataset_tiles(contents: Contents, rejected: int) -> Markup:
-    """Return the tiles: images, duplicates, issues, captions, reviewed images."""
+def dataset_tiles(contents: Contents, rejected: int, *, scanning: bool = False) -> Markup:
+    """Return the tiles: images, duplicates, issues, captions, reviewed images.
+
+    Results of a scan are shown only if it covers all images and no scan is running.
+    """
     items, flagged = contents.items, contents.flagged
     duplicates = [item for item in items if item.path in contents.duplicates]
-    scanned = len(items) - contents.images.unscanned
+    duplicate_kinds = _most_common(_duplicate_kind(item.proposal) for item in duplicates)
+    issues = _most_common(ISSUE_LABELS[issue.code] for item in flagged if item.info for issue in item.info.issues)
+    pending = _pending_scan(contents, scanning=scanning)
     return tiles(
         [
-            Tile("Images", f"{len(items):,}", _images_note(contents, rejected)),
-            Tile(
-                "Duplicates",
-                f"{len(duplicates):,}" if scanned else "–",
-                _most_common(_duplicate_kind(item.proposal) for item in duplicates)
-                or ("no image is a duplicate" if scanned else "known after the scan"),
-                Tone.WARNING if duplicates else Tone.OK if scanned else Tone.PLAIN,
-            ),
-            Tile(
-                "To check",
-                f"{len(flagged):,}" if scanned else "–",
-                _most_common(ISSUE_LABELS[issue.code] for item in flagged if item.info for issue in item.info.issues)
-                or ("no issues found" if scanned else "known after the scan"),
-                Tone.WARNING if flagged else Tone.OK if scanned else Tone.PLAIN,
-            ),
+            Tile("Images", f"{len(items):,}", _images_note(contents, rejected, pending)),
+            _scan_tile("Duplicates", len(duplicates), duplicate_kinds or "no image is a duplicate", pending),
+            _scan_tile("To check", len(flagged), issues or "no issues found", pending),
             Tile(
                 "Captioned",
                 f"{contents.captioned:,} / {len(items):,}",
@@ -120,20 +113,39 @@ def dataset_tiles(contents: Contents, rejected: int) -> Markup:
     )
 
 
+def _scan_tile(label: str, count: int, text: str, pending: str) -> Tile:
+    """Return the tile of a scan's result; with `pending`, the reason why there is none yet."""
+    if pending:
+        return Tile(label, "–", pending)
+    return Tile(label, f"{count:,}", text, Tone.WARNING if count else Tone.OK)
+
+
+def _pending_scan(contents: Contents, *, scanning: bool) -> str:
+    """Return why there is no scan result for all images; empty if there is one."""
+    if scanning:
+        return "a scan is running"
+    unscanned = contents.images.unscanned
+    if unscanned == len(contents.items):
+        return "known after the scan"
+    return f"{format_count(unscanned, 'image')} not scanned yet" if unscanned else ""
+
+
 def _duplicate_kind(reason: str) -> str:
     """Return the kind in a scan's reason: "mirrored, resized" of "mirrored, resized duplicate of a.png"."""
     return reason.split(" of ")[0].removesuffix(" duplicate")
 
 
-def _images_note(contents: Contents, rejected: int) -> str:
-    sizes = contents.images.sizes
+def _images_note(contents: Contents, rejected: int, pending: str) -> str:
     parts = [f"{rejected:,} set aside"] if rejected else []
+    sizes = contents.images.sizes
+    if pending:
+        return ", ".join(parts) or ("sizes known after the scan" if contents.items else "none yet")
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
         parts.append(f"all {width} × {height} px")
     elif sizes:
         parts.append(f"{len(sizes):,} sizes")
-    return ", ".join(parts) or ("not scanned yet" if contents.items else "none yet")
+    return ", ".join(parts)
 
 
 def _most_common(labels: Iterable[str]) -> str:
