@@ -117,9 +117,13 @@ class Manifest:
         """Return this manifest with an image marked as one to keep, or no longer so."""
         return replace(self, marks=self.marks.with_kept([sha256], kept=kept))
 
-    def with_reviewed(self, hashes: Iterable[str], *, reviewed: bool = True) -> Manifest:
-        """Return this manifest with images marked as reviewed, or no longer so."""
-        return replace(self, marks=self.marks.with_reviewed(hashes, reviewed=reviewed))
+    def with_reviewed(self, captions: Iterable[tuple[str, str | None]]) -> Manifest:
+        """Return this manifest with images marked as reviewed, each given by its hash and the caption that was read."""
+        return replace(self, marks=self.marks.with_reviewed(captions))
+
+    def without_reviewed(self, hashes: Iterable[str]) -> Manifest:
+        """Return this manifest with images no longer marked as reviewed."""
+        return replace(self, marks=self.marks.without_reviewed(hashes))
 
     def with_features(self, features: Features) -> Manifest:
         """Return this manifest with the groups of similar images and the diversity by a tagger's features."""

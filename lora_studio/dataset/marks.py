@@ -1,10 +1,12 @@
 """marks.json: a user's decisions about the images of a dataset, the one record that no scan can rebuild.
 
-Marks are stored by the SHA-256 of the image file, so that they survive renamed files and further scans.
+Marks are stored by the SHA-256 of the image file, so that they survive renamed files and further scans. That an image
+is reviewed holds for the captions that the user has seen: another caption has to be reviewed again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterable
@@ -22,25 +24,53 @@ _log = logging.getLogger(__name__)
 
 
 class Marks(BaseModel):
-    """SHA-256 of the images that curation keeps whatever a scan proposes, and of those whose caption is reviewed."""
+    """SHA-256 of the images that curation keeps whatever a scan proposes, and of those whose caption is reviewed.
+
+    `reviewed_captions` has hashes of the captions that were reviewed, by image. A mark of an earlier version has none
+    and holds for any caption.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     kept: frozenset[str] = frozenset()
     reviewed: frozenset[str] = frozenset()
+    reviewed_captions: dict[str, frozenset[str]] = {}
 
     @field_serializer("kept", "reviewed")
     def _in_order(self, hashes: frozenset[str]) -> list[str]:
         return sorted(hashes)
 
+    @field_serializer("reviewed_captions")
+    def _captions_in_order(self, captions: dict[str, frozenset[str]]) -> dict[str, list[str]]:
+        return {image: sorted(hashes) for image, hashes in sorted(captions.items())}
+
+    def is_reviewed(self, sha256: str, caption: str | None) -> bool:
+        """Return whether an image is marked as reviewed with this caption."""
+        if sha256 not in self.reviewed:
+            return False
+        return sha256 not in self.reviewed_captions or caption_hash(caption) in self.reviewed_captions[sha256]
+
     def with_kept(self, hashes: Iterable[str], *, kept: bool = True) -> Marks:
         """Return these marks with images marked as kept, or no longer so."""
         return self.model_copy(update={"kept": self.kept | set(hashes) if kept else self.kept - set(hashes)})
 
-    def with_reviewed(self, hashes: Iterable[str], *, reviewed: bool = True) -> Marks:
-        """Return these marks with images marked as reviewed, or no longer so."""
-        marked = self.reviewed | set(hashes) if reviewed else self.reviewed - set(hashes)
-        return self.model_copy(update={"reviewed": marked})
+    def with_reviewed(self, captions: Iterable[tuple[str, str | None]]) -> Marks:
+        """Return these marks with images marked as reviewed, each given by its hash and the caption that was read."""
+        reviewed = dict(self.reviewed_captions)
+        for image, caption in captions:
+            reviewed[image] = reviewed.get(image, frozenset()) | {caption_hash(caption)}
+        return self.model_copy(update={"reviewed": self.reviewed.union(reviewed), "reviewed_captions": reviewed})
+
+    def without_reviewed(self, hashes: Iterable[str]) -> Marks:
+        """Return these marks with images no longer marked as reviewed, whatever their caption."""
+        removed = frozenset(hashes)
+        left = {image: seen for image, seen in self.reviewed_captions.items() if image not in removed}
+        return self.model_copy(update={"reviewed": self.reviewed - removed, "reviewed_captions": left})
+
+
+def caption_hash(caption: str | None) -> str:
+    """Return the hash of a caption for `Marks`; line breaks and repeated spaces make no difference."""
+    return hashlib.sha256(" ".join((caption or "").split()).encode()).hexdigest()[:16]
 
 
 def load_marks(folder: Path) -> Marks:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.marks import load_marks
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import records_folder
 
@@ -29,7 +31,8 @@ def review_status(folder: Path) -> Review:
     reviewed: list[Path] = []
     left: list[Path] = []
     for image in find_images(folder):
-        (reviewed if manifest.sha256_of(image) in manifest.marks.reviewed else left).append(image)
+        done = manifest.marks.is_reviewed(manifest.sha256_of(image), read_caption(image))
+        (reviewed if done else left).append(image)
     return Review(reviewed=reviewed, left=left)
 
 
@@ -48,5 +51,25 @@ def mark_reviewed(folder: Path, images: Sequence[Path], *, reviewed: bool = True
             )
         chosen.append(found)
     manifest = Manifest.of(folder)
-    manifest.with_reviewed(map(manifest.sha256_of, chosen), reviewed=reviewed).save_marks(records_folder(folder))
+    if reviewed:
+        manifest = manifest.with_reviewed((manifest.sha256_of(image), read_caption(image)) for image in chosen)
+    else:
+        manifest = manifest.without_reviewed(map(manifest.sha256_of, chosen))
+    manifest.save_marks(records_folder(folder))
     return review_status(folder)
+
+
+def record_reviewed_captions(folder: Path) -> None:
+    """Let the marks of an earlier version, which hold for any caption, hold for the present captions of a folder only.
+
+    To be called before captions are changed. Raises DiskFullError or InputError.
+    """
+    marks = load_marks(records_folder(folder))
+    unrecorded = marks.reviewed - marks.reviewed_captions.keys()
+    if not unrecorded:
+        return
+    manifest = Manifest.of(folder)
+    hashes = ((manifest.sha256_of(image), image) for image in find_images(folder))
+    captions = [(sha256, read_caption(image)) for sha256, image in hashes if sha256 in unrecorded]
+    if captions:
+        manifest.with_reviewed(captions).save_marks(records_folder(folder))

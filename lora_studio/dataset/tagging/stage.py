@@ -18,6 +18,7 @@ from lora_studio.dataset.captions.edit_history import CaptionHistory, JobEdit
 from lora_studio.dataset.captions.text import join_tags, read_caption, split_tags, with_trigger
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.review import record_reviewed_captions
 from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Prediction
@@ -77,6 +78,7 @@ def tag(
     if not todo:
         return run.result
     sha256_of = _sha256_lookup(job.dataset)
+    record_reviewed_captions(job.dataset)
     *others, last = _open_taggers(job, home, report)
     for runner in others:
         if not _fill_cache(runner, todo, sha256_of, report, should_stop):

@@ -192,6 +192,7 @@ class Contents:
         """Return the images whose marks differ in another manifest."""
         marks, old = manifest.marks, self.manifest.marks
         hashes = (marks.kept ^ old.kept) | (marks.reviewed ^ old.reviewed)
+        hashes |= {sha256 for sha256, _ in marks.reviewed_captions.items() ^ old.reviewed_captions.items()}
         return {path for path, info in manifest.infos.items() if info.sha256 in hashes} if hashes else set()
 
     def _replaced(self, affected: set[Path], manifest: Manifest, proposed: Mapping[Path, str]) -> list[ImageItem]:
@@ -285,16 +286,16 @@ _cache = ProjectCache(Contents.load, Contents.updated)
 
 
 def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> ImageItem:
-    info = manifest.infos.get(path)
+    info, caption = manifest.infos.get(path), _caption(path)
     return ImageItem(
         id=image_id(project, path),
         path=path,
-        caption=_caption(path),
+        caption=caption,
         info=info,
         proposal=proposed.get(path, ""),
         kept=info is not None and info.sha256 in manifest.marks.kept,
         trigger=trigger,
-        reviewed=info is not None and info.sha256 in manifest.marks.reviewed,
+        reviewed=info is not None and manifest.marks.is_reviewed(info.sha256, caption),
     )
 
 

@@ -227,7 +227,10 @@ class CaptionHandlers:
             raise InputError(
                 f"{item.name} has not been scanned yet.", "Wait for the scan, or scan in Curate.", code="not_scanned"
             )
-        manifest = contents.manifest.with_reviewed([item.info.sha256], reviewed=reviewed(item))
+        if reviewed(item):
+            manifest = contents.manifest.with_reviewed([(item.info.sha256, item.caption)])
+        else:
+            manifest = contents.manifest.without_reviewed([item.info.sha256])
         manifest.save_marks(contents.project.path)
         contents = contents.after_change()
         item = contents.item(item.id)

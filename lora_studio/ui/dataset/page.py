@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -9,6 +10,8 @@ from markupsafe import Markup
 
 from lora_studio.dataset.curate import Rejected, rejected_images
 from lora_studio.dataset.images.sets import loose_images
+from lora_studio.dataset.review import record_reviewed_captions
+from lora_studio.errors import StudioError
 from lora_studio.ui.context import Studio
 from lora_studio.ui.dataset import curation_view, variety
 from lora_studio.ui.dataset import view as dataset_view
@@ -120,6 +123,8 @@ class DatasetPage:
 
     def refresh(self, project: Project) -> Updates:
         """Show a project that was just chosen, in the section of its next step."""
+        with suppress(StudioError):  # such as a full disk
+            record_reviewed_captions(project.dataset_dir)
         scan = self.scan_updates(project)
         contents = Contents.of(project)
         if not contents.items:

@@ -239,9 +239,16 @@ class ReviewPanel:
 
 
 def change_caption(contents: Contents, item: ImageItem, edit: Edit) -> bool:
-    """Apply an edit to one caption as an entry of the undo history; return whether the caption changed."""
+    """Apply an edit to one caption as an entry of the undo history; return whether the caption changed.
+
+    A reviewed image stays reviewed: its new caption is the user's own.
+    """
     plan = plan_edit([item.path], edit)
-    return bool(plan.changes) and bool(CaptionHistory.of(contents.project.dataset_dir).apply(plan).changed)
+    changed = bool(plan.changes) and bool(CaptionHistory.of(contents.project.dataset_dir).apply(plan).changed)
+    if changed and item.reviewed and item.info:
+        seen = [(item.info.sha256, caption) for caption in (item.caption, plan.changes[0].after)]
+        contents.manifest.with_reviewed(seen).save_marks(contents.project.path)
+    return changed
 
 
 def chip_edit(asked: str, trigger: str) -> Edit:

@@ -81,7 +81,8 @@ def test_edits_are_previewed_applied_listed_and_undone(folder: Path) -> None:
 def test_review_marks_follow_the_content_of_an_image(folder: Path) -> None:
     assert "0 of 3 reviewed." in run(folder, "review")
     assert len(run_json(folder, "review", "--mark", "picture 0.png", str(folder / "picture 1.png"))["reviewed"]) == 2
-    (folder / "picture 0.png").rename(folder / "renamed.png")
+    for suffix in ("png", "txt"):
+        (folder / f"picture 0.{suffix}").rename(folder / f"renamed.{suffix}")
     assert "2 of 3 reviewed." in run(folder, "review")
     assert "1 of 3 reviewed." in run(folder, "review", "--unmark", "renamed.png")
     with pytest.raises(InputError) as caught:

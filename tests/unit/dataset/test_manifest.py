@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.manifest import SCAN_FILE, Manifest, load_scan, scan_stamps
-from lora_studio.dataset.marks import LEGACY_FILE, MARKS_FILE
+from lora_studio.dataset.marks import LEGACY_FILE, MARKS_FILE, Marks
 from lora_studio.dataset.scan import scan
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.workspace.project import Home
@@ -52,7 +52,7 @@ def test_marks_leave_the_scan_file_as_it_is(folder: Path, tmp_path: Path) -> Non
     made.save_scan(tmp_path)
     before = (tmp_path / SCAN_FILE).read_bytes()
     image = made.infos[folder / "10_ink" / "umbrella.png"].sha256
-    for marked in (made.with_reviewed([image]), made.with_reviewed([image]).with_kept(image), made):
+    for marked in (made.with_reviewed([(image, "")]), made.with_reviewed([(image, "")]).with_kept(image), made):
         marked.save_marks(tmp_path)
         assert Manifest.load(tmp_path, folder) == marked
         assert made.refreshed(tmp_path, []) is None, "it was not loaded from scan.json"
@@ -143,7 +143,7 @@ def test_a_missing_or_damaged_scan_is_empty(folder: Path, tmp_path: Path, conten
 def test_a_scan_that_is_truncated_anywhere_loses_no_mark_and_is_rebuilt(folder: Path, tmp_path: Path) -> None:
     (folder / "10_ink" / "umbrella.png").unlink()
     (folder / "10_ink" / "guitar-mirrored.png").unlink()
-    made = scanned(folder).with_reviewed(["a"])
+    made = scanned(folder).with_reviewed([("a", "")])
     made.save_scan(tmp_path)
     made.save_marks(tmp_path)
     whole = (tmp_path / SCAN_FILE).read_bytes()
@@ -173,11 +173,12 @@ def test_a_project_of_an_earlier_version_keeps_its_scan_and_its_marks(folder: Pa
     before = (tmp_path / LEGACY_FILE).read_bytes()
 
     read = Manifest.load(tmp_path, folder)
-    assert read == made.with_kept(duplicate).with_reviewed(["a"])
-    read.with_reviewed(["b"]).save_marks(tmp_path)
-    assert Manifest.load(tmp_path, folder) == read.with_reviewed(["b"])
+    assert read.marks == Marks(kept=frozenset({duplicate}), reviewed=frozenset({"a"}))
+    assert read == replace(made, marks=read.marks)
+    read.with_reviewed([("b", "")]).save_marks(tmp_path)
+    assert Manifest.load(tmp_path, folder) == read.with_reviewed([("b", "")])
     scanned(folder).save_scan(tmp_path)
-    assert Manifest.load(tmp_path, folder) == read.with_reviewed(["b"])
+    assert Manifest.load(tmp_path, folder) == read.with_reviewed([("b", "")])
     assert (tmp_path / LEGACY_FILE).read_bytes() == before
 
 

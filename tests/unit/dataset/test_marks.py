@@ -20,9 +20,25 @@ def test_marks_are_read_back_as_they_were_written(tmp_path: Path) -> None:
 
 
 def test_an_image_is_marked_and_unmarked() -> None:
-    marked = MARKS.with_kept(["a"]).with_reviewed(["b"])
+    marked = MARKS.with_kept(["a"]).with_reviewed([("b", "a caption")])
     assert (marked.kept, marked.reviewed) == ({"a", "k"}, {"b", "r", "s"})
-    assert marked.with_kept(["a"], kept=False).with_reviewed(["b"], reviewed=False) == MARKS
+    assert marked.with_kept(["a"], kept=False).without_reviewed(["b"]) == MARKS
+
+
+def test_a_review_holds_for_the_captions_that_were_read(tmp_path: Path) -> None:
+    save_marks(tmp_path, MARKS.with_reviewed([("a", "ink, key"), ("a", "key"), ("b", None)]))
+    marks = load_marks(tmp_path)
+    for image, caption, reviewed in [
+        ("a", "ink,  key\n", True),
+        ("a", "key", True),
+        ("a", "ink", False),
+        ("b", "", True),
+        ("b", "ink", False),
+        ("c", "", False),
+    ]:
+        assert marks.is_reviewed(image, caption) == reviewed
+    assert marks.is_reviewed("r", "anything"), "a mark of an earlier version"
+    assert not marks.without_reviewed(["a"]).is_reviewed("a", "key")
 
 
 def test_the_marks_of_an_earlier_version_are_carried_over_once(tmp_path: Path) -> None:

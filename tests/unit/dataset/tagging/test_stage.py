@@ -19,6 +19,8 @@ from lora_studio.dataset.captions.edit_history import CaptionHistory
 from lora_studio.dataset.captions.edits import plan_edit, set_text
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.images.decode import file_sha256
+from lora_studio.dataset.marks import Marks, load_marks, save_marks
+from lora_studio.dataset.review import mark_reviewed, review_status
 from lora_studio.dataset.tagging import stage as tagging
 from lora_studio.dataset.tagging.cache import cached_confidences, cached_predictions
 from lora_studio.dataset.tagging.interface import Prediction
@@ -153,6 +155,19 @@ def test_captions_every_image_with_the_trigger_word_first(studio: Fixture) -> No
     assert tagged[-1]["seconds_left"] == 0
     assert tagged[0]["caption"] == "ohwx, red 0, thing"
     assert sum(studio.tagger.batches) == 7
+
+
+@pytest.mark.parametrize("earlier_version", [False, True])
+def test_captions_that_tagging_changed_are_no_longer_reviewed(studio: Fixture, earlier_version: bool) -> None:
+    images = [studio.add("changed.png", 1, "smiling"), studio.add("same.png", 2, "red 2, thing")]
+    review = mark_reviewed(studio.images, images)
+    assert len(review.reviewed) == 2
+    if earlier_version:
+        save_marks(studio.images, Marks(reviewed=load_marks(studio.images).reviewed))
+    studio.run(existing=ExistingCaptions.OVERWRITE)
+    assert [path.name for path in review_status(studio.images).reviewed] == ["same.png"]
+    studio.history.undo()
+    assert len(review_status(studio.images).reviewed) == 2
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ CHANGES: dict[str, Callable[[Project], object]] = {
     "a caption removed": lambda project: (project.images_dir / "key.txt").unlink(),
     "a .caption file added": lambda project: (project.images_dir / "key.caption").write_text("old"),
     "marked as reviewed": lambda project: mark_first(project, "reviewed"),
+    "its caption changed": lambda project: edit(project, "guitar.txt", "guitar", "lute"),
+    "its caption restored": lambda project: edit(project, "guitar.txt", "lute", "guitar"),
     "unmarked": lambda project: mark_first(project, "unreviewed"),
     "marked as kept": lambda project: mark_first(project, "kept"),
     "the trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
@@ -50,8 +52,10 @@ def mark_first(project: Project, mark: str) -> None:
     assert info is not None
     if mark == "kept":
         manifest = contents.manifest.with_kept(info.sha256)
+    elif mark == "reviewed":
+        manifest = contents.manifest.with_reviewed([(info.sha256, contents.items[0].caption)])
     else:
-        manifest = contents.manifest.with_reviewed([info.sha256], reviewed=mark == "reviewed")
+        manifest = contents.manifest.without_reviewed([info.sha256])
     manifest.save_marks(project.path)
 
 
