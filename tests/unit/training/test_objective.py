@@ -287,12 +287,3 @@ def test_losses_are_mean_squares_per_sample_in_fp32() -> None:
     losses = sample_losses(prediction, torch.zeros(2, 1, 1, 2))
     assert losses.dtype == torch.float32
     assert losses.tolist() == [2.5, 0.0]
-
-
-def test_random_numbers_depend_only_on_seed_and_purpose() -> None:
-    def draw(*key: int, seed: int = 1, purpose: str = "noise") -> float:
-        return float(torch.rand(1, generator=generator(seed, purpose, *key)))
-
-    assert draw(3, 4) == draw(3, 4)
-    keys = [draw(3, 4), draw(4, 3), draw(34), draw(3, 4, seed=2), draw(3, 4, purpose="latent")]
-    assert len(set(keys)) == len(keys)

@@ -50,8 +50,3 @@ def test_merges_the_descriptions_of_several_taggers() -> None:
     sentence = Description(sentence="a cat, red")
     assert merged([first, second, sentence]).caption == "a cat, red, cat, hat"
     assert merged([sentence, sentence]).caption == "a cat, red"
-
-
-def test_a_description_as_caption() -> None:
-    assert Description(sentence="a cat, sitting").caption == "a cat, sitting"
-    assert Description().caption == ""

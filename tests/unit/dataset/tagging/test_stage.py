@@ -2,145 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from lora_studio import api
 from lora_studio.dataset.captions import edit_history
-from lora_studio.dataset.captions.edit_history import CaptionHistory
-from lora_studio.dataset.captions.edits import plan_edit, set_text
 from lora_studio.dataset.captions.text import split_tags
-from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.dataset.marks import Marks, load_marks, save_marks
 from lora_studio.dataset.review import mark_reviewed, review_status
 from lora_studio.dataset.tagging import stage as tagging
-from lora_studio.dataset.tagging.cache import cached_confidences, cached_predictions
-from lora_studio.dataset.tagging.interface import Prediction
-from lora_studio.dataset.tagging.labels import Label
-from lora_studio.dataset.tagging.stage import TagResult, combined_caption, tag
+from lora_studio.dataset.tagging.stage import TagResult, combined_caption
 from lora_studio.errors import DiskFullError, InputError
 from lora_studio.settings.choices import ExistingCaptions
-from lora_studio.settings.job_specs import TagJob
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
+from tests.support.tagging_jobs import TaggingJob
 from tests.support.tiny_taggers import save_tiny_wd
 
 
-class RedTagger:
-    """A tagger, and its files at once, that predicts the red value of the first pixel as a tag.
-
-    Batches of more than `max_batch` images raise `error`.
-    """
-
-    image_size = 16
-    labels = (*(Label(f"red {value}", 0) for value in range(256)), Label("thing", 0), Label("hero", 4))
-
-    def __init__(self, name: str = "red", confidence: float = 0.9, max_batch: int = 99) -> None:
-        self.name, self.confidence, self.max_batch = name, confidence, max_batch
-        self.batches: list[int] = []
-        self.loaded = 0
-        self.sentence = ""
-        self.before_batch: Callable[[], None] = lambda: None
-        self.error: Exception = torch.OutOfMemoryError("CUDA out of memory")
-
-    def content_hash(self) -> str:
-        return self.name
-
-    def load(self) -> RedTagger:
-        self.loaded += 1
-        return self
-
-    def preprocess(self, image: Image.Image) -> int:
-        return image.getpixel((0, 0))[0]
-
-    def predict(self, inputs: Sequence[int]) -> list[Prediction]:
-        self.before_batch()
-        if len(inputs) > self.max_batch:
-            raise self.error
-        self.batches.append(len(inputs))
-        confidences = np.array([self.confidence, 0.5, 0.7], np.float16)
-        return [
-            Prediction(np.array([value, 256, 257], np.uint16), confidences, self.sentence, np.ones(4, np.float16))
-            for value in inputs
-        ]
-
-
-class Fixture:
-    """A folder of images, a job folder, and a function to run the stage with them."""
-
-    def __init__(self, folder: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.images, self.home = folder / "images", home
-        self.images.mkdir()
-        self.tagger = RedTagger()
-        self.events: list[dict[str, Any]] = []
-        self.stop_after = 10**9
-        self.taggers = {"red": self.tagger}
-        monkeypatch.setattr(tagging, "find_tagger", lambda name, **options: self.taggers[name])
-        self.job_path = folder / "job"
-
-    def add(self, name: str, red: int = 0, caption: str | None = None) -> Path:
-        path = self.images / name
-        path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (24, 24), (red, 9, 9)).save(path)
-        if caption is not None:
-            path.with_suffix(".txt").write_text(caption)
-        return path
-
-    def run(self, *, resume: bool = False, **settings: Any) -> TagResult:
-        if resume:
-            self.folder = JobFolder(self.job_path)
-        else:
-            job = TagJob.parse({"dataset": self.images, "tagger": "red", **settings})
-            self.folder = JobFolder.create(self.job_path, job)
-
-        def report(event: str, /, **values: Any) -> None:
-            self.events.append(self.folder.emit(event, **values))
-
-        job = self.folder.job()
-        assert isinstance(job, TagJob)
-        return tag(job, self.folder, home=self.home, report=report, should_stop=self.should_stop, resume=resume)
-
-    def should_stop(self) -> bool:
-        return sum(event["event"] == "tagged" for event in self.events) >= self.stop_after
-
-    @property
-    def history(self) -> CaptionHistory:
-        return CaptionHistory.of(self.images)
-
-    def edit(self, name: str, text: str) -> None:
-        self.history.apply(plan_edit([self.images / name], set_text(text, f"Edited {name}")))
-
-    def interrupt_with(self, action: Callable[[], None]) -> None:
-        """Add ten images, and carry out an action once the first of them are tagged."""
-        for index in range(10):
-            self.add(f"{index}.png", index)
-        pending = [action]
-        self.tagger.before_batch = lambda: pending.pop()() if pending and self.names("tagged") else None
-
-    def captions(self) -> dict[str, str]:
-        return {
-            path.relative_to(self.images).as_posix(): path.read_text("utf-8")
-            for path in sorted([*self.images.glob("*.txt"), *self.images.glob("*/*.txt")])
-        }
-
-    def names(self, event: str) -> list[str]:
-        return [Path(item["path"]).name for item in self.events if item["event"] == event]
-
-
-@pytest.fixture
-def studio(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Fixture:
-    return Fixture(tmp_path, home, monkeypatch)
-
-
-def test_captions_every_image_with_the_trigger_word_first(studio: Fixture) -> None:
+def test_captions_every_image_with_the_trigger_word_first(studio: TaggingJob) -> None:
     for index in range(6):
         studio.add(f"{index}.png", index)
     studio.add("5_more/a.png", 77)
@@ -158,7 +42,7 @@ def test_captions_every_image_with_the_trigger_word_first(studio: Fixture) -> No
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
-def test_captions_that_tagging_changed_are_no_longer_reviewed(studio: Fixture, earlier_version: bool) -> None:
+def test_captions_that_tagging_changed_are_no_longer_reviewed(studio: TaggingJob, earlier_version: bool) -> None:
     images = [studio.add("changed.png", 1, "smiling"), studio.add("same.png", 2, "red 2, thing")]
     review = mark_reviewed(studio.images, images)
     assert len(review.reviewed) == 2
@@ -182,7 +66,9 @@ def test_captions_that_tagging_changed_are_no_longer_reviewed(studio: Fixture, e
         (ExistingCaptions.OVERWRITE, {"a.txt": "red 1, thing", "b.txt": "red 2, thing", "c.txt": "red 3, thing"}, 3),
     ],
 )
-def test_existing_captions(studio: Fixture, existing: ExistingCaptions, expected: dict[str, str], tagged: int) -> None:
+def test_existing_captions(
+    studio: TaggingJob, existing: ExistingCaptions, expected: dict[str, str], tagged: int
+) -> None:
     studio.add("a.png", 1, "smiling, thing")
     studio.add("b.png", 2)
     studio.add("c.png", 3, "  \n")
@@ -193,26 +79,28 @@ def test_existing_captions(studio: Fixture, existing: ExistingCaptions, expected
     assert studio.names("skipped") == ["a.png"] * (3 - tagged)
 
 
-def test_append_puts_the_trigger_word_first_and_only_once(studio: Fixture) -> None:
+def test_append_puts_the_trigger_word_first_and_only_once(studio: TaggingJob) -> None:
     studio.add("a.png", 1, "smiling, OHWX, Thing")
     studio.run(existing=ExistingCaptions.APPEND, trigger_word="ohwx")
     assert studio.captions() == {"a.txt": "ohwx, smiling, Thing, red 1"}
 
 
-def test_append_without_new_tags_keeps_the_file(studio: Fixture) -> None:
+def test_append_without_new_tags_keeps_the_file(studio: TaggingJob) -> None:
     path = studio.add("a.png", 1, "thing,red 1\n")
     result = studio.run(existing=ExistingCaptions.APPEND)
     assert (result.tagged, result.skipped) == (0, 1)
     assert path.with_suffix(".txt").read_text() == "thing,red 1\n"
 
 
-def test_does_not_look_for_the_tagger_without_images_to_tag(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_does_not_look_for_the_tagger_without_images_to_tag(
+    studio: TaggingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     studio.add("a.png", 1, "there")
     monkeypatch.setattr(tagging, "find_tagger", lambda *names, **options: pytest.fail("looked for"))
     assert studio.run() == TagResult(skipped=1)
 
 
-def test_reports_broken_images_and_tags_the_others(studio: Fixture) -> None:
+def test_reports_broken_images_and_tags_the_others(studio: TaggingJob) -> None:
     studio.add("a.png", 1)
     (studio.images / "b.png").write_text("no image")
     studio.add("c.png", 3)
@@ -224,7 +112,7 @@ def test_reports_broken_images_and_tags_the_others(studio: Fixture) -> None:
     assert failed["message"] == result.failed[0].message
 
 
-def test_writes_no_empty_caption_if_no_tag_reaches_the_threshold(studio: Fixture) -> None:
+def test_writes_no_empty_caption_if_no_tag_reaches_the_threshold(studio: TaggingJob) -> None:
     studio.add("a.png", 1)
     studio.add("b.png", 2, "mine")
     result = studio.run(existing=ExistingCaptions.OVERWRITE, threshold=0.95)
@@ -232,7 +120,7 @@ def test_writes_no_empty_caption_if_no_tag_reaches_the_threshold(studio: Fixture
     assert "0.95" in result.failed[0].message
 
 
-def test_keeps_sentences_whole(studio: Fixture) -> None:
+def test_keeps_sentences_whole(studio: TaggingJob) -> None:
     studio.add("a.png", 1, "a drawing")
     studio.tagger.sentence = "a cat, sitting on a mat"
     studio.run(existing=ExistingCaptions.APPEND, trigger_word="ohwx", threshold=1)
@@ -240,7 +128,7 @@ def test_keeps_sentences_whole(studio: Fixture) -> None:
 
 
 @pytest.mark.parametrize("existing", list(ExistingCaptions))
-def test_stop_and_resume_tag_every_image_once(studio: Fixture, existing: ExistingCaptions) -> None:
+def test_stop_and_resume_tag_every_image_once(studio: TaggingJob, existing: ExistingCaptions) -> None:
     for index in range(10):
         studio.add(f"{index}.png", index, "old" if index in (1, 7) else None)
     studio.stop_after = 3
@@ -263,7 +151,7 @@ def test_stop_and_resume_tag_every_image_once(studio: Fixture, existing: Existin
     assert studio.events[-1]["done"] == studio.events[-1]["total"] == 10
 
 
-def test_undo_restores_the_captions_byte_for_byte_and_redo_writes_them_again(studio: Fixture) -> None:
+def test_undo_restores_the_captions_byte_for_byte_and_redo_writes_them_again(studio: TaggingJob) -> None:
     studio.add("old.png", 1)
     latin = "café, naïve\r\n".encode("latin-1")
     (studio.images / "old.txt").write_bytes(latin)
@@ -287,7 +175,7 @@ def test_undo_restores_the_captions_byte_for_byte_and_redo_writes_them_again(stu
     assert studio.captions() == tagged | {"edited.txt": "better words"}
 
 
-def test_a_resumed_job_that_changed_a_caption_twice_is_one_edit(studio: Fixture) -> None:
+def test_a_resumed_job_that_changed_a_caption_twice_is_one_edit(studio: TaggingJob) -> None:
     path = studio.add("a.png", 1, "first")
     studio.run(existing=ExistingCaptions.OVERWRITE)
     [record] = studio.history.folder.glob("*.jsonl")
@@ -306,7 +194,7 @@ def test_a_resumed_job_that_changed_a_caption_twice_is_one_edit(studio: Fixture)
     assert studio.captions() == {"a.txt": "second, red 1, thing"}
 
 
-def test_a_stopped_and_resumed_job_is_one_edit(studio: Fixture) -> None:
+def test_a_stopped_and_resumed_job_is_one_edit(studio: TaggingJob) -> None:
     for index in range(10):
         studio.add(f"{index}.png", index)
     studio.stop_after = 3
@@ -318,7 +206,7 @@ def test_a_stopped_and_resumed_job_is_one_edit(studio: Fixture) -> None:
     assert studio.captions() == {}
 
 
-def test_a_job_resumed_after_its_undo_starts_another_edit(studio: Fixture) -> None:
+def test_a_job_resumed_after_its_undo_starts_another_edit(studio: TaggingJob) -> None:
     for index in range(10):
         studio.add(f"{index}.png", index)
     studio.stop_after = 3
@@ -333,7 +221,7 @@ def test_a_job_resumed_after_its_undo_starts_another_edit(studio: Fixture) -> No
     assert studio.captions() == {}
 
 
-def test_an_edit_of_another_image_during_the_job_leaves_it_one_edit(studio: Fixture) -> None:
+def test_an_edit_of_another_image_during_the_job_leaves_it_one_edit(studio: TaggingJob) -> None:
     studio.interrupt_with(lambda: studio.edit("0.png", "mine"))
     studio.run(existing=ExistingCaptions.OVERWRITE)
     assert [edit.what for edit in studio.history.edits()] == ["Edited 0.png", "Tagged with red"]
@@ -343,7 +231,7 @@ def test_an_edit_of_another_image_during_the_job_leaves_it_one_edit(studio: Fixt
     assert studio.captions() == {}
 
 
-def test_a_caption_edited_before_the_job_overwrites_it_can_be_undone_to_the_edit(studio: Fixture) -> None:
+def test_a_caption_edited_before_the_job_overwrites_it_can_be_undone_to_the_edit(studio: TaggingJob) -> None:
     studio.interrupt_with(lambda: studio.edit("9.png", "mine"))
     studio.run(existing=ExistingCaptions.OVERWRITE)
     assert [edit.what for edit in studio.history.edits()] == [
@@ -359,13 +247,13 @@ def test_a_caption_edited_before_the_job_overwrites_it_can_be_undone_to_the_edit
     assert studio.captions() == {}
 
 
-def test_a_job_that_changed_nothing_is_not_an_edit(studio: Fixture) -> None:
+def test_a_job_that_changed_nothing_is_not_an_edit(studio: TaggingJob) -> None:
     studio.add("a.png", 1, "kept")
     studio.run()
     assert studio.history.edits() == []
 
 
-def test_images_of_a_linked_set_folder_are_tagged_and_undone(studio: Fixture, tmp_path: Path) -> None:
+def test_images_of_a_linked_set_folder_are_tagged_and_undone(studio: TaggingJob, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (studio.images / "5_set").symlink_to(elsewhere, target_is_directory=True)
@@ -376,7 +264,7 @@ def test_images_of_a_linked_set_folder_are_tagged_and_undone(studio: Fixture, tm
     assert studio.captions() == {}
 
 
-def test_a_full_disk_ends_the_job_and_keeps_what_is_done(studio: Fixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_job_and_keeps_what_is_done(studio: TaggingJob, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.add("a.png", 1, "old a")
     studio.add("b.png", 2, "old b")
     write = edit_history.write_many
@@ -397,74 +285,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_done(studio: Fixture, monkey
     assert studio.captions() == {"a.txt": "old a", "b.txt": "old b"}
 
 
-def test_other_settings_use_cached_predictions(studio: Fixture) -> None:
-    for index in range(5):
-        studio.add(f"{index}.png", index)
-    studio.run(existing=ExistingCaptions.OVERWRITE, trigger_word="ohwx")
-    studio.add("5.png", 5)
-    (studio.images / "0.png").rename(studio.images / "renamed.png")
-    studio.job_path = studio.job_path.with_name("again")
-    settings = {"threshold": 0.6, "character_threshold": 0.7, "exclude_tags": "red_2"}
-    assert studio.run(existing=ExistingCaptions.OVERWRITE, **settings).tagged == 6
-    said = {name: caption for name, caption in studio.captions().items() if name != "0.txt"}
-    assert said == {
-        "1.txt": "red 1, hero",
-        "2.txt": "hero",
-        "3.txt": "red 3, hero",
-        "4.txt": "red 4, hero",
-        "5.txt": "red 5, hero",
-        "renamed.txt": "red 0, hero",
-    }
-    assert sum(studio.tagger.batches) == 6  # only the new image was predicted
-    studio.job_path = studio.job_path.with_name("third")
-    studio.run(existing=ExistingCaptions.OVERWRITE, only_tags="thing, red 1")
-    assert studio.captions()["1.txt"] == "red 1, thing"
-    assert studio.tagger.loaded == 2
-
-
-def test_two_taggers_are_merged_and_each_is_loaded_once(studio: Fixture) -> None:
-    studio.taggers["other"] = RedTagger("other", confidence=0.95)
-    studio.taggers["other"].sentence = "a picture"
-    for index in range(3):
-        studio.add(f"{index}.png", index)
-    studio.run(tagger="other", also=["red"])
-    assert studio.captions() == {f"{index}.txt": f"a picture, red {index}, thing" for index in range(3)}
-    assert [tagger.loaded for tagger in studio.taggers.values()] == [1, 1]
-    assert cached_predictions(studio.home, [file_sha256(studio.images / "1.png")]) is not None
-    assert cached_confidences(studio.home, file_sha256(studio.images / "1.png"))["hero"] == pytest.approx(0.7, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("can't allocate memory"),
-    ],
-)
-def test_out_of_memory_halves_the_batch_and_tags_every_image_once(studio: Fixture, error: Exception) -> None:
-    studio.tagger.max_batch, studio.tagger.error = 1, error
-    for index in range(5):
-        studio.add(f"{index}.png", index)
-    assert studio.run().tagged == 5
-    assert studio.tagger.batches == [1] * 5
-    studio.tagger.max_batch, studio.tagger.name = 0, "none fits"
-    studio.job_path = studio.job_path.with_name("again")
-    with pytest.raises(type(error)) as caught:
-        studio.run(existing=ExistingCaptions.OVERWRITE)
-    assert caught.value is error
-
-
-def test_other_errors_of_the_model_end_the_job_at_once(studio: Fixture) -> None:
-    studio.tagger.max_batch, studio.tagger.error = 1, RuntimeError("shapes do not match")
-    for index in range(3):
-        studio.add(f"{index}.png", index)
-    with pytest.raises(RuntimeError, match="shapes"):
-        studio.run()
-    assert studio.tagger.batches == []
-
-
-def test_refuses_a_folder_without_images(studio: Fixture) -> None:
+def test_refuses_a_folder_without_images(studio: TaggingJob) -> None:
     with pytest.raises(InputError) as caught:
         studio.run()
     assert caught.value.code == "no_images"
@@ -509,7 +330,7 @@ def test_append_loses_no_tag_and_repeats_none(old: list[str], said: list[str], t
     assert split_tags(append(", ".join(combined))) == combined
 
 
-def test_excluded_tags_are_not_written_but_kept_in_existing_captions(studio: Fixture) -> None:
+def test_excluded_tags_are_not_written_but_kept_in_existing_captions(studio: TaggingJob) -> None:
     studio.add("a.png", 10)
     studio.add("b.png", 20, "Thing, my own")
     studio.run(existing=ExistingCaptions.APPEND, trigger_word="ohwx", exclude_tags="thing, red")

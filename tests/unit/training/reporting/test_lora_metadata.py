@@ -109,3 +109,37 @@ def test_metadata_of_objective_and_optimizer(run: Run) -> None:
         "modelspec.timestep_range": "0,800",
     }
     assert {name: found.get(name) for name in expected} == expected
+
+
+def test_metadata_of_datasets_and_augmentation(augmented_run: Run) -> None:
+    found = build_lora_metadata(
+        augmented_run.job,
+        augmented_run.dataset,
+        augmented_run.counts,
+        augmented_run.base,
+        precision="fp32",
+        started=1.0,
+        epoch=1,
+        step=1,
+    )
+    assert {name: found[name] for name in found if name in EXPECTED_METADATA} == EXPECTED_METADATA
+    assert json.loads(found["ss_reg_dataset_dirs"]) == {"1_thing": {"n_repeats": 2, "img_count": 2}}
+    assert json.loads(found["ss_dataset_dirs"]) == {"images": {"n_repeats": 1, "img_count": 3}}
+    buckets = json.loads(found["ss_bucket_info"])["buckets"]
+    assert sum(bucket["count"] for bucket in buckets.values()) == augmented_run.counts.samples_per_epoch == 6
+
+
+EXPECTED_METADATA = {
+    "ss_num_train_images": "3",
+    "ss_num_reg_images": "3",
+    "ss_prior_loss_weight": "0.5",
+    "ss_shuffle_caption": "True",
+    "ss_keep_tokens": "0",
+    "ss_caption_dropout_rate": "0.2",
+    "ss_caption_tag_dropout_rate": "0.2",
+    "ss_max_token_length": "150",
+    "ss_flip_aug": "True",
+    "ss_random_crop": "True",
+    "ss_masked_loss": "True",
+    "ss_validation_split": "0.25",
+}

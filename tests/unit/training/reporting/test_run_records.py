@@ -1,0 +1,51 @@
+"""The records of a run's images and captions, and a dataset that changed since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lora_studio.training.data import collate
+from lora_studio.training.data.caption_variants import training_caption
+from lora_studio.workspace.project import Home
+from tests.support.augmented_runs import EVERYTHING, augmented_job, read_records, write_dataset
+from tests.support.training_runs import of, train_into
+
+
+def test_captions_jsonl_has_the_captions_that_were_used(
+    training_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def recorded(*given: Any, **named: Any) -> str:
+        used.append(training_caption(*given, **named))
+        return used[-1]
+
+    monkeypatch.setattr(collate, "training_caption", recorded)
+    _, events = train_into(
+        augmented_job(training_inputs, **EVERYTHING | {"max_train_steps": 3}), tmp_path, Home(training_inputs / "home")
+    )
+    recorded_samples = read_records(tmp_path / "captions.jsonl")
+    assert 4 <= len(used) <= len(recorded_samples)
+    assert [record["caption"] for record in recorded_samples][: len(used)] == used
+    assert of(events, "captions")[0]["examples"] == used[:3]
+    assert {record["weight"] for record in recorded_samples} == {0.5, 1.0}
+    assert any(caption not in ("", "red, inkstamp, thing 0, small, on a table") for caption in used)
+    assert all(caption.startswith("inkstamp") for caption in used if "on a table" in caption)
+
+
+def test_warns_about_edited_images_and_captions_when_a_run_resumes(training_inputs: Path, tmp_path: Path) -> None:
+    home = Home(training_inputs / "home")
+    images = write_dataset(tmp_path / "images")
+    job = augmented_job(training_inputs, images, max_train_steps=2)
+    train_into(job, tmp_path / "run", home, stop_after=1)
+    Image.new("RGB", (64, 64), "red").save(images / "1.png")
+    (images / "2.txt").write_text("inkstamp, other", "utf-8")
+    _, events = train_into(job, tmp_path / "run", home, resume=True)
+    (warning,) = of(events, "warning")
+    assert warning["code"] == "dataset_changed"
+    assert "1 edited (1.png)" in warning["message"]
+    assert "(2.png)" in warning["message"]

@@ -1,0 +1,46 @@
+"""The validation loss: fixed timesteps and noise, weighted as in training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lora_studio.training.data.augment import image_seed
+from lora_studio.training.data.rng import generator
+from lora_studio.training.run import Run
+from lora_studio.training.validation import TIMESTEP_FRACTIONS, validate
+from tests.support.augmented_runs import snr_weight
+from tests.support.training_runs import Events, of
+
+
+def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> None:
+    """For a prediction of zeros it is the mean squared noise over images and timesteps, weighted as in training."""
+    events: Events = []
+    state = torch.get_rng_state()
+    for step in (4, 9):
+        zero_run.step = step
+        validate(
+            zero_run, 1, report=lambda event, /, **values: events.append((event, values)), should_stop=lambda: False
+        )
+    assert torch.equal(torch.get_rng_state(), state)
+    expected = []
+    for item in zero_run.dataset.validation_items:
+        for number, t in enumerate((125, 375, 625, 875)):
+            shape = (4, item.placement.bucket[1] // 8, item.placement.bucket[0] // 8)
+            noise = torch.randn(shape, generator=generator(42, "held-out noise", image_seed(item), number))
+            mask = zero_run.collator.latents.load_mask(item)
+            expected.append(float((noise**2 * mask).mean() / mask.mean()) * snr_weight(zero_run, t))
+    losses = [values["loss"] for values in of(events, "validation")]
+    assert losses[0] == losses[1] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    assert [values["step"] for values in zero_run.validation_losses] == [4, 9]
+    unet: Any = zero_run.base.unet
+    assert not any(seen["training"] for seen in unet.seen)
+    assert unet.training
+    assert [int(seen["t"][0]) for seen in unet.seen][: len(TIMESTEP_FRACTIONS)] == [125, 375, 625, 875]
+
+
+def test_a_stop_request_ends_the_validation(zero_run: Run) -> None:
+    validate(zero_run, 1, report=lambda event, /, **values: None, should_stop=lambda: True)
+    assert zero_run.validation_losses == []
