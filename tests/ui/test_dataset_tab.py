@@ -32,6 +32,7 @@ from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.image_item import Filter, image_id
 from lora_studio.ui.dataset.review import change_caption
 from lora_studio.ui.dataset.tab import DatasetTab
+from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.server import Mode
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project, ProjectInfo
@@ -139,6 +140,30 @@ def test_import_is_reported_scanned_and_shown(imported: Project, interface: Inte
     assert len(sources) == 4
     assert all(re.search(r"/cache/thumbnails/[0-9a-f]{64}-256\.webp$", source) for source in sources)
     assert str(project.path) not in shown["dataset_grid"]
+
+
+def test_import_of_kohya_sets_infers_the_trigger_word_and_keeps_it_in_the_captions(
+    home: Home, interface: Interface, tmp_path: Path
+) -> None:
+    folder = tmp_path / "10_saria"
+    folder.mkdir()
+    for name in ("crown.png", "fish.png", "key.png", "owl.png", "pizza.png", "robot.png"):
+        shutil.copy(EXAMPLE_IMAGES / name, folder)
+        (folder / name).with_suffix(".txt").write_text(f"saria_zelda, ink, {name}", "utf-8")
+    project = home.create_project("kohya")
+    interface.open_project(project.name)
+    interface.call(DatasetTab.import_folder, dataset_folder=str(tmp_path))
+    wait_for_scan()
+    shown = interface.call(DatasetTab.scan_tick)
+    assert project.info().trigger_word == "saria_zelda"
+    assert "Trigger word set to saria_zelda" in shown["dataset_report"]
+    assert interface.contents_of("tag_trigger") == "saria_zelda"
+    assert interface.call(PlanTab.tab_selected)["plan_trigger"] == "saria_zelda"
+    assert project.info().trigger_word == "saria_zelda"
+    findings = interface.call(DatasetTab.section_changed, dataset_section="Captions")["captions_findings"]
+    assert re.findall(r'data-pick="fix:(common_tag[^"]*)"', findings) == ["common_tag:ink"]
+    interface.call(CaptionHandlers.finding_clicked, pick="fix:common_tag:ink")
+    assert Contents.of(project).items[0].caption == "saria_zelda, crown.png"
 
 
 def test_curate_lists_duplicates_and_issues_with_reasons(project: Project, interface: Interface) -> None:

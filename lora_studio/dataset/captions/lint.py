@@ -351,12 +351,14 @@ def _check_frequencies(captions: Sequence[Caption], trigger: str) -> Iterator[Fi
     common = {tag for tag, images in holding.items() if len(images) > COMMON_SHARE * len(with_text)}
     for tag in sorted(common, key=lambda tag: (-len(holding[tag]), tag)):
         images, name = holding[tag], names[tag]
+        question = "Is it true of all of them?" if words else "Is it the trigger word? Then enter it as such."
         yield Finding(
             "common_tag",
-            f"{name}: on {len(images):,} of {len(with_text):,} captioned images. Is it true of all of them?",
+            f"{name}: on {len(images):,} of {len(with_text):,} captioned images. {question}",
             images,
             {name: len(images)},
-            [Fix(f"common_tag:{name}", f"Remove {name}", edits.remove([name]))],
+            # Without a known trigger word, the tag may be the trigger word itself.
+            [Fix(f"common_tag:{name}", f"Remove {name}", edits.remove([name]))] if words else [],
             about=name,
         )
     rare = sorted(names[tag] for tag, images in holding.items() if len(images) == 1)

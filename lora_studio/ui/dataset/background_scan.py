@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from lora_studio.dataset.captions.text import read_caption
+from lora_studio.dataset.captions.trigger import infer_trigger
 from lora_studio.dataset.images.sets import project_images, wrap_images
 from lora_studio.dataset.ingest.importers import ImportReport, import_paths
 from lora_studio.dataset.manifest import Manifest, scan_stamps
@@ -32,7 +34,10 @@ CORES = os.cpu_count() or 1
 
 @dataclass
 class ScanTask:
-    """Progress and result of one import or scan. `done` and `total` count items of the current phase."""
+    """Progress and result of one import or scan. `done` and `total` count items of the current phase.
+
+    `inferred_trigger` is the trigger word that the imported captions or set folders gave the project.
+    """
 
     phase: str = "Starting"
     done: int = 0
@@ -41,6 +46,7 @@ class ScanTask:
     thumbnails_ready: bool = False
     report: ImportReport | None = None
     error: StudioError | None = None
+    inferred_trigger: str = ""
 
     def start_phase(self, phase: str, total: int = 0) -> None:
         """Begin the next phase."""
@@ -105,8 +111,25 @@ class ScanRunner:
             task.report = import_paths(
                 sources, project.images_dir, rejected_dir=project.rejected_dir, on_progress=task.set_progress
             )
+            task.inferred_trigger = self._infer_trigger(project, task.report)
         self._make_thumbnails(project, task)
         self._scan(project, task)
+
+    def _infer_trigger(self, project: Project, report: ImportReport) -> str:
+        """Give a project without a trigger word the one of the imported captions; return it, "" if there is none."""
+        info = project.info()
+        if info.trigger_word or not report.added:
+            return ""
+        captions = [read_caption(image) or "" for image in project_images(project)]
+        folders = {image.parent for image in report.added}
+        if not any(captions):
+            folders.discard(project.images_dir)  # the studio chose its name
+        trigger = infer_trigger(captions, {folder.name for folder in folders})
+        if trigger:
+            project.save_info(info.model_copy(update={"trigger_word": trigger}))
+            source = "captions" if any(captions) else "set folder"
+            report.notes.append(f"Trigger word set to {trigger}, from the {source}. It can be changed in Plan.")
+        return trigger
 
     def _move_and_scan(self, project: Project, task: ScanTask) -> None:
         wrap_images(project.dataset_dir, project.images_dir.name)

@@ -137,7 +137,8 @@ class DatasetTab:
                 return {self.page.scan_timer: gr.Timer(active=False)}
             if task.render_key == data[self.page.shown_scan]:
                 return {self.page.top.progress: dataset_view.scan_card(task)}
-            return self.page.render(data)
+            trigger = {self.page.tag.trigger: task.inferred_trigger} if task.inferred_trigger else {}
+            return self.page.render(data) | trigger
         except StudioError:
             return gr.skip()
 

@@ -170,9 +170,11 @@ class PlanTab:
 
     @requires_project
     def tab_selected(self, data: dict[Any, Any]) -> Updates:
-        """Update the number of images and the plan when the tab is opened."""
+        """Update the number of images, the trigger word that an import may have set, and the plan."""
         project = self.studio.find_project(data[self.studio.project])
-        return {self.answers.images: _images_box(len(project_images(project)))} | self.update_plan(data)
+        changed = {self.answers.trigger_word: project.info().trigger_word}
+        images = {self.answers.images: _images_box(len(project_images(project)))}
+        return changed | images | self.update_plan({**data, **changed})
 
     def update_plan(self, data: dict[Any, Any]) -> Updates:
         """Save the answers and update the plan."""

@@ -35,7 +35,7 @@ if (!window.studioReviewKeys) {
       if (field && field.offsetParent) { event.preventDefault(); field.focus(); }
     } else if (buttons[key] && !(own[key] && event.target.closest(own[key]))) press(event, buttons[key]);
   });
-  // A button that was clicked with the mouse does not keep the focus, so that Enter goes on with the review.
+  // A button that was clicked with the mouse does not keep the focus, so that Enter continues the review.
   document.addEventListener('click', (event) => {
     const button = event.detail && shown('review-mark') && event.target.closest('.shot, .review-actions button');
     if (button) button.blur();

@@ -84,6 +84,15 @@ def test_finds_common_tags_rare_tags_and_identical_captions(tmp_path: Path) -> N
     assert caught.value.code == "unknown_fix"
 
 
+def test_offers_no_removal_of_a_common_tag_before_the_trigger_word_is_known(tmp_path: Path) -> None:
+    images = folder_of(tmp_path, *(f"saria_zelda, hat, tree {index}" for index in range(5)))
+    common = {finding.about: finding for finding in lint(images) if finding.code == "common_tag"}
+    assert set(common) == {"saria_zelda", "hat"}
+    assert [finding.fixes for finding in common.values()] == [[], []]
+    found = [finding for finding in lint(images, "saria_zelda") if finding.code == "common_tag"]
+    assert [fix.key for finding in found for fix in finding.fixes] == ["common_tag:hat"]
+
+
 def test_one_of_several_fixes_must_be_named_by_its_key(tmp_path: Path) -> None:
     findings = lint(folder_of(tmp_path, "day, night"))
     with pytest.raises(InputError, match="contradictory:day/night:day, contradictory:day/night:night"):
