@@ -269,6 +269,24 @@ def test_damaged_marks_are_reported_and_kept(project: Project, interface: Interf
     assert Contents.of(project).by_id[duplicate.id].kept
 
 
+def test_tiles_show_that_a_scan_is_running_instead_of_the_earlier_result(
+    project: Project, interface: Interface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def figures() -> list[str]:
+        return re.findall(r'class="figure">([^<]+)', interface.contents_of("dataset_tiles"))[1:3]
+
+    go_on = threading.Event()
+    monkeypatch.setattr(background_scan, "scan", lambda *args, **options: go_on.wait() and scan(*args, **options))
+    assert figures() == ["1", "1"]
+    interface.call(DatasetTab.start_scan)
+    interface.call(CaptionHandlers.show_next)
+    assert figures() == ["–", "–"]
+    go_on.set()
+    wait_for_scan()
+    interface.call(DatasetTab.scan_tick)
+    assert figures() == ["1", "1"]
+
+
 def test_loose_images_are_not_moved_during_a_job_or_scan(
     project: Project, interface: Interface, monkeypatch: pytest.MonkeyPatch
 ) -> None:
