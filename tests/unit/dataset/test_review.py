@@ -33,10 +33,17 @@ def test_images_are_marked_by_path_or_by_name(folder: Path, monkeypatch: pytest.
 
 def test_a_mark_follows_the_content_of_its_image(folder: Path) -> None:
     mark_reviewed(folder, [folder / "picture 0.png"])
-    (folder / "picture 0.png").rename(folder / "renamed.png")
+    for suffix in ("png", "txt"):
+        (folder / f"picture 0.{suffix}").rename(folder / f"renamed.{suffix}")
     assert reviewed(folder) == ["renamed.png"]
     (folder / "renamed.png").write_bytes((folder / "picture 1.png").read_bytes())
     assert reviewed(folder) == []
+
+
+def test_an_image_whose_caption_has_changed_is_no_longer_reviewed(folder: Path) -> None:
+    mark_reviewed(folder, [folder / "picture 0.png", folder / "picture 1.png"])
+    (folder / "picture 0.txt").write_text("another caption", "utf-8")
+    assert reviewed(folder) == ["picture 1.png"]
 
 
 def test_an_image_elsewhere_is_an_error_and_marks_nothing(folder: Path) -> None:
