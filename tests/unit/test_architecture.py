@@ -17,8 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "lora_studio"
 # From the top down. An entry is a package or a module below lora_studio; a module belongs to the longest entry that
-# matches its name. It may import its own entry and the layers below: the
-# entries of one layer do not know each other.
+# matches its name. It may import its own entry and the layers below; the entries of one layer do not know each other.
 LAYERS = (
     ("__main__",),
     ("ui.launch", "cli.main"),
@@ -174,6 +173,12 @@ def test_libraries_stay_where_they_are_used(file: Path) -> None:
         tops = {module.split(".")[0] for module in at_import(tree)}
     if not name_of(file).startswith(HEAVY_PLACES):
         assert not tops & HEAVY
+
+
+def test_tests_and_benchmarks_share_only_the_support_package() -> None:
+    for file in [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        shared = [name for name in imports(parsed(file)) if name.startswith(("tests.", "benchmarks."))]
+        assert all(name.startswith("tests.support.") for name in shared), file
 
 
 def test_app_is_the_one_other_place_of_gradio() -> None:
