@@ -34,8 +34,9 @@ PROCESS_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "s
 def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> bool:
     """Train until the run is complete (returns False) or a stop is requested (returns True).
 
-    On a stop, and on any error that leaves the weights valid, the state after the last step is saved first. Raises
-    NonFiniteLossError after MAX_NAN_STEPS steps in a row without a finite loss. An error on one rank ends all ranks.
+    On a stop, and on any error that leaves the weights valid, the state after the last step is saved first; on a stop
+    also its LoRA, as a checkpoint. Raises NonFiniteLossError after MAX_NAN_STEPS steps in a row without a finite loss.
+    An error on one rank ends all ranks.
     """
     log = StepLog(
         report,
@@ -57,7 +58,7 @@ def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> 
                 return False
             if run.ranks.broadcast_flag(should_stop()):
                 log.flush()
-                save_resume_state(run)
+                _save_before_stop(run, report=report)
                 return True
             log.start_clock()
             result = train_step_with_oom_retry(run, report)
@@ -127,6 +128,19 @@ def _write_outputs_within_epoch(run: Run, *, report: Report, should_stop: Callab
     if _is_due(recipe.sample_every_n_steps, run.step):
         write_samples(run, None, report=report, should_stop=should_stop)
     run.log_offset = None
+
+
+def _save_before_stop(run: Run, *, report: Report) -> None:
+    """Save a checkpoint of the last step, unless it has one or no step was made, and the resume state."""
+    recipe = run.job.recipe
+    ends_epoch = run.step == run.epochs_finished * run.counts.steps_per_epoch
+    saved = _is_due(recipe.save_every_n_steps, run.step) or (
+        ends_epoch and _is_due(recipe.save_every_n_epochs, run.epochs_finished)
+    )
+    if run.ranks.is_main and run.step > 0 and not saved:
+        save_checkpoint(run, None, report=report)
+        run.saved_position = None  # save the state again, so that a resume keeps the event of the checkpoint
+    save_resume_state(run)
 
 
 def _is_due(every: int, number: int) -> bool:

@@ -147,6 +147,7 @@ def start_training(page: Any, screenshot: Screenshot) -> None:
     fill(page, "recipe-min_bucket_reso", "64")
     fill(page, "recipe-sample_prompts", "{trigger}, cat\nclock")
     fill(page, "recipe-sample_every_n_epochs", "0")
+    fill(page, "recipe-save_every_n_epochs", "99")
     fill(page, "recipe-unet_lr", "abc")
     page.locator("#train-start").click()
     page.locator("#train-notice").get_by_text("(unet_lr)").wait_for()
@@ -165,9 +166,13 @@ def stop_and_resume(page: Any, project: Project, screenshot: Screenshot) -> None
     [run] = project.runs()
     assert run.status().state is JobState.STOPPED
     assert 0 < run.status().done < STEPS
+    page.locator("#train-test").wait_for()
+    page.locator("#train-download").wait_for()
+    [stopped_at] = (run.path / "checkpoints").glob("Ink-step*.safetensors")
+    assert int(stopped_at.stem.removeprefix("Ink-step")) == run.status().done
     page.locator("#train-resume").click()
+    page.locator("#train-tiles").get_by_text(f"{STEPS} / {STEPS}").wait_for(timeout=WORKER_MS)
     page.locator("#train-test").wait_for(timeout=WORKER_MS)
-    page.locator("#train-tiles").get_by_text(f"{STEPS} / {STEPS}").wait_for()
     screenshot("train-done")
     steps = [event["step"] for event in run.events()[0] if event["event"] == "step"]
     assert steps == list(range(1, STEPS + 1)), "the resumed run repeated or skipped a step"

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_studio.errors import InputError, NonFiniteLossError
+from lora_studio.lora.header import read_lora_header
 from lora_studio.models.load import make_noise_scheduler
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training import step as step_module
@@ -87,8 +88,13 @@ def test_a_resumed_run_is_bit_exact(
 ) -> None:
     monkeypatch.setattr(training, "prefetch_depth", lambda device: depth)
     home = Home(shared / "home")
-    first, _ = train_into(both, tmp_path, home, stop_after=3)
+    first, before = train_into(both, tmp_path, home, stop_after=3)
     assert (first.stopped, first.lora, first.steps) == (True, None, 3)
+    assert of(before, "checkpoint")[-1] == {
+        "step": 3,
+        "epoch": None,
+        "path": "checkpoints/ink-step00000003.safetensors",
+    }
     last, events = train_into(both, tmp_path, home, resume=True)
     assert of(events, "resume") == [{"step": 3}]
     assert [values["step"] for values in of(events, "step")] == [4]
@@ -132,6 +138,25 @@ def test_averaged_weights_are_resumed_and_saved_in_the_lora(
     assert len(plain) == len(given)
     assert plain != given
     assert of(rest, "timesteps") == of(events, "timesteps")
+
+
+@pytest.mark.parametrize(("stop_after", "position"), [(1, "step00000001"), (2, "step00000002")])
+def test_a_stop_saves_a_checkpoint_that_a_resume_keeps(
+    base: Path, shared: Path, tmp_path: Path, stop_after: int, position: str
+) -> None:
+    """Also after a step that ends an epoch, if that epoch is not saved."""
+    job = make_job(base, shared / "images", save_every_n_epochs=5)
+    home, folder = Home(shared / "home"), JobFolder.create(tmp_path / "run", job)
+    path = f"checkpoints/ink-{position}.safetensors"
+
+    def steps() -> int:
+        return sum(event["event"] == "step" for event in folder.events()[0])
+
+    train(job, folder, home=home, report=folder.emit, should_stop=lambda: steps() >= stop_after)
+    assert read_lora_header(folder.path / path).trigger_word == "inkstamp"
+    train(job, folder, home=home, report=folder.emit, should_stop=lambda: False, resume=True)
+    saved = [event["path"] for event in folder.events()[0] if event["event"] == "checkpoint"]
+    assert saved == [path, "checkpoints/ink-000002.safetensors"]
 
 
 def test_losses_by_timestep_average_to_the_epoch_loss(base: Path, shared: Path, tmp_path: Path) -> None:
