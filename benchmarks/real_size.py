@@ -25,6 +25,7 @@ from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lora_studio import worker
+from lora_studio.events import StepEvent
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -89,8 +90,8 @@ def train(checkpoint: Path, folder: Path) -> Path:
     )
     run = JobFolder.create(folder / "run", job)
     worker.execute(run, home=Home(folder / "home"))
-    steps = [event for event in run.events()[0] if event["event"] == "step"]
-    print("losses", *(f"{event['loss']:.4f}" for event in steps), "| seconds", *(event["seconds"] for event in steps))
+    steps = [event for event in run.events()[0] if isinstance(event, StepEvent)]
+    print("losses", *(f"{event.loss:.4f}" for event in steps), "| seconds", *(event.seconds for event in steps))
     assert len(steps) == STEPS
     return run.path / "ink.safetensors"
 

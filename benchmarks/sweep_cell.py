@@ -9,10 +9,10 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from lora_studio.events import Event
 from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.pipeline import load_sampling_pipeline
@@ -61,7 +61,7 @@ def one_sweep(base: Path, lora: Path, folder: Path) -> float:
     return (time.process_time() - began) / len(STRENGTHS)
 
 
-def _silent(event: str, /, **values: Any) -> None:
+def _silent(event: Event) -> None:
     pass
 
 

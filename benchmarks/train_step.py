@@ -27,6 +27,7 @@ from peft import LoraConfig
 from PIL import Image
 from torch.nn import functional
 
+from lora_studio.events import Event, StepEvent
 from lora_studio.training.loop import train_loop
 from lora_studio.training.run import Run
 from lora_studio.workspace.job_folder import JobFolder
@@ -156,10 +157,10 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
     ours = Timed(lambda: None)
     entered = time.process_time()
 
-    def report(event: str, /, **values: Any) -> None:
+    def report(event: Event) -> None:
         nonlocal entered
-        events.emit(event, **values)
-        if event == "step":
+        events.emit(event)
+        if isinstance(event, StepEvent):
             ours.seconds.append(time.process_time() - entered)
             bare.measure_step()
             for other in others.values():

@@ -22,6 +22,7 @@ from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError, JobError
+from lora_studio.events import Event, FailedEvent, StepEvent
 from lora_studio.planning.plan import plan
 from lora_studio.settings.choices import ExistingCaptions, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
@@ -58,7 +59,7 @@ __all__ = [
 ]
 
 
-def _ignore(event: dict[str, Any]) -> None:
+def _ignore(event: Event) -> None:
     pass
 
 
@@ -270,7 +271,9 @@ def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resu
     from lora_studio.training.train import TrainResult
 
     started = time.time()
-    inode, offset, last = 0, 0, dict[str, Any]()
+    inode, offset = 0, 0
+    failed: FailedEvent | None = None
+    step: StepEvent | None = None
     start(folder, home, resume=resume)
     while True:
         try:
@@ -279,8 +282,9 @@ def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resu
                 inode, offset = current, 0  # a resume replaces events.jsonl
             events, offset = folder.events(offset)
             for event in events:
-                if event["time"] >= started - 1:
-                    last[event["event"]] = event
+                if event.time >= started - 1:
+                    failed = event if isinstance(event, FailedEvent) else failed
+                    step = event if isinstance(event, StepEvent) else step
                     on_event(event)
             if not alive:
                 break
@@ -291,19 +295,18 @@ def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resu
             folder.request_stop()
     status = folder.status()
     if status.state is JobState.FAILED:
-        code = last.get("failed", {}).get("code", "error")
+        code = failed.code if failed else "error"
         if code == "config":
             raise ConfigError(status.message.splitlines(), status.remedy)
         raise JobError(status.message, status.remedy, code=code)
     if (result := folder.result()) is not None:
         return TrainResult.model_validate(result)
-    step = last.get("step", {})
     return TrainResult(
         run=folder.path,
         lora=None,
         steps=status.done,
-        epochs=step.get("epoch", 0),
-        final_loss=step.get("loss"),
+        epochs=step.epoch if step else 0,
+        final_loss=step.loss if step else None,
         seconds=round(time.time() - started, 3),
         stopped=True,
     )

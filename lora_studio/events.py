@@ -7,6 +7,7 @@ out. docs/events.md is generated from this module by tools/build_event_docs.py.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -107,13 +108,13 @@ class ResumeEvent(Event):
     step: Step
 
 
-class StepsEvent(Event):
+class EventAtStep(Event):
     """An event at an optimizer step."""
 
     step: Step
 
 
-class StepEvent(StepsEvent):
+class StepEvent(EventAtStep):
     """An optimizer step was taken."""
 
     name = "step"
@@ -130,7 +131,7 @@ class StepEvent(StepsEvent):
     )
 
 
-class NanEvent(StepsEvent):
+class NanEvent(EventAtStep):
     """An optimizer step was skipped, since its loss or gradient norm was not finite."""
 
     name = "nan"
@@ -160,7 +161,7 @@ class TimestepsEvent(Event):
     count: list[int] = Field(description="samples in each bin")
 
 
-class ValidationEvent(StepsEvent):
+class ValidationEvent(EventAtStep):
     """The loss on the images of the validation split was computed."""
 
     name = "validation"
@@ -169,7 +170,7 @@ class ValidationEvent(StepsEvent):
     loss: float | None = Field(description="mean validation loss; null if not finite")
 
 
-class CheckpointEvent(StepsEvent):
+class CheckpointEvent(EventAtStep):
     """A LoRA was saved during the run."""
 
     name = "checkpoint"
@@ -178,7 +179,7 @@ class CheckpointEvent(StepsEvent):
     path: RunFile
 
 
-class SampleEvent(StepsEvent):
+class SampleEvent(EventAtStep):
     """A sample image was generated during the run."""
 
     name = "sample"
@@ -302,6 +303,7 @@ EVENTS: dict[str, type[Event]] = {
 }
 # Events of the process rather than of the training: a resume keeps them in the log, even if it repeats steps.
 PROCESS_EVENTS = (WaitingEvent, PhaseEvent, WarningEvent, StartEvent, ResumeEvent, StoppedEvent, FailedEvent)
+Report = Callable[[Event], None]  # how a job reports its events
 
 
 def parse_event(line: str | bytes) -> Event | None:

@@ -31,17 +31,30 @@ from lora_studio.errors import (
     StudioError,
     disk_errors,
 )
+from lora_studio.events import (
+    DoneEvent,
+    Event,
+    FailedEvent,
+    HintEvent,
+    ImageFailedEvent,
+    Report,
+    StepEvent,
+    StoppedEvent,
+    WaitingEvent,
+    WarningEvent,
+)
 from lora_studio.planning.memory import next_saving
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
 from lora_studio.workspace.gpu_queue import hold_gpu
-from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus, Report
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
 
 MAIN_FILE = Path(__file__).with_name("__main__.py")
 STATUS_SECONDS = 0.5
+STATUS_FIELDS = {"done", "total", "seconds_left", "message"}  # of events, also in status.json
 SAME_SIGNAL_SECONDS = 1.0  # a launcher forwards the interrupt that the terminal has already sent to all processes
-Listener = Callable[[dict[str, Any]], None]
+Listener = Callable[[Event], None]
 
 
 class Stage(Protocol):
@@ -164,29 +177,39 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
                     job, folder, home=home, report=recorder, should_stop=folder.stop_requested, resume=resume
                 )
     except StopRequested:
-        recorder.finish(JobState.STOPPED, "Stopped before it started.", "Resume puts it back into the queue.")
+        recorder.finish(
+            JobState.STOPPED,
+            StoppedEvent(message="Stopped before it started.", remedy="Resume puts it back into the queue."),
+        )
         raise StudioError("Stopped before it started.", "Start it again at any time.", code="stopped") from None
     except StudioError as error:
-        recorder.finish(JobState.FAILED, error.message, error.remedy, code=error.code)
+        recorder.finish(JobState.FAILED, FailedEvent(message=error.message, remedy=error.remedy, code=error.code))
         raise
     except KeyboardInterrupt:
-        recorder.finish(JobState.FAILED, "Interrupted.", "Resume continues from the last saved state.")
+        recorder.finish(
+            JobState.FAILED, FailedEvent(message="Interrupted.", remedy="Resume continues from the last saved state.")
+        )
         raise
     except Exception as error:
         recorder.finish(
             JobState.FAILED,
-            f"{type(error).__name__}: {error}",
-            f"This is a bug in the studio. The traceback is in {folder.log_file.name}.",
-            code="unexpected",
+            FailedEvent(
+                message=f"{type(error).__name__}: {error}",
+                remedy=f"This is a bug in the studio. The traceback is in {folder.log_file.name}.",
+                code="unexpected",
+            ),
         )
         raise
     finally:
         folder.clear_stop()
     if getattr(result, "stopped", False):
-        recorder.finish(JobState.STOPPED, "Stopped; everything so far is saved.", "Resume continues from here.")
+        recorder.finish(
+            JobState.STOPPED,
+            StoppedEvent(message="Stopped; everything so far is saved.", remedy="Resume continues from here."),
+        )
     else:
         folder.write_result(result.model_dump(mode="json"))
-        recorder.finish(JobState.DONE, "Done")
+        recorder.finish(JobState.DONE, DoneEvent(message="Done", remedy=""))
     return result
 
 
@@ -238,7 +261,7 @@ def follow(folder: JobFolder, *, home: Home, resume: bool = False) -> None:
     stage_for(job)(job, folder, home=home, report=_ignore, should_stop=folder.stop_requested, resume=resume)
 
 
-def _ignore(event: str, /, **values: Any) -> None:
+def _ignore(event: Event) -> None:
     pass
 
 
@@ -318,32 +341,36 @@ class _EventRecorder:
         self.written = 0.0
         self.pending: dict[str, Any] = {}
 
-    def __call__(self, event: str, /, **values: Any) -> None:
-        record = self.folder.emit(event, **values)
-        changes: dict[str, Any] = {
-            name: values[name] for name in ("total", "seconds_left", "message") if name in values
-        }
-        if event in ("warning", "hint", "image_failed"):
-            changes.pop("message", None)
-        if (done := values.get("done", values.get("step") if event == "step" else None)) is not None:
-            changes["done"] = done
-        self.pending |= changes
+    def __call__(self, event: Event) -> None:
+        event = self.folder.emit(event)
+        self.pending |= _status_changes(event)
         if self.pending and time.monotonic() - self.written > STATUS_SECONDS:
             self.folder.update_status(**self.pending)
             self.pending, self.written = {}, time.monotonic()
-        self.listen(record)
+        self.listen(event)
 
     def report_wait(self, ahead: int, label: str) -> None:
         """Report which job has the GPU, and how many more are ahead."""
-        self("waiting", message=f"Waiting for {label}" + (f" and {ahead - 1} more" if ahead > 1 else ""))
+        self(WaitingEvent(message=f"Waiting for {label}" + (f" and {ahead - 1} more" if ahead > 1 else "")))
 
-    def finish(self, state: JobState, message: str, remedy: str = "", **values: Any) -> None:
+    def finish(self, state: JobState, event: DoneEvent | StoppedEvent | FailedEvent) -> None:
         """Write the last event and the final status; a full disk must not hide why the job ended."""
         try:
-            record = self.folder.emit(state.value, message=message, remedy=remedy, **values)
-            last = {**self.pending, "state": state, "message": message, "remedy": remedy, "seconds_left": None}
-            self.folder.update_status(**last)
+            written = self.folder.emit(event)
+            last = {"state": state, "message": event.message, "remedy": event.remedy, "seconds_left": None}
+            self.folder.update_status(**self.pending | last)
         except (DiskFullError, InputError, OSError):
             traceback.print_exc()
             return
-        self.listen(record)
+        self.listen(written)
+
+
+def _status_changes(event: Event) -> dict[str, Any]:
+    """Return the fields of status.json that an event changes."""
+    fields = event.model_dump(include=STATUS_FIELDS, exclude_unset=True)
+    match event:
+        case StepEvent():
+            fields["done"] = event.step
+        case WarningEvent() | HintEvent() | ImageFailedEvent():
+            fields.pop("message")
+    return fields

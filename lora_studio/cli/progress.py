@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from lora_studio.events import (
+    CellEvent,
+    Event,
+    HintEvent,
+    ImageEvent,
+    PhaseEvent,
+    StepEvent,
+    WaitingEvent,
+    WarningEvent,
+)
 
 
 def _bar(console: Console) -> Progress:
@@ -44,22 +55,23 @@ class JobProgress:
     ) -> None:
         self.progress.stop()
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         """Show one event."""
-        name = event["event"]
-        if name in ("warning", "hint"):
-            self.console.print(
-                f"{name.capitalize()}: {event['message']}", markup=False, highlight=False, soft_wrap=True
-            )
-        elif name == "step":
-            loss = event.get("loss")
-            self._advance("Training", event["step"], event["total"], "" if loss is None else f"loss {loss:.4f}")
-        elif name == "cell":
-            self._advance("Sampling", event["done"], event["total"])
-        elif name in ("tagged", "skipped", "image_failed"):
-            self._advance("Tagging", event["done"], event["total"])
-        elif name in ("phase", "waiting"):
-            self._advance(event.get("message", ""), event.get("done", 0), event.get("total"))
+        match event:
+            case WarningEvent() | HintEvent():
+                text = f"{event.name.capitalize()}: {event.message}"
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            case StepEvent():
+                note = "" if event.loss is None else f"loss {event.loss:.4f}"
+                self._advance("Training", event.step, event.total, note)
+            case CellEvent():
+                self._advance("Sampling", event.done, event.total)
+            case ImageEvent():
+                self._advance("Tagging", event.done, event.total)
+            case PhaseEvent():
+                self._advance(event.message, event.done, event.total)
+            case WaitingEvent():
+                self._advance(event.message, 0, None)
 
     def stage(self, title: str) -> None:
         """Print the title of a stage."""

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.events import StepEvent
 from lora_studio.guide import BaseModel, find_base
 from lora_studio.planning.memory import EMBEDDED, architecture_of, recomputed_share
 from lora_studio.planning.steps import StepCount
@@ -100,7 +101,9 @@ def measured_step_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) 
             or _catalogue_name(job.base) != base
         ):
             continue
-        steps = [event["seconds"] for event in folder.events()[0] if event.get("event") == "step"]
+        steps = [
+            event.seconds for event in folder.events()[0] if isinstance(event, StepEvent) and event.seconds is not None
+        ]
         if len(steps) > 2 * WARMUP_STEPS:
             return float(median(steps[WARMUP_STEPS:]))
     return None

@@ -7,11 +7,12 @@ allows no conclusion, the verdict says so.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from math import isfinite, nan
-from typing import Any, Literal
+from math import isfinite
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from lora_studio.events import Event, NanEvent, StartEvent, StepEvent, ValidationEvent
 from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
 from lora_studio.planning.losses import LossChange, Losses, fit_trend, smooth, total_change
 from lora_studio.settings.choices import Precision, Scheduler
@@ -40,20 +41,18 @@ class Verdict(BaseModel):
     level: Literal["good", "info", "warn", "bad"]
 
 
-def read_losses(events: Iterable[Mapping[str, Any]]) -> list[float | None]:
+def read_losses(events: Iterable[Event]) -> list[float | None]:
     """Return the training losses by step, None where not finite; for a step that a resume repeated, the last one."""
     by_step: dict[int, float | None] = {}
     for event in events:
-        if event.get("event") == "step":
-            by_step[int(event["step"])] = event.get("loss")
-        elif event.get("event") == "nan" and "step" in event:
-            by_step[int(event["step"])] = None
+        if isinstance(event, StepEvent):
+            by_step[event.step] = event.loss
+        elif isinstance(event, NanEvent):
+            by_step[event.step] = None
     return [by_step[step] for step in sorted(by_step)]
 
 
-def judge_run(
-    events: Iterable[Mapping[str, Any]], *, recipe: Recipe | None = None, total: int | None = None
-) -> Verdict:
+def judge_run(events: Iterable[Event], *, recipe: Recipe | None = None, total: int | None = None) -> Verdict:
     """Return the verdict on a run from its events.
 
     `total` is the planned number of steps; the default is the total in the events. With a recipe, the next step names
@@ -61,19 +60,18 @@ def judge_run(
     """
     events = list(events)
     if total is None:
-        totals = (event.get("total") for event in reversed(events) if event.get("event") in ("start", "step"))
-        total = next((steps for steps in totals if steps is not None), None)
+        total = next((event.total for event in reversed(events) if isinstance(event, StartEvent | StepEvent)), None)
     losses = read_losses(events)
     running = total is not None and len(losses) < total
     return judge_losses(losses, recipe=recipe, running=running, validation=read_validation_losses(events))
 
 
-def read_validation_losses(events: Iterable[Mapping[str, Any]]) -> dict[int, float]:
+def read_validation_losses(events: Iterable[Event]) -> dict[int, float]:
     """Return the finite validation losses by step, in order; for a step measured again, the last one."""
     found = {
-        int(event["step"]): float(event["loss"])
+        event.step: event.loss
         for event in events
-        if event.get("event") == "validation" and isfinite(event["loss"] if event.get("loss") is not None else nan)
+        if isinstance(event, ValidationEvent) and event.loss is not None and isfinite(event.loss)
     }
     return dict(sorted(found.items()))
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
+from lora_studio.events import CellEvent, PhaseEvent, Report, WarningEvent
 from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.pipeline import TextEmbeddings
@@ -30,7 +31,7 @@ from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, measure
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.workspace.job_folder import JobFolder, Report
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
 
@@ -75,7 +76,7 @@ def sweep(
             break
         _sweep_base(state, base, home)
     cells = [state.cells[key] for key in state.plan.cells if key in state.cells]
-    report("phase", message="Drawing the grid")
+    report(PhaseEvent(message="Drawing the grid"))
     measures = _measures(state)
     write_json(folder.path / "measures.json", measures)
     return SweepResult(
@@ -149,7 +150,7 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
     """Generate the missing cells of one base, and free its memory at the end."""
     job, report = state.job, state.report
     pipeline = load_sampling_pipeline(
-        base, home=home, precision=job.mixed_precision, on_progress=lambda message: report("phase", message=message)
+        base, home=home, precision=job.mixed_precision, on_progress=lambda message: report(PhaseEvent(message=message))
     )
     try:
         keys = [key for key in state.plan.cells if key.base == base]
@@ -159,7 +160,7 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
                 state.add(key)
         pending = [key for key in keys if key not in state.finished]
         for prompt in truncated_captions(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
-            report("warning", code="long_prompt", message=f"The prompt is truncated to 75 tokens: {prompt}")
+            report(WarningEvent(code="long_prompt", message=f"The prompt is truncated to 75 tokens: {prompt}"))
         texts = _PromptCache(pipeline, job)
         for number, group in groupby(pending, key=lambda key: key.lora):
             if number == 0:
@@ -183,14 +184,15 @@ def _generate_lora(
     """Generate the cells of one LoRA. `texts` are the base's embeddings, reused if the LoRA has no text encoder."""
     lora = state.plan.lora(keys[0])
     assert lora is not None
-    state.report("phase", message=f"Loading {lora.name}")
+    state.report(PhaseEvent(message=f"Loading {lora.name}"))
     with apply_lora(pipeline.pipe, lora) as adapter:
         if adapter.matched < adapter.total:
             state.report(
-                "warning",
-                code="lora_partial",
-                message=f"{keys[0].base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}; "
-                f"the others, like {adapter.missing[0]}, are ignored.",
+                WarningEvent(
+                    code="lora_partial",
+                    message=f"{keys[0].base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}; "
+                    f"the others, like {adapter.missing[0]}, are ignored.",
+                )
             )
         for strength, group in groupby(keys, key=lambda key: key.strength):
             adapter.set_strength(strength)
@@ -228,17 +230,17 @@ def _generate(
         elif not state.should_stop():
             state.finished.add(key)
             state.report(
-                "warning",
-                code="not_finite",
-                message=f"No image at strength {key.strength:g} for {key.prompt!r}: the values became NaN or Inf.",
+                WarningEvent(
+                    code="not_finite",
+                    message=f"No image at strength {key.strength:g} for {key.prompt!r}: the values became NaN or Inf.",
+                )
             )
 
 
 def _report_cell(state: _SweepState, cell: Cell) -> None:
     values = cell.model_dump(mode="json") | {"path": cell.path.relative_to(state.folder.path).as_posix()}
-    state.report(
-        "cell", done=len(state.finished), total=len(state.plan.cells), seconds_left=state.seconds_left, **values
-    )
+    done, total = len(state.finished), len(state.plan.cells)
+    state.report(CellEvent(done=done, total=total, seconds_left=state.seconds_left, **values))
 
 
 def _size(job: SweepJob, pipeline: SamplingPipeline) -> tuple[int, int]:

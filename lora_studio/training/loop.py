@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lora_studio.errors import InputError, NonFiniteLossError, StudioError
+from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.training.optim.optimizers import load_optimizer_state
@@ -23,12 +24,10 @@ from lora_studio.training.run import Run
 from lora_studio.training.samples import SampleSettings, generate_samples, sample_prompts, save_sample
 from lora_studio.training.step import train_step_with_oom_retry
 from lora_studio.training.validation import validate
-from lora_studio.workspace.job_folder import JobFolder, Report
+from lora_studio.workspace.job_folder import JobFolder
 
 MAX_NAN_STEPS = 5  # steps in a row without a finite loss that end a run
 STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
-# Events of the process rather than of the training: a resume keeps them in the log, even if it repeats steps.
-PROCESS_EVENTS = frozenset({"waiting", "phase", "warning", "start", "resume", "stopped", "failed"})
 
 
 def train_loop(run: Run, *, report: Report, should_stop: Callable[[], bool]) -> bool:
@@ -97,8 +96,8 @@ def finish_epoch(run: Run, *, report: Report, should_stop: Callable[[], bool]) -
 def _write_epoch_outputs(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
     recipe = run.job.recipe
     if run.epoch_losses:
-        report("epoch", epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses))
-        report("timesteps", epoch=epoch, **run.timestep_losses.event())
+        report(EpochEvent(epoch=epoch, loss=sum(run.epoch_losses) / len(run.epoch_losses)))
+        report(run.timestep_losses.event(epoch))
     last = epoch == run.counts.epochs
     if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, run.step):
         save_checkpoint(run, epoch, report=report)
@@ -108,7 +107,7 @@ def _write_epoch_outputs(run: Run, epoch: int, *, report: Report, should_stop: C
     with run.averaged_weights.swapped_in():
         validate(run, epoch, report=report, should_stop=should_stop)
     for hint in run.health.new_hints():
-        report("hint", **hint)
+        report(hint)
 
 
 def _outputs_due_within_epoch(run: Run) -> bool:
@@ -153,7 +152,7 @@ def save_checkpoint(run: Run, epoch: int | None, *, report: Report) -> None:
     path = run.folder / "checkpoints" / f"{run.job.name}-{position}.safetensors"
     save_lora_file(run, path, run.epoch if epoch is None else epoch)
     _delete_old_checkpoints(run)
-    report("checkpoint", step=run.step, epoch=epoch, path=str(path.relative_to(run.folder)))
+    report(CheckpointEvent(step=run.step, epoch=epoch, path=str(path.relative_to(run.folder))))
 
 
 def write_samples(run: Run, epoch: int | None, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -163,7 +162,7 @@ def write_samples(run: Run, epoch: int | None, *, report: Report, should_stop: C
     settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
     position = f"step {run.step}" if epoch is None else f"epoch {epoch}"
     file_part = f"{run.step:08d}" if epoch is None else f"e{epoch:06d}"
-    report("phase", message=f"Generating samples of {position}")
+    report(PhaseEvent(message=f"Generating samples of {position}"))
     if run.cuda_graphs is not None:
         run.cuda_graphs.free_for_sampling()
     with run.averaged_weights.swapped_in():
@@ -179,12 +178,12 @@ def write_samples(run: Run, epoch: int | None, *, report: Report, should_stop: C
         for index, (prompt, image) in enumerate(zip(prompts, images, strict=False)):
             if image is None:
                 message = f"The sample for {prompt!r} has NaN or Inf values and is not saved."
-                report("warning", code="sample_not_finite", message=message)
+                report(WarningEvent(code="sample_not_finite", message=message))
                 continue
             path = run.folder / "samples" / f"{run.job.name}_{file_part}_{index:02d}_{recipe.seed}.png"
             save_sample(path, image)
             relative = str(path.relative_to(run.folder))
-            report("sample", step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=relative)
+            report(SampleEvent(step=run.step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=relative))
 
 
 def save_lora_file(run: Run, path: Path, epoch: int) -> None:

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lora_studio.events import PhaseEvent, Report, WarningEvent
 from lora_studio.models.text_encoding import encode_tokens
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.training.data.batch import BatchTensors, StepBatches
@@ -27,7 +28,6 @@ from lora_studio.training.run import Run
 from lora_studio.training.speed.cuda_graph_capture import find_capturer
 from lora_studio.training.speed.cuda_graph_policy import CudaGraphs
 from lora_studio.training.speed.memory_budget import fit_recomputed_blocks, measure_step_memory
-from lora_studio.workspace.job_folder import Report
 
 
 def train_step(run: Run) -> StepResult:
@@ -158,10 +158,11 @@ def train_step_with_oom_retry(run: Run, report: Report) -> StepResult:
         run.weights.zero_gradients()
         torch.cuda.empty_cache()
         report(
-            "warning",
-            code="memory_short",
-            message="A step ran out of GPU memory. Gradient checkpointing now covers "
-            f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} UNet blocks.",
+            WarningEvent(
+                code="memory_short",
+                message="A step ran out of GPU memory. Gradient checkpointing now covers "
+                f"{len(checkpointing.recomputed)} of {len(checkpointing.blocks)} UNet blocks.",
+            )
         )
 
 
@@ -172,7 +173,7 @@ def fit_gpu_memory(run: Run, report: Report) -> None:
     """
     if run.job.recipe.gradient_checkpointing is not GradientCheckpointing.AUTO:
         return
-    report("phase", message="Measuring the memory of a step")
+    report(PhaseEvent(message="Measuring the memory of a step"))
     batch = run.collator.collate(0, run.collator.largest_batch(), 0).to(run.device)
 
     def forward() -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from lora_studio.errors import InputError, StopRequested
+from lora_studio.events import PROCESS_EVENTS, CaptionsEvent, EventAtStep, Report, ResumeEvent, SavedEvent, WarningEvent
 from lora_studio.files import remove_temporary_files, write_json
 from lora_studio.lora.inject import add_adapters
 from lora_studio.lora.layers import find_target_layers
@@ -29,7 +30,7 @@ from lora_studio.training.distributed import (
     init_rank_group,
     with_global_batch,
 )
-from lora_studio.training.loop import PROCESS_EVENTS, restore_run, save_lora_file, train_loop
+from lora_studio.training.loop import restore_run, save_lora_file, train_loop
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
@@ -56,7 +57,7 @@ from lora_studio.training.speed.geglu import use_lean_geglu
 from lora_studio.training.speed.memory_budget import make_block_checkpointing
 from lora_studio.training.step import cuda_graphs_for, fit_gpu_memory
 from lora_studio.training.warm_start import load_network_weights
-from lora_studio.workspace.job_folder import JobFolder, Report
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
 
@@ -111,7 +112,7 @@ def train(
             _resume(run, report)
     if run.step == 0 and ranks.is_main:
         samples = write_run_records(run.folder, run.collator)
-        report("captions", file=CAPTIONS_FILE, examples=[sample["caption"] for sample in samples[:3]])
+        report(CaptionsEvent(file=CAPTIONS_FILE, examples=[sample["caption"] for sample in samples[:3]]))
     report_start(
         run.dataset,
         run.counts,
@@ -130,7 +131,7 @@ def train(
     if not stopped and ranks.is_main:
         lora = folder.path / f"{job.name}.safetensors"
         save_lora_file(run, lora, run.epoch)
-        report("saved", path=lora.name)
+        report(SavedEvent(path=lora.name))
     destroy_rank_group(ranks)
     return _result(job, folder, run, begin, stopped=stopped)
 
@@ -273,7 +274,7 @@ def _resume(run: Run, report: Report) -> None:
         remove_temporary_files(run.folder)
     state = load_state(
         run.folder / "checkpoints" / "state",
-        on_damage=lambda message: report("warning", code="state_damaged", message=message),
+        on_damage=lambda message: report(WarningEvent(code="state_damaged", message=message)),
     )
     if state is not None:
         if state.values["dataset"] != run.dataset.fingerprint:
@@ -282,9 +283,9 @@ def _resume(run: Run, report: Report) -> None:
     if run.ranks.is_main:
         _drop_events_after(folder, run.step, state.values.get("events", 0) if state is not None else 0)
     if state is None:
-        report("warning", code="no_state", message="No resume state was saved: the run starts from the beginning.")
+        report(WarningEvent(code="no_state", message="No resume state was saved: the run starts from the beginning."))
         return
-    report("resume", step=run.step)
+    report(ResumeEvent(step=run.step))
 
 
 def _check_dataset_changes(run: Run, steps_per_epoch: int | None, report: Report) -> None:
@@ -298,14 +299,15 @@ def _check_dataset_changes(run: Run, steps_per_epoch: int | None, report: Report
             f"Restore the images ({DATASET_FILE} in the run's folder lists them), or start a new run.",
             code="dataset_changed",
         )
-    report("warning", code="dataset_changed", message=f"{message} The run continues with them as they are now.")
+    report(WarningEvent(code="dataset_changed", message=f"{message} The run continues with them as they are now."))
 
 
 def _drop_events_after(folder: JobFolder, step: int, offset: int) -> None:
     """Remove the events logged after the state of `step` was saved, at byte `offset`: they will be repeated."""
     folder.drop_events(
         lambda event, position: (
-            event.get("event") not in PROCESS_EVENTS and (position >= offset or event.get("step", 0) > step)
+            not isinstance(event, PROCESS_EVENTS)
+            and (position >= offset or (isinstance(event, EventAtStep) and event.step > step))
         )
     )
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from lora_studio.dataset.buckets import Size
+from lora_studio.events import PhaseEvent, Report, ValidationEvent
 from lora_studio.training.data.augment import image_seed
 from lora_studio.training.data.dataset import Batch, TrainItem
 from lora_studio.training.data.rng import generator
 from lora_studio.training.run import Run, eval_mode
 from lora_studio.training.step import batch_losses
-from lora_studio.workspace.job_folder import Report
 
 # Of the recipe's timestep range: the midpoints of four equal parts (midpoint rule).
 TIMESTEP_FRACTIONS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
@@ -34,7 +34,7 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
     items = run.dataset.validation_items
     if not items:
         return
-    report("phase", message="Computing the validation loss")
+    report(PhaseEvent(message="Computing the validation loss"))
     total = torch.zeros((), dtype=torch.float64)
     with eval_mode(run.base.unet, *run.base.text_encoders), torch.no_grad():
         for batch in _batches(items, run.job.recipe.batch_size):
@@ -43,7 +43,7 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
             total += sum(losses.double().sum().cpu() for losses in _losses(run, batch))
     loss = float(total) / (len(items) * len(TIMESTEP_FRACTIONS))
     run.validation_losses.append({"step": run.step, "epoch": epoch, "loss": loss})
-    report("validation", step=run.step, epoch=epoch, loss=loss)
+    report(ValidationEvent(step=run.step, epoch=epoch, loss=loss))
     run.health.add_validation_loss(run.step, loss)
 
 

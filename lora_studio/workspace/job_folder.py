@@ -5,7 +5,7 @@
   job.toml         the settings, written before the first step
   environment.json versions, device and seed of the machine that ran it
   status.json      current state and progress, replaced atomically
-  events.jsonl     one JSON object per line, flushed line by line: {"event": ..., "time": ...}
+  events.jsonl     the events of lora_studio.events, one JSON object per line, flushed line by line
   worker.log       output of the worker process
   stop             if it exists, the worker ends after the current step and saves its state
   result.json      written last: if it exists, the job is complete
@@ -27,24 +27,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 from pydantic import BaseModel, ValidationError
 
 from lora_studio.errors import InputError, disk_errors
+from lora_studio.events import Event, parse_event
 from lora_studio.files import write_bytes, write_json, write_text
 from lora_studio.settings.job_specs import AnyJob, job_from_toml, job_to_toml
-
-
-class Report(Protocol):
-    """The callback by which a job reports its events: `report("step", step=3, total=100, loss=0.1)`.
-
-    Values are JSON. The fields `done` (or `step`), `total`, `seconds_left` and `message` also update the status.
-    """
-
-    def __call__(self, event: str, /, **values: Any) -> None:
-        """Report one event."""
 
 
 class JobState(StrEnum):
@@ -156,9 +147,10 @@ class JobFolder:
         self.set_status(status)
         return status
 
-    def emit(self, event: str, **values: Any) -> dict[str, Any]:
-        """Append one event to events.jsonl and return it with its time. Values must be JSON; NaN is written as null."""
-        record = {"event": event, "time": round(time.time(), 3)} | values
+    def emit(self, event: Event) -> Event:
+        """Append an event to events.jsonl and return it with its time. NaN and infinity are written as null."""
+        event = event.model_copy(update={"time": round(time.time(), 3)})
+        record = event.record()
         try:
             line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         except ValueError:
@@ -169,10 +161,13 @@ class JobFolder:
                 if file.read(1) != b"\n":
                     line = "\n" + line  # the last line was cut off by a crash: begin a new one
             file.write(line.encode() + b"\n")
-        return record
+        return event
 
-    def events(self, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """Return the complete lines after byte `offset` as events, and the offset to read from next."""
+    def events(self, offset: int = 0) -> tuple[list[Event], int]:
+        """Return the events in the complete lines after byte `offset`, and the offset to read from next.
+
+        Damaged lines and events that only later versions know are skipped.
+        """
         try:
             with self.events_file.open("rb") as file:
                 file.seek(offset)
@@ -180,13 +175,12 @@ class JobFolder:
         except FileNotFoundError:
             return [], offset
         end = data.rfind(b"\n") + 1
-        records = []
+        events = []
         for line in data[:end].splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                continue
-        return records, offset + end
+            with suppress(ValueError):
+                if (event := parse_event(line)) is not None:
+                    events.append(event)
+        return events, offset + end
 
     def sync_events(self) -> int:
         """Flush events.jsonl to disk and return its length in bytes."""
@@ -197,8 +191,11 @@ class JobFolder:
         except FileNotFoundError:
             return 0
 
-    def drop_events(self, unwanted: Callable[[dict[str, Any], int], bool]) -> None:
-        """Rewrite events.jsonl without broken lines and the events for which `unwanted(event, byte_offset)` is true."""
+    def drop_events(self, unwanted: Callable[[Event | None, int], bool]) -> None:
+        """Rewrite events.jsonl without damaged lines and the events for which `unwanted(event, byte_offset)` is true.
+
+        The event is None if only a later version knows it.
+        """
         try:
             data = self.events_file.read_bytes()
         except FileNotFoundError:
@@ -206,7 +203,7 @@ class JobFolder:
         kept, offset = [], 0
         for line in data.splitlines(keepends=True):
             with suppress(ValueError):
-                if not unwanted(json.loads(line), offset):
+                if not unwanted(parse_event(line), offset):
                     kept.append(line if line.endswith(b"\n") else line + b"\n")
             offset += len(line)
         if (remaining := b"".join(kept)) != data:

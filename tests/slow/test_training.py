@@ -18,9 +18,10 @@ from lora_studio.training import resume_state
 from lora_studio.training.loop import train_loop
 from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
+from tests.support.events import ignore, of
 from tests.support.original_layout import save_single_file
 from tests.support.tiny_sdxl import save_tiny_sdxl
-from tests.support.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
+from tests.support.training_runs import losses_of, make_images, make_job, same, start, train_into, weights_of
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ def test_training_lowers_the_loss(shared: Path, tmp_path: Path, rates: dict[str,
     job = make_job(shared / "base", tmp_path / "images", **({"unet_lr": 5e-3, "epochs": 2, "repeats": 30} | rates))
     run = start(job, tmp_path / "run", Home(shared / "home"))
     before = mean_loss(run)
-    train_loop(run, report=lambda event, /, **values: None, should_stop=lambda: False)
+    train_loop(run, report=ignore, should_stop=lambda: False)
     assert mean_loss(run) < before - 0.004
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from lora_studio.workspace.project import Home
+from tests.support.events import of
 from tests.support.tiny_sdxl import save_tiny_sdxl
-from tests.support.training_runs import make_images, make_job, of, same, train_into, weights_of
+from tests.support.training_runs import make_images, make_job, same, train_into, weights_of
 
 pytestmark = pytest.mark.slow
 

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 
 from lora_studio import worker
 from lora_studio.errors import StudioError
+from lora_studio.events import Event, PhaseEvent, StepEvent
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import events_of, start_worker, wait_for, without_times
@@ -57,11 +58,11 @@ def assert_resumes_to(folder: JobFolder, whole: JobFolder, home: Home) -> None:
     assert without_times(folder) == without_times(whole)
 
 
-def fail(folder: JobFolder, home: Home, when: Callable[[dict[str, Any]], bool], harm: Callable[[], Any]) -> str:
+def fail(folder: JobFolder, home: Home, when: Callable[[Event], bool], harm: Callable[[], Any]) -> str:
     """Run the job and do the harm at an event; return the error's code."""
     done = False
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Event) -> None:
         nonlocal done
         if not done and when(event):
             done = True
@@ -119,8 +120,8 @@ def test_a_full_disk_ends_with_its_code_and_the_run_resumes(shared: Path, tmp_pa
     assert_resumes_to(folder, whole, home)
 
 
-def encoding(event: dict[str, Any]) -> bool:
-    return event["event"] == "phase" and event["message"] == "Encoding images"
+def encoding(event: Event) -> bool:
+    return isinstance(event, PhaseEvent) and event.message == "Encoding images"
 
 
 @pytest.mark.parametrize("harm", ["damaged", "deleted"])
@@ -153,8 +154,8 @@ def test_a_cache_deleted_during_the_run_is_an_error_that_can_be_resumed(
     home = Home(tmp_path / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
 
-    def at_step_5(event: dict[str, Any]) -> bool:
-        return event["event"] == "step" and event["step"] == 5
+    def at_step_5(event: Event) -> bool:
+        return isinstance(event, StepEvent) and event.step == 5
 
     fail(folder, home, at_step_5, lambda: shutil.rmtree(home.cache / "latents"))
     assert ".safetensors" in folder.status().message

@@ -16,6 +16,7 @@ from typing import Any
 from lora_studio import files, worker
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.events import records_of
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lora_studio.training.train", "tests.support.forked"])
@@ -57,7 +58,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
 
 def events_of(folder: JobFolder, kind: str) -> list[dict[str, Any]]:
     """Return the events of one kind."""
-    return [event for event in folder.events()[0] if event["event"] == kind]
+    return records_of(folder, kind)
 
 
 def die_in_write(number: int) -> None:
@@ -83,6 +84,6 @@ def without_times(folder: JobFolder) -> list[str]:
     attempts = {"waiting", "phase", "warning", "start", "resume", "stopped", "failed"}
     return [
         json.dumps({name: value for name, value in event.items() if name not in changing}, sort_keys=True)
-        for event in folder.events()[0]
+        for event in records_of(folder)
         if event["event"] not in attempts
     ]

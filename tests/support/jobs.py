@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 from PIL import Image
 
+from lora_studio.events import CheckpointEvent, StartEvent, StepEvent
 from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.cells import SweepPlan
@@ -43,17 +44,28 @@ def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool =
     recipe = Recipe(sample_prompts=PROMPTS, epochs=epochs)
     job = TrainJob(name="ink", dataset=project.dataset_dir, base=BASE, trigger_word="inkstamp_hc", recipe=recipe)
     folder = JobFolder.create(project.new_run_dir("ink"), job)
-    folder.emit("start", total=steps, epochs=epochs, steps_per_epoch=steps // epochs, device="CPU", precision="fp32")
+    folder.emit(
+        StartEvent(
+            total=steps,
+            epochs=epochs,
+            steps_per_epoch=steps // epochs,
+            images=3,
+            device="CPU",
+            precision="fp32",
+            precision_reason="A CPU computes in fp32.",
+            prediction_type="epsilon",
+            zero_terminal_snr=False,
+        )
+    )
     (folder.path / "checkpoints").mkdir()
     for step in range(1, steps + 1):
         epoch = math.ceil(step * epochs / steps)
-        folder.emit(
-            "step", step=step, total=steps, epoch=epoch, loss=1 / step, lr=5e-4, text_encoder_lr=1e-4, seconds=0.5
-        )
+        rates = {"lr": 5e-4, "text_encoder_lr": 1e-4}
+        folder.emit(StepEvent(step=step, total=steps, epoch=epoch, loss=1 / step, seconds=0.5, **rates))
         if step * epochs % steps == 0:
             path = folder.path / "checkpoints" / f"ink-{epoch:06d}.safetensors"
             shutil.copyfile(LORA, path)
-            folder.emit("checkpoint", step=step, epoch=epoch, path=f"checkpoints/{path.name}")
+            folder.emit(CheckpointEvent(step=step, epoch=epoch, path=f"checkpoints/{path.name}"))
     if final:
         shutil.copyfile(LORA, folder.path / "ink.safetensors")
     _set_status(folder, done=steps, total=steps, **status)

@@ -17,6 +17,7 @@ from lora_studio.dataset.tagging import stage as tagging
 from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.labels import Label
 from lora_studio.dataset.tagging.stage import TagResult, tag
+from lora_studio.events import Event
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -89,8 +90,8 @@ class TaggingJob:
             job = TagJob.parse({"dataset": self.images, "tagger": "red", **settings})
             self.folder = JobFolder.create(self.job_path, job)
 
-        def report(event: str, /, **values: Any) -> None:
-            self.events.append(self.folder.emit(event, **values))
+        def report(event: Event) -> None:
+            self.events.append(self.folder.emit(event).record())
 
         job = self.folder.job()
         assert isinstance(job, TagJob)

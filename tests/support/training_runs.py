@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from lora_studio.training.step import batch_losses
 from lora_studio.training.train import TrainResult, prepare_run, train
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.events import Events, append_to, ignore, of
 
-Events = list[tuple[str, dict[str, Any]]]
 Sizes = list[tuple[int, int]]
 
 RECIPE = {
@@ -75,7 +74,7 @@ def start(job: TrainJob, folder: Path, home: Home) -> Run:
     job_folder = JobFolder(folder)
     checked = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
     return prepare_run(
-        job, job_folder, checked, home=home, report=_silent, phases=PhaseReporter(_silent), should_stop=lambda: False
+        job, job_folder, checked, home=home, report=ignore, phases=PhaseReporter(ignore), should_stop=lambda: False
     )
 
 
@@ -96,22 +95,13 @@ def train_into(
     """Train, and request a stop after step `stop_after`, or when `stop_when(steps so far)`; events must be JSON."""
     events: Events = []
 
-    def report(event: str, /, **values: Any) -> None:
-        json.dumps(values)
-        events.append((event, values))
-
     def should_stop() -> bool:
         if stop_when is not None:
             return stop_when(len(of(events, "step")))
         return stop_after is not None and any(values["step"] >= stop_after for values in of(events, "step"))
 
-    result = train(job, JobFolder(folder), home=home, report=report, should_stop=should_stop, resume=resume)
+    result = train(job, JobFolder(folder), home=home, report=append_to(events), should_stop=should_stop, resume=resume)
     return result, events
-
-
-def of(events: Events, name: str) -> list[dict[str, Any]]:
-    """Return the values of the events with this name."""
-    return [values for event, values in events if event == name]
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
@@ -124,10 +114,6 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Return whether two sets of tensors are equal bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def _silent(event: str, /, **values: Any) -> None:
-    pass
 
 
 def _never(message: str) -> None:

@@ -22,6 +22,7 @@ from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.stage import tag
+from lora_studio.events import TaggedEvent
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
@@ -490,7 +491,7 @@ def test_running_tagging_is_shown_can_be_stopped_and_not_started_twice(
 ) -> None:
     folder = JobFolder.create(project.new_tag_dir(), TagJob(dataset=project.dataset_dir, tagger="demo"))
     folder.set_status(JobStatus(**running_status() | {"done": 1, "total": 4, "seconds_left": 75.0}))
-    folder.emit("tagged", path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4)
+    folder.emit(TaggedEvent(path=str(project.images_dir / HOSTILE), caption="<script>", done=1, total=4))
     shown = interface.call(DatasetTab.tagging_tick)
     assert "1 of 4" in shown["tag_state"]
     assert "1 min 15 s left" in shown["tag_state"]

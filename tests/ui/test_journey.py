@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from lora_studio.events import StepEvent
 from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.workspace.job_folder import JobState
@@ -174,7 +175,7 @@ def stop_and_resume(page: Any, project: Project, screenshot: Screenshot) -> None
     page.locator("#train-tiles").get_by_text(f"{STEPS} / {STEPS}").wait_for(timeout=WORKER_MS)
     page.locator("#train-test").wait_for(timeout=WORKER_MS)
     screenshot("train-done")
-    steps = [event["step"] for event in run.events()[0] if event["event"] == "step"]
+    steps = [event.step for event in run.events()[0] if isinstance(event, StepEvent)]
     assert steps == list(range(1, STEPS + 1)), "the resumed run repeated or skipped a step"
     assert read_lora_header(run.path / "Ink.safetensors").trigger_word == "inkstamp_hc"
 

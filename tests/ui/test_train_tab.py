@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lora_studio.events import CaptionsEvent, HintEvent, TimestepsEvent, ValidationEvent, WarningEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
+from tests.support.events import step_event
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, make_project, make_run, running_status
 
@@ -94,7 +96,7 @@ def test_a_tick_shows_new_steps_only(project: Project, interface: Interface) -> 
     folder = make_run(project, final=False, **running_status())
     interface.open_project("ink")
     assert interface.call(TrainTab.tick) == {}
-    folder.emit("step", step=9, total=10, epoch=2, loss=0.05, lr=1e-4, seconds=0.5)
+    folder.emit(step_event(9, total=10, epoch=2, loss=0.05, lr=1e-4, seconds=0.5))
     assert "9 / 10" in interface.call(TrainTab.tick)["train_tiles"]
 
 
@@ -113,8 +115,8 @@ def test_stop_and_resume(project: Project, interface: Interface, started: Starte
 
 def test_earlier_verdicts_are_not_shown(project: Project, interface: Interface) -> None:
     folder = make_run(project)
-    folder.emit("hint", code="too_short", message="A stale hint", why="")
-    folder.emit("warning", code="odd", message="One <i>warning</i>", why="It matters.")
+    folder.emit(HintEvent(code="too_short", message="A stale hint", why=""))
+    folder.emit(WarningEvent(code="odd", message="One <i>warning</i>", why="It matters."))
     interface.open_project("ink")
     cards = interface.call(TrainTab.select_run, pick="001-ink")["train_cards"]
     assert "A stale hint" not in cards
@@ -123,10 +125,10 @@ def test_earlier_verdicts_are_not_shown(project: Project, interface: Interface) 
 
 def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, interface: Interface) -> None:
     folder = make_run(project)
-    folder.emit("hint", about="recipe", code="schedule_free", message="Set lr_scheduler to constant.", why="So.")
+    folder.emit(HintEvent(about="recipe", code="schedule_free", message="Set lr_scheduler to constant.", why="So."))
     bins = [[0, 500], [500, 1000]]
-    folder.emit("timesteps", epoch=1, bins=bins, loss=[0.4, None], count=[3, 0])
-    folder.emit("timesteps", epoch=2, bins=bins, loss=[0.2, 0.05], count=[2, 1])
+    folder.emit(TimestepsEvent(epoch=1, bins=bins, loss=[0.4, None], count=[3, 0]))
+    folder.emit(TimestepsEvent(epoch=2, bins=bins, loss=[0.2, 0.05], count=[2, 1]))
     interface.open_project("ink")
     shown = interface.call(TrainTab.select_run, pick="001-ink")
     assert "Set lr_scheduler to constant." in shown["train_cards"]
@@ -155,8 +157,8 @@ def test_only_runs_of_the_project_are_used(project: Project, home: Home, interfa
 
 def test_validation_losses_and_captions_are_shown(project: Project, interface: Interface) -> None:
     folder = make_run(project)
-    folder.emit("validation", step=2, epoch=1, loss=0.123)
-    folder.emit("captions", file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""])
+    folder.emit(ValidationEvent(step=2, epoch=1, loss=0.123))
+    folder.emit(CaptionsEvent(file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""]))
     interface.open_project("ink")
     shown = interface.call(TrainTab.select_run, pick=folder.name)
     assert "validation loss 0.1230" in shown["train_curve"]

@@ -16,11 +16,13 @@ from pydantic import BaseModel
 
 from lora_studio import worker
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
+from lora_studio.events import Event
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.gpu_queue import hold_gpu
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
+from tests.support.events import records_of, step_event
 
 
 class Result(BaseModel):
@@ -40,11 +42,11 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., BaseModel]
 
 
 def test_done_job_has_status_events_and_result(folder: JobFolder, home: Home, stage: Any) -> None:
-    received: list[dict[str, Any]] = []
+    received: list[Event] = []
 
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         assert folder.status().state is JobState.RUNNING
-        wires["report"]("step", step=3, total=3, loss=float("nan"), seconds_left=0.0)
+        wires["report"](step_event(3, total=3, loss=float("nan"), seconds_left=0.0))
         return Result()
 
     stage(work)
@@ -54,9 +56,8 @@ def test_done_job_has_status_events_and_result(folder: JobFolder, home: Home, st
     assert (status.state, status.done, status.total) == (JobState.DONE, 3, 3)
     assert folder.result() == {"stopped": False, "figure": 7}
     events, _ = folder.events()
-    assert [event["event"] for event in events] == ["step", "done"]
-    assert events[0]["loss"] is None
-    assert events == [{**event, "loss": None} if event["event"] == "step" else event for event in received]
+    assert [event.name for event in events] == ["step", "done"]
+    assert events == [received[0].model_copy(update={"loss": None}), received[1]]
 
 
 def test_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) -> None:
@@ -75,7 +76,7 @@ def test_studio_error_is_written_to_the_status(folder: JobFolder, home: Home, st
         worker.execute(folder, home=home)
     status = folder.status()
     assert (status.state, status.message, status.remedy) == (JobState.FAILED, "base 'x' is missing.", "Give a folder.")
-    assert folder.events()[0][-1]["code"] == "no_base"
+    assert records_of(folder, "failed")[-1]["code"] == "no_base"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_out_of_memory_suggests_the_next_saving(folder: JobFolder, home: Home, s
         worker.execute(folder, home=home)
     assert "checkpointing" in caught.value.remedy.lower()
     assert folder.status().remedy == caught.value.remedy
-    assert folder.events()[0][-1]["code"] == "out_of_memory"
+    assert records_of(folder, "failed")[-1]["code"] == "out_of_memory"
 
 
 def test_full_disk_names_the_file(folder: JobFolder, home: Home, stage: Any) -> None:
@@ -108,7 +109,7 @@ def test_missing_file_is_named(folder: JobFolder, home: Home, stage: Any, tmp_pa
     with pytest.raises(JobError, match=r"gone\.png"):
         worker.execute(folder, home=home)
     assert "resume" in folder.status().remedy
-    assert folder.events()[0][-1]["code"] == "file_vanished"
+    assert records_of(folder, "failed")[-1]["code"] == "file_vanished"
 
 
 def test_incompatible_library_suggests_an_upgrade(folder: JobFolder, home: Home, stage: Any) -> None:
@@ -120,7 +121,7 @@ def test_incompatible_library_suggests_an_upgrade(folder: JobFolder, home: Home,
     stage(work)
     with pytest.raises(InputError, match="cannot import name 'NoSuchThing'"):
         worker.execute(folder, home=home)
-    assert folder.events()[0][-1]["code"] == "libraries"
+    assert records_of(folder, "failed")[-1]["code"] == "libraries"
     assert "pip install" in folder.status().remedy
 
 

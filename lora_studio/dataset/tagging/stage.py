@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -25,9 +26,10 @@ from lora_studio.dataset.tagging.interface import Prediction
 from lora_studio.dataset.tagging.runner import ImagePrediction, TaggerRunner, image_sha256
 from lora_studio.dataset.tagging.selection import TagSelection, describe, merged
 from lora_studio.errors import InputError
+from lora_studio.events import ImageFailedEvent, PhaseEvent, Report, SkippedEvent, TaggedEvent
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
-from lora_studio.workspace.job_folder import JobFolder, Report
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
 
@@ -84,7 +86,7 @@ def tag(
         if not _fill_cache(runner, todo, sha256_of, report, should_stop):
             run.result.stopped = True
             return run.result
-    report("phase", message="Tagging", done=run.done, total=run.total)
+    report(PhaseEvent(message="Tagging", done=run.done, total=run.total))
     run.start_clock(len(todo), [*others, last], sha256_of)
     for results in last.predict(todo, sha256_of):
         run.write_captions(results)
@@ -107,7 +109,7 @@ def _open_taggers(job: TagJob, home: Home, report: Report) -> list[TaggerRunner]
     """Find the taggers of a job and open their caches."""
 
     def report_phase(message: str) -> None:
-        report("phase", message=message)
+        report(PhaseEvent(message=message))
 
     names = dict.fromkeys([job.tagger, *job.also])
     found = [find_tagger(name, home=home, on_progress=report_phase) for name in names]
@@ -125,7 +127,7 @@ def _fill_cache(
     done = 0
     for results in runner.predict(images, sha256_of):
         done += len(results)
-        report("phase", message=f"Running {runner.files.name}", done=done, total=len(images))
+        report(PhaseEvent(message=f"Running {runner.files.name}", done=done, total=len(images)))
         if should_stop():
             return False
     return True
@@ -181,7 +183,7 @@ class _TagRun:
         self.edit.write(captions)
         for path, text in captions.items():
             self.result.tagged += 1
-            self._report_image("tagged", path, caption=text)
+            self.report(TaggedEvent(**self._count(path), caption=text))
 
     def _predicted_caption(self, image: Path, last: Prediction) -> str:
         job = self.job
@@ -214,22 +216,23 @@ class _TagRun:
 
     def _report_skipped(self, image: Path) -> None:
         self.result.skipped += 1
-        self._report_image("skipped", image)
+        self.report(SkippedEvent(**self._count(image)))
 
     def _report_failed(self, image: Path, message: str) -> None:
         self.result.failed.append(Failure(path=image, message=message))
-        self._report_image("image_failed", image, message=message)
+        self.report(ImageFailedEvent(**self._count(image), message=message))
 
-    def _report_image(self, event: str, image: Path, **values: str) -> None:
+    def _count(self, image: Path) -> dict[str, Any]:
+        """Count a finished image; return the fields of its event."""
         self.done += 1
         self.processed += self.started > 0
         seconds_left = None
         if self.processed:
             seconds_per_image = (time.monotonic() - self.started) / self.processed
             seconds_left = round(seconds_per_image * (self.todo - self.processed), 1)
-        self.report(event, path=str(image), done=self.done, total=self.total, seconds_left=seconds_left, **values)
+        return {"path": str(image), "done": self.done, "total": self.total, "seconds_left": seconds_left}
 
 
 def _tagged_before(folder: JobFolder) -> set[str]:
     """Return the paths of the images that this job has captioned already, from its events."""
-    return {str(event.get("path")) for event in folder.events()[0] if event.get("event") == "tagged"}
+    return {event.path for event in folder.events()[0] if isinstance(event, TaggedEvent)}

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+from lora_studio.events import TimestepsEvent
+
 BINS = 10
 
 
@@ -25,11 +27,11 @@ class TimestepLosses:
             self._sums[index] += loss
             self._counts[index] += 1
 
-    def event(self) -> dict[str, Any]:
+    def event(self, epoch: int) -> TimestepsEvent:
         """Return the values of a `timesteps` event: `bins` as [first, end), mean `loss` (None if empty), `count`."""
         edges = [-(-index * self._total // BINS) for index in range(BINS + 1)]
         means = [total / count if count else None for total, count in zip(self._sums, self._counts, strict=True)]
-        return {"bins": list(map(list, pairwise(edges))), "loss": means, "count": list(self._counts)}
+        return TimestepsEvent(epoch=epoch, bins=list(pairwise(edges)), loss=means, count=list(self._counts))
 
     def clear(self) -> None:
         """Empty the bins, for the next epoch."""

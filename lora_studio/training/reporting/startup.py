@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lora_studio.device import find_gpu
+from lora_studio.events import HintEvent, PhaseEvent, Report, StartEvent, WarningEvent
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.models.load import Base
 from lora_studio.models.text_encoding import truncated_captions
@@ -19,7 +20,6 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.versions import VERSION, installed_version
-from lora_studio.workspace.job_folder import Report
 
 LIBRARIES = (
     "torch",
@@ -49,7 +49,7 @@ class PhaseReporter:
         """Report a phase and its progress; a `total` of 0 means that its progress is unknown."""
         now = time.monotonic()
         if message != self._message or now - self._reported_at > REPORT_SECONDS:
-            self._report("phase", message=message, **({"done": done, "total": total} if total else {}))
+            self._report(PhaseEvent(message=message, done=done, total=total) if total else PhaseEvent(message=message))
             self._message, self._reported_at = message, now
 
 
@@ -58,31 +58,35 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
     items, outside = dataset.items, dataset.outside_sets
     if outside:
         report(
-            "warning",
-            code="images_left_out",
-            message=f"{len(outside)} images are outside the N_name folders, like {outside[0].name}: they are not used "
-            "for training. Move them into one of these folders.",
+            WarningEvent(
+                code="images_left_out",
+                message=f"{len(outside)} images are outside the N_name folders, like {outside[0].name}: they are not "
+                "used for training. Move them into one of these folders.",
+            )
         )
     missing = [item for item in items if not item.has_caption]
     others = {"regularisation images": dataset.regularization, "validation images": dataset.validation_items}
     counts = "".join(f", {len(members)} {name}" for name, members in others.items() if members)
-    report("phase", message=f"{len(items)} images, {len(items) - len(missing)} captions{counts}")
+    report(PhaseEvent(message=f"{len(items)} images, {len(items) - len(missing)} captions{counts}"))
     if missing:
         names = ", ".join(item.path.name for item in missing[:3]) + (", ..." if len(missing) > 3 else "")
         substitute = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
         report(
-            "warning",
-            code="captions_missing",
-            message=f"{len(missing)} of {len(items)} images have no caption ({names}): {substitute} is used instead.",
+            WarningEvent(
+                code="captions_missing",
+                message=f"{len(missing)} of {len(items)} images have no caption ({names}): {substitute} is used "
+                "instead.",
+            )
         )
     _report_trigger_word(job, dataset, report)
     unmasked = [item for item in dataset.epoch_items if item.mask is None]
     if job.recipe.masked_loss is not MaskedLoss.OFF and unmasked:
         report(
-            "warning",
-            code="masks_missing",
-            message=f"{len(unmasked)} of {len(dataset.epoch_items)} images have no mask, like {unmasked[0].path.name}: "
-            "the whole image is trained on.",
+            WarningEvent(
+                code="masks_missing",
+                message=f"{len(unmasked)} of {len(dataset.epoch_items)} images have no mask, like "
+                f"{unmasked[0].path.name}: the whole image is trained on.",
+            )
         )
 
 
@@ -94,18 +98,21 @@ def _report_trigger_word(job: TrainJob, dataset: Dataset, report: Report) -> Non
     without = [item for item in dataset.items if word not in item.caption.casefold()]
     if without:
         report(
-            "warning",
-            code="trigger_missing",
-            message=f"{len(without)} of {len(dataset.items)} captions do not contain the trigger word "
-            f"{job.trigger_word!r}, like that of {without[0].path.name}: the LoRA will not link these images to it.",
+            WarningEvent(
+                code="trigger_missing",
+                message=f"{len(without)} of {len(dataset.items)} captions do not contain the trigger word "
+                f"{job.trigger_word!r}, like that of {without[0].path.name}: the LoRA will not link these images to "
+                "it.",
+            )
         )
     regularization = [item for item in dataset.regularization if word in item.caption.casefold()]
     if regularization:
         report(
-            "warning",
-            code="regularization_trigger",
-            message=f"{len(regularization)} regularisation captions contain the trigger word, like that of "
-            f"{regularization[0].path.name}: they teach that it means the class. Remove it from them.",
+            WarningEvent(
+                code="regularization_trigger",
+                message=f"{len(regularization)} regularisation captions contain the trigger word, like that of "
+                f"{regularization[0].path.name}: they teach that it means the class. Remove it from them.",
+            )
         )
 
 
@@ -115,10 +122,11 @@ def report_truncated_captions(job: TrainJob, base: Base, dataset: Dataset, repor
     truncated = truncated_captions(base.tokenizers[0], [item.caption for item in dataset.epoch_items], limit)
     if truncated:
         report(
-            "warning",
-            code="captions_long",
-            message=f"{len(truncated)} captions are longer than {limit} tokens and are truncated. The first begins "
-            f"{truncated[0][:60]!r}.",
+            WarningEvent(
+                code="captions_long",
+                message=f"{len(truncated)} captions are longer than {limit} tokens and are truncated. The first begins "
+                f"{truncated[0][:60]!r}.",
+            )
         )
 
 
@@ -127,16 +135,17 @@ def report_start(
 ) -> None:
     """Report how long the run is, and the device, precision and noise schedule that it uses."""
     report(
-        "start",
-        total=counts.total_steps,
-        steps_per_epoch=counts.steps_per_epoch,
-        epochs=counts.epochs,
-        images=len(dataset.items),
-        device=device,
-        precision=precision,
-        precision_reason=reason,
-        prediction_type=base.prediction_type,
-        zero_terminal_snr=base.zero_terminal_snr,
+        StartEvent(
+            total=counts.total_steps,
+            steps_per_epoch=counts.steps_per_epoch,
+            epochs=counts.epochs,
+            images=len(dataset.items),
+            device=device,
+            precision=precision,
+            precision_reason=reason,
+            prediction_type=base.prediction_type,
+            zero_terminal_snr=base.zero_terminal_snr,
+        )
     )
 
 
@@ -152,14 +161,15 @@ def report_optimizer_hints(recipe: Recipe, report: Report) -> None:
         if not recipe.unet_lr:
             trained = "only the text encoders are trained"
         report(
-            "hint",
-            about="recipe",
-            code="prodigy_rates",
-            message=f"{recipe.optimizer.value} finds the learning rate itself and {rates}: {trained}.",
-            why="The learning rates of the recipe are factors on the rate that it finds.",
+            HintEvent(
+                about="recipe",
+                code="prodigy_rates",
+                message=f"{recipe.optimizer.value} finds the learning rate itself and {rates}: {trained}.",
+                why="The learning rates of the recipe are factors on the rate that it finds.",
+            )
         )
     for caution in optimizer_cautions(recipe):
-        report("hint", about="recipe", **caution.model_dump())
+        report(HintEvent(about="recipe", **caution.model_dump()))
 
 
 def device_name(device: torch.device, world_size: int = 1) -> str:

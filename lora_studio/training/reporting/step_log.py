@@ -11,9 +11,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from lora_studio.events import NanEvent, Report, StepEvent
 from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
-from lora_studio.workspace.job_folder import Report
 
 FLUSH_SECONDS = 0.25  # between two reports, where the CPU runs ahead of the GPU
 
@@ -87,22 +87,24 @@ class StepLog:
             step, epoch, result = self.pending.pop(0)
             loss = result.read()
             seconds_left = round(pace * (self.total_steps - step), 1)
-            position = {"step": step, "total": self.total_steps, "epoch": epoch, "seconds_left": seconds_left}
             if loss is None:
-                self.report("nan", **position)
+                self.report(NanEvent(step=step, total=self.total_steps, epoch=epoch, seconds_left=seconds_left))
                 self.on_loss(None)
                 continue
             self.timestep_losses.add(result.timesteps, result.losses)
             self.on_loss(loss)
-            event = {
-                **position,
-                "loss": loss,
-                "lr": result.rates.get("unet", 0.0),
-                "text_encoder_lr": result.rates.get("text_encoder", 0.0),
-                "seconds": round(seconds, 4),
-                "memory_gib": memory,
-            }
-            self.report("step", **event)
+            event = StepEvent(
+                step=step,
+                total=self.total_steps,
+                epoch=epoch,
+                seconds_left=seconds_left,
+                loss=loss,
+                lr=result.rates.get("unet", 0.0),
+                text_encoder_lr=result.rates.get("text_encoder", 0.0),
+                seconds=round(seconds, 4),
+                memory_gib=memory,
+            )
+            self.report(event)
             self.health.add_step(event)
         self.flushed_at = now
 

@@ -20,10 +20,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lora_studio.events import PhaseEvent, Report, WarningEvent
 from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.speed.cuda_graph_capture import CapturedGraph, CudaGraphCapturer
-from lora_studio.workspace.job_folder import Report
 
 TIMED_BATCHES = 3  # batches per shape that are timed, eager and replayed; the first one of each is a warm-up
 MIN_GAIN = 0.03  # share of the eager time that a graph must save to be kept
@@ -227,7 +227,7 @@ class CudaGraphs:
             graph, shape.graph = shape.graph, None
             self._capturer.release([graph.captured])
             outcome = f"continue without a CUDA graph, which is not faster ({replayed} per batch, {eager} without)"
-        self._report("phase", message=f"{_shape_name(batch)} {outcome}")
+        self._report(PhaseEvent(message=f"{_shape_name(batch)} {outcome}"))
 
     def _capture(self, shape: ShapeTimings, batch: BatchTensors, sample_count: Tensor) -> None:
         """Capture the graph of a shape, and keep it if it gives the same gradients as the eager computation."""
@@ -237,7 +237,7 @@ class CudaGraphs:
             if self._capturer.free_bytes() < self._capturer.peak_batch_bytes() * min(2, len(self._shapes)):
                 shape.decided = True
                 message = f"{_shape_name(batch)} continue without a CUDA graph: there is not enough memory for it"
-                self._report("phase", message=message)
+                self._report(PhaseEvent(message=message))
                 return
             shape.graph = self._captured_and_verified(batch, sample_count)
         except Exception as error:
@@ -287,7 +287,7 @@ class CudaGraphs:
         self._release_all()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         message = f"CUDA graphs are off: {reason}. The run continues without them."
-        self._report("warning", code="cuda_graphs", message=message)
+        self._report(WarningEvent(code="cuda_graphs", message=message))
 
     def _release_all(self) -> None:
         captured = [graph.captured for graph in self.graphs]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lora_studio.events import PhaseEvent, Report
 from lora_studio.models.load import Base
 from lora_studio.planning.memory import GIB, optimizer_bytes
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.speed.recompute import BlockCheckpointing, choose_recomputed
-from lora_studio.workspace.job_folder import Report
 
 RESERVED_SHARE = 0.06  # of a GPU's memory, left free because no allocator fills it without gaps
 
@@ -74,7 +74,7 @@ def fit_recomputed_blocks(
         encoders, bool(checkpointing.recomputed), preserve_rng_state=checkpointing.preserve_rng_state
     )
     count, total, size = len(checkpointing.recomputed), len(checkpointing.blocks), f"{memory.usable / GIB:.1f} GiB"
-    report("phase", message=f"Gradient checkpointing of {count} of {total} UNet blocks, to fit {size}")
+    report(PhaseEvent(message=f"Gradient checkpointing of {count} of {total} UNet blocks, to fit {size}"))
 
 
 def measure_step_memory(

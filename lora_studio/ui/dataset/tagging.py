@@ -15,6 +15,7 @@ from lora_studio import guide
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditState
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
 from lora_studio.errors import InputError
+from lora_studio.events import HintEvent, ImageFailedEvent, TaggedEvent, WarningEvent
 from lora_studio.hub import is_repo_name
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
@@ -46,17 +47,13 @@ class TaggingEvents:
         """Read the events that were added since the last call."""
         events, self.offset = folder.events(self.offset)
         for event in events:
-            name = Path(str(event.get("path", ""))).name
-            match event.get("event"):
-                case "tagged":
-                    self.recent.append((name, str(event.get("caption", ""))))
-                case "image_failed":
-                    self.failed.append((name, str(event.get("message", ""))))
-                case "warning" | "hint":
-                    self.warnings[str(event.get("code", ""))] = (
-                        str(event.get("message", "")),
-                        str(event.get("why", "")),
-                    )
+            match event:
+                case TaggedEvent():
+                    self.recent.append((Path(event.path).name, event.caption))
+                case ImageFailedEvent():
+                    self.failed.append((Path(event.path).name, event.message))
+                case WarningEvent() | HintEvent():
+                    self.warnings[event.code] = (event.message, event.why)
         return self
 
 

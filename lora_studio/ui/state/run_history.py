@@ -5,9 +5,22 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.events import (
+    CaptionsEvent,
+    CheckpointEvent,
+    Event,
+    HintEvent,
+    NanEvent,
+    ResumeEvent,
+    SampleEvent,
+    StartEvent,
+    StepEvent,
+    TimestepsEvent,
+    ValidationEvent,
+    WarningEvent,
+)
 from lora_studio.planning.losses import smooth
 from lora_studio.planning.verdicts import Verdict, judge_losses
 from lora_studio.settings.job_specs import TrainJob
@@ -26,45 +39,45 @@ class RunHistory:
 
     inode: int = 0
     offset: int = 0
-    start: dict[str, Any] = field(default_factory=dict)
-    steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    start: StartEvent | None = None
+    steps: dict[int, StepEvent] = field(default_factory=dict)
     losses: dict[int, float | None] = field(default_factory=dict)
     validation_losses: dict[int, float] = field(default_factory=dict)
     captions: list[str] = field(default_factory=list)
-    samples: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    samples: dict[tuple[int, int], SampleEvent] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
-    timesteps: dict[int, dict[str, Any]] = field(default_factory=dict)
-    warnings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timesteps: dict[int, TimestepsEvent] = field(default_factory=dict)
+    warnings: dict[str, WarningEvent | HintEvent] = field(default_factory=dict)
 
-    def add(self, event: dict[str, Any]) -> None:
+    def add(self, event: Event) -> None:
         """Add one event."""
-        match event.get("event"):
-            case "start":
+        match event:
+            case StartEvent():
                 self.start = event
-            case "resume":
-                self._rewind(int(event.get("step", 0)))
-            case "step" | "nan" as kind:
-                step = int(event["step"])
-                self.losses[step] = event.get("loss") if kind == "step" else None
-                if kind == "step":
-                    self.steps[step] = event
-            case "validation":
-                if event.get("loss") is not None:
-                    self.validation_losses[int(event["step"])] = float(event["loss"])
-            case "captions":
-                self.captions = [str(text) for text in event.get("examples", [])]
-            case "sample":
-                self.samples[int(event["step"]), int(event.get("index", 0))] = event
-            case "checkpoint":
-                if event["path"] not in self.checkpoints:
-                    self.checkpoints.append(event["path"])
-            case "timesteps":
-                self.timesteps[int(event["epoch"])] = event
-            case "warning":
-                self.warnings[str(event.get("code", ""))] = event
-            case "hint" if event.get("about") == "recipe":
+            case ResumeEvent():
+                self._rewind(event.step)
+            case StepEvent():
+                self.losses[event.step] = event.loss
+                self.steps[event.step] = event
+            case NanEvent():
+                self.losses[event.step] = None
+            case ValidationEvent():
+                if event.loss is not None:
+                    self.validation_losses[event.step] = event.loss
+            case CaptionsEvent():
+                self.captions = event.examples
+            case SampleEvent():
+                self.samples[event.step, event.index] = event
+            case CheckpointEvent():
+                if event.path not in self.checkpoints:
+                    self.checkpoints.append(event.path)
+            case TimestepsEvent():
+                self.timesteps[event.epoch] = event
+            case WarningEvent():
+                self.warnings[event.code] = event
+            case HintEvent(about="recipe"):
                 # Any other hint is an earlier verdict: the page shows the current one.
-                self.warnings[str(event.get("code", ""))] = event
+                self.warnings[event.code] = event
 
     def _rewind(self, step: int) -> None:
         """Drop the events after `step`: a resumed run repeats those steps."""
@@ -73,9 +86,15 @@ class RunHistory:
         self.validation_losses = {number: loss for number, loss in self.validation_losses.items() if number <= step}
 
     @property
-    def last_step(self) -> dict[str, Any]:
-        """The latest step event; empty before the first."""
-        return self.steps[max(self.steps)] if self.steps else {}
+    def last_step(self) -> StepEvent | None:
+        """The latest step event; None before the first."""
+        return self.steps[max(self.steps)] if self.steps else None
+
+    @property
+    def total_steps(self) -> int:
+        """The optimizer steps of the whole run; 0 if unknown."""
+        latest = self.last_step or self.start
+        return latest.total if latest else 0
 
     def loss_curve(self) -> tuple[list[int], list[float | None], list[float | None]]:
         """Return step numbers, losses, and smoothed losses."""

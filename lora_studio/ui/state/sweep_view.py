@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.events import WarningEvent
 from lora_studio.files import cached_by_stamp
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.sampling.cells import CellKey, SweepPlan
@@ -113,6 +114,4 @@ def _measures(file: Path) -> list[dict[str, Any]]:
 
 def _warnings(folder: JobFolder) -> list[str]:
     """Return the messages of the test's warning events, each once."""
-    return list(
-        dict.fromkeys(str(event.get("message")) for event in folder.events()[0] if event.get("event") == "warning")
-    )
+    return list(dict.fromkeys(event.message for event in folder.events()[0] if isinstance(event, WarningEvent)))

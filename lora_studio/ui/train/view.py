@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from markupsafe import Markup
 
 from lora_studio.device import find_gpu
+from lora_studio.events import SampleEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.state.run_history import RunView, recipe_changes
@@ -57,7 +58,7 @@ class FilmRow(NamedTuple):
 def title(view: RunView) -> Markup:
     """Return the run's name, its state, base, trigger word and device."""
     start = view.history.start
-    device = f"{start['device']} · {start['precision']}" if start.get("device") and start.get("precision") else ""
+    device = f"{start.device} · {start.precision}" if start else ""
     facts = " · ".join(part for part in (view.job.base, view.job.trigger_word, device) if part)
     return job_title(view.folder.name, view.status, facts)
 
@@ -70,37 +71,37 @@ def form_title(facts: str) -> Markup:
 def run_tiles(view: RunView) -> Markup:
     """Return tiles with step, loss, time, VRAM and learning rate."""
     last, history, status = view.history.last_step, view.history, view.status
-    total = int(last.get("total") or history.start.get("total") or status.total or 0)
-    epochs = history.start.get("epochs")
+    total = history.total_steps or status.total or 0
+    epochs = history.start.epochs if history.start else None
     loss = view.smoothed_loss
     gpu = find_gpu()
     return tiles(
         [
             Tile(
                 "Step",
-                f"{last.get('step', 0):,} / {total:,}" if total else "–",
-                f"epoch {last.get('epoch', 0)} of {epochs}" if epochs else status.message,
+                f"{last.step if last else 0:,} / {total:,}" if total else "–",
+                f"epoch {last.epoch if last else 0} of {epochs}" if epochs else status.message,
             ),
             Tile(
                 "Loss",
                 f"{loss:.4f}" if loss is not None else "–",
-                f"smoothed; last step {last['loss']:.4f}" if last else "after the first step",
+                f"smoothed; last step {last.loss:.4f}" if last and last.loss is not None else "after the first step",
                 VERDICT_TONES[view.verdict.level] if loss is not None else Tone.PLAIN,
             ),
             time_tile(status, _seconds_per_step(view)),
             Tile(
                 "Memory",
-                f"{last['memory_gib']:.1f} GiB" if last.get("memory_gib") is not None else "–",
+                f"{last.memory_gib:.1f} GiB" if last and last.memory_gib is not None else "–",
                 f"of {gpu.vram_gib:g} GiB" if gpu else "at the last step",
             ),
-            Tile("Learning rate", _rate(last.get("lr")), _rate_note(view)),
+            Tile("Learning rate", _rate(last.lr if last else None), _rate_note(view)),
         ]
     )
 
 
 def _seconds_per_step(view: RunView) -> str:
     recent = list(view.history.steps.values())[-PACE_STEPS:]
-    steps = [event["seconds"] for event in recent if event.get("seconds")]
+    steps = [event.seconds for event in recent if event.seconds]
     return f"{sum(steps) / len(steps):.2f} s per step" if steps else "known after the first steps"
 
 
@@ -109,9 +110,9 @@ def _rate(rate: float | None) -> str:
 
 
 def _rate_note(view: RunView) -> str:
-    text_encoder_lr = view.history.last_step.get("text_encoder_lr")
+    last = view.history.last_step
     schedule = view.job.recipe.lr_scheduler.value.replace("_", " ")
-    return f"{schedule}; text encoders {_rate(text_encoder_lr)}" if text_encoder_lr else schedule
+    return f"{schedule}; text encoders {_rate(last.text_encoder_lr)}" if last and last.text_encoder_lr else schedule
 
 
 def curve(view: RunView) -> Markup:
@@ -124,15 +125,15 @@ def curve(view: RunView) -> Markup:
         steps,
         raw,
         smoothed,
-        total=int(view.history.last_step.get("total") or start.get("total") or steps[-1]),
-        steps_per_epoch=int(start.get("steps_per_epoch") or 0),
+        total=view.history.total_steps or steps[-1],
+        steps_per_epoch=start.steps_per_epoch if start else 0,
         validation=sorted(view.history.validation_losses.items()),
     )
     by_epoch = view.history.timesteps
     if not by_epoch:
         return over_steps
     first, last = by_epoch[min(by_epoch)], by_epoch[max(by_epoch)]
-    return over_steps + timestep_chart(last["bins"], last["loss"], first["loss"], epoch=max(by_epoch))
+    return over_steps + timestep_chart(last.bins, last.loss, first.loss, epoch=last.epoch)
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:
@@ -144,7 +145,7 @@ def filmstrip(view: RunView, home: Home) -> Markup:
     rows = []
     for index in sorted({index for _, index in samples}):
         events = [samples[step, index] for step in steps if (step, index) in samples]
-        rows.append(FilmRow(events[-1]["prompt"], [_film_sample(view, home, event) for event in events]))
+        rows.append(FilmRow(events[-1].prompt, [_film_sample(view, home, event) for event in events]))
     title = heading("Samples", "All with the same seed, so that only the training differs.")
     return title + render("train/filmstrip.html", rows=rows)
 
@@ -159,10 +160,10 @@ def _no_samples(view: RunView) -> Markup:
     return empty_card("Samples will appear here" if view.is_active else "No samples were drawn", text)
 
 
-def _film_sample(view: RunView, home: Home, event: dict[str, Any]) -> FilmSample:
-    when = f"step {event['step']}" if event["epoch"] is None else f"epoch {event['epoch']}"
-    url = thumbnail_url_or_empty(home, view.folder.path / event["path"], THUMBNAIL_SIZE)
-    return FilmSample(url, when, event["prompt"])
+def _film_sample(view: RunView, home: Home, event: SampleEvent) -> FilmSample:
+    when = f"step {event.step}" if event.epoch is None else f"epoch {event.epoch}"
+    url = thumbnail_url_or_empty(home, view.folder.path / event.path, THUMBNAIL_SIZE)
+    return FilmSample(url, when, event.prompt)
 
 
 def _evenly_spaced(values: list[int], limit: int) -> list[int]:
@@ -181,7 +182,7 @@ def verdict_cards(view: RunView) -> Markup:
         else []
     )
     warnings = view.history.warnings.values()
-    return cards([*judged, *(note(event.get("message", ""), event.get("why", ""), Tone.WARNING) for event in warnings)])
+    return cards([*judged, *(note(event.message, event.why, Tone.WARNING) for event in warnings)])
 
 
 def runs_table(views: Sequence[RunView], selected: str) -> Markup:
@@ -210,11 +211,11 @@ def runs_table(views: Sequence[RunView], selected: str) -> Markup:
 
 
 def _loss_cell(view: RunView) -> Markup:
-    loss = view.smoothed_loss
+    loss, last = view.smoothed_loss, view.history.last_step
     return render(
         "two_lines.html",
         first=f"{loss:.4f}" if loss is not None else "–",
-        second=f"{view.history.last_step.get('step', 0):,} steps",
+        second=f"{last.step if last else 0:,} steps",
     )
 
 

@@ -24,8 +24,9 @@ from lora_studio.planning.memory import QUANTIZED_BYTES
 from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.project import Home
+from tests.support.events import of
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
-from tests.support.training_runs import make_images, make_job, of, train_into
+from tests.support.training_runs import make_images, make_job, train_into
 
 CPU = torch.device("cpu")
 PACKED = (BasePrecision.INT8, BasePrecision.NF4)

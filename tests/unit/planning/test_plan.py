@@ -18,6 +18,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.plan_numbers import PlanNumbers
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
+from tests.support.events import step_event
 
 KEYS = {
     "tier", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "optimizer", "batch_size", "epochs",
@@ -104,7 +105,7 @@ def test_an_earlier_run_with_these_settings_narrows_the_time_estimate(tmp_path: 
         job = TrainJob.parse({"name": "a", "dataset": "d", "base": "SDXL 1.0", "recipe": recipe})
         folders.append(JobFolder.create(tmp_path / f"{number:03d}", job))
         for step in range(20):
-            folders[-1].emit("step", step=step + 1, seconds=60.0 if step == 0 else seconds)
+            folders[-1].emit(step_event(step + 1, seconds=60.0 if step == 0 else seconds))
     (tmp_path / "003").mkdir()
     folders.append(JobFolder(tmp_path / "003"))
     measured = plan(24, vram_gib=24, base="sdxl", runs=folders)

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lora_studio.events import Event, NanEvent, PhaseEvent, ResumeEvent, ValidationEvent
 from lora_studio.planning.verdicts import Verdict, judge_losses, judge_run, read_losses
 from lora_studio.settings.recipe import Recipe
+from tests.support.events import step_event
 
 Curve = Callable[[Any], Any]
 SHAPES: dict[str, Curve] = {
@@ -55,10 +57,8 @@ def test_long_curves_get_the_right_verdict(shape: str, code: str) -> None:
 )
 def test_rising_validation_loss_is_overfitting(validation: dict[int, float], code: str) -> None:
     losses = curve("falling", 300, 0.2, 1)
-    events: list[dict[str, Any]] = [
-        {"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)
-    ]
-    events += [{"event": "validation", "step": step, "loss": loss} for step, loss in validation.items()]
+    events: list[Event] = [step_event(step, loss=loss, total=300) for step, loss in enumerate(losses, 1)]
+    events += [ValidationEvent(step=step, epoch=0, loss=loss) for step, loss in validation.items()]
     found = judge_run(events)
     assert found.code == code
     if code == "overfit" and validation[0] == 0.13:
@@ -146,20 +146,18 @@ def test_spike_is_not_a_rise() -> None:
 
 def test_judge_run_reads_losses_and_total_from_events() -> None:
     losses = curve("falling", 1000, 0.2, 0)
-    events: list[dict[str, Any]] = [{"event": "phase", "message": "Loading"}, {"event": "start", "total": 1200}]
-    events += [{"event": "step", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    events: list[Event] = [PhaseEvent(message="Loading")]
+    events += [step_event(step, loss=loss, total=1200) for step, loss in enumerate(losses, 1)]
     found = judge_run(events)
     assert found.code == "healthy"
     assert found == judge_losses(losses, running=True)
-    assert judge_run([event | {"total": 1200} for event in events if event["event"] == "step"]) == found
     assert judge_run(events, total=1000) == judge_losses(losses, running=False)
     assert Verdict.model_validate_json(found.model_dump_json()) == found
 
 
 def test_last_loss_of_a_repeated_step_counts() -> None:
-    events = [{"event": "step", "step": step, "loss": 1.0} for step in (1, 2, 3)]
-    events += [{"event": "resume", "step": 1}, {"event": "step", "step": 2, "loss": 0.5}]
-    events += [{"event": "nan", "step": 4}]
+    events: list[Event] = [step_event(step, loss=1.0) for step in (1, 2, 3)]
+    events += [ResumeEvent(step=1), step_event(2, loss=0.5), NanEvent(step=4, total=10, epoch=1)]
     assert read_losses(events) == [1.0, 0.5, 1.0, None]
 
 

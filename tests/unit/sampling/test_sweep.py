@@ -20,10 +20,10 @@ from lora_studio.settings.choices import Precision
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.events import Events, append_to
 from tests.support.kohya_lora import make_lora, save_lora
 
 TRIGGER = {"modelspec.trigger_phrase": "inkstamp_hc"}
-Events = list[tuple[str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +56,11 @@ def run(
     """Run a sweep, with a stop request after `stop_after` cells."""
     events: Events = []
 
-    def report(event: str, /, **values: Any) -> None:
-        json.dumps(values, allow_nan=False)
-        events.append((event, values))
-
     def should_stop() -> bool:
         return stop_after is not None and sum(event == "cell" for event, _ in events) >= stop_after
 
     job_folder = JobFolder(folder) if resume else JobFolder.create(folder, job)
-    return sweep(job, job_folder, home=home, report=report, should_stop=should_stop, resume=resume), events
+    return sweep(job, job_folder, home=home, report=append_to(events), should_stop=should_stop, resume=resume), events
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from lora_studio import api
 from lora_studio.device import is_out_of_memory
 from lora_studio.errors import ConfigError, InputError, JobError, PeerOutOfMemoryError, StopRequested
+from lora_studio.events import Event, FailedEvent, StoppedEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.distributed import RankGroup, process_count_errors, with_global_batch
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
+from tests.support.events import step_event
 
 
 @given(values=st.lists(st.integers(), max_size=40), size=st.integers(1, 9))
@@ -141,18 +143,18 @@ def test_api_forwards_events_and_errors_of_several_processes(
         threading.Thread(target=play, args=(folder, resume)).start()
 
     def play(folder: JobFolder, resume: bool) -> None:
-        folder.emit("step", step=1 + resume, epoch=1, loss=0.5)
+        folder.emit(step_event(1 + resume))
         if not resume:
             while not folder.stop_requested():
                 time.sleep(0.01)
-            folder.emit("stopped")
+            folder.emit(StoppedEvent(message="Stopped"))
             folder.update_status(state=JobState.STOPPED, done=1)
         else:
-            folder.emit("failed", code="nan")
+            folder.emit(FailedEvent(message="Not finite.", code="nan"))
             folder.update_status(state=JobState.FAILED, message="Not finite.", remedy="Halve unet_lr.")
 
-    def listen(event: dict[str, Any]) -> None:
-        heard.append(event["event"])
+    def listen(event: Event) -> None:
+        heard.append(event.name)
         if heard == ["step"]:
             raise KeyboardInterrupt
 

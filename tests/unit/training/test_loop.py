@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_studio.errors import InputError, NonFiniteLossError
+from lora_studio.events import Event, NanEvent, StepEvent
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.load import make_noise_scheduler
 from lora_studio.settings.job_specs import TrainJob
@@ -29,8 +30,9 @@ from lora_studio.training.step import train_step
 from lora_studio.training.train import train
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.events import of
 from tests.support.tiny_sdxl import save_tiny_sdxl
-from tests.support.training_runs import losses_of, make_images, make_job, of, same, start, train_into, weights_of
+from tests.support.training_runs import losses_of, make_images, make_job, same, start, train_into, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -309,9 +311,9 @@ def test_repeated_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     monkeypatch.setattr(step_module, "batch_losses", losses)
     seen: list[tuple[str, int]] = []
 
-    def report(event: str, /, **values: Any) -> None:
-        if event in ("nan", "step"):
-            seen.append((event, values["step"]))
+    def report(event: Event) -> None:
+        if isinstance(event, NanEvent | StepEvent):
+            seen.append((event.name, event.step))
 
     with pytest.raises(NonFiniteLossError) as caught:
         train(

@@ -31,20 +31,13 @@ from lora_studio.training.step import (
     train_step,
     train_step_with_oom_retry,
 )
-from lora_studio.workspace.job_folder import Report
 from lora_studio.workspace.project import Home
+from tests.support.events import Events, append_to, ignore, of
 from tests.support.graph_double import FakeCapturer
 from tests.support.tiny_sdxl import save_tiny_sdxl
-from tests.support.training_runs import Events, make_images, make_job, of, same, start
+from tests.support.training_runs import make_images, make_job, same, start
 
 Accumulating = tuple[Run, ResumeState, list[list[float]], dict[str, torch.Tensor]]
-
-
-def into(events: Events) -> Report:
-    def report(event: str, /, **values: Any) -> None:
-        events.append((event, values))
-
-    return report
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +90,7 @@ def enable_graphs(run: Run, capturer: FakeCapturer, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(step_module, "find_capturer", lambda device: capturer)
     monkeypatch.setattr(step_module, "forward_backward", timed)
-    run.cuda_graphs = cuda_graphs_for(run, into(events))
+    run.cuda_graphs = cuda_graphs_for(run, append_to(events))
     assert run.cuda_graphs is not None
     return events
 
@@ -217,7 +210,7 @@ def test_on_a_gpu_graphs_give_nearly_the_same_losses(
     restore_run(run, before)
     events: Events = []
     monkeypatch.setattr(cuda_graph_policy, "is_worthwhile", lambda *estimate: True)
-    run.cuda_graphs = cuda_graphs_for(run, into(events))
+    run.cuda_graphs = cuda_graphs_for(run, append_to(events))
     assert run.cuda_graphs is not None
     again = take_steps(run, 14)
     assert of(events, "phase")
@@ -258,7 +251,7 @@ def test_auto_recomputes_no_block_on_a_cpu_and_only_as_many_as_a_gpu_needs(
     for spare in (0, 2**20, 2**40):
         events, memory = Events(), StepMemory(usable=8 * GIB + spare, peak=8 * GIB)
         monkeypatch.setattr(step_module, "measure_step_memory", lambda *given, memory=memory: memory)
-        fit_gpu_memory(auto_run, into(events))
+        fit_gpu_memory(auto_run, append_to(events))
         counts.append(len(checkpointing.recomputed))
         assert f"{counts[-1]} of 21 UNet blocks" in events[-1][1]["message"]
     assert counts[0] > counts[1] >= counts[2] == 0
@@ -268,7 +261,7 @@ def test_auto_recomputes_no_block_on_a_cpu_and_only_as_many_as_a_gpu_needs(
 def test_memory_is_not_measured_unless_checkpointing_is_auto(auto_run: Run) -> None:
     auto_run.job.recipe.gradient_checkpointing = GradientCheckpointing.ON
     events = Events()
-    fit_gpu_memory(auto_run, into(events))
+    fit_gpu_memory(auto_run, append_to(events))
     assert not events
 
 
@@ -290,7 +283,7 @@ def test_out_of_memory_retries_the_step_with_more_blocks_recomputed(
         return losses
 
     monkeypatch.setattr(step_module, "batch_losses", short_of_memory)
-    train_step_with_oom_retry(auto_run, into(events))
+    train_step_with_oom_retry(auto_run, append_to(events))
     assert [values["code"] for _, values in events] == ["memory_short"] * 2
     assert "16 of 21" in events[-1][1]["message"]
     assert same(auto_run.adapters.state(), expected)
@@ -304,10 +297,10 @@ def test_out_of_memory_is_raised_when_no_block_is_left_to_recompute(
 
     monkeypatch.setattr(step_module, "batch_losses", out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        train_step_with_oom_retry(auto_run, into([]))
+        train_step_with_oom_retry(auto_run, ignore)
     assert len(auto_run.block_checkpointing.recomputed) == 21
     auto_run.block_checkpointing.recompute_only([])
     auto_run.job.recipe.gradient_checkpointing = GradientCheckpointing.OFF
     with pytest.raises(torch.OutOfMemoryError):
-        train_step_with_oom_retry(auto_run, into([]))
+        train_step_with_oom_retry(auto_run, ignore)
     assert not auto_run.block_checkpointing.recomputed

@@ -12,7 +12,8 @@ from lora_studio.training.objective import draw_noise, draw_timestep
 from lora_studio.training.run import Run
 from lora_studio.workspace.project import Home
 from tests.support.augmented_runs import EVERYTHING, augmented_job, read_records, snr_weight, write_dataset
-from tests.support.training_runs import Events, losses_of, of, same, train_into, weights_of
+from tests.support.events import Events, of
+from tests.support.training_runs import losses_of, same, train_into, weights_of
 
 
 @pytest.fixture(scope="module")

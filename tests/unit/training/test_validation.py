@@ -12,7 +12,7 @@ from lora_studio.training.data.rng import generator
 from lora_studio.training.run import Run
 from lora_studio.training.validation import TIMESTEP_FRACTIONS, validate
 from tests.support.augmented_runs import snr_weight
-from tests.support.training_runs import Events, of
+from tests.support.events import Events, append_to, ignore, of
 
 
 def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> None:
@@ -21,9 +21,7 @@ def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> No
     state = torch.get_rng_state()
     for step in (4, 9):
         zero_run.step = step
-        validate(
-            zero_run, 1, report=lambda event, /, **values: events.append((event, values)), should_stop=lambda: False
-        )
+        validate(zero_run, 1, report=append_to(events), should_stop=lambda: False)
     assert torch.equal(torch.get_rng_state(), state)
     expected = []
     for item in zero_run.dataset.validation_items:
@@ -42,5 +40,5 @@ def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> No
 
 
 def test_a_stop_request_ends_the_validation(zero_run: Run) -> None:
-    validate(zero_run, 1, report=lambda event, /, **values: None, should_stop=lambda: True)
+    validate(zero_run, 1, report=ignore, should_stop=lambda: True)
     assert zero_run.validation_losses == []

@@ -11,9 +11,11 @@ from safetensors.torch import load_file
 
 from lora_studio import worker
 from lora_studio.errors import ConfigError, OutOfMemoryError
+from lora_studio.events import Event, StepEvent
 from lora_studio.training import loop
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
+from tests.support.events import records_of
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same
 
@@ -26,9 +28,9 @@ def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: H
     folder = JobFolder.create(tmp_path / "run", job)
     states: list[JobState] = []
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event: Event) -> None:
         states.append(folder.status().state)
-        if event["event"] == "step" and event["step"] == 1:
+        if isinstance(event, StepEvent) and event.step == 1:
             folder.request_stop()
 
     stopped: Any = worker.execute(folder, home=home, listen=listen)
@@ -47,7 +49,7 @@ def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: H
     assert done.lora == folder.path / "ink.safetensors"
     assert (done.steps, done.epochs) == (4, 2)
 
-    events, _ = folder.events()
+    events = records_of(folder)
     steps = [event for event in events if event["event"] == "step"]
     assert [event["step"] for event in steps] == [1, 2, 3, 4]
     assert [event["epoch"] for event in steps] == [1, 1, 2, 2]
@@ -102,7 +104,7 @@ def test_an_epoch_whose_end_failed_is_reported_once_after_a_resume(
     monkeypatch.setattr(loop, "write_samples", write_samples)
     (folder.path / "checkpoints" / ".left.tmp.safetensors").touch()
     worker.execute(folder, home=home, resume=True)
-    names = [event["event"] for event in folder.events()[0]]
+    names = [event["event"] for event in records_of(folder)]
     assert {name: names.count(name) for name in ("step", "epoch", "checkpoint", "sample", "saved", "done")} == {
         "step": 2,
         "epoch": 2,

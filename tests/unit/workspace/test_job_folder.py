@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from lora_studio.errors import InputError
+from lora_studio.events import Event, FailedEvent, PhaseEvent, ResumeEvent, StepEvent, TimestepsEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import (
     JobFolder,
@@ -21,6 +22,9 @@ from lora_studio.workspace.job_folder import (
     numbered_folder,
     slugify,
 )
+from tests.support.events import step_event
+
+LOADING = PhaseEvent(message="Loading")
 
 
 @pytest.fixture
@@ -36,6 +40,11 @@ def folder(tmp_path: Path, job: TrainJob) -> JobFolder:
 def own_status(state: JobState) -> JobStatus:
     own = psutil.Process()
     return JobStatus(state=state, pid=own.pid, pid_started=own.create_time())
+
+
+def untimed(folder: JobFolder) -> list[Event]:
+    """Return a folder's events without their times."""
+    return [event.model_copy(update={"time": 0.0}) for event in folder.events()[0]]
 
 
 def test_new_folder_contains_its_job(folder: JobFolder, job: TrainJob) -> None:
@@ -103,52 +112,62 @@ def test_broken_status_file_is_read_as_created(folder: JobFolder) -> None:
 
 
 def test_events_are_read_in_order_and_once(folder: JobFolder) -> None:
-    folder.emit("start", total=2)
+    phase = folder.emit(PhaseEvent(message="grüße\u2028\n"))
     first, offset = folder.events()
-    folder.emit("step", step=1, loss=0.5, prompt="grüße\u2028\n")
+    step = folder.emit(step_event(1))
     second, end = folder.events(offset)
-    assert [event["event"] for event in first] == ["start"]
-    assert [(event["step"], event["prompt"]) for event in second] == [(1, "grüße\u2028\n")]
+    assert (first, second) == ([phase], [step])
     assert folder.events(end) == ([], end)
-    assert second[0]["time"] > 0
+    assert step.time > 0
 
 
 def test_event_after_an_incomplete_line_is_readable(folder: JobFolder) -> None:
-    folder.emit("start")
+    folder.emit(LOADING)
     with folder.events_file.open("ab") as file:
         file.write(b'{"event": "step", "st')
-    folder.emit("step", step=2)
-    assert [event["event"] for event in folder.events()[0]] == ["start", "step"]
-    assert folder.events()[0][1]["step"] == 2
+    folder.emit(step_event(2))
+    assert untimed(folder) == [LOADING, step_event(2)]
 
 
 def test_incomplete_line_is_read_when_it_is_complete(folder: JobFolder) -> None:
-    folder.emit("start")
+    folder.emit(LOADING)
     whole, offset = folder.events()
     with folder.events_file.open("ab") as file:
-        file.write(b'{"event": "step", "st')
+        file.write(b'{"event": "resume", "st')
     assert folder.events(offset) == ([], offset)
     with folder.events_file.open("ab") as file:
         file.write(b'ep": 1}\n')
-    assert folder.events(offset)[0] == [{"event": "step", "step": 1}]
+    assert folder.events(offset)[0] == [ResumeEvent(step=1)]
     assert len(whole) == 1
 
 
 def test_broken_line_is_skipped(folder: JobFolder) -> None:
-    folder.emit("start")
+    folder.emit(LOADING)
     with folder.events_file.open("ab") as file:
         file.write(b"\x00\x00 torn by a crash\n")
-    folder.emit("step", step=1)
-    assert [event["event"] for event in folder.events()[0]] == ["start", "step"]
+    folder.emit(step_event(1))
+    assert untimed(folder) == [LOADING, step_event(1)]
+
+
+def test_event_of_a_later_version_is_skipped(folder: JobFolder) -> None:
+    with folder.events_file.open("ab") as file:
+        file.write(b'{"event": "lap", "time": 1, "lap": 3}\n')
+    folder.emit(LOADING)
+    assert untimed(folder) == [LOADING]
+    folder.drop_events(lambda event, byte: False)
+    assert b"lap" in folder.events_file.read_bytes()
+    folder.drop_events(lambda event, byte: event is None)
+    assert b"lap" not in folder.events_file.read_bytes()
 
 
 def test_non_finite_numbers_are_written_as_null(folder: JobFolder) -> None:
-    folder.emit("step", loss=float("nan"), parts={"a": [float("inf"), 1.0]}, word="é")
+    bins = TimestepsEvent(epoch=1, bins=[(0, 500), (500, 1000)], loss=[float("inf"), 1.0], count=[1, 2])
+    folder.emit(step_event(1, loss=float("nan")))
+    folder.emit(bins)
     text = folder.events_file.read_text("utf-8")
     assert "NaN" not in text
     assert "Infinity" not in text
-    [event], _ = folder.events()
-    assert (event["loss"], event["parts"], event["word"]) == (None, {"a": [None, 1.0]}, "é")
+    assert untimed(folder) == [step_event(1, loss=None), bins.model_copy(update={"loss": [None, 1.0]})]
 
 
 def test_stop_request_is_a_file(folder: JobFolder) -> None:
@@ -214,17 +233,17 @@ def test_status_file_is_json(folder: JobFolder) -> None:
 
 
 def test_dropping_events_also_removes_broken_lines(folder: JobFolder) -> None:
-    folder.emit("start")
-    folder.emit("step", step=1)
+    folder.emit(LOADING)
+    folder.emit(step_event(1))
     offset = folder.sync_events()
     assert offset == folder.events_file.stat().st_size
-    folder.emit("step", step=2)
-    folder.emit("failed")
+    folder.emit(step_event(2))
+    folder.emit(FailedEvent(message="Failed"))
     with folder.events_file.open("ab") as file:
         file.write(b'{"event": "st')
-    folder.drop_events(lambda event, byte: event["event"] == "step" and byte >= offset)
-    folder.emit("step", step=2)
-    assert [event.get("step", event["event"]) for event in folder.events()[0]] == ["start", 1, "failed", 2]
+    folder.drop_events(lambda event, byte: isinstance(event, StepEvent) and byte >= offset)
+    folder.emit(step_event(2))
+    assert untimed(folder) == [LOADING, step_event(1), FailedEvent(message="Failed"), step_event(2)]
     assert folder.events_file.read_bytes().count(b"\n") == 4
 
 

@@ -20,6 +20,7 @@ from lora_studio.errors import DiskFullError, InputError
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
+from tests.support.events import records_of
 from tests.support.tagging_jobs import TaggingJob
 from tests.support.tiny_taggers import save_tiny_wd
 
@@ -34,7 +35,7 @@ def test_captions_every_image_with_the_trigger_word_first(studio: TaggingJob) ->
         **{f"{index}.txt": f"ohwx, red {index}, thing" for index in range(6)},
         "5_more/a.txt": "ohwx, red 77, thing",
     }
-    tagged = [event for event in studio.events if event["event"] == "tagged"]
+    tagged = records_of(studio.folder, "tagged")
     assert [(event["done"], event["total"]) for event in tagged] == [(done, 7) for done in range(1, 8)]
     assert tagged[-1]["seconds_left"] == 0
     assert tagged[0]["caption"] == "ohwx, red 0, thing"
@@ -301,7 +302,7 @@ def test_tag_function_with_a_tiny_wd_tagger(image_folder: Callable[..., Path], t
         trigger_word="ohwx",
         out=tmp_path / "job",
         home=home,
-        on_event=lambda event: events.append(event["event"]),
+        on_event=lambda event: events.append(event.name),
     )
     assert result.tagged == 3
     for path in images.glob("*.txt"):

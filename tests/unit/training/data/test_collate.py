@@ -26,6 +26,7 @@ from lora_studio.training.run import Run
 from lora_studio.training.step import batch_losses
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.events import ignore
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
 
@@ -146,7 +147,7 @@ def test_a_missing_cache_file_ends_the_run_in_the_step_that_needs_it(shared: Pat
     run.collator.latents.file(run.collator.batches(2)[0][0]).unlink()
     JobFolder(run.folder).path.mkdir(exist_ok=True)
     with pytest.raises(JobError) as caught:
-        train_loop(run, report=lambda event, /, **values: None, should_stop=lambda: False)
+        train_loop(run, report=ignore, should_stop=lambda: False)
     assert caught.value.code == "cache_gone"
     state = load_state(run.folder / "checkpoints" / "state", on_damage=print)
     assert state is not None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 
 from lora_studio.training.reporting.health import HealthMonitor
+from tests.support.events import step_event
 
 
 def diverging_run() -> HealthMonitor:
     monitor = HealthMonitor()
     for step in range(1, 201):
-        monitor.add_step({"step": step, "total": 400, "epoch": 1, "loss": 0.1 + (step / 100) ** 3, "lr": 1e-3})
+        monitor.add_step(step_event(step, total=400, loss=0.1 + (step / 100) ** 3))
     return monitor
 
 
@@ -18,7 +19,7 @@ def test_each_hint_is_returned_once() -> None:
     monitor = diverging_run()
     verdict = monitor.verdict()
     assert verdict is not None
-    assert [hint["code"] for hint in monitor.new_hints()] == [verdict.code]
+    assert [hint.code for hint in monitor.new_hints()] == [verdict.code]
     assert monitor.new_hints() == []
 
 

@@ -12,7 +12,8 @@ from lora_studio.training.data import collate
 from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.workspace.project import Home
 from tests.support.augmented_runs import EVERYTHING, augmented_job, read_records, write_dataset
-from tests.support.training_runs import of, train_into
+from tests.support.events import of
+from tests.support.training_runs import train_into
 
 
 def test_captions_jsonl_has_the_captions_that_were_used(

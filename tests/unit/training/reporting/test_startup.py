@@ -14,7 +14,8 @@ from lora_studio.models.locate import Source
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset, read_dataset
 from lora_studio.training.reporting.startup import report_dataset, report_optimizer_hints, report_truncated_captions
-from tests.support.training_runs import Events, make_images, make_job, of
+from tests.support.events import Events, append_to, of
+from tests.support.training_runs import make_images, make_job
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def dataset_of(job: TrainJob) -> Dataset:
 def warnings(job: TrainJob) -> dict[str, str]:
     """Return the messages of the dataset's warnings by code."""
     events: Events = []
-    report_dataset(job, dataset_of(job), lambda event, /, **values: events.append((event, values)))
+    report_dataset(job, dataset_of(job), append_to(events))
     return {values["code"]: values["message"] for values in of(events, "warning")}
 
 
@@ -64,7 +65,7 @@ def test_warns_about_truncated_captions(tiny_base: Path, images: Path) -> None:
     (images / "0.txt").write_text("inkstamp " * 40, "utf-8")
     job, events = make_job("base", images), Events()
     base = load_base(Source("base", "folder", str(tiny_base)), dtype=torch.float32)
-    report_truncated_captions(job, base, dataset_of(job), lambda event, /, **values: events.append((event, values)))
+    report_truncated_captions(job, base, dataset_of(job), append_to(events))
     (warning,) = of(events, "warning")
     assert warning["code"] == "captions_long"
     assert "75 tokens" in warning["message"]
@@ -100,7 +101,7 @@ def test_warns_about_images_without_a_mask(images: Path) -> None:
 def test_hints_say_how_the_optimizer_uses_the_recipe(recipe: dict[str, Any], codes: list[str], part: str) -> None:
     events: Events = []
     job = make_job("base", Path("images"), **recipe)
-    report_optimizer_hints(job.recipe, lambda event, /, **values: events.append((event, values)))
+    report_optimizer_hints(job.recipe, append_to(events))
     assert [values["code"] for values in of(events, "hint")] == codes == [values["code"] for _, values in events]
     for hint in of(events, "hint"):
         assert hint["about"] == "recipe"

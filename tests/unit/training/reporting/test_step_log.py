@@ -11,7 +11,7 @@ import torch
 from lora_studio.training.reporting.health import HealthMonitor
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.training.reporting.step_log import StepLog, StepResult
-from tests.support.training_runs import Events, of
+from tests.support.events import Events, append_to, of
 
 CPU = torch.device("cpu")
 
@@ -22,11 +22,8 @@ def result_of(*losses: float, gradient_norm: float = 1.0) -> StepResult:
 
 
 def log_into(events: Events, losses: list[float | None], **options: Any) -> StepLog:
-    def report(event: str, /, **values: Any) -> None:
-        events.append((event, values))
-
     options = {"deferred": False} | options
-    return StepLog(report, 9, CPU, HealthMonitor(), TimestepLosses(1000), on_loss=losses.append, **options)
+    return StepLog(append_to(events), 9, CPU, HealthMonitor(), TimestepLosses(1000), on_loss=losses.append, **options)
 
 
 @pytest.mark.parametrize("bad", [result_of(math.nan), result_of(0.5, gradient_norm=math.inf)], ids=["loss", "gradient"])
@@ -46,7 +43,7 @@ def test_steps_are_reported_in_order_with_their_losses() -> None:
     assert losses == [0.5, None, 0.125]
     assert [values["loss"] for values in of(events, "step")] == [0.5, 0.125]
     assert {(values["total"], values["epoch"], values["lr"]) for values in of(events, "step")} == {(9, 1, 1e-4)}
-    assert sum(log.timestep_losses.event()["count"]) == 3
+    assert sum(log.timestep_losses.event(1).count) == 3
     log.flush()
     assert len(events) == 3
 

@@ -27,8 +27,9 @@ from lora_studio.training.speed.cuda_graph_policy import (
     shape_key,
     zeros_like_batch,
 )
+from tests.support.events import Events, append_to, of
 from tests.support.graph_double import FakeCapturer
-from tests.support.training_runs import Events, of, same
+from tests.support.training_runs import same
 
 SECONDS = st.floats(1e-3, 10)
 RATIOS = st.floats(0.01, 2)
@@ -90,11 +91,8 @@ class ToyTraining:
         self.events: Events = []
         weights: Any = self
         device: Any = capturer
-        self.cuda_graphs = CudaGraphs(self.forward_backward, device, weights, self.batches_left, self.report)
+        self.cuda_graphs = CudaGraphs(self.forward_backward, device, weights, self.batches_left, append_to(self.events))
         self.step_count = 0
-
-    def report(self, event: str, /, **values: Any) -> None:
-        self.events.append((event, values))
 
     def batches_left(self, batch: BatchTensors, this_epoch: bool) -> int:
         return self.left // 100 if this_epoch else self.left

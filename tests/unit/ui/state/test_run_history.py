@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import InputError
+from lora_studio.events import CheckpointEvent, EventAtStep, NanEvent, ResumeEvent, ValidationEvent
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.state.run_history import RunHistories, RunView, recipe_changes, run_named
 from lora_studio.workspace.project import Home, Project
+from tests.support.events import step_event
 from tests.support.jobs import make_project, make_run, make_sweep
 
 
@@ -22,23 +24,23 @@ def test_new_events_are_added(project: Project) -> None:
     folder = make_run(project)
     histories = RunHistories()
     history = histories.history(folder)
-    assert history.last_step["step"] == 8
-    folder.emit("step", step=9, total=10, epoch=2, loss=0.5, lr=1e-4, seconds=0.5)
-    folder.emit("nan", step=10)
-    folder.emit("validation", step=9, epoch=2, loss=0.25)
+    assert history.last_step == folder.events()[0][-2]
+    folder.emit(step_event(9, total=10, epoch=2, loss=0.5, lr=1e-4, seconds=0.5))
+    folder.emit(NanEvent(step=10, total=10, epoch=2))
+    folder.emit(ValidationEvent(step=9, epoch=2, loss=0.25))
     assert histories.history(folder) is history
     steps, losses, smoothed = history.loss_curve()
     assert (steps[-2:], losses[-2:]) == ([9, 10], [0.5, None])
     assert len(smoothed) == 10
-    assert history.last_step["step"] == 9
+    assert history.last_step.step == 9
     assert history.validation_losses == {9: 0.25}
 
 
 def test_a_resume_drops_later_steps(project: Project) -> None:
     folder = make_run(project)
-    folder.emit("validation", step=8, epoch=2, loss=0.25)
-    folder.emit("resume", step=4)
-    folder.emit("step", step=5, total=8, epoch=2, loss=0.125, lr=1e-4, seconds=0.5)
+    folder.emit(ValidationEvent(step=8, epoch=2, loss=0.25))
+    folder.emit(ResumeEvent(step=4))
+    folder.emit(step_event(5, total=8, epoch=2, loss=0.125, lr=1e-4, seconds=0.5))
     history = RunHistories().history(folder)
     assert list(history.losses) == [1, 2, 3, 4, 5]
     assert history.losses[5] == 0.125
@@ -49,13 +51,13 @@ def test_a_replaced_log_is_read_again(project: Project) -> None:
     folder = make_run(project)
     histories = RunHistories()
     assert len(histories.history(folder).losses) == 8
-    folder.drop_events(lambda event, number: event.get("step", 0) > 2)
+    folder.drop_events(lambda event, number: isinstance(event, EventAtStep) and event.step > 2)
     assert len(histories.history(folder).losses) == 2
 
 
 def test_the_lora_is_the_final_file_or_the_latest_checkpoint(project: Project) -> None:
     finished, stopped = make_run(project), make_run(project, final=False)
-    stopped.emit("checkpoint", step=9, epoch=3, path="../../../outside.safetensors")
+    stopped.emit(CheckpointEvent(step=9, epoch=3, path="../../../outside.safetensors"))
     histories = RunHistories()
     assert RunView.load(finished, histories).lora == finished.path.resolve() / "ink.safetensors"
     assert RunView.load(stopped, histories).lora == stopped.path.resolve() / "checkpoints" / "ink-000002.safetensors"
@@ -66,7 +68,7 @@ def test_verdicts_are_computed_after_new_events_only(project: Project) -> None:
     histories = RunHistories()
     first = RunView.load(folder, histories).verdict
     assert RunView.load(folder, histories).verdict is first
-    folder.emit("step", step=9, total=10, epoch=2, loss=0.5, lr=1e-4, seconds=0.5)
+    folder.emit(step_event(9, total=10, epoch=2, loss=0.5, lr=1e-4, seconds=0.5))
     assert RunView.load(folder, histories).verdict is not first
 
 
