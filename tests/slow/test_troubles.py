@@ -17,10 +17,13 @@ from diffusers import UNet2DConditionModel
 
 from lora_studio import worker
 from lora_studio.errors import StudioError
-from lora_studio.events import Event, PhaseEvent, StepEvent
+from lora_studio.events import Event, PhaseEvent, Report, StepEvent
+from lora_studio.training import loop
+from lora_studio.training.reporting.step_log import StepResult
+from lora_studio.training.run import Run
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
-from tests.support.forked import events_of, start_worker, wait_for, without_times
+from tests.support.forked import events_of, start_worker, without_times
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, weights_of
 
@@ -77,27 +80,50 @@ def fail(folder: JobFolder, home: Home, when: Callable[[Event], bool], harm: Cal
     return caught.value.code
 
 
-def map_all_memory() -> None:
-    """Allocate every block of 64 KiB or more with mmap, so that a limit on the address space takes effect."""
+def limit_memory() -> None:
+    """Let step 6 have half of the memory that the forward pass of step 5 took, as address space.
+
+    Every block of 64 KiB or more is allocated with mmap, so that the limit takes effect.
+    """
     assert ctypes.CDLL(None).mallopt(-3, 2**16)
+    process, take_step, sizes = psutil.Process(), loop.train_step_with_oom_retry, []
+
+    def limited_step(run: Run, report: Report) -> StepResult:
+        def record_size(*_: Any) -> None:
+            sizes.append(process.memory_info().vms)
+
+        if run.step == 4:
+            record_size()
+            with run.base.unet.register_forward_hook(record_size):
+                return take_step(run, report)
+        if run.step == 5:
+            resource.setrlimit(resource.RLIMIT_AS, (sum(sizes) // 2,) * 2)
+        return take_step(run, report)
+
+    loop.train_step_with_oom_retry = limited_step
+
+
+def limit_files() -> None:
+    """Limit files to 32 KiB from step 5 on."""
+    take_step = loop.train_step_with_oom_retry
+
+    def limited_step(run: Run, report: Report) -> StepResult:
+        if run.step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
+        return take_step(run, report)
+
+    loop.train_step_with_oom_retry = limited_step
 
 
 @linux
 def test_out_of_memory_ends_with_its_code_and_the_run_resumes(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
-    process = start_worker(folder, home, prepare=map_all_memory)
-    wait_for(lambda: len(events_of(folder, "step")) >= 3)
-    pid = process.pid or 0
-    memory = psutil.Process(pid)
-    sizes: list[int] = []
-    seen = len(events_of(folder, "step"))
-    while len(events_of(folder, "step")) < seen + 2:  # a whole step, with its lowest and highest memory
-        sizes += [memory.memory_info().vms for _ in range(100)]
-    resource.prlimit(pid, resource.RLIMIT_AS, ((min(sizes) + max(sizes)) // 2,) * 2)
+    process = start_worker(folder, home, prepare=limit_memory)
     process.join(180)
     status = folder.status()
     assert status.state is JobState.FAILED
+    assert status.done == 5
     assert events_of(folder, "failed")[-1]["code"] == "out_of_memory", folder.log_tail()
     assert "gradient checkpointing" in status.remedy
     assert_resumes_to(folder, whole, home)
@@ -105,12 +131,10 @@ def test_out_of_memory_ends_with_its_code_and_the_run_resumes(shared: Path, tmp_
 
 @linux
 def test_a_full_disk_ends_with_its_code_and_the_run_resumes(shared: Path, tmp_path: Path, whole: JobFolder) -> None:
-    """Files are limited to 32 KiB from step 4 on: small ones can be written, states and LoRA files cannot."""
+    """Files are limited to 32 KiB from step 5 on: small ones can be written, states and LoRA files cannot."""
     home = Home(shared / "home")
     folder = JobFolder.create(tmp_path / "run", job_of(shared))
-    process = start_worker(folder, home)
-    wait_for(lambda: len(events_of(folder, "step")) >= 4)
-    resource.prlimit(process.pid or 0, resource.RLIMIT_FSIZE, (2**15, 2**15))
+    process = start_worker(folder, home, prepare=limit_files)
     process.join(180)
     status = folder.status()
     assert status.state is JobState.FAILED
