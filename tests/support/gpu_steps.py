@@ -26,6 +26,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from lora_studio.events import Event, PhaseEvent, WarningEvent
 from lora_studio.lora.inject import add_adapters
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.models.quantize import quantize
@@ -213,6 +214,11 @@ def measure(
     _, batch = run.prefetch.get(0, 1, partial(lambda step: None)).batches[0]
     if case.limit:
         notes.append(fit(run, case, batch))
+
+    def add_note(event: Event) -> None:
+        assert isinstance(event, PhaseEvent | WarningEvent)
+        notes.append(event.message.partition(" latents of ")[2] or event.message)
+
     for _ in range(WARM_UP):
         train_step(run).read()
     reset_peak(spec.device)
@@ -222,7 +228,7 @@ def measure(
             capturer,
             run.weights,
             lambda batch, this_epoch: MANY_STEPS,
-            lambda event, **values: notes.append(values["message"].partition(" latents of ")[2] or values["message"]),
+            add_note,
         )
         for _ in range(2 * TIMED_BATCHES + 2):  # until it is decided whether the graph is kept
             train_step(run).read()

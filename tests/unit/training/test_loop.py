@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lora_studio.errors import InputError, NonFiniteLossError
-from lora_studio.events import Event, NanEvent, StepEvent
+from lora_studio.events import CheckpointEvent, Event, NanEvent, StepEvent
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.load import make_noise_scheduler
 from lora_studio.settings.job_specs import TrainJob
@@ -152,12 +152,12 @@ def test_a_stop_saves_a_checkpoint_that_a_resume_keeps(
     path = f"checkpoints/ink-{position}.safetensors"
 
     def steps() -> int:
-        return sum(event["event"] == "step" for event in folder.events()[0])
+        return sum(isinstance(event, StepEvent) for event in folder.events()[0])
 
     train(job, folder, home=home, report=folder.emit, should_stop=lambda: steps() >= stop_after)
     assert read_lora_header(folder.path / path).trigger_word == "inkstamp"
     train(job, folder, home=home, report=folder.emit, should_stop=lambda: False, resume=True)
-    saved = [event["path"] for event in folder.events()[0] if event["event"] == "checkpoint"]
+    saved = [event.path for event in folder.events()[0] if isinstance(event, CheckpointEvent)]
     assert saved == [path, "checkpoints/ink-000002.safetensors"]
 
 
