@@ -30,9 +30,15 @@ def _count_word_tokens(word: str) -> int:
 
 
 def truncation_point(caption: str) -> int:
-    """Return the number of characters before truncation to 75 tokens; the whole length if nothing is truncated."""
+    """Return the number of characters before truncation to 75 tokens; the whole length if nothing is truncated.
+
+    A word that is cut can have more tokens than its part in the whole caption had, so the result may be a little
+    shorter: these characters alone have at most 75 tokens.
+    """
     ends = [end for _, end in clip_tokenizer().encode(caption).offsets]
-    return len(caption) if len(ends) <= MAX_TOKENS else ends[MAX_TOKENS - 1]
+    if len(ends) <= MAX_TOKENS:
+        return len(caption)
+    return next(end for end in reversed(ends[:MAX_TOKENS]) if count_tokens(caption[:end]) <= MAX_TOKENS)
 
 
 @lru_cache(maxsize=1)

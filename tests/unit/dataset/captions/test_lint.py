@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory
@@ -103,6 +103,7 @@ words = st.sampled_from(["cat", "Ünïcode", "a long phrase of words", "(x:1.2)"
 
 
 @given(st.lists(words, max_size=60).map(", ".join))
+@example("cat, " * 7 + "Ünïcode, " * 6 + "(x:1.2), " * 4 + "Ünïcode")
 def test_a_truncated_caption_fits_the_text_encoders(caption: str) -> None:
     short = truncate(caption)
     assert count_tokens(short) <= MAX_TOKENS
