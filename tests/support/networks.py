@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
@@ -33,6 +35,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "LoCon diffusers": {"network_type": "LoCon", "conv_dim": 2, "rank_stabilized": True, "save_format": "diffusers"},
     "DoRA diffusers": {"network_type": "DoRA", "train_layers": "all", "save_format": "diffusers"},
 }
+
+
+def in_tiers(names: Iterable[str], *, fast: Collection[str]) -> list[Any]:
+    """Return the parameters of a test, those that are not in `fast` for the slow tier."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def recipe_of(network: str, **more: Any) -> Recipe:

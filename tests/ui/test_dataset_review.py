@@ -199,6 +199,7 @@ def test_tags_of_the_statistics_filter_the_grid(project: Project, interface: Int
     assert interface.contents_of("dataset_filter_tag") == "umbrella"
 
 
+@pytest.mark.slow
 def test_keys_work_after_clicks_and_during_requests(open_page: Callable[..., Any], running: Any) -> None:
     """No key of Review or Curate is lost after a click on a section, filter or thumbnail, or during a request."""
     names = sorted(path.name for path in EXAMPLE_IMAGES.glob("*.png"))[:9]
@@ -251,6 +252,7 @@ def test_keys_work_after_clicks_and_during_requests(open_page: Callable[..., Any
     page.locator("#dataset-flagged .here, #dataset-groups .here").wait_for()
 
 
+@pytest.mark.slow
 def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
     open_page: Callable[..., Any], running: Any
 ) -> None:

@@ -536,6 +536,7 @@ def test_tagging_can_be_undone(
     assert interface.call(DatasetTab.section_changed, dataset_section="Tag")["tag_undo"]["visible"] is False
 
 
+@pytest.mark.slow
 def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: Path) -> None:
     """Files are uploaded and scanned, set aside and restored with mouse and keys; a typed caption is saved."""
     shutil.copy(pictures / "key.png", pictures / HOSTILE)

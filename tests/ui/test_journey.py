@@ -79,6 +79,7 @@ def choose(page: Any, place: str, text: str) -> None:
     box.press("Enter")
 
 
+@pytest.mark.slow
 def test_from_images_to_the_grid(
     page: Any, running: Running, image_folder: Path, tiny_base: Path, tmp_path: Path, screenshot: Screenshot
 ) -> None:

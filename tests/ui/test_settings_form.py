@@ -12,6 +12,8 @@ from lora_studio.settings.recipe import Recipe
 from tests.support.application import Running
 from tests.support.jobs import make_project
 
+pytestmark = pytest.mark.slow
+
 FOLDS = ("Network", "Optimizer", "Schedule", "Objective", "Data", "Captions", "Memory", "Samples")
 EVENT_MS = 1_500  # an event that should not happen would have changed the page by then
 

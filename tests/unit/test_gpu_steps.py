@@ -20,6 +20,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
     return ModelSpec(dict(unet.config), 64, 4, torch.device("cpu"), torch.float32)
 
 
+@pytest.mark.slow
 def test_every_row_has_figures_or_an_error(
     spec: ModelSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_wrong_input_exits_with_status_2_and_a_message_on_stderr(words: list[str
     assert not done.stdout
 
 
+@pytest.mark.slow
 def test_tag_command(image_folder: Callable[..., Path], tmp_path: Path, home: Home) -> None:
     folder, tagger = image_folder(3, captions=False), save_tiny_wd(tmp_path / "tagger")
     (folder / "broken.png").write_text("no image")
@@ -129,6 +130,7 @@ def test_tag_command(image_folder: Callable[..., Path], tmp_path: Path, home: Ho
     assert sorted((folder / "picture 0.txt").read_text().split(", ")) == ["hero (series)", "ohwx", "red"]
 
 
+@pytest.mark.slow
 def test_train_and_sweep_commands(
     image_folder: Callable[..., Path], tiny_base: Path, tmp_path: Path, home: Home
 ) -> None:

@@ -17,7 +17,7 @@ from lora_studio.training.loop import restore_run, save_resume_state
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
-from tests.support.networks import NETWORKS, eval_pipeline, recipe_of
+from tests.support.networks import NETWORKS, eval_pipeline, in_tiers, recipe_of
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
 
@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("network", ["LoRA", "LoCon", "DoRA", "LoHa", "LoKr"])
+@pytest.mark.parametrize("network", in_tiers(["LoRA", "LoCon", "DoRA", "LoHa", "LoKr"], fast=["LoRA"]))
 def test_a_run_with_dropout_resumes_bit_for_bit(network: str, shared: Path, tmp_path: Path) -> None:
     """Two steps, a saved state and two steps of a resumed run equal four steps, also with gradient checkpointing."""
     job = make_job(

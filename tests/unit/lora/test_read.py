@@ -22,7 +22,15 @@ from lora_studio.lora.read import read_layers
 from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, tensor_shapes
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.recipe import Recipe
-from tests.support.networks import NETWORKS, add_random_adapters, eval_pipeline, recipe_of, unet_output, write_lora
+from tests.support.networks import (
+    NETWORKS,
+    add_random_adapters,
+    eval_pipeline,
+    in_tiers,
+    recipe_of,
+    unet_output,
+    write_lora,
+)
 from tests.support.training_runs import same
 
 
@@ -36,7 +44,7 @@ def pipe(bare: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
     return copy.deepcopy(bare)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", in_tiers(NETWORKS, fast=("LoRA", "DoRA", "LoKr")))
 def test_a_loaded_file_gives_the_same_output_as_the_adapters_in_memory(
     network: str, bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from lora_studio.training.loop import save_lora_file
 from lora_studio.training.step import train_step
 from lora_studio.training.warm_start import load_network_weights, network_weights_errors
 from lora_studio.workspace.project import Home
-from tests.support.networks import NETWORKS, SMALL, add_random_adapters, eval_pipeline, recipe_of, write_lora
+from tests.support.networks import NETWORKS, SMALL, add_random_adapters, eval_pipeline, in_tiers, recipe_of, write_lora
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
 
@@ -44,7 +44,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("network", ["LoCon", "DoRA", "LoHa", "LoKr", "rsLoRA blocks", "DoRA diffusers"])
+@pytest.mark.parametrize(
+    "network", in_tiers(["LoCon", "DoRA", "LoHa", "LoKr", "rsLoRA blocks", "DoRA diffusers"], fast=["LoCon", "LoKr"])
+)
 def test_warm_start_copies_all_weights_of_a_file(
     network: str, bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
