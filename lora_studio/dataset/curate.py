@@ -21,6 +21,7 @@ from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
 from lora_studio.dataset.images.sets import format_image_count
+from lora_studio.dataset.marks import load_marks
 from lora_studio.dataset.scan import Progress, ScanReport, scan
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder, write_text
@@ -63,7 +64,10 @@ class Proposal(BaseModel):
 
 
 class CurationReport(BaseModel):
-    """The images that `curate` proposed, rejected or restored; `kept` are those that could not be restored, and why."""
+    """The images that `curate` proposed, rejected or restored; `kept` are those that could not be restored, and why.
+
+    `marked_kept` are images that the scan proposes, but that the user has marked as kept: they are never rejected.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,6 +77,7 @@ class CurationReport(BaseModel):
     rejected: list[Path] = []
     restored: list[Path] = []
     kept: list[Proposal] = []
+    marked_kept: list[Proposal] = []
 
     def lines(self) -> list[str]:
         """Return the report as text, a line per image and a summary."""
@@ -80,16 +85,17 @@ class CurationReport(BaseModel):
             lines = [f"restored {path}" for path in self.restored]
             lines += [f"not restored {item.path}: {item.reason}" for item in self.kept]
             return [*lines, f"{format_image_count(len(self.restored))} restored."]
+        marked = [f"marked as kept {item.path}: {item.reason}" for item in self.marked_kept]
         if self.rejected:
-            lines = [f"set aside {item.path}: {item.reason}" for item in self.proposed]
+            lines = [*marked, *(f"set aside {item.path}: {item.reason}" for item in self.proposed)]
             return [
                 *lines,
                 f"{format_image_count(len(self.rejected))} moved to {self.rejected_dir}; restore with --restore.",
             ]
         if self.proposed:
-            lines = [f"would set aside {item.path}: {item.reason}" for item in self.proposed]
+            lines = [*marked, *(f"would set aside {item.path}: {item.reason}" for item in self.proposed)]
             return [*lines, f"{format_image_count(len(self.proposed))} to set aside; apply with --apply."]
-        return ["Nothing to set aside or restore."]
+        return [*marked, "Nothing to set aside or restore."]
 
 
 class _Record(BaseModel):
@@ -106,7 +112,8 @@ def curate(
 ) -> CurationReport:
     """Return the images that a scan proposes to set aside, set them aside (`apply`), or restore all (`restore`).
 
-    Proposed are the duplicates of every group and unreadable files. `rejected_dir` defaults to `rejected` beside the
+    Proposed are the duplicates of every group and unreadable files, without the images that are marked as kept in
+    marks.json. `rejected_dir` defaults to `rejected` beside the
     dataset folder of a project, else `rejected` in `folder`. Raises InputError if the folder has no images (unless
     restoring) or rejected.json cannot be read.
     """
@@ -117,9 +124,19 @@ def curate(
     if restore:
         restored, kept = restore_images(rejected_dir)
         return CurationReport(folder=folder, rejected_dir=rejected_dir, restored=restored, kept=kept)
-    proposed = proposals(scan(folder, on_progress=on_progress))
+    report = scan(folder, on_progress=on_progress)
+    kept = load_marks(records_folder(folder)).kept
+    marked = {info.path for info in report.images if info.sha256 in kept}
+    found = proposals(report)
+    proposed = [item for item in found if item.path not in marked]
     moved = reject(proposed, rejected_dir) if apply else []
-    return CurationReport(folder=folder, rejected_dir=rejected_dir, proposed=proposed, rejected=moved)
+    return CurationReport(
+        folder=folder,
+        rejected_dir=rejected_dir,
+        proposed=proposed,
+        rejected=moved,
+        marked_kept=[item for item in found if item.path in marked],
+    )
 
 
 def default_rejected_dir(folder: Path) -> Path:

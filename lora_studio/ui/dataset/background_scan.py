@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from lora_studio.dataset.captions.text import read_caption
-from lora_studio.dataset.captions.trigger import infer_trigger
+from lora_studio.dataset.captions.trigger import common_first_tag, infer_trigger
 from lora_studio.dataset.images.sets import project_images, wrap_images
 from lora_studio.dataset.ingest.importers import ImportReport, import_paths
 from lora_studio.dataset.manifest import Manifest, scan_stamps
@@ -129,6 +129,8 @@ class ScanRunner:
             project.save_info(info.model_copy(update={"trigger_word": trigger}))
             source = "captions" if any(captions) else "set folder"
             report.notes.append(f"Trigger word set to {trigger}, from the {source}. It can be changed in Plan.")
+        elif first := common_first_tag(captions):
+            report.notes.append(f"All captions begin with {first}. If it is the trigger word, enter it in Plan.")
         return trigger
 
     def _move_and_scan(self, project: Project, task: ScanTask) -> None:

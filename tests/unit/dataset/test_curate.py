@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from lora_studio.dataset.curate import (
     rejected_images,
     restore_images,
 )
+from lora_studio.dataset.marks import Marks, save_marks
+from lora_studio.dataset.scan import scan
 from lora_studio.errors import InputError
 from lora_studio.files import write_text
 from lora_studio.workspace.project import Home
@@ -67,6 +70,23 @@ def test_without_apply_nothing_changes(folder: Path) -> None:
     assert [item.path.name for item in report.proposed] == ["one again.png", "torn.png"]
     assert "2 images" in report.lines()[-1]
     assert "one.png" in report.proposed[0].reason
+
+
+@pytest.mark.parametrize("in_project", [False, True])
+def test_images_marked_as_kept_are_not_set_aside(folder: Path, tmp_path: Path, in_project: bool) -> None:
+    records = folder
+    if in_project:
+        project = Home(tmp_path / "home").create_project("ink")
+        folder = shutil.copytree(folder, project.images_dir, dirs_exist_ok=True)
+        records = project.path
+    marked = next(info for info in scan(folder).images if info.path.name == "one again.png")
+    save_marks(records, Marks().with_kept([marked.sha256], kept=True))
+    report = curate(folder, apply=True)
+    assert [path.name for path in report.rejected] == ["torn.png"]
+    assert [item.path for item in report.marked_kept] == [folder / "one again.png"]
+    assert any("one again.png" in line for line in report.lines())
+    assert (folder / "one again.png").is_file()
+    assert not any("one again.png" in line for line in curate(folder, restore=True).lines())
 
 
 def test_apply_and_restore_give_back_every_file(folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.dataset.captions.trigger import infer_trigger
+from lora_studio.dataset.captions.trigger import common_first_tag, infer_trigger
 
 BOORU = "1girl, solo, long hair", "1girl, solo, hat", "1girl, smile, tree", "1girl, sitting"
 
@@ -19,6 +19,11 @@ BOORU = "1girl, solo, long hair", "1girl, solo, hat", "1girl, smile, tree", "1gi
         (["saria_zelda in a hat.", "saria_zelda by a tree.", "saria_zelda, sitting"], [], "saria_zelda"),
         ([*["saria, hat"] * 9, "a hat"], ["10_saria"], "saria"),
         ([*["saria, hat"] * 4, "a hat"], ["10_saria"], ""),
+        (["saria, hat", "Saria, tree", "saria"], ["10_photos"], "saria"),
+        (["saria in a hat", "saria by a tree", "saria sits"], [], "saria"),
+        ([*["saria, hat"] * 9, "a hat"], ["10_photos"], ""),
+        (["monochrome, hat", "monochrome, tree", "monochrome"], ["10_photos"], ""),
+        (["absurdres, hat", "absurdres, tree", "absurdres"], [], ""),
         (BOORU, ["10_saria"], ""),
         (BOORU, ["10_1girl"], ""),
         (["long_hair, solo, red_hat", "long_hair, blue_eyes", "long_hair, grey_sky"], ["10_saria"], ""),
@@ -35,3 +40,17 @@ BOORU = "1girl, solo, long hair", "1girl, solo, hat", "1girl, smile, tree", "1gi
 )
 def test_infers_the_trigger_word(captions: list[str], sets: list[str], trigger: str) -> None:
     assert infer_trigger(captions, sets) == trigger
+
+
+@pytest.mark.parametrize(
+    ("captions", "tag"),
+    [
+        (["zelda, hat", "Zelda, tree", "zelda", ""], "zelda"),
+        (["zelda, hat", "link, tree", "zelda"], ""),
+        (["zelda, hat", "zelda, tree"], ""),
+        (BOORU, ""),
+        ([], ""),
+    ],
+)
+def test_common_first_tag_is_on_all_captions(captions: list[str], tag: str) -> None:
+    assert common_first_tag(captions) == tag
