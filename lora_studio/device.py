@@ -15,6 +15,20 @@ from lora_studio.settings.choices import Precision
 if TYPE_CHECKING:
     import torch
 
+_UPDATE_DRIVER = "Update the GPU's driver and restart the computer."
+_OTHER_PYTORCH = "Install the PyTorch build for your GPU: https://pytorch.org/get-started/locally/ has the command."
+# Parts of torch's and CUDA's messages about a GPU that cannot be used at all (lower case), with the remedy.
+_GPU_ERRORS = {
+    "no kernel image": _OTHER_PYTORCH,
+    "not compiled with cuda": _OTHER_PYTORCH,
+    "driver initialization failed": _UPDATE_DRIVER,
+    "driver version is insufficient": _UPDATE_DRIVER,
+    "driver on your system is too old": _UPDATE_DRIVER,
+    "no nvidia driver": _UPDATE_DRIVER,
+    "no cuda-capable device": _UPDATE_DRIVER,
+    "no cuda gpus are available": _UPDATE_DRIVER,
+}
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -75,6 +89,15 @@ def torch_dtype(precision: Precision, device: torch.device) -> tuple[torch.dtype
         Precision.FP32: torch.float32,
     }[precision]
     return chosen, f"{precision.value}: set in the recipe"
+
+
+def gpu_error(error: BaseException) -> InputError | None:
+    """Return an error with a remedy if an exception says that torch cannot use the GPU at all; else None."""
+    text = str(error).strip()
+    remedy = next((remedy for part, remedy in _GPU_ERRORS.items() if part in text.lower()), None)
+    if remedy is None or not isinstance(error, AssertionError | RuntimeError):
+        return None
+    return InputError(f"PyTorch cannot use the GPU: {text.splitlines()[0].rstrip('.')}.", remedy, code="gpu")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

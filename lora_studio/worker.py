@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
-from lora_studio.device import is_out_of_memory
+from lora_studio.device import gpu_error, is_out_of_memory
 from lora_studio.errors import (
     DiskFullError,
     InputError,
@@ -293,7 +293,7 @@ def stop_on_signals(folder: JobFolder) -> Iterator[None]:
 
 @contextmanager
 def library_errors(job: AnyJob) -> Iterator[None]:
-    """Raise StudioErrors with a remedy for what libraries raise: out of memory, full disk, damaged or missing files."""
+    """Raise StudioErrors with a remedy for what libraries raise: out of memory, unusable GPU, full disk, bad files."""
     try:
         yield
     except StudioError:
@@ -305,6 +305,8 @@ def library_errors(job: AnyJob) -> Iterator[None]:
                 next_saving(job.recipe) if isinstance(job, TrainJob) else "Close other programs that use the GPU.",
                 code="out_of_memory",
             ) from error
+        if (unusable := gpu_error(error)) is not None:
+            raise unusable from error
         if isinstance(error, ImportError):
             raise incompatible_libraries_error(error) from error
         if isinstance(error, FileNotFoundError):

@@ -40,7 +40,7 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
         for batch in _batches(items, run.job.recipe.batch_size):
             if should_stop():
                 return
-            total += sum(losses.double().sum().cpu() for losses in _losses(run, batch))
+            total += sum(losses.cpu().double().sum() for losses in _losses(run, batch))
     loss = float(total) / (len(items) * len(TIMESTEP_FRACTIONS))
     run.validation_losses.append({"step": run.step, "epoch": epoch, "loss": loss})
     report(ValidationEvent(step=run.step, epoch=epoch, loss=loss))

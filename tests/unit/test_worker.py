@@ -94,6 +94,16 @@ def test_out_of_memory_suggests_the_next_saving(folder: JobFolder, home: Home, s
     assert records_of(folder, "failed")[-1]["code"] == "out_of_memory"
 
 
+def test_a_gpu_that_torch_cannot_use_is_named(folder: JobFolder, home: Home, stage: Any) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    stage(work)
+    with pytest.raises(InputError, match="no kernel image"):
+        worker.execute(folder, home=home)
+    assert records_of(folder, "failed")[-1]["code"] == "gpu"
+
+
 def test_full_disk_names_the_file(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")

@@ -10,8 +10,9 @@ from pydantic import field_validator
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting
 
-# Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99.
-ARGUMENT_SEPARATOR = re.compile(r"[\s,]+(?=[^\W\d]\w*\s*=)")
+# Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99. kohya's presets quote
+# each pair: "d0=1e-5" "d_coef=1.0".
+ARGUMENT_SEPARATOR = re.compile(r"[\s,]+(?=[\"']?[^\W\d]\w*\s*=)")
 
 
 class OptimizationSettings(Settings):
@@ -132,13 +133,13 @@ class OptimizationSettings(Settings):
     @classmethod
     def _split_arguments(cls, value: Any) -> Any:
         if isinstance(value, str) and value.strip():
-            return ARGUMENT_SEPARATOR.split(value.strip(" ,\n"))
+            return ARGUMENT_SEPARATOR.split(_unquoted(value.strip(" ,\n")))
         return value or []
 
     @field_validator("optimizer_args")
     @classmethod
     def _named_arguments(cls, value: list[str]) -> list[str]:
-        pairs = [text.partition("=") for text in value]
+        pairs = [_unquoted(text.strip()).partition("=") for text in value]
         for text, (name, _, content) in zip(value, pairs, strict=True):
             if not name.strip().isidentifier() or not content.strip():
                 raise ValueError(f"{text!r} is not KEY=VALUE; write for example betas=0.9,0.99")
@@ -150,3 +151,9 @@ class OptimizationSettings(Settings):
         if value > 1 and value != int(value):
             raise ValueError("should be whole steps, or a fraction of the run below 1")
         return value
+
+
+def _unquoted(text: str) -> str:
+    """Return text without the pair of quotes around the whole of it, if there is one."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]
+    return text[1:-1] if quoted else text

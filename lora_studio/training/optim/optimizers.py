@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_studio.device import gpu_error
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.lora.inject import Adapters
 from lora_studio.models.text_encoding import unused_layers
@@ -23,12 +24,12 @@ from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.flat_params import ParameterLayout
 
-# bitsandbytes keeps the moments of smaller tensors in 32 bits.
-TEST_SHAPE = (64, 64)
+# bitsandbytes keeps the moments of tensors below 4,096 numbers in 32 bits, and pages those from 100,000 on.
+TEST_SHAPE = (320, 320)
 # Distribution names on PyPI that differ from the module's name.
 PIP_NAMES = {"pytorch_optimizer": "pytorch-optimizer", "prodigyplus": "prodigy-plus-schedule-free"}
-# Arguments that `optimizer_args` may not contain, with the settings to use instead. weight_decay is allowed: in other
-# trainers it has no setting of its own.
+# Arguments that `optimizer_args` may contain only with the value that the settings give them, with these settings.
+# Any weight_decay is allowed: in other trainers it has no setting of its own.
 RESERVED_ARGUMENTS = {
     "lr": "unet_lr and text_encoder_lr",
     "params": "unet_lr and text_encoder_lr",
@@ -135,9 +136,13 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
 
 
 def parameter_layout(recipe: Recipe) -> ParameterLayout:
-    """Return how the recipe's optimizer gets the weights; Adafactor's relative step needs separate matrices."""
-    relative_step = recipe.optimizer is Optimizer.ADAFACTOR and recipe.lr_scheduler is Scheduler.ADAFACTOR
-    return ParameterLayout.SEPARATE if relative_step else OPTIMIZER_SPECS[recipe.optimizer].layout
+    """Return how the recipe's optimizer gets the weights.
+
+    Adafactor needs separate matrices if it scales its steps by the RMS of each weight. Raises ConfigError for a value
+    in `optimizer_args` that is not a Python literal.
+    """
+    by_weight = recipe.optimizer is Optimizer.ADAFACTOR and optimizer_arguments(recipe)["scale_parameter"]
+    return ParameterLayout.SEPARATE if by_weight else OPTIMIZER_SPECS[recipe.optimizer].layout
 
 
 def _matrix_rms(values: Tensor) -> Tensor:
@@ -151,13 +156,18 @@ def optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
 
     Raises ConfigError for a value that is not a Python literal.
     """
+    given = {name: value for name, value in _parse_optimizer_args(recipe).items() if name not in RESERVED_ARGUMENTS}
+    return _settings_arguments(recipe) | given
+
+
+def _settings_arguments(recipe: Recipe) -> dict[str, Any]:
     arguments: dict[str, Any] = {"weight_decay": recipe.weight_decay, **OPTIMIZER_SPECS[recipe.optimizer].arguments}
     if recipe.optimizer is Optimizer.PRODIGY:
         arguments["safeguard_warmup"] = recipe.lr_warmup_steps > 0
     if recipe.optimizer is Optimizer.ADAFACTOR and recipe.lr_scheduler is Scheduler.ADAFACTOR:
         warms_up = recipe.lr_warmup_steps > 0
         arguments |= {"relative_step": True, "scale_parameter": True, "warmup_init": warms_up}
-    return arguments | _parse_optimizer_args(recipe)
+    return arguments
 
 
 def optimizer_name(recipe: Recipe) -> str:
@@ -192,10 +202,15 @@ def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.o
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     parameters = inspect.signature(optimizer_class).parameters.values()
     known = [item.name for item in parameters if item.kind in named and item.name not in RESERVED_ARGUMENTS]
+    from_settings = _settings_arguments(recipe)
+    rates = {rate for rate in (recipe.unet_lr, recipe.text_encoder_lr) if rate}
+    if len(rates) == 1:
+        from_settings["lr"] = rates.pop()
     found = []
-    for name in _parse_optimizer_args(recipe):
+    for name, value in _parse_optimizer_args(recipe).items():
         if name in RESERVED_ARGUMENTS:
-            found.append(f"optimizer_args: {name} is not allowed there. Set {RESERVED_ARGUMENTS[name]} instead.")
+            if name not in from_settings or value != from_settings[name]:
+                found.append(f"optimizer_args: {name} is not allowed there. Set {RESERVED_ARGUMENTS[name]} instead.")
         elif name not in known:
             found.append(
                 f"optimizer_args: {recipe.optimizer.value} has no argument {name}. It has {', '.join(sorted(known))}."
@@ -205,14 +220,16 @@ def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.o
 
 
 def check_optimizer(recipe: Recipe, device: torch.device) -> None:
-    """Take one step with the recipe's optimizer on a small weight.
+    """Take one step with the recipe's optimizer on a small weight, in the layout that it gets in training.
 
-    Raises InputError if its library is missing or does not work on this device, ConfigError if it rejects an argument.
+    Raises InputError if its library is missing, if it does not work on this device, or if torch cannot use the device;
+    ConfigError if the optimizer rejects an argument.
     """
-    weight = nn.Parameter(torch.zeros(TEST_SHAPE, device=device))
-    weight.grad = torch.ones_like(weight)
     optimizer = None
     try:
+        stacked = parameter_layout(recipe) is ParameterLayout.STACKED
+        weight = nn.Parameter(torch.zeros((2, *TEST_SHAPE) if stacked else TEST_SHAPE, device=device))
+        weight.grad = torch.ones_like(weight)
         optimizer = make_optimizer(recipe, [{"params": [weight], "lr": 1.0}])
         optimizer.step()
     except ImportError as error:
@@ -220,7 +237,9 @@ def check_optimizer(recipe: Recipe, device: torch.device) -> None:
         reason, remedy = f"{package} is not installed", f"Run pip install {package}, or choose Adafactor."
     except (torch.OutOfMemoryError, ConfigError):
         raise
-    except (RuntimeError, NotImplementedError, AttributeError, OSError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if (unusable := gpu_error(error)) is not None:
+            raise unusable from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         detail = lines[0].rstrip(".")
         if recipe.optimizer_args and (optimizer is None or isinstance(error, TypeError | ValueError)):

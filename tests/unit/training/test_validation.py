@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_studio.training import validation
 from lora_studio.training.data.augment import image_seed
 from lora_studio.training.data.rng import generator
 from lora_studio.training.run import Run
@@ -37,6 +38,23 @@ def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> No
     assert not any(seen["training"] for seen in unet.seen)
     assert unet.training
     assert [int(seen["t"][0]) for seen in unet.seen][: len(TIMESTEP_FRACTIONS)] == [125, 375, 625, 875]
+
+
+class LossesWithout64Bits(torch.Tensor):
+    """Losses on a device that has no 64-bit numbers, like MPS."""
+
+    def double(self, *given: Any, **named: Any) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+    def cpu(self, *given: Any, **named: Any) -> torch.Tensor:
+        return torch.Tensor.cpu(self).as_subclass(torch.Tensor)
+
+
+def test_devices_without_64_bit_numbers_can_validate(zero_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = torch.ones(1).as_subclass(LossesWithout64Bits)
+    monkeypatch.setattr(validation, "batch_losses", lambda run, batch: losses.expand(len(batch.t)))
+    validate(zero_run, 1, report=ignore, should_stop=lambda: False)
+    assert [values["loss"] for values in zero_run.validation_losses] == [1.0]
 
 
 def test_a_stop_request_ends_the_validation(zero_run: Run) -> None:

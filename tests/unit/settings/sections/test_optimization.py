@@ -17,6 +17,10 @@ from lora_studio.settings.recipe import Recipe
         "weight_decay=0.1, betas=0.9,0.99, decouple=True",
         " weight_decay=0.1\nbetas = 0.9,0.99\n\ndecouple=True\n",
         ["weight_decay=0.1", "betas=0.9,0.99", "decouple = True"],
+        '"weight_decay=0.1" "betas=0.9,0.99" "decouple=True"',
+        "'weight_decay=0.1', 'betas=0.9,0.99', 'decouple=True'",
+        '"weight_decay=0.1 betas=0.9,0.99 decouple=True"',
+        ['"weight_decay=0.1"', "'betas=0.9,0.99'", "decouple=True"],
     ],
 )
 def test_optimizer_arguments_are_parsed_in_every_spelling(given: Any) -> None:
@@ -24,6 +28,7 @@ def test_optimizer_arguments_are_parsed_in_every_spelling(given: Any) -> None:
     assert recipe.optimizer_args == ["weight_decay=0.1", "betas=0.9,0.99", "decouple=True"]
     assert Recipe.parse(recipe.non_defaults()) == recipe
     assert Recipe.parse({"optimizer_args": "betas=[0.9, 0.99]"}).optimizer_args == ["betas=[0.9, 0.99]"]
+    assert Recipe.parse({"optimizer_args": 'name="adam"'}).optimizer_args == ['name="adam"']
     assert Recipe.parse({"optimizer_args": ""}).optimizer_args == []
 
 

@@ -16,7 +16,7 @@ from lora_studio.guide import OPTIMIZERS, OptimizerAdvice
 from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.optim.flat_params import ParameterLayout
+from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
 from lora_studio.training.optim.optimizers import (
     check_optimizer,
     learning_rates,
@@ -127,6 +127,42 @@ def test_an_optimizer_that_fails_on_the_device_is_an_error(monkeypatch: pytest.M
     assert caught.value.code == "optimizer"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        AssertionError("Torch not compiled with CUDA enabled"),
+        RuntimeError("CUDA driver initialization failed, you might not have a CUDA gpu."),
+        torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel"),
+    ],
+    ids=["no CUDA", "driver", "kernels"],
+)
+def test_a_gpu_that_torch_cannot_use_is_an_error_with_a_remedy(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*shape: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "zeros", broken)
+    with pytest.raises(InputError) as caught:
+        check_optimizer(Recipe(), torch.device("cuda"))
+    assert caught.value.code == "gpu"
+    assert str(error).splitlines()[0].rstrip(".") in caught.value.message
+    assert caught.value.remedy
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers")
+def test_the_states_of_the_trial_weight_are_paged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_managed_memory(self: Any, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if weight.numel() >= 1e5:  # bitsandbytes pages no smaller ones
+            raise RuntimeError("cget_managed_ptr failed")
+        return torch.zeros_like(weight, dtype=dtype)
+
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.Optimizer8bit.get_state_buffer", without_managed_memory)
+    with pytest.raises(InputError, match="PagedAdamW8bit") as caught:
+        check_optimizer(Recipe(optimizer="PagedAdamW8bit"), torch.device("cpu"))
+    assert caught.value.code == "optimizer"
+
+
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 def test_every_optimizer_works_on_a_cpu(optimizer: Optimizer) -> None:
@@ -139,6 +175,7 @@ def test_every_optimizer_works_on_a_cpu(optimizer: Optimizer) -> None:
         ("AdamW", "beta=0.9", "AdamW has no argument beta.*amsgrad, betas"),
         ("CAME", "foo=1", "CAME has no argument foo.*ams_bound, betas"),
         ("Prodigy", "lr=2", "lr.*unet_lr and text_encoder_lr"),
+        ("AdamW", "lr=5e-4", "lr.*unet_lr and text_encoder_lr"),  # the text encoders have another rate
         ("Adafactor", "relative_step=True", r"relative_step.*lr_scheduler \(adafactor\)"),
         ("AdamW", "betas=big", "betas=big"),
         ("AdamW8bit", "betas=5,6", "AdamW8bit.*Invalid beta"),
@@ -165,6 +202,22 @@ def test_optimizer_args_override_the_defaults() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"optimizer_args": "scale_parameter=False relative_step=False warmup_init=False"}, (False, False)),
+        ({"optimizer_args": "relative_step=True scale_parameter=True", "lr_scheduler": "adafactor"}, (True, True)),
+        ({"optimizer_args": "lr=2e-4", "unet_lr": 2e-4, "text_encoder_lr": 0}, (False, False)),
+    ],
+)
+def test_optimizer_args_may_repeat_what_the_settings_say(given: dict[str, Any], expected: tuple[bool, bool]) -> None:
+    recipe = Recipe.parse(given)
+    check_optimizer(recipe, torch.device("cpu"))
+    weight = nn.Parameter(torch.ones(4, 4))
+    [group] = make_optimizer(recipe, [{"name": "unet", "params": [weight], "lr": recipe.unet_lr}]).param_groups
+    assert (group["relative_step"], group["scale_parameter"]) == expected
+
+
 @pytest.mark.parametrize("advice", [advice for advice in OPTIMIZERS.items() if advice[1].arguments])
 def test_every_optimizer_accepts_the_guides_arguments(advice: tuple[str, OptimizerAdvice]) -> None:
     name, known = advice
@@ -183,5 +236,27 @@ def test_prodigy_has_safeguard_warmup_with_a_warm_up() -> None:
 def test_parameter_layouts() -> None:
     assert parameter_layout(Recipe(optimizer=Optimizer.ADAMW)) is ParameterLayout.FLAT
     assert parameter_layout(Recipe(optimizer=Optimizer.ADAFACTOR)) is ParameterLayout.STACKED
-    relative = Recipe(optimizer=Optimizer.ADAFACTOR, lr_scheduler=Scheduler.ADAFACTOR)
-    assert parameter_layout(relative) is ParameterLayout.SEPARATE
+    for by_weight in ({"lr_scheduler": Scheduler.ADAFACTOR}, {"optimizer_args": ["scale_parameter=True"]}):
+        recipe = Recipe.parse({"optimizer": Optimizer.ADAFACTOR, **by_weight})
+        assert parameter_layout(recipe) is ParameterLayout.SEPARATE
+
+
+def test_adafactor_scales_the_step_of_each_weight_by_its_rms(parts: Any) -> None:
+    recipe = Recipe.parse({"optimizer": "Adafactor", "optimizer_args": "scale_parameter=True", "weight_decay": 0})
+    check_optimizer(recipe, torch.device("cpu"))
+    adapters = adapt(parts, recipe)
+    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, torch.float32)
+    optimizer = make_optimizer(recipe, weights.groups)
+    for flat in weights.flat:
+        flat.grad.normal_(generator=torch.Generator().manual_seed(1))
+    started = [
+        (weight, weight.detach().clone(), group["lr"])
+        for group in weights.groups
+        for weight in group["params"]
+        if weight.any()
+    ]
+    optimizer.step()
+    # the update has an RMS of about 1 before it is multiplied by the rate and by the weight's own RMS
+    scaled = [float((weight.detach() - old).norm() / old.norm()) / rate for weight, old, rate in started]
+    assert len(scaled) > 20
+    assert scaled == pytest.approx([1.0] * len(scaled), rel=0.2)
