@@ -23,7 +23,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 

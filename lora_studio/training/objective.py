@@ -7,7 +7,7 @@ product of 1 - beta. The signal-to-noise ratio is a_t / (1 - a_t).
 from __future__ import annotations
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from lora_studio.settings.choices import HuberSchedule, LossType, TimestepSampling

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 
-from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
