@@ -125,8 +125,8 @@ def curate(
         restored, kept = restore_images(rejected_dir)
         return CurationReport(folder=folder, rejected_dir=rejected_dir, restored=restored, kept=kept)
     report = scan(folder, on_progress=on_progress)
-    kept = load_marks(records_folder(folder)).kept
-    marked = {info.path for info in report.images if info.sha256 in kept}
+    hashes = load_marks(records_folder(folder)).kept
+    marked = {info.path for info in report.images if info.sha256 in hashes}
     found = proposals(report)
     proposed = [item for item in found if item.path not in marked]
     moved = reject(proposed, rejected_dir) if apply else []

@@ -11,6 +11,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, ConfigDict
 
 Pixels = NDArray[np.float32]
 
@@ -25,6 +26,21 @@ MEASURE_DESCRIPTIONS = {
 LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
 CLIP = 3 / 255
 THUMBNAIL = (32, 32)
+
+
+class StrengthMeasures(BaseModel):
+    """The measures of one base, LoRA and strength, a row of measures.json; MEASURE_DESCRIPTIONS describes them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: str = ""
+    lora: str = ""
+    strength: float
+    change: float | None = None
+    saturation: float | None = None
+    contrast: float | None = None
+    clipped: float | None = None
+    variety: float | None = None
 
 
 def measure(images: Mapping[str, Image.Image], references: Mapping[str, Image.Image]) -> dict[str, float | None]:

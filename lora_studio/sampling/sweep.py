@@ -27,7 +27,7 @@ from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
-from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, measure
+from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.sampling.png_info import infotext, read_parameters, save_png
 from lora_studio.settings.job_specs import SweepJob
@@ -281,8 +281,8 @@ def _measures(state: _SweepState) -> dict[str, Any]:
         references = {key.prompt: _load_image(state.cells[key].path) for key in base_cells if key in state.cells}
         if images:
             figures = measure(images, references)
-            names = {"base": base_label(row.base), "lora": labels[row.lora - 1], "strength": row.strength}
-            rows.append({**names, **figures})
+            base, lora = base_label(row.base), labels[row.lora - 1]
+            rows.append(StrengthMeasures(base=base, lora=lora, strength=row.strength, **figures).model_dump())
     return {"meaning": MEASURE_DESCRIPTIONS, "rows": rows}
 
 

@@ -20,7 +20,7 @@ from gradio.components import Component
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import Jobs
-from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.events import EventOptions, Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Home, Project
 
@@ -67,7 +67,7 @@ class Studio:
     loading_bar: gr.HTML
 
     @property
-    def with_progress(self) -> dict[str, Any]:
+    def with_progress(self) -> EventOptions:
         """Options of events that the user waits for: the bar at the top shows that they run. As fast as NO_PROGRESS."""
         return {"show_progress": "minimal", "show_progress_on": [self.loading_bar]}
 

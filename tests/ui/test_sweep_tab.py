@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,37 @@ def test_only_loras_of_the_project_can_be_tested(project: Project, interface: In
         assert error_code(shown["test_notice"]) == "no_lora", given
     assert not started
     assert not project.sweeps()
+
+
+def test_a_lora_that_is_gone_is_named_and_deselected(project: Project, interface: Interface, started: Started) -> None:
+    interface.open_project("ink")
+    final = project.runs()[0].path / "ink.safetensors"
+    both = ["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"]
+    final.unlink()
+    assert "001-ink/ink.safetensors" in interface.call(SweepTab.update_cell_count, test_loras=both)["test_count"]
+    shown = interface.call(SweepTab.start_sweep)
+    assert error_code(shown["test_notice"]) == "no_lora"
+    assert "001-ink/ink.safetensors" in shown["test_notice"]
+    assert shown["test_loras"]["value"] == both[1:]
+    assert [label for label, _ in shown["test_loras"]["choices"]] == ["001-ink · epoch 2", "001-ink · epoch 1"]
+    interface.call(SweepTab.start_sweep)
+    assert len(started) == 1
+
+
+@pytest.mark.slow
+def test_switching_projects_with_a_chosen_lora_shows_no_error(open_page: Callable[..., Any], running: Any) -> None:
+    """The page sends the LoRA of the project before, which the other one lacks."""
+    make_run(make_project(running.home))
+    running.home.create_project("other")
+    page = open_page()
+    page.get_by_role("tab", name="4 · Test").click()
+    page.locator("#test-count").get_by_text("images").wait_for()
+    for name, shown in (("other", page.get_by_role("button", name="Open Train")), ("ink", page.locator("#test-start"))):
+        page.locator("#project input").click()
+        page.get_by_role("option", name=name, exact=True).click()
+        shown.wait_for()
+    page.locator("#test-count").get_by_text("images").wait_for()
+    assert page.locator(".toast-body").count() == 0
 
 
 def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interface, started: Started) -> None:

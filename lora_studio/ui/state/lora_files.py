@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,13 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder, slugify
 from lora_studio.workspace.project import Project
+
+
+class UnknownLora(InputError):
+    """No LoRA is selected, or one that is not in the project."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message, remedy, code="no_lora")
 
 
 @dataclass(frozen=True)
@@ -46,16 +54,13 @@ def lora_choices(project: Project) -> dict[str, LoraChoice]:
     return {choice.id: choice for choice in found}
 
 
-def selected_loras(project: Project, ids: object) -> list[Path]:
-    """Return the files of the selected ids; raises InputError for no id, or one that is not in the project."""
+def selected_loras(project: Project, ids: Sequence[str]) -> list[Path]:
+    """Return the files of the selected ids; raises UnknownLora for no id, or one that is not in the project."""
     known = lora_choices(project)
-    if not isinstance(ids, list) or not ids:
-        raise InputError("No LoRA is selected.", "Select one under LoRAs.", code="no_lora")
-    for given in ids:
-        if not isinstance(given, str) or given not in known:
-            raise InputError(
-                f"There is no LoRA {given!r} in this project.", "Select one from the list.", code="no_lora"
-            )
+    if not ids:
+        raise UnknownLora("No LoRA is selected.", "Select one under LoRAs.")
+    if missing := [given for given in ids if given not in known]:
+        raise UnknownLora(f"{project.name} has no LoRA {', '.join(map(repr, missing))}.", "Select one from the list.")
     return [known[given].path for given in ids]
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from lora_studio.errors import InputError
 from lora_studio.events import WarningEvent
 from lora_studio.files import cached_by_stamp
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.sampling.cells import CellKey, SweepPlan
+from lora_studio.sampling.measures import StrengthMeasures
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
 MAX_CACHED_HEADERS = 64
+_ROWS = TypeAdapter(list[StrengthMeasures])
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class SweepView:
     status: JobStatus
     plan: SweepPlan
     drawn: frozenset[str]
-    measures: list[dict[str, Any]]
+    measures: list[StrengthMeasures]
     warnings: list[str]
 
     @classmethod
@@ -104,12 +107,12 @@ def _header(path: Path) -> LoraFile:
     return read_lora_header(path)
 
 
-def _measures(file: Path) -> list[dict[str, Any]]:
+def _measures(file: Path) -> list[StrengthMeasures]:
+    """Return the rows of measures.json; none if it is missing or damaged."""
     try:
-        rows = json.loads(file.read_bytes())["rows"]
+        return _ROWS.validate_python(json.loads(file.read_bytes())["rows"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
-    return rows if isinstance(rows, list) else []
 
 
 def _warnings(folder: JobFolder) -> list[str]:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from lora_studio import guide
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.ui.sweep import view as sweep_view
+from lora_studio.ui.sweep import grid
 from lora_studio.ui.widgets.html import empty_state, hint, html, pickable
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 
@@ -60,11 +60,19 @@ class Results(NamedTuple):
     large: gr.HTML
     grid: gr.HTML
     download: gr.DownloadButton
-    advice: gr.Column
     measures: gr.HTML
     sweeps: gr.HTML
     log_fold: gr.Accordion
     log: gr.HTML
+
+
+class Held(NamedTuple):
+    """What the page remembers between events, see `SweepPage`."""
+
+    sweep: gr.State
+    cell: gr.State
+    signature: gr.State
+    filled_for: gr.State
 
 
 class SweepLayout(NamedTuple):
@@ -77,6 +85,7 @@ class SweepLayout(NamedTuple):
     form: SettingsForm[SweepJob]
     lora_import: LoraImport
     results: Results
+    held: Held
 
 
 def build_layout(*, local: bool) -> SweepLayout:
@@ -109,7 +118,8 @@ def build_layout(*, local: bool) -> SweepLayout:
         with gr.Column(scale=5, min_width=340) as results_side:
             results = _results()
     panels = Panels(notice, empty.group, work, settings_side, results_side, title, tiles)
-    return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, results)
+    held = Held(gr.State(""), gr.State(""), gr.State(""), gr.State(""))
+    return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, results, held)
 
 
 def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
@@ -118,6 +128,7 @@ def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
             [],
             multiselect=True,
             max_choices=20,
+            allow_custom_value=True,  # the handlers check the choices of a page that is older than the list
             label="LoRAs",
             info="Final files and checkpoints: the best epoch is often not the last.",
             elem_id="test-loras",
@@ -159,14 +170,13 @@ def _lora_import(*, local: bool) -> LoraImport:
 def _results() -> Results:
     state = html(elem_id="test-state")
     large = pickable(elem_id="test-large")
-    grid = pickable(elem_id="test-grid")
+    images = pickable(elem_id="test-grid")
     download = gr.DownloadButton("Download the grid as an image", elem_id="test-download", visible=False)
-    with gr.Column(visible=False) as advice:
-        html(sweep_view.strength_advice())
-        with gr.Accordion("How to read the grid", open=False):
-            html(sweep_view.how_to_read())
+    html(grid.strength_advice())
+    with gr.Accordion("How to read the grid", open=False):
+        html(grid.how_to_read())
     measures = html(elem_id="test-measures")
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log_lines = html(elem_id="test-log")
     sweeps = pickable(elem_id="test-sweeps")
-    return Results(state, large, grid, download, advice, measures, sweeps, log_fold, log_lines)
+    return Results(state, large, images, download, measures, sweeps, log_fold, log_lines)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypedDict
 
-Updates = dict[Any, Any]
+from gradio.blocks import Block
+
+Updates = dict[Block, Any]
 """What a handler returns: new values or `gr.update` of components, by component."""
 
-NO_PROGRESS: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
+
+class EventOptions(TypedDict):
+    """Options of an event that choose how the page shows that it runs."""
+
+    show_progress: Literal["hidden", "minimal"]
+    show_progress_on: list[Block]
+
+
+NO_PROGRESS: EventOptions = {"show_progress": "hidden", "show_progress_on": []}
 """Options of events that the user does not wait for, such as timer ticks and typing: nothing is drawn while they run.
 
 The empty list is for speed. Whenever an event starts or ends, gradio's page goes through all components that were ever

@@ -1,0 +1,143 @@
+"""Turns the state of the Test tab into updates of its components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+from markupsafe import Markup
+
+from lora_studio.errors import InputError
+from lora_studio.lora.header import read_lora_header
+from lora_studio.sampling.cells import SweepPlan
+from lora_studio.settings.job_specs import SweepJob
+from lora_studio.ui.context import Studio
+from lora_studio.ui.state.lora_files import lora_choices
+from lora_studio.ui.state.sweep_view import SweepView, sweep_named
+from lora_studio.ui.sweep import grid, view
+from lora_studio.ui.sweep.layout import SweepLayout
+from lora_studio.ui.sweep.state import SweepForm, SweepState, page_signature
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.html import error_card, heading
+from lora_studio.ui.widgets.job_status import log
+from lora_studio.ui.widgets.thumbnails import copy_for_download
+from lora_studio.workspace.job_folder import JobState
+from lora_studio.workspace.project import Project
+
+LOG_LINES = 40
+RESUMABLE = (JobState.STOPPED, JobState.FAILED, JobState.CREATED)
+
+
+@dataclass(frozen=True)
+class SweepRenderer:
+    """Renders states for the components of a layout."""
+
+    studio: Studio
+    layout: SweepLayout
+
+    def render(self, state: SweepState) -> Updates:
+        """Return the updates that show a state."""
+        sweep = SweepView.load(sweep_named(state.project, state.sweep)) if state.sweep else None
+        return {
+            **self._panels(state),
+            **self._buttons(sweep),
+            **(self._sweep(sweep, state.cell) if sweep else self._placeholder()),
+            **(self._form(state.project, state.form) if state.form else {}),
+            **(self.layout.form.mark_errors(state.wrong) if state.wrong is not None else {}),
+            **({self.layout.panels.notice: error_card(state.error)} if state.error else {}),
+            **(self.studio.start_polling() if state.is_job_started else {}),
+            **({self.layout.lora_import.path: ""} if state.is_path_imported else {}),
+        }
+
+    def _panels(self, state: SweepState) -> Updates:
+        """Show the parts of the tab that apply; without a LoRA and a test, the placeholder."""
+        panels, held = self.layout.panels, self.layout.held
+        has_work = bool(state.sweep) or bool(lora_choices(state.project))
+        return {
+            panels.empty: gr.Column(visible=not has_work),
+            panels.work: gr.Column(visible=has_work),
+            panels.settings_side: gr.Column(visible=has_work),
+            panels.results_side: gr.Column(visible=has_work),
+            held.sweep: state.sweep,
+            held.signature: page_signature(state.project, state.sweep),
+            self.layout.results.sweeps: _sweeps_table(state.project, state.sweep),
+        }
+
+    def _buttons(self, sweep: SweepView | None) -> Updates:
+        buttons = self.layout.buttons
+        is_stopping = sweep is not None and sweep.folder.stop_requested()
+        return {
+            buttons.stop: gr.Button(
+                "Stopping after this image" if is_stopping else "Stop and save",
+                interactive=not is_stopping,
+                visible=sweep is not None and sweep.is_active,
+            ),
+            buttons.resume: gr.Button(visible=sweep is not None and sweep.status.state in RESUMABLE),
+            buttons.reuse_settings: gr.Button(visible=sweep is not None),
+        }
+
+    def _placeholder(self) -> Updates:
+        """Show what the grid will be, before the first test."""
+        panels, results = self.layout.panels, self.layout.results
+        return {
+            panels.title: heading("New test", "Choose settings on the left, then make the grid."),
+            panels.tiles: "",
+            results.state: "",
+            results.large: "",
+            results.grid: grid.empty_grid(),
+            results.download: gr.DownloadButton(visible=False),
+            results.measures: "",
+            results.log_fold: gr.Accordion(visible=False),
+            self.layout.held.cell: "",
+        }
+
+    def _sweep(self, sweep: SweepView, cell: str) -> Updates:
+        """Show a test; an enlarged image that no longer exists is closed."""
+        panels, results, home = self.layout.panels, self.layout.results, self.studio.home
+        shown = cell if cell in sweep.drawn else ""
+        has_failed = sweep.status.state is JobState.FAILED
+        return {
+            panels.title: view.title(sweep),
+            panels.tiles: view.sweep_tiles(sweep),
+            results.state: view.state_cards(sweep),
+            results.large: grid.large(sweep, home, shown),
+            results.grid: grid.grid(sweep, home, shown),
+            results.download: self._download(sweep),
+            results.measures: view.measures_table(sweep),
+            results.log_fold: gr.Accordion(visible=has_failed, open=has_failed),
+            results.log: log(sweep.folder.log_tail(LOG_LINES)) if has_failed else "",
+            self.layout.held.cell: shown,
+        }
+
+    def _download(self, sweep: SweepView) -> gr.DownloadButton:
+        if sweep.is_active or sweep.grid is None:
+            return gr.DownloadButton(visible=False)
+        return gr.DownloadButton(value=copy_for_download(self.layout.results.download, sweep.grid), visible=True)
+
+    def _form(self, project: Project, form: SweepForm) -> Updates:
+        """Fill the form. LoRAs that no longer exist are not selected."""
+        settings, choices = self.layout.settings, lora_choices(project)
+        options = [(choice.label, choice.id) for choice in choices.values()]
+        return {
+            settings.loras: gr.update(choices=options, value=[given for given in form.loras if given in choices]),
+            **({} if form.bases is None else {settings.bases: list(form.bases)}),
+            **self.layout.form.fill(form.values),
+            **({} if form.key is None else {self.layout.held.filled_for: form.key}),
+            **({settings.cell_count: cell_count(form.job)} if form.job else {}),
+        }
+
+
+def cell_count(job: SweepJob) -> Markup:
+    """Return the number of images that a job would draw."""
+    return view.cell_count(SweepPlan(job, [read_lora_header(path) for path in job.loras]))
+
+
+def _sweeps_table(project: Project, selected: str) -> Markup:
+    """Return the list of the project's tests; those whose job cannot be read are left out."""
+    views = []
+    for folder in project.sweeps():
+        try:
+            views.append(SweepView.load(folder))
+        except InputError:
+            continue
+    return view.sweeps_table(views, selected)

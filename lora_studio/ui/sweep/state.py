@@ -1,0 +1,133 @@
+"""What the Test tab shows: as the page has it when an event happens, and as it shall be next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradio.components import Component
+
+from lora_studio import guide
+from lora_studio.errors import StudioError
+from lora_studio.lora.header import read_lora_header
+from lora_studio.settings.job_specs import SweepJob, TrainJob
+from lora_studio.ui.state.lora_files import LoraChoice, lora_choices
+from lora_studio.workspace.project import Project, ProjectInfo
+
+
+@dataclass(frozen=True)
+class SweepPage:
+    """The page when an event happens.
+
+    `run` is the run that Train shows. `sweep` and `cell` name the test and the enlarged image, empty for none. `loras`
+    (ids), `bases` and `fields` are the content of the form; see `SweepForm.key` for `filled_for`.
+    """
+
+    project: Project
+    run: str | None
+    sweep: str
+    cell: str
+    signature: str
+    filled_for: str
+    loras: list[str]
+    bases: list[str]
+    fields: Mapping[Component, Any]
+
+    @property
+    def shown(self) -> SweepState:
+        """Return what the page shows besides the form."""
+        return SweepState(self.project, self.sweep or default_sweep(self.project), self.cell)
+
+
+@dataclass(frozen=True)
+class SweepForm:
+    """New content of the form: selected LoRAs (ids), bases, and values of settings. `bases` of None stay as they are.
+
+    `key` changes when the form must be filled again, for another run and at the end of the run; None keeps it. `job` is
+    the job that the content describes, if it is one.
+    """
+
+    loras: Sequence[str]
+    bases: Sequence[str] | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+    key: str | None = None
+    job: SweepJob | None = None
+
+    @classmethod
+    def of_target(cls, project: Project, target: LoraChoice | None) -> SweepForm:
+        """Return the content for a LoRA, with its run's base, sample prompts and trigger word."""
+        info = project.info()
+        job = target.run.job() if target and target.run else None
+        run = job if isinstance(job, TrainJob) else None
+        recipe = run.recipe if run else info.recipe
+        has_own_trigger = target is not None and bool(read_lora_header(target.path).trigger_word)
+        values = {
+            "prompts": recipe.sample_prompts if recipe else _guide_prompts(info),
+            "trigger_word": "" if has_own_trigger else info.trigger_word,
+        }
+        bases = [run.base if run else info.base]
+        return cls([target.id] if target else [], bases, values, form_key(project, target))
+
+    @classmethod
+    def of_job(cls, project: Project, job: SweepJob) -> SweepForm:
+        """Return the content that repeats a test, with those of its LoRAs that still exist."""
+        ids = [choice.id for choice in lora_choices(project).values() if choice.path in job.loras]
+        return cls(ids, job.bases, dict(job), job=job)
+
+
+@dataclass(frozen=True)
+class SweepState:
+    """What the tab shall show.
+
+    `sweep` and `cell` are as in `SweepPage`. `form` is the form's new content, None leaves it to the user; `wrong` are
+    fields in which errors are marked. `is_job_started` starts the polling of jobs.
+    """
+
+    project: Project
+    sweep: str
+    cell: str = ""
+    form: SweepForm | None = None
+    wrong: Mapping[Component, Any] | None = None
+    error: StudioError | None = None
+    is_job_started: bool = False
+    is_path_imported: bool = False
+
+
+def default_sweep(project: Project) -> str:
+    """Return the name of the active or else the latest test; empty without any."""
+    sweeps = project.sweeps()
+    active = [folder.name for folder in sweeps if folder.status().state.is_active]
+    return active[0] if active else sweeps[-1].name if sweeps else ""
+
+
+def likely_target(project: Project, run: str | None) -> LoraChoice | None:
+    """Return the LoRA that is most likely to be tested: that of the run shown in Train, else the latest."""
+    choices = list(lora_choices(project).values())
+    return next(
+        (choice for choice in choices if run and choice.run and choice.run.name == run), next(iter(choices), None)
+    )
+
+
+def form_key(project: Project, target: LoraChoice | None) -> str:
+    """Return the key of the form's content for a LoRA, see `SweepForm`."""
+    if target is None or target.run is None:
+        return project.name
+    return f"{project.name}:{target.run.name}:{target.is_final}"
+
+
+def page_signature(project: Project, sweep: str) -> str:
+    """Return a text that changes whenever the page must be updated."""
+    parts = [project.name, sweep]
+    for folder in project.sweeps():
+        status = folder.status()
+        detail = f"{status.updated_at}:{folder.stop_requested()}" if folder.name == sweep else ""
+        parts.append(f"{folder.name}:{status.state}:{detail}")
+    return "|".join(parts)
+
+
+def _guide_prompts(info: ProjectInfo) -> list[str]:
+    """Return the guide's prompts for the project's kind, in the style of its base model."""
+    base = guide.find_base(info.base)
+    prompts = guide.KINDS[info.kind.value].prompts
+    return [base.prompt(text) if base else text for text in prompts]

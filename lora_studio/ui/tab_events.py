@@ -1,0 +1,118 @@
+"""Connects gradio's events to handlers that take what the page shows and return what it shall show.
+
+Gradio's values and updates are dictionaries by component. Only `read` and `render` of a tab know them: `read` makes the
+tab's typed state of an event's values, a handler returns the next state, and `render` makes updates of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
+
+from lora_studio.errors import StudioError
+from lora_studio.ui.widgets.events import NO_PROGRESS, EventOptions, Updates
+
+PageValues = Mapping[Component, Any]
+"""The values of an event's inputs, by component."""
+Page = TypeVar("Page")
+Shown = TypeVar("Shown")
+
+
+class Event(Protocol):
+    """An event of a gradio component, such as `button.click`."""
+
+    def __call__(self, fn: Callable[..., Updates], inputs: Any, outputs: Any, **options: Any) -> object:
+        """Register `fn` to be called with the values of `inputs`."""
+
+
+@dataclass(frozen=True)
+class TabEvents(Generic[Page, Shown]):
+    """Registers the events of a tab.
+
+    - `inputs`: components that every handler's `Page` is read from.
+    - `outputs`: components that `render` and `show_error` update.
+    - `read(values)` returns the page; it may raise StudioError, for example if no project is selected.
+    - `render(shown)` returns the updates that show what a handler returned.
+    - `show_error(error)` returns the updates for a StudioError of a handler.
+    - `notice` shows errors; it is emptied after a success, except by ticks.
+    - `lock` is held while a handler runs.
+    """
+
+    inputs: Iterable[Component]
+    outputs: Sequence[Block]
+    read: Callable[[PageValues], Page]
+    render: Callable[[Shown], Updates]
+    show_error: Callable[[StudioError], Updates]
+    notice: gr.HTML
+    progress: EventOptions
+    lock: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+    def on(
+        self,
+        event: Event,
+        handler: Callable[..., Shown | None],
+        *more: Component,
+        sends: str = "",
+        outputs: Sequence[Block] | None = None,
+        ignored_error: str = "",
+        **options: Any,
+    ) -> None:
+        """Call `handler(page, *values)` at an event, and show what it returns; None leaves the page as it is.
+
+        `values` are those of the components `more`, then what the page's script sends with the event as `sends`. With
+        `outputs`, only these are updated. Errors with the code `ignored_error` are not shown.
+        """
+
+        def act(values: PageValues, *sent: object) -> Updates:
+            try:
+                shown = handler(self.read(values), *(values[component] for component in more), *sent)
+                updates = {self.notice: "", **self._rendered(shown)}
+            except StudioError as error:
+                updates = {} if error.code == ignored_error else self.show_error(error)
+            return updates if outputs is None else {item: updates[item] for item in outputs if item in updates}
+
+        self._register(event, handler, act, more, sends, outputs, {**self.progress, **options})
+
+    def on_tick(
+        self, event: Event, handler: Callable[[Page], Shown | None], outputs: Sequence[Block], **options: Any
+    ) -> None:
+        """Call `handler(page)` at a tick of a timer, without signs of progress or errors; `outputs` are updated."""
+
+        def act(values: PageValues) -> Updates:
+            try:
+                return self._rendered(handler(self.read(values)))
+            except StudioError:
+                return {}
+
+        self._register(event, handler, act, (), "", outputs, {**NO_PROGRESS, "queue": False, **options})
+
+    def _rendered(self, shown: Shown | None) -> Updates:
+        return {} if shown is None else self.render(shown)
+
+    def _register(
+        self,
+        event: Event,
+        handler: Callable[..., object],
+        act: Callable[..., Updates],
+        more: Iterable[Component],
+        sends: str,
+        outputs: Sequence[Block] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        def run(values: dict[Component, Any]) -> Updates:
+            with self.lock:
+                return act(values)
+
+        def run_with_event(values: dict[Component, Any], event_data: gr.EventData) -> Updates:
+            with self.lock:
+                return act(values, getattr(event_data, sends))
+
+        called = run_with_event if sends else run
+        called.__name__, called.__qualname__, called.__doc__ = handler.__name__, handler.__qualname__, handler.__doc__
+        event(called, {*self.inputs, *more}, self.outputs if outputs is None else outputs, **options)
