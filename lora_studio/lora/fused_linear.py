@@ -89,7 +89,9 @@ class FusedLoraLinear(Linear):
 
     def fuse(self, a: Tensor, b: Tensor, grad_buffers: tuple[Tensor, Tensor]) -> None:
         """Switch to the fused function with these A, B and gradient buffers and the current scale."""
-        self.fused_lora = FusedLora(self.get_base_layer(), a, b, self.scaling[self.active_adapters[0]], grad_buffers)
+        base = self.get_base_layer()
+        assert isinstance(base, nn.Linear)
+        self.fused_lora = FusedLora(base, a, b, self.scaling[self.active_adapters[0]], grad_buffers)
 
     @property
     def active_fused_lora(self) -> FusedLora | None:
@@ -102,4 +104,5 @@ class FusedLoraLinear(Linear):
         if fused_lora is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
         x = x.to(fused_lora.a.dtype)
-        return _FusedLoraProduct.apply(x, None if x.requires_grad else fused_lora.a, fused_lora)
+        trained = None if x.requires_grad else fused_lora.a
+        return _FusedLoraProduct.apply(x, trained, fused_lora)  # type: ignore[no-untyped-call]

@@ -42,7 +42,9 @@ class FusedProjections:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the layers' outputs, each [B, N, out], for x [B, N, in]."""
         x = x.to(self.weight.dtype)
-        outputs: tuple[Tensor, ...] = _FusedProjectionsProduct.apply(x, None if x.requires_grad else self.trained, self)
+        outputs: tuple[Tensor, ...] = _FusedProjectionsProduct.apply(  # type: ignore[no-untyped-call]
+            x, None if x.requires_grad else self.trained, self
+        )
         return outputs
 
 

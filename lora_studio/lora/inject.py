@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
 from lora_studio.lora.fused_linear import FusedLoraLinear
@@ -28,6 +28,7 @@ from lora_studio.lora.shapes import DimAlpha, layer_dim_alpha
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 
+AdaptedLayer = LoraLayer | LycorisLayer
 ADAPTER_NAME = "default"
 DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
 # Names in a saved training state.
@@ -41,13 +42,13 @@ class Adapters:
     models: dict[str, nn.Module]
 
     @cached_property
-    def layers(self) -> list[tuple[str, str, BaseTunerLayer]]:
+    def layers(self) -> list[tuple[str, str, AdaptedLayer]]:
         """Every adapted layer as (model name, module path, layer), in a fixed order."""
         return [
             (prefix, path, module)
             for prefix, model in self.models.items()
             for path, module in model.named_modules()
-            if isinstance(module, BaseTunerLayer)
+            if isinstance(module, AdaptedLayer)
         ]
 
     def parameters(self, *prefixes: str) -> list[nn.Parameter]:
@@ -84,18 +85,16 @@ class Adapters:
                 yield f"{prefix}/{path}/{STATE_NAMES.get(name, name)}", parameter
 
 
-def layer_tensors(layer: BaseTunerLayer, adapter: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
+def layer_tensors(layer: AdaptedLayer, adapter: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
     """Return an adapted layer's weights by their names in kohya's and LyCORIS' files, in peft's shapes."""
     if not isinstance(layer, LoraLayer):
-        parts = {name: getattr(layer, name) for name in layer.adapter_layer_names}
-        return {name: part[adapter] for name, part in parts.items() if adapter in part}
-    found = {DOWN: layer.lora_A[adapter].weight, UP: layer.lora_B[adapter].weight}
-    if adapter in layer.lora_magnitude_vector:
-        found[MAGNITUDE] = layer.lora_magnitude_vector[adapter].weight
-    return found
+        factors = {name: getattr(layer, name) for name in layer.adapter_layer_names}
+        return {name: factor[adapter] for name, factor in factors.items() if adapter in factor}
+    parts = {DOWN: layer.lora_A, UP: layer.lora_B, MAGNITUDE: layer.lora_magnitude_vector}
+    return {name: part[adapter].get_parameter("weight") for name, part in parts.items() if adapter in part}
 
 
-def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], recipe: Recipe) -> Adapters:
+def add_adapters(unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module], recipe: Recipe) -> Adapters:
     """Inject the recipe's adapters into the models, in place.
 
     They are initialised from its seed and change nothing before training, since one of their factors is zero. The
@@ -120,7 +119,7 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: list[nn.Module], rec
             )
     adapters = Adapters({prefix: models[prefix] for prefix in dims})
     for _, _, layer in adapters.layers:
-        layer.cast_input_dtype_enabled = layer.get_base_layer().weight.dtype == torch.float32
+        layer.cast_input_dtype_enabled = layer.get_base_weight().dtype == torch.float32
     for parameter in adapters.parameters(*adapters.models):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
@@ -151,10 +150,10 @@ def inject(
     config: PeftConfig
     match network_type:
         case NetworkType.LOHA:
-            config = LoHaConfig(alpha=alpha, rank_dropout=dropout, **common)
+            config = LoHaConfig(alpha=alpha, rank_dropout=dropout, **common)  # type: ignore[arg-type]
         case NetworkType.LOKR:
             config = LoKrConfig(
-                alpha=alpha,
+                alpha=alpha,  # type: ignore[arg-type]
                 rank_dropout=dropout,
                 rank_dropout_scale=True,
                 decompose_factor=lokr_factor,
@@ -163,7 +162,10 @@ def inject(
             )
         case _:
             config = LoraConfig(
-                lora_alpha=alpha, lora_dropout=dropout, use_dora=network_type is NetworkType.DORA, **common
+                lora_alpha=alpha,  # type: ignore[arg-type]
+                lora_dropout=dropout,
+                use_dora=network_type is NetworkType.DORA,
+                **common,
             )
             config._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(config, model, adapter_name=adapter)
@@ -201,7 +203,7 @@ class _Fp32DoraConv2d(_Fp32WeightNorm, DoraConv2dLayer):
     pass
 
 
-def init_dora_magnitude(layer: BaseTunerLayer, adapter: str) -> None:
+def init_dora_magnitude(layer: AdaptedLayer, adapter: str) -> None:
     """Initialise a DoRA's magnitudes to the norms of the layer's rows, in fp32; leave other layers as they are."""
     if not isinstance(layer, LoraLayer) or adapter not in layer.lora_magnitude_vector:
         return

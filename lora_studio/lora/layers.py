@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
@@ -37,7 +37,7 @@ class TargetLayer(NamedTuple):
         return kohya_name(self.model, self.path, self.stability_path)
 
 
-def find_target_layers(unet: UNet2DConditionModel | None, text_encoders: list[nn.Module]) -> list[TargetLayer]:
+def find_target_layers(unet: UNet2DConditionModel | None, text_encoders: Sequence[nn.Module]) -> list[TargetLayer]:
     """Return every layer that some recipe can train, model by model in module order.
 
     Call it before adapters are injected.
@@ -83,8 +83,10 @@ def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
     attention has a number, and each downsampler. In `output_blocks` an upsampler belongs to the last pair of its level.
     """
     names = {}
+    down_blocks: Iterable[Any] = unet.down_blocks
+    up_blocks: Iterable[Any] = unet.up_blocks
     number = 1
-    for level, block in enumerate(unet.down_blocks):
+    for level, block in enumerate(down_blocks):
         for layer in range(len(block.resnets)):
             names[f"down_blocks.{level}.resnets.{layer}."] = f"input_blocks.{number}.0."
             names[f"down_blocks.{level}.attentions.{layer}."] = f"input_blocks.{number}.1."
@@ -96,7 +98,7 @@ def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
     names["mid_block.attentions.0."] = "middle_block.1."
     names["mid_block.resnets.1."] = "middle_block.2."
     number = 0
-    for level, block in enumerate(unet.up_blocks):
+    for level, block in enumerate(up_blocks):
         for layer in range(len(block.resnets)):
             names[f"up_blocks.{level}.resnets.{layer}."] = f"output_blocks.{number}.0."
             names[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{number}.1."

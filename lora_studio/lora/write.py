@@ -24,11 +24,10 @@ from typing import Any
 import safetensors.torch
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from lora_studio.files import write_bytes
-from lora_studio.lora.inject import ADAPTER_NAME, DOWN, MAGNITUDE, UP, Adapters, layer_tensors
+from lora_studio.lora.inject import ADAPTER_NAME, DOWN, MAGNITUDE, UP, AdaptedLayer, Adapters, layer_tensors
 from lora_studio.lora.layers import block_names, kohya_name, to_stability_path
 from lora_studio.models.load import HASH_LENGTH, HASH_START
 from lora_studio.settings.choices import SaveFormat
@@ -63,7 +62,7 @@ def _diffusers_name(model: str, path: str, part: str) -> str:
     return f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
 
 
-def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tensor]:
+def _kohya_tensors(layer: AdaptedLayer, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return a layer's tensors. If `dtype` cannot represent alpha exactly, one factor is multiplied by the error."""
     alpha = layer.scaling[ADAPTER_NAME] * layer.r[ADAPTER_NAME]
     rounded = torch.tensor(alpha, dtype=dtype)
@@ -72,7 +71,7 @@ def _kohya_tensors(layer: BaseTunerLayer, dtype: torch.dtype) -> dict[str, Tenso
     for part, parameter in layer_tensors(layer).items():
         weight = parameter.detach()
         if part == MAGNITUDE:
-            weight = weight.reshape(-1, *[1] * (layer.get_base_layer().weight.dim() - 1))
+            weight = weight.reshape(-1, *[1] * (layer.get_base_weight().dim() - 1))
         elif part in ALPHA_CORRECTED_PARTS and correction != 1:
             weight = weight * correction
         found[part] = _to_cpu(weight, dtype)

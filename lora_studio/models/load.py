@@ -7,6 +7,8 @@ configuration and tokenizers ship in `sdxl_config/`.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -72,12 +75,14 @@ class Base:
     @property
     def latent_factor(self) -> int:
         """The pixels per latent, per side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
 
     def euler_scheduler(self) -> EulerDiscreteScheduler:
         """Return an Euler scheduler over this base's betas; with zero terminal SNR it starts at the last timestep."""
         spacing = "trailing" if self.zero_terminal_snr else "leading"
-        return EulerDiscreteScheduler.from_config(self.noise_scheduler.config, timestep_spacing=spacing)
+        config = self.noise_scheduler.config
+        scheduler: EulerDiscreteScheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
+        return scheduler
 
 
 def load_base(
@@ -112,7 +117,8 @@ def load_base(
         ) from error
     unet, text_encoders, own_vae, tokenizers = parts
     used_vae = own_vae if vae is None else load_vae(vae)
-    for module in (unet, *text_encoders, used_vae):
+    modules: list[nn.Module] = [unet, *text_encoders, used_vae]
+    for module in modules:
         module.requires_grad_(False)
         module.eval()
     predicts = prediction_type or base_config.prediction_type
@@ -181,6 +187,18 @@ def _weights_file(folder: Path) -> Path:
     )
 
 
+@contextmanager
+def on_device(vae: AutoencoderKL, device: torch.device) -> Iterator[None]:
+    """Move a VAE to `device` inside the block, and back after it."""
+    home = vae.device
+    module: nn.Module = vae  # diffusers' annotation of `to` has no `self`
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(home)
+
+
 def load_vae(name: str) -> AutoencoderKL:
     """Load a VAE in fp32 from a Hub repository, a diffusers folder or a .safetensors file in the original layout.
 
@@ -188,6 +206,7 @@ def load_vae(name: str) -> AutoencoderKL:
     """
     path = find_vae(name) or download(name, ["config.json", "diffusion_pytorch_model.safetensors"])
     try:
+        vae: AutoencoderKL
         if path.is_dir():
             vae = AutoencoderKL.from_pretrained(str(path), use_safetensors=True, torch_dtype=torch.float32)
         else:
@@ -200,9 +219,9 @@ def load_vae(name: str) -> AutoencoderKL:
             "Give a Hub repository like madebyollin/sdxl-vae-fp16-fix or the folder of a VAE, or leave it out.",
             code="vae",
         ) from error
-    if vae.config.latent_channels != LATENT_CHANNELS:
+    if vae.config["latent_channels"] != LATENT_CHANNELS:
         raise InputError(
-            f"The VAE {name} has {vae.config.latent_channels} latent channels, but SDXL's has {LATENT_CHANNELS}.",
+            f"The VAE {name} has {vae.config['latent_channels']} latent channels, but SDXL's has {LATENT_CHANNELS}.",
             "Give a VAE made for SDXL, or leave it out.",
             code="vae",
         )
@@ -214,7 +233,7 @@ def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_term
 
     arXiv:2305.08891; values that `config` lacks are SDXL's.
     """
-    return DDPMScheduler(
+    scheduler: DDPMScheduler = DDPMScheduler(
         num_train_timesteps=config.get("num_train_timesteps", 1000),
         beta_start=config.get("beta_start", 0.00085),
         beta_end=config.get("beta_end", 0.012),
@@ -225,6 +244,7 @@ def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_term
         steps_offset=1,
         clip_sample=False,
     )
+    return scheduler
 
 
 def window_hash(file: Path) -> str:

@@ -29,14 +29,15 @@ class TextEmbeddings:
 def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
     """Return a diffusers pipeline of the base's parts, without text encoders if the base has released them."""
     first, second = base.text_encoders or (None, None)
+    # diffusers' annotations name neither the optional parts nor the schedulers that its pipelines accept
     pipe = StableDiffusionXLPipeline(
         vae=base.vae,
-        text_encoder=first,
-        text_encoder_2=second,
+        text_encoder=first,  # type: ignore[arg-type]
+        text_encoder_2=second,  # type: ignore[arg-type]
         tokenizer=base.tokenizers[0],
         tokenizer_2=base.tokenizers[1],
         unet=base.unet,
-        scheduler=base.euler_scheduler(),
+        scheduler=base.euler_scheduler(),  # type: ignore[arg-type]
         add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)
@@ -90,7 +91,7 @@ def _decode_latents(pipe: StableDiffusionXLPipeline, latents: Tensor) -> Image.I
     Returns None if pixels are NaN or infinite.
     """
     vae = pipe.vae
-    scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"]
     with torch.autocast(scaled.device.type, enabled=False):
         try:
             pixels = vae.decode(scaled, return_dict=False)[0]

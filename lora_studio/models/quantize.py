@@ -69,7 +69,7 @@ class QuantizedLinear(nn.Linear):
 
         No dequantized weight is kept for the backward pass.
         """
-        result: Tensor = _QuantizedLinearFunction.apply(input.to(self.compute_dtype), self)
+        result: Tensor = _QuantizedLinearFunction.apply(input.to(self.compute_dtype), self)  # type: ignore[no-untyped-call]
         return result
 
 

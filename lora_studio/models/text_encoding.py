@@ -68,13 +68,13 @@ def encode_tokens(text_encoders: Sequence[PreTrainedModel], tokens: Tensor, clip
     return torch.cat(hidden, dim=-1), pooled
 
 
-def unused_layers(encoder: PreTrainedModel, clip_skip: int) -> list[nn.Module]:
+def unused_layers(encoder: nn.Module, clip_skip: int) -> list[nn.Module]:
     """Return the layers after the one that `clip_skip` selects; without pooled output, they are never computed."""
     layers = _clip_encoder(encoder).layers
     return list(layers)[len(layers) + 1 - clip_skip :]
 
 
-def _clip_encoder(encoder: PreTrainedModel) -> Any:
+def _clip_encoder(encoder: nn.Module) -> Any:
     clip_encoder: Any = getattr(encoder, "text_model", encoder).encoder
     return clip_encoder
 

@@ -10,16 +10,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lora_studio.lora.header import LoraFile
-from lora_studio.lora.inject import inject
+from lora_studio.lora.inject import AdaptedLayer, inject
 from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.read import LayerWeights, base_mismatch_error, delta_weight, read_layers
 from lora_studio.lora.shapes import DimAlpha
@@ -35,7 +35,7 @@ class Adapter:
     `layers` are the changed layers, each with its alpha / dim; `missing` are layers of the file that the base lacks.
     """
 
-    layers: list[tuple[BaseTunerLayer, float]]
+    layers: list[tuple[AdaptedLayer, float]]
     missing: list[str]
 
     @property
@@ -52,7 +52,7 @@ class Adapter:
         """Use the LoRA at `strength`; 0 disables it, so that the output is exactly the base's."""
         for layer, scale in self.layers:
             layer.enable_adapters(strength != 0)
-            layer.requires_grad_(False)
+            layer.set_requires_grad(ADAPTER, requires_grad=False)
             variant = getattr(layer, "lora_variant", {}).get(ADAPTER)
             if isinstance(variant, DoraVariant):
                 variant.strength = strength
@@ -73,14 +73,17 @@ class DoraVariant(LoraVariant):
         self.axis = axis
         self.strength = 1.0
 
-    def forward(self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object
+    ) -> Tensor:
         """Return the layer's output from its input `x` and the base layer's output `result`."""
         base, scale = module.get_base_layer(), module.scaling[active_adapter]
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         channels = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
         factors = self.factors.view(channels)
         if self.axis == 0:
-            product = result if base.bias is None else result - base.bias.view(channels)
+            bias: Tensor | None = getattr(base, "bias", None)
+            product = result if bias is None else result - bias.view(channels)
             change = (factors - 1) * product + factors * up(down(x)) * scale
         else:
             scaled = (factors * x).to(x.dtype)
@@ -109,7 +112,7 @@ def apply_lora(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adap
             _remove_layers(model)
 
 
-def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[BaseTunerLayer, float]]:
+def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[AdaptedLayer, float]]:
     """Replace layers by peft's, fill them in the base's dtype, and return each with its alpha / dim."""
     prepared = [_with_full_matrix(weights, models) for weights in found]
     kind: NetworkType
@@ -124,15 +127,15 @@ def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> l
             del models[model].peft_config
     layers = []
     for weights in prepared:
-        layer = models[weights.target.model].get_submodule(weights.target.path)
+        layer = cast("AdaptedLayer", models[weights.target.model].get_submodule(weights.target.path))
         _fill(layer, weights)
         layers.append((layer, weights.alpha / weights.dim))
     return layers
 
 
 @torch.no_grad()
-def _fill(layer: BaseTunerLayer, weights: LayerWeights) -> None:
-    base = layer.get_base_layer().weight
+def _fill(layer: AdaptedLayer, weights: LayerWeights) -> None:
+    base = layer.get_base_weight()
     tensors = {name: tensor.to(base.device, base.dtype) for name, tensor in weights.tensors.items()}
     if not isinstance(layer, LoraLayer):
         for name in layer.adapter_layer_names:
@@ -177,7 +180,7 @@ def _with_full_matrix(weights: LayerWeights, models: Mapping[str, nn.Module]) ->
 def _remove_layers(model: nn.Module) -> None:
     """Restore the base's own layers."""
     for path, layer in list(model.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
+        if isinstance(layer, AdaptedLayer):
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, layer.get_base_layer())
     if hasattr(model, "peft_config"):

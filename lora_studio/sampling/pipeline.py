@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
+from torch import nn
 
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import InputError
@@ -46,7 +47,7 @@ class SamplingPipeline:
     def encode_negative(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode a negative prompt; an empty one becomes zeros, as in SDXL's training."""
         encoded = self.encode(text, clip_skip=clip_skip)
-        if text or not self.pipe.config.force_zeros_for_empty_prompt:
+        if text or not self.pipe.config["force_zeros_for_empty_prompt"]:
             return encoded
         return encoded.zeros()
 
@@ -65,6 +66,7 @@ def load_sampling_pipeline(
     device = torch_device()
     dtype, _ = torch_dtype(precision, device)
     base = load_base(resolve_base(name, home), dtype=dtype, on_progress=on_progress)
-    for module in (base.unet, *base.text_encoders, base.vae):
+    modules: list[nn.Module] = [base.unet, *base.text_encoders, base.vae]
+    for module in modules:
         module.to(device)
     return SamplingPipeline(base, make_pipeline(base))

@@ -100,7 +100,7 @@ def training_target(
     v-prediction: Salimans and Ho 2022 (arXiv:2202.00512).
     """
     if prediction_type == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(latents, noise, t)
+        velocity: Tensor = scheduler.get_velocity(latents, noise, t)  # type: ignore[arg-type]
         return velocity
     return noise
 
@@ -153,7 +153,7 @@ def huber_thresholds(scheduler: DDPMScheduler, schedule: HuberSchedule, huber_c:
     (arXiv:2403.16728): exponential is huber_c^(t / T), snr is huber_c + (1 - huber_c) / (1 + s)^2 with
     s = sqrt((1 - a) / a).
     """
-    total = scheduler.config.num_train_timesteps
+    total = scheduler.config["num_train_timesteps"]
     if schedule is HuberSchedule.CONSTANT:
         return torch.full((total,), huber_c)
     if schedule is HuberSchedule.EXPONENTIAL:

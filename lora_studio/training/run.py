@@ -102,12 +102,12 @@ class Run:
         fused = isinstance(self.optimizer, torch.optim.AdamW) and bool(self.optimizer.defaults["fused"])
         return fused and self.device.type == "cuda" and not (self.job.recipe.ema_decay or self.scaler.is_enabled())
 
-    def autocast(self) -> AbstractContextManager:
+    def autocast(self) -> AbstractContextManager[object]:
         """Return the autocast context of the forward pass; a no-op in fp32, or if all weights are in half precision."""
         same_dtype = self.dtype == torch.float32 or self.weights.half_only
         return nullcontext() if same_dtype else torch.autocast(self.device.type, self.dtype)
 
-    def seeded_dropout(self, first: int) -> AbstractContextManager:
+    def seeded_dropout(self, first: int) -> AbstractContextManager[object]:
         """Seed network dropout for the batch that begins with sample `first` of the step; a no-op without dropout."""
         recipe = self.job.recipe
         if not recipe.network_dropout:

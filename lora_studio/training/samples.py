@@ -45,7 +45,7 @@ def generate_samples(
     settings: SampleSettings,
     *,
     device: torch.device,
-    autocast: Callable[[], AbstractContextManager],
+    autocast: Callable[[], AbstractContextManager[object]],
     should_stop: Callable[[], bool],
 ) -> Iterator[Image.Image | None]:
     """Yield an image for each prompt, or None if it has NaN or Inf; end early after a stop request.
@@ -57,7 +57,7 @@ def generate_samples(
     vae_device = base.vae.device
     for prompt in prompts:
         try:
-            base.vae.to(device)
+            base.vae.to(device)  # type: ignore[arg-type]
             with eval_mode(base.unet, *base.text_encoders), torch.no_grad(), autocast():
                 text = encode(prompt)
                 image = generate_image(
@@ -72,7 +72,7 @@ def generate_samples(
                     should_stop=should_stop,
                 )
         finally:
-            base.vae.to(vae_device)
+            base.vae.to(vae_device)  # type: ignore[arg-type]
         if should_stop() and image is None:
             return
         yield image

@@ -193,7 +193,7 @@ def prepare_run(
         precision=PRECISIONS[checked.dtype],
         health=HealthMonitor(),
         averaged_weights=AveragedWeights(optimizer, weights.flat, recipe.ema_decay, weights.sync_half_copies),
-        timestep_losses=TimestepLosses(base.noise_scheduler.config.num_train_timesteps),
+        timestep_losses=TimestepLosses(base.noise_scheduler.config["num_train_timesteps"]),
         ranks=ranks,
         prefetch=Prefetch(prefetch_depth(device)),
     )
@@ -230,7 +230,7 @@ def _fill_caches(
         steps_per_epoch=checked.counts.steps_per_epoch,
         noise_scheduler=base.noise_scheduler,
         prediction_type=base.prediction_type,
-        scaling_factor=base.vae.config.scaling_factor,
+        scaling_factor=base.vae.config["scaling_factor"],
         tokenizers=base.tokenizers,
         latents=latents,
         texts=texts,

@@ -50,7 +50,7 @@ def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], 
 def _losses(run: Run, batch: Batch) -> Iterator[Tensor]:
     """Yield the weighted losses [B] of a batch at each of the timesteps."""
     recipe = run.job.recipe
-    begin, end = recipe.min_timestep, min(recipe.max_timestep, run.base.noise_scheduler.config.num_train_timesteps)
+    begin, end = recipe.min_timestep, min(recipe.max_timestep, run.base.noise_scheduler.config["num_train_timesteps"])
     means = torch.stack([run.collator.latents.load(item)[0] for item in batch])
     captions = [item.caption for item in batch]
     for number, fraction in enumerate(TIMESTEP_FRACTIONS):

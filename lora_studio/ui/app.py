@@ -59,7 +59,8 @@ class Menu(NamedTuple):
 
 def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
     """Build the interface for the projects of a home, without serving it."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as blocks:
+    blocks = gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400))
+    with blocks:
         project = gr.BrowserState("", storage_key="lora-studio-project", secret=TITLE)
         run = gr.State(None)
         timer = gr.Timer(TICK_SECONDS, active=False)

@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Any
 
 import gradio as gr
-from gradio.components import Component
 
 from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.server import Mode
@@ -41,7 +40,7 @@ class Page:
     """A built tab: `refresh(project)` returns updates for some of `outputs`."""
 
     refresh: Callable[[Project], Updates]
-    outputs: Sequence[Component | gr.blocks.BlockContext]
+    outputs: Sequence[gr.blocks.Block]
 
 
 @dataclass(frozen=True)

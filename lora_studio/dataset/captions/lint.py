@@ -173,8 +173,9 @@ def lint_captions(captions: Sequence[Caption], trigger: str = "") -> list[Findin
 def find_fix(findings: Iterable[Finding], key: str) -> tuple[Finding, Fix]:
     """Return the fix with that key, or the only fix of that code; raises InputError that lists the existing keys."""
     fixes = [(finding, fix) for finding in findings for fix in finding.fixes]
-    for chosen in (lambda fix: fix.key == key, lambda fix: fix.key.partition(":")[0] == key):
-        matching = [(finding, fix) for finding, fix in fixes if chosen(fix)]
+    exact = [(finding, fix) for finding, fix in fixes if fix.key == key]
+    of_code = [(finding, fix) for finding, fix in fixes if fix.key.partition(":")[0] == key]
+    for matching in (exact, of_code):
         if len(matching) == 1:
             return matching[0]
     known = sorted({fix.key for _, fix in fixes if fix.key.partition(":")[0] == key} or {m.key for _, m in fixes})

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 
 from lora_studio.dataset.tagging.interface import MIN_CONFIDENCE, Prediction
 from lora_studio.dataset.tagging.labels import TAGS_FILE, WEIGHTS_FILE, Label, read_labels

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,12 +32,15 @@ from lora_studio.dataset.images.decode import decode, file_sha256
 from lora_studio.dataset.images.masks import read_mask
 from lora_studio.errors import JobError, StopRequested
 from lora_studio.files import write_bytes
+from lora_studio.models.load import on_device
 from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
 from lora_studio.training.data.dataset import TrainItem
 
 CACHE_VERSION = "2"  # of the file contents: raise it when the same input gives other values
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
+
+T = TypeVar("T")
 
 
 def weights_hash(*modules: nn.Module) -> str:
@@ -136,9 +140,7 @@ class LatentCache:
         if not missing:
             return 0
         last: tuple[Path, Image.Image] | None = None  # crops and flips of an image are adjacent
-        home = vae.device
-        vae.to(device)
-        try:
+        with on_device(vae, device):
             for done, item in enumerate(missing):
                 if should_stop():
                     raise StopRequested
@@ -147,8 +149,6 @@ class LatentCache:
                     last = item.path, decode(item.path, with_alpha=_has_alpha_mask(item)).image
                     _check_unchanged(item.path, item.sha256)
                 self.store(item, *self._encode(vae, last[1], item))
-        finally:
-            vae.to(home)
         return len(missing)
 
     def _encode(self, vae: AutoencoderKL, image: Image.Image, item: TrainItem) -> tuple[Tensor, Tensor]:
@@ -261,7 +261,8 @@ class TextCache:
         The encoders are moved to `device` and stay there; they are not moved if nothing is missing.
         """
         missing = [caption for caption in _unique(captions, self.file) if not _is_complete(self.file(caption))]
-        for encoder in text_encoders if missing else ():
+        encoders: Sequence[nn.Module] = text_encoders if missing else ()
+        for encoder in encoders:
             encoder.to(device)
         for done, caption in enumerate(missing):
             if should_stop():
@@ -277,7 +278,7 @@ def _cache_file(folder: Path, *parts: str) -> Path:
     return folder / key[:2] / f"{key}.safetensors"
 
 
-def _unique(values: Iterable, file: Callable[..., Path]) -> list:
+def _unique(values: Iterable[T], file: Callable[[T], Path]) -> list[T]:
     return list({file(value): value for value in values}.values())
 
 

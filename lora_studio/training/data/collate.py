@@ -129,7 +129,7 @@ class Collator:
 
     def timesteps(self, step: int, first: int, count: int) -> list[int]:
         """Return the timesteps of `count` samples of a step, from sample `first` on."""
-        recipe, total = self.job.recipe, self.noise_scheduler.config.num_train_timesteps
+        recipe, total = self.job.recipe, self.noise_scheduler.config["num_train_timesteps"]
         return [
             draw_timestep(
                 recipe.seed,
@@ -156,7 +156,7 @@ class Collator:
         masked = recipe.masked_loss is not MaskedLoss.OFF
         set_weights = torch.tensor([recipe.prior_loss_weight if item.prior else 1.0 for item in items])
         return BatchTensors(
-            noisy=self.noise_scheduler.add_noise(clean, noise, t).to(self.dtype),
+            noisy=self.noise_scheduler.add_noise(clean, noise, t).to(self.dtype),  # type: ignore[arg-type]
             target=training_target(self.noise_scheduler, self.prediction_type, clean, noise, t),
             t=t,
             time_ids=torch.tensor([item.time_ids for item in items]),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_studio.lora.fused_linear import FusedLoraLinear
-from lora_studio.lora.inject import ADAPTER_NAME, Adapters
+from lora_studio.lora.inject import DOWN, UP, Adapters, layer_tensors
 
 
 class ParameterLayout(Enum):
@@ -134,7 +134,8 @@ def _fused_layers(adapters: Adapters, dtype: torch.dtype) -> list[FusedLoraLinea
 
 
 def _factors(layer: FusedLoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
-    return layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight
+    weights = layer_tensors(layer)
+    return weights[DOWN], weights[UP]
 
 
 def _split(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:

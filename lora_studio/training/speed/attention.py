@@ -68,7 +68,8 @@ def use_plain_attention(unet: UNet2DConditionModel) -> None:
     for module in unet.modules():
         if isinstance(module, Attention) and _is_plain(module):
             query = [] if module.is_cross_attention else [module.to_q]
-            module.set_processor(PlainAttention(fuse_projections([*query, module.to_k, module.to_v])))
+            processor = PlainAttention(fuse_projections([*query, module.to_k, module.to_v]))
+            module.set_processor(processor)  # type: ignore[arg-type]
 
 
 def _is_plain(attn: Attention) -> bool:
@@ -77,5 +78,5 @@ def _is_plain(attn: Attention) -> bool:
         not any(extra is not None and extra is not False for extra in extras)
         and not attn.residual_connection
         and attn.rescale_output_factor == 1
-        and attn.to_out[1].p == 0
+        and bool(attn.to_out[1].p == 0)
     )

@@ -258,5 +258,5 @@ def _images_box(images: int, *, expected: int | None = None) -> Any:
     """
     if images:
         return gr.update(value=images, info="Counted in the dataset, with their sizes.", interactive=False)
-    typed = {} if expected is None else {"value": expected}
+    typed: dict[str, Any] = {} if expected is None else {"value": expected}
     return gr.update(info=f"{IMAGES.why} The dataset is empty.", interactive=True, **typed)

@@ -27,6 +27,7 @@ FIELD_WIDTH = 210  # px
 MAX_RESET_LABEL = 24  # characters
 MAX_INPUT_SHOWN = 60  # characters
 Model = TypeVar("Model", bound=Settings)
+Field = gr.Checkbox | gr.Dropdown | gr.Textbox
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class SettingsForm(Generic[Model]):
 
     model: type[Model]
     specs: Mapping[str, SettingSpec]
-    components: Mapping[str, Component]
+    components: Mapping[str, Field]
     resets: Mapping[str, gr.Button]
 
     @property
@@ -150,7 +151,7 @@ class SettingsForm(Generic[Model]):
 
     def _update(self, name: str, content: Any, problem: str = "", *, with_value: bool = False) -> Any:
         spec = self.specs[name]
-        changes = {"info": spec.info(content, problem), "elem_classes": spec.classes(content, problem)}
+        changes: dict[str, Any] = {"info": spec.info(content, problem), "elem_classes": spec.classes(content, problem)}
         return gr.update(value=content, **changes) if with_value else gr.update(**changes)
 
     def _problem_line(self, name: str, problem: str) -> str:
@@ -201,7 +202,7 @@ class RecipeForm(SettingsForm[Recipe]):
 def build_fields(model: type[Model], names: Iterable[str], prefix: str) -> SettingsForm[Model]:
     """Create fields for the named settings of `model`, side by side. Call `wire` on the complete form."""
     specs = {name: SettingSpec.of(model, name) for name in names}
-    components: dict[str, Component] = {}
+    components: dict[str, Field] = {}
     resets: dict[str, gr.Button] = {}
     with gr.Row(elem_classes="fields"):
         for name, spec in specs.items():
@@ -236,12 +237,12 @@ def build_form() -> RecipeForm:
     return whole
 
 
-def _component(spec: SettingSpec, prefix: str, visible: bool) -> tuple[Component, gr.Button | None]:
+def _component(spec: SettingSpec, prefix: str, visible: bool) -> tuple[Field, gr.Button | None]:
     """Return the field of a setting, and its reset button if the setting has a default.
 
     The elem_id is `prefix-name`.
     """
-    content = spec.to_component(spec.default) if spec.has_default else ""
+    content: Any = spec.to_component(spec.default) if spec.has_default else ""
     label = f"Reset to {spec.default_text}"
     reset = (
         gr.Button(label if len(label) <= MAX_RESET_LABEL else "Reset to default", size="sm", render=False)
@@ -258,7 +259,7 @@ def _component(spec: SettingSpec, prefix: str, visible: bool) -> tuple[Component
         "interactive": True,
         "visible": visible,
     }
-    component: Component
+    component: Field
     if spec.is_flag:
         component = gr.Checkbox(content, **common)
     elif spec.choices:
@@ -270,7 +271,7 @@ def _component(spec: SettingSpec, prefix: str, visible: bool) -> tuple[Component
     return component, reset
 
 
-def _edit_event(component: Component) -> Any:
+def _edit_event(component: Field) -> Any:
     return component.blur if isinstance(component, gr.Textbox) else component.input
 
 
