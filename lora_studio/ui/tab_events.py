@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import gradio as gr
 from gradio.blocks import Block
@@ -24,11 +24,8 @@ Page = TypeVar("Page")
 Shown = TypeVar("Shown")
 
 
-class Event(Protocol):
-    """An event of a gradio component, such as `button.click`."""
-
-    def __call__(self, fn: Callable[..., Updates], inputs: Any, outputs: Any, **options: Any) -> object:
-        """Register `fn` to be called with the values of `inputs`."""
+Event = Callable[..., object]
+"""An event of a gradio component, such as `button.click`."""
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ class CaptionHandlers:
         return self.captions.plan(contents, shown, data)
 
     def _filter_by_tag(self, data: Data, tag: str) -> Updates:
-        all_images = {self.left.filter: Filter.ALL.value, self.page.finding: ""}
+        all_images: Updates = {self.left.filter: Filter.ALL.value, self.page.finding: ""}
         return self._filter_by(data, {self.left.tag: tag, self.left.tag_side: INCLUDES_TAG, **all_images})
 
     def _filter_by(self, data: Data, filters: Updates) -> Updates:

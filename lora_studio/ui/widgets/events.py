@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypedDict
 
 from gradio.blocks import Block
+from gradio.components import Component
 
 Updates = dict[Block, Any]
 """What a handler returns: new values or `gr.update` of components, by component."""
@@ -14,7 +16,7 @@ class EventOptions(TypedDict):
     """Options of an event that choose how the page shows that it runs."""
 
     show_progress: Literal["hidden", "minimal"]
-    show_progress_on: list[Block]
+    show_progress_on: Sequence[Component]
 
 
 NO_PROGRESS: EventOptions = {"show_progress": "hidden", "show_progress_on": []}
