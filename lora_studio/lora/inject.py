@@ -1,7 +1,7 @@
 """Inject adapters into the UNet and the text encoders, in the layers that kohya's trainer and LyCORIS adapt.
 
 An adapted layer computes with W + (alpha / dim) * D; `lora_studio.lora.shapes` lists the factors of D for each network
-type. DoRA (Liu et al. 2024, arXiv:2402.09353) then scales every row of the sum to a trained magnitude. Adapter weights
+type. DoRA then scales the columns or rows of the sum to trained magnitudes (`lora_studio.lora.dora`). Adapter weights
 are always fp32: in bf16 an update of 1e-4 is lost in rounding. The base stays frozen in its own dtype.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,21 +18,22 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.dora import DoraConv2dLayer, DoraLinearLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
+from lora_studio.lora.dora import DoraConv2d, DoraLinear, dora_magnitude, init_dora_magnitude
 from lora_studio.lora.fused_linear import FusedLoraLinear
 from lora_studio.lora.layers import find_target_layers
-from lora_studio.lora.shapes import DimAlpha, layer_dim_alpha
+from lora_studio.lora.shapes import DimAlpha, DoraAxis, dora_axis, layer_dim_alpha
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 
 AdaptedLayer = LoraLayer | LycorisLayer
 ADAPTER_NAME = "default"
 DOWN, UP, MAGNITUDE = "lora_down.weight", "lora_up.weight", "dora_scale"
-# Names in a saved training state.
+# Names in a saved training state; those of magnitudes depend on their axis.
 STATE_NAMES = {DOWN: "A", UP: "B"}
+MAGNITUDE_STATE_NAMES = {DoraAxis.OUTPUT: "dora_scale", DoraAxis.INPUT: "dora_scale_in"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,17 @@ class Adapters:
             if isinstance(module, AdaptedLayer)
         ]
 
+    @property
+    def dora_axis(self) -> DoraAxis | None:
+        """The axis of a DoRA's magnitudes; None for other network types."""
+        found = (dora_magnitude(layer, ADAPTER_NAME) for _, _, layer in self.layers)
+        return next((magnitude.axis for magnitude in found if magnitude is not None), None)
+
+    def init_magnitudes(self, axis: DoraAxis) -> None:
+        """Give every DoRA layer its base's norms along this axis as magnitudes."""
+        for _, _, layer in self.layers:
+            init_dora_magnitude(layer, ADAPTER_NAME, axis)
+
     def parameters(self, *prefixes: str) -> list[nn.Parameter]:
         """Return the trained weights of these models, in a fixed order."""
         return [
@@ -63,8 +75,9 @@ class Adapters:
     def state(self) -> dict[str, Tensor]:
         """Return the weights by name, fp32, on the CPU.
 
-        A LoRA's are `unet/PATH/A` [dim, in...] and `unet/PATH/B` [out, dim...]; those of other network types have
-        their LyCORIS names.
+        A LoRA's are `unet/PATH/A` [dim, in...] and `unet/PATH/B` [out, dim...], a DoRA's magnitudes per input
+        `unet/PATH/dora_scale_in`, per output `unet/PATH/dora_scale`; those of other network types have their LyCORIS
+        names.
         """
         return {name: parameter.detach().cpu().contiguous() for name, parameter in self._named()}
 
@@ -81,8 +94,17 @@ class Adapters:
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, path, layer in self.layers:
+            names = dict(STATE_NAMES)
+            if (magnitude := dora_magnitude(layer, ADAPTER_NAME)) is not None:
+                names[MAGNITUDE] = MAGNITUDE_STATE_NAMES[magnitude.axis]
             for name, parameter in layer_tensors(layer).items():
-                yield f"{prefix}/{path}/{STATE_NAMES.get(name, name)}", parameter
+                yield f"{prefix}/{path}/{names.get(name, name)}", parameter
+
+
+def state_dora_axis(names: Iterable[str]) -> DoraAxis | None:
+    """Return the axis of the magnitudes in a saved training state with tensors of these names; None without any."""
+    axes = {name: axis for axis, name in MAGNITUDE_STATE_NAMES.items()}
+    return next((axes[part] for name in names if (part := name.rpartition("/")[2]) in axes), None)
 
 
 def layer_tensors(layer: AdaptedLayer, adapter: str = ADAPTER_NAME) -> dict[str, nn.Parameter]:
@@ -94,8 +116,10 @@ def layer_tensors(layer: AdaptedLayer, adapter: str = ADAPTER_NAME) -> dict[str,
     return {name: part[adapter].get_parameter("weight") for name, part in parts.items() if adapter in part}
 
 
-def add_adapters(unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module], recipe: Recipe) -> Adapters:
-    """Inject the recipe's adapters into the models, in place.
+def add_adapters(
+    unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module], recipe: Recipe, *, axis: DoraAxis | None = None
+) -> Adapters:
+    """Inject the recipe's adapters into the models, in place; a DoRA's magnitudes along `axis`, else the recipe's.
 
     They are initialised from its seed and change nothing before training, since one of their factors is zero. The
     layers' `cast_input_dtype_enabled` is off where the base is in half precision: there autocast does the casting.
@@ -123,8 +147,7 @@ def add_adapters(unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module],
     for parameter in adapters.parameters(*adapters.models):
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
-    for _, _, layer in adapters.layers:
-        init_dora_magnitude(layer, ADAPTER_NAME)
+    adapters.init_magnitudes(dora_axis(recipe) if axis is None else axis)
     return adapters
 
 
@@ -161,13 +184,11 @@ def inject(
                 **common,
             )
         case _:
-            config = LoraConfig(
-                lora_alpha=alpha,  # type: ignore[arg-type]
-                lora_dropout=dropout,
-                use_dora=network_type is NetworkType.DORA,
-                **common,
+            config = LoraConfig(lora_alpha=alpha, lora_dropout=dropout, **common)  # type: ignore[arg-type]
+            is_dora = network_type is NetworkType.DORA
+            config._register_custom_module(
+                {nn.Linear: DoraLinear, nn.Conv2d: DoraConv2d} if is_dora else {nn.Linear: FusedLoraLinear}
             )
-            config._register_custom_module({nn.Linear: FusedLoraLinear})
     inject_adapter_in_model(config, model, adapter_name=adapter)
 
 
@@ -181,39 +202,3 @@ def _peft_pattern(values: Mapping[str, float], default: float) -> dict[str, floa
         if value != default:
             paths[value].append(re.escape(path))
     return {"|".join(names): value for value, names in paths.items()}
-
-
-class _Fp32WeightNorm:
-    """Computes DoRA's weight norms in fp32; peft uses the base's dtype, and bf16 is off by 0.4 %."""
-
-    def get_weight_norm(
-        self, weight: Tensor, lora_weight: Tensor, scaling: float, adapter_name: str | None = None
-    ) -> Tensor:
-        norm: Tensor = super().get_weight_norm(  # type: ignore[misc]
-            weight.float(), lora_weight.float(), scaling, adapter_name=adapter_name
-        )
-        return norm
-
-
-class _Fp32DoraLinear(_Fp32WeightNorm, DoraLinearLayer):
-    pass
-
-
-class _Fp32DoraConv2d(_Fp32WeightNorm, DoraConv2dLayer):
-    pass
-
-
-def init_dora_magnitude(layer: AdaptedLayer, adapter: str) -> None:
-    """Initialise a DoRA's magnitudes to the norms of the layer's rows, in fp32; leave other layers as they are."""
-    if not isinstance(layer, LoraLayer) or adapter not in layer.lora_magnitude_vector:
-        return
-    base = layer.get_base_layer()
-    magnitude = (_Fp32DoraConv2d if isinstance(base, nn.Conv2d) else _Fp32DoraLinear)(fan_in_fan_out=False)
-    weights = layer_tensors(layer, adapter)
-    magnitude.update_layer(
-        base_layer=base,
-        lora_A=weights[DOWN].detach(),
-        lora_B=weights[UP].detach(),
-        scaling=layer.scaling[adapter],
-    )
-    layer.lora_magnitude_vector[adapter] = magnitude

@@ -20,7 +20,7 @@ from torch import Tensor
 from lora_studio.errors import InputError
 from lora_studio.lora.header import LoraFile
 from lora_studio.lora.layers import TargetLayer
-from lora_studio.lora.shapes import Layer
+from lora_studio.lora.shapes import DoraAxis, Layer
 from lora_studio.settings.choices import NetworkType
 
 PEFT_METADATA = "lora_adapter_metadata"
@@ -32,8 +32,8 @@ class LayerWeights:
     """A file's weights for one layer: alpha / dim times the product of `tensors` is added to the layer's weight.
 
     Names and shapes are those of `lora.shapes.tensor_shapes`, except that Tucker cores of LoHa and LoKr (`hada_t1`,
-    `lokr_t2`) and a factorised small matrix of LoKr stay as they are. `magnitude` is a DoRA's norm of each output
-    (`magnitude_axis` 0) or input (1).
+    `lokr_t2`) and a factorised small matrix of LoKr stay as they are. `magnitude` has the norms of a weight with DoRA
+    along `magnitude_axis`.
     """
 
     target: TargetLayer
@@ -42,7 +42,7 @@ class LayerWeights:
     alpha: float
     tensors: dict[str, Tensor]
     magnitude: Tensor | None = None
-    magnitude_axis: int = 0
+    magnitude_axis: DoraAxis = DoraAxis.OUTPUT
 
 
 def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[LayerWeights], list[str]]:
@@ -61,7 +61,8 @@ def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[La
             continue
         tensors = {part: weights[full] for part, full in parts.items()}
         try:
-            found.append(_layer_weights(target, tensors, alphas, kohya=lora.is_kohya))
+            axis = _magnitude_axis(target.layer, tensors, parts)
+            found.append(_layer_weights(target, tensors, alphas, axis, kohya=lora.is_kohya))
         except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items() if tensor.dim())
             size = f"{target.layer.outputs} x {target.layer.inputs}"
@@ -140,7 +141,7 @@ def _path_suffixes(path: str) -> list[str]:
 
 
 def _layer_weights(
-    target: TargetLayer, tensors: dict[str, Tensor], alphas: _PeftAlphas, *, kohya: bool
+    target: TargetLayer, tensors: dict[str, Tensor], alphas: _PeftAlphas, axis: DoraAxis, *, kohya: bool
 ) -> LayerWeights:
     layer = target.layer
     if "lora_down.weight" in tensors:
@@ -159,12 +160,22 @@ def _layer_weights(
     magnitude = tensors.get("dora_scale")
     if magnitude is None:
         return LayerWeights(target, network_type, dim, alpha, parts)
-    # in kohya's form the shape shows the axis, [out, 1...] or [1, in...]; peft only has norms of outputs
-    axis = 1 if kohya and magnitude.dim() > 1 and magnitude.shape[0] == 1 and layer.outputs > 1 else 0
-    magnitude = magnitude.reshape(layer.inputs if axis else layer.outputs)
+    magnitude = magnitude.reshape(layer.inputs if axis is DoraAxis.INPUT else layer.outputs)
     if network_type is NetworkType.LORA:
         network_type = NetworkType.DORA
     return LayerWeights(target, network_type, dim, alpha, parts, magnitude, axis)
+
+
+def _magnitude_axis(layer: Layer, tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> DoraAxis:
+    """Return the axis of a layer's magnitudes: peft's vectors are always norms of outputs, in other names it shows.
+
+    A `dora_scale` is [out, 1...] or [1, in...], whatever the names of the other tensors. `names` are the full ones.
+    """
+    magnitude = tensors.get("dora_scale")
+    if magnitude is None or not names["dora_scale"].endswith("dora_scale"):
+        return DoraAxis.OUTPUT
+    is_row = magnitude.dim() > 1 and magnitude.shape[0] == 1 and layer.outputs > 1
+    return DoraAxis.INPUT if is_row else DoraAxis.OUTPUT
 
 
 def _lora_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:

@@ -3,7 +3,7 @@
 A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) has, at dim r:
 
 - LoRA and LoCon (Hu et al. 2021, arXiv:2106.09685): two matrices, r (inputs + outputs) parameters
-- DoRA (Liu et al. 2024, arXiv:2402.09353): the same and one magnitude per output
+- DoRA (Liu et al. 2024, arXiv:2402.09353): the same and one magnitude per input (or output: see `DoraAxis`)
 - LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the element-wise product of two such pairs
 - LoKr (Yeh et al. 2023, LyCORIS, arXiv:2309.14859): the Kronecker product of a small and a large matrix, the large one
   as a product of rank r if that has fewer parameters
@@ -12,14 +12,14 @@ A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) has, at dim r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from math import isqrt, prod, sqrt
 from typing import NamedTuple
 
 from lora_studio.settings.block_dims import parse_block_dims
-from lora_studio.settings.choices import NetworkType, TrainLayers
+from lora_studio.settings.choices import NetworkType, SaveFormat, TrainLayers
 from lora_studio.settings.recipe import Recipe
 
 Shape = tuple[int, ...]
@@ -63,11 +63,23 @@ class Layer:
         return self.outputs * self.inputs * max(1, self.kernel) ** 2
 
 
+class DoraAxis(IntEnum):
+    """The side of a weight [out, in, ...] that has one trained magnitude per entry; the value is its dimension."""
+
+    OUTPUT = 0
+    INPUT = 1
+
+
 class DimAlpha(NamedTuple):
     """Dim (rank) and alpha of one layer; its weight delta is multiplied by alpha / dim."""
 
     dim: int
     alpha: float
+
+
+def dora_axis(recipe: Recipe) -> DoraAxis:
+    """Return the axis of a new DoRA: the input, which most programs read, or the output in diffusers' format."""
+    return DoraAxis.OUTPUT if recipe.save_format is SaveFormat.DIFFUSERS else DoraAxis.INPUT
 
 
 def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
@@ -94,6 +106,15 @@ def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
     return DimAlpha(dim, alpha * sqrt(dim) if recipe.rank_stabilized else alpha)
 
 
+def shared_alpha(alphas: Iterable[float]) -> float:
+    """Return the most common alpha of a network's layers, which its file has for every layer of a LoRA or LoCon.
+
+    diffusers applies it to all layers where a file has several; the layers' own scales are in `lora_up`.
+    """
+    (alpha, _), *_ = Counter(alphas).most_common(1)
+    return alpha
+
+
 def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
     """Return the shapes of a layer's tensors, by their names in kohya's and LyCORIS' files, without alpha."""
     outputs, inputs = layer.outputs, layer.inputs
@@ -117,7 +138,8 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
                 "lora_up.weight": (outputs, dim, *point),
             }
             if recipe.network_type is NetworkType.DORA:
-                shapes["dora_scale"] = (outputs, 1, *point)
+                per_input = dora_axis(recipe) is DoraAxis.INPUT
+                shapes["dora_scale"] = (1, inputs, *point) if per_input else (outputs, 1, *point)
             return shapes
 
 

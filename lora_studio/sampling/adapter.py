@@ -22,7 +22,7 @@ from lora_studio.lora.header import LoraFile
 from lora_studio.lora.inject import AdaptedLayer, inject
 from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.read import LayerWeights, base_mismatch_error, delta_weight, read_layers
-from lora_studio.lora.shapes import DimAlpha
+from lora_studio.lora.shapes import DimAlpha, DoraAxis
 from lora_studio.settings.choices import NetworkType
 
 ADAPTER = "studio"
@@ -64,11 +64,10 @@ class DoraVariant(LoraVariant):
     """DoRA at any strength: W + strength * (W' - W), where W' is W + D with its norms set to the file's magnitudes.
 
     W is the base's weight, D the low-rank change. peft's own variant computes W + strength * D before normalising, and
-    has magnitudes per output only. `factors` scale the rows (`axis` 0) or columns (`axis` 1) of W + D; they are
-    computed once.
+    has magnitudes per output only. `factors` scale the rows or columns of W + D; they are computed once.
     """
 
-    def __init__(self, factors: Tensor, axis: int) -> None:
+    def __init__(self, factors: Tensor, axis: DoraAxis) -> None:
         self.factors = factors
         self.axis = axis
         self.strength = 1.0
@@ -80,8 +79,8 @@ class DoraVariant(LoraVariant):
         base, scale = module.get_base_layer(), module.scaling[active_adapter]
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         channels = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
-        factors = self.factors.to(x.device).view(channels)  # text encoders change their device
-        if self.axis == 0:
+        factors = self.factors.view(channels)
+        if self.axis is DoraAxis.OUTPUT:
             bias: Tensor | None = getattr(base, "bias", None)
             product = result if bias is None else result - bias.view(channels)
             change = (factors - 1) * product + factors * up(down(x)) * scale

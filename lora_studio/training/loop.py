@@ -173,7 +173,6 @@ def write_samples(run: Run, epoch: int | None, *, report: Report, should_stop: C
             settings,
             device=run.device,
             autocast=run.autocast,
-            report=report,
             should_stop=should_stop,
         )
         for index, (prompt, image) in enumerate(zip(prompts, images, strict=False)):
@@ -203,6 +202,7 @@ def save_lora_file(run: Run, path: Path, epoch: int) -> None:
         epoch=epoch,
         step=run.step,
         processes=run.ranks.world_size,
+        axis=run.adapters.dora_axis,
     )
     stored = torch.float32 if run.dtype == torch.float32 else torch.float16
     save_format = run.job.recipe.save_format

@@ -27,6 +27,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_studio.dataset.images.decode import file_sha256
@@ -93,6 +94,17 @@ def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> ResumeState
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             on_damage(f"The saved training state {path.name} is damaged ({reason}); the previous one is used.")
     return None
+
+
+def saved_weight_names(folder: Path) -> list[str]:
+    """Return the names of the weights in the most recent state whose header can be read; empty if there is none."""
+    for path in _finished_states(folder):
+        try:
+            with safe_open(path / WEIGHTS, framework="pt") as file:
+                return list(file.keys())
+        except (OSError, SafetensorError):
+            continue
+    return []
 
 
 def _finished_states(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from lora_studio.errors import InputError, StopRequested
 from lora_studio.events import PROCESS_EVENTS, CaptionsEvent, EventAtStep, Report, ResumeEvent, SavedEvent, WarningEvent
 from lora_studio.files import remove_temporary_files, write_json
-from lora_studio.lora.inject import add_adapters
+from lora_studio.lora.inject import add_adapters, state_dora_axis
 from lora_studio.lora.layers import find_target_layers
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.quantize import quantize
@@ -45,11 +45,12 @@ from lora_studio.training.reporting.startup import (
     describe_environment,
     device_name,
     report_dataset,
+    report_dora_axis,
     report_optimizer_hints,
     report_start,
     report_truncated_captions,
 )
-from lora_studio.training.resume_state import load_state
+from lora_studio.training.resume_state import load_state, saved_weight_names
 from lora_studio.training.run import Run
 from lora_studio.training.samples import sample_prompts
 from lora_studio.training.speed.attention import use_plain_attention
@@ -123,6 +124,7 @@ def train(
         reason=checked.dtype_reason,
     )
     report_optimizer_hints(job.recipe, report)
+    report_dora_axis(run.adapters.dora_axis, job.recipe, report)
     if run.device.type == "cuda":
         with ranks.sync_errors():
             fit_gpu_memory(run, report)
@@ -164,7 +166,8 @@ def prepare_run(
     collator = _fill_caches(job, checked, base, home, phases, should_stop, ranks)
     targets = find_target_layers(base.unet, base.text_encoders)
     quantize(base.unet, recipe.base_precision, checked.dtype, device)
-    adapters = add_adapters(base.unet, base.text_encoders, recipe)
+    saved_axis = state_dora_axis(saved_weight_names(folder.path / "checkpoints" / "state"))
+    adapters = add_adapters(base.unet, base.text_encoders, recipe, axis=saved_axis)
     if job.network_weights is not None:
         loaded, trained = load_network_weights(job.network_weights, adapters, recipe, targets)
         phases(f"Warm start from {job.network_weights.name}: it has {loaded} of the {trained} trained layers", 0, 0)

@@ -1,7 +1,7 @@
 """Warm start: initialise a run with the weights of an existing LoRA file (`network_weights`).
 
-The file must have the recipe's network type, dims and scale. A mismatch is an error before the first step, and layers
-that the file lacks are reported.
+The file must have the recipe's network type, dims and alpha. A mismatch is an error before the first step, and layers
+that the file lacks are reported. A DoRA is trained on along the axis of the file's magnitudes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import MAGNITUDE, Adapters, layer_tensors
 from lora_studio.lora.layers import TargetLayer
 from lora_studio.lora.read import LayerWeights, read_layers
-from lora_studio.lora.shapes import DimAlpha, layer_dim_alpha, tensor_shapes
+from lora_studio.lora.shapes import DimAlpha, DoraAxis, layer_dim_alpha, shared_alpha, tensor_shapes
 from lora_studio.lora.write import ALPHA_CORRECTED_PARTS
-from lora_studio.settings.choices import NetworkType
+from lora_studio.settings.choices import NetworkType, SaveFormat
 from lora_studio.settings.recipe import Recipe
 
 SCALE_TOLERANCE = 0.01  # relative difference of alpha / dim that rounding to half precision may cause
@@ -51,7 +51,9 @@ def network_weights_errors(path: Path, recipe: Recipe, targets: Sequence[TargetL
             f"{name} has {len(untrained)} layers that this recipe does not train, like {untrained[0].kohya_name}. "
             f"{_training_remedy(untrained[0], recipe)}"
         ]
-    return _shape_errors(name, recipe, found)
+    trained = [dims for target in targets if (dims := layer_dim_alpha(recipe, target.layer)) is not None]
+    shared = shared_alpha(dims.alpha for dims in trained)
+    return [*_magnitude_errors(name, recipe, found), *_shape_errors(name, recipe, found, shared)]
 
 
 def load_network_weights(
@@ -64,6 +66,8 @@ def load_network_weights(
     if errors := network_weights_errors(path, recipe, targets):
         raise InputError(errors[0], code="network_weights")
     found, _ = read_layers(read_lora_header(path), targets)
+    if adapters.dora_axis is not None and (axis := found[0].magnitude_axis) is not adapters.dora_axis:
+        adapters.init_magnitudes(axis)
     layers = {(model, inner): layer for model, inner, layer in adapters.layers}
     with torch.no_grad():
         for weights in found:
@@ -85,7 +89,25 @@ def _network_type(weights: LayerWeights, recipe: Recipe) -> NetworkType:
     return NetworkType.LOCON if is_locon else weights.network_type
 
 
-def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
+def _magnitude_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> list[str]:
+    """Return an error if the magnitudes are not a DoRA's, of several axes, or of one that the recipe cannot save."""
+    is_dora = recipe.network_type is NetworkType.DORA
+    axes = {weights.magnitude_axis for weights in found}
+    if any((weights.magnitude is not None) != is_dora for weights in found) or len(axes) > 1:
+        return [
+            f"{name} has magnitudes (dora_scale) that are not those of a LoRA's layers along one axis; it cannot be "
+            "trained further. Use a DoRA whose layers all have them, or a file without."
+        ]
+    if is_dora and recipe.save_format is SaveFormat.DIFFUSERS and DoraAxis.INPUT in axes:
+        return [
+            f"{name} is a DoRA with magnitudes per input, which diffusers' format does not have. Set save_format to "
+            "kohya."
+        ]
+    return []
+
+
+def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights], shared: float) -> list[str]:
+    """Return errors for layers of another dim or alpha; `shared` is the alpha that a LoRA's file has for all layers."""
     errors: dict[str, str] = {}
     for weights in found:
         layer = weights.target.layer
@@ -94,14 +116,10 @@ def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) -> l
         shapes = {part: tuple(tensor.shape) for part, tensor in weights.tensors.items()}
         expected = tensor_shapes(recipe, layer, dims.dim)
         expected.pop(MAGNITUDE, None)
-        if weights.magnitude_axis or (weights.magnitude is not None) != (recipe.network_type is NetworkType.DORA):
-            errors["magnitude"] = (
-                f"{name} has magnitudes (dora_scale) that are per input or not those of a DoRA; it cannot be trained "
-                "further. Use one that was trained with wd_on_output."
-            )
-        elif shapes != expected:
+        alphas = dims.alpha, dims.dim if recipe.network_type is NetworkType.DORA else shared
+        if shapes != expected:
             errors.setdefault("dim", _dim_error(name, recipe, weights, dims, shapes, expected))
-        elif abs(weights.alpha / weights.dim / (dims.alpha / dims.dim) - 1) > SCALE_TOLERANCE:
+        elif all(abs(weights.alpha / weights.dim / (alpha / dims.dim) - 1) > SCALE_TOLERANCE for alpha in alphas):
             alpha = weights.alpha / weights.dim * (sqrt(dims.dim) if recipe.rank_stabilized else dims.dim)
             errors.setdefault(
                 "alpha",

@@ -23,7 +23,8 @@ class NetworkSettings(Settings):
         label="Network type",
         group=Group.NETWORK,
         why="LoRA works in every program. LoCon also trains convolutions (styles), DoRA learns magnitude and direction "
-        "separately, LoHa and LoKr (LyCORIS) reach a higher rank with fewer weights.",
+        "separately (for A1111, Forge and ComfyUI; diffusers reads it in its own file format only), LoHa and LoKr "
+        "(LyCORIS) reach a higher rank with fewer weights.",
     )
     train_layers: TrainLayers = setting(
         TrainLayers.ATTENTION_FF,
@@ -88,7 +89,8 @@ class NetworkSettings(Settings):
         label="File format",
         group=Group.NETWORK,
         why="kohya's format works in A1111, Forge, ComfyUI and diffusers. diffusers' own is for scripts that use that "
-        "library; it has no LoHa and LoKr.",
+        "library; it has no LoHa and LoKr. A DoRA's magnitudes are per input in kohya's format, where A1111, Forge and "
+        "ComfyUI read no others exactly, and per output in diffusers', which has no others.",
     )
 
     @field_validator("block_dims")

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 from lora_studio.dataset.captions.text import split_tags
+from lora_studio.lora.shapes import DoraAxis
 from lora_studio.models.load import Base, window_hash
 from lora_studio.models.text_encoding import CHUNK_TOKENS
 from lora_studio.planning.steps import StepCount, warmup_steps
@@ -35,13 +37,15 @@ def build_lora_metadata(
     step: int,
     processes: int = 1,
     finished: float | None = None,
+    axis: DoraAxis | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a LoRA after `step` steps, in `epoch` (counted from 1). Times are Unix timestamps.
 
-    The batch size in the job's recipe is the global one, over all `processes`.
+    The batch size in the job's recipe is the global one, over all `processes`. `axis` is that of a DoRA's magnitudes.
     """
     finished = finished or time.time()
     values = {
+        **build_network_metadata(job.recipe, axis),
         **_training(job, counts, base, precision, processes),
         **_data(job, dataset),
         "ss_output_name": job.name,
@@ -61,6 +65,12 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
+def _without_folders(name: str) -> str:
+    """Return the last part of a local base's path, since people share the file; names of the Hub stay whole."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.is_absolute() or path.exists() else name
+
+
 def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, processes: int) -> dict[str, Any]:
     recipe = job.recipe
     single = len(base.files) == 1
@@ -68,10 +78,9 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
     return {
         "ss_v2": False,
         "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_sd_model_name": base.files[0].name if single else base.name,
+        "ss_sd_model_name": base.files[0].name if single else _without_folders(base.name),
         "ss_sd_model_hash": window_hash(base.files[0])[:8] if single else None,
         "ss_new_sd_model_hash": base.hash,
-        **build_network_metadata(recipe),
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,
         "ss_text_encoder_lr": recipe.text_encoder_lr,
@@ -81,7 +90,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_lr_warmup_steps": warmup_steps(recipe.lr_warmup_steps, counts.total_steps),
         "ss_max_grad_norm": recipe.max_grad_norm,
         "ss_max_train_steps": counts.total_steps,
-        "ss_num_epochs": recipe.epochs,
+        "ss_num_epochs": counts.epochs,
         "ss_num_batches_per_epoch": counts.batches_per_epoch,
         "ss_batch_size_per_device": -(-recipe.batch_size // processes),
         "ss_total_batch_size": recipe.batch_size * recipe.gradient_accumulation_steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lora_studio.lora.shapes import DoraAxis
 from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
 from lora_studio.settings.choices import NetworkType, TrainLayers
 from lora_studio.settings.recipe import Recipe
@@ -24,8 +25,11 @@ PRESETS = {
 }
 
 
-def build_network_metadata(recipe: Recipe) -> dict[str, Any]:
-    """Return the `ss_network_*` entries: sd-scripts' own module where it can train the network, else LyCORIS."""
+def build_network_metadata(recipe: Recipe, axis: DoraAxis | None = None) -> dict[str, Any]:
+    """Return the `ss_network_*` entries: sd-scripts' own module where it can train the network, else LyCORIS.
+
+    `axis` is that of a DoRA's magnitudes.
+    """
     plain = recipe.network_type in (NetworkType.LORA, NetworkType.LOCON)
     own = plain and (recipe.trains_convolutions or recipe.train_layers is TrainLayers.ATTENTION_FF)
     own = own and not recipe.rank_stabilized
@@ -33,12 +37,12 @@ def build_network_metadata(recipe: Recipe) -> dict[str, Any]:
         "ss_network_module": "networks.lora" if own else "lycoris.kohya",
         "ss_network_dim": recipe.network_dim,
         "ss_network_alpha": recipe.network_alpha,
-        "ss_network_args": _arguments(recipe, lycoris=not own),
+        "ss_network_args": _arguments(recipe, axis, lycoris=not own),
         "ss_network_dropout": recipe.network_dropout or None,
     }
 
 
-def _arguments(recipe: Recipe, *, lycoris: bool) -> dict[str, str]:
+def _arguments(recipe: Recipe, axis: DoraAxis | None, *, lycoris: bool) -> dict[str, str]:
     found: dict[str, str] = {}
     if lycoris:
         layers = TrainLayers.ALL if recipe.trains_convolutions else recipe.train_layers
@@ -48,7 +52,7 @@ def _arguments(recipe: Recipe, *, lycoris: bool) -> dict[str, str]:
         alpha = recipe.conv_alpha or recipe.network_alpha * dim / recipe.network_dim
         found |= {"conv_dim": str(dim), "conv_alpha": f"{alpha:g}"}
     if recipe.network_type is NetworkType.DORA:
-        found |= {"dora_wd": "True", "wd_on_output": "True"}
+        found |= {"dora_wd": "True", "wd_on_output": str(axis is DoraAxis.OUTPUT)}
     if recipe.network_type is NetworkType.LOKR:
         found |= {"factor": str(recipe.lokr_factor)}
     if recipe.rank_stabilized:

@@ -11,11 +11,12 @@ import torch
 from lora_studio.device import find_gpu
 from lora_studio.events import HintEvent, PhaseEvent, Report, StartEvent, WarningEvent
 from lora_studio.guide import OPTIMIZERS
+from lora_studio.lora.shapes import DoraAxis
 from lora_studio.models.load import Base
 from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.planning.steps import StepCount
-from lora_studio.settings.choices import MaskedLoss
+from lora_studio.settings.choices import MaskedLoss, SaveFormat
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.dataset import Dataset
@@ -126,6 +127,19 @@ def report_truncated_captions(job: TrainJob, base: Base, dataset: Dataset, repor
                 code="captions_long",
                 message=f"{len(truncated)} captions are longer than {limit} tokens and are truncated. The first begins "
                 f"{truncated[0][:60]!r}.",
+            )
+        )
+
+
+def report_dora_axis(axis: DoraAxis | None, recipe: Recipe, report: Report) -> None:
+    """Warn if a DoRA continues an older file or run whose axis is not that of most programs."""
+    if axis is DoraAxis.OUTPUT and recipe.save_format is SaveFormat.KOHYA:
+        report(
+            WarningEvent(
+                code="dora_axis",
+                message="This DoRA continues magnitudes per output, which A1111 misreads, and ComfyUI and Forge read "
+                "inexactly. Start a new run, without network_weights, for magnitudes per input.",
+                why="Magnitudes of one axis cannot be converted into those of the other.",
             )
         )
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
 from lora_studio.lora.inject import add_adapters, layer_tensors
 from lora_studio.lora.layers import find_target_layers
-from lora_studio.lora.shapes import layer_dim_alpha, tensor_shapes
+from lora_studio.lora.shapes import DoraAxis, layer_dim_alpha, tensor_shapes
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import restore_run, save_resume_state
+from lora_studio.training.loop import restore_run, save_lora_file, save_resume_state
+from lora_studio.training.reporting.startup import report_dora_axis
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
-from tests.support.networks import NETWORKS, eval_pipeline, in_tiers, recipe_of
+from tests.support.events import Events, append_to, of
+from tests.support.networks import NETWORKS, eval_pipeline, in_tiers, metadata_of, recipe_of
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
 
@@ -69,6 +73,35 @@ def test_a_run_with_dropout_resumes_bit_for_bit(network: str, shared: Path, tmp_
         second.step = step
     assert same(second.adapters.state(), ends[0])
     assert all(not torch.equal(weight, begin[name]) for name, weight in ends[0].items() if not name.startswith("te"))
+
+
+def test_a_dora_run_with_magnitudes_per_output_resumes_with_them(shared: Path, tmp_path: Path) -> None:
+    """Earlier versions trained norms of outputs in every format; now only diffusers' format has them."""
+    home, settings = Home(shared / "home"), {"network_type": "DoRA", "epochs": 4}
+    first = start(
+        make_job(shared / "base", shared / "images", **settings, save_format="diffusers"), tmp_path / "run", home
+    )
+    train_step(first)
+    first.step = 1
+    save_resume_state(first)
+    state = load_state(tmp_path / "run" / "checkpoints" / "state", on_damage=pytest.fail)
+    assert state is not None
+    second = start(make_job(shared / "base", shared / "images", **settings), tmp_path / "run", home)
+    restore_run(second, state)
+    assert second.adapters.dora_axis is DoraAxis.OUTPUT
+    for run in (first, second):
+        train_step(run)
+        run.step = 2
+    assert same(second.adapters.state(), first.adapters.state())
+    save_lora_file(second, tmp_path / "x.safetensors", 1)
+    scales = [scale for name, scale in load_file(tmp_path / "x.safetensors").items() if name.endswith("dora_scale")]
+    assert {scale.shape[1] for scale in scales} == {1}
+    assert json.loads(metadata_of(tmp_path / "x.safetensors")["ss_network_args"])["wd_on_output"] == "True"
+    events: Events = []
+    report_dora_axis(second.adapters.dora_axis, second.job.recipe, append_to(events))
+    report_dora_axis(first.adapters.dora_axis, first.job.recipe, append_to(events))
+    report_dora_axis(DoraAxis.INPUT, second.job.recipe, append_to(events))
+    assert [event["code"] for event in of(events, "warning")] == ["dora_axis"]
 
 
 def test_recomputed_activations_have_the_same_dropout(shared: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import add_adapters
 from lora_studio.lora.layers import TargetLayer
 from lora_studio.lora.read import read_layers
-from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, tensor_shapes
+from lora_studio.lora.shapes import DoraAxis, Layer, LayerRole, layer_dim_alpha, tensor_shapes
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.recipe import Recipe
 from tests.support.networks import (
@@ -204,8 +204,11 @@ def test_reads_layers_of_any_shape_as_they_were_written(
     save_file({f"{name}.{part}": tensor for part, tensor in tensors.items()}, path)
     (found,), missing = read_layers(read_lora_header(path), [target])
     assert not missing
-    assert (found.network_type.value, found.magnitude_axis) == (kind, 0)
+    assert found.network_type.value == kind
     assert found.alpha / found.dim == pytest.approx(size.alpha / size.dim)
     assert same(found.tensors, {part: tensor for part, tensor in tensors.items() if part in found.tensors})
     assert set(found.tensors) == set(shapes) - {"dora_scale"}
     assert (found.magnitude is not None) == (kind == "DoRA")
+    if found.magnitude is not None:
+        assert found.magnitude_axis is DoraAxis.INPUT
+        assert torch.equal(found.magnitude, tensors["dora_scale"].flatten())

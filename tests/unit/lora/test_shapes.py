@@ -48,10 +48,11 @@ def test_parameter_counts_of_all_network_types_on_sdxl() -> None:
     lora = lora_weights(Recipe.parse(base))
     assert lora == 8 * 2_659_840
     assert lora_weights(Recipe.parse(base | {"network_type": "LoHa"})) == 2 * lora
-    rows = sum(
-        layer.outputs * count for layer, count in SDXL.layers.items() if layer_dim_alpha(Recipe.parse(base), layer)
-    )
-    assert lora_weights(Recipe.parse(base | {"network_type": "DoRA"})) == lora + rows
+    trained = [(layer, count) for layer, count in SDXL.layers.items() if layer_dim_alpha(Recipe.parse(base), layer)]
+    dora = base | {"network_type": "DoRA"}
+    assert lora_weights(Recipe.parse(dora)) == lora + sum(layer.inputs * count for layer, count in trained)
+    per_output = Recipe.parse(dora | {"save_format": "diffusers"})
+    assert lora_weights(per_output) == lora + sum(layer.outputs * count for layer, count in trained)
     assert lora_weights(Recipe.parse(base | {"network_type": "LoKr"})) < lora / 8
     halves = Recipe.parse(base | {"network_type": "LoHa", "gradient_checkpointing": False, "mixed_precision": "bf16"})
     products = estimate_vram_parts(halves)["Adapter products"]

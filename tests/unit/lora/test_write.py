@@ -28,7 +28,14 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import save_lora_file
 from lora_studio.training.run import Run
 from tests.support.kohya_lora import sgm_name
-from tests.support.networks import add_random_adapters, eval_pipeline, metadata_of, recipe_of, run_with_random_lora
+from tests.support.networks import (
+    add_random_adapters,
+    eval_pipeline,
+    metadata_of,
+    recipe_of,
+    run_with_random_lora,
+    write_lora,
+)
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import same
 
@@ -180,6 +187,23 @@ def test_a_failed_write_keeps_the_previous_file(
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionXLPipeline:
     return eval_pipeline(tmp_path_factory.mktemp("tokenizers"))
+
+
+def test_diffusers_gives_every_layer_its_own_scale(bare: StableDiffusionXLPipeline, tmp_path: Path) -> None:
+    """Compare W + dW of each layer, whose alphas differ, after load_lora_weights."""
+    recipe, ours, theirs = recipe_of("rsLoRA blocks"), copy.deepcopy(bare), copy.deepcopy(bare)
+    adapters = add_random_adapters(ours, recipe)
+    write_lora(tmp_path / "x.safetensors", ours, adapters, recipe)
+    theirs.load_lora_weights(str(tmp_path), weight_name="x.safetensors")
+    scales = {layer.scaling["default"] for _, _, layer in adapters.layers}
+    assert len(scales) > 1
+    for model, path, layer in adapters.layers:
+        other = {"unet": theirs.unet, "te1": theirs.text_encoder, "te2": theirs.text_encoder_2}[model]
+        loaded = other.get_submodule(path)
+        assert torch.equal(loaded.get_base_layer().weight, layer.get_base_layer().weight)
+        torch.testing.assert_close(
+            loaded.get_delta_weight(loaded.active_adapters[0]), layer.get_delta_weight("default"), atol=1e-6, rtol=1e-6
+        )
 
 
 def test_half_precision_files_keep_the_exact_scale(bare: StableDiffusionXLPipeline) -> None:

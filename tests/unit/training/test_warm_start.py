@@ -15,6 +15,7 @@ from lora_studio.errors import ConfigError
 from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import add_adapters
 from lora_studio.lora.layers import find_target_layers
+from lora_studio.lora.shapes import DoraAxis
 from lora_studio.settings.job_specs import job_from_toml, job_to_toml
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import save_lora_file
@@ -57,7 +58,32 @@ def test_warm_start_copies_all_weights_of_a_file(
     targets = find_target_layers(pipe.unet, encoders)
     again = add_adapters(pipe.unet, encoders, recipe)
     assert load_network_weights(path, again, recipe, targets) == (len(adapters.layers), len(adapters.layers))
-    assert same(again.state(), adapters.state())
+    # alphas that differ between layers are one in the file, and the up matrices are multiplied by the rest
+    torch.testing.assert_close(again.state(), adapters.state(), atol=0, rtol=3e-7)
+
+
+def test_a_dora_is_trained_on_along_the_axis_of_the_file(
+    bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    per_input, per_output = recipe_of("DoRA"), recipe_of("DoRA diffusers")
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    targets = find_target_layers(pipe.unet, encoders)
+    files = {}
+    for axis, recipe in zip((DoraAxis.INPUT, DoraAxis.OUTPUT), (per_input, per_output), strict=True):
+        other = copy.deepcopy(bare)
+        adapters = add_random_adapters(other, recipe)
+        assert adapters.dora_axis is axis
+        files[axis] = (write_lora(tmp_path / f"{axis}.safetensors", other, adapters, recipe), adapters)
+    path, theirs = files[DoraAxis.OUTPUT]
+    again = add_adapters(pipe.unet, encoders, per_input)
+    load_network_weights(path, again, per_input, targets)
+    assert again.dora_axis is DoraAxis.OUTPUT
+    assert same(again.state(), theirs.state())
+    written = load_file(write_lora(tmp_path / "again.safetensors", pipe, again, per_input))
+    expected = {target.kohya_name: (target.layer.outputs, 1) for target in targets}
+    assert {name[:-11]: scale.shape[:2] for name, scale in written.items() if name.endswith("dora_scale")} == expected
+    (error,) = network_weights_errors(files[DoraAxis.INPUT][0], per_output, targets)
+    assert "Set save_format to kohya" in error
 
 
 def test_a_mismatch_of_file_and_recipe_is_an_error_that_names_the_setting(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from lora_studio.planning.steps import count_steps
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import save_lora_file
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
@@ -73,6 +75,26 @@ def test_metadata_of_a_run(run: Run, file: Path) -> None:
     assert json.loads(found["ss_bucket_info"]) == {"buckets": {"0": {"resolution": [64, 64], "count": 4}}}
     assert found["ss_new_sd_model_hash"] == run.base.hash
     assert not any(str(run.folder) in value for value in found.values())
+
+
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "home", "here", "hub"])
+def test_no_folder_of_the_user_is_in_a_file_that_people_share(
+    spelling: str, run: Run, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(base.parent))
+    monkeypatch.setenv("USERPROFILE", str(base.parent))
+    monkeypatch.chdir(base if spelling == "here" else base.parent)
+    names = {"absolute": str(base), "relative": f"./{base.name}/", "home": f"~/{base.name}", "here": "."}
+    hub = "stabilityai/stable-diffusion-xl-base-1.0"
+    named = dataclasses.replace(run.base, name=names.get(spelling, hub))
+    found = build_lora_metadata(run.job, run.dataset, run.counts, named, precision="fp32", started=1.0, epoch=1, step=2)
+    assert found["ss_sd_model_name"] == (hub if spelling == "hub" else base.name)
+
+
+def test_epochs_are_those_that_max_train_steps_leaves(run: Run) -> None:
+    counts = count_steps({(64, 64): 4}, batch_size=2, epochs=1000, max_train_steps=3)
+    found = build_lora_metadata(run.job, run.dataset, counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
+    assert (found["ss_num_epochs"], found["ss_max_train_steps"]) == ("2", "3")
 
 
 def test_metadata_of_objective_and_optimizer(run: Run) -> None:

@@ -19,7 +19,7 @@ from lora_studio.training.reporting.network_metadata import build_network_metada
         (
             {"network_type": "DoRA"},
             "lycoris.kohya",
-            {"algo": "locon", "preset": "attn-mlp", "dora_wd": "True", "wd_on_output": "True"},
+            {"algo": "locon", "preset": "attn-mlp", "dora_wd": "True", "wd_on_output": "False"},
         ),
         ({"network_type": "LoKr"}, "lycoris.kohya", {"algo": "lokr", "preset": "attn-mlp", "factor": "-1"}),
         (
