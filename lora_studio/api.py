@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Edit, EditPlan, plan_edit
 from lora_studio.dataset.captions.lint import Finding, lint
-from lora_studio.dataset.captions.statistics import CaptionStatistics, caption_statistics, suggest_split
+from lora_studio.dataset.captions.statistics import CaptionStatistics, caption_statistics
 from lora_studio.dataset.curate import curate
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.images.sets import wrap_images
-from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
+from lora_studio.dataset.training_images import read_images
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.events import Event, FailedEvent, StepEvent
 from lora_studio.planning.plan import plan
@@ -114,9 +114,7 @@ def summarize_captions(dataset: Path | str, *, tag: str = "") -> CaptionStatisti
     """
     folder = Path(dataset)
     images = _images(folder)
-    known = Manifest.of(folder)
-    hashed = [(image, known.sha256_of(image)) for image in images]
-    split = suggest_split(hashed, known.duplicates, seed=Recipe().seed)
+    split = read_images(folder).suggest_split(seed=Recipe().seed)
     return caption_statistics(images, tag=tag or trigger_word_of(folder), split=split)
 
 

@@ -163,7 +163,7 @@ def bucket_plan(images: Iterable[tuple[Path, Size, int]], recipe: Recipe) -> lis
     places: dict[Size, Placement] = {}
     for path, size, repeats in images:
         placement = places.get(size) or places.setdefault(size, place_for(recipe, *size))
-        placed.setdefault(placement.bucket, []).append((PlacedImage(path, size, placement), recipe.repeats or repeats))
+        placed.setdefault(placement.bucket, []).append((PlacedImage(path, size, placement), repeats))
     buckets = []
     for size, members in placed.items():
         samples = sum(repeats for _, repeats in members)

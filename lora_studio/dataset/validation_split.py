@@ -11,6 +11,18 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
+
+
+class SplitSuggestion(BaseModel):
+    """A validation split: its share of all images (0 to 1), its images, and the reason."""
+
+    model_config = ConfigDict(frozen=True)
+
+    share: float
+    held_out: list[Path]
+    why: str
+
 
 def choose_validation_images(
     images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]], *, share: float, seed: int

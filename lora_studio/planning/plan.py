@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
+from lora_studio.dataset.training_images import DatasetImages, read_images, samples_per_bucket
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.advice import CheckContext, check_recipe, require_valid
 from lora_studio.planning.cautions import Caution
-from lora_studio.planning.folders import ImageCounts, count_images, square_images
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, fit_vram, lora_mib
 from lora_studio.planning.recommend import Reason, RecipeDraft, recommend, times_as_text
 from lora_studio.planning.steps import StepCount, count_steps
@@ -130,22 +130,23 @@ def plan(
     if not base.strip():
         raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
     side = known.resolution if known else guide.RECIPE["resolution"].value
-    counts = _images(images, given.get("resolution") or side)
-    prior = count_images(Path(regularization).expanduser()) if regularization is not None else None
-    draft = recommend(given, kind, known, counts, vram_gib)
+    found = _images(images, given.get("resolution") or side)
+    prior = _read_folder(regularization) if regularization is not None else None
+    draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
     if vram_gib is not None:
         recipe = _fit_memory(draft, recipe, known, vram_gib)
     require_valid(recipe, known)
     measured = measured_step_seconds(runs, recipe, known.name if known else base)
-    rough = partial(run_seconds, images=counts.total, base=known, vram_gib=vram_gib, measured=measured)
-    own = counts.buckets(recipe)
-    buckets = own + prior.balanced_buckets(recipe, own.total()) if prior is not None else own
+    rough = partial(run_seconds, images=found.total, base=known, vram_gib=vram_gib, measured=measured)
+    split = found.split(recipe, prior)
+    own = samples_per_bucket(split.training, recipe)
+    buckets = own + samples_per_bucket(split.regularization, recipe)
     recipe, steps, seconds = _fit_time(draft, recipe, buckets, rough, hours)
     context = CheckContext(
         base=known,
-        images=counts.total,
-        sizes=None if isinstance(images, int) else counts.all_sizes(),
+        images=found.total,
+        sizes=None if isinstance(images, int) else [image.size for image in found.images],
         count=steps,
         own_share=own.total() / steps.samples_per_epoch,
         vram_gib=vram_gib,
@@ -153,20 +154,20 @@ def plan(
         seconds=seconds,
     )
     return Plan(
-        images=counts.total,
+        images=found.total,
         assumed=isinstance(images, int),
         kind=kind,
         base=known.name if known else base,
-        tier=guide.tier_for(counts.total),
+        tier=guide.tier_for(found.total),
         recipe=recipe,
         reasons=draft.reasons(recipe),
-        repeats=recipe.repeats or round(counts.mean_repeats),
+        repeats=recipe.repeats or round(found.mean_repeats),
         steps=steps,
         vram_gib=estimate_vram_gib(recipe, known, vram_gib),
         vram_parts=estimate_vram_parts(recipe, known, vram_gib),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
-        warnings=[*_folder_warnings(counts), *check_recipe(recipe, context)],
+        warnings=[*_folder_warnings(found), *check_recipe(recipe, context)],
         tagger=known.tagger if known else "",
         tagging=_tagging(kind, known),
         base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
@@ -191,11 +192,20 @@ def _kind(kind: LoraKind | str) -> LoraKind:
         raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(LoraKind)}.", code="kind") from None
 
 
-def _images(images: Path | str | int, side: int) -> ImageCounts:
+def _images(images: Path | str | int, side: int) -> DatasetImages:
     if not isinstance(images, int):
-        return count_images(Path(images).expanduser())
+        return _read_folder(images)
     check_plan_number("images", images)
-    return square_images(images, side)
+    return DatasetImages.assumed(images, side)
+
+
+def _read_folder(folder: Path | str) -> DatasetImages:
+    """Read the images of a folder; raises InputError if it is missing or has no readable images."""
+    folder = Path(folder).expanduser()
+    found = read_images(folder)
+    if not found.total:
+        raise InputError(f"{folder} has no readable images.", "Add images to it.", code="no_images")
+    return found
 
 
 def _fit_memory(draft: RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
@@ -239,22 +249,22 @@ def _fit_time(
     return made
 
 
-def _folder_warnings(counts: ImageCounts) -> list[Caution]:
+def _folder_warnings(images: DatasetImages) -> list[Caution]:
     found = []
-    if counts.unreadable:
+    if images.unreadable:
         found.append(
             Caution(
                 code="unreadable",
-                message=f"{len(counts.unreadable)} images cannot be read, like {counts.unreadable[0]}; they are not "
-                "counted. Set them aside.",
+                message=f"{len(images.unreadable)} images cannot be read, like {next(iter(images.unreadable)).name}; "
+                "they are not counted. Set them aside.",
                 why="Broken files cannot be trained on.",
             )
         )
-    if counts.without_caption:
+    if without := images.without_caption:
         found.append(
             Caution(
                 code="captions_missing",
-                message=f"{len(counts.without_caption)} of {counts.total} images have no caption. Tag them first.",
+                message=f"{len(without)} of {images.total} images have no caption. Tag them first.",
                 why="Captions separate what the trigger word should learn from the rest of the image.",
             )
         )

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
-from lora_studio.planning.folders import ImageCounts
+from lora_studio.dataset.training_images import DatasetImages
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
@@ -73,7 +73,7 @@ def recommend(
     given: dict[str, Any],
     kind: LoraKind,
     base: guide.BaseModel | None,
-    counts: ImageCounts,
+    images: DatasetImages,
     vram_gib: float | None,
 ) -> RecipeDraft:
     """Return the recommended values around the `given` ones, for these images and a GPU of `vram_gib` (None: unknown).
@@ -82,9 +82,9 @@ def recommend(
     """
     draft = RecipeDraft(given)
     _choose_network(draft, kind, base)
-    _choose_schedule(draft, kind, base, counts, vram_gib)
+    _choose_schedule(draft, kind, base, images, vram_gib)
     _choose_for_base(draft, kind, base)
-    if guide.tier_for(counts.total).name == "large":
+    if guide.tier_for(images.total).name == "large":
         why = "The guide keeps some images of large sets out of training: their loss rises when overfitting begins."
         draft.set("validation_split", guide.VALIDATION_SHARE, why)
     return draft
@@ -139,23 +139,23 @@ def _choose_rates(draft: RecipeDraft, optimizer: Optimizer) -> None:
 
 
 def _choose_schedule(
-    draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, counts: ImageCounts, vram_gib: float | None
+    draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, images: DatasetImages, vram_gib: float | None
 ) -> None:
-    tier = guide.tier_for(counts.total)
+    tier = guide.tier_for(images.total)
     low, high = tier.batch_size
     # Without a known GPU: the guide's batch size, kept within the tier's range.
     batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
     draft.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
-    draft.set("epochs", _epochs(tier, counts.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
+    draft.set("epochs", _epochs(tier, images.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     target = EMBEDDED_SAMPLES_PER_EPOCH if base and base.is_embedded else guide.KINDS[kind.value].samples_per_epoch
-    repeats = max(1, round(target / counts.total))
-    if counts.has_mixed_repeats:
+    repeats = max(1, round(target / images.total))
+    if images.has_mixed_repeats:
         draft.set("repeats", None, "Your folders' names set repeats of their own; they are kept.", guided=False)
     else:
         draft.set(
             "repeats",
             repeats,
-            f"{counts.total} images shown {times_as_text(repeats)} make {counts.total * repeats} samples per epoch.",
+            f"{images.total} images shown {times_as_text(repeats)} make {images.total * repeats} samples per epoch.",
             guided=False,
         )
     checkpointing = guide.RECIPE["gradient_checkpointing"]

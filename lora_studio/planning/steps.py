@@ -7,7 +7,7 @@ the end of an epoch, so its last step may be short too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +59,6 @@ def count_steps(
         epochs=_ceil_div(total, per_epoch),
         empty_slots=batches * batch_size - samples,
     )
-
-
-def balanced_repeats(own: Sequence[int], samples: int) -> list[int]:
-    """Return the repeats of regularisation images that balance `samples` training samples per epoch.
-
-    `own` are their folders' repeats. As in kohya's sd-scripts, images are taken in order with their own repeats until
-    their sum reaches `samples`; if it does not, each image is repeated once more, in order. Images that are not needed
-    get 0, and with repeats above 1 the sum may exceed `samples`.
-    """
-    repeats = [0] * len(own)
-    total = 0
-    for index, count in enumerate(own):
-        if total >= samples:
-            return repeats
-        repeats[index] = count
-        total += count
-    if own and (missing := samples - total) > 0:
-        rounds, rest = divmod(missing, len(own))
-        repeats = [count + rounds + (index < rest) for index, count in enumerate(repeats)]
-    return repeats
 
 
 def warmup_steps(setting: float, total_steps: int) -> int:

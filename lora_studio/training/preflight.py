@@ -32,7 +32,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.augment import all_augmentations
 from lora_studio.training.data.caption_variants import captions_to_cache
-from lora_studio.training.data.dataset import Dataset, TrainItem, read_dataset
+from lora_studio.training.data.dataset import Dataset, TrainItem, damaged_images, read_dataset, unreadable_errors
 from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
 from lora_studio.training.warm_start import network_weights_errors
@@ -45,7 +45,6 @@ TEXT_BYTES_PER_CAPTION = 77 * 2048 * 2 + 1280 * 2  # per 75 tokens, in 16 bits
 # Two saved states, each with the weight in fp32 (4), the four values that Prodigy keeps (16) and an EMA (4).
 STATE_BYTES_PER_WEIGHT = 2 * (4 + 16 + 4)
 MIN_FREE_BYTES = 2**28  # disk space that must stay free
-MAX_UNREADABLE_SHOWN = 5  # unreadable images that are listed one by one
 
 T = TypeVar("T")
 
@@ -70,7 +69,8 @@ def preflight(
 ) -> PreflightResult:
     """Check a job and return the results. Raises ConfigError with all errors at once.
 
-    A base on the Hub is downloaded here, if there is no other error.
+    A base on the Hub is downloaded here, if there is no other error. Images are decoded only if there is one, to find
+    all damaged images too; those of a job without errors are decoded once, when they are encoded.
     """
     recipe = job.recipe
     found: list[str] = []
@@ -84,7 +84,8 @@ def preflight(
             found.append(str(error))
         return None
 
-    dataset = attempt(lambda: _dataset(job, on_progress))
+    read_progress = partial(on_progress, "Reading images")
+    dataset = attempt(lambda: _dataset(job, read_progress))
     if dataset is not None:
         found += _dataset_errors(job, dataset)
     source = attempt(lambda: resolve_base(job.base, home))
@@ -112,6 +113,8 @@ def preflight(
     if base_config is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
         found += _disk_space_errors(job, folder, home, dataset, _count(recipe, targets), width)
+    if found and dataset is not None and not dataset.unreadable:
+        found = [*unreadable_errors(damaged_images(dataset, read_progress)), *found]
     if found or dataset is None or source is None or base_config is None or precision is None:
         raise ConfigError(dict.fromkeys(found))
     chosen = recipe.prediction_type
@@ -128,7 +131,7 @@ def preflight(
     )
 
 
-def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dataset:
+def _dataset(job: TrainJob, on_progress: Callable[[int, int], None]) -> Dataset:
     if found := _folder_errors(job):
         raise ConfigError(found)
     return read_dataset(
@@ -136,7 +139,7 @@ def _dataset(job: TrainJob, on_progress: Callable[[str, int, int], None]) -> Dat
         job.recipe,
         job.trigger_word,
         regularization=job.regularization,
-        on_progress=lambda done, total: on_progress("Reading images", done, total),
+        on_progress=on_progress,
     )
 
 
@@ -163,11 +166,9 @@ def _folder_errors(job: TrainJob) -> list[str]:
 def _dataset_errors(job: TrainJob, dataset: Dataset) -> list[str]:
     """Return error messages about images, masks and the validation split."""
     recipe = job.recipe
-    found = [f"dataset: {message} Remove or replace it." for message in dataset.unreadable[:MAX_UNREADABLE_SHOWN]]
-    if (more := len(dataset.unreadable) - MAX_UNREADABLE_SHOWN) > 0:
-        found.append(f"dataset: {more} more images cannot be read. `scan` lists all of them.")
     if dataset.unreadable:
-        return found
+        return unreadable_errors(dataset.unreadable)
+    found = []
     if not dataset.items:
         return [
             f"dataset: {job.dataset} contains no images. Add some to it or to a subfolder named like 10_name "

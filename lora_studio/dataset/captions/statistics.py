@@ -13,10 +13,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio import guide
 from lora_studio.dataset.captions.text import deduplicated, read_caption, split_tags
 from lora_studio.dataset.captions.token_count import MAX_TOKENS, count_tokens
-from lora_studio.dataset.validation_split import choose_validation_images
+from lora_studio.dataset.validation_split import SplitSuggestion
 
 
 class TagCount(BaseModel):
@@ -39,16 +38,6 @@ class TokenCounts(BaseModel):
     mean: float
     limit: int
     too_long: int
-
-
-class SplitSuggestion(BaseModel):
-    """A validation split: its share of all images (0 to 1), its images, and the reason."""
-
-    model_config = ConfigDict(frozen=True)
-
-    share: float
-    held_out: list[Path]
-    why: str
 
 
 class CaptionStatistics(BaseModel):
@@ -131,28 +120,3 @@ def count_caption_tokens(captions: Iterable[str]) -> TokenCounts:
         limit=MAX_TOKENS,
         too_long=sum(count > MAX_TOKENS for count in counts),
     )
-
-
-def suggest_split(
-    images: Sequence[tuple[Path, str]], duplicates: Iterable[Iterable[Path]], *, seed: int
-) -> SplitSuggestion:
-    """Return the validation split that the guide recommends for these images (path and SHA-256 of each).
-
-    Duplicates of one image are on the same side of the split. A recipe with this share and `seed` gives training the
-    same validation images.
-    """
-    if guide.tier_for(len(images)).name == "large":
-        chosen = choose_validation_images(images, duplicates, share=guide.VALIDATION_SHARE, seed=seed)
-        return SplitSuggestion(
-            share=guide.VALIDATION_SHARE,
-            held_out=sorted(chosen),
-            why="Of a large set, use a tenth for validation, to see when the run starts to overfit.",
-        )
-    if len(images) < guide.MIN_IMAGES_FOR_VALIDATION:
-        why = (
-            f"With fewer than {guide.MIN_IMAGES_FOR_VALIDATION} images a validation split costs more than it shows: "
-            "too few images are left to train on, and too few to measure."
-        )
-    else:
-        why = "A validation split is recommended for large sets only; use a tenth to see when overfitting starts."
-    return SplitSuggestion(share=0.0, held_out=[], why=why)

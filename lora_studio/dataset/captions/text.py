@@ -6,7 +6,6 @@ splitting. The caption file has the stem of the image and the suffix `.txt`; `.c
 
 from __future__ import annotations
 
-import os
 import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable
@@ -142,16 +141,6 @@ def existing_caption(image: Path) -> Path | None:
         if file.is_file():
             return file
     return None
-
-
-def captioned_stems(folder: Path) -> set[str]:
-    """Return the stems of all caption files in a folder, with or without an image.
-
-    For a whole folder this takes a tenth of the time of `existing_caption` per image.
-    """
-    with os.scandir(folder) as entries:
-        parts = [os.path.splitext(entry.name) for entry in entries if entry.is_file()]  # noqa: PTH122 - see above
-    return {stem for stem, suffix in parts if suffix in CAPTION_SUFFIXES}
 
 
 def read_caption(image: Path) -> str | None:

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 from PIL import Image
 
-from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, MASK_ENDING, ImageInfo, decode, image_info, read_image
+from lora_studio.dataset.buckets import Size
+from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, MASK_ENDING, DecodedImage, read_image
+from lora_studio.dataset.images.header_cache import readable_size, sha256_of
 from lora_studio.errors import InputError
 from lora_studio.files import write_atomic
-from lora_studio.settings.choices import MaskedLoss
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 MASK_FOLDER = "mask"
@@ -70,34 +71,41 @@ def import_mask(file: Path, image: Path) -> None:
     write_atomic(target, lambda temporary: mask.save(temporary, "PNG"))
 
 
-def mask_source(info: ImageInfo, kind: MaskedLoss) -> MaskSource | None:
-    """Return where the mask of a readable image comes from; None if it has no mask and the whole image counts.
+def mask_from_file(image: Path, size: Size) -> MaskSource | None:
+    """Return the mask file of an image of `size` (width, height) px as the source of its mask; None without one.
 
     Raises InputError if the mask file cannot be read or has another shape than its image.
     """
-    if kind is MaskedLoss.ALPHA and any(issue.code == "alpha" for issue in info.issues):
-        return MaskSource(info.path, info.sha256, alpha=True)
-    file = mask_file(info.path) if kind is MaskedLoss.FILES else None
+    file = mask_file(image)
     if file is None:
         return None
-    mask, _ = image_info(file)
-    if not mask.readable:
+    try:
+        width, height = readable_size(file)
+        sha256 = sha256_of(file)
+    except InputError as error:
+        raise _unusable(file, error) from error
+    if abs(width * size[1] / (height * size[0]) - 1) > ASPECT_TOLERANCE:
         raise InputError(
-            f"The mask {file.name!r} cannot be used: {mask.issues[0].message}", "Replace or remove it.", code="mask"
-        )
-    if abs(mask.width * info.height / (mask.height * info.width) - 1) > ASPECT_TOLERANCE:
-        raise InputError(
-            f"The mask {file.name!r} has {mask.width} x {mask.height} px and its image {info.path.name!r} has "
-            f"{info.width} x {info.height} px; their aspect ratios must be equal.",
+            f"The mask {file.name!r} has {width} x {height} px and its image {image.name!r} has "
+            f"{size[0]} x {size[1]} px; their aspect ratios must be equal.",
             "Draw the mask on this image again, or remove it.",
             code="mask_shape",
         )
-    return MaskSource(file, mask.sha256, alpha=False)
+    return MaskSource(file, sha256, alpha=False)
 
 
-def read_mask(source: MaskSource) -> Image.Image:
-    """Return the mask, upright and in greyscale (mode L). Raises InputError if its file cannot be read."""
-    if not source.alpha:
-        return read_image(source.path).convert("L")
-    picture = decode(source.path, with_alpha=True)
+def decode_mask_file(file: Path) -> Image.Image:
+    """Return a mask file, upright and in greyscale (mode L). Raises InputError if it cannot be read."""
+    try:
+        return read_image(file).convert("L")
+    except InputError as error:
+        raise _unusable(file, error) from error
+
+
+def alpha_mask(picture: DecodedImage) -> Image.Image:
+    """Return the alpha channel of an image that was decoded with it; white if the image is opaque."""
     return picture.alpha or Image.new("L", picture.image.size, 255)
+
+
+def _unusable(file: Path, error: InputError) -> InputError:
+    return InputError(f"The mask {file.name!r} cannot be used: {error.message}", "Replace or remove it.", code="mask")

@@ -14,7 +14,7 @@ from lora_studio.dataset.images.decode import find_images, images_in
 from lora_studio.dataset.images.masks import mask_files
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import sync_folder
-from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project, image_sets
+from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
 
 MAX_REPEATS = 500  # in `2024_holidays` the number is a year
 MAX_NAME_BYTES = 200  # file systems allow 255
@@ -52,11 +52,6 @@ def project_images(project: Project) -> list[Path]:
 def format_image_count(count: int) -> str:
     """Return "1 image", "2 images" and so on."""
     return f"{count:,} image{'' if count == 1 else 's'}"
-
-
-def loose_images(folder: Path) -> list[Path]:
-    """Return the images in `folder` itself that are not trained on because it has set folders."""
-    return images_in(folder) if any(item.path != folder for item in image_sets(folder)) else []
 
 
 def wrap_images(folder: Path | str, name: str) -> list[Path]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,13 +29,14 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedModel
 
 from lora_studio.dataset.buckets import VAE_FACTOR
-from lora_studio.dataset.images.decode import decode, file_sha256
-from lora_studio.dataset.images.masks import read_mask
-from lora_studio.errors import JobError, StopRequested
+from lora_studio.dataset.images.decode import decode
+from lora_studio.dataset.images.header_cache import sha256_of
+from lora_studio.dataset.images.masks import alpha_mask, decode_mask_file
+from lora_studio.errors import ConfigError, InputError, JobError, StopRequested
 from lora_studio.files import write_bytes
 from lora_studio.models.load import on_device
 from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
-from lora_studio.training.data.dataset import TrainItem
+from lora_studio.training.data.dataset import TrainItem, unreadable_errors
 
 CACHE_VERSION = "2"  # of the file contents: raise it when the same input gives other values
 CPU = torch.device("cpu")
@@ -126,29 +128,39 @@ class LatentCache:
     ) -> int:
         """Encode the items that are not cached, write masks that are not cached, and return how many were encoded.
 
+        Each file is decoded once, for all of its crops and its mask; a file of which nothing is missing is not read.
         The VAE is moved to `device` while it encodes; it is not moved if nothing is missing.
 
         Raises JobError with the image's name if the VAE returns NaN or the file has changed since it was scanned,
-        InputError if an image cannot be read, StopRequested after a stop request.
+        ConfigError with all damaged images and masks, after nothing more was encoded, StopRequested after a stop
+        request.
         """
-        for item in items:
-            if item.mask is not None and not _is_complete(self.mask_file(item)):
-                mask = latent_mask(read_mask(item.mask), item)
-                _check_unchanged(item.mask.path, item.mask.sha256)
-                _write(self.mask_file(item), mask=mask)
         missing = [item for item in _unique(items, self.file) if not _is_complete(self.file(item))]
-        if not missing:
-            return 0
-        last: tuple[Path, Image.Image] | None = None  # crops and flips of an image are adjacent
-        with on_device(vae, device):
-            for done, item in enumerate(missing):
+        masked = _unique((item for item in items if item.mask is not None), self.mask_file)
+        masks = [item for item in masked if not _is_complete(self.mask_file(item))]
+        damaged: list[str] = []
+        done = 0
+        with on_device(vae, device) if missing else nullcontext():
+            for file in _uncached_files(missing, masks):
                 if should_stop():
                     raise StopRequested
-                on_progress(done, len(missing))
-                if last is None or last[0] != item.path:
-                    last = item.path, decode(item.path, with_alpha=_has_alpha_mask(item)).image
-                    _check_unchanged(item.path, item.sha256)
-                self.store(item, *self._encode(vae, last[1], item))
+                try:
+                    image, mask = file.decode()
+                except InputError as error:
+                    damaged.append(error.message)
+                    continue
+                if damaged:
+                    continue  # the run cannot start: the rest is decoded only to report all damaged files at once
+                for item in file.masks:
+                    _write(self.mask_file(item), mask=latent_mask(mask, item))
+                for item in file.latents:
+                    if should_stop():
+                        raise StopRequested
+                    on_progress(done, len(missing))
+                    self.store(item, *self._encode(vae, image, item))
+                    done += 1
+        if damaged:
+            raise ConfigError(unreadable_errors(damaged))
         return len(missing)
 
     def _encode(self, vae: AutoencoderKL, image: Image.Image, item: TrainItem) -> tuple[Tensor, Tensor]:
@@ -164,6 +176,43 @@ class LatentCache:
         return mean, logvar
 
 
+@dataclass(frozen=True)
+class _UncachedFile:
+    """An image or mask file, and the items whose latents and masks are to be computed from it."""
+
+    path: Path
+    sha256: str
+    latents: list[TrainItem] = field(default_factory=list)
+    masks: list[TrainItem] = field(default_factory=list)
+
+    def decode(self) -> tuple[Image.Image, Image.Image]:
+        """Return the image and its alpha channel as the mask, or a mask file twice.
+
+        Raises InputError if it is damaged, JobError if it has changed since the dataset was read.
+        """
+        try:
+            alpha = any(map(_has_alpha_mask, [*self.latents, *self.masks]))
+            if not self.latents and not alpha:
+                mask = decode_mask_file(self.path)
+                return mask, mask
+            picture = decode(self.path, with_alpha=alpha)
+            return picture.image, alpha_mask(picture)
+        finally:
+            _check_unchanged(self.path, self.sha256)
+
+
+def _uncached_files(latents: Iterable[TrainItem], masks: Iterable[TrainItem]) -> list[_UncachedFile]:
+    """Return each file that must be decoded for these items' latents and masks, once."""
+    files: dict[Path, _UncachedFile] = {}
+    for item in masks:
+        assert item.mask is not None
+        source = item.mask
+        files.setdefault(source.path, _UncachedFile(source.path, source.sha256)).masks.append(item)
+    for item in latents:
+        files.setdefault(item.path, _UncachedFile(item.path, item.sha256)).latents.append(item)
+    return list(files.values())
+
+
 def _finite(*values: Tensor) -> bool:
     return all(bool(value.isfinite().all()) for value in values)
 
@@ -176,7 +225,7 @@ def _has_alpha_mask(item: TrainItem) -> bool:
 def _check_unchanged(path: Path, sha256: str) -> None:
     """Raise JobError if a file has changed since the dataset was read."""
     try:
-        if file_sha256(path) == sha256:
+        if sha256_of(path) == sha256:
             return
         change = "was changed"
     except OSError:

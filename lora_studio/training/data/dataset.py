@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from lora_studio.dataset.buckets import Placement, Size, place_for
-from lora_studio.dataset.captions.text import read_caption
-from lora_studio.dataset.images.decode import ImageInfo, image_info, images_in
-from lora_studio.dataset.images.masks import MaskSource, mask_source
-from lora_studio.dataset.images.sets import loose_images
-from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.validation_split import choose_validation_images
+from lora_studio.dataset.images.decode import decode
+from lora_studio.dataset.images.header_cache import MIN_DECODED_SIDE
+from lora_studio.dataset.images.masks import MaskSource
+from lora_studio.dataset.training_images import DatasetImage, RepeatedImage, read_images
 from lora_studio.errors import InputError
-from lora_studio.planning.steps import StepCount, balanced_repeats, count_steps
+from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.rng import generator
-from lora_studio.workspace.project import ImageSet, image_sets
 
 Batch = list["TrainItem"]
+MAX_UNREADABLE_SHOWN = 5  # unreadable images that are listed one by one
 T = TypeVar("T")
 
 
@@ -121,69 +119,70 @@ def read_dataset(
 ) -> Dataset:
     """Read sizes, hashes, masks and captions of the images in `folder` and its N_name subfolders, in order of name.
 
-    An image without a caption gets the trigger word as its caption, or the name of its folder if there is no trigger
-    word. The recipe's repeats, if set, override those of the folders. Images of the folder `regularization` without a
-    caption get the name of their folder, never the trigger word.
+    Images are not decoded: one whose header is intact and whose pixels are damaged is found when it is encoded. An
+    image without a caption gets the trigger word as its caption, or the name of its folder if there is no trigger word.
+    Images of the folder `regularization` without a caption get the name of their folder, never the trigger word. Raises
+    InputError if a folder does not exist.
     """
-    found = _find_images(folder, prior=False)
-    found += _find_images(regularization, prior=True) if regularization is not None else []
-    items, unreadable = [], []
-    for done, (group, path, prior) in enumerate(found):
-        on_progress(done, len(found))
-        info, _ = image_info(path, min_side=64)
-        if not info.readable:
-            unreadable += [issue.message for issue in info.issues]
-            continue
-        try:
-            items.append(_read_item(group, info, recipe, "" if prior else trigger_word, prior=prior))
-        except InputError as error:
-            unreadable.append(str(error))
-    own = [item for item in items if not item.prior]
-    validation = _validation_paths(folder, own, recipe)
-    trained = [item for item in own if item.path not in validation]
+    own = read_images(folder, hash_all=True, on_progress=on_progress)
+    prior = read_images(regularization, hash_all=True, on_progress=on_progress) if regularization is not None else None
+    split = own.split(recipe, prior)
+    unreadable = [*own.unreadable.values(), *(prior.unreadable.values() if prior is not None else [])]
+
+    def read_items(images: list[RepeatedImage], trigger_word: str, *, prior: bool = False) -> list[TrainItem]:
+        items = []
+        for image, repeats in images:
+            try:
+                items.append(_read_item(image, repeats, recipe, trigger_word, prior=prior))
+            except (InputError, OSError) as error:
+                unreadable.append(str(error))
+        return items
+
     return Dataset(
-        trained,
+        read_items(split.training, trigger_word),
         unreadable,
-        outside_sets=loose_images(folder),
-        regularization=_balance([item for item in items if item.prior], sum(item.repeats for item in trained)),
-        validation_items=[item for item in own if item.path in validation],
+        outside_sets=own.outside_sets,
+        regularization=read_items(split.regularization, "", prior=True),
+        validation_items=read_items(split.validation, trigger_word),
     )
 
 
-def _find_images(folder: Path, *, prior: bool) -> list[tuple[ImageSet, Path, bool]]:
-    return [(group, path, prior) for group in image_sets(folder) for path in images_in(group.path)]
-
-
-def _read_item(group: ImageSet, info: ImageInfo, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
-    caption = read_caption(info.path)
-    size = info.width, info.height
+def _read_item(image: DatasetImage, repeats: int, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
     return TrainItem(
-        path=info.path,
-        sha256=info.sha256,
-        size=size,
-        placement=place_for(recipe, *size),
-        caption=" ".join(caption.split()) if caption else trigger_word or group.concept,
-        has_caption=bool(caption),
-        repeats=group.repeats if prior else recipe.repeats or group.repeats,
-        folder=group.path.name,
-        mask=mask_source(info, recipe.masked_loss),
+        path=image.path,
+        sha256=image.sha256,
+        size=image.size,
+        placement=place_for(recipe, *image.size),
+        caption=image.caption or trigger_word or image.image_set.concept,
+        has_caption=bool(image.caption),
+        repeats=repeats,
+        folder=image.image_set.path.name,
+        mask=image.mask(recipe.masked_loss),
         prior=prior,
     )
 
 
-def _validation_paths(folder: Path, items: list[TrainItem], recipe: Recipe) -> frozenset[Path]:
-    if not recipe.validation_split:
-        return frozenset()
-    images = [(item.path, item.sha256) for item in items]
-    return choose_validation_images(
-        images, Manifest.of(folder).duplicates, share=recipe.validation_split, seed=recipe.seed
-    )
+def damaged_images(dataset: Dataset, on_progress: Callable[[int, int], None]) -> list[str]:
+    """Decode all images and mask files, and return a message for each that is damaged."""
+    items = [*dataset.epoch_items, *dataset.validation_items]
+    masks = [item.mask.path for item in items if item.mask is not None and not item.mask.alpha]
+    paths = list(dict.fromkeys([*(item.path for item in items), *masks]))
+    found = []
+    for done, path in enumerate(paths):
+        on_progress(done, len(paths))
+        try:
+            decode(path, min_side=MIN_DECODED_SIDE)
+        except InputError as error:
+            found.append(error.message)
+    return found
 
 
-def _balance(items: list[TrainItem], samples: int) -> list[TrainItem]:
-    """Return regularisation items with repeats that balance `samples` training samples, without superfluous items."""
-    repeats = balanced_repeats([item.repeats for item in items], samples)
-    return [replace(item, repeats=count) for item, count in zip(items, repeats, strict=True) if count]
+def unreadable_errors(messages: Sequence[str]) -> list[str]:
+    """Return the error messages of a run about images and masks that cannot be read: the first few, and a count."""
+    found = [f"dataset: {message} Remove or replace it." for message in messages[:MAX_UNREADABLE_SHOWN]]
+    if (more := len(messages) - MAX_UNREADABLE_SHOWN) > 0:
+        found.append(f"dataset: {more} more images cannot be read. `scan` lists all of them.")
+    return found
 
 
 def epoch_steps(dataset: Dataset, recipe: Recipe, epoch: int) -> list[list[Batch]]:

@@ -8,24 +8,26 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from lora_studio import guide
 from lora_studio.dataset.buckets import Bucket, bucket_plan
 from lora_studio.dataset.captions.lint import Finding, lint_captions
-from lora_studio.dataset.captions.statistics import SplitSuggestion, TagTable, suggest_split
+from lora_studio.dataset.captions.statistics import TagTable
 from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import is_training_image
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.manifest import Manifest
+from lora_studio.dataset.training_images import DatasetImages, select_images
+from lora_studio.dataset.validation_split import SplitSuggestion
 from lora_studio.errors import InputError
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.image_item import ImageItem, Selection, image_id
 from lora_studio.ui.dataset.stat_cache import ProjectCache, own_files
 from lora_studio.ui.gc_freeze import gc_frozen
-from lora_studio.workspace.project import DEFAULT_REPEATS, SET_FOLDER, Project
+from lora_studio.workspace.project import Project
 
 MAX_PARTIAL_UPDATE = 1_000  # changed images; beyond that the project is loaded again
 
@@ -53,10 +55,14 @@ class ImageStatistics:
         return sum(item.info is None for item in self.items)
 
     @cached_property
+    def trained(self) -> DatasetImages:
+        """The images that a run can use: the readable ones of the sets."""
+        return select_images(self.manifest.folder, [item.path for item in self.items], self.manifest)
+
+    @cached_property
     def split(self) -> SplitSuggestion:
         """The suggested validation split."""
-        hashed = [(item.path, self.manifest.sha256_of(item.path)) for item in self.items]
-        return suggest_split(hashed, self.manifest.duplicates, seed=Recipe().seed)
+        return self.trained.suggest_split(seed=Recipe().seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +92,7 @@ class CaptionStatistics:
 class BucketStatistics:
     """Values that depend on image files and the project's settings alone, computed when first used."""
 
-    items: list[ImageItem]
+    images: ImageStatistics
     project: Project
 
     @cached_property
@@ -98,15 +104,9 @@ class BucketStatistics:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The aspect buckets of the images."""
-        return bucket_plan(
-            (
-                (item.path, (item.info.width, item.info.height), _repeats(str(item.path).rpartition(os.sep)[0]))
-                for item in self.items
-                if item.info and item.info.readable
-            ),
-            self.recipe,
-        )
+        """The aspect buckets of the images that the recipe trains on."""
+        training = self.images.trained.split(self.recipe).training
+        return bucket_plan(((image.path, image.size, repeats) for image, repeats in training), self.recipe)
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,16 @@ class Contents:
             trigger = project.info().trigger_word
             proposed = {item.path: item.reason for item in manifest.proposals()}
             items = [_item(project, path, trigger, manifest, proposed) for path in paths]
+            images = ImageStatistics(items, manifest)
             return cls(
                 project,
                 trigger,
                 items,
                 _groups(manifest, {item.path for item in items}, proposed),
                 manifest,
-                ImageStatistics(items, manifest),
+                images,
                 CaptionStatistics(items, trigger),
-                BucketStatistics(items, project),
+                BucketStatistics(images, project),
             )
 
     def updated(self, changed: set[str]) -> Contents | None:
@@ -173,15 +174,16 @@ class Contents:
         items = self._replaced(affected, manifest, proposed)
         groups = _groups(manifest, {item.path for item in items}, proposed) if proposals_changed else self.groups
         captions_changed = bool(images or stems)
+        statistics = ImageStatistics(items, manifest) if images else self.images
         return Contents(
             self.project,
             self.trigger,
             items,
             groups,
             manifest,
-            ImageStatistics(items, manifest) if images else self.images,
+            statistics,
             CaptionStatistics(items, self.trigger) if captions_changed else self.captions,
-            BucketStatistics(items, self.project) if images or settings_changed else self.bucketing,
+            BucketStatistics(statistics, self.project) if images or settings_changed else self.bucketing,
         )
 
     def _with_stems(self, stems: set[str]) -> set[Path]:
@@ -311,12 +313,6 @@ def _restricted(group: DuplicateGroup, paths: set[Path]) -> DuplicateGroup | Non
     if not left:
         return None
     return group.model_copy(update={"reject": [path for path, _ in left], "reasons": [reason for _, reason in left]})
-
-
-@lru_cache(maxsize=256)
-def _repeats(folder: str) -> int:
-    found = SET_FOLDER.match(Path(folder).name)
-    return int(found[1]) if found else DEFAULT_REPEATS
 
 
 def _stem(path: Path) -> str:

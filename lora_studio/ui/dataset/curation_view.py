@@ -10,7 +10,6 @@ from markupsafe import Markup
 
 from lora_studio.dataset.curate import Proposal, Rejected
 from lora_studio.dataset.duplicates.find import DuplicateGroup
-from lora_studio.dataset.images.sets import loose_images
 from lora_studio.dataset.marks import damaged_marks
 from lora_studio.guide import WORKFLOW
 from lora_studio.ui.dataset.contents import Contents
@@ -209,7 +208,7 @@ def curation_status(contents: Contents, *, scanning: bool = False) -> Markup:
                 Tone.WARNING,
             )
         )
-    if loose := loose_images(contents.project.dataset_dir):
+    if loose := contents.images.trained.outside_sets:
         warnings.append(
             card(
                 f"{format_count(len(loose), 'image')} in no set",

@@ -9,7 +9,6 @@ import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.dataset.curate import Rejected, rejected_images
-from lora_studio.dataset.images.sets import loose_images
 from lora_studio.dataset.review import record_reviewed_captions
 from lora_studio.errors import StudioError
 from lora_studio.ui.context import Studio
@@ -268,7 +267,7 @@ class DatasetPage:
 
     def _curation(self, contents: Contents, rejected: list[Rejected]) -> Updates:
         project, home = contents.project, self.studio.home
-        loose = loose_images(project.dataset_dir)
+        loose = contents.images.trained.outside_sets
         return {
             self.left.groups: curation_view.duplicate_groups(home, contents) + variety.similar_groups(home, contents),
             self.left.flagged: curation_view.flagged_list(home, contents),

@@ -9,7 +9,8 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.dataset.captions.statistics import SplitSuggestion, TagCount, count_caption_tokens
+from lora_studio.dataset.captions.statistics import TagCount, count_caption_tokens
+from lora_studio.dataset.validation_split import SplitSuggestion
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.view import MAX_NAMES, Action
 from lora_studio.ui.widgets.events import Updates
@@ -58,7 +59,7 @@ class StatisticsPanel:
             self.figures: caption_tiles(contents, len(frequencies)),
             self.table: tag_table(frequencies, selected, page),
             self.co_occurrence: co_occurrence_table(tag, contents.captions.tag_table.cooccurring(tag)),
-            self.split: split_card(contents.images.split, len(contents.items)),
+            self.split: split_card(contents.images.split, contents.images.trained.total),
         }
 
 

@@ -111,7 +111,7 @@ def bucket_overview(home: Home, contents: Contents) -> Markup:
 
 
 def _resolutions(contents: Contents) -> str:
-    sizes = contents.images.sizes
+    sizes = {image.size for image in contents.images.trained.images}
     if len(sizes) == 1:
         (width, height) = next(iter(sizes))
         return f"All images have {width} × {height} px, as the guide suggests."

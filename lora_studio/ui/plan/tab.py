@@ -8,6 +8,7 @@ import gradio as gr
 
 from lora_studio import guide
 from lora_studio.dataset.images.sets import project_images
+from lora_studio.dataset.training_images import read_images
 from lora_studio.device import find_gpu
 from lora_studio.errors import InputError
 from lora_studio.planning.plan import Plan
@@ -154,12 +155,11 @@ class PlanTab:
         info = project.info()
         gpu = find_gpu()
         vram = info.vram_gib if info.vram_gib is not None else (gpu.vram_gib if gpu else None)
-        images = len(project_images(project))
         shown = {
             self.answers.kind: info.kind.value,
             self.answers.base: _base_box(info.base),
             self.answers.trigger_word: info.trigger_word,
-            self.answers.images: _images_box(images, expected=EXPECTED_IMAGES),
+            self.answers.images: _images_box(project, expected=EXPECTED_IMAGES),
             self.answers.vram_gib: vram,
             self.answers.hours: None,
         }
@@ -173,7 +173,7 @@ class PlanTab:
         """Update the number of images, the trigger word that an import may have set, and the plan."""
         project = self.studio.find_project(data[self.studio.project])
         changed = {self.answers.trigger_word: project.info().trigger_word}
-        images = {self.answers.images: _images_box(len(project_images(project)))}
+        images = {self.answers.images: _images_box(project)}
         return changed | images | self.update_plan({**data, **changed})
 
     def update_plan(self, data: dict[Any, Any]) -> Updates:
@@ -251,12 +251,16 @@ def _about_base(base: str) -> str:
     return f"Good for {known.good_for}. {known.why}" if known else "Custom model: assumed to be SDXL."
 
 
-def _images_box(images: int, *, expected: int | None = None) -> Any:
-    """Return the update of the field: the number of images in the dataset, or of a project without images `expected`.
+def _images_box(project: Project, *, expected: int | None = None) -> Any:
+    """Return the update of the field: the number of images that can be trained on, without any images `expected`.
 
     Without `expected`, the field keeps what the user typed.
     """
-    if images:
-        return gr.update(value=images, info="Counted in the dataset, with their sizes.", interactive=False)
+    if project_images(project):
+        return gr.update(
+            value=read_images(project.dataset_dir).total,
+            info="Counted in the dataset, with their sizes.",
+            interactive=False,
+        )
     typed: dict[str, Any] = {} if expected is None else {"value": expected}
     return gr.update(info=f"{IMAGES.why} The dataset is empty.", interactive=True, **typed)

@@ -166,29 +166,6 @@ def test_image_sizes_are_read_after_exif_rotation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "overrides", [{}, {"repeats": 3}, {"enable_bucket": False}, {"resolution": 512, "bucket_no_upscale": False}]
-)
-def test_trainer_counts_the_same_steps(tmp_path: Path, overrides: dict[str, Any]) -> None:
-    from lora_studio.training.data.dataset import read_dataset
-
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    sizes = [(1024, 1024), (700, 1300), (1300, 700), (640, 480), (333, 999), (1216, 832)]
-    for name, number in (("2_saria", 6), ("5_bird", 3)):
-        for index in range(number):
-            path = tmp_path / name / f"{index}.jpg"
-            path.parent.mkdir(exist_ok=True)
-            Image.new("RGB", sizes[index], "teal").save(path, exif=exif if index % 2 else Image.Exif())
-    (tmp_path / "notes").mkdir()
-    save(tmp_path / "notes" / "a.png", (512, 512))
-    save(tmp_path / "loose.png", (512, 512))
-    more = {"batch_size": 2, "gradient_accumulation_steps": 3, "epochs": 4}
-    planned = plan(tmp_path, overrides=more | overrides)
-    assert planned.images == 9
-    assert read_dataset(tmp_path, planned.recipe, "").step_count(planned.recipe) == planned.steps
-
-
-@pytest.mark.parametrize(
     ("arguments", "code", "value"),
     [
         ({"images": 0}, "no_images", "0"),

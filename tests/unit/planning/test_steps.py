@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_studio.errors import InputError
-from lora_studio.planning.steps import balanced_repeats, count_steps
+from lora_studio.planning.steps import count_steps
 
 
 def simulate(buckets: dict[int, int], batch: int, accumulation: int, epochs: int, limit: int | None) -> dict[str, int]:
@@ -80,23 +80,3 @@ def test_empty_dataset_is_an_error(buckets: dict[int, int]) -> None:
     with pytest.raises(InputError) as caught:
         count_steps(buckets, batch_size=1, epochs=1)
     assert caught.value.code == "no_images"
-
-
-def walk(own: list[int], samples: int) -> list[int]:
-    """Regularisation images as sd-scripts adds them: first all repeats of each, then one more of each in turn."""
-    repeats = [0] * len(own)
-    added, first = 0, True
-    while own and added < samples:
-        for index, count in enumerate(own):
-            more = count if first else 1
-            repeats[index] += more
-            added += more
-            if added >= samples:
-                break
-        first = False
-    return repeats
-
-
-@given(own=st.lists(st.integers(1, 12), max_size=12), samples=st.integers(0, 200))
-def test_balances_regularisation_images_like_sd_scripts(own: list[int], samples: int) -> None:
-    assert balanced_repeats(own, samples) == walk(own, samples)

@@ -72,6 +72,15 @@ def test_names_the_first_unreadable_images_and_counts_the_rest(tiny_base: Path, 
     assert "3 more images" in found[-1]
 
 
+def test_decodes_images_only_to_report_damage_beside_another_error(tiny_base: Path, images: Path, home: Home) -> None:
+    damaged = images / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    check(make_job(tiny_base, images), home)  # found when the images are encoded
+    image_error, other = errors_of(make_job(tiny_base, images, clip_skip=4), home)
+    assert damaged.name in image_error
+    assert "clip_skip" in other
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from lora_studio.dataset.images.decode import find_images
+from lora_studio.dataset.manifest import Manifest, scan_stamps
+from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.training.objective import draw_noise, draw_timestep
 from lora_studio.training.run import Run
-from lora_studio.workspace.project import Home
+from lora_studio.workspace.project import Home, Project
 from tests.support.augmented_runs import EVERYTHING, augmented_job, read_records, snr_weight, write_dataset
 from tests.support.events import Events, of
-from tests.support.training_runs import losses_of, same, train_into, weights_of
+from tests.support.image_reads import counted_image_reads
+from tests.support.training_runs import losses_of, make_images, make_job, same, start, train_into, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +100,49 @@ def test_losses_are_weighted_by_mask_and_set(zero_run: Run) -> None:
         )
     unet: Any = zero_run.base.unet
     assert unet.seen[0]["encoder_hidden_states"].shape == (2, 154, 40)
+
+
+def age(folder: Path) -> list[Path]:
+    """Return the image and mask files below a folder, as if they had not been changed for long."""
+    files = [path for path in folder.rglob("*.*") if path.suffix in (".png", ".jpg")]
+    for path in files:
+        os.utime(path, (1e9, 1e9))  # of a file that was just changed, the stamp shows no further change
+    return files
+
+
+def scan_into(project: Project) -> None:
+    """Scan a project's dataset, as the Dataset tab does."""
+    stamps = scan_stamps(find_images(project.dataset_dir))
+    Manifest.of_scan(project.dataset_dir, scan(project.dataset_dir), stamps).save_scan(project.path)
+
+
+@pytest.mark.parametrize(("masks", "scanned"), [("files", False), ("alpha", True), ("alpha", False)])
+def test_a_start_decodes_and_hashes_each_uncached_file_once(
+    tiny_base: Path, tmp_path: Path, masks: str, scanned: bool
+) -> None:
+    """Also with latents of two augmentations and a mask per image. With full caches, nothing is decoded."""
+    home = Home(tmp_path / "home")
+    project = home.create_project("ink")
+    make_images(project.images_dir, [(64, 64)] * 3)
+    make_images(tmp_path / "prior", [(72, 64)])
+    Image.effect_noise((64, 64), 50).convert("RGB").save(project.images_dir / "photo.jpg")
+    masked = [project.images_dir / "1.png", project.images_dir / "2.png"]
+    for image in masked:
+        if masks == "files":
+            Image.open(image).convert("L").save(image.with_stem(f"{image.stem}-masklabel"))
+        else:
+            Image.open(image).convert("RGBA").rotate(45).save(image)
+    files = [*age(project.dataset_dir), *age(tmp_path / "prior")]
+    if scanned:
+        scan_into(project)
+    job = make_job(tiny_base, project.dataset_dir, masked_loss=masks, flip_aug=True, validation_split=0.2)
+    job.regularization = tmp_path / "prior"
+    alpha_channels = masked if masks == "alpha" and not scanned else []  # decoded to see whether it is opaque
+    with counted_image_reads() as first:
+        start(job, project.path / "runs" / "001-ink", home)
+    assert first.hashed == Counter(files)
+    assert first.decoded == Counter(files + alpha_channels)
+    with counted_image_reads() as second:
+        start(job, project.path / "runs" / "002-ink", home)
+    assert second.decoded == {}
+    assert second.hashed == {}  # in the same process: their hashes are cached until the files change

@@ -1,4 +1,4 @@
-"""Statistics of captions, and the validation split that is recommended."""
+"""Statistics of captions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio import guide
-from lora_studio.dataset.captions.statistics import TagTable, caption_statistics, suggest_split
+from lora_studio.dataset.captions.statistics import TagTable, caption_statistics
 
 
 def test_counts_tags_once_per_image_and_their_co_occurrence(tmp_path: Path) -> None:
@@ -29,18 +28,3 @@ def test_counts_tags_once_per_image_and_their_co_occurrence(tmp_path: Path) -> N
 def test_an_absent_tag_co_occurs_with_nothing() -> None:
     assert TagTable.of({Path("a"): "cat"}).cooccurring("dog") == []
     assert caption_statistics([]).tags == []
-
-
-def test_splits_only_large_sets_and_keeps_duplicates_on_one_side() -> None:
-    def images(count: int) -> list[tuple[Path, str]]:
-        return [(Path(f"{number}.png"), f"{number:064x}") for number in range(count)]
-
-    few, medium, large = (suggest_split(images(count), [], seed=1) for count in (29, 30, 301))
-    assert (few.share, few.held_out) == (0.0, [])
-    assert str(guide.MIN_IMAGES_FOR_VALIDATION) in few.why
-    assert (medium.share, medium.held_out) == (0.0, [])
-    assert medium.why != few.why
-    assert (large.share, len(large.held_out)) == (0.1, 30)
-    pairs = [[Path(f"{number}.png"), Path(f"{number + 1}.png")] for number in range(0, 300, 2)]
-    chosen = set(suggest_split(images(301), pairs, seed=1).held_out)
-    assert all(len(chosen & set(pair)) in (0, 2) for pair in pairs)

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_studio.dataset.buckets import place
-from lora_studio.dataset.images.decode import decode, find_images, image_info
-from lora_studio.dataset.images.masks import MaskSource, mask_file, mask_source, read_mask
+from lora_studio.dataset.images.decode import decode, find_images
+from lora_studio.dataset.images.masks import MaskSource, alpha_mask, decode_mask_file, mask_file
+from lora_studio.dataset.training_images import read_images
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import MaskedLoss
 from lora_studio.training.data.cache import latent_mask
@@ -27,7 +28,8 @@ def draw_image(path: Path, size: tuple[int, int] = (64, 48)) -> Path:
 
 
 def source_of(path: Path, kind: MaskedLoss) -> MaskSource | None:
-    return mask_source(image_info(path)[0], kind)
+    (image,) = (image for image in read_images(path.parent, hash_all=True).images if image.path == path)
+    return image.mask(kind)
 
 
 @pytest.mark.parametrize("name", ["cat-masklabel.png", "mask/cat.png", "mask/cat.webp"])
@@ -41,7 +43,7 @@ def test_finds_mask_files_and_does_not_take_them_for_images(tmp_path: Path, name
     found = source_of(image, MaskedLoss.FILES)
     assert found is not None
     assert (found.path, found.alpha) == (mask, False)
-    assert read_mask(found).getextrema() == (255, 255)
+    assert decode_mask_file(mask).getextrema() == (255, 255)
     assert source_of(image, MaskedLoss.OFF) is None
     assert source_of(image, MaskedLoss.ALPHA) is None
 
@@ -70,7 +72,7 @@ def test_alpha_is_the_mask_and_leaves_the_colours_as_they_are(tmp_path: Path) ->
     found = source_of(file, MaskedLoss.ALPHA)
     assert found is not None
     assert found.alpha
-    mask = read_mask(found)
+    mask = alpha_mask(decode(file, with_alpha=True))
     assert mask.size == (40, 60)
     assert np.array_equal(np.array(mask), np.rot90(rgba[..., 3], -1))
     kept = decode(file, with_alpha=True).image

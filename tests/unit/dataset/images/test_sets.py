@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_studio.dataset.images.sets import loose_images, set_name, wrap_images
+from lora_studio.dataset.images.sets import set_name, wrap_images
 from lora_studio.errors import InputError
 from lora_studio.workspace.project import image_sets
 
@@ -43,7 +43,6 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_moves_images_with_captions_and_masks_into_a_set(flat: Path) -> None:
-    assert loose_images(flat) == []  # without any set, the folder itself is one
     assert wrap_images(flat, "saria") == [flat / "10_saria" / "a.png", flat / "10_saria" / "b.jpg"]
     wrapped = ["a.png", "a.txt", "b-masklabel.png", "b.caption", "b.jpg", "mask/a.png"]
     assert names(flat) == [*(f"10_saria/{name}" for name in wrapped), "notes.txt"]
@@ -51,11 +50,9 @@ def test_moves_images_with_captions_and_masks_into_a_set(flat: Path) -> None:
     assert (found.repeats, found.concept) == (10, "saria")
 
 
-def test_finds_loose_images_beside_sets(flat: Path) -> None:
+def test_moves_images_into_an_existing_set(flat: Path) -> None:
     draw(flat / "5_cat" / "c.png")
-    assert [path.name for path in loose_images(flat)] == ["a.png", "b.jpg"]
     wrap_images(flat, "5_cat")
-    assert loose_images(flat) == []
     assert len(list((flat / "5_cat").glob("*.[pj][np]g"))) == 4  # one of them a mask
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from lora_studio.dataset.buckets import Placement
 from lora_studio.dataset.images.masks import MaskSource
-from lora_studio.errors import JobError, StopRequested
+from lora_studio.errors import ConfigError, JobError, StopRequested
 from lora_studio.training.data import cache as cache_module
 from lora_studio.training.data.augment import all_augmentations
 from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, to_16_bit, weights_hash
@@ -328,6 +328,44 @@ def test_an_image_that_changes_during_preparation_is_an_error(tmp_path: Path, pa
         cache.fill(items, parts.vae, should_stop=lambda: False, on_progress=lambda done, total: None)
     assert caught.value.code == "image_changed"
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_damage_during_preparation_is_reported_as_a_change(tmp_path: Path, parts: Any, gone: bool) -> None:
+    make_images(tmp_path / "data", [(64, 64), (64, 64)])
+    items = read_dataset(tmp_path / "data", recipe_of()).items
+    if gone:
+        items[0].path.unlink()
+    else:
+        items[0].path.write_text("no picture", "utf-8")
+    with pytest.raises(JobError, match=r"0\.png") as caught:
+        LatentCache(tmp_path / "cache", "x").fill(
+            items, parts.vae, should_stop=lambda: False, on_progress=lambda done, total: None
+        )
+    assert caught.value.code == "image_changed"
+
+
+def test_all_damaged_files_are_reported_at_once(tmp_path: Path, parts: Any) -> None:
+    """Their headers are intact, so that only decoding finds the damage. Nothing is encoded after the first one."""
+    make_images(tmp_path / "data", [(64, 64)] * 9)
+    Image.new("L", (64, 64)).save(tmp_path / "data" / "0-masklabel.png")
+    truncated = [
+        tmp_path / "data" / "0-masklabel.png",
+        *(tmp_path / "data" / f"{number}.png" for number in range(2, 8)),
+    ]
+    for path in truncated:
+        path.write_bytes(path.read_bytes()[:-40])
+    recipe = recipe_of(masked_loss="files")
+    cache = LatentCache(tmp_path / "cache", "x")
+    with pytest.raises(ConfigError) as caught:
+        fill_augmentations(cache, tmp_path / "data", recipe, parts.vae)
+    for path, problem in zip(truncated[:5], caught.value.problems[:5], strict=True):
+        assert path.name in problem
+    assert "2 more images" in caught.value.problems[5]
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    for path in truncated:
+        path.unlink()
+    assert fill_augmentations(cache, tmp_path / "data", recipe, parts.vae) == 3
 
 
 def test_a_missing_cache_file_is_an_error_that_can_be_resumed(tmp_path: Path, parts: Any) -> None:
