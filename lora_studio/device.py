@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import Precision
+from lora_studio.torch_build import installed_torch
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +35,18 @@ _GPU_ERRORS = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as its driver reports it."""
+    """A GPU as its driver reports it; an old driver does not know the compute capability (8.9 is Ada)."""
 
     name: str
     vram_gib: float
+    driver: str = ""
+    compute_capability: float | None = None
+
+    @property
+    def driver_major(self) -> int | None:
+        """The first number of the driver's version; None if it is not known."""
+        first = self.driver.partition(".")[0]
+        return int(first) if first.isdecimal() else None
 
 
 def find_gpu() -> Gpu | None:
@@ -49,13 +60,79 @@ def find_gpus() -> tuple[Gpu, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
-    query = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-        parts = [line.rpartition(",") for line in answer.splitlines() if line.strip()]
-        return tuple(Gpu(name.strip(), round(float(mib) / 1024, 1)) for name, _, mib in parts)
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return ()
+    fields = ("name", "memory.total", "driver_version", "compute_cap")
+    for asked in (fields, fields[:-1]):  # drivers before 2021 do not know the last one and answer nothing
+        query = [program, f"--query-gpu={','.join(asked)}", "--format=csv,noheader,nounits"]
+        try:
+            answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+            return tuple(_parse_gpu(line, len(asked)) for line in answer.splitlines() if line.strip())
+        except subprocess.CalledProcessError:
+            continue
+        except (OSError, subprocess.SubprocessError, ValueError):
+            break
+    return ()
+
+
+def _parse_gpu(line: str, fields: int) -> Gpu:
+    name, mib, driver, *capability = (part.strip() for part in line.rsplit(",", fields - 1))
+    known = capability[0] if capability else ""
+    return Gpu(name, round(float(mib) / 1024, 1), driver, float(known) if known[:1].isdigit() else None)
+
+
+def unused_gpu_error() -> InputError | None:
+    """Return an error with the remedy if the installed PyTorch cannot use this machine's NVIDIA GPUs; else None.
+
+    It is found without importing PyTorch, from its version and the driver's. A GPU that CUDA_VISIBLE_DEVICES hides is
+    not missed.
+    """
+    build = installed_torch()
+    if not find_gpus() or build is None or build.hip is not None or _gpus_are_hidden():
+        return None
+    gpu = max(find_gpus(), key=lambda gpu: gpu.compute_capability or 0)
+    facts = gpu.compute_capability, gpu.driver_major
+    reason = build.mismatch(*facts)
+    return _unused(gpu, reason, build.remedy(*facts)) if reason else None
+
+
+def check_gpu_is_usable() -> None:
+    """Raise InputError, with the remedy, if PyTorch cannot use this machine's NVIDIA GPU.
+
+    Without this check a job would run on the CPU, a hundred times slower. Imports PyTorch if there is a GPU.
+    """
+    if not find_gpus() or _gpus_are_hidden():
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        if torch.version.hip is not None or _has_code_for((major, minor), torch.cuda.get_arch_list()):
+            return
+    if (error := unused_gpu_error()) is not None:
+        raise error
+    raise _unused(find_gpus()[0], "CUDA finds no GPU that it can use", f"{_UPDATE_DRIVER} In a container: --gpus all.")
+
+
+def _has_code_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """Return whether a build has code for a GPU: `sm_86` runs on 8.6 and 8.9, `compute_90` on 9.0 and later ones."""
+    for name in architectures:
+        kind, _, digits = name.rstrip("af").partition("_")
+        built = int(digits[:-1]), int(digits[-1])
+        if built <= capability and (kind == "compute" or built[0] == capability[0]):
+            return True
+    return False
+
+
+def _gpus_are_hidden() -> bool:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible is not None and visible.split(",")[0].strip() in ("", "-1", "NoDevFiles")
+
+
+def _unused(gpu: Gpu, reason: str, remedy: str) -> InputError:
+    return InputError(
+        f"The {gpu.name} cannot be used: {reason}.",
+        f"{remedy} To use the CPU all the same, set the environment variable CUDA_VISIBLE_DEVICES to -1.",
+        code="gpu",
+    )
 
 
 def torch_device() -> torch.device:
@@ -97,6 +174,8 @@ def gpu_error(error: BaseException) -> InputError | None:
     remedy = next((remedy for part, remedy in _GPU_ERRORS.items() if part in text.lower()), None)
     if remedy is None or not isinstance(error, AssertionError | RuntimeError):
         return None
+    if (known := unused_gpu_error()) is not None:
+        remedy = known.remedy
     return InputError(f"PyTorch cannot use the GPU: {text.splitlines()[0].rstrip('.')}.", remedy, code="gpu")
 
 

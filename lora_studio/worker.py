@@ -21,7 +21,9 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
-from lora_studio.device import gpu_error, is_out_of_memory
+from lora_studio import guide
+from lora_studio.dataset.tagging.catalogue import CATALOGUE
+from lora_studio.device import check_gpu_is_usable, gpu_error, is_out_of_memory
 from lora_studio.errors import (
     DiskFullError,
     InputError,
@@ -88,6 +90,20 @@ def stage_for(job: AnyJob) -> Stage:
             from lora_studio.sampling.sweep import sweep
 
             return sweep
+
+
+def needs_gpu(job: AnyJob) -> bool:
+    """Return whether a job uses a model other than the small ones that ship with the studio."""
+    match job:
+        case TagJob():
+            taggers = [CATALOGUE.get(name.lower()) for name in (job.tagger, *job.also)]
+            return not all(tagger is not None and tagger.is_embedded for tagger in taggers)
+        case TrainJob():
+            bases = [job.base]
+        case SweepJob():
+            bases = job.bases
+    known = [guide.find_base(base) for base in bases]
+    return not all(base is not None and base.is_embedded for base in known)
 
 
 def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
@@ -173,6 +189,8 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         ):
             folder.update_status(state=JobState.RUNNING, message="Starting", started_at=time.time())
             with library_errors(job):
+                if needs_gpu(job):
+                    check_gpu_is_usable()
                 result = stage_for(job)(
                     job, folder, home=home, report=recorder, should_stop=folder.stop_requested, resume=resume
                 )

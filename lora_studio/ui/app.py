@@ -8,7 +8,7 @@ from typing import NamedTuple
 import gradio as gr
 from markupsafe import escape
 
-from lora_studio.device import find_gpu
+from lora_studio.device import find_gpu, unused_gpu_error
 from lora_studio.errors import InputError
 from lora_studio.example import create_example, unused_name
 from lora_studio.ui.context import Page, Studio, TabName, guarded
@@ -106,6 +106,8 @@ def _pills(mode: Mode) -> str:
     gpu = find_gpu()
     if gpu is None:
         device = pill("CPU", "No NVIDIA GPU was found. Small models train well on the CPU; SDXL itself needs a GPU.")
+    elif (error := unused_gpu_error()) is not None:
+        device = pill(f"{gpu.name} · not usable", str(error), warning=True)
     else:
         device = pill(
             f"{gpu.name} · {gpu.vram_gib:g} GiB", "Reported by the driver. The precision is chosen when a run starts."

@@ -59,6 +59,7 @@ LAYERS = (
     ("device", "hub"),
     ("settings",),
     ("events", "guide"),
+    ("torch_build",),
     ("files", "versions"),
     ("errors",),
 )

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from lora_studio import device
-from lora_studio.device import Gpu, find_gpu, find_gpus, torch_device, torch_dtype
+from lora_studio.device import (
+    Gpu,
+    check_gpu_is_usable,
+    find_gpu,
+    find_gpus,
+    torch_device,
+    torch_dtype,
+    unused_gpu_error,
+)
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import Precision
+from lora_studio.torch_build import TorchBuild
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +40,35 @@ def fake_nvidia_smi(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) ->
 
 
 def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvidia_smi(monkeypatch, "NVIDIA GeForce RTX 3060, 12288\nNVIDIA T4, 16384\n")
-    assert find_gpu() == Gpu("NVIDIA GeForce RTX 3060", 12.0)
-    assert find_gpus() == (Gpu("NVIDIA GeForce RTX 3060", 12.0), Gpu("NVIDIA T4", 16.0))
+    fake_nvidia_smi(monkeypatch, "NVIDIA GeForce RTX 3060, 12288, 580.65.06, 8.6\nNVIDIA T4, 16384, 580.65.06, 7.5\n")
+    first, second = Gpu("NVIDIA GeForce RTX 3060", 12.0, "580.65.06", 8.6), Gpu("NVIDIA T4", 16.0, "580.65.06", 7.5)
+    assert find_gpus() == (first, second)
+    assert find_gpu() == first
+    assert first.driver_major == 580
+
+
+def test_a_driver_that_does_not_know_compute_capabilities_is_asked_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if "compute_cap" in command[1]:
+            raise subprocess.CalledProcessError(2, command)
+        return subprocess.CompletedProcess([], 0, "GeForce GTX 1080, 8192, 450.36\n", "")
+
+    monkeypatch.setattr(device.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    monkeypatch.setattr(device.subprocess, "run", run)
+    assert find_gpus() == (Gpu("GeForce GTX 1080", 8.0, "450.36", None),)
 
 
 @pytest.mark.parametrize(
     "answer",
-    ["", "no devices were found", "Some GPU, [N/A]\n", OSError(), subprocess.TimeoutExpired("nvidia-smi", 10)],
+    [
+        "",
+        "no devices were found",
+        "Some GPU, [N/A], 580.65, 8.6\n",
+        OSError(),
+        subprocess.TimeoutExpired("nvidia-smi", 10),
+    ],
 )
 def test_unusable_output_means_no_gpu(monkeypatch: pytest.MonkeyPatch, answer: str | Exception) -> None:
     fake_nvidia_smi(monkeypatch, answer)
@@ -82,3 +112,80 @@ def test_fp16_on_a_cpu_is_refused() -> None:
         torch_dtype(Precision.FP16, torch.device("cpu"))
     assert caught.value.code == "precision"
     assert "bf16" in caught.value.remedy
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch, build: TorchBuild, gpu: str = "NVIDIA RTX 4090, 24564, 581.29, 8.9"
+) -> None:
+    """Make this a machine with an NVIDIA GPU, and a PyTorch build that does not find it."""
+    fake_nvidia_smi(monkeypatch, gpu)
+    monkeypatch.setattr(device, "installed_torch", lambda: build)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_a_pytorch_without_cuda_on_a_machine_with_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, TorchBuild("2.13.0+cpu"))
+    for found in (unused_gpu_error(), raised_by(check_gpu_is_usable)):
+        assert found is not None
+        assert found.code == "gpu"
+        assert "RTX 4090" in found.message
+        assert "2.13.0+cpu" in found.message
+        assert "https://download.pytorch.org/whl/cu130" in found.remedy
+
+
+def test_the_best_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    two = "NVIDIA GTX 1080, 8192, 581.29, 6.1\nNVIDIA RTX 4090, 24564, 581.29, 8.9"
+    machine(monkeypatch, TorchBuild("2.13.0+cu130", "13.0"), two)
+    assert unused_gpu_error() is None
+
+
+def test_a_gpu_that_a_fitting_build_does_not_find_is_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, TorchBuild("2.13.0+cu130", "13.0"))
+    assert unused_gpu_error() is None
+    assert raised_by(check_gpu_is_usable).code == "gpu"
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "-1,0"])
+def test_a_hidden_gpu_is_not_missed(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    machine(monkeypatch, TorchBuild("2.13.0+cpu"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert unused_gpu_error() is None
+    check_gpu_is_usable()
+
+
+def test_no_gpu_needs_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, TorchBuild("2.13.0+cpu"))
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert unused_gpu_error() is None
+    check_gpu_is_usable()
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "usable"),
+    [
+        (["sm_75", "sm_86"], (8, 6), True),
+        (["sm_75", "sm_86"], (8, 9), True),
+        (["sm_75", "sm_86"], (6, 1), False),
+        (["sm_75", "sm_90"], (12, 0), False),
+        (["sm_75", "compute_90"], (12, 0), True),
+        (["sm_75", "sm_120"], (12, 1), True),
+    ],
+)
+def test_an_available_gpu_needs_code_in_the_build(
+    monkeypatch: pytest.MonkeyPatch, architectures: list[str], capability: tuple[int, int], usable: bool
+) -> None:
+    machine(monkeypatch, TorchBuild("2.13.0+cu130", "13.0"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
+    if usable:
+        check_gpu_is_usable()
+    else:
+        assert raised_by(check_gpu_is_usable).code == "gpu"
+
+
+def raised_by(check: Callable[[], None]) -> InputError:
+    with pytest.raises(InputError) as caught:
+        check()
+    return caught.value

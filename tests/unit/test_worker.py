@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from lora_studio import worker
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
 from lora_studio.events import Event
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.gpu_queue import hold_gpu
 from lora_studio.workspace.job_folder import JobFolder, JobState
@@ -102,6 +102,52 @@ def test_a_gpu_that_torch_cannot_use_is_named(folder: JobFolder, home: Home, sta
     with pytest.raises(InputError, match="no kernel image"):
         worker.execute(folder, home=home)
     assert records_of(folder, "failed")[-1]["code"] == "gpu"
+
+
+@pytest.fixture
+def unusable_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the check of the GPU fail, as it does if PyTorch is built without CUDA."""
+
+    def refuse() -> None:
+        raise InputError("The RTX 4090 cannot be used.", "Run pip install torch==2.13.0+cu130.", code="gpu")
+
+    monkeypatch.setattr(worker, "check_gpu_is_usable", refuse)
+
+
+REAL_JOBS = {
+    "train": TrainJob(dataset=Path(), base="SDXL 1.0"),
+    "own base": TrainJob(dataset=Path(), base="models/mine.safetensors"),
+    "tag": TagJob(dataset=Path(), tagger="wd14"),
+    "tag, two": TagJob(dataset=Path(), tagger="demo", also=["blip"]),
+    "sweep": SweepJob(loras=[Path("a.safetensors")], bases=["embedded", "SDXL 1.0"], prompts=["a"]),
+}
+EMBEDDED_JOBS = {
+    "train": TrainJob(dataset=Path(), base="Embedded"),
+    "tag": TagJob(dataset=Path(), tagger="demo", also=["demo-captioner"]),
+    "sweep": SweepJob(loras=[Path("a.safetensors")], bases=["embedded"], prompts=["a"]),
+}
+
+
+@pytest.mark.parametrize("kind", REAL_JOBS)
+@pytest.mark.usefixtures("unusable_gpu")
+def test_a_job_does_not_fall_back_to_the_cpu_beside_an_unusable_gpu(
+    tmp_path: Path, home: Home, stage: Any, kind: str
+) -> None:
+    folder = JobFolder.create(tmp_path / "job", REAL_JOBS[kind])
+    stage(lambda job, folder, **wires: Result())
+    with pytest.raises(InputError):
+        worker.execute(folder, home=home)
+    assert folder.status().state is JobState.FAILED
+    assert "pip install torch" in folder.status().remedy
+    assert records_of(folder, "failed")[-1]["code"] == "gpu"
+
+
+@pytest.mark.parametrize("kind", EMBEDDED_JOBS)
+@pytest.mark.usefixtures("unusable_gpu")
+def test_jobs_with_embedded_models_need_no_gpu(tmp_path: Path, home: Home, stage: Any, kind: str) -> None:
+    folder = JobFolder.create(tmp_path / "job", EMBEDDED_JOBS[kind])
+    stage(lambda job, folder, **wires: Result())
+    assert worker.execute(folder, home=home) == Result()
 
 
 def test_full_disk_names_the_file(folder: JobFolder, home: Home, stage: Any) -> None:

@@ -35,6 +35,11 @@ class CatalogueEntry:
     output_kind: Literal["tags", "sentences"]
     why: str
 
+    @property
+    def is_embedded(self) -> bool:
+        """True for a small model that ships with the studio."""
+        return not isinstance(self.location, str)
+
 
 CATALOGUE: Mapping[str, CatalogueEntry] = MappingProxyType(
     {

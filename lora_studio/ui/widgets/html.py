@@ -110,9 +110,9 @@ def empty_card(title: str, text: str) -> Markup:
     return _macro("empty_card", title, text)
 
 
-def pill(text: str, title: str = "") -> Markup:
-    """Return a rounded label; `title` is its tooltip."""
-    return _macro("pill", text, title)
+def pill(text: str, title: str = "", *, warning: bool = False) -> Markup:
+    """Return a rounded label, marked if it is a warning; `title` is its tooltip."""
+    return _macro("pill", text, title, warning)
 
 
 def heading(text: str, hint: str = "") -> Markup:
