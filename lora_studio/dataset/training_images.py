@@ -208,11 +208,12 @@ def select_images(
     neither has its size. With `hash_all`, every file is hashed, and the scan is used only for content that it has read:
     that also finds an image that was edited without changing its size in bytes or its time of change.
     """
-    sets = {str(image_set.path): image_set for image_set in image_sets(folder)}
+    # os.path, since a Path's parent takes longer to build than everything else that an unchanged image needs
+    sets = {os.path.dirname(image_set.path / "a"): image_set for image_set in image_sets(folder)}  # noqa: PTH120
     found = DatasetImages([], manifest=manifest)
     for done, path in enumerate(paths):
         on_progress(done, len(paths))
-        image_set = sets.get(str(path).rpartition(os.sep)[0])
+        image_set = sets.get(os.path.dirname(path))  # noqa: PTH120
         if image_set is None:
             found.outside_sets.append(path)
             continue

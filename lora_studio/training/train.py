@@ -88,8 +88,8 @@ def train(
 
     With several ranks every process calls this; the events of ranks other than the main process are to be ignored.
 
-    Raises ConfigError with all problems of the job before anything is loaded, and JobError if the training fails, after
-    saving a resume state.
+    Raises ConfigError with all problems of the job before anything is loaded (or, with all images whose damage shows
+    only when they are decoded, before the first step), and JobError if the training fails, after saving a resume state.
     """
     begin = time.monotonic()
     phases = PhaseReporter(report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from lora_studio.ui.context import NEW_RUN
@@ -68,4 +70,13 @@ def test_images_are_counted_in_the_dataset(home: Home, interface: Interface) -> 
     shown = interface.open_project("ink")
     assert shown["plan_images"]["value"] == 4
     assert shown["plan_images"]["interactive"] is False
+    assert "4 images × " in shown["plan_tiles"]
+
+
+def test_only_images_that_train_are_counted(home: Home, interface: Interface) -> None:
+    project = make_project(home, images=4)
+    shutil.copy(next(project.images_dir.glob("*.png")), project.dataset_dir / "outside of the sets.png")
+    (project.images_dir / "damaged.png").write_text("no image", "utf-8")
+    shown = interface.open_project("ink")
+    assert shown["plan_images"]["value"] == 4
     assert "4 images × " in shown["plan_tiles"]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lora_studio.dataset.images.decode import image_info
-from lora_studio.dataset.images.header_cache import sha256_of, upright_size
+from lora_studio.dataset.images.header_cache import is_transparent, readable_size, sha256_of, upright_size
+from lora_studio.errors import InputError
 
 SUFFIXES = (".jpg", ".png", ".webp", ".tif", ".avif", ".bmp", ".gif")
 
@@ -49,14 +50,51 @@ def test_reads_the_orientation_of_a_png_behind_its_pixels(tmp_path: Path) -> Non
     assert upright_size(path) == (64, 96)
 
 
-def test_does_not_decode_a_png_without_metadata_behind_its_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("behind", [False, True])
+def test_does_not_decode_a_png_for_its_size(tmp_path: Path, behind: bool) -> None:
+    """Also if its EXIF is behind its pixels."""
     path = tmp_path / "a.png"
-    save(path)
+    save(path, orientation=6)
+    if behind:
+        move_exif_back(path)
     data = path.read_bytes()
     pixels = data.index(b"IDAT") + 4
     path.write_bytes(data[:pixels] + bytes(20) + data[pixels + 20 :])
     assert not image_info(path, min_side=32)[0].readable
-    assert upright_size(path) == (96, 64)
+    assert upright_size(path) == (64, 96)
+    assert readable_size(path) == (64, 96)
+    with pytest.raises(InputError) as caught:
+        readable_size(path, decoded=True)
+    assert caught.value.code == "unreadable"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_broken_exif_does_not_make_an_image_unreadable(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (96, 64)).save(path, exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    assert image_info(path)[0].readable
+    assert readable_size(path) == (96, 64)
+
+
+def test_an_image_above_the_limit_of_pixels_has_no_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (20_000, 6_000)).save(path)
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert upright_size(path) is None
+    with pytest.warns(Image.DecompressionBombWarning), pytest.raises(InputError, match="20000 x 6000 px"):
+        readable_size(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".gif", ".tif"])
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_transparency_is_that_of_the_decoded_image(tmp_path: Path, suffix: str, alpha: int) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.new("RGBA", (16, 16), (200, 0, 0, alpha)).save(path)
+    info, _ = image_info(path)
+    assert is_transparent(path) is (alpha == 0)
+    assert is_transparent(path) is any(issue.code == "alpha" for issue in info.issues)
+    Image.new("RGB", (16, 16)).save(path)
+    assert not is_transparent(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from lora_studio.example import EXAMPLE_IMAGES
+from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.captioned_images import CAPTIONS, TRIGGER, add_captioned_images
@@ -65,6 +66,7 @@ def statistics(contents: Contents) -> tuple[object, ...]:
         contents.images.indices,
         contents.images.sizes,
         contents.images.unscanned,
+        contents.images.trained.images,
         contents.images.split,
         contents.captions.tag_table,
         [finding.as_dict() for finding in contents.captions.findings],
@@ -87,6 +89,19 @@ def test_cached_contents_equal_those_on_disk(home: Home, original: Project) -> N
         if what == "marked as reviewed":
             assert now.items[1] is before.items[1]
             assert now.captions is before.captions
+
+
+def test_buckets_have_the_images_that_the_recipe_trains_on(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "bucketed")
+    shutil.copy(EXAMPLE_IMAGES / "owl.png", project.dataset_dir / "outside of the sets.png")
+    recipe = Recipe(resolution=512, validation_split=0.3, repeats=3, batch_size=1)
+    project.save_info(project.info().model_copy(update={"recipe": recipe}))
+    contents = Contents.of(project)
+    (run,) = contents.images.trained.split(recipe).validation
+    shown = {image.path for bucket in contents.bucketing.buckets for image in bucket.images}
+    assert shown == {path for path in project.images_dir.glob("*.png") if path != run.image.path}
+    assert sum(bucket.samples for bucket in contents.bucketing.buckets) == 3 * len(shown)
+    assert contents.images.trained.outside_sets == [project.dataset_dir / "outside of the sets.png"]
 
 
 def test_after_change_reads_only_the_changed_images(home: Home, original: Project) -> None:
