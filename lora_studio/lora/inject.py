@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.loha.layer import LoHaLayer
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
@@ -190,6 +191,22 @@ def inject(
                 {nn.Linear: DoraLinear, nn.Conv2d: DoraConv2d} if is_dora else {nn.Linear: FusedLoraLinear}
             )
     inject_adapter_in_model(config, model, adapter_name=adapter)
+    for path in dims:
+        _init_loha(model.get_submodule(path), adapter)
+
+
+@torch.no_grad()
+def _init_loha(layer: nn.Module, adapter: str) -> None:
+    """Initialise the factors of a LoHa as LyCORIS does, so that it learns at the same rates.
+
+    Its change after one step of size lr is about lr * 0.1 * alpha per weight; with the uniform factors that peft
+    begins with, it is hundreds of times smaller.
+    """
+    if isinstance(layer, LoHaLayer):
+        layer.hada_w1_a[adapter].normal_(std=0.1)
+        layer.hada_w1_b[adapter].normal_(std=1)
+        layer.hada_w2_a[adapter].zero_()
+        layer.hada_w2_b[adapter].normal_(std=1)
 
 
 def _peft_pattern(values: Mapping[str, float], default: float) -> dict[str, float]:

@@ -25,9 +25,10 @@ from lora_studio.planning.optimizers import optimizer_cautions, optimizer_errors
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import SecondsRange, describe_duration
 from lora_studio.planning.trigger import check_trigger
-from lora_studio.settings.choices import GradientCheckpointing, PredictionType, ZeroTerminalSnr
+from lora_studio.settings.choices import GradientCheckpointing, NetworkType, PredictionType, ZeroTerminalSnr
 from lora_studio.settings.recipe import Recipe
 
+MAX_LOHA_RATE = 1e-4  # the highest rate of LyCORIS' recipes
 RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 # Warn above these.
 MAX_EMPTY_SHARE = 0.2  # share of the slots in an epoch's batches that short batches leave empty
@@ -257,6 +258,13 @@ def _network(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
             message=f"network_alpha {recipe.network_alpha:g} is above network_dim {recipe.network_dim}; "
             f"the guide suggests half of it, {recipe.network_dim / 2:g}.",
             why=f"Every update is multiplied by {recipe.network_alpha / recipe.network_dim:g}.",
+        )
+    is_free = OPTIMIZERS[recipe.optimizer.value].learning_rate_free or _is_embedded(context)
+    if recipe.network_type is NetworkType.LOHA and recipe.unet_lr > MAX_LOHA_RATE and not is_free:
+        yield Caution(
+            code="loha_rate",
+            message=f"unet_lr is {recipe.unet_lr:g} with LoHa; LyCORIS recipes use 5e-5 to {MAX_LOHA_RATE:g}.",
+            why="The first steps of a LoHa are some twenty times larger than those of a LoRA at the same rate.",
         )
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from lora_studio.lora.inject import add_adapters, layer_tensors
+from lora_studio.lora.inject import add_adapters, inject, layer_tensors
 from lora_studio.lora.layers import find_target_layers
-from lora_studio.lora.shapes import DoraAxis, layer_dim_alpha, tensor_shapes
+from lora_studio.lora.shapes import DimAlpha, DoraAxis, layer_dim_alpha, tensor_shapes
+from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.loop import restore_run, save_lora_file, save_resume_state
 from lora_studio.training.reporting.startup import report_dora_axis
@@ -139,6 +143,33 @@ def test_adapters_on_a_half_precision_base_are_fp32(network: str, pipe: StableDi
     assert {weight.dtype for weight in weights} == {torch.float32}
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in weights)
     assert any(bool(weight.grad.any()) for weight in weights)
+
+
+def test_a_loha_learns_at_the_rates_of_lycoris() -> None:
+    """Compare the changes after 1, 10 and 100 steps of AdamW with a LoHa as LyCORIS initialises it."""
+    size, dim, alpha, rate = 160, 8, 4, 1e-4
+    torch.manual_seed(1)
+    target = torch.randn(size, size)
+
+    def changes(parameters: list[Any], change: Callable[[], Tensor]) -> list[float]:
+        optimizer = torch.optim.AdamW(parameters, lr=rate)
+        found = []
+        for step in range(1, 101):
+            optimizer.zero_grad()
+            (change() - target).square().mean().backward()
+            optimizer.step()
+            if step in (1, 10, 100):
+                found.append(float(change().detach().norm()))
+        return found
+
+    model = nn.Sequential(nn.Linear(size, size, bias=False))
+    inject(model, NetworkType.LOHA, {"0": DimAlpha(dim, alpha)}, "default")
+    layer = model[0]
+    ours = changes(list(layer_tensors(layer).values()), lambda: layer.get_delta_weight("default"))
+    stds = ((size, dim, 0.1), (dim, size, 1.0), (size, dim, 0.0), (dim, size, 1.0))
+    factors = [nn.Parameter(std * torch.randn(rows, columns)) for rows, columns, std in stds]
+    a1, b1, a2, b2 = factors
+    assert ours == pytest.approx(changes(factors, lambda: alpha / dim * (a1 @ b1) * (a2 @ b2)), rel=0.1)
 
 
 SHAPES = {

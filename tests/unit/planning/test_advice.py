@@ -35,6 +35,7 @@ def test_guide_defaults_give_no_warning() -> None:
         ({"clip_skip": 4}, {}, "clip_skip_range"),
         ({"text_encoder_lr": 4e-4, "unet_lr": 2e-4}, {}, "text_encoder_rate"),
         ({"network_dim": 8, "network_alpha": 16}, {}, "alpha_above_dim"),
+        ({"network_type": "LoHa", "unet_lr": 5e-4}, {}, "loha_rate"),
         ({"epochs": 40}, {"images": 24}, "epochs_tier"),
         ({"epochs": 2}, {"images": 24}, "epochs_tier"),
         ({"batch_size": 8}, {"images": 24}, "batch_size_tier"),
