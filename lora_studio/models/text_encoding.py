@@ -40,9 +40,14 @@ def encode_text(
 def tokenize(
     tokenizers: Sequence[CLIPTokenizer], captions: Sequence[str], max_token_length: int = CHUNK_TOKENS
 ) -> Tensor:
-    """Return the token ids of B captions for each encoder, [encoders, B, n, 77], n = max_token_length / 75."""
+    """Return the token ids of B captions for each encoder, [encoders, B, n, 77], n = max_token_length / 75.
+
+    All tokenizers have CLIP's vocabulary and differ in the padding only. The first one splits the captions: the second
+    has "!" as its padding token and would read an exclamation mark as padding, unlike OpenCLIP.
+    """
+    chunks = max_token_length // CHUNK_TOKENS
     return torch.stack(
-        [chunk_token_ids(tokenizer, captions, max_token_length // CHUNK_TOKENS) for tokenizer in tokenizers]
+        [chunk_token_ids(tokenizers[0], captions, chunks, tokenizer.pad_token_id) for tokenizer in tokenizers]
     )
 
 
@@ -98,15 +103,15 @@ def _hidden_states_before(encoder: PreTrainedModel, ids: Tensor, unused: Sequenc
     return found[0]
 
 
-def chunk_token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int) -> Tensor:
-    """Return token ids in chunks [B, chunks, 77]: begin token, up to 75 tokens, end token, padding.
+def chunk_token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: int, pad: int) -> Tensor:
+    """Return token ids in chunks [B, chunks, 77]: begin token, up to 75 tokens, end token, `pad` tokens.
 
     It is thread-safe: a tokenizer that truncates changes its own settings, so truncation is done here.
     """
     width = tokenizer.model_max_length
     room = width - 2
     ids = tokenizer(list(captions), add_special_tokens=False, truncation=False, verbose=False).input_ids
-    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = [
         [begin, *part, end, *[pad] * (room - len(part))]
         for caption in ids

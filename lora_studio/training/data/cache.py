@@ -39,6 +39,7 @@ from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
 from lora_studio.training.data.dataset import TrainItem, unreadable_errors
 
 CACHE_VERSION = "2"  # of the file contents: raise it when the same input gives other values
+TOKENIZATION_VERSION = "2"  # raise it when only the embeddings of captions change
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
 
@@ -280,9 +281,8 @@ class TextCache:
     def file(self, caption: str) -> Path:
         """Return the file of a caption's embeddings."""
         options = [str(int(self.max_token_length))] if self.max_token_length != CHUNK_TOKENS else []
-        return _cache_file(
-            self.folder, "text", CACHE_VERSION, caption, self.encoders_hash, str(self.clip_skip), *options
-        )
+        versions = CACHE_VERSION, TOKENIZATION_VERSION
+        return _cache_file(self.folder, "text", *versions, caption, self.encoders_hash, str(self.clip_skip), *options)
 
     def load(self, captions: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return embeddings [B, 77 n, D] and pooled ones [B, P]. Raises JobError if a file is missing or damaged."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPTokenizer
 
-from lora_studio.models.text_encoding import chunk_token_ids, encode_text, truncated_captions, unused_layers
+from lora_studio.models.locate import SDXL_CONFIG
+from lora_studio.models.text_encoding import chunk_token_ids, encode_text, tokenize, truncated_captions, unused_layers
 from lora_studio.training.data.cache import TextCache
 from tests.support.tiny_sdxl import make_pipeline
 
@@ -46,7 +48,7 @@ def sliced(tokenizer: Any, text: str, chunks: int) -> list[list[int]]:
 def test_captions_are_split_into_chunks_as_in_sd_scripts(parts: Any, chunks: int) -> None:
     texts = [words(length) for length in LENGTHS]
     for tokenizer in (parts.tokenizer, parts.tokenizer_2):
-        ids = chunk_token_ids(tokenizer, texts, chunks)
+        ids = chunk_token_ids(tokenizer, texts, chunks, tokenizer.pad_token_id)
         assert ids.shape == (len(texts), chunks, 77)
         for text, found in zip(texts, ids.tolist(), strict=True):
             if chunks == 1:
@@ -73,6 +75,15 @@ def test_chunks_are_encoded_separately_and_pooled_from_the_first(parts: Any) -> 
     assert torch.allclose(pooled[1], encode_text(encoders, tokenizers, [short], 2)[1][0], atol=1e-5)
 
 
+def test_exclamation_marks_are_not_the_padding_of_the_second_encoder() -> None:
+    """The expected ids are those of OpenCLIP, A1111, ComfyUI and sd-scripts."""
+    tokenizers = [CLIPTokenizer.from_pretrained(SDXL_CONFIG / name) for name in ("tokenizer", "tokenizer_2")]
+    first, second = tokenize(tokenizers, ["hello!", "!!!", "! a"])[:, :, 0, 1:5].tolist()
+    end = 49407
+    assert first == [[3306, 256, end, end], [995, end, end, end], [256, 320, end, end]]
+    assert second == [[3306, 256, end, 0], [995, end, 0, 0], [256, 320, end, 0]]
+
+
 def test_truncation_depends_on_max_token_length(parts: Any) -> None:
     texts = [words(length) for length in LENGTHS]
     for limit in (75, 150, 225):
@@ -91,10 +102,9 @@ def test_each_max_token_length_has_its_own_cache_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clip_skip", [1, 2, 3])
 def test_layers_after_clip_skip_are_not_computed(parts: Any, clip_skip: int) -> None:
     encoders, tokenizers = [parts.text_encoder, parts.text_encoder_2], [parts.tokenizer, parts.tokenizer_2]
-    ids = [chunk_token_ids(tokenizer, ["a b"], 1)[0] for tokenizer in tokenizers]
     states = [
-        encoder(tokens, output_hidden_states=True).hidden_states[-clip_skip]
-        for encoder, tokens in zip(encoders, ids, strict=True)
+        encoder(tokens[0], output_hidden_states=True).hidden_states[-clip_skip]
+        for encoder, tokens in zip(encoders, tokenize(tokenizers, ["a b"]), strict=True)
     ]
     called: list[int] = []
     hooks = [

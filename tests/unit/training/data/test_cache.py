@@ -93,6 +93,10 @@ CHANGES: dict[str, Callable[[], Path]] = {
 def test_everything_that_changes_the_content_changes_the_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {name: file() for name, file in CHANGES.items()}
     files |= {"latents": latents(), "a mask": mask(), "text": text()}
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module, "TOKENIZATION_VERSION", "1")
+        files["text of another tokenization"] = text()
+        assert latents() == files["latents"]
     monkeypatch.setattr(cache_module, "CACHE_VERSION", "another")
     files |= {f"{name} of another version": file() for name, file in (("l", latents), ("m", mask), ("t", text))}
     by_file: dict[Path, list[str]] = {}
