@@ -189,7 +189,8 @@ class _UncachedFile:
     def decode(self) -> tuple[Image.Image, Image.Image]:
         """Return the image and its alpha channel as the mask, or a mask file twice.
 
-        Raises InputError if it is damaged, JobError if it has changed since the dataset was read.
+        Raises InputError if it is damaged or has another size than its header says, after which it was placed in a
+        bucket, JobError if it has changed since the dataset was read.
         """
         try:
             alpha = any(map(_has_alpha_mask, [*self.latents, *self.masks]))
@@ -197,6 +198,13 @@ class _UncachedFile:
                 mask = decode_mask_file(self.path)
                 return mask, mask
             picture = decode(self.path, with_alpha=alpha)
+            if any(item.size != picture.size for item in self.latents):
+                raise InputError(
+                    f"The image {self.path.name!r} has {picture.size[0]} x {picture.size[1]} px, but its header says "
+                    "otherwise.",
+                    "Open and save it again, or remove it.",
+                    code="unreadable",
+                )
             return picture.image, alpha_mask(picture)
         finally:
             _check_unchanged(self.path, self.sha256)

@@ -349,6 +349,16 @@ def test_damage_during_preparation_is_reported_as_a_change(tmp_path: Path, parts
     assert caught.value.code == "image_changed"
 
 
+def test_an_image_of_another_size_than_it_was_placed_for_is_damaged(tmp_path: Path, parts: Any) -> None:
+    make_images(tmp_path / "data", [(64, 96)])
+    (item,) = read_dataset(tmp_path / "data", recipe_of()).items
+    cache = LatentCache(tmp_path / "cache", "x")
+    with pytest.raises(ConfigError, match=r"0\.png"):
+        cache.fill(
+            [replace(item, size=(96, 64))], parts.vae, should_stop=lambda: False, on_progress=lambda done, total: None
+        )
+
+
 def test_all_damaged_files_are_reported_at_once(tmp_path: Path, parts: Any) -> None:
     """Their headers are intact, so that only decoding finds the damage. Nothing is encoded after the first one."""
     make_images(tmp_path / "data", [(64, 64)] * 9)
