@@ -16,6 +16,7 @@ from lora_studio.versions import VERSION as __version__
 __all__ = [
     "__version__",
     "curate",
+    "doctor",
     "edit_captions",
     "lint_captions",
     "plan",
@@ -34,6 +35,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lora_studio.api import (
         curate,
+        doctor,
         edit_captions,
         lint_captions,
         plan,

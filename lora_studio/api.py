@@ -21,6 +21,7 @@ from lora_studio.dataset.images.sets import wrap_images
 from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.training_images import read_images
+from lora_studio.diagnosis import doctor
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.events import Event, FailedEvent, StepEvent
 from lora_studio.planning.plan import plan
@@ -43,6 +44,7 @@ J = TypeVar("J", TagJob, TrainJob, SweepJob)
 
 __all__ = [
     "curate",
+    "doctor",
     "edit_captions",
     "lint_captions",
     "plan",

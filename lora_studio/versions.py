@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from lora_studio.errors import InputError
 
@@ -17,6 +20,14 @@ def installed_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def requirements() -> list[Requirement]:
+    """Return the libraries that the studio needs on this platform: of the checkout, else of the installed package."""
+    file = Path(__file__).resolve().parent.parent / "requirements.txt"
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else requires("lora-studio") or []
+    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    return [item for item in found if item.marker is None or item.marker.evaluate()]
 
 
 def incompatible_libraries_error(reason: object) -> InputError:

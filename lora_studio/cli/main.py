@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lora_studio import __version__, api, guide
 from lora_studio.cli.captions import caption_app
-from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json
+from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json, print_lines
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.dataset.tagging.cache import cached_features
@@ -303,6 +303,21 @@ def presets(as_json: Json = False) -> None:
     for name in known:
         changes = ", ".join(f"{key}={value}" for key, value in load_preset(name).items())
         out_console.print(f"{name}: {changes}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: Json = False) -> None:
+    """Check libraries, GPU, driver, memory and disk, and try each optimizer and precision; for bug reports.
+
+    Exit status 1 if something that the studio needs does not work.
+    """
+    with err_console.status("Trying each optimizer and precision"):
+        report = api.doctor(Home.locate(home))
+    if as_json:
+        print_json(report)
+    else:
+        print_lines(*report.lines())
+    raise typer.Exit(0 if report.ok else 1)
 
 
 @app.command(hidden=True)

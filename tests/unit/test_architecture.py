@@ -29,7 +29,7 @@ LAYERS = (
     ("example",),
     ("__init__",),
     ("api",),
-    ("worker",),
+    ("worker", "diagnosis"),
     ("sampling",),
     ("training.train",),
     ("training.loop",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,13 @@ def test_the_error_has_the_first_line_of_the_reason_and_every_version(monkeypatc
 
 def test_an_error_without_a_message_is_named_by_its_type() -> None:
     assert "KeyError" in incompatible_libraries_error(KeyError()).message
+
+
+def test_the_requirements_are_those_of_the_checkout_or_of_the_installed_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {item.name for item in versions.requirements()}
+    assert {"torch", "gradio", "packaging"} <= names
+    monkeypatch.setattr(versions, "__file__", str(tmp_path / "lib" / "lora_studio" / "versions.py"))
+    monkeypatch.setattr(versions, "requires", lambda name: ["torch>=2", 'bits>=1; sys_platform == "nowhere"'])
+    assert [str(item) for item in versions.requirements()] == ["torch>=2"]

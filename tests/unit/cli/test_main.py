@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from lora_studio import api
 from lora_studio.cli.main import app
+from lora_studio.diagnosis import Check, Diagnosis
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import save_tiny_wd
 
@@ -102,6 +104,24 @@ def test_wrong_input_exits_with_status_2_and_a_message_on_stderr(words: list[str
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_doctor_exits_with_status_1_if_something_needed_fails(
+    home: Home, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    checked = Check(name="torch", works=works, message="2.13.0")
+    report = Diagnosis(
+        lora_studio="1", python="3", platform="x", pytorch={}, gpus=[], memory_gib=(1, 2), libraries=[checked], gpu=[],
+        disk=[], devices=[],
+    )  # fmt: skip
+    monkeypatch.setattr(api, "doctor", lambda home: report)
+    shown = CliRunner().invoke(app, ["doctor"])
+    assert shown.exit_code == (0 if works else 1)
+    assert "2.13.0" in shown.stdout
+    as_json = CliRunner().invoke(app, ["doctor", "--json"])
+    assert as_json.exit_code == shown.exit_code
+    assert json.loads(as_json.stdout)["ok"] is works
 
 
 @pytest.mark.slow
