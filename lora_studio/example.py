@@ -52,8 +52,8 @@ class DemoResult(NamedTuple):
 
 
 def example_project_info() -> ProjectInfo:
-    """Return the settings of the example project: a style, the embedded base, the recipe of the demo preset."""
-    return ProjectInfo(kind=LoraKind.STYLE, trigger_word=TRIGGER, base=BASE, recipe=Recipe.parse(load_preset("demo")))
+    """Return the settings of the example project: a style on the embedded base."""
+    return ProjectInfo(kind=LoraKind.STYLE, trigger_word=TRIGGER, base=BASE)
 
 
 def create_example(home: Home) -> Project:
@@ -91,9 +91,8 @@ def run_demo(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out} is not empty.", "Give a new or an empty folder.", code="not_empty")
     project = Project(out)
-    info = example_project_info()
     images_dir = out / "dataset" / "10_inkstamp"
-    project.save_info(info)
+    project.save_info(example_project_info())
 
     on_stage(f"Dataset: the example images from {EXAMPLE_IMAGES.name}")
     import_paths([EXAMPLE_IMAGES], images_dir)
@@ -112,7 +111,7 @@ def run_demo(
     )
 
     on_stage("Train: a LoRA on the embedded small model")
-    recipe = info.recipe or Recipe()
+    recipe = Recipe.parse(load_preset("demo"))
     if steps is not None:
         recipe = recipe.model_copy(update={"max_train_steps": steps})
     trained = api.train(

@@ -3,7 +3,7 @@
 ```
 $LORA_STUDIO_HOME                    default ~/lora-studio
   projects/NAME/
-    project.json                     trigger word, kind, base model, notes, recipe
+    project.json                     trigger word, kind, base model, notes, changes to the planned recipe
     dataset/ 10_NAME/                images with captions beside them: the layout that kohya's tools read
     rejected/                        images set aside by curation
     scan.json                        the result of the last scan: can be rebuilt
@@ -30,14 +30,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_text
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import Settings
-from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder, job_folders, numbered_folder, slugify
 
 DEFAULT_REPEATS = 10
@@ -45,14 +45,20 @@ SET_FOLDER = re.compile(r"^(\d+)_(.+)$")
 
 
 class ProjectInfo(Settings):
-    """The content of project.json: the settings of a project. A plan without a project uses the same defaults."""
+    """The content of project.json: the settings of a project. A plan without a project uses the same defaults.
+
+    `expected_images` counts only while the dataset is empty. `recipe` has the recipe settings that the user changed, by
+    name, as plain values; the plan chooses all others. null in the file means none.
+    """
 
     kind: LoraKind = LoraKind.CHARACTER
     trigger_word: str = ""
     base: str = "SDXL 1.0"
+    expected_images: int = 20
     vram_gib: float | None = None
+    hours: float | None = None
     notes: str = ""
-    recipe: Recipe | None = None
+    recipe: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
 
 
 @dataclass(frozen=True)

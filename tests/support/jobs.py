@@ -28,9 +28,9 @@ BASE = "SDXL 1.0"
 PROMPTS = ["{trigger}, face", "clock"]
 
 
-def make_project(home: Home, name: str = "ink", images: int = 3, recipe: Recipe | None = None) -> Project:
-    """Create a project with captioned images."""
-    info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="inkstamp_hc", base=BASE, recipe=recipe)
+def make_project(home: Home, name: str = "ink", images: int = 3, **changes: Any) -> Project:
+    """Create a project with captioned images; `changes` are those of the user to the planned recipe."""
+    info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="inkstamp_hc", base=BASE, recipe=changes)
     project = home.create_project(name, info)
     for index in range(images):
         path = project.images_dir / f"picture {index}.png"

@@ -159,7 +159,7 @@ def test_import_of_kohya_sets_infers_the_trigger_word_and_keeps_it_in_the_captio
     assert project.info().trigger_word == "saria_zelda"
     assert "Trigger word set to saria_zelda" in shown["dataset_report"]
     assert interface.contents_of("tag_trigger") == "saria_zelda"
-    assert interface.call(PlanTab.tab_selected)["plan_trigger"] == "saria_zelda"
+    assert interface.call(PlanTab.tab_selected)["plan_trigger"]["value"] == "saria_zelda"
     assert project.info().trigger_word == "saria_zelda"
     findings = interface.call(DatasetTab.section_changed, dataset_section="Captions")["captions_findings"]
     assert re.findall(r'data-pick="fix:(common_tag[^"]*)"', findings) == ["common_tag:ink"]

@@ -138,7 +138,7 @@ def start_training(page: Any, screenshot: Screenshot) -> None:
     tab(page, "Plan")
     page.get_by_text("Counted in the dataset").wait_for()
     screenshot("plan")
-    page.locator("#plan-use").click()
+    page.locator("#plan-train").click()
     page.locator("#train-start").wait_for()
     for fold in ("Schedule", "Data", "Samples"):
         page.get_by_role("button", name=re.compile(rf"^{fold}\b(?! prompts)")).click()

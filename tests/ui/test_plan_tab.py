@@ -48,14 +48,33 @@ def test_numbers_out_of_their_bounds_are_refused(project: Project, interface: In
     assert project.info() == before
 
 
-def test_use_recipe_opens_train_with_it(project: Project, interface: Interface) -> None:
+def test_train_opens_with_the_plan(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
-    shown = interface.call(PlanTab.use_recipe, plan_images=25)
-    recipe = project.info().recipe
-    assert recipe is not None
-    assert recipe.batch_size == 2
+    shown = interface.call(PlanTab.open_train, plan_images=2000, plan_kind="style")
     assert shown["run"] == NEW_RUN
-    assert interface.call(TrainTab.tab_selected)["recipe_epochs"]["value"] == str(recipe.epochs)
+    assert "1,350" in shown["plan_tiles"]
+    train = interface.call(TrainTab.tab_selected)
+    assert train["train_tiles"] == shown["plan_tiles"]
+    assert (train["recipe_epochs"]["value"], train["recipe_batch_size"]["value"]) == ("3", "4")
+    assert "changed" not in train["recipe_epochs"]["elem_classes"]
+    assert project.info().recipe == {}
+
+
+def test_answers_are_shown_again_after_a_reload(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    before = interface.call(PlanTab.update_plan, plan_images=200, plan_hours=2, plan_vram=12)
+    shown = interface.open_project("ink")
+    assert [shown[box]["value"] for box in ("plan_images", "plan_hours", "plan_vram")] == [200, 2, 12]
+    assert shown["plan_tiles"] == before["plan_tiles"] == shown["train_tiles"]
+
+
+def test_the_plan_names_the_changes_that_train_has(project: Project, interface: Interface) -> None:
+    assert interface.open_project("ink")["plan_changes"] == ""
+    interface.call(TrainTab.save_edit, recipe_network_dim="77", recipe_epochs="1")
+    shown = interface.call(PlanTab.tab_selected)["plan_changes"]
+    for text in ("2 settings", "Network rank (dim)", "77", "plan: 32"):
+        assert text in shown
+    assert interface.contents_of("train_tiles") != interface.contents_of("plan_tiles")
 
 
 def test_users_text_is_escaped(project: Project, interface: Interface) -> None:

@@ -114,7 +114,7 @@ def test_the_search_follows_its_box(form: Any) -> None:
 def test_leaving_a_list_without_a_choice_keeps_the_form(form: Any) -> None:
     page = form
     edit(page, "network_dim", "77")
-    for place in ("#project", "#train-source"):
+    for place in ("#project", "#train-preset"):
         box = page.locator(f"{place} input")
         chosen = box.input_value()
         box.click()
@@ -125,7 +125,7 @@ def test_leaving_a_list_without_a_choice_keeps_the_form(form: Any) -> None:
         page.wait_for_timeout(EVENT_MS)
         assert page.locator("[role='option']").count() == 0
         assert (box.input_value(), box_of(page, "network_dim").input_value()) == (chosen, "77"), place
-    page.locator("#train-source input").click()
+    page.locator("#train-preset input").click()
     page.get_by_role("option", name="The guide's defaults").click()
     page.locator("#recipe-network_dim:not(.changed)").wait_for()
     edit(page, "network_dim", "77")

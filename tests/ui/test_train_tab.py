@@ -9,21 +9,22 @@ from PIL import Image
 
 from lora_studio.events import CaptionsEvent, HintEvent, TimestepsEvent, ValidationEvent, WarningEvent
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import NEW_RUN
+from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.train.tab import TrainTab
+from lora_studio.ui.train.view import ALL_BACK
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
 from tests.support.interface import Interface, error_code
-from tests.support.jobs import BASE, make_project, make_run, running_status
+from tests.support.jobs import BASE, PROMPTS, make_project, make_run, running_status
 
 Started = list[tuple[JobFolder, bool]]
 
 
 @pytest.fixture
 def project(home: Home) -> Project:
-    return make_project(home, recipe=Recipe(epochs=3))
+    return make_project(home, epochs=3)
 
 
 def test_the_form_has_the_recipe_of_the_project(project: Project, interface: Interface) -> None:
@@ -32,7 +33,9 @@ def test_the_form_has_the_recipe_of_the_project(project: Project, interface: Int
     assert shown["recipe_epochs"]["value"] == "3"
     assert shown["recipe_unet_lr"]["value"] == "5e-4"
     assert "changed" in shown["recipe_epochs"]["elem_classes"]
-    assert "Default: 10" in shown["recipe_epochs"]["info"]
+    assert "changed" not in shown["recipe_unet_lr"]["elem_classes"]
+    assert "Plan: 15" in shown["recipe_epochs"]["info"]
+    assert "plan: 15" in shown["train_source"]
     assert shown["train_start"] == {"visible": True}
 
 
@@ -45,7 +48,7 @@ def test_start_writes_the_job_and_saves_the_recipe(project: Project, interface: 
     assert isinstance(job, TrainJob)
     assert (job.name, job.base, job.trigger_word, job.dataset) == ("my ink", BASE, "inkstamp_hc", project.dataset_dir)
     assert (job.recipe.unet_lr, job.recipe.epochs, job.recipe.repeats) == (3e-4, 3, None)
-    assert project.info().recipe == job.recipe
+    assert project.info().recipe == {"unet_lr": 3e-4, "epochs": 3, "repeats": None}
     assert shown["run"] == "001-my-ink"
 
 
@@ -74,11 +77,83 @@ def test_a_project_without_images_cannot_be_trained(home: Home, interface: Inter
 
 def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
-    shown = interface.call(TrainTab.load_settings, train_source="prodigy")
+    shown = interface.call(TrainTab.load_preset, train_preset="prodigy", recipe_network_dim="77")
     assert shown["recipe_optimizer"]["value"] == "Prodigy"
-    assert "recipe_optimizer" not in interface.call(TrainTab.load_settings, train_source="prodigy")
-    refused = interface.call(TrainTab.load_settings, train_source="../x")
+    assert "value" not in shown["recipe_network_dim"]
+    assert project.info().recipe["network_dim"] == 77
+    assert interface.contents_of("train_preset") is None
+    assert "recipe_optimizer" not in interface.call(TrainTab.load_preset)
+    refused = interface.call(TrainTab.load_preset, train_preset="../x")
     assert error_code(refused["train_notice"]) == "no_preset"
+
+
+def test_edits_are_saved_and_kept_when_the_plan_changes(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    interface.call(TrainTab.save_edit, recipe_network_dim="77")
+    assert project.info().recipe == {"network_dim": 77, "epochs": 3}
+    interface.call(PlanTab.update_plan, plan_kind="character", plan_hours=0.1)
+    shown = interface.call(TrainTab.tab_selected, recipe_unet_lr="half typed")
+    assert "value" not in shown["recipe_network_dim"]
+    assert "value" not in shown["recipe_unet_lr"]
+    assert "wrong" in shown["recipe_unet_lr"]["elem_classes"]
+    assert "changed" in shown["recipe_network_dim"]["elem_classes"]
+    assert shown["recipe_sample_prompts"]["value"] != ""
+    assert interface.contents_of("recipe_max_train_steps") != ""
+    assert interface.open_project("ink")["recipe_network_dim"]["value"] == "77"
+
+
+def test_changes_are_taken_back_one_at_a_time_or_all(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    interface.call(TrainTab.save_edit, recipe_network_dim="77", recipe_unet_lr="1e-4")
+    shown = interface.call(TrainTab.click_in_source, pick="network_dim")
+    assert shown["recipe_network_dim"]["value"] == "32"
+    assert "changed" not in shown["recipe_network_dim"]["elem_classes"]
+    shown = interface.call(TrainTab.click_in_source, pick="epochs")
+    assert shown["recipe_epochs"]["value"] == "15"
+    assert project.info().recipe == {"unet_lr": 1e-4}
+    shown = interface.call(TrainTab.click_in_source, pick=ALL_BACK)
+    assert project.info().recipe == {}
+    assert shown["train_tiles"] == interface.contents_of("plan_tiles")
+
+
+def test_a_run_with_other_settings_becomes_changes_to_the_plan(project: Project, interface: Interface) -> None:
+    make_run(project, epochs=2)
+    interface.open_project("ink")
+    interface.call(TrainTab.select_run, pick="001-ink")
+    shown = interface.call(TrainTab.edit_and_rerun)
+    assert shown["run"] == NEW_RUN
+    assert shown["recipe_epochs"]["value"] == "2"
+    assert project.info().recipe["epochs"] == 2
+    assert project.info().recipe["sample_prompts"] == PROMPTS
+
+
+def test_the_form_is_found_again_as_it_was_left(project: Project, interface: Interface) -> None:
+    make_run(project)
+    interface.open_project("ink")
+    interface.call(TrainTab.open_form)
+    interface.call(TrainTab.select_run, pick="001-ink")
+    shown = interface.call(TrainTab.open_form, recipe_network_dim="77")
+    assert shown["run"] == NEW_RUN
+    assert "recipe_network_dim" not in shown
+    assert "77" in shown["train_source"]
+
+
+def test_wrong_values_leave_no_figures_of_an_earlier_recipe(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.save_edit, recipe_batch_size="0")
+    assert error_code(shown["train_cards"]) == "config"
+    assert not any(character.isdigit() for character in shown["train_tiles"])
+    assert project.info().recipe == {"epochs": 3}
+
+
+def test_a_failed_run_says_once_why(project: Project, interface: Interface) -> None:
+    folder = make_run(project, steps=0, epochs=1, final=False, state=JobState.FAILED, message="The VAE is missing.")
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.select_run, pick=folder.name)
+    page = "".join(str(value) for name, value in shown.items() if name != "train_title")
+    assert page.count("The VAE is missing.") == 1
+    assert "will appear here" not in shown["train_curve"]
+    assert shown["train_film"] == ""
 
 
 def test_an_active_run_shows_its_figures(project: Project, interface: Interface) -> None:
@@ -137,7 +212,7 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
 
 def test_a_finished_run_offers_its_file_and_a_test(project: Project, interface: Interface) -> None:
     run = make_run(project)
-    project.save_info(project.info().model_copy(update={"recipe": None}))
+    project.save_info(project.info().model_copy(update={"recipe": {}}))
     shown = interface.open_project("ink")
     assert shown["train_test"] == {"visible": True}
     assert str(run.path / "ink.safetensors") in shown["train_path"]
@@ -173,7 +248,7 @@ def test_a_regularisation_folder_is_written_to_the_job_or_refused(
     shown = interface.call(TrainTab.start_training, train_regularization=str(tmp_path / "nowhere"))
     assert error_code(shown["train_notice"]) == "no_folder"
     assert not started
-    shown = interface.call(TrainTab.update_estimate, train_regularization=str(tmp_path / "nowhere"))
+    shown = interface.call(TrainTab.save_edit, train_regularization=str(tmp_path / "nowhere"))
     assert error_code(shown["train_cards"]) == "no_folder"
     (tmp_path / "prior").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "prior" / "a.png")

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from lora_studio import guide
 from lora_studio.dataset.buckets import Bucket, bucket_plan
 from lora_studio.dataset.captions.lint import Finding, lint_captions
 from lora_studio.dataset.captions.statistics import TagTable
@@ -27,6 +26,7 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.image_item import ImageItem, Selection, image_id
 from lora_studio.ui.dataset.stat_cache import ProjectCache, own_files
 from lora_studio.ui.gc_freeze import gc_frozen
+from lora_studio.ui.state.project_plan import project_recipe
 from lora_studio.workspace.project import Project
 
 MAX_PARTIAL_UPDATE = 1_000  # changed images; beyond that the project is loaded again
@@ -97,10 +97,8 @@ class BucketStatistics:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The project's recipe; before there is one, the guide's defaults at the base model's resolution."""
-        info = self.project.info()
-        base = guide.find_base(info.base)
-        return info.recipe or Recipe.parse({"resolution": base.resolution} if base else {})
+        """The recipe of the project's next run."""
+        return project_recipe(self.project)
 
     @cached_property
     def buckets(self) -> list[Bucket]:

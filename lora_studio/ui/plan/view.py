@@ -1,4 +1,4 @@
-"""The recipe table of Plan, and what the guide says about planning."""
+"""The HTML of Plan: the recipe with its reasons, the user's changes to it, and what the guide says."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from markupsafe import Markup
 from lora_studio import guide
 from lora_studio.planning.plan import Plan
 from lora_studio.settings.recipe import Recipe
+from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.widgets.formatting import format_count, format_value
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
 from lora_studio.ui.widgets.setting_spec import SettingSpec
+
+
+def changes_note(run: NextRun) -> Markup:
+    """Return what Train would train instead of the plan alone; empty if the user changed nothing."""
+    if not run.changes and not run.error:
+        return Markup("")
+    return render("plan/changes.html", run=run, count=format_count(len(run.changes), "setting"))
 
 
 def recipe_table(plan: Plan) -> Markup:
@@ -26,8 +34,10 @@ def recipe_table(plan: Plan) -> Markup:
     ]
     images = f"{format_count(plan.images, 'image')}{' expected' if plan.assumed else ''}"
     summary = f"{images}: a {plan.tier.name} set, good for {plan.tier.good_for}. {plan.tier.focus}"
-    columns = ["", "value", "why"]
-    return heading("Recipe", summary) + table(["Setting", "Value", "Why"], rows, columns, label="Recipe")
+    columns = ["", "value", "why reason"]
+    if any(not reason.guide for reason in plan.reasons):
+        summary += " Values marked studio are the studio's: the guide does not cover them."
+    return heading("Recipe", summary) + table(["Setting", "Value", "Why"], rows, columns, label="Recipe", stacked=True)
 
 
 def guide_notes() -> Markup:

@@ -1,39 +1,138 @@
-"""The plan of a project, from its dataset or an expected number of images."""
+"""The one plan of a project, which Plan and Train show, and the user's changes to it.
+
+The plan follows from the answers of Plan and the dataset. It is computed, never stored: project.json has the answers
+and, under `recipe`, only the settings that the user set to other values in Train. The recipe of the next run is the
+plan's with these changes on top. So both tabs always show the same plan, a new answer updates every setting that the
+user left alone, and nothing that the user typed is lost.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lora_studio.dataset.images.sets import project_images
+from lora_studio.device import find_gpu
+from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.plan import Plan, plan
+from lora_studio.settings.recipe import Recipe
+from lora_studio.ui.state.setting_changes import SettingChange, setting_changes
+from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.workspace.project import Project, ProjectInfo
 
-EXPECTED_IMAGES = 20  # while the dataset is empty and no number was given
+
+@dataclass(frozen=True)
+class ProjectPlan:
+    """A project's settings and the plan that follows from them; without a plan, `error` says why."""
+
+    project: Project
+    info: ProjectInfo
+    plan: Plan | None
+    error: InputError | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The plan's recipe; the guide's defaults while there is no plan."""
+        return self.plan.recipe if self.plan else Recipe()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The plan's settings with the user's changes on top. Together they may be invalid."""
+        return self.recipe.model_dump() | self.info.recipe
+
+    def changed_recipe(self) -> Recipe:
+        """Return the plan's recipe with the user's changes; raises ConfigError if they cannot work together."""
+        return Recipe.parse(self.values)
+
+    def run_with(self, recipe: Recipe, regularization: Path | None = None) -> NextRun:
+        """Return the next run, trained with exactly this recipe."""
+        changes = setting_changes(recipe, self.recipe)
+        if not changes and regularization is None:
+            return NextRun(self, recipe, changes, self.plan, self.error)
+        try:
+            figures = _plan(self.project, self.info, recipe, regularization)
+        except InputError as error:
+            return NextRun(self, recipe, changes, error=error)
+        return NextRun(self, recipe, changes, figures)
+
+    def next_run(self, regularization: Path | None = None) -> NextRun:
+        """Return the next run, trained with the plan and the user's changes."""
+        try:
+            return self.run_with(self.changed_recipe(), regularization)
+        except ConfigError as error:
+            return NextRun(self, error=error)
 
 
-def plan_project(
-    project: Project,
-    info: ProjectInfo,
-    *,
-    expected_images: int = EXPECTED_IMAGES,
-    vram_gib: float | None = None,
-    hours: float | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    regularization: Path | None = None,
+@dataclass(frozen=True)
+class NextRun:
+    """The run that would be started now: its recipe, the user's changes in it, and its figures.
+
+    `error` says why there is no recipe or no figures.
+    """
+
+    planned: ProjectPlan
+    recipe: Recipe | None = None
+    changes: Sequence[SettingChange] = ()
+    figures: Plan | None = None
+    error: InputError | None = None
+
+    @property
+    def compared_steps(self) -> str:
+        """The number of steps, compared with the plan's: "120 steps instead of 480"."""
+        if self.figures is None or self.planned.plan is None:
+            return "no figures yet"
+        steps, planned = self.figures.steps.total_steps, self.planned.plan.steps.total_steps
+        return format_count(steps, "step") + (", as planned" if steps == planned else f" instead of {planned:,}")
+
+
+def load_plan(project: Project) -> ProjectPlan:
+    """Plan a project; raises InputError if its project.json cannot be read."""
+    info = project.info()
+    try:
+        return ProjectPlan(project, info, _plan(project, info))
+    except InputError as error:
+        return ProjectPlan(project, info, None, error)
+
+
+def available_vram_gib(info: ProjectInfo) -> float | None:
+    """Return the VRAM to plan for: the answer, else that of the GPU found here; None if neither is known."""
+    gpu = find_gpu() if info.vram_gib is None else None
+    return gpu.vram_gib if gpu else info.vram_gib
+
+
+def project_recipe(project: Project) -> Recipe:
+    """Return the recipe of a project's next run; the plan's alone if the user's changes cannot work with it."""
+    planned = load_plan(project)
+    try:
+        return planned.changed_recipe()
+    except ConfigError:
+        return planned.recipe
+
+
+def save_changes(project: Project, recipe: Recipe, planned: Recipe) -> None:
+    """Store what the user changed in the planned recipe; the file is written only if that is new."""
+    plain, info = recipe.model_dump(mode="json"), project.info()
+    changes = {change.name: plain[change.name] for change in setting_changes(recipe, planned)}
+    if changes != info.recipe:
+        project.save_info(info.model_copy(update={"recipe": changes}))
+
+
+def _plan(
+    project: Project, info: ProjectInfo, recipe: Recipe | None = None, regularization: Path | None = None
 ) -> Plan:
-    """Plan a run on the project's images, or on `expected_images` while there are none.
+    """Plan a run on the project's images, or on the expected number of them while there are none.
 
-    `overrides` are settings that the plan must use. Raises InputError if they cannot work.
+    `recipe` must be used as it is, without a limit on the time. Raises InputError if it cannot work.
     """
     return plan(
-        project.dataset_dir if project_images(project) else expected_images,
+        project.dataset_dir if project_images(project) else info.expected_images,
         kind=info.kind,
         base=info.base,
-        vram_gib=vram_gib,
+        vram_gib=available_vram_gib(info),
         trigger_word=info.trigger_word,
-        hours=hours,
-        overrides=overrides,
+        hours=info.hours if recipe is None else None,
+        overrides=recipe.model_dump() if recipe else None,
         regularization=regularization,
     )

@@ -24,8 +24,6 @@ from lora_studio.events import (
 from lora_studio.planning.losses import smooth
 from lora_studio.planning.verdicts import Verdict, judge_losses
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.formatting import format_value
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
@@ -189,10 +187,3 @@ def run_named(project: Project, name: str) -> JobFolder:
         if folder.name == name:
             return folder
     raise InputError(f"There is no run {name!r} in {project.name}.", "Select one from the list.", code="no_run")
-
-
-def recipe_changes(recipe: Recipe, other: Recipe | None = None) -> list[tuple[str, str, str]]:
-    """Return the settings that differ from `other` (default: the guide's): name, value there, value here."""
-    values, other_values = recipe.model_dump(), (other or Recipe()).model_dump()
-    changed = [name for name in values if values[name] != other_values[name]]
-    return [(name, format_value(other_values[name]), format_value(values[name])) for name in changed]

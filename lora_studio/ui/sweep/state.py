@@ -60,10 +60,10 @@ class SweepForm:
         info = project.info()
         job = target.run.job() if target and target.run else None
         run = job if isinstance(job, TrainJob) else None
-        recipe = run.recipe if run else info.recipe
+        prompts = run.recipe.sample_prompts if run else info.recipe.get("sample_prompts")
         has_own_trigger = target is not None and bool(read_lora_header(target.path).trigger_word)
         values = {
-            "prompts": recipe.sample_prompts if recipe else _guide_prompts(info),
+            "prompts": prompts or _guide_prompts(info),
             "trigger_word": "" if has_own_trigger else info.trigger_word,
         }
         bases = [run.base if run else info.base]

@@ -9,9 +9,8 @@ import gradio as gr
 from lora_studio.planning.presets import list_presets, preset_title
 from lora_studio.ui.widgets.html import html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
-from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
+from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
 
-PROJECT_RECIPE = "This project's recipe"
 GUIDE_DEFAULTS = "The guide's defaults"
 
 
@@ -23,14 +22,16 @@ class TrainButtons(NamedTuple):
     resume: gr.Button
     test: gr.Button
     edit_and_rerun: gr.Button
+    new_run: gr.Button
 
 
 class FormSide(NamedTuple):
-    """The form of a new run, in place of the loss curve."""
+    """The form of a new run, in place of the loss curve; `source` says where its recipe comes from."""
 
     column: gr.Column
+    source: gr.HTML
     name: gr.Textbox
-    source: gr.Dropdown
+    preset: gr.Dropdown
 
 
 class RunSide(NamedTuple):
@@ -58,7 +59,10 @@ class Aside(NamedTuple):
 
 
 class TrainLayout(NamedTuple):
-    """All components of the tab."""
+    """All components of the tab.
+
+    `planned` is the ProjectPlan that the form was filled from, None before that; `signature` belongs to the shown run.
+    """
 
     title: gr.HTML
     buttons: TrainButtons
@@ -68,6 +72,8 @@ class TrainLayout(NamedTuple):
     job_fields: JobFields
     run_side: RunSide
     aside: Aside
+    planned: gr.State
+    signature: gr.State
 
 
 def build_layout() -> TrainLayout:
@@ -81,7 +87,8 @@ def build_layout() -> TrainLayout:
                 stop=gr.Button("Stop and save", elem_id="train-stop", visible=False),
                 resume=gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
                 test=gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
-                edit_and_rerun=gr.Button("Edit and run again", elem_id="train-again", visible=False),
+                edit_and_rerun=gr.Button("Edit and rerun", elem_id="train-again", visible=False),
+                new_run=gr.Button("New run", elem_id="train-new", visible=False),
             )
     tiles = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
@@ -90,11 +97,13 @@ def build_layout() -> TrainLayout:
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside = _aside()
-    return TrainLayout(title, buttons, tiles, form_side, form, job_fields, run_side, aside)
+    states = gr.State(None), gr.State("")
+    return TrainLayout(title, buttons, tiles, form_side, form, job_fields, run_side, aside, *states)
 
 
 def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
     with gr.Column(visible=False) as column:
+        source = pickable(elem_id="train-source")
         with gr.Row(elem_classes="fields"):
             name = gr.Textbox(
                 label="LoRA name",
@@ -102,21 +111,21 @@ def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
                 max_lines=1,
                 elem_id="train-name",
             )
-            source = gr.Dropdown(
-                _sources(),
-                value=PROJECT_RECIPE,
+            preset = gr.Dropdown(
+                _presets(),
+                value=None,
                 label="Load settings from",
                 info="A preset changes only the settings that it names.",
-                elem_id="train-source",
+                elem_id="train-preset",
             )
         form = build_form()
         job_fields = build_job_fields()
-    return FormSide(column, name, source), form, job_fields
+    return FormSide(column, source, name, preset), form, job_fields
 
 
-def _sources() -> list[tuple[str, str]]:
+def _presets() -> list[tuple[str, str]]:
     presets = [(f"{name}: {preset_title(name)}" if preset_title(name) else name, name) for name in list_presets()]
-    return [(PROJECT_RECIPE, PROJECT_RECIPE), (GUIDE_DEFAULTS, GUIDE_DEFAULTS), *presets]
+    return [(GUIDE_DEFAULTS, GUIDE_DEFAULTS), *presets]
 
 
 def _run_side() -> RunSide:

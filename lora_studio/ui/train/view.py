@@ -11,9 +11,11 @@ from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.run_history import RunView, recipe_changes
+from lora_studio.ui.state.project_plan import NextRun
+from lora_studio.ui.state.run_history import RunView
+from lora_studio.ui.state.setting_changes import setting_changes
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
-from lora_studio.ui.widgets.formatting import format_value
+from lora_studio.ui.widgets.formatting import format_count, format_value
 from lora_studio.ui.widgets.html import (
     TableRow,
     Tile,
@@ -36,7 +38,8 @@ from lora_studio.workspace.project import Home
 VERDICT_TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
 MAX_FILM_COLUMNS = 16
 MAX_CHANGES_SHOWN = 3
-MAX_VALUE_LENGTH = 24  # characters
+OPEN_PLAN = ":plan"
+ALL_BACK = ":all"
 PACE_STEPS = 50  # steps that the seconds per step are averaged over
 
 
@@ -68,10 +71,35 @@ def form_title(facts: str) -> Markup:
     return render("train/form_title.html", facts=facts)
 
 
+def plan_source(run: NextRun) -> Markup:
+    """Return where the recipe in the form comes from, and the user's changes, with buttons that take the plan's values.
+
+    The buttons pick OPEN_PLAN, ALL_BACK or the name of a setting.
+    """
+    hint = "Edit any setting below: it is marked, and one click takes it back."
+    plan = run.planned.plan
+    if plan is None:
+        title, hint = "There is no plan yet: these are the guide's defaults", ""
+    elif run.recipe is None:
+        title, hint = "From the plan, with wrong values", "Correct the marked fields."
+    elif not run.changes:
+        title = f"From the plan: {format_count(plan.steps.total_steps, 'step')}"
+    else:
+        title = f"From the plan, with your {format_count(len(run.changes), 'change')}: {run.compared_steps}"
+    return render(
+        "train/plan_source.html",
+        title=title,
+        hint=hint,
+        changes=run.changes,
+        open_plan=OPEN_PLAN,
+        all_back=ALL_BACK,
+    )
+
+
 def run_tiles(view: RunView) -> Markup:
     """Return tiles with step, loss, time, VRAM and learning rate."""
     last, history, status = view.history.last_step, view.history, view.status
-    total = history.total_steps or status.total or 0
+    total = history.total_steps
     epochs = history.start.epochs if history.start else None
     loss = view.smoothed_loss
     gpu = find_gpu()
@@ -80,12 +108,12 @@ def run_tiles(view: RunView) -> Markup:
             Tile(
                 "Step",
                 f"{last.step if last else 0:,} / {total:,}" if total else "–",
-                f"epoch {last.epoch if last else 0} of {epochs}" if epochs else status.message,
+                f"epoch {last.epoch if last else 0} of {epochs}" if epochs else _before_first_step(view),
             ),
             Tile(
                 "Loss",
                 f"{loss:.4f}" if loss is not None else "–",
-                f"smoothed; last step {last.loss:.4f}" if last and last.loss is not None else "after the first step",
+                f"smoothed; last step {last.loss:.4f}" if last and last.loss is not None else _before_first_step(view),
                 VERDICT_TONES[view.verdict.level] if loss is not None else Tone.PLAIN,
             ),
             time_tile(status, _seconds_per_step(view)),
@@ -99,10 +127,14 @@ def run_tiles(view: RunView) -> Markup:
     )
 
 
+def _before_first_step(view: RunView) -> str:
+    return "after the first step" if view.is_active else "no step was made"
+
+
 def _seconds_per_step(view: RunView) -> str:
     recent = list(view.history.steps.values())[-PACE_STEPS:]
     steps = [event.seconds for event in recent if event.seconds]
-    return f"{sum(steps) / len(steps):.2f} s per step" if steps else "known after the first steps"
+    return f"{sum(steps) / len(steps):.2f} s per step" if steps else _before_first_step(view)
 
 
 def _rate(rate: float | None) -> str:
@@ -119,7 +151,9 @@ def curve(view: RunView) -> Markup:
     """Return the loss curve and the loss by timestep below it, or a placeholder before the first step."""
     steps, raw, smoothed = view.history.loss_curve()
     if not steps:
-        return empty_card("The loss curve will appear here", "It begins with the first step.")
+        if view.is_active:
+            return empty_card("The loss curve will appear here", "It begins with the first step.")
+        return empty_card("No step was made", "This run ended while it prepared the training.")
     start = view.history.start
     over_steps = loss_curve(
         steps,
@@ -151,6 +185,8 @@ def filmstrip(view: RunView, home: Home) -> Markup:
 
 
 def _no_samples(view: RunView) -> Markup:
+    if not view.is_active and not view.history.steps:
+        return Markup("")
     every = view.job.recipe.sample_every_n_epochs
     if not every:
         text = "Samples are off for this run: Sample every is 0."
@@ -206,7 +242,7 @@ def runs_table(views: Sequence[RunView], selected: str) -> Markup:
         )
     columns = ["Run", "Changed", "Loss", "Verdict"]
     return heading("Runs", "Changes are those since the run before.") + table(
-        columns, rows, ["keep", "", "keep", ""], label="Runs"
+        columns, rows, ["keep", "", "keep", ""], label="Runs", stacked=True
     )
 
 
@@ -220,18 +256,13 @@ def _loss_cell(view: RunView) -> Markup:
 
 
 def _changes(job: TrainJob, previous: TrainJob | None) -> Markup:
-    changes = recipe_changes(job.recipe, previous.recipe if previous else None)
+    changes = setting_changes(job.recipe, previous.recipe if previous else Recipe())
     if not changes:
         return render("train/changes.html", lines=["nothing" if previous else "the guide's defaults"])
-    lines = [f"{name} {_shortened(old)} → {_shortened(new)}" for name, old, new in changes[:MAX_CHANGES_SHOWN]]
+    lines = [f"{change.label}: {change.before_text} → {change.value_text}" for change in changes[:MAX_CHANGES_SHOWN]]
     if len(changes) > MAX_CHANGES_SHOWN:
         lines.append(f"and {len(changes) - MAX_CHANGES_SHOWN} more")
     return render("train/changes.html", lines=lines)
-
-
-def _shortened(text: str) -> str:
-    flat = " / ".join(text.splitlines())
-    return flat if len(flat) <= MAX_VALUE_LENGTH else f"{flat[: MAX_VALUE_LENGTH - 2]}…"
 
 
 def training_captions(view: RunView) -> Markup:
@@ -254,4 +285,4 @@ def recipe_of_run(job: TrainJob) -> Markup:
             rows.append(TableRow([spec.label, format_value(value), format_value(default)], changed=value != default))
     if job.regularization is not None:
         rows.append(TableRow(["Regularisation images", str(job.regularization), "empty"], changed=True))
-    return table(["Setting", "Value", "Default"], rows, ["", "value", "why"], label="Recipe of this run")
+    return table(["Setting", "Value", "Default"], rows, ["", "value", "why"], label="Recipe of this run", stacked=True)

@@ -125,10 +125,20 @@ def hint(text: str) -> Markup:
     return _macro("hint", text)
 
 
-def table(headers: Sequence[str], rows: Iterable[TableRow], classes: Sequence[str] = (), label: str = "") -> Markup:
-    """Return a table. `classes` are those of the columns: "keep" does not wrap, "why" is subdued."""
+def table(
+    headers: Sequence[str],
+    rows: Iterable[TableRow],
+    classes: Sequence[str] = (),
+    label: str = "",
+    *,
+    stacked: bool = False,
+) -> Markup:
+    """Return a table. `classes` are those of the columns: "keep" does not wrap, "why" is subdued.
+
+    On a phone, a `stacked` table shows each row as a card, in which every cell after the first has its header.
+    """
     columns = [*classes, *[""] * (len(headers) - len(classes))]
-    return _macro("table", headers, list(rows), columns, label or headers[0])
+    return _macro("table", headers, list(rows), columns, label or headers[0], stacked)
 
 
 def pick_button(name: str, text: str | Markup, *, current: bool = False, title: str = "") -> Markup:

@@ -28,6 +28,12 @@ def plan_tiles(plan: Plan) -> Markup:
     )
 
 
+def empty_plan_tiles(note: str) -> Markup:
+    """Return the tiles of a plan without figures; `note` says what to do."""
+    labels = ("Steps", "Estimated time", "Estimated VRAM", "File size")
+    return tiles(Tile(label, "–", "" if index else note) for index, label in enumerate(labels))
+
+
 def caution_cards(plan: Plan) -> Markup:
     """Return the plan's warnings, each with its reason."""
     if not plan.warnings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, cast, get_args, get_origin
 
@@ -16,6 +16,8 @@ from lora_studio.ui.widgets.formatting import format_value
 class SettingSpec:
     """One declared setting.
 
+    A value that differs from `reference` counts as changed. Help texts call that the default or, if `planned`, the
+    plan.
     `depends_on` names the setting without which this one has no effect: that one must be set, or have one of
     `depends_on_values` if there are any.
     """
@@ -27,6 +29,8 @@ class SettingSpec:
     group: Group
     simple: bool
     default: Any
+    reference: Any
+    planned: bool = False
     choices: tuple[str, ...] = ()
     is_flag: bool = False
     is_lines: bool = False
@@ -42,6 +46,7 @@ class SettingSpec:
         kind = declared.annotation
         is_enum = isinstance(kind, type) and issubclass(kind, Enum)
         depends_on, _, values = extra["only_with"].partition("=")
+        default = declared.get_default(call_default_factory=True)
         return cls(
             name=name,
             title=extra["label"],
@@ -49,7 +54,8 @@ class SettingSpec:
             why=declared.description or "",
             group=Group(extra["group"]),
             simple=extra["simple"],
-            default=declared.get_default(call_default_factory=True),
+            default=default,
+            reference=default,
             choices=tuple(str(item.value) for item in cast("type[Enum]", kind)) if is_enum else (),
             is_flag=kind is bool,
             is_lines=kind is not None and str in get_args(kind),
@@ -58,17 +64,21 @@ class SettingSpec:
             depends_on_values=tuple(values.split("|")) if values else (),
         )
 
+    def compared_with_plan(self, value: Any) -> SettingSpec:
+        """Return the setting with the plan's value as its reference."""
+        return replace(self, reference=value, planned=True)
+
     @property
     def has_default(self) -> bool:
         """False for a setting that must be given."""
         return self.default is not PydanticUndefined
 
     @property
-    def default_text(self) -> str:
-        """The default in its usual notation; empty where there is none."""
+    def reference_text(self) -> str:
+        """The reference in its usual notation; empty where there is none."""
         if not self.has_default:
             return ""
-        return str(self.to_component(self.default)) if self.is_number_list else format_value(self.default)
+        return str(self.to_component(self.reference)) if self.is_number_list else format_value(self.reference)
 
     @property
     def search_text(self) -> str:
@@ -111,22 +121,22 @@ class SettingSpec:
         return content
 
     def is_changed(self, content: Any) -> bool:
-        """Return whether a component's content differs from the default."""
+        """Return whether a component's content differs from the reference."""
         if not self.has_default:
             return False
         given = self.from_component(content)
-        if isinstance(given, str) and isinstance(self.default, int | float):
+        if isinstance(given, str) and isinstance(self.reference, int | float):
             try:
-                return float(given) != float(self.default)
+                return float(given) != float(self.reference)
             except ValueError:
                 return True
-        return bool(given != self.from_component(self.to_component(self.default)))
+        return bool(given != self.from_component(self.to_component(self.reference)))
 
     def info(self, content: Any, problem: str = "") -> str:
-        """Return the help text: the problem if there is one, else the reason, after the default of a changed value."""
-        if problem:
-            return problem
-        return f"Default: {self.default_text}. {self.why}" if self.is_changed(content) else self.why
+        """Return the help text: the problem if there is one, else the reason, behind a changed value's reference."""
+        if problem or not self.is_changed(content):
+            return problem or self.why
+        return f"{'Plan' if self.planned else 'Default'}: {self.reference_text}. {self.why}"
 
     def classes(self, content: Any, problem: str = "") -> list[str]:
         """Return CSS classes that mark a changed value and a wrong one."""

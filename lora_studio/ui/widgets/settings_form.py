@@ -17,15 +17,14 @@ from gradio.components import Component
 from pydantic import ValidationError
 
 from lora_studio.errors import ConfigError, validation_message
-from lora_studio.settings.declare import Group, Settings
-from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.declare import Settings
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import hint, html
 from lora_studio.ui.widgets.setting_spec import SettingSpec
 
 FIELD_WIDTH = 210  # px
 MAX_RESET_LABEL = 24  # characters
 MAX_INPUT_SHOWN = 60  # characters
+PRIVATE: dict[str, Any] = {**NO_PROGRESS, "api_visibility": "private"}  # options of the events of single fields
 Model = TypeVar("Model", bound=Settings)
 Field = gr.Checkbox | gr.Dropdown | gr.Textbox
 
@@ -57,8 +56,9 @@ class SettingsForm(Generic[Model]):
     @property
     def edit_events(self) -> list[Any]:
         """The events by which a user changes the form, for `gr.on`."""
-        return [_edit_event(component) for component in self.components.values()] + [
-            reset.click for reset in self.resets.values()
+        return [
+            *(edit_event(component) for component in self.components.values()),
+            *(reset.click for reset in self.resets.values()),
         ]
 
     def merged(self, other: SettingsForm[Model]) -> SettingsForm[Model]:
@@ -83,8 +83,12 @@ class SettingsForm(Generic[Model]):
 
         Raises ConfigError that names every wrong setting by its label.
         """
+        return self.parse_values(self._values(data) | more)
+
+    def parse_values(self, values: Mapping[str, Any]) -> Model:
+        """Return settings with these values; raises ConfigError that names every wrong setting by its label."""
         try:
-            return self.model.model_validate(self._values(data) | more)
+            return self.model.model_validate(values)
         except ValidationError as error:
             lines = [self._problem_line(name, text) for name, text in _problems(error).items()]
             raise ConfigError(lines, "Correct the marked fields.") from error
@@ -103,13 +107,17 @@ class SettingsForm(Generic[Model]):
 
     def wire(self) -> None:
         """Register the events of the fields: validation, reset, and visibility of dependent settings."""
-        private: dict[str, Any] = {**NO_PROGRESS, "api_visibility": "private"}
+        self.wire_dependents()
+        for name, component in self.components.items():
+            edit_event(component)(partial(self.validate_field, name), component, component, **PRIVATE)
+            if name in self.resets:
+                self.resets[name].click(partial(self.reset_field, name), None, component, **PRIVATE)
+
+    def wire_dependents(self) -> None:
+        """Register the events that show and hide dependent settings."""
         for name, component in self.components.items():
             if dependents := [self.components[spec.name] for spec in self._dependents(name)]:
-                component.change(partial(self.update_dependents, name), [component, *dependents], dependents, **private)
-            _edit_event(component)(partial(self.validate_field, name), component, component, **private)
-            if name in self.resets:
-                self.resets[name].click(partial(self.reset_field, name), None, component, **private)
+                component.change(partial(self.update_dependents, name), [component, *dependents], dependents, **PRIVATE)
 
     def update_dependents(self, name: str, content: Any, *contents: Any) -> Any:
         """Show or hide the settings that depend on `name`; `contents` are those of their fields."""
@@ -121,14 +129,17 @@ class SettingsForm(Generic[Model]):
 
     def validate_field(self, name: str, content: Any) -> Any:
         """Mark a field as changed or wrong after an edit."""
+        return self._update(name, content, self.field_problem(name, content))
+
+    def field_problem(self, name: str, content: Any) -> str:
+        """Return what is wrong with a field's content; empty if it is valid."""
         try:
             self.model.__pydantic_validator__.validate_assignment(
                 self.model.model_construct(), name, self.specs[name].from_component(content)
             )
-            problem = ""
         except ValidationError as error:
-            problem = _problems(error).get(name, "")
-        return self._update(name, content, problem)
+            return _problems(error).get(name, "")
+        return ""
 
     def reset_field(self, name: str) -> Any:
         """Set a field to its default."""
@@ -150,9 +161,7 @@ class SettingsForm(Generic[Model]):
         return {name: self.specs[name].from_component(data[component]) for name, component in self.components.items()}
 
     def _update(self, name: str, content: Any, problem: str = "", *, with_value: bool = False) -> Any:
-        spec = self.specs[name]
-        changes: dict[str, Any] = {"info": spec.info(content, problem), "elem_classes": spec.classes(content, problem)}
-        return gr.update(value=content, **changes) if with_value else gr.update(**changes)
+        return field_update(self.specs[name], content, problem, with_value=with_value)
 
     def _problem_line(self, name: str, problem: str) -> str:
         if name in self.specs:
@@ -160,47 +169,13 @@ class SettingsForm(Generic[Model]):
         return f"{name}: {problem}" if name else problem
 
 
-@dataclass(frozen=True)
-class RecipeForm(SettingsForm[Recipe]):
-    """The fields of a recipe: the simple ones first, the rest folded by group, with a search over all."""
+def build_fields(
+    model: type[Model], names: Iterable[str], prefix: str, *, reset_label: str = ""
+) -> SettingsForm[Model]:
+    """Create fields for the named settings of `model`, side by side. Call `wire` on the complete form.
 
-    folds: Mapping[Group, gr.Accordion]
-    search: gr.Textbox
-    no_match: gr.HTML
-
-    def wire(self) -> None:
-        """Register the events of the fields and of the search."""
-        super().wire()
-        found = [*self.outputs, *self.folds.values(), self.no_match]
-        self.search.change(  # gradio's `input` event lacks Backspace and pasting
-            self.search_settings,
-            {self.search, *self.inputs},
-            found,
-            **NO_PROGRESS,
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
-
-    def search_settings(self, data: Mapping[Component, Any]) -> Updates:
-        """Show the settings that contain all words, even those without effect now; without words, those with effect."""
-        words = data[self.search].lower().split()
-        contents = {name: data[component] for name, component in self.components.items()}
-        hits = {
-            name
-            for name, spec in self.specs.items()
-            if all(word in spec.search_text for word in words)
-            and (words or not spec.depends_on or spec.is_visible(contents[spec.depends_on], contents[name]))
-        }
-        updates: Updates = {component: gr.update(visible=name in hits) for name, component in self.components.items()}
-        for group, fold in self.folds.items():
-            inside = any(spec.group is group and not spec.simple and spec.name in hits for spec in self.specs.values())
-            updates[fold] = gr.Accordion(visible=inside, open=bool(words) and inside)
-        updates[self.no_match] = "" if hits else hint("No setting matches.")
-        return updates
-
-
-def build_fields(model: type[Model], names: Iterable[str], prefix: str) -> SettingsForm[Model]:
-    """Create fields for the named settings of `model`, side by side. Call `wire` on the complete form."""
+    Without a `reset_label`, the reset buttons name the default.
+    """
     specs = {name: SettingSpec.of(model, name) for name in names}
     components: dict[str, Field] = {}
     resets: dict[str, gr.Button] = {}
@@ -208,47 +183,27 @@ def build_fields(model: type[Model], names: Iterable[str], prefix: str) -> Setti
         for name, spec in specs.items():
             dependency = SettingSpec.of(model, spec.depends_on).default if spec.depends_on else None
             visible = not spec.depends_on or spec.is_visible(dependency, spec.to_component(spec.default))
-            components[name], reset = _component(spec, prefix, visible)
+            components[name], reset = _component(spec, prefix, visible, reset_label)
             if reset is not None:
                 resets[name] = reset
     return SettingsForm(model, specs, components, resets)
 
 
-def build_form() -> RecipeForm:
-    """Create the form of a recipe: at most seven settings at once, the rest folded by group."""
-    specs = {name: SettingSpec.of(Recipe, name) for name in Recipe.model_fields}
-    form = build_fields(Recipe, [name for name, spec in specs.items() if spec.simple], "recipe")
-    search = gr.Textbox(
-        placeholder="Search settings: snr, bucket, memory",
-        show_label=False,
-        label="Search settings",
-        max_lines=1,
-        elem_id="recipe-search",
-    )
-    no_match = html()
-    folds: dict[Group, gr.Accordion] = {}
-    for group in Group:
-        folded = [name for name, spec in specs.items() if spec.group is group and not spec.simple]
-        if folded:
-            with gr.Accordion(group.value, open=False) as folds[group]:
-                form = form.merged(build_fields(Recipe, folded, "recipe"))
-    whole = RecipeForm(Recipe, form.specs, form.components, form.resets, folds, search, no_match)
-    whole.wire()
-    return whole
+def field_update(spec: SettingSpec, content: Any, problem: str = "", *, with_value: bool) -> Any:
+    """Return the update of a field: the marks of its content and, if `with_value`, the content."""
+    changes: dict[str, Any] = {"info": spec.info(content, problem), "elem_classes": spec.classes(content, problem)}
+    return gr.update(value=content, **changes) if with_value else gr.update(**changes)
 
 
-def _component(spec: SettingSpec, prefix: str, visible: bool) -> tuple[Field, gr.Button | None]:
+def _component(spec: SettingSpec, prefix: str, visible: bool, reset_label: str) -> tuple[Field, gr.Button | None]:
     """Return the field of a setting, and its reset button if the setting has a default.
 
     The elem_id is `prefix-name`.
     """
     content: Any = spec.to_component(spec.default) if spec.has_default else ""
-    label = f"Reset to {spec.default_text}"
-    reset = (
-        gr.Button(label if len(label) <= MAX_RESET_LABEL else "Reset to default", size="sm", render=False)
-        if spec.has_default
-        else None
-    )
+    label = f"Reset to {spec.reference_text}"
+    label = reset_label or (label if len(label) <= MAX_RESET_LABEL else "Reset to default")
+    reset = gr.Button(label, size="sm", render=False) if spec.has_default else None
     common: dict[str, Any] = {
         "label": spec.label,
         "info": spec.info(content),
@@ -271,7 +226,8 @@ def _component(spec: SettingSpec, prefix: str, visible: bool) -> tuple[Field, gr
     return component, reset
 
 
-def _edit_event(component: Field) -> Any:
+def edit_event(component: Field) -> Any:
+    """Return the event by which a user changes a field."""
     return component.blur if isinstance(component, gr.Textbox) else component.input
 
 

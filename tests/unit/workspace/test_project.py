@@ -8,7 +8,6 @@ import pytest
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project, ProjectInfo, image_sets
 
@@ -43,7 +42,7 @@ def test_home_that_gradio_would_serve_is_refused(tmp_path: Path, monkeypatch: py
 
 
 def test_project_saves_its_settings(home: Home) -> None:
-    info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="ink_hc", base="embedded", vram_gib=8, recipe=Recipe(epochs=3))
+    info = ProjectInfo(kind=LoraKind.STYLE, trigger_word="ink_hc", base="embedded", vram_gib=8, recipe={"epochs": 3})
     project = home.create_project("My style", info)
     assert project.info() == info
     assert home.project("My style").info() == info

@@ -95,7 +95,7 @@ def test_buckets_have_the_images_that_the_recipe_trains_on(home: Home, original:
     project = home.duplicate_project(original.name, "bucketed")
     shutil.copy(EXAMPLE_IMAGES / "owl.png", project.dataset_dir / "outside of the sets.png")
     recipe = Recipe(resolution=512, validation_split=0.3, repeats=3, batch_size=1)
-    project.save_info(project.info().model_copy(update={"recipe": recipe}))
+    project.save_info(project.info().model_copy(update={"recipe": recipe.non_defaults()}))
     contents = Contents.of(project)
     (run,) = contents.images.trained.split(recipe).validation
     shown = {image.path for bucket in contents.bucketing.buckets for image in bucket.images}

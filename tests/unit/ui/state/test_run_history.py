@@ -8,8 +8,7 @@ import pytest
 
 from lora_studio.errors import InputError
 from lora_studio.events import CheckpointEvent, EventAtStep, NanEvent, ResumeEvent, ValidationEvent
-from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.run_history import RunHistories, RunView, recipe_changes, run_named
+from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
 from tests.support.jobs import make_project, make_run, make_sweep
@@ -81,9 +80,3 @@ def test_other_jobs_are_not_runs(project: Project) -> None:
     with pytest.raises(InputError) as raised:
         run_named(project, "../sweeps/001")
     assert raised.value.code == "no_run"
-
-
-def test_recipe_changes_are_settings_with_both_values() -> None:
-    changes = recipe_changes(Recipe(unet_lr=1e-4, epochs=12), Recipe(epochs=12))
-    assert changes == [("unet_lr", "5e-4", "1e-4")]
-    assert recipe_changes(Recipe()) == []

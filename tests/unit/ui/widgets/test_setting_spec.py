@@ -33,3 +33,6 @@ def test_changed_and_wrong_fields_are_marked() -> None:
     assert spec.classes("fast", "should be a number") == ["field", "changed", "wrong"]
     assert spec.info("fast", "should be a number") == "should be a number"
     assert spec.info("1e-3") == f"Default: 5e-4. {spec.why}"
+    planned = spec.compared_with_plan(1e-3)
+    assert planned.classes("0.001") == ["field"]
+    assert planned.info("5e-4") == f"Plan: 0.001. {spec.why}"

@@ -9,8 +9,9 @@ import gradio as gr
 import pytest
 
 from lora_studio.errors import ConfigError
+from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.settings_form import RecipeForm, build_form
+from lora_studio.ui.widgets.recipe_form import RecipeContents, RecipeForm, build_form
 
 
 @pytest.fixture
@@ -27,32 +28,52 @@ def contents(form: RecipeForm, **changes: Any) -> dict[Any, Any]:
     return values | {form.components[name]: content for name, content in changes.items()}
 
 
+def read(form: RecipeForm, **changes: Any) -> RecipeContents:
+    return form.read(contents(form, **changes), Recipe())
+
+
 def test_the_form_is_parsed_back_to_the_recipe(form: RecipeForm) -> None:
-    assert form.parse(contents(form)) == Recipe()
-    assert form.parse(contents(form, unet_lr="3e-4", repeats="")).unet_lr == 3e-4
+    assert form.recipe(read(form)) == Recipe()
+    assert form.recipe(read(form, unet_lr="3e-4", repeats="")) == Recipe(unet_lr=3e-4)
+    assert form.recipe(read(form, unet_lr="3e-4", epochs="4").with_values({"epochs": 7, "optimizer": "Prodigy"})) == (
+        Recipe(unet_lr=3e-4, epochs=7, optimizer=Optimizer.PRODIGY)
+    )
 
 
 def test_wrong_values_are_named_with_their_setting(form: RecipeForm) -> None:
-    data = contents(form, unet_lr="abc", batch_size="0")
+    wrong = read(form, unet_lr="abc", batch_size="0")
     with pytest.raises(ConfigError) as raised:
-        form.parse(data)
+        form.recipe(wrong)
     assert len(raised.value.problems) == 2
     assert "(unet_lr): " in raised.value.problems[0] + raised.value.problems[1]
-    marks = {name: form.mark_errors(data)[component]["elem_classes"] for name, component in form.components.items()}
+    marks = {name: form.show(wrong)[component]["elem_classes"] for name, component in form.components.items()}
     assert {name for name, classes in marks.items() if "wrong" in classes} == {"unet_lr", "batch_size"}
 
 
 def test_a_field_is_validated_after_an_edit(form: RecipeForm) -> None:
-    update = form.validate_field("unet_lr", "fast")
+    planned = Recipe(unet_lr=1e-3)
+    update = form.mark_field("unet_lr", "fast", planned)
     assert "(given: fast)" in update["info"]
     assert "wrong" in update["elem_classes"]
-    assert "changed" in form.validate_field("unet_lr", "1e-3")["elem_classes"]
-    assert form.validate_field("unet_lr", "0.0005")["elem_classes"] == ["field"]
-    assert form.reset_field("unet_lr")["value"] == "5e-4"
+    assert "changed" in form.mark_field("unet_lr", "5e-4", planned)["elem_classes"]
+    assert form.mark_field("unet_lr", "0.001", planned)["elem_classes"] == ["field"]
+    update, resets = form.take_planned("unet_lr", planned, 3)
+    assert (update["value"], update["elem_classes"], resets) == ("0.001", ["field"], 4)
+
+
+def test_fields_follow_another_plan_except_those_that_the_user_changed(form: RecipeForm) -> None:
+    typed = read(form, network_dim="77", unet_lr="half typed")
+    planned = Recipe(network_dim=64, epochs=3)
+    shown = form.show(form.follow(typed, planned, planned.model_dump()))
+    dim, rate, epochs = (shown[form.components[name]] for name in ("network_dim", "unet_lr", "epochs"))
+    assert ("value" in dim, "changed" in dim["elem_classes"], "Plan: 64" in dim["info"]) == (False, True, True)
+    assert ("value" in rate, "wrong" in rate["elem_classes"]) == (False, True)
+    assert (epochs["value"], epochs["elem_classes"]) == ("3", ["field"])
+    assert shown[form.planned] == planned
 
 
 def test_help_texts_contain_no_markdown_of_the_user(form: RecipeForm) -> None:
-    assert "given:  a  b " in form.validate_field("unet_lr", "[a](b)")["info"]
+    assert "given:  a  b " in form.mark_field("unet_lr", "[a](b)", Recipe())["info"]
 
 
 def test_settings_without_effect_are_hidden_unless_searched(form: RecipeForm) -> None:
@@ -68,6 +89,7 @@ def test_settings_without_effect_are_hidden_unless_searched(form: RecipeForm) ->
     assert found("restarts")["lr_scheduler_num_cycles"]
     assert not found("restarts")["min_bucket_reso"]
     assert not any(found("no such setting").values())
-    filled = form.fill(dict(Recipe(lr_scheduler="cosine_with_restarts", enable_bucket=False)))
+    other = {"lr_scheduler": "cosine_with_restarts", "enable_bucket": False}
+    filled = form.show(read(form).with_values(other))
     assert filled[form.components["lr_scheduler_num_cycles"]]["visible"]
     assert not filled[form.components["min_bucket_reso"]]["visible"]

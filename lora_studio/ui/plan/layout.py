@@ -1,0 +1,121 @@
+"""The components of the Plan tab, without their events."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gradio as gr
+
+from lora_studio import guide
+from lora_studio.device import find_gpu
+from lora_studio.settings.choices import LoraKind
+from lora_studio.settings.plan_numbers import PlanNumbers, check_plan_number
+from lora_studio.ui.tab_events import PageValues
+from lora_studio.ui.widgets.html import html
+from lora_studio.ui.widgets.setting_spec import SettingSpec
+from lora_studio.workspace.project import ProjectInfo
+
+IMAGES, VRAM, HOURS = (SettingSpec.of(PlanNumbers, name) for name in ("images", "vram_gib", "hours"))
+
+
+class Answers(NamedTuple):
+    """The questions on the left."""
+
+    kind: gr.Radio
+    base: gr.Dropdown
+    trigger_word: gr.Textbox
+    images: gr.Number
+    vram_gib: gr.Number
+    hours: gr.Number
+
+    def read(self, data: PageValues, info: ProjectInfo, *, counted: bool) -> ProjectInfo:
+        """Return a project's settings with the answers in the form; raises InputError for a number out of its bounds.
+
+        An empty number of images, or one that was `counted` in the dataset, is not an answer.
+        """
+        images = info.expected_images if counted or data[self.images] is None else data[self.images]
+        for name, number in (("images", images), ("vram_gib", data[self.vram_gib]), ("hours", data[self.hours])):
+            check_plan_number(name, number)
+        answers = {
+            "kind": data[self.kind] or info.kind,
+            "base": (data[self.base] or "").strip(),
+            "trigger_word": (data[self.trigger_word] or "").strip(),
+            "expected_images": images,
+            "vram_gib": data[self.vram_gib],
+            "hours": data[self.hours],
+        }
+        return ProjectInfo.parse(info.model_dump() | answers)
+
+
+class Result(NamedTuple):
+    """The plan on the right, with what belongs to it."""
+
+    notice: gr.HTML
+    train: gr.Button
+    to_dataset: gr.Button
+    tiles: gr.HTML
+    changes: gr.HTML
+    cautions: gr.HTML
+    recipe: gr.HTML
+    guide: gr.HTML
+
+
+class PlanLayout(NamedTuple):
+    """All components of the tab."""
+
+    answers: Answers
+    result: Result
+
+
+def build_layout(guide_notes: str) -> PlanLayout:
+    """Create the components."""
+    with gr.Row(elem_classes="sides"):
+        with gr.Column(scale=2, min_width=300):
+            answers = _answers()
+        with gr.Column(scale=5, min_width=340):
+            result = _result(guide_notes)
+    return PlanLayout(answers, result)
+
+
+def _answers() -> Answers:
+    gpu = find_gpu()
+    found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else f"No GPU was found here. {VRAM.why}"
+    with gr.Group(elem_classes="answers"):
+        return Answers(
+            kind=gr.Radio(
+                [(kind.value.capitalize(), kind.value) for kind in LoraKind],
+                label="What are you making?",
+                info="Sets the network, the repeats and the sample prompts.",
+                elem_id="plan-kind",
+            ),
+            base=gr.Dropdown(
+                list(guide.BASES),
+                allow_custom_value=True,
+                label="Base model",
+                info="Choose one, or type a Hub repository, a folder or a .safetensors file.",
+                elem_id="plan-base",
+            ),
+            trigger_word=gr.Textbox(
+                label="Trigger word",
+                info="Unique and easy to type, for example saria_zelda.",
+                max_lines=1,
+                elem_id="plan-trigger",
+            ),
+            images=gr.Number(None, label=IMAGES.label, info=IMAGES.why, precision=0, elem_id="plan-images"),
+            vram_gib=gr.Number(None, label=VRAM.label, info=found, elem_id="plan-vram"),
+            hours=gr.Number(None, label=HOURS.label, info=HOURS.why, elem_id="plan-hours"),
+        )
+
+
+def _result(guide_notes: str) -> Result:
+    notice = html(elem_id="plan-notice")
+    with gr.Row(elem_classes="actions"):
+        train = gr.Button("Train with this recipe", variant="primary", scale=2, elem_id="plan-train")
+        to_dataset = gr.Button("Open the dataset", scale=1)
+    tiles = html(elem_id="plan-tiles")
+    changes = html(elem_id="plan-changes")
+    cautions = html(elem_id="plan-cautions")
+    recipe = html(elem_id="plan-recipe")
+    with gr.Accordion("What the guide says", open=False):
+        advice = html(guide_notes)
+    return Result(notice, train, to_dataset, tiles, changes, cautions, recipe, advice)

@@ -1,0 +1,65 @@
+"""The Plan tab's state as updates of its components."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from lora_studio import guide
+from lora_studio.ui.plan import view
+from lora_studio.ui.plan.layout import IMAGES, Answers, PlanLayout, Result
+from lora_studio.ui.plan.state import PlanState
+from lora_studio.ui.state.project_plan import available_vram_gib
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.html import empty_card, error_card
+from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
+
+DATASET_CODES = frozenset(
+    {"few_images", "small_images", "mixed_resolution", "bucket_waste", "unreadable", "captions_missing"}
+)
+
+
+def render(layout: PlanLayout, state: PlanState) -> Updates:
+    """Return the updates that show a state."""
+    return _answer_updates(layout.answers, state) | _result_updates(layout.result, state)
+
+
+def _answer_updates(answers: Answers, state: PlanState) -> Updates:
+    info = state.planned.info
+    known = guide.find_base(info.base)
+    about = f"Good for {known.good_for}. {known.why}" if known else "Custom model: assumed to be SDXL."
+    counted = "Counted in the dataset, with their sizes."
+    updates: Updates = {
+        answers.base: gr.update(info=about),
+        answers.images: gr.update(
+            interactive=state.images is None,
+            info=f"{IMAGES.why} The dataset is empty." if state.images is None else counted,
+        ),
+    }
+    contents = {
+        "kind": info.kind.value,
+        "base": known.name if known else info.base,
+        "trigger_word": info.trigger_word,
+        "images": info.expected_images if state.images is None else state.images,
+        "vram_gib": available_vram_gib(info),
+        "hours": info.hours,
+    }
+    for name in {*state.filled, *([] if state.images is None else ["images"])}:
+        component = getattr(answers, name)
+        updates[component] = gr.update(value=contents[name]) | updates.get(component, {})
+    return updates
+
+
+def _result_updates(result: Result, state: PlanState) -> Updates:
+    plan, error = state.planned.plan, state.planned.error
+    codes = {caution.code for caution in plan.warnings} if plan else set()
+    return {
+        result.notice: error_card(error, "No plan yet") if error else "",
+        result.train: gr.Button(interactive=plan is not None),
+        result.to_dataset: gr.Button("Check the dataset" if codes & DATASET_CODES else "Open the dataset"),
+        result.tiles: plan_tiles(plan) if plan else "",
+        result.changes: view.changes_note(state.next_run) if plan else "",
+        result.cautions: caution_cards(plan) if plan else "",
+        result.recipe: view.recipe_table(plan)
+        if plan
+        else empty_card("The recipe will appear here", "Correct the answers on the left."),
+    }

@@ -1,0 +1,31 @@
+"""What the Plan tab shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lora_studio.dataset.images.sets import project_images
+from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
+from lora_studio.workspace.project import Project
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """The plan of a project, and the run that Train would start with it.
+
+    `images` is the number of images that are trained on; None while the dataset is empty. `filled` names the boxes that
+    are set to the project's answers; the others keep what the user is typing.
+    """
+
+    planned: ProjectPlan
+    next_run: NextRun
+    images: int | None
+    filled: Collection[str] = ()
+
+    @classmethod
+    def load(cls, project: Project, filled: Collection[str] = ()) -> PlanState:
+        """Plan a project; raises InputError if its project.json cannot be read."""
+        planned = load_plan(project)
+        images = (planned.plan.images if planned.plan else 0) if project_images(project) else None
+        return cls(planned, planned.next_run(), images, filled)

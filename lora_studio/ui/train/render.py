@@ -1,0 +1,113 @@
+"""The Train tab's state as updates of its components."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from lora_studio.ui.context import NEW_RUN, Studio
+from lora_studio.ui.state.project_plan import NextRun
+from lora_studio.ui.state.run_history import RunView
+from lora_studio.ui.train import view
+from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout
+from lora_studio.ui.train.state import TrainState
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.html import error_card, heading
+from lora_studio.ui.widgets.job_status import log, state_card
+from lora_studio.ui.widgets.plan_summary import caution_cards, empty_plan_tiles, plan_tiles
+from lora_studio.ui.widgets.thumbnails import copy_for_download
+from lora_studio.workspace.job_folder import JobState
+
+LOG_LINES = 40
+
+
+def render(studio: Studio, layout: TrainLayout, state: TrainState) -> Updates:
+    """Return the updates that show a state."""
+    updates: Updates = {layout.aside.notice: error_card(state.notice) if state.notice else ""}
+    match state.shown:
+        case RunView() as shown:
+            updates |= {studio.run: shown.folder.name} | _run_updates(studio, layout, shown)
+        case NextRun() as shown:
+            updates |= {studio.run: NEW_RUN} | _next_run_updates(layout, shown)
+    if state.listed is not None:
+        selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
+        updates |= {
+            layout.signature: state.listed.signature,
+            layout.aside.runs: view.runs_table(state.listed.runs, selected),
+        }
+    if state.form is not None:
+        updates |= layout.form.show(state.form)
+    if state.other_fields is not None:
+        updates |= {layout.form_side.name: state.other_fields.name}
+        updates |= layout.job_fields.fill(state.other_fields.job)
+    return updates
+
+
+def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
+    """Return the updates that show the form's figures, warnings and source, without its fields."""
+    aside, info = layout.aside, run.planned.info
+    return {
+        layout.title: view.form_title(" · ".join([info.base, info.trigger_word or "no trigger word yet"])),
+        **_button_updates(layout.buttons, layout.buttons.start),
+        layout.tiles: plan_tiles(run.figures) if run.figures else empty_plan_tiles("correct the recipe"),
+        layout.form_side.column: gr.Column(visible=True),
+        layout.form_side.source: view.plan_source(run),
+        layout.form_side.preset: None,
+        layout.planned: run.planned,
+        layout.run_side.column: gr.Column(visible=False),
+        aside.state: "",
+        aside.cards: error_card(run.error) if run.error else caution_cards(run.figures) if run.figures else "",
+        aside.files: gr.Column(visible=False),
+        aside.details: gr.Accordion(visible=False),
+        aside.log_fold: gr.Accordion(visible=False),
+    }
+
+
+def _run_updates(studio: Studio, layout: TrainLayout, run: RunView) -> Updates:
+    aside = layout.aside
+    failed = run.status.state is JobState.FAILED
+    return {
+        layout.title: view.title(run),
+        layout.tiles: view.run_tiles(run),
+        layout.form_side.column: gr.Column(visible=False),
+        layout.run_side.column: gr.Column(visible=True),
+        layout.run_side.curve: view.curve(run),
+        layout.run_side.filmstrip: view.filmstrip(run, studio.home),
+        **_buttons_of_run(layout.buttons, run),
+        aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),
+        aside.cards: view.verdict_cards(run),
+        **_file_updates(aside, run),
+        aside.details: gr.Accordion(visible=True),
+        aside.recipe: view.recipe_of_run(run.job) + view.training_captions(run),
+        aside.log_fold: gr.Accordion(visible=failed, open=failed),
+        aside.log: log(run.folder.log_tail(LOG_LINES)) if failed else "",
+    }
+
+
+def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
+    """Return the updates that show the actions for a run."""
+    if run.is_active:
+        stopping = run.folder.stop_requested()
+        text = "Stopping after this step" if stopping else "Stop and save"
+        return _button_updates(buttons, buttons.stop) | {
+            buttons.stop: gr.Button(text, interactive=not stopping, visible=True)
+        }
+    shown = [buttons.edit_and_rerun, buttons.new_run]
+    if run.status.state is not JobState.DONE:
+        shown.append(buttons.resume)
+    if run.lora is not None:
+        shown.append(buttons.test)
+    return _button_updates(buttons, *shown)
+
+
+def _button_updates(buttons: TrainButtons, *shown: gr.Button) -> Updates:
+    return {button: gr.Button(visible=button in shown) for button in buttons}
+
+
+def _file_updates(aside: Aside, run: RunView) -> Updates:
+    if run.is_active or run.lora is None:
+        return {aside.files: gr.Column(visible=False)}
+    return {
+        aside.files: gr.Column(visible=True),
+        aside.path: heading("LoRA", str(run.lora)),
+        aside.download: gr.DownloadButton(value=copy_for_download(aside.download, run.lora)),
+    }

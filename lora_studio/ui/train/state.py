@@ -1,0 +1,92 @@
+"""What the Train tab shows: the form of the next run, or a run with its events read so far."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from lora_studio.errors import InputError
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.ui.context import NEW_RUN
+from lora_studio.ui.state.project_plan import NextRun
+from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
+from lora_studio.ui.widgets.recipe_form import RecipeContents
+from lora_studio.workspace.job_folder import slugify
+from lora_studio.workspace.project import Project
+
+
+@dataclass(frozen=True)
+class OtherFields:
+    """What the fields outside of the recipe are set to: the LoRA's name, and a job whose other files are used."""
+
+    name: str
+    job: TrainJob | None = None
+
+    @classmethod
+    def of(cls, project: Project) -> OtherFields:
+        """Return the fields for a project: named like it, without other files."""
+        return cls(slugify(project.name))
+
+
+@dataclass(frozen=True)
+class RunList:
+    """The runs of a project, oldest first. `signature` changes whenever the page must be updated."""
+
+    runs: tuple[RunView, ...]
+    signature: str
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What the tab shows: a run, or the form of the next run, or neither if only the list of runs is updated.
+
+    `form` and `other_fields` are what the form is set to; None if it keeps what it contains. `listed` is None if the
+    list of runs stays as it is. `notice` is an error that kept the run from being started.
+    """
+
+    shown: RunView | NextRun | None
+    listed: RunList | None = None
+    form: RecipeContents | None = None
+    other_fields: OtherFields | None = None
+    notice: InputError | None = None
+
+
+@dataclass(frozen=True)
+class RunReader:
+    """Reads the runs of projects, each event once."""
+
+    histories: RunHistories = field(default_factory=RunHistories)
+
+    def run(self, project: Project, name: str) -> RunView:
+        """Return a run; raises InputError if the project has none with this name."""
+        return RunView.load(run_named(project, name), self.histories)
+
+    def run_list(self, project: Project, shown: str) -> RunList:
+        """Return the runs of a project that can be read, while the page shows that named `shown` or the form."""
+        runs = []
+        for folder in project.runs():
+            with suppress(InputError):
+                runs.append(RunView.load(folder, self.histories))
+        return RunList(tuple(runs), self.signature(project, shown))
+
+    def default_run(self, project: Project) -> str:
+        """Return the active run, else the form if it has changes that were not trained with, else the latest run."""
+        folders = project.runs()
+        active = [folder.name for folder in folders if folder.status().state.is_active]
+        if active or not folders:
+            return active[0] if active else NEW_RUN
+        latest = RunView.load(folders[-1], self.histories)
+        trained = latest.job.recipe.model_dump(mode="json")
+        has_new = any(trained.get(name) != value for name, value in project.info().recipe.items())
+        return NEW_RUN if has_new else latest.folder.name
+
+    def signature(self, project: Project, shown: str) -> str:
+        """Return a text that changes whenever a page that shows this run, or the form, must be updated."""
+        parts = [project.name, shown]
+        for folder in project.runs():
+            status = folder.status()
+            detail = f"{status.updated_at}:{folder.stop_requested()}" if folder.name == shown else ""
+            parts.append(f"{folder.name}:{status.state}:{detail}")
+            if folder.name == shown and folder.events_file.exists():
+                parts.append(str(folder.events_file.stat().st_size))
+        return "|".join(parts)
