@@ -93,7 +93,7 @@ class Diagnosis(_Part):
             memory = f", {_memory(device.memory_gib)}" if device.memory_gib else ""
             lines += ["", f"{device.device}: {device.name}{memory}", *_table(device.checks)]
         failed = sum(not check.works and check.needed for check in self._checks())
-        summary = f"{failed} of the things that the studio needs failed." if failed else "Everything needed works."
+        summary = f"{failed} of the needed checks failed." if failed else "Everything that the studio needs works."
         return [*lines, "", summary]
 
 
