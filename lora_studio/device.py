@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
 from lora_studio.errors import InputError
+from lora_studio.events import Report, WarningEvent
 from lora_studio.settings.choices import Precision
 from lora_studio.torch_build import installed_torch
 
@@ -31,6 +33,7 @@ _GPU_ERRORS = {
     "no cuda-capable device": _UPDATE_DRIVER,
     "no cuda gpus are available": _UPDATE_DRIVER,
 }
+_WITHOUT_IT = "The job continues without it. Other programs may be using the GPU: close them."
 
 
 @dataclass(frozen=True)
@@ -193,3 +196,18 @@ def free_gpu_cache() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def warn_if_out_of_memory(report: Report, code: str, message: str) -> Iterator[None]:
+    """Report a warning instead of raising an out-of-memory error of the block; then free unused GPU memory.
+
+    For work that a job can do without. `message` says what is missing.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        report(WarningEvent(code=code, message=message, why=_WITHOUT_IT))
+    free_gpu_cache()

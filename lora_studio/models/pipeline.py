@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from lora_studio.device import free_gpu_cache
 from lora_studio.models.load import Base
+
+# Side in px of the tiles in which latents are decoded when memory is short. At SDXL's size a tile in fp32 takes 0.76
+# GiB, a whole image of 1024 px 3.0 GiB.
+TILE = 512
 
 
 @dataclass(frozen=True)
@@ -55,10 +62,12 @@ def generate_image(
     width: int,
     height: int,
     should_stop: Callable[[], bool] = lambda: False,
+    offload: Sequence[nn.Module] = (),
 ) -> Image.Image | None:
     """Generate one image; the same seed gives the same initial noise on every device.
 
-    `guidance` is the classifier-free guidance scale; `negative` is used only above 1. Returns None if `should_stop`
+    `guidance` is the classifier-free guidance scale; `negative` is used only above 1. The modules in `offload` are on
+    the CPU while latents are decoded, if there is not enough memory otherwise. Returns None if `should_stop`
     became true meanwhile, or if latents or pixels are NaN or infinite, as can happen with a LoRA that is too strong.
     """
     stopped = False
@@ -81,26 +90,58 @@ def generate_image(
         output_type="latent",
         callback_on_step_end=after_step,
     ).images
-    return None if stopped or not torch.isfinite(latents).all() else _decode_latents(pipe, latents)
+    return None if stopped or not torch.isfinite(latents).all() else _decode_latents(pipe, latents, offload)
 
 
 @torch.no_grad()
-def _decode_latents(pipe: StableDiffusionXLPipeline, latents: Tensor) -> Image.Image | None:
-    """Decode latents [1, 4, h, w] in the VAE's own precision; in tiles after an out-of-memory error.
+def _decode_latents(
+    pipe: StableDiffusionXLPipeline, latents: Tensor, offload: Sequence[nn.Module]
+) -> Image.Image | None:
+    """Decode latents [1, 4, h, w] in the UNet's precision, and in the VAE's own if pixels become NaN or infinite.
 
-    Returns None if pixels are NaN or infinite.
+    SDXL's own VAE overflows in fp16. Returns None if pixels are not finite in either precision.
     """
-    vae = pipe.vae
-    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"]
-    with torch.autocast(scaled.device.type, enabled=False):
-        try:
-            pixels = vae.decode(scaled, return_dict=False)[0]
-        except torch.OutOfMemoryError:
-            if vae.use_tiling:
-                raise
-            vae.enable_tiling()
-            pixels = vae.decode(scaled, return_dict=False)[0]
-    if not torch.isfinite(pixels).all():
-        return None
-    image: Image.Image = pipe.image_processor.postprocess(pixels, output_type="pil")[0]
-    return image
+    for dtype in dict.fromkeys((pipe.unet.dtype, pipe.vae.dtype)):
+        # a copy, since casting the VAE itself and back would round its weights; diffusers' own `to` warns for nothing
+        vae = pipe.vae if dtype == pipe.vae.dtype else nn.Module.to(deepcopy(pipe.vae), dtype)
+        with torch.autocast(latents.device.type, enabled=False):
+            pixels = _decode_within_memory(vae, latents / vae.config["scaling_factor"], offload)
+        if torch.isfinite(pixels).all():
+            image: Image.Image = pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
+            return image
+    return None
+
+
+def _decode_within_memory(vae: AutoencoderKL, scaled: Tensor, offload: Sequence[nn.Module]) -> Tensor:
+    """Return the pixels of scaled latents; if memory runs out, retry with `offload` on the CPU, then in tiles.
+
+    Tiles lose a little of the image's coherence, since the VAE normalises over the whole image. Raises
+    torch.OutOfMemoryError if memory does not suffice for a tile.
+    """
+    device = scaled.device
+    try:
+        for tiled in (False, False, True) if offload else (False, True):
+            try:
+                return decode_pixels(vae, scaled, tiled=tiled)
+            except torch.OutOfMemoryError:
+                if tiled:
+                    raise
+            for module in offload:
+                module.to("cpu")
+            free_gpu_cache()
+    finally:
+        for module in offload:
+            module.to(device)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def decode_pixels(vae: AutoencoderKL, scaled: Tensor, *, tiled: bool) -> Tensor:
+    """Return the pixels [B, 3, H, W] of scaled latents, decoded as a whole or in overlapping tiles of TILE px."""
+    vae.use_tiling = tiled
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // int(2 ** (len(vae.config["block_out_channels"]) - 1))
+    try:
+        pixels: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
+        return pixels
+    finally:
+        vae.use_tiling = False

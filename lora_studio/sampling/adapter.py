@@ -79,7 +79,7 @@ class DoraVariant(LoraVariant):
         base, scale = module.get_base_layer(), module.scaling[active_adapter]
         down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
         channels = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
-        factors = self.factors.view(channels)
+        factors = self.factors.to(x.device).view(channels)  # text encoders change their device
         if self.axis is DoraAxis.OUTPUT:
             bias: Tensor | None = getattr(base, "bias", None)
             product = result if bias is None else result - bias.view(channels)

@@ -15,10 +15,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from pydantic import BaseModel
 
+from lora_studio.device import free_gpu_cache, warn_if_out_of_memory
 from lora_studio.events import CellEvent, PhaseEvent, Report, WarningEvent
 from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora_header
@@ -77,7 +77,9 @@ def sweep(
         _sweep_base(state, base, home)
     cells = [state.cells[key] for key in state.plan.cells if key in state.cells]
     report(PhaseEvent(message="Drawing the grid"))
-    measures = _measures(state)
+    measures: dict[str, Any] = {"meaning": MEASURE_DESCRIPTIONS, "rows": []}
+    with warn_if_out_of_memory(report, "measures_out_of_memory", "Memory ran out while measuring the images."):
+        measures["rows"] = _measures(state)
     write_json(folder.path / "measures.json", measures)
     return SweepResult(
         grid=_write_grid(state) if cells else None,
@@ -170,8 +172,7 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
     finally:
         del pipeline
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_gpu_cache()
 
 
 def _generate_lora(
@@ -209,6 +210,8 @@ def _generate(
 ) -> None:
     """Generate cells one by one with the pipeline in its current state."""
     width, height = _size(state.job, pipeline)
+    for prompt in [key.prompt for key in keys]:
+        texts.prompt(prompt)  # all at once, since the text encoders leave the GPU afterwards
     for key in keys:
         if state.should_stop():
             return
@@ -272,8 +275,8 @@ def _settings(job: SweepJob, sampler: str, size: tuple[int, int]) -> dict[str, s
     }
 
 
-def _measures(state: _SweepState) -> dict[str, Any]:
-    """Return the measures of each row with images, and their meaning."""
+def _measures(state: _SweepState) -> list[dict[str, Any]]:
+    """Return the measures of each row with images."""
     labels, rows = state.plan.lora_labels, []
     for row in state.plan.rows():
         images = {key.prompt: _load_image(state.cells[key].path) for key in row.cells if key in state.cells}
@@ -283,7 +286,7 @@ def _measures(state: _SweepState) -> dict[str, Any]:
             figures = measure(images, references)
             base, lora = base_label(row.base), labels[row.lora - 1]
             rows.append(StrengthMeasures(base=base, lora=lora, strength=row.strength, **figures).model_dump())
-    return {"meaning": MEASURE_DESCRIPTIONS, "rows": rows}
+    return rows
 
 
 def _load_image(path: Path) -> Image.Image:

@@ -173,6 +173,7 @@ def write_samples(run: Run, epoch: int | None, *, report: Report, should_stop: C
             settings,
             device=run.device,
             autocast=run.autocast,
+            report=report,
             should_stop=should_stop,
         )
         for index, (prompt, image) in enumerate(zip(prompts, images, strict=False)):

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from lora_studio.device import warn_if_out_of_memory
+from lora_studio.events import Report
 from lora_studio.files import write_atomic
 from lora_studio.models.load import Base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
@@ -46,34 +48,39 @@ def generate_samples(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
+    report: Report,
     should_stop: Callable[[], bool],
 ) -> Iterator[Image.Image | None]:
-    """Yield an image for each prompt, or None if it has NaN or Inf; end early after a stop request.
+    """Yield an image for each prompt, or None if it has NaN or Inf.
 
-    The models are back in their previous mode whenever an image is yielded. The negative prompt is empty.
+    End early after a stop request, and, with a warning, when memory runs out. The models are back in their previous
+    mode, and unused GPU memory is freed, whenever an image is yielded. The negative prompt is empty.
     """
     pipe = make_pipeline(base)
     side = settings.side // base.latent_factor * base.latent_factor
     vae_device = base.vae.device
     for prompt in prompts:
-        try:
-            base.vae.to(device)  # type: ignore[arg-type]
-            with eval_mode(base.unet, *base.text_encoders), torch.no_grad(), autocast():
-                text = encode(prompt)
-                image = generate_image(
-                    pipe,
-                    text,
-                    text.zeros(),
-                    seed=settings.seed,
-                    steps=settings.steps,
-                    guidance=settings.guidance,
-                    width=side,
-                    height=side,
-                    should_stop=should_stop,
-                )
-        finally:
-            base.vae.to(vae_device)  # type: ignore[arg-type]
-        if should_stop() and image is None:
+        completed, image = False, None
+        with warn_if_out_of_memory(report, "sample_out_of_memory", f"Memory ran out in the sample for {prompt!r}."):
+            try:
+                base.vae.to(device)  # type: ignore[arg-type]
+                with eval_mode(base.unet, *base.text_encoders), torch.no_grad(), autocast():
+                    text = encode(prompt)
+                    image = generate_image(
+                        pipe,
+                        text,
+                        text.zeros(),
+                        seed=settings.seed,
+                        steps=settings.steps,
+                        guidance=settings.guidance,
+                        width=side,
+                        height=side,
+                        should_stop=should_stop,
+                    )
+            finally:
+                base.vae.to(vae_device)  # type: ignore[arg-type]
+            completed = True
+        if not completed or (image is None and should_stop()):
             return
         yield image
 

@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import PhaseEvent, Report, WarningEvent
 from lora_studio.models.text_encoding import encode_tokens
 from lora_studio.settings.choices import GradientCheckpointing
@@ -181,7 +182,10 @@ def fit_gpu_memory(run: Run, report: Report) -> None:
             return batch_losses(run, batch)
 
     measure = partial(measure_step_memory, forward, run.weights, run.optimizer, run.job.recipe, run.device)
-    fit_recomputed_blocks(run.block_checkpointing, run.base.text_encoders, forward, measure, run.weights, report)
+    with warn_if_out_of_memory(
+        report, "measure_out_of_memory", "Memory ran out while measuring a step: all UNet blocks are recomputed."
+    ):
+        fit_recomputed_blocks(run.block_checkpointing, run.base.text_encoders, forward, measure, run.weights, report)
 
 
 def cuda_graphs_for(run: Run, report: Report) -> CudaGraphs | None:

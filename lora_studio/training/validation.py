@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lora_studio.dataset.buckets import Size
+from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import PhaseEvent, Report, ValidationEvent
 from lora_studio.training.data.augment import image_seed
 from lora_studio.training.data.dataset import Batch, TrainItem
@@ -29,22 +30,31 @@ TIMESTEP_FRACTIONS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
 def validate(run: Run, epoch: int, *, report: Report, should_stop: Callable[[], bool]) -> None:
     """Compute and report the validation loss, if there are validation images and no stop is requested meanwhile.
 
-    `epoch` is the one that has ended, 0 before the first step.
+    `epoch` is the one that has ended, 0 before the first step. If memory runs out, a warning is reported instead.
     """
-    items = run.dataset.validation_items
-    if not items:
+    if not run.dataset.validation_items:
         return
     report(PhaseEvent(message="Computing the validation loss"))
+    loss = None
+    with warn_if_out_of_memory(report, "validation_out_of_memory", "Memory ran out while computing validation loss."):
+        loss = _validation_loss(run, should_stop)
+    if loss is None:
+        return
+    run.validation_losses.append({"step": run.step, "epoch": epoch, "loss": loss})
+    report(ValidationEvent(step=run.step, epoch=epoch, loss=loss))
+    run.health.add_validation_loss(run.step, loss)
+
+
+def _validation_loss(run: Run, should_stop: Callable[[], bool]) -> float | None:
+    """Return the mean loss over validation images and timesteps, None after a stop request."""
+    items = run.dataset.validation_items
     total = torch.zeros((), dtype=torch.float64)
     with eval_mode(run.base.unet, *run.base.text_encoders), torch.no_grad():
         for batch in _batches(items, run.job.recipe.batch_size):
             if should_stop():
-                return
+                return None
             total += sum(losses.cpu().double().sum() for losses in _losses(run, batch))
-    loss = float(total) / (len(items) * len(TIMESTEP_FRACTIONS))
-    run.validation_losses.append({"step": run.step, "epoch": epoch, "loss": loss})
-    report(ValidationEvent(step=run.step, epoch=epoch, loss=loss))
-    run.health.add_validation_loss(run.step, loss)
+    return float(total) / (len(items) * len(TIMESTEP_FRACTIONS))
 
 
 def _losses(run: Run, batch: Batch) -> Iterator[Tensor]:

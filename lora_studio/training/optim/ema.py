@@ -50,7 +50,7 @@ class AveragedWeights:
         if self._ema is None and not is_schedule_free:
             yield
             return
-        saved = [weight.detach().clone() for weight in self._weights]
+        saved = [weight.detach().to("cpu", copy=True) for weight in self._weights]  # samples need the GPU's memory
         try:
             if self._ema is not None:
                 self._ema.copy_to(self._weights)

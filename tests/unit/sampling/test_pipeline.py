@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import ImageChops
 
 from lora_studio.errors import InputError
+from lora_studio.sampling import pipeline as pipeline_module
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
@@ -40,6 +44,33 @@ def test_image_equals_diffusers(pipeline: SamplingPipeline) -> None:
         generator=torch.Generator("cpu").manual_seed(7),
     ).images[0]
     assert ImageChops.difference(image, expected).getbbox() is None
+
+
+def test_text_encoders_are_on_the_gpu_only_while_they_encode(
+    pipeline: SamplingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu: Any = SimpleNamespace(name="the GPU")
+    on_gpu = replace(pipeline, device=gpu)
+    places: dict[int, Any] = {}
+    for number, encoder in enumerate(pipeline.base.text_encoders):
+        monkeypatch.setattr(encoder, "to", lambda place, number=number: places.update({number: place}))
+    seen: list[dict[int, Any]] = []
+    offloaded: list[Any] = []
+
+    def encode(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(dict(places))
+        return torch.ones(1, 77, 4), torch.ones(1, 2)
+
+    def generate(*given: Any, offload: list[Any], **named: Any) -> None:
+        seen.append(dict(places))
+        offloaded.extend(offload)
+
+    monkeypatch.setattr(pipeline_module, "encode_text", encode)
+    monkeypatch.setattr(pipeline_module, "generate_image", generate)
+    text = on_gpu.encode("a cat", clip_skip=2)
+    on_gpu.generate(text, text.zeros(), seed=1)
+    assert seen == [{0: gpu, 1: gpu}, {0: torch.device("cpu"), 1: torch.device("cpu")}]
+    assert offloaded == [pipeline.base.unet]  # moves too if the memory for decoding is short
 
 
 def test_clip_skip_counts_from_the_last_layer(pipeline: SamplingPipeline) -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lora_studio.errors import InputError
+from lora_studio.sampling import sweep as sweep_module
 from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.sampling.png_info import read_parameters
 from lora_studio.sampling.sweep import SweepResult, sweep
@@ -244,6 +245,21 @@ def test_warns_about_a_truncated_prompt(tiny_base: Path, loras: list[Path], tmp_
     warnings = [values for event, values in events if event == "warning"]
     assert [warning["code"] for warning in warnings] == ["long_prompt"]
     assert "x" * 80 in warnings[0]["message"]
+
+
+def test_the_grid_is_drawn_if_memory_runs_out_while_it_is_measured(
+    copied: Path, tiny_base: Path, loras: list[Path], home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*given: Any) -> dict[str, float | None]:
+        raise MemoryError
+
+    monkeypatch.setattr(sweep_module, "measure", out_of_memory)
+    (copied / "grid.png").unlink()
+    result, events = run(make_job(tiny_base, loras), copied, home, resume=True)
+    assert result.grid is not None
+    assert result.grid.is_file()
+    assert result.measures["rows"] == []
+    assert [values["code"] for event, values in events if event == "warning"] == ["measures_out_of_memory"]
 
 
 def test_bad_lora_is_refused_before_the_base_is_loaded(

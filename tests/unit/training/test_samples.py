@@ -9,12 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.training import samples
+from lora_studio.training import samples, validation
 from lora_studio.training.samples import SampleSettings, generate_samples, sample_prompts, save_sample
-from tests.support.training_runs import make_job
+from lora_studio.workspace.project import Home
+from tests.support.events import Events, append_to, of
+from tests.support.training_runs import make_images, make_job, train_into
+
+
+def out_of_memory(*given: Any, **named: Any) -> None:
+    raise torch.OutOfMemoryError
+
 
 SETTINGS = SampleSettings(side=1020, steps=3, guidance=6.0, seed=42)
 EMBEDDINGS = TextEmbeddings(torch.ones(1, 77, 4), torch.ones(1, 2))
@@ -32,6 +40,7 @@ class Models:
         self.calls: list[dict[str, Any]] = []
         self.images: list[Image.Image | None] = [Image.new("RGB", (8, 8)), None, Image.new("RGB", (8, 8))]
         self.stopped = False
+        self.events: Events = []
         monkeypatch.setattr(samples, "make_pipeline", lambda base: None)
         monkeypatch.setattr(samples, "generate_image", self.generate)
 
@@ -50,6 +59,7 @@ class Models:
             SETTINGS,
             device=CPU,
             autocast=nullcontext,
+            report=append_to(self.events),
             should_stop=lambda: self.stopped,
         )
 
@@ -94,6 +104,43 @@ def test_a_stop_request_ends_the_samples_unless_an_image_is_complete(models: Mod
     assert next(found) is models.images[0]
     assert list(found) == []
     assert len(models.calls) == 2
+
+
+def test_out_of_memory_ends_the_samples_with_a_warning(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    found = models.samples(["a", "b", "c"])
+    assert next(found) is models.images[0]
+    assert len(freed) == 1
+    monkeypatch.setattr(samples, "generate_image", out_of_memory)
+    assert list(found) == []
+    assert [values["code"] for values in of(models.events, "warning")] == ["sample_out_of_memory"]
+    assert len(freed) == 2
+    assert models.devices[-1] == torch.device("meta")
+    assert models.unet.training
+
+
+def test_a_run_goes_on_and_resumes_when_memory_runs_out(
+    training_inputs: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that suffices neither for a tile nor for a validation batch costs the images and figures alone."""
+    monkeypatch.setattr(AutoencoderKL, "decode", out_of_memory)
+    monkeypatch.setattr(validation, "batch_losses", out_of_memory)
+    images = make_images(tmp_path / "images", [(64, 64)] * 3)
+    job = make_job(
+        training_inputs / "base", images, sample_every_n_epochs=1, sample_steps=1, validation_split=0.3, batch_size=1
+    )
+    result, events = train_into(job, tmp_path / "run", home, stop_after=3)
+    assert result.stopped
+    result, more = train_into(job, tmp_path / "run", home, resume=True)
+    assert result.lora is not None
+    assert result.lora.is_file()
+    for some in (events, more):
+        codes = {values["code"] for values in of(some, "warning")}
+        assert codes == {"sample_out_of_memory", "validation_out_of_memory"}
+        assert not of(some, "sample")
+        assert not of(some, "validation")
 
 
 def test_a_sample_is_written_as_png(tmp_path: Path) -> None:

@@ -265,6 +265,20 @@ def test_memory_is_not_measured_unless_checkpointing_is_auto(auto_run: Run) -> N
     assert not events
 
 
+def test_all_blocks_are_recomputed_if_memory_runs_out_while_it_is_measured(
+    auto_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*given: Any) -> StepMemory:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(step_module, "measure_step_memory", out_of_memory)
+    events = Events()
+    fit_gpu_memory(auto_run, append_to(events))
+    assert [values["code"] for _, values in events if "code" in values] == ["measure_out_of_memory"]
+    assert len(auto_run.block_checkpointing.recomputed) == 21
+    train_step(auto_run)
+
+
 def test_out_of_memory_retries_the_step_with_more_blocks_recomputed(
     auto_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
