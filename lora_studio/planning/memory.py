@@ -22,7 +22,14 @@ from lora_studio.lora.shapes import (
     trained_shapes,
     unet_layers,
 )
-from lora_studio.settings.choices import BasePrecision, GradientCheckpointing, NetworkType, Optimizer, Precision
+from lora_studio.settings.choices import (
+    BasePrecision,
+    GradientCheckpointing,
+    NetworkType,
+    Optimizer,
+    Precision,
+    TokenLimit,
+)
 from lora_studio.settings.recipe import Recipe
 
 GIB = 2**30
@@ -57,7 +64,8 @@ class Architecture:
 
     `layers` counts the layers that a LoRA can train. Activations (GiB) and work (TFLOP) are those of one image at
     `resolution` in half precision. `fused_activations` are those with the fused layers of plain LoRA;
-    `checkpointed_activations` are those that gradient checkpointing keeps, plus the one block that it recomputes.
+    `checkpointed_activations` are those that gradient checkpointing keeps, plus the one block that it recomputes. Those
+    of the text encoders are per 75 tokens.
     """
 
     resolution: int
@@ -68,6 +76,8 @@ class Architecture:
     fused_activations: float
     checkpointed_activations: float
     text_activations: float
+    fused_text_activations: float
+    checkpointed_text_activations: float
     forward_tflop: float
     backward_tflop: float
 
@@ -83,7 +93,9 @@ SDXL = Architecture(
     activations=8.68,
     fused_activations=5.48,
     checkpointed_activations=0.62 + 0.24,
-    text_activations=0.3,
+    text_activations=0.236,
+    fused_text_activations=0.157,
+    checkpointed_text_activations=0.012,
     forward_tflop=6.94,
     backward_tflop=8.07,
 )
@@ -98,6 +110,8 @@ EMBEDDED = Architecture(
     fused_activations=0.03,
     checkpointed_activations=0.01,
     text_activations=0.005,
+    fused_text_activations=0.005,
+    checkpointed_text_activations=0.001,
     forward_tflop=0.0004,
     backward_tflop=0.0008,
 )
@@ -160,7 +174,10 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
         parts["Adapter products"] = _adapter_product_bytes(recipe, shape, width, share) / GIB
     if recipe.text_encoder_lr > 0:
         parts["Text encoders"] = shape.text_weights * width / GIB
-        parts["Activations"] += shape.text_activations * recipe.batch_size * width / 2
+        text = shape.fused_text_activations if fused else shape.text_activations
+        text = share * shape.checkpointed_text_activations + (1 - share) * text
+        chunks = recipe.max_token_length / TokenLimit.ONE
+        parts["Activations"] += text * chunks * recipe.batch_size * width / 2
     parts["Runtime"] = RUNTIME_GIB
     return {name: round(value, 3) for name, value in parts.items()}
 

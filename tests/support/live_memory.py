@@ -1,14 +1,15 @@
-"""The memory of live tensors, counted on any device, meta included: what a GPU would need at least.
+"""The memory of tensors, counted on any device, meta included: what a GPU would need at least.
 
 torch.distributed's MemTracker does the same, but refuses a module that is called twice, as a decoder is for two tiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,3 +37,17 @@ class LiveTensors(TorchDispatchMode):
                 self._live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
             self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return result
+
+
+def saved_bytes(forward: Callable[[], object], ignored: Iterable[torch.Tensor]) -> int:
+    """Return the bytes that autograd saves in a forward pass, except those of `ignored` tensors."""
+    saved: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> None:
+        saved.append(tensor)
+
+    with saved_tensors_hooks(pack, lambda nothing: nothing):
+        forward()
+    ids = {tensor.untyped_storage()._cdata for tensor in ignored}
+    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in saved}
+    return sum(size for storage, size in sizes.items() if storage not in ids)

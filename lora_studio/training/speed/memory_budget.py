@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,17 +65,41 @@ def fit_recomputed_blocks(
 ) -> None:
     """Recompute as few blocks as fit in memory, and report how many; the weights stay unchanged.
 
-    `forward` returns the losses of the largest batch, `measure` the memory of its step.
+    The text encoders are recomputed unless their activations fit in what the UNet leaves. `forward` returns the losses
+    of the largest batch, `measure` the memory of its step.
     """
+    preserve_rng_state = checkpointing.preserve_rng_state
     checkpointing.recompute_all()
+    checkpoint_text_encoders(encoders, True, preserve_rng_state=preserve_rng_state)
     memory = measure()
-    _, costs = checkpointing.measure(forward, [*weights.flat, *weights.half_copies])
-    checkpointing.recompute_only(choose_recomputed(costs, memory.usable - memory.peak))
-    checkpoint_text_encoders(
-        encoders, bool(checkpointing.recomputed), preserve_rng_state=checkpointing.preserve_rng_state
-    )
+    budget = memory.usable - memory.peak
+    encoder_tensors = [tensor for encoder in encoders for tensor in (*encoder.parameters(), *encoder.buffers())]
+    ignored = [*weights.flat, *weights.half_copies, *encoder_tensors]
+    outside, costs = checkpointing.measure(forward, ignored)
+    text_bytes = _bytes_outside_blocks(checkpointing, encoders, forward, ignored) - outside if encoders else 0
+    chosen = choose_recomputed(costs, budget)
+    checkpointing.recompute_only(chosen)
+    spare = budget - sum(cost.saved_bytes for index, cost in enumerate(costs) if index not in chosen)
+    checkpoint_text_encoders(encoders, text_bytes > spare, preserve_rng_state=preserve_rng_state)
     count, total, size = len(checkpointing.recomputed), len(checkpointing.blocks), f"{memory.usable / GIB:.1f} GiB"
     report(PhaseEvent(message=f"Gradient checkpointing of {count} of {total} UNet blocks, to fit {size}"))
+
+
+def _bytes_outside_blocks(
+    checkpointing: BlockCheckpointing,
+    encoders: list[PreTrainedModel],
+    forward: Callable[[], Tensor],
+    ignored: list[Tensor],
+) -> float:
+    """Return the bytes saved outside of UNet blocks if the text encoders are not recomputed; infinite if too many."""
+    preserve_rng_state = checkpointing.preserve_rng_state
+    checkpoint_text_encoders(encoders, False, preserve_rng_state=preserve_rng_state)
+    try:
+        return checkpointing.measure(forward, ignored)[0]
+    except torch.OutOfMemoryError:
+        return math.inf
+    finally:
+        checkpoint_text_encoders(encoders, True, preserve_rng_state=preserve_rng_state)
 
 
 def measure_step_memory(

@@ -84,6 +84,19 @@ def test_parts_sum_to_the_total_and_depend_on_the_settings() -> None:
     assert estimate_vram_parts(recipe())["Text encoders"] == pytest.approx(1.52, abs=0.02)
 
 
+@pytest.mark.parametrize("settings", [{}, {"network_dropout": 0.1}], ids=["fused layers", "plain layers"])
+def test_text_encoder_activations_grow_with_the_captions(settings: dict[str, Any]) -> None:
+    def activations(**changes: Any) -> float:
+        return estimate_vram_parts(recipe(batch_size=2, **settings, **changes))["Activations"]
+
+    def of_text_encoders(**changes: Any) -> float:
+        return activations(**changes) - activations(text_encoder_lr=0, **changes)
+
+    short, long = (of_text_encoders(gradient_checkpointing="off", max_token_length=length) for length in (75, 225))
+    assert long == pytest.approx(3 * short, abs=2e-3)
+    assert short > 10 * of_text_encoders(gradient_checkpointing="on", max_token_length=75) > 0
+
+
 def test_auto_checkpointing_recomputes_just_enough_to_fit() -> None:
     none, auto, every = (
         recipe(gradient_checkpointing=choice, batch_size=1, text_encoder_lr=0) for choice in ("off", "auto", "on")
@@ -146,8 +159,8 @@ def test_fit_vram_applies_savings_in_the_guides_order_and_only_as_needed() -> No
 
 def test_fit_vram_chooses_the_largest_batch_that_fits() -> None:
     fitted, _ = fit_vram(recipe(batch_size=4), None, 12)
-    assert fitted.batch_size == 2
-    assert not fits(fitted.model_copy(update={"batch_size": 3}), None, 12)
+    assert fitted.batch_size == 3
+    assert not fits(fitted.model_copy(update={"batch_size": 4}), None, 12)
 
 
 def test_fit_vram_keeps_the_given_settings() -> None:
