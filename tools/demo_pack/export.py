@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from demo_pack import captioner, pictures, progress, tagger, tokenizer, unet
 
 LIMIT_MIB = 30.0
@@ -22,6 +24,16 @@ def _remove_origin(config: Path) -> None:
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def add_text_model_prefix(file: Path) -> None:
+    """Put `text_model.` before the names of a text encoder's tensors, as transformers 4 writes and needs them.
+
+    transformers 5 reads them with and without it, but writes the first encoder's without.
+    """
+    prefix = "text_model."
+    weights = {prefix + name.removeprefix(prefix): weight for name, weight in load_file(file).items()}
+    save_file(weights, file, {"format": "pt"})
+
+
 def _export_base(work: Path, folder: Path) -> None:
     pipeline = unet.snapshot(work)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
@@ -30,6 +42,7 @@ def _export_base(work: Path, folder: Path) -> None:
     _remove_origin(folder / "vae" / "config.json")
     for part in ("text_encoder", "text_encoder_2"):
         _keep_float32(folder / part / "config.json")
+    add_text_model_prefix(folder / "text_encoder" / "model.safetensors")
     for part, pad_token in (("tokenizer", tokenizer.END), ("tokenizer_2", "!")):
         shutil.rmtree(folder / part)
         tokenizer.write(folder / part, merges=unet.MERGES, pad_token=pad_token)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.dataset.tagging.catalogue import find_tagger
@@ -14,6 +18,7 @@ from lora_studio.settings.choices import Precision
 from lora_studio.workspace.project import Home
 from tests.support.pack_sheets import SIDE, Words, load_sheet
 from tests.support.tiny_taggers import descriptions
+from tests.support.training_runs import same
 
 LIMIT_MIB = 30
 COLOURS = {"black", "white", "grey", "red", "orange", "brown", "yellow", "green", "blue", "purple", "pink"}
@@ -36,6 +41,25 @@ def test_pack_is_small_and_has_no_pickles() -> None:
     assert sum(file.stat().st_size for file in files) <= LIMIT_MIB * 2**20
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".txt", ".csv"}
     assert all(part.parent == PACK for part in parts)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2"])
+def test_text_encoders_have_the_names_that_transformers_4_and_5_read(part: str) -> None:
+    with safe_open(base_path() / part / "model.safetensors", framework="pt") as file:
+        names = set(file.keys()) - {"text_projection.weight"}
+    assert len(names) == 52
+    assert {name.split(".")[0] for name in names} == {"text_model"}
+
+
+def test_export_adds_the_prefix_once_and_changes_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "tools"))
+    from demo_pack.export import add_text_model_prefix
+
+    weights = {"embeddings.weight": torch.randn(3, 2).half(), "final_layer_norm.bias": torch.randn(2)}
+    save_file(weights, tmp_path / "x.safetensors")
+    for _ in range(2):
+        add_text_model_prefix(tmp_path / "x.safetensors")
+        assert same(load_file(tmp_path / "x.safetensors"), {f"text_model.{name}": weights[name] for name in weights})
 
 
 @pytest.mark.parametrize(("name", "minimum"), [("held-out", 23.5), ("flat", 22.0)])

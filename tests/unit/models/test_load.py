@@ -36,6 +36,17 @@ def test_a_single_file_loads_the_same_model_as_the_folder(
     assert file.hash != folder.hash
 
 
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_text_encoders_of_both_transformers_versions_load(prefix: str, base: Path, home: Home, tmp_path: Path) -> None:
+    """transformers 4 writes `text_model.` before the names of the first text encoder's weights, version 5 does not."""
+    shutil.copytree(base, tmp_path / "base")
+    file = tmp_path / "base" / "text_encoder" / "model.safetensors"
+    weights = {name.removeprefix("text_model."): weight for name, weight in load_file(file).items()}
+    save_file({prefix + name: weight for name, weight in weights.items()}, file, {"format": "pt"})
+    found = load(tmp_path / "base", home).text_encoders[0].state_dict()
+    assert same({name.removeprefix("text_model."): weight for name, weight in found.items()}, weights)
+
+
 def test_the_vae_stays_fp32_in_half_precision(single: Path, base: Path, home: Home, tiny_config: None) -> None:
     for name in (single, base):
         half = load(name, home, torch.bfloat16)
