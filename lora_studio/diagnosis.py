@@ -5,11 +5,14 @@ The report is plain text that can be pasted into a bug report: it has no secrets
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import re
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +108,9 @@ def doctor(home: Home | None = None) -> Diagnosis:
     build = installed_torch()
     memory = psutil.virtual_memory()
     libraries = list(_check_versions())
-    gpu = _check_gpu()
-    devices, more = _check_devices()
+    with _libraries_silenced():
+        gpu = _check_gpu()
+        devices, more = _check_devices()
     report = Diagnosis(
         lora_studio=VERSION,
         python=platform.python_version(),
@@ -128,6 +132,14 @@ def doctor(home: Home | None = None) -> Diagnosis:
         devices=devices,
     )
     return Diagnosis.model_validate(_without_home(report.model_dump(exclude={"ok"})))
+
+
+@contextmanager
+def _libraries_silenced() -> Iterator[None]:
+    """Discard what libraries print and warn of while they load and run; their exceptions are in the report."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _check_versions() -> Iterator[Check]:

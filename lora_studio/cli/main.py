@@ -311,8 +311,8 @@ def doctor(home: HomeOption = None, as_json: Json = False) -> None:
 
     Exit status 1 if something that the studio needs does not work.
     """
-    with err_console.status("Trying each optimizer and precision"):
-        report = api.doctor(Home.locate(home))
+    err_console.print("Trying each optimizer and precision, which takes about half a minute.")
+    report = api.doctor(Home.locate(home))
     if as_json:
         print_json(report)
     else:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -127,3 +129,17 @@ def test_everything_works_where_the_tests_run(home: Home, monkeypatch: pytest.Mo
     monkeypatch.undo()
     report = doctor(home)
     assert report.ok, "\n".join(report.lines())
+
+
+def test_what_libraries_print_is_not_in_the_output(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def noisy(device: torch.device) -> dict[str, str]:
+        print("Using decoupled weight decay")
+        print("no kernels", file=sys.stderr)
+        warnings.warn("Paged optimizers are not supported", stacklevel=1)
+        return {"nf4": ""}
+
+    monkeypatch.setattr(probes, "try_base_precisions", noisy)
+    assert doctor(home).ok
+    assert capsys.readouterr() == ("", "")
