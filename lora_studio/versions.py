@@ -24,9 +24,10 @@ def installed_version(name: str) -> str | None:
 
 def requirements() -> list[Requirement]:
     """Return the libraries that the studio needs on this platform: of the checkout, else of the installed package."""
-    file = Path(__file__).resolve().parent.parent / "requirements.txt"
-    lines = file.read_text("utf-8").splitlines() if file.is_file() else requires("lora-studio") or []
-    found = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    root = Path(__file__).resolve().parent.parent
+    is_checkout = (root / "pyproject.toml").is_file()
+    lines = (root / "requirements.txt").read_text("utf-8").splitlines() if is_checkout else requires("lora-studio")
+    found = [Requirement(line) for line in lines or () if line.strip() and not line.startswith("#")]
     return [item for item in found if item.marker is None or item.marker.evaluate()]
 
 

@@ -192,8 +192,8 @@ def on_device(vae: AutoencoderKL, device: torch.device) -> Iterator[None]:
     """Move a VAE to `device` inside the block, and back after it."""
     home = vae.device
     module: nn.Module = vae  # diffusers' annotation of `to` has no `self`
-    module.to(device)
     try:
+        module.to(device)
         yield
     finally:
         module.to(home)

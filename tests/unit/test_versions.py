@@ -37,5 +37,7 @@ def test_the_requirements_are_those_of_the_checkout_or_of_the_installed_package(
     names = {item.name for item in versions.requirements()}
     assert {"torch", "gradio", "packaging"} <= names
     monkeypatch.setattr(versions, "__file__", str(tmp_path / "lib" / "lora_studio" / "versions.py"))
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "requirements.txt").write_text("another-package", "utf-8")
     monkeypatch.setattr(versions, "requires", lambda name: ["torch>=2", 'bits>=1; sys_platform == "nowhere"'])
     assert [str(item) for item in versions.requirements()] == ["torch>=2"]
