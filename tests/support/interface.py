@@ -47,16 +47,18 @@ class Interface:
         """Load the page with this project selected."""
         return self.call(AppFrame.load_page, project=project)
 
-    def call(self, handler: Callable[..., Any], pick: str | None = None, **contents: Any) -> dict[str, Any]:
-        """Run a handler; `pick` is what a `pick_button` sends."""
+    def call(
+        self, handler: Callable[..., Any], pick: str | None = None, presses: object = None, **contents: Any
+    ) -> dict[str, Any]:
+        """Run a handler; `pick` is what a `pick_button` sends, `presses` are the keys that a script sends."""
         block = self._block(handler)
         numbers = {name: number for number, name in self.names.items()}
         for name, value in contents.items():
             self.contents[numbers[name]] = value
         given = [self.contents[component._id] for component in block.inputs]
         arguments: list[Any] = [dict(zip(block.inputs, given, strict=True))] if block.inputs_as_dict else [*given]
-        if pick is not None:
-            arguments.append(gr.EventData(None, {"pick": pick}))
+        if pick is not None or presses is not None:
+            arguments.append(gr.EventData(None, {"pick": pick, "presses": presses}))
         return self._apply(block.fn(*arguments))
 
     def contents_of(self, name: str) -> Any:

@@ -125,6 +125,41 @@ def test_images_whose_captions_change_are_reviewed_again_unless_changed_in_revie
     assert reviewed() == list(CAPTIONS)
 
 
+def test_keys_of_one_request_act_in_order(project: Project, interface: Interface) -> None:
+    presses = ["next", "mark", "previous", "previous", "toggle", "next"]
+    shown = interface.call(DatasetTab.keys_pressed, presses=presses)
+    assert [path.name for path in review_status(project.dataset_dir).reviewed] == ["guitar.png", "key.png"]
+    assert "key.png" in shown["review_line"]
+    assert interface.contents_of("review_caption") == CAPTIONS["key.png"]
+    interface.call(DatasetTab.keys_pressed, presses=["aside", "aside", "undo"])
+    assert [image.name for image in find_images(project.dataset_dir)] == ["guitar.png"]
+
+
+def test_a_typed_caption_is_saved_by_the_first_key(project: Project, interface: Interface) -> None:
+    interface.call(DatasetTab.keys_pressed, presses=["next", "undo", "undo"], review_caption="mine")
+    assert captions(project) == list(CAPTIONS.values())
+    interface.call(DatasetTab.keys_pressed, presses=["next", "next"])
+    interface.call(DatasetTab.keys_pressed, presses=["next"], review_caption="mine")
+    assert "mine" in captions(project)
+
+
+def test_an_error_ends_the_keys_of_a_request(project: Project, interface: Interface) -> None:
+    (project.images_dir / "guitar.txt").write_text("from elsewhere", "utf-8")
+    shown = interface.call(DatasetTab.keys_pressed, presses=["next", "mark", "next"], review_caption="mine")
+    assert error_code(shown["dataset_notice"]) == "caption_changed"
+    assert "guitar.png" in shown["review_line"]
+    assert captions(project)[0] == "from elsewhere"
+    assert not review_status(project.dataset_dir).reviewed
+    interface.call(DatasetTab.keys_pressed, presses=["next"])
+    assert captions(project)[0] == "mine"
+
+
+@pytest.mark.parametrize("presses", ["next", [["next"]], [7], {"next": 1}, ["next", "format"], ["next"] * 10_000])
+def test_unknown_keys_are_refused(project: Project, interface: Interface, presses: object) -> None:
+    assert error_code(interface.call(DatasetTab.keys_pressed, presses=presses)["dataset_notice"]) == "pick"
+    assert not review_status(project.dataset_dir).reviewed
+
+
 def test_grid_is_filtered_by_a_tag(project: Project, interface: Interface) -> None:
     def left(tag: str, side: str) -> list[str]:
         return shown(
@@ -310,3 +345,33 @@ def test_captions_are_edited_with_the_keyboard_and_marks_survive_a_reload(
     other = open_page()
     section(other, "Review")
     other.locator("#review-progress").get_by_text("1 of 3 reviewed").wait_for()
+
+
+@pytest.mark.slow
+def test_keys_that_wait_for_an_answer_become_one_request(open_page: Callable[..., Any], running: Any) -> None:
+    names = sorted(path.name for path in EXAMPLE_IMAGES.glob("*.png"))[:9]
+    project = add_captioned_images(
+        running.home.create_project("a fast hand", ProjectInfo(trigger_word=TRIGGER)),
+        {name: f"{TRIGGER}, {name}" for name in names},
+    )
+    page = open_page()
+    page.get_by_role("tab", name="2 · Dataset").click()
+    page.locator("#dataset-section").get_by_text("Review", exact=True).click()
+    page.locator("#review-line").get_by_text("1 of 9").wait_for()
+    sent: list[list[str]] = []
+
+    def collect(request: Any) -> None:
+        event = request.post_data_json["event_data"] if "/queue/join" in request.url else None
+        if isinstance(event, dict) and "presses" in event:
+            sent.append(event["presses"])
+
+    page.on("request", collect)
+    keys = ["j", "Enter", "j", "k", "Enter", "r", "j", "r", "j"]
+    press = "key => document.body.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true }))"
+    page.evaluate(f"keys => keys.forEach({press})", keys)
+    page.locator("#review-progress").get_by_text("4 of 9 reviewed").wait_for()
+    page.locator("#review-line").get_by_text("6 of 9").wait_for()
+    assert len(sent) == 2
+    assert [*sent[0], *sent[1]] == ["next", "mark", "next", "previous", "mark", "toggle", "next", "toggle", "next"]
+    reviewed = [path.name for path in review_status(project.dataset_dir).reviewed]
+    assert reviewed == [names[index] for index in (1, 2, 3, 4)]

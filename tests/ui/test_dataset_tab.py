@@ -27,11 +27,11 @@ from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset import background_scan as background_scan
+from lora_studio.ui.dataset.caption_edit import change_caption
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curate import CurationHandlers
 from lora_studio.ui.dataset.handlers import CaptionHandlers
 from lora_studio.ui.dataset.image_item import Filter, image_id
-from lora_studio.ui.dataset.review import change_caption
 from lora_studio.ui.dataset.tab import DatasetTab
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.server import Mode
@@ -342,6 +342,25 @@ def test_image_marked_as_kept_is_not_proposed_until_it_is_checked_again(project:
 def test_unknown_request_of_a_button_is_refused(project: Project, interface: Interface, asked: str) -> None:
     shown = interface.call(CurationHandlers.button_clicked, pick=asked)
     assert 'role="alert"' in shown["dataset_notice"]
+    assert names(project) == NAMES
+
+
+def test_keys_of_curate_act_in_order_on_the_rows_that_are_left(project: Project, interface: Interface) -> None:
+    shown = interface.call(CurationHandlers.keys_pressed, presses=["Delete:0", "Delete:0", "z:"])
+    assert names(project) == ["guitar.png", "key.png", "umbrella.png"]
+    assert "umbrella.png" in shown["dataset_message"]
+    interface.call(CurationHandlers.keys_pressed, presses=[f"z:{button(shown['curate_aside'], 'Restore')}", "k:7"])
+    assert names(project) == NAMES
+    assert [item.name for item in Contents.of(project).items if item.kept] == ["umbrella.png"]
+    shown = interface.call(CurationHandlers.keys_pressed, presses=["u:0", "k:0"])
+    assert names(project) == ["guitar-mirrored.png", "key.png", "umbrella.png"]
+    assert shown["dataset_groups"] == ""
+
+
+def test_a_key_of_curate_without_a_row_changes_nothing(project: Project, interface: Interface) -> None:
+    for name in ("guitar-mirrored.png", "umbrella.png"):
+        interface.call(CurationHandlers.button_clicked, pick=pick(project, "keep", name))
+    interface.call(CurationHandlers.keys_pressed, presses=["Delete:0", "k:-1", "x:0", "z:", ""])
     assert names(project) == NAMES
 
 

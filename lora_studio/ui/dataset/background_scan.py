@@ -32,12 +32,28 @@ THUMBNAIL_PX = 256
 CORES = os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class ScanView:
+    """An import or scan at one moment; without arguments, none. `key` changes when more than a bar must be rendered.
+
+    `done` and `total` count items of the phase. `inferred_trigger` is the trigger word that the imported captions or
+    set folders gave the project.
+    """
+
+    key: str = ""
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    running: bool = False
+    thumbnails_ready: bool = False
+    report: ImportReport | None = None
+    error: StudioError | None = None
+    inferred_trigger: str = ""
+
+
 @dataclass
 class ScanTask:
-    """Progress and result of one import or scan. `done` and `total` count items of the current phase.
-
-    `inferred_trigger` is the trigger word that the imported captions or set folders gave the project.
-    """
+    """Progress and result of one import or scan while it runs, see `ScanView`."""
 
     phase: str = "Starting"
     done: int = 0
@@ -56,10 +72,19 @@ class ScanTask:
         """Set the progress of the current phase."""
         self.done, self.total = done, total
 
-    @property
-    def render_key(self) -> str:
-        """A value that changes when more than a progress bar has to be rendered again."""
-        return f"{id(self)}:{self.phase}:{self.running}"
+    def view(self) -> ScanView:
+        """Return what the task shows now."""
+        return ScanView(
+            f"{id(self)}:{self.phase}:{self.running}",
+            self.phase,
+            self.done,
+            self.total,
+            self.running,
+            self.thumbnails_ready,
+            self.report,
+            self.error,
+            self.inferred_trigger,
+        )
 
 
 @dataclass
@@ -70,40 +95,38 @@ class ScanRunner:
     _latest: dict[Path, ScanTask] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def latest(self, project: Project) -> ScanTask | None:
+    def view(self, project: Project) -> ScanView:
         """Return the running scan, else the latest one since the studio was started."""
-        return self._latest.get(project.path)
+        task = self._latest.get(project.path)
+        return task.view() if task else ScanView()
 
     def is_running(self, project: Project) -> bool:
         """Return whether a scan is running."""
-        task = self.latest(project)
-        return task is not None and task.running
+        return self.view(project).running
 
     def clear_error(self, project: Project) -> None:
         """Dismiss the error of the latest scan."""
-        task = self.latest(project)
-        if task is not None:
+        if task := self._latest.get(project.path):
             task.error = None
 
-    def start(self, project: Project, sources: Sequence[Path] = ()) -> ScanTask:
+    def start(self, project: Project, sources: Sequence[Path] = ()) -> None:
         """Import `sources`, then scan; raise InputError while another scan of the project is running."""
-        return self._begin(project, lambda task: self._import_and_scan(project, sources, task))
+        self._begin(project, lambda task: self._import_and_scan(project, sources, task))
 
-    def move_loose_images(self, project: Project) -> ScanTask:
+    def move_loose_images(self, project: Project) -> None:
         """Move images outside of sets into the first set, then scan; raise InputError while another scan is running."""
-        return self._begin(project, lambda task: self._move_and_scan(project, task))
+        self._begin(project, lambda task: self._move_and_scan(project, task))
 
-    def find_similar(self, project: Project) -> ScanTask:
+    def find_similar(self, project: Project) -> None:
         """Find similar images by a tagger's features; raise InputError while another scan is running."""
-        return self._begin(project, lambda task: self._find_similar(project, task))
+        self._begin(project, lambda task: self._find_similar(project, task))
 
-    def _begin(self, project: Project, work: Callable[[ScanTask], None]) -> ScanTask:
+    def _begin(self, project: Project, work: Callable[[ScanTask], None]) -> None:
         with self._lock:
             if self.is_running(project):
                 raise InputError("A scan is already running.", "Try again when it has finished.", code="busy")
             task = self._latest[project.path] = ScanTask()
         threading.Thread(target=self._run, args=(project, work, task), daemon=True, name="dataset scan").start()
-        return task
 
     def _import_and_scan(self, project: Project, sources: Sequence[Path], task: ScanTask) -> None:
         if sources:

@@ -1,11 +1,11 @@
-"""The Captions section: caption checks with their fixes, and bulk edits, previewed before they are applied."""
+"""Renders the Captions section: caption checks with their fixes, bulk edits and their preview, past edits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gradio as gr
 from markupsafe import Markup
@@ -17,40 +17,17 @@ from lora_studio.dataset.captions.lint import Finding
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
-from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.image_item import ImageItem, display_name
-from lora_studio.ui.dataset.layout import Data
+from lora_studio.ui.dataset.caption_panels import FIELDS, BulkAction, CaptionsPanel, Scope
+from lora_studio.ui.dataset.image_item import display_name
+from lora_studio.ui.dataset.state import BulkForm, BulkPreview, DatasetState
 from lora_studio.ui.dataset.view import Action, shortened
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
-from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, heading, html, note, pickable, render
+from lora_studio.ui.widgets.html import Tone, card, cards, empty_card, note, render
 
 MAX_CHANGES = 40
 MAX_EDITS = 8
 MAX_TAGS = 12
-
-
-class BulkAction(StrEnum):
-    """Bulk edits of captions."""
-
-    ADD = "Add"
-    REMOVE = "Remove"
-    REPLACE = "Replace"
-    REGEX = "Regular expression"
-
-
-class Scope(StrEnum):
-    """Captions that a bulk edit applies to."""
-
-    ALL = "All images"
-    FILTERED = "Filtered images"
-
-
-POSITIONS = (
-    ("First", TagPosition.FRONT),
-    ("After the trigger word", TagPosition.AFTER_TRIGGER),
-    ("Last", TagPosition.BACK),
-)
 
 
 class FindingPick(StrEnum):
@@ -61,163 +38,110 @@ class FindingPick(StrEnum):
     TAG = "tag"
 
 
-class _FieldTexts(NamedTuple):
-    """Labels and descriptions of a bulk edit's two text fields; an empty label hides the second one."""
+class ShownFinding(NamedTuple):
+    """A finding of the caption checks: its reason, tags and buttons."""
 
-    first: str
-    first_info: str
-    second: str = ""
-    second_info: str = ""
-
-
-FIELDS: Mapping[BulkAction, _FieldTexts] = {
-    BulkAction.ADD: _FieldTexts("Tags", "Separated by commas. A caption that already has a tag keeps it in its place."),
-    BulkAction.REMOVE: _FieldTexts("Tags", "Whole tags, separated by commas: hair does not affect long hair."),
-    BulkAction.REPLACE: _FieldTexts(
-        "Tag", "One whole tag.", "With", "One or several tags; a tag that the caption has already is not repeated."
-    ),
-    BulkAction.REGEX: _FieldTexts(
-        "Find", r"Matches anywhere in the caption, as in \b(\w+) dress.", "Replace with", r"\1 is the first group."
-    ),
-}
+    title: str
+    message: str
+    why: str
+    tags: Sequence[Action]
+    more: str
+    buttons: Sequence[Action]
 
 
-class CaptionsPanel:
-    """Components of the section."""
+class ShownTag(NamedTuple):
+    """A tag of a previewed caption."""
 
-    def __init__(self) -> None:
-        with gr.Column(visible=False) as self.column:
-            with gr.Row(elem_classes="actions"):
-                self.undo = gr.Button("Undo", elem_id="captions-undo", min_width=100, size="sm", interactive=False)
-                self.redo = gr.Button("Redo", elem_id="captions-redo", min_width=100, size="sm", interactive=False)
-            self.findings = pickable(elem_id="captions-findings")
-            html(heading("Bulk edit", "Preview the changes first; the last 50 edits can be undone."))
-            with gr.Group(elem_classes="answers"):
-                self.action = gr.Radio(
-                    [action.value for action in BulkAction],
-                    value=BulkAction.ADD.value,
-                    label="Bulk edit",
-                    show_label=False,
-                    container=False,
-                    elem_id="bulk-action",
-                    elem_classes="segments small bulk-action",
-                )
-                first = FIELDS[BulkAction.ADD]
-                self.first = gr.Textbox(label=first.first, info=first.first_info, max_lines=1, elem_id="bulk-first")
-                self.second = gr.Textbox(label="With", max_lines=1, visible=False, elem_id="bulk-second")
-                self.position = gr.Radio(
-                    [(text, position.value) for text, position in POSITIONS],
-                    value=TagPosition.AFTER_TRIGGER.value,
-                    label="Position",
-                    info="The first tags keep their place when tags are shuffled in training.",
-                    elem_id="bulk-position",
-                )
-                self.scope = gr.Radio(
-                    [scope.value for scope in Scope],
-                    value=Scope.ALL.value,
-                    label="Apply to",
-                    info="Filtered images: all images that match the filter of the grid, on all its pages.",
-                    elem_id="bulk-scope",
-                )
-            with gr.Row(elem_classes="actions"):
-                self.preview = gr.Button("Preview", elem_id="bulk-preview", min_width=100)
-                self.apply = gr.Button(
-                    "Apply", variant="primary", elem_id="bulk-apply", min_width=120, interactive=False
-                )
-            self.changes = html(elem_id="bulk-changes")
-            self.history = html(elem_id="captions-history")
-            self.previewed = gr.State("")
+    text: str
+    added: bool
 
-    @property
-    def inputs(self) -> list[Any]:
-        """Components that a bulk edit reads."""
-        return [self.action, self.first, self.second, self.position, self.scope, self.previewed]
 
-    @property
-    def outputs(self) -> list[Any]:
-        """Components that the section changes."""
-        return [
-            self.column,
-            self.findings,
-            self.first,
-            self.second,
-            self.position,
-            self.preview,
-            self.apply,
-            self.changes,
-            self.undo,
-            self.redo,
-            self.history,
-            self.previewed,
-        ]
+class ShownChange(NamedTuple):
+    """A caption that a bulk edit changes."""
 
-    def action_changed(self, action: str) -> Updates:
-        """Show the fields of another bulk edit."""
-        fields = FIELDS[BulkAction(action)]
-        return {
-            self.first: gr.Textbox(label=fields.first, info=fields.first_info),
-            self.second: gr.Textbox(
-                label=fields.second or "With", info=fields.second_info, visible=bool(fields.second)
-            ),
-            self.position: gr.Radio(visible=action == BulkAction.ADD),
-            **self.clear_preview(),
-        }
+    name: str
+    removed: Sequence[str]
+    tags: Sequence[ShownTag]
+    remark: str
 
-    def clear_preview(self) -> Updates:
-        """Discard the preview."""
-        return {self.changes: "", self.previewed: "", self.apply: gr.Button("Apply", interactive=False)}
 
-    def render(self, contents: Contents) -> Updates:
-        """Show the caption checks, and which edits can be undone or redone."""
-        past = CaptionHistory.of(contents.project.dataset_dir).edits()
-        done = [edit for edit in past if not edit.undone]
-        undone = [edit for edit in past if edit.undone]
-        return {
-            self.findings: finding_list(contents.captions.findings) if contents.items else _no_findings(),
-            self.undo: gr.Button(interactive=bool(done)),
-            self.redo: gr.Button(interactive=bool(undone)),
-            self.history: history_list(past),
-            self.preview: gr.Button(interactive=bool(contents.items)),
-        }
+class ShownEdit(NamedTuple):
+    """An edit of the caption history."""
 
-    def plan(self, contents: Contents, shown: Sequence[ImageItem], data: Data) -> EditPlan:
-        """Return what the form would change; raise InputError for an invalid form or no images."""
-        items = shown if data[self.scope] == Scope.FILTERED else contents.items
-        if not items:
-            raise InputError("No image matches the filter.", "Choose another filter, or all images.", code="nothing")
-        known = {item.path: item.caption for item in items if item.caption is not None}
-        return plan_edit([item.path for item in items], self._edit(contents, data), known)
+    what: str
+    images: str
+    undone: bool
+    when: str
 
-    def show_preview(self, plan: EditPlan) -> Updates:
-        """Show a preview, and enable the button that applies it."""
-        count = len(plan.changes)
-        return {
-            self.changes: plan_table(plan),
-            self.previewed: plan.digest,
-            self.apply: gr.Button(f"Apply to {format_count(count, 'caption')}", interactive=count > 0),
-        }
 
-    def apply_previewed(self, contents: Contents, plan: EditPlan, data: Data) -> EditReport:
-        """Apply a plan; raise InputError unless it is the one that was previewed."""
-        if not data[self.previewed]:
-            raise InputError("Nothing was previewed.", "Preview the changes first.", code="no_preview")
-        if plan.digest != data[self.previewed]:
-            raise InputError(
-                "The captions or the form changed since the preview.", "Preview again.", code="other_preview"
-            )
-        return CaptionHistory.of(contents.project.dataset_dir).apply(plan)
+def render_captions(panel: CaptionsPanel, state: DatasetState) -> Updates:
+    """Show the caption checks, and which edits can be undone or redone."""
+    contents = state.contents
+    past = CaptionHistory.of(contents.project.dataset_dir).edits()
+    return {
+        panel.findings: finding_list(contents.captions.findings) if contents.items else _no_findings(),
+        panel.undo: gr.Button(interactive=any(not edit.undone for edit in past)),
+        panel.redo: gr.Button(interactive=any(edit.undone for edit in past)),
+        panel.history: history_list(past),
+        panel.preview: gr.Button(interactive=bool(contents.items)),
+    }
 
-    def _edit(self, contents: Contents, data: Data) -> Edit:
-        first, second = data[self.first] or "", data[self.second] or ""
-        match BulkAction(data[self.action]):
-            case BulkAction.ADD:
-                return edits.add(first, TagPosition(data[self.position]), contents.trigger)
-            case BulkAction.REMOVE:
-                return edits.remove(split_tags(first))
-            case BulkAction.REPLACE:
-                return edits.replace(first, second)
-            case BulkAction.REGEX:
-                return edits.substitute(first, second)
+
+def render_preview(panel: CaptionsPanel, preview: BulkPreview) -> Updates:
+    """Show the preview of a bulk edit, and enable the button that applies it; without a plan, clear it."""
+    plan = preview.plan
+    if plan is None:
+        return {panel.changes: "", panel.previewed: "", panel.apply: gr.Button("Apply", interactive=False)}
+    count = len(plan.changes)
+    return {
+        panel.changes: plan_table(plan),
+        panel.previewed: plan.digest,
+        panel.apply: gr.Button(f"Apply to {format_count(count, 'caption')}", interactive=count > 0),
+    }
+
+
+def bulk_action_changed(panel: CaptionsPanel, action: str) -> Updates:
+    """Show the fields of another bulk edit."""
+    texts = FIELDS[BulkAction(action)]
+    return {
+        panel.first: gr.Textbox(label=texts.first, info=texts.first_info),
+        panel.second: gr.Textbox(label=texts.second or "With", info=texts.second_info, visible=bool(texts.second)),
+        panel.position: gr.Radio(visible=action == BulkAction.ADD),
+        **render_preview(panel, BulkPreview()),
+    }
+
+
+def bulk_plan(state: DatasetState, form: BulkForm) -> EditPlan:
+    """Return what the form would change; raise InputError for an invalid form or no images."""
+    contents = state.contents
+    items = contents.matching(state.selection) if form.scope == Scope.FILTERED else contents.items
+    if not items:
+        raise InputError("No image matches the filter.", "Choose another filter, or all images.", code="nothing")
+    known = {item.path: item.caption for item in items if item.caption is not None}
+    return plan_edit([item.path for item in items], _edit(form, contents.trigger), known)
+
+
+def apply_previewed(state: DatasetState, form: BulkForm) -> EditReport:
+    """Apply the bulk edit of the form; raise InputError unless it is the one that was previewed."""
+    if not form.previewed:
+        raise InputError("Nothing was previewed.", "Preview the changes first.", code="no_preview")
+    plan = bulk_plan(state, form)
+    if plan.digest != form.previewed:
+        raise InputError("The captions or the form changed since the preview.", "Preview again.", code="other_preview")
+    return CaptionHistory.of(state.project.dataset_dir).apply(plan)
+
+
+def _edit(form: BulkForm, trigger: str) -> Edit:
+    first, second = form.first or "", form.second or ""
+    match BulkAction(form.action):
+        case BulkAction.ADD:
+            return edits.add(first, TagPosition(form.position), trigger)
+        case BulkAction.REMOVE:
+            return edits.remove(split_tags(first))
+        case BulkAction.REPLACE:
+            return edits.replace(first, second)
+        case BulkAction.REGEX:
+            return edits.substitute(first, second)
 
 
 def finding_list(findings: Sequence[Finding]) -> Markup:
@@ -227,19 +151,19 @@ def finding_list(findings: Sequence[Finding]) -> Markup:
     return render("dataset/findings.html", findings=[_finding(finding) for finding in findings])
 
 
-def _finding(finding: Finding) -> dict[str, object]:
+def _finding(finding: Finding) -> ShownFinding:
     show = Action(f"{FindingPick.SHOW}:{finding.key}", f"Show {len(finding.images):,}", "Shows these images.")
     fixes = [Action(f"{FindingPick.FIX}:{fix.key}", fix.label, "Can be undone.") for fix in finding.fixes]
     tags = list(finding.tags)[:MAX_TAGS] if finding.code != "common_tag" else []
     rest = len(finding.tags) - len(tags)
-    return {
-        "title": finding.rule.title,
-        "message": finding.message,
-        "why": finding.rule.why,
-        "tags": [Action(f"{FindingPick.TAG}:{tag}", tag, "Shows the images with this tag.") for tag in tags],
-        "more": f"and {rest:,} more" if tags and rest else "",
-        "buttons": [show, *fixes],
-    }
+    return ShownFinding(
+        finding.rule.title,
+        finding.message,
+        finding.rule.why,
+        [Action(f"{FindingPick.TAG}:{tag}", tag, "Shows the images with this tag.") for tag in tags],
+        f"and {rest:,} more" if tags and rest else "",
+        [show, *fixes],
+    )
 
 
 def _no_findings() -> Markup:
@@ -260,26 +184,22 @@ def plan_table(plan: EditPlan) -> Markup:
     )
 
 
-def _change(change: Change) -> dict[str, object]:
+def _change(change: Change) -> ShownChange:
     before, after = split_tags(change.before or ""), split_tags(change.after)
     remark = "only its formatting or encoding changes" if before == after else "" if after else "empty"
-    return {
-        "name": display_name(change.image),
-        "removed": [tag for tag in before if tag not in after],
-        "tags": [{"text": tag, "added": tag not in before} for tag in after],
-        "remark": remark,
-    }
+    removed = [tag for tag in before if tag not in after]
+    return ShownChange(display_name(change.image), removed, [ShownTag(tag, tag not in before) for tag in after], remark)
 
 
 def history_list(past: Sequence[PastEdit]) -> Markup:
     """Return the latest edits, those that were undone struck through; empty without any."""
     edits_shown = [
-        {
-            "what": edit.what,
-            "images": format_count(edit.images, "image"),
-            "undone": edit.undone,
-            "when": "undone" if edit.undone else _time_ago(edit.time),
-        }
+        ShownEdit(
+            edit.what,
+            format_count(edit.images, "image"),
+            edit.undone,
+            "undone" if edit.undone else _time_ago(edit.time),
+        )
         for edit in past[:MAX_EDITS]
     ]
     return render("dataset/edits.html", edits=edits_shown)

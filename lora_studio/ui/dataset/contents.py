@@ -4,107 +4,25 @@ from __future__ import annotations
 
 import os
 from bisect import insort
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from lora_studio.dataset.buckets import Bucket, bucket_plan
-from lora_studio.dataset.captions.lint import Finding, lint_captions
-from lora_studio.dataset.captions.statistics import TagTable
 from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import is_training_image
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.training_images import DatasetImages, select_images
-from lora_studio.dataset.validation_split import SplitSuggestion
 from lora_studio.errors import InputError
-from lora_studio.settings.recipe import Recipe
+from lora_studio.ui.dataset.derived import BucketStatistics, CaptionStatistics, ImageStatistics
 from lora_studio.ui.dataset.image_item import ImageItem, Selection, image_id
 from lora_studio.ui.dataset.stat_cache import ProjectCache, own_files
 from lora_studio.ui.gc_freeze import gc_frozen
-from lora_studio.ui.state.project_plan import project_recipe
 from lora_studio.workspace.project import Project
 
 MAX_PARTIAL_UPDATE = 1_000  # changed images; beyond that the project is loaded again
-
-
-@dataclass(frozen=True, eq=False)
-class ImageStatistics:
-    """Values that depend on image files and the scan alone, computed when first used."""
-
-    items: list[ImageItem]
-    manifest: Manifest
-
-    @cached_property
-    def indices(self) -> dict[str, int]:
-        """The position of each image by id, from 0."""
-        return {item.id: index for index, item in enumerate(self.items)}
-
-    @cached_property
-    def sizes(self) -> Counter[tuple[int, int]]:
-        """The number of images of each width and height in pixels."""
-        return Counter((item.info.width, item.info.height) for item in self.items if item.info and item.info.readable)
-
-    @cached_property
-    def unscanned(self) -> int:
-        """The number of images that are new or changed since the last scan."""
-        return sum(item.info is None for item in self.items)
-
-    @cached_property
-    def trained(self) -> DatasetImages:
-        """The images that a run can use: the readable ones of the sets."""
-        return select_images(self.manifest.folder, [item.path for item in self.items], self.manifest)
-
-    @cached_property
-    def split(self) -> SplitSuggestion:
-        """The suggested validation split."""
-        return self.trained.suggest_split(seed=Recipe().seed)
-
-
-@dataclass(frozen=True, eq=False)
-class CaptionStatistics:
-    """Values that depend on the captions and the names of images alone, computed when first used."""
-
-    items: list[ImageItem]
-    trigger: str
-
-    @cached_property
-    def tag_table(self) -> TagTable:
-        """The tags of all captions, to be counted."""
-        return TagTable({item.path: item.tags for item in self.items if item.tags})
-
-    @cached_property
-    def findings(self) -> list[Finding]:
-        """The findings of the caption checks."""
-        return lint_captions([item.lint_input for item in self.items], self.trigger)
-
-    @cached_property
-    def without_trigger(self) -> int:
-        """The number of captions that do not begin with the trigger word."""
-        return sum(bool(item.caption) and not item.has_trigger for item in self.items)
-
-
-@dataclass(frozen=True, eq=False)
-class BucketStatistics:
-    """Values that depend on image files and the project's settings alone, computed when first used."""
-
-    images: ImageStatistics
-    project: Project
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe of the project's next run."""
-        return project_recipe(self.project)
-
-    @cached_property
-    def buckets(self) -> list[Bucket]:
-        """The aspect buckets of the images that the recipe trains on."""
-        training = self.images.trained.split(self.recipe).training
-        return bucket_plan(((image.path, image.size, repeats) for image, repeats in training), self.recipe)
 
 
 @dataclass(frozen=True)

@@ -2,109 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import gradio as gr
-from markupsafe import Markup
 
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
 from lora_studio.dataset.duplicates.find import DuplicateGroup
 from lora_studio.errors import InputError
+from lora_studio.ui.dataset import curation_view, variety
+from lora_studio.ui.dataset.background_scan import ScanRunner
+from lora_studio.ui.dataset.caption_edit import next_after_removal, save_draft
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.curation_view import restored_card, set_aside_card
 from lora_studio.ui.dataset.image_item import ImageItem, image_id
-from lora_studio.ui.dataset.layout import Data
-from lora_studio.ui.dataset.page import DatasetPage
-from lora_studio.ui.dataset.review import next_after_removal
-from lora_studio.ui.dataset.view import Pick
-from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.dataset.layout import DatasetLayout
+from lora_studio.ui.dataset.state import DatasetState, Draft, Message, Section, after_presses
+from lora_studio.ui.dataset.view import Action, Pick
+from lora_studio.ui.tab_events import TabEvents
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.workspace.project import Project
 
 BY_HAND = "set aside by hand"
+UNDO_KEY = "z"
 
 
 class CurationHandlers:
     """Event handlers that set images aside and restore them."""
 
-    def __init__(self, page: DatasetPage) -> None:
-        self.page = page
+    def __init__(self, scans: ScanRunner) -> None:
+        self.scans = scans
 
-    def wire(self, on: Callable[..., None]) -> None:
-        """Register the events with `on(event, handler, more_inputs, **options)`."""
-        page = self.page
-        curated = (page.left.groups, page.left.flagged, page.left.buckets, page.left.pairs, page.curate.aside)
-        for component in (page.left.grid, *curated, page.top.message):
-            on(component.click, self.button_clicked)
-        on(page.curate.apply.click, self.set_aside_proposed)
-        on(page.curate.restore.click, self.restore_all)
-        on(page.review.aside.click, self.set_current_aside)
+    def wire(self, events: TabEvents[DatasetState, DatasetState], layout: DatasetLayout) -> None:
+        """Register the events."""
+        left, curate = layout.left, layout.curate
+        lists = (left.grid, left.groups, left.flagged, left.buckets, left.pairs, curate.aside, layout.top.message)
+        for component in lists:
+            events.on(component.click, self.button_clicked, sends="pick")
+        events.on(curate.keys.click, self.keys_pressed, sends="presses", trigger_mode="multiple")
+        events.on(curate.apply.click, self.set_aside_proposed)
+        events.on(curate.restore.click, self.restore_all)
+        events.on(layout.review.aside.click, self.set_current_aside)
 
-    def button_clicked(self, data: Data, event: gr.EventData) -> Updates:
+    def button_clicked(self, state: DatasetState, pick: object) -> DatasetState:
         """Do what a button inside the page's HTML asks for, see `Pick`; raise InputError for unknown requests."""
-        verb, _, subject = str(event.pick).partition(":")
-        contents = self.page.contents(data)
+        verb, _, subject = str(pick).partition(":")
         match verb:
             case Pick.PAGE if subject.isdecimal():
-                return self.page.render({**data, self.page.grid_page: int(subject)}, contents)
+                return state.at(grid_page=int(subject))
             case Pick.SHOW:
-                return self.page.open_in_review(data, contents, contents.item(subject).id)
+                return self._open_in_review(state, subject)
             case Pick.SET_ASIDE:
-                return self._set_aside(data, contents, [contents.item(subject)])
+                return self._set_aside(state, [state.contents.item(subject)])
             case Pick.USE_INSTEAD:
-                return self._use_instead(data, contents, contents.item(subject))
+                return self._use_instead(state, state.contents.item(subject))
             case Pick.KEEP | Pick.UNKEEP:
-                mark_kept(contents, contents.item(subject), kept=verb == Pick.KEEP)
-                return self.page.render(data, contents.after_change()) | {self.page.top.message: ""}
+                return self._mark_kept(state, state.contents.item(subject), kept=verb == Pick.KEEP)
             case Pick.RESTORE:
-                return self._restore(data, contents, subject.split(","))
+                return self._restore(state, subject.split(","))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
 
-    def set_aside_proposed(self, data: Data) -> Updates:
+    def keys_pressed(self, state: DatasetState, presses: object) -> DatasetState:
+        """Press the buttons of keys in order, each in the row that has its number then, see `pressed_button`."""
+        return after_presses(state, presses, self._press)
+
+    def set_aside_proposed(self, state: DatasetState) -> DatasetState:
         """Set aside all images that the scan proposes to remove."""
-        contents = self.page.contents(data)
-        return self._set_aside(data, contents, contents.proposed)
+        return self._set_aside(state, state.contents.proposed)
 
-    def set_current_aside(self, data: Data) -> Updates:
+    def set_current_aside(self, state: DatasetState) -> DatasetState:
         """Set aside the image in Review."""
-        self.page.save_pending_caption(data)
-        contents = self.page.contents(data)
-        return self._set_aside(data, contents, [contents.item(data[self.page.review.current])])
+        state = save_draft(state)
+        return self._set_aside(state, [state.contents.item(state.place.draft.image)])
 
-    def restore_all(self, data: Data) -> Updates:
+    def restore_all(self, state: DatasetState) -> DatasetState:
         """Restore all images that were set aside."""
-        return self._restore(data, self.page.contents(data))
+        return self._restore(state)
 
-    def _set_aside(self, data: Data, contents: Contents, items: Sequence[ImageItem], reason: str = "") -> Updates:
+    def _press(self, state: DatasetState, press: str) -> DatasetState:
+        button = pressed_button(state, press)
+        return self.button_clicked(state, button) if button else state
+
+    def _open_in_review(self, state: DatasetState, identity: str) -> DatasetState:
+        state = save_draft(state)
+        item = state.contents.item(identity)
+        return state.at(draft=Draft.of(item), section=Section.REVIEW).with_(message=Message())
+
+    def _set_aside(self, state: DatasetState, items: Sequence[ImageItem], reason: str = "") -> DatasetState:
         """Set images aside; if the image in Review is one of them, show the next one."""
-        message = set_aside(contents.project, items, reason)
-        left = contents.after_change(item.path for item in items)
-        removed = contents.by_id.get(data[self.page.review.current])
-        opened: Updates = {}
-        if removed is not None and removed.id not in left.by_id:
-            following = next_after_removal(contents, removed, left, self.page.selection(left, data))
-            opened = self.page.review.show_image(left, following)
-            data = {**data, self.page.review.current: following.id if following else ""}
-        return self.page.render(data, left) | opened | {self.page.top.message: message}
+        before, removed = state.contents, state.current
+        message = set_aside(state.project, items, reason)
+        state = state.with_(loaded=before.after_change(item.path for item in items), message=message)
+        if removed is not None and state.current is None:
+            following = next_after_removal(before, removed, state.contents, state.selection)
+            state = state.at(draft=Draft.of(following))
+        return state
 
-    def _use_instead(self, data: Data, contents: Contents, item: ImageItem) -> Updates:
+    def _use_instead(self, state: DatasetState, item: ImageItem) -> DatasetState:
         """Keep a duplicate and set aside the image proposed to be kept; scan again if the group has more duplicates."""
-        group = group_with_duplicate(contents, item)
-        keeper = contents.by_path[group.keep]
-        updates = self._set_aside(data, contents, [keeper], f"{item.name} is used instead")
-        if len(group.reject) > 1 and not self.page.scans.is_running(contents.project):
-            self.page.scans.start(contents.project)
-            updates |= self.page.scan_updates(contents.project)
-        return updates
+        group = group_with_duplicate(state.contents, item)
+        keeper = state.contents.by_path[group.keep]
+        state = self._set_aside(state, [keeper], f"{item.name} is used instead")
+        if len(group.reject) > 1 and not self.scans.is_running(state.project):
+            self.scans.start(state.project)
+        return state.with_(scan=self.scans.view(state.project))
 
-    def _restore(self, data: Data, contents: Contents, ids: Sequence[str] | None = None) -> Updates:
-        message, restored = restore(contents.project, ids)
-        return self.page.render(data, contents.after_change(restored)) | {self.page.top.message: message}
+    def _mark_kept(self, state: DatasetState, item: ImageItem, *, kept: bool) -> DatasetState:
+        mark_kept(state.contents, item, kept=kept)
+        return state.with_(loaded=state.contents.after_change(), message=Message())
+
+    def _restore(self, state: DatasetState, ids: Sequence[str] | None = None) -> DatasetState:
+        message, restored = restore(state.project, ids)
+        return state.with_(loaded=state.contents.after_change(restored), message=message)
 
 
-def set_aside(project: Project, items: Sequence[ImageItem], reason: str = "") -> Markup:
-    """Set images aside and return a card that can undo it; raise InputError if `items` is empty.
+def listed_actions(contents: Contents) -> list[list[Action]]:
+    """Return the buttons of each group and row that Curate lists, in the order of the page."""
+    groups = contents.groups[: curation_view.MAX_GROUPS]
+    rows = [
+        curation_view.duplicate_actions(contents.by_path[group.reject[0]], contents.by_path[group.keep])
+        for group in groups
+    ]
+    similar = contents.similar_groups[: variety.MAX_GROUPS]
+    rows += [variety.similar_actions(contents.by_path[group.reject[0]]) for group in similar]
+    return rows + [curation_view.flag_actions(item) for item in contents.flagged[: curation_view.MAX_ENTRIES]]
+
+
+def pressed_button(state: DatasetState, press: str) -> str:
+    """Return what the button of a key sends; empty if there is none.
+
+    `press` is the key and, after a colon, the number of a group or row from 0; if there are fewer now, the last one is
+    meant. For the key Z it is the button of the message on the page; after a key before it, that of the new message.
+    """
+    key, _, subject = press.partition(":")
+    if key == UNDO_KEY:
+        return state.message.undo if state.message else subject
+    rows = listed_actions(state.contents)
+    if not subject.isdecimal() or not rows:
+        return ""
+    row = rows[min(int(subject), len(rows) - 1)]
+    return next((action.pick for action in row if action.key == key), "")
+
+
+def set_aside(project: Project, items: Sequence[ImageItem], reason: str = "") -> Message:
+    """Set images aside and return a message that can undo it; raise InputError if `items` is empty.
 
     The recorded reason is `reason`, else the scan's for each image.
     """
@@ -113,9 +152,8 @@ def set_aside(project: Project, items: Sequence[ImageItem], reason: str = "") ->
     proposed = [Proposal(path=item.path, reason=reason or item.proposal or BY_HAND) for item in items]
     moved = set(reject(proposed, project.rejected_dir))
     entries = [entry for entry in rejected_images(project.rejected_dir) if entry.image in moved]
-    return set_aside_card(
-        [item.name for item in items if item.path in moved], [_id(project, entry) for entry in entries]
-    )
+    undo = f"{Pick.RESTORE}:{','.join(_id(project, entry) for entry in entries)}"
+    return Message(set_aside_card([item.name for item in items if item.path in moved], undo), undo)
 
 
 def group_with_duplicate(contents: Contents, item: ImageItem) -> DuplicateGroup:
@@ -133,8 +171,8 @@ def mark_kept(contents: Contents, item: ImageItem, *, kept: bool) -> None:
     contents.manifest.with_kept(item.info.sha256, kept=kept).save_marks(contents.project.path)
 
 
-def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup, list[Path]]:
-    """Restore images that were set aside, all or those of `ids`; return a card with the result, and the images.
+def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Message, list[Path]]:
+    """Restore images that were set aside, all or those of `ids`; return a message with the result, and the images.
 
     Raises InputError if an id is unknown.
     """
@@ -149,7 +187,7 @@ def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Markup,
             )
         images = [known[identity] for identity in ids]
     restored, kept = restore_images(project.rejected_dir, images)
-    return restored_card(restored, kept), restored
+    return Message(restored_card(restored, kept)), restored
 
 
 def _id(project: Project, entry: Rejected) -> str:

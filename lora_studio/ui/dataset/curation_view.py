@@ -56,6 +56,26 @@ def set_aside_action(item: ImageItem) -> Action:
     return Action(f"{Pick.SET_ASIDE}:{item.id}", "Set aside", SET_ASIDE_HINT, key="Delete")
 
 
+def duplicate_actions(item: ImageItem, keeper: ImageItem) -> list[Action]:
+    """Return the buttons of a duplicate in its group."""
+    return [
+        set_aside_action(item),
+        Action(
+            f"{Pick.USE_INSTEAD}:{item.id}", "Use instead", f"Keeps this image and sets {keeper.name} aside.", key="u"
+        ),
+        Action(f"{Pick.KEEP}:{item.id}", "Keep both", "Keeps it, and does not propose it again.", key="k"),
+    ]
+
+
+def flag_actions(item: ImageItem) -> list[Action]:
+    """Return the buttons of an image to check."""
+    return [
+        set_aside_action(item),
+        Action(f"{Pick.KEEP}:{item.id}", "Keep", "It is fine; it is not listed again.", key="k"),
+        Action(f"{Pick.SHOW}:{item.id}", "Open", "Opens it in Review."),
+    ]
+
+
 def duplicate_groups(home: Home, contents: Contents) -> Markup:
     """Return the groups of duplicates, each with the image to keep first; empty if there are none."""
     if not contents.groups:
@@ -75,12 +95,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Group:
     duplicates = [contents.by_path[path] for path in group.reject]
     members = [Member(picture(home, keeper), _why_keep(keeper, duplicates), image_size(keeper), keeper=True)]
     for item, reason in zip(duplicates, group.reasons, strict=True):
-        use_instead = f"Keeps this image and sets {keeper.name} aside."
-        buttons = [
-            set_aside_action(item),
-            Action(f"{Pick.USE_INSTEAD}:{item.id}", "Use instead", use_instead, key="u"),
-            Action(f"{Pick.KEEP}:{item.id}", "Keep both", "Keeps it, and does not propose it again.", key="k"),
-        ]
+        buttons = duplicate_actions(item, keeper)
         members.append(Member(picture(home, item), reason.capitalize(), image_size(item), buttons))
     return Group(f"{keeper.name} and {format_count(len(duplicates), 'duplicate')}", members)
 
@@ -107,18 +122,7 @@ def flagged_list(home: Home, contents: Contents) -> Markup:
     flagged = contents.flagged
     if not flagged:
         return Markup("")
-    entries = [
-        Entry(
-            picture(home, item),
-            " ".join(item.issues),
-            [
-                set_aside_action(item),
-                Action(f"{Pick.KEEP}:{item.id}", "Keep", "It is fine; it is not listed again.", key="k"),
-                Action(f"{Pick.SHOW}:{item.id}", "Open", "Opens it in Review."),
-            ],
-        )
-        for item in flagged[:MAX_ENTRIES]
-    ]
+    entries = [Entry(picture(home, item), " ".join(item.issues), flag_actions(item)) for item in flagged[:MAX_ENTRIES]]
     return render(
         "dataset/entries.html",
         title="To check",
@@ -173,12 +177,10 @@ def _rejected_entry(home: Home, contents: Contents, entry: Rejected) -> Entry:
     )
 
 
-def set_aside_card(names: Sequence[str], ids: Sequence[str]) -> Markup:
-    """Return a card about images that were just set aside, with a button that restores them."""
+def set_aside_card(names: Sequence[str], undo: str) -> Markup:
+    """Return a card about images that were just set aside, with a button that sends the request `undo`."""
     text = f"{names[0]} was set aside." if len(names) == 1 else f"{format_count(len(names), 'image')} were set aside."
-    return render(
-        "dataset/message.html", text=text, button=Action(f"{Pick.RESTORE}:{','.join(ids)}", "Restore", key="z")
-    )
+    return render("dataset/message.html", text=text, button=Action(undo, "Restore", key="z"))
 
 
 def restored_card(restored: Sequence[Path], kept: Sequence[Proposal]) -> Markup:

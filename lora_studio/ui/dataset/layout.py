@@ -1,31 +1,31 @@
-"""Components of the Dataset tab that no panel class builds: tiles, grid, Import and Curate."""
+"""The components of the Dataset tab, without their events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gradio as gr
+from gradio.blocks import Block
+from gradio.components import Component
 
 from lora_studio.dataset.images.decode import IMAGE_SUFFIXES
+from lora_studio.ui.dataset.caption_panels import (
+    CaptionsPanel,
+    ReviewPanel,
+    StatisticsPanel,
+    build_captions,
+    build_review,
+    build_statistics,
+)
 from lora_studio.ui.dataset.image_item import Filter
+from lora_studio.ui.dataset.state import Section
+from lora_studio.ui.dataset.tag_panel import TagPanel, build_tag_panel
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
 
 INCLUDES_TAG, EXCLUDES_TAG = "with tag", "without tag"
+SCAN_TICK_SECONDS = 0.5
 IMPORT_FILE_TYPES = ["image", *sorted(IMAGE_SUFFIXES), ".txt", ".caption", ".zip"]
-Data = Mapping[Any, Any]  # values of an event's inputs, by component
-
-
-class Section(StrEnum):
-    """Sections of the tab, in the order of the workflow."""
-
-    IMPORT = "Import"
-    CURATE = "Curate"
-    TAG = "Tag"
-    CAPTIONS = "Captions"
-    REVIEW = "Review"
-    STATISTICS = "Statistics"
+CURATE_KEYS = "Keys: ↓ and ↑ select, Delete sets aside, K keeps, U uses the duplicate instead, Z undoes."
 
 
 class Top(NamedTuple):
@@ -75,8 +75,63 @@ class CurateSide(NamedTuple):
     scan: gr.Button
     restore: gr.Button
     move_loose: gr.Button
+    keys: gr.HTML
     variety: gr.HTML
     aside: gr.HTML
+
+
+class Held(NamedTuple):
+    """What the page remembers between events, see `DatasetState`."""
+
+    finding: gr.Textbox
+    grid_page: gr.State
+    shown_scan: gr.State
+    shown_tagging: gr.State
+
+
+class DatasetLayout(NamedTuple):
+    """All components of the tab. `scan_timer` ticks during an import or scan."""
+
+    top: Top
+    left: Left
+    imports: ImportSide
+    curate: CurateSide
+    tag: TagPanel
+    review: ReviewPanel
+    captions: CaptionsPanel
+    statistics: StatisticsPanel
+    held: Held
+    scan_timer: gr.Timer
+
+    @property
+    def inputs(self) -> list[Component]:
+        """Inputs of every handler: the section, the filters, and the caption that may be unsaved."""
+        left, review = self.left, self.review
+        filters = [left.filter, left.tag, left.tag_side]
+        draft = [review.current, review.original, review.caption]
+        return [self.top.section, *filters, *draft, self.statistics.page, *self.held]
+
+    @property
+    def outputs(self) -> list[Block]:
+        """All components that handlers of the tab may change."""
+        unchanged = (self.review.add, self.review.suggestions, self.review.keys, self.curate.keys)
+        panels = (self.imports, self.curate, self.tag, self.review, self.captions, self.statistics)
+        parts = [*self.top, *self.left, *(item for panel in panels for item in panel), *self.held, self.scan_timer]
+        return [part for part in parts if part not in unchanged]
+
+
+def build_layout(*, local: bool) -> DatasetLayout:
+    """Create the components. `local`: the studio is not shared, so that paths of this computer can be given."""
+    top = build_top()
+    with gr.Row(elem_classes="sides dataset-sides"):
+        with gr.Column(scale=3, min_width=340):
+            left = build_left()
+        with gr.Column(scale=2, min_width=320, elem_classes="dataset-aside"):
+            sides = build_import(local=local), build_curate(), build_tag_panel()
+            panels = build_review(), build_captions(), build_statistics()
+            finding = gr.Textbox(visible=False, elem_id="dataset-finding")
+    held = Held(finding, gr.State(0), gr.State(""), gr.State(""))
+    return DatasetLayout(top, left, *sides, *panels, held, gr.Timer(SCAN_TICK_SECONDS, active=False))
 
 
 def build_top() -> Top:
@@ -194,8 +249,7 @@ def build_curate() -> CurateSide:
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
             restore = gr.Button("Restore all", elem_id="curate-restore", min_width=110, visible=False)
         move_loose = gr.Button(elem_id="curate-move-loose", visible=False)
-        keys = "Keys: ↓ and ↑ select, Delete sets aside, K keeps, U uses the duplicate instead, Z undoes."
-        html(render("dataset/hint.html", text=keys), js="curate_keys.js", classes="curate-keys")
+        keys = html(render("dataset/hint.html", text=CURATE_KEYS), js="curate_keys.js", classes="curate-keys")
         variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
-    return CurateSide(column, status, apply, scan, restore, move_loose, variety, aside)
+    return CurateSide(column, status, apply, scan, restore, move_loose, keys, variety, aside)

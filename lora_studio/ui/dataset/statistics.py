@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
 
-import gradio as gr
 from markupsafe import Markup
 
 from lora_studio.dataset.captions.statistics import TagCount, count_caption_tokens
 from lora_studio.dataset.validation_split import SplitSuggestion
+from lora_studio.ui.dataset.caption_panels import StatisticsPanel
 from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.dataset.state import DatasetState
 from lora_studio.ui.dataset.view import MAX_NAMES, Action
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
-from lora_studio.ui.widgets.html import Tile, Tone, card, empty_card, html, pickable, render, tiles
+from lora_studio.ui.widgets.html import Tile, Tone, card, empty_card, render, tiles
 
 TAGS_PER_PAGE = 25
 MAX_COOCCURRING_TAGS = 10
@@ -28,39 +28,20 @@ class TagPick(StrEnum):
     PAGE = "tags"
 
 
-class StatisticsPanel:
-    """Components of the section."""
-
-    def __init__(self) -> None:
-        with gr.Column(visible=False) as self.column:
-            self.figures = html(elem_id="statistics-figures")
-            self.table = pickable(elem_id="statistics-tags")
-            self.co_occurrence = pickable(elem_id="statistics-co-occurrence")
-            self.split = html(elem_id="statistics-split")
-            self.page = gr.State(0)
-
-    @property
-    def outputs(self) -> list[Any]:
-        """Components that the section changes."""
-        return [self.column, self.figures, self.table, self.co_occurrence, self.split, self.page]
-
-    def render(self, contents: Contents, selected: str, page: int) -> Updates:
-        """Show the statistics, with the tags that occur with `selected` (default: the trigger word)."""
-        frequencies = contents.captions.tag_table.frequencies
-        if not frequencies:
-            return {
-                self.figures: empty_card("Statistics of your captions will appear here", "Tag the images first."),
-                self.table: "",
-                self.co_occurrence: "",
-                self.split: "",
-            }
-        tag = selected or contents.trigger or frequencies[0].tag
-        return {
-            self.figures: caption_tiles(contents, len(frequencies)),
-            self.table: tag_table(frequencies, selected, page),
-            self.co_occurrence: co_occurrence_table(tag, contents.captions.tag_table.cooccurring(tag)),
-            self.split: split_card(contents.images.split, contents.images.trained.total),
-        }
+def render_statistics(panel: StatisticsPanel, state: DatasetState) -> Updates:
+    """Show the statistics, with the tags that occur with that of the filter (default: the trigger word)."""
+    contents, selected = state.contents, state.selection.tag
+    frequencies = contents.captions.tag_table.frequencies
+    if not frequencies:
+        placeholder = empty_card("Statistics of your captions will appear here", "Tag the images first.")
+        return {panel.figures: placeholder, panel.table: "", panel.co_occurrence: "", panel.split: ""}
+    tag = selected or contents.trigger or frequencies[0].tag
+    return {
+        panel.figures: caption_tiles(contents, len(frequencies)),
+        panel.table: tag_table(frequencies, selected, state.place.statistics_page),
+        panel.co_occurrence: co_occurrence_table(tag, contents.captions.tag_table.cooccurring(tag)),
+        panel.split: split_card(contents.images.split, contents.images.trained.total),
+    }
 
 
 def caption_tiles(contents: Contents, distinct_tags: int) -> Markup:

@@ -2,218 +2,259 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from lora_studio.dataset.captions.edit_history import CaptionHistory
+from lora_studio.dataset.review import record_reviewed_captions
 from lora_studio.errors import InputError, StudioError
 from lora_studio.example import EXAMPLE_IMAGES, example_project_info
-from lora_studio.ui.context import Page, Studio, guarded, requires_project
-from lora_studio.ui.dataset import view as dataset_view
-from lora_studio.ui.dataset.background_scan import ScanTask
+from lora_studio.ui.context import Page, Studio
+from lora_studio.ui.dataset.background_scan import ScanRunner
+from lora_studio.ui.dataset.caption_edit import save_draft
 from lora_studio.ui.dataset.curate import CurationHandlers
-from lora_studio.ui.dataset.handlers import CaptionHandlers
-from lora_studio.ui.dataset.layout import Data, Section
-from lora_studio.ui.dataset.page import DatasetPage
-from lora_studio.ui.dataset.review import CaptionChanged
+from lora_studio.ui.dataset.handlers import CaptionHandlers, Events
+from lora_studio.ui.dataset.image_item import Filter
+from lora_studio.ui.dataset.layout import EXCLUDES_TAG, DatasetLayout, build_layout
+from lora_studio.ui.dataset.render import DatasetRenderer
+from lora_studio.ui.dataset.state import (
+    BulkPreview,
+    DatasetState,
+    Draft,
+    Filters,
+    Message,
+    Part,
+    Place,
+    Section,
+    TagDefaults,
+    TagForm,
+    after_presses,
+)
+from lora_studio.ui.dataset.suggestions import TagSuggester
+from lora_studio.ui.dataset.tagging import TaggingJobs
+from lora_studio.ui.dataset.tagging_view import tag_defaults
+from lora_studio.ui.dataset.typing_help import TypingHelp
 from lora_studio.ui.server import Mode
-from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.html import error_card
-from lora_studio.workspace.project import ProjectInfo
+from lora_studio.ui.tab_events import PageValues, TabEvents
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.workspace.project import Project, ProjectInfo
 
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and wire its events."""
-    return DatasetTab(studio).wire(tab)
+    return DatasetTab(studio, build_layout(local=studio.mode is Mode.LOCAL)).wire(tab)
 
 
 class DatasetTab:
-    """The tab's events, and the handlers of Import and Tag."""
+    """The tab's events, and the handlers of Import, Tag and the timers."""
 
-    def __init__(self, studio: Studio) -> None:
+    def __init__(self, studio: Studio, layout: DatasetLayout) -> None:
         self.studio = studio
-        self.page = DatasetPage(studio)
-        self.scans = self.page.scans
-        self.curation = CurationHandlers(self.page)
-        self.captioning = CaptionHandlers(self.page)
-        self._lock = threading.Lock()
+        self.layout = layout
+        self.scans = ScanRunner(studio.home)
+        self.tagging = TaggingJobs(studio)
+        self.suggester = TagSuggester(studio.home)
+        self.renderer = DatasetRenderer(studio, layout, self.tagging, self.suggester)
+        self.curation = CurationHandlers(self.scans)
+        self.captioning = CaptionHandlers()
 
     def wire(self, tab: gr.Tab) -> Page:
-        """Register all event handlers of the tab."""
-        page = self.page
-        inputs, outputs = page.inputs, page.outputs
+        """Register all event handlers of the tab.
 
-        def on(event: Any, handler: Callable[..., Updates], more: Iterable[Any] = (), **options: Any) -> None:
-            wrapped = guarded(page.top.notice, self._serialized(handler))
-            event(wrapped, {*inputs, *more}, outputs, **self.studio.with_progress, **options)
-
-        on(tab.select, self.tab_opened)
-        on(page.top.section.input, self.section_changed, trigger_mode="always_last")
-        on(page.imports.files.upload, self.import_files, [page.imports.files])
-        on(page.left.choose.upload, self.import_chosen, [page.left.choose])
-        on(page.imports.import_folder.click, self.import_folder, [page.imports.folder])
-        on(page.imports.folder.submit, self.import_folder, [page.imports.folder])
-        on(page.left.example.click, self.import_example)
-        on(page.curate.scan.click, self.start_scan)
-        on(page.curate.move_loose.click, self.move_loose_images)
-        on(page.tag.start.click, self.start_tagging, page.tag.inputs)
-        on(page.tag.stop.click, self.stop_tagging)
-        on(page.tag.resume.click, self.resume_tagging)
-        self.curation.wire(on)
-        self.captioning.wire(on)
-        page.tag.tagger.input(page.tag.tagger_changed, page.tag.tagger, page.tag.tagger_outputs, **NO_PROGRESS)
-        page.scan_timer.tick(self.scan_tick, {*inputs, page.shown_scan}, outputs, **NO_PROGRESS, queue=False)
-        self.studio.timer.tick(
-            self.tagging_tick,
-            {*inputs, page.shown_tagging},
+        They run one at a time, in the order of their events: a click outside of the caption's text box fires two
+        events, of which one saves the caption and the other may move the image that it belongs to.
+        """
+        layout, renderer = self.layout, self.renderer
+        outputs = [*layout.outputs, self.studio.timer]
+        events: Events = TabEvents(
+            [self.studio.project, *layout.inputs],
             outputs,
-            **NO_PROGRESS,
-            queue=False,
-            trigger_mode="always_last",
+            self.read,
+            renderer.render,
+            renderer.error,
+            layout.top.notice,
+            self.studio.with_progress,
+            threading.Lock(),
         )
-        return Page(page.refresh, outputs)
+        events.on(tab.select, self.tab_opened, ignored_error="no_project")
+        self._wire_import(events)
+        self._wire_tagging(events)
+        events.on(layout.top.section.input, self.section_changed, trigger_mode="always_last")
+        events.on(layout.review.keys.click, self.keys_pressed, sends="presses", trigger_mode="multiple")
+        self.curation.wire(events, layout)
+        self.captioning.wire(events, layout)
+        events.on_tick(layout.scan_timer.tick, self.scan_tick, outputs)
+        events.on_tick(self.studio.timer.tick, self.tagging_tick, outputs, trigger_mode="always_last")
+        TypingHelp(self.studio, layout, self.suggester).wire()
+        return Page(self.refresh, outputs)
 
-    @requires_project
-    def tab_opened(self, data: Data) -> Updates:
+    def _wire_import(self, events: Events) -> None:
+        imports, left, curate = self.layout.imports, self.layout.left, self.layout.curate
+        events.on(imports.files.upload, self.import_files, imports.files)
+        events.on(left.choose.upload, self.import_files, left.choose)
+        events.on(imports.import_folder.click, self.import_folder, imports.folder)
+        events.on(imports.folder.submit, self.import_folder, imports.folder)
+        events.on(left.example.click, self.import_example)
+        events.on(curate.scan.click, self.start_scan)
+        events.on(curate.move_loose.click, self.move_loose_images)
+
+    def _wire_tagging(self, events: Events) -> None:
+        tag = self.layout.tag
+        events.on(tag.start.click, self.start_tagging, *tag.fields)
+        events.on(tag.stop.click, self.stop_tagging)
+        events.on(tag.resume.click, self.resume_tagging)
+
+    def read(self, values: PageValues) -> DatasetState:
+        """Return what the page shows as an event's values describe it; raise InputError if no project is selected."""
+        layout, review, left = self.layout, self.layout.review, self.layout.left
+        project = self.studio.find_project(values[self.studio.project])
+        place = Place(
+            Section(values[layout.top.section]),
+            Filters(
+                Filter(values[left.filter]),
+                values[left.tag] or "",
+                values[left.tag_side] == EXCLUDES_TAG,
+                values[layout.held.finding] or "",
+            ),
+            values[layout.held.grid_page],
+            values[layout.statistics.page] or 0,
+            Draft(values[review.current] or "", values[review.caption] or "", values[review.original] or ""),
+        )
+        shown = values[layout.held.shown_scan], values[layout.held.shown_tagging]
+        return DatasetState(project, place, self.scans.view(project), place, *shown)
+
+    def refresh(self, project: Project) -> Updates:
+        """Show a project that was just chosen, in the section of its next step."""
+        with suppress(StudioError):  # such as a full disk
+            record_reviewed_captions(project.dataset_dir)
+        state = DatasetState(project, Place(), self.scans.view(project))
+        section = self._next_section(state)
+        fields = {"tag_form": tag_defaults(state.contents), "preview": BulkPreview(), "message": Message()}
+        return self.renderer.render(state.at(section=section).with_(**fields))
+
+    def tab_opened(self, state: DatasetState) -> DatasetState:
         """Show the tab again, and scan if there are images that were never scanned."""
-        contents = self.page.contents(data)
-        if contents.images.unscanned and not self.scans.is_running(contents.project):
-            self.scans.start(contents.project)
-        return self.page.render(data, contents) | {self.page.tag.trigger: contents.trigger}
+        state = state.with_(tag_form=TagDefaults(state.contents.trigger))
+        return self._scanning(state) if state.contents.images.unscanned and not state.scan.running else state
 
-    def section_changed(self, data: Data) -> Updates:
+    def section_changed(self, state: DatasetState) -> DatasetState:
         """Show another section, such as Curate; the error of a failed scan is dismissed."""
-        self.scans.clear_error(self.page.project(data))
-        return self.page.save_pending_caption(data) | self.page.render(data) | {self.page.top.message: ""}
+        self.scans.clear_error(state.project)
+        return save_draft(state).with_(message=Message(), scan=self.scans.view(state.project))
 
-    def import_files(self, data: Data) -> Updates:
+    def keys_pressed(self, state: DatasetState, presses: object) -> DatasetState:
+        """Do what the keys of Review mean, in order, see review_keys.js."""
+        return after_presses(state, presses, self._press)
+
+    def import_files(self, state: DatasetState, files: list[str] | None) -> DatasetState:
         """Import files that were dropped or chosen."""
-        return {self.page.imports.files: None} | self._import(data, data[self.page.imports.files])
+        return self._import(state, files or [])
 
-    def import_chosen(self, data: Data) -> Updates:
-        """Import files that were chosen with the button of the empty state."""
-        return self._import(data, data[self.page.left.choose])
-
-    def import_folder(self, data: Data) -> Updates:
+    def import_folder(self, state: DatasetState, folder: str | None) -> DatasetState:
         """Import a folder of this computer by its path."""
         if self.studio.mode is not Mode.LOCAL:
-            raise InputError(
-                "Folders can be imported only when the studio is not shared.", "Drop a zip.", code="not_local"
-            )
-        folder = (data[self.page.imports.folder] or "").strip()
-        if not folder:
+            problem = "Folders can be imported only when the studio is not shared."
+            raise InputError(problem, "Drop a zip.", code="not_local")
+        path = (folder or "").strip()
+        if not path:
             raise InputError("No folder is given.", "Enter its path, or drop files above.", code="no_folder")
-        return self._import(data, [folder]) | {self.page.imports.folder: ""}
+        return self._import(state, [path])
 
-    def import_example(self, data: Data) -> Updates:
+    def import_example(self, state: DatasetState) -> DatasetState:
         """Import the example images; a project without settings of its own also gets the example's."""
-        project = self.page.project(data)
-        if project.info() == ProjectInfo():
-            project.save_info(example_project_info())
-        return self._import(data, [EXAMPLE_IMAGES]) | self.page.tag.fill_form(self.page.contents(data))
+        if state.project.info() == ProjectInfo():
+            state.project.save_info(example_project_info())
+        state = self._import(state, [EXAMPLE_IMAGES])
+        return state.with_(tag_form=tag_defaults(state.contents))
 
-    def start_scan(self, data: Data) -> Updates:
+    def start_scan(self, state: DatasetState) -> DatasetState:
         """Scan the images, which changes none of them."""
-        self.scans.start(self.page.project(data))
-        return self.page.render(data)
+        return self._scanning(state)
 
-    def move_loose_images(self, data: Data) -> Updates:
+    def move_loose_images(self, state: DatasetState) -> DatasetState:
         """Move images outside of set folders into the first set, then scan."""
-        project = self.page.project(data)
-        project.check_idle("move images of")
-        self.page.save_pending_caption(data)
-        self.scans.move_loose_images(project)
-        return self.page.render(data)
+        state.project.check_idle("move images of")
+        state = save_draft(state)
+        self.scans.move_loose_images(state.project)
+        return state.with_(scan=self.scans.view(state.project))
 
-    def scan_tick(self, data: Data) -> Any:
+    def scan_tick(self, state: DatasetState) -> DatasetState:
         """Show the progress of an import or scan; runs every SCAN_TICK_SECONDS while there is one."""
-        try:
-            task = self.scans.latest(self.page.project(data))
-            if task is None:
-                return {self.page.scan_timer: gr.Timer(active=False)}
-            if task.render_key == data[self.page.shown_scan]:
-                return {self.page.top.progress: dataset_view.scan_card(task)}
-            trigger = {self.page.tag.trigger: task.inferred_trigger} if task.inferred_trigger else {}
-            return self.page.render(data) | trigger
-        except StudioError:
-            return gr.skip()
+        if state.scan.key == state.shown_scan:
+            return replace(state, part=Part.SCAN)
+        trigger = state.scan.inferred_trigger
+        return state.with_(tag_form=TagDefaults(trigger)) if trigger else state
 
-    def start_tagging(self, data: Data) -> Updates:
+    def start_tagging(self, state: DatasetState, *fields: Any) -> DatasetState:
         """Start a tagging job with the form's settings."""
-        contents = self.page.contents(data)
-        saved = self.page.save_pending_caption(data)
-        self.page.tag.start_job(contents.project, contents, data)
-        return saved | self.page.render(data) | self.studio.start_polling()
+        if not state.contents.items:
+            raise InputError(f"{state.project.name} has no images yet.", "Import some first.", code="no_images")
+        state = save_draft(state)
+        self.tagging.start(state.project, TagForm(*fields))
+        return state.with_(is_job_started=True)
 
-    def stop_tagging(self, data: Data) -> Updates:
+    def stop_tagging(self, state: DatasetState) -> DatasetState:
         """Ask the tagging job to stop; captions written up to then are kept."""
-        self.page.tag.request_stop(self.page.project(data))
-        return self.page.render(data)
+        self.tagging.request_stop(state.project)
+        return state
 
-    def resume_tagging(self, data: Data) -> Updates:
+    def resume_tagging(self, state: DatasetState) -> DatasetState:
         """Continue a stopped tagging job with the images that it has not tagged yet."""
-        self.page.tag.resume_job(self.page.project(data))
-        return self.page.render(data) | self.studio.start_polling()
+        self.tagging.resume(state.project)
+        return state.with_(is_job_started=True)
 
-    def tagging_tick(self, data: Data) -> Any:
+    def tagging_tick(self, state: DatasetState) -> DatasetState | None:
         """Show the progress of tagging; once it has finished, compare the images by its features."""
-        try:
-            project = self.page.project(data)
-            key = self.page.tag.render_key(project)
-            if key == data[self.page.shown_tagging]:
-                return gr.skip()
-            contents = self.page.contents(data)
-            if self.page.tag.is_running(project):
-                return self.page.tag.render(project, contents) | {
-                    self.page.top.tiles: self.page.tiles(contents),
-                    self.page.shown_tagging: key,
-                }
-            if data[self.page.shown_tagging] and not self.scans.is_running(project):
-                self.scans.find_similar(project)
-            return self.page.render(data) | self.page.reload_caption(contents, data)
-        except StudioError:
-            return gr.skip()
+        if self.tagging.key(state.project) == state.shown_tagging:
+            return None
+        if self.tagging.is_running(state.project):
+            return replace(state, part=Part.TAGGING)
+        if state.shown_tagging and not state.scan.running:
+            self.scans.find_similar(state.project)
+        state = state.with_(scan=self.scans.view(state.project))
+        return state if state.place.draft.is_edited else state.at(draft=Draft.of(state.current))
 
-    def _import(self, data: Data, sources: Iterable[str | Path] | None) -> Updates:
-        paths = [Path(source).expanduser() for source in sources or []]
+    def _press(self, state: DatasetState, key: str) -> DatasetState:
+        if not state.contents.items or (key == "undo" and not CaptionHistory.of(state.project.dataset_dir).can_undo):
+            return state
+        handlers = {
+            "previous": self.captioning.show_previous,
+            "next": self.captioning.show_next,
+            "mark": self.captioning.mark_and_show_next,
+            "toggle": self.captioning.toggle_reviewed,
+            "aside": self.curation.set_current_aside,
+            "undo": self.captioning.undo,
+        }
+        if key not in handlers:
+            raise InputError("Unknown key.", "Reload the page.", code="pick")
+        return handlers[key](state)
+
+    def _scanning(self, state: DatasetState) -> DatasetState:
+        self.scans.start(state.project)
+        return state.with_(scan=self.scans.view(state.project))
+
+    def _next_section(self, state: DatasetState) -> Section:
+        """Return the section of the next step."""
+        contents = state.contents
+        if not contents.items:
+            return Section.IMPORT
+        if self.tagging.is_running(state.project):
+            return Section.TAG
+        return Section.CURATE if contents.proposed or contents.images.unscanned else Section.REVIEW
+
+    def _import(self, state: DatasetState, sources: Iterable[str | Path]) -> DatasetState:
+        paths = [Path(source).expanduser() for source in sources]
         if not paths:
             raise InputError("No files were received.", "Drop images, or a zip of them.", code="no_files")
         for path in paths:
             if not path.exists():
                 raise InputError(f"The folder {str(path)!r} does not exist.", "Check the path.", code="no_folder")
-        self.scans.start(self.page.project(data), paths)
-        section = {self.page.top.section: Section.IMPORT.value}
-        return self.page.render({**data, **section}) | section
-
-    def _serialized(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
-        """Wrap a handler so that handlers run one at a time, in the order of their events.
-
-        A click outside of the caption's text box fires two events: one saves the caption, the other may move the image
-        that it belongs to. A caption that changed on disk meanwhile is shown; the typed one stays in the text box and
-        is saved the next time. If a scan reports a new state while the handler runs, the next tick shows it.
-        """
-
-        @functools.wraps(handler)
-        def wrapped(data: Data, *args: Any) -> Updates:
-            with self._lock:
-                task = self._latest_scan(data)
-                key = task.render_key if task else ""
-                try:
-                    updates = handler(data, *args)
-                except CaptionChanged as error:
-                    return {self.page.top.notice: error_card(error), **self.page.review.accept_other_caption(error)}
-                if task is not None and task.render_key != key:
-                    updates |= {self.page.shown_scan: "", self.page.scan_timer: gr.Timer(active=True)}
-                return updates
-
-        return wrapped
-
-    def _latest_scan(self, data: Data) -> ScanTask | None:
-        try:
-            return self.scans.latest(self.page.project(data))
-        except StudioError:
-            return None
+        self.scans.start(state.project, paths)
+        scan = self.scans.view(state.project)
+        return state.at(section=Section.IMPORT).with_(scan=scan, is_import_started=True)

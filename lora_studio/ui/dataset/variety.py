@@ -58,6 +58,12 @@ def variety_card(contents: Contents) -> Markup:
     )
 
 
+def similar_actions(item: ImageItem) -> list[Action]:
+    """Return the buttons of an image in a group of similar ones."""
+    keep = Action(f"{Pick.KEEP}:{item.id}", "Keep both", "Keeps it, and does not list it here again.", key="k")
+    return [set_aside_action(item), keep]
+
+
 def similar_groups(home: Home, contents: Contents) -> Markup:
     """Return the groups of similar images, none of which is proposed to be set aside; empty if there are none."""
     shown = contents.similar_groups[:MAX_GROUPS]
@@ -77,10 +83,7 @@ def _group(home: Home, contents: Contents, group: DuplicateGroup) -> Group:
     members = [Member(picture(home, keeper), "Reference image", image_size(keeper))]
     for path, reason in zip(group.reject, group.reasons, strict=True):
         item = contents.by_path[path]
-        keep = Action(f"{Pick.KEEP}:{item.id}", "Keep both", "Keeps it, and does not list it here again.", key="k")
-        members.append(
-            Member(picture(home, item), reason.capitalize(), image_size(item), [set_aside_action(item), keep])
-        )
+        members.append(Member(picture(home, item), reason.capitalize(), image_size(item), similar_actions(item)))
     return Group(f"{keeper.name} and {format_count(len(group.reject), 'similar image')}", members, similar=True)
 
 

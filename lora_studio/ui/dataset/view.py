@@ -13,7 +13,7 @@ from markupsafe import Markup
 from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
 from lora_studio.dataset.ingest.importers import ImportReport
 from lora_studio.errors import InputError
-from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanTask
+from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanView
 from lora_studio.ui.dataset.contents import Contents
 from lora_studio.ui.dataset.image_item import ImageItem, Selection
 from lora_studio.ui.widgets.formatting import format_count
@@ -85,7 +85,8 @@ class Cell(NamedTuple):
 def dataset_tiles(contents: Contents, rejected: int, *, scanning: bool = False) -> Markup:
     """Return the tiles: images, duplicates, issues, captions, reviewed images.
 
-    Results of a scan are shown only if it covers all images and no scan is running.
+    `rejected` is the number of images that were set aside. Results of a scan are shown only if it covers all images and
+    no scan is running.
     """
     items, flagged = contents.items, contents.flagged
     duplicates = [item for item in items if item.path in contents.duplicates]
@@ -229,13 +230,11 @@ def file_picture(home: Home, path: Path, pick: str, name: str, sha256: str | Non
         return Picture(pick, name, placeholder="cannot be shown")
 
 
-def scan_card(task: ScanTask | None) -> Markup:
+def scan_card(scan: ScanView) -> Markup:
     """Return the progress of an import or scan, or why it failed; empty if there is neither."""
-    if task is None or not (task.running or task.error):
-        return Markup("")
-    if task.error:
-        return error_card(task.error)
-    return progress_card(task.phase, task.done, task.total)
+    if scan.error:
+        return error_card(scan.error)
+    return progress_card(scan.phase, scan.done, scan.total) if scan.running else Markup("")
 
 
 def progress_card(title: str, done: int, total: int, text: str = "") -> Markup:

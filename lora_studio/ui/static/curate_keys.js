@@ -1,8 +1,13 @@
 // Keys of Curate: the arrows choose a group or row, other keys press its button with that `data-key`. Most of them
-// remove the chosen one; then the one that takes its place is chosen.
+// remove the chosen one; then the one that takes its place is chosen. Each press names the row that was chosen then.
 
-if (!window.studioCurateKeys) {
-  window.studioCurateKeys = true;
+window.studioCurateKeys ||= {};
+window.studioCurateKeys.trigger = trigger;  // that of the component as it is now
+if (!window.studioCurateKeys.send) {
+  const undoRequest = () => document.querySelector('#dataset-message button[data-key="z"]')?.dataset.pick || '';
+  window.studioCurateKeys.send = (presses) => window.studioCurateKeys.trigger('click', {
+    presses: presses.map((press) => (press === 'z' ? `z:${undoRequest()}` : press)),
+  });
   let chosen = -1;
   const rows = () => [...document.querySelectorAll('#dataset-groups .group, #dataset-flagged .entry')];
   const choose = (all, next) => {
@@ -13,6 +18,10 @@ if (!window.studioCurateKeys) {
   const chooseNext = () => {
     if (chosen >= 0 && !document.querySelector('.here') && rows().length) choose(rows(), chosen);
   };
+  const press = (event, name) => {
+    if (name !== 'z' && chosen < 0) return;
+    window.studioPress(window.studioCurateKeys.send, name === 'z' ? 'z' : `${name}:${chosen}`, event.repeat);
+  };
   document.addEventListener('keydown', (event) => {
     const typing = 'input:not([type=radio], [type=checkbox]), textarea, select, [contenteditable], [role="listbox"]';
     const keys = document.querySelector('.curate-keys');
@@ -22,13 +31,8 @@ if (!window.studioCurateKeys) {
     if (name === 'ArrowDown' || name === 'ArrowUp') {
       if (event.target.closest('[role="tab"]') || !rows().length) return;
       choose(rows(), chosen + (name === 'ArrowDown' ? 1 : -1));
-    } else if (['z', 'k', 'u', 'Delete'].includes(name)) {
-      window.studioQueue(() => {
-        const inside = name === 'z' ? document.getElementById('dataset-message') : rows()[chosen];
-        const button = inside && inside.querySelector(`button[data-key="${name}"]`);
-        return button ? button.click() : false;
-      }, event.repeat);
-    } else return;
+    } else if (['z', 'k', 'u', 'Delete'].includes(name)) press(event, name);
+    else return;
     event.preventDefault();
   });
   new MutationObserver(chooseNext).observe(document.body, { childList: true, subtree: true });

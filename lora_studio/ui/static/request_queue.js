@@ -1,10 +1,14 @@
 // window.studioQueue(action): runs actions in order, each once the page has the answers to the requests before it. So no
-// key is lost that is pressed during a request, and none acts on the image that was shown before it. An action that
-// sends no request returns false. With `isRepeat` (a key that is held down) it is dropped instead of queued.
+// click is lost that comes during a request, and none acts on the image that was shown before it. An action that sends
+// no request returns false.
+// window.studioPress(send, press, isRepeat): the same for keys. Keys that wait one after another become one request:
+// send(presses) gets them in order, so that ten keys take as long as one. With `isRepeat` (a key that is held down) the
+// press is dropped instead of queued.
 
 if (!window.studioQueue) {
   const MAX_WAIT_MS = 1000;  // until the loading bar shows that a request was sent
-  const actions = [];
+  const MAX_PRESSES = 500;  // of one request
+  const queue = [];
   let running = false;
   const isBusy = () => !!document.querySelector('#loading-bar .pending');
   const until = (condition, timeout) => new Promise((resume) => {
@@ -16,17 +20,25 @@ if (!window.studioQueue) {
   });
   const run = async () => {
     running = true;
-    while (actions.length) {
+    while (queue.length) {
       if (isBusy()) await until(() => !isBusy());
-      if (actions.shift()() === false) continue;
+      const { action, presses } = queue.shift();
+      if (action(presses) === false) continue;
       await until(isBusy, MAX_WAIT_MS);
       await until(() => !isBusy());
     }
     running = false;
   };
-  window.studioQueue = (action, isRepeat = false) => {
+  const start = () => { if (!running) run(); };
+  window.studioQueue = (action) => {
+    queue.push({ action });
+    start();
+  };
+  window.studioPress = (send, press, isRepeat = false) => {
     if (isRepeat && (running || isBusy())) return;
-    actions.push(action);
-    if (!running) run();
+    const last = queue[queue.length - 1];
+    if (last && last.action === send && last.presses.length < MAX_PRESSES) last.presses.push(press);
+    else queue.push({ action: send, presses: [press] });
+    start();
   };
 }

@@ -46,7 +46,7 @@ def test_hostile_names_and_captions_are_escaped(home: Home) -> None:
     shown = "".join(
         [
             image_grid(home, contents, Selection(), 0, "", thumbnails_ready=True),
-            set_aside_card([HOSTILE], ["x"]),
+            set_aside_card([HOSTILE], "restore:x"),
             import_card(report),
             caption_hint("<em>", "<b>"),
         ]
