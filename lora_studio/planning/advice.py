@@ -28,6 +28,11 @@ from lora_studio.planning.trigger import check_trigger
 from lora_studio.settings.choices import GradientCheckpointing, NetworkType, PredictionType, ZeroTerminalSnr
 from lora_studio.settings.recipe import Recipe
 
+NO_NOISE_OFFSET = "Zero terminal SNR reaches full black and white by itself."
+NO_MIN_SNR = (
+    "Min-SNR gives the noisiest tenth of the timesteps 0.03% of the loss, and pure noise none: what zero terminal SNR "
+    "is for would not be trained."
+)
 MAX_LOHA_RATE = 1e-4  # the highest rate of LyCORIS' recipes
 RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 # Warn above these.
@@ -213,12 +218,23 @@ def _rates(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
             f"the guide suggests a fifth of it, {recipe.unet_lr / 5:g}.",
             why=RECIPE["text_encoder_lr"].why,
         )
-    if zero_snr and recipe.noise_offset > 0:
+    if zero_snr:
+        yield from zero_snr_cautions(recipe)
+
+
+def zero_snr_cautions(recipe: Recipe) -> Iterator[Caution]:
+    """Yield the warnings about a recipe that trains with zero terminal SNR."""
+    if recipe.noise_offset > 0:
         yield Caution(
             code="noise_offset_zero_snr",
-            message=f"noise_offset is {recipe.noise_offset:g}; "
-            f"{context.base.name if context.base else 'zero terminal SNR'} needs none.",
-            why="Zero terminal SNR reaches full black and white by itself.",
+            message=f"noise_offset is {recipe.noise_offset:g}; a base with zero terminal SNR needs none. Set it to 0.",
+            why=NO_NOISE_OFFSET,
+        )
+    if recipe.min_snr_gamma > 0:
+        yield Caution(
+            code="min_snr_zero_snr",
+            message=f"min_snr_gamma is {recipe.min_snr_gamma:g} with zero terminal SNR. Set it to 0.",
+            why=NO_MIN_SNR,
         )
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages
+from lora_studio.planning.advice import NO_MIN_SNR, NO_NOISE_OFFSET, uses_zero_snr
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
@@ -100,8 +101,9 @@ def _choose_network(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | 
     for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
         draft.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
     _choose_rates(draft, Recipe.parse({"optimizer": draft.get("optimizer")}).optimizer)
-    if base is not None and base.zero_terminal_snr:
-        draft.set("noise_offset", 0.0, "Zero terminal SNR reaches full black and white by itself.", guided=False)
+    if uses_zero_snr(draft.recipe(), base is not None and base.zero_terminal_snr):
+        draft.set("noise_offset", 0.0, NO_NOISE_OFFSET, guided=False)
+        draft.set("min_snr_gamma", 0.0, NO_MIN_SNR, guided=False)
 
 
 def _choose_rates(draft: RecipeDraft, optimizer: Optimizer) -> None:

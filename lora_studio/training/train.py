@@ -46,7 +46,7 @@ from lora_studio.training.reporting.startup import (
     device_name,
     report_dataset,
     report_dora_axis,
-    report_optimizer_hints,
+    report_recipe_hints,
     report_start,
     report_truncated_captions,
 )
@@ -123,7 +123,7 @@ def train(
         precision=run.precision,
         reason=checked.dtype_reason,
     )
-    report_optimizer_hints(job.recipe, report)
+    report_recipe_hints(job.recipe, report, zero_terminal_snr=run.base.zero_terminal_snr)
     report_dora_axis(run.adapters.dora_axis, job.recipe, report)
     if run.device.type == "cuda":
         with ranks.sync_errors():

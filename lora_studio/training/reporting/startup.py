@@ -14,6 +14,7 @@ from lora_studio.guide import OPTIMIZERS
 from lora_studio.lora.shapes import DoraAxis
 from lora_studio.models.load import Base
 from lora_studio.models.text_encoding import truncated_captions
+from lora_studio.planning.advice import zero_snr_cautions
 from lora_studio.planning.optimizers import optimizer_cautions
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss, SaveFormat
@@ -163,8 +164,11 @@ def report_start(
     )
 
 
-def report_optimizer_hints(recipe: Recipe, report: Report) -> None:
-    """Report hints about how the optimizer uses the recipe's learning rates and schedule."""
+def report_recipe_hints(recipe: Recipe, report: Report, *, zero_terminal_snr: bool) -> None:
+    """Report hints about the optimizer's use of the recipe's rates and schedule, and about zero terminal SNR.
+
+    `zero_terminal_snr` is whether the run uses it, which for a base outside of the catalogue is known only now.
+    """
     if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         rates = (
             "takes one learning rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one per model"
@@ -182,7 +186,7 @@ def report_optimizer_hints(recipe: Recipe, report: Report) -> None:
                 why="The learning rates of the recipe are factors on the rate that it finds.",
             )
         )
-    for caution in optimizer_cautions(recipe):
+    for caution in (*optimizer_cautions(recipe), *(zero_snr_cautions(recipe) if zero_terminal_snr else ())):
         report(HintEvent(about="recipe", **caution.model_dump()))
 
 

@@ -79,8 +79,13 @@ def test_bases_differ_in_prompts_tagger_and_prediction_type() -> None:
     assert pony.recipe.sample_prompts[0].startswith("score_9, ")
     assert (pony.tagger, sdxl.tagger) == ("wd14", "blip")
     assert (noobai.prediction_type, sdxl.prediction_type) == ("v_prediction", "epsilon")
-    assert noobai.recipe.noise_offset == 0
-    assert "noise_offset_range" not in codes(noobai)
+    for zero_snr in (noobai, plan(24, base="mine", overrides={"zero_terminal_snr": "on"})):
+        assert (zero_snr.recipe.noise_offset, zero_snr.recipe.min_snr_gamma) == (0, 0)
+        assert not {"noise_offset_range", "noise_offset_zero_snr", "min_snr_zero_snr"} & set(codes(zero_snr))
+    assert sdxl.recipe.min_snr_gamma == 5
+    chosen = plan(24, base="NoobAI XL v-pred", overrides={"min_snr_gamma": 5})
+    assert chosen.recipe.min_snr_gamma == 5
+    assert "min_snr_zero_snr" in codes(chosen)
     unknown = plan(24, base="somebody/some-sdxl")
     assert (unknown.base, unknown.tagger, unknown.prediction_type) == ("somebody/some-sdxl", "", "auto")
 

@@ -57,6 +57,13 @@ def test_zero_terminal_snr_rescales_the_schedule() -> None:
     assert float(snr[-1]) == pytest.approx(0, abs=1e-6)
 
 
+def test_min_snr_hardly_trains_the_noisiest_timesteps_of_zero_terminal_snr() -> None:
+    """The figures of planning's caution."""
+    weights = min_snr_weights(signal_to_noise(make_noise_scheduler({}, "v_prediction", True)), 5.0, "v_prediction")
+    assert float(weights[900:].sum() / weights.sum()) == pytest.approx(0.0003, rel=0.1)
+    assert weights[-1] == 0
+
+
 @pytest.mark.parametrize(("kind", "divisor"), [("epsilon", 0.0), ("v_prediction", 1.0)])
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_weights(kind: str, divisor: float, gamma: float) -> None:

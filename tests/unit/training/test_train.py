@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,18 @@ def test_losses_are_weighted_by_mask_and_set(zero_run: Run) -> None:
         )
     unet: Any = zero_run.base.unet
     assert unet.seen[0]["encoder_hidden_states"].shape == (2, 154, 40)
+
+
+def test_a_local_base_with_zero_terminal_snr_gets_hints_about_the_default_noise(
+    training_inputs: Path, tmp_path: Path, home: Home
+) -> None:
+    base = Path(shutil.copytree(training_inputs / "base", tmp_path / "base"))
+    config = base / "scheduler" / "scheduler_config.json"
+    zero_snr = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    config.write_text(json.dumps(json.loads(config.read_text("utf-8")) | zero_snr), "utf-8")
+    job = make_job(base, make_images(tmp_path / "images", [(64, 64)]), epochs=1)
+    _, events = train_into(job, tmp_path / "run", home)
+    assert {"noise_offset_zero_snr", "min_snr_zero_snr"} <= {values["code"] for values in of(events, "hint")}
 
 
 def age(folder: Path) -> list[Path]:

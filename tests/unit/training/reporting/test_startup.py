@@ -13,7 +13,7 @@ from lora_studio.models.load import load_base
 from lora_studio.models.locate import Source
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset, read_dataset
-from lora_studio.training.reporting.startup import report_dataset, report_optimizer_hints, report_truncated_captions
+from lora_studio.training.reporting.startup import report_dataset, report_recipe_hints, report_truncated_captions
 from tests.support.events import Events, append_to, of
 from tests.support.training_runs import make_images, make_job
 
@@ -101,8 +101,23 @@ def test_warns_about_images_without_a_mask(images: Path) -> None:
 def test_hints_say_how_the_optimizer_uses_the_recipe(recipe: dict[str, Any], codes: list[str], part: str) -> None:
     events: Events = []
     job = make_job("base", Path("images"), **recipe)
-    report_optimizer_hints(job.recipe, append_to(events))
+    report_recipe_hints(job.recipe, append_to(events), zero_terminal_snr=False)
     assert [values["code"] for values in of(events, "hint")] == codes == [values["code"] for _, values in events]
     for hint in of(events, "hint"):
         assert hint["about"] == "recipe"
         assert part in hint["message"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "codes"),
+    [
+        ({}, ["noise_offset_zero_snr", "min_snr_zero_snr"]),
+        ({"noise_offset": 0}, ["min_snr_zero_snr"]),
+        ({"noise_offset": 0, "min_snr_gamma": 0}, []),
+    ],
+)
+def test_hints_say_what_does_not_suit_zero_terminal_snr(recipe: dict[str, Any], codes: list[str]) -> None:
+    events: Events = []
+    job = make_job("base", Path("images"), **recipe)
+    report_recipe_hints(job.recipe, append_to(events), zero_terminal_snr=True)
+    assert [values["code"] for values in of(events, "hint")] == codes
