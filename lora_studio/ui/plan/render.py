@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import gradio as gr
 
 from lora_studio import guide
+from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.plan import view
 from lora_studio.ui.plan.layout import IMAGES, Answers, PlanLayout, Result
 from lora_studio.ui.plan.state import PlanState
@@ -18,9 +21,19 @@ DATASET_CODES = frozenset(
 )
 
 
-def render(layout: PlanLayout, state: PlanState) -> Updates:
-    """Return the updates that show a state."""
-    return _answer_updates(layout.answers, state) | _result_updates(layout.result, state)
+@dataclass(frozen=True)
+class PlanRenderer:
+    """Renders states for the components of a layout."""
+
+    studio: Studio
+    layout: PlanLayout
+
+    def render(self, state: PlanState) -> Updates:
+        """Return the updates that show a state."""
+        updates = _answer_updates(self.layout.answers, state) | _result_updates(self.layout.result, state)
+        if state.opens_train:
+            updates |= {self.studio.run: NEW_RUN} | self.studio.goto(TabName.TRAIN)
+        return updates
 
 
 def _answer_updates(answers: Answers, state: PlanState) -> Updates:

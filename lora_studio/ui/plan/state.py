@@ -1,4 +1,4 @@
-"""What the Plan tab shows."""
+"""What the Plan tab contains when an event comes, and what it shows after that."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from dataclasses import dataclass
 
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
-from lora_studio.workspace.project import Project
+from lora_studio.workspace.project import Project, ProjectInfo
+
+
+@dataclass(frozen=True)
+class PlanPage:
+    """A project with its saved settings, and with those that the answers in the form make."""
+
+    project: Project
+    saved: ProjectInfo
+    answers: ProjectInfo
+
+    def save(self, info: ProjectInfo) -> None:
+        """Save the project's settings, if they are new."""
+        if info != self.saved:
+            self.project.save_info(info)
 
 
 @dataclass(frozen=True)
@@ -15,13 +29,14 @@ class PlanState:
     """The plan of a project, and the run that Train would start with it.
 
     `images` is the number of images that are trained on; None while the dataset is empty. `filled` names the boxes that
-    are set to the project's answers; the others keep what the user is typing.
+    are set to the project's answers; the others keep what the user is typing. `opens_train` shows Train's form next.
     """
 
     planned: ProjectPlan
     next_run: NextRun
     images: int | None
     filled: Collection[str] = ()
+    opens_train: bool = False
 
     @classmethod
     def load(cls, project: Project, filled: Collection[str] = ()) -> PlanState:

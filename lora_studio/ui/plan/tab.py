@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import gradio as gr
 
 from lora_studio.dataset.images.sets import project_images
-from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded, requires_project
+from lora_studio.errors import StudioError
+from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.plan.layout import Answers, PlanLayout, build_layout
-from lora_studio.ui.plan.render import render
-from lora_studio.ui.plan.state import PlanState
+from lora_studio.ui.plan.render import PlanRenderer
+from lora_studio.ui.plan.state import PlanPage, PlanState
 from lora_studio.ui.plan.view import guide_notes
-from lora_studio.ui.tab_events import PageValues
+from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
+from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Project
 
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
-    """Build the tab and wire its events."""
+    """Build the tab and register its events."""
     return PlanTab(studio, build_layout(guide_notes())).wire(tab)
 
 
@@ -26,57 +31,47 @@ class PlanTab:
     def __init__(self, studio: Studio, layout: PlanLayout) -> None:
         self.studio = studio
         self.layout = layout
+        self.render = PlanRenderer(studio, layout).render
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events. Every answer is saved, and the plan updated, at once."""
         studio, (answers, result) = self.studio, self.layout
-        outputs = [*answers, *result]
-        inputs: set[gr.blocks.Block] = {studio.project, *answers}
+        inputs, outputs = [studio.project, *answers], [*answers, *result, studio.tabs, studio.run]
+        events = TabEvents(
+            inputs, outputs, self.read, self.render, self.show_error, result.notice, studio.with_progress
+        )
         boxes = (answers.trigger_word, answers.images, answers.vram_gib, answers.hours)
-        left = [event for box in boxes for event in (box.blur, box.submit)]
-        gr.on(
-            [answers.kind.input, answers.base.input, *left],
-            guarded(result.notice, self.update_plan),
-            inputs,
-            outputs,
-            **studio.with_progress,
-            trigger_mode="always_last",
-        )
-        result.train.click(
-            guarded(result.notice, self.open_train),
-            inputs,
-            [*outputs, studio.tabs, studio.run],
-            **studio.with_progress,
-        )
+        edits = [answers.kind.input, answers.base.input, *(event for box in boxes for event in (box.blur, box.submit))]
+        events.on(partial(gr.on, edits), self.update_plan, trigger_mode="always_last")
+        events.on(result.train.click, self.open_train)
+        events.on(tab.select, self.tab_selected, ignored_error="no_project")
         result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
-        tab.select(guarded(result.notice, self.tab_selected), inputs, outputs, **studio.with_progress)
         return Page(self.refresh, outputs)
+
+    def read(self, values: PageValues) -> PlanPage:
+        """Return the answers in the form; raises InputError for a number out of its bounds, or without a project."""
+        project = self.studio.find_project(values[self.studio.project])
+        saved, counted = project.info(), bool(project_images(project))
+        return PlanPage(project, saved, self.layout.answers.read(values, saved, counted=counted))
+
+    def show_error(self, error: StudioError) -> Updates:
+        """Show why a handler did nothing."""
+        return {self.layout.result.notice: error_card(error)}
 
     def refresh(self, project: Project) -> Updates:
         """Show a project's answers and its plan."""
-        return render(self.layout, PlanState.load(project, filled=Answers._fields))
+        return self.render(PlanState.load(project, filled=Answers._fields))
 
-    @requires_project
-    def tab_selected(self, data: PageValues) -> Updates:
+    def tab_selected(self, page: PlanPage) -> PlanState:
         """Update the number of images, the trigger word that an import may have set, and the plan."""
-        project = self.studio.find_project(data[self.studio.project])
-        trigger_word = self.layout.answers.trigger_word
-        self._save({**data, trigger_word: project.info().trigger_word})
-        return render(self.layout, PlanState.load(project, filled=["trigger_word"]))
+        page.save(page.answers.model_copy(update={"trigger_word": page.saved.trigger_word}))
+        return PlanState.load(page.project, filled=["trigger_word"])
 
-    def update_plan(self, data: PageValues) -> Updates:
+    def update_plan(self, page: PlanPage) -> PlanState:
         """Save the answers and update the plan."""
-        return render(self.layout, PlanState.load(self._save(data)))
+        page.save(page.answers)
+        return PlanState.load(page.project)
 
-    def open_train(self, data: PageValues) -> Updates:
-        """Save the answers and open the form of a new run."""
-        return self.update_plan(data) | self.studio.goto(TabName.TRAIN) | {self.studio.run: NEW_RUN}
-
-    def _save(self, data: PageValues) -> Project:
-        """Save the answers in the form; raises InputError for a number out of its bounds."""
-        project = self.studio.find_project(data[self.studio.project])
-        old = project.info()
-        new = self.layout.answers.read(data, old, counted=bool(project_images(project)))
-        if new != old:
-            project.save_info(new)
-        return project
+    def open_train(self, page: PlanPage) -> PlanState:
+        """Save the answers and open the form of the next run."""
+        return replace(self.update_plan(page), opens_train=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import gradio as gr
 
-from lora_studio.ui.context import NEW_RUN, Studio
+from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
@@ -16,30 +18,40 @@ from lora_studio.ui.widgets.job_status import log, state_card
 from lora_studio.ui.widgets.plan_summary import caution_cards, empty_plan_tiles, plan_tiles
 from lora_studio.ui.widgets.thumbnails import copy_for_download
 from lora_studio.workspace.job_folder import JobState
+from lora_studio.workspace.project import Home
 
 LOG_LINES = 40
 
 
-def render(studio: Studio, layout: TrainLayout, state: TrainState) -> Updates:
-    """Return the updates that show a state."""
-    updates: Updates = {layout.aside.notice: error_card(state.notice) if state.notice else ""}
-    match state.shown:
-        case RunView() as shown:
-            updates |= {studio.run: shown.folder.name} | _run_updates(studio, layout, shown)
-        case NextRun() as shown:
-            updates |= {studio.run: NEW_RUN} | _next_run_updates(layout, shown)
-    if state.listed is not None:
-        selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
-        updates |= {
-            layout.signature: state.listed.signature,
-            layout.aside.runs: view.runs_table(state.listed.runs, selected),
-        }
-    if state.form is not None:
-        updates |= layout.form.show(state.form)
-    if state.other_fields is not None:
-        updates |= {layout.form_side.name: state.other_fields.name}
-        updates |= layout.job_fields.fill(state.other_fields.job)
-    return updates
+@dataclass(frozen=True)
+class TrainRenderer:
+    """Renders states for the components of a layout."""
+
+    studio: Studio
+    layout: TrainLayout
+
+    def render(self, state: TrainState) -> Updates:
+        """Return the updates that show a state."""
+        layout = self.layout
+        updates: Updates = {layout.aside.notice: error_card(state.notice) if state.notice else ""}
+        match state.shown:
+            case RunView() as run:
+                updates |= {self.studio.run: run.folder.name} | _run_updates(layout, run, self.studio.home)
+            case NextRun() as next_run:
+                updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
+        if state.listed is not None:
+            selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
+            updates[layout.signature] = state.listed.signature
+            updates[layout.aside.runs] = view.runs_table(state.listed.runs, selected)
+        if state.form is not None:
+            updates |= layout.form.show(state.form)
+        if state.other is not None:
+            updates |= {layout.form_side.name: state.other.name} | layout.job_fields.fill(state.other.files)
+        if state.is_job_started:
+            updates |= self.studio.start_polling()
+        if state.opens_plan:
+            updates |= self.studio.goto(TabName.PLAN)
+        return updates
 
 
 def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
@@ -62,7 +74,7 @@ def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
     }
 
 
-def _run_updates(studio: Studio, layout: TrainLayout, run: RunView) -> Updates:
+def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
     aside = layout.aside
     failed = run.status.state is JobState.FAILED
     return {
@@ -71,7 +83,7 @@ def _run_updates(studio: Studio, layout: TrainLayout, run: RunView) -> Updates:
         layout.form_side.column: gr.Column(visible=False),
         layout.run_side.column: gr.Column(visible=True),
         layout.run_side.curve: view.curve(run),
-        layout.run_side.filmstrip: view.filmstrip(run, studio.home),
+        layout.run_side.filmstrip: view.filmstrip(run, home),
         **_buttons_of_run(layout.buttons, run),
         aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),
         aside.cards: view.verdict_cards(run),

@@ -1,31 +1,61 @@
-"""What the Train tab shows: the form of the next run, or a run with its events read so far."""
+"""What the Train tab contains when an event comes, and what it shows: the form of the next run, or a run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from lora_studio.errors import InputError
-from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN
-from lora_studio.ui.state.project_plan import NextRun
+from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
+from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
-from lora_studio.workspace.job_folder import slugify
 from lora_studio.workspace.project import Project
 
 
 @dataclass(frozen=True)
+class TrainPage:
+    """The project, the run that the page shows (None before a choice was made), and the signature of what it shows."""
+
+    project: Project
+    run: str | None
+    signature: str
+
+
+@dataclass(frozen=True)
 class OtherFields:
-    """What the fields outside of the recipe are set to: the LoRA's name, and a job whose other files are used."""
+    """The contents of the fields outside of the recipe."""
 
     name: str
-    job: TrainJob | None = None
+    files: JobFiles = field(default_factory=JobFiles)
 
-    @classmethod
-    def of(cls, project: Project) -> OtherFields:
-        """Return the fields for a project: named like it, without other files."""
-        return cls(slugify(project.name))
+
+@dataclass(frozen=True)
+class TrainForm:
+    """The page with the contents of the form.
+
+    `filled_from` is the plan that the form was filled from; None if it was not filled for this project, or by a server
+    that has been restarted since.
+    """
+
+    project: Project
+    run: str | None
+    filled_from: ProjectPlan | None
+    typed: Mapping[str, Any]
+    other: OtherFields
+
+    @cached_property
+    def planned(self) -> ProjectPlan:
+        """The plan that the form was filled from, or the present one."""
+        return self.filled_from or load_plan(self.project)
+
+    def contents(self, values: Mapping[str, Any] | None = None) -> RecipeContents:
+        """Return what the user typed, with some settings set to `values`."""
+        return RecipeContents(self.planned.recipe, self.typed, {}).with_values(values or {})
 
 
 @dataclass(frozen=True)
@@ -40,15 +70,17 @@ class RunList:
 class TrainState:
     """What the tab shows: a run, or the form of the next run, or neither if only the list of runs is updated.
 
-    `form` and `other_fields` are what the form is set to; None if it keeps what it contains. `listed` is None if the
-    list of runs stays as it is. `notice` is an error that kept the run from being started.
+    `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
+    runs stays as it is. `notice` is an error that kept the run from being started.
     """
 
     shown: RunView | NextRun | None
     listed: RunList | None = None
     form: RecipeContents | None = None
-    other_fields: OtherFields | None = None
+    other: OtherFields | None = None
     notice: InputError | None = None
+    is_job_started: bool = False
+    opens_plan: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,21 @@ from lora_studio.ui.widgets.settings_form import FIELD_WIDTH
 WIDE_FIELD = 2 * FIELD_WIDTH
 
 
+@dataclass(frozen=True)
+class JobFiles:
+    """The fields of a TrainJob besides its recipe, with the names that they have there."""
+
+    regularization: Path | None = None
+    network_weights: Path | None = None
+    vae: str | None = None
+    num_processes: int = 1
+
+    @classmethod
+    def of(cls, job: TrainJob) -> JobFiles:
+        """Return those of a job."""
+        return cls(**{field.name: getattr(job, field.name) for field in fields(cls)})
+
+
 class JobFields(NamedTuple):
     """The components. An empty path means that the job does not use such a file."""
 
@@ -26,22 +42,22 @@ class JobFields(NamedTuple):
     vae: gr.Textbox
     processes: gr.Dropdown
 
-    def values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
-        """Return the fields of a TrainJob that these components contain."""
-        return {
-            "regularization": _path(data[self.regularization]),
-            "network_weights": _path(data[self.network_weights]),
-            "vae": (data[self.vae] or "").strip() or None,
-            "num_processes": data[self.processes] or 1,
-        }
+    def read(self, data: Mapping[Component, Any]) -> JobFiles:
+        """Return what the components contain."""
+        return JobFiles(
+            regularization=_path(data[self.regularization]),
+            network_weights=_path(data[self.network_weights]),
+            vae=(data[self.vae] or "").strip() or None,
+            num_processes=data[self.processes] or 1,
+        )
 
-    def fill(self, job: TrainJob | None) -> Updates:
-        """Set the fields to a job's values, or empty them if `job` is None."""
+    def fill(self, files: JobFiles) -> Updates:
+        """Set the components; the number of GPUs is at most that of this machine."""
         return {
-            self.regularization: str(job.regularization or "") if job else "",
-            self.network_weights: str(job.network_weights or "") if job else "",
-            self.vae: (job.vae or "") if job else "",
-            self.processes: min(job.num_processes, len(find_gpus()) or 1) if job else 1,
+            self.regularization: str(files.regularization or ""),
+            self.network_weights: str(files.network_weights or ""),
+            self.vae: files.vae or "",
+            self.processes: min(files.num_processes, len(find_gpus()) or 1),
         }
 
 

@@ -70,9 +70,9 @@ class RecipeForm(SettingsForm[Recipe]):
             trigger_mode="always_last",
         )
 
-    def read(self, data: Mapping[Component, Any], planned: Recipe) -> RecipeContents:
-        """Return what the user typed, to be compared with a planned recipe."""
-        return RecipeContents(planned, {name: data[component] for name, component in self.components.items()}, {})
+    def read(self, data: Mapping[Component, Any]) -> dict[str, Any]:
+        """Return what the user typed, by the settings' names."""
+        return {name: data[component] for name, component in self.components.items()}
 
     def recipe(self, contents: RecipeContents) -> Recipe:
         """Return the recipe in the form; raises ConfigError that names every wrong setting by its label."""

@@ -29,7 +29,7 @@ def contents(form: RecipeForm, **changes: Any) -> dict[Any, Any]:
 
 
 def read(form: RecipeForm, **changes: Any) -> RecipeContents:
-    return form.read(contents(form, **changes), Recipe())
+    return RecipeContents(Recipe(), form.read(contents(form, **changes)), {})
 
 
 def test_the_form_is_parsed_back_to_the_recipe(form: RecipeForm) -> None:
