@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from lora_studio.training.data.dataset import Dataset, TrainItem
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
@@ -42,43 +42,43 @@ def many(item: TrainItem, count: int) -> list[TrainItem]:
     ]
 
 
-def make_run(folder: Path, count: int) -> Run:
+def make_run(folder: Path, count: int) -> Trainer:
     """Prepare a run with a dataset of `count` images, without training a step."""
     job = make_job(folder / "base", folder / "images", resolution=SIDE, batch_size=BATCH, mixed_precision="bf16")
-    run = start(job, folder / f"run {count}", Home(folder / "home"))
-    run.collator.dataset = Dataset(many(run.dataset.items[0], count), [])
-    run.counts = run.dataset.step_count(job.recipe)
-    run.collator.steps_per_epoch = run.counts.steps_per_epoch
-    return run
+    trainer = start(job, folder / f"run {count}", Home(folder / "home"))
+    trainer.collator.dataset = Dataset(many(trainer.dataset.items[0], count), [])
+    counts = trainer.dataset.step_count(job.recipe)
+    trainer.collator.steps_per_epoch = counts.steps_per_epoch
+    return replace(trainer, counts=counts)
 
 
-def fill(run: Run) -> None:
+def fill(trainer: Trainer) -> None:
     """Write the caches of the run's images, without fsync: the speed of the disk is not measured here."""
-    assert run.collator.texts is not None
+    assert trainer.collator.texts is not None
     mean, logvar = torch.randn((2, 4, SIDE // 8, SIDE // 8))
     hidden, pooled = torch.randn(77, WIDTH), torch.randn(POOLED)
     with mock.patch("os.fsync"):
-        for item in run.dataset.items:
-            run.collator.latents.store(item, mean, logvar)
-            run.collator.texts.store(item.caption, hidden, pooled)
+        for item in trainer.dataset.items:
+            trainer.collator.latents.store(item, mean, logvar)
+            trainer.collator.texts.store(item.caption, hidden, pooled)
 
 
-def read(run: Run) -> dict[str, float]:
+def read(trainer: Trainer) -> dict[str, float]:
     """Return CPU seconds per image for validating caches and for building an epoch's batches, and memory in MiB."""
-    assert run.collator.texts is not None
-    process, items = psutil.Process(), run.dataset.items
+    assert trainer.collator.texts is not None
+    process, items = psutil.Process(), trainer.dataset.items
     callbacks: dict[str, Any] = {"should_stop": lambda: False, "on_progress": lambda done, total: None}
     gc.collect()
     gc.freeze()  # objects of libraries, which would otherwise be collected during one of the measurements
     before = process.memory_info().rss
     began = time.process_time()
-    missing = run.collator.latents.fill(items, run.base.vae, **callbacks)
-    missing += run.collator.texts.fill((item.caption for item in items), [], [], **callbacks)
+    missing = trainer.collator.latents.fill(items, trainer.base.vae, **callbacks)
+    missing += trainer.collator.texts.fill((item.caption for item in items), [], [], **callbacks)
     assert not missing
     checked = time.process_time()
     peak = process.memory_info().rss
-    for step in range(run.counts.steps_per_epoch):
-        assert run.collator.collate_step(step).sample_count
+    for step in range(trainer.counts.steps_per_epoch):
+        assert trainer.collator.collate_step(step).sample_count
         peak = max(peak, process.memory_info().rss)
     done = time.process_time()
     count = len(items)

@@ -29,7 +29,9 @@ from torch.nn import functional
 
 from lora_studio.events import Event, StepEvent
 from lora_studio.training.loop import train_loop
-from lora_studio.training.run import Run
+from lora_studio.training.progress import Progress
+from lora_studio.training.samples import encode_prompt
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.gpu_steps import gpu_table
@@ -114,16 +116,16 @@ class PeftLoop:
         self.steps += 1
 
 
-def bare_step(run: Run) -> Callable[[], None]:
+def bare_step(trainer: Trainer) -> Callable[[], None]:
     """Return a function that runs forward and backward of the run's UNet on fixed inputs, and adds to the gradients."""
     source = torch.Generator().manual_seed(0)
-    text = run.encode(["inkstamp"])
+    text = encode_prompt("inkstamp", trainer)
     latents, target = (torch.randn((1, 4, SIDE // 8, SIDE // 8), generator=source) for _ in range(2))
     t = torch.tensor([300])
     added = {"text_embeds": text.pooled, "time_ids": torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]])}
 
     def step() -> None:
-        prediction = run.base.unet(
+        prediction = trainer.base.unet(
             latents, t, encoder_hidden_states=text.hidden, added_cond_kwargs=added, return_dict=False
         )[0]
         functional.mse_loss(prediction, target).backward()
@@ -146,9 +148,9 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
         repeats=100,
         gradient_checkpointing=checkpointing,
     )
-    run = start(job, folder / "run", Home(folder / "home"))
-    targets = [path for _, path, _ in run.adapters.layers]
-    bare = Timed(bare_step(run))
+    trainer = start(job, folder / "run", Home(folder / "home"))
+    targets = [path for _, path, _ in trainer.adapters.layers]
+    bare = Timed(bare_step(trainer))
     others = {
         "peft, cached": Timed(PeftLoop(base, images, targets, cached=True, checkpointing=checkpointing).step),
         "peft, uncached": Timed(PeftLoop(base, images, targets, cached=False, checkpointing=checkpointing).step),
@@ -168,7 +170,7 @@ def measure(folder: Path, *, checkpointing: bool) -> dict[str, float]:
         entered = time.process_time()
 
     (folder / "run").mkdir(exist_ok=True)
-    train_loop(run, report=report, should_stop=lambda: len(ours.seconds) >= STEPS)
+    train_loop(trainer, Progress(), report=report, should_stop=lambda: len(ours.seconds) >= STEPS)
     return {name: min(timed.seconds) for name, timed in {"studio": ours, "bare": bare, **others}.items()}
 
 

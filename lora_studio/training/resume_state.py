@@ -4,8 +4,8 @@
 checkpoints/state/
   00000120-00003/      step 120, 3 epochs finished
     lora.safetensors   weights, fp32
-    optimizer.pt       optimizer, schedule and scaler
-    state.json         written last: position, values, and the SHA-256 of the other files
+    optimizer.pt       optimizer, schedule, scaler and EMA
+    state.json         written last: progress, what the run must still be, and the SHA-256 of the other files
 ```
 
 A state is written to a temporary folder, flushed to disk and renamed; only then are older states removed. The last two
@@ -33,19 +33,26 @@ from torch import Tensor
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.errors import disk_errors
 from lora_studio.files import sync_folder
+from lora_studio.training.progress import Progress
 
-VERSION = 1
+VERSION = 2
 KEPT_STATES = 2
 WEIGHTS, OPTIMIZER, MANIFEST = "lora.safetensors", "optimizer.pt", "state.json"
 
 
 @dataclass(frozen=True)
 class ResumeState:
-    """The training state after `step` optimizer steps. `values` is JSON, `weights` and `optimizer` contain tensors."""
+    """The training state after `progress.step` optimizer steps; `weights` and `optimizer` contain tensors.
 
-    step: int
-    epochs_finished: int
-    values: dict[str, Any]
+    `dataset` is the fingerprint of the images and captions, and `processes` the number of ranks. `events_size` is the
+    size in bytes of the event log up to this state.
+    """
+
+    progress: Progress
+    dataset: str
+    steps_per_epoch: int | None
+    processes: int
+    events_size: int
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
 
@@ -55,16 +62,18 @@ def save_state(folder: Path, state: ResumeState) -> Path:
 
     Raises DiskFullError if the disk is full, InputError if it is not writable; older states are then unchanged.
     """
-    target = folder / f"{state.step:08d}-{state.epochs_finished:05d}"
+    target = folder / f"{state.progress.step:08d}-{state.progress.epochs_finished:05d}"
     partial = folder / f"{target.name}.partial"
     buffer = io.BytesIO()
     torch.save(state.optimizer, buffer)
     contents = {WEIGHTS: safetensors.torch.save(state.weights), OPTIMIZER: buffer.getvalue()}
     manifest = {
         "version": VERSION,
-        "step": state.step,
-        "epochs_finished": state.epochs_finished,
-        "values": state.values,
+        "progress": state.progress.to_dict(),
+        "dataset": state.dataset,
+        "steps_per_epoch": state.steps_per_epoch,
+        "processes": state.processes,
+        "events_size": state.events_size,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
     with disk_errors(target):
@@ -115,18 +124,45 @@ def _finished_states(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> ResumeState:
     manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-    if manifest["version"] != VERSION:
+    if manifest["version"] == 1:
+        manifest |= _convert_version_1(manifest)
+    elif manifest["version"] != VERSION:
         raise ValueError(f"version {manifest['version']} is unknown")
     for name, expected in manifest["files"].items():
         if file_sha256(path / name) != expected:
             raise ValueError(f"{name} has changed")
     return ResumeState(
-        step=manifest["step"],
-        epochs_finished=manifest["epochs_finished"],
-        values=manifest["values"],
+        progress=Progress.from_dict(manifest["progress"]),
+        dataset=manifest["dataset"],
+        steps_per_epoch=manifest["steps_per_epoch"],
+        processes=manifest["processes"],
+        events_size=manifest["events_size"],
         weights=safetensors.torch.load_file(path / WEIGHTS),
         optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
     )
+
+
+def _convert_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of this version from a manifest of version 1, which had the losses in a list of events."""
+    values, step = manifest["values"], manifest["step"]
+    by_step = {event["step"]: event["loss"] for event in values["health"]["events"]}
+    progress = {
+        "step": step,
+        "epochs_finished": manifest["epochs_finished"],
+        "started": values["started"],
+        "losses": [by_step.get(number) for number in range(1, step + 1)],
+        "validation_losses": values.get("held_out", []),
+        "reported_hints": values["health"]["said"],
+    }
+    if "timestep_losses" in values:
+        progress["timestep_losses"] = values["timestep_losses"]
+    return {
+        "progress": progress,
+        "dataset": values["dataset"],
+        "steps_per_epoch": values.get("steps_per_epoch"),
+        "processes": values.get("processes", 1),
+        "events_size": values.get("events", 0),
+    }
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -18,9 +18,10 @@ from lora_studio.events import Report
 from lora_studio.files import write_atomic
 from lora_studio.models.load import Base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.models.text_encoding import encode_text
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.data.dataset import Dataset
-from lora_studio.training.run import eval_mode
+from lora_studio.training.trainer import Trainer, eval_mode
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ def sample_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
     first_caption = dataset.items[0].caption
     prompts = [prompt.replace("{trigger}", job.trigger_word).strip() for prompt in job.recipe.sample_prompts]
     return [prompt or first_caption for prompt in prompts]
+
+
+def encode_prompt(prompt: str, trainer: Trainer) -> TextEmbeddings:
+    """Return embeddings [1, 77 n, D] and pooled embeddings [1, P] of a prompt, from the cache if there is one."""
+    recipe, texts = trainer.recipe, trainer.collator.texts
+    if texts is None:
+        base = trainer.base
+        return TextEmbeddings(
+            *encode_text(base.text_encoders, base.tokenizers, [prompt], recipe.clip_skip, recipe.max_token_length)
+        )
+    hidden, pooled = texts.load([prompt], trainer.dtype)
+    return TextEmbeddings(hidden.to(trainer.device), pooled.to(trainer.device))
 
 
 def generate_samples(

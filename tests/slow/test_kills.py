@@ -45,11 +45,11 @@ def contents(folder: JobFolder) -> dict[str, Any]:
         path.name: load_file(path) for path in sorted(folder.path.rglob("*.safetensors")) if "state" not in str(path)
     }
     samples = {path.name: path.read_bytes() for path in sorted((folder.path / "samples").iterdir())}
-    values = {name: value for name, value in state.values.items() if name not in ("started", "events")}
     return {
         "loras": loras,
         "samples": samples,
-        "position": (state.step, state.epochs_finished, values),
+        "progress": state.progress.model_copy(update={"started": 0.0}).to_dict(),
+        "run": (state.dataset, state.steps_per_epoch, state.processes),
         "weights": state.weights,
         "optimizer": state.optimizer,
         "events": without_times(folder),

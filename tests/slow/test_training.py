@@ -16,7 +16,8 @@ from lora_studio.models import load, locate
 from lora_studio.settings.choices import Optimizer
 from lora_studio.training import resume_state
 from lora_studio.training.loop import train_loop
-from lora_studio.training.run import Run
+from lora_studio.training.progress import Progress
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
 from tests.support.events import ignore, of
 from tests.support.original_layout import save_single_file
@@ -84,13 +85,11 @@ def test_bf16_losses_are_close_to_fp32_and_weights_stay_in_fp32(shared: Path, tm
 
 
 @torch.no_grad()
-def mean_loss(run: Run) -> float:
+def mean_loss(trainer: Trainer) -> float:
     """Return the mean loss over 40 draws of timestep and noise that training did not use."""
     found = []
     for step in range(10_000, 10_020):
-        run.step = step
-        found.append(losses_of(run, run.dataset.items[:2]).mean())
-    run.step = 0
+        found.append(losses_of(trainer, trainer.dataset.items[:2], step=step).mean())
     return float(torch.stack(found).mean())
 
 
@@ -98,10 +97,10 @@ def mean_loss(run: Run) -> float:
 def test_training_lowers_the_loss(shared: Path, tmp_path: Path, rates: dict[str, float]) -> None:
     make_images(tmp_path / "images", [(64, 64)] * 2)
     job = make_job(shared / "base", tmp_path / "images", **({"unet_lr": 5e-3, "epochs": 2, "repeats": 30} | rates))
-    run = start(job, tmp_path / "run", Home(shared / "home"))
-    before = mean_loss(run)
-    train_loop(run, report=ignore, should_stop=lambda: False)
-    assert mean_loss(run) < before - 0.004
+    trainer = start(job, tmp_path / "run", Home(shared / "home"))
+    before = mean_loss(trainer)
+    train_loop(trainer, Progress(), report=ignore, should_stop=lambda: False)
+    assert mean_loss(trainer) < before - 0.004
 
 
 def test_a_run_resumes_bit_exact_after_a_full_disk(

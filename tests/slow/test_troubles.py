@@ -17,10 +17,10 @@ from diffusers import UNet2DConditionModel
 
 from lora_studio import worker
 from lora_studio.errors import StudioError
-from lora_studio.events import Event, PhaseEvent, Report, StepEvent
+from lora_studio.events import Event, PhaseEvent, StepEvent
 from lora_studio.training import loop
 from lora_studio.training.reporting.step_log import StepResult
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import events_of, start_worker, without_times
@@ -86,33 +86,33 @@ def limit_memory() -> None:
     Every block of 64 KiB or more is allocated with mmap, so that the limit takes effect.
     """
     assert ctypes.CDLL(None).mallopt(-3, 2**16)
-    process, take_step, sizes = psutil.Process(), loop.train_step_with_oom_retry, []
+    process, take_step, sizes = psutil.Process(), loop.train_step, []
 
-    def limited_step(run: Run, report: Report) -> StepResult:
+    def limited_step(trainer: Trainer, step: int) -> StepResult:
         def record_size(*_: Any) -> None:
             sizes.append(process.memory_info().vms)
 
-        if run.step == 4:
+        if step == 4:
             record_size()
-            with run.base.unet.register_forward_hook(record_size):
-                return take_step(run, report)
-        if run.step == 5:
+            with trainer.base.unet.register_forward_hook(record_size):
+                return take_step(trainer, step)
+        if step == 5:
             resource.setrlimit(resource.RLIMIT_AS, (sum(sizes) // 2,) * 2)
-        return take_step(run, report)
+        return take_step(trainer, step)
 
-    loop.train_step_with_oom_retry = limited_step
+    loop.train_step = limited_step
 
 
 def limit_files() -> None:
     """Limit files to 32 KiB from step 5 on."""
-    take_step = loop.train_step_with_oom_retry
+    take_step = loop.train_step
 
-    def limited_step(run: Run, report: Report) -> StepResult:
-        if run.step == 4:
+    def limited_step(trainer: Trainer, step: int) -> StepResult:
+        if step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
-        return take_step(run, report)
+        return take_step(trainer, step)
 
-    loop.train_step_with_oom_retry = limited_step
+    loop.train_step = limited_step
 
 
 @linux

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from tests.support.training_runs import make_images, make_job
 
 EVERYTHING = {
@@ -61,9 +61,9 @@ class ZeroUNet(torch.nn.Module):
         return (torch.zeros_like(noisy),)
 
 
-def snr_weight(run: Run, t: int) -> float:
+def snr_weight(trainer: Trainer, t: int) -> float:
     """Return the Min-SNR weight of a timestep with gamma 3."""
-    kept = float(run.base.noise_scheduler.alphas_cumprod[t])
+    kept = float(trainer.base.noise_scheduler.alphas_cumprod[t])
     return min(kept / (1 - kept), 3.0) / (kept / (1 - kept))
 
 

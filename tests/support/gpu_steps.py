@@ -1,9 +1,10 @@
 """Time and memory of a step on a GPU at SDXL's real size: 1024 px, rank 32, AdamW, kohya's layers, random weights.
 
 Each row is a whole optimizer step of the studio (`train_step` on a fixed batch) in bf16, with the base in bf16, int8 or
-nf4, with CUDA graphs and without; in rows with a size in GB, enough of the UNet's blocks are recomputed to stay below
-it. For comparison there is the loop of diffusers' example with peft's layers and cached latents and embeddings. Seconds
-are the median of `STEPS`; the ceiling is the fastest bf16 matrix product of this GPU.
+nf4: eager, with CUDA graphs, and with the UNet's repeated blocks compiled by inductor. In rows with a size in GB,
+enough of the UNet's blocks are recomputed to stay below it. For comparison there is the loop of diffusers' example with
+peft's layers and cached latents and embeddings. Seconds are the median of `STEPS`; the ceiling is the fastest bf16
+matrix product of this GPU. The last lines say whether graphs or compiled blocks save at least `MIN_SAVING`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -33,25 +35,27 @@ from lora_studio.models.quantize import quantize
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
+from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.batch import BatchTensors, StepBatches
 from lora_studio.training.data.collate import Collator
+from lora_studio.training.distributed import SINGLE_PROCESS
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
 from lora_studio.training.optim.schedules import make_lr_scheduler
-from lora_studio.training.reporting.health import HealthMonitor
-from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
-from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.cuda_graph_capture import CudaGraphCapturer, find_capturer
-from lora_studio.training.speed.cuda_graph_policy import TIMED_BATCHES, CudaGraphs
+from lora_studio.training.speed.cuda_graph_policy import TIMED_BATCHES, CudaGraphPass
 from lora_studio.training.speed.geglu import use_lean_geglu
+from lora_studio.training.speed.gradient_pass import EagerPass
 from lora_studio.training.speed.recompute import BlockCheckpointing, choose_recomputed
-from lora_studio.training.step import batch_losses, forward_backward, train_step
+from lora_studio.training.step import train_step
+from lora_studio.training.trainer import Trainer
 
 STEPS, WARM_UP = 12, 3
 MANY_STEPS = 10**6  # enough that CUDA graphs always pay off
 TFLOP = 15.0  # forward and backward pass of one image of 1024 px at rank 32, counted on the meta device
+MIN_SAVING = 0.1  # of the seconds of an eager step, for a way to launch steps to be recommended
 RESERVE = 0.2e9  # bytes of a memory limit that are kept free
 GOALS = """Goals, on an H100: batch 1 at most 0.12 s a step; batch 4 at least 45 % of the ceiling;
 batch 1 within 8 GB (int8) and 6 GB (nf4) at no more than 1.5 times the seconds of bf16."""
@@ -68,13 +72,21 @@ class ModelSpec:
     dtype: torch.dtype = torch.bfloat16
 
 
+class Launch(Enum):
+    """How the kernels of a step are launched."""
+
+    EAGER = "eager"
+    GRAPHS = "CUDA graphs"
+    COMPILED = "compiled"
+
+
 @dataclass(frozen=True)
 class Case:
-    """A row: batch size, the base's precision, CUDA graphs or not, and a memory limit in bytes (0: none)."""
+    """A row: batch size, the base's precision, how a step is launched, and a memory limit in bytes (0: none)."""
 
     batch: int
     base: BasePrecision
-    graphs: bool
+    launch: Launch
     limit: float = 0.0
 
 
@@ -97,8 +109,8 @@ def cases() -> list[Case]:
     kinds = [(batch, base) for batch in (1, 2, 4) for base in BasePrecision]
     limits = [(BasePrecision.INT8, 8e9), (BasePrecision.NF4, 6e9)]
     return [
-        *(Case(batch, base, graphs) for batch, base in kinds for graphs in (False, True)),
-        *(Case(1, base, graphs, limit) for base, limit in limits for graphs in (False, True)),
+        *(Case(batch, base, launch) for batch, base in kinds for launch in Launch),
+        *(Case(1, base, launch, limit) for base, limit in limits for launch in (Launch.EAGER, Launch.GRAPHS)),
     ]
 
 
@@ -131,14 +143,15 @@ def random_batch(spec: ModelSpec, batch: int) -> BatchTensors:
         t=torch.arange(100, 100 + batch),
         time_ids=torch.tensor([[spec.side, spec.side, 0, 0, spec.side, spec.side]] * batch),
         weights=torch.ones(batch),
+        sample_count=torch.tensor(float(batch)),
         hidden=draw(batch, 77, spec.config["cross_attention_dim"]).to(spec.dtype),
         pooled=draw(batch, text).to(spec.dtype),
     )
     return made.pin_memory() if spec.device.type == "cuda" else made
 
 
-def studio_run(spec: ModelSpec, case: Case) -> Run:
-    """Build a run with everything that a step reads, and with the same batch in every step."""
+def make_trainer(spec: ModelSpec, case: Case) -> Trainer:
+    """Build a trainer with everything that a step reads, and with the same batch in every step."""
     recipe = Recipe(network_dim=spec.rank, network_alpha=spec.rank / 2, text_encoder_lr=0.0, optimizer="AdamW")
     unet = random_unet(spec)
     quantize(unet, case.base, spec.dtype, spec.device)
@@ -147,6 +160,8 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
     weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, spec.dtype)
     use_plain_attention(unet)
     use_lean_geglu(unet)
+    if case.launch is Launch.COMPILED:
+        unet.compile_repeated_blocks()
     optimizer = make_optimizer(recipe, weights.groups)
     inputs = StepBatches(case.batch, [(0, random_batch(spec, case.batch))])
     counts = count_steps({(spec.side, spec.side): case.batch * MANY_STEPS}, batch_size=case.batch, epochs=1)
@@ -154,7 +169,9 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
     base: Any = SimpleNamespace(unet=unet, text_encoders=[])
     job: Any = SimpleNamespace(recipe=recipe)
     prefetch: Any = SimpleNamespace(get=lambda step, total, make: inputs)
-    return Run(
+    scaler = torch.amp.GradScaler(spec.device.type, enabled=False)
+    batch_loss = BatchLoss(base, recipe, spec.device, spec.dtype, weights.half_only)
+    return Trainer(
         job=job,
         folder=Path(),
         counts=counts,
@@ -164,7 +181,8 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
         weights=weights,
         optimizer=optimizer,
         lr_scheduler=make_lr_scheduler(recipe, optimizer, counts.total_steps),
-        scaler=torch.amp.GradScaler(spec.device.type, enabled=False),
+        scaler=scaler,
+        averaged_weights=AveragedWeights(optimizer, weights.flat, 0.0),
         collator=Collator(
             job,
             nothing,
@@ -180,26 +198,27 @@ def studio_run(spec: ModelSpec, case: Case) -> Run:
         ),
         device=spec.device,
         dtype=spec.dtype,
-        precision="bf16",
-        health=HealthMonitor(),
-        averaged_weights=AveragedWeights(optimizer, weights.flat, 0.0),
-        timestep_losses=TimestepLosses(1000),
+        ranks=SINGLE_PROCESS,
+        batch_loss=batch_loss,
+        gradient_pass=EagerPass(batch_loss, weights, scaler),
         prefetch=prefetch,
     )
 
 
-def fit(run: Run, case: Case, batch: BatchTensors) -> str:
+def fit(trainer: Trainer, case: Case, batch: BatchTensors) -> str:
     """Recompute as many blocks as the case's memory limit needs; return their number as text."""
-    run.block_checkpointing.recompute_all()
+    trainer.block_checkpointing.recompute_all()
     for _ in range(2):  # the second one has the optimizer's state
-        reset_peak(run.device)
-        train_step(run)
-    room = case.limit - RESERVE - peak_bytes(run.device)
-    _, costs = run.block_checkpointing.measure(
-        lambda: batch_losses(run, batch.to(run.device)), [*run.weights.flat, *run.weights.half_copies]
+        reset_peak(trainer.device)
+        train_step(trainer, 0)
+    room = case.limit - RESERVE - peak_bytes(trainer.device)
+    _, costs = trainer.block_checkpointing.measure(
+        lambda: trainer.batch_loss(batch.to(trainer.device)), [*trainer.weights.flat, *trainer.weights.half_copies]
     )
-    run.block_checkpointing.recompute_only(choose_recomputed(costs, room))
-    return f"{len(run.block_checkpointing.recomputed)} of {len(run.block_checkpointing.blocks)} blocks recomputed"
+    trainer.block_checkpointing.recompute_only(choose_recomputed(costs, room))
+    return (
+        f"{len(trainer.block_checkpointing.recomputed)} of {len(trainer.block_checkpointing.blocks)} blocks recomputed"
+    )
 
 
 def measure(
@@ -209,32 +228,30 @@ def measure(
     steps: int = STEPS,
 ) -> Measured:
     """Measure a case. Raises torch.OutOfMemoryError."""
-    run = studio_run(spec, case)
+    trainer = make_trainer(spec, case)
     notes: list[str] = []
-    _, batch = run.prefetch.get(0, 1, partial(lambda step: None)).batches[0]
+    _, batch = trainer.prefetch.get(0, 1, partial(lambda step: None)).batches[0]
     if case.limit:
-        notes.append(fit(run, case, batch))
+        notes.append(fit(trainer, case, batch))
 
     def add_note(event: Event) -> None:
         assert isinstance(event, PhaseEvent | WarningEvent)
         notes.append(event.message.partition(" latents of ")[2] or event.message)
 
     for _ in range(WARM_UP):
-        train_step(run).read()
+        train_step(trainer, 0).read()
     reset_peak(spec.device)
-    if case.graphs and (capturer := find(spec.device)) is not None:
-        run.cuda_graphs = CudaGraphs(
-            partial(forward_backward, run),
-            capturer,
-            run.weights,
-            lambda batch, this_epoch: MANY_STEPS,
-            add_note,
+    graphs = case.launch is Launch.GRAPHS
+    if graphs and (capturer := find(spec.device)) is not None:
+        graph_pass = CudaGraphPass(
+            trainer.gradient_pass, capturer, trainer.weights, lambda batch, this_epoch: MANY_STEPS, add_note
         )
+        trainer = replace(trainer, gradient_pass=graph_pass)
         for _ in range(2 * TIMED_BATCHES + 2):  # until it is decided whether the graph is kept
-            train_step(run).read()
-    elif case.graphs:
+            train_step(trainer, 0).read()
+    elif graphs:
         notes.append("no CUDA graphs on this device")
-    seconds = seconds_of(lambda: train_step(run), spec.device, steps)
+    seconds = seconds_of(lambda: train_step(trainer, 0), spec.device, steps)
     return Measured(seconds, peak_bytes(spec.device), "; ".join(notes))
 
 
@@ -346,17 +363,36 @@ def table(
     find: Callable[[torch.device], CudaGraphCapturer | None] = find_capturer,
     steps: int = STEPS,
 ) -> None:
-    """Print the cases, each after peft's loop with its batch size."""
+    """Print the cases, each after peft's loop with its batch size, then what they recommend."""
     print(f"{'':<34}{'s/step':>8} {'x peft':>8} {'of ceiling':>12} {'GiB':>8} {'GB':>8}")
     plain: dict[int, float] = {}
+    seconds: dict[Case, float] = {}
     for case in chosen:
         if case.batch not in plain:
             work = partial(measure_peft, spec, case.batch, steps)
             plain[case.batch] = row(f"batch {case.batch}, peft, bf16", case.batch, work, spec, top, None).seconds
         base = "bf16" if case.base is BasePrecision.FULL else case.base.value
         within = f" within {case.limit / 1e9:.0f} GB" if case.limit else ""
-        label = f"batch {case.batch}, {base}{within}, {'graphs' if case.graphs else 'eager'}"
-        row(label, case.batch, partial(measure, spec, case, find, steps), spec, top, plain[case.batch])
+        label = f"batch {case.batch}, {base}{within}, {case.launch.value}"
+        work = partial(measure, spec, case, find, steps)
+        seconds[case] = row(label, case.batch, work, spec, top, plain[case.batch]).seconds
+    print(recommendation(seconds))
+
+
+def recommendation(seconds: dict[Case, float]) -> str:
+    """Return which way to launch steps the measured seconds per step recommend, from the rows with a base in bf16."""
+    lines = []
+    for launch in (Launch.GRAPHS, Launch.COMPILED):
+        savings = [
+            1 - found / eager
+            for case, found in seconds.items()
+            if case.launch is launch and case.base is BasePrecision.FULL
+            if (eager := seconds.get(replace(case, launch=Launch.EAGER))) is not None
+        ]
+        figures = ", ".join(f"{saving:.0%}" for saving in savings)
+        verdict = "recommended" if savings and min(savings) >= MIN_SAVING else "not recommended"
+        lines.append(f"{launch.value}: {f'saves {figures} of an eager step' if savings else 'not measured'}, {verdict}")
+    return "\n".join(lines)
 
 
 def gpu_table() -> None:

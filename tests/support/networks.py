@@ -16,7 +16,7 @@ from lora_studio.lora.inject import Adapters, add_adapters, layer_tensors
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline
 from tests.support.training_runs import make_images, make_job, start
@@ -86,17 +86,16 @@ def eval_pipeline(folder: Path) -> StableDiffusionXLPipeline:
     return pipe
 
 
-def run_with_random_lora(base: Path, folder: Path) -> Run:
-    """Return a run after 2 steps with a LoRA in all three models; B is random, so that the LoRA has an effect."""
+def run_with_random_lora(base: Path, folder: Path) -> Trainer:
+    """Return a trainer with a LoRA in all three models; B is random, so that the LoRA has an effect."""
     images = make_images(folder / "images" / "2_ink stamp", [(64, 64), (64, 64)])
-    run = start(make_job(base, images.parent, text_encoder_lr=1e-4), folder, Home(folder / "home"))
+    trainer = start(make_job(base, images.parent, text_encoder_lr=1e-4), folder, Home(folder / "home"))
     source = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for _, _, layer in run.adapters.layers:
+        for _, _, layer in trainer.adapters.layers:
             weight = layer.lora_B["default"].weight
             weight.copy_(0.2 * torch.randn(weight.shape, generator=source))
-    run.step = 2
-    return run
+    return trainer
 
 
 def metadata_of(path: Path) -> dict[str, str]:

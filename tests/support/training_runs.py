@@ -11,13 +11,13 @@ from PIL import Image
 
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
+from lora_studio.training.build import build_trainer
 from lora_studio.training.data.dataset import Batch
 from lora_studio.training.preflight import preflight
 from lora_studio.training.reporting.startup import PhaseReporter
 from lora_studio.training.resume_state import load_state
-from lora_studio.training.run import Run
-from lora_studio.training.step import batch_losses
-from lora_studio.training.train import TrainResult, prepare_run, train
+from lora_studio.training.train import TrainResult, train
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.events import Events, append_to, ignore, of
@@ -69,18 +69,18 @@ def recipe_of(**changes: Any) -> Recipe:
     return Recipe.parse(RECIPE | changes)
 
 
-def start(job: TrainJob, folder: Path, home: Home) -> Run:
-    """A run that is checked for its first step."""
+def start(job: TrainJob, folder: Path, home: Home) -> Trainer:
+    """Check a job and return its trainer."""
     job_folder = JobFolder(folder)
     checked = preflight(job, job_folder, home, on_progress=lambda message, done, total: None)
-    return prepare_run(
+    return build_trainer(
         job, job_folder, checked, home=home, report=ignore, phases=PhaseReporter(ignore), should_stop=lambda: False
     )
 
 
-def losses_of(run: Run, batch: Batch, first: int = 0) -> torch.Tensor:
-    """The losses [B] of a batch in the run's next step, its first sample having this number."""
-    return batch_losses(run, run.collator.collate(run.step, batch, first).to(run.device))
+def losses_of(trainer: Trainer, batch: Batch, *, step: int = 0, first: int = 0) -> torch.Tensor:
+    """Return the losses [B] of a batch in a step, its first sample having this number."""
+    return trainer.batch_loss(trainer.collator.collate(step, batch, first, len(batch)).to(trainer.device))
 
 
 def train_into(

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lora_studio.settings.choices import BasePrecision
+from lora_studio.training.data.batch import BatchTensors
+from lora_studio.training.speed.gradient_pass import EagerPass
 from tests.support import gpu_steps
-from tests.support.gpu_steps import Case, ModelSpec, cases, ceiling, gpu_table, table
+from tests.support.gpu_steps import Case, Launch, ModelSpec, cases, ceiling, gpu_table, recommendation, table
 from tests.support.graph_double import FakeCapturer
 from tests.support.tiny_sdxl import make_pipeline
 
@@ -25,32 +27,32 @@ def test_every_row_has_figures_or_an_error(
     spec: ModelSpec, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     capturer = FakeCapturer()
-    step = gpu_steps.forward_backward
+    step = EagerPass.__call__
 
-    def timed(*given: object) -> torch.Tensor:
+    def timed(eager: EagerPass, batch: BatchTensors) -> torch.Tensor:
         capturer.now += capturer.eager_seconds
-        return step(*given)
+        return step(eager, batch)
 
-    monkeypatch.setattr(gpu_steps, "forward_backward", timed)
+    monkeypatch.setattr(EagerPass, "__call__", timed)
     full, packed = BasePrecision.FULL, BasePrecision.INT8
     monkeypatch.setattr(gpu_steps, "WARM_UP", 1)
-    chosen = [Case(1, full, True), Case(2, packed, False, 1.0)]
+    chosen = [Case(1, full, Launch.GRAPHS), Case(2, packed, Launch.EAGER, 1.0)]
     table(spec, chosen, 0.01, lambda device: capturer, steps=1)
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:34].strip() for line in lines[1:]] == [
+    assert [line[:34].strip() for line in lines[1:5]] == [
         "batch 1, peft, bf16",
-        "batch 1, bf16, graphs",
+        "batch 1, bf16, CUDA graphs",
         "batch 2, peft, bf16",
         "batch 2, int8 within 0 GB, eager",
     ]
-    for line in lines[1:]:
+    for line in lines[1:5]:
         assert float(line[34:42]) > 0, line
     assert lines[2].endswith("take 0.500 s per batch with a CUDA graph instead of 1.000 s")
     assert lines[4].endswith("blocks recomputed")
     assert len(capturer.held) == 1
     monkeypatch.setattr(gpu_steps, "random_batch", out_of_memory)
     table(spec, chosen[:1], 0.01)
-    assert capsys.readouterr().out.splitlines()[-1].split(" missing: ")[1] == "CUDA out of memory."
+    assert capsys.readouterr().out.splitlines()[-3].split(" missing: ")[1] == "CUDA out of memory."
 
 
 def out_of_memory(*given: object) -> None:
@@ -58,12 +60,22 @@ def out_of_memory(*given: object) -> None:
 
 
 def test_table_has_the_cases_of_the_goals() -> None:
-    wanted = {(batch, base, graphs) for batch in (1, 2, 4) for base in BasePrecision for graphs in (False, True)}
-    assert {(case.batch, case.base, case.graphs) for case in cases() if not case.limit} == wanted
+    wanted = {(batch, base, launch) for batch in (1, 2, 4) for base in BasePrecision for launch in Launch}
+    assert {(case.batch, case.base, case.launch) for case in cases() if not case.limit} == wanted
     assert {(case.base, case.limit) for case in cases() if case.limit} == {
         (BasePrecision.INT8, 8e9),
         (BasePrecision.NF4, 6e9),
     }
+
+
+def test_recommends_what_saves_a_tenth_at_every_batch_size() -> None:
+    full = BasePrecision.FULL
+    seconds = {Case(batch, full, Launch.EAGER): 1.0 for batch in (1, 4)}
+    seconds |= {Case(1, full, Launch.GRAPHS): 0.7, Case(4, full, Launch.GRAPHS): 0.95}
+    seconds |= {Case(1, full, Launch.COMPILED): 0.7, Case(4, full, Launch.COMPILED): 0.88}
+    graphs, compiled = recommendation(seconds).splitlines()
+    assert graphs == "CUDA graphs: saves 30%, 5% of an eager step, not recommended"
+    assert compiled == "compiled: saves 30%, 12% of an eager step, recommended"
 
 
 def test_measures_the_ceiling_and_reports_a_missing_gpu(

@@ -25,6 +25,15 @@ class MemorySettings(Settings):
         "small one. Both make a step slower, since the weights are dequantised when they are used.",
     )
 
+    cuda_graphs: bool = setting(
+        False,
+        label="CUDA graphs (experimental)",
+        group=Group.MEMORY,
+        why="Replays a captured step, which may save time at batch size 1 on a fast NVIDIA GPU. Off, because it has "
+        "not been measured on one yet; each graph is checked against the plain step, and dropped if it is wrong or not "
+        "faster.",
+    )
+
     @field_validator("gradient_checkpointing", mode="before")
     @classmethod
     def _from_bool(cls, value: Any) -> Any:

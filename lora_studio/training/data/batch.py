@@ -14,7 +14,8 @@ class BatchTensors:
 
     `noisy` [B, C, H/8, W/8] are the noised latents in the run's precision, `target` [B, C, H/8, W/8] what the UNet is
     to predict, in fp32; `t` [B] are the timesteps and `time_ids` [B, 6] SDXL's size conditioning, both integers;
-    `weights` [B] multiply the losses. The text is `hidden` [B, 77 n, D] and `pooled` [B, P], or `tokens`
+    `weights` [B] multiply the losses; `sample_count` [] is the number of samples of the whole step, over which the
+    losses are averaged. The text is `hidden` [B, 77 n, D] and `pooled` [B, P], or `tokens`
     [encoders, B, n, 77] where the text encoders are trained. `thresholds` [B] are set with a Huber loss, `masks`
     [B, 1, H/8, W/8] in 0..1 with masked loss.
     """
@@ -24,11 +25,15 @@ class BatchTensors:
     t: Tensor
     time_ids: Tensor
     weights: Tensor
+    sample_count: Tensor
     hidden: Tensor | None = None
     pooled: Tensor | None = None
     tokens: Tensor | None = None
     thresholds: Tensor | None = None
     masks: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.noisy)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -93,18 +93,20 @@ class Collator:
 
     def collate_step(self, step: int) -> StepBatches:
         """Build this rank's shard of the batches of a step (counted from 0). Raises JobError if a file is missing."""
+        batches = self.batches(step)
+        sample_count = sum(len(batch) for batch in batches)
         found: list[tuple[int, BatchTensors]] = []
         first = 0
-        for batch in self.batches(step):
+        for batch in batches:
             offset, shard = self.ranks.shard(batch)
             if shard:
-                tensors = self.collate(step, list(shard), first + offset)
+                tensors = self.collate(step, list(shard), first + offset, sample_count)
                 found.append((first + offset, tensors.pin_memory() if self.device.type == "cuda" else tensors))
             first += len(batch)
-        return StepBatches(first, found)
+        return StepBatches(sample_count, found)
 
-    def collate(self, step: int, batch: Batch, first: int) -> BatchTensors:
-        """Build the tensors of a batch of a step; `first` is the index of its first sample within the step."""
+    def collate(self, step: int, batch: Batch, first: int, sample_count: int) -> BatchTensors:
+        """Build the tensors of a batch of a step of `sample_count` samples; `first` is the index of its first one."""
         recipe, cached = self.job.recipe, self.texts is not None
         items = [augment(item, recipe, step, sample) for sample, item in enumerate(batch, first)]
         captions = [
@@ -125,7 +127,7 @@ class Collator:
                 )
             )
         t = torch.tensor(self.timesteps(step, first, len(batch)))
-        return self.assemble(items, captions, torch.stack(latents), torch.stack(noise), t)
+        return self.assemble(items, captions, torch.stack(latents), torch.stack(noise), t, sample_count)
 
     def timesteps(self, step: int, first: int, count: int) -> list[int]:
         """Return the timesteps of `count` samples of a step, from sample `first` on."""
@@ -143,7 +145,13 @@ class Collator:
         ]
 
     def assemble(
-        self, items: Sequence[TrainItem], captions: Sequence[str], latents: Tensor, noise: Tensor, t: Tensor
+        self,
+        items: Sequence[TrainItem],
+        captions: Sequence[str],
+        latents: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        sample_count: int,
     ) -> BatchTensors:
         """Build a batch from unscaled latents and noise, both [B, C, H/8, W/8] in fp32, and timesteps [B]."""
         recipe = self.job.recipe
@@ -161,6 +169,7 @@ class Collator:
             t=t,
             time_ids=torch.tensor([item.time_ids for item in items]),
             weights=self.loss_weights[t] * set_weights,
+            sample_count=torch.tensor(float(sample_count)),
             hidden=hidden,
             pooled=pooled,
             tokens=tokens,

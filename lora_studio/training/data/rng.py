@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+
+from lora_studio.settings.recipe import Recipe
 
 
 def generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
@@ -30,3 +32,10 @@ def seeded(seed: int, purpose: str, *counters: int, device: torch.device) -> Ite
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(generator(seed, purpose, *counters).initial_seed())
         yield
+
+
+def seeded_dropout(recipe: Recipe, step: int, first: int, *, device: torch.device) -> AbstractContextManager[None]:
+    """Seed network dropout for the batch that begins with sample `first` of a step; a no-op without dropout."""
+    if not recipe.network_dropout:
+        return nullcontext()
+    return seeded(recipe.seed, "dropout", step, first, device=device)

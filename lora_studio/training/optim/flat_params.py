@@ -8,7 +8,8 @@ compute in half precision get half-precision copies, updated with one copy per g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
@@ -43,12 +44,14 @@ class FlatParameters:
 
     The models must stay on their device afterwards. `groups` are for the optimizer. `flat` has one parameter per group;
     its `.grad` is the sum of the gradients since `zero_gradients`, if `accumulate_gradients` is called after each
-    backward pass.
+    backward pass. `consistent` is False while an optimizer step changes the weights, and after one that failed: they
+    must not be saved then.
     """
 
     def __init__(
         self, groups: Sequence[dict[str, Any]], layout: ParameterLayout, adapters: Adapters, dtype: torch.dtype
     ) -> None:
+        self.consistent = True
         self.flat: list[nn.Parameter] = []
         self.groups: list[dict[str, Any]] = []
         self._halves: list[_HalfCopy] = []
@@ -119,6 +122,14 @@ class FlatParameters:
             torch._foreach_add_(totals, added)
         for leaf, _ in self._leaves:
             leaf.grad = None
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Let the optimizer change the weights within the block, then update the half-precision copies."""
+        self.consistent = False
+        yield
+        self.sync_half_copies()
+        self.consistent = True
 
     @torch.no_grad()
     def sync_half_copies(self) -> None:

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import Any
-
-from lora_studio.events import HintEvent, StepEvent
-from lora_studio.planning.verdicts import Verdict, judge_losses, read_losses
-
-KEPT_FIELDS = {"step", "total", "epoch", "loss", "lr"}  # of a step event, in the resume state
+from lora_studio.events import HintEvent
+from lora_studio.planning.verdicts import Verdict, judge_losses
+from lora_studio.training.progress import Progress
 
 
-class HealthMonitor:
-    """Collects the step events and validation losses of a run, and judges them."""
+def judge_progress(progress: Progress, total_steps: int) -> Verdict:
+    """Return the verdict on a run so far, which has `total_steps` steps."""
+    running = len(progress.losses) < total_steps
+    return judge_losses(progress.losses, running=running, validation=progress.validation_by_step)
 
-    def __init__(self) -> None:
-        self._steps: list[StepEvent] = []
-        self._reported: set[str] = set()
-        self._validation_losses: dict[int, float] = {}
 
-    def add_step(self, event: StepEvent) -> None:
-        """Add a step event."""
-        self._steps.append(event)
-
-    def add_validation_loss(self, step: int, loss: float) -> None:
-        """Add the validation loss after `step` steps."""
-        self._validation_losses[step] = loss
-
-    def verdict(self) -> Verdict | None:
-        """Return the verdict on the run so far, or None if there is none yet."""
-        losses = read_losses(self._steps)
-        running = bool(self._steps) and len(losses) < self._steps[-1].total
-        validation = {step: loss for step, loss in sorted(self._validation_losses.items()) if isfinite(loss)}
-        return judge_losses(losses, running=running, validation=validation)
-
-    def new_hints(self) -> list[HintEvent]:
-        """Return the verdict as a hint, unless its code was returned before."""
-        found = self.verdict()
-        if found is None or found.code in self._reported:
-            return []
-        self._reported.add(found.code)
-        return [HintEvent(code=found.code, message=found.title, why=f"{found.evidence} {found.next_step}".strip())]
-
-    def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as JSON values."""
-        return {
-            "events": [{"event": "step"} | event.model_dump(include=KEPT_FIELDS) for event in self._steps],
-            "said": sorted(self._reported),
-            "held_out": sorted(self._validation_losses.items()),
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` returned."""
-        steps = ({name: event[name] for name in KEPT_FIELDS} for event in state["events"])
-        self._steps, self._reported = [StepEvent.model_validate(step) for step in steps], set(state["said"])
-        self._validation_losses = dict(state.get("held_out", []))
+def new_hints(progress: Progress, total_steps: int) -> list[HintEvent]:
+    """Return the verdict on a run as a hint, unless its code was returned before."""
+    found = judge_progress(progress, total_steps)
+    if found.code in progress.reported_hints:
+        return []
+    progress.reported_hints = sorted([*progress.reported_hints, found.code])
+    return [HintEvent(code=found.code, message=found.title, why=f"{found.evidence} {found.next_step}".strip())]

@@ -35,7 +35,6 @@ LIBRARIES = (
     "prodigy-plus-schedule-free",
     "safetensors",
 )
-PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 REPORT_SECONDS = 0.5
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lora_studio.events import NanEvent, Report, StepEvent
-from lora_studio.training.reporting.health import HealthMonitor
-from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.planning.steps import StepCount
+from lora_studio.training.progress import Progress
 
 FLUSH_SECONDS = 0.25  # between two reports, where the CPU runs ahead of the GPU
 
@@ -41,30 +41,38 @@ class StepResult:
             self.valid = math.isfinite(loss) and math.isfinite(gradient_norm)
         return loss if self.valid else None
 
+    def is_finite(self, *, rescaling: bool) -> bool:
+        """Return True if loss and gradient norm are finite, after waiting for the device, and set `valid` accordingly.
+
+        With `rescaling` an infinite gradient is valid: the gradient scaler skips the step and lowers its scale.
+        """
+        gradient_norm, loss, *_ = self.measured.tolist()
+        self.valid = math.isfinite(loss) and (math.isfinite(gradient_norm) or rescaling)
+        return self.valid
+
 
 @dataclass
 class StepLog:
-    """Collects step results and reports them as events.
+    """Collects step results, records their losses in the progress of the run, and reports them as events.
 
-    `on_loss` is called with the loss of each step, or None if the step was skipped. With `deferred`, several steps are
-    reported together; without, each step is due for a report at once.
+    `on_nan` is called after each step that was skipped. With `deferred`, several steps are reported together; without,
+    each step is due for a report at once.
     """
 
     report: Report
-    total_steps: int
+    progress: Progress
+    counts: StepCount
     device: torch.device
-    health: HealthMonitor
-    timestep_losses: TimestepLosses
-    on_loss: Callable[[float | None], None]
+    on_nan: Callable[[], None]
     deferred: bool
     started_at: float = field(default_factory=time.monotonic)
     flushed_at: float = 0.0
     step_count: int = 0
     pending: list[tuple[int, int, StepResult]] = field(default_factory=list)
 
-    def add(self, step: int, epoch: int, result: StepResult) -> None:
-        """Add the result of a step; step and epoch are counted from 1."""
-        self.pending.append((step, epoch, result))
+    def add(self, result: StepResult) -> None:
+        """Add the result of the last step."""
+        self.pending.append((self.progress.step, self.progress.epoch(self.counts), result))
         self.step_count += 1
 
     @property
@@ -83,29 +91,30 @@ class StepLog:
         seconds = (now - self.flushed_at) / max(1, len(self.pending))
         pace = (now - self.started_at) / max(1, self.step_count)
         memory = memory_gib(self.device)
+        total = self.counts.total_steps
         while self.pending:
             step, epoch, result = self.pending.pop(0)
             loss = result.read()
-            seconds_left = round(pace * (self.total_steps - step), 1)
+            self.progress.losses.append(loss)
+            seconds_left = round(pace * (total - step), 1)
             if loss is None:
-                self.report(NanEvent(step=step, total=self.total_steps, epoch=epoch, seconds_left=seconds_left))
-                self.on_loss(None)
+                self.report(NanEvent(step=step, total=total, epoch=epoch, seconds_left=seconds_left))
+                self.on_nan()
                 continue
-            self.timestep_losses.add(result.timesteps, result.losses)
-            self.on_loss(loss)
-            event = StepEvent(
-                step=step,
-                total=self.total_steps,
-                epoch=epoch,
-                seconds_left=seconds_left,
-                loss=loss,
-                lr=result.rates.get("unet", 0.0),
-                text_encoder_lr=result.rates.get("text_encoder", 0.0),
-                seconds=round(seconds, 4),
-                memory_gib=memory,
+            self.progress.timestep_losses.add(result.timesteps, result.losses)
+            self.report(
+                StepEvent(
+                    step=step,
+                    total=total,
+                    epoch=epoch,
+                    seconds_left=seconds_left,
+                    loss=loss,
+                    lr=result.rates.get("unet", 0.0),
+                    text_encoder_lr=result.rates.get("text_encoder", 0.0),
+                    seconds=round(seconds, 4),
+                    memory_gib=memory,
+                )
             )
-            self.report(event)
-            self.health.add_step(event)
         self.flushed_at = now
 
 

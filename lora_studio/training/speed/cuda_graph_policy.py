@@ -24,6 +24,7 @@ from lora_studio.events import PhaseEvent, Report, WarningEvent
 from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.speed.cuda_graph_capture import CapturedGraph, CudaGraphCapturer
+from lora_studio.training.speed.gradient_pass import GradientPass
 
 TIMED_BATCHES = 3  # batches per shape that are timed, eager and replayed; the first one of each is a warm-up
 MIN_GAIN = 0.03  # share of the eager time that a graph must save to be kept
@@ -34,22 +35,23 @@ TOLERANCE = 0.01  # relative difference between replayed and eager gradients; ke
 COMPARED_CHUNK = 2**24  # elements that are compared at once
 SAMPLING_BYTES = 10 * 2**30  # peak memory of sampling: SDXL's VAE in fp32 at 1024 px, untiled
 
-ForwardBackward = Callable[[BatchTensors, Tensor], Tensor]
 ShapeKey = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
+class CudaGraphError(RuntimeError):
+    """A CUDA graph failed and left partial gradients. Graphs are disabled: the step is to be retried without them."""
 
 
 @dataclass(frozen=True)
 class BatchGraph:
-    """A captured forward and backward, with the static tensors from which it reads its batch and the sample count."""
+    """A captured forward and backward, with the static tensors from which it reads its batch."""
 
     batch: BatchTensors
-    sample_count: Tensor
     captured: CapturedGraph
 
-    def replay(self, batch: BatchTensors, sample_count: Tensor) -> Tensor:
+    def replay(self, batch: BatchTensors) -> Tensor:
         """Accumulate the gradients of another batch; return its losses [B], which the next replay overwrites."""
         copy_batch(self.batch, batch)
-        self.sample_count.copy_(sample_count, non_blocking=True)
         self.captured.replay()
         return self.captured.output
 
@@ -128,23 +130,23 @@ def copy_batch(target: BatchTensors, source: BatchTensors) -> None:
         target.tensors[name].copy_(value, non_blocking=True)
 
 
-class CudaGraphs:
-    """Runs forward and backward of batches, replaying a CUDA graph where one is worthwhile.
+class CudaGraphPass:
+    """A gradient pass that replays a CUDA graph for the batch shapes for which one is worthwhile.
 
-    `forward_backward` returns the losses [B] of a batch on the device and accumulates its gradients in `weights`.
+    `eager` is the pass that is captured, and that other batches get; it accumulates gradients in `weights`.
     `batches_left` returns how many batches of a batch's shape are still to come: in the run, or in this epoch alone if
     its second argument is True. `report` gets an event for each decision.
     """
 
     def __init__(
         self,
-        forward_backward: ForwardBackward,
+        eager: GradientPass,
         capturer: CudaGraphCapturer,
         weights: FlatParameters,
         batches_left: Callable[[BatchTensors, bool], int],
         report: Report,
     ) -> None:
-        self._forward_backward, self._capturer, self._weights = forward_backward, capturer, weights
+        self._eager, self._capturer, self._weights = eager, capturer, weights
         self._batches_left, self._report = batches_left, report
         self._shapes: dict[ShapeKey, ShapeTimings] = {}
         self._enabled = True
@@ -156,45 +158,29 @@ class CudaGraphs:
         """All graphs that exist now."""
         return [shape.graph for shape in self._shapes.values() if shape.graph is not None]
 
-    def update(self, batches: Sequence[BatchTensors], sample_count: Tensor) -> None:
-        """Capture or release the graphs of these batches' shapes, as their times suggest.
+    def __call__(self, batch: BatchTensors) -> Tensor:
+        """Add the gradients of a batch to those of the step; return its losses [B], valid until the next call.
 
-        To be called before any gradient of the step is accumulated; it leaves all gradients at zero. `sample_count` []
-        is the number of samples of the step.
-        """
-        for batch in batches:
-            shape = self._shape(batch)
-            shape.collect()
-            if not self._enabled or shape.decided:
-                continue
-            if shape.graph is None and self._should_capture(shape, batch):
-                self._capture(shape, batch, sample_count)
-            elif shape.graph is not None and shape.ratio is not None:
-                self._keep_or_release(shape, batch)
-
-    def run(self, batch: BatchTensors, sample_count: Tensor) -> Tensor:
-        """Accumulate the gradients of a batch; return its losses [B], valid until the next call.
-
-        Raises RuntimeError if a graph fails; see `disable_after`.
+        Captures or releases the graph of the batch's shape first, as the times of earlier batches suggest. Raises
+        CudaGraphError if a graph fails.
         """
         if not self._enabled:
-            return self._forward_backward(batch.to(self._capturer.device), sample_count)
-        shape = self._shape(batch)
-        begin = self._capturer.record_event() if shape.needs_timing else None
-        if shape.graph is None:
-            losses = self._forward_backward(batch.to(self._capturer.device), sample_count)
-        else:
-            losses = shape.graph.replay(batch, sample_count)
-        if begin is not None:
-            shape.pending.append((shape.times, begin, self._capturer.record_event()))
-        return losses
-
-    def disable_after(self, error: RuntimeError) -> bool:
-        """Disable graphs after an error; return True if there were any, so that a retry without them may succeed."""
-        had_graphs = bool(self.graphs)
-        if had_graphs:
+            return self._eager(batch)
+        shape = self._shapes.setdefault(shape_key(batch), ShapeTimings(batch.noisy.numel()))
+        shape.collect()
+        if not shape.decided:
+            self._decide(shape, batch)
+        try:
+            begin = self._capturer.record_event() if shape.needs_timing else None
+            losses = self._eager(batch) if shape.graph is None else shape.graph.replay(batch)
+            if begin is not None:
+                shape.pending.append((shape.times, begin, self._capturer.record_event()))
+            return losses
+        except RuntimeError as error:
+            if not self.graphs:
+                raise
             self._disable(error)
-        return had_graphs
+            raise CudaGraphError(str(error)) from error
 
     def free_for_sampling(self) -> None:
         """Release all graphs if sampling needs their memory; they are captured again where that is worthwhile."""
@@ -202,8 +188,12 @@ class CudaGraphs:
             self._released_for_sampling = True
             self._release_all()
 
-    def _shape(self, batch: BatchTensors) -> ShapeTimings:
-        return self._shapes.setdefault(shape_key(batch), ShapeTimings(batch.noisy.numel()))
+    def _decide(self, shape: ShapeTimings, batch: BatchTensors) -> None:
+        """Capture a graph of this shape if it is worthwhile, or keep or release a graph whose replays are timed."""
+        if shape.graph is None and self._should_capture(shape, batch):
+            self._capture(shape, batch)
+        elif shape.graph is not None and shape.ratio is not None:
+            self._keep_or_release(shape, batch)
 
     def _should_capture(self, shape: ShapeTimings, batch: BatchTensors) -> bool:
         """Return True if a graph of this shape would shorten the run."""
@@ -229,9 +219,13 @@ class CudaGraphs:
             outcome = f"continue without a CUDA graph, which is not faster ({replayed} per batch, {eager} without)"
         self._report(PhaseEvent(message=f"{_shape_name(batch)} {outcome}"))
 
-    def _capture(self, shape: ShapeTimings, batch: BatchTensors, sample_count: Tensor) -> None:
-        """Capture the graph of a shape, and keep it if it gives the same gradients as the eager computation."""
+    def _capture(self, shape: ShapeTimings, batch: BatchTensors) -> None:
+        """Capture the graph of a shape, and keep it if it gives the same gradients as the eager computation.
+
+        The gradients that the step has accumulated so far are the same afterwards.
+        """
         began = time.perf_counter()
+        accumulated = [gradient.to("cpu", copy=True) for gradient in self._weights.gradients]
         try:
             # batches of other shapes need their eager memory beside the graph
             if self._capturer.free_bytes() < self._capturer.peak_batch_bytes() * min(2, len(self._shapes)):
@@ -239,16 +233,18 @@ class CudaGraphs:
                 message = f"{_shape_name(batch)} continue without a CUDA graph: there is not enough memory for it"
                 self._report(PhaseEvent(message=message))
                 return
-            shape.graph = self._captured_and_verified(batch, sample_count)
+            shape.graph = self._captured_and_verified(batch)
         except Exception as error:
             self._disable(error)
         finally:
             self._weights.zero_gradients()
+            for gradient, value in zip(self._weights.gradients, accumulated, strict=True):
+                gradient.copy_(value)
         if shape.graph is not None:
             shape.replay_times.clear()
             self._capture_seconds = time.perf_counter() - began
 
-    def _captured_and_verified(self, batch: BatchTensors, sample_count: Tensor) -> BatchGraph | None:
+    def _captured_and_verified(self, batch: BatchTensors) -> BatchGraph | None:
         """Capture the graph of a batch's shape and verify it; return None if this batch's gradients are not finite.
 
         It is captured on zeros and verified on the batch, which shows that a replay reads all of its inputs. Two eager
@@ -256,9 +252,9 @@ class CudaGraphs:
         gradients differ.
         """
         weights, capturer = self._weights, self._capturer
-        static_batch, static_count = zeros_like_batch(batch, capturer.device), sample_count.clone()
+        static_batch = zeros_like_batch(batch, capturer.device)
         copy_batch(static_batch, batch)
-        work = partial(self._forward_backward, static_batch, static_count)
+        work = partial(self._eager, static_batch)
         weights.zero_gradients()
         losses = work().to("cpu", copy=True)
         gradients = [gradient.to("cpu", copy=True) for gradient in weights.gradients]
@@ -269,10 +265,10 @@ class CudaGraphs:
             return None
         for value in static_batch.tensors.values():
             value.zero_()
-        graph = BatchGraph(static_batch, static_count, capturer.capture(work))
+        graph = BatchGraph(static_batch, capturer.capture(work))
         try:
             weights.zero_gradients()
-            replayed = graph.replay(batch, sample_count)
+            replayed = graph.replay(batch)
             found = _relative_differences([replayed, *weights.gradients], [losses, *gradients])
             if not all(one <= max(TOLERANCE, 4 * two) for one, two in zip(found, [0.0, *noise], strict=True)):
                 raise RuntimeError(f"replayed and eager gradients differ by {100 * max(found):.1f} %")

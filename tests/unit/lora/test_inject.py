@@ -19,12 +19,15 @@ from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.shapes import DimAlpha, DoraAxis, layer_dim_alpha, tensor_shapes
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import restore_run, save_lora_file, save_resume_state
+from lora_studio.training.lora_file import save_lora_file
+from lora_studio.training.outputs import Outputs
+from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.startup import report_dora_axis
+from lora_studio.training.resume import restore_state
 from lora_studio.training.resume_state import load_state
 from lora_studio.training.step import train_step
 from lora_studio.workspace.project import Home
-from tests.support.events import Events, append_to, of
+from tests.support.events import Events, append_to, ignore, of
 from tests.support.networks import NETWORKS, eval_pipeline, in_tiers, metadata_of, recipe_of
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
@@ -60,21 +63,19 @@ def test_a_run_with_dropout_resumes_bit_for_bit(network: str, shared: Path, tmp_
     ends = []
     first = start(job, tmp_path / "run", Home(shared / "home"))
     begin = {name: weight.clone() for name, weight in first.adapters.state().items()}
-    for step in range(1, 5):
-        assert train_step(first).read() is not None
-        first.step = step
-        if step == 2:
-            save_resume_state(first)
+    for step in range(4):
+        assert train_step(first, step).read() is not None
+        if step == 1:
+            Outputs(first, Progress(step=2), ignore, should_stop=lambda: False).save_state()
     ends.append({name: weight.clone() for name, weight in first.adapters.state().items()})
     second = start(job, tmp_path / "run", Home(shared / "home"))
     assert same(second.adapters.state(), begin)
     torch.rand(17)  # other random numbers in the process must have no effect
     state = load_state(tmp_path / "run" / "checkpoints" / "state", on_damage=pytest.fail)
     assert state is not None
-    restore_run(second, state)
-    for step in range(3, 5):
-        train_step(second)
-        second.step = step
+    assert restore_state(second, state).step == 2
+    for step in (2, 3):
+        train_step(second, step)
     assert same(second.adapters.state(), ends[0])
     assert all(not torch.equal(weight, begin[name]) for name, weight in ends[0].items() if not name.startswith("te"))
 
@@ -85,19 +86,17 @@ def test_a_dora_run_with_magnitudes_per_output_resumes_with_them(shared: Path, t
     first = start(
         make_job(shared / "base", shared / "images", **settings, save_format="diffusers"), tmp_path / "run", home
     )
-    train_step(first)
-    first.step = 1
-    save_resume_state(first)
+    train_step(first, 0)
+    Outputs(first, Progress(step=1), ignore, should_stop=lambda: False).save_state()
     state = load_state(tmp_path / "run" / "checkpoints" / "state", on_damage=pytest.fail)
     assert state is not None
     second = start(make_job(shared / "base", shared / "images", **settings), tmp_path / "run", home)
-    restore_run(second, state)
+    assert restore_state(second, state).step == 1
     assert second.adapters.dora_axis is DoraAxis.OUTPUT
-    for run in (first, second):
-        train_step(run)
-        run.step = 2
+    for trainer in (first, second):
+        train_step(trainer, 1)
     assert same(second.adapters.state(), first.adapters.state())
-    save_lora_file(second, tmp_path / "x.safetensors", 1)
+    save_lora_file(second, Progress(step=2), tmp_path / "x.safetensors", 1)
     scales = [scale for name, scale in load_file(tmp_path / "x.safetensors").items() if name.endswith("dora_scale")]
     assert {scale.shape[1] for scale in scales} == {1}
     assert json.loads(metadata_of(tmp_path / "x.safetensors")["ss_network_args"])["wd_on_output"] == "True"
@@ -116,9 +115,9 @@ def test_recomputed_activations_have_the_same_dropout(shared: Path, tmp_path: Pa
         job = make_job(
             shared / "base", shared / "images", network_dropout=dropout, gradient_checkpointing=checkpointing
         )
-        run = start(job, tmp_path / str(number), Home(shared / "home"))
-        train_step(run)
-        results.append(torch.cat([weight.flatten() for weight in run.adapters.state().values()]))
+        trainer = start(job, tmp_path / str(number), Home(shared / "home"))
+        train_step(trainer, 0)
+        results.append(torch.cat([weight.flatten() for weight in trainer.adapters.state().values()]))
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
     assert (results[0] - results[2]).abs().max() > 1e-4
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from lora_studio.lora.write import lora_tensors, model_hashes, save_lora
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import save_lora_file
-from lora_studio.training.run import Run
+from lora_studio.training.lora_file import save_lora_file
+from lora_studio.training.progress import Progress
+from lora_studio.training.samples import encode_prompt
+from lora_studio.training.trainer import Trainer
 from tests.support.kohya_lora import sgm_name
 from tests.support.networks import (
     add_random_adapters,
@@ -48,14 +51,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trainer(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return run_with_random_lora(base, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def file(run: Run) -> Path:
-    path = run.folder / "ink.safetensors"
-    save_lora_file(run, path, 2)
+def file(trainer: Trainer) -> Path:
+    path = trainer.folder / "ink.safetensors"
+    save_lora_file(trainer, Progress(step=2), path, 2)
     return path
 
 
@@ -89,8 +92,8 @@ def test_names_and_shapes_of_sdxl_are_kohyas() -> None:
     assert len(names) == 3 * (722 + 72 + 192)
 
 
-def test_names_of_a_base_with_one_layer_per_block(run: Run) -> None:
-    tensors = lora_tensors(run.adapters, run.base.unet, torch.float16)
+def test_names_of_a_base_with_one_layer_per_block(trainer: Trainer) -> None:
+    tensors = lora_tensors(trainer.adapters, trainer.base.unet, torch.float16)
     unet = {name for name in tensors if name.startswith("lora_unet_")}
     # with one layer per block, Stability's numbers differ from SDXL's: 1, 3, 5 down and 0 to 5 up
     assert {name.split("_transformer")[0].split("_proj")[0] for name in unet} == {
@@ -117,14 +120,14 @@ def test_unet_names_agree_with_a_separate_implementation(tiny_base: Path) -> Non
         assert torch.equal(tensors[key], layer.lora_B["default"].weight)
 
 
-def test_diffusers_generates_the_same_image_bit_for_bit(run: Run, file: Path, base: Path) -> None:
+def test_diffusers_generates_the_same_image_bit_for_bit(trainer: Trainer, file: Path, base: Path) -> None:
     """Compare the adapters in memory with the file loaded by a new diffusers pipeline."""
     settings: dict[str, Any] = {"seed": 5, "steps": 2, "guidance": 3.0, "width": 64, "height": 64}
-    for module in (run.base.unet, *run.base.text_encoders):
+    for module in (trainer.base.unet, *trainer.base.text_encoders):
         module.eval()
     with torch.no_grad():
-        text = run.encode(["inkstamp, round"])
-        mine = generate_image(make_pipeline(run.base), text, text.zeros(), **settings)
+        text = encode_prompt("inkstamp, round", trainer)
+        mine = generate_image(make_pipeline(trainer.base), text, text.zeros(), **settings)
     pipe = StableDiffusionXLPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
 
@@ -142,9 +145,9 @@ def test_diffusers_generates_the_same_image_bit_for_bit(run: Run, file: Path, ba
     assert not np.array_equal(theirs, without)
 
 
-def test_a_run_in_half_precision_writes_fp16(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "dtype", torch.bfloat16)
-    save_lora_file(run, tmp_path / "half.safetensors", 1)
+def test_a_run_in_half_precision_writes_fp16(trainer: Trainer, tmp_path: Path) -> None:
+    half = replace(trainer, dtype=torch.bfloat16)
+    save_lora_file(half, Progress(step=2), tmp_path / "half.safetensors", 1)
     assert {weight.dtype for weight in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
 
 
@@ -161,9 +164,9 @@ def test_hashes_are_those_of_kohya_and_a1111(file: Path) -> None:
 
 
 def test_a_failed_write_keeps_the_previous_file(
-    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trainer: Trainer, file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tensors = lora_tensors(run.adapters, run.base.unet, torch.float32)
+    tensors = lora_tensors(trainer.adapters, trainer.base.unet, torch.float32)
     path = tmp_path / "ink.safetensors"
     save_lora(path, tensors, {"ss_seed": "1"})
     before = path.read_bytes()

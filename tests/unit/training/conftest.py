@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
 from tests.support.augmented_runs import EVERYTHING, ZeroUNet, augmented_job, write_dataset
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -27,7 +27,7 @@ def training_inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def augmented_run(training_inputs: Path) -> Run:
+def augmented_run(training_inputs: Path) -> Trainer:
     """A run with everything, before its first step."""
     return start(
         augmented_job(training_inputs, **EVERYTHING, min_snr_gamma=3.0),
@@ -37,9 +37,9 @@ def augmented_run(training_inputs: Path) -> Run:
 
 
 @pytest.fixture
-def zero_run(augmented_run: Run) -> Iterator[Run]:
+def zero_run(augmented_run: Trainer) -> Iterator[Trainer]:
     """That run with a UNet that predicts zeros."""
     unet = augmented_run.base.unet
     augmented_run.base.unet = ZeroUNet()
     yield augmented_run
-    augmented_run.base.unet, augmented_run.step, augmented_run.validation_losses = unet, 0, []
+    augmented_run.base.unet = unet

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +20,23 @@ from lora_studio.events import CheckpointEvent, Event, NanEvent, StepEvent
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.load import make_noise_scheduler
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.training import step as step_module
-from lora_studio.training import train as training
+from lora_studio.training import build
+from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.cache import TextCache
 from lora_studio.training.data.prefetch import PREFETCH_DEPTH
-from lora_studio.training.loop import restore_run, save_lora_file, save_resume_state
+from lora_studio.training.lora_file import save_lora_file
 from lora_studio.training.objective import draw_latent, draw_noise, draw_timestep
+from lora_studio.training.outputs import Outputs
+from lora_studio.training.progress import Progress
+from lora_studio.training.resume import restore_state
 from lora_studio.training.resume_state import load_state
-from lora_studio.training.run import Run
+from lora_studio.training.samples import encode_prompt
 from lora_studio.training.step import train_step
 from lora_studio.training.train import train
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
-from tests.support.events import of
+from tests.support.events import ignore, of
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import losses_of, make_images, make_job, same, start, train_into, weights_of
 
@@ -49,21 +55,22 @@ def base(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def prepared(base: Path, shared: Path) -> Run:
+def prepared(base: Path, shared: Path) -> Trainer:
     job = make_job(base, shared / "images", noise_offset=0.1, min_snr_gamma=3.0)
     return start(job, shared / "run", Home(shared / "home"))
 
 
 @pytest.fixture
-def run(prepared: Run) -> Iterator[Run]:
+def trainer(prepared: Trainer) -> Iterator[Trainer]:
     """A run that trains the UNet only, before its first step; changes of a test are undone."""
     weights = {name: weight.clone() for name, weight in prepared.adapters.state().items()}
-    before = copy.copy(prepared), copy.copy(prepared.collator), prepared.base.unet, prepared.job.recipe.model_copy()
+    recipe = prepared.recipe.model_dump()
+    before = copy.copy(prepared.collator), prepared.base.unet
     yield prepared
-    prepared.__dict__.update(before[0].__dict__)
-    prepared.collator.__dict__.update(before[1].__dict__)
-    prepared.base.unet = before[2]
-    prepared.job.recipe = before[3]
+    prepared.collator.__dict__.update(before[0].__dict__)
+    prepared.base.unet = before[1]
+    for name, value in recipe.items():
+        setattr(prepared.recipe, name, value)
     prepared.adapters.load_state(weights)
 
 
@@ -88,7 +95,7 @@ def whole(base: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_resumed_run_is_bit_exact(
     both: TrainJob, whole: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
 ) -> None:
-    monkeypatch.setattr(training, "prefetch_depth", lambda device: depth)
+    monkeypatch.setattr(build, "prefetch_depth", lambda device: depth)
     home = Home(shared / "home")
     first, before = train_into(both, tmp_path, home, stop_after=3)
     assert (first.stopped, first.lora, first.steps) == (True, None, 3)
@@ -190,22 +197,21 @@ def test_equal_seeds_give_equal_bits(both: TrainJob, whole: Path, shared: Path, 
 
 
 def test_text_embeddings_are_cached_only_if_text_encoders_are_frozen(
-    run: Run, base: Path, shared: Path, tmp_path: Path
+    trainer: Trainer, base: Path, shared: Path, tmp_path: Path
 ) -> None:
-    assert isinstance(run.collator.texts, TextCache)
-    assert run.base.text_encoders == []
-    assert set(run.adapters.models) == {"unet"}
+    assert isinstance(trainer.collator.texts, TextCache)
+    assert trainer.base.text_encoders == []
+    assert set(trainer.adapters.models) == {"unet"}
     assert len(list((shared / "home" / "cache" / "text").rglob("*.safetensors"))) == 4  # captions and the prompt
     job = make_job(base, shared / "images", text_encoder_lr=1e-3)
     trained = start(job, tmp_path / "b", Home(tmp_path / "other home"))
     assert trained.collator.texts is None
     assert set(trained.adapters.models) == {"unet", "te1", "te2"}
     assert not (tmp_path / "other home" / "cache" / "text").exists()
-    before = trained.encode(["inkstamp"]).hidden.detach().clone()
-    for _ in range(2):
-        train_step(trained)
-        trained.step += 1
-    assert not torch.equal(trained.encode(["inkstamp"]).hidden, before)
+    before = encode_prompt("inkstamp", trained).hidden.detach().clone()
+    for step in range(2):
+        train_step(trained, step)
+    assert not torch.equal(encode_prompt("inkstamp", trained).hidden, before)
 
 
 class ZeroUNet(torch.nn.Module):
@@ -219,21 +225,20 @@ class ZeroUNet(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_the_loss_is_the_weighted_error_of_the_prediction(run: Run, kind: str) -> None:
-    run.collator.__dict__.pop("loss_weights", None)
-    run.collator.prediction_type = kind
-    run.base.unet = unet = ZeroUNet()  # type: ignore[assignment]
-    run.step = 5
-    batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
-    losses = losses_of(run, batch)
+def test_the_loss_is_the_weighted_error_of_the_prediction(trainer: Trainer, kind: str) -> None:
+    trainer.collator.__dict__.pop("loss_weights", None)
+    trainer.collator.prediction_type = kind
+    trainer.base.unet = unet = ZeroUNet()  # type: ignore[assignment]
+    batch = [item for item in trainer.dataset.items if item.size == (64, 64)][:2]
+    losses = losses_of(trainer, batch, step=5)
     for index, item in enumerate(batch):
         key = (42, 5, index)
         t = draw_timestep(*key, 1000)
         assert int(unet.given["t"][index]) == t
-        mean, logvar = run.collator.latents.load(item)
+        mean, logvar = trainer.collator.latents.load(item)
         clean = draw_latent(mean, logvar, *key) * 0.13025
         noise = draw_noise((4, 8, 8), *key, 0.1)
-        a = float(run.collator.noise_scheduler.alphas_cumprod[t])
+        a = float(trainer.collator.noise_scheduler.alphas_cumprod[t])
         assert torch.allclose(unet.given["noisy"][index], a**0.5 * clean + (1 - a) ** 0.5 * noise, atol=1e-5)
         assert unet.given["added_cond_kwargs"]["time_ids"][index].tolist() == [64, 64, 0, 0, 64, 64]
         snr = a / (1 - a)
@@ -242,58 +247,58 @@ def test_the_loss_is_the_weighted_error_of_the_prediction(run: Run, kind: str) -
         else:
             expected = ((a**0.5 * noise - (1 - a) ** 0.5 * clean) ** 2).mean() * min(snr, 3) / (snr + 1)
         assert float(losses[index]) == pytest.approx(float(expected), rel=1e-4)
-    text = run.encode([item.caption for item in batch])
-    assert torch.equal(unet.given["encoder_hidden_states"], text.hidden)
-    assert torch.equal(unet.given["added_cond_kwargs"]["text_embeds"], text.pooled)
+    texts = [encode_prompt(item.caption, trainer) for item in batch]
+    assert torch.equal(unet.given["encoder_hidden_states"], torch.cat([text.hidden for text in texts]))
+    assert torch.equal(unet.given["added_cond_kwargs"]["text_embeds"], torch.cat([text.pooled for text in texts]))
 
 
-def test_at_zero_terminal_snr_the_last_timestep_is_pure_noise_and_its_target_the_image(run: Run) -> None:
+def test_at_zero_terminal_snr_the_last_timestep_is_pure_noise_and_its_target_the_image(trainer: Trainer) -> None:
     """At SNR 0 the input is the noise, and v is minus the clean latents."""
-    run.collator.__dict__.pop("loss_weights", None)
-    run.collator.prediction_type = "v_prediction"
-    run.collator.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
-    run.base.unet = unet = ZeroUNet()  # type: ignore[assignment]
-    run.job.recipe.min_timestep = 999
-    run.job.recipe.min_snr_gamma = 0
-    batch = [item for item in run.dataset.items if item.size == (64, 64)][:2]
-    losses = losses_of(run, batch)
-    run.collator.__dict__.pop("loss_weights")
+    trainer.collator.__dict__.pop("loss_weights", None)
+    trainer.collator.prediction_type = "v_prediction"
+    trainer.collator.noise_scheduler = make_noise_scheduler({}, "v_prediction", True)
+    trainer.base.unet = unet = ZeroUNet()  # type: ignore[assignment]
+    trainer.job.recipe.min_timestep = 999
+    trainer.job.recipe.min_snr_gamma = 0
+    batch = [item for item in trainer.dataset.items if item.size == (64, 64)][:2]
+    losses = losses_of(trainer, batch)
+    trainer.collator.__dict__.pop("loss_weights")
     assert unet.given["t"].tolist() == [999, 999]
     for index, item in enumerate(batch):
-        clean = draw_latent(*run.collator.latents.load(item), 42, 0, index) * 0.13025
+        clean = draw_latent(*trainer.collator.latents.load(item), 42, 0, index) * 0.13025
         assert torch.allclose(unet.given["noisy"][index], draw_noise((4, 8, 8), 42, 0, index, 0.1), atol=1e-4)
         assert float(losses[index]) == pytest.approx(float(clean.square().mean()), rel=1e-2)
 
 
-def test_every_sample_has_the_same_weight_in_any_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_sample_has_the_same_weight_in_any_batch(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients of one batch of four equal those of a batch of one and a batch of three."""
     gradients: list[torch.Tensor] = []
-    hook = run.optimizer.register_step_pre_hook(lambda *step: gradients.append(gradient_of(run)))
-    weights = {name: weight.clone() for name, weight in run.adapters.state().items()}
-    items = [item for item in run.dataset.items if item.size == (64, 64)] * 2
+    hook = trainer.optimizer.register_step_pre_hook(lambda *step: gradients.append(gradient_of(trainer)))
+    weights = {name: weight.clone() for name, weight in trainer.adapters.state().items()}
+    items = [item for item in trainer.dataset.items if item.size == (64, 64)] * 2
     losses = []
     for cut in ([items], [items[:1], items[1:]]):
-        run.adapters.load_state(weights)
-        monkeypatch.setattr(run.collator, "batches", lambda step, cut=cut: cut)
-        losses.append(train_step(run).read())
+        trainer.adapters.load_state(weights)
+        monkeypatch.setattr(trainer.collator, "batches", lambda step, cut=cut: cut)
+        losses.append(train_step(trainer, 0).read())
     hook.remove()
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert gradients[0].any()
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6, rtol=1e-3)
 
 
-def gradient_of(run: Run) -> torch.Tensor:
-    return torch.cat(run.weights.gradients)
+def gradient_of(trainer: Trainer) -> torch.Tensor:
+    return torch.cat(trainer.weights.gradients)
 
 
-def test_gradients_are_clipped_to_max_grad_norm(run: Run) -> None:
+def test_gradients_are_clipped_to_max_grad_norm(trainer: Trainer) -> None:
     norms: list[float] = []
-    hook = run.optimizer.register_step_pre_hook(lambda *step: norms.append(float(gradient_of(run).norm())))
-    weights = {name: weight.clone() for name, weight in run.adapters.state().items()}
+    hook = trainer.optimizer.register_step_pre_hook(lambda *step: norms.append(float(gradient_of(trainer).norm())))
+    weights = {name: weight.clone() for name, weight in trainer.adapters.state().items()}
     for limit in (0, 1e-3):
-        run.adapters.load_state(weights)
-        run.job.recipe.max_grad_norm = limit
-        train_step(run)
+        trainer.adapters.load_state(weights)
+        trainer.job.recipe.max_grad_norm = limit
+        train_step(trainer, 0)
     hook.remove()
     assert norms[0] > 2e-3
     assert norms[1] == pytest.approx(1e-3, rel=1e-2)
@@ -303,12 +308,12 @@ def test_repeated_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first loss is NaN, which is skipped; then all from the fourth step on, which ends the run."""
-    real = step_module.batch_losses
+    real, steps = BatchLoss.__call__, itertools.count()
 
-    def losses(run: Run, batch: Any) -> torch.Tensor:
-        return real(run, batch) * (1 if run.step in (1, 2) else float("nan"))
+    def losses(batch_loss: BatchLoss, batch: Any) -> torch.Tensor:
+        return real(batch_loss, batch) * (1 if next(steps) in (1, 2) else float("nan"))
 
-    monkeypatch.setattr(step_module, "batch_losses", losses)
+    monkeypatch.setattr(BatchLoss, "__call__", losses)
     seen: list[tuple[str, int]] = []
 
     def report(event: Event) -> None:
@@ -337,22 +342,22 @@ def test_repeated_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert all(weight.isfinite().all() for weight in weights_of(tmp_path).values())
 
 
-def test_non_finite_weights_are_never_written(run: Run, tmp_path: Path) -> None:
-    run.folder = tmp_path
+def test_non_finite_weights_are_never_written(trainer: Trainer, tmp_path: Path) -> None:
+    trainer = replace(trainer, folder=tmp_path)
     with torch.no_grad():
-        run.weights.flat[0].fill_(float("inf"))
+        trainer.weights.flat[0].fill_(float("inf"))
     with pytest.raises(NonFiniteLossError):
-        save_lora_file(run, tmp_path / "x.safetensors", 1)
+        save_lora_file(trainer, Progress(), tmp_path / "x.safetensors", 1)
     with pytest.raises(NonFiniteLossError):
-        save_resume_state(run)
+        Outputs(trainer, Progress(), ignore, should_stop=lambda: False).save_state()
     assert not list(tmp_path.rglob("*"))
 
 
-def test_a_resume_state_of_another_recipe_is_an_error(run: Run, whole: Path) -> None:
+def test_a_resume_state_of_another_recipe_is_an_error(trainer: Trainer, whole: Path) -> None:
     state = load_state(whole / "checkpoints" / "state", on_damage=print)
     assert state is not None
     with pytest.raises(InputError) as caught:
-        restore_run(run, state)
+        restore_state(trainer, state)
     assert caught.value.code == "resume_mismatch"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -13,14 +13,16 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.training import samples, validation
+from lora_studio.training import samples
+from lora_studio.training.batch_loss import BatchLoss
+from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.samples import SampleSettings, generate_samples, sample_prompts, save_sample
 from lora_studio.workspace.project import Home
 from tests.support.events import Events, append_to, of
 from tests.support.training_runs import make_images, make_job, train_into
 
 
-def out_of_memory(*given: Any, **named: Any) -> None:
+def out_of_memory(*given: Any, **named: Any) -> NoReturn:
     raise torch.OutOfMemoryError
 
 
@@ -126,7 +128,12 @@ def test_a_run_goes_on_and_resumes_when_memory_runs_out(
 ) -> None:
     """Memory that suffices neither for a tile nor for a validation batch costs the images and figures alone."""
     monkeypatch.setattr(AutoencoderKL, "decode", out_of_memory)
-    monkeypatch.setattr(validation, "batch_losses", out_of_memory)
+    compute = BatchLoss.__call__
+
+    def compute_in_training(batch_loss: BatchLoss, batch: BatchTensors) -> torch.Tensor:
+        return compute(batch_loss, batch) if batch_loss.base.unet.training else out_of_memory()
+
+    monkeypatch.setattr(BatchLoss, "__call__", compute_in_training)
     images = make_images(tmp_path / "images", [(64, 64)] * 3)
     job = make_job(
         training_inputs / "base", images, sample_every_n_epochs=1, sample_steps=1, validation_split=0.3, batch_size=1

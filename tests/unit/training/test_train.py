@@ -17,7 +17,7 @@ from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.training.objective import draw_noise, draw_timestep
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home, Project
 from tests.support.augmented_runs import EVERYTHING, augmented_job, read_records, snr_weight, write_dataset
 from tests.support.events import Events, of
@@ -87,12 +87,11 @@ def test_validation_images_do_not_change_the_training(training_inputs: Path, tmp
     assert same(weights_of(tmp_path / "split"), weights_of(tmp_path / "without"))
 
 
-def test_losses_are_weighted_by_mask_and_set(zero_run: Run) -> None:
+def test_losses_are_weighted_by_mask_and_set(zero_run: Trainer) -> None:
     """For a prediction of zeros it is the squared noise within the mask, times the weights of set and timestep."""
-    zero_run.step = 7
     masked = next(item for item in zero_run.dataset.epoch_items if item.mask is not None)
     prior = next(item for item in zero_run.dataset.regularization if item.placement.bucket == (64, 64))
-    losses = losses_of(zero_run, [masked, prior], 3)
+    losses = losses_of(zero_run, [masked, prior], step=7, first=3)
     for loss, item, sample in zip(losses, (masked, prior), (3, 4), strict=True):
         noise = draw_noise((4, 8, 8), 42, 7, sample, zero_run.job.recipe.noise_offset)
         counted = noise[:, :4] if item is masked else noise

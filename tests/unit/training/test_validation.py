@@ -7,22 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from lora_studio.training import validation
+from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.augment import image_seed
 from lora_studio.training.data.rng import generator
-from lora_studio.training.run import Run
+from lora_studio.training.progress import Progress
+from lora_studio.training.trainer import Trainer
 from lora_studio.training.validation import TIMESTEP_FRACTIONS, validate
 from tests.support.augmented_runs import snr_weight
 from tests.support.events import Events, append_to, ignore, of
 
 
-def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> None:
+def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Trainer) -> None:
     """For a prediction of zeros it is the mean squared noise over images and timesteps, weighted as in training."""
     events: Events = []
     state = torch.get_rng_state()
-    for step in (4, 9):
-        zero_run.step = step
-        validate(zero_run, 1, report=append_to(events), should_stop=lambda: False)
+    progress = Progress()
+    for progress.step in (4, 9):
+        validate(zero_run, progress, 1, report=append_to(events), should_stop=lambda: False)
     assert torch.equal(torch.get_rng_state(), state)
     expected = []
     for item in zero_run.dataset.validation_items:
@@ -33,7 +34,7 @@ def test_the_validation_loss_uses_fixed_timesteps_and_noise(zero_run: Run) -> No
             expected.append(float((noise**2 * mask).mean() / mask.mean()) * snr_weight(zero_run, t))
     losses = [values["loss"] for values in of(events, "validation")]
     assert losses[0] == losses[1] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    assert [values["step"] for values in zero_run.validation_losses] == [4, 9]
+    assert [entry.step for entry in progress.validation_losses] == [4, 9]
     unet: Any = zero_run.base.unet
     assert not any(seen["training"] for seen in unet.seen)
     assert unet.training
@@ -50,13 +51,14 @@ class LossesWithout64Bits(torch.Tensor):
         return torch.Tensor.cpu(self).as_subclass(torch.Tensor)
 
 
-def test_devices_without_64_bit_numbers_can_validate(zero_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = torch.ones(1).as_subclass(LossesWithout64Bits)
-    monkeypatch.setattr(validation, "batch_losses", lambda run, batch: losses.expand(len(batch.t)))
-    validate(zero_run, 1, report=ignore, should_stop=lambda: False)
-    assert [values["loss"] for values in zero_run.validation_losses] == [1.0]
+def test_devices_without_64_bit_numbers_can_validate(zero_run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses, progress = torch.ones(1).as_subclass(LossesWithout64Bits), Progress()
+    monkeypatch.setattr(BatchLoss, "__call__", lambda self, batch: losses.expand(len(batch)))
+    validate(zero_run, progress, 1, report=ignore, should_stop=lambda: False)
+    assert [entry.loss for entry in progress.validation_losses] == [1.0]
 
 
-def test_a_stop_request_ends_the_validation(zero_run: Run) -> None:
-    validate(zero_run, 1, report=ignore, should_stop=lambda: True)
-    assert zero_run.validation_losses == []
+def test_a_stop_request_ends_the_validation(zero_run: Trainer) -> None:
+    progress = Progress()
+    validate(zero_run, progress, 1, report=ignore, should_stop=lambda: True)
+    assert progress.validation_losses == []

@@ -18,7 +18,8 @@ from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.shapes import DoraAxis
 from lora_studio.settings.job_specs import job_from_toml, job_to_toml
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import save_lora_file
+from lora_studio.training.lora_file import save_lora_file
+from lora_studio.training.progress import Progress
 from lora_studio.training.step import train_step
 from lora_studio.training.warm_start import load_network_weights, network_weights_errors
 from lora_studio.workspace.project import Home
@@ -121,9 +122,8 @@ def test_a_run_starts_from_the_lora_of_another_run(shared: Path, tmp_path: Path)
     settings = NETWORKS["LoKr"] | {"text_encoder_lr": 1e-3}
     job = make_job(shared / "base", shared / "images", **settings)
     first = start(job, tmp_path / "first", Home(shared / "home"))
-    train_step(first)
-    first.step = 1
-    save_lora_file(first, tmp_path / "first.safetensors", 1)
+    train_step(first, 0)
+    save_lora_file(first, Progress(step=1), tmp_path / "first.safetensors", 1)
     lora = read_lora_header(tmp_path / "first.safetensors")
     assert lora.metadata["ss_network_module"] == "lycoris.kohya"
     assert '"algo": "lokr"' in lora.metadata["ss_network_args"]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lora_studio import worker
 from lora_studio.errors import ConfigError, OutOfMemoryError
 from lora_studio.events import Event, StepEvent
-from lora_studio.training import loop
+from lora_studio.training.outputs import Outputs
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.events import records_of
@@ -93,15 +93,15 @@ def test_an_epoch_whose_end_failed_is_reported_once_after_a_resume(
     images = make_images(tmp_path / "images", [(64, 64)])
     job = make_job(base, images, sample_every_n_epochs=1, sample_steps=1, batch_size=1)
     folder = JobFolder.create(tmp_path / "run", job)
-    write_samples = loop.write_samples
+    write_samples = Outputs.write_samples
 
     def out_of_memory(*arguments: Any, **options: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(loop, "write_samples", out_of_memory)
+    monkeypatch.setattr(Outputs, "write_samples", out_of_memory)
     with pytest.raises(OutOfMemoryError):
         worker.execute(folder, home=home)
-    monkeypatch.setattr(loop, "write_samples", write_samples)
+    monkeypatch.setattr(Outputs, "write_samples", write_samples)
     (folder.path / "checkpoints" / ".left.tmp.safetensors").touch()
     worker.execute(folder, home=home, resume=True)
     names = [event["event"] for event in records_of(folder)]

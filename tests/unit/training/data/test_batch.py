@@ -14,14 +14,19 @@ def batch(**more: torch.Tensor) -> BatchTensors:
         t=torch.tensor([3, 999]),
         time_ids=torch.zeros(2, 6, dtype=torch.long),
         weights=torch.ones(2),
+        sample_count=torch.tensor(2.0),
         **more,
     )
 
 
 def test_only_the_tensors_that_are_set_are_listed() -> None:
-    assert batch().tensors.keys() == {"noisy", "target", "t", "time_ids", "weights"}
+    assert batch().tensors.keys() == {"noisy", "target", "t", "time_ids", "weights", "sample_count"}
     masks = torch.ones(2, 1, 8, 8)
     assert batch(masks=masks).tensors["masks"] is masks
+
+
+def test_its_length_is_the_number_of_samples() -> None:
+    assert len(batch()) == 2
 
 
 def test_a_batch_moves_to_a_device_with_its_shapes_and_types() -> None:

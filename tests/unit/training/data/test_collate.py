@@ -15,15 +15,15 @@ from PIL import Image
 
 from lora_studio.errors import JobError
 from lora_studio.models.load import Base, load_base
-from lora_studio.training import train as training
+from lora_studio.training import build
 from lora_studio.training.data.batch import BatchTensors, StepBatches
 from lora_studio.training.data.prefetch import PREFETCH_DEPTH, Prefetch, prefetch_depth
 from lora_studio.training.distributed import SINGLE_PROCESS, RankGroup
 from lora_studio.training.loop import train_loop
 from lora_studio.training.preflight import PreflightResult, preflight
+from lora_studio.training.progress import Progress
 from lora_studio.training.resume_state import load_state
-from lora_studio.training.run import Run
-from lora_studio.training.step import batch_losses
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.events import ignore
@@ -56,32 +56,42 @@ def job_of(shared: Path, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def run(shared: Path) -> Run:
+def trainer(shared: Path) -> Trainer:
     return start(job_of(shared, **EVERYTHING), shared / "run", Home(shared / "home"))
 
 
 @pytest.fixture
-def single(run: Run) -> Iterator[Run]:
-    yield run
-    run.collator.ranks, run.step = SINGLE_PROCESS, 0
+def single(trainer: Trainer) -> Iterator[Trainer]:
+    yield trainer
+    trainer.collator.ranks = SINGLE_PROCESS
 
 
 def values(inputs: StepBatches) -> dict[str, torch.Tensor]:
     return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
 
 
-def test_batches_depend_on_the_step_alone(single: Run) -> None:
+def test_batches_depend_on_the_step_alone(single: Trainer) -> None:
     steps = [values(single.collator.collate_step(step)) for step in range(4)]
-    single.step = 3
     torch.manual_seed(5)
     again = {step: values(single.collator.collate_step(step)) for step in (3, 0, 2, 1)}
     assert all(same(again[step], steps[step]) for step in again)
     assert not same(steps[0], steps[2])
     names = {name.split()[1] for name in steps[0]}
-    assert names == {"noisy", "target", "t", "time_ids", "weights", "hidden", "pooled", "thresholds", "masks"}
+    assert names == {
+        "noisy",
+        "target",
+        "t",
+        "time_ids",
+        "weights",
+        "sample_count",
+        "hidden",
+        "pooled",
+        "thresholds",
+        "masks",
+    }
 
 
-def test_ranks_share_the_batches_of_a_step(single: Run) -> None:
+def test_ranks_share_the_batches_of_a_step(single: Trainer) -> None:
     """Two of them have what one has single, each under the numbers of its samples."""
     step = next(step for step in range(4) if single.collator.collate_step(step).sample_count == 3)
     ((_, whole),) = single.collator.collate_step(step).batches
@@ -92,11 +102,12 @@ def test_ranks_share_the_batches_of_a_step(single: Run) -> None:
         assert inputs.sample_count == 3
         parts += inputs.batches
     assert [(first, len(part.t)) for first, part in parts] == [(0, 1), (1, 2)]
-    joined = {name: torch.cat([part.tensors[name] for _, part in parts]) for name in whole.tensors}
-    assert same(joined, whole.tensors)
+    assert [float(part.sample_count) for _, part in parts] == [3, 3]
+    samples = {name: value for name, value in whole.tensors.items() if name != "sample_count"}
+    assert same({name: torch.cat([part.tensors[name] for _, part in parts]) for name in samples}, samples)
 
 
-def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Run:
+def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Trainer:
     """Return a run on the meta device, which has shapes and no values; its caches must be full."""
 
     def preflight_on_meta(*given: Any, **more: Any) -> PreflightResult:
@@ -107,7 +118,7 @@ def on_meta(shared: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **chang
 
 
 def test_with_full_caches_only_the_unet_is_on_the_device_and_the_loss_does_not_synchronise(
-    single: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single: Trainer, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading a value from the meta device, or moving the VAE there and back, would raise."""
     encoders: list[weakref.ref[Any]] = []
@@ -117,41 +128,42 @@ def test_with_full_caches_only_the_unet_is_on_the_device_and_the_loss_does_not_s
         encoders.extend(weakref.ref(encoder) for encoder in base.text_encoders)
         return base
 
-    monkeypatch.setattr(training, "load_base", load)
-    run = on_meta(shared, tmp_path, monkeypatch, **EVERYTHING)
-    assert {weight.device for weight in run.base.unet.parameters()} == {META}
-    assert {weight.device for weight in run.base.vae.parameters()} == {torch.device("cpu")}
+    monkeypatch.setattr(build, "load_base", load)
+    trainer = on_meta(shared, tmp_path, monkeypatch, **EVERYTHING)
+    assert {weight.device for weight in trainer.base.unet.parameters()} == {META}
+    assert {weight.device for weight in trainer.base.vae.parameters()} == {torch.device("cpu")}
     assert [encoder() for encoder in encoders] == [None, None]
-    ((_, batch),) = run.collator.collate_step(0).batches
+    ((_, batch),) = trainer.collator.collate_step(0).batches
     assert {value.device.type for value in batch.tensors.values()} == {"cpu"}
-    losses = batch_losses(run, batch.to(META))
+    losses = trainer.batch_loss(batch.to(META))
     assert (losses.shape, losses.device) == (batch.t.shape, META)
     losses.sum().backward()
-    run.weights.accumulate_gradients()
-    assert {gradient.device for gradient in run.weights.gradients} == {META}
+    trainer.weights.accumulate_gradients()
+    assert {gradient.device for gradient in trainer.weights.gradients} == {META}
 
 
 def test_the_loss_does_not_synchronise_with_trained_text_encoders(
-    single: Run, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    single: Trainer, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = on_meta(shared, tmp_path, monkeypatch, text_encoder_lr=1e-3, max_token_length=150)
-    ((_, batch),) = run.collator.collate_step(0).batches
+    trainer = on_meta(shared, tmp_path, monkeypatch, text_encoder_lr=1e-3, max_token_length=150)
+    ((_, batch),) = trainer.collator.collate_step(0).batches
     assert batch.tokens is not None
     assert batch.tokens.shape == (2, len(batch.t), 2, 77)
-    assert batch_losses(run, batch.to(META)).device == META
+    assert trainer.batch_loss(batch.to(META)).device == META
 
 
 def test_a_missing_cache_file_ends_the_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
-    run = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
-    run.prefetch = Prefetch(PREFETCH_DEPTH)
-    run.collator.latents.file(run.collator.batches(2)[0][0]).unlink()
-    JobFolder(run.folder).path.mkdir(exist_ok=True)
+    plain = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
+    trainer = replace(plain, prefetch=Prefetch(PREFETCH_DEPTH))
+    trainer.collator.latents.file(trainer.collator.batches(2)[0][0]).unlink()
+    JobFolder(trainer.folder).path.mkdir(exist_ok=True)
+    progress = Progress()
     with pytest.raises(JobError) as caught:
-        train_loop(run, report=ignore, should_stop=lambda: False)
+        train_loop(trainer, progress, report=ignore, should_stop=lambda: False)
     assert caught.value.code == "cache_gone"
-    state = load_state(run.folder / "checkpoints" / "state", on_damage=print)
+    state = load_state(trainer.folder / "checkpoints" / "state", on_damage=print)
     assert state is not None
-    assert run.step == state.step == 2
+    assert progress.step == state.progress.step == 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 

@@ -16,9 +16,9 @@ from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
 from lora_studio.training.optim.optimizers import make_optimizer, parameter_groups, parameter_layout
-from lora_studio.training.run import Run
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.step import train_step
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
@@ -115,19 +115,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(shared: Path, tmp_path: Path) -> Run:
+def trainer(shared: Path, tmp_path: Path) -> Trainer:
     job = make_job(shared / "base", shared / "images", mixed_precision="bf16", unet_lr=1e-5)
     return start(job, tmp_path, Home(shared / "home"))
 
 
-def test_small_steps_are_kept_in_fp32_weights(run: Run) -> None:
+def test_small_steps_are_kept_in_fp32_weights(trainer: Trainer) -> None:
     """Layers compute with bf16 copies, which an update of 1e-5 rarely changes; the fp32 weights keep every update."""
-    assert run.weights.half_only
-    layers = [module for module in run.base.unet.modules() if isinstance(module, FusedLoraLinear)]
-    before = {name: weight.clone() for name, weight in run.adapters.state().items()}
-    for run.step in range(3):
-        assert train_step(run).read() is not None
-    moved = [(weight - before[name]).abs().max() for name, weight in run.adapters.state().items() if name[-1] == "A"]
+    assert trainer.weights.half_only
+    layers = [module for module in trainer.base.unet.modules() if isinstance(module, FusedLoraLinear)]
+    before = {name: weight.clone() for name, weight in trainer.adapters.state().items()}
+    for step in range(3):
+        assert train_step(trainer, step).read() is not None
+    moved = [
+        (weight - before[name]).abs().max() for name, weight in trainer.adapters.state().items() if name[-1] == "A"
+    ]
     assert all(0 < float(change) < 1e-4 for change in moved)
     for module in layers:
         for copy, weight in zip(

@@ -10,9 +10,10 @@ import pytest
 
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.loop import save_lora_file
+from lora_studio.training.lora_file import save_lora_file
+from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
-from lora_studio.training.run import Run
+from lora_studio.training.trainer import Trainer
 from tests.support.networks import metadata_of, run_with_random_lora
 from tests.support.tiny_sdxl import save_tiny_sdxl
 
@@ -23,18 +24,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def trainer(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     return run_with_random_lora(base, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def file(run: Run) -> Path:
-    path = run.folder / "ink.safetensors"
-    save_lora_file(run, path, 2)
+def file(trainer: Trainer) -> Path:
+    path = trainer.folder / "ink.safetensors"
+    save_lora_file(trainer, Progress(step=2), path, 2)
     return path
 
 
-def test_metadata_of_a_run(run: Run, file: Path) -> None:
+def test_metadata_of_a_run(trainer: Trainer, file: Path) -> None:
     found = metadata_of(file)
     expected = {
         "ss_base_model_version": "sdxl_base_v1-0",
@@ -73,31 +74,33 @@ def test_metadata_of_a_run(run: Run, file: Path) -> None:
     assert json.loads(found["ss_tag_frequency"]) == {"2_ink stamp": {"inkstamp": 2, "thing 0": 1, "thing 1": 1}}
     assert json.loads(found["ss_dataset_dirs"]) == {"2_ink stamp": {"n_repeats": 2, "img_count": 2}}
     assert json.loads(found["ss_bucket_info"]) == {"buckets": {"0": {"resolution": [64, 64], "count": 4}}}
-    assert found["ss_new_sd_model_hash"] == run.base.hash
-    assert not any(str(run.folder) in value for value in found.values())
+    assert found["ss_new_sd_model_hash"] == trainer.base.hash
+    assert not any(str(trainer.folder) in value for value in found.values())
 
 
 @pytest.mark.parametrize("spelling", ["absolute", "relative", "home", "here", "hub"])
 def test_no_folder_of_the_user_is_in_a_file_that_people_share(
-    spelling: str, run: Run, base: Path, monkeypatch: pytest.MonkeyPatch
+    spelling: str, trainer: Trainer, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(base.parent))
     monkeypatch.setenv("USERPROFILE", str(base.parent))
     monkeypatch.chdir(base if spelling == "here" else base.parent)
     names = {"absolute": str(base), "relative": f"./{base.name}/", "home": f"~/{base.name}", "here": "."}
     hub = "stabilityai/stable-diffusion-xl-base-1.0"
-    named = dataclasses.replace(run.base, name=names.get(spelling, hub))
-    found = build_lora_metadata(run.job, run.dataset, run.counts, named, precision="fp32", started=1.0, epoch=1, step=2)
+    named = dataclasses.replace(trainer.base, name=names.get(spelling, hub))
+    parts = trainer.dataset, trainer.counts, named
+    found = build_lora_metadata(trainer.job, *parts, precision="fp32", started=1.0, epoch=1, step=2)
     assert found["ss_sd_model_name"] == (hub if spelling == "hub" else base.name)
 
 
-def test_epochs_are_those_that_max_train_steps_leaves(run: Run) -> None:
+def test_epochs_are_those_that_max_train_steps_leaves(trainer: Trainer) -> None:
     counts = count_steps({(64, 64): 4}, batch_size=2, epochs=1000, max_train_steps=3)
-    found = build_lora_metadata(run.job, run.dataset, counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
+    parts = trainer.dataset, counts, trainer.base
+    found = build_lora_metadata(trainer.job, *parts, precision="fp32", started=1.0, epoch=1, step=2)
     assert (found["ss_num_epochs"], found["ss_max_train_steps"]) == ("2", "3")
 
 
-def test_metadata_of_objective_and_optimizer(run: Run) -> None:
+def test_metadata_of_objective_and_optimizer(trainer: Trainer) -> None:
     recipe = {
         "optimizer": "Prodigy",
         "optimizer_args": "d_coef=2 betas=0.9,0.99",
@@ -112,8 +115,10 @@ def test_metadata_of_objective_and_optimizer(run: Run) -> None:
         "ema_decay": 0.9,
         "max_timestep": 800,
     }
-    job = run.job.model_copy(update={"recipe": Recipe.parse(recipe)})
-    found = build_lora_metadata(job, run.dataset, run.counts, run.base, precision="fp32", started=1.0, epoch=1, step=2)
+    job = trainer.job.model_copy(update={"recipe": Recipe.parse(recipe)})
+    found = build_lora_metadata(
+        job, trainer.dataset, trainer.counts, trainer.base, precision="fp32", started=1.0, epoch=1, step=2
+    )
     expected = {
         "ss_optimizer": "prodigyopt.prodigy.Prodigy(weight_decay=0.01,decouple=True,use_bias_correction=True,"
         "safeguard_warmup=True,d_coef=2,betas=(0.9, 0.99))",
@@ -133,7 +138,7 @@ def test_metadata_of_objective_and_optimizer(run: Run) -> None:
     assert {name: found.get(name) for name in expected} == expected
 
 
-def test_metadata_of_datasets_and_augmentation(augmented_run: Run) -> None:
+def test_metadata_of_datasets_and_augmentation(augmented_run: Trainer) -> None:
     found = build_lora_metadata(
         augmented_run.job,
         augmented_run.dataset,

@@ -15,7 +15,7 @@ from lora_studio.training.reporting.loss_by_timestep import BINS, TimestepLosses
 @given(st.integers(BINS, 2000), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 10)), max_size=40))
 def test_each_loss_is_added_to_the_bin_of_its_timestep(total: int, samples: list[tuple[float, float]]) -> None:
     taken = [(min(int(position * total), total - 1), loss) for position, loss in samples]
-    losses = TimestepLosses(total)
+    losses = TimestepLosses(total=total)
     losses.add([timestep for timestep, _ in taken], [loss for _, loss in taken])
     event = losses.event(1)
     assert parse_event(json.dumps(event.record())) == event
@@ -28,15 +28,14 @@ def test_each_loss_is_added_to_the_bin_of_its_timestep(total: int, samples: list
         assert mean is None if not inside else mean == pytest.approx(sum(inside) / len(inside))
 
 
-def test_the_state_is_restored_and_cleared_for_the_next_epoch() -> None:
-    losses = TimestepLosses(1000)
+def test_the_losses_are_restored_and_cleared_for_the_next_epoch() -> None:
+    losses = TimestepLosses(total=1000)
     losses.add([3, 999], [0.1, 0.7])
-    again = TimestepLosses(1000)
-    again.load_state(json.loads(json.dumps(losses.state())))
+    again = TimestepLosses.model_validate(json.loads(json.dumps(losses.model_dump())))
     again.add([5], [0.3])
     losses.add([5], [0.3])
     assert again.event(1) == losses.event(1)
     assert again.event(1).loss[0] == pytest.approx(0.2)
     again.clear()
-    assert again.event(1) == TimestepLosses(1000).event(1)
+    assert again.event(1) == TimestepLosses(total=1000).event(1)
     assert losses.event(1).count[0] == 2

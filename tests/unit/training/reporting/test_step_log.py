@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from lora_studio.training.reporting.health import HealthMonitor
-from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+from lora_studio.planning.steps import count_steps
+from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.step_log import StepLog, StepResult
 from tests.support.events import Events, append_to, of
 
@@ -21,9 +21,16 @@ def result_of(*losses: float, gradient_norm: float = 1.0) -> StepResult:
     return StepResult({"unet": 1e-4}, [5] * len(losses), torch.tensor([gradient_norm, mean, *losses]))
 
 
-def log_into(events: Events, losses: list[float | None], **options: Any) -> StepLog:
-    options = {"deferred": False} | options
-    return StepLog(append_to(events), 9, CPU, HealthMonitor(), TimestepLosses(1000), on_loss=losses.append, **options)
+def log_into(events: Events, **options: Any) -> StepLog:
+    options = {"deferred": False, "on_nan": lambda: None} | options
+    counts = count_steps({"bucket": 9}, batch_size=1, epochs=1)
+    return StepLog(append_to(events), Progress(), counts, CPU, **options)
+
+
+def add(log: StepLog, *results: StepResult) -> None:
+    for result in results:
+        log.progress.step += 1
+        log.add(result)
 
 
 @pytest.mark.parametrize("bad", [result_of(math.nan), result_of(0.5, gradient_norm=math.inf)], ids=["loss", "gradient"])
@@ -33,17 +40,17 @@ def test_a_non_finite_loss_or_gradient_is_no_loss(bad: StepResult) -> None:
 
 
 def test_steps_are_reported_in_order_with_their_losses() -> None:
-    events, losses = Events(), []
-    log = log_into(events, losses)
+    events, nans = Events(), []
+    log = log_into(events, on_nan=lambda: nans.append(len(events)))
     log.start_clock()
-    for step, result in enumerate([result_of(0.25, 0.75), result_of(math.nan), result_of(0.125)], 1):
-        log.add(step, 1, result)
+    add(log, result_of(0.25, 0.75), result_of(math.nan), result_of(0.125))
     log.flush()
+    assert nans == [2]
     assert [(event, values["step"]) for event, values in events] == [("step", 1), ("nan", 2), ("step", 3)]
-    assert losses == [0.5, None, 0.125]
+    assert log.progress.losses == [0.5, None, 0.125]
     assert [values["loss"] for values in of(events, "step")] == [0.5, 0.125]
     assert {(values["total"], values["epoch"], values["lr"]) for values in of(events, "step")} == {(9, 1, 1e-4)}
-    assert sum(log.timestep_losses.event(1).count) == 3
+    assert sum(log.progress.timestep_losses.event(1).count) == 3
     log.flush()
     assert len(events) == 3
 
@@ -51,10 +58,10 @@ def test_steps_are_reported_in_order_with_their_losses() -> None:
 def test_a_deferred_log_is_due_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("lora_studio.training.reporting.step_log.time.monotonic", lambda: now)
-    log = log_into(Events(), [], deferred=True)
+    log = log_into(Events(), deferred=True)
     log.start_clock()
-    log.add(1, 1, result_of(0.5))
+    add(log, result_of(0.5))
     assert not log.due
     now += 1
     assert log.due
-    assert log_into(Events(), []).due
+    assert log_into(Events()).due

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import count
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from lora_studio.training.speed.cuda_graph_policy import (
     MIN_GAIN,
     SAMPLING_BYTES,
     TIMED_BATCHES,
-    CudaGraphs,
+    CudaGraphPass,
     copy_batch,
     expected_ratio,
     is_worthwhile,
@@ -56,7 +57,9 @@ def test_the_expected_ratio_is_that_of_the_slowest_smaller_batch(known: list[tup
 def batch_of(count: int = 1, height: int = 4, value: float = 1.0, **more: torch.Tensor) -> BatchTensors:
     latents = value * torch.arange(count * 4.0 * height * 4).reshape(count, 4, height, 4)
     ones = torch.ones(count)
-    return BatchTensors(latents, latents + 1, ones.long(), ones.long().expand(6, count).T, ones, **more)
+    return BatchTensors(
+        latents, latents + 1, ones.long(), ones.long().expand(6, count).T, ones, torch.tensor(3.0), **more
+    )
 
 
 def test_batches_of_equal_shapes_and_dtypes_share_a_graph() -> None:
@@ -82,6 +85,22 @@ def test_copying_a_batch_keeps_the_memory_of_the_target() -> None:
     assert {name: value.data_ptr() for name, value in target.tensors.items()} == addresses
 
 
+@dataclass
+class EagerToy:
+    """A gradient pass whose losses are the means of the latents, and whose gradient is their mean."""
+
+    toy: ToyTraining
+
+    def __call__(self, batch: BatchTensors) -> torch.Tensor:
+        self.toy.capturer.now += self.toy.capturer.eager_seconds
+        losses = batch.noisy.mean((1, 2, 3))
+        self.toy.gradients[0] += losses.sum() / batch.sample_count
+        return losses
+
+    def free_for_sampling(self) -> None:
+        pass
+
+
 class ToyTraining:
     """Training of one weight whose gradient is the mean of the latents, with graphs by a fake capturer."""
 
@@ -91,7 +110,7 @@ class ToyTraining:
         self.events: Events = []
         weights: Any = self
         device: Any = capturer
-        self.cuda_graphs = CudaGraphs(self.forward_backward, device, weights, self.batches_left, append_to(self.events))
+        self.gradient_pass = CudaGraphPass(EagerToy(self), device, weights, self.batches_left, append_to(self.events))
         self.step_count = 0
 
     def batches_left(self, batch: BatchTensors, this_epoch: bool) -> int:
@@ -100,25 +119,16 @@ class ToyTraining:
     def zero_gradients(self) -> None:
         self.gradients[0].zero_()
 
-    def forward_backward(self, batch: BatchTensors, sample_count: torch.Tensor) -> torch.Tensor:
-        self.capturer.now += self.capturer.eager_seconds
-        losses = batch.noisy.mean((1, 2, 3))
-        self.gradients[0] += losses.sum() / sample_count
-        return losses
-
     def step(self, *shapes: tuple[int, int]) -> None:
         """Take a step over batches of these counts and heights; losses and gradients must be those without graphs."""
         self.step_count += 1
         batches = [batch_of(count, height, self.step_count + number) for number, (count, height) in enumerate(shapes)]
-        sample_count = torch.tensor(float(sum(count for count, _ in shapes)))
         self.zero_gradients()
-        self.cuda_graphs.update(batches, sample_count)
-        assert not self.gradients[0]
         expected = torch.zeros(1)
         for batch in batches:
             losses = batch.noisy.mean((1, 2, 3))
-            expected += losses.sum() / sample_count
-            assert torch.equal(self.cuda_graphs.run(batch, sample_count), losses)
+            expected += losses.sum() / batch.sample_count
+            assert torch.equal(self.gradient_pass(batch), losses)
         assert torch.equal(self.gradients[0], expected)
 
     def steps(self, count: int, *shapes: tuple[int, int]) -> ToyTraining:
@@ -194,7 +204,8 @@ def test_a_failed_capture_disables_all_graphs(options: dict[str, Any], part: str
 
 def test_a_batch_whose_gradients_are_not_finite_does_not_verify_a_graph() -> None:
     toy = ToyTraining(FakeCapturer()).steps(TIMED_BATCHES, SMALL)
-    toy.cuda_graphs.update([batch_of(*SMALL, math.nan)], torch.tensor(1.0))
+    toy.zero_gradients()
+    toy.gradient_pass(batch_of(*SMALL, math.nan))
     assert not toy.capturer.calls.get("capture")
     assert toy.steps(1, SMALL).capturer.held
     assert not of(toy.events, "warning")
@@ -202,14 +213,14 @@ def test_a_batch_whose_gradients_are_not_finite_does_not_verify_a_graph() -> Non
 
 def test_graphs_are_released_for_sampling_and_captured_again_if_an_epoch_is_long_enough() -> None:
     toy = ToyTraining(FakeCapturer()).steps(9, SMALL)
-    toy.cuda_graphs.free_for_sampling()
+    toy.gradient_pass.free_for_sampling()
     assert toy.capturer.held
     toy.capturer.available = SAMPLING_BYTES - 1
-    toy.cuda_graphs.free_for_sampling()
+    toy.gradient_pass.free_for_sampling()
     assert not toy.capturer.held
     assert toy.steps(9, SMALL).capturer.held
     toy.left = 700  # 7 in this epoch, which save 3.5 s and cost 4
-    toy.cuda_graphs.free_for_sampling()
+    toy.gradient_pass.free_for_sampling()
     assert not toy.steps(9, SMALL).capturer.held
 
 

@@ -16,7 +16,6 @@ from lora_studio.models.text_encoding import encode_tokens
 from lora_studio.planning.memory import GIB, SDXL
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.optim.optimizers import parameter_groups, parameter_layout
-from lora_studio.training.run import Run
 from lora_studio.training.speed import memory_budget
 from lora_studio.training.speed.memory_budget import (
     RESERVED_SHARE,
@@ -26,7 +25,7 @@ from lora_studio.training.speed.memory_budget import (
     make_block_checkpointing,
     measure_step_memory,
 )
-from lora_studio.training.step import batch_losses
+from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
 from tests.support.events import ignore
 from tests.support.live_memory import saved_bytes
@@ -77,23 +76,23 @@ def test_auto_recomputes_all_blocks_on_a_gpu_until_memory_is_measured(
 
 
 @pytest.fixture(scope="module")
-def text_run(training_inputs: Path) -> Run:
+def text_run(training_inputs: Path) -> Trainer:
     """A run that trains UNet and text encoders, before its first step."""
     images = make_images(training_inputs / "two", [(64, 64)] * 2)
     job = make_job(training_inputs / "base", images, text_encoder_lr=1e-3, max_token_length=225)
     return start(job, training_inputs / "text run", Home(training_inputs / "home"))
 
 
-def test_the_text_encoders_activations_are_in_the_budget(text_run: Run) -> None:
-    run, checkpointing = text_run, text_run.block_checkpointing
-    encoders = run.base.text_encoders
-    batch = run.collator.collate(0, run.collator.largest_batch(), 0)
+def test_the_text_encoders_activations_are_in_the_budget(text_run: Trainer) -> None:
+    trainer, checkpointing = text_run, text_run.block_checkpointing
+    encoders = trainer.base.text_encoders
+    batch = trainer.collator.collate(0, trainer.collator.largest_batch(), 0, 2)
     tensors = [tensor for encoder in encoders for tensor in (*encoder.parameters(), *encoder.buffers())]
 
     def saved(kept: bool) -> tuple[int, int]:
         """Return the bytes saved outside and inside of UNet blocks."""
         checkpoint_text_encoders(encoders, not kept, preserve_rng_state=False)
-        outside, costs = checkpointing.measure(lambda: batch_losses(run, batch), [*run.weights.flat, *tensors])
+        outside, costs = checkpointing.measure(lambda: trainer.batch_loss(batch), [*trainer.weights.flat, *tensors])
         return outside, sum(cost.saved_bytes for cost in costs)
 
     recomputed, unet_bytes = saved(kept=False)
@@ -106,7 +105,12 @@ def test_the_text_encoders_activations_are_in_the_budget(text_run: Run) -> None:
     ):
         memory = StepMemory(usable=GIB + spare, peak=GIB)
         fit_recomputed_blocks(
-            checkpointing, encoders, lambda: batch_losses(run, batch), lambda memory=memory: memory, run.weights, ignore
+            checkpointing,
+            encoders,
+            lambda: trainer.batch_loss(batch),
+            lambda memory=memory: memory,
+            trainer.weights,
+            ignore,
         )
         assert bool(checkpointing.recomputed) is unet
         assert all(encoder.is_gradient_checkpointing is texts for encoder in encoders)

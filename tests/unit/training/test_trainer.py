@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from lora_studio.training.run import eval_mode
+from lora_studio.training.trainer import eval_mode
 
 
 def test_each_module_returns_to_its_own_mode_also_after_an_error() -> None:

@@ -1,0 +1,76 @@
+"""Write the trained weights as a LoRA file, never with values that are not finite; keep as many checkpoints as set."""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+import torch
+
+from lora_studio.errors import NonFiniteLossError
+from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
+from lora_studio.settings.choices import SaveFormat
+from lora_studio.training.progress import Progress
+from lora_studio.training.reporting.lora_metadata import build_lora_metadata
+from lora_studio.training.trainer import Trainer
+
+
+def save_lora_file(trainer: Trainer, progress: Progress, path: Path, epoch: int) -> None:
+    """Write the current LoRA, of EMA or schedule-free weights if the run has them; in fp32 for fp32 runs, else in fp16.
+
+    Raises NonFiniteLossError if the weights are not finite.
+    """
+    check_finite(trainer, progress)
+    metadata = build_lora_metadata(
+        trainer.job,
+        trainer.dataset,
+        trainer.counts,
+        trainer.base,
+        precision=trainer.precision,
+        started=progress.started,
+        epoch=epoch,
+        step=progress.step,
+        processes=trainer.ranks.world_size,
+        axis=trainer.adapters.dora_axis,
+    )
+    stored = torch.float32 if trainer.dtype == torch.float32 else torch.float16
+    save_format = trainer.recipe.save_format
+    if save_format is SaveFormat.DIFFUSERS:
+        metadata |= adapter_metadata(trainer.adapters)
+    with trainer.averaged_weights.swapped_in():
+        tensors = lora_tensors(trainer.adapters, trainer.base.unet, stored, save_format)
+    save_lora(path, tensors, metadata)
+
+
+def check_finite(trainer: Trainer, progress: Progress) -> None:
+    """Raise NonFiniteLossError if a trained weight is not finite."""
+    if not trainer.adapters.is_finite():
+        raise non_finite_error(trainer, f"The LoRA's weights are not finite at step {progress.step}.")
+
+
+def non_finite_error(trainer: Trainer, message: str) -> NonFiniteLossError:
+    """Return an error that names the last good checkpoint and the learning rates to lower."""
+    files = checkpoint_files(trainer)
+    kept = f"The last good checkpoint, {files[-1].name}, is kept" if files else "No checkpoint was saved before"
+    rates = " and ".join(name for name in ("unet_lr", "text_encoder_lr") if getattr(trainer.recipe, name))
+    return NonFiniteLossError(f"{message} {kept}.", f"The learning rate is too high: halve {rates}.", code="nan")
+
+
+def checkpoint_files(trainer: Trainer) -> list[Path]:
+    """Return the LoRA files of finished epochs and of steps between them, oldest first."""
+    folder, job_name = trainer.folder / "checkpoints", trainer.job.name
+
+    def position(file: Path) -> int:
+        label = file.stem.removeprefix(f"{job_name}-")
+        return int(label.removeprefix("step")) if "step" in label else int(label) * trainer.counts.steps_per_epoch
+
+    name = glob.escape(job_name)
+    files = [*folder.glob(f"{name}-{'[0-9]' * 6}.safetensors"), *folder.glob(f"{name}-step{'[0-9]' * 8}.safetensors")]
+    return sorted(files, key=position)
+
+
+def delete_old_checkpoints(trainer: Trainer) -> None:
+    """Delete all but the last `keep_checkpoints` checkpoints of a run; 0 keeps all."""
+    if keep := trainer.recipe.keep_checkpoints:
+        for file in checkpoint_files(trainer)[:-keep]:
+            file.unlink(missing_ok=True)

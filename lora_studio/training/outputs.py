@@ -1,0 +1,166 @@
+"""What a run leaves in its folder on the way: LoRA checkpoints, sample images, validation losses, resume states."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
+from lora_studio.training.lora_file import check_finite, delete_old_checkpoints, save_lora_file
+from lora_studio.training.progress import Progress
+from lora_studio.training.reporting.health import new_hints
+from lora_studio.training.resume import capture_state
+from lora_studio.training.resume_state import save_state
+from lora_studio.training.samples import SampleSettings, encode_prompt, generate_samples, sample_prompts, save_sample
+from lora_studio.training.trainer import Trainer
+from lora_studio.training.validation import validate
+from lora_studio.workspace.job_folder import JobFolder
+
+STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
+
+
+@dataclass
+class Outputs:
+    """Writes the outputs of a run and reports them; on ranks other than the main process it writes nothing.
+
+    `saved_position` is the (step, epochs) of the last resume state, `saved_at` its monotonic time. While checkpoints
+    and samples are being written, `log_offset` is the size in bytes that the event log had before: a resume repeats
+    the events from there.
+    """
+
+    trainer: Trainer
+    progress: Progress
+    report: Report
+    should_stop: Callable[[], bool]
+    saved_position: tuple[int, int] | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+    log_offset: int | None = None
+
+    @property
+    def state_due(self) -> bool:
+        """True if the last resume state is older than `STATE_INTERVAL`."""
+        return time.monotonic() - self.saved_at > STATE_INTERVAL
+
+    @property
+    def due_within_epoch(self) -> bool:
+        """True if a checkpoint or samples are due after a step that does not end an epoch."""
+        recipe, progress = self.trainer.recipe, self.progress
+        epoch_ended = progress.epochs_finished < progress.epochs_due(self.trainer.counts)
+        due = any(_is_due(every, progress.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
+        return due and not epoch_ended and self.trainer.ranks.is_main
+
+    def validate_before_training(self) -> None:
+        """Compute the validation loss of the weights before the first step."""
+        if self.progress.step == 0 and not self.progress.validation_losses and self.trainer.ranks.is_main:
+            self._validate(0)
+
+    def finish_epoch(self) -> None:
+        """Report an epoch, save its LoRA, generate samples, validate, report hints; save the resume state last."""
+        epoch = self.progress.epochs_finished + 1
+        if self.trainer.ranks.is_main:
+            self.log_offset = JobFolder(self.trainer.folder).sync_events()
+            self._write_epoch(epoch)
+            self.log_offset = None
+        self.progress.timestep_losses.clear()
+        self.progress.epochs_finished = epoch
+        self.save_state()
+
+    def write_within_epoch(self) -> None:
+        """Write the checkpoint and samples that are due after a step that does not end an epoch."""
+        self.log_offset = JobFolder(self.trainer.folder).sync_events()
+        if _is_due(self.trainer.recipe.save_every_n_steps, self.progress.step):
+            self.save_checkpoint(None)
+        if _is_due(self.trainer.recipe.sample_every_n_steps, self.progress.step):
+            self.write_samples(None)
+        self.log_offset = None
+
+    def save_before_stop(self) -> None:
+        """Save a checkpoint of the last step, unless it has one or no step was made, and the resume state."""
+        recipe, progress = self.trainer.recipe, self.progress
+        ends_epoch = progress.step == progress.epochs_finished * self.trainer.counts.steps_per_epoch
+        saved = _is_due(recipe.save_every_n_steps, progress.step) or (
+            ends_epoch and _is_due(recipe.save_every_n_epochs, progress.epochs_finished)
+        )
+        if self.trainer.ranks.is_main and progress.step > 0 and not saved:
+            self.save_checkpoint(None)
+            self.saved_position = None  # save the state again, so that a resume keeps the event of the checkpoint
+        self.save_state()
+
+    def save_checkpoint(self, epoch: int | None) -> None:
+        """Save the LoRA of a finished epoch, or of the last step if `epoch` is None; with kohya's file names."""
+        trainer, progress = self.trainer, self.progress
+        position = f"step{progress.step:08d}" if epoch is None else f"{epoch:06d}"
+        path = trainer.folder / "checkpoints" / f"{trainer.job.name}-{position}.safetensors"
+        save_lora_file(trainer, progress, path, progress.epoch(trainer.counts) if epoch is None else epoch)
+        delete_old_checkpoints(trainer)
+        self.report(CheckpointEvent(step=progress.step, epoch=epoch, path=str(path.relative_to(trainer.folder))))
+
+    def write_samples(self, epoch: int | None) -> None:
+        """Write the sample images of a finished epoch, or of the last step if `epoch` is None, until a stop request."""
+        trainer, recipe, step = self.trainer, self.trainer.recipe, self.progress.step
+        prompts = sample_prompts(trainer.job, trainer.dataset)
+        settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
+        position = f"step {step}" if epoch is None else f"epoch {epoch}"
+        file_part = f"{step:08d}" if epoch is None else f"e{epoch:06d}"
+        self.report(PhaseEvent(message=f"Generating samples of {position}"))
+        trainer.gradient_pass.free_for_sampling()
+        with trainer.averaged_weights.swapped_in():
+            images = generate_samples(
+                trainer.base,
+                prompts,
+                lambda prompt: encode_prompt(prompt, trainer),
+                settings,
+                device=trainer.device,
+                autocast=trainer.batch_loss.autocast,
+                report=self.report,
+                should_stop=self.should_stop,
+            )
+            for index, (prompt, image) in enumerate(zip(prompts, images, strict=False)):
+                if image is None:
+                    message = f"The sample for {prompt!r} has NaN or Inf values and is not saved."
+                    self.report(WarningEvent(code="sample_not_finite", message=message))
+                    continue
+                path = trainer.folder / "samples" / f"{trainer.job.name}_{file_part}_{index:02d}_{recipe.seed}.png"
+                save_sample(path, image)
+                name = str(path.relative_to(trainer.folder))
+                self.report(
+                    SampleEvent(step=step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=name)
+                )
+
+    def save_state(self) -> None:
+        """Save the resume state after the last step, if it is not saved yet.
+
+        Raises NonFiniteLossError for weights that are not finite.
+        """
+        trainer, progress = self.trainer, self.progress
+        position = progress.step, progress.epochs_finished
+        if not trainer.ranks.is_main or self.saved_position == position:
+            return
+        check_finite(trainer, progress)
+        events_size = JobFolder(trainer.folder).sync_events() if self.log_offset is None else self.log_offset
+        save_state(trainer.folder / "checkpoints" / "state", capture_state(trainer, progress, events_size))
+        self.saved_position, self.saved_at = position, time.monotonic()
+
+    def _write_epoch(self, epoch: int) -> None:
+        trainer, recipe, step = self.trainer, self.trainer.recipe, self.progress.step
+        if losses := self.progress.unfinished_losses(trainer.counts):
+            self.report(EpochEvent(epoch=epoch, loss=sum(losses) / len(losses)))
+            self.report(self.progress.timestep_losses.event(epoch))
+        last = epoch == trainer.counts.epochs
+        if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, step):
+            self.save_checkpoint(epoch)
+        sample_due = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
+        if sample_due or _is_due(recipe.sample_every_n_steps, step):
+            self.write_samples(epoch)
+        with trainer.averaged_weights.swapped_in():
+            self._validate(epoch)
+        for hint in new_hints(self.progress, trainer.counts.total_steps):
+            self.report(hint)
+
+    def _validate(self, epoch: int) -> None:
+        validate(self.trainer, self.progress, epoch, report=self.report, should_stop=self.should_stop)
+
+
+def _is_due(every: int, number: int) -> bool:
+    return every > 0 and number % every == 0

@@ -1,0 +1,75 @@
+"""The progress of a run: all that changes from step to step except tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from lora_studio.planning.steps import StepCount
+from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
+
+
+class ValidationLoss(BaseModel):
+    """The validation loss after `step` optimizer steps, at the end of epoch `epoch` (0: before the first step)."""
+
+    step: int
+    epoch: int
+    loss: float
+
+
+class Progress(BaseModel):
+    """The progress of a run. A resume state stores exactly this, and the tensors of the trainer.
+
+    `step` counts the optimizer steps taken, `epochs_finished` the epochs whose LoRA, samples and resume state are
+    saved. `started` is in seconds since 1970. `losses` has the training loss of each reported step, None where it was
+    not finite.
+    """
+
+    step: int = 0
+    epochs_finished: int = 0
+    started: float = Field(default_factory=time.time)
+    losses: list[float | None] = Field(default_factory=list)
+    validation_losses: list[ValidationLoss] = Field(default_factory=list)
+    timestep_losses: TimestepLosses = Field(default_factory=TimestepLosses)
+    reported_hints: list[str] = Field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the progress as JSON values."""
+        return self.model_dump()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Progress:
+        """Return the progress that `to_dict` stored. Raises ValueError if a value is missing or of another type."""
+        return cls.model_validate(values)
+
+    @property
+    def last_loss(self) -> float | None:
+        """The last finite training loss; None before the first."""
+        return next((loss for loss in reversed(self.losses) if loss is not None), None)
+
+    @property
+    def nan_streak(self) -> int:
+        """The number of steps without a finite loss since the last one with."""
+        return next((count for count, loss in enumerate(reversed(self.losses)) if loss is not None), len(self.losses))
+
+    @property
+    def validation_by_step(self) -> dict[int, float]:
+        """The finite validation losses by step, in order; for a step validated twice, the last one."""
+        found = {entry.step: entry.loss for entry in self.validation_losses if isfinite(entry.loss)}
+        return dict(sorted(found.items()))
+
+    def epoch(self, counts: StepCount) -> int:
+        """Return the epoch of the last step, counted from 1."""
+        return max(1, -(-self.step // counts.steps_per_epoch))
+
+    def epochs_due(self, counts: StepCount) -> int:
+        """Return the number of epochs that the steps so far complete; max_train_steps may cut the last one short."""
+        return counts.epochs if self.step >= counts.total_steps else self.step // counts.steps_per_epoch
+
+    def unfinished_losses(self, counts: StepCount) -> Sequence[float]:
+        """Return the finite training losses since the last finished epoch."""
+        return [loss for loss in self.losses[self.epochs_finished * counts.steps_per_epoch :] if loss is not None]
