@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Losses = Sequence[float | None]
 MAX_WINDOWS = 20
+MAX_NAN_STEPS = 5  # steps in a row without a finite loss at which a run has diverged
+NAN_WINDOW = 20  # steps of which half without a finite loss mean the same
 # Two-sided p = 0.003 with the 18 degrees of freedom of 20 windows, 0.005 with 11.
 MIN_STANDARD_ERRORS = 3.5
 
@@ -47,6 +49,14 @@ class LossChange:
     def rises(self) -> bool:
         """True if the loss rose significantly."""
         return self.end - self.start > MIN_STANDARD_ERRORS * self.error
+
+
+def has_diverged(losses: Losses) -> bool:
+    """Return whether none of the last 5 steps, or at most half of the last 20, has a finite loss."""
+    finite = [loss is not None and isfinite(loss) for loss in losses[-NAN_WINDOW:]]
+    if len(finite) >= MAX_NAN_STEPS and not any(finite[-MAX_NAN_STEPS:]):
+        return True
+    return len(finite) == NAN_WINDOW and sum(finite) <= NAN_WINDOW // 2
 
 
 def smooth(losses: Losses, half_life: float | None = None) -> list[float | None]:

@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_studio.events import Event, NanEvent, StartEvent, StepEvent, ValidationEvent
 from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
-from lora_studio.planning.losses import LossChange, Losses, fit_trend, smooth, total_change
+from lora_studio.planning.losses import (
+    NAN_WINDOW,
+    LossChange,
+    Losses,
+    fit_trend,
+    has_diverged,
+    smooth,
+    total_change,
+)
+from lora_studio.planning.rates import lower_rates
 from lora_studio.settings.choices import Precision, Scheduler
 from lora_studio.settings.recipe import Recipe
 
@@ -88,7 +97,7 @@ def judge_losses(
     `validation` has the validation losses by step, in order.
     """
     good = sum(loss is not None and isfinite(loss) for loss in losses)
-    if losses and (losses[-1] is None or not isfinite(losses[-1])):
+    if has_diverged(losses) or (losses and (losses[-1] is None or not isfinite(losses[-1]))):
         return _nan(losses, good, recipe)
     if good < MIN_STEPS:
         return Verdict(
@@ -127,7 +136,9 @@ def _recent(losses: Losses) -> Losses:
 
 def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
     sign = WARNING_SIGNS["nan"]
-    steps = f"Step {len(losses)} has no finite loss, {len(losses) - good} of {len(losses)} steps in all."
+    recent = losses[-NAN_WINDOW:]
+    bad = sum(loss is None or not isfinite(loss) for loss in recent)
+    steps = f"{bad} of the last {len(recent)} steps have no finite loss, {len(losses) - good} of {len(losses)} steps in all."
     precision = ""
     if recipe is not None and recipe.mixed_precision is Precision.FP16:
         precision = " Or use bf16, which has a larger range than fp16."
@@ -135,7 +146,7 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
         code="nan",
         title=sign.sign,
         evidence=f"{steps} {sign.cause}",
-        next_step=f"{sign.remedy}{_rate(recipe, 0.5)}{precision}",
+        next_step=f"{sign.remedy}{_lower_rates(recipe)}{precision}",
         level="bad",
     )
 
@@ -178,7 +189,7 @@ def _rising(losses: Losses, recent: LossChange, recipe: Recipe | None) -> Verdic
         code="rising",
         title=sign.sign,
         evidence=f"{_describe(recent)} It was lowest around step {lowest}. {sign.cause}",
-        next_step=f"{sign.remedy} For the next run, a lower learning rate{_rate(recipe, 0.5, '')} is worth a try.",
+        next_step=f"{sign.remedy} For the next run, a lower learning rate{_lower_rates(recipe)} is worth a try.",
         level="bad" if recent.relative > STEEP_RISE else "warn",
     )
 
@@ -215,7 +226,7 @@ def _no_improvement(recent: LossChange, recipe: Recipe | None) -> Verdict:
         code="no_improvement",
         title=sign.sign,
         evidence=f"It changed by {_range(recent)} in the last {recent.steps} steps, and not before. {sign.cause}",
-        next_step=f"{sign.remedy}{_rate(recipe, 2)} {ONE_CHANGE}",
+        next_step=f"{sign.remedy}{_higher_rate(recipe)} {ONE_CHANGE}",
         level="warn",
     )
 
@@ -252,11 +263,18 @@ def _range(change: LossChange) -> str:
     return f"{change.relative:+.1%} \N{PLUS-MINUS SIGN} {2 * change.relative_error:.1%}"
 
 
-def _rate(recipe: Recipe | None, factor: float, lead: str = " ") -> str:
-    """Return the learning rate to try next as text; empty for optimizers and schedules that set it themselves."""
+def _higher_rate(recipe: Recipe | None) -> str:
+    """Return twice the UNet's rate as text; empty for optimizers and schedules that set it themselves."""
     if recipe is None or recipe.unet_lr == 0 or recipe.lr_scheduler is Scheduler.ADAFACTOR:
         return ""
     if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         return ""
-    text = f"(unet_lr {recipe.unet_lr:g} to {recipe.unet_lr * factor:g})"
-    return f"{lead or ' '}{text}"
+    return f" (unet_lr {recipe.unet_lr:g} to {recipe.unet_lr * 2:g})"
+
+
+def _lower_rates(recipe: Recipe | None) -> str:
+    """Return the rates to try after a run that diverged as text; empty for optimizers that find them themselves."""
+    if recipe is None or OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
+        return ""
+    changes = [f"{name} {getattr(recipe, name):g} to {rate:g}" for name, rate in lower_rates(recipe).items()]
+    return f" ({', '.join(changes)})" if changes else ""

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.planning.losses import fit_trend, smooth, total_change
+from lora_studio.planning.losses import fit_trend, has_diverged, smooth, total_change
 
 
 def test_smooth_starts_at_the_first_loss_and_keeps_a_constant() -> None:
@@ -56,3 +56,20 @@ def test_total_change_compares_the_start_with_the_end() -> None:
     assert change.relative == pytest.approx(-0.5)
     assert change.falls
     assert not change.rises
+
+
+@pytest.mark.parametrize(
+    ("recent", "diverged"),
+    [
+        ([None] * 5, True),
+        ([None] * 4, False),
+        ([0.1] + [None] * 4 + [0.1], False),
+        ([0.1, float("nan")] * 10, True),
+        ([None, 0.1] * 10, True),
+        ([0.1, float("inf")] * 9, False),
+        ([None, 0.1, 0.1] * 10, False),
+        ([None, 0.1] * 20 + [0.1] * 3, False),
+    ],
+)
+def test_a_run_has_diverged_if_steps_keep_having_no_finite_loss(recent: list[float | None], diverged: bool) -> None:
+    assert has_diverged(recent) is diverged

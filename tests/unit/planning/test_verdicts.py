@@ -131,6 +131,17 @@ def test_run_that_ends_without_a_finite_loss_is_nan(last: float | None) -> None:
     assert "0.0005 to 0.00025" in found.next_step
 
 
+def test_run_without_a_finite_loss_in_every_other_step_is_nan() -> None:
+    losses: list[float | None] = curve("falling", 500, 0.2, 0)
+    losses[1::2] = [None] * 250
+    losses.append(0.1)
+    recipe = Recipe.parse({"unet_lr": 0.1, "text_encoder_lr": 1e-4})
+    found = judge_losses(losses, recipe=recipe)
+    assert (found.code, found.level) == ("nan", "bad")
+    assert "10 of the last 20" in found.evidence
+    assert "unet_lr 0.1 to 0.0005" in found.next_step  # 200 times the guide's rate, to the guide's
+
+
 def test_gaps_do_not_change_the_verdict() -> None:
     losses = curve("falling", 3000, 0.2, 0)
     losses[500:520] = [None] * 20

@@ -117,7 +117,7 @@ def test_the_text_encoders_activations_are_in_the_budget(text_run: Trainer) -> N
 
 
 def text_encoder_gib(layers: tuple[int, int], recomputed: bool, unet: Any, **settings: Any) -> float:
-    """Return what SDXL's text encoders save for one caption in bf16, if they had these numbers of layers."""
+    """Return what SDXL's text encoders would save of one caption in bf16 with these numbers of layers."""
     with torch.device("meta"):
         encoders = [
             kind(CLIPTextConfig.from_pretrained(SDXL_CONFIG / name, num_hidden_layers=count))

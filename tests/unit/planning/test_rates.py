@@ -1,0 +1,32 @@
+"""The learning rates to try after a run that diverged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lora_studio.planning.rates import lower_rates, lower_rates_advice
+from lora_studio.settings.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ({}, {"unet_lr": 2.5e-4, "text_encoder_lr": 5e-5}),
+        ({"unet_lr": 4e-3, "text_encoder_lr": 0}, {"unet_lr": 2e-3}),
+        ({"unet_lr": 0.1, "text_encoder_lr": 0.02}, {"unet_lr": 5e-4, "text_encoder_lr": 1e-4}),
+        ({"unet_lr": 0, "text_encoder_lr": 0.02}, {"text_encoder_lr": 1e-4}),
+        ({"optimizer": "Lion8bit", "unet_lr": 0.1, "text_encoder_lr": 0}, {"unet_lr": 1e-4}),
+        ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, {"unet_lr": 0.5, "text_encoder_lr": 0.5}),
+        ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, {}),
+    ],
+)
+def test_rates_are_halved_or_become_the_guides_if_they_are_far_above_it(
+    recipe: dict[str, Any], expected: dict[str, float]
+) -> None:
+    parsed = Recipe.parse(recipe)
+    assert lower_rates(parsed) == expected
+    advice = lower_rates_advice(parsed)
+    assert all(f"{name} to {rate:g}" in advice for name, rate in expected.items())
+    assert expected or "lr_scheduler" in advice
