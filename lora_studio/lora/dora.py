@@ -17,6 +17,7 @@ the squared norms of W are constant, and those of W + D follow from products of 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ class DoraMagnitude(nn.Module):
 
     def factors(self, base: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
         """Return m / ||W + D|| in the shape of `weight`, for W [out, in, ...], A [r, in, ...] and B [out, r, ...]."""
-        with torch.no_grad(), torch.autocast(base.device.type, enabled=False):
+        with torch.no_grad(), _without_autocast(base.device):
             w, a, b = (part.flatten(1).to(self.base_squares.dtype) for part in (base, down, up))
             if self.axis is DoraAxis.INPUT:
                 mixed = (b.t() @ w).mul_(2).addmm_(b.t() @ b, a, alpha=scale)  # [r, in * kernel area]
@@ -59,6 +60,12 @@ class DoraMagnitude(nn.Module):
     def _norms(squares: Tensor) -> Tensor:
         """Return the roots, at least epsilon: an input whose weights are all 0 has a magnitude of 0."""
         return squares.clamp_min(torch.finfo(squares.dtype).eps ** 2).sqrt()
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which matrix products keep their dtype; a no-op on devices without autocast, like meta."""
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 class _DoraForward:

@@ -22,6 +22,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from torch import Tensor, nn
 
+from lora_studio.errors import InputError
 from lora_studio.lora.dora import DoraConv2d, DoraLinear, dora_magnitude, init_dora_magnitude
 from lora_studio.lora.fused_linear import FusedLoraLinear
 from lora_studio.lora.layers import find_target_layers
@@ -124,7 +125,14 @@ def add_adapters(
 
     They are initialised from its seed and change nothing before training, since one of their factors is zero. The
     layers' `cast_input_dtype_enabled` is off where the base is in half precision: there autocast does the casting.
+    Raises InputError for an axis that the recipe's file format does not have.
     """
+    if axis is DoraAxis.INPUT and dora_axis(recipe) is DoraAxis.OUTPUT:
+        raise InputError(
+            f"save_format is {recipe.save_format.value}, but this DoRA has magnitudes per input.",
+            "Set save_format to kohya, as at the start of the run.",
+            code="save_format",
+        )
     models: dict[str, nn.Module] = {"unet": unet}
     models |= {f"te{number}": encoder for number, encoder in enumerate(text_encoders, 1)}
     dims: dict[str, dict[str, DimAlpha]] = defaultdict(dict)

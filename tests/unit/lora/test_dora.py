@@ -106,6 +106,15 @@ def test_norms_on_a_half_precision_base_are_fp32(axis: DoraAxis) -> None:
     assert factors.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_computes_shapes_on_the_meta_device(kind: str) -> None:
+    make, shape = LAYERS[kind]
+    with torch.device("meta"):
+        layer = dora_layer(make(), DoraAxis.INPUT)
+        found = layer(torch.empty(shape))
+    assert (found.shape, found.device.type) == (layer.get_base_layer()(torch.empty(shape, device="meta")).shape, "meta")
+
+
 @pytest.mark.parametrize("axis", DoraAxis)
 def test_dropout_is_on_the_inputs_of_the_change(axis: DoraAxis) -> None:
     torch.manual_seed(1)

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lora_studio.errors import InputError
 from lora_studio.lora.inject import add_adapters, inject, layer_tensors
 from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.shapes import DimAlpha, DoraAxis, layer_dim_alpha, tensor_shapes
@@ -105,6 +106,12 @@ def test_a_dora_run_with_magnitudes_per_output_resumes_with_them(shared: Path, t
     report_dora_axis(first.adapters.dora_axis, first.job.recipe, append_to(events))
     report_dora_axis(DoraAxis.INPUT, second.job.recipe, append_to(events))
     assert [event["code"] for event in of(events, "warning")] == ["dora_axis"]
+
+
+def test_magnitudes_per_input_need_kohyas_format(pipe: StableDiffusionXLPipeline) -> None:
+    with pytest.raises(InputError) as caught:
+        add_adapters(pipe.unet, [], recipe_of("DoRA diffusers"), axis=DoraAxis.INPUT)
+    assert caught.value.code == "save_format"
 
 
 def test_recomputed_activations_have_the_same_dropout(shared: Path, tmp_path: Path) -> None:
