@@ -16,7 +16,7 @@ from PIL import Image
 from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import Report
 from lora_studio.files import write_atomic
-from lora_studio.models.load import Base
+from lora_studio.models.load import Base, on_device
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.models.text_encoding import encode_text
 from lora_studio.settings.job_specs import TrainJob
@@ -71,27 +71,23 @@ def generate_samples(
     """
     pipe = make_pipeline(base)
     side = settings.side // base.latent_factor * base.latent_factor
-    vae_device = base.vae.device
     for prompt in prompts:
         completed, image = False, None
         with warn_if_out_of_memory(report, "sample_out_of_memory", f"Memory ran out in the sample for {prompt!r}."):
-            try:
-                base.vae.to(device)  # type: ignore[arg-type]
-                with eval_mode(base.unet, *base.text_encoders), torch.no_grad(), autocast():
-                    text = encode(prompt)
-                    image = generate_image(
-                        pipe,
-                        text,
-                        text.zeros(),
-                        seed=settings.seed,
-                        steps=settings.steps,
-                        guidance=settings.guidance,
-                        width=side,
-                        height=side,
-                        should_stop=should_stop,
-                    )
-            finally:
-                base.vae.to(vae_device)  # type: ignore[arg-type]
+            modes = eval_mode(base.unet, *base.text_encoders)
+            with on_device(base.vae, device), modes, torch.no_grad(), autocast():
+                text = encode(prompt)
+                image = generate_image(
+                    pipe,
+                    text,
+                    text.zeros(),
+                    seed=settings.seed,
+                    steps=settings.steps,
+                    guidance=settings.guidance,
+                    width=side,
+                    height=side,
+                    should_stop=should_stop,
+                )
             completed = True
         if not completed or (image is None and should_stop()):
             return
