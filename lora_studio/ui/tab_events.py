@@ -102,13 +102,14 @@ class TabEvents(Generic[Page, Shown]):
         outputs: Sequence[Block] | None,
         options: Mapping[str, Any],
     ) -> None:
-        def run(values: dict[Component, Any]) -> Updates:
+        # Gradio takes an empty dictionary for too few values.
+        def run(values: dict[Component, Any]) -> Updates | dict[str, Any]:
             with self.lock:
-                return act(values)
+                return act(values) or gr.skip()
 
-        def run_with_event(values: dict[Component, Any], event_data: gr.EventData) -> Updates:
+        def run_with_event(values: dict[Component, Any], event_data: gr.EventData) -> Updates | dict[str, Any]:
             with self.lock:
-                return act(values, getattr(event_data, sends))
+                return act(values, getattr(event_data, sends)) or gr.skip()
 
         called = run_with_event if sends else run
         called.__name__, called.__qualname__, called.__doc__ = handler.__name__, handler.__qualname__, handler.__doc__

@@ -78,6 +78,7 @@ class Interface:
     def _apply(self, updates: Any) -> dict[str, Any]:
         """Apply updates; return them by name: a value, or a dictionary of changed properties."""
         shown: dict[str, Any] = {}
+        assert updates != {}, "gradio takes an empty dictionary for too few values: return gr.skip()"
         if not isinstance(updates, dict) or "__type__" in updates:
             return shown
         for component, update in updates.items():
