@@ -138,8 +138,7 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
     sign = WARNING_SIGNS["nan"]
     recent = losses[-NAN_WINDOW:]
     bad = sum(loss is None or not isfinite(loss) for loss in recent)
-    bad_in_all = f"{len(losses) - good} of {len(losses)} steps in all"
-    steps = f"{bad} of the last {len(recent)} steps have no finite loss, {bad_in_all}."
+    steps = f"{bad} of the last {len(recent)} steps have no finite loss, {len(losses) - good} of {len(losses)} in all."
     precision = ""
     if recipe is not None and recipe.mixed_precision is Precision.FP16:
         precision = " Or use bf16, which has a larger range than fp16."

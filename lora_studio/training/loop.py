@@ -8,6 +8,7 @@ from functools import partial
 
 from lora_studio.errors import NonFiniteLossError, StudioError
 from lora_studio.events import Report
+from lora_studio.planning.losses import NAN_WINDOW, has_diverged
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.training.lora_file import non_finite_error
 from lora_studio.training.outputs import Outputs
@@ -17,15 +18,13 @@ from lora_studio.training.speed.step_retry import StepRetry
 from lora_studio.training.step import train_step
 from lora_studio.training.trainer import Trainer
 
-MAX_NAN_STEPS = 5  # steps in a row without a finite loss that end a run
-
 
 def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_stop: Callable[[], bool]) -> bool:
     """Train until the run is complete (returns False) or a stop is requested (returns True).
 
     On a stop, and on any error that leaves the weights valid, the state after the last step is saved first; on a stop
-    also its LoRA, as a checkpoint. Raises NonFiniteLossError after MAX_NAN_STEPS steps in a row without a finite loss.
-    An error on one rank ends all ranks.
+    also its LoRA, as a checkpoint. Raises NonFiniteLossError if too many of the last steps have no finite loss. An
+    error on one rank ends all ranks.
     """
     counts, ranks = trainer.counts, trainer.ranks
     resumed_at = (progress.step, progress.epochs_finished) if progress.step else None
@@ -35,7 +34,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
         progress,
         counts,
         trainer.device,
-        on_nan=partial(_check_nan_streak, trainer, progress),
+        on_nan=partial(_check_divergence, trainer, progress),
         deferred=trainer.skips_on_device,
     )
     retry = step_retry(trainer, report)
@@ -78,9 +77,9 @@ def step_retry(trainer: Trainer, report: Report) -> StepRetry:
     return StepRetry(trainer.block_checkpointing, trainer.weights, report, adaptive)
 
 
-def _check_nan_streak(trainer: Trainer, progress: Progress) -> None:
-    """Raise NonFiniteLossError if the last MAX_NAN_STEPS steps had no finite loss."""
-    if progress.nan_streak < MAX_NAN_STEPS:
+def _check_divergence(trainer: Trainer, progress: Progress) -> None:
+    """Raise NonFiniteLossError if too many of the last steps have no finite loss."""
+    if not has_diverged(progress.losses):
         return
     if progress.last_loss is None:
         raise NonFiniteLossError(
@@ -89,6 +88,9 @@ def _check_nan_streak(trainer: Trainer, progress: Progress) -> None:
             f"{trainer.precision} now), or download {trainer.base.name} again.",
             code="nan",
         )
+    recent = progress.losses[-NAN_WINDOW:]
     raise non_finite_error(
-        trainer, f"The loss was not finite for {MAX_NAN_STEPS} steps in a row, up to step {len(progress.losses)}."
+        trainer,
+        f"The loss was not finite in {recent.count(None)} of the last {len(recent)} steps, up to step "
+        f"{len(progress.losses)}.",
     )

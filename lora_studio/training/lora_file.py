@@ -9,6 +9,7 @@ import torch
 
 from lora_studio.errors import NonFiniteLossError
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
+from lora_studio.planning.rates import lower_rates_advice
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
@@ -52,8 +53,8 @@ def non_finite_error(trainer: Trainer, message: str) -> NonFiniteLossError:
     """Return an error that names the last good checkpoint and the learning rates to lower."""
     files = checkpoint_files(trainer)
     kept = f"The last good checkpoint, {files[-1].name}, is kept" if files else "No checkpoint was saved before"
-    rates = " and ".join(name for name in ("unet_lr", "text_encoder_lr") if getattr(trainer.recipe, name))
-    return NonFiniteLossError(f"{message} {kept}.", f"The learning rate is too high: halve {rates}.", code="nan")
+    remedy = f"The learning rate is too high. {lower_rates_advice(trainer.recipe)}"
+    return NonFiniteLossError(f"{message} {kept}.", remedy, code="nan")
 
 
 def checkpoint_files(trainer: Trainer) -> list[Path]:

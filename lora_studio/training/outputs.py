@@ -18,6 +18,7 @@ from lora_studio.training.validation import validate
 from lora_studio.workspace.job_folder import JobFolder
 
 STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
+EPOCH_STATE_INTERVAL = 120.0  # the same at the ends of epochs, which may be as short as a step; a state takes seconds
 
 
 @dataclass
@@ -56,7 +57,10 @@ class Outputs:
             self._validate(0)
 
     def finish_epoch(self) -> None:
-        """Report an epoch, save its LoRA, generate samples, validate, report hints; save the resume state last."""
+        """Report an epoch, save its LoRA, generate samples, validate, report hints.
+
+        Last, save the resume state after the last epoch, or if the previous one is older than `EPOCH_STATE_INTERVAL`.
+        """
         epoch = self.progress.epochs_finished + 1
         if self.trainer.ranks.is_main:
             self.log_offset = JobFolder(self.trainer.folder).sync_events()
@@ -64,7 +68,9 @@ class Outputs:
             self.log_offset = None
         self.progress.timestep_losses.clear()
         self.progress.epochs_finished = epoch
-        self.save_state()
+        complete = self.progress.step >= self.trainer.counts.total_steps
+        if complete or time.monotonic() - self.saved_at > EPOCH_STATE_INTERVAL:
+            self.save_state()
 
     def write_within_epoch(self) -> None:
         """Write the checkpoint and samples that are due after a step that does not end an epoch."""

@@ -52,11 +52,6 @@ class Progress(BaseModel):
         return next((loss for loss in reversed(self.losses) if loss is not None), None)
 
     @property
-    def nan_streak(self) -> int:
-        """The number of steps without a finite loss since the last one with."""
-        return next((count for count, loss in enumerate(reversed(self.losses)) if loss is not None), len(self.losses))
-
-    @property
     def validation_by_step(self) -> dict[int, float]:
         """The finite validation losses by step, in order; for a step validated twice, the last one."""
         found = {entry.step: entry.loss for entry in self.validation_losses if isfinite(entry.loss)}

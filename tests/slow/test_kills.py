@@ -27,9 +27,9 @@ SEED = 4
 
 
 def save_at_every_step() -> None:
-    from lora_studio.training import loop
+    from lora_studio.training import outputs
 
-    loop.STATE_INTERVAL = 0.0
+    outputs.STATE_INTERVAL = outputs.EPOCH_STATE_INTERVAL = 0.0
 
 
 def save_at_every_step_and_die(number: int) -> None:

@@ -342,6 +342,24 @@ def test_repeated_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert all(weight.isfinite().all() for weight in weights_of(tmp_path).values())
 
 
+def test_a_loss_that_is_not_finite_in_every_other_step_ends_the_run(
+    base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, steps = BatchLoss.__call__, itertools.count()
+
+    def losses(batch_loss: BatchLoss, batch: Any) -> torch.Tensor:
+        return real(batch_loss, batch) * (float("nan") if next(steps) % 2 else 1)
+
+    monkeypatch.setattr(BatchLoss, "__call__", losses)
+    images = make_images(tmp_path / "images", [(64, 64)])
+    job = make_job(base, images, epochs=40, save_every_n_epochs=40, unet_lr=0.1)
+    with pytest.raises(NonFiniteLossError) as caught:
+        train_into(job, tmp_path / "run", Home(shared / "home"))
+    assert caught.value.code == "nan"
+    assert "step 20" in caught.value.message
+    assert "unet_lr to 0.0005" in caught.value.remedy  # the guide's: half of 0.1 is too high as well
+
+
 def test_non_finite_weights_are_never_written(trainer: Trainer, tmp_path: Path) -> None:
     trainer = replace(trainer, folder=tmp_path)
     with torch.no_grad():
