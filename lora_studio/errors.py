@@ -46,8 +46,15 @@ class InputError(StudioError):
     exit_status = 2
 
 
-# pydantic's messages for texts that are not numbers are long.
-_MESSAGES = {"float_parsing": "should be a number", "int_parsing": "should be a whole number"}
+# pydantic's messages for these are long, or name Python's types.
+_MESSAGES = {
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "list_type": "should have at least one entry",
+    "too_short": "should have at least one entry",
+}
 
 
 def validation_message(problem: ErrorDetails) -> str:

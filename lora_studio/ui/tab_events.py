@@ -39,6 +39,7 @@ class TabEvents(Generic[Page, Shown]):
     - `show_error(error)` returns the updates for a StudioError of a handler.
     - `notice` shows errors; it is emptied after a success, except by ticks.
     - `lock` is held while a handler runs.
+    - `recover(page, error)`, if given, returns what to show besides the error, such as a list without what is gone.
     """
 
     inputs: Iterable[Component]
@@ -49,6 +50,7 @@ class TabEvents(Generic[Page, Shown]):
     notice: gr.HTML
     progress: EventOptions
     lock: AbstractContextManager[object] = field(default_factory=nullcontext)
+    recover: Callable[[Page, StudioError], Shown | None] | None = None
 
     def on(
         self,
@@ -67,11 +69,15 @@ class TabEvents(Generic[Page, Shown]):
         """
 
         def act(values: PageValues, *sent: object) -> Updates:
+            page = None
             try:
-                shown = handler(self.read(values), *(values[component] for component in more), *sent)
+                page = self.read(values)
+                shown = handler(page, *(values[component] for component in more), *sent)
                 updates = {self.notice: "", **self._rendered(shown)}
             except StudioError as error:
-                updates = {} if error.code == ignored_error else self.show_error(error)
+                updates = {**self._recovered(page, error), **self.show_error(error)}
+                if error.code == ignored_error:
+                    updates = {}
             return updates if outputs is None else {item: updates[item] for item in outputs if item in updates}
 
         self._register(event, handler, act, more, sends, outputs, {**self.progress, **options})
@@ -88,6 +94,9 @@ class TabEvents(Generic[Page, Shown]):
                 return {}
 
         self._register(event, handler, act, (), "", outputs, {**NO_PROGRESS, "queue": False, **options})
+
+    def _recovered(self, page: Page | None, error: StudioError) -> Updates:
+        return self._rendered(self.recover(page, error)) if page is not None and self.recover else {}
 
     def _rendered(self, shown: Shown | None) -> Updates:
         return {} if shown is None else self.render(shown)

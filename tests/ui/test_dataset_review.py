@@ -193,6 +193,14 @@ def test_bulk_edit_is_previewed_applied_and_undone(project: Project, interface: 
     assert captions(project)[0] == f"{TRIGGER}, guitar, paper, pen"
 
 
+def test_bulk_edit_does_not_keep_its_text_for_another_project(
+    project: Project, interface: Interface, original: Project
+) -> None:
+    interface.call(CaptionHandlers.preview, bulk_action="Add", bulk_first="masterpiece", bulk_scope="All images")
+    interface.open_project(original.name)
+    assert interface.contents_of("bulk_first") == ""
+
+
 def test_bulk_edit_can_be_limited_to_filtered_images(project: Project, interface: Interface) -> None:
     interface.call(DatasetTab.section_changed, dataset_section="Captions")
     interface.call(CaptionHandlers.filter_changed, dataset_filter_tag="umbrella", dataset_filter_side="with tag")

@@ -324,6 +324,40 @@ def test_image_marked_as_kept_is_not_proposed_until_it_is_checked_again(project:
     assert "Mirrored duplicate" in shown["dataset_groups"]
 
 
+def test_all_images_to_check_are_kept_with_one_click_and_checked_again(project: Project, interface: Interface) -> None:
+    shutil.copy(EXAMPLE_IMAGES / "umbrella.png", project.images_dir / "small.png")
+    with Image.open(project.images_dir / "small.png") as image:
+        image.convert("L").point(lambda value: 255 - value).save(project.images_dir / "small.png")
+    interface.call(DatasetTab.start_scan)
+    wait_for_scan()
+    shown = interface.call(DatasetTab.section_changed, dataset_section="Curate")
+    assert shown["curate_keep_flagged"] == {"value": "Keep all to check (2)", "visible": True}
+    shown = interface.call(CurationHandlers.keep_flagged)
+    assert shown["dataset_flagged"] == ""
+    assert shown["curate_keep_flagged"]["visible"] is False
+    shown = interface.call(CurationHandlers.button_clicked, pick=button(shown["dataset_message"], "Undo"))
+    assert shown["curate_keep_flagged"]["value"] == "Keep all to check (2)"
+
+
+def test_an_image_that_is_gone_is_no_longer_shown_after_a_click(project: Project, interface: Interface) -> None:
+    gone = pick(project, "set_aside", "umbrella.png")
+    interface.call(DatasetTab.section_changed, dataset_section="Review")
+    (project.images_dir / "umbrella.png").unlink()
+    shown = interface.call(CurationHandlers.button_clicked, pick=gone)
+    assert error_code(shown["dataset_notice"]) == "no_image"
+    assert shown["dataset_grid"].count('class="shot"') == 3
+
+
+def test_an_image_that_is_opened_is_on_the_page_of_the_grid(home: Home, interface: Interface) -> None:
+    project = home.create_project("fifty")
+    for number in range(50):
+        (project.images_dir / f"{number:02d}.png").write_bytes(b"")
+    interface.open_project(project.name)
+    interface.call(DatasetTab.section_changed, dataset_section="Curate")
+    shown = interface.call(CurationHandlers.button_clicked, pick=pick(project, "show", "49.png"))
+    assert "49–50 of 50 images" in shown["dataset_grid"]
+
+
 @pytest.mark.parametrize(
     "asked",
     [
@@ -450,6 +484,14 @@ def test_failed_import_is_reported_and_changes_nothing(project: Project, interfa
     shown = interface.call(DatasetTab.scan_tick)
     assert "text.png" in shown["dataset_report"]
     assert names(project) == NAMES
+
+
+def test_folder_can_be_given_in_quotes(home: Home, interface: Interface, pictures: Path) -> None:
+    project = home.create_project("quoted")
+    interface.open_project(project.name)
+    interface.call(DatasetTab.import_folder, dataset_folder=f'"{pictures}"')
+    wait_for_scan()
+    assert len(names(project)) == len(list(pictures.glob("*.png")))
 
 
 @pytest.mark.parametrize("folder", ["", "/no/such/folder"])

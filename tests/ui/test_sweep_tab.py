@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,47 @@ def test_a_finished_sweep_shows_figures_and_download(project: Project, interface
     assert "0.100" in shown["test_tiles"]
     assert "Mean absolute difference from strength 0" in shown["test_measures"]
     saved = Path(shown["test_download"]["value"])
+    assert saved.name == "ink-test-001.png"
     assert saved.read_bytes() == (project.path / "sweeps" / "001" / "grid.png").read_bytes()
+
+
+def test_figures_name_their_lora_and_what_they_need(project: Project, interface: Interface) -> None:
+    run = project.runs()[0].path
+    folder = make_sweep(project, [run / "ink.safetensors", run / "checkpoints" / "ink-000001.safetensors"])
+    rows = [{"lora": "ink", "base": "b", "strength": 1, "change": 0.1, "variety": None}]
+    (folder.path / "measures.json").write_text(json.dumps({"rows": rows}), "utf-8")
+    shown = interface.open_project("ink")
+    assert "difference from strength 0, ink" in shown["test_tiles"]
+    job = (folder.path / "job.toml").read_text("utf-8")
+    (folder.path / "job.toml").write_text(job.replace('"{trigger}, face", "clock"', '"clock"'), "utf-8")
+    assert "needs at least two prompts" in interface.open_project("ink")["test_tiles"]
+
+
+@pytest.mark.parametrize(("content", "problem"), [("", "at least one entry"), ("  \n ", "at least one entry")])
+def test_an_empty_list_is_described_in_plain_words(
+    project: Project, interface: Interface, content: str, problem: str
+) -> None:
+    for box in ("test_prompts", "test_strengths"):
+        interface.open_project("ink")
+        shown = interface.call(SweepTab.start_sweep, **{box: content})
+        assert problem in shown[box]["info"]
+        assert "given: nothing" in shown[box]["info"]
+
+
+@pytest.mark.slow
+def test_keys_step_through_the_enlarged_images(open_page: Callable[..., Any], running: Any) -> None:
+    project = make_project(running.home, "a grid")
+    make_sweep(project, [make_run(project).path / "ink.safetensors"])
+    page = open_page()
+    page.get_by_role("tab", name="4 · Test").click()
+    page.locator("#test-grid button").first.click()
+    strength = page.locator("#test-large dt:has-text('Strength') + dd")
+    strength.get_by_text("0 (no LoRA)").wait_for()
+    for key, shown in (("ArrowRight", "0.7"), ("ArrowRight", "1"), ("ArrowRight", "1"), ("ArrowLeft", "0.7")):
+        page.keyboard.press(key)
+        strength.get_by_text(shown, exact=True).wait_for()
+    page.keyboard.press("Escape")
+    page.locator("#test-large .large").wait_for(state="detached")
 
 
 def test_a_tick_updates_nothing_without_changes(project: Project, interface: Interface) -> None:
@@ -249,12 +290,14 @@ def test_an_imported_lora_is_copied_once(home: Home, interface: Interface, tmp_p
     interface.open_project("ink")
     shown = interface.call(SweepTab.upload_lora, test_upload=str(LORA))
     assert shown["test_loras"]["value"] == ["loras/kohya_tiny_sdxl_lora.safetensors"]
-    interface.call(SweepTab.add_lora_path, test_path=f'"{LORA}"')
+    shown = interface.call(SweepTab.add_lora_path, test_path=f'"{LORA}"')
+    assert shown["test_loras"]["value"] == ["loras/kohya_tiny_sdxl_lora.safetensors"]
     [copy] = project.loras_dir.iterdir()
     assert copy.read_bytes() == LORA.read_bytes()
     other = tmp_path / LORA.name
     other.write_bytes(LORA.read_bytes() + b"\0")
-    interface.call(SweepTab.add_lora_path, test_path=str(other))
+    shown = interface.call(SweepTab.add_lora_path, test_path=str(other))
+    assert len(shown["test_loras"]["value"]) == 2
     assert sorted(path.name for path in project.loras_dir.iterdir()) == [
         "kohya_tiny_sdxl_lora-2.safetensors",
         "kohya_tiny_sdxl_lora.safetensors",

@@ -12,7 +12,7 @@ from lora_studio.ui.dataset import curation_view, variety
 from lora_studio.ui.dataset.background_scan import ScanRunner
 from lora_studio.ui.dataset.caption_edit import next_after_removal, save_draft
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.dataset.curation_view import restored_card, set_aside_card
+from lora_studio.ui.dataset.curation_view import kept_card, restored_card, set_aside_card
 from lora_studio.ui.dataset.image_item import ImageItem, image_id
 from lora_studio.ui.dataset.layout import DatasetLayout
 from lora_studio.ui.dataset.state import DatasetState, Draft, Message, Section, after_presses
@@ -40,6 +40,7 @@ class CurationHandlers:
         events.on(curate.keys.click, self.keys_pressed, sends="presses", trigger_mode="multiple")
         events.on(curate.apply.click, self.set_aside_proposed)
         events.on(curate.restore.click, self.restore_all)
+        events.on(curate.keep_flagged.click, self.keep_flagged)
         events.on(layout.review.aside.click, self.set_current_aside)
 
     def button_clicked(self, state: DatasetState, pick: object) -> DatasetState:
@@ -55,7 +56,8 @@ class CurationHandlers:
             case Pick.USE_INSTEAD:
                 return self._use_instead(state, state.contents.item(subject))
             case Pick.KEEP | Pick.UNKEEP:
-                return self._mark_kept(state, state.contents.item(subject), kept=verb == Pick.KEEP)
+                items = [state.contents.item(identity) for identity in subject.split(",")]
+                return _with_kept(state, items, kept=verb == Pick.KEEP)
             case Pick.RESTORE:
                 return self._restore(state, subject.split(","))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
@@ -73,6 +75,14 @@ class CurationHandlers:
         state = save_draft(state)
         return self._set_aside(state, [state.contents.item(state.place.draft.image)])
 
+    def keep_flagged(self, state: DatasetState) -> DatasetState:
+        """Mark all images to check as kept."""
+        items = state.contents.flagged
+        if not items:
+            raise InputError("There are no images to check.", "Scan again to look for issues.", code="nothing")
+        undo = f"{Pick.UNKEEP}:{','.join(item.id for item in items)}"
+        return _with_kept(state, items, kept=True).with_(message=Message(kept_card(len(items), undo), undo))
+
     def restore_all(self, state: DatasetState) -> DatasetState:
         """Restore all images that were set aside."""
         return self._restore(state)
@@ -83,8 +93,7 @@ class CurationHandlers:
 
     def _open_in_review(self, state: DatasetState, identity: str) -> DatasetState:
         state = save_draft(state)
-        item = state.contents.item(identity)
-        return state.at(draft=Draft.of(item), section=Section.REVIEW).with_(message=Message())
+        return state.with_image(state.contents.item(identity)).at(section=Section.REVIEW)
 
     def _set_aside(self, state: DatasetState, items: Sequence[ImageItem], reason: str = "") -> DatasetState:
         """Set images aside; if the image in Review is one of them, show the next one."""
@@ -104,10 +113,6 @@ class CurationHandlers:
         if len(group.reject) > 1 and not self.scans.is_running(state.project):
             self.scans.start(state.project)
         return state.with_(scan=self.scans.view(state.project))
-
-    def _mark_kept(self, state: DatasetState, item: ImageItem, *, kept: bool) -> DatasetState:
-        mark_kept(state.contents, item, kept=kept)
-        return state.with_(loaded=state.contents.after_change(), message=Message())
 
     def _restore(self, state: DatasetState, ids: Sequence[str] | None = None) -> DatasetState:
         message, restored = restore(state.project, ids)
@@ -164,11 +169,15 @@ def group_with_duplicate(contents: Contents, item: ImageItem) -> DuplicateGroup:
     raise InputError(f"{item.name} is no longer a duplicate.", "Scan again.", code="no_group")
 
 
-def mark_kept(contents: Contents, item: ImageItem, *, kept: bool) -> None:
-    """Mark an image to be kept whatever the scan finds, or remove the mark; raise InputError before its first scan."""
-    if item.info is None:
-        raise InputError(f"{item.name} has not been scanned yet.", "Scan first.", code="not_scanned")
-    contents.manifest.with_kept(item.info.sha256, kept=kept).save_marks(contents.project.path)
+def _with_kept(state: DatasetState, items: Sequence[ImageItem], *, kept: bool) -> DatasetState:
+    """Mark images to be kept whatever the scan finds, or remove the marks; raise InputError before their first scan."""
+    manifest = state.contents.manifest
+    for item in items:
+        if item.info is None:
+            raise InputError(f"{item.name} has not been scanned yet.", "Scan first.", code="not_scanned")
+        manifest = manifest.with_kept(item.info.sha256, kept=kept)
+    manifest.save_marks(state.project.path)
+    return state.with_(loaded=state.contents.after_change(), message=Message())
 
 
 def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Message, list[Path]]:

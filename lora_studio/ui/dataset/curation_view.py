@@ -177,6 +177,12 @@ def _rejected_entry(home: Home, contents: Contents, entry: Rejected) -> Entry:
     )
 
 
+def kept_card(count: int, undo: str) -> Markup:
+    """Return a card about images that were just marked as kept, with a button that sends the request `undo`."""
+    text = f"{format_count(count, 'image')} marked as kept: the scan does not list them again."
+    return render("dataset/message.html", text=text, button=Action(undo, "Undo", key="z"))
+
+
 def set_aside_card(names: Sequence[str], undo: str) -> Markup:
     """Return a card about images that were just set aside, with a button that sends the request `undo`."""
     text = f"{names[0]} was set aside." if len(names) == 1 else f"{format_count(len(names), 'image')} were set aside."

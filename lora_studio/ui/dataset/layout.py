@@ -74,6 +74,7 @@ class CurateSide(NamedTuple):
     apply: gr.Button
     scan: gr.Button
     restore: gr.Button
+    keep_flagged: gr.Button
     move_loose: gr.Button
     keys: gr.HTML
     variety: gr.HTML
@@ -248,8 +249,9 @@ def build_curate() -> CurateSide:
         with gr.Row(elem_classes="actions"):
             scan = gr.Button("Scan", elem_id="curate-scan", min_width=110)
             restore = gr.Button("Restore all", elem_id="curate-restore", min_width=110, visible=False)
+        keep_flagged = gr.Button(elem_id="curate-keep-flagged", visible=False)
         move_loose = gr.Button(elem_id="curate-move-loose", visible=False)
         keys = html(render("dataset/hint.html", text=CURATE_KEYS), js="curate_keys.js", classes="curate-keys")
         variety = html(elem_id="curate-variety")
         aside = pickable(elem_id="curate-aside")
-    return CurateSide(column, status, apply, scan, restore, move_loose, keys, variety, aside)
+    return CurateSide(column, status, apply, scan, restore, keep_flagged, move_loose, keys, variety, aside)

@@ -141,6 +141,9 @@ class DatasetRenderer:
                 f"Set aside all proposed ({len(contents.proposed)})", visible=bool(contents.proposed)
             ),
             curate.restore: gr.Button(visible=bool(state.rejected)),
+            curate.keep_flagged: gr.Button(
+                f"Keep all to check ({len(contents.flagged)})", visible=len(contents.flagged) > 1
+            ),
             curate.move_loose: gr.Button(
                 f"Move {format_count(len(loose), 'loose image')} into {state.project.images_dir.name}",
                 visible=bool(loose),
@@ -168,6 +171,7 @@ class DatasetRenderer:
             **(render_captions(captions, state) if section is Section.CAPTIONS else {}),
             **(render_statistics(statistics, state) if section is Section.STATISTICS else {}),
             **({} if state.preview is None else render_preview(captions, state.preview)),
+            **({} if state.shown else {captions.first: "", captions.second: ""}),
         }
 
 

@@ -45,6 +45,8 @@ from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.workspace.project import Project, ProjectInfo
 
+GONE = ("no_image", "no_group")  # codes of errors about images that the page still shows
+
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and wire its events."""
@@ -81,6 +83,7 @@ class DatasetTab:
             layout.top.notice,
             self.studio.with_progress,
             threading.Lock(),
+            self.recover,
         )
         events.on(tab.select, self.tab_opened, ignored_error="no_project")
         self._wire_import(events)
@@ -129,6 +132,10 @@ class DatasetTab:
         shown = values[layout.held.shown_scan], values[layout.held.shown_tagging]
         return DatasetState(project, place, self.scans.view(project), place, *shown)
 
+    def recover(self, state: DatasetState, error: StudioError) -> DatasetState | None:
+        """Show the dataset as it is on disk if an image of the page is gone, as after a click in another window."""
+        return state if error.code in GONE else None
+
     def refresh(self, project: Project) -> Updates:
         """Show a project that was just chosen, in the section of its next step."""
         with suppress(StudioError):  # such as a full disk
@@ -161,7 +168,7 @@ class DatasetTab:
         if self.studio.mode is not Mode.LOCAL:
             problem = "Folders can be imported only when the studio is not shared."
             raise InputError(problem, "Drop a zip.", code="not_local")
-        path = (folder or "").strip()
+        path = (folder or "").strip().strip("\"'")  # Windows copies paths in quotes
         if not path:
             raise InputError("No folder is given.", "Enter its path, or drop files above.", code="no_folder")
         return self._import(state, [path])

@@ -85,7 +85,9 @@ def tagger_info(tagger: str) -> str:
     known = CATALOGUE.get(tagger)
     if known is None:
         return "A Hub repository or a folder in the layout of a WD v3 tagger or of BLIP."
-    return f"{known.why} Downloaded on first use." if isinstance(known.location, str) else known.why
+    if not isinstance(known.location, str):
+        return known.why
+    return f"{known.why} Downloaded on first use; a folder or another Hub repository can be typed instead."
 
 
 def _tagger() -> gr.Dropdown:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
-from lora_studio.dataset.ingest.importers import ImportReport
+from lora_studio.dataset.ingest.importers import ImportReport, Refused
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanView
 from lora_studio.ui.dataset.contents import Contents
@@ -261,13 +261,24 @@ def import_card(report: ImportReport) -> Markup:
     step = "Next: set duplicates aside in Curate, then Tag." if report.added else ""
     parts = [card("Imported" if report.added else "Nothing new", f"{', '.join(counts)}.", step, tone)]
     parts += [note(text) for text in report.notes]
-    parts += [note(item.message, item.remedy, Tone.WARNING) for item in report.refused[:MAX_NAMES]]
+    parts += _refusals(report.refused)
     if report.skipped:
         lines = [f"{item.name}: {item.reason}" for item in report.skipped]
         parts.append(card("Already imported", "\n".join(shortened(lines))))
-    if len(report.refused) > MAX_NAMES:
-        parts.append(note(f"{len(report.refused) - MAX_NAMES} more were refused for similar reasons."))
     return cards(parts)
+
+
+def _refusals(refused: Sequence[Refused]) -> list[Markup]:
+    """Return a card for each remedy, with the files that it is for."""
+    by_remedy: dict[str, list[str]] = {}
+    for item in refused:
+        by_remedy.setdefault(item.remedy, []).append(item.message)
+    return [
+        note(messages[0], remedy, Tone.WARNING)
+        if len(messages) == 1
+        else card(f"{len(messages):,} files were refused", "\n".join(shortened(messages)), remedy, Tone.WARNING)
+        for remedy, messages in by_remedy.items()
+    ]
 
 
 def shortened(lines: Sequence[str]) -> list[str]:

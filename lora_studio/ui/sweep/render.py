@@ -21,7 +21,7 @@ from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card, heading
 from lora_studio.ui.widgets.job_status import log
 from lora_studio.ui.widgets.thumbnails import copy_for_download
-from lora_studio.workspace.job_folder import JobState
+from lora_studio.workspace.job_folder import JobState, slugify
 from lora_studio.workspace.project import Project
 
 LOG_LINES = 40
@@ -112,14 +112,17 @@ class SweepRenderer:
     def _download(self, sweep: SweepView) -> gr.DownloadButton:
         if sweep.is_active or sweep.grid is None:
             return gr.DownloadButton(visible=False)
-        return gr.DownloadButton(value=copy_for_download(self.layout.results.download, sweep.grid), visible=True)
+        name = f"{slugify(sweep.folder.path.parents[1].name)}-test-{sweep.folder.name}.png"
+        copy = copy_for_download(self.layout.results.download, sweep.grid, name)
+        return gr.DownloadButton(value=copy, visible=True)
 
     def _form(self, project: Project, form: SweepForm) -> Updates:
         """Fill the form. LoRAs that no longer exist are not selected."""
         settings, choices = self.layout.settings, lora_choices(project)
         options = [(choice.label, choice.id) for choice in choices.values()]
+        selected = [given for given in dict.fromkeys(form.loras) if given in choices]
         return {
-            settings.loras: gr.update(choices=options, value=[given for given in form.loras if given in choices]),
+            settings.loras: gr.update(choices=options, value=selected),
             **({} if form.bases is None else {settings.bases: list(form.bases)}),
             **self.layout.form.fill(form.values),
             **({} if form.key is None else {self.layout.held.filled_for: form.key}),

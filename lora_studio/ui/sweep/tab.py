@@ -202,4 +202,4 @@ class SweepTab:
 
     def _imported(self, page: SweepPage, file: Path) -> SweepState:
         imported = import_lora(page.project, file)
-        return SweepState(page.project, default_sweep(page.project), form=SweepForm([imported]))
+        return SweepState(page.project, default_sweep(page.project), form=SweepForm([*page.loras, imported]))

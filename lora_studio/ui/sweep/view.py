@@ -47,13 +47,8 @@ def sweep_tiles(view: SweepView) -> Markup:
     """Return tiles with images, time, and the measures at the strength nearest to 1."""
     total, done = len(view.plan.cells), len(view.drawn)
     usual = _usual_strength(view)
-    without_lora = next((row for row in view.measures if row.strength == 0), None)
     at = f" at {usual.strength:g}" if usual else ""
-    variety = (
-        f"{_measure(without_lora.variety)} without the LoRA"
-        if without_lora
-        else "how much images of different prompts differ"
-    )
+    of = f", {usual.lora}" if usual and len(view.plan.loras) > 1 else ""
     return tiles(
         [
             Tile("Images", f"{done} / {total}" if done < total else f"{total}", _dimensions(view.plan)),
@@ -61,11 +56,23 @@ def sweep_tiles(view: SweepView) -> Markup:
             Tile(
                 f"Change{at}",
                 _measure(usual.change) if usual else "–",
-                "difference from strength 0" if usual else "measured at the end",
+                f"difference from strength 0{of}" if usual else "measured at the end",
             ),
-            Tile(f"Variety{at}", _measure(usual.variety) if usual else "–", variety),
+            Tile(f"Variety{at}", _measure(usual.variety) if usual else "–", _variety_note(view, usual)),
         ]
     )
+
+
+def _variety_note(view: SweepView, usual: StrengthMeasures | None) -> str:
+    """Return what the figure of variety is compared with, or why there is none."""
+    if len(set(view.job.prompts)) < 2:
+        return "needs at least two prompts"
+    if usual is None:
+        return "how much images of different prompts differ"
+    matching = [row for row in view.measures if row.strength == 0 and (row.base, row.lora) == (usual.base, usual.lora)]
+    if not matching:
+        return "how much images of different prompts differ"
+    return f"{_measure(matching[0].variety)} without the LoRA"
 
 
 def _usual_strength(view: SweepView) -> StrengthMeasures | None:

@@ -243,4 +243,5 @@ def _problems(error: ValidationError) -> dict[str, str]:
 
 def _without_markdown(given: object) -> str:
     """Return the wrong input without the characters that gradio's help texts interpret as Markdown."""
-    return "nothing" if given is None else re.sub(r"[\\`*_<>\[\]()]", " ", str(given))[:MAX_INPUT_SHOWN]
+    shown = "" if given is None else re.sub(r"[\\`*_<>\[\]()]", " ", str(given))[:MAX_INPUT_SHOWN].strip()
+    return shown or "nothing"

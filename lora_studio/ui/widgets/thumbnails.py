@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,7 +11,7 @@ from gradio.processing_utils import save_file_to_cache
 
 from lora_studio.dataset.images.decode import thumbnail
 from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import cached_by_stamp
+from lora_studio.files import cached_by_stamp, write_atomic
 from lora_studio.workspace.project import Home
 
 THUMBNAIL_SIZE = 512  # px
@@ -39,7 +40,17 @@ def _thumbnail(path: Path, folder: Path, size: int, sha256: str | None) -> Path:
     return thumbnail(path, folder, size, sha256=sha256)
 
 
-def copy_for_download(button: gr.DownloadButton, path: Path) -> str:
-    """Copy a project's file to gradio's cache, from which a download button may serve it, and return the copy."""
+def copy_for_download(button: gr.DownloadButton, path: Path, name: str = "") -> str:
+    """Copy a project's file to gradio's cache, from which a download button may serve it, and return the copy.
+
+    `name` is the name of the copy, by default that of the file.
+    """
     with disk_errors(path):
-        return str(save_file_to_cache(path, button.GRADIO_CACHE))
+        copy = Path(save_file_to_cache(path, button.GRADIO_CACHE))
+        if name and copy.name != name and not copy.with_name(name).exists():
+            write_atomic(copy.with_name(name), lambda temporary: _copy(copy, temporary))
+        return str(copy.with_name(name or copy.name))
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)

@@ -97,6 +97,19 @@ def test_tiles_and_curate_show_no_earlier_result_during_a_scan(home: Home) -> No
     assert figures(scanning=False) == ["3", "–", "–"]
 
 
+def test_files_that_are_refused_for_one_reason_share_a_card() -> None:
+    files = [
+        Refused(name=f"{number}.png", message=f"{number}.png is damaged.", remedy="Save it.") for number in range(60)
+    ]
+    other = Refused(name="a.gif", message="a.gif is animated.", remedy="Pick a frame.")
+    shown = import_card(ImportReport(added=[], skipped=[], refused=[*files, other], notes=[]))
+    assert shown.count("Save it.") == 1
+    assert "60 files" in shown
+    assert "11.png is damaged." in shown
+    assert "and 48 more" in shown
+    assert "a.gif is animated." in shown
+
+
 def test_large_dataset_is_shown_in_pages(home: Home) -> None:
     project = home.create_project("large")
     for number in range(PAGE_SIZE + 2):

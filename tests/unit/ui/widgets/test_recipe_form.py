@@ -73,7 +73,7 @@ def test_fields_follow_another_plan_except_those_that_the_user_changed(form: Rec
 
 
 def test_help_texts_contain_no_markdown_of_the_user(form: RecipeForm) -> None:
-    assert "given:  a  b " in form.mark_field("unet_lr", "[a](b)", Recipe())["info"]
+    assert "(given: a  b)" in form.mark_field("unet_lr", "[a](b)", Recipe())["info"]
 
 
 def test_settings_without_effect_are_hidden_unless_searched(form: RecipeForm) -> None:
