@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,33 @@ def gpu_error(error: BaseException) -> InputError | None:
     if (known := unused_gpu_error()) is not None:
         remedy = known.remedy
     return InputError(f"PyTorch cannot use the GPU: {text.splitlines()[0].rstrip('.')}.", remedy, code="gpu")
+
+
+def uses_windows_driver() -> bool:
+    """Return whether the GPU's driver is one for Windows, also of a Linux that runs in Windows (WSL)."""
+    return sys.platform == "win32" or "microsoft" in platform.release().lower()
+
+
+def use_expandable_segments() -> None:
+    """Let torch's CUDA allocator grow its blocks, against fragmentation by many shapes, unless the user configured it.
+
+    On Linux only. To be called before a GPU is used. The variable's newer name, PYTORCH_ALLOC_CONF, is ignored by
+    PyTorch 2.9 to 2.11 (pytorch/pytorch issue 183387).
+    """
+    if sys.platform == "linux" and not uses_windows_driver() and "PYTORCH_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def limit_gpu_memory() -> None:
+    """Let torch use only the GPU memory that is free now, if the driver would use main memory instead of failing.
+
+    Windows' drivers do that ("system memory fallback"): steps take minutes, without an out-of-memory error.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not uses_windows_driver() or not torch.cuda.is_available():
+        return
+    free, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (free + torch.cuda.memory_reserved()) / total))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -23,7 +23,13 @@ from pydantic import BaseModel
 
 from lora_studio import guide
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
-from lora_studio.device import check_gpu_is_usable, gpu_error, is_out_of_memory
+from lora_studio.device import (
+    check_gpu_is_usable,
+    gpu_error,
+    is_out_of_memory,
+    limit_gpu_memory,
+    use_expandable_segments,
+)
 from lora_studio.errors import (
     DiskFullError,
     InputError,
@@ -170,6 +176,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     """
     job = folder.job()
     _let_idle_threads_sleep()
+    use_expandable_segments()
     _silence_libraries()
     started = time.time()
     recorder = _EventRecorder(folder, listen)
@@ -191,7 +198,9 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
             with library_errors(job):
                 if needs_gpu(job):
                     check_gpu_is_usable()
-                result = stage_for(job)(
+                stage = stage_for(job)
+                limit_gpu_memory()
+                result = stage(
                     job, folder, home=home, report=recorder, should_stop=folder.stop_requested, resume=resume
                 )
     except StopRequested:
@@ -273,6 +282,7 @@ def follow(folder: JobFolder, *, home: Home, resume: bool = False) -> None:
     if not isinstance(job, TrainJob):
         return
     _let_idle_threads_sleep()
+    use_expandable_segments()
     _silence_libraries()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

@@ -13,9 +13,11 @@ from lora_studio.device import (
     check_gpu_is_usable,
     find_gpu,
     find_gpus,
+    limit_gpu_memory,
     torch_device,
     torch_dtype,
     unused_gpu_error,
+    use_expandable_segments,
 )
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import Precision
@@ -189,3 +191,44 @@ def raised_by(check: Callable[[], None]) -> InputError:
     with pytest.raises(InputError) as caught:
         check()
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "given", "expected"),
+    [
+        ("linux", "6.8.0-generic", {}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        ("linux", "6.8.0", {"PYTORCH_ALLOC_CONF": "a:1"}, {"PYTORCH_ALLOC_CONF": "a:1"}),
+        ("linux", "6.8.0", {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}, {"PYTORCH_CUDA_ALLOC_CONF": "a:1"}),
+        ("linux", "5.15.0-microsoft-standard-WSL2", {}, {}),
+        ("win32", "11", {}, {}),
+    ],
+    ids=["Linux", "set by the user", "set by its older name", "WSL", "Windows"],
+)
+def test_expandable_segments_are_used_on_linux(
+    monkeypatch: pytest.MonkeyPatch, system: str, release: str, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    monkeypatch.setattr(device.sys, "platform", system)
+    monkeypatch.setattr(device.platform, "release", lambda: release)
+    monkeypatch.setattr(device.os, "environ", given)
+    use_expandable_segments()
+    assert given == expected
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "fractions"),
+    [("win32", "11", [0.75]), ("linux", "5.15.0-microsoft-standard-WSL2", [0.75]), ("linux", "6.8.0-generic", [])],
+    ids=["Windows", "WSL", "Linux"],
+)
+def test_windows_drivers_get_no_more_memory_than_is_free(
+    monkeypatch: pytest.MonkeyPatch, system: str, release: str, fractions: list[float]
+) -> None:
+    """5 of 8 GiB are free, and one that torch has reserved can be used again."""
+    found: list[float] = []
+    monkeypatch.setattr(device.sys, "platform", system)
+    monkeypatch.setattr(device.platform, "release", lambda: release)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2**30)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", found.append)
+    limit_gpu_memory()
+    assert found == fractions

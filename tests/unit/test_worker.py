@@ -150,6 +150,22 @@ def test_jobs_with_embedded_models_need_no_gpu(tmp_path: Path, home: Home, stage
     assert worker.execute(folder, home=home) == Result()
 
 
+def test_the_gpus_memory_is_configured_before_the_job_runs(
+    folder: JobFolder, home: Home, stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        calls.append("work")
+        return Result()
+
+    monkeypatch.setattr(worker, "use_expandable_segments", lambda: calls.append("segments"))
+    monkeypatch.setattr(worker, "limit_gpu_memory", lambda: calls.append("limit"))
+    stage(work)
+    worker.execute(folder, home=home)
+    assert calls == ["segments", "limit", "work"]
+
+
 def test_full_disk_names_the_file(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise OSError(errno.ENOSPC, "No space left on device", "/somewhere/file")
