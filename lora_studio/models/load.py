@@ -7,7 +7,7 @@ configuration and tokenizers ship in `sdxl_config/`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +42,7 @@ from lora_studio.models.locate import (
 # Offset and length in bytes of the part of a file that kohya's "legacy" hash covers; UIs show its first 8 hex digits.
 HASH_START, HASH_LENGTH = 0x100000, 0x10000
 LATENT_CHANNELS = 4
+MAX_NAMES = 3  # missing tensors that an error names
 
 
 @dataclass
@@ -141,21 +142,32 @@ Parts = tuple[UNet, list[PreTrainedModel], AutoencoderKL, list[CLIPTokenizer]]
 
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
-    def options(part: str) -> dict[str, Any]:
+    def load(model: Any, part: str, **options: Any) -> Any:
         half = _weights_file(folder / part).name.endswith(".fp16.safetensors")
-        return {
-            "pretrained_model_name_or_path": str(folder),
-            "subfolder": part,
-            "use_safetensors": True,
-            "local_files_only": True,
-            "variant": "fp16" if half else None,
-        }
+        loaded, info = model.from_pretrained(
+            str(folder),
+            subfolder=part,
+            use_safetensors=True,
+            local_files_only=True,
+            variant="fp16" if half else None,
+            output_loading_info=True,
+            **options,
+        )
+        _check_complete(part, info["missing_keys"])
+        return loaded
 
-    unet = UNet.from_pretrained(**options("unet"), torch_dtype=dtype)
-    first = CLIPTextModel.from_pretrained(**options("text_encoder"), dtype=dtype)
-    second = CLIPTextModelWithProjection.from_pretrained(**options("text_encoder_2"), dtype=dtype)
-    vae = AutoencoderKL.from_pretrained(**options("vae"), torch_dtype=torch.float32)
+    unet = load(UNet, "unet", torch_dtype=dtype)
+    first = load(CLIPTextModel, "text_encoder", dtype=dtype)
+    second = load(CLIPTextModelWithProjection, "text_encoder_2", dtype=dtype)
+    vae = load(AutoencoderKL, "vae", torch_dtype=torch.float32)
     return unet, [first, second], vae, _load_tokenizers(folder)
+
+
+def _check_complete(part: str, missing: Iterable[str]) -> None:
+    """Raise ValueError with the names of the tensors that the weights of a part lack: they would start at random."""
+    if names := sorted(missing):
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        raise ValueError(f"its {part} lacks {len(names)} tensors ({', '.join(names[:MAX_NAMES])}{more})")
 
 
 def _load_file(file: Path, dtype: torch.dtype) -> Parts:
@@ -166,7 +178,11 @@ def _load_file(file: Path, dtype: torch.dtype) -> Parts:
     pipeline = StableDiffusionXLPipeline.from_single_file(
         str(file), config=config, vae=vae, torch_dtype=dtype, local_files_only=True
     )
-    return pipeline.unet, [pipeline.text_encoder, pipeline.text_encoder_2], vae, _load_tokenizers(SDXL_CONFIG)
+    text_encoders = [pipeline.text_encoder, pipeline.text_encoder_2]
+    for part, model in zip(("text_encoder", "text_encoder_2"), text_encoders, strict=True):
+        # diffusers leaves what a file lacks on the meta device
+        _check_complete(part, (name for name, weight in model.named_parameters() if weight.is_meta))
+    return pipeline.unet, text_encoders, vae, _load_tokenizers(SDXL_CONFIG)
 
 
 def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
@@ -208,7 +224,10 @@ def load_vae(name: str) -> AutoencoderKL:
     try:
         vae: AutoencoderKL
         if path.is_dir():
-            vae = AutoencoderKL.from_pretrained(str(path), use_safetensors=True, torch_dtype=torch.float32)
+            vae, info = AutoencoderKL.from_pretrained(
+                str(path), use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+            )
+            _check_complete("folder", info["missing_keys"])
         else:
             vae = AutoencoderKL.from_single_file(
                 str(path), config=str(SDXL_CONFIG), subfolder="vae", torch_dtype=torch.float32, local_files_only=True

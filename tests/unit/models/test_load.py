@@ -47,6 +47,27 @@ def test_text_encoders_of_both_transformers_versions_load(prefix: str, base: Pat
     assert same({name.removeprefix("text_model."): weight for name, weight in found.items()}, weights)
 
 
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "text_encoder_2", "vae"])
+def test_a_folder_that_lacks_weights_is_an_error(part: str, base: Path, home: Home, tmp_path: Path) -> None:
+    """They would start at random without a word. The error names the first three, and counts them."""
+    folder = Path(shutil.copytree(base, tmp_path / "base"))
+    file = next((folder / part).glob("*.safetensors"))
+    weights = load_file(file)
+    lost = [name for name in sorted(weights) if name.endswith(".bias")][:4]
+    save_file({name: weight for name, weight in weights.items() if name not in lost}, file, {"format": "pt"})
+    with pytest.raises(InputError) as caught:
+        load(folder, home)
+    assert caught.value.code == "base_broken"
+    assert caught.value.remedy
+    named = [name.removeprefix("text_model.") in caught.value.message for name in lost]
+    assert named == [True, True, True, False]
+    assert f"{part} lacks 4 tensors" in caught.value.message
+    if part == "vae":
+        with pytest.raises(InputError, match="lacks 4 tensors") as caught:
+            load_vae(str(folder / part))
+        assert caught.value.code == "vae"
+
+
 def test_the_vae_stays_fp32_in_half_precision(single: Path, base: Path, home: Home, tiny_config: None) -> None:
     for name in (single, base):
         half = load(name, home, torch.bfloat16)
@@ -102,9 +123,12 @@ def test_files_that_are_not_sdxl_bases_have_their_own_codes(tmp_path: Path, home
         assert caught.value.remedy
 
 
-def test_an_incomplete_single_file_is_an_error(single: Path, tmp_path: Path, home: Home, tiny_config: None) -> None:
+@pytest.mark.parametrize("lost", ["output_blocks", "embedders.0.transformer", "resblocks.1", "decoder.conv_out"])
+def test_an_incomplete_single_file_is_an_error(
+    lost: str, single: Path, tmp_path: Path, home: Home, tiny_config: None
+) -> None:
     tensors = load_file(single)
-    kept = {name: weight for name, weight in tensors.items() if "output_blocks" not in name}
+    kept = {name: weight for name, weight in tensors.items() if lost not in name or name.endswith("embedding.weight")}
     save_file(kept, tmp_path / "part.safetensors")
     with pytest.raises(InputError, match="cannot be loaded") as caught:
         load(tmp_path / "part.safetensors", home)
