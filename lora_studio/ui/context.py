@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import gradio as gr
 
@@ -85,16 +84,6 @@ class Studio:
         return {self.timer: gr.Timer(active=True)}
 
 
-def requires_project(handler: Callable[[Any, dict[Any, Any]], Updates]) -> Callable[[Any, dict[Any, Any]], Updates]:
-    """Wrap a tab's method: return no updates while no project is selected, as in a page that is still loading."""
-
-    @functools.wraps(handler)
-    def wrapped(tab: Any, data: dict[Any, Any]) -> Updates:
-        return handler(tab, data) if data[tab.studio.project] else {}
-
-    return wrapped
-
-
 def guarded(notice: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., Updates]:
     """Wrap a handler: show a StudioError as a card in `notice`, and clear `notice` after a success.
 
@@ -102,9 +91,9 @@ def guarded(notice: gr.HTML, handler: Callable[..., Updates]) -> Callable[..., U
     """
 
     @functools.wraps(handler)
-    def wrapped(*args: Any) -> Updates:
+    def wrapped(*args: object) -> Updates:
         try:
-            return {notice: ""} | handler(*args)
+            return {notice: "", **handler(*args)}
         except StudioError as error:
             return {notice: error_card(error)}
 

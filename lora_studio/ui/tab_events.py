@@ -57,6 +57,7 @@ class TabEvents(Generic[Page, Shown]):
         event: Event,
         handler: Callable[..., Shown | None],
         *more: Component,
+        form: Callable[..., object] | None = None,
         sends: str = "",
         outputs: Sequence[Block] | None = None,
         ignored_error: str = "",
@@ -64,15 +65,17 @@ class TabEvents(Generic[Page, Shown]):
     ) -> None:
         """Call `handler(page, *values)` at an event, and show what it returns; None leaves the page as it is.
 
-        `values` are those of the components `more`, then what the page's script sends with the event as `sends`. With
-        `outputs`, only these are updated. Errors with the code `ignored_error` are not shown.
+        `values` are those of the components `more`, or one object that `form` makes of them, then what the page's
+        script sends with the event as `sends`. With `outputs`, only these are updated. Errors with the code
+        `ignored_error` are not shown.
         """
 
         def act(values: PageValues, *sent: object) -> Updates:
             page = None
             try:
                 page = self.read(values)
-                shown = handler(page, *(values[component] for component in more), *sent)
+                given = [values[component] for component in more]
+                shown = handler(page, *([form(*given)] if form else given), *sent)
                 updates = {self.notice: "", **self._rendered(shown)}
             except StudioError as error:
                 updates = {**self._recovered(page, error), **self.show_error(error)}

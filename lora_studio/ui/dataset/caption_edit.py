@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory
@@ -49,7 +50,7 @@ def save_draft(state: DatasetState) -> DatasetState:
         raise CaptionChanged(item)
     change_caption(state.contents, item, set_text(text, f"Edited {item.name}"))
     saved = Draft(item.id, draft.text, original_of(item.id, text))
-    return state.at(draft=saved).with_(loaded=state.contents.after_change([item.path]), saved="Saved.")
+    return replace(state.with_draft(saved).after_change([item.path]), saved="Saved.")
 
 
 def accept_other_caption(changed: CaptionChanged) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lora_studio.dataset.curate import Proposal, Rejected, reject, rejected_images, restore_images
@@ -48,7 +49,7 @@ class CurationHandlers:
         verb, _, subject = str(pick).partition(":")
         match verb:
             case Pick.PAGE if subject.isdecimal():
-                return state.at(grid_page=int(subject))
+                return state.at_grid_page(int(subject))
             case Pick.SHOW:
                 return self._open_in_review(state, subject)
             case Pick.SET_ASIDE:
@@ -81,7 +82,7 @@ class CurationHandlers:
         if not items:
             raise InputError("There are no images to check.", "Scan again to look for issues.", code="nothing")
         undo = f"{Pick.UNKEEP}:{','.join(item.id for item in items)}"
-        return _with_kept(state, items, kept=True).with_(message=Message(kept_card(len(items), undo), undo))
+        return replace(_with_kept(state, items, kept=True), message=Message(kept_card(len(items), undo), undo))
 
     def restore_all(self, state: DatasetState) -> DatasetState:
         """Restore all images that were set aside."""
@@ -93,16 +94,16 @@ class CurationHandlers:
 
     def _open_in_review(self, state: DatasetState, identity: str) -> DatasetState:
         state = save_draft(state)
-        return state.with_image(state.contents.item(identity)).at(section=Section.REVIEW)
+        return state.with_image(state.contents.item(identity)).at_section(Section.REVIEW)
 
     def _set_aside(self, state: DatasetState, items: Sequence[ImageItem], reason: str = "") -> DatasetState:
         """Set images aside; if the image in Review is one of them, show the next one."""
         before, removed = state.contents, state.current
         message = set_aside(state.project, items, reason)
-        state = state.with_(loaded=before.after_change(item.path for item in items), message=message)
+        state = replace(state.after_change([item.path for item in items]), message=message)
         if removed is not None and state.current is None:
             following = next_after_removal(before, removed, state.contents, state.selection)
-            state = state.at(draft=Draft.of(following))
+            state = state.with_draft(Draft.of(following))
         return state
 
     def _use_instead(self, state: DatasetState, item: ImageItem) -> DatasetState:
@@ -112,11 +113,11 @@ class CurationHandlers:
         state = self._set_aside(state, [keeper], f"{item.name} is used instead")
         if len(group.reject) > 1 and not self.scans.is_running(state.project):
             self.scans.start(state.project)
-        return state.with_(scan=self.scans.view(state.project))
+        return replace(state, scan=self.scans.view(state.project))
 
     def _restore(self, state: DatasetState, ids: Sequence[str] | None = None) -> DatasetState:
         message, restored = restore(state.project, ids)
-        return state.with_(loaded=state.contents.after_change(restored), message=message)
+        return replace(state.after_change(restored), message=message)
 
 
 def listed_actions(contents: Contents) -> list[list[Action]]:
@@ -177,7 +178,7 @@ def _with_kept(state: DatasetState, items: Sequence[ImageItem], *, kept: bool) -
             raise InputError(f"{item.name} has not been scanned yet.", "Scan first.", code="not_scanned")
         manifest = manifest.with_kept(item.info.sha256, kept=kept)
     manifest.save_marks(state.project.path)
-    return state.with_(loaded=state.contents.after_change(), message=Message())
+    return replace(state.after_change(), message=Message())
 
 
 def restore(project: Project, ids: Sequence[str] | None = None) -> tuple[Message, list[Path]]:

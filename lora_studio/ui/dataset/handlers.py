@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import plan_edit
@@ -13,9 +12,9 @@ from lora_studio.dataset.captions.text import with_trigger
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.caption_edit import change_caption, chip_edit, neighbour, save_draft
 from lora_studio.ui.dataset.captions import FindingPick, apply_previewed, bulk_plan, report_card
-from lora_studio.ui.dataset.image_item import Filter, ImageItem
+from lora_studio.ui.dataset.image_item import ImageItem
 from lora_studio.ui.dataset.layout import DatasetLayout
-from lora_studio.ui.dataset.state import BulkForm, BulkPreview, DatasetState, Draft, Message
+from lora_studio.ui.dataset.state import BulkForm, BulkPreview, DatasetState, Draft, Filters, Message
 from lora_studio.ui.dataset.statistics import TagPick
 from lora_studio.ui.tab_events import TabEvents
 
@@ -56,12 +55,12 @@ class CaptionHandlers:
         events.on(captions.redo.click, self.redo)
         events.on(captions.findings.click, self.finding_clicked, sends="pick")
         for event in (captions.preview.click, captions.first.submit, captions.second.submit):
-            events.on(event, self.preview, *captions.fields)
-        events.on(captions.apply.click, self.apply, *captions.fields)
+            events.on(event, self.preview, *captions.fields, form=BulkForm)
+        events.on(captions.apply.click, self.apply, *captions.fields, form=BulkForm)
 
     def filter_changed(self, state: DatasetState) -> DatasetState:
         """Show the images that match the new filter."""
-        return state.with_filters(finding="")
+        return state.with_filters(replace(state.place.filters, finding=""))
 
     def show_previous(self, state: DatasetState) -> DatasetState:
         """Show the previous image that matches the filter."""
@@ -79,7 +78,8 @@ class CaptionHandlers:
     def add_trigger_word(self, state: DatasetState) -> DatasetState:
         """Put the trigger word first in the caption."""
         draft = state.place.draft
-        return save_draft(state.at(draft=replace(draft, text=with_trigger(draft.text, state.contents.trigger))))
+        text = with_trigger(draft.text, state.contents.trigger)
+        return save_draft(state.with_draft(replace(draft, text=text)))
 
     def chip_clicked(self, state: DatasetState, pick: object) -> DatasetState:
         """Remove, add or move a tag of the caption on disk, see `ChipPick`."""
@@ -87,8 +87,9 @@ class CaptionHandlers:
         item = state.contents.item(state.place.draft.image)
         edit = chip_edit(str(pick), state.contents.trigger)
         changed = change_caption(state.contents, item, edit)
-        state = state.with_(loaded=state.contents.after_change([item.path]))
-        return state.with_image(state.contents.item(item.id)).with_(saved=f"{edit.what}." if changed else "No change.")
+        state = state.after_change([item.path])
+        state = state.with_image(state.contents.item(item.id))
+        return replace(state, saved=f"{edit.what}." if changed else "No change.")
 
     def mark_and_show_next(self, state: DatasetState) -> DatasetState:
         """Mark the image as reviewed and show the next one."""
@@ -114,38 +115,34 @@ class CaptionHandlers:
                 finding, fix = find_fix(state.contents.captions.findings, key)
                 return _edited(state, lambda history: history.apply(plan_edit(finding.images, fix.edit)))
             case FindingPick.SHOW:
-                return state.with_filters(tag="", filter=Filter.ALL, finding=key)
+                return state.with_filters(Filters(finding=key))
             case FindingPick.TAG:
-                return _with_tag(state, key)
+                return state.with_filters(Filters(tag=key))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
 
-    def preview(self, state: DatasetState, *fields: Any) -> DatasetState:
+    def preview(self, state: DatasetState, form: BulkForm) -> DatasetState:
         """Preview a bulk edit."""
         state = save_draft(state)
-        return state.with_(preview=BulkPreview(bulk_plan(state, BulkForm(*fields))))
+        return replace(state, preview=BulkPreview(bulk_plan(state, form)))
 
-    def apply(self, state: DatasetState, *fields: Any) -> DatasetState:
+    def apply(self, state: DatasetState, form: BulkForm) -> DatasetState:
         """Apply the bulk edit that was previewed."""
-        report = apply_previewed(state, BulkForm(*fields))
-        return _with_captions(state, report).with_(preview=BulkPreview())
+        report = apply_previewed(state, form)
+        return replace(_with_captions(state, report), preview=BulkPreview())
 
     def tag_clicked(self, state: DatasetState, pick: object) -> DatasetState:
         """Filter the images by a tag of the statistics, or show another page of its table."""
         verb, _, subject = str(pick).partition(":")
         if verb == TagPick.TAG and subject:
-            return _with_tag(state, subject)
+            return state.with_filters(Filters(tag=subject))
         if verb == TagPick.PAGE and subject.isdecimal():
-            return state.at(statistics_page=int(subject))
+            return state.at_statistics_page(int(subject))
         raise InputError("Unknown button.", "Reload the page.", code="pick")
 
 
 def _step(state: DatasetState, step: int) -> DatasetState:
     """Return the state with the next (1) or previous (-1) image that matches the filter."""
     return state.with_image(neighbour(state.contents, state.place.draft.image, state.selection, step))
-
-
-def _with_tag(state: DatasetState, tag: str) -> DatasetState:
-    return state.with_filters(tag=tag, without_tag=False, filter=Filter.ALL, finding="")
 
 
 def _mark(state: DatasetState, reviewed: Callable[[ImageItem], bool]) -> DatasetState:
@@ -160,7 +157,7 @@ def _mark(state: DatasetState, reviewed: Callable[[ImageItem], bool]) -> Dataset
     else:
         manifest = contents.manifest.without_reviewed([item.info.sha256])
     manifest.save_marks(contents.project.path)
-    return state.with_(loaded=contents.after_change()).with_image(item)
+    return state.after_change().with_image(item)
 
 
 def _edited(state: DatasetState, action: Callable[[CaptionHistory], EditReport]) -> DatasetState:
@@ -172,5 +169,5 @@ def _edited(state: DatasetState, action: Callable[[CaptionHistory], EditReport])
 def _with_captions(state: DatasetState, report: EditReport) -> DatasetState:
     """Return the state after an edit of captions, with a report of what changed."""
     images = [*report.changed, *(item.image for item in report.kept)]
-    state = state.with_(loaded=state.contents.after_change(images)).with_existing_image()
-    return state.at(draft=Draft.of(state.current)).with_(message=Message(report_card(report)), saved="")
+    state = state.after_change(images).with_existing_image()
+    return replace(state.with_draft(Draft.of(state.current)), message=Message(report_card(report)), saved="")

@@ -65,7 +65,7 @@ class DatasetRenderer:
         top, place, shown = self.layout.top, state.place, state.shown
         is_other_section = shown is None or shown.section is not place.section
         return {
-            top.tiles: _tiles(state) if state.contents.items or state.rejected else "",
+            top.tiles: _tiles(state) if state.contents.items or state.files.rejected else "",
             **({top.section: place.section.value} if is_other_section else {}),
             **({} if state.message is None else {top.message: state.message.html}),
         }
@@ -140,7 +140,7 @@ class DatasetRenderer:
             curate.apply: gr.Button(
                 f"Set aside all proposed ({len(contents.proposed)})", visible=bool(contents.proposed)
             ),
-            curate.restore: gr.Button(visible=bool(state.rejected)),
+            curate.restore: gr.Button(visible=bool(state.files.rejected)),
             curate.keep_flagged: gr.Button(
                 f"Keep all to check ({len(contents.flagged)})", visible=len(contents.flagged) > 1
             ),
@@ -149,7 +149,7 @@ class DatasetRenderer:
                 visible=bool(loose),
             ),
             curate.variety: variety.variety_card(contents),
-            curate.aside: curation_view.set_aside_list(home, contents, state.rejected),
+            curate.aside: curation_view.set_aside_list(home, contents, state.files.rejected),
         }
 
     def _import(self, state: DatasetState) -> Updates:
@@ -176,4 +176,4 @@ class DatasetRenderer:
 
 
 def _tiles(state: DatasetState) -> Markup:
-    return view.dataset_tiles(state.contents, len(state.rejected), scanning=state.scan.running)
+    return view.dataset_tiles(state.contents, len(state.files.rejected), scanning=state.scan.running)

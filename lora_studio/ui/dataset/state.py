@@ -5,11 +5,12 @@ Handlers take a `DatasetState` and return another; `DatasetRenderer` turns that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from pathlib import Path
+from typing import NamedTuple, Self
 
 from lora_studio.dataset.captions.edits import EditPlan
 from lora_studio.dataset.curate import Rejected, rejected_images
@@ -141,30 +142,11 @@ class Part(Enum):
 
 
 @dataclass(frozen=True)
-class DatasetState:
-    """What the tab shows.
-
-    `shown` is the place as the page has it: only what differs from it is set again, so that nothing that the user types
-    meanwhile is lost; None sets everything. `scan` was taken before the contents were read: a scan that ends meanwhile
-    is shown by the next tick. `shown_scan` and `shown_tagging` are the keys of what the page has of them. Where a field
-    is None, its part of the page stays as it is.
-    """
+class DatasetFiles:
+    """A project's dataset on disk, read when first used."""
 
     project: Project
-    place: Place
-    scan: ScanView
-    shown: Place | None = None
-    shown_scan: str = ""
-    shown_tagging: str = ""
     loaded: Contents | None = None
-    part: Part = Part.ALL
-    message: Message | None = None
-    saved: str | None = None
-    tag_form: TagDefaults | None = None
-    preview: BulkPreview | None = None
-    error: StudioError | None = None
-    is_import_started: bool = False
-    is_job_started: bool = False
 
     @cached_property
     def contents(self) -> Contents:
@@ -175,6 +157,46 @@ class DatasetState:
     def rejected(self) -> list[Rejected]:
         """The images that were set aside."""
         return rejected_images(self.project.rejected_dir)
+
+    def after_change(self, images: Iterable[Path] = ()) -> Self:
+        """Return the dataset after the studio changed marks, or these images or their captions."""
+        return type(self)(self.project, self.contents.after_change(images))
+
+
+@dataclass(frozen=True)
+class DatasetState:
+    """What the tab shows.
+
+    `shown` is the place as the page has it: only what differs from it is set again, so that nothing that the user types
+    meanwhile is lost; None sets everything. `scan` was taken before the contents were read: a scan that ends meanwhile
+    is shown by the next tick. `shown_scan` and `shown_tagging` are the keys of what the page has of them. Where a field
+    is None, its part of the page stays as it is.
+    """
+
+    files: DatasetFiles
+    place: Place
+    scan: ScanView
+    shown: Place | None = None
+    shown_scan: str = ""
+    shown_tagging: str = ""
+    part: Part = Part.ALL
+    message: Message | None = None
+    saved: str | None = None
+    tag_form: TagDefaults | None = None
+    preview: BulkPreview | None = None
+    error: StudioError | None = None
+    is_import_started: bool = False
+    is_job_started: bool = False
+
+    @property
+    def project(self) -> Project:
+        """The selected project."""
+        return self.files.project
+
+    @property
+    def contents(self) -> Contents:
+        """The images of the project."""
+        return self.files.contents
 
     @property
     def current(self) -> ImageItem | None:
@@ -189,29 +211,41 @@ class DatasetState:
         found = next((frozenset(finding.images) for finding in findings if finding.key == key), None)
         return Selection(filters.filter, " ".join(filters.tag.split()), filters.without_tag, found)
 
-    def with_(self, **changes: Any) -> Self:
-        """Return this state with changes; contents that were read are kept."""
-        return replace(self, **{"loaded": self.__dict__.get("contents", self.loaded), **changes})
+    def at_section(self, section: Section) -> Self:
+        """Return this state in another section."""
+        return replace(self, place=replace(self.place, section=section))
 
-    def at(self, **changes: Any) -> Self:
-        """Return this state with changes of the place."""
-        return self.with_(place=replace(self.place, **changes))
+    def at_grid_page(self, page: int) -> Self:
+        """Return this state with another page of the grid."""
+        return replace(self, place=replace(self.place, grid_page=page))
+
+    def at_statistics_page(self, page: int) -> Self:
+        """Return this state with another page of the tag table."""
+        return replace(self, place=replace(self.place, statistics_page=page))
+
+    def with_draft(self, draft: Draft) -> Self:
+        """Return this state with another caption in the text box."""
+        return replace(self, place=replace(self.place, draft=draft))
+
+    def with_filters(self, filters: Filters) -> Self:
+        """Return this state with other filters and the first page of the grid."""
+        return replace(self, place=replace(self.place, filters=filters, grid_page=0))
 
     def with_image(self, item: ImageItem | None) -> Self:
         """Return this state with an image and its caption in Review, and the grid's page that has it."""
         matching = self.contents.matching(self.selection)
         position = next((index for index, other in enumerate(matching) if item and other.id == item.id), None)
         page = self.place.grid_page if position is None else position // PAGE_SIZE
-        return self.at(draft=Draft.of(item), grid_page=page).with_(message=Message(), saved="")
+        return replace(self.with_draft(Draft.of(item)).at_grid_page(page), message=Message(), saved="")
 
     def with_existing_image(self) -> Self:
         """Return this state with the first image in Review if the one there no longer exists."""
         items = self.contents.items
-        return self if self.current else self.at(draft=Draft.of(items[0] if items else None))
+        return self if self.current else self.with_draft(Draft.of(items[0] if items else None))
 
-    def with_filters(self, **changes: Any) -> Self:
-        """Return this state with other filters and the first page of the grid."""
-        return self.at(filters=replace(self.place.filters, **changes), grid_page=0)
+    def after_change(self, images: Iterable[Path] = ()) -> Self:
+        """Return this state after the studio changed marks, or these images or their captions."""
+        return replace(self, files=self.files.after_change(images))
 
 
 def after_presses(
@@ -228,7 +262,7 @@ def after_presses(
         try:
             state = press(state, key)
         except StudioError as error:
-            return state.with_(error=error)
+            return replace(state, error=error)
     return state
 
 

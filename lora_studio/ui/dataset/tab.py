@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 
@@ -25,6 +24,7 @@ from lora_studio.ui.dataset.layout import EXCLUDES_TAG, DatasetLayout, build_lay
 from lora_studio.ui.dataset.render import DatasetRenderer
 from lora_studio.ui.dataset.state import (
     BulkPreview,
+    DatasetFiles,
     DatasetState,
     Draft,
     Filters,
@@ -109,7 +109,7 @@ class DatasetTab:
 
     def _wire_tagging(self, events: Events) -> None:
         tag = self.layout.tag
-        events.on(tag.start.click, self.start_tagging, *tag.fields)
+        events.on(tag.start.click, self.start_tagging, *tag.fields, form=TagForm)
         events.on(tag.stop.click, self.stop_tagging)
         events.on(tag.resume.click, self.resume_tagging)
 
@@ -130,7 +130,7 @@ class DatasetTab:
             Draft(values[review.current] or "", values[review.caption] or "", values[review.original] or ""),
         )
         shown = values[layout.held.shown_scan], values[layout.held.shown_tagging]
-        return DatasetState(project, place, self.scans.view(project), place, *shown)
+        return DatasetState(DatasetFiles(project), place, self.scans.view(project), place, *shown)
 
     def recover(self, state: DatasetState, error: StudioError) -> DatasetState | None:
         """Show the dataset as it is on disk if an image of the page is gone, as after a click in another window."""
@@ -140,20 +140,21 @@ class DatasetTab:
         """Show a project that was just chosen, in the section of its next step."""
         with suppress(StudioError):  # such as a full disk
             record_reviewed_captions(project.dataset_dir)
-        state = DatasetState(project, Place(), self.scans.view(project))
-        section = self._next_section(state)
-        fields = {"tag_form": tag_defaults(state.contents), "preview": BulkPreview(), "message": Message()}
-        return self.renderer.render(state.at(section=section).with_(**fields))
+        state = DatasetState(
+            DatasetFiles(project), Place(), self.scans.view(project), message=Message(), preview=BulkPreview()
+        )
+        state = replace(state.at_section(self._next_section(state)), tag_form=tag_defaults(state.contents))
+        return self.renderer.render(state)
 
     def tab_opened(self, state: DatasetState) -> DatasetState:
         """Show the tab again, and scan if there are images that were never scanned."""
-        state = state.with_(tag_form=TagDefaults(state.contents.trigger))
+        state = replace(state, tag_form=TagDefaults(state.contents.trigger))
         return self._scanning(state) if state.contents.images.unscanned and not state.scan.running else state
 
     def section_changed(self, state: DatasetState) -> DatasetState:
         """Show another section, such as Curate; the error of a failed scan is dismissed."""
         self.scans.clear_error(state.project)
-        return save_draft(state).with_(message=Message(), scan=self.scans.view(state.project))
+        return replace(save_draft(state), message=Message(), scan=self.scans.view(state.project))
 
     def keys_pressed(self, state: DatasetState, presses: object) -> DatasetState:
         """Do what the keys of Review mean, in order, see review_keys.js."""
@@ -178,7 +179,7 @@ class DatasetTab:
         if state.project.info() == ProjectInfo():
             state.project.save_info(example_project_info())
         state = self._import(state, [EXAMPLE_IMAGES])
-        return state.with_(tag_form=tag_defaults(state.contents))
+        return replace(state, tag_form=tag_defaults(state.contents))
 
     def start_scan(self, state: DatasetState) -> DatasetState:
         """Scan the images, which changes none of them."""
@@ -189,22 +190,22 @@ class DatasetTab:
         state.project.check_idle("move images of")
         state = save_draft(state)
         self.scans.move_loose_images(state.project)
-        return state.with_(scan=self.scans.view(state.project))
+        return replace(state, scan=self.scans.view(state.project))
 
     def scan_tick(self, state: DatasetState) -> DatasetState:
         """Show the progress of an import or scan; runs every SCAN_TICK_SECONDS while there is one."""
         if state.scan.key == state.shown_scan:
             return replace(state, part=Part.SCAN)
         trigger = state.scan.inferred_trigger
-        return state.with_(tag_form=TagDefaults(trigger)) if trigger else state
+        return replace(state, tag_form=TagDefaults(trigger)) if trigger else state
 
-    def start_tagging(self, state: DatasetState, *fields: Any) -> DatasetState:
+    def start_tagging(self, state: DatasetState, form: TagForm) -> DatasetState:
         """Start a tagging job with the form's settings."""
         if not state.contents.items:
             raise InputError(f"{state.project.name} has no images yet.", "Import some first.", code="no_images")
         state = save_draft(state)
-        self.tagging.start(state.project, TagForm(*fields))
-        return state.with_(is_job_started=True)
+        self.tagging.start(state.project, form)
+        return replace(state, is_job_started=True)
 
     def stop_tagging(self, state: DatasetState) -> DatasetState:
         """Ask the tagging job to stop; captions written up to then are kept."""
@@ -214,7 +215,7 @@ class DatasetTab:
     def resume_tagging(self, state: DatasetState) -> DatasetState:
         """Continue a stopped tagging job with the images that it has not tagged yet."""
         self.tagging.resume(state.project)
-        return state.with_(is_job_started=True)
+        return replace(state, is_job_started=True)
 
     def tagging_tick(self, state: DatasetState) -> DatasetState | None:
         """Show the progress of tagging; once it has finished, compare the images by its features."""
@@ -224,8 +225,8 @@ class DatasetTab:
             return replace(state, part=Part.TAGGING)
         if state.shown_tagging and not state.scan.running:
             self.scans.find_similar(state.project)
-        state = state.with_(scan=self.scans.view(state.project))
-        return state if state.place.draft.is_edited else state.at(draft=Draft.of(state.current))
+        state = replace(state, scan=self.scans.view(state.project))
+        return state if state.place.draft.is_edited else state.with_draft(Draft.of(state.current))
 
     def _press(self, state: DatasetState, key: str) -> DatasetState:
         if not state.contents.items or (key == "undo" and not CaptionHistory.of(state.project.dataset_dir).can_undo):
@@ -244,7 +245,7 @@ class DatasetTab:
 
     def _scanning(self, state: DatasetState) -> DatasetState:
         self.scans.start(state.project)
-        return state.with_(scan=self.scans.view(state.project))
+        return replace(state, scan=self.scans.view(state.project))
 
     def _next_section(self, state: DatasetState) -> Section:
         """Return the section of the next step."""
@@ -264,4 +265,4 @@ class DatasetTab:
                 raise InputError(f"The folder {str(path)!r} does not exist.", "Check the path.", code="no_folder")
         self.scans.start(state.project, paths)
         scan = self.scans.view(state.project)
-        return state.at(section=Section.IMPORT).with_(scan=scan, is_import_started=True)
+        return replace(state.at_section(Section.IMPORT), scan=scan, is_import_started=True)

@@ -56,7 +56,7 @@ class TypingHelp:
         try:
             trigger = self.studio.find_project(project_name).info().trigger_word
         except StudioError:
-            return {}
+            return {self.layout.review.hint: ""}
         return caption_hints(self.layout.review, trigger, caption or "")
 
     def suggest(self, project_name: str, current: str, event: gr.EventData) -> Markup:

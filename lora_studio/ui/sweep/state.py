@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-from gradio.components import Component
 
 from lora_studio import guide
 from lora_studio.errors import StudioError
@@ -21,7 +18,8 @@ class SweepPage:
     """The page when an event happens.
 
     `run` is the run that Train shows. `sweep` and `cell` name the test and the enlarged image, empty for none. `loras`
-    (ids), `bases` and `fields` are the content of the form; see `SweepForm.key` for `filled_for`.
+    (ids), `bases` and `fields` (by the settings' names) are the content of the form; see `SweepForm.key` for
+    `filled_for`.
     """
 
     project: Project
@@ -32,7 +30,7 @@ class SweepPage:
     filled_for: str
     loras: list[str]
     bases: list[str]
-    fields: Mapping[Component, Any]
+    fields: Mapping[str, object]
 
     @property
     def shown(self) -> SweepState:
@@ -88,7 +86,7 @@ class SweepState:
     sweep: str
     cell: str = ""
     form: SweepForm | None = None
-    wrong: Mapping[Component, Any] | None = None
+    wrong: Mapping[str, object] | None = None
     error: StudioError | None = None
     is_job_started: bool = False
     is_path_imported: bool = False

@@ -104,7 +104,7 @@ class SweepTab:
             filled_for=values[held.filled_for],
             loras=[str(given) for given in loras] if isinstance(loras, list) else [],
             bases=[base.strip() for base in bases or [] if isinstance(base, str) and base.strip()],
-            fields={component: values[component] for component in self.layout.form.inputs},
+            fields=self.layout.form.read(values),
         )
 
     def show_error(self, error: StudioError) -> Updates:

@@ -70,14 +70,9 @@ class RecipeForm(SettingsForm[Recipe]):
             trigger_mode="always_last",
         )
 
-    def read(self, data: Mapping[Component, Any]) -> dict[str, Any]:
-        """Return what the user typed, by the settings' names."""
-        return {name: data[component] for name, component in self.components.items()}
-
     def recipe(self, contents: RecipeContents) -> Recipe:
         """Return the recipe in the form; raises ConfigError that names every wrong setting by its label."""
-        typed = {name: self.specs[name].from_component(content) for name, content in contents.typed.items()}
-        return self.parse_values(typed | dict(contents.values))
+        return self.parse(contents.typed, **contents.values)
 
     def follow(self, contents: RecipeContents, planned: Recipe, values: Mapping[str, Any]) -> RecipeContents:
         """Return the contents for another plan: what the user changed stays, all other fields are set to `values`."""

@@ -78,12 +78,16 @@ class SettingsForm(Generic[Model]):
             for name, content in contents.items()
         }
 
-    def parse(self, data: Mapping[Component, Any], **more: Any) -> Model:
-        """Return the settings in the form, completed by `more`.
+    def read(self, data: Mapping[Component, Any]) -> dict[str, Any]:
+        """Return the contents of the fields, as the user typed them, by the settings' names."""
+        return {name: data[component] for name, component in self.components.items()}
+
+    def parse(self, contents: Mapping[str, Any], **more: object) -> Model:
+        """Return the settings that the fields contain, completed by `more`.
 
         Raises ConfigError that names every wrong setting by its label.
         """
-        return self.parse_values(self._values(data) | more)
+        return self.parse_values(self._values(contents) | more)
 
     def parse_values(self, values: Mapping[str, Any]) -> Model:
         """Return settings with these values; raises ConfigError that names every wrong setting by its label."""
@@ -93,15 +97,15 @@ class SettingsForm(Generic[Model]):
             lines = [self._problem_line(name, text) for name, text in _problems(error).items()]
             raise ConfigError(lines, "Correct the marked fields.") from error
 
-    def mark_errors(self, data: Mapping[Component, Any]) -> Updates:
+    def mark_errors(self, contents: Mapping[str, Any]) -> Updates:
         """Mark changed and wrong fields."""
         try:
-            self.model.model_validate(self._values(data))
+            self.model.model_validate(self._values(contents))
             problems: dict[str, str] = {}
         except ValidationError as error:
             problems = _problems(error)
         return {
-            component: self._update(name, data[component], problems.get(name, ""))
+            component: self._update(name, contents[name], problems.get(name, ""))
             for name, component in self.components.items()
         }
 
@@ -156,9 +160,9 @@ class SettingsForm(Generic[Model]):
             return {}
         return {"visible": spec.is_visible(contents[spec.depends_on], contents[name])}
 
-    def _values(self, data: Mapping[Component, Any]) -> dict[str, Any]:
+    def _values(self, contents: Mapping[str, Any]) -> dict[str, Any]:
         """Return input for the model by name. An empty field is None where the setting allows that, else an error."""
-        return {name: self.specs[name].from_component(data[component]) for name, component in self.components.items()}
+        return {name: self.specs[name].from_component(content) for name, content in contents.items()}
 
     def _update(self, name: str, content: Any, problem: str = "", *, with_value: bool = False) -> Any:
         return field_update(self.specs[name], content, problem, with_value=with_value)
