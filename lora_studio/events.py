@@ -129,6 +129,13 @@ class StepEvent(EventAtStep):
     memory_gib: float | None = Field(
         default=None, description="peak memory of tensors on the GPU, or the process's memory on a CPU, in GiB"
     )
+    scaled_layers: int | None = Field(
+        default=None, description="layers that `scale_weight_norms` scaled down after the step; left out if it is off"
+    )
+    mean_weight_norm: float | None = Field(
+        default=None, description="mean norm of the layers' changes after that; left out if it is off"
+    )
+    max_weight_norm: float | None = Field(default=None, description="the largest of these norms; left out if it is off")
 
 
 class NanEvent(EventAtStep):

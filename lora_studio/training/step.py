@@ -13,6 +13,7 @@ import warnings
 import torch
 
 from lora_studio.training.data.rng import seeded_dropout
+from lora_studio.training.optim.max_norm import limit_weight_norms
 from lora_studio.training.optim.optimizers import learning_rates
 from lora_studio.training.reporting.step_log import StepResult
 from lora_studio.training.trainer import Trainer
@@ -44,15 +45,17 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
     timesteps = trainer.collator.timesteps(step, 0, inputs.sample_count)
     result = StepResult(learning_rates(optimizer), timesteps, torch.cat([norm.to(device).view(1), measured]))
 
-    # optimizer, EMA
+    # optimizer, max norm, EMA
     if trainer.skips_on_device:
         optimizer.found_inf = (~result.measured[:2].isfinite()).any().float()  # type: ignore[attr-defined]
         with weights.update():
             optimizer.step()
+            _limit_norms(trainer, result)
     elif result.is_finite(rescaling=scaler.is_enabled() and scaler.get_scale() >= 1):
         with weights.update():
             scaler.step(optimizer)
             scaler.update()
+            _limit_norms(trainer, result)
             trainer.averaged_weights.update()
     elif scaler.is_enabled():
         scaler.update()
@@ -62,3 +65,9 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
         trainer.lr_scheduler.step()
     return result
+
+
+def _limit_norms(trainer: Trainer, result: StepResult) -> None:
+    """Apply the recipe's max-norm regularisation, if it has one, and add its measurements to the step's result."""
+    if trainer.recipe.scale_weight_norms:
+        result.weight_norms = limit_weight_norms(trainer.adapters, trainer.recipe.scale_weight_norms)

@@ -46,6 +46,15 @@ class OptimizationSettings(Settings):
         ge=0,
         le=1e6,
     )
+    scale_weight_norms: float = setting(
+        0.0,
+        label="Max weight norm",
+        group=Group.OPTIMIZER,
+        why="Scales a layer's change down to this Frobenius norm after each step, so that no single layer burns in: 1 "
+        "is strict, 5 mild. 0 is off: at sound learning rates the norms stay low by themselves.",
+        ge=0,
+        le=1000,
+    )
     optimizer_args: list[str] = setting(
         [],
         label="Optimizer arguments",

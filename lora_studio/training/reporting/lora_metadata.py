@@ -89,6 +89,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_lr_scheduler": recipe.lr_scheduler.value,
         "ss_lr_warmup_steps": warmup_steps(recipe.lr_warmup_steps, counts.total_steps),
         "ss_max_grad_norm": recipe.max_grad_norm,
+        "ss_scale_weight_norms": recipe.scale_weight_norms or None,
         "ss_max_train_steps": counts.total_steps,
         "ss_num_epochs": counts.epochs,
         "ss_num_batches_per_epoch": counts.batches_per_epoch,

@@ -25,7 +25,7 @@ class StepResult:
     `rates` are the learning rates by parameter group, `timesteps` those of the samples. `measured` stays on the device
     until `read`: the gradient norm, the mean loss, then the loss of each sample. `valid` is False if the step was
     skipped because they were not finite, None if the CPU does not know yet; `losses` are those of the samples, once
-    read.
+    read. `weight_norms` is what `limit_weight_norms` returned, on the device; None without max-norm regularisation.
     """
 
     rates: dict[str, float]
@@ -33,6 +33,7 @@ class StepResult:
     measured: Tensor
     valid: bool | None = None
     losses: list[float] = field(default_factory=list)
+    weight_norms: Tensor | None = None
 
     def read(self) -> float | None:
         """Copy the measurements from the device; return the mean loss, or None if the step was skipped."""
@@ -113,6 +114,7 @@ class StepLog:
                     text_encoder_lr=result.rates.get("text_encoder", 0.0),
                     seconds=round(seconds, 4),
                     memory_gib=memory,
+                    **_norm_fields(result),
                 )
             )
         self.flushed_at = now
@@ -122,3 +124,11 @@ def memory_gib(device: torch.device) -> float:
     """Return the peak memory that tensors took on a GPU so far, else this process's memory now; in GiB."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return round(used / 2**30, 2)
+
+
+def _norm_fields(result: StepResult) -> dict[str, float]:
+    """Return the fields of a step event about max-norm regularisation; none if it is off."""
+    if result.weight_norms is None:
+        return {}
+    scaled, mean, largest = result.weight_norms.tolist()
+    return {"scaled_layers": int(scaled), "mean_weight_norm": mean, "max_weight_norm": largest}
