@@ -28,6 +28,11 @@ class Recipe(SampleSettings, MemorySettings, DataSettings, ObjectiveSettings, Op
                 f"min_timestep {self.min_timestep} is not below max_timestep {self.max_timestep}: no timestep is left. "
                 "Set 0 and 1000 for all."
             )
+        if self.adaptive_noise_scale and not self.noise_offset:
+            problems.append(
+                f"adaptive_noise_scale is {self.adaptive_noise_scale:g}, but noise_offset, to which it adds, is 0. Set "
+                "noise_offset to for example 0.05, or adaptive_noise_scale to 0."
+            )
         if self.unet_lr == 0 and self.text_encoder_lr == 0:
             problems.append("unet_lr and text_encoder_lr are both 0: nothing would be trained. Set one above 0.")
         if self.min_bucket_reso > self.max_bucket_reso:

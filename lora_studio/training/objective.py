@@ -48,7 +48,7 @@ def draw_noise(
     seed: int,
     step: int,
     sample: int,
-    noise_offset: float,
+    noise_offset: float | Tensor,
     *,
     multires_iterations: int = 0,
     multires_discount: float = 0.3,
@@ -56,17 +56,41 @@ def draw_noise(
     """Draw the noise [C, H, W] of one sample: standard normal, with noise offset and multires noise if set.
 
     Both let a model learn dark and bright images. Noise offset (N. Guttenberg, "Diffusion with Offset Noise", 2023)
-    adds `noise_offset` times one normal number to each whole channel. Multires noise: see `add_multires_noise`.
+    adds `noise_offset`, a number or one per channel [C, 1, 1], times one normal number to each whole channel. Multires
+    noise: see `add_multires_noise`.
     """
     source = generator(seed, "noise", step, sample)
     noise = torch.randn(shape, generator=source)
-    if noise_offset:
+    if isinstance(noise_offset, Tensor) or noise_offset:
         noise = noise + noise_offset * torch.randn((shape[0], 1, 1), generator=source)
     if multires_iterations:
         noise = add_multires_noise(
             noise, generator(seed, "multires", step, sample), multires_iterations, multires_discount
         )
     return noise
+
+
+def random_strength(strength: float, purpose: str, seed: int, step: int, sample: int) -> float:
+    """Draw a strength for one sample, uniform in 0..`strength`."""
+    return strength * float(torch.rand((), generator=generator(seed, f"{purpose} strength", step, sample)))
+
+
+def adaptive_noise_offset(noise_offset: float, scale: float, latents: Tensor) -> Tensor:
+    """Return the noise offset of each channel [C, 1, 1] of latents [C, H, W], scaled as the UNet gets them.
+
+    max(0, noise_offset + scale |mean of the channel|): `apply_noise_offset` of sd-scripts
+    (library/custom_train_functions.py).
+    """
+    offset: Tensor = (noise_offset + scale * latents.mean(dim=(1, 2), keepdim=True).abs()).clamp(min=0)
+    return offset
+
+
+def draw_perturbation(shape: tuple[int, ...], gamma: float, seed: int, step: int, sample: int) -> Tensor:
+    """Draw what is added to the noise [C, H, W] in the UNet's input, but not in its target: gamma times normal noise.
+
+    Ning et al. 2023, "Input Perturbation Reduces Exposure Bias in Diffusion Models" (arXiv:2301.11706), equation 13.
+    """
+    return gamma * torch.randn(shape, generator=generator(seed, "perturbation", step, sample))
 
 
 def add_multires_noise(noise: Tensor, source: torch.Generator, iterations: int, discount: float) -> Tensor:

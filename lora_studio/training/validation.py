@@ -3,7 +3,7 @@
 The loss of a training step depends mostly on its random timesteps and noise. Here both are fixed: each image is
 evaluated with one noise at each of four timesteps, without image or caption augmentation, so that two evaluations
 differ by the LoRA's weights alone. Timesteps and masks are weighted as in training: with enough images the mean is
-comparable with the training loss, except that no noise offset is added.
+comparable with the training loss, except that neither a noise offset nor an input perturbation is added.
 """
 
 from __future__ import annotations

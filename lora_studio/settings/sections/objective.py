@@ -10,6 +10,39 @@ class ObjectiveSettings(Settings):
     """What the network is trained to predict, and how its error is measured."""
 
     noise_offset: float = setting(label="Noise offset", group=Group.OBJECTIVE, advice="noise_offset", ge=0, le=1)
+    adaptive_noise_scale: float = setting(
+        0.0,
+        label="Adaptive noise scale",
+        group=Group.OBJECTIVE,
+        why="Adds this times the mean of a latent's channel to the noise offset, so that very bright and very dark "
+        "images get more of it (with a negative value less): a tenth of the noise offset is usual, 0 is off.",
+        ge=-1,
+        le=1,
+        only_with="noise_offset",
+    )
+    noise_offset_random_strength: bool = setting(
+        False,
+        label="Random noise offset",
+        group=Group.OBJECTIVE,
+        why="Draws the noise offset of each sample between 0 and the set one. Off: every sample gets the whole.",
+        only_with="noise_offset",
+    )
+    ip_noise_gamma: float = setting(
+        0.0,
+        label="Input perturbation",
+        group=Group.OBJECTIVE,
+        why="Adds noise to the UNet's input that it is not trained to predict, so that it copes better with its own "
+        "errors while sampling (Ning et al. 2023); 0.1 is the paper's value, 0 is off.",
+        ge=0,
+        le=1,
+    )
+    ip_noise_gamma_random_strength: bool = setting(
+        False,
+        label="Random input perturbation",
+        group=Group.OBJECTIVE,
+        why="Draws the strength for each sample between 0 and the set one. Off: every sample gets the whole.",
+        only_with="ip_noise_gamma",
+    )
     min_snr_gamma: float = setting(
         5.0,
         label="Min-SNR gamma",

@@ -25,10 +25,13 @@ from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.training.data.dataset import Batch, Dataset, TrainItem, epoch_steps
 from lora_studio.training.distributed import RankGroup
 from lora_studio.training.objective import (
+    adaptive_noise_offset,
     draw_latent,
     draw_noise,
+    draw_perturbation,
     draw_timestep,
     huber_thresholds,
+    random_strength,
     signal_to_noise,
     timestep_weights,
     training_target,
@@ -112,22 +115,43 @@ class Collator:
         captions = [
             training_caption(item, self.job, step, sample, cached=cached) for sample, item in enumerate(items, first)
         ]
-        latents, noise = [], []
+        latents, noise, perturbations = [], [], []
         for sample, item in enumerate(items, first):
             mean, logvar = self.latents.load(item)
-            key = (recipe.seed, step, sample)
-            latents.append(draw_latent(mean, logvar, *key))
-            noise.append(
-                draw_noise(
-                    tuple(mean.shape),
-                    *key,
-                    recipe.noise_offset,
-                    multires_iterations=recipe.multires_noise_iterations,
-                    multires_discount=recipe.multires_noise_discount,
-                )
-            )
+            latents.append(draw_latent(mean, logvar, recipe.seed, step, sample))
+            noise.append(self._noise(latents[-1], step, sample))
+            if recipe.ip_noise_gamma:
+                perturbations.append(self._perturbation(latents[-1], step, sample))
         t = torch.tensor(self.timesteps(step, first, len(batch)))
-        return self.assemble(items, captions, torch.stack(latents), torch.stack(noise), t, sample_count)
+        perturbation = torch.stack(perturbations) if perturbations else None
+        return self.assemble(items, captions, torch.stack(latents), torch.stack(noise), t, sample_count, perturbation)
+
+    def _noise(self, latents: Tensor, step: int, sample: int) -> Tensor:
+        """Draw the noise of a sample with unscaled latents, both [C, H/8, W/8]."""
+        recipe = self.job.recipe
+        key = (recipe.seed, step, sample)
+        strength = recipe.noise_offset
+        if recipe.noise_offset_random_strength:
+            strength = random_strength(strength, "noise offset", *key)
+        offset: float | Tensor = strength
+        if recipe.adaptive_noise_scale:
+            offset = adaptive_noise_offset(strength, recipe.adaptive_noise_scale, latents * self.scaling_factor)
+        return draw_noise(
+            tuple(latents.shape),
+            *key,
+            offset,
+            multires_iterations=recipe.multires_noise_iterations,
+            multires_discount=recipe.multires_noise_discount,
+        )
+
+    def _perturbation(self, latents: Tensor, step: int, sample: int) -> Tensor:
+        """Draw the input perturbation of a sample."""
+        recipe = self.job.recipe
+        key = (recipe.seed, step, sample)
+        gamma = recipe.ip_noise_gamma
+        if recipe.ip_noise_gamma_random_strength:
+            gamma = random_strength(gamma, "perturbation", *key)
+        return draw_perturbation(tuple(latents.shape), gamma, *key)
 
     def timesteps(self, step: int, first: int, count: int) -> list[int]:
         """Return the timesteps of `count` samples of a step, from sample `first` on."""
@@ -152,10 +176,15 @@ class Collator:
         noise: Tensor,
         t: Tensor,
         sample_count: int,
+        perturbation: Tensor | None = None,
     ) -> BatchTensors:
-        """Build a batch from unscaled latents and noise, both [B, C, H/8, W/8] in fp32, and timesteps [B]."""
+        """Build a batch from unscaled latents and noise, both [B, C, H/8, W/8] in fp32, and timesteps [B].
+
+        `perturbation`, of the same shape, is added to the noise in the UNet's input only.
+        """
         recipe = self.job.recipe
         clean = latents * self.scaling_factor
+        added = noise if perturbation is None else noise + perturbation
         hidden = pooled = tokens = None
         if self.texts is None:
             tokens = tokenize(self.tokenizers, captions, recipe.max_token_length)
@@ -164,7 +193,7 @@ class Collator:
         masked = recipe.masked_loss is not MaskedLoss.OFF
         set_weights = torch.tensor([recipe.prior_loss_weight if item.prior else 1.0 for item in items])
         return BatchTensors(
-            noisy=self.noise_scheduler.add_noise(clean, noise, t).to(self.dtype),  # type: ignore[arg-type]
+            noisy=self.noise_scheduler.add_noise(clean, added, t).to(self.dtype),  # type: ignore[arg-type]
             target=training_target(self.noise_scheduler, self.prediction_type, clean, noise, t),
             t=t,
             time_ids=torch.tensor([item.time_ids for item in items]),

@@ -31,6 +31,7 @@ def test_defaults_are_the_guides() -> None:
         ({"resolution": 1000, "bucket_no_upscale": False}, "Use 1024"),
         ({"resolution": 64, "bucket_reso_steps": 512, "bucket_no_upscale": False}, "Use 512"),
         ({"learning_rate": 1e-4}, "learning_rate"),
+        ({"noise_offset": 0, "adaptive_noise_scale": 0.1}, "adaptive_noise_scale is 0.1"),
         ({"min_timestep": 500, "max_timestep": 500}, "min_timestep 500"),
     ],
 )

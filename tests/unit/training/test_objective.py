@@ -15,12 +15,14 @@ from lora_studio.models.load import make_noise_scheduler
 from lora_studio.settings.choices import HuberSchedule, LossType, TimestepSampling
 from lora_studio.training.data.rng import generator
 from lora_studio.training.objective import (
+    adaptive_noise_offset,
     debiased_weights,
     draw_latent,
     draw_noise,
     draw_timestep,
     huber_thresholds,
     min_snr_weights,
+    random_strength,
     sample_losses,
     signal_to_noise,
     timestep_weights,
@@ -142,6 +144,21 @@ def test_noise_offset_has_the_given_strength() -> None:
     spread = torch.tensor(shifts)
     assert float(spread.std()) == pytest.approx(0.1, rel=0.08)
     assert float(spread.mean()) == pytest.approx(0, abs=0.01)
+
+
+def test_an_adaptive_noise_offset_follows_the_mean_of_each_channel_and_is_never_negative() -> None:
+    latents = torch.stack([torch.full((5, 3), mean) for mean in (0.0, 1.5, -2.0)])
+    for scale, expected in ((0.01, [0.05, 0.065, 0.07]), (-0.03, [0.05, 0.005, 0.0])):
+        offset = adaptive_noise_offset(0.05, scale, latents)
+        assert offset.shape == (3, 1, 1)
+        assert offset.flatten().tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_random_strengths_are_uniform_up_to_the_given_one() -> None:
+    drawn = [random_strength(0.2, "noise offset", 3, step, 0) for step in range(500)]
+    assert 0 <= min(drawn) < 0.01 < 0.19 < max(drawn) <= 0.2
+    assert sum(drawn) / len(drawn) == pytest.approx(0.1, rel=0.08)
+    assert drawn[:9] == [random_strength(0.2, "noise offset", 3, step, 0) for step in range(9)]
 
 
 def test_targets_of_noise_and_v() -> None:

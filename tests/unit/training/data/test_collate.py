@@ -173,3 +173,46 @@ def test_steps_are_prefetched_unless_the_device_is_a_cpu() -> None:
         PREFETCH_DEPTH,
         PREFETCH_DEPTH,
     ]
+
+
+def collated(trainer: Trainer, **recipe: Any) -> tuple[BatchTensors, torch.Tensor]:
+    """Return the first batch of step 0 under a changed recipe, and sqrt(1 - a_t) of its samples [B, 1, 1, 1]."""
+    job = trainer.job.model_copy(update={"recipe": trainer.recipe.model_copy(update=recipe)})
+    ((_, batch),) = replace(trainer.collator, job=job).collate_step(0).batches[:1]
+    kept = trainer.base.noise_scheduler.alphas_cumprod[batch.t]
+    return batch, (1 - kept).sqrt().view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_input_perturbation_is_in_the_input_and_not_in_the_target(single: Trainer, prediction: str) -> None:
+    single.collator.prediction_type = prediction
+    plain, noise_scale = collated(single)
+    perturbed, _ = collated(single, ip_noise_gamma=0.1)
+    scaled, _ = collated(single, ip_noise_gamma=0.1, ip_noise_gamma_random_strength=True)
+    single.collator.prediction_type = "epsilon"
+    assert torch.equal(perturbed.target, plain.target)
+    assert torch.equal(scaled.target, plain.target)
+    added = (perturbed.noisy - plain.noisy) / noise_scale
+    assert float(added.std()) == pytest.approx(0.1, rel=0.1)
+    assert abs(float((added * plain.target).mean())) < 0.02
+    strengths = ((scaled.noisy - plain.noisy) / noise_scale / added).mean(dim=(1, 2, 3))
+    assert ((strengths > 0) & (strengths < 1)).all()
+    assert len({round(float(strength), 3) for strength in strengths}) == len(strengths)
+
+
+def test_noise_offset_is_random_and_adapts_to_the_latents_mean(single: Trainer) -> None:
+    off = {"multires_noise_iterations": 0}
+    plain, _ = collated(single, **off, noise_offset=0)
+    whole, _ = collated(single, **off, noise_offset=0.1)
+    drawn, noise_scale = collated(single, **off, noise_offset=0.1, noise_offset_random_strength=True)
+    adaptive, _ = collated(single, **off, noise_offset=0.1, adaptive_noise_scale=0.5)
+    shift = (whole.target - plain.target).mean(dim=(2, 3))  # 0.1 times one normal number per channel
+    ratios = (drawn.target - plain.target).mean(dim=(2, 3)) / shift
+    torch.testing.assert_close(ratios, ratios[:, :1].expand_as(ratios), rtol=1e-3, atol=1e-4)
+    assert ((ratios > 0) & (ratios < 1)).all()
+    assert len({round(float(ratio), 3) for ratio in ratios[:, 0]}) == len(ratios)
+    kept = (1 - noise_scale.square()).sqrt()
+    latents = (plain.noisy - noise_scale * plain.target) / kept
+    grown = (adaptive.target - plain.target).mean(dim=(2, 3)) / shift
+    expected = 1 + 5 * latents.mean(dim=(2, 3)).abs()
+    torch.testing.assert_close(grown, expected, rtol=1e-2, atol=1e-2)

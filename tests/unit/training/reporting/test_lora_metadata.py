@@ -111,7 +111,9 @@ def test_metadata_of_objective_and_optimizer(trainer: Trainer) -> None:
         "huber_schedule": "exponential",
         "debiased_estimation_loss": True,
         "multires_noise_iterations": 6,
-        "noise_offset": 0,
+        "noise_offset": 0.05,
+        "adaptive_noise_scale": 0.005,
+        "ip_noise_gamma": 0.1,
         "ema_decay": 0.9,
         "max_timestep": 800,
     }
@@ -131,7 +133,10 @@ def test_metadata_of_objective_and_optimizer(trainer: Trainer) -> None:
         "ss_debiased_estimation": "True",
         "ss_multires_noise_iterations": "6",
         "ss_multires_noise_discount": "0.3",
-        "ss_noise_offset": "None",
+        "ss_noise_offset": "0.05",
+        "ss_noise_offset_random_strength": "False",
+        "ss_adaptive_noise_scale": "0.005",
+        "ss_ip_noise_gamma": "0.1",
         "ss_ema_decay": "0.9",
         "modelspec.timestep_range": "0,800",
     }
