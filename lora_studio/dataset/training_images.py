@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from lora_studio import guide
 from lora_studio.dataset.buckets import Size, place_for
-from lora_studio.dataset.captions.text import read_caption
-from lora_studio.dataset.images.decode import ImageInfo, find_images
+from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
+from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, ImageInfo, find_images
 from lora_studio.dataset.images.header_cache import is_transparent, readable_size, sha256_of
 from lora_studio.dataset.images.masks import MaskSource, mask_from_file
 from lora_studio.dataset.manifest import Manifest
@@ -32,7 +32,7 @@ class DatasetImage:
     """A readable image of a set: its upright size (width, height) in px and, once computed, its SHA-256 in hex.
 
     `info` is what the last scan found; None if the image is new or has changed since. Assumed images have no file, and
-    `count` of them are one object.
+    `count` of them are one object. `caption_suffixes` are those of its caption file; the first that exists wins.
     """
 
     path: Path
@@ -41,11 +41,12 @@ class DatasetImage:
     sha256: str = ""
     info: ImageInfo | None = None
     count: int = 1
+    caption_suffixes: tuple[str, ...] = CAPTION_SUFFIXES
 
     @cached_property
     def caption(self) -> str:
         """The caption as one line, empty if there is none. Raises InputError if its file cannot be read."""
-        return " ".join((read_caption(self.path) or "").split())
+        return " ".join((read_caption(self.path, self.caption_suffixes) or "").split())
 
     @property
     def has_caption(self) -> bool:
@@ -185,13 +186,24 @@ def read_images(
     folder: Path,
     *,
     hash_all: bool = False,
+    caption_extension: str = "",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetImages:
     """Read the images of a dataset's folder and its N_name subfolders; see `select_images`.
 
-    Raises InputError if the folder does not exist.
+    `caption_extension` is the recipe's. Raises InputError if the folder does not exist, or if that is an image's.
     """
-    return select_images(folder, find_images(folder), Manifest.of(folder), hash_all=hash_all, on_progress=on_progress)
+    if caption_extension.lower() in IMAGE_SUFFIXES:
+        raise InputError(
+            f"caption_extension is {caption_extension}, which is an image's.",
+            "Use the extension of text files, like .txt.",
+            code="caption_extension",
+        )
+    found = select_images(folder, find_images(folder), Manifest.of(folder), hash_all=hash_all, on_progress=on_progress)
+    if not caption_extension:
+        return found
+    suffixes = (caption_extension,)
+    return replace(found, images=[replace(image, caption_suffixes=suffixes) for image in found.images])
 
 
 def select_images(

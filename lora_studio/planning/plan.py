@@ -130,8 +130,9 @@ def plan(
     if not base.strip():
         raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
     side = known.resolution if known else guide.RECIPE["resolution"].value
-    found = _images(images, given.get("resolution") or side)
-    prior = _read_folder(regularization) if regularization is not None else None
+    extension = Recipe.parse(given).caption_extension
+    found = _images(images, given.get("resolution") or side, extension)
+    prior = _read_folder(regularization, extension) if regularization is not None else None
     draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
     if vram_gib is not None:
@@ -192,17 +193,17 @@ def _kind(kind: LoraKind | str) -> LoraKind:
         raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(LoraKind)}.", code="kind") from None
 
 
-def _images(images: Path | str | int, side: int) -> DatasetImages:
+def _images(images: Path | str | int, side: int, caption_extension: str) -> DatasetImages:
     if not isinstance(images, int):
-        return _read_folder(images)
+        return _read_folder(images, caption_extension)
     check_plan_number("images", images)
     return DatasetImages.assumed(images, side)
 
 
-def _read_folder(folder: Path | str) -> DatasetImages:
+def _read_folder(folder: Path | str, caption_extension: str) -> DatasetImages:
     """Read the images of a folder; raises InputError if it is missing or has no readable images."""
     folder = Path(folder).expanduser()
-    found = read_images(folder)
+    found = read_images(folder, caption_extension=caption_extension)
     if not found.total:
         raise InputError(f"{folder} has no readable images.", "Add images to it.", code="no_images")
     return found

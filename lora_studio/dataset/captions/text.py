@@ -143,21 +143,22 @@ def existing_caption(image: Path) -> Path | None:
     return None
 
 
-def read_caption(image: Path) -> str | None:
+def read_caption(image: Path, suffixes: Iterable[str] = CAPTION_SUFFIXES) -> str | None:
     """Return the caption of an image without surrounding whitespace, "" for an empty file, None without a file.
 
-    See `decode_text` for the encoding. Raises InputError if the file cannot be read.
+    Of several files the first suffix wins. See `decode_text` for the encoding. Raises InputError if the file cannot be
+    read.
     """
-    data = caption_bytes(image)
+    data = caption_bytes(image, suffixes)
     return None if data is None else decode_text(data).strip()
 
 
-def caption_bytes(image: Path) -> bytes | None:
+def caption_bytes(image: Path, suffixes: Iterable[str] = CAPTION_SUFFIXES) -> bytes | None:
     """Return the content of an image's caption file, None without a file. Raises InputError if it cannot be read.
 
     Cached until the file changes: the Dataset tab asks for all captions at every click.
     """
-    for suffix in CAPTION_SUFFIXES:
+    for suffix in suffixes:
         file = image.with_suffix(suffix)
         try:
             return _read_bytes(file)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+from pydantic import field_validator
+
 from lora_studio.settings.choices import MaskedLoss, TokenLimit
 from lora_studio.settings.declare import Group, Settings, setting
+
+EXTENSION = re.compile(r"(\.[\w-]+)+")
 
 
 class DataSettings(Settings):
@@ -89,6 +95,14 @@ class DataSettings(Settings):
         le=0.5,
     )
 
+    caption_extension: str = setting(
+        "",
+        label="Caption extension",
+        group=Group.CAPTIONS,
+        why="Trains on the caption files with this extension alone, like .txt2, so that a dataset can have several "
+        "sets of captions. Empty: .txt, else .caption, the files that the Dataset tab edits.",
+        max_length=40,
+    )
     shuffle_caption: bool = setting(
         False,
         label="Shuffle tags",
@@ -135,3 +149,14 @@ class DataSettings(Settings):
         group=Group.CAPTIONS,
         why="Longer captions are truncated. 150 or 225 take a little more memory.",
     )
+
+    @field_validator("caption_extension")
+    @classmethod
+    def _file_extension(cls, value: str) -> str:
+        extension = value.strip()
+        if not extension:
+            return ""
+        extension = f".{extension.removeprefix('.')}"
+        if EXTENSION.fullmatch(extension) is None:
+            raise ValueError(f"{value!r} is not a file extension; write for example .txt2")
+        return extension

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -124,8 +125,9 @@ def read_dataset(
     Images of the folder `regularization` without a caption get the name of their folder, never the trigger word. Raises
     InputError if a folder does not exist.
     """
-    own = read_images(folder, hash_all=True, on_progress=on_progress)
-    prior = read_images(regularization, hash_all=True, on_progress=on_progress) if regularization is not None else None
+    read = partial(read_images, hash_all=True, caption_extension=recipe.caption_extension, on_progress=on_progress)
+    own = read(folder)
+    prior = read(regularization) if regularization is not None else None
     split = own.split(recipe, prior)
     unreadable = [*own.unreadable.values(), *(prior.unreadable.values() if prior is not None else [])]
 

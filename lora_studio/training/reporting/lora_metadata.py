@@ -151,6 +151,7 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
         "ss_reg_dataset_dirs": prior_folders,
         "ss_tag_frequency": {folder: dict(counter.most_common()) for folder, counter in tags.items()},
         "ss_prior_loss_weight": recipe.prior_loss_weight,
+        "ss_caption_extension": recipe.caption_extension or None,
         "ss_shuffle_caption": recipe.shuffle_caption,
         "ss_keep_tokens": recipe.keep_tokens,
         "ss_caption_dropout_rate": recipe.caption_dropout_rate,

@@ -254,3 +254,21 @@ def walk(own: list[int], samples: int) -> list[int]:
 @given(own=st.lists(st.integers(1, 12), max_size=12), samples=st.integers(0, 200))
 def test_balances_regularisation_images_like_sd_scripts(own: list[int], samples: int) -> None:
     assert balanced_repeats(own, samples) == walk(own, samples)
+
+
+def test_captions_are_those_with_the_given_extension_alone(tmp_path: Path) -> None:
+    for name in "ab":
+        save(tmp_path / f"{name}.png", (64, 64))
+        (tmp_path / f"{name}.txt").write_text("usual", "utf-8")
+    (tmp_path / "a.txt2").write_text("other", "utf-8")
+    assert [image.caption for image in read_images(tmp_path).images] == ["usual", "usual"]
+    found = read_images(tmp_path, caption_extension=".txt2")
+    assert [image.caption for image in found.images] == ["other", ""]
+    assert [image.path.name for image in found.without_caption] == ["b.png"]
+
+
+def test_an_images_extension_is_not_a_captions(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", (64, 64))
+    with pytest.raises(InputError) as caught:
+        read_images(tmp_path, caption_extension=".PNG")
+    assert caught.value.code == "caption_extension"

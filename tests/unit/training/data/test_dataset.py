@@ -129,3 +129,13 @@ def test_duplicates_of_a_scan_stay_on_one_side_of_the_validation_split(tmp_path:
             dataset = read_dataset(folder, recipe_of(validation_split=0.25, seed=seed))
             both = {item.path for item in dataset.validation_items} & duplicates
             assert both in (set(), duplicates)
+
+
+def test_training_and_regularisation_captions_have_the_recipes_extension(tmp_path: Path) -> None:
+    folders = [make_images(tmp_path / name / "1_set", [(64, 64)] * 2) for name in ("own", "prior")]
+    for folder in folders:
+        (folder / "1.txt2").write_text("other", "utf-8")
+    recipe = recipe_of(caption_extension=".txt2")
+    dataset = read_dataset(tmp_path / "own", recipe, "inkstamp", regularization=tmp_path / "prior")
+    assert [(item.caption, item.has_caption) for item in dataset.items] == [("inkstamp", False), ("other", True)]
+    assert [item.caption for item in dataset.regularization] == ["set", "other"]
