@@ -86,6 +86,10 @@ class RankGroup:
                 with _lost_process_errors():
                     dist.all_reduce(part)
 
+    def all_agree(self, value: bool) -> bool:
+        """Return True if the value is True on every rank."""
+        return value if self.world_size == 1 else not self._any_rank(not value)
+
     def _any_rank(self, value: bool) -> bool:
         found = torch.tensor([value], dtype=torch.uint8)
         with _lost_process_errors():

@@ -51,7 +51,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
                 outputs.save_before_stop()
                 return True
             log.start_clock()
-            result = retry(partial(train_step, trainer, progress.step))
+            result = train_step(trainer, progress.step, retry)
             progress.step += 1
             log.add(result)
             outputs_due, state_due = outputs.due_within_epoch, outputs.state_due
@@ -72,9 +72,9 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
 
 
 def step_retry(trainer: Trainer, report: Report) -> StepRetry:
-    """Return how a run's steps are retried: on out of memory only with gradient checkpointing `auto`, on one rank."""
-    adaptive = trainer.recipe.gradient_checkpointing is GradientCheckpointing.AUTO and trainer.ranks.world_size == 1
-    return StepRetry(trainer.block_checkpointing, trainer.weights, report, adaptive)
+    """Return how the gradients of a run's steps are retried: on out of memory with gradient checkpointing `auto`."""
+    adaptive = trainer.recipe.gradient_checkpointing is GradientCheckpointing.AUTO
+    return StepRetry(trainer.block_checkpointing, trainer.weights, trainer.ranks, report, adaptive)
 
 
 def _check_divergence(trainer: Trainer, progress: Progress) -> None:

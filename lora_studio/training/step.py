@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from lora_studio.training.data.rng import seeded_dropout
 from lora_studio.training.optim.max_norm import limit_weight_norms
@@ -19,31 +22,41 @@ from lora_studio.training.reporting.step_log import StepResult
 from lora_studio.training.trainer import Trainer
 
 
-def train_step(trainer: Trainer, step: int) -> StepResult:
-    """Take optimizer step `step`, counted from 0, over its micro-batches.
+def accumulate_gradients(trainer: Trainer, step: int) -> Tensor:
+    """Run forward, loss and backward of this rank's micro-batches; return their mean loss and sample losses, [1 + N].
 
-    Every sample has the same weight, also in a smaller batch or accumulation group. A step whose loss or gradient is
-    not finite leaves the weights unchanged; with fp16 an infinite gradient first only lowers the loss scale.
+    The gradients are then in `trainer.weights`. All ranks wait for each other, and raise if one of them fails.
     """
-    recipe, device, ranks = trainer.recipe, trainer.device, trainer.ranks
-    weights, optimizer, scaler = trainer.weights, trainer.optimizer, trainer.scaler
-
-    # forward, loss and backward of this rank's micro-batches
-    with ranks.sync_errors():
+    recipe, device, weights = trainer.recipe, trainer.device, trainer.weights
+    with trainer.ranks.sync_errors():
         inputs = trainer.prefetch.get(step, trainer.counts.total_steps, trainer.collator.collate_step)
         losses = torch.zeros(inputs.sample_count, device=device)
         weights.zero_gradients()
         for first, batch in inputs.batches:
             with seeded_dropout(recipe, step, first, device=device):
                 losses[first : first + len(batch)] = trainer.gradient_pass(batch)
-        measured = torch.cat([(losses.sum() / inputs.sample_count).view(1), losses])
+        return torch.cat([(losses.sum() / inputs.sample_count).view(1), losses])
+
+
+def train_step(
+    trainer: Trainer, step: int, retry: Callable[[Callable[[], Tensor]], Tensor] = lambda accumulate: accumulate()
+) -> StepResult:
+    """Take optimizer step `step`, counted from 0. `retry` computes its gradients again where they can fail.
+
+    Every sample has the same weight, also in a smaller batch or accumulation group. A step whose loss or gradient is
+    not finite leaves the weights unchanged; with fp16 an infinite gradient first only lowers the loss scale.
+    """
+    weights, optimizer, scaler = trainer.weights, trainer.optimizer, trainer.scaler
+
+    # forward, loss and backward
+    losses = retry(partial(accumulate_gradients, trainer, step))
 
     # sums over all ranks, then clipping
-    ranks.all_reduce([measured, *weights.gradients])
+    trainer.ranks.all_reduce([losses, *weights.gradients])
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(weights.flat, recipe.max_grad_norm or math.inf)
-    timesteps = trainer.collator.timesteps(step, 0, inputs.sample_count)
-    result = StepResult(learning_rates(optimizer), timesteps, torch.cat([norm.to(device).view(1), measured]))
+    norm = torch.nn.utils.clip_grad_norm_(weights.flat, trainer.recipe.max_grad_norm or math.inf)
+    timesteps = trainer.collator.timesteps(step, 0, len(losses) - 1)
+    result = StepResult(learning_rates(optimizer), timesteps, torch.cat([norm.to(trainer.device).view(1), losses]))
 
     # optimizer, max norm, EMA
     if trainer.skips_on_device:

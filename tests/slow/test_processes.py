@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from safetensors.torch import load_file
 
 from lora_studio import worker
 from lora_studio.settings.job_specs import TrainJob
+from lora_studio.training.batch_loss import BatchLoss
+from lora_studio.training.data.batch import BatchTensors
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
 from tests.support.forked import events_of, start_worker, wait_for
@@ -40,13 +44,28 @@ def job_for(shared: Path, processes: int, batch_size: int, **recipe: Any) -> Tra
     return job.model_copy(update={"num_processes": processes})
 
 
-def start_two(folder: JobFolder, home: Home, *, resume: bool = False) -> list[BaseProcess]:
+def run_out_of_memory_once() -> None:
+    """Let the second rank run out of memory at its third forward pass."""
+    compute, calls = BatchLoss.__call__, itertools.count(1)
+
+    def limited(batch_loss: BatchLoss, batch: BatchTensors) -> torch.Tensor:
+        if os.environ["RANK"] == "1" and next(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(batch_loss, batch)
+
+    BatchLoss.__call__ = limited  # type: ignore[method-assign]
+
+
+def start_two(
+    folder: JobFolder, home: Home, *, resume: bool = False, prepare: Callable[[], None] | None = None
+) -> list[BaseProcess]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     meeting = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
-        start_worker(folder, home, resume=resume, RANK=str(rank), LOCAL_RANK=str(rank), **meeting) for rank in (0, 1)
+        start_worker(folder, home, resume=resume, prepare=prepare, RANK=str(rank), LOCAL_RANK=str(rank), **meeting)
+        for rank in (0, 1)
     ]
 
 
@@ -115,3 +134,17 @@ def test_resuming_with_another_number_of_processes_is_an_error(shared: Path, tmp
     assert process.exitcode == 2
     assert events_of(folder, "failed")[-1]["code"] == "resume_processes"
     assert "num_processes to 2" in folder.status().remedy
+
+
+def test_both_processes_go_on_after_one_runs_out_of_memory(shared: Path, tmp_path: Path) -> None:
+    """The step is computed again by both, so that no loss changes; the other rank reports it."""
+    home, losses = Home(shared / "home"), []
+    for name, prepare in (("whole", None), ("short", run_out_of_memory_once)):
+        folder = JobFolder.create(tmp_path / name, job_for(shared, 2, 2, gradient_checkpointing="auto"))
+        for process in start_two(folder, home, prepare=prepare):
+            process.join(180)
+            assert process.exitcode == 0, folder.log_tail()
+        losses.append([event["loss"] for event in events_of(folder, "step")])
+        warnings = [event["code"] for event in events_of(folder, "warning") if event["code"] == "memory_short"]
+        assert warnings == (["memory_short"] if prepare else [])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

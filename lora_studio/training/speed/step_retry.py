@@ -1,49 +1,62 @@
-"""Retry a step that failed before it changed the weights: after out of memory, or without CUDA graphs."""
+"""Retry the gradients of a step: after out of memory with more blocks recomputed, or without CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+from lora_studio.errors import PeerOutOfMemoryError
 from lora_studio.events import Report, WarningEvent
+from lora_studio.training.distributed import RankGroup
 from lora_studio.training.optim.flat_params import FlatParameters
 from lora_studio.training.speed.cuda_graph_policy import CudaGraphError
 from lora_studio.training.speed.recompute import BlockCheckpointing
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class StepRetry:
-    """Retries steps that failed before they changed the weights.
+    """Computes the gradients of a step, and again after a failure.
 
-    With `adaptive`, each out of memory lets more UNet blocks be recomputed before the retry.
+    With `adaptive`, a rank that runs out of memory recomputes more UNet blocks, and all ranks compute the step again.
     """
 
     checkpointing: BlockCheckpointing
     weights: FlatParameters
+    ranks: RankGroup
     report: Report
     adaptive: bool
 
-    def __call__(self, step: Callable[[], T]) -> T:
-        """Return what `step` returns. Raises torch.OutOfMemoryError if no further block can be recomputed."""
+    def __call__(self, accumulate: Callable[[], Tensor]) -> Tensor:
+        """Return what `accumulate` returns. Its errors must be raised on all ranks (see `RankGroup.sync_errors`).
+
+        Raises torch.OutOfMemoryError, or PeerOutOfMemoryError on the other ranks, if a rank cannot recompute more.
+        """
         while True:
             try:
-                return step()
+                return accumulate()
             except CudaGraphError:
                 continue
-            except torch.OutOfMemoryError:
-                if not (self.weights.consistent and self.adaptive and self.checkpointing.recompute_more()):
+            except (MemoryError, torch.OutOfMemoryError, PeerOutOfMemoryError) as error:
+                if not self.ranks.all_agree(self._can_retry(error)):
                     raise
+                self._report_retry(error)
             self.weights.zero_gradients()
             torch.cuda.empty_cache()
-            self.report(
-                WarningEvent(
-                    code="memory_short",
-                    message="A step ran out of GPU memory. Gradient checkpointing now covers "
-                    f"{len(self.checkpointing.recomputed)} of {len(self.checkpointing.blocks)} UNet blocks.",
-                )
-            )
+
+    def _can_retry(self, error: Exception) -> bool:
+        """Recompute more blocks if this rank has run out of GPU memory; return True if the step may fit now."""
+        if not self.adaptive or isinstance(error, MemoryError):
+            return False
+        return isinstance(error, PeerOutOfMemoryError) or self.checkpointing.recompute_more()
+
+    def _report_retry(self, error: Exception) -> None:
+        message = (
+            f"{error}. It recomputes more UNet blocks now."
+            if isinstance(error, PeerOutOfMemoryError)
+            else "A step ran out of GPU memory. Gradient checkpointing now covers "
+            f"{len(self.checkpointing.recomputed)} of {len(self.checkpointing.blocks)} UNet blocks."
+        )
+        self.report(WarningEvent(code="memory_short", message=message))

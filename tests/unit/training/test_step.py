@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,7 +69,7 @@ def take_steps(trainer: Trainer, steps: Iterable[int]) -> list[list[float]]:
     """Take steps; return the losses of their samples, bit for bit."""
     losses = []
     for step in steps:
-        result = step_retry(trainer, ignore)(partial(train_step, trainer, step))
+        result = train_step(trainer, step, step_retry(trainer, ignore))
         result.read()
         losses.append(result.losses)
     return losses
@@ -303,7 +302,7 @@ def test_out_of_memory_retries_the_step_with_more_blocks_recomputed(
         return losses
 
     limited = replace(auto_run, gradient_pass=short_of_memory)
-    step_retry(limited, append_to(events))(partial(train_step, limited, 0))
+    train_step(limited, 0, step_retry(limited, append_to(events)))
     assert [values["code"] for _, values in events] == ["memory_short"] * 2
     assert "16 of 21" in events[-1][1]["message"]
     assert same(auto_run.adapters.state(), expected)
@@ -312,14 +311,15 @@ def test_out_of_memory_retries_the_step_with_more_blocks_recomputed(
 def test_out_of_memory_is_raised_when_no_block_is_left_to_recompute(
     auto_run: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def out_of_memory(step: int) -> None:
+    def out_of_memory(batch: BatchTensors) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
+    failing = replace(auto_run, gradient_pass=out_of_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        step_retry(auto_run, ignore)(partial(out_of_memory, 0))
+        train_step(failing, 0, step_retry(failing, ignore))
     assert len(auto_run.block_checkpointing.recomputed) == 21
     auto_run.block_checkpointing.recompute_only([])
     auto_run.recipe.gradient_checkpointing = GradientCheckpointing.OFF
     with pytest.raises(torch.OutOfMemoryError):
-        step_retry(auto_run, ignore)(partial(out_of_memory, 0))
+        train_step(failing, 0, step_retry(failing, ignore))
     assert not auto_run.block_checkpointing.recomputed
