@@ -87,7 +87,7 @@ def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
 
     With `rank_stabilized` (Kalajdzievski 2023, arXiv:2312.03732) alpha is sqrt(dim) times larger, so that every program
     that applies alpha / dim gets the recipe's alpha / sqrt(dim). A LoKr of two full matrices is never scaled, as in
-    LyCORIS and ComfyUI.
+    LyCORIS and ComfyUI; its dim is at most the larger side of its large matrix, so that its alpha fits in 16 bits.
     """
     rate = recipe.unet_lr if layer.model == "unet" else recipe.text_encoder_lr
     chosen = TrainLayers.ALL if recipe.trains_convolutions else recipe.train_layers
@@ -101,8 +101,11 @@ def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
         dim, alpha = recipe.conv_dim, recipe.network_alpha * recipe.conv_dim / recipe.network_dim
     if layer.role is LayerRole.CONVOLUTION and recipe.conv_alpha is not None:
         alpha = recipe.conv_alpha
-    if recipe.network_type is NetworkType.LOKR and "lokr_w2" in tensor_shapes(recipe, layer, dim):
-        return DimAlpha(dim, float(dim))
+    if recipe.network_type is NetworkType.LOKR:
+        large = tensor_shapes(recipe, layer, dim).get("lokr_w2")
+        if large is not None:
+            dim = min(dim, max(large[:2]))
+            return DimAlpha(dim, float(dim))
     return DimAlpha(dim, alpha * sqrt(dim) if recipe.rank_stabilized else alpha)
 
 

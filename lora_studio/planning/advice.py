@@ -201,6 +201,8 @@ def _rates(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
             continue
         if name in ("unet_lr", "text_encoder_lr") and value == 0:
             continue
+        if name == "network_dim" and recipe.is_full_matrix:
+            continue
         if name == "noise_offset" and value == 0 and (zero_snr or recipe.multires_noise_iterations):
             continue
         low, high = advice.low, advice.high

@@ -96,8 +96,9 @@ def _choose_network(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | 
     draft.set("network_dim", advice.network_dim, advice.why)
     draft.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
     if "network_dim" in draft.given:
-        dim = Recipe.parse({"network_dim": draft.given["network_dim"]}).network_dim
-        draft.set("network_alpha", dim / 2, guide.RECIPE["network_alpha"].why)
+        recipe = Recipe.parse(dict(draft.given))
+        alpha = 1.0 if recipe.is_full_matrix else recipe.network_dim / 2
+        draft.set("network_alpha", alpha, guide.RECIPE["network_alpha"].why)
     for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
         draft.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
     _choose_rates(draft, Recipe.parse({"optimizer": draft.get("optimizer")}).optimizer)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pydantic import field_validator
 
-from lora_studio.settings.block_dims import parse_block_dims
+from lora_studio.settings.block_dims import MAX_DIM, parse_block_dims
 from lora_studio.settings.choices import NetworkType, SaveFormat, TrainLayers
 from lora_studio.settings.declare import Group, Settings, setting
+
+FULL_MATRIX_DIM = 10_000  # from here on LoKr's large matrix is whole in every layer, as in LyCORIS' recipes
+MAX_LOKR_DIM = 1_000_000
 
 
 class NetworkSettings(Settings):
     """What is added to the base model, and how it is saved."""
 
     network_dim: int = setting(
-        label="Network rank (dim)", group=Group.NETWORK, advice="network_dim", simple=True, ge=1, le=512
+        label="Network rank (dim)", group=Group.NETWORK, advice="network_dim", simple=True, ge=1, le=MAX_LOKR_DIM
     )
     network_alpha: float = setting(
         label="Network alpha", group=Group.NETWORK, advice="network_alpha", simple=True, gt=0, le=1024
@@ -39,7 +42,7 @@ class NetworkSettings(Settings):
         group=Group.NETWORK,
         why="Rank of the 3x3 convolutions, for LoCon or when all layers are trained. Empty: the network rank.",
         ge=1,
-        le=512,
+        le=MAX_LOKR_DIM,
     )
     conv_alpha: float | None = setting(
         None,
@@ -79,7 +82,8 @@ class NetworkSettings(Settings):
         label="LoKr factor",
         group=Group.NETWORK,
         why="Size of LoKr's small matrix. -1 makes both matrices as square as possible, which gives the smallest file; "
-        "4 to 16 make the large one larger, with more capacity.",
+        "4 to 16 make the large one larger, with more capacity; a network rank of 10000 keeps it whole (LyCORIS' full "
+        "matrix).",
         ge=-1,
         le=512,
         only_with="network_type=LoKr",
@@ -100,6 +104,11 @@ class NetworkSettings(Settings):
         return value
 
     @property
+    def is_full_matrix(self) -> bool:
+        """True if LoKr trains its large matrix whole in every layer, so that alpha has no effect."""
+        return self.network_type is NetworkType.LOKR and self.network_dim >= FULL_MATRIX_DIM
+
+    @property
     def trains_convolutions(self) -> bool:
         """True if 3x3 convolutions are among the trained layers."""
         return self.network_type is NetworkType.LOCON or self.train_layers is TrainLayers.ALL
@@ -118,6 +127,12 @@ def network_problems(settings: NetworkSettings) -> list[str]:
             problems.append(
                 f"{name} is {getattr(settings, name):g}, but no convolution is trained. Set network_type to LoCon or "
                 f"train_layers to all, or leave {name} empty."
+            )
+    for name in ("network_dim", "conv_dim"):
+        if (getattr(settings, name) or 0) > MAX_DIM and kind is not NetworkType.LOKR:
+            problems.append(
+                f"{name} is {getattr(settings, name)}, which LoKr alone can have, but network_type is {kind.value}. "
+                f"Use at most {MAX_DIM}, or set network_type to LoKr."
             )
     if settings.lokr_factor != -1 and kind is not NetworkType.LOKR:
         problems.append(

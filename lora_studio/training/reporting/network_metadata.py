@@ -55,6 +55,7 @@ def _arguments(recipe: Recipe, axis: DoraAxis | None, *, lycoris: bool) -> dict[
         found |= {"dora_wd": "True", "wd_on_output": str(axis is DoraAxis.OUTPUT)}
     if recipe.network_type is NetworkType.LOKR:
         found |= {"factor": str(recipe.lokr_factor)}
+        found |= {"full_matrix": "True"} if recipe.is_full_matrix else {}
     if recipe.rank_stabilized:
         found |= {"rs_lora": "True"}
     if dims := parse_block_dims(recipe.block_dims):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft.tuners.lokr.layer import factorization
 
-from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, lokr_factors
+from lora_studio.lora.shapes import Layer, LayerRole, layer_dim_alpha, lokr_factors, tensor_shapes
 from lora_studio.planning.memory import SDXL, estimate_vram_parts, lora_weights
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
@@ -60,3 +60,20 @@ def test_parameter_counts_of_all_network_types_on_sdxl() -> None:
     saved = halves.model_copy(update={"gradient_checkpointing": GradientCheckpointing.ON})
     assert estimate_vram_parts(saved)["Adapter products"] < products / 5
     assert "Adapter products" not in estimate_vram_parts(Recipe.parse(base))
+
+
+def test_a_lokr_of_dim_10000_has_its_large_matrix_whole_in_every_layer_of_sdxl() -> None:
+    """LyCORIS' full matrix: `lokr_w1` and `lokr_w2` alone, never scaled; alpha must fit in a file's 16 bits."""
+    values = {"network_type": "LoKr", "train_layers": "all", "lokr_factor": 6, "conv_dim": 10_000}
+    recipe = Recipe.parse(values | {"network_dim": 10_000, "network_alpha": 1})
+    assert recipe.is_full_matrix
+    for layer in SDXL.layers:
+        dims = layer_dim_alpha(recipe, layer)
+        assert dims is not None
+        assert dims.alpha == dims.dim < 2**15
+        for dim in (dims.dim, 10_000):
+            shapes = tensor_shapes(recipe, layer, dim)
+            assert shapes.keys() == {"lokr_w1", "lokr_w2"}
+            (rows, columns), (more_rows, more_columns, *_) = shapes["lokr_w1"], shapes["lokr_w2"]
+            assert (rows * more_rows, columns * more_columns) == (layer.outputs, layer.inputs)
+            assert rows <= 6 >= columns

@@ -28,6 +28,7 @@ from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pip
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.lora_file import save_lora_file
 from lora_studio.training.progress import Progress
+from lora_studio.training.reporting.network_metadata import build_network_metadata
 from lora_studio.training.samples import encode_prompt
 from lora_studio.training.trainer import Trainer
 from tests.support.kohya_lora import sgm_name
@@ -220,3 +221,14 @@ def test_half_precision_files_keep_the_exact_scale(bare: StableDiffusionXLPipeli
     exact = 3 / 7**0.5 * layer.lora_B["default"].weight.detach() @ layer.lora_A["default"].weight.detach()
     assert float(tensors[f"{name}.alpha"]) != 3 * 7**0.5
     torch.testing.assert_close(kept, exact, atol=2e-3 * float(exact.abs().max()), rtol=0)
+
+
+def test_a_full_matrix_lokr_has_lycoris_layout(tmp_path: Path) -> None:
+    pipe = eval_pipeline(tmp_path / "tokenizers")
+    recipe = recipe_of("LoKr full")
+    found = load_file(write_lora(tmp_path / "x.safetensors", pipe, add_random_adapters(pipe, recipe), recipe))
+    assert {name.partition(".")[2] for name in found} == {"lokr_w1", "lokr_w2", "alpha"}
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert {tensor.dim() for name, tensor in found.items() if name.endswith("lokr_w2")} == {2, 4}
+    arguments = build_network_metadata(recipe)["ss_network_args"]
+    assert (arguments["algo"], arguments["full_matrix"]) == ("lokr", "True")

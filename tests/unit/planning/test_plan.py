@@ -214,3 +214,11 @@ def test_regularisation_images_double_the_steps_but_not_the_views_per_image(tmp_
     with pytest.raises(InputError) as caught:
         plan(tmp_path / "data", regularization=tmp_path / "nowhere")
     assert caught.value.code == "no_folder"
+
+
+def test_a_full_matrix_lokr_is_planned_without_an_alpha_that_has_no_effect() -> None:
+    lokr = {"network_type": "LoKr", "lokr_factor": 6}
+    result = plan(20, overrides=lokr | {"network_dim": 100_000})
+    assert (result.recipe.network_dim, result.recipe.network_alpha) == (100_000, 1)
+    assert not {"network_dim_range", "alpha_above_dim"} & set(codes(result))
+    assert result.lora_mib > 2 * plan(20, overrides=lokr).lora_mib

@@ -26,6 +26,8 @@ from lora_studio.settings.recipe import Recipe
         ({"lokr_factor": 0, "network_type": "LoKr"}, "lokr_factor is 0"),
         ({"save_format": "diffusers", "network_type": "LoHa"}, "Set save_format to kohya"),
         ({"network_dropout": 1}, "less than or equal to 0.9"),
+        ({"network_dim": 100_000}, "network_dim is 100000, which LoKr alone can have"),
+        ({"network_type": "LoCon", "conv_dim": 513}, "conv_dim is 513"),
         ({"network_dim": 0}, "greater than or equal to 1"),
     ],
 )
