@@ -328,11 +328,7 @@ def library_errors(job: AnyJob) -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise OutOfMemoryError(
-                "Out of memory.",
-                next_saving(job.recipe) if isinstance(job, TrainJob) else "Close other programs that use the GPU.",
-                code="out_of_memory",
-            ) from error
+            raise OutOfMemoryError("Out of memory.", _memory_remedy(job), code="out_of_memory") from error
         if (unusable := gpu_error(error)) is not None:
             raise unusable from error
         if isinstance(error, ImportError):
@@ -354,6 +350,17 @@ def library_errors(job: AnyJob) -> Iterator[None]:
             with disk_errors(Path(error.filename or "a file")):
                 raise
         raise
+
+
+def _memory_remedy(job: AnyJob) -> str:
+    """Return what to do after a job ran out of memory."""
+    match job:
+        case TrainJob():
+            return next_saving(job.recipe)
+        case SweepJob():
+            return "Set a smaller width and height, and close other programs that use the GPU."
+        case TagJob():
+            return "Close other programs that use the GPU."
 
 
 def _is_damaged_file(error: Exception) -> bool:

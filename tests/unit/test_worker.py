@@ -94,6 +94,16 @@ def test_out_of_memory_suggests_the_next_saving(folder: JobFolder, home: Home, s
     assert records_of(folder, "failed")[-1]["code"] == "out_of_memory"
 
 
+def test_out_of_memory_in_a_sweep_suggests_smaller_images(tmp_path: Path, home: Home, stage: Any) -> None:
+    def work(job: SweepJob, folder: JobFolder, **wires: Any) -> Result:
+        raise MemoryError
+
+    stage(work)
+    job = SweepJob(loras=[tmp_path / "a.safetensors"], bases=["embedded"], prompts=["a cat"])
+    with pytest.raises(OutOfMemoryError, match="width and height"):
+        worker.execute(JobFolder.create(tmp_path / "sweep", job), home=home)
+
+
 def test_a_gpu_that_torch_cannot_use_is_named(folder: JobFolder, home: Home, stage: Any) -> None:
     def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
