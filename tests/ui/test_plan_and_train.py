@@ -84,7 +84,7 @@ def test_train_starts_from_the_plan_and_keeps_what_the_user_changed(
     source.get_by_text("with your 2 changes").wait_for()
     assert (box_of(page, "network_dim").input_value(), box_of(page, "epochs").input_value()) == ("77", "1")
     page.locator("#recipe-network_dim").get_by_role("button", name="Back to the plan").click()
-    source.get_by_text("with your 1 change").wait_for()
+    source.get_by_text("with your change").wait_for()
     assert project.info().recipe == {"epochs": 1}
 
     page.reload()

@@ -85,7 +85,8 @@ def plan_source(run: NextRun) -> Markup:
     elif not run.changes:
         title = f"From the plan: {format_count(plan.steps.total_steps, 'step')}"
     else:
-        title = f"From the plan, with your {format_count(len(run.changes), 'change')}: {run.compared_steps}"
+        changes = f"{len(run.changes)} changes" if len(run.changes) > 1 else "change"
+        title = f"From the plan, with your {changes}: {run.compared_steps}"
     return render(
         "train/plan_source.html",
         title=title,
