@@ -214,7 +214,7 @@ def test_a_finished_run_offers_its_file_and_a_test(project: Project, interface: 
     run = make_run(project)
     project.save_info(project.info().model_copy(update={"recipe": {}}))
     shown = interface.open_project("ink")
-    assert shown["train_test"] == {"visible": True}
+    assert shown["train_test"] == {"visible": True, "variant": "primary"}
     assert str(run.path / "ink.safetensors") in shown["train_path"]
 
 

@@ -96,19 +96,20 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
 
 
 def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
-    """Return the updates that show the actions for a run."""
+    """Return the updates that show the actions for a run, of which one is primary."""
     if run.is_active:
         stopping = run.folder.stop_requested()
         text = "Stopping after this step" if stopping else "Stop and save"
         return _button_updates(buttons, buttons.stop) | {
             buttons.stop: gr.Button(text, interactive=not stopping, visible=True)
         }
-    shown = [buttons.edit_and_rerun, buttons.new_run]
-    if run.status.state is not JobState.DONE:
-        shown.append(buttons.resume)
+    is_done = run.status.state is JobState.DONE
+    updates = _button_updates(buttons, buttons.edit_and_rerun, buttons.new_run)
+    if not is_done:
+        updates[buttons.resume] = gr.Button(visible=True)
     if run.lora is not None:
-        shown.append(buttons.test)
-    return _button_updates(buttons, *shown)
+        updates[buttons.test] = gr.Button(visible=True, variant="primary" if is_done else "secondary")
+    return updates
 
 
 def _button_updates(buttons: TrainButtons, *shown: gr.Button) -> Updates:
