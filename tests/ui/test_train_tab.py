@@ -56,6 +56,7 @@ def test_wrong_values_are_named_and_marked(project: Project, interface: Interfac
     interface.open_project("ink")
     shown = interface.call(TrainTab.start_training, recipe_unet_lr="abc", recipe_batch_size="0")
     assert error_code(shown["train_notice"]) == "config"
+    assert shown["train_cards"] == ""
     assert "(unet_lr)" in shown["train_notice"]
     assert "(given: abc)" in shown["train_notice"]
     assert "(batch_size)" in shown["train_notice"]

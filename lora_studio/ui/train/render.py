@@ -39,6 +39,8 @@ class TrainRenderer:
                 updates |= {self.studio.run: run.folder.name} | _run_updates(layout, run, self.studio.home)
             case NextRun() as next_run:
                 updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
+                if state.notice is not None:
+                    updates[layout.aside.cards] = ""  # its error is in the notice
         if state.listed is not None:
             selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
             updates[layout.signature] = state.listed.signature

@@ -82,7 +82,7 @@ class TrainTab:
         events.on(side.source.click, self.click_in_source, sends="pick")
         edits = partial(gr.on, [*layout.form.edit_events, layout.job_fields.regularization.blur])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
-        figures = [layout.tiles, layout.aside.cards, side.source]
+        figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)
 
     def read(self, values: PageValues) -> TrainPage:
