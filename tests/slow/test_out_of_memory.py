@@ -1,4 +1,4 @@
-"""Out of memory at any allocation of a run: it goes on with a warning, or it can be resumed to the same LoRA."""
+"""Out of memory at any allocation of a run: it continues with a warning, or it can be resumed to the same LoRA."""
 
 from __future__ import annotations
 
