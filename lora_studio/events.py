@@ -129,6 +129,9 @@ class StepEvent(EventAtStep):
     memory_gib: float | None = Field(
         default=None, description="peak memory of tensors on the GPU, or the process's memory on a CPU, in GiB"
     )
+    gradient_norm: float | None = Field(
+        default=None, description="norm of the gradient before clipping; null if fp16 had to lower its loss scale"
+    )
     scaled_layers: int | None = Field(
         default=None, description="layers that `scale_weight_norms` scaled down after the step; left out if it is off"
     )
@@ -155,6 +158,25 @@ class EpochEvent(Event):
 
     epoch: Epoch
     loss: float | None = Field(description="mean training loss of its steps")
+    unet_norm: float | None = Field(
+        default=None, description="Frobenius norm of the LoRA's weight delta in the UNet; left out if not trained"
+    )
+    te1_norm: float | None = Field(default=None, description="the same in the first text encoder")
+    te2_norm: float | None = Field(default=None, description="the same in the second text encoder")
+
+
+class ImageLossesEvent(Event):
+    """The training loss by image was written to a file; the images with the highest losses, if any has enough samples.
+
+    Losses are compared with the mean loss of all images at the same timesteps, over an image's last 10 samples or so.
+    """
+
+    name = "image_losses"
+
+    epoch: Epoch
+    file: RunFile
+    worst: list[str] = Field(description="paths of up to 5 images that are learned worst")
+    ratios: list[float] = Field(description="loss of each of them, relative to the mean")
 
 
 class TimestepsEvent(Event):
@@ -294,6 +316,7 @@ EVENTS: dict[str, type[Event]] = {
         StepEvent,
         NanEvent,
         EpochEvent,
+        ImageLossesEvent,
         TimestepsEvent,
         ValidationEvent,
         CheckpointEvent,

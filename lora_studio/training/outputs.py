@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
+from lora_studio.lora.norms import model_norms
 from lora_studio.training.lora_file import check_finite, delete_old_checkpoints, save_lora_file
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.health import new_hints
@@ -67,6 +68,8 @@ class Outputs:
             self._write_epoch(epoch)
             self.log_offset = None
         self.progress.timestep_losses.clear()
+        items = self.trainer.dataset.items
+        self.progress.image_losses.fade(sum(item.repeats for item in items) / len(items))
         self.progress.epochs_finished = epoch
         complete = self.progress.step >= self.trainer.counts.total_steps
         if complete or time.monotonic() - self.saved_at > EPOCH_STATE_INTERVAL:
@@ -151,8 +154,7 @@ class Outputs:
     def _write_epoch(self, epoch: int) -> None:
         trainer, recipe, step = self.trainer, self.trainer.recipe, self.progress.step
         if losses := self.progress.unfinished_losses(trainer.counts):
-            self.report(EpochEvent(epoch=epoch, loss=sum(losses) / len(losses)))
-            self.report(self.progress.timestep_losses.event(epoch))
+            self._report_epoch(epoch, losses)
         last = epoch == trainer.counts.epochs
         if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, step):
             self.save_checkpoint(epoch)
@@ -163,6 +165,16 @@ class Outputs:
             self._validate(epoch)
         for hint in new_hints(self.progress, trainer.counts.total_steps):
             self.report(hint)
+
+    def _report_epoch(self, epoch: int, losses: Sequence[float]) -> None:
+        """Report the mean losses of an epoch, by timestep and by image, and the norms of what the LoRA changes."""
+        trainer, progress = self.trainer, self.progress
+        with trainer.averaged_weights.swapped_in():
+            norms = {f"{model}_norm": norm for model, norm in model_norms(trainer.adapters).items()}
+        self.report(EpochEvent.model_validate({"epoch": epoch, "loss": sum(losses) / len(losses)} | norms))
+        self.report(progress.timestep_losses.event(epoch))
+        if (event := progress.image_losses.write(trainer.folder, epoch)) is not None:
+            self.report(event)
 
     def _validate(self, epoch: int) -> None:
         validate(self.trainer, self.progress, epoch, report=self.report, should_stop=self.should_stop)

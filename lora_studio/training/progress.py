@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from lora_studio.planning.steps import StepCount
+from lora_studio.training.reporting.loss_by_image import ImageLosses
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 
 
@@ -35,6 +36,7 @@ class Progress(BaseModel):
     losses: list[float | None] = Field(default_factory=list)
     validation_losses: list[ValidationLoss] = Field(default_factory=list)
     timestep_losses: TimestepLosses = Field(default_factory=TimestepLosses)
+    image_losses: ImageLosses = Field(default_factory=ImageLosses)
     reported_hints: list[str] = Field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def train_step(
     trainer.ranks.all_reduce([losses, *weights.gradients])
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(weights.flat, trainer.recipe.max_grad_norm or math.inf)
-    timesteps = trainer.collator.timesteps(step, 0, len(losses) - 1)
-    result = StepResult(learning_rates(optimizer), timesteps, torch.cat([norm.to(trainer.device).view(1), losses]))
+    images, timesteps = trainer.collator.images(step), trainer.collator.timesteps(step, 0, len(losses) - 1)
+    measured = torch.cat([norm.to(trainer.device).view(1), losses])
+    result = StepResult(learning_rates(optimizer), images, timesteps, measured)
 
     # optimizer, max norm, EMA
     if trainer.skips_on_device:

@@ -38,6 +38,7 @@ LAYERS = (
     ("training.trainer", "training.resume_state"),
     ("training.reporting",),
     ("training.progress",),
+    ("training.reporting.loss_by_image",),
     ("training.reporting.loss_by_timestep",),
     ("training.speed",),
     ("training", "training.batch_loss"),

@@ -58,7 +58,8 @@ class Collator:
     device: torch.device
     dtype: torch.dtype
     ranks: RankGroup = field(default_factory=RankGroup)
-    _epoch_steps: tuple[int, list[list[Batch]]] = (-1, [])  # the epoch of the last step, and the batches of its steps
+    # the batches of the steps of the last epochs: the prefetching thread may be an epoch ahead
+    _epoch_steps: dict[int, list[list[Batch]]] = field(default_factory=dict)
 
     @cached_property
     def loss_weights(self) -> Tensor:
@@ -80,9 +81,16 @@ class Collator:
     def batches(self, step: int) -> list[Batch]:
         """Return the batches of a step (counted from 0), over all ranks."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        if self._epoch_steps[0] != epoch:
-            self._epoch_steps = epoch, epoch_steps(self.dataset, self.job.recipe, epoch)
-        return self._epoch_steps[1][position]
+        steps = self._epoch_steps.get(epoch)
+        if steps is None:
+            steps = epoch_steps(self.dataset, self.job.recipe, epoch)
+            recent = {number: found for number, found in self._epoch_steps.items() if abs(number - epoch) == 1}
+            self._epoch_steps = {**recent, epoch: steps}
+        return steps[position]
+
+    def images(self, step: int) -> list[str | None]:
+        """Return the path of the image of each sample of a step, over all ranks; None for regularisation images."""
+        return [None if item.prior else str(item.path) for batch in self.batches(step) for item in batch]
 
     def largest_batch(self) -> Batch:
         """Return this rank's shard of the batch of the first epoch that has the most pixels."""

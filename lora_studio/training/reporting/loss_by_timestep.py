@@ -19,10 +19,13 @@ class TimestepLosses(BaseModel):
     sums: list[float] = Field(default_factory=lambda: [0.0] * BINS)
     counts: list[int] = Field(default_factory=lambda: [0] * BINS)
 
+    def bins_of(self, timesteps: Iterable[int]) -> list[int]:
+        """Return the bin of each timestep, counted from 0."""
+        return [timestep * BINS // self.total for timestep in timesteps]
+
     def add(self, timesteps: Iterable[int], losses: Iterable[float]) -> None:
         """Add samples: their timesteps and weighted losses."""
-        for timestep, loss in zip(timesteps, losses, strict=True):
-            index = timestep * BINS // self.total
+        for index, loss in zip(self.bins_of(timesteps), losses, strict=True):
             self.sums[index] += loss
             self.counts[index] += 1
 

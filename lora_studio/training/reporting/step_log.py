@@ -22,24 +22,27 @@ FLUSH_SECONDS = 0.25  # between two reports, where the CPU runs ahead of the GPU
 class StepResult:
     """What one optimizer step used and measured.
 
-    `rates` are the learning rates by parameter group, `timesteps` those of the samples. `measured` stays on the device
-    until `read`: the gradient norm, the mean loss, then the loss of each sample. `valid` is False if the step was
-    skipped because they were not finite, None if the CPU does not know yet; `losses` are those of the samples, once
-    read. `weight_norms` is what `limit_weight_norms` returned, on the device; None without max-norm regularisation.
+    `rates` are the learning rates by parameter group, `images` and `timesteps` those of the samples. `measured` stays
+    on the device until `read`: the gradient norm, the mean loss, then the loss of each sample. `valid` is False if the
+    step was skipped because they were not finite, None if the CPU does not know yet. Once read, `gradient_norm` is the
+    norm before clipping, and `losses` are those of the samples. `weight_norms` is what `limit_weight_norms` returned,
+    on the device; None without max-norm regularisation.
     """
 
     rates: dict[str, float]
+    images: list[str | None]
     timesteps: list[int]
     measured: Tensor
     valid: bool | None = None
+    gradient_norm: float = math.nan
     losses: list[float] = field(default_factory=list)
     weight_norms: Tensor | None = None
 
     def read(self) -> float | None:
         """Copy the measurements from the device; return the mean loss, or None if the step was skipped."""
-        gradient_norm, loss, *self.losses = self.measured.tolist()
+        self.gradient_norm, loss, *self.losses = self.measured.tolist()
         if self.valid is None:
-            self.valid = math.isfinite(loss) and math.isfinite(gradient_norm)
+            self.valid = math.isfinite(loss) and math.isfinite(self.gradient_norm)
         return loss if self.valid else None
 
     def is_finite(self, *, rescaling: bool) -> bool:
@@ -103,6 +106,8 @@ class StepLog:
                 self.on_nan()
                 continue
             self.progress.timestep_losses.add(result.timesteps, result.losses)
+            bins = self.progress.timestep_losses.bins_of(result.timesteps)
+            self.progress.image_losses.add(result.images, bins, result.losses)
             self.report(
                 StepEvent(
                     step=step,
@@ -114,6 +119,7 @@ class StepLog:
                     text_encoder_lr=result.rates.get("text_encoder", 0.0),
                     seconds=round(seconds, 4),
                     memory_gib=memory,
+                    gradient_norm=result.gradient_norm if math.isfinite(result.gradient_norm) else None,
                     **_norm_fields(result),
                 )
             )

@@ -22,6 +22,7 @@ def test_stored_progress_is_restored(
     progress = Progress(step=len(losses), epochs_finished=epochs, losses=losses, reported_hints=["rising"])
     progress.validation_losses = [ValidationLoss(step=step, epoch=1, loss=loss) for step, loss in validation]
     progress.timestep_losses.add([3, 999], [0.5, 1.5])
+    progress.image_losses.add(["a.png", None], [0, 9], [0.5, 1.5])
     assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
 
 

@@ -72,7 +72,27 @@ def test_a_run_with_everything_resumes_bit_exact_once_its_images_are_restored(
     assert [values["step"] for values in of(rest, "step")] == list(range(stop + 1, total + 1))
     assert [values["loss"] for values in of(rest, "step")] == [values["loss"] for values in of(whole[1], "step")][stop:]
     assert of(rest, "validation") == of(whole[1], "validation")[2:]
+    assert of(rest, "epoch") == of(whole[1], "epoch")[1:]
+    assert image_losses(run) == image_losses(whole[0])
     assert same(weights_of(whole[0]), weights_of(run))
+
+
+def image_losses(run: Path) -> list[dict[str, Any]]:
+    """Return the losses by image that a run has written, with the names of images instead of their paths."""
+    written = json.loads((run / "image_losses.json").read_text("utf-8"))
+    return [entry | {"image": Path(entry["image"]).name} for entry in written["images"]]
+
+
+def test_an_epoch_reports_the_norm_of_the_change_and_the_loss_of_each_training_image(
+    whole: tuple[Path, Events],
+) -> None:
+    """Neither images of the validation split nor regularisation images are among them."""
+    first, last = (values["unet_norm"] for values in of(whole[1], "epoch"))
+    assert 0 < first < last
+    assert all(values["gradient_norm"] > 0 for values in of(whole[1], "step"))
+    trained = [record for record in read_records(whole[0] / "dataset.jsonl") if record["set"] == "train"]
+    written = json.loads((whole[0] / "image_losses.json").read_text("utf-8"))
+    assert {entry["image"] for entry in written["images"]} == {record["path"] for record in trained}
 
 
 def test_validation_images_do_not_change_the_training(training_inputs: Path, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 def result_of(*losses: float, gradient_norm: float = 1.0) -> StepResult:
     mean = sum(losses) / len(losses)
-    return StepResult({"unet": 1e-4}, [5] * len(losses), torch.tensor([gradient_norm, mean, *losses]))
+    images = [f"{number}.png" for number in range(len(losses))]
+    return StepResult({"unet": 1e-4}, images, [5] * len(losses), torch.tensor([gradient_norm, mean, *losses]))
 
 
 def log_into(events: Events, **options: Any) -> StepLog:
@@ -50,7 +51,9 @@ def test_steps_are_reported_in_order_with_their_losses() -> None:
     assert log.progress.losses == [0.5, None, 0.125]
     assert [values["loss"] for values in of(events, "step")] == [0.5, 0.125]
     assert {(values["total"], values["epoch"], values["lr"]) for values in of(events, "step")} == {(9, 1, 1e-4)}
+    assert [values["gradient_norm"] for values in of(events, "step")] == [1.0, 1.0]
     assert sum(log.progress.timestep_losses.event(1).count) == 3
+    assert {entry.image: entry.samples for entry in log.progress.image_losses.ranked()} == {"0.png": 2, "1.png": 1}
     log.flush()
     assert len(events) == 3
 

@@ -1,0 +1,68 @@
+"""Mean losses by image: corrected for their timesteps, fading from epoch to epoch, written to a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_studio.training.reporting.loss_by_image import IMAGE_LOSSES_FILE, ImageLosses
+
+
+def ratios_of(losses: ImageLosses) -> dict[str, float]:
+    return {entry.image: entry.ratio for entry in losses.ranked()}
+
+
+def test_timesteps_with_a_high_loss_do_not_count_against_an_image() -> None:
+    """Bin 0 has five times the loss of bin 9. `early` was drawn there more often; `hard` is 20% above the others."""
+    losses = ImageLosses()
+    level = {0: 0.5, 9: 0.1}
+    for image, bins, factor in (("early", [0, 0, 0, 9], 1.0), ("late", [0, 9, 9, 9], 1.0), ("hard", [0, 0, 9, 9], 1.2)):
+        losses.add([image] * 4, bins, [factor * level[index] for index in bins])
+    ranked = losses.ranked()
+    assert ranked[0].image == "hard"
+    assert ranked[0].loss < max(entry.loss for entry in ranked)  # uncorrected, `early` has the highest loss
+    ratios = ratios_of(losses)
+    assert ratios["early"] == pytest.approx(ratios["late"], rel=0.03)
+    assert ratios["hard"] / ratios["early"] == pytest.approx(1.2, rel=0.03)
+
+
+def test_regularisation_images_are_left_out() -> None:
+    losses = ImageLosses()
+    losses.add(["a", None, "b"], [3, 3, 3], [1.0, 9.0, 1.0])
+    assert ratios_of(losses) == {"a": 1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("per_epoch", [1, 4, 10, 30])
+def test_means_are_over_about_the_last_ten_samples(per_epoch: int) -> None:
+    losses = ImageLosses()
+    for loss in (*[8.0] * 20, 1.0):
+        losses.fade(per_epoch)
+        losses.add(["a"] * per_epoch, [5] * per_epoch, [loss] * per_epoch)
+    (entry,) = losses.ranked()
+    assert entry.samples == pytest.approx(max(10, per_epoch), rel=0.15)
+    assert entry.ratio == pytest.approx(1)
+    assert (entry.loss == pytest.approx(1)) == (per_epoch >= 10)
+
+
+def test_the_file_has_all_images_and_the_event_the_worst_with_enough_samples(tmp_path: Path) -> None:
+    losses = ImageLosses()
+    for number in range(8):
+        losses.add([f"{number}.png"] * 5, [2] * 5, [1 + number / 10] * 5)
+    losses.add(["new.png"], [2], [9.0])
+    again = ImageLosses.model_validate(json.loads(json.dumps(losses.model_dump())))
+    event = again.write(tmp_path, epoch=3)
+    written = json.loads((tmp_path / IMAGE_LOSSES_FILE).read_text("utf-8"))
+    assert written["epoch"] == 3
+    assert [entry["image"] for entry in written["images"]] == ["new.png", *(f"{n}.png" for n in range(7, -1, -1))]
+    assert written["images"][1] == {"image": "7.png", "samples": 5, "loss": 1.7, "ratio": pytest.approx(1.12, abs=0.02)}
+    assert event is not None
+    assert (event.epoch, event.file) == (3, IMAGE_LOSSES_FILE)
+    assert event.worst == [f"{number}.png" for number in (7, 6)][: len(event.worst)]
+    assert event.ratios == sorted(event.ratios, reverse=True)
+
+
+def test_no_event_and_no_file_without_samples(tmp_path: Path) -> None:
+    assert ImageLosses().write(tmp_path, epoch=1) is None
+    assert not (tmp_path / IMAGE_LOSSES_FILE).exists()
