@@ -661,6 +661,29 @@ def test_from_import_to_caption_in_a_browser(page: Any, running: Any, pictures: 
     assert box.input_value() == "my own words"
 
 
+@pytest.mark.slow
+def test_the_import_button_says_that_it_uploads(open_page: Callable[..., Any], running: Any) -> None:
+    running.home.create_project("a slow line")
+    page = open_page()
+    page.get_by_role("tab", name="2 · Dataset").click()
+    button = page.locator("#dataset-choose")
+    button.wait_for()
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route(re.compile(r"/upload$"), hold)
+    files = [EXAMPLE_IMAGES / name for name in ("key.png", "owl.png")]
+    with page.expect_request(re.compile(r"/upload$")):
+        page.locator(".empty-state:visible input[type=file]").set_input_files(files)
+    page.locator("#dataset-choose[data-uploading='uploading 2 files'][aria-busy=true]").wait_for()
+    for route in held:
+        route.continue_()
+    page.locator("#dataset-report").get_by_text("2 images added").wait_for()
+    assert page.locator("[data-uploading]").count() == 0
+
+
 def test_sections_fit_a_phone(open_page: Callable[..., Any], running: Any) -> None:
     project = running.home.create_project("phone")
     shutil.copy(EXAMPLE_IMAGES / "key.png", project.images_dir)
