@@ -73,6 +73,7 @@ class FusedLoraLinear(Linear):
     """peft's LoRA layer for nn.Linear that computes a single plain LoRA fused and leaves everything else to peft."""
 
     fused_lora: FusedLora | None = None  # set by `fuse`
+    drops_ranks = False  # True with rank or module dropout
 
     def is_fusable(self) -> bool:
         """Return True if exactly one LoRA is active, without dropout, bias or variant (like DoRA), and not merged."""
@@ -82,6 +83,7 @@ class FusedLoraLinear(Linear):
         name = active[0]
         return (
             isinstance(self.lora_dropout[name], nn.Identity)
+            and not self.drops_ranks
             and name not in self.lora_variant
             and not self.lora_bias[name]
             and not self.fan_in_fan_out

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from lora_studio.errors import InputError
 from lora_studio.lora.dora import DoraConv2d, DoraLinear, dora_magnitude, init_dora_magnitude
+from lora_studio.lora.dropout import add_dropout
 from lora_studio.lora.fused_linear import FusedLoraLinear
 from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.shapes import DimAlpha, DoraAxis, dora_axis, layer_dim_alpha
@@ -148,6 +149,8 @@ def add_adapters(
                 chosen,
                 ADAPTER_NAME,
                 dropout=recipe.network_dropout,
+                rank_dropout=recipe.rank_dropout,
+                module_dropout=recipe.module_dropout,
                 lokr_factor=recipe.lokr_factor,
             )
     adapters = Adapters({prefix: models[prefix] for prefix in dims})
@@ -167,10 +170,15 @@ def inject(
     adapter: str,
     *,
     dropout: float = 0.0,
+    rank_dropout: float = 0.0,
+    module_dropout: float = 0.0,
     lokr_factor: int = -1,
     inference: bool = False,
 ) -> None:
-    """Wrap the layers at these paths in new peft layers of one network type; trainable unless `inference`."""
+    """Wrap the layers at these paths in new peft layers of one network type; trainable unless `inference`.
+
+    `dropout` and `rank_dropout` are the same for LoHa and LoKr; the larger is used.
+    """
     (dim, alpha), _ = Counter(dims.values()).most_common(1)[0]
     common: dict[str, Any] = {
         "r": dim,
@@ -182,11 +190,17 @@ def inject(
     config: PeftConfig
     match network_type:
         case NetworkType.LOHA:
-            config = LoHaConfig(alpha=alpha, rank_dropout=dropout, **common)  # type: ignore[arg-type]
+            config = LoHaConfig(
+                alpha=alpha,  # type: ignore[arg-type]
+                rank_dropout=max(dropout, rank_dropout),
+                module_dropout=module_dropout,
+                **common,
+            )
         case NetworkType.LOKR:
             config = LoKrConfig(
                 alpha=alpha,  # type: ignore[arg-type]
-                rank_dropout=dropout,
+                rank_dropout=max(dropout, rank_dropout),
+                module_dropout=module_dropout,
                 rank_dropout_scale=True,
                 decompose_factor=lokr_factor,
                 init_weights="lycoris",
@@ -200,7 +214,9 @@ def inject(
             )
     inject_adapter_in_model(config, model, adapter_name=adapter)
     for path in dims:
-        _init_loha(model.get_submodule(path), adapter)
+        layer = model.get_submodule(path)
+        _init_loha(layer, adapter)
+        add_dropout(layer, adapter, rank_dropout=rank_dropout, module_dropout=module_dropout)
 
 
 @torch.no_grad()

@@ -161,7 +161,7 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
     width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
     weights = lora_weights(recipe, base)
     area = (recipe.resolution / shape.resolution) ** 2
-    fused = recipe.network_type is NetworkType.LORA and not recipe.network_dropout
+    fused = recipe.network_type is NetworkType.LORA and not recipe.uses_dropout
     activations = shape.fused_activations if fused else shape.activations
     kept = share * shape.checkpointed_activations + (1 - share) * activations
     parts = {

@@ -146,11 +146,11 @@ def fit_gpu_memory(trainer: Trainer, report: Report) -> None:
 def with_cuda_graphs(trainer: Trainer, progress: Progress, report: Report) -> Trainer:
     """Return the trainer with a gradient pass by CUDA graphs, if they are set; else, or where unsafe, as it is.
 
-    A replay repeats the same kernels on the same memory. So there are none with network dropout (random numbers), with
+    A replay repeats the same kernels on the same memory. So there are none with dropout (random numbers), with
     weights whose gradients autograd allocates, with a gradient scaler, or on several ranks.
     """
     recipe, weights = trainer.recipe, trainer.weights
-    safe = weights.all_fused and not recipe.network_dropout and not trainer.scaler.is_enabled()
+    safe = weights.all_fused and not recipe.uses_dropout and not trainer.scaler.is_enabled()
     if not recipe.cuda_graphs or not safe or trainer.ranks.world_size > 1:
         return trainer
     capturer = find_capturer(trainer.device)

@@ -69,6 +69,24 @@ class NetworkSettings(Settings):
         ge=0,
         le=0.9,
     )
+    rank_dropout: float = setting(
+        0.0,
+        label="Rank dropout",
+        group=Group.NETWORK,
+        why="Fraction of the ranks (LoHa, LoKr: of the output rows) that each sample of a step drops, so that the LoRA "
+        "does not depend on few of them; 0.1 is mild, 0 is off.",
+        ge=0,
+        le=0.9,
+    )
+    module_dropout: float = setting(
+        0.0,
+        label="Module dropout",
+        group=Group.NETWORK,
+        why="Fraction of the layers that each batch trains without, so that the LoRA does not depend on single layers; "
+        "0.1 is mild, 0 is off. A DoRA's magnitudes stay.",
+        ge=0,
+        le=0.9,
+    )
     block_dims: str = setting(
         "",
         label="Block ranks (dims)",
@@ -104,6 +122,11 @@ class NetworkSettings(Settings):
         return value
 
     @property
+    def uses_dropout(self) -> bool:
+        """True if a training step drops inputs, ranks or layers of the network at random."""
+        return bool(self.network_dropout or self.rank_dropout or self.module_dropout)
+
+    @property
     def is_full_matrix(self) -> bool:
         """True if LoKr trains its large matrix whole in every layer, so that alpha has no effect."""
         return self.network_type is NetworkType.LOKR and self.network_dim >= FULL_MATRIX_DIM
@@ -134,6 +157,11 @@ def network_problems(settings: NetworkSettings) -> list[str]:
                 f"{name} is {getattr(settings, name)}, which LoKr alone can have, but network_type is {kind.value}. "
                 f"Use at most {MAX_DIM}, or set network_type to LoKr."
             )
+    if kind in (NetworkType.LOHA, NetworkType.LOKR) and settings.network_dropout and settings.rank_dropout:
+        problems.append(
+            f"network_dropout is {settings.network_dropout:g} and rank_dropout {settings.rank_dropout:g}, which are "
+            f"the same for {kind.value}. Set one of them to 0."
+        )
     if settings.lokr_factor != -1 and kind is not NetworkType.LOKR:
         problems.append(
             f"lokr_factor is {settings.lokr_factor}, but network_type is {kind.value}. Set it to -1, or network_type "

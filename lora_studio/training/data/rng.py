@@ -35,7 +35,7 @@ def seeded(seed: int, purpose: str, *counters: int, device: torch.device) -> Ite
 
 
 def seeded_dropout(recipe: Recipe, step: int, first: int, *, device: torch.device) -> AbstractContextManager[None]:
-    """Seed network dropout for the batch that begins with sample `first` of a step; a no-op without dropout."""
-    if not recipe.network_dropout:
+    """Seed the dropout of the network for the batch that begins with sample `first` of a step, if there is any."""
+    if not recipe.uses_dropout:
         return nullcontext()
     return seeded(recipe.seed, "dropout", step, first, device=device)

@@ -56,6 +56,9 @@ def _arguments(recipe: Recipe, axis: DoraAxis | None, *, lycoris: bool) -> dict[
     if recipe.network_type is NetworkType.LOKR:
         found |= {"factor": str(recipe.lokr_factor)}
         found |= {"full_matrix": "True"} if recipe.is_full_matrix else {}
+    for name in ("rank_dropout", "module_dropout"):
+        if value := getattr(recipe, name):
+            found[name] = f"{value:g}"
     if recipe.rank_stabilized:
         found |= {"rs_lora": "True"}
     if dims := parse_block_dims(recipe.block_dims):

@@ -34,7 +34,7 @@ def make_block_checkpointing(base: Base, recipe: Recipe, device: torch.device) -
 
     For `auto` that is none on a CPU, and all blocks on other devices until `fit_recomputed_blocks` measures a step.
     """
-    checkpointing = BlockCheckpointing(base.unet, preserve_rng_state=recipe.network_dropout > 0)
+    checkpointing = BlockCheckpointing(base.unet, preserve_rng_state=recipe.uses_dropout)
     chosen = recipe.gradient_checkpointing
     if chosen is GradientCheckpointing.ON or (chosen is GradientCheckpointing.AUTO and device.type != "cpu"):
         checkpointing.recompute_all()
