@@ -28,6 +28,7 @@ from lora_studio.planning.plan import plan
 from lora_studio.settings.choices import ExistingCaptions, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.worker import Listener, execute, start
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.project import Home, Project, records_folder
@@ -49,6 +50,7 @@ __all__ = [
     "lint_captions",
     "plan",
     "plan_caption_edit",
+    "request_samples",
     "resume",
     "review_captions",
     "scan",
@@ -241,6 +243,22 @@ def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener =
         raise InputError(f"The job in {folder} is already running.", "Wait for it, or stop it first.", code="busy")
     job_folder.clear_stop()
     return _execute(job_folder, home or Home.locate(), on_event, resume=True)
+
+
+def request_samples(folder: Path | str) -> None:
+    """Ask the training that runs in `folder` to draw its sample prompts after the current step.
+
+    Raises InputError if no training runs there, or if it has no sample prompts.
+    """
+    job_folder = JobFolder(Path(folder))
+    job = job_folder.job()
+    if not isinstance(job, TrainJob) or not job_folder.status().state.is_active:
+        raise InputError(f"No training runs in {folder}.", "Start or resume it first.", code="not_running")
+    if not read_sample_prompts(job.recipe):
+        raise InputError(
+            f"sample_prompts is empty in {folder}.", "Set it before you start a training.", code="no_sample_prompts"
+        )
+    job_folder.request_samples()
 
 
 def run_job(job: AnyJob, *, out: Path | None = None, home: Home | None = None, on_event: Listener = _ignore) -> Any:

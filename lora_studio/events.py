@@ -215,8 +215,14 @@ class SampleEvent(EventAtStep):
 
     epoch: FinishedEpoch
     index: int = Field(description="number of the prompt, counted from 0")
-    prompt: str = Field(description="the prompt, with the trigger word filled in")
+    prompt: str = Field(description="the prompt, with the trigger word filled in and without its options")
+    negative_prompt: str = Field(default="", description="the negative prompt")
     seed: int = Field(description="seed of the image")
+    width: int | None = Field(default=None, description="width in px")
+    height: int | None = Field(default=None, description="height in px")
+    steps: int | None = Field(default=None, description="sampling steps")
+    guidance: float | None = Field(default=None, description="classifier-free guidance (CFG) scale")
+    sampler: str | None = Field(default=None, description="sampler, by kohya's name")
     path: RunFile
 
 

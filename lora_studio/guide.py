@@ -69,6 +69,11 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
             "blocks as the GPU needs, off none, on all.",
             high=12,
         ),
+        "sample_negative_prompt": Advice(
+            "auto",
+            "auto takes the base model's own words for flaws, and nothing for a base outside the catalogue. Words "
+            "about content or style are left out: they would hide what the LoRA learns. Empty: no negative prompt.",
+        ),
         "tagger_threshold": Advice(0.35, "0.35 to 0.40 gives balanced tags.", low=0.35, high=0.40),
         "character_threshold": Advice(0.85, "A wrong character's name does more harm than a missing one."),
         "strengths": Advice(
@@ -517,7 +522,8 @@ class BaseModel:
     """A base model of the catalogue.
 
     `repo` is its Hub repository, in diffusers layout unless `file` names a single-file checkpoint in it; it is empty
-    for the embedded one, which ships with the studio. Prompts are written as prefix, prompt, suffix.
+    for the embedded one, which ships with the studio. Prompts are written as prefix, prompt, suffix. `negative_prompt`
+    is that of the model card, without its words about content and style, which would work against a LoRA.
     """
 
     name: str
@@ -532,6 +538,7 @@ class BaseModel:
     resolution: int = 1024
     prompt_prefix: str = ""
     prompt_suffix: str = ""
+    negative_prompt: str = ""
     file: str = ""
     page: str = ""
     aliases: tuple[str, ...] = field(default=(), repr=False)
@@ -553,6 +560,8 @@ class BaseModel:
 _FAIR_AI = "Fair AI Public License 1.0-SD: share what you derive from it under the same terms."
 _OPEN_RAIL = "CreativeML Open RAIL++-M: commercial use allowed, with use-based restrictions."
 
+_NOOBAI_NEGATIVE = "worst quality, old, early, low quality, lowres, signature, username, logo, bad hands, mutated hands"
+
 _CATALOGUE = (
     BaseModel(
         "SDXL 1.0",
@@ -562,6 +571,7 @@ _CATALOGUE = (
         "The solid foundation that the others were trained from.",
         _OPEN_RAIL,
         tagger="blip",
+        negative_prompt="low quality, blurry, jpeg artifacts, watermark",  # it needs little, and knows no quality tags
         aliases=("sdxl", "sdxl base"),
     ),
     BaseModel(
@@ -572,6 +582,7 @@ _CATALOGUE = (
         "Excellent for characters and styles; it expects its score tags in front of every prompt.",
         "Fair AI Public License 1.0-SD, modified: no paid services with it; read it before any commercial use.",
         prompt_prefix="score_9, score_8_up, score_7_up, score_6_up, score_5_up, score_4_up, ",
+        negative_prompt="score_6, score_5, score_4",  # its own tags for the lower half of its training images
         file="ponyDiffusionV6XL_v6StartWithThisOne.safetensors",
         page="https://civitai.com/models/257749",
         aliases=("pony", "pony xl", "pony diffusion v6 xl"),
@@ -584,6 +595,8 @@ _CATALOGUE = (
         "High-quality artistic output, and knows Danbooru's tags.",
         _FAIR_AI,
         prompt_prefix="masterpiece, best quality, ",
+        negative_prompt="worst quality, bad quality, low quality, lowres, displeasing, very displeasing, bad anatomy, "
+        "bad hands, jpeg artifacts",
         aliases=("illustrious",),
     ),
     BaseModel(
@@ -594,6 +607,7 @@ _CATALOGUE = (
         "A great general-purpose model; this one predicts epsilon, like most.",
         _FAIR_AI + " The authors forbid commercial use.",
         prompt_prefix="masterpiece, best quality, newest, absurdres, highres, safe, ",
+        negative_prompt=_NOOBAI_NEGATIVE,
         aliases=("noobai", "noobai xl epsilon", "noobai xl eps"),
     ),
     BaseModel(
@@ -606,6 +620,7 @@ _CATALOGUE = (
         prediction_type="v_prediction",
         zero_terminal_snr=True,
         prompt_prefix="masterpiece, best quality, newest, absurdres, highres, safe, ",
+        negative_prompt=_NOOBAI_NEGATIVE,
         aliases=("noobai v-pred", "noobai vpred", "noobai xl v-prediction", "noobai xl vpred"),
     ),
     BaseModel(
@@ -616,6 +631,8 @@ _CATALOGUE = (
         "The anime specialist, trained from SDXL 1.0; its quality tags come last.",
         _OPEN_RAIL,
         prompt_suffix=", masterpiece, high score, great score, absurdres",
+        negative_prompt="worst quality, low quality, low score, bad score, average score, lowres, bad anatomy, "
+        "bad hands, missing finger, extra digits, fewer digits, signature, watermark, username, blurry",
         aliases=("animagine", "animagine xl 4.0", "animagine sdxl"),
     ),
     BaseModel(

@@ -229,6 +229,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         raise
     finally:
         folder.clear_stop()
+        folder.clear_sample_request()
     if getattr(result, "stopped", False):
         recorder.finish(
             JobState.STOPPED,

@@ -253,6 +253,13 @@ def train(
 
 
 @app.command()
+def sample(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that is training.")]) -> None:
+    """Ask a training that is running to draw its sample prompts after the current step."""
+    api.request_samples(run)
+    out_console.print(f"The samples will be in {run / 'samples'}.", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
 @field_options(
     SweepJob,
     {

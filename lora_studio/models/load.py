@@ -19,7 +19,6 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel as UNet
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from torch import nn
@@ -77,13 +76,6 @@ class Base:
     def latent_factor(self) -> int:
         """The pixels per latent, per side."""
         return int(2 ** (len(self.vae.config["block_out_channels"]) - 1))
-
-    def euler_scheduler(self) -> EulerDiscreteScheduler:
-        """Return an Euler scheduler over this base's betas; with zero terminal SNR it starts at the last timestep."""
-        spacing = "trailing" if self.zero_terminal_snr else "leading"
-        config = self.noise_scheduler.config
-        scheduler: EulerDiscreteScheduler = EulerDiscreteScheduler.from_config(config, timestep_spacing=spacing)
-        return scheduler
 
 
 def load_base(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lora_studio.device import free_gpu_cache
 from lora_studio.models.load import Base
+from lora_studio.models.samplers import make_scheduler
+from lora_studio.settings.choices import Sampler
 
 # Side in px of the tiles in which latents are decoded when memory is short. At SDXL's size a tile in fp32 takes 0.76
 # GiB, a whole image of 1024 px 3.0 GiB.
@@ -34,7 +36,10 @@ class TextEmbeddings:
 
 
 def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
-    """Return a diffusers pipeline of the base's parts, without text encoders if the base has released them."""
+    """Return a diffusers pipeline of the base's parts, without text encoders if the base has released them.
+
+    Its sampler is Euler.
+    """
     first, second = base.text_encoders or (None, None)
     # diffusers' annotations name neither the optional parts nor the schedulers that its pipelines accept
     pipe = StableDiffusionXLPipeline(
@@ -44,7 +49,7 @@ def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
         tokenizer=base.tokenizers[0],
         tokenizer_2=base.tokenizers[1],
         unet=base.unet,
-        scheduler=base.euler_scheduler(),  # type: ignore[arg-type]
+        scheduler=make_scheduler(base, Sampler.EULER),  # type: ignore[arg-type]
         add_watermarker=False,
     )
     pipe.set_progress_bar_config(disable=True)

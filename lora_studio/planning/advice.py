@@ -27,6 +27,7 @@ from lora_studio.planning.timing import SecondsRange, describe_duration
 from lora_studio.planning.trigger import check_trigger
 from lora_studio.settings.choices import GradientCheckpointing, NetworkType, PredictionType, ZeroTerminalSnr
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sample_prompts import sample_prompt_errors
 
 NO_NOISE_OFFSET = "Zero terminal SNR reaches full black and white by itself."
 NO_MIN_SNR = (
@@ -70,7 +71,16 @@ def recipe_errors(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
     predicts = recipe.prediction_type.value
     if recipe.prediction_type is PredictionType.AUTO:
         predicts = base.prediction_type if base else ""
-    return found + zero_snr_errors(recipe, predicts, base is not None and base.zero_terminal_snr)
+    zero_snr = base is not None and base.zero_terminal_snr
+    return found + zero_snr_errors(recipe, predicts, zero_snr) + sample_errors(recipe, zero_snr)
+
+
+def sample_errors(recipe: Recipe, zero_terminal_snr: bool) -> list[str]:
+    """Return a sentence with the remedy for each wrong option of a sample prompt, and each sampler that cannot work.
+
+    `zero_terminal_snr` says whether the base was trained with it.
+    """
+    return sample_prompt_errors(recipe, zero_terminal_snr=uses_zero_snr(recipe, zero_terminal_snr))
 
 
 def zero_snr_errors(recipe: Recipe, prediction_type: str, zero_terminal_snr: bool) -> list[str]:

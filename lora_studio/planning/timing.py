@@ -21,6 +21,7 @@ from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import BasePrecision, GradientCheckpointing
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.workspace.job_folder import JobFolder
 
 # TFLOP/s by GPU memory: (minimum GiB, low, high). Published for an SDXL LoRA at batch 1 and 1024 px: 0.6 s per step on
@@ -130,15 +131,14 @@ def run_seconds(
 ) -> SecondsRange:
     """Estimate seconds of a run: loading, encoding the images once, the steps, and the samples during training."""
     step = step_seconds(recipe, base, vram_gib, measured)
-    sample = _sample_seconds(recipe, base, vram_gib, step)
-    every = recipe.sample_every_n_epochs
-    samples = len(recipe.sample_prompts) * ceil(count.epochs / every) if every else 0
+    sampling = _sampling_seconds(recipe, base, vram_gib, step)
+    times_sampled = _times_sampled(recipe, count)
     small = architecture_of(base) is EMBEDDED
     start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_LOAD_SECONDS, _ENCODE_SECONDS)
     return SecondsRange(
         *(
-            round(start[end] + images * encoding[end] + count.total_steps * bound + samples * drawing)
-            for end, bound, drawing in ((0, step.low, sample.low), (1, step.high, sample.high))
+            round(start[end] + images * encoding[end] + count.total_steps * bound + times_sampled * drawing)
+            for end, bound, drawing in ((0, step.low, sampling.low), (1, step.high, sampling.high))
         )
     )
 
@@ -151,25 +151,34 @@ def _recomputed(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) 
     return (0.0, 1.0) if share is None else (share, share)
 
 
-def _sample_seconds(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: SecondsRange) -> SecondsRange:
-    """Estimate seconds per sample: `sample_steps` forward passes, two images each with classifier-free guidance."""
-    shape = architecture_of(base)
+def _times_sampled(recipe: Recipe, count: StepCount) -> int:
+    """Return how often a run draws its sample prompts."""
+    epochs, steps = recipe.sample_every_n_epochs, recipe.sample_every_n_steps
+    within_epochs = count.total_steps // steps if steps else 0
+    return recipe.sample_at_first + (ceil(count.epochs / epochs) if epochs else 0) + within_epochs
+
+
+def _sampling_seconds(
+    recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: SecondsRange
+) -> SecondsRange:
+    """Estimate seconds to draw all sample prompts once.
+
+    A sampling step is a forward pass over two images with classifier-free guidance, else over one.
+    """
+    native = architecture_of(base).resolution
+    work = 0.0  # forward passes of one image of the training resolution
+    for prompt in read_sample_prompts(recipe):
+        settings = prompt.settings
+        area = (settings.sample_width or native) * (settings.sample_height or native) / recipe.resolution**2
+        work += settings.sample_steps * (2 if settings.sample_guidance > 1 else 1) * area
     images = recipe.batch_size * recipe.gradient_accumulation_steps
     shares = _recomputed(recipe, base, vram_gib)
     forward = [bound / images / (2 + share) for bound, share in zip((step.low, step.high), shares, strict=True)]
-    both = 2 if recipe.sample_guidance > 1 else 1
-    return SecondsRange(
-        *(recipe.sample_steps * both * bound * _area_ratio(shape.resolution, recipe) for bound in forward)
-    )
+    return SecondsRange(*(work * bound for bound in forward))
 
 
 def _area(recipe: Recipe, base: BaseModel | None) -> float:
     return (recipe.resolution / architecture_of(base).resolution) ** 2
-
-
-def _area_ratio(native: int, recipe: Recipe) -> float:
-    """Return the area of a sample, drawn at the base's native resolution, over that of a training image."""
-    return (native / recipe.resolution) ** 2
 
 
 def _speed(base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:

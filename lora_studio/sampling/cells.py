@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lora_studio.lora.header import LoraFile
 from lora_studio.settings.job_specs import SweepJob
+from lora_studio.settings.sample_prompts import fill_trigger
 
 
 @dataclass(frozen=True)
@@ -105,14 +106,6 @@ class SweepPlan:
     @cached_property
     def _prompt_numbers(self) -> dict[str, int]:
         return {prompt: number for number, prompt in enumerate(dict.fromkeys(cell.prompt for cell in self.cells), 1)}
-
-
-def fill_trigger(prompt: str, trigger_word: str) -> str:
-    """Replace {trigger} in a prompt; without a trigger word, remove it with its comma."""
-    filled = prompt.replace("{trigger}", trigger_word)
-    if filled == prompt or trigger_word:
-        return filled
-    return ", ".join(part.strip() for part in filled.split(",") if part.strip())
 
 
 def base_label(base: str) -> str:

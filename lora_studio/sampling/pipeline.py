@@ -16,8 +16,9 @@ from lora_studio.errors import InputError
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.locate import resolve_base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.models.samplers import SAMPLERS
 from lora_studio.models.text_encoding import encode_text
-from lora_studio.settings.choices import Precision
+from lora_studio.settings.choices import Precision, Sampler
 from lora_studio.workspace.project import Home
 
 
@@ -31,7 +32,7 @@ class SamplingPipeline:
     base: Base
     pipe: StableDiffusionXLPipeline
     device: torch.device
-    sampler: str = "Euler"
+    sampler: str = SAMPLERS[Sampler.EULER].title
 
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode up to 75 tokens. `clip_skip` counts layers from the end, as in A1111: 1 is the last one.

@@ -23,13 +23,13 @@ from lora_studio.events import CellEvent, PhaseEvent, Report, WarningEvent
 from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.pipeline import TextEmbeddings
+from lora_studio.models.png_info import image_settings, infotext, read_parameters, save_png
 from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
-from lora_studio.sampling.png_info import infotext, read_parameters, save_png
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -266,13 +266,7 @@ def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) ->
 
 
 def _settings(job: SweepJob, sampler: str, size: tuple[int, int]) -> dict[str, str | int | float]:
-    return {
-        "Steps": job.steps,
-        "Sampler": sampler,
-        "CFG scale": f"{job.guidance:g}",
-        "Seed": job.seed,
-        "Size": f"{size[0]}x{size[1]}",
-    }
+    return image_settings(steps=job.steps, sampler=sampler, guidance=job.guidance, seed=job.seed, size=size)
 
 
 def _measures(state: _SweepState) -> list[dict[str, Any]]:

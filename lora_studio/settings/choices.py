@@ -140,6 +140,32 @@ class HuberSchedule(StrEnum):
     SNR = "snr"
 
 
+class Sampler(StrEnum):
+    """Samplers of images, by kohya's names; those with the prefix `k_` are accepted too."""
+
+    EULER = "euler"
+    EULER_A = "euler_a"
+    DDIM = "ddim"
+    PNDM = "pndm"
+    LMS = "lms"
+    HEUN = "heun"
+    DPM_2 = "dpm_2"
+    DPM_2_A = "dpm_2_a"
+    DPMSOLVER = "dpmsolver"
+    DPMSOLVER_PP = "dpmsolver++"
+    DPMSINGLE = "dpmsingle"
+
+    @classmethod
+    def _missing_(cls, value: object) -> Sampler | None:
+        name = value.removeprefix("k_") if isinstance(value, str) else value
+        return next((sampler for sampler in cls if sampler.value == name), None)
+
+    @property
+    def supports_zero_snr(self) -> bool:
+        """True if it can start at a timestep of pure noise, as a base with zero terminal SNR needs."""
+        return self in (Sampler.EULER, Sampler.EULER_A, Sampler.DDIM, Sampler.DPMSOLVER, Sampler.DPMSOLVER_PP)
+
+
 class LoraKind(StrEnum):
     """What a LoRA is for."""
 

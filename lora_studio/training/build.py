@@ -36,7 +36,7 @@ from lora_studio.training.preflight import PreflightResult
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.startup import PhaseReporter, report_truncated_captions
 from lora_studio.training.resume_state import saved_weight_names
-from lora_studio.training.samples import sample_prompts
+from lora_studio.training.samples import sample_texts, samples_of
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.cuda_graph_capture import find_capturer
 from lora_studio.training.speed.cuda_graph_policy import CudaGraphPass
@@ -233,8 +233,9 @@ def _fill_text_cache(
     recipe = job.recipe
     encoders = encoders_hash(base.text_encoders, base.tokenizers)
     texts = TextCache(home.cache / "text", encoders, recipe.clip_skip, recipe.max_token_length)
+    samples = samples_of(job, checked.dataset, base)
     texts.fill(
-        ranks.shard([*captions_to_cache(job, checked.dataset), *sample_prompts(job, checked.dataset)])[1],
+        ranks.shard([*captions_to_cache(job, checked.dataset), *sample_texts(samples)])[1],
         base.text_encoders,
         base.tokenizers,
         device=checked.device,

@@ -39,7 +39,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
     )
     retry = step_retry(trainer, report)
     try:
-        outputs.validate_before_training()
+        outputs.write_before_training()
         while True:
             if progress.epochs_finished < progress.epochs_due(counts):
                 log.flush()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
 from lora_studio.lora.norms import model_norms
+from lora_studio.models.png_info import save_png
 from lora_studio.training.lora_file import check_finite, delete_old_checkpoints, save_lora_file
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.health import new_hints
 from lora_studio.training.resume import capture_state
 from lora_studio.training.resume_state import save_state
-from lora_studio.training.samples import SampleSettings, encode_prompt, generate_samples, sample_prompts, save_sample
+from lora_studio.training.samples import encode_prompt, generate_samples, sample_parameters, samples_of
 from lora_studio.training.trainer import Trainer
 from lora_studio.training.validation import validate
 from lora_studio.workspace.job_folder import JobFolder
@@ -47,15 +48,22 @@ class Outputs:
     @property
     def due_within_epoch(self) -> bool:
         """True if a checkpoint or samples are due after a step that does not end an epoch."""
-        recipe, progress = self.trainer.recipe, self.progress
-        epoch_ended = progress.epochs_finished < progress.epochs_due(self.trainer.counts)
-        due = any(_is_due(every, progress.step) for every in (recipe.save_every_n_steps, recipe.sample_every_n_steps))
-        return due and not epoch_ended and self.trainer.ranks.is_main
+        progress = self.progress
+        if progress.epochs_finished < progress.epochs_due(self.trainer.counts) or not self.trainer.ranks.is_main:
+            return False
+        return _is_due(self.trainer.recipe.save_every_n_steps, progress.step) or self._samples_due
 
-    def validate_before_training(self) -> None:
-        """Compute the validation loss of the weights before the first step."""
-        if self.progress.step == 0 and not self.progress.validation_losses and self.trainer.ranks.is_main:
+    def write_before_training(self) -> None:
+        """Before the first step, compute the validation loss, and draw samples if the recipe says so."""
+        if self.progress.step or not self.trainer.ranks.is_main:
+            return
+        if not self.progress.validation_losses:
             self._validate(0)
+        if self.trainer.recipe.sample_at_first:
+            self.log_offset = JobFolder(self.trainer.folder).sync_events()
+            self.write_samples(None)
+            if not self.should_stop():  # else a resume draws them again
+                self.log_offset = None
 
     def finish_epoch(self) -> None:
         """Report an epoch, save its LoRA, generate samples, validate, report hints.
@@ -80,7 +88,7 @@ class Outputs:
         self.log_offset = JobFolder(self.trainer.folder).sync_events()
         if _is_due(self.trainer.recipe.save_every_n_steps, self.progress.step):
             self.save_checkpoint(None)
-        if _is_due(self.trainer.recipe.sample_every_n_steps, self.progress.step):
+        if self._samples_due:
             self.write_samples(None)
         self.log_offset = None
 
@@ -106,10 +114,12 @@ class Outputs:
         self.report(CheckpointEvent(step=progress.step, epoch=epoch, path=str(path.relative_to(trainer.folder))))
 
     def write_samples(self, epoch: int | None) -> None:
-        """Write the sample images of a finished epoch, or of the last step if `epoch` is None, until a stop request."""
-        trainer, recipe, step = self.trainer, self.trainer.recipe, self.progress.step
-        prompts = sample_prompts(trainer.job, trainer.dataset)
-        settings = SampleSettings(recipe.resolution, recipe.sample_steps, recipe.sample_guidance, recipe.seed)
+        """Write the sample images of a finished epoch, or of the last step if `epoch` is None, until a stop request.
+
+        Afterwards the user's request for samples, if there is one, is granted.
+        """
+        trainer, step = self.trainer, self.progress.step
+        samples = samples_of(trainer.job, trainer.dataset, trainer.base)
         position = f"step {step}" if epoch is None else f"epoch {epoch}"
         file_part = f"{step:08d}" if epoch is None else f"e{epoch:06d}"
         self.report(PhaseEvent(message=f"Generating samples of {position}"))
@@ -117,25 +127,23 @@ class Outputs:
         with trainer.averaged_weights.swapped_in():
             images = generate_samples(
                 trainer.base,
-                prompts,
+                samples,
                 lambda prompt: encode_prompt(prompt, trainer),
-                settings,
                 device=trainer.device,
                 autocast=trainer.batch_loss.autocast,
                 report=self.report,
                 should_stop=self.should_stop,
             )
-            for index, (prompt, image) in enumerate(zip(prompts, images, strict=False)):
+            for index, (sample, image) in enumerate(zip(samples, images, strict=False)):
                 if image is None:
-                    message = f"The sample for {prompt!r} has NaN or Inf values and is not saved."
+                    message = f"The sample for {sample.prompt!r} has NaN or Inf values and is not saved."
                     self.report(WarningEvent(code="sample_not_finite", message=message))
                     continue
-                path = trainer.folder / "samples" / f"{trainer.job.name}_{file_part}_{index:02d}_{recipe.seed}.png"
-                save_sample(path, image)
+                path = trainer.folder / "samples" / f"{trainer.job.name}_{file_part}_{index:02d}_{sample.seed}.png"
+                save_png(image, path, sample_parameters(sample, trainer, step))
                 name = str(path.relative_to(trainer.folder))
-                self.report(
-                    SampleEvent(step=step, epoch=epoch, index=index, prompt=prompt, seed=recipe.seed, path=name)
-                )
+                self.report(SampleEvent(step=step, epoch=epoch, index=index, path=name, **asdict(sample)))
+        JobFolder(trainer.folder).clear_sample_request()
 
     def save_state(self) -> None:
         """Save the resume state after the last step, if it is not saved yet.
@@ -151,6 +159,12 @@ class Outputs:
         save_state(trainer.folder / "checkpoints" / "state", capture_state(trainer, progress, events_size))
         self.saved_position, self.saved_at = position, time.monotonic()
 
+    @property
+    def _samples_due(self) -> bool:
+        """True if the recipe wants samples after this step, or the user has asked for them."""
+        due = _is_due(self.trainer.recipe.sample_every_n_steps, self.progress.step)
+        return due or JobFolder(self.trainer.folder).samples_requested()
+
     def _write_epoch(self, epoch: int) -> None:
         trainer, recipe, step = self.trainer, self.trainer.recipe, self.progress.step
         if losses := self.progress.unfinished_losses(trainer.counts):
@@ -159,7 +173,7 @@ class Outputs:
         if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, step):
             self.save_checkpoint(epoch)
         sample_due = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
-        if sample_due or _is_due(recipe.sample_every_n_steps, step):
+        if sample_due or self._samples_due:
             self.write_samples(epoch)
         with trainer.averaged_weights.swapped_in():
             self._validate(epoch)

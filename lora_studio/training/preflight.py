@@ -25,7 +25,7 @@ from lora_studio.models.compatibility import check_peft_compatibility
 from lora_studio.models.locate import BaseConfig, Source, fetch_base, find_vae, read_base_config, resolve_base
 from lora_studio.models.quantize import check_quantization
 from lora_studio.models.text_encoding import CHUNK_TOKENS
-from lora_studio.planning.advice import recipe_errors, uses_zero_snr, zero_snr_errors
+from lora_studio.planning.advice import recipe_errors, sample_errors, uses_zero_snr, zero_snr_errors
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss, PredictionType
 from lora_studio.settings.job_specs import TrainJob
@@ -201,6 +201,7 @@ def _base_errors(job: TrainJob, base_config: BaseConfig, source: Source | None) 
         *_undeclared_v_prediction_errors(job, base_config, source),
         *_timestep_errors(job, base_config),
         *_clip_skip_errors(job, base_config),
+        *sample_errors(job.recipe, base_config.zero_terminal_snr),
     ]
 
 

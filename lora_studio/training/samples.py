@@ -8,37 +8,66 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 
 from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import Report
-from lora_studio.files import write_atomic
 from lora_studio.models.load import Base, on_device
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.models.png_info import image_settings, infotext
+from lora_studio.models.samplers import SAMPLERS, make_scheduler
 from lora_studio.models.text_encoding import encode_text
+from lora_studio.settings.choices import Sampler
 from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.sample_prompts import fill_trigger, negative_prompt, read_sample_prompts
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.trainer import Trainer, eval_mode
 
 
 @dataclass(frozen=True)
-class SampleSettings:
-    """Settings of sample images: side in px, Euler steps, classifier-free guidance scale, seed."""
+class Sample:
+    """All that determines a sample image besides the weights; `width` and `height` are in px."""
 
-    side: int
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
     steps: int
     guidance: float
-    seed: int
+    sampler: Sampler
 
 
-def sample_prompts(job: TrainJob, dataset: Dataset) -> list[str]:
-    """Return the job's sample prompts with the trigger word filled in; an empty prompt becomes the first caption."""
-    first_caption = dataset.items[0].caption
-    prompts = [prompt.replace("{trigger}", job.trigger_word).strip() for prompt in job.recipe.sample_prompts]
-    return [prompt or first_caption for prompt in prompts]
+def samples_of(job: TrainJob, dataset: Dataset, base: Base) -> list[Sample]:
+    """Return the samples that a job draws each time, with its trigger word filled in.
+
+    An empty prompt becomes the first caption; without a size it is the base's native resolution.
+    """
+    found = []
+    for prompt in read_sample_prompts(job.recipe):
+        settings = prompt.settings
+        sides = (settings.sample_width, settings.sample_height)
+        width, height = ((side or base.native_resolution) // base.latent_factor * base.latent_factor for side in sides)
+        found.append(
+            Sample(
+                prompt=fill_trigger(prompt.text, job.trigger_word) or dataset.items[0].caption,
+                negative_prompt=fill_trigger(negative_prompt(settings, job.base), job.trigger_word),
+                seed=job.recipe.seed if settings.sample_seed is None else settings.sample_seed,
+                width=width,
+                height=height,
+                steps=settings.sample_steps,
+                guidance=settings.sample_guidance,
+                sampler=settings.sample_sampler,
+            )
+        )
+    return found
+
+
+def sample_texts(samples: Sequence[Sample]) -> list[str]:
+    """Return the texts that samples need embeddings of; an empty negative prompt has zeros."""
+    return [text for sample in samples for text in (sample.prompt, *filter(None, [sample.negative_prompt]))]
 
 
 def encode_prompt(prompt: str, trainer: Trainer) -> TextEmbeddings:
@@ -55,37 +84,37 @@ def encode_prompt(prompt: str, trainer: Trainer) -> TextEmbeddings:
 
 def generate_samples(
     base: Base,
-    prompts: Sequence[str],
+    samples: Sequence[Sample],
     encode: Callable[[str], TextEmbeddings],
-    settings: SampleSettings,
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
     report: Report,
     should_stop: Callable[[], bool],
 ) -> Iterator[Image.Image | None]:
-    """Yield an image for each prompt, or None if it has NaN or Inf.
+    """Yield an image for each sample, or None if it has NaN or Inf.
 
     End early after a stop request, and, with a warning, when memory runs out. The models are back in their previous
-    mode, and unused GPU memory is freed, whenever an image is yielded. The negative prompt is empty.
+    mode, and unused GPU memory is freed, whenever an image is yielded.
     """
     pipe = make_pipeline(base)
-    side = settings.side // base.latent_factor * base.latent_factor
-    for prompt in prompts:
+    for sample in samples:
         completed, image = False, None
-        with warn_if_out_of_memory(report, "sample_out_of_memory", f"Memory ran out in the sample for {prompt!r}."):
+        message = f"Memory ran out in the sample for {sample.prompt!r} of {sample.width}x{sample.height} px."
+        with warn_if_out_of_memory(report, "sample_out_of_memory", message):
             modes = eval_mode(base.unet, *base.text_encoders)
             with on_device(base.vae, device), modes, torch.no_grad(), autocast():
-                text = encode(prompt)
+                text = encode(sample.prompt)
+                pipe.scheduler = make_scheduler(base, sample.sampler)
                 image = generate_image(
                     pipe,
                     text,
-                    text.zeros(),
-                    seed=settings.seed,
-                    steps=settings.steps,
-                    guidance=settings.guidance,
-                    width=side,
-                    height=side,
+                    encode(sample.negative_prompt) if sample.negative_prompt else text.zeros(),
+                    seed=sample.seed,
+                    steps=sample.steps,
+                    guidance=sample.guidance,
+                    width=sample.width,
+                    height=sample.height,
                     should_stop=should_stop,
                 )
             completed = True
@@ -94,6 +123,16 @@ def generate_samples(
         yield image
 
 
-def save_sample(path: Path, image: Image.Image) -> None:
-    """Write an image as PNG, atomically."""
-    write_atomic(path, lambda temporary: image.save(temporary, "PNG"))
+def sample_parameters(sample: Sample, trainer: Trainer, step: int) -> str:
+    """Return the parameters of a sample after `step` optimizer steps, as A1111's infotext; as those of a sweep."""
+    job, base = trainer.job, trainer.base
+    settings = image_settings(
+        steps=sample.steps,
+        sampler=SAMPLERS[sample.sampler].title,
+        guidance=sample.guidance,
+        seed=sample.seed,
+        size=(sample.width, sample.height),
+    )
+    settings |= {"Model hash": base.hash[:10], "Model": base.name, "Clip skip": job.recipe.clip_skip}
+    settings |= {"Precision": str(trainer.dtype).removeprefix("torch."), "Training step": step}
+    return infotext(f"{sample.prompt} <lora:{job.name}:1>".strip(), sample.negative_prompt, settings)

@@ -8,11 +8,12 @@
   events.jsonl     the events of lora_studio.events, one JSON object per line, flushed line by line
   worker.log       output of the worker process
   stop             if it exists, the worker ends after the current step and saves its state
+  sample           if it exists, a training draws its samples after the current step and removes it
   result.json      written last: if it exists, the job is complete
 ```
 
-Only the worker writes; every other process reads, and may create `stop`. A state "running" whose process is gone is
-read as "failed", so that no job seems to run endlessly.
+Only the worker writes; every other process reads, and may create `stop` and `sample`. A state "running" whose process
+is gone is read as "failed", so that no job seems to run endlessly.
 """
 
 from __future__ import annotations
@@ -221,6 +222,19 @@ class JobFolder:
     def stop_requested(self) -> bool:
         """Return True if the worker was asked to end."""
         return (self.path / "stop").exists()
+
+    def request_samples(self) -> None:
+        """Ask a training to draw its samples after the current step."""
+        with disk_errors(self.path):
+            (self.path / "sample").touch()
+
+    def clear_sample_request(self) -> None:
+        """Remove a request for samples: it was granted, or the job has ended."""
+        (self.path / "sample").unlink(missing_ok=True)
+
+    def samples_requested(self) -> bool:
+        """Return True if a training was asked for samples that are not complete yet."""
+        return (self.path / "sample").exists()
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the job as complete. Call it last."""

@@ -15,8 +15,8 @@ from PIL import Image
 from lora_studio.events import CheckpointEvent, StartEvent, StepEvent
 from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora_header
+from lora_studio.models.png_info import save_png
 from lora_studio.sampling.cells import SweepPlan
-from lora_studio.sampling.png_info import save_png
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.recipe import Recipe

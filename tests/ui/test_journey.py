@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from lora_studio.events import StepEvent
 from lora_studio.lora.header import read_lora_header
-from lora_studio.sampling.png_info import read_parameters
+from lora_studio.models.png_info import read_parameters
 from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project
 from tests.support.application import Running

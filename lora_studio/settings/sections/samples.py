@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import field_validator
 
+from lora_studio.settings.choices import Sampler
 from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting, split_lines
 
 
@@ -17,8 +18,15 @@ class SampleSettings(Settings):
         label="Sample prompts, one per line",
         group=Group.SAMPLES,
         why="Sampled with the same seed throughout the training, so that you can see it learn. {trigger} is your "
-        "trigger word.",
+        "trigger word. A line can end in options of its own, as in kohya's scripts: --n negative prompt, --w width, "
+        "--h height, --d seed, --s steps, --l CFG scale, --ss sampler.",
         max_length=16,
+    )
+    sample_negative_prompt: str = setting(
+        label="Negative prompt of samples",
+        group=Group.SAMPLES,
+        advice="sample_negative_prompt",
+        max_length=2000,
     )
     sample_every_n_epochs: int = setting(
         1,
@@ -37,6 +45,46 @@ class SampleSettings(Settings):
         why="For long epochs; 0 samples only at the end of an epoch.",
         ge=0,
         le=MAX_STEPS,
+    )
+    sample_at_first: bool = setting(
+        False,
+        label="Sample before training",
+        group=Group.SAMPLES,
+        why="Draws each prompt before the first step: what the base makes of it without the LoRA.",
+    )
+    sample_width: int | None = setting(
+        None,
+        label="Sample width",
+        group=Group.SAMPLES,
+        unit="px",
+        why="Empty: the base model's native resolution, whatever the training resolution is.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+    sample_height: int | None = setting(
+        None,
+        label="Sample height",
+        group=Group.SAMPLES,
+        unit="px",
+        why="Empty: the base model's native resolution, whatever the training resolution is.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+    sample_seed: int | None = setting(
+        None,
+        label="Sample seed",
+        group=Group.SAMPLES,
+        why="Empty: the seed of the run.",
+        ge=0,
+        le=2**32 - 1,
+    )
+    sample_sampler: Sampler = setting(
+        Sampler.EULER,
+        label="Sampler",
+        group=Group.SAMPLES,
+        why="euler is a safe choice; those that end in _a add noise at every step.",
     )
     sample_steps: int = setting(
         20,
@@ -85,3 +133,9 @@ class SampleSettings(Settings):
     @classmethod
     def _lines(cls, value: Any) -> Any:
         return split_lines(value)
+
+    @field_validator("sample_negative_prompt", mode="before")
+    @classmethod
+    def _none_is_empty(cls, value: Any) -> Any:
+        """Accept None, which an empty form field and `--set sample_negative_prompt=` give, as no negative prompt."""
+        return "" if value is None else value

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from lora_studio import guide
+from lora_studio.models.png_info import read_parameters
 from lora_studio.sampling.cells import CellKey, SweepRow, base_label, strength_label
-from lora_studio.sampling.png_info import read_parameters
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.html import card, empty_card, heading, render
 from lora_studio.ui.widgets.thumbnails import thumbnail_url_or_empty

@@ -9,6 +9,8 @@ from lora_studio import guide
 from lora_studio.errors import StudioError
 from lora_studio.lora.header import read_lora_header
 from lora_studio.settings.job_specs import SweepJob, TrainJob
+from lora_studio.settings.sample_prompts import negative_prompt, read_sample_prompts
+from lora_studio.settings.sections.samples import SampleSettings
 from lora_studio.ui.state.lora_files import LoraChoice, lora_choices
 from lora_studio.workspace.project import Project, ProjectInfo
 
@@ -54,18 +56,21 @@ class SweepForm:
 
     @classmethod
     def of_target(cls, project: Project, target: LoraChoice | None) -> SweepForm:
-        """Return the content for a LoRA, with its run's base, sample prompts and trigger word."""
+        """Return the content for a LoRA, with its run's base, sample prompts, negative prompt and trigger word."""
         info = project.info()
         job = target.run.job() if target and target.run else None
         run = job if isinstance(job, TrainJob) else None
-        prompts = run.recipe.sample_prompts if run else info.recipe.get("sample_prompts")
+        changed = {name: value for name, value in info.recipe.items() if name in SampleSettings.model_fields}
+        settings = run.recipe if run else SampleSettings.parse({"sample_prompts": []} | changed)
+        prompts = list(dict.fromkeys(prompt.text for prompt in read_sample_prompts(settings)))
+        base = run.base if run else info.base
         has_own_trigger = target is not None and bool(read_lora_header(target.path).trigger_word)
         values = {
             "prompts": prompts or _guide_prompts(info),
+            "negative_prompt": negative_prompt(settings, base),
             "trigger_word": "" if has_own_trigger else info.trigger_word,
         }
-        bases = [run.base if run else info.base]
-        return cls([target.id] if target else [], bases, values, form_key(project, target))
+        return cls([target.id] if target else [], [base], values, form_key(project, target))
 
     @classmethod
     def of_job(cls, project: Project, job: SweepJob) -> SweepForm:

@@ -19,6 +19,7 @@ class TrainButtons(NamedTuple):
 
     start: gr.Button
     stop: gr.Button
+    sample: gr.Button
     resume: gr.Button
     test: gr.Button
     edit_and_rerun: gr.Button
@@ -85,6 +86,7 @@ def build_layout() -> TrainLayout:
             buttons = TrainButtons(
                 start=gr.Button("Start training", variant="primary", elem_id="train-start", visible=False),
                 stop=gr.Button("Stop and save", elem_id="train-stop", visible=False),
+                sample=gr.Button("Sample now", elem_id="train-sample", visible=False),
                 resume=gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
                 test=gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
                 edit_and_rerun=gr.Button("Edit and rerun", elem_id="train-again", visible=False),

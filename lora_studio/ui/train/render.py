@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
@@ -102,9 +103,13 @@ def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
     if run.is_active:
         stopping = run.folder.stop_requested()
         text = "Stopping after this step" if stopping else "Stop and save"
-        return _button_updates(buttons, buttons.stop) | {
-            buttons.stop: gr.Button(text, interactive=not stopping, visible=True)
-        }
+        updates = _button_updates(buttons, buttons.stop)
+        updates[buttons.stop] = gr.Button(text, interactive=not stopping, visible=True)
+        if run.status.state is JobState.RUNNING and read_sample_prompts(run.job.recipe) and not stopping:
+            requested = run.folder.samples_requested()
+            text = "Sampling after this step" if requested else "Sample now"
+            updates[buttons.sample] = gr.Button(text, interactive=not requested, visible=True)
+        return updates
     is_done = run.status.state is JobState.DONE
     updates = _button_updates(buttons, buttons.edit_and_rerun, buttons.new_run)
     if not is_done:

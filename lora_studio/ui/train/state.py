@@ -14,6 +14,7 @@ from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
+from lora_studio.workspace.job_folder import JobFolder, JobStatus
 from lora_studio.workspace.project import Project
 
 
@@ -117,8 +118,13 @@ class RunReader:
         parts = [project.name, shown]
         for folder in project.runs():
             status = folder.status()
-            detail = f"{status.updated_at}:{folder.stop_requested()}" if folder.name == shown else ""
+            detail = _shown_detail(folder, status) if folder.name == shown else ""
             parts.append(f"{folder.name}:{status.state}:{detail}")
             if folder.name == shown and folder.events_file.exists():
                 parts.append(str(folder.events_file.stat().st_size))
         return "|".join(parts)
+
+
+def _shown_detail(folder: JobFolder, status: JobStatus) -> str:
+    """Return what changes on the page of a run besides its state and events."""
+    return f"{status.updated_at}:{folder.stop_requested()}:{folder.samples_requested()}"

@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from lora_studio.api import request_samples
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.presets import list_presets, load_preset
@@ -66,6 +67,7 @@ class TrainTab:
         """Register the events at a run."""
         buttons = self.layout.buttons
         events.on(buttons.stop.click, self.stop_training)
+        events.on(buttons.sample.click, self.sample_now)
         events.on(buttons.resume.click, self.resume_training)
         events.on(buttons.edit_and_rerun.click, self.edit_and_rerun)
         events.on(self.layout.aside.runs.click, self.select_run, sends="pick")
@@ -141,6 +143,12 @@ class TrainTab:
         """Request that the run stops after the current step and saves its state."""
         run_named(page.project, self._shown_run(page)).request_stop()
         return self._run(page.project, self._shown_run(page))
+
+    def sample_now(self, page: TrainPage) -> TrainState:
+        """Request samples after the current step."""
+        name = self._shown_run(page)
+        request_samples(run_named(page.project, name).path)
+        return self._run(page.project, name)
 
     def resume_training(self, page: TrainPage) -> TrainState:
         """Continue from the last saved state."""

@@ -11,6 +11,7 @@ from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.state.setting_changes import setting_changes
@@ -52,9 +53,11 @@ class FilmSample(NamedTuple):
 
 
 class FilmRow(NamedTuple):
-    """The samples of one prompt."""
+    """The samples of one prompt. `settings` is empty where they are not known, as in runs of earlier versions."""
 
     prompt: str
+    negative_prompt: str
+    settings: str
     samples: list[FilmSample]
 
 
@@ -180,25 +183,47 @@ def filmstrip(view: RunView, home: Home) -> Markup:
     rows = []
     for index in sorted({index for _, index in samples}):
         events = [samples[step, index] for step in steps if (step, index) in samples]
-        rows.append(FilmRow(events[-1].prompt, [_film_sample(view, home, event) for event in events]))
-    title = heading("Samples", "All with the same seed, so that only the training differs.")
+        last = events[-1]
+        images = [_film_sample(view, home, event) for event in events]
+        rows.append(FilmRow(last.prompt, last.negative_prompt, _sample_settings(last), images))
+    title = heading("Samples", "The seed of a prompt stays the same, so that only the training differs.")
     return title + render("train/filmstrip.html", rows=rows)
 
 
 def _no_samples(view: RunView) -> Markup:
     if not view.is_active and not view.history.steps:
         return Markup("")
-    every = view.job.recipe.sample_every_n_epochs
-    if not every:
-        text = "Samples are off for this run: Sample every is 0."
-    else:
-        when = "after every epoch" if every == 1 else f"every {every} epochs, and after the last,"
-        text = f"Each prompt is drawn {when} with the same seed."
-    return empty_card("Samples will appear here" if view.is_active else "No samples were drawn", text)
+    title = "Samples will appear here" if view.is_active else "No samples were drawn"
+    return empty_card(title, _sampling_times(view.job.recipe))
+
+
+def _sampling_times(recipe: Recipe) -> str:
+    """Return when a run draws its samples, as a sentence."""
+    epochs, steps = recipe.sample_every_n_epochs, recipe.sample_every_n_steps
+    if not read_sample_prompts(recipe):
+        return "This run has no sample prompts."
+    times = ["before the first step"] if recipe.sample_at_first else []
+    if epochs:
+        times.append("after every epoch" if epochs == 1 else f"every {epochs} epochs and after the last")
+    if steps:
+        times.append("after every step" if steps == 1 else f"every {steps} steps")
+    if not times:
+        return "They are drawn only when you click Sample now."
+    return f"Each prompt is drawn {', '.join(times)}."
+
+
+def _sample_settings(event: SampleEvent) -> str:
+    """Return the settings of a sample: "832 × 1216 px · seed 7 · 20 steps · CFG 6 · euler"."""
+    if event.width is None or event.guidance is None:
+        return ""
+    size = f"{event.width} × {event.height} px"
+    return f"{size} · seed {event.seed} · {event.steps} steps · CFG {event.guidance:g} · {event.sampler}"
 
 
 def _film_sample(view: RunView, home: Home, event: SampleEvent) -> FilmSample:
-    when = f"step {event.step}" if event.epoch is None else f"epoch {event.epoch}"
+    when = f"step {event.step}" if event.step else "before training"
+    if event.epoch is not None:
+        when = f"epoch {event.epoch}"
     url = thumbnail_url_or_empty(home, view.folder.path / event.path, THUMBNAIL_SIZE)
     return FilmSample(url, when, event.prompt)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from lora_studio.errors import InputError
 from lora_studio.models.load import Base, load_base, load_vae
 from lora_studio.models.locate import resolve_base
+from lora_studio.models.samplers import make_scheduler
+from lora_studio.settings.choices import Sampler
 from lora_studio.workspace.project import Home
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import same
@@ -79,7 +82,7 @@ def test_reads_the_prediction_type_of_a_folders_scheduler(tmp_path: Path, home: 
     folder = save_tiny_sdxl(tmp_path / "v", prediction_type="v_prediction", layers=1)
     loaded = load(folder, home)
     assert loaded.prediction_type == "v_prediction"
-    assert loaded.euler_scheduler().config.prediction_type == "v_prediction"
+    assert make_scheduler(loaded, Sampler.EULER).config["prediction_type"] == "v_prediction"
     assert loaded.native_resolution == 64
     assert not loaded.zero_terminal_snr
     config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
@@ -88,7 +91,7 @@ def test_reads_the_prediction_type_of_a_folders_scheduler(tmp_path: Path, home: 
     loaded = load(folder, home)
     assert loaded.zero_terminal_snr
     assert float(loaded.noise_scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)
-    sampler = loaded.euler_scheduler()
+    sampler: Any = make_scheduler(loaded, Sampler.EULER)
     sampler.set_timesteps(10)
     assert float(sampler.timesteps[0]) == 999  # pure noise
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lora_studio.models.png_info import save_png
 from lora_studio.sampling.grid import EMPTY, MAX_PIXELS, MAX_SIDE, GridRow, GridSection, draw_grid
-from lora_studio.sampling.png_info import save_png
 
 RED, GREEN = (200, 30, 30), (30, 200, 30)
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from lora_studio.errors import InputError
+from lora_studio.models.png_info import read_parameters
 from lora_studio.sampling import sweep as sweep_module
 from lora_studio.sampling.pipeline import load_sampling_pipeline
-from lora_studio.sampling.png_info import read_parameters
 from lora_studio.sampling.sweep import SweepResult, sweep
 from lora_studio.settings.choices import Precision
 from lora_studio.settings.job_specs import SweepJob

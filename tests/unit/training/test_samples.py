@@ -12,23 +12,31 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from lora_studio.guide import BASES
 from lora_studio.models.pipeline import TextEmbeddings
+from lora_studio.models.png_info import read_parameters
+from lora_studio.settings.choices import Sampler
 from lora_studio.training import samples
 from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.batch import BatchTensors
-from lora_studio.training.samples import SampleSettings, generate_samples, sample_prompts, save_sample
+from lora_studio.training.samples import Sample, generate_samples, samples_of
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.events import Events, append_to, of
-from tests.support.training_runs import make_images, make_job, train_into
+from tests.support.training_runs import make_images, make_job, same, train_into, weights_of
 
 
 def out_of_memory(*given: Any, **named: Any) -> NoReturn:
     raise torch.OutOfMemoryError
 
 
-SETTINGS = SampleSettings(side=1020, steps=3, guidance=6.0, seed=42)
 EMBEDDINGS = TextEmbeddings(torch.ones(1, 77, 4), torch.ones(1, 2))
 CPU = torch.device("cpu")
+
+
+def sample(prompt: str, **changes: Any) -> Sample:
+    settings = {"seed": 42, "width": 1016, "height": 512, "steps": 3, "guidance": 6.0, "sampler": Sampler.DDIM}
+    return Sample(**{"prompt": prompt, "negative_prompt": "", **settings, **changes})
 
 
 class Models:
@@ -43,22 +51,23 @@ class Models:
         self.images: list[Image.Image | None] = [Image.new("RGB", (8, 8)), None, Image.new("RGB", (8, 8))]
         self.stopped = False
         self.events: Events = []
-        monkeypatch.setattr(samples, "make_pipeline", lambda base: None)
+        self.pipe = SimpleNamespace(scheduler=None)
+        monkeypatch.setattr(samples, "make_pipeline", lambda base: self.pipe)
+        monkeypatch.setattr(samples, "make_scheduler", lambda base, sampler: sampler)
         monkeypatch.setattr(samples, "generate_image", self.generate)
 
     def generate(
-        self, pipe: None, prompt: TextEmbeddings, negative: TextEmbeddings, **options: Any
+        self, pipe: Any, prompt: TextEmbeddings, negative: TextEmbeddings, **options: Any
     ) -> Image.Image | None:
         training = self.unet.training or self.encoder.training or torch.is_grad_enabled()
-        self.calls.append({"training": training, "negative": negative, **options})
+        self.calls.append({"training": training, "negative": negative, "sampler": pipe.scheduler, **options})
         return self.images[len(self.calls) - 1]
 
-    def samples(self, prompts: list[str]) -> Any:
+    def samples(self, prompts: list[str], **changes: Any) -> Any:
         return generate_samples(
             self.base,
-            prompts,
+            [sample(prompt, **changes) for prompt in prompts],
             lambda text: EMBEDDINGS,
-            SETTINGS,
             device=CPU,
             autocast=nullcontext,
             report=append_to(self.events),
@@ -72,11 +81,35 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     return Models(monkeypatch)
 
 
-def test_prompts_have_the_trigger_word_and_an_empty_one_is_the_first_caption() -> None:
-    job = make_job("base", Path("data"), sample_prompts=["{trigger}, hat", "a tree"])
-    job.recipe.sample_prompts = [*job.recipe.sample_prompts, " "]
+def samples_with(base: str = "base", **settings: Any) -> list[Sample]:
+    """Return the samples of a job for a dataset of one image and a base of 1024 px."""
     dataset: Any = SimpleNamespace(items=[SimpleNamespace(caption="inkstamp, owl")])
-    assert sample_prompts(job, dataset) == ["inkstamp, hat", "a tree", "inkstamp, owl"]
+    loaded: Any = SimpleNamespace(native_resolution=1024, latent_factor=8)
+    return samples_of(make_job(base, Path("data"), **settings), dataset, loaded)
+
+
+def test_prompts_have_the_trigger_word_and_an_empty_one_is_the_first_caption() -> None:
+    lines = ["{trigger}, hat --n {trigger}, green", "a tree", "--s 5"]
+    found = samples_with(sample_prompts=lines, sample_negative_prompt="blurry")
+    assert [each.prompt for each in found] == ["inkstamp, hat", "a tree", "inkstamp, owl"]
+    assert [each.negative_prompt for each in found] == ["inkstamp, green", "blurry", "blurry"]
+
+
+def test_samples_have_the_bases_size_and_negative_prompt_whatever_the_training_resolution_is() -> None:
+    (plain,) = samples_with("SDXL 1.0", sample_prompts=["a"], resolution=512, seed=9)
+    assert plain == sample(
+        "a",
+        negative_prompt=BASES["SDXL 1.0"].negative_prompt,
+        seed=9,
+        width=1024,
+        height=1024,
+        steps=20,
+        sampler=Sampler.EULER,
+    )
+    set_all = {"sample_width": 832, "sample_height": 1216, "sample_seed": 0, "sample_steps": 4, "sample_guidance": 1.0}
+    form, line = samples_with(sample_prompts=["a", "b --w 640 --d 5 --l 2 --ss lms"], **set_all)
+    assert form == sample("a", seed=0, width=832, height=1216, steps=4, guidance=1.0, sampler=Sampler.EULER)
+    assert line == sample("b", seed=5, width=640, height=1216, steps=4, guidance=2.0, sampler=Sampler.LMS)
 
 
 def test_each_prompt_gives_an_image_in_eval_mode_without_gradients(models: Models) -> None:
@@ -88,8 +121,13 @@ def test_each_prompt_gives_an_image_in_eval_mode_without_gradients(models: Model
     assert [call["training"] for call in models.calls] == [False] * 3
     first = models.calls[0]
     assert (first["seed"], first["steps"], first["guidance"]) == (42, 3, 6.0)
-    assert first["width"] == first["height"] == 1016  # a multiple of the VAE's factor
+    assert (first["width"], first["height"], first["sampler"]) == (1016, 512, Sampler.DDIM)
     assert not first["negative"].hidden.any()
+
+
+def test_a_negative_prompt_is_encoded(models: Models) -> None:
+    next(models.samples(["a"], negative_prompt="blurry"))
+    assert models.calls[0]["negative"].hidden.all()
 
 
 def test_the_vae_returns_to_its_device_also_after_an_error(models: Models) -> None:
@@ -150,8 +188,55 @@ def test_a_run_goes_on_and_resumes_when_memory_runs_out(
         assert not of(some, "validation")
 
 
-def test_a_sample_is_written_as_png(tmp_path: Path) -> None:
-    save_sample(tmp_path / "a.png", Image.new("RGB", (4, 2), "red"))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
-    with Image.open(tmp_path / "a.png") as image:
-        assert (image.format, image.size, image.getpixel((0, 0))) == ("PNG", (4, 2), (255, 0, 0))
+def test_each_sample_is_drawn_with_its_own_settings_and_says_so(
+    training_inputs: Path, tmp_path: Path, home: Home
+) -> None:
+    """A run whose text encoders are not loaded any more: the negative prompts are cached with the captions."""
+    images = make_images(tmp_path / "images", [(64, 64)])
+    lines = ["{trigger}, owl --n blurry --w 128 --h 64 --d 7 --s 2 --l 3.5 --ss euler_a", "cat"]
+    job = make_job(
+        training_inputs / "base", images, sample_prompts=lines, sample_at_first=True, sample_steps=1, epochs=1
+    )
+    result, events = train_into(job, tmp_path / "run", home)
+    first, second = of(events, "sample")
+    settings = {"negative_prompt": "blurry", "seed": 7, "width": 128, "height": 64, "steps": 2}
+    settings |= {"guidance": 3.5, "sampler": "euler_a", "step": 0, "epoch": None, "prompt": "inkstamp, owl"}
+    assert settings.items() <= first.items()
+    assert (second["width"], second["height"], second["seed"], second["sampler"]) == (64, 64, 42, "euler")
+    path = result.run / first["path"]
+    with Image.open(path) as image:
+        assert image.size == (128, 64)
+    parameters = read_parameters(path)
+    assert parameters is not None
+    prompt, negative, line = parameters.split("\n")
+    assert (prompt, negative) == ("inkstamp, owl <lora:ink:1>", "Negative prompt: blurry")
+    assert line.startswith("Steps: 2, Sampler: Euler a, CFG scale: 3.5, Seed: 7, Size: 128x64, Model hash: ")
+
+
+def test_samples_on_request_and_before_training_do_not_change_the_training(
+    training_inputs: Path, tmp_path: Path, home: Home
+) -> None:
+    images = make_images(tmp_path / "images", [(64, 64)] * 4)
+    plain = make_job(training_inputs / "base", images, epochs=1, text_encoder_lr=1e-4)
+    train_into(plain, tmp_path / "plain", home)
+    sampled = make_job(
+        training_inputs / "base",
+        images,
+        epochs=1,
+        text_encoder_lr=1e-4,
+        sample_at_first=True,
+        sample_steps=1,
+        sample_prompts=["a --n b --ss euler_a", "c"],
+    )
+    folder = JobFolder(tmp_path / "sampled")
+
+    def ask_before_the_first_step(steps: int) -> bool:
+        if steps == 0:
+            folder.request_samples()
+        return False
+
+    _, events = train_into(sampled, folder.path, home, stop_when=ask_before_the_first_step)
+    drawn = [(values["step"], values["epoch"], values["index"]) for values in of(events, "sample")]
+    assert drawn == [(0, None, 0), (0, None, 1), (1, None, 0), (1, None, 1)]
+    assert not folder.samples_requested()
+    assert same(weights_of(folder.path), weights_of(tmp_path / "plain"))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lora_studio.sampling.png_info import infotext, read_parameters, save_png
+from lora_studio.models.png_info import infotext, read_parameters, save_png
 
 
 @settings(max_examples=30)

@@ -20,6 +20,19 @@ def infotext(prompt: str, negative_prompt: str, settings: dict[str, str | int | 
     return "\n".join(lines)
 
 
+def image_settings(
+    *, steps: int, sampler: str, guidance: float, seed: int, size: tuple[int, int]
+) -> dict[str, str | int | float]:
+    """Return the settings that every image has, by A1111's names; `sampler` is A1111's too, `size` is in px."""
+    return {
+        "Steps": steps,
+        "Sampler": sampler,
+        "CFG scale": f"{guidance:g}",
+        "Seed": seed,
+        "Size": f"{size[0]}x{size[1]}",
+    }
+
+
 def save_png(image: Image.Image, path: Path, parameters: str) -> None:
     """Write an image with its parameters atomically."""
     info = PngImagePlugin.PngInfo()
