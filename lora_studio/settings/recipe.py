@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from lora_studio.errors import InputError
+from lora_studio.settings.choices import Scheduler
 from lora_studio.settings.sections.data import DataSettings
 from lora_studio.settings.sections.memory import MemorySettings
 from lora_studio.settings.sections.network import NetworkSettings, network_problems
@@ -35,6 +36,16 @@ class Recipe(SampleSettings, MemorySettings, DataSettings, ObjectiveSettings, Op
             )
         if self.unet_lr == 0 and self.text_encoder_lr == 0:
             problems.append("unet_lr and text_encoder_lr are both 0: nothing would be trained. Set one above 0.")
+        if self.lr_scheduler_type and self.lr_scheduler is Scheduler.ADAFACTOR:
+            problems.append(
+                f"lr_scheduler_type is {self.lr_scheduler_type}, but lr_scheduler is adafactor, with which Adafactor "
+                "sets its own rates. Set lr_scheduler to constant, or leave lr_scheduler_type empty."
+            )
+        if self.lr_scheduler_args and not self.lr_scheduler_type:
+            problems.append(
+                f"lr_scheduler_args is {' '.join(self.lr_scheduler_args)}, but lr_scheduler_type is empty. Name the "
+                "class that takes them, or leave both empty."
+            )
         if self.min_bucket_reso > self.max_bucket_reso:
             problems.append(
                 f"min_bucket_reso {self.min_bucket_reso} is above max_bucket_reso {self.max_bucket_reso}. Swap them."

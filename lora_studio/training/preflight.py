@@ -35,6 +35,7 @@ from lora_studio.training.data.caption_variants import captions_to_cache
 from lora_studio.training.data.dataset import Dataset, TrainItem, damaged_images, read_dataset, unreadable_errors
 from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
+from lora_studio.training.optim.schedules import check_lr_scheduler
 from lora_studio.training.warm_start import network_weights_errors
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -97,6 +98,7 @@ def preflight(
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: check_optimizer(recipe, device))
+    attempt(lambda: check_lr_scheduler(recipe))
     attempt(lambda: check_quantization(recipe.base_precision, device))
     found += [error for path in (folder.path, home.cache) if (error := _write_error(path))]
     if source is not None and source.kind == "repo" and not found:

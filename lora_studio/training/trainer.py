@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LRScheduler
 
 from lora_studio.lora.inject import Adapters
 from lora_studio.models.load import Base
@@ -47,7 +47,7 @@ class Trainer:
     weights: FlatParameters
     block_checkpointing: BlockCheckpointing
     optimizer: torch.optim.Optimizer
-    lr_scheduler: LambdaLR
+    lr_scheduler: LRScheduler
     scaler: torch.amp.GradScaler
     averaged_weights: AveragedWeights
     collator: Collator

@@ -125,6 +125,34 @@ class OptimizationSettings(Settings):
         le=10,
         only_with="lr_scheduler=polynomial",
     )
+    lr_scheduler_min_lr_ratio: float = setting(
+        0.0,
+        label="Cosine minimum",
+        group=Group.SCHEDULE,
+        why="Fraction of the learning rate at which cosine ends: with 0.1 the last epochs still learn. 0 lets them "
+        "settle.",
+        ge=0,
+        lt=1,
+        only_with="lr_scheduler=cosine",
+    )
+    lr_scheduler_type: str = setting(
+        "",
+        label="Scheduler class",
+        group=Group.SCHEDULE,
+        why="A class of torch.optim.lr_scheduler, like CosineAnnealingLR, or package.module.Class of any other "
+        "library, instead of the scheduler and the warmup above. Empty: these.",
+        max_length=200,
+        pattern=r"^\s*(([^\W\d]\w*\.)*[^\W\d]\w*)?\s*$",
+    )
+    lr_scheduler_args: list[str] = setting(
+        [],
+        label="Scheduler arguments",
+        group=Group.SCHEDULE,
+        why="Arguments of the scheduler class as KEY=VALUE, one per line: T_max=1000 or eta_min=1e-6. It is stepped "
+        "once per optimizer step.",
+        max_length=32,
+        only_with="lr_scheduler_type",
+    )
     max_train_steps: int | None = setting(
         None,
         label="Max steps",
@@ -138,14 +166,24 @@ class OptimizationSettings(Settings):
         42, label="Seed", group=Group.SCHEDULE, why="The same seed gives the same run.", ge=0, le=2**32 - 1
     )
 
-    @field_validator("optimizer_args", mode="before")
+    @property
+    def schedule_name(self) -> str:
+        """The name of the schedule in use, of the class if there is one."""
+        return self.lr_scheduler_type.rpartition(".")[2] or self.lr_scheduler.value
+
+    @field_validator("lr_scheduler_type")
+    @classmethod
+    def _stripped(cls, value: str) -> str:
+        return value.strip()
+
+    @field_validator("optimizer_args", "lr_scheduler_args", mode="before")
     @classmethod
     def _split_arguments(cls, value: Any) -> Any:
         if isinstance(value, str) and value.strip():
             return ARGUMENT_SEPARATOR.split(_unquoted(value.strip(" ,\n")))
         return value or []
 
-    @field_validator("optimizer_args")
+    @field_validator("optimizer_args", "lr_scheduler_args")
     @classmethod
     def _named_arguments(cls, value: list[str]) -> list[str]:
         pairs = [_unquoted(text.strip()).partition("=") for text in value]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import math
@@ -22,6 +21,7 @@ from lora_studio.lora.inject import Adapters
 from lora_studio.models.text_encoding import unused_layers
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
+from lora_studio.training.optim.arguments import parse_arguments
 from lora_studio.training.optim.flat_params import ParameterLayout
 
 # bitsandbytes keeps the moments of tensors below 4,096 numbers in 32 bits, and pages those from 100,000 on.
@@ -177,18 +177,7 @@ def optimizer_name(recipe: Recipe) -> str:
 
 
 def _parse_optimizer_args(recipe: Recipe) -> dict[str, Any]:
-    found, wrong = {}, []
-    for text in recipe.optimizer_args:
-        name, _, value = text.partition("=")
-        try:
-            found[name] = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value, value))
-        except (ValueError, SyntaxError):
-            wrong.append(
-                f"optimizer_args: the value of {text} cannot be read. Write a number, True, False or 0.9,0.99."
-            )
-    if wrong:
-        raise ConfigError(wrong)
-    return found
+    return parse_arguments("optimizer_args", recipe.optimizer_args)
 
 
 def _optimizer_class(recipe: Recipe) -> Callable[..., torch.optim.Optimizer]:

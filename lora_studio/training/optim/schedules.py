@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from diffusers.optimization import get_scheduler
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from lora_studio.errors import ConfigError
 from lora_studio.planning.steps import warmup_steps
 from lora_studio.settings.choices import Scheduler
 from lora_studio.settings.recipe import Recipe
+from lora_studio.training.optim.arguments import parse_arguments
+
+TORCH_SCHEDULERS = "torch.optim.lr_scheduler"  # the module of a class without one
 
 
-def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
+def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_steps: int) -> LRScheduler:
     """Return a recipe's learning rate scheduler; its warm-up is never longer than the run.
 
-    All except the constant schedules fall to 0 at `total_steps`, which is one step after the last. Adafactor's own
-    schedule is inside Adafactor: the factor here is then 1.
+    All except the constant schedules fall to 0, or to their minimum, at `total_steps`, which is one step after the
+    last. Adafactor's own schedule is inside Adafactor: the factor here is then 1. A class that the recipe names is made
+    with the recipe's arguments alone; raises ConfigError if it is missing or not a scheduler.
     """
+    if recipe.lr_scheduler_type:
+        arguments = parse_arguments("lr_scheduler_args", recipe.lr_scheduler_args)
+        return _scheduler_class(recipe.lr_scheduler_type)(optimizer, **arguments)
     warmup = warmup_steps(recipe.lr_warmup_steps, total_steps)
     match recipe.lr_scheduler:
         case Scheduler.ADAFACTOR:
@@ -28,6 +39,9 @@ def make_lr_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, total_st
             return LambdaLR(
                 optimizer, with_warmup(partial(polynomial, power=recipe.lr_scheduler_power), warmup, total_steps)
             )
+        case Scheduler.COSINE if recipe.lr_scheduler_min_lr_ratio:
+            decay = partial(cosine, minimum=recipe.lr_scheduler_min_lr_ratio)
+            return LambdaLR(optimizer, with_warmup(decay, warmup, total_steps))
         case Scheduler.REX:
             return LambdaLR(optimizer, with_warmup(rex, warmup, total_steps))
     schedule: LambdaLR = get_scheduler(
@@ -51,6 +65,11 @@ def with_warmup(decay: Callable[[float], float], warmup: int, total_steps: int) 
     return factor
 
 
+def cosine(progress: float, minimum: float) -> float:
+    """Return m + (1 - m) (1 + cos(pi z)) / 2 of a progress z in 0..1: from 1 to the minimum m."""
+    return minimum + (1 - minimum) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def polynomial(progress: float, power: float) -> float:
     """Return (1 - z)^power of a progress z in 0..1."""
     return float((1 - progress) ** power)
@@ -64,3 +83,46 @@ def rex(progress: float) -> float:
     Chen et al. 2021, "REX: Revisiting Budgeted Training with an Improved Schedule" (arXiv:2107.04197).
     """
     return (1 - progress) / (0.5 + 0.5 * (1 - progress))
+
+
+def _scheduler_class(name: str) -> Callable[..., LRScheduler]:
+    """Return the scheduler class of this name, of torch's module unless it has one. Raises ConfigError."""
+    module, _, class_name = name.rpartition(".")
+    remedy = "Use a class like CosineAnnealingLR, or leave lr_scheduler_type empty."
+    try:
+        found = getattr(importlib.import_module(module or TORCH_SCHEDULERS), class_name, None)
+    except ImportError as error:
+        raise ConfigError(
+            [f"lr_scheduler_type is {name}, but {error}. Install its library, or leave it empty."]
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, LRScheduler)):
+        raise ConfigError([f"lr_scheduler_type is {name}, which is not a learning rate scheduler. {remedy}"])
+    return found
+
+
+def check_lr_scheduler(recipe: Recipe) -> None:
+    """Take two steps with the scheduler class that a recipe names, if it names one.
+
+    Raises ConfigError if it is missing, or if it rejects its arguments or a step without a loss.
+    """
+    if not recipe.lr_scheduler_type:
+        return
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+    try:
+        scheduler = make_lr_scheduler(recipe, optimizer, 2)
+        for _ in range(2):
+            optimizer.step()
+            scheduler.step()
+    except ConfigError:
+        raise
+    except Exception as error:  # a class of any library
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        given = " ".join(recipe.lr_scheduler_args) or "empty"
+        raise ConfigError(
+            [
+                f"lr_scheduler_args is {given}, with which {recipe.lr_scheduler_type} does not work: "
+                f"{lines[0].rstrip('.')}. Correct it, or leave lr_scheduler_type empty."
+            ]
+        ) from error

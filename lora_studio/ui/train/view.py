@@ -147,7 +147,7 @@ def _rate(rate: float | None) -> str:
 
 def _rate_note(view: RunView) -> str:
     last = view.history.last_step
-    schedule = view.job.recipe.lr_scheduler.value.replace("_", " ")
+    schedule = view.job.recipe.schedule_name.replace("_", " ")
     return f"{schedule}; text encoders {_rate(last.text_encoder_lr)}" if last and last.text_encoder_lr else schedule
 
 

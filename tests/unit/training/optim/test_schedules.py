@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lora_studio.errors import ConfigError
 from lora_studio.planning.steps import warmup_steps
 from lora_studio.settings.choices import Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.optimizers import learning_rates, make_optimizer
-from lora_studio.training.optim.schedules import make_lr_scheduler
+from lora_studio.training.optim.schedules import check_lr_scheduler, make_lr_scheduler
 
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
 SHAPES = [item.value for item in Scheduler if item is not Scheduler.ADAFACTOR]
@@ -132,3 +133,43 @@ def test_adafactors_own_schedule_ignores_the_recipes_rate(warmup: int) -> None:
 
 def test_a_warm_up_is_never_longer_than_the_run() -> None:
     assert rates(4, lr_scheduler="linear", lr_warmup_steps=100) == pytest.approx([0, 0.25, 0.5, 0.75])
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_cosine_ends_at_its_minimum(warmup: int) -> None:
+    found = factors(24, lr_scheduler="cosine", lr_scheduler_min_lr_ratio=0.1, lr_warmup_steps=warmup)
+    assert found[:warmup] == pytest.approx([step / 4 for step in range(warmup)])
+    for step in range(warmup, 25):
+        place = (step - warmup) / (24 - warmup)
+        assert found[step] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi * place)) / 2)
+    assert factors(24, lr_scheduler="cosine", lr_scheduler_min_lr_ratio=0) == factors(24, lr_scheduler="cosine")
+
+
+@pytest.mark.parametrize("name", ["CosineAnnealingLR", "torch.optim.lr_scheduler.CosineAnnealingLR"])
+def test_a_scheduler_class_is_stepped_with_its_arguments(name: str) -> None:
+    recipe = {"lr_scheduler_type": name, "lr_scheduler_args": '"T_max=5" "eta_min=0.2"'}
+    check_lr_scheduler(Recipe.parse(recipe))
+    expected = [0.2 + 0.8 * (1 + math.cos(math.pi * step / 5)) / 2 for step in range(12)]
+    assert rates(12, **recipe) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("CosineAnnealingLR", []),
+        ("CosineAnnealingLR", ["T_max=5", "speed=2"]),
+        ("CosineAnnealingLR", ["T_max=fast"]),
+        ("ReduceLROnPlateau", []),
+        ("NoSuchLR", []),
+        ("no_such_library.SomeLR", []),
+        ("os.system", []),
+        ("torch.nn.Linear", ["in_features=1", "out_features=1"]),
+    ],
+)
+def test_what_is_missing_or_wrong_in_a_scheduler_class_is_named(name: str, arguments: list[str]) -> None:
+    recipe = Recipe.parse({"lr_scheduler_type": name, "lr_scheduler_args": arguments})
+    with pytest.raises(ConfigError) as caught:
+        check_lr_scheduler(recipe)
+    (problem,) = caught.value.problems
+    assert problem.startswith(("lr_scheduler_type", "lr_scheduler_args"))
+    assert name in problem or arguments[-1] in problem
