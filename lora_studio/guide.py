@@ -241,6 +241,15 @@ OPTIMIZERS: Mapping[str, OptimizerAdvice] = MappingProxyType(
             schedule_free=True,
             arguments=(_D_COEF,),
         ),
+        "DAdaptAdam": OptimizerAdvice(
+            "Finds its own rate, as Prodigy's predecessor, and more slowly. Both rates must be 1.",
+            learning_rate_free=True,
+            single_rate=True,
+            arguments=(("growth_rate=1.02", "its rate grows by at most 2% per step"),),
+        ),
+        "Lion": OptimizerAdvice(
+            "Lion8bit with its state in 32 bits: half of AdamW's memory, at a fifth of its rates.", rate_factor=0.2
+        ),
     }
 )
 

@@ -39,7 +39,8 @@ DESKTOP_GIB = 0.4  # GPU memory used by a desktop
 # Bytes of optimizer state per LoRA weight. AdamW: two fp32 moments. AdamW8bit: two 8-bit moments with their scales,
 # also when paged: pages leave the GPU only when it is full. Prodigy: AdamW's, the initial weight and the running sum.
 # Lion: one moment. CAME: one in fp32. AdamWScheduleFree: a second moment and the weights before averaging.
-# Prodigy-plus: these weights, and two 16-bit values for every eleventh. `_state_bytes` adds factored moments.
+# DAdaptAdam: AdamW's and the running sum. Prodigy-plus: the weights before averaging, and two 16-bit values for every
+# eleventh. `_state_bytes` adds factored moments.
 STATE_BYTES = {
     Optimizer.ADAFACTOR: 0.0,
     Optimizer.ADAMW: 8.0,
@@ -50,6 +51,8 @@ STATE_BYTES = {
     Optimizer.CAME: 4.0,
     Optimizer.SCHEDULE_FREE: 8.0,
     Optimizer.PRODIGY_PLUS: 4.0 + 4.0 / 11,
+    Optimizer.DADAPT_ADAM: 12.0,
+    Optimizer.LION: 4.0,
 }
 # Bytes per quantized weight, with its share of the fp32 scale of its block: 128 weights in int8, 64 in nf4.
 QUANTIZED_BYTES = {BasePrecision.INT8: 1 + 4 / 128, BasePrecision.NF4: 1 / 2 + 4 / 64}

@@ -54,7 +54,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
             message="Adafactor's own schedule ignores unet_lr and text_encoder_lr, except that 0 freezes a model.",
             why="It takes its rate from the number of steps and the size of the weights (Shazeer and Stern 2018).",
         )
-    if recipe.optimizer is Optimizer.LION8BIT:
+    if recipe.optimizer in (Optimizer.LION, Optimizer.LION8BIT):
         yield from _scaled_rates(recipe, name, advice.rate_factor)
     if advice.schedule_free and recipe.lr_scheduler not in CONSTANT_SCHEDULES:
         yield Caution(

@@ -43,6 +43,8 @@ class Optimizer(StrEnum):
     PAGED_ADAMW8BIT = "PagedAdamW8bit"
     SCHEDULE_FREE = "AdamWScheduleFree"
     PRODIGY_PLUS = "ProdigyPlusScheduleFree"
+    DADAPT_ADAM = "DAdaptAdam"
+    LION = "Lion"
 
 
 class Scheduler(StrEnum):

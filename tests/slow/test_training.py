@@ -12,6 +12,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from lora_studio.errors import DiskFullError
+from lora_studio.guide import OPTIMIZERS
 from lora_studio.models import load, locate
 from lora_studio.settings.choices import Optimizer
 from lora_studio.training import resume_state
@@ -43,7 +44,7 @@ def job_of(shared: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize("optimizer", list(Optimizer))
 @pytest.mark.parametrize("schedule", ["cosine", "cosine_with_restarts"])
 def test_every_optimizer_resumes_bit_exact(shared: Path, tmp_path: Path, optimizer: Optimizer, schedule: str) -> None:
-    rates = {"unet_lr": 1.0, "text_encoder_lr": 1.0} if optimizer.startswith("Prodigy") else {}
+    rates = {"unet_lr": 1.0, "text_encoder_lr": 1.0} if OPTIMIZERS[optimizer].learning_rate_free else {}
     job = job_of(shared, optimizer=optimizer, lr_scheduler=schedule, lr_warmup_steps=1, network_dim=64, **rates)
     home = Home(shared / "home")
     train_into(job, tmp_path / "whole", home)

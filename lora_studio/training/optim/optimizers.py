@@ -42,12 +42,13 @@ class OptimizerSpec:
     """An optimizer: `path` of its class (module.Class), its arguments for a LoRA, and the reason for them.
 
     `layout` is how it gets the weights. `rms` is the method with which an optimizer of stacks computes the root mean
-    square of a matrix.
+    square of a matrix. `aliases` are other names of its arguments: those of the library that sd-scripts uses.
     """
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
     layout: ParameterLayout = ParameterLayout.FLAT
     rms: str = ""
 
@@ -100,6 +101,17 @@ OPTIMIZER_SPECS: Mapping[Optimizer, OptimizerSpec] = MappingProxyType(
             {"split_groups": True},
             "Prodigy and schedule-free together; UNet and text encoders find a rate each.",
             layout=ParameterLayout.SEPARATE,
+        ),
+        Optimizer.DADAPT_ADAM: OptimizerSpec(
+            "pytorch_optimizer.optimizer.dadapt.DAdaptAdam",
+            {"weight_decouple": True},
+            "Defazio and Mishchenko 2023 (arXiv:2301.07733), with AdamW's weight decay.",
+            aliases={"decouple": "weight_decouple", "use_bias_correction": "bias_correction"},
+        ),
+        Optimizer.LION: OptimizerSpec(
+            "pytorch_optimizer.optimizer.lion.Lion",
+            {"betas": (0.9, 0.99)},
+            "Chen et al. 2023 (arXiv:2302.06675), with the paper's betas.",
         ),
     }
 )
@@ -177,7 +189,9 @@ def optimizer_name(recipe: Recipe) -> str:
 
 
 def _parse_optimizer_args(recipe: Recipe) -> dict[str, Any]:
-    return parse_arguments("optimizer_args", recipe.optimizer_args)
+    aliases = OPTIMIZER_SPECS[recipe.optimizer].aliases
+    given = parse_arguments("optimizer_args", recipe.optimizer_args)
+    return {aliases.get(name, name): value for name, value in given.items()}
 
 
 def _optimizer_class(recipe: Recipe) -> Callable[..., torch.optim.Optimizer]:

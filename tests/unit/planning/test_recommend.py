@@ -139,5 +139,7 @@ def test_plan_sets_suitable_rates_for_each_optimizer(optimizer: Optimizer) -> No
     assert rates == {
         Optimizer.PRODIGY: (1, 0),
         Optimizer.PRODIGY_PLUS: (1, pytest.approx(0.2)),
+        Optimizer.DADAPT_ADAM: (1, 0),
+        Optimizer.LION: (pytest.approx(1e-4), pytest.approx(2e-5)),
         Optimizer.LION8BIT: (pytest.approx(1e-4), pytest.approx(2e-5)),
     }.get(optimizer, (5e-4, 1e-4))

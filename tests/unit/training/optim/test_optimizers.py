@@ -75,10 +75,12 @@ def test_new_adapters_are_fp32_and_change_nothing(parts: Any) -> None:
             assert parameter.requires_grad == (id(parameter) in trained)
 
 
-@pytest.mark.parametrize("name", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy", "Lion8bit", "PagedAdamW8bit"])
+@pytest.mark.parametrize(
+    "name", ["AdamW", "AdamW8bit", "Adafactor", "Prodigy", "Lion8bit", "PagedAdamW8bit", "DAdaptAdam", "Lion"]
+)
 @pytest.mark.filterwarnings("ignore:Paged optimizers")
 def test_each_optimizer_minimises_at_its_groups_learning_rates(name: str) -> None:
-    rates = (1.0, 1.0) if name == "Prodigy" else (0.02, 0.002)
+    rates = (1.0, 1.0) if OPTIMIZERS[name].learning_rate_free else (0.02, 0.002)
     recipe = Recipe(optimizer=name, unet_lr=rates[0], text_encoder_lr=rates[1], weight_decay=0)
     fast, slow = (nn.Parameter(torch.ones(64, 64)) for _ in range(2))
     groups = [
@@ -91,7 +93,7 @@ def test_each_optimizer_minimises_at_its_groups_learning_rates(name: str) -> Non
         ((fast**2).sum() + (slow**2).sum()).backward()
         optimizer.step()
     fast, slow = fast.detach(), slow.detach()
-    if name == "Prodigy":
+    if OPTIMIZERS[name].learning_rate_free:
         assert float(fast.mean()) < 0.999
         assert learning_rates(optimizer)["unet"] > 1e-6
     else:
@@ -260,3 +262,13 @@ def test_adafactor_scales_the_step_of_each_weight_by_its_rms(parts: Any) -> None
     scaled = [float((weight.detach() - old).norm() / old.norm()) / rate for weight, old, rate in started]
     assert len(scaled) > 20
     assert scaled == pytest.approx([1.0] * len(scaled), rel=0.2)
+
+
+def test_dadaptadam_takes_the_arguments_that_sd_scripts_users_give_it() -> None:
+    given = '"decouple=True" "weight_decay=0.2" "betas=0.9,0.99" "growth_rate=1.02" "use_bias_correction=True"'
+    recipe = Recipe.parse({"optimizer": "DAdaptAdam", "unet_lr": 1, "text_encoder_lr": 0, "optimizer_args": given})
+    check_optimizer(recipe, torch.device("cpu"))
+    optimizer = make_optimizer(recipe, [{"name": "unet", "params": [nn.Parameter(torch.ones(4, 4))], "lr": 1.0}])
+    (group,) = optimizer.param_groups
+    assert (group["weight_decouple"], group["weight_decay"], group["betas"]) == (True, 0.2, (0.9, 0.99))
+    assert (group["growth_rate"], group["bias_correction"]) == (1.02, True)
