@@ -190,3 +190,12 @@ class TagPosition(StrEnum):
     FRONT = "front"
     AFTER_TRIGGER = "after-trigger"
     BACK = "back"
+
+
+class Tracker(StrEnum):
+    """Experiment trackers that a run can log to."""
+
+    NONE = "none"
+    TENSORBOARD = "tensorboard"
+    WANDB = "wandb"
+    TRACKIO = "trackio"

@@ -32,6 +32,7 @@ class Group(StrEnum):
     CAPTIONS = "Captions"
     MEMORY = "Memory"
     SAMPLES = "Samples"
+    LOGGING = "Logging"
 
 
 def setting(

@@ -15,10 +15,19 @@ from lora_studio.settings.sections.network import NetworkSettings, network_probl
 from lora_studio.settings.sections.objective import ObjectiveSettings
 from lora_studio.settings.sections.optimization import OptimizationSettings
 from lora_studio.settings.sections.samples import SampleSettings
+from lora_studio.settings.sections.tracking import TrackingSettings
 
 
 # pydantic puts the fields of the last base first: the network comes first in forms and files.
-class Recipe(SampleSettings, MemorySettings, DataSettings, ObjectiveSettings, OptimizationSettings, NetworkSettings):
+class Recipe(
+    TrackingSettings,
+    SampleSettings,
+    MemorySettings,
+    DataSettings,
+    ObjectiveSettings,
+    OptimizationSettings,
+    NetworkSettings,
+):
     """What to train and how: all settings that can be shared between projects. Never holds a path."""
 
     @model_validator(mode="after")

@@ -36,6 +36,7 @@ from lora_studio.training.data.dataset import Dataset, TrainItem, damaged_images
 from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
 from lora_studio.training.optim.schedules import check_lr_scheduler
+from lora_studio.training.reporting.trackers import tracker_errors
 from lora_studio.training.warm_start import network_weights_errors
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -94,7 +95,7 @@ def preflight(
     if job.vae is not None:
         attempt(partial(find_vae, job.vae))
     attempt(check_peft_compatibility)
-    found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_count_errors(job)]
+    found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_count_errors(job), *tracker_errors(recipe)]
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: check_optimizer(recipe, device))

@@ -31,6 +31,7 @@ from lora_studio.training.reporting.startup import (
     report_recipe_hints,
     report_start,
 )
+from lora_studio.training.reporting.trackers import tracked
 from lora_studio.training.resume import resume_run
 from lora_studio.training.trainer import PRECISIONS, Trainer
 from lora_studio.workspace.job_folder import JobFolder
@@ -108,7 +109,8 @@ def train(
         with ranks.sync_errors():
             fit_gpu_memory(trainer, report)
     trainer = with_cuda_graphs(trainer, progress, report)
-    stopped = train_loop(trainer, progress, report=report, should_stop=should_stop)
+    with tracked(job.recipe, folder.path, report, enabled=ranks.is_main) as tracked_report:
+        stopped = train_loop(trainer, progress, report=tracked_report, should_stop=should_stop)
     if not stopped and ranks.is_main:
         lora = folder.path / f"{job.name}.safetensors"
         save_lora_file(trainer, progress, lora, progress.epoch(trainer.counts))
