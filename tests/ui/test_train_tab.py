@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_studio.events import CaptionsEvent, HintEvent, TimestepsEvent, ValidationEvent, WarningEvent
+from lora_studio.events import CaptionsEvent, HintEvent, SampleEvent, TimestepsEvent, ValidationEvent, WarningEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
@@ -187,6 +187,34 @@ def test_stop_and_resume(project: Project, interface: Interface, started: Starte
     assert interface.call(TrainTab.tick)["train_resume"] == {"visible": True}
     interface.call(TrainTab.resume_training)
     assert started == [(folder, True)]
+
+
+def test_samples_are_drawn_on_request(project: Project, interface: Interface) -> None:
+    folder = make_run(project, final=False, **running_status())
+    assert interface.open_project("ink")["train_sample"] == {
+        "visible": True,
+        "interactive": True,
+        "value": "Sample now",
+    }
+    shown = interface.call(TrainTab.sample_now)
+    assert folder.samples_requested()
+    assert not shown["train_sample"]["interactive"]
+    folder.clear_sample_request()
+    assert interface.call(TrainTab.tick)["train_sample"]["interactive"]
+    folder.update_status(state=JobState.STOPPED)
+    assert interface.call(TrainTab.tick)["train_sample"] == {"visible": False}
+    assert error_code(interface.call(TrainTab.sample_now)["train_notice"]) == "not_running"
+    assert not folder.samples_requested()
+
+
+def test_samples_say_what_they_were_drawn_with(project: Project, interface: Interface) -> None:
+    folder = make_run(project)
+    used = {"negative_prompt": "<blurry>", "width": 832, "height": 1216, "steps": 9, "guidance": 4.5, "sampler": "ddim"}
+    folder.emit(SampleEvent(step=0, epoch=None, index=7, prompt="a cat", seed=5, path="samples/x.png", **used))
+    interface.open_project("ink")
+    film = interface.call(TrainTab.select_run, pick=folder.name)["train_film"]
+    assert "&lt;blurry&gt;" in film
+    assert "832 × 1216 px · seed 5 · 9 steps · CFG 4.5 · ddim" in film
 
 
 def test_earlier_verdicts_are_not_shown(project: Project, interface: Interface) -> None:

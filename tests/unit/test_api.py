@@ -11,10 +11,12 @@ import pytest
 
 import lora_studio
 from lora_studio import api
+from lora_studio.errors import InputError
 from lora_studio.settings.declare import Settings
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
-from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.job_folder import JobFolder, JobStatus
 from lora_studio.workspace.project import Home, ProjectInfo
+from tests.support.jobs import running_status
 
 
 @pytest.fixture
@@ -84,3 +86,25 @@ def test_none_leaves_the_models_default(folders: list[JobFolder], tmp_path: Path
     untyped("~/images", tagger="wd14", threshold=None, out=tmp_path / "job")
     assert folders[0].path == tmp_path / "job"
     assert folders[0].job() == TagJob(dataset=Path.home() / "images", tagger="wd14")
+
+
+def test_samples_can_be_requested_of_a_running_training_alone(tmp_path: Path) -> None:
+    def code_of(folder: JobFolder) -> str:
+        with pytest.raises(InputError) as caught:
+            lora_studio.request_samples(folder.path)
+        assert not folder.samples_requested()
+        return caught.value.code
+
+    job = {"dataset": tmp_path, "base": "sdxl"}
+    folder = JobFolder.create(tmp_path / "run", TrainJob.parse(job))
+    assert code_of(folder) == "not_running"
+    folder.set_status(JobStatus.model_validate(running_status()))
+    lora_studio.request_samples(folder.path)
+    assert folder.samples_requested()
+    silent = JobFolder.create(tmp_path / "silent", TrainJob.parse(job | {"recipe": {"sample_prompts": ["# none"]}}))
+    silent.set_status(JobStatus.model_validate(running_status()))
+    assert code_of(silent) == "no_sample_prompts"
+    tagging = JobFolder.create(tmp_path / "tagging", TagJob.parse({"dataset": tmp_path, "tagger": "demo"}))
+    tagging.set_status(JobStatus.model_validate(running_status()))
+    assert code_of(tagging) == "not_running"
+    assert code_of(JobFolder(tmp_path)) == "no_job"

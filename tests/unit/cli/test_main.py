@@ -92,6 +92,7 @@ def test_curate_wrap_moves_loose_images_into_a_set(image_folder: Callable[..., P
         (["train", "nowhere.toml"], "nowhere.toml"),
         (["train", "--dataset", ".", "--base", "x", "--set", "unet_lr=abc"], "unet_lr"),
         (["train", "--dataset", ".", "--base", "x", "--set", "no_such=1"], "no_such"),
+        (["sample", "nowhere"], "nowhere"),
         (["sweep", "missing.safetensors", "--base", "x", "--prompt", "p", "--strengths", "0,often"], "often"),
         (["curate", ".", "--apply", "--restore"], "exclude"),
         (["tag", "examples/inkstamp", "--tagger", "no such tagger"], "no such tagger"),

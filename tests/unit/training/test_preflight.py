@@ -51,10 +51,10 @@ def test_a_valid_job_passes(tiny_base: Path, images: Path, home: Home) -> None:
 
 def test_reports_all_errors_at_once(tmp_path: Path, home: Home) -> None:
     (tmp_path / "empty").mkdir()
-    job = make_job("no such base", tmp_path / "empty", optimizer="Prodigy", unet_lr=1, text_encoder_lr=0.5)
-    found = errors_of(job, home)
-    assert len(found) == 3
-    for word in (str(tmp_path / "empty"), "no such base", "Prodigy"):
+    wrong = {"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0.5, "sample_prompts": ["a --w wide --cn x.png"]}
+    found = errors_of(make_job("no such base", tmp_path / "empty", **wrong), home)
+    assert len(found) == 5
+    for word in (str(tmp_path / "empty"), "no such base", "Prodigy", "--w is 'wide'", "--cn"):
         assert any(word in error for error in found)
 
 

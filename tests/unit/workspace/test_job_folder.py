@@ -181,6 +181,16 @@ def test_stop_request_is_a_file(folder: JobFolder) -> None:
     assert not folder.stop_requested()
 
 
+def test_request_for_samples_is_a_file_of_its_own(folder: JobFolder) -> None:
+    folder.request_samples()
+    folder.request_samples()
+    assert folder.samples_requested()
+    assert not folder.stop_requested()
+    folder.clear_sample_request()
+    folder.clear_sample_request()
+    assert not folder.samples_requested()
+
+
 def test_result_is_none_until_written(folder: JobFolder) -> None:
     folder.write_result({"steps": 3})
     assert folder.result() == {"steps": 3}
