@@ -35,6 +35,14 @@ def test_without_a_lora_it_leads_to_train(home: Home, interface: Interface) -> N
     assert shown[f"#{button.parent.parent._id}"] == {"visible": True}
 
 
+def test_the_form_has_the_sample_prompts_without_their_options(home: Home, interface: Interface) -> None:
+    lines = ["{trigger}, face --n blue --s 5", "{trigger}, face --d 3", "# more", "clock"]
+    make_project(home, "other", sample_prompts=lines, sample_negative_prompt="blurry")
+    shown = interface.open_project("other")
+    assert shown["test_prompts"]["value"] == "{trigger}, face\nclock"
+    assert shown["test_negative_prompt"]["value"] == "blurry"
+
+
 def test_the_form_is_filled_from_the_latest_run(project: Project, interface: Interface) -> None:
     shown = interface.open_project("ink")
     assert [label for label, _ in shown["test_loras"]["choices"]] == [

@@ -33,7 +33,7 @@ class SampleSettings(Settings):
         label="Sample every",
         group=Group.SAMPLES,
         unit="epochs",
-        why="The last epoch is always sampled; 0 turns samples off.",
+        why="The last epoch is always sampled; 0 draws no samples at the ends of epochs.",
         ge=0,
         le=MAX_STEPS,
     )

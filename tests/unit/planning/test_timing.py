@@ -56,6 +56,25 @@ def test_samples_during_training_take_time() -> None:
     assert without.middle < rarely.middle < with_samples.middle
 
 
+def test_samples_take_time_by_their_number_size_and_steps() -> None:
+    count = count_steps({0: 100}, batch_size=2, epochs=10)
+
+    def seconds(**samples: Any) -> float:
+        rare = {"sample_prompts": ["a"], "sample_every_n_epochs": 10}
+        return run_seconds(recipe(**rare | samples), count, images=100, vram_gib=24).middle
+
+    plain = seconds()
+    for more in (
+        {"sample_at_first": True},
+        {"sample_every_n_steps": 100},
+        {"sample_prompts": ["a --s 90"]},
+        {"sample_prompts": ["a --w 2048 --h 2048"]},
+        {"sample_height": 2048},
+    ):
+        assert seconds(**more) > 1.005 * plain, more
+    assert seconds(sample_prompts=["a", "# b"]) == plain
+
+
 def test_embedded_base_takes_minutes_without_a_gpu() -> None:
     small = recipe(resolution=128, bucket_reso_steps=32, batch_size=8, gradient_checkpointing=False)
     count = count_steps({0: 240}, batch_size=8, epochs=10)
