@@ -244,7 +244,8 @@ def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
     changes = {saving.setting: saving.value}
     if saving.setting == "optimizer":
         changes["optimizer_args"] = []  # they belong to the other optimizer
-    if saving.setting == "optimizer" and OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
+    fixed = recipe.optimizer_type or OPTIMIZERS[recipe.optimizer.value].learning_rate_free
+    if saving.setting == "optimizer" and fixed:
         # Its rates are factors around 1, with which any other optimizer would diverge.
         rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
         changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
@@ -299,6 +300,8 @@ def optimizer_bytes(recipe: Recipe, weights: int) -> float:
 
 def _weight_bytes(recipe: Recipe) -> float:
     """Return bytes of optimizer state per weight; Prodigy's slice_p shrinks the half that finds the rate."""
+    if recipe.optimizer_type:
+        return max(STATE_BYTES.values())  # its state is unknown
     size = STATE_BYTES[recipe.optimizer]
     sliced = dict(text.split("=", 1) for text in recipe.optimizer_args).get("slice_p", "")
     if recipe.optimizer is Optimizer.PRODIGY and sliced.isdecimal() and int(sliced):

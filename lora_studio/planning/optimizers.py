@@ -19,6 +19,13 @@ def optimizer_errors(recipe: Recipe) -> list[str]:
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
     found = []
+    if recipe.optimizer_type:
+        if recipe.lr_scheduler is Scheduler.ADAFACTOR:
+            found.append(
+                f"lr_scheduler is adafactor, which {recipe.optimizer_type} does not have. Set lr_scheduler to "
+                "constant, or leave optimizer_type empty."
+            )
+        return found
     if advice.single_rate and len(set(used.values())) > 1:
         found.append(
             f"unet_lr {recipe.unet_lr:g} and text_encoder_lr {recipe.text_encoder_lr:g} differ, and {name} takes "
@@ -39,7 +46,9 @@ def optimizer_errors(recipe: Recipe) -> list[str]:
 
 
 def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
-    """Yield warnings about the recipe's optimizer, its learning rates and its schedule."""
+    """Yield warnings about the recipe's optimizer, its learning rates and its schedule; none about a class by name."""
+    if recipe.optimizer_type:
+        return
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
     used = _rates(recipe)
     if advice.learning_rate_free and not optimizer_errors(recipe) and max(used.values()) != 1:

@@ -56,6 +56,19 @@ def test_every_optimizer_resumes_bit_exact(shared: Path, tmp_path: Path, optimiz
     assert any(weight.any() for name, weight in whole.items() if name.endswith("/B"))
 
 
+@pytest.mark.parametrize("optimizer", ["torch.optim.RAdam", "pytorch_optimizer.AdEMAMix"])
+def test_classes_by_their_names_resume_bit_exact(shared: Path, tmp_path: Path, optimizer: str) -> None:
+    cosine = {"lr_scheduler_type": "CosineAnnealingLR", "lr_scheduler_args": ["T_max=3"]}
+    job = job_of(shared, optimizer_type=optimizer, **cosine, scale_weight_norms=0.01, ip_noise_gamma=0.1)
+    home = Home(shared / "home")
+    _, events = train_into(job, tmp_path / "whole", home)
+    train_into(job, tmp_path / "parts", home, stop_after=2)
+    train_into(job, tmp_path / "parts", home, resume=True)
+    assert same(weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole"))
+    rates = [values["lr"] / job.recipe.unet_lr for values in of(events, "step")]
+    assert rates == pytest.approx([1, 0.75, 0.25, 0], abs=1e-9)
+
+
 def test_adafactors_schedule_resumes_bit_exact(shared: Path, tmp_path: Path) -> None:
     job = job_of(shared, optimizer="Adafactor", lr_scheduler="adafactor", ema_decay=0.9)
     home = Home(shared / "home")

@@ -30,6 +30,16 @@ class OptimizationSettings(Settings):
         le=10,
     )
     optimizer: Optimizer = setting(label="Optimizer", group=Group.OPTIMIZER, advice="optimizer", simple=True)
+    optimizer_type: str = setting(
+        "",
+        label="Optimizer class",
+        group=Group.OPTIMIZER,
+        why="package.module.Class of an installed library, instead of the optimizer above: torch.optim.RAdam or "
+        "pytorch_optimizer.AdEMAMix. It gets the learning rates, and weight decay if it has that. Empty: the optimizer "
+        "above.",
+        max_length=200,
+        pattern=r"^\s*(([^\W\d]\w*\.)+[^\W\d]\w*)?\s*$",
+    )
     weight_decay: float = setting(
         0.01,
         label="Weight decay",
@@ -171,7 +181,12 @@ class OptimizationSettings(Settings):
         """The name of the schedule in use, of the class if there is one."""
         return self.lr_scheduler_type.rpartition(".")[2] or self.lr_scheduler.value
 
-    @field_validator("lr_scheduler_type")
+    @property
+    def optimizer_title(self) -> str:
+        """The name of the optimizer in use, with its module if it is a class by name."""
+        return self.optimizer_type or self.optimizer.value
+
+    @field_validator("lr_scheduler_type", "optimizer_type")
     @classmethod
     def _stripped(cls, value: str) -> str:
         return value.strip()

@@ -143,7 +143,7 @@ def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.
     with redirect_stdout(sys.stderr):  # Prodigy and its variants print their settings
         optimizer = optimizer_class(groups, **optimizer_arguments(recipe))
     if parameter_layout(recipe) is ParameterLayout.STACKED:
-        setattr(optimizer, OPTIMIZER_SPECS[recipe.optimizer].rms, _matrix_rms)
+        setattr(optimizer, _spec(recipe).rms, _matrix_rms)
     return optimizer
 
 
@@ -153,8 +153,16 @@ def parameter_layout(recipe: Recipe) -> ParameterLayout:
     Adafactor needs separate matrices if it scales its steps by the RMS of each weight. Raises ConfigError for a value
     in `optimizer_args` that is not a Python literal.
     """
-    by_weight = recipe.optimizer is Optimizer.ADAFACTOR and optimizer_arguments(recipe)["scale_parameter"]
-    return ParameterLayout.SEPARATE if by_weight else OPTIMIZER_SPECS[recipe.optimizer].layout
+    spec = _spec(recipe)
+    by_weight = spec is OPTIMIZER_SPECS[Optimizer.ADAFACTOR] and optimizer_arguments(recipe)["scale_parameter"]
+    return ParameterLayout.SEPARATE if by_weight else spec.layout
+
+
+def _spec(recipe: Recipe) -> OptimizerSpec:
+    """Return the recipe's optimizer; a class by its name gets separate matrices, since it may use rows and columns."""
+    if recipe.optimizer_type:
+        return OptimizerSpec(recipe.optimizer_type, layout=ParameterLayout.SEPARATE)
+    return OPTIMIZER_SPECS[recipe.optimizer]
 
 
 def _matrix_rms(values: Tensor) -> Tensor:
@@ -173,6 +181,9 @@ def optimizer_arguments(recipe: Recipe) -> dict[str, Any]:
 
 
 def _settings_arguments(recipe: Recipe) -> dict[str, Any]:
+    if recipe.optimizer_type:
+        accepts = "weight_decay" in inspect.signature(_optimizer_class(recipe)).parameters
+        return {"weight_decay": recipe.weight_decay} if accepts else {}
     arguments: dict[str, Any] = {"weight_decay": recipe.weight_decay, **OPTIMIZER_SPECS[recipe.optimizer].arguments}
     if recipe.optimizer is Optimizer.PRODIGY:
         arguments["safeguard_warmup"] = recipe.lr_warmup_steps > 0
@@ -185,26 +196,35 @@ def _settings_arguments(recipe: Recipe) -> dict[str, Any]:
 def optimizer_name(recipe: Recipe) -> str:
     """Return class and arguments as kohya's trainer writes them to a LoRA's metadata."""
     arguments = ",".join(f"{name}={value}" for name, value in optimizer_arguments(recipe).items())
-    return f"{OPTIMIZER_SPECS[recipe.optimizer].path}({arguments})"
+    return f"{_spec(recipe).path}({arguments})"
 
 
 def _parse_optimizer_args(recipe: Recipe) -> dict[str, Any]:
-    aliases = OPTIMIZER_SPECS[recipe.optimizer].aliases
+    aliases = _spec(recipe).aliases
     given = parse_arguments("optimizer_args", recipe.optimizer_args)
     return {aliases.get(name, name): value for name, value in given.items()}
 
 
 def _optimizer_class(recipe: Recipe) -> Callable[..., torch.optim.Optimizer]:
-    module, _, name = OPTIMIZER_SPECS[recipe.optimizer].path.rpartition(".")
-    optimizer_class: Callable[..., torch.optim.Optimizer] = getattr(importlib.import_module(module), name)
-    return optimizer_class
+    """Return the class of the recipe's optimizer. Raises ImportError, or ConfigError if it is not an optimizer."""
+    module, _, name = _spec(recipe).path.rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise ConfigError(
+            [
+                f"optimizer_type is {recipe.optimizer_type}, which is not an optimizer class of torch. Use one like "
+                "torch.optim.RAdam, or leave it empty."
+            ]
+        )
+    return found
 
 
 def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.optim.Optimizer]) -> None:
     """Raise ConfigError for `optimizer_args` that the optimizer does not accept or that belong in other settings."""
     named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = inspect.signature(optimizer_class).parameters.values()
+    parameters = list(inspect.signature(optimizer_class).parameters.values())
     known = [item.name for item in parameters if item.kind in named and item.name not in RESERVED_ARGUMENTS]
+    takes_any = recipe.optimizer_type and any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
     from_settings = _settings_arguments(recipe)
     rates = {rate for rate in (recipe.unet_lr, recipe.text_encoder_lr) if rate}
     if len(rates) == 1:
@@ -214,9 +234,9 @@ def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.o
         if name in RESERVED_ARGUMENTS:
             if name not in from_settings or value != from_settings[name]:
                 found.append(f"optimizer_args: {name} is not allowed there. Set {RESERVED_ARGUMENTS[name]} instead.")
-        elif name not in known:
+        elif name not in known and not takes_any:
             found.append(
-                f"optimizer_args: {recipe.optimizer.value} has no argument {name}. It has {', '.join(sorted(known))}."
+                f"optimizer_args: {recipe.optimizer_title} has no argument {name}. It has {', '.join(sorted(known))}."
             )
     if found:
         raise ConfigError(found)
@@ -248,13 +268,13 @@ def check_optimizer(recipe: Recipe, device: torch.device) -> None:
         if recipe.optimizer_args and (optimizer is None or isinstance(error, TypeError | ValueError)):
             given = " ".join(recipe.optimizer_args)
             raise ConfigError(
-                [f"optimizer_args is {given}, which {recipe.optimizer.value} rejects: {detail}. Correct or empty it."]
+                [f"optimizer_args is {given}, which {recipe.optimizer_title} rejects: {detail}. Correct or empty it."]
             ) from error
         reason = f"it does not work on this {device.type} device ({detail})"
         remedy = "Choose Adafactor, which works on every device and needs even less memory."
     else:
         return
-    raise InputError(f"optimizer is {recipe.optimizer.value}, but {reason}.", remedy, code="optimizer")
+    raise InputError(f"optimizer is {recipe.optimizer_title}, but {reason}.", remedy, code="optimizer")
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -168,7 +168,7 @@ def report_recipe_hints(recipe: Recipe, report: Report, *, zero_terminal_snr: bo
 
     `zero_terminal_snr` is whether the run uses it, which for a base outside of the catalogue is known only now.
     """
-    if OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
+    if OPTIMIZERS[recipe.optimizer.value].learning_rate_free and not recipe.optimizer_type:
         rates = (
             "takes one learning rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one per model"
         )

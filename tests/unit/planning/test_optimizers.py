@@ -118,3 +118,13 @@ def test_replacing_the_optimizer_drops_its_arguments() -> None:
     )  # fmt: skip
     fitted, _ = fit_vram(start, None, 12)
     assert (fitted.optimizer, fitted.optimizer_args) == (Optimizer.ADAMW8BIT, [])
+
+
+def test_the_advice_on_an_optimizer_is_not_given_for_a_class_by_its_name() -> None:
+    values = {"optimizer_type": "torch.optim.RAdam", "optimizer": "Prodigy", "unet_lr": 1e-4, "text_encoder_lr": 1e-5}
+    assert recipe_errors(Recipe.parse(values)) == []
+    assert recipe_errors(Recipe.parse(values | {"optimizer_type": ""}))
+    (problem,) = recipe_errors(Recipe.parse(values | {"lr_scheduler": "adafactor"}))
+    assert "lr_scheduler" in problem
+    found = fit_vram(Recipe.parse(values | {"optimizer": "AdamW"}), None, 8)[0]
+    assert found.optimizer is Optimizer.ADAMW

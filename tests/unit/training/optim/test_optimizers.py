@@ -272,3 +272,46 @@ def test_dadaptadam_takes_the_arguments_that_sd_scripts_users_give_it() -> None:
     (group,) = optimizer.param_groups
     assert (group["weight_decouple"], group["weight_decay"], group["betas"]) == (True, 0.2, (0.9, 0.99))
     assert (group["growth_rate"], group["bias_correction"]) == (1.02, True)
+
+
+@pytest.mark.parametrize("path", ["torch.optim.RAdam", "torch.optim.SGD", "pytorch_optimizer.AdEMAMix"])
+def test_a_class_by_its_name_minimises_with_its_arguments(path: str) -> None:
+    recipe = Recipe.parse({"optimizer_type": path, "optimizer_args": "weight_decay=0.1", "unet_lr": 0.02})
+    check_optimizer(recipe, torch.device("cpu"))
+    assert parameter_layout(recipe) is ParameterLayout.SEPARATE
+    weight = nn.Parameter(torch.ones(4, 4))
+    optimizer = make_optimizer(recipe, [{"name": "unet", "params": [weight], "lr": 0.02}])
+    assert type(optimizer).__name__ == path.rpartition(".")[2]
+    assert (optimizer.param_groups[0]["weight_decay"], learning_rates(optimizer)) == (0.1, {"unet": 0.02})
+    for _ in range(20):
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+    assert float(weight.detach().mean()) < 0.99
+    assert optimizer_name(recipe) == f"{path}(weight_decay=0.1)"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "words"),
+    [
+        ("os.path.join", "", "os.path.join, which is not an optimizer"),
+        ("torch.optim.NoSuch", "", "torch.optim.NoSuch, which is not an optimizer"),
+        ("torch.optim.RAdam", "speed=2", "RAdam has no argument speed"),
+        ("torch.optim.RAdam", "lr=2", "unet_lr and text_encoder_lr"),
+        ("torch.optim.RAdam", "betas=5,6", "RAdam.*Invalid beta"),
+    ],
+)
+def test_what_is_wrong_in_a_class_by_its_name_is_named(path: str, given: str, words: str) -> None:
+    recipe = Recipe.parse({"optimizer_type": path, "optimizer_args": given})
+    with pytest.raises(ConfigError, match=words):
+        check_optimizer(recipe, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("no_such_library.Fast", "no_such_library is not installed"), ("torch.optim.LBFGS", "torch.optim.LBFGS, but")],
+)
+def test_a_class_that_cannot_take_a_step_is_an_error(path: str, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        check_optimizer(Recipe.parse({"optimizer_type": path}), torch.device("cpu"))
+    assert caught.value.code == "optimizer"
