@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lora_studio.events import CaptionsEvent, HintEvent, SampleEvent, TimestepsEvent, ValidationEvent, WarningEvent
+from lora_studio.events import (
+    CaptionsEvent,
+    HintEvent,
+    ImageLossesEvent,
+    SampleEvent,
+    TimestepsEvent,
+    ValidationEvent,
+    WarningEvent,
+)
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
@@ -237,6 +245,19 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
     shown = interface.call(TrainTab.select_run, pick="001-ink")
     assert "Set lr_scheduler to constant." in shown["train_cards"]
     assert "Mean loss of epoch 2 by timestep. 0 to 499: 0.200, 500 to 999: 0.050." in shown["train_curve"]
+
+
+def test_the_images_learned_worst_are_shown_with_their_excess_loss(project: Project, interface: Interface) -> None:
+    folder = make_run(project)
+    interface.open_project("ink")
+    assert "Learned worst" not in interface.call(TrainTab.select_run, pick="001-ink")["train_curve"]
+    Image.new("RGB", (64, 64)).save(project.images_dir / "0.png")
+    images = [str(project.images_dir / "0.png"), str(project.images_dir / "gone <b>.png")]
+    folder.emit(ImageLossesEvent(epoch=1, file="image_losses.json", worst=images, ratios=[1.314, 1.05]))
+    shown = interface.call(TrainTab.select_run, pick="001-ink")["train_curve"]
+    assert "0.png +31%" in shown
+    assert "gone &lt;b&gt;.png +5%" in shown
+    assert shown.count("<img") == 1
 
 
 def test_a_finished_run_offers_its_file_and_a_test(project: Project, interface: Interface) -> None:

@@ -12,6 +12,7 @@ from lora_studio.events import (
     CheckpointEvent,
     Event,
     HintEvent,
+    ImageLossesEvent,
     NanEvent,
     ResumeEvent,
     SampleEvent,
@@ -45,6 +46,7 @@ class RunHistory:
     samples: dict[tuple[int, int], SampleEvent] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
     timesteps: dict[int, TimestepsEvent] = field(default_factory=dict)
+    image_losses: ImageLossesEvent | None = None
     warnings: dict[str, WarningEvent | HintEvent] = field(default_factory=dict)
 
     def add(self, event: Event) -> None:
@@ -71,6 +73,8 @@ class RunHistory:
                     self.checkpoints.append(event.path)
             case TimestepsEvent():
                 self.timesteps[event.epoch] = event
+            case ImageLossesEvent():
+                self.image_losses = event
             case WarningEvent():
                 self.warnings[event.code] = event
             case HintEvent(about="recipe"):

@@ -85,7 +85,7 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
         layout.tiles: view.run_tiles(run),
         layout.form_side.column: gr.Column(visible=False),
         layout.run_side.column: gr.Column(visible=True),
-        layout.run_side.curve: view.curve(run),
+        layout.run_side.curve: view.curve(run) + view.learned_worst(run, home),
         layout.run_side.filmstrip: view.filmstrip(run, home),
         **_buttons_of_run(layout.buttons, run),
         aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),

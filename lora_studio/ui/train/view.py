@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -50,6 +51,14 @@ class FilmSample(NamedTuple):
     url: str
     when: str
     prompt: str
+
+
+class WorstImage(NamedTuple):
+    """A training image with a high loss: the URL of its thumbnail, file name, and loss relative to the mean."""
+
+    url: str
+    name: str
+    above_mean: str
 
 
 class FilmRow(NamedTuple):
@@ -172,6 +181,23 @@ def curve(view: RunView) -> Markup:
         return over_steps
     first, last = by_epoch[min(by_epoch)], by_epoch[max(by_epoch)]
     return over_steps + timestep_chart(last.bins, last.loss, first.loss, epoch=last.epoch)
+
+
+def learned_worst(view: RunView, home: Home) -> Markup:
+    """Return the images with the highest losses for their timesteps; nothing before they have enough samples."""
+    event = view.history.image_losses
+    if event is None:
+        return Markup("")
+    images = [
+        WorstImage(
+            thumbnail_url_or_empty(home, Path(path), THUMBNAIL_SIZE), Path(path).name, f"{(ratio - 1) * 100:+.0f}%"
+        )
+        for path, ratio in zip(event.worst, event.ratios, strict=True)
+    ]
+    hint = "Loss against the mean at the same timesteps. Detailed images are always above it; check these and their "
+    return heading("Learned worst", f"{hint}captions. All are in {event.file}.") + render(
+        "train/worst.html", images=images
+    )
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:
