@@ -223,7 +223,7 @@ def has_effect(recipe: Recipe, saving: MemorySaving) -> bool:
             smaller = list(BasePrecision)
             return smaller.index(recipe.base_precision) < smaller.index(BasePrecision(saving.value))
         case "optimizer":
-            return STATE_BYTES[recipe.optimizer] > STATE_BYTES[Optimizer(saving.value)]
+            return _weight_bytes(recipe) > STATE_BYTES[Optimizer(saving.value)]
         case "text_encoder_lr":
             return recipe.text_encoder_lr > 0 and recipe.unet_lr > 0
         case _:
@@ -243,10 +243,10 @@ def next_saving(recipe: Recipe) -> str:
 def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
     changes = {saving.setting: saving.value}
     if saving.setting == "optimizer":
-        changes["optimizer_args"] = []  # they belong to the other optimizer
-    fixed = recipe.optimizer_type or OPTIMIZERS[recipe.optimizer.value].learning_rate_free
-    if saving.setting == "optimizer" and fixed:
-        # Its rates are factors around 1, with which any other optimizer would diverge.
+        changes |= {"optimizer_type": "", "optimizer_args": []}  # the arguments belong to the other optimizer
+    other_rates = bool(recipe.optimizer_type) or OPTIMIZERS[recipe.optimizer.value].learning_rate_free
+    if saving.setting == "optimizer" and other_rates:
+        # Its rates may be factors around 1, with which any other optimizer would diverge.
         rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
         changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
     return Recipe.parse(recipe.model_dump() | changes)

@@ -126,5 +126,5 @@ def test_the_advice_on_an_optimizer_is_not_given_for_a_class_by_its_name() -> No
     assert recipe_errors(Recipe.parse(values | {"optimizer_type": ""}))
     (problem,) = recipe_errors(Recipe.parse(values | {"lr_scheduler": "adafactor"}))
     assert "lr_scheduler" in problem
-    found = fit_vram(Recipe.parse(values | {"optimizer": "AdamW"}), None, 8)[0]
-    assert found.optimizer is Optimizer.ADAMW
+    fitted = fit_vram(Recipe.parse(values | {"optimizer": "Adafactor", "unet_lr": 1}), None, 6)[0]
+    assert (fitted.optimizer, fitted.optimizer_type, fitted.unet_lr) == (Optimizer.ADAMW8BIT, "", 5e-4)
