@@ -36,7 +36,7 @@ from lora_studio.training.preflight import PreflightResult
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.startup import PhaseReporter, report_truncated_captions
 from lora_studio.training.resume_state import saved_weight_names
-from lora_studio.training.samples import sample_texts, samples_of
+from lora_studio.training.samples import report_truncated_prompts, sample_texts, samples_of
 from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.speed.cuda_graph_capture import find_capturer
 from lora_studio.training.speed.cuda_graph_policy import CudaGraphPass
@@ -78,6 +78,7 @@ def build_trainer(
         on_progress=lambda message: phases(message, 0, 0),
     )
     report_truncated_captions(job, base, checked.dataset, report)
+    report_truncated_prompts(job, checked.dataset, base, report)
     collator = _fill_caches(job, checked, base, home, phases, should_stop, ranks)
     targets = find_target_layers(base.unet, base.text_encoders)
     quantize(base.unet, recipe.base_precision, checked.dtype, device)

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 
 from lora_studio.device import warn_if_out_of_memory
-from lora_studio.events import Report
+from lora_studio.events import Report, WarningEvent
 from lora_studio.models.load import Base, on_device
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.models.png_info import image_settings, infotext
 from lora_studio.models.samplers import SAMPLERS, make_scheduler
-from lora_studio.models.text_encoding import encode_text
+from lora_studio.models.text_encoding import encode_text, truncated_captions
 from lora_studio.settings.choices import Sampler
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.sample_prompts import fill_trigger, negative_prompt, read_sample_prompts
@@ -68,6 +68,15 @@ def samples_of(job: TrainJob, dataset: Dataset, base: Base) -> list[Sample]:
 def sample_texts(samples: Sequence[Sample]) -> list[str]:
     """Return the texts that samples need embeddings of; an empty negative prompt has zeros."""
     return [text for sample in samples for text in (sample.prompt, *filter(None, [sample.negative_prompt]))]
+
+
+def report_truncated_prompts(job: TrainJob, dataset: Dataset, base: Base, report: Report) -> None:
+    """Warn about sample prompts that are longer than the recipe's `max_token_length`."""
+    limit = int(job.recipe.max_token_length)
+    texts = dict.fromkeys(sample_texts(samples_of(job, dataset, base)))
+    if truncated := truncated_captions(base.tokenizers[0], list(texts), limit):
+        message = f"Sample prompts are truncated to {limit} tokens: {', '.join(map(repr, truncated))}."
+        report(WarningEvent(code="long_prompt", message=message))
 
 
 def encode_prompt(prompt: str, trainer: Trainer) -> TextEmbeddings:

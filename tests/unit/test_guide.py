@@ -63,6 +63,16 @@ def test_kinds_and_optimizers_match_the_settings() -> None:
         assert all("{trigger}" in prompt for prompt in advice.prompts)
 
 
+def test_negative_prompts_name_flaws_of_one_base_and_no_style() -> None:
+    """A style in the negative prompt of the samples would hide that the LoRA learns it."""
+    real = [base for base in guide.BASES.values() if not base.is_embedded]
+    for base in real:
+        words = {word for tag in base.negative_prompt.split(", ") for word in (tag, *tag.split())}
+        assert words
+        assert not words & guide.STYLE_TERMS, base.name
+        assert not words & {*base.prompt_prefix.split(", "), *base.prompt_suffix.split(", ")} - {""}, base.name
+
+
 def test_memory_savings_and_warning_signs_name_real_settings() -> None:
     for saving in guide.MEMORY_SAVINGS:
         assert Recipe.parse({saving.setting: saving.value})

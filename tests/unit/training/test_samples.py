@@ -193,11 +193,12 @@ def test_each_sample_is_drawn_with_its_own_settings_and_says_so(
 ) -> None:
     """A run whose text encoders are not loaded any more: the negative prompts are cached with the captions."""
     images = make_images(tmp_path / "images", [(64, 64)])
-    lines = ["{trigger}, owl --n blurry --w 128 --h 64 --d 7 --s 2 --l 3.5 --ss euler_a", "cat"]
+    lines = ["{trigger}, owl --n blurry --w 128 --h 64 --d 7 --s 2 --l 3.5 --ss euler_a", f"cat --n {'red ' * 200}"]
     job = make_job(
         training_inputs / "base", images, sample_prompts=lines, sample_at_first=True, sample_steps=1, epochs=1
     )
     result, events = train_into(job, tmp_path / "run", home)
+    assert "long_prompt" in {values["code"] for values in of(events, "warning")}
     first, second = of(events, "sample")
     settings = {"negative_prompt": "blurry", "seed": 7, "width": 128, "height": 64, "steps": 2}
     settings |= {"guidance": 3.5, "sampler": "euler_a", "step": 0, "epoch": None, "prompt": "inkstamp, owl"}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lora_studio import worker
 from lora_studio.errors import ConfigError, OutOfMemoryError
-from lora_studio.events import Event, StepEvent
+from lora_studio.events import Event, SampleEvent, StepEvent
 from lora_studio.training.outputs import Outputs
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
@@ -83,6 +83,25 @@ def test_an_invalid_job_fails_with_all_errors_and_writes_no_results(tmp_path: Pa
     assert "nowhere" in status.message
     assert "'nothing'" in status.message
     assert {path.name for path in folder.path.iterdir()} == {"job.toml", "status.json", "events.jsonl"}
+
+
+def test_first_samples_that_a_stop_cut_short_are_drawn_again_after_a_resume(tmp_path: Path, home: Home) -> None:
+    base = save_tiny_sdxl(tmp_path / "base", layers=1)
+    images = make_images(tmp_path / "images", [(64, 64)])
+    job = make_job(base, images, sample_at_first=True, sample_steps=1, sample_prompts=["a", "b"], epochs=1)
+    folder = JobFolder.create(tmp_path / "run", job)
+
+    def stop_after_the_first_sample(event: Event) -> None:
+        if isinstance(event, SampleEvent):
+            folder.request_samples()
+            folder.request_stop()
+
+    stopped: Any = worker.execute(folder, home=home, listen=stop_after_the_first_sample)
+    assert (stopped.stopped, stopped.steps) == (True, 0)
+    assert not folder.samples_requested()
+    worker.execute(folder, home=home, resume=True)
+    drawn = [(event["step"], event["index"]) for event in records_of(folder) if event["event"] == "sample"]
+    assert drawn == [(0, 0), (0, 1)]
 
 
 def test_an_epoch_whose_end_failed_is_reported_once_after_a_resume(
