@@ -109,8 +109,11 @@ class _TrackerLog:
 
     def finish(self) -> None:
         """Finish the tracker, if it has started."""
-        if self.tracker is not None:
-            self.tracker.finish()
+        if self.tracker is None:
+            return
+        self.tracker.finish()
+        if self.kind is Tracker.TRACKIO and (trackio := sys.modules.get("trackio")) is not None:
+            trackio.finish()  # else it finishes the run again when Python exits, and prints that to stdout
 
     def attempt(self, action: Callable[[], None]) -> None:
         """Run an action of the tracker; report its first failure as a warning. Its output goes to stderr."""

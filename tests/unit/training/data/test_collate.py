@@ -70,6 +70,23 @@ def values(inputs: StepBatches) -> dict[str, torch.Tensor]:
     return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
 
 
+def test_images_of_a_step_do_not_depend_on_the_epoch_that_another_thread_collates(
+    single: Trainer,
+) -> None:
+    """A prefetching thread is up to an epoch ahead; each epoch's order is drawn once nevertheless."""
+    collator, per_epoch = single.collator, single.counts.steps_per_epoch
+    first, second = range(per_epoch), range(per_epoch, 2 * per_epoch)
+    expected = {step: [str(item.path) for batch in collator.batches(step) for item in batch] for step in first}
+    drawn = collator.batches(second[0])
+    for step, ahead in zip(first, second, strict=True):
+        collator.batches(ahead)
+        assert collator.images(step) == expected[step]
+    assert collator.batches(second[0]) is drawn
+    assert sorted(name for step in first for name in expected[step]) == sorted(
+        str(item.path) for item in collator.dataset.items
+    )
+
+
 def test_batches_depend_on_the_step_alone(single: Trainer) -> None:
     steps = [values(single.collator.collate_step(step)) for step in range(4)]
     torch.manual_seed(5)
