@@ -152,6 +152,7 @@ def add_adapters(
                 rank_dropout=recipe.rank_dropout,
                 module_dropout=recipe.module_dropout,
                 lokr_factor=recipe.lokr_factor,
+                tucker=recipe.use_tucker,
             )
     adapters = Adapters({prefix: models[prefix] for prefix in dims})
     for _, _, layer in adapters.layers:
@@ -173,6 +174,7 @@ def inject(
     rank_dropout: float = 0.0,
     module_dropout: float = 0.0,
     lokr_factor: int = -1,
+    tucker: bool = False,
     inference: bool = False,
 ) -> None:
     """Wrap the layers at these paths in new peft layers of one network type; trainable unless `inference`.
@@ -204,6 +206,7 @@ def inject(
                 rank_dropout_scale=True,
                 decompose_factor=lokr_factor,
                 init_weights="lycoris",
+                use_effective_conv2d=tucker,
                 **common,
             )
         case _:

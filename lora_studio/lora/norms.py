@@ -51,7 +51,11 @@ def _lokr_norm(factors: dict[str, nn.Parameter], name: str) -> Tensor:
     if name in factors:
         norm: Tensor = factors[name].norm()
         return norm
-    return _matrix_product_norm(factors[f"{name}_a"], factors[f"{name}_b"])
+    left, right = factors[f"{name}_a"], factors[f"{name}_b"]
+    if name == "lokr_w2" and "lokr_t2" in factors:
+        product: Tensor = torch.einsum("ijkl,ip,jq->pqkl", factors["lokr_t2"], left, right).norm()
+        return product
+    return _matrix_product_norm(left, right)
 
 
 def _matrix_product_norm(left: Tensor, right: Tensor) -> Tensor:

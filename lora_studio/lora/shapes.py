@@ -6,7 +6,8 @@ A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) has, at dim r
 - DoRA (Liu et al. 2024, arXiv:2402.09353): the same and one magnitude per input (or output: see `DoraAxis`)
 - LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the element-wise product of two such pairs
 - LoKr (Yeh et al. 2023, LyCORIS, arXiv:2309.14859): the Kronecker product of a small and a large matrix, the large one
-  as a product of rank r if that has fewer parameters
+  as a product of rank r if that has fewer parameters, with `use_tucker` around a core
+  [r, r, kernel, kernel] in a convolution (Tucker 1966)
 """
 
 from __future__ import annotations
@@ -134,6 +135,9 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
             small: dict[str, Shape] = {"lokr_w1": (rows, columns)}
             if 2 * dim >= max(more_rows, more_columns):
                 return small | {"lokr_w2": (more_rows, more_columns, *kernel)}
+            if recipe.use_tucker and area > 1:
+                core = {"lokr_t2": (dim, dim, *kernel)}
+                return small | core | {"lokr_w2_a": (dim, more_rows), "lokr_w2_b": (dim, more_columns)}
             return small | {"lokr_w2_a": (more_rows, dim), "lokr_w2_b": (dim, more_columns * area)}
         case _:
             shapes: dict[str, Shape] = {

@@ -32,6 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "LoKr": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1},
     "LoKr whole": {"network_type": "LoKr", "network_dim": 64, "lokr_factor": 4},
     "LoKr full": {"network_type": "LoKr", "train_layers": "all", "network_dim": 100_000, "conv_dim": 100_000},
+    "LoKr tucker": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1, "use_tucker": True},
     "rsLoRA blocks": {"rank_stabilized": True, "block_dims": "in=2, mid=8, out0=0"},
     "LoCon diffusers": {"network_type": "LoCon", "conv_dim": 2, "rank_stabilized": True, "save_format": "diffusers"},
     "DoRA diffusers": {"network_type": "DoRA", "train_layers": "all", "save_format": "diffusers"},

@@ -106,6 +106,14 @@ class NetworkSettings(Settings):
         le=512,
         only_with="network_type=LoKr",
     )
+    use_tucker: bool = setting(
+        False,
+        label="Tucker decomposition",
+        group=Group.NETWORK,
+        why="Factorises the kernels of LoKr's 3x3 convolutions apart, for a smaller file (LyCORIS' use_tucker or "
+        "use_cp). Off: a rank then means the same in linear layers and convolutions.",
+        only_with="network_type=LoKr",
+    )
     save_format: SaveFormat = setting(
         SaveFormat.KOHYA,
         label="File format",
@@ -161,6 +169,11 @@ def network_problems(settings: NetworkSettings) -> list[str]:
         problems.append(
             f"network_dropout is {settings.network_dropout:g} and rank_dropout {settings.rank_dropout:g}, which are "
             f"the same for {kind.value}. Set one of them to 0."
+        )
+    if settings.use_tucker and kind is not NetworkType.LOKR:
+        problems.append(
+            f"use_tucker is on, which LoKr alone has, but network_type is {kind.value}. Set use_tucker to false, or "
+            "network_type to LoKr."
         )
     if settings.lokr_factor != -1 and kind is not NetworkType.LOKR:
         problems.append(

@@ -56,6 +56,8 @@ def _arguments(recipe: Recipe, axis: DoraAxis | None, *, lycoris: bool) -> dict[
     if recipe.network_type is NetworkType.LOKR:
         found |= {"factor": str(recipe.lokr_factor)}
         found |= {"full_matrix": "True"} if recipe.is_full_matrix else {}
+    if recipe.use_tucker:
+        found |= {"use_tucker": "True"}
     for name in ("rank_dropout", "module_dropout"):
         if value := getattr(recipe, name):
             found[name] = f"{value:g}"

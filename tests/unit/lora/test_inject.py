@@ -186,6 +186,7 @@ SHAPES = {
     "DoRA": {"network_type": "DoRA", "train_layers": "all"},
     "LoHa": {"network_type": "LoHa", "train_layers": "all"},
     "LoKr": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1},
+    "LoKr tucker": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1, "use_tucker": True},
     "LoKr whole": {"network_type": "LoKr", "network_dim": 64, "lokr_factor": 4},
     "blocks": {"block_dims": "in=2, mid1=6, out0=0", "rank_stabilized": True},
 }

@@ -232,3 +232,16 @@ def test_a_full_matrix_lokr_has_lycoris_layout(tmp_path: Path) -> None:
     assert {tensor.dim() for name, tensor in found.items() if name.endswith("lokr_w2")} == {2, 4}
     arguments = build_network_metadata(recipe)["ss_network_args"]
     assert (arguments["algo"], arguments["full_matrix"]) == ("lokr", "True")
+
+
+def test_a_tucker_lokr_has_lycoris_layout(tmp_path: Path) -> None:
+    pipe = eval_pipeline(tmp_path / "tokenizers")
+    recipe = recipe_of("LoKr tucker")
+    found = load_file(write_lora(tmp_path / "x.safetensors", pipe, add_random_adapters(pipe, recipe), recipe))
+    cores = [name for name in found if name.endswith("lokr_t2")]
+    assert cores
+    for name in cores:
+        rank, other, *kernel = found[name].shape
+        left, right = (found[name.replace("lokr_t2", part)] for part in ("lokr_w2_a", "lokr_w2_b"))
+        assert (rank, other, kernel) == (left.shape[0], right.shape[0], [3, 3])
+    assert build_network_metadata(recipe)["ss_network_args"]["use_tucker"] == "True"

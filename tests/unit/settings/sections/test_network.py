@@ -29,6 +29,7 @@ from lora_studio.settings.recipe import Recipe
         ({"network_dim": 100_000}, "network_dim is 100000, which LoKr alone can have"),
         ({"network_type": "LoCon", "conv_dim": 513}, "conv_dim is 513"),
         ({"network_type": "LoKr", "network_dropout": 0.1, "rank_dropout": 0.2}, "the same for LoKr"),
+        ({"network_type": "LoCon", "use_tucker": True}, "use_tucker is on"),
         ({"network_dim": 0}, "greater than or equal to 1"),
     ],
 )
