@@ -82,8 +82,9 @@ def test_settings_without_effect_are_hidden_unless_searched(form: RecipeForm) ->
         return {name: updates[component]["visible"] for name, component in form.components.items()}
 
     assert not form.components["lr_scheduler_num_cycles"].visible
-    assert form.update_dependents("lr_scheduler", "cosine_with_restarts", "3", "1")[0]["visible"]
-    assert [update["visible"] for update in form.update_dependents("lr_scheduler", "cosine", "5", "1")] == [True, False]
+    assert form.update_dependents("lr_scheduler", "cosine_with_restarts", "3", "1", "0")[0]["visible"]
+    cycles, power, minimum = form.update_dependents("lr_scheduler", "cosine", "5", "1", "0")
+    assert (cycles["visible"], power["visible"], minimum["visible"]) == (True, False, True)
     assert not found("")["lr_scheduler_num_cycles"]
     assert found("")["min_bucket_reso"]
     assert found("restarts")["lr_scheduler_num_cycles"]
