@@ -88,17 +88,17 @@ def limit_memory() -> None:
     assert ctypes.CDLL(None).mallopt(-3, 2**16)
     process, take_step, sizes = psutil.Process(), loop.train_step, []
 
-    def limited_step(trainer: Trainer, step: int) -> StepResult:
+    def limited_step(trainer: Trainer, step: int, *retry: Any) -> StepResult:
         def record_size(*_: Any) -> None:
             sizes.append(process.memory_info().vms)
 
         if step == 4:
             record_size()
             with trainer.base.unet.register_forward_hook(record_size):
-                return take_step(trainer, step)
+                return take_step(trainer, step, *retry)
         if step == 5:
             resource.setrlimit(resource.RLIMIT_AS, (sum(sizes) // 2,) * 2)
-        return take_step(trainer, step)
+        return take_step(trainer, step, *retry)
 
     loop.train_step = limited_step
 
@@ -107,10 +107,10 @@ def limit_files() -> None:
     """Limit files to 32 KiB from step 5 on."""
     take_step = loop.train_step
 
-    def limited_step(trainer: Trainer, step: int) -> StepResult:
+    def limited_step(trainer: Trainer, step: int, *retry: Any) -> StepResult:
         if step == 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (2**15, 2**15))
-        return take_step(trainer, step)
+        return take_step(trainer, step, *retry)
 
     loop.train_step = limited_step
 

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor, nn
 
@@ -37,7 +37,6 @@ from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.batch import BatchTensors, StepBatches
-from lora_studio.training.data.collate import Collator
 from lora_studio.training.distributed import SINGLE_PROCESS
 from lora_studio.training.optim.ema import AveragedWeights
 from lora_studio.training.optim.flat_params import FlatParameters
@@ -165,10 +164,14 @@ def make_trainer(spec: ModelSpec, case: Case) -> Trainer:
     optimizer = make_optimizer(recipe, weights.groups)
     inputs = StepBatches(case.batch, [(0, random_batch(spec, case.batch))])
     counts = count_steps({(spec.side, spec.side): case.batch * MANY_STEPS}, batch_size=case.batch, epochs=1)
-    nothing: Any = None
     base: Any = SimpleNamespace(unet=unet, text_encoders=[])
     job: Any = SimpleNamespace(recipe=recipe)
     prefetch: Any = SimpleNamespace(get=lambda step, total, make: inputs)
+    collator: Any = SimpleNamespace(
+        collate_step=lambda step: inputs,
+        images=lambda step: [None] * case.batch,
+        timesteps=lambda step, first, count: [0] * count,
+    )
     scaler = torch.amp.GradScaler(spec.device.type, enabled=False)
     batch_loss = BatchLoss(base, recipe, spec.device, spec.dtype, weights.half_only)
     return Trainer(
@@ -183,19 +186,7 @@ def make_trainer(spec: ModelSpec, case: Case) -> Trainer:
         lr_scheduler=make_lr_scheduler(recipe, optimizer, counts.total_steps),
         scaler=scaler,
         averaged_weights=AveragedWeights(optimizer, weights.flat, 0.0),
-        collator=Collator(
-            job,
-            nothing,
-            counts.steps_per_epoch,
-            DDPMScheduler(),
-            "epsilon",
-            1.0,
-            [],
-            nothing,
-            None,
-            spec.device,
-            spec.dtype,
-        ),
+        collator=collator,
         device=spec.device,
         dtype=spec.dtype,
         ranks=SINGLE_PROCESS,
