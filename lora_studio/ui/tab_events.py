@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import gradio as gr
 from gradio.blocks import Block
 from gradio.components import Component
+from gradio.events import Dependency
 
 from lora_studio.errors import StudioError
 from lora_studio.ui.widgets.events import NO_PROGRESS, EventOptions, Updates
@@ -24,7 +25,7 @@ Page = TypeVar("Page")
 Shown = TypeVar("Shown")
 
 
-Event = Callable[..., object]
+Event = Callable[..., Dependency]
 """An event of a gradio component, such as `button.click`."""
 
 
@@ -62,8 +63,10 @@ class TabEvents(Generic[Page, Shown]):
         outputs: Sequence[Block] | None = None,
         ignored_error: str = "",
         **options: Any,
-    ) -> None:
+    ) -> Dependency:
         """Call `handler(page, *values)` at an event, and show what it returns; None leaves the page as it is.
+
+        Returns the registered event, whose `then` is an event, too.
 
         `values` are those of the components `more`, or one object that `form` makes of them, then what the page's
         script sends with the event as `sends`. With `outputs`, only these are updated. Errors with the code
@@ -83,7 +86,7 @@ class TabEvents(Generic[Page, Shown]):
                     updates = {}
             return updates if outputs is None else {item: updates[item] for item in outputs if item in updates}
 
-        self._register(event, handler, act, more, sends, outputs, {**self.progress, **options})
+        return self._register(event, handler, act, more, sends, outputs, {**self.progress, **options})
 
     def on_tick(
         self, event: Event, handler: Callable[[Page], Shown | None], outputs: Sequence[Block], **options: Any
@@ -113,7 +116,7 @@ class TabEvents(Generic[Page, Shown]):
         sends: str,
         outputs: Sequence[Block] | None,
         options: Mapping[str, Any],
-    ) -> None:
+    ) -> Dependency:
         # Gradio takes an empty dictionary for too few values.
         def run(values: dict[Component, Any]) -> Updates | dict[str, Any]:
             with self.lock:
@@ -125,4 +128,4 @@ class TabEvents(Generic[Page, Shown]):
 
         called = run_with_event if sends else run
         called.__name__, called.__qualname__, called.__doc__ = handler.__name__, handler.__qualname__, handler.__doc__
-        event(called, {*self.inputs, *more}, self.outputs if outputs is None else outputs, **options)
+        return event(called, {*self.inputs, *more}, self.outputs if outputs is None else outputs, **options)

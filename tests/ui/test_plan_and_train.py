@@ -81,6 +81,7 @@ def test_train_starts_from_the_plan_and_keeps_what_the_user_changed(
     page.locator("#plan-kind").get_by_text("Concept").click()
     page.locator("#plan-recipe").get_by_text("Network rank (dim)").wait_for()
     page.locator("#plan-train").click()
+    source.get_by_text("plan: 16").wait_for()  # a concept's, instead of a style's 32
     source.get_by_text("with your 2 changes").wait_for()
     assert (box_of(page, "network_dim").input_value(), box_of(page, "epochs").input_value()) == ("77", "1")
     page.locator("#recipe-network_dim").get_by_role("button", name="Back to the plan").click()

@@ -77,7 +77,7 @@ class TrainTab:
     def _wire_form(self, events: TabEvents[TrainForm, TrainState], tab: gr.Tab) -> None:
         """Register the events at the form."""
         layout, side = self.layout, self.layout.form_side
-        events.on(tab.select, self.tab_selected, ignored_error="no_project")
+        opened = events.on(tab.select, self.tab_selected, ignored_error="no_project")
         events.on(layout.buttons.new_run.click, self.open_form)
         events.on(layout.buttons.start.click, self.start_training)
         events.on(side.preset.input, self.load_preset, side.preset)
@@ -86,6 +86,8 @@ class TrainTab:
         # An edit updates its figures alone: when its response arrives, a run may have been started.
         figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)
+        # The response to the opened tab may undo the figures of an edit that was made while it was on its way.
+        events.on(opened.then, self.check_figures, outputs=figures, ignored_error="no_project", **NO_PROGRESS)
 
     def read(self, values: PageValues) -> TrainPage:
         """Return the page as an event's values describe it; raises InputError if no project is selected."""
@@ -188,6 +190,10 @@ class TrainTab:
     def save_edit(self, form: TrainForm) -> TrainState:
         """Save an edit and update the figures."""
         return TrainState(self._saved(form, form.contents()))
+
+    def check_figures(self, form: TrainForm) -> TrainState | None:
+        """Update the figures to the form's fields, if the form is shown."""
+        return self.save_edit(form) if form.run == NEW_RUN and form.filled_from is not None else None
 
     def tick(self, page: TrainPage) -> TrainState | None:
         """Show what changed; called by the timer while a job is active."""

@@ -61,7 +61,11 @@ class RecipeForm(SettingsForm[Recipe]):
         for name, component in self.components.items():
             mark, back = partial(self.mark_field, name), partial(self.take_planned, name)
             edit_event(component)(mark, [component, self.planned], component, **PRIVATE)
-            self.resets[name].click(back, [self.planned, self.reset_count], [component, self.reset_count], **PRIVATE)
+            taken = self.resets[name].click(
+                back, [self.planned, self.reset_count], [component, self.reset_count], **PRIVATE
+            )
+            # The field lost the focus to the button, and the mark for what it contained may arrive last.
+            taken.then(mark, [component, self.planned], component, **PRIVATE)
         self.search.change(  # gradio's `input` event lacks Backspace and pasting
             self.search_settings,
             {self.search, *self.inputs},
