@@ -366,6 +366,7 @@ def test_keys_that_wait_for_an_answer_become_one_request(open_page: Callable[...
     page.get_by_role("tab", name="2 · Dataset").click()
     page.locator("#dataset-section").get_by_text("Review", exact=True).click()
     page.locator("#review-line").get_by_text("1 of 9").wait_for()
+    page.wait_for_function("() => window.studioReviewKeys?.send && !document.querySelector('#loading-bar .pending')")
     sent: list[list[str]] = []
 
     def collect(request: Any) -> None:

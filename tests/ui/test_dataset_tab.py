@@ -668,6 +668,7 @@ def test_the_import_button_says_that_it_uploads(open_page: Callable[..., Any], r
     page.get_by_role("tab", name="2 · Dataset").click()
     button = page.locator("#dataset-choose")
     button.wait_for()
+    page.wait_for_function("() => window.studioUploads && !document.querySelector('#loading-bar .pending')")
     held: list[Any] = []
 
     def hold(route: Any) -> None:
