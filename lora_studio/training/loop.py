@@ -35,7 +35,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
         counts,
         trainer.device,
         on_nan=partial(_check_divergence, trainer, progress),
-        deferred=trainer.skips_on_device,
+        deferred=trainer.skips_nonfinite_on_gpu,
     )
     retry = step_retry(trainer, report)
     try:

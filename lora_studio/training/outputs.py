@@ -1,4 +1,4 @@
-"""What a run leaves in its folder on the way: LoRA checkpoints, sample images, validation losses, resume states."""
+"""Write the outputs of a run: LoRA checkpoints, sample images, validation losses and resume states."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Outputs:
             self.log_offset = None
         self.progress.timestep_losses.clear()
         items = self.trainer.dataset.items
-        self.progress.image_losses.fade(sum(item.repeats for item in items) / len(items))
+        self.progress.image_losses.decay(sum(item.repeats for item in items) / len(items))
         self.progress.epochs_finished = epoch
         complete = self.progress.step >= self.trainer.counts.total_steps
         if complete or time.monotonic() - self.saved_at > EPOCH_STATE_INTERVAL:
@@ -167,7 +167,7 @@ class Outputs:
 
     def _write_epoch(self, epoch: int) -> None:
         trainer, recipe, step = self.trainer, self.trainer.recipe, self.progress.step
-        if losses := self.progress.unfinished_losses(trainer.counts):
+        if losses := self.progress.losses_of_epoch(trainer.counts):
             self._report_epoch(epoch, losses)
         last = epoch == trainer.counts.epochs
         if last or _is_due(recipe.save_every_n_epochs, epoch) or _is_due(recipe.save_every_n_steps, step):

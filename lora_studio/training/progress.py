@@ -67,6 +67,6 @@ class Progress(BaseModel):
         """Return the number of epochs that the steps so far complete; max_train_steps may cut the last one short."""
         return counts.epochs if self.step >= counts.total_steps else self.step // counts.steps_per_epoch
 
-    def unfinished_losses(self, counts: StepCount) -> Sequence[float]:
-        """Return the finite training losses since the last finished epoch."""
+    def losses_of_epoch(self, counts: StepCount) -> Sequence[float]:
+        """Return the finite training losses of the epoch that is not finished yet."""
         return [loss for loss in self.losses[self.epochs_finished * counts.steps_per_epoch :] if loss is not None]

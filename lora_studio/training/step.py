@@ -60,7 +60,7 @@ def train_step(
     result = StepResult(learning_rates(optimizer), images, timesteps, measured)
 
     # optimizer, max norm, EMA
-    if trainer.skips_on_device:
+    if trainer.skips_nonfinite_on_gpu:
         optimizer.found_inf = (~result.measured[:2].isfinite()).any().float()  # type: ignore[attr-defined]
         with weights.update():
             optimizer.step()

@@ -74,7 +74,7 @@ class Trainer:
         return PRECISIONS[self.dtype]
 
     @cached_property
-    def skips_on_device(self) -> bool:
+    def skips_nonfinite_on_gpu(self) -> bool:
         """True if the optimizer itself skips non-finite steps on the GPU, so that the CPU need not wait for the loss.
 
         Fused AdamW does, as long as neither an EMA nor a gradient scaler is in use.

@@ -1,4 +1,4 @@
-"""Connects gradio's events to handlers that take what the page shows and return what it shall show.
+"""Connect gradio's events to handlers that take the state of a page and return its next state.
 
 Gradio's values and updates are dictionaries by component. Only `read` and `render` of a tab know them: `read` makes the
 tab's typed state of an event's values, a handler returns the next state, and `render` makes updates of it.
@@ -21,22 +21,22 @@ from lora_studio.ui.widgets.events import NO_PROGRESS, EventOptions, Updates
 
 PageValues = Mapping[Component, Any]
 """The values of an event's inputs, by component."""
-Page = TypeVar("Page")
-Shown = TypeVar("Shown")
+PageT = TypeVar("PageT")
+StateT = TypeVar("StateT")
 
 
-Event = Callable[..., Dependency]
+GradioEvent = Callable[..., Dependency]
 """An event of a gradio component, such as `button.click`."""
 
 
 @dataclass(frozen=True)
-class TabEvents(Generic[Page, Shown]):
+class TabEvents(Generic[PageT, StateT]):
     """Registers the events of a tab.
 
-    - `inputs`: components that every handler's `Page` is read from.
+    - `inputs`: components that every handler's page is read from.
     - `outputs`: components that `render` and `show_error` update.
     - `read(values)` returns the page; it may raise StudioError, for example if no project is selected.
-    - `render(shown)` returns the updates that show what a handler returned.
+    - `render(state)` returns the updates that show what a handler returned.
     - `show_error(error)` returns the updates for a StudioError of a handler.
     - `notice` shows errors; it is emptied after a success, except by ticks.
     - `lock` is held while a handler runs.
@@ -45,18 +45,18 @@ class TabEvents(Generic[Page, Shown]):
 
     inputs: Iterable[Component]
     outputs: Sequence[Block]
-    read: Callable[[PageValues], Page]
-    render: Callable[[Shown], Updates]
+    read: Callable[[PageValues], PageT]
+    render: Callable[[StateT], Updates]
     show_error: Callable[[StudioError], Updates]
     notice: gr.HTML
     progress: EventOptions
     lock: AbstractContextManager[object] = field(default_factory=nullcontext)
-    recover: Callable[[Page, StudioError], Shown | None] | None = None
+    recover: Callable[[PageT, StudioError], StateT | None] | None = None
 
     def on(
         self,
-        event: Event,
-        handler: Callable[..., Shown | None],
+        event: GradioEvent,
+        handler: Callable[..., StateT | None],
         *more: Component,
         form: Callable[..., object] | None = None,
         sends: str = "",
@@ -78,8 +78,8 @@ class TabEvents(Generic[Page, Shown]):
             try:
                 page = self.read(values)
                 given = [values[component] for component in more]
-                shown = handler(page, *([form(*given)] if form else given), *sent)
-                updates = {self.notice: "", **self._rendered(shown)}
+                state = handler(page, *([form(*given)] if form else given), *sent)
+                updates = {self.notice: "", **self._rendered(state)}
             except StudioError as error:
                 updates = {**self._recovered(page, error), **self.show_error(error)}
                 if error.code == ignored_error:
@@ -89,7 +89,7 @@ class TabEvents(Generic[Page, Shown]):
         return self._register(event, handler, act, more, sends, outputs, {**self.progress, **options})
 
     def on_tick(
-        self, event: Event, handler: Callable[[Page], Shown | None], outputs: Sequence[Block], **options: Any
+        self, event: GradioEvent, handler: Callable[[PageT], StateT | None], outputs: Sequence[Block], **options: Any
     ) -> None:
         """Call `handler(page)` at a tick of a timer, without signs of progress or errors; `outputs` are updated."""
 
@@ -101,15 +101,15 @@ class TabEvents(Generic[Page, Shown]):
 
         self._register(event, handler, act, (), "", outputs, {**NO_PROGRESS, "queue": False, **options})
 
-    def _recovered(self, page: Page | None, error: StudioError) -> Updates:
+    def _recovered(self, page: PageT | None, error: StudioError) -> Updates:
         return self._rendered(self.recover(page, error)) if page is not None and self.recover else {}
 
-    def _rendered(self, shown: Shown | None) -> Updates:
-        return {} if shown is None else self.render(shown)
+    def _rendered(self, state: StateT | None) -> Updates:
+        return {} if state is None else self.render(state)
 
     def _register(
         self,
-        event: Event,
+        event: GradioEvent,
         handler: Callable[..., object],
         act: Callable[..., Updates],
         more: Iterable[Component],

@@ -10,6 +10,20 @@ from lora_studio.settings.choices import Sampler
 from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting, split_lines
 
 
+def _side(label: str) -> Any:
+    """Declare the width or height of sample images."""
+    return setting(
+        None,
+        label=label,
+        group=Group.SAMPLES,
+        unit="px",
+        why="Empty: the base model's native resolution, whatever the training resolution is.",
+        ge=64,
+        le=4096,
+        multiple_of=8,
+    )
+
+
 class SampleSettings(Settings):
     """What a run samples, and when it samples and saves."""
 
@@ -52,26 +66,8 @@ class SampleSettings(Settings):
         group=Group.SAMPLES,
         why="Draws each prompt before the first step: what the base makes of it without the LoRA.",
     )
-    sample_width: int | None = setting(
-        None,
-        label="Sample width",
-        group=Group.SAMPLES,
-        unit="px",
-        why="Empty: the base model's native resolution, whatever the training resolution is.",
-        ge=64,
-        le=4096,
-        multiple_of=8,
-    )
-    sample_height: int | None = setting(
-        None,
-        label="Sample height",
-        group=Group.SAMPLES,
-        unit="px",
-        why="Empty: the base model's native resolution, whatever the training resolution is.",
-        ge=64,
-        le=4096,
-        multiple_of=8,
-    )
+    sample_width: int | None = _side("Sample width")
+    sample_height: int | None = _side("Sample height")
     sample_seed: int | None = setting(
         None,
         label="Sample seed",

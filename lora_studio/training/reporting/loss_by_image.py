@@ -38,8 +38,8 @@ class ImageLoss(BaseModel):
 class ImageLosses(BaseModel):
     """Accumulates the losses of training images: their sum by image and by timestep bin, and counts by both.
 
-    Samples of earlier epochs fade, so that the means are over about the last `WINDOW` samples of an image. Hence the
-    counts are not integers.
+    The weight of earlier samples decays, so that the means are over about the last `WINDOW` samples of an image. Hence
+    the counts are not integers.
     """
 
     sums: dict[str, float] = Field(default_factory=dict)
@@ -54,7 +54,7 @@ class ImageLosses(BaseModel):
                 self.counts.setdefault(image, [0.0] * BINS)[index] += 1
                 self.bin_sums[index] += loss
 
-    def fade(self, samples_per_image: float) -> None:
+    def decay(self, samples_per_image: float) -> None:
         """Lower the weight of all samples so far, after an epoch with this many samples per image."""
         kept = max(0.0, 1 - samples_per_image / WINDOW)
         if not kept:

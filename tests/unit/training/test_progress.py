@@ -43,7 +43,7 @@ def test_epochs_are_due_when_their_last_step_is_taken(step: int, epoch: int, due
 def test_the_losses_of_an_unfinished_epoch_are_those_since_the_last_finished_one() -> None:
     counts = count_steps({"bucket": 2}, batch_size=1, epochs=3)
     progress = Progress(step=5, epochs_finished=1, losses=[1.0, 2.0, 3.0, None, 5.0])
-    assert progress.unfinished_losses(counts) == [3.0, 5.0]
+    assert progress.losses_of_epoch(counts) == [3.0, 5.0]
 
 
 def test_only_finite_validation_losses_are_judged_the_last_one_of_a_step() -> None:

@@ -43,7 +43,7 @@ def test_a_step_never_synchronises_and_a_nan_loss_changes_nothing(
 ) -> None:
     """As on a GPU with AdamW: no value is read on the host before `read`, and a step with a NaN loss is skipped."""
     train_step(trainer, 0)
-    trainer.__dict__["skips_on_device"] = True
+    trainer.__dict__["skips_nonfinite_on_gpu"] = True
     trainer.optimizer.found_inf = None
     with HostReads() as reads:
         taken = train_step(trainer, 1)

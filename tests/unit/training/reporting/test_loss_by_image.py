@@ -38,7 +38,7 @@ def test_regularisation_images_are_left_out() -> None:
 def test_means_are_over_about_the_last_ten_samples(per_epoch: int) -> None:
     losses = ImageLosses()
     for loss in (*[8.0] * 20, 1.0):
-        losses.fade(per_epoch)
+        losses.decay(per_epoch)
         losses.add(["a"] * per_epoch, [5] * per_epoch, [loss] * per_epoch)
     (entry,) = losses.ranked()
     assert entry.samples == pytest.approx(max(10, per_epoch), rel=0.15)
