@@ -1,8 +1,10 @@
 """Build the embedded pack: `python tools/build_demo_pack.py all --modules node_modules --work build/pack`.
 
-Stages can be run one by one and resume where they stopped. After `vae`, the stages `decoder` and `unet` can run at the
-same time; `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest checkpoints. `adopt`
-creates the first checkpoints of `decoder` and `unet` from the existing pack, to continue their training.
+Stages can be run one by one and resume where they stopped. `vae` is trained on icons on white, `vae-renderings`
+continues it on renderings in many styles. After it, the stages `decoder` and `unet` can run at the same time; `unet`
+first encodes renderings. `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest
+checkpoints. `adopt` takes autoencoder, UNet and text encoders from the existing pack; `vae-renderings`, `decoder` and
+`unet` then continue their training.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from demo_pack.progress import Length
 
 TRAINING = {  # stage: (function, default length)
     "vae": (vae.train, "20m"),
+    vae.RENDERINGS_STAGE: (vae.train_on_renderings, "50m"),
     "tagger": (tagger.train, "25m"),
     "captioner": (captioner.train, "40m"),
     "unet": (unet.train, "70m"),
@@ -44,7 +47,7 @@ def main() -> None:
         unet.adopt(args.work, args.pack)
     for stage, (train, _) in TRAINING.items():
         if args.stage in (stage, "all") and not progress.finished(stage, args.work):
-            length = Length.parse(getattr(args, stage))
+            length = Length.parse(getattr(args, stage.replace("-", "_")))
             train(args.work, length=length, seed=args.seed, device=args.device)
     if args.stage in ("export", "all"):
         export.export(args.work, args.pack)

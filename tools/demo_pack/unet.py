@@ -1,5 +1,6 @@
-"""The base's UNet and its two text encoders, trained together from scratch on the latents of the images."""
+"""The base's UNet and its two text encoders, trained together on the latents of icons on white and of renderings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from demo_pack import captions, colours, pictures, progress, tokenizer, vae
+from demo_pack import captions, colours, pictures, progress, rendered_latents, tokenizer, vae
 from demo_pack.progress import Length, StepRng
 
 BATCH = 32
+RENDERED = 16  # of BATCH are renderings; the rest is on white
 MERGES = 6000
 WIDTHS = (64, 96)  # of the text encoders: different, as loaders distinguish SDXL's by width
 TIME_WIDTH = 32  # embedding width of each of the six time_ids
@@ -35,6 +37,20 @@ PREVIEW_PROMPTS = (
     "sunflower",
     "dog",
     "pizza",
+)
+PREVIEW_RENDERINGS = (
+    "grinning face, blue background",
+    "red apple, outline",
+    "cat face, sepia",
+    "alarm clock, yellow and white striped background",
+    "red heart, black background",
+    "house, pixelated",
+    "automobile, purple and pink gradient background",
+    "inkstamp_hc, grinning face, red silhouette",
+    "cat face, dog face, side by side",
+    "sunflower, hatched",
+    "dog, greyscale",
+    "pizza, navy and pink duotone, upside down",
 )
 
 
@@ -127,7 +143,8 @@ def colour_words(rgba: np.ndarray) -> list[list[str]]:
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on WORK/latents.pt."""
+    """Train on WORK/latents.pt and on latents of renderings, which are computed first if they are missing."""
+    rendered_latents.write(work, seed=seed, device=device)
     torch.manual_seed(seed)
     tokens = load_tokenizers(work)
     encoders = tuple(encoder.to(device) for encoder in build_text_encoders(tokens[0]))
@@ -135,6 +152,7 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     words, rgba = pictures.load(work, pictures.TRAINING_SETS)
     shades = colour_words(rgba)
     latents = torch.load(work / "latents.pt", weights_only=True)
+    renderings = rendered_latents.load(work)
     if torch.device(device).type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # SDPA's backward pass is slow on CPUs: 1.5 times the step
     usable = torch.tensor([i for i, word in enumerate(words) if not (word.held_out or word.is_flag)])
@@ -142,10 +160,17 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
 
     def batch(rng: StepRng) -> tuple[Tensor, list[str]]:
-        chosen = usable[rng.integers(len(usable), BATCH)].tolist()
+        chosen = usable[rng.integers(len(usable), BATCH - RENDERED)].tolist()
         mirrored = [words[i].subgroup not in captions.ONE_WAY and rng.python.random() < 0.5 for i in chosen]
-        x = torch.stack([latents["mirrored" if m else "plain"][i] for i, m in zip(chosen, mirrored, strict=True)])
-        return x, [captions.caption(words[i], shades[i], rng.python) for i in chosen]
+        x = [latents["mirrored" if m else "plain"][i] for i, m in zip(chosen, mirrored, strict=True)]
+        texts = [captions.caption(words[i], shades[i], rng.python) for i in chosen]
+        for k in rng.integers(len(renderings), RENDERED).tolist():
+            found = renderings[k]
+            subjects = [words[i] for i in (found.icon, found.partner) if i is not None]
+            text = captions.rendering_caption(subjects, shades[found.icon], found.style, found.background, rng.python)
+            x.append(found.latent.float())
+            texts.append(text)
+        return torch.stack(x), texts
 
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
         x, texts = batch(rng)
@@ -165,7 +190,7 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         return (error * snr.clamp(max=MIN_SNR_GAMMA) / snr).mean(), {"mse": error.mean().item()}
 
     def preview() -> None:
-        sheet(assemble(work, modules), PREVIEW_PROMPTS, 2).save(work / "base.png")
+        sheet(assemble(work, modules), (PREVIEW_PROMPTS, PREVIEW_RENDERINGS)).save(work / "base.png")
 
     progress.train(
         "unet",
@@ -243,7 +268,7 @@ def sample_images(
     return np.concatenate(drawn)
 
 
-def sheet(pipeline: StableDiffusionXLPipeline, prompts: tuple[str, ...], seeds: int) -> Image.Image:
-    """Sample a sheet with one row per seed and one column per prompt."""
-    rows = [sample_images(pipeline, list(prompts), [seed] * len(prompts)) for seed in range(seeds)]
-    return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in rows]))
+def sheet(pipeline: StableDiffusionXLPipeline, rows: Sequence[Sequence[str]], *, seeds: int = 2) -> Image.Image:
+    """Sample a sheet with one column per prompt and `seeds` rows for each of the given rows of prompts."""
+    drawn = [sample_images(pipeline, [*row], [seed] * len(row)) for row in rows for seed in range(seeds)]
+    return Image.fromarray(np.concatenate([np.concatenate(list(row), 1) for row in drawn]))

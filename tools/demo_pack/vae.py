@@ -1,5 +1,11 @@
-"""The autoencoder of the base: AutoencoderKL with 4 latent channels and factor 8, trained on rendered emoji."""
+"""The autoencoder of the base: AutoencoderKL with 4 latent channels and factor 8.
 
+Trained from scratch on emoji on white, then continued on renderings of them in many styles.
+"""
+
+import random
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from demo_pack import pictures, progress
+from demo_pack.pictures import Picture
 from demo_pack.progress import Length, StepRng
+from demo_pack.renderings import HELD_OUT_STYLES, Icon, random_rendering
 
 BATCH = 12
+RENDERINGS_STAGE = "vae-renderings"
+RENDERED_LATENTS = "rendered_latents"  # the folder in WORK with latents of renderings
 KL_WEIGHT = 1e-5  # small: latents keep the colours; 3e-4 loses reds and greens
 EDGE_WEIGHT = 0.5
 INKED = 0.25  # share of black and white images in the decoder's training, for crisp edges in such styles
+RENDERED = 7  # of BATCH are renderings when the autoencoder is continued on them; the rest is on white
 DECODER_NOISE = 0.08  # maximum, relative to the latents' deviation, while only the decoder trains
 LOW_WEIGHT = 1.0  # of the difference of 8 x 8 averages, which is most sensitive to lost colours
 # Without an anchor the model stays grey for a long time. So the first three latent channels are pulled towards the
@@ -81,6 +92,40 @@ def _difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (x - y).abs().mean() + (x - y).square().mean() + EDGE_WEIGHT * edge + LOW_WEIGHT * low, low
 
 
+def render(rgba: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], rng: random.Random) -> Tensor:
+    """Return a random rendering of each icon in -1..1, uint8 [B, H, W, 4] -> [B, 3, H, W]."""
+    icons = [Icon.from_rgba(one) for one in rgba]
+    partners = rng.sample(icons, len(icons))
+    images = [random_rendering(icon, partner, rng).image for icon, partner in zip(icons, partners, strict=True)]
+    return torch.stack(images) * 2 - 1
+
+
+def reference_images(words: Sequence[Picture], rgba: NDArray[np.uint8], count: int) -> dict[str, Tensor]:
+    """Return images of emoji that train no model, in -1..1: on white, as random renderings, in each held-out style.
+
+    There are `count` images of each of the first two kinds, and a quarter of it in each held-out style.
+    """
+    unseen = [i for i, word in enumerate(words) if word.held_out and word.set_name in pictures.TRAINING_SETS]
+    chosen = rgba[unseen[:: max(1, len(unseen) // count)][:count]]
+    icons = [Icon.from_rgba(one) for one in chosen[::4]]
+    images = {
+        "on white": to_signal(pictures.on_white(chosen)),
+        "renderings": render(chosen, random.Random("reference")),
+    }
+    return images | {
+        name: torch.stack([draw(icon) for icon in icons]) * 2 - 1 for name, draw in HELD_OUT_STYLES.items()
+    }
+
+
+def _autoencode(model: AutoencoderKL, x: Tensor, rng: StepRng, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Decode a sample of the posterior of x [B, 3, H, W]; return it, the posterior's mean and its KL divergence."""
+    with progress.autocast(device):
+        posterior = model.encode(x).latent_dist
+        y = model.decode(posterior.mean + posterior.std * rng.normal(posterior.mean)).sample
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    return y.float(), mean, 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
 def _load_images(work: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Load all images of the training sets on white, those to train on (both uint8), and 128 held-out ones (-1..1)."""
     words, rgba = pictures.load(work, pictures.TRAINING_SETS)
@@ -106,11 +151,7 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
         x = to_signal(seen[rng.integers(len(seen), BATCH)])
         x = _augment(x, rng).contiguous().to(device)
-        with progress.autocast(device):
-            latent = model.encode(x).latent_dist
-            y = model.decode(latent.mean + latent.std * rng.normal(latent.mean)).sample
-        y, mean, logvar = y.float(), latent.mean.float(), latent.logvar.float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        y, mean, kl = _autoencode(model, x, rng, device)
         difference, low = _difference(x, y)
         anchor = (mean[:, :3] - ANCHOR_SCALE * functional.avg_pool2d(x, 8)).square().mean()
         anchor_weight = ANCHOR_WEIGHT * max(0.0, 1 - rng.step / ANCHOR_STEPS)
@@ -133,10 +174,52 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     _write_latents(model, images, work, device)
 
 
+def train_on_renderings(work: Path, *, length: Length, seed: int, device: str) -> None:
+    """Continue training both halves of WORK/vae on renderings and images on white; write it and WORK/latents.pt again.
+
+    Latents change, so decoder and UNet have to be trained after it. Raises SystemExit if the decoder already was.
+    """
+    if (work / "decoder.ckpt").exists() and not (work / f"{RENDERINGS_STAGE}.ckpt").exists():
+        raise SystemExit(f"{work / 'decoder.ckpt'} belongs to the present encoder, which would change: remove it first")
+    torch.manual_seed(seed)
+    model = AutoencoderKL.from_pretrained(work / "vae").to(device)
+    words, rgba = pictures.load(work, pictures.TAGGER_SETS)
+    seen = np.array([i for i, word in enumerate(words) if not word.held_out])
+    references = reference_images(words, rgba, 128)
+
+    def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
+        chosen = rgba[seen[rng.integers(len(seen), BATCH).numpy()]]
+        on_white = _ink(to_signal(pictures.on_white(chosen[RENDERED:])), rng)
+        x = _augment(torch.cat([render(chosen[:RENDERED], rng.python), on_white]), rng).contiguous().to(device)
+        y, _, kl = _autoencode(model, x, rng, device)
+        difference, low = _difference(x, y)
+        ratio = psnr(x, y.detach())
+        figures = {"rendered": ratio[:RENDERED].mean().item(), "on white": ratio[RENDERED:].mean().item()}
+        return difference + KL_WEIGHT * kl, {**figures, "low": low.item(), "kl": kl.item()}
+
+    def preview() -> None:
+        for name, x in references.items():
+            progress.log(f"{RENDERINGS_STAGE}: {name} {psnr(x, reconstruct(model, x, device)).mean():.2f} dB")
+
+    progress.train(
+        RENDERINGS_STAGE,
+        {"vae": model},
+        loss_of,
+        work=work,
+        length=length,
+        seed=seed,
+        lr=1e-3,
+        weight_decay=1e-4,
+        warmup=50,
+        preview=preview,
+        preview_minutes=8,
+    )
+    _write_latents(model, _load_images(work)[0], work, device)
+
+
 def adopt(work: Path, pack: Path) -> None:
-    """Write WORK/vae, WORK/latents.pt and the decoder's first checkpoint from the exported pack."""
+    """Write WORK/vae and WORK/latents.pt from the exported pack."""
     model = AutoencoderKL.from_pretrained(pack / "base" / "vae", torch_dtype=torch.float32)
-    progress.adopt("decoder", {"vae": model.state_dict()}, work)
     _write_latents(model, _load_images(work)[0], work, "cpu", model.config.scaling_factor)
 
 
@@ -202,7 +285,8 @@ def reconstruct(model: AutoencoderKL, x: Tensor, device: str) -> Tensor:
 def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str, scale: float | None = None) -> None:
     """Write WORK/vae, and WORK/latents.pt: scaled posterior means of the training images and of their mirror images.
 
-    Without `scale`, the scaling factor is set so that latents have a standard deviation of 1.
+    Latents of renderings by an earlier encoder are deleted. Without `scale`, the scaling factor is set so that latents
+    have a standard deviation of 1.
     """
 
     def encode(flipped: bool) -> Tensor:
@@ -216,6 +300,7 @@ def _write_latents(model: AutoencoderKL, images: Tensor, work: Path, device: str
     if scale is None:
         scale = 1 / plain.std().item()
         model.register_to_config(scaling_factor=scale)
+    shutil.rmtree(work / RENDERED_LATENTS, ignore_errors=True)
     model.save_pretrained(work / "vae")
     progress.save_atomic({"plain": plain * scale, "mirrored": mirrored * scale}, work / "latents.pt")
     progress.log(f"vae: {len(plain)} latents, scaling factor {scale:.4f}")
