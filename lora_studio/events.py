@@ -125,6 +125,9 @@ class StepEvent(EventAtStep):
     loss: float | None = Field(description="mean training loss of the step's samples")
     lr: float = Field(description="learning rate of the UNet")
     text_encoder_lr: float = Field(default=0.0, description="learning rate of the text encoders")
+    text_encoder_lr2: float | None = Field(
+        default=None, description="learning rate of the second text encoder; left out unless it has its own"
+    )
     seconds: float | None = Field(default=None, description="duration of the step")
     memory_gib: float | None = Field(
         default=None, description="peak memory of tensors on the GPU, or the process's memory on a CPU, in GiB"

@@ -109,6 +109,12 @@ def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
     return names
 
 
+def block_of(path: str, blocks: dict[str, str]) -> str:
+    """Return the block of a UNet layer at this path, like in4; empty outside. `blocks` is that of `block_names`."""
+    match = _BLOCK.match(to_stability_path(path, blocks))
+    return _SHORT[match[1]] + match[2] if match else ""
+
+
 def to_stability_path(path: str, blocks: dict[str, str]) -> str:
     """Return a layer's path in Stability's UNet; empty outside the blocks. `blocks` is the result of `block_names`."""
     parts = path.split(".")

@@ -90,9 +90,8 @@ def layer_dim_alpha(recipe: Recipe, layer: Layer) -> DimAlpha | None:
     that applies alpha / dim gets the recipe's alpha / sqrt(dim). A LoKr of two full matrices is never scaled, as in
     LyCORIS and ComfyUI; its dim is at most the larger side of its large matrix, so that its alpha fits in 16 bits.
     """
-    rate = recipe.unet_lr if layer.model == "unet" else recipe.text_encoder_lr
     chosen = TrainLayers.ALL if recipe.trains_convolutions else recipe.train_layers
-    if not rate or layer.role not in _TRAINED_ROLES[chosen]:
+    if not recipe.layer_rate(layer.model, layer.block) or layer.role not in _TRAINED_ROLES[chosen]:
         return None
     dim = parse_block_dims(recipe.block_dims).get(layer.block, recipe.network_dim)
     alpha = recipe.network_alpha

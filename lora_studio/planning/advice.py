@@ -223,10 +223,12 @@ def _rates(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
                 message=f"{name} is {value:g}; the guide suggests {bounds}.",
                 why=advice.why,
             )
-    if not learning_rate_free and recipe.text_encoder_lr > recipe.unet_lr > 0:
+    text_rates = {name: rate for name, rate in recipe.named_rates.items() if name.startswith("text")}
+    highest = max(text_rates, key=lambda name: text_rates[name], default="")
+    if not learning_rate_free and text_rates and text_rates[highest] > recipe.unet_lr > 0:
         yield Caution(
             code="text_encoder_rate",
-            message=f"text_encoder_lr {recipe.text_encoder_lr:g} is above unet_lr {recipe.unet_lr:g}; "
+            message=f"{highest} {text_rates[highest]:g} is above unet_lr {recipe.unet_lr:g}; "
             f"the guide suggests a fifth of it, {recipe.unet_lr / 5:g}.",
             why=RECIPE["text_encoder_lr"].why,
         )

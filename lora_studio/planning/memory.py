@@ -175,7 +175,7 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
     }
     if recipe.network_type in (NetworkType.LOHA, NetworkType.LOKR):
         parts["Adapter products"] = _adapter_product_bytes(recipe, shape, width, share) / GIB
-    if recipe.text_encoder_lr > 0:
+    if recipe.trains_text_encoders:
         parts["Text encoders"] = shape.text_weights * width / GIB
         text = shape.fused_text_activations if fused else shape.text_activations
         text = share * shape.checkpointed_text_activations + (1 - share) * text
@@ -225,7 +225,7 @@ def has_effect(recipe: Recipe, saving: MemorySaving) -> bool:
         case "optimizer":
             return _weight_bytes(recipe) > STATE_BYTES[Optimizer(saving.value)]
         case "text_encoder_lr":
-            return recipe.text_encoder_lr > 0 and recipe.unet_lr > 0
+            return recipe.text_encoder_lr > 0 and recipe.unet_lr > 0 and recipe.text_encoder_lr2 is None
         case _:
             return bool(getattr(recipe, saving.setting) > saving.value)
 

@@ -8,6 +8,7 @@ from lora_studio.guide import OPTIMIZERS, RECIPE
 from lora_studio.planning.cautions import Caution
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sections.rates import BLOCK_WEIGHTS, LORAPLUS_RATIOS
 
 MIN_RATE_FACTOR = 0.1  # of the rate that a learning-rate-free optimizer finds; with 1e-4 of it nothing is learned
 CONSTANT_SCHEDULES = (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
@@ -17,7 +18,7 @@ MAX_RATE_RATIO = 2.0  # warn if a rate is more than this multiple of the optimiz
 def optimizer_errors(recipe: Recipe) -> list[str]:
     """Return a sentence with the remedy for each setting that cannot work with the recipe's optimizer."""
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
-    used = _rates(recipe)
+    used = recipe.named_rates
     found = []
     if recipe.optimizer_type:
         if recipe.lr_scheduler is Scheduler.ADAFACTOR:
@@ -27,9 +28,11 @@ def optimizer_errors(recipe: Recipe) -> list[str]:
             )
         return found
     if advice.single_rate and len(set(used.values())) > 1:
+        rates = " and ".join(f"{setting} {rate:g}" for setting, rate in used.items())
+        found.append(f"{rates} differ, and {name} takes one rate only. Set both to 1, or text_encoder_lr to 0.")
+    if advice.single_rate and (factors := _rate_factors(recipe)):
         found.append(
-            f"unet_lr {recipe.unet_lr:g} and text_encoder_lr {recipe.text_encoder_lr:g} differ, and {name} takes "
-            "one rate only. Set both to 1, or text_encoder_lr to 0."
+            f"{factors[0]}, but {name} takes one rate only. Leave it empty, or use an optimizer like AdamW8bit."
         )
     if advice.learning_rate_free:
         found += [
@@ -37,6 +40,11 @@ def optimizer_errors(recipe: Recipe) -> list[str]:
             for setting, rate in used.items()
             if rate < MIN_RATE_FACTOR
         ]
+    if recipe.lr_scheduler is Scheduler.ADAFACTOR and (factors := _rate_factors(recipe)):
+        found.append(
+            f"{factors[0]}, but with lr_scheduler adafactor Adafactor sets its own rates. Leave it empty, or set "
+            "lr_scheduler to cosine."
+        )
     if recipe.lr_scheduler is Scheduler.ADAFACTOR and recipe.optimizer is not Optimizer.ADAFACTOR:
         found.append(
             f"lr_scheduler is adafactor, which {name} does not have. Set optimizer to Adafactor, or lr_scheduler to "
@@ -50,7 +58,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
     if recipe.optimizer_type:
         return
     name, advice = recipe.optimizer.value, OPTIMIZERS[recipe.optimizer.value]
-    used = _rates(recipe)
+    used = recipe.named_rates
     if advice.learning_rate_free and not optimizer_errors(recipe) and max(used.values()) != 1:
         yield Caution(
             code="prodigy_rate",
@@ -65,6 +73,8 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
         )
     if recipe.optimizer in (Optimizer.LION, Optimizer.LION8BIT):
         yield from _scaled_rates(recipe, name, advice.rate_factor)
+    if not advice.learning_rate_free:
+        yield from _raised_rates(recipe, advice.rate_factor)
     if advice.schedule_free and recipe.lr_scheduler not in CONSTANT_SCHEDULES:
         yield Caution(
             code="schedule_free",
@@ -91,15 +101,35 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
         )
 
 
-def _rates(recipe: Recipe) -> dict[str, float]:
-    rates = {name: getattr(recipe, name) for name in ("unet_lr", "text_encoder_lr")}
-    return {name: rate for name, rate in rates.items() if rate > 0}
+def _rate_factors(recipe: Recipe) -> list[str]:
+    """Return what makes parts of a model learn at other rates than the model's own, as texts like "mid_lr_weight is 2".
+
+    A block that is not trained is none of them.
+    """
+    factors = {factor for factor in recipe.block_factors.values() if factor} if recipe.unet_lr else set()
+    blocks = [f"{name} is {value}" for name in BLOCK_WEIGHTS if (value := getattr(recipe, name))]
+    ratios = [f"{name} is {ratio:g}" for name in LORAPLUS_RATIOS if (ratio := getattr(recipe, name))]
+    raised = any(recipe.up_ratio(model) != 1 for model, rate in recipe.model_rates.items() if rate)
+    return [*(ratios if raised else ()), *(blocks if factors - {1.0} else ())]
+
+
+def _raised_rates(recipe: Recipe, share: float) -> Iterator[Caution]:
+    """Yield warnings if LoRA+ raises rates above the guide's range, with an optimizer of `share` of AdamW's rates."""
+    for setting, model in (("unet_lr", "unet"), ("text_encoder_lr", "te1")):
+        rate, ratio, high = recipe.model_rates[model], recipe.up_ratio(model), RECIPE[setting].high
+        if high is not None and ratio > 1 and rate * ratio > high * share:
+            yield Caution(
+                code="loraplus_rate",
+                message=f"With LoRA+ the up matrices learn at {ratio:g} times {setting}, {rate * ratio:g}; "
+                f"{setting} {high * share / ratio:.2g} would keep them within the guide's range.",
+                why="LoRA+ is meant to be used with a lower learning rate (Hayou et al. 2024).",
+            )
 
 
 def _scaled_rates(recipe: Recipe, name: str, share: float) -> Iterator[Caution]:
     """Yield warnings about rates far above the usual ones of an optimizer, which are `share` of AdamW's."""
-    for setting, rate in _rates(recipe).items():
-        usual = RECIPE[setting].value * share
+    for setting, rate in recipe.named_rates.items():
+        usual = RECIPE[setting.removesuffix("2")].value * share
         if rate > MAX_RATE_RATIO * usual:
             yield Caution(
                 code="lion_rate",

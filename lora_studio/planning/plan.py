@@ -80,7 +80,7 @@ class Plan(BaseModel):
     def describe(self) -> str:
         """Return the plan as a few sentences, one per line."""
         source = "assumed to be square and of one size" if self.assumed else "counted"
-        text = self.recipe.text_encoder_lr > 0
+        text = self.recipe.trains_text_encoders
         return "\n".join(
             [
                 f"{self.images} images ({source}): a {self.tier.name} set, good for {self.tier.good_for}. "

@@ -17,10 +17,8 @@ def lower_rates(recipe: Recipe) -> dict[str, float]:
         return {}
     optimizer = OPTIMIZERS[recipe.optimizer.value]
     found = {}
-    for name in ("unet_lr", "text_encoder_lr"):
-        rate, advice = getattr(recipe, name), RECIPE[name]
-        if not rate:
-            continue
+    for name, rate in recipe.named_rates.items():
+        advice = RECIPE[name.removesuffix("2")]
         far_too_high = advice.high is not None and rate / 2 > advice.high * optimizer.rate_factor
         if far_too_high and not optimizer.learning_rate_free:
             rate = 2 * advice.value * optimizer.rate_factor

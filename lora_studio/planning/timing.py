@@ -71,7 +71,7 @@ def step_seconds(
     images = recipe.batch_size * recipe.gradient_accumulation_steps
     least, most = (
         images
-        * (1.05 if recipe.text_encoder_lr > 0 else 1.0)
+        * (1.05 if recipe.trains_text_encoders else 1.0)
         * ((1 + share) * shape.forward_tflop + shape.backward_tflop)
         * _area(recipe, base)
         for share in _recomputed(recipe, base, vram_gib)
@@ -111,8 +111,7 @@ def measured_step_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) 
 
 
 def _speed_settings(recipe: Recipe) -> list[Any]:
-    frozen = recipe.text_encoder_lr == 0
-    return [frozen, *(getattr(recipe, name) for name in SPEED_SETTINGS)]
+    return [recipe.trains_text_encoders, *(getattr(recipe, name) for name in SPEED_SETTINGS)]
 
 
 def _catalogue_name(name: str) -> str:

@@ -1,21 +1,14 @@
 """Parse ranks (dims) for single blocks of the UNet.
 
-Blocks are numbered as in Stability's code: `in0` to `in8`, `mid0` to `mid2`, `out0` to `out8`. kohya's `block_dims`
-lists 23 numbers: the time embedding, these 21 blocks in this order, and the last convolution.
+kohya's `block_dims` lists 23 numbers: the time embedding, the 21 blocks of `settings.blocks` in their order, and the
+last convolution.
 """
 
 from __future__ import annotations
 
-import re
+from lora_studio.settings.blocks import BLOCKS, parse_entry, split_entries
 
-INPUTS, MIDDLES, OUTPUTS = 9, 3, 9
-BLOCKS = (
-    *(f"in{number}" for number in range(INPUTS)),
-    *(f"mid{number}" for number in range(MIDDLES)),
-    *(f"out{number}" for number in range(OUTPUTS)),
-)
 MAX_DIM = 512
-_ENTRY = re.compile(r"(in|mid|out)(?:(\d+)(?:-(\d+))?)?=(\d+)")
 _EXAMPLE = "Write it like in4-5=8, mid=16, out0-2=32, or as kohya's 23 numbers."
 
 
@@ -25,21 +18,15 @@ def parse_block_dims(text: str) -> dict[str, int]:
     A name without a number (`mid=16`) means all blocks of that part; a later entry overrides an earlier one. Raises
     ValueError with a message for the user.
     """
-    parts = [part for part in re.split(r"[,;\s]+", re.sub(r"\s*([=-])\s*", r"\1", text.strip().lower())) if part]
-    if parts and all(part.isdecimal() for part in parts):
-        return _kohya(parts)
+    entries = split_entries(text)
+    if entries and all(entry.isdecimal() for entry in entries):
+        return _kohya(entries)
     dims: dict[str, int] = {}
-    for part in parts:
-        match = _ENTRY.fullmatch(part)
-        if match is None:
-            raise ValueError(f"{part!r} is not a block. {_EXAMPLE}")
-        kind, first, last, dim = match.groups()
-        count = {"in": INPUTS, "mid": MIDDLES, "out": OUTPUTS}[kind]
-        begin = int(first) if first else 0
-        end = int(last) if last else begin if first else count - 1
-        if not begin <= end < count:
-            raise ValueError(f"{part!r}: {kind!r} has the blocks {kind}0 to {kind}{count - 1}.")
-        dims |= {f"{kind}{number}": _dim(dim) for number in range(begin, end + 1)}
+    for entry in entries:
+        blocks, dim = parse_entry(entry, _EXAMPLE)
+        if not dim.isdecimal():
+            raise ValueError(f"{entry!r} is not a block. {_EXAMPLE}")
+        dims |= dict.fromkeys(blocks, _dim(dim))
     return dims
 
 

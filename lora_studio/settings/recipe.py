@@ -14,6 +14,7 @@ from lora_studio.settings.sections.memory import MemorySettings
 from lora_studio.settings.sections.network import NetworkSettings, network_problems
 from lora_studio.settings.sections.objective import ObjectiveSettings
 from lora_studio.settings.sections.optimization import OptimizationSettings
+from lora_studio.settings.sections.rates import RateSettings, rate_problems
 from lora_studio.settings.sections.samples import SampleSettings
 from lora_studio.settings.sections.tracking import TrackingSettings
 
@@ -26,13 +27,14 @@ class Recipe(
     DataSettings,
     ObjectiveSettings,
     OptimizationSettings,
+    RateSettings,
     NetworkSettings,
 ):
     """What to train and how: all settings that can be shared between projects. Never holds a path."""
 
     @model_validator(mode="after")
     def _valid_combinations(self) -> Self:
-        problems = network_problems(self)
+        problems = [*network_problems(self), *rate_problems(self, self.network_type)]
         if self.min_timestep >= self.max_timestep:
             problems.append(
                 f"min_timestep {self.min_timestep} is not below max_timestep {self.max_timestep}: no timestep is left. "
@@ -43,8 +45,6 @@ class Recipe(
                 f"adaptive_noise_scale is {self.adaptive_noise_scale:g}, but noise_offset, to which it adds, is 0. Set "
                 "noise_offset to for example 0.05, or adaptive_noise_scale to 0."
             )
-        if self.unet_lr == 0 and self.text_encoder_lr == 0:
-            problems.append("unet_lr and text_encoder_lr are both 0: nothing would be trained. Set one above 0.")
         if self.lr_scheduler_type and self.lr_scheduler is Scheduler.ADAFACTOR:
             problems.append(
                 f"lr_scheduler_type is {self.lr_scheduler_type}, but lr_scheduler is adafactor, with which Adafactor "

@@ -203,7 +203,7 @@ def _fill_caches(
         on_progress=lambda done, total: phases("Encoding images", done, total),
     )
     texts = None
-    if not recipe.text_encoder_lr:
+    if not recipe.trains_text_encoders:
         texts = _fill_text_cache(job, checked, base, home, phases, should_stop, ranks)
     return Collator(
         job=job,

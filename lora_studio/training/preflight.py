@@ -271,7 +271,7 @@ def _disk_space_errors(
     recipe = job.recipe
     pixels = sum(len(all_augmentations(item, recipe)) * _pixels(item) for item in dataset.epoch_items)
     pixels += sum(map(_pixels, dataset.validation_items))
-    captions = len(captions_to_cache(job, dataset)) if not recipe.text_encoder_lr else 0
+    captions = len(captions_to_cache(job, dataset)) if not recipe.trains_text_encoders else 0
     cache = int(
         pixels * LATENT_BYTES_PER_PIXEL + captions * TEXT_BYTES_PER_CAPTION * recipe.max_token_length / CHUNK_TOKENS
     )
@@ -322,5 +322,5 @@ def _network_errors(job: TrainJob, targets: Sequence[TargetLayer]) -> list[str]:
         return []
     return [
         f"No layer is trained: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "
-        f"{job.recipe.text_encoder_lr:g}. Give at least one block a dim above 0."
+        f"{job.recipe.text_encoder_lr:g}. Give at least one block a dim and a learning rate above 0."
     ]

@@ -154,7 +154,10 @@ def _format_shapes(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _training_remedy(target: TargetLayer, recipe: Recipe) -> str:
-    name = "unet_lr" if target.model == "unet" else "text_encoder_lr"
-    if not getattr(recipe, name):
+    if not recipe.model_rates[target.model]:
+        second = target.model == "te2" and recipe.text_encoder_lr2 is not None
+        name = "unet_lr" if target.model == "unet" else "text_encoder_lr2" if second else "text_encoder_lr"
         return f"Set {name} above 0."
+    if not recipe.layer_rate(target.model, target.layer.block):
+        return f"Give {target.layer.block} a factor above 0 in down_lr_weight, mid_lr_weight or up_lr_weight."
     return "Set network_type, train_layers and block_dims to the values that it was trained with."

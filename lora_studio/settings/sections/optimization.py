@@ -1,4 +1,4 @@
-"""Settings of the optimizer, and of how long and at what learning rate it runs."""
+"""Settings of the optimizer, of how long it runs and of the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -16,19 +16,8 @@ ARGUMENT_SEPARATOR = re.compile(r"[\s,]+(?=[\"']?[^\W\d]\w*\s*=)")
 
 
 class OptimizationSettings(Settings):
-    """Optimizer, learning rates, batches, epochs and the learning rate schedule."""
+    """Optimizer, batches, epochs and the learning rate schedule."""
 
-    unet_lr: float = setting(
-        label="UNet learning rate", group=Group.OPTIMIZER, advice="unet_lr", simple=True, ge=0, le=10
-    )
-    text_encoder_lr: float = setting(
-        label="Text encoder learning rate",
-        group=Group.OPTIMIZER,
-        advice="text_encoder_lr",
-        simple=True,
-        ge=0,
-        le=10,
-    )
     optimizer: Optimizer = setting(label="Optimizer", group=Group.OPTIMIZER, advice="optimizer", simple=True)
     optimizer_type: str = setting(
         "",

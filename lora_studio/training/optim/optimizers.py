@@ -10,14 +10,16 @@ from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from lora_studio.device import gpu_error
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.lora.inject import Adapters
+from lora_studio.lora.inject import UP, Adapters, layer_tensors
+from lora_studio.lora.layers import block_names, block_of
 from lora_studio.models.text_encoding import unused_layers
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
@@ -118,18 +120,32 @@ OPTIMIZER_SPECS: Mapping[Optimizer, OptimizerSpec] = MappingProxyType(
 
 
 def parameter_groups(adapters: Adapters, recipe: Recipe) -> list[dict[str, Any]]:
-    """Return a parameter group per learning rate: `unet`, then `text_encoder`, each only if it is trained.
+    """Return a parameter group per learning rate: those of `unet`, then `text_encoder`, each only if it is trained.
 
-    Layers of the first text encoder whose output `clip_skip` leaves unused are not trained.
+    A second text encoder with a rate of its own is `text_encoder_2`. Blocks with a factor on their rate and the up
+    matrices of LoRA+ (Hayou et al. 2024, arXiv:2402.12354) have groups of the same name with an `lr_ratio`. Layers of
+    the first text encoder whose output `clip_skip` leaves unused are not trained.
     """
-    wanted = (("unet", ("unet",), recipe.unet_lr), ("text_encoder", ("te1", "te2"), recipe.text_encoder_lr))
     unused_text_layers = unused_layers(adapters.models["te1"], recipe.clip_skip) if "te1" in adapters.models else []
     unused = {id(weight) for layer in unused_text_layers for weight in layer.parameters()}
-    groups = []
-    for name, models, rate in wanted:
-        weights = [weight for weight in adapters.parameters(*models) if id(weight) not in unused]
-        groups.append({"name": name, "params": weights, "lr": rate})
-    return [group for group in groups if group["params"]]
+    unet = adapters.models.get("unet")
+    blocks = block_names(cast("UNet2DConditionModel", unet)) if unet is not None else {}
+    rates = recipe.model_rates
+    groups: dict[tuple[str, float], dict[str, Any]] = {}
+    for model, path, layer in adapters.layers:
+        name = "unet"
+        if model != "unet":
+            name = "text_encoder" if rates[model] == rates["te1"] or model == "te1" else "text_encoder_2"
+        factor = recipe.block_factors.get(block_of(path, blocks), 1.0) if model == "unet" else 1.0
+        for part, weight in layer_tensors(layer).items():
+            if id(weight) in unused:
+                continue
+            ratio = factor * (recipe.up_ratio(model) if part == UP else 1.0)
+            group = groups.setdefault((name, ratio), {"name": name, "params": [], "lr": rates[model] * ratio})
+            if ratio != 1:
+                group["lr_ratio"] = ratio
+            group["params"].append(weight)
+    return list(groups.values())
 
 
 def make_optimizer(recipe: Recipe, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -226,9 +242,8 @@ def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.o
     known = [item.name for item in parameters if item.kind in named and item.name not in RESERVED_ARGUMENTS]
     takes_any = recipe.optimizer_type and any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters)
     from_settings = _settings_arguments(recipe)
-    rates = {rate for rate in (recipe.unet_lr, recipe.text_encoder_lr) if rate}
-    if len(rates) == 1:
-        from_settings["lr"] = rates.pop()
+    if len(recipe.trained_rates) == 1:
+        (from_settings["lr"],) = recipe.trained_rates
     found = []
     for name, value in _parse_optimizer_args(recipe).items():
         if name in RESERVED_ARGUMENTS:
@@ -245,15 +260,20 @@ def _check_optimizer_args(recipe: Recipe, optimizer_class: Callable[..., torch.o
 def check_optimizer(recipe: Recipe, device: torch.device) -> None:
     """Take one step with the recipe's optimizer on a small weight, in the layout that it gets in training.
 
+    A class by its name gets one for each of the recipe's rates, since it may accept a single rate only.
+
     Raises InputError if its library is missing, if it does not work on this device, or if torch cannot use the device;
     ConfigError if the optimizer rejects an argument.
     """
     optimizer = None
     try:
         stacked = parameter_layout(recipe) is ParameterLayout.STACKED
-        weight = nn.Parameter(torch.zeros((2, *TEST_SHAPE) if stacked else TEST_SHAPE, device=device))
-        weight.grad = torch.ones_like(weight)
-        optimizer = make_optimizer(recipe, [{"params": [weight], "lr": 1.0}])
+        groups: list[dict[str, Any]] = []
+        for rate in sorted(recipe.trained_rates) if recipe.optimizer_type else (1.0,):
+            weight = nn.Parameter(torch.zeros((2, *TEST_SHAPE) if stacked else TEST_SHAPE, device=device))
+            weight.grad = torch.ones_like(weight)
+            groups.append({"params": [weight], "lr": rate})
+        optimizer = make_optimizer(recipe, groups)
         optimizer.step()
     except ImportError as error:
         package = PIP_NAMES.get(module := (error.name or "its library").partition(".")[0], module)
@@ -293,12 +313,15 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Return the learning rate of the next step per group.
+    """Return the learning rate of the next step per name of a group, without an `lr_ratio`.
 
     For Prodigy it is d times the group's rate; for Adafactor's own schedule the relative step, which Adafactor still
     multiplies by the RMS of each weight.
     """
-    return {group["name"]: _learning_rate(optimizer, group) for group in optimizer.param_groups}
+    found: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        found.setdefault(group["name"], _learning_rate(optimizer, group) / group.get("lr_ratio", 1.0))
+    return found
 
 
 def _learning_rate(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> float:

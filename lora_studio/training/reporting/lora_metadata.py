@@ -19,6 +19,7 @@ from lora_studio.models.text_encoding import CHUNK_TOKENS
 from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.settings.choices import GradientCheckpointing, LossType, MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import optimizer_name
 from lora_studio.training.reporting.network_metadata import build_network_metadata
@@ -83,7 +84,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_new_sd_model_hash": base.hash,
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,
-        "ss_text_encoder_lr": recipe.text_encoder_lr,
+        "ss_text_encoder_lr": recipe.text_encoder_lr if recipe.text_encoder_lr2 is None else _text_rates(recipe),
         "ss_optimizer": optimizer_name(recipe),
         "ss_optimizer_args": " ".join(recipe.optimizer_args) or None,
         "ss_lr_scheduler": recipe.lr_scheduler.value,
@@ -121,6 +122,11 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_clip_skip": recipe.clip_skip,
         "ss_cache_latents": True,
     }
+
+
+def _text_rates(recipe: Recipe) -> list[float]:
+    """Return the learning rates of both text encoders."""
+    return [recipe.model_rates["te1"], recipe.model_rates["te2"]]
 
 
 def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:

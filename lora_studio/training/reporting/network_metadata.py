@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from lora_studio.lora.shapes import DoraAxis
-from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
+from lora_studio.settings.block_dims import parse_block_dims
+from lora_studio.settings.blocks import BLOCKS, PART_SIZES
 from lora_studio.settings.choices import NetworkType, TrainLayers
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sections.rates import BLOCK_WEIGHTS, LORAPLUS_RATIOS
 
 # LyCORIS' names of network types and layer choices.
 ALGORITHMS = {
@@ -63,6 +65,13 @@ def _arguments(recipe: Recipe, axis: DoraAxis | None, *, lycoris: bool) -> dict[
             found[name] = f"{value:g}"
     if recipe.rank_stabilized:
         found |= {"rs_lora": "True"}
+    for name in LORAPLUS_RATIOS:
+        if ratio := getattr(recipe, name):
+            found[name] = f"{ratio:g}"
+    for name, part in zip(BLOCK_WEIGHTS, PART_SIZES, strict=True):
+        if getattr(recipe, name):
+            factors = (factor for block, factor in recipe.block_factors.items() if block.startswith(part))
+            found[name] = ",".join(f"{factor:g}" for factor in factors)
     if dims := parse_block_dims(recipe.block_dims):
         numbers = [dims.get(block, recipe.network_dim) for block in BLOCKS]
         found |= {"block_dims": ",".join(map(str, [0, *numbers, 0]))}

@@ -173,7 +173,7 @@ def report_recipe_hints(recipe: Recipe, report: Report, *, zero_terminal_snr: bo
             "takes one learning rate only" if OPTIMIZERS[recipe.optimizer.value].single_rate else "finds one per model"
         )
         trained = (
-            "UNet and text encoders are trained" if recipe.text_encoder_lr else "the text encoders are not trained"
+            "UNet and text encoders are trained" if recipe.trains_text_encoders else "the text encoders are not trained"
         )
         if not recipe.unet_lr:
             trained = "only the text encoders are trained"

@@ -120,6 +120,7 @@ class StepLog:
                     seconds=round(seconds, 4),
                     memory_gib=memory,
                     gradient_norm=result.gradient_norm if math.isfinite(result.gradient_norm) else None,
+                    **_second_rate(result),
                     **_norm_fields(result),
                 )
             )
@@ -130,6 +131,12 @@ def memory_gib(device: torch.device) -> float:
     """Return the peak memory that tensors took on a GPU so far, else this process's memory now; in GiB."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
     return round(used / 2**30, 2)
+
+
+def _second_rate(result: StepResult) -> dict[str, float]:
+    """Return the field of a step event about the second text encoder; none unless it has a rate of its own."""
+    rate = result.rates.get("text_encoder_2")
+    return {} if rate is None else {"text_encoder_lr2": rate}
 
 
 def _norm_fields(result: StepResult) -> dict[str, float]:

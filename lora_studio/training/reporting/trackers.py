@@ -26,6 +26,7 @@ STEP_VALUES = {
     "loss": "loss/current",
     "lr": "lr/unet",
     "text_encoder_lr": "lr/textencoder",
+    "text_encoder_lr2": "lr/textencoder2",
     "gradient_norm": "norm/gradient",
     "scaled_layers": "max_norm/keys_scaled",
     "mean_weight_norm": "max_norm/average_key_norm",

@@ -157,7 +157,8 @@ def _rate(rate: float | None) -> str:
 def _rate_note(view: RunView) -> str:
     last = view.history.last_step
     schedule = view.job.recipe.schedule_name.replace("_", " ")
-    return f"{schedule}; text encoders {_rate(last.text_encoder_lr)}" if last and last.text_encoder_lr else schedule
+    rates = [rate for rate in (last.text_encoder_lr, last.text_encoder_lr2) if rate is not None] if last else []
+    return f"{schedule}; text encoders {' and '.join(map(_rate, rates))}" if any(rates) else schedule
 
 
 def curve(view: RunView) -> Markup:

@@ -13,7 +13,7 @@ from lora_studio.ui.widgets.html import Tile, Tone, card, cards, heading, note, 
 
 def plan_tiles(plan: Plan) -> Markup:
     """Return tiles with the plan's steps, time, VRAM and file size."""
-    files = "UNet and text encoders" if plan.recipe.text_encoder_lr > 0 else "UNet only"
+    files = "UNet and text encoders" if plan.recipe.trains_text_encoders else "UNet only"
     length = (
         f"{format_count(plan.images, 'image')} × {format_count(plan.repeats, 'repeat')}, "
         f"{format_count(plan.steps.epochs, 'epoch')}, batch size {plan.recipe.batch_size}"

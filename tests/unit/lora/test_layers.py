@@ -17,7 +17,7 @@ from lora_studio.lora.layers import TargetLayer, find_target_layers
 from lora_studio.lora.shapes import layer_dim_alpha
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.planning.memory import EMBEDDED, SDXL, Architecture
-from lora_studio.settings.block_dims import BLOCKS
+from lora_studio.settings.blocks import BLOCKS
 from lora_studio.settings.recipe import Recipe
 
 

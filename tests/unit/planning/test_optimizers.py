@@ -10,6 +10,7 @@ from lora_studio.planning.memory import estimate_vram_parts, fit_vram
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
 
+PRODIGY: dict[str, Any] = {"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 0}
 V_PRED = "NoobAI XL v-pred"
 
 
@@ -30,6 +31,9 @@ V_PRED = "NoobAI XL v-pred"
         ),
         ({"lr_scheduler": "adafactor"}, "adafactor_rates"),
         ({"lr_scheduler": "constant", "lr_warmup_steps": 10}, "warmup_ignored"),
+        ({"loraplus_unet_lr_ratio": 16}, "loraplus_rate"),
+        ({"loraplus_text_encoder_lr_ratio": 16}, "loraplus_rate"),
+        ({"text_encoder_lr": [1e-4, 4e-4], "unet_lr": 3e-4}, "text_encoder_rate"),
         ({"debiased_estimation_loss": True}, "weighted_twice"),
         ({"multires_noise_iterations": 6}, "offset_twice"),
     ],
@@ -46,6 +50,7 @@ def test_each_warning_is_given_alone(recipe: dict[str, Any], code: str) -> None:
     [
         {"optimizer": "Lion8bit", "unet_lr": 1e-4, "text_encoder_lr": 2e-5},
         {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 10},
+        {"loraplus_lr_ratio": 16, "unet_lr": 1e-4, "text_encoder_lr": 2e-5},
         {"debiased_estimation_loss": True, "min_snr_gamma": 0},
         {"multires_noise_iterations": 6, "noise_offset": 0},
         {"ema_decay": 0.99, "loss_type": "huber", "timestep_sampling": "logit_normal"},
@@ -64,6 +69,14 @@ def test_suitable_settings_give_no_warning(recipe: dict[str, Any]) -> None:
         ({"lr_scheduler": "adafactor", "optimizer": "AdamW"}, None, "lr_scheduler to cosine"),
         ({"lr_scheduler": "adafactor", "optimizer": "AdamWScheduleFree"}, None, "lr_scheduler to constant"),
         ({"optimizer": "ProdigyPlusScheduleFree", "text_encoder_lr": 0}, None, "Set unet_lr to 1"),
+        (PRODIGY | {"loraplus_lr_ratio": 16}, None, "loraplus_lr_ratio is 16, but Prodigy takes one rate only"),
+        (PRODIGY | {"up_lr_weight": "sine+.2"}, None, "up_lr_weight is sine+.2, but Prodigy takes one rate only"),
+        (PRODIGY | {"text_encoder_lr": [1, 0.5]}, None, "text_encoder_lr2 0.5 differ, and Prodigy takes one rate"),
+        (
+            {"lr_scheduler": "adafactor", "mid_lr_weight": "mid=2"},
+            None,
+            "mid_lr_weight is mid=2, but with",
+        ),
     ],
 )
 def test_incompatible_settings_give_an_error_with_a_remedy(
@@ -81,6 +94,9 @@ def test_incompatible_settings_give_an_error_with_a_remedy(
         ({"zero_terminal_snr": "off"}, "SDXL 1.0"),
         ({"zero_terminal_snr": "on"}, None),
         ({"lr_scheduler": "adafactor"}, None),
+        (PRODIGY | {"up_lr_weight": "out3-8=0", "loraplus_text_encoder_lr_ratio": 16}, None),
+        (PRODIGY | {"text_encoder_lr": [1, 0]}, None),
+        ({"loraplus_lr_ratio": 16, "down_lr_weight": "cosine", "text_encoder_lr": [1e-5, 1e-6]}, None),
         ({"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1, "text_encoder_lr": 0.2}, None),
     ],
 )

@@ -17,6 +17,7 @@ from lora_studio.settings.recipe import Recipe
         ({"unet_lr": 4e-3, "text_encoder_lr": 0}, {"unet_lr": 2e-3}),
         ({"unet_lr": 0.1, "text_encoder_lr": 0.02}, {"unet_lr": 5e-4, "text_encoder_lr": 1e-4}),
         ({"unet_lr": 0, "text_encoder_lr": 0.02}, {"text_encoder_lr": 1e-4}),
+        ({"unet_lr": 0, "text_encoder_lr": [1e-4, 0.02]}, {"text_encoder_lr": 5e-5, "text_encoder_lr2": 1e-4}),
         ({"optimizer": "Lion8bit", "unet_lr": 0.1, "text_encoder_lr": 0}, {"unet_lr": 1e-4}),
         ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, {"unet_lr": 0.5, "text_encoder_lr": 0.5}),
         ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, {}),

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_studio.settings.block_dims import BLOCKS, parse_block_dims
+from lora_studio.settings.block_dims import parse_block_dims
+from lora_studio.settings.blocks import BLOCKS
 
 
 @pytest.mark.parametrize(

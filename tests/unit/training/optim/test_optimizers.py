@@ -13,7 +13,8 @@ from torch import nn
 
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.guide import OPTIMIZERS, OptimizerAdvice
-from lora_studio.lora.inject import Adapters, add_adapters
+from lora_studio.lora.inject import Adapters, add_adapters, layer_tensors
+from lora_studio.lora.layers import block_names, block_of
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.flat_params import FlatParameters, ParameterLayout
@@ -60,6 +61,80 @@ def test_a_learning_rate_of_zero_freezes_a_model(parts: Any, rates: tuple[float,
     adapters = adapt(parts, recipe)
     assert set(adapters.models) == models
     assert len(parameter_groups(adapters, recipe)) == 1
+
+
+RATIOS = {"mid_lr_weight": "0.5,2,0", "down_lr_weight": "in=0.5", "loraplus_lr_ratio": 4.0}
+
+
+def test_blocks_and_up_matrices_have_rates_of_their_own(parts: Any) -> None:
+    recipe = Recipe(
+        unet_lr=1e-3, text_encoder_lr=1e-4, train_layers="all", loraplus_text_encoder_lr_ratio=8.0, **RATIOS
+    )
+    adapters = adapt(parts, recipe)
+    groups = parameter_groups(adapters, recipe)
+    rates = {id(weight): group["lr"] for group in groups for weight in group["params"]}
+    blocks = block_names(parts.unet)
+    trained = set()
+    for model, path, layer in adapters.layers:
+        block = block_of(path, blocks) if model == "unet" else model
+        factor = {"mid0": 0.5, "mid1": 2}.get(block, 0.5 if block.startswith("in") else 1)
+        rate, ratio = (1e-3 * factor, 4) if model == "unet" else (1e-4, 8)
+        down, up = (rates.get(id(weight)) for weight in layer_tensors(layer).values())
+        if down is not None:  # None in the unused layer of the first text encoder
+            assert (down, up) == (pytest.approx(rate), pytest.approx(rate * ratio)), path
+            trained.add(block)
+    assert {"in1", "mid0", "mid1", "out0", "te1", "te2"} < trained
+    assert "mid2" not in trained
+    assert sum(len(group["params"]) for group in groups) == len(rates)
+    # what is logged is the models' rate, whatever the order of the groups
+    found = learning_rates(make_optimizer(recipe, groups))
+    assert found == {"unet": pytest.approx(1e-3), "text_encoder": pytest.approx(1e-4)}
+
+
+def test_a_dora_has_its_magnitudes_at_the_models_rate(parts: Any) -> None:
+    recipe = Recipe(network_type="DoRA", unet_lr=1e-3, text_encoder_lr=0, loraplus_lr_ratio=16.0)
+    adapters = adapt(parts, recipe)
+    low, high = parameter_groups(adapters, recipe)
+    assert (low["lr"], high["lr"]) == (1e-3, 16e-3)
+    assert 2 * len(high["params"]) == len(low["params"]) == 2 * len(adapters.layers)
+
+
+@pytest.mark.parametrize(
+    ("rates", "groups"),
+    [
+        ((1e-4, 1e-5), [("unet", 5e-4), ("text_encoder", 1e-4), ("text_encoder_2", 1e-5)]),
+        ((1e-4, 0.0), [("unet", 5e-4), ("text_encoder", 1e-4)]),
+        ((0.0, 1e-5), [("unet", 5e-4), ("text_encoder_2", 1e-5)]),
+    ],
+)
+def test_each_text_encoder_has_its_own_rate_or_none(parts: Any, rates: tuple[float, float], groups: Any) -> None:
+    recipe = Recipe(unet_lr=5e-4, text_encoder_lr=rates[0], text_encoder_lr2=rates[1])
+    adapters = adapt(parts, recipe)
+    assert [(group["name"], group["lr"]) for group in parameter_groups(adapters, recipe)] == groups
+    assert adapters.models.keys() == {"unet"} | {f"te{number}" for number, rate in enumerate(rates, 1) if rate}
+    first, *_ = adapters.models["unet"].parameters()
+    assert not first.requires_grad
+
+
+@pytest.mark.parametrize("layout", list(ParameterLayout))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_with_many_rates_moves_each_weight_by_its_own(
+    parts: Any, layout: ParameterLayout, dtype: torch.dtype
+) -> None:
+    recipe = Recipe(optimizer="AdamW", unet_lr=1e-2, text_encoder_lr=0, weight_decay=0, **RATIOS)
+    unet = deepcopy(parts.unet).to(dtype)
+    adapters = add_adapters(unet, [], recipe.model_copy(update={"network_dim": 2, "network_alpha": 1}))
+    groups = parameter_groups(adapters, recipe)
+    weights = FlatParameters(groups, layout, adapters, dtype)
+    before = {weight: (weight.detach().clone(), group["lr"]) for group in groups for weight in group["params"]}
+    optimizer = make_optimizer(recipe, weights.groups)
+    for gradient in weights.gradients:
+        gradient.fill_(1)
+    with weights.update():
+        optimizer.step()
+    assert {rate for _, rate in before.values()} == {0.005, 0.01, 0.02, 0.04, 0.08}
+    for weight, (old, rate) in before.items():
+        assert torch.allclose(old - weight, torch.full_like(old, rate), rtol=1e-3), rate  # Adam's first step
 
 
 def test_new_adapters_are_fp32_and_change_nothing(parts: Any) -> None:
@@ -314,4 +389,12 @@ def test_what_is_wrong_in_a_class_by_its_name_is_named(path: str, given: str, wo
 def test_a_class_that_cannot_take_a_step_is_an_error(path: str, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         check_optimizer(Recipe.parse({"optimizer_type": path}), torch.device("cpu"))
+    assert caught.value.code == "optimizer"
+
+
+def test_a_class_that_takes_one_rate_only_is_refused_with_several() -> None:
+    check_optimizer(Recipe(optimizer_type="prodigyopt.Prodigy", unet_lr=1.0, text_encoder_lr=0), torch.device("cpu"))
+    recipe = Recipe(optimizer_type="prodigyopt.Prodigy", unet_lr=1.0, text_encoder_lr=0, loraplus_lr_ratio=4.0)
+    with pytest.raises(InputError) as caught:
+        check_optimizer(recipe, torch.device("cpu"))
     assert caught.value.code == "optimizer"

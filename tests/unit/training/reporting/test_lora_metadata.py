@@ -100,6 +100,13 @@ def test_epochs_are_those_that_max_train_steps_leaves(trainer: Trainer) -> None:
     assert (found["ss_num_epochs"], found["ss_max_train_steps"]) == ("2", "3")
 
 
+def test_both_rates_of_the_text_encoders_are_in_the_metadata(trainer: Trainer) -> None:
+    job = trainer.job.model_copy(update={"recipe": Recipe.parse({"text_encoder_lr": [1e-4, 0]})})
+    parts = trainer.dataset, trainer.counts, trainer.base
+    found = build_lora_metadata(job, *parts, precision="fp32", started=1.0, epoch=1, step=2)
+    assert json.loads(found["ss_text_encoder_lr"]) == [1e-4, 0]
+
+
 def test_metadata_of_objective_and_optimizer(trainer: Trainer) -> None:
     recipe = {
         "optimizer": "Prodigy",

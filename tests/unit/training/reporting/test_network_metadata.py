@@ -27,6 +27,11 @@ from lora_studio.training.reporting.network_metadata import build_network_metada
             "lycoris.kohya",
             {"algo": "loha", "preset": "full", "conv_dim": "32", "conv_alpha": "16", "rs_lora": "True"},
         ),
+        (
+            {"up_lr_weight": "zeros+.5", "mid_lr_weight": "mid0=2", "loraplus_unet_lr_ratio": 16},
+            "networks.lora",
+            {"loraplus_unet_lr_ratio": "16", "mid_lr_weight": "2,1,1", "up_lr_weight": ",".join(["0.5"] * 9)},
+        ),
         ({"train_layers": "attention"}, "lycoris.kohya", {"algo": "locon", "preset": "attn-only"}),
     ],
 )
