@@ -41,6 +41,8 @@ class TabEvents(Generic[PageT, StateT]):
     - `notice` shows errors; it is emptied after a success, except by ticks.
     - `lock` is held while a handler runs.
     - `recover(page, error)`, if given, returns what to show besides the error, such as a list without what is gone.
+    - `concurrency_id`, if given: events with the same id, except ticks, are handled one at a time, in the order in
+      which they came. Others may be handled at the same time.
     """
 
     inputs: Iterable[Component]
@@ -52,6 +54,7 @@ class TabEvents(Generic[PageT, StateT]):
     progress: EventOptions
     lock: AbstractContextManager[object] = field(default_factory=nullcontext)
     recover: Callable[[PageT, StudioError], StateT | None] | None = None
+    concurrency_id: str | None = None
 
     def on(
         self,
@@ -86,7 +89,8 @@ class TabEvents(Generic[PageT, StateT]):
                     updates = {}
             return updates if outputs is None else {item: updates[item] for item in outputs if item in updates}
 
-        return self._register(event, handler, act, more, sends, outputs, {**self.progress, **options})
+        order = {"concurrency_id": self.concurrency_id, "concurrency_limit": 1} if self.concurrency_id else {}
+        return self._register(event, handler, act, more, sends, outputs, {**self.progress, **order, **options})
 
     def on_tick(
         self, event: GradioEvent, handler: Callable[[PageT], StateT | None], outputs: Sequence[Block], **options: Any

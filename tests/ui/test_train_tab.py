@@ -84,6 +84,23 @@ def test_a_project_without_images_cannot_be_trained(home: Home, interface: Inter
     assert not started
 
 
+def test_an_edit_after_a_start_keeps_its_error(project: Project, interface: Interface, started: Started) -> None:
+    interface.open_project("ink")
+    interface.call(TrainTab.start_training, recipe_unet_lr="abc")
+    assert "(unet_lr)" in interface.call(TrainTab.save_edit)["train_notice"]
+    assert interface.call(TrainTab.save_edit, recipe_unet_lr="5e-4")["train_notice"] == ""
+    assert not started
+
+
+def test_opening_the_tab_leaves_a_form_of_the_same_plan_alone(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    interface.call(TrainTab.save_edit, recipe_network_dim="77")
+    shown = interface.call(TrainTab.tab_selected)
+    assert not {name for name in shown if name.startswith("recipe_")} | {"train_tiles", "train_source"} & set(shown)
+    interface.call(PlanTab.update_plan, plan_kind="character")
+    assert "train_tiles" in interface.call(TrainTab.tab_selected)
+
+
 def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
     shown = interface.call(TrainTab.load_preset, train_preset="prodigy", recipe_network_dim="77")
@@ -150,7 +167,7 @@ def test_the_form_is_found_again_as_it_was_left(project: Project, interface: Int
 def test_wrong_values_leave_no_figures_of_an_earlier_recipe(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
     shown = interface.call(TrainTab.save_edit, recipe_batch_size="0")
-    assert error_code(shown["train_cards"]) == "config"
+    assert error_code(shown["train_notice"]) == "config"
     assert not any(character.isdigit() for character in shown["train_tiles"])
     assert project.info().recipe == {"epochs": 3}
 
@@ -299,7 +316,7 @@ def test_a_regularisation_folder_is_written_to_the_job_or_refused(
     assert error_code(shown["train_notice"]) == "no_folder"
     assert not started
     shown = interface.call(TrainTab.save_edit, train_regularization=str(tmp_path / "nowhere"))
-    assert error_code(shown["train_cards"]) == "no_folder"
+    assert error_code(shown["train_notice"]) == "no_folder"
     (tmp_path / "prior").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "prior" / "a.png")
     interface.call(

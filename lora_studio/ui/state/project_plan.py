@@ -42,6 +42,11 @@ class ProjectPlan:
         """The plan's settings with the user's changes on top. Together they may be invalid."""
         return self.recipe.model_dump() | self.info.recipe
 
+    def is_same_plan(self, other: ProjectPlan) -> bool:
+        """Return whether two plans follow from the same answers and are equal, whatever the user changed in them."""
+        answers, others = (each.info.model_copy(update={"recipe": {}}) for each in (self, other))
+        return (answers, self.plan, str(self.error)) == (others, other.plan, str(other.error))
+
     def changed_recipe(self) -> Recipe:
         """Return the plan's recipe with the user's changes; raises ConfigError if they cannot work together."""
         return Recipe.parse(self.values)

@@ -34,14 +34,12 @@ class TrainRenderer:
     def render(self, state: TrainState) -> Updates:
         """Return the updates that show a state."""
         layout = self.layout
-        updates: Updates = {layout.aside.notice: error_card(state.notice) if state.notice else ""}
+        updates: Updates = {}
         match state.shown:
             case RunView() as run:
                 updates |= {self.studio.run: run.folder.name} | _run_updates(layout, run, self.studio.home)
             case NextRun() as next_run:
                 updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
-                if state.notice is not None:
-                    updates[layout.aside.cards] = ""  # its error is in the notice
         if state.listed is not None:
             selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
             updates[layout.signature] = state.listed.signature
@@ -69,8 +67,9 @@ def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
         layout.form_side.preset: None,
         layout.planned: run.planned,
         layout.run_side.column: gr.Column(visible=False),
+        aside.notice: error_card(run.error) if run.error else "",
         aside.state: "",
-        aside.cards: error_card(run.error) if run.error else caution_cards(run.figures) if run.figures else "",
+        aside.cards: caution_cards(run.figures) if run.figures else "",
         aside.files: gr.Column(visible=False),
         aside.details: gr.Accordion(visible=False),
         aside.log_fold: gr.Accordion(visible=False),

@@ -72,14 +72,13 @@ class TrainState:
     """What the tab shows: a run, or the form of the next run, or neither if only the list of runs is updated.
 
     `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
-    runs stays as it is. `notice` is an error that kept the run from being started.
+    runs stays as it is.
     """
 
     shown: RunView | NextRun | None
     listed: RunList | None = None
     form: RecipeContents | None = None
     other: OtherFields | None = None
-    notice: InputError | None = None
     is_job_started: bool = False
     opens_plan: bool = False
 

@@ -35,6 +35,9 @@ from lora_studio.ui.widgets.recipe_form import RecipeContents
 from lora_studio.workspace.job_folder import slugify
 from lora_studio.workspace.project import Project
 
+IN_ORDER = "train"
+"""The concurrency id of the tab's events: each saves the form that it read, so that their order matters."""
+
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and register its events."""
@@ -59,8 +62,10 @@ class TrainTab:
         live = [*page[1:], layout.title, layout.tiles, *layout.buttons, *layout.run_side, *layout.aside, side.column]
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         outputs = [*live, *form, side.source, side.preset, layout.form.planned, studio.timer, studio.tabs]
-        self._wire_run(TabEvents(page, outputs, self.read, self.render, *rest), live)
-        self._wire_form(TabEvents([*page, *form], outputs, self.read_form, self.render, *rest), tab)
+        events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
+        form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
+        self._wire_run(events, live)
+        self._wire_form(form_events, tab)
         return Page(self.refresh, outputs)
 
     def _wire_run(self, events: TabEvents[TrainPage, TrainState], live: list[gr.blocks.Block]) -> None:
@@ -78,16 +83,17 @@ class TrainTab:
         """Register the events at the form."""
         layout, side = self.layout, self.layout.form_side
         opened = events.on(tab.select, self.tab_selected, ignored_error="no_project")
-        events.on(layout.buttons.new_run.click, self.open_form)
+        new = events.on(layout.buttons.new_run.click, self.open_form)
         events.on(layout.buttons.start.click, self.start_training)
-        events.on(side.preset.input, self.load_preset, side.preset)
-        events.on(side.source.click, self.click_in_source, sends="pick")
+        preset = events.on(side.preset.input, self.load_preset, side.preset)
+        source = events.on(side.source.click, self.click_in_source, sends="pick")
         edits = partial(gr.on, [*layout.form.edit_events, layout.job_fields.regularization.blur])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
         figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)
-        # The response to the opened tab may undo the figures of an edit that was made while it was on its way.
-        events.on(opened.then, self.check_figures, outputs=figures, ignored_error="no_project", **NO_PROGRESS)
+        # An edit that was made while one of these was on its way was sent with fields that their responses have set.
+        for event in (opened, new, preset, source):
+            events.on(event.then, self.check_edits, outputs=figures, ignored_error="no_project", **NO_PROGRESS)
 
     def read(self, values: PageValues) -> TrainPage:
         """Return the page as an event's values describe it; raises InputError if no project is selected."""
@@ -125,6 +131,8 @@ class TrainTab:
         if form.filled_from is None:
             return self._filled_form(form.project)
         planned = load_plan(form.project)
+        if form.run == NEW_RUN and planned.is_same_plan(form.filled_from):  # edits may be on their way
+            return TrainState(None, self.reader.run_list(form.project, NEW_RUN))
         contents = self.layout.form.follow(form.contents(), planned.recipe, planned.values)
         is_new = planned.recipe != form.planned.recipe
         listed = self.reader.run_list(form.project, NEW_RUN)
@@ -134,7 +142,7 @@ class TrainTab:
         """Write the job and start its worker process."""
         run = self._saved(form, form.contents())
         if run.recipe is None or run.error is not None:
-            return TrainState(run, form=form.contents(), notice=run.error)
+            return TrainState(run, form=form.contents())
         if not project_images(form.project):
             raise InputError(f"{form.project.name} has no images yet.", "Import some in Dataset.", code="no_images")
         job = _job(form, run.recipe)
@@ -191,8 +199,8 @@ class TrainTab:
         """Save an edit and update the figures."""
         return TrainState(self._saved(form, form.contents()))
 
-    def check_figures(self, form: TrainForm) -> TrainState | None:
-        """Update the figures to the form's fields, if the form is shown."""
+    def check_edits(self, form: TrainForm) -> TrainState | None:
+        """Save the fields and update the figures, if the form is shown."""
         return self.save_edit(form) if form.run == NEW_RUN and form.filled_from is not None else None
 
     def tick(self, page: TrainPage) -> TrainState | None:
