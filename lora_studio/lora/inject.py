@@ -61,6 +61,11 @@ class Adapters:
         found = (dora_magnitude(layer, ADAPTER_NAME) for _, _, layer in self.layers)
         return next((magnitude.axis for magnitude in found if magnitude is not None), None)
 
+    @property
+    def dims(self) -> set[DimAlpha]:
+        """The distinct dims and alphas of the layers."""
+        return {DimAlpha(layer.r[ADAPTER_NAME], layer_alpha(layer)) for _, _, layer in self.layers}
+
     def init_magnitudes(self, axis: DoraAxis) -> None:
         """Give every DoRA layer its base's norms along this axis as magnitudes."""
         for _, _, layer in self.layers:
@@ -119,10 +124,22 @@ def layer_tensors(layer: AdaptedLayer, adapter: str = ADAPTER_NAME) -> dict[str,
     return {name: part[adapter].get_parameter("weight") for name, part in parts.items() if adapter in part}
 
 
+def layer_alpha(layer: AdaptedLayer) -> float:
+    """Return an adapted layer's alpha, of which alpha / dim is its scale."""
+    return float(layer.scaling[ADAPTER_NAME] * layer.r[ADAPTER_NAME])
+
+
 def add_adapters(
-    unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module], recipe: Recipe, *, axis: DoraAxis | None = None
+    unet: UNet2DConditionModel,
+    text_encoders: Sequence[nn.Module],
+    recipe: Recipe,
+    *,
+    axis: DoraAxis | None = None,
+    network: Mapping[tuple[str, str], DimAlpha] | None = None,
 ) -> Adapters:
     """Inject the recipe's adapters into the models, in place; a DoRA's magnitudes along `axis`, else the recipe's.
+
+    `network` has the dim and alpha of each trained layer by model name and path; by default they are the recipe's.
 
     They are initialised from its seed and change nothing before training, since one of their factors is zero. The
     layers' `cast_input_dtype_enabled` is off where the base is in half precision: there autocast does the casting.
@@ -138,7 +155,8 @@ def add_adapters(
     models |= {f"te{number}": encoder for number, encoder in enumerate(text_encoders, 1)}
     dims: dict[str, dict[str, DimAlpha]] = defaultdict(dict)
     for target in find_target_layers(unet, text_encoders):
-        if dim_alpha := layer_dim_alpha(recipe, target.layer):
+        key = target.model, target.path
+        if dim_alpha := layer_dim_alpha(recipe, target.layer) if network is None else network.get(key):
             dims[target.model][target.path] = dim_alpha
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)

@@ -33,7 +33,16 @@ from torch import Tensor
 
 from lora_studio.files import write_bytes
 from lora_studio.lora.dora import dora_magnitude
-from lora_studio.lora.inject import ADAPTER_NAME, DOWN, MAGNITUDE, UP, AdaptedLayer, Adapters, layer_tensors
+from lora_studio.lora.inject import (
+    ADAPTER_NAME,
+    DOWN,
+    MAGNITUDE,
+    UP,
+    AdaptedLayer,
+    Adapters,
+    layer_alpha,
+    layer_tensors,
+)
 from lora_studio.lora.layers import block_names, kohya_name, to_stability_path
 from lora_studio.lora.shapes import shared_alpha
 from lora_studio.models.load import HASH_LENGTH, HASH_START
@@ -56,16 +65,12 @@ def lora_tensors(
             for part, weight in layer_tensors(layer).items()
         }
     blocks = block_names(unet)
-    shared = shared_alpha(_alpha(layer) for _, _, layer in adapters.layers)
+    shared = shared_alpha(layer_alpha(layer) for _, _, layer in adapters.layers)
     tensors: dict[str, Tensor] = {}
     for model, path, layer in adapters.layers:
         name = kohya_name(model, path, to_stability_path(path, blocks) if model == "unet" else "")
         tensors |= {f"{name}.{part}": weight for part, weight in _kohya_tensors(layer, dtype, shared).items()}
     return tensors
-
-
-def _alpha(layer: AdaptedLayer) -> float:
-    return float(layer.scaling[ADAPTER_NAME] * layer.r[ADAPTER_NAME])
 
 
 def _diffusers_name(model: str, path: str, part: str) -> str:
@@ -80,7 +85,7 @@ def _kohya_tensors(layer: AdaptedLayer, dtype: torch.dtype, shared: float) -> di
     `shared` is the alpha of all layers of a LoRA or LoCon.
     """
     parameters = layer_tensors(layer)
-    alpha = _alpha(layer)
+    alpha = layer_alpha(layer)
     magnitude = dora_magnitude(layer, ADAPTER_NAME)
     if magnitude is not None:
         rounded = torch.tensor(layer.r[ADAPTER_NAME], dtype=dtype)
@@ -110,7 +115,7 @@ def adapter_metadata(adapters: Adapters) -> dict[str, str]:
     for model in adapters.models:
         layers = {path: layer for prefix, path, layer in adapters.layers if prefix == model}
         dims = {path: layer.r[ADAPTER_NAME] for path, layer in layers.items()}
-        alphas = {path: _alpha(layer) for path, layer in layers.items()}
+        alphas = {path: layer_alpha(layer) for path, layer in layers.items()}
         dim, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (dims, alphas))
         config = {
             "r": dim,

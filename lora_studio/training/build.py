@@ -48,7 +48,7 @@ from lora_studio.training.speed.memory_budget import (
     measure_step_memory,
 )
 from lora_studio.training.trainer import Trainer
-from lora_studio.training.warm_start import load_network_weights
+from lora_studio.training.warm_start import load_network_weights, network_dims
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
@@ -83,7 +83,8 @@ def build_trainer(
     targets = find_target_layers(base.unet, base.text_encoders)
     quantize(base.unet, recipe.base_precision, checked.dtype, device)
     saved_axis = state_dora_axis(saved_weight_names(folder.path / "checkpoints" / "state"))
-    adapters = add_adapters(base.unet, base.text_encoders, recipe, axis=saved_axis)
+    network = network_dims(recipe, targets, job.network_weights)
+    adapters = add_adapters(base.unet, base.text_encoders, recipe, axis=saved_axis, network=network)
     if job.network_weights is not None:
         loaded, trained = load_network_weights(job.network_weights, adapters, recipe, targets)
         phases(f"Warm start from {job.network_weights.name}: it has {loaded} of the {trained} trained layers", 0, 0)

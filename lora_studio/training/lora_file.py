@@ -33,6 +33,7 @@ def save_lora_file(trainer: Trainer, progress: Progress, path: Path, epoch: int)
         step=progress.step,
         processes=trainer.ranks.world_size,
         axis=trainer.adapters.dora_axis,
+        dims=trainer.adapters.dims,
     )
     stored = torch.float32 if trainer.dtype == torch.float32 else torch.float16
     save_format = trainer.recipe.save_format

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +20,7 @@ from lora_studio import guide
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.lora.layers import TargetLayer, find_target_layers
-from lora_studio.lora.shapes import count_parameters
+from lora_studio.lora.shapes import tensor_shapes
 from lora_studio.models.compatibility import check_peft_compatibility
 from lora_studio.models.locate import BaseConfig, Source, fetch_base, find_vae, read_base_config, resolve_base
 from lora_studio.models.quantize import check_quantization
@@ -37,7 +37,7 @@ from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
 from lora_studio.training.optim.schedules import check_lr_scheduler
 from lora_studio.training.reporting.trackers import tracker_errors
-from lora_studio.training.warm_start import network_weights_errors
+from lora_studio.training.warm_start import NetworkDims, missing_weights_errors, network_dims, network_weights_errors
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
@@ -96,6 +96,7 @@ def preflight(
         attempt(partial(find_vae, job.vae))
     attempt(check_peft_compatibility)
     found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_count_errors(job), *tracker_errors(recipe)]
+    found += missing_weights_errors(job)
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))
     attempt(lambda: check_optimizer(recipe, device))
@@ -115,7 +116,9 @@ def preflight(
             found += attempt(lambda: network_weights_errors(path, recipe, targets)) or []
     if base_config is not None and dataset is not None and not found:
         width = 4 if precision is not None and precision[0] == torch.float32 else 2
-        found += _disk_space_errors(job, folder, home, dataset, _count(recipe, targets), width)
+        network = network_dims(recipe, targets, job.network_weights)
+        weights = _count(recipe, targets, network)
+        found += _disk_space_errors(job, folder, home, dataset, weights, width)
     if found and dataset is not None and not dataset.unreadable:
         found = [*unreadable_errors(damaged_images(dataset, read_progress)), *found]
     if found or dataset is None or source is None or base_config is None or precision is None:
@@ -310,15 +313,18 @@ def target_layers_of(base_config: BaseConfig) -> list[TargetLayer]:
 
 def count_lora_parameters(recipe: Recipe, base_config: BaseConfig) -> int:
     """Return the number of parameters of the LoRA."""
-    return _count(recipe, target_layers_of(base_config))
+    targets = target_layers_of(base_config)
+    return _count(recipe, targets, network_dims(recipe, targets))
 
 
-def _count(recipe: Recipe, targets: Sequence[TargetLayer]) -> int:
-    return count_parameters(recipe, Counter(target.layer for target in targets))
+def _count(recipe: Recipe, targets: Sequence[TargetLayer], network: NetworkDims) -> int:
+    layers = ((target.layer, network.get((target.model, target.path))) for target in targets)
+    shapes = (tensor_shapes(recipe, layer, dims.dim) for layer, dims in layers if dims is not None)
+    return sum(prod(shape) for found in shapes for shape in found.values())
 
 
 def _network_errors(job: TrainJob, targets: Sequence[TargetLayer]) -> list[str]:
-    if _count(job.recipe, targets):
+    if job.recipe.dim_from_weights or network_dims(job.recipe, targets):
         return []
     return [
         f"No layer is trained: block_dims is {job.recipe.block_dims!r} and text_encoder_lr "

@@ -1,7 +1,8 @@
 """Warm start: initialise a run with the weights of an existing LoRA file (`network_weights`).
 
-The file must have the recipe's network type, dims and alpha. A mismatch is an error before the first step, and layers
-that the file lacks are reported. A DoRA is trained on along the axis of the file's magnitudes.
+The file must have the recipe's network type, and its dims and alpha unless `dim_from_weights` takes these from it. A
+mismatch is an error before the first step, and layers that the file lacks are reported. A DoRA is trained on along the
+axis of the file's magnitudes.
 """
 
 from __future__ import annotations
@@ -15,15 +16,52 @@ import torch
 
 from lora_studio.errors import InputError
 from lora_studio.lora.header import read_lora_header
-from lora_studio.lora.inject import MAGNITUDE, Adapters, layer_tensors
+from lora_studio.lora.inject import ADAPTER_NAME, MAGNITUDE, Adapters, layer_tensors
 from lora_studio.lora.layers import TargetLayer
 from lora_studio.lora.read import LayerWeights, read_layers
 from lora_studio.lora.shapes import DimAlpha, DoraAxis, layer_dim_alpha, shared_alpha, tensor_shapes
 from lora_studio.lora.write import ALPHA_CORRECTED_PARTS
 from lora_studio.settings.choices import NetworkType, SaveFormat
+from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 
+NetworkDims = dict[tuple[str, str], DimAlpha]  # by the model and path of a layer
 SCALE_TOLERANCE = 0.01  # relative difference of alpha / dim that rounding to half precision may cause
+
+
+def network_dims(recipe: Recipe, targets: Sequence[TargetLayer], path: Path | None = None) -> NetworkDims:
+    """Return the dim and alpha of every trained layer of a base: the recipe's, or with `dim_from_weights` the file's.
+
+    Raises InputError if the file at `path` is not a LoRA for SDXL or was trained on an incompatible base.
+    """
+    if not recipe.dim_from_weights or path is None:
+        dims = {(target.model, target.path): layer_dim_alpha(recipe, target.layer) for target in targets}
+        return {key: found for key, found in dims.items() if found is not None}
+    return _dims_of(read_layers(read_lora_header(path), targets)[0], recipe)
+
+
+def _dims_of(found: Sequence[LayerWeights], recipe: Recipe) -> NetworkDims:
+    """Return dim and alpha of a file's layers whose learning rate is above 0."""
+    dims = {}
+    for weights in found:
+        target = weights.target
+        dim_alpha = DimAlpha(weights.dim, weights.alpha)
+        if (whole := weights.tensors.get("lokr_w2")) is not None:
+            size = max(whole.shape[:2])  # as in `layer_dim_alpha`: it is never scaled
+            dim_alpha = DimAlpha(size, float(size))
+        if recipe.layer_rate(target.model, target.layer.block):
+            dims[target.model, target.path] = dim_alpha
+    return dims
+
+
+def missing_weights_errors(job: TrainJob) -> list[str]:
+    """Return an error if a job takes its dims from a file and names none."""
+    if not job.recipe.dim_from_weights or job.network_weights is not None:
+        return []
+    return [
+        "dim_from_weights is on, but network_weights, the LoRA file to start from, is empty. Give the file, or turn "
+        "dim_from_weights off."
+    ]
 
 
 def network_weights_errors(path: Path, recipe: Recipe, targets: Sequence[TargetLayer]) -> list[str]:
@@ -45,15 +83,14 @@ def network_weights_errors(path: Path, recipe: Recipe, targets: Sequence[TargetL
             f"{name} is a {wrong[0].value}, but network_type is {recipe.network_type.value}. "
             f"Set network_type to {wrong[0].value}."
         ]
-    untrained = [weights.target for weights in found if layer_dim_alpha(recipe, weights.target.layer) is None]
+    dims = _dims_of(found, recipe) if recipe.dim_from_weights else network_dims(recipe, targets)
+    untrained = [weights.target for weights in found if (weights.target.model, weights.target.path) not in dims]
     if untrained:
         return [
             f"{name} has {len(untrained)} layers that this recipe does not train, like {untrained[0].kohya_name}. "
             f"{_training_remedy(untrained[0], recipe)}"
         ]
-    trained = [dims for target in targets if (dims := layer_dim_alpha(recipe, target.layer)) is not None]
-    shared = shared_alpha(dims.alpha for dims in trained)
-    return [*_magnitude_errors(name, recipe, found), *_shape_errors(name, recipe, found, shared)]
+    return [*_magnitude_errors(name, recipe, found), *_shape_errors(name, recipe, found, dims)]
 
 
 def load_network_weights(
@@ -72,9 +109,7 @@ def load_network_weights(
     with torch.no_grad():
         for weights in found:
             layer = layers[weights.target.model, weights.target.path]
-            dims = layer_dim_alpha(recipe, weights.target.layer)
-            assert dims is not None
-            rescale = weights.alpha / weights.dim / (dims.alpha / dims.dim)
+            rescale = weights.alpha / weights.dim / layer.scaling[ADAPTER_NAME]
             for name, parameter in layer_tensors(layer).items():
                 tensor = weights.magnitude if name == MAGNITUDE else weights.tensors[name]
                 assert tensor is not None
@@ -106,13 +141,13 @@ def _magnitude_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights]) 
     return []
 
 
-def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights], shared: float) -> list[str]:
-    """Return errors for layers of another dim or alpha; `shared` is the alpha that a LoRA's file has for all layers."""
+def _shape_errors(name: str, recipe: Recipe, found: Sequence[LayerWeights], network: NetworkDims) -> list[str]:
+    """Return errors for layers of another dim or alpha than the network's."""
+    shared = shared_alpha(dims.alpha for dims in network.values())  # which a LoRA's file has for all layers
     errors: dict[str, str] = {}
     for weights in found:
         layer = weights.target.layer
-        dims = layer_dim_alpha(recipe, layer)
-        assert dims is not None
+        dims = network[weights.target.model, weights.target.path]
         shapes = {part: tuple(tensor.shape) for part, tensor in weights.tensors.items()}
         expected = tensor_shapes(recipe, layer, dims.dim)
         expected.pop(MAGNITUDE, None)

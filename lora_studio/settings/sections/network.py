@@ -95,6 +95,13 @@ class NetworkSettings(Settings):
         "leaves a block untrained. Alpha stays the same. Empty: the network rank in every block.",
         max_length=500,
     )
+    dim_from_weights: bool = setting(
+        False,
+        label="Ranks of the LoRA to start from",
+        group=Group.NETWORK,
+        why="Takes the layers with their ranks and alphas from the LoRA file that the training starts from, instead of "
+        "the settings here; the plan still counts with these. Off: the file must match them.",
+    )
     lokr_factor: int = setting(
         -1,
         label="LoKr factor",
@@ -170,6 +177,14 @@ def network_problems(settings: NetworkSettings) -> list[str]:
             f"network_dropout is {settings.network_dropout:g} and rank_dropout {settings.rank_dropout:g}, which are "
             f"the same for {kind.value}. Set one of them to 0."
         )
+    if settings.dim_from_weights:
+        others = {"block_dims": "", "conv_dim": None, "conv_alpha": None, "rank_stabilized": False}
+        problems += [
+            f"dim_from_weights is on, which takes ranks and alphas from a LoRA file, but {name} is set too. Remove one "
+            "of them."
+            for name, unset in others.items()
+            if getattr(settings, name) != unset
+        ]
     if settings.use_tucker and kind is not NetworkType.LOKR:
         problems.append(
             f"use_tucker is on, which LoKr alone has, but network_type is {kind.value}. Set use_tucker to false, or "

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from lora_studio.dataset.captions.text import split_tags
-from lora_studio.lora.shapes import DoraAxis
+from lora_studio.lora.shapes import DimAlpha, DoraAxis
 from lora_studio.models.load import Base, window_hash
 from lora_studio.models.text_encoding import CHUNK_TOKENS
 from lora_studio.planning.steps import StepCount, warmup_steps
@@ -39,14 +40,16 @@ def build_lora_metadata(
     processes: int = 1,
     finished: float | None = None,
     axis: DoraAxis | None = None,
+    dims: Collection[DimAlpha] = (),
 ) -> dict[str, str]:
     """Return the metadata of a LoRA after `step` steps, in `epoch` (counted from 1). Times are Unix timestamps.
 
-    The batch size in the job's recipe is the global one, over all `processes`. `axis` is that of a DoRA's magnitudes.
+    The batch size in the job's recipe is the global one, over all `processes`. `axis` is that of a DoRA's magnitudes,
+    `dims` are those of the layers.
     """
     finished = finished or time.time()
     values = {
-        **build_network_metadata(job.recipe, axis),
+        **build_network_metadata(job.recipe, axis, dims),
         **_training(job, counts, base, precision, processes),
         **_data(job, dataset),
         "ss_output_name": job.name,

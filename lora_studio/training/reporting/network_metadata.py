@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from lora_studio.lora.shapes import DoraAxis
+from lora_studio.lora.shapes import DimAlpha, DoraAxis
 from lora_studio.settings.block_dims import parse_block_dims
 from lora_studio.settings.blocks import BLOCKS, PART_SIZES
 from lora_studio.settings.choices import NetworkType, TrainLayers
@@ -27,21 +28,30 @@ PRESETS = {
 }
 
 
-def build_network_metadata(recipe: Recipe, axis: DoraAxis | None = None) -> dict[str, Any]:
+def build_network_metadata(
+    recipe: Recipe, axis: DoraAxis | None = None, dims: Collection[DimAlpha] = ()
+) -> dict[str, Any]:
     """Return the `ss_network_*` entries: sd-scripts' own module where it can train the network, else LyCORIS.
 
-    `axis` is that of a DoRA's magnitudes.
+    `axis` is that of a DoRA's magnitudes, `dims` are those of the layers. With `dim_from_weights` dim and alpha are
+    "Dynamic" if the layers differ, as after sd-scripts' resizing.
     """
     plain = recipe.network_type in (NetworkType.LORA, NetworkType.LOCON)
     own = plain and (recipe.trains_convolutions or recipe.train_layers is TrainLayers.ATTENTION_FF)
     own = own and not recipe.rank_stabilized
+    from_file = recipe.dim_from_weights and dims
     return {
         "ss_network_module": "networks.lora" if own else "lycoris.kohya",
-        "ss_network_dim": recipe.network_dim,
-        "ss_network_alpha": recipe.network_alpha,
+        "ss_network_dim": _shared({layer.dim for layer in dims}) if from_file else recipe.network_dim,
+        "ss_network_alpha": _shared({layer.alpha for layer in dims}) if from_file else recipe.network_alpha,
         "ss_network_args": _arguments(recipe, axis, lycoris=not own),
         "ss_network_dropout": recipe.network_dropout or None,
     }
+
+
+def _shared(values: Collection[float]) -> float | str:
+    """Return the only value, or sd-scripts' word for several."""
+    return next(iter(values)) if len(values) == 1 else "Dynamic"
 
 
 def _arguments(recipe: Recipe, axis: DoraAxis | None, *, lycoris: bool) -> dict[str, str]:

@@ -14,7 +14,6 @@ from tests.support.kohya_presets import OPTIONS, recipe_values
 
 # Arguments that have no setting, or whose value is refused.
 NOT_COVERED = {
-    "SDXL - LoRA finetuning phase 2_v1.1": {"dim_from_weights"},
     "locon-dadaptation-sdxl": {"bucket_reso_steps"},  # 1, which sd-scripts refuses for SDXL, too
 }
 

@@ -21,7 +21,7 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.training.lora_file import save_lora_file
 from lora_studio.training.progress import Progress
 from lora_studio.training.step import train_step
-from lora_studio.training.warm_start import load_network_weights, network_weights_errors
+from lora_studio.training.warm_start import load_network_weights, network_dims, network_weights_errors
 from lora_studio.workspace.project import Home
 from tests.support.networks import NETWORKS, SMALL, add_random_adapters, eval_pipeline, in_tiers, recipe_of, write_lora
 from tests.support.tiny_sdxl import save_tiny_sdxl
@@ -148,3 +148,58 @@ def test_preflight_rejects_another_network_type_and_recipes_that_train_no_layer(
     nothing = make_job(shared / "base", shared / "images", block_dims="in=0,mid=0,out=0")
     with pytest.raises(ConfigError, match="block_dims is"):
         start(nothing, tmp_path / "run", Home(shared / "home"))
+
+
+FILES: dict[str, dict[str, Any]] = {
+    "LoRA": {"network_dim": 2, "network_alpha": 3, "block_dims": "in=8, mid1=1, out0=0"},
+    "LoCon": {"network_type": "LoCon", "conv_dim": 2, "conv_alpha": 1},
+    "DoRA": {"network_type": "DoRA", "rank_stabilized": True},
+    "LoKr": {"network_type": "LoKr", "network_dim": 2},
+    "LoKr whole": NETWORKS["LoKr whole"],
+}
+
+
+@pytest.mark.parametrize("network", in_tiers(FILES, fast=["LoRA", "LoKr whole"]))
+def test_dims_and_alphas_can_be_those_of_the_file(
+    network: str, bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
+) -> None:
+    other, theirs = copy.deepcopy(bare), Recipe.parse(SMALL | FILES[network])
+    adapters = add_random_adapters(other, theirs)
+    path = write_lora(tmp_path / "x.safetensors", other, adapters, theirs)
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    targets = find_target_layers(pipe.unet, encoders)
+    kept = {name: value for name, value in FILES[network].items() if name in ("network_type", "lokr_factor")}
+    recipe = Recipe.parse({"network_dim": 16, "train_layers": "attention_ff", "dim_from_weights": True} | kept)
+    assert network_weights_errors(path, recipe, targets) == []
+    again = add_adapters(pipe.unet, encoders, recipe, network=network_dims(recipe, targets, path))
+    load_network_weights(path, again, recipe, targets)
+    written = load_file(write_lora(tmp_path / "again.safetensors", pipe, again, recipe))
+    expected = load_file(path)
+    assert written.keys() == expected.keys()
+    for name, tensor in written.items():
+        if network == "LoKr" and name.endswith("alpha"):  # without effect in its whole matrices
+            continue
+        torch.testing.assert_close(tensor, expected[name], atol=0, rtol=3e-7)
+
+
+def test_a_run_takes_its_dims_from_a_file_and_says_so_in_its_metadata(
+    shared: Path, tmp_path: Path, bare: StableDiffusionXLPipeline
+) -> None:
+    other, theirs = copy.deepcopy(bare), Recipe.parse(SMALL | FILES["LoRA"])
+    path = write_lora(tmp_path / "x.safetensors", other, add_random_adapters(other, theirs), theirs)
+    job = make_job(shared / "base", shared / "images", dim_from_weights=True)
+    home = Home(shared / "home")
+    with pytest.raises(ConfigError, match="network_weights, the LoRA file to start from, is empty"):
+        start(job, tmp_path / "run", home)
+    job = job.model_copy(update={"network_weights": path})
+    with pytest.raises(ConfigError, match="Set text_encoder_lr above 0"):
+        start(job, tmp_path / "run", home)
+    job.recipe.text_encoder_lr = 1e-4
+    trainer = start(job, tmp_path / "run", home)
+    train_step(trainer, 0)
+    save_lora_file(trainer, Progress(step=1), tmp_path / "run.safetensors", 1)
+    found, before = read_lora_header(tmp_path / "run.safetensors"), read_lora_header(path)
+    assert {name: shape for name, (_, shape) in found.tensors.items()} == {
+        name: shape for name, (_, shape) in before.tensors.items()
+    }
+    assert (found.metadata["ss_network_dim"], found.metadata["ss_network_alpha"]) == ("Dynamic", "3.0")

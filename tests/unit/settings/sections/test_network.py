@@ -30,6 +30,8 @@ from lora_studio.settings.recipe import Recipe
         ({"network_type": "LoCon", "conv_dim": 513}, "conv_dim is 513"),
         ({"network_type": "LoKr", "network_dropout": 0.1, "rank_dropout": 0.2}, "the same for LoKr"),
         ({"network_type": "LoCon", "use_tucker": True}, "use_tucker is on"),
+        ({"dim_from_weights": True, "block_dims": "mid=8"}, "but block_dims is set too"),
+        ({"dim_from_weights": True, "rank_stabilized": True}, "but rank_stabilized is set too"),
         ({"network_dim": 0}, "greater than or equal to 1"),
     ],
 )
