@@ -24,6 +24,8 @@ from lora_studio.dataset.training_images import read_images
 from lora_studio.diagnosis import doctor
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.events import Event, FailedEvent, StepEvent
+from lora_studio.interop.files import import_settings
+from lora_studio.interop.write import export_settings
 from lora_studio.planning.plan import plan
 from lora_studio.settings.choices import ExistingCaptions, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
@@ -47,6 +49,8 @@ __all__ = [
     "curate",
     "doctor",
     "edit_captions",
+    "export_settings",
+    "import_settings",
     "lint_captions",
     "plan",
     "plan_caption_edit",

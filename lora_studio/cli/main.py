@@ -30,8 +30,18 @@ from lora_studio.workspace.project import Home
 
 if TYPE_CHECKING:
     from lora_studio.dataset.tagging.stage import TagResult
+    from lora_studio.interop.files import ImportedSettings
     from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
+
+FromOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Import settings: a .json of kohya_ss, a .toml of sd-scripts, or a LoRA with training metadata.",
+    ),
+]
 
 app = typer.Typer(
     help="Curate, tag, plan, train and test SDXL LoRAs.",
@@ -90,10 +100,19 @@ def plan(
     vram: Annotated[float | None, typer.Option("--vram", min=1, help="GPU memory in GiB.")] = None,
     trigger: Annotated[str, typer.Option(help=field_help(TrainJob, "trigger_word"))] = NEW_PROJECT.trigger_word,
     regularization: Annotated[Path | None, typer.Option(help=field_help(TrainJob, "regularization"))] = None,
+    source: FromOption = None,
+    export: Annotated[
+        Path | None, typer.Option("--export", metavar="FILE", help="Write the plan as a .toml for kohya's sd-scripts.")
+    ] = None,
     as_json: Json = False,
     **overrides: Any,
 ) -> None:
     """Plan the settings and steps of a training, with the reasons."""
+    imported = _import(source)
+    if imported is not None and folder is None and images is None and "dataset" in imported.job:
+        folder = Path(imported.job["dataset"])
+    if imported is not None and base == NEW_PROJECT.base:
+        base = imported.job.get("base", base)
     if (folder is None) == (images is None):
         raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
     result = api.plan(
@@ -102,9 +121,21 @@ def plan(
         base=base,
         vram_gib=vram,
         trigger_word=trigger,
-        overrides=overrides,
+        overrides={**(imported.recipe if imported else {}), **overrides},
         regularization=regularization,
     )
+    if export is not None:
+        exported = api.export_settings(
+            result.recipe,
+            export,
+            base=base,
+            dataset=folder,
+            trigger_word=trigger,
+            regularization=regularization,
+            prediction_type=result.prediction_type,
+            total_steps=result.steps.total_steps,
+        )
+        _report_left_out(f"Written to {exported.file}.", exported.lines())
     if as_json:
         print_json(result.summary())
         return
@@ -221,6 +252,7 @@ def train(
     job_file: Annotated[
         Path | None, typer.Argument(metavar="[JOB.toml]", help="A job file, or the job.toml of a run.")
     ] = None,
+    source: FromOption = None,
     preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; can be repeated.")
@@ -240,7 +272,7 @@ def train(
         with JobProgress(err_console) as bar:
             result = api.resume(folder, home=Home.locate(home), on_event=bar)
     else:
-        result = _run(_train_job(job_file, given, preset, settings or []), home, out)
+        result = _run(_train_job(job_file, _import(source), given, preset, settings or []), home, out)
     if as_json:
         print_json(result)
         return
@@ -345,9 +377,34 @@ def _run(job: AnyJob, home: Path | None, out: Path | None = None) -> Any:
         return api.run_job(job, out=out, home=Home.locate(home), on_event=bar)
 
 
-def _train_job(job_file: Path | None, given: dict[str, Any], preset: str | None, settings: list[str]) -> TrainJob:
-    """Build the job from a job file, if there is one; then apply the given fields, the preset and each --set."""
+def _import(source: Path | None) -> ImportedSettings | None:
+    """Read the settings of another program's file, if one is given, and print what was not carried over to stderr."""
+    if source is None:
+        return None
+    imported = api.import_settings(source)
+    _report_left_out(f"Settings of {source} ({imported.source}).", imported.lines())
+    return imported
+
+
+def _report_left_out(title: str, lines: list[str]) -> None:
+    err_console.print(f"{title}{' Not carried over:' if lines else ''}", soft_wrap=True, highlight=False, markup=False)
+    for line in lines:
+        err_console.print(f"- {line}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _train_job(
+    job_file: Path | None,
+    imported: ImportedSettings | None,
+    given: dict[str, Any],
+    preset: str | None,
+    settings: list[str],
+) -> TrainJob:
+    """Build the job from a job file or imported settings; then apply the given fields, the preset and each --set."""
     values: dict[str, Any] = {"recipe": {}}
+    if job_file is not None and imported is not None:
+        raise InputError("JOB.toml and --from exclude each other.", "Give one of the two.", code="usage")
+    if imported is not None:
+        values = {**imported.job, "recipe": imported.recipe}
     if job_file is not None:
         if not job_file.is_file():
             raise InputError(f"The job file {job_file} does not exist.", "Give a .toml file.", code="no_job")

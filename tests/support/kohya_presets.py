@@ -1,6 +1,7 @@
-"""The settings of kohya_ss' 19 SDXL presets, as arguments of sd-scripts, and the recipes that they mean.
+"""The settings of kohya_ss' 19 SDXL presets, as arguments of sd-scripts, and sd-scripts' own arguments.
 
-`tests/data/kohya_presets.json` has the arguments that have an effect, by preset (kohya_ss 45088f0, `presets/lora/`).
+`tests/data/kohya_presets.json` has the arguments that have an effect, by preset (kohya_ss 45088f0, `presets/lora/`),
+`tests/data/sd_scripts_arguments.json` the types of all that sdxl_train_network.py knows (sd-scripts 48d368f).
 """
 
 from __future__ import annotations
@@ -9,30 +10,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).parents[1] / "data" / "kohya_presets.json"
-OPTIONS: dict[str, dict[str, Any]] = json.loads(DATA.read_text("utf-8"))
-
-# Settings of another name.
-RENAMED = {
-    "optimizer_type": "optimizer",
-    "train_batch_size": "batch_size",
-    "max_train_epochs": "epochs",
-    "factor": "lokr_factor",
-}
-# What sd-scripts uses where a preset says nothing, and this trainer does not.
-SCRIPT_DEFAULTS = {"noise_offset": 0.0, "min_snr_gamma": 0.0, "caption_extension": ".txt"}
-# A LoRA is saved in fp16, or fp32 after a run in fp32, which every program reads; trackers only show a run.
-WITHOUT_EFFECT_ON_TRAINING = {"save_precision", "log_with"}
-NETWORKS = {"loha": "LoHa", "lokr": "LoKr"}
+DATA = Path(__file__).parents[1] / "data"
+OPTIONS: dict[str, dict[str, Any]] = json.loads((DATA / "kohya_presets.json").read_text("utf-8"))
+ARGUMENT_TYPES: dict[str, dict[str, Any]] = json.loads((DATA / "sd_scripts_arguments.json").read_text("utf-8"))
+_TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "number": (int, float)}
 
 
-def recipe_values(options: dict[str, Any]) -> dict[str, Any]:
-    """Return a preset's arguments as recipe values; those without a setting keep their names."""
-    given = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT_ON_TRAINING}
-    given |= given.pop("network_args", {})
-    values = dict(SCRIPT_DEFAULTS)
-    if given.pop("network_module") == "lycoris.kohya":
-        values |= {"network_type": NETWORKS[given.pop("algo")], "train_layers": "all"}
-    if given.pop("network_train_unet_only", False):
-        values["text_encoder_lr"] = 0
-    return values | {RENAMED.get(name, name): value for name, value in given.items()}
+def argument_errors(arguments: dict[str, Any]) -> list[str]:
+    """Return the arguments that sdxl_train_network.py would not know, or whose value has another type."""
+    found = []
+    for name, value in arguments.items():
+        known = ARGUMENT_TYPES.get(name)
+        if known is None:
+            found.append(f"{name} is unknown")
+            continue
+        values = value if known.get("many") else [value]
+        right = isinstance(values, list) and all(isinstance(item, _TYPES[known["type"]]) for item in values)
+        if not right or not all(item in known.get("choices", [item]) for item in values):
+            found.append(f"{name} is {value!r}")
+    return found

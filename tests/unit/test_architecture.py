@@ -46,6 +46,7 @@ LAYERS = (
     ("training.data",),
     ("training.objective", "training.distributed"),
     ("training.data.rng",),
+    ("interop",),
     ("lora",),
     ("models",),
     ("planning",),

@@ -184,13 +184,13 @@ class OptimizationSettings(Settings):
     @classmethod
     def _split_arguments(cls, value: Any) -> Any:
         if isinstance(value, str) and value.strip():
-            return ARGUMENT_SEPARATOR.split(_unquoted(value.strip(" ,\n")))
+            return ARGUMENT_SEPARATOR.split(unquoted(value.strip(" ,\n")))
         return value or []
 
     @field_validator("optimizer_args", "lr_scheduler_args")
     @classmethod
     def _named_arguments(cls, value: list[str]) -> list[str]:
-        pairs = [_unquoted(text.strip()).partition("=") for text in value]
+        pairs = [unquoted(text.strip()).partition("=") for text in value]
         for text, (name, _, content) in zip(value, pairs, strict=True):
             if not name.strip().isidentifier() or not content.strip():
                 raise ValueError(f"{text!r} is not KEY=VALUE; write for example betas=0.9,0.99")
@@ -204,7 +204,7 @@ class OptimizationSettings(Settings):
         return value
 
 
-def _unquoted(text: str) -> str:
-    """Return text without the pair of quotes around the whole of it, if there is one."""
+def unquoted(text: str) -> str:
+    """Return a text without the pair of quotes around the whole of it, if there is one."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]
     return text[1:-1] if quoted else text

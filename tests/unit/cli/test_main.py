@@ -6,20 +6,25 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from lora_studio import api
+from lora_studio.cli import main
 from lora_studio.cli.main import app
 from lora_studio.diagnosis import Check, Diagnosis
+from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import save_tiny_wd
 
 ROOT = Path(__file__).parents[3]
+RESULT = {"stopped": False, "lora": Path("cat.safetensors"), "verdict": None}
 
 
 def run(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -50,6 +55,32 @@ def test_plan_uses_the_given_settings(home: Home) -> None:
     plan = run_json("plan", "--images", "24", "--epochs", "3", "--batch", "4", "--repeats", "2")
     assert (plan["epochs"], plan["batch_size"], plan["repeats"]) == (3, 4, 2)
     assert plan["total_steps"] == 3 * 24 * 2 // 4
+
+
+def test_plan_imports_and_exports_settings_of_kohyas_tools(tmp_path: Path, home: Home) -> None:
+    source, target = tmp_path / "form.json", tmp_path / "plan.toml"
+    form = {"LoRA_type": "Standard", "network_dim": 20, "unet_lr": 3e-4, "text_encoder_lr": 0, "color_aug": True}
+    source.write_text(json.dumps(form))
+    words = ["plan", "--images", "24", "--from", str(source), "--epochs", "3", "--export", str(target), "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "color_aug" in done.stderr
+    assert json.loads(done.stdout)["network_dim"] == 20
+    written = tomllib.loads(target.read_text())
+    assert (written["network_dim"], written["unet_lr"], written["max_train_epochs"]) == (20, 3e-4, 3)
+
+
+def test_train_takes_imported_settings_under_those_that_are_given(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[TrainJob] = []
+    monkeypatch.setattr(main, "_run", lambda job, home, out: jobs.append(job) or SimpleNamespace(**RESULT))
+    source = tmp_path / "config.toml"
+    source.write_text("network_dim = 20\nnetwork_alpha = 5\nunet_lr = 3e-4\noutput_name = 'cat'\n")
+    words = ["train", "--from", str(source), "--dataset", str(tmp_path), "--base", "sdxl", "--set", "network_dim=12"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    recipe = jobs[0].recipe
+    assert (jobs[0].name, recipe.network_dim, recipe.network_alpha, recipe.unet_lr) == ("cat", 12, 5, 3e-4)
 
 
 def test_curate_sets_a_duplicate_aside_and_restores_it(image_folder: Callable[..., Path], home: Home) -> None:

@@ -1,0 +1,177 @@
+"""Import the settings of a training from a file of kohya's tools, or from a LoRA."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lora_studio.errors import InputError
+from lora_studio.interop.arguments import ARGUMENTS, LeftOut
+from lora_studio.interop.gui import MARKS, gui_arguments
+from lora_studio.interop.metadata import PREFIX, metadata_arguments
+from lora_studio.interop.read import JOB_FIELDS, LENGTH, NETWORK, OPTIMIZER, RATES, SCHEDULE, Translation
+from lora_studio.lora.header import read_lora_header
+from lora_studio.settings.declare import parse_toml
+from lora_studio.settings.recipe import Recipe
+
+MAX_BYTES = 4 * 1024**2
+FILE_TYPES = (".json", ".toml", ".safetensors")
+_KNOWN = {argument.name for argument in ARGUMENTS} | {*NETWORK, *OPTIMIZER, *RATES, *SCHEDULE, *LENGTH, *JOB_FIELDS}
+PATHS = {"dataset", "regularization", "network_weights"}  # fields of a job
+_OWN_MARKS = {"kind", "recipe"}  # of a job file
+
+
+class SettingsSource(StrEnum):
+    """What wrote a file with settings."""
+
+    KOHYA_SS = "kohya_ss"
+    SD_SCRIPTS = "sd-scripts"
+    LORA = "LoRA metadata"
+
+
+class ImportedSettings(BaseModel):
+    """Settings from a file of another program, in this one's names.
+
+    `recipe` has values of recipe settings, `job` those of other fields of a training job: dataset, base, name... Those
+    that the file says nothing about are missing. `left_out` lists the arguments that were not carried over.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: SettingsSource
+    recipe: dict[str, Any]
+    job: dict[str, Any]
+    left_out: list[LeftOut]
+
+    def lines(self) -> list[str]:
+        """Return what was not carried over as sentences; what the studio does not need is one line."""
+        found = [f"{item.name} = {item.value}: {item.why}" for item in self.left_out if item.matters]
+        if others := [item.name for item in self.left_out if not item.matters]:
+            found.append(f"Not needed here: {', '.join(others)}.")
+        return found
+
+
+def import_settings(path: Path | str) -> ImportedSettings:
+    """Read the JSON of kohya_ss' form, a TOML of sd-scripts, or the metadata of a LoRA file.
+
+    Raises InputError if the file is missing, damaged or has no such settings.
+    """
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _from_lora(path)
+    text = _read(path)
+    if suffix == ".json":
+        return _from_gui(_parse_json(text, path.name), path)
+    return _from_toml(parse_toml(text, path.name), path)
+
+
+def _read(path: Path) -> str:
+    if path.suffix.lower() not in FILE_TYPES:
+        raise InputError(
+            f"{path.name} is not a file with settings.",
+            "Give a .json of kohya_ss, a .toml of sd-scripts or a LoRA as .safetensors.",
+            code="import_type",
+        )
+    if not path.is_file():
+        raise InputError(f"{path} does not exist.", "Give the path of a file with settings.", code="no_file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InputError(
+                f"{path.name} is larger than {MAX_BYTES // 1024**2} MB.",
+                "Give a file with settings.",
+                code="import_file",
+            )
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path.name} cannot be read: {error}.", "Save it as UTF-8.", code="import_file") from error
+
+
+def _parse_json(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is not valid JSON: {error}.", "Save it again in kohya_ss.", code="json") from error
+    if not isinstance(values, dict):
+        raise _no_settings(name)
+    return values
+
+
+def _no_settings(name: str) -> InputError:
+    return InputError(
+        f"{name} has no settings of a training.",
+        "Give a .json of kohya_ss, a .toml of sd-scripts or a LoRA that one of them trained.",
+        code="no_settings",
+    )
+
+
+def _from_gui(fields: dict[str, Any], path: Path) -> ImportedSettings:
+    if not MARKS & fields.keys() and not _KNOWN & fields.keys():
+        raise _no_settings(path.name)
+    arguments, left_out = gui_arguments(fields)
+    return _translate(SettingsSource.KOHYA_SS, arguments, left_out, complete=True, folder=path.parent)
+
+
+def _from_toml(values: dict[str, Any], path: Path) -> ImportedSettings:
+    if _OWN_MARKS & values.keys():
+        raise InputError(f"{path.name} is a job file of the studio.", "Give it to train as JOB.toml.", code="own_job")
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():  # sections only sort the arguments
+        arguments |= value if isinstance(value, Mapping) else {name: value}
+    if not _KNOWN & arguments.keys():
+        raise _no_settings(path.name)
+    return _translate(SettingsSource.SD_SCRIPTS, arguments, [], complete=True, folder=path.parent)
+
+
+def _from_lora(path: Path) -> ImportedSettings:
+    metadata = read_lora_header(path).metadata
+    if not any(name.startswith(PREFIX) for name in metadata):
+        raise InputError(
+            f"{path.name} does not say how it was trained.",
+            "Its metadata was removed, or its trainer wrote none: set the recipe by hand.",
+            code="no_settings",
+        )
+    arguments, left_out = metadata_arguments(metadata)
+    return _translate(SettingsSource.LORA, arguments, left_out, complete=False, folder=path.parent)
+
+
+def _translate(
+    source: SettingsSource, arguments: dict[str, Any], left_out: list[LeftOut], *, complete: bool, folder: Path
+) -> ImportedSettings:
+    prompts = arguments.get("sample_prompts")
+    if isinstance(prompts, str) and (lines := _prompt_lines(folder, prompts)) is not None:
+        arguments["sample_prompts"] = lines
+    found = Translation(arguments, complete=complete)
+    left_out += found.left_out
+    for name in PATHS & found.job.keys():
+        given = Path(str(found.job[name])).expanduser()
+        existing = next((path for path in (folder / given, given) if path.exists()), None)
+        if existing is None:
+            left_out.append(LeftOut(name, found.job.pop(name), "It is not on this computer: give it again."))
+        else:
+            found.job[name] = str(existing)
+    return ImportedSettings(source=source, recipe=found.recipe, job=found.job, left_out=left_out)
+
+
+def _prompt_lines(folder: Path, name: str) -> list[str] | None:
+    """Return the lines of a text file of sample prompts, beside the settings or at its path; None if it is missing."""
+    for path in (folder / name, Path(name).expanduser()):
+        if path.suffix.lower() == ".txt" and path.is_file():
+            limit = next(item.max_length for item in Recipe.model_fields["sample_prompts"].metadata)
+            lines = [line.strip() for line in _read_text(path).splitlines()]
+            return [line for line in lines if line and not line.startswith("#")][:limit]
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return ""
