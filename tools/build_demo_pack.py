@@ -4,7 +4,7 @@ Stages can be run one by one and resume where they stopped. `vae` is trained on 
 continues it on renderings in many styles. After it, the stages `decoder` and `unet` can run at the same time; `unet`
 first encodes renderings. `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest
 checkpoints. `adopt` takes autoencoder, UNet and text encoders from the existing pack; `vae-renderings`, `decoder` and
-`unet` then continue their training.
+`unet` then continue their training. `styles` trains LoRAs in styles that no model was trained on, and judges them.
 """
 
 import argparse
@@ -29,7 +29,9 @@ PACK = ROOT / "lora_studio" / "demo"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["render", "adopt", *TRAINING, "export", "evaluate", "testset", "all"])
+    parser.add_argument(
+        "stage", choices=["render", "adopt", *TRAINING, "export", "evaluate", "styles", "testset", "all"]
+    )
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
     for stage, (_, usual) in TRAINING.items():
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    sys.path.append(str(ROOT))  # evaluate trains a LoRA with the studio itself
+    sys.path.append(str(ROOT))  # evaluate and styles train LoRAs with the studio itself
     args.work.mkdir(parents=True, exist_ok=True)
     if args.stage in ("render", "all"):
         pictures.render(args.modules, args.work, progress.log)
@@ -53,6 +55,10 @@ def main() -> None:
         export.export(args.work, args.pack)
     if args.stage in ("evaluate", "all"):
         evaluate.evaluate(args.work, args.pack)
+    if args.stage in ("styles", "all"):
+        from demo_pack.styles import styles  # imports the studio, which no other stage needs
+
+        styles(args.work, args.pack)
     if args.stage in ("testset", "all"):
         testset.write(args.work, ROOT / "tests" / "data" / "pack")
 

@@ -13,9 +13,14 @@ from torch import Tensor
 
 from demo_pack import captioner, captions, colours, pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
+from demo_pack.renderings import DARK, PALETTE
 
-FLAT, CONTRAST = pictures.HELD_OUT_SETS
+Figures = dict[str, float]
+
 SEEDS = (11, 12, 13, 14)
+BORDER = 5  # px: less than the margin around an icon
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "black": DARK["black"], **PALETTE}
+STYLE_WORDS = ("greyscale", "sepia", "outline", "purple silhouette", "navy and yellow duotone", "hatched", "pixelated")
 
 
 def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str, float]:
@@ -32,18 +37,14 @@ def reconstruction(work: Path, pipeline: StableDiffusionXLPipeline) -> dict[str,
     return figures
 
 
-def drawing(
-    work: Path, pipeline: StableDiffusionXLPipeline, judge: tagger.Tagger, count: int = 100
-) -> dict[str, float]:
+def drawing(work: Path, pipeline: StableDiffusionXLPipeline, judge: tagger.Tagger, count: int = 100) -> Figures:
     """Return the share of samples in which the tagger recognises the prompt's emoji, also with an unknown word first.
 
     Colours are excluded from the tags that count, as nearly every image has two or three; `all tags` includes them.
     `variety` is the mean absolute difference (0 to 255) between images of the same prompt and different seeds.
     """
-    every = [word for word in pictures.load(work, pictures.TRAINING_SETS)[0] if not (word.held_out or word.is_flag)]
-    by_label = {word.label: word for word in every}
     rng = random.Random("drawing")
-    words = rng.sample([by_label[label] for label in sorted(by_label)], count)
+    words = _known_words(work, rng, count)
     repeated = [word for word in words for _ in SEEDS]
     seeds = list(SEEDS) * count
     figures: dict[str, float] = {}
@@ -64,6 +65,56 @@ def drawing(
             steps = np.abs(grouped[:, 1:] - grouped[:, :-1]).mean(2)
             figures["variety"], figures["least variety"] = float(steps.mean()), float(steps.min())
     return {name: round(value, 3) for name, value in figures.items()}
+
+
+def nearest_colour(rgb: NDArray[np.uint8]) -> list[str]:
+    """Return the colour of BACKGROUNDS nearest to the mean of each image's border, uint8 [N, H, W, 3]."""
+    inner = np.zeros(rgb.shape[1:3], bool)
+    inner[BORDER:-BORDER, BORDER:-BORDER] = True
+    means = torch.from_numpy(rgb[:, ~inner].mean(1) / 255).float()
+    table = torch.tensor(list(BACKGROUNDS.values()))
+    return [list(BACKGROUNDS)[i] for i in torch.cdist(means, table).argmin(1).tolist()]
+
+
+def renderings(work: Path, pipeline: StableDiffusionXLPipeline, judge: tagger.Tagger, count: int = 100) -> Figures:
+    """Return shares of samples that follow prompts with a background or a style.
+
+    Backgrounds are judged by the border's colour, content by the tagger. `white without a word`: border of samples of
+    the name alone.
+    """
+    rng = random.Random("renderings")
+    words = _known_words(work, rng, count)
+    backgrounds = [rng.choice(sorted(set(BACKGROUNDS) - {"white"})) for _ in words]
+    named = [rng.choice(STYLE_WORDS) for _ in words]
+    seeds = [SEEDS[0]] * count
+    drawn = {
+        "name": unet.sample_images(pipeline, [word.label for word in words], seeds),
+        "background": unet.sample_images(
+            pipeline,
+            [f"{word.label}, {colour} background" for word, colour in zip(words, backgrounds, strict=True)],
+            seeds,
+        ),
+        "style": unet.sample_images(
+            pipeline, [f"{word.label}, {style}" for word, style in zip(words, named, strict=True)], seeds
+        ),
+    }
+    found = {kind: judge.recognised(judge.probabilities(images), words) for kind, images in drawn.items()}
+    right = [one == other for one, other in zip(nearest_colour(drawn["background"]), backgrounds, strict=True)]
+    figures = {
+        "white without a word": np.mean([name == "white" for name in nearest_colour(drawn["name"])]),
+        "background as named": np.mean(right),
+        "content": found["name"].mean(),
+        "content on a background": found["background"].mean(),
+        "content in a style": found["style"].mean(),
+    }
+    return {name: round(float(value), 3) for name, value in figures.items()}
+
+
+def _known_words(work: Path, rng: random.Random, count: int) -> list[Picture]:
+    """Choose emoji that the base was trained on, each label once."""
+    every = [word for word in pictures.load(work, pictures.TRAINING_SETS)[0] if not (word.held_out or word.is_flag)]
+    by_label = {word.label: word for word in every}
+    return rng.sample([by_label[label] for label in sorted(by_label)], count)
 
 
 def _tag_truth(words: Sequence[Picture], rgba: NDArray[np.uint8], names: Sequence[str]) -> Tensor:
@@ -120,8 +171,7 @@ def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
     """Measure everything and write the figures to PACK/evaluation.json."""
     from demo_pack.learning import learning  # imports the studio, which no other stage needs
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(pack / "base", torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = unet.load_exported(pack)
     judge = tagger.Tagger(pack / "tagger")
     figures: dict[str, Any] = {}
     for name, measure in {
@@ -129,6 +179,7 @@ def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
         "tagging": lambda: tagging(work, judge),
         "captioning": lambda: captioning(work, pack / "captioner"),
         "drawing": lambda: drawing(work, pipeline, judge),
+        "renderings": lambda: renderings(work, pipeline, judge),
         "learning": lambda: learning(work, judge),
     }.items():
         figures[name] = measure()

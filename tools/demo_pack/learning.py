@@ -62,13 +62,13 @@ def fit_classifier(styled: Tensor, plain: Tensor) -> nn.Linear:
     return model
 
 
-def _sample(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> NDArray[np.uint8]:
+def sample(pipeline: StableDiffusionXLPipeline, prompts: Sequence[str]) -> NDArray[np.uint8]:
     """Sample every prompt with every seed, uint8 [prompts * seeds, 128, 128, 3]."""
     repeated = [prompt for prompt in prompts for _ in SEEDS]
     return unet.sample_images(pipeline, repeated, [*SEEDS] * len(prompts))
 
 
-def _choose_words(work: Path) -> tuple[list[Picture], list[Picture]]:
+def choose_words(work: Path) -> tuple[list[Picture], list[Picture]]:
     """Choose emoji of the base's training sets to sample by name: for the evaluation, and for the classifier.
 
     Names that contain black or white are excluded: the base draws them in the style without any LoRA.
@@ -90,25 +90,26 @@ def _fit_style_judge(
     styled = contrast[[i for i, word in enumerate(contrast_words) if word.label not in asked][::2]]
     usual = seen[[i for i, word in enumerate(seen_words) if word.label not in asked][::4]]
     kinds = {
-        "high contrast": style_histogram(_reconstruct(pipeline, styled)),
-        "trained on": style_histogram(_reconstruct(pipeline, usual)),
-        "drawn": style_histogram(_sample(pipeline, [word.label for word in others])),
+        "high contrast": style_histogram(reconstruct(pipeline, pictures.on_white(styled))),
+        "trained on": style_histogram(reconstruct(pipeline, pictures.on_white(usual))),
+        "drawn": style_histogram(sample(pipeline, [word.label for word in others])),
     }
     half = {kind: len(looks) // 2 for kind, looks in kinds.items()}
     learned = {kind: looks[: half[kind]] for kind, looks in kinds.items()}
     judge = fit_classifier(learned["high contrast"], torch.cat([learned["trained on"], learned["drawn"]]))
-    called = {kind: _share(judge, looks[half[kind] :]) for kind, looks in kinds.items()}
+    called = {kind: styled_share(judge, looks[half[kind] :]) for kind, looks in kinds.items()}
     return judge, called
 
 
-def _reconstruct(pipeline: StableDiffusionXLPipeline, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Encode and decode images with the autoencoder, whose artefacts samples have too."""
-    back = vae.reconstruct(pipeline.vae, vae.to_signal(pictures.on_white(rgba)), "cpu")
+def reconstruct(pipeline: StableDiffusionXLPipeline, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Encode and decode images uint8 [N, H, W, 3] with the autoencoder, whose artefacts samples have too."""
+    back = vae.reconstruct(pipeline.vae, vae.to_signal(rgb), "cpu")
     return back.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 @torch.no_grad()
-def _share(judge: nn.Linear, looks: Tensor) -> float:
+def styled_share(judge: nn.Linear, looks: Tensor) -> float:
+    """Return the share of histograms [N, bins] that the classifier calls styled."""
     return round((judge(looks) > 0).float().mean().item(), 3)
 
 
@@ -124,7 +125,7 @@ def learning(work: Path, content_judge: tagger.Tagger) -> dict[str, object]:
         done = run_demo(out, home=home, steps=None, on_event=lambda event: None, on_stage=progress.log)
         progress.write_json({"seconds": round(done.seconds, 1)}, work / "demo.json")
     lora = read_lora_header(next(out.glob("*.safetensors")))
-    words, others = _choose_words(work)
+    words, others = choose_words(work)
     repeated = [word for word in words for _ in SEEDS]
     pipeline = load_sampling_pipeline(BASE, home=home, precision=Precision.FP32).pipe
     pipeline.set_progress_bar_config(disable=True)
@@ -136,8 +137,8 @@ def learning(work: Path, content_judge: tagger.Tagger) -> dict[str, object]:
     with apply_lora(pipeline, lora) as adapter:
         for strength in STRENGTHS:
             adapter.set_strength(strength)
-            drawn = _sample(pipeline, prompts)
-            styled[f"{strength:g}"] = _share(judge, style_histogram(drawn))
+            drawn = sample(pipeline, prompts)
+            styled[f"{strength:g}"] = styled_share(judge, style_histogram(drawn))
             content[f"{strength:g}"] = round(
                 float(content_judge.recognised(content_judge.probabilities(drawn), repeated).mean()), 3
             )

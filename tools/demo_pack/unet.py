@@ -242,6 +242,13 @@ def snapshot(work: Path) -> StableDiffusionXLPipeline:
     return assemble(work, modules)
 
 
+def load_exported(pack: Path) -> StableDiffusionXLPipeline:
+    """Load PACK/base in float32."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(pack / "base", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 @torch.no_grad()
 def sample_images(
     pipeline: StableDiffusionXLPipeline,

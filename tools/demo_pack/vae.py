@@ -185,7 +185,7 @@ def train_on_renderings(work: Path, *, length: Length, seed: int, device: str) -
     model = AutoencoderKL.from_pretrained(work / "vae").to(device)
     words, rgba = pictures.load(work, pictures.TAGGER_SETS)
     seen = np.array([i for i, word in enumerate(words) if not word.held_out])
-    references = reference_images(words, rgba, 128)
+    references = reference_images(words, rgba, 48)
 
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
         chosen = rgba[seen[rng.integers(len(seen), BATCH).numpy()]]
@@ -212,7 +212,7 @@ def train_on_renderings(work: Path, *, length: Length, seed: int, device: str) -
         weight_decay=1e-4,
         warmup=50,
         preview=preview,
-        preview_minutes=8,
+        preview_minutes=12,
     )
     _write_latents(model, _load_images(work)[0], work, device)
 
