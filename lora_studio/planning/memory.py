@@ -28,6 +28,7 @@ from lora_studio.settings.choices import (
     NetworkType,
     Optimizer,
     Precision,
+    SavePrecision,
     TokenLimit,
 )
 from lora_studio.settings.recipe import Recipe
@@ -131,8 +132,14 @@ def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
 
 
 def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
-    """Return the size of the LoRA file in MiB: two bytes per weight (fp16), four if the run is in fp32."""
-    return lora_weights(recipe, base) * (4 if recipe.mixed_precision is Precision.FP32 else 2) / 2**20
+    """Return the size of the LoRA file in MiB: two bytes per weight, or four in fp32."""
+    return lora_weights(recipe, base) * file_width(recipe, in_fp32=recipe.mixed_precision is Precision.FP32) / 2**20
+
+
+def file_width(recipe: Recipe, *, in_fp32: bool) -> int:
+    """Return the bytes per weight of the LoRA file of a run, which is in fp32 or in half precision."""
+    saved = recipe.save_precision
+    return 4 if saved is SavePrecision.FP32 or (saved is SavePrecision.AUTO and in_fp32) else 2
 
 
 def estimate_vram_parts(

@@ -31,6 +31,19 @@ class SaveFormat(StrEnum):
     DIFFUSERS = "diffusers"
 
 
+class SavePrecision(StrEnum):
+    """Data type of the tensors in a LoRA file; `auto` is fp32 after a run in fp32, else fp16. kohya's float is fp32."""
+
+    AUTO = "auto"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+    @classmethod
+    def _missing_(cls, value: object) -> SavePrecision | None:
+        return cls.FP32 if value == "float" else None
+
+
 class Optimizer(StrEnum):
     """Optimizers that the trainer supports."""
 

@@ -10,14 +10,21 @@ import torch
 from lora_studio.errors import NonFiniteLossError
 from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
 from lora_studio.planning.rates import lower_rates_advice
-from lora_studio.settings.choices import SaveFormat
+from lora_studio.settings.choices import SaveFormat, SavePrecision
+from lora_studio.settings.recipe import Recipe
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.trainer import Trainer
 
+FILE_DTYPES = {
+    SavePrecision.FP16: torch.float16,
+    SavePrecision.BF16: torch.bfloat16,
+    SavePrecision.FP32: torch.float32,
+}
+
 
 def save_lora_file(trainer: Trainer, progress: Progress, path: Path, epoch: int) -> None:
-    """Write the current LoRA, of EMA or schedule-free weights if the run has them; in fp32 for fp32 runs, else in fp16.
+    """Write the current LoRA, of EMA or schedule-free weights if the run has them, in the recipe's save_precision.
 
     Raises NonFiniteLossError if the weights are not finite.
     """
@@ -35,13 +42,20 @@ def save_lora_file(trainer: Trainer, progress: Progress, path: Path, epoch: int)
         axis=trainer.adapters.dora_axis,
         dims=trainer.adapters.dims,
     )
-    stored = torch.float32 if trainer.dtype == torch.float32 else torch.float16
     save_format = trainer.recipe.save_format
     if save_format is SaveFormat.DIFFUSERS:
         metadata |= adapter_metadata(trainer.adapters)
     with trainer.averaged_weights.swapped_in():
-        tensors = lora_tensors(trainer.adapters, trainer.base.unet, stored, save_format)
+        tensors = lora_tensors(
+            trainer.adapters, trainer.base.unet, file_dtype(trainer.recipe, trainer.dtype), save_format
+        )
     save_lora(path, tensors, metadata)
+
+
+def file_dtype(recipe: Recipe, dtype: torch.dtype) -> torch.dtype:
+    """Return the data type of the tensors in the LoRA file of a run in `dtype`."""
+    automatic = torch.float32 if dtype == torch.float32 else torch.float16
+    return FILE_DTYPES.get(recipe.save_precision, automatic)
 
 
 def check_finite(trainer: Trainer, progress: Progress) -> None:

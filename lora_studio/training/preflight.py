@@ -26,6 +26,7 @@ from lora_studio.models.locate import BaseConfig, Source, fetch_base, find_vae, 
 from lora_studio.models.quantize import check_quantization
 from lora_studio.models.text_encoding import CHUNK_TOKENS
 from lora_studio.planning.advice import recipe_errors, sample_errors, uses_zero_snr, zero_snr_errors
+from lora_studio.planning.memory import file_width
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import MaskedLoss, PredictionType
 from lora_studio.settings.job_specs import TrainJob
@@ -115,7 +116,7 @@ def preflight(
             path = job.network_weights
             found += attempt(lambda: network_weights_errors(path, recipe, targets)) or []
     if base_config is not None and dataset is not None and not found:
-        width = 4 if precision is not None and precision[0] == torch.float32 else 2
+        width = file_width(recipe, in_fp32=precision is not None and precision[0] == torch.float32)
         network = network_dims(recipe, targets, job.network_weights)
         weights = _count(recipe, targets, network)
         found += _disk_space_errors(job, folder, home, dataset, weights, width)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import field_validator
 
 from lora_studio.settings.block_dims import MAX_DIM, parse_block_dims
-from lora_studio.settings.choices import NetworkType, SaveFormat, TrainLayers
+from lora_studio.settings.choices import NetworkType, SaveFormat, SavePrecision, TrainLayers
 from lora_studio.settings.declare import Group, Settings, setting
 
 FULL_MATRIX_DIM = 10_000  # from here on LoKr's large matrix is whole in every layer, as in LyCORIS' recipes
@@ -128,6 +128,14 @@ class NetworkSettings(Settings):
         why="kohya's format works in A1111, Forge, ComfyUI and diffusers. diffusers' own is for scripts that use that "
         "library; it has no LoHa and LoKr. A DoRA's magnitudes are per input in kohya's format, where A1111, Forge and "
         "ComfyUI read no others exactly, and per output in diffusers', which has no others.",
+    )
+
+    save_precision: SavePrecision = setting(
+        SavePrecision.AUTO,
+        label="File precision",
+        group=Group.NETWORK,
+        why="Data type of the saved weights. auto is fp16, which every program reads and which is finer than bf16 in a "
+        "file of the same size, or fp32 after a run in fp32. fp32 doubles the file and shows no difference in images.",
     )
 
     @field_validator("block_dims")

@@ -245,3 +245,26 @@ def test_a_tucker_lokr_has_lycoris_layout(tmp_path: Path) -> None:
         left, right = (found[name.replace("lokr_t2", part)] for part in ("lokr_w2_a", "lokr_w2_b"))
         assert (rank, other, kernel) == (left.shape[0], right.shape[0], [3, 3])
     assert build_network_metadata(recipe)["ss_network_args"]["use_tucker"] == "True"
+
+
+@pytest.mark.parametrize(
+    ("given", "run", "dtype"),
+    [
+        ("auto", torch.float32, torch.float32),
+        ("auto", torch.bfloat16, torch.float16),
+        ("fp16", torch.float32, torch.float16),
+        ("bf16", torch.float32, torch.bfloat16),
+        ("float", torch.bfloat16, torch.float32),  # sd-scripts' name
+    ],
+)
+def test_a_file_has_the_data_type_that_the_recipe_asks_for(
+    trainer: Trainer, tmp_path: Path, given: str, run: torch.dtype, dtype: torch.dtype
+) -> None:
+    recipe = Recipe.parse({**trainer.recipe.model_dump(), "save_precision": given})
+    job = trainer.job.model_copy(update={"recipe": recipe})
+    save_lora_file(replace(trainer, job=job, dtype=run), Progress(step=1), tmp_path / "x.safetensors", 1)
+    found, exact = load_file(tmp_path / "x.safetensors"), trainer.adapters.state()
+    assert {tensor.dtype for tensor in found.values()} == {dtype}
+    up = next(name for name in exact if name.startswith("te1/") and name.endswith("/B"))
+    name = kohya_name("te1", up.split("/")[1])
+    assert torch.equal(found[f"{name}.lora_up.weight"], exact[up].to(dtype))

@@ -35,7 +35,9 @@ def test_lora_sizes_match_real_files() -> None:
     # kohya's file of rank 32 with both text encoders has 228 MB.
     assert lora_mib(recipe()) * 2**20 / 1e6 == pytest.approx(228, abs=1)
     assert lora_mib(recipe(network_dim=8)) == pytest.approx(lora_mib(recipe()) / 4)
-    assert lora_mib(recipe(mixed_precision="fp32")) == 2 * lora_mib(recipe())
+    for wide in ({"mixed_precision": "fp32"}, {"save_precision": "fp32"}):
+        assert lora_mib(recipe(**wide)) == 2 * lora_mib(recipe())
+    assert lora_mib(recipe(mixed_precision="fp32", save_precision="bf16")) == lora_mib(recipe())
     assert lora_weights(recipe(unet_lr=0)) == lora_weights(recipe()) - 85_114_880
 
 
