@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import Scheduler
+from lora_studio.settings.choices import MaskedLoss, Scheduler
 from lora_studio.settings.sections.data import DataSettings
 from lora_studio.settings.sections.memory import MemorySettings
 from lora_studio.settings.sections.network import NetworkSettings, network_problems
@@ -44,6 +44,11 @@ class Recipe(
             problems.append(
                 f"adaptive_noise_scale is {self.adaptive_noise_scale:g}, but noise_offset, to which it adds, is 0. Set "
                 "noise_offset to for example 0.05, or adaptive_noise_scale to 0."
+            )
+        if self.unmasked_weight and self.masked_loss is MaskedLoss.OFF:
+            problems.append(
+                f"unmasked_weight is {self.unmasked_weight:g}, but masked_loss is off. Set masked_loss to files or alpha, "
+                "or unmasked_weight to 0."
             )
         if self.lr_scheduler_type and self.lr_scheduler is Scheduler.ADAFACTOR:
             problems.append(

@@ -77,6 +77,16 @@ class DataSettings(Settings):
         why="Trains only where a mask is white: alpha uses the image's transparency, files uses mask/NAME.png or "
         "NAME-masklabel.png beside the image.",
     )
+    unmasked_weight: float = setting(
+        0.0,
+        label="Unmasked weight",
+        group=Group.DATA,
+        why="Minimum weight of the parts outside of the mask: OneTrainer's 0.1 keeps a little of the background, so that "
+        "the LoRA does not draw noise there. 0 trains nothing outside.",
+        ge=0,
+        lt=1,
+        only_with="masked_loss=alpha|files",
+    )
     prior_loss_weight: float = setting(
         1.0,
         label="Prior loss weight",

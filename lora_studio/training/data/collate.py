@@ -198,7 +198,6 @@ class Collator:
             tokens = tokenize(self.tokenizers, captions, recipe.max_token_length)
         else:
             hidden, pooled = self.texts.load(captions, self.dtype)
-        masked = recipe.masked_loss is not MaskedLoss.OFF
         set_weights = torch.tensor([recipe.prior_loss_weight if item.prior else 1.0 for item in items])
         return BatchTensors(
             noisy=self.noise_scheduler.add_noise(clean, added, t).to(self.dtype),  # type: ignore[arg-type]
@@ -211,5 +210,12 @@ class Collator:
             pooled=pooled,
             tokens=tokens,
             thresholds=None if recipe.loss_type is LossType.L2 else self.huber_thresholds[t],
-            masks=torch.stack([self.latents.load_mask(item) for item in items]) if masked else None,
+            masks=self._masks(items),
         )
+
+    def _masks(self, items: Sequence[TrainItem]) -> Tensor | None:
+        """Return the loss weights [B, 1, H/8, W/8] of masked loss, at least the recipe's unmasked_weight."""
+        recipe = self.job.recipe
+        if recipe.masked_loss is MaskedLoss.OFF:
+            return None
+        return torch.stack([self.latents.load_mask(item) for item in items]).clamp(min=recipe.unmasked_weight)

@@ -174,6 +174,7 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
         "ss_color_aug": False,
         "ss_random_crop": recipe.random_crop,
         "ss_masked_loss": recipe.masked_loss is not MaskedLoss.OFF,
+        "ss_unmasked_weight": recipe.unmasked_weight or None,
         "ss_validation_split": recipe.validation_split,
     }
 

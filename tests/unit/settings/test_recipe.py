@@ -35,6 +35,7 @@ def test_defaults_are_the_guides() -> None:
         ({"lr_scheduler_args": ["T_max=5"]}, "lr_scheduler_args is T_max=5"),
         ({"lr_scheduler_type": "a b"}, "lr_scheduler_type"),
         ({"noise_offset": 0, "adaptive_noise_scale": 0.1}, "adaptive_noise_scale is 0.1"),
+        ({"unmasked_weight": 0.1}, "unmasked_weight is 0.1, but masked_loss is off"),
         ({"min_timestep": 500, "max_timestep": 500}, "min_timestep 500"),
     ],
 )

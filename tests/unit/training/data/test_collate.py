@@ -15,6 +15,7 @@ from PIL import Image
 
 from lora_studio.errors import JobError
 from lora_studio.models.load import Base, load_base
+from lora_studio.settings.choices import LossType
 from lora_studio.training import build
 from lora_studio.training.data.batch import BatchTensors, StepBatches
 from lora_studio.training.data.prefetch import PREFETCH_DEPTH, Prefetch, prefetch_depth
@@ -26,6 +27,7 @@ from lora_studio.training.resume_state import load_state
 from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
+from tests.support.augmented_runs import ZeroUNet
 from tests.support.events import ignore
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
@@ -68,6 +70,20 @@ def single(trainer: Trainer) -> Iterator[Trainer]:
 
 def values(inputs: StepBatches) -> dict[str, torch.Tensor]:
     return {f"{first} {name}": value for first, batch in inputs.batches for name, value in batch.tensors.items()}
+
+
+def test_outside_of_a_mask_the_loss_has_the_unmasked_weight(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer.recipe, "loss_type", LossType.L2)
+    monkeypatch.setattr(trainer.base, "unet", ZeroUNet())
+    item = trainer.dataset.items[0]
+    mask = trainer.collator.latents.load_mask(item)  # from black at the top to white at the bottom
+    assert (float(mask.min()) < 0.1, float(mask.max()) > 0.9) == (True, True)
+    for weight in (0.0, 0.25):
+        monkeypatch.setattr(trainer.recipe, "unmasked_weight", weight)
+        batch = trainer.collator.collate(0, [item], 0, 1)
+        weights = mask.clamp(min=weight)
+        expected = (batch.target.square() * weights).sum() / weights.sum() / 4 * batch.weights
+        assert float(trainer.batch_loss(batch)) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_images_of_a_step_do_not_depend_on_the_epoch_that_another_thread_collates(
