@@ -18,6 +18,7 @@ from lora_studio.settings.choices import (
     Precision,
     PredictionType,
     Sampler,
+    SavePrecision,
     TokenLimit,
     Tracker,
     ZeroTerminalSnr,
@@ -171,6 +172,12 @@ ARGUMENTS = (
     _plain("sample_at_first", default=False),
     Argument("sample_sampler", "sample_sampler", Sampler.DDIM, write=lambda value: value.value),
     _plain("save_every_n_steps", 0),
+    Argument(
+        "save_precision",
+        "save_precision",
+        SavePrecision.AUTO,
+        write=lambda value: "float" if value is SavePrecision.FP32 else value.value,
+    ),
     _plain("keep_checkpoints", 0, "save_last_n_epochs"),
     Argument("log_with", "log_with", Tracker.NONE, write=_only(Tracker.TENSORBOARD, Tracker.WANDB)),
     _plain("log_tracker_name", ""),
@@ -236,7 +243,6 @@ NOT_NEEDED = {
     **dict.fromkeys(("ddp_timeout", "ddp_gradient_as_bucket_view", "ddp_static_graph"), _OTHER_PROGRAM),
     **dict.fromkeys(("disable_mmap_load_safetensors", "deepspeed", "zero_stage", "async_upload"), _OTHER_PROGRAM),
     "clip_skip": "sd-scripts trains SDXL on the second to last layer, whatever it says; so does clip_skip 2 here.",
-    "save_precision": "A LoRA is saved in fp16, which every program reads, or in fp32 after a run in fp32.",
     "wandb_api_key": "Log in to wandb instead.",
 }
 # Values without an effect: sd-scripts' defaults of arguments that have one otherwise.

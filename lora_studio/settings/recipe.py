@@ -47,8 +47,8 @@ class Recipe(
             )
         if self.unmasked_weight and self.masked_loss is MaskedLoss.OFF:
             problems.append(
-                f"unmasked_weight is {self.unmasked_weight:g}, but masked_loss is off. Set masked_loss to files or alpha, "
-                "or unmasked_weight to 0."
+                f"unmasked_weight is {self.unmasked_weight:g}, but masked_loss is off. Set masked_loss to files or "
+                "alpha, or unmasked_weight to 0."
             )
         if self.lr_scheduler_type and self.lr_scheduler is Scheduler.ADAFACTOR:
             problems.append(

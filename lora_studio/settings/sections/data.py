@@ -81,8 +81,8 @@ class DataSettings(Settings):
         0.0,
         label="Unmasked weight",
         group=Group.DATA,
-        why="Minimum weight of the parts outside of the mask: OneTrainer's 0.1 keeps a little of the background, so that "
-        "the LoRA does not draw noise there. 0 trains nothing outside.",
+        why="Minimum weight of the parts outside of the mask: OneTrainer's 0.1 keeps a little of the background, so "
+        "that the LoRA does not draw noise there. 0 trains nothing outside.",
         ge=0,
         lt=1,
         only_with="masked_loss=alpha|files",

@@ -121,6 +121,7 @@ OTHERS = st.fixed_dictionaries(
         "save_every_n_epochs": st.integers(1, 20),
         "save_every_n_steps": st.integers(0, 500),
         "keep_checkpoints": st.integers(0, 9),
+        "save_precision": st.sampled_from(["auto", "fp16", "bf16", "fp32"]),
         "log_with": st.sampled_from(["none", "wandb"]),
     },
 )
@@ -190,6 +191,7 @@ def test_export_writes_a_file_that_can_be_imported(tmp_path: Path) -> None:
         ({"ema_decay": 0.99}, {"ema_decay"}),
         ({"lr_scheduler": "rex"}, {"lr_scheduler"}),
         ({"masked_loss": "files"}, {"masked_loss"}),
+        ({"masked_loss": "alpha", "unmasked_weight": 0.1}, {"unmasked_weight"}),
         ({"log_with": "trackio"}, {"log_with"}),
         ({"base_precision": "int8", "clip_skip": 1}, {"base_precision", "clip_skip"}),
         ({"timestep_sampling": "logit_normal"}, {"timestep_sampling"}),

@@ -22,6 +22,7 @@ SAME = {
     *("adaptive_noise_scale", "min_snr_gamma", "multires_noise_iterations", "multires_noise_discount", "resolution"),
     *("scale_weight_norms", "min_timestep", "max_timestep", "bucket_no_upscale", "max_bucket_reso", "keep_tokens"),
     *("shuffle_caption", "caption_dropout_rate", "mixed_precision", "save_every_n_epochs", "max_token_length"),
+    *("save_precision", "dim_from_weights"),
 }
 
 
