@@ -1,5 +1,7 @@
 """The base's UNet and its two text encoders, trained together on the latents of icons on white and of renderings."""
 
+import dataclasses
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from demo_pack import captions, colours, pictures, progress, rendered_latents, tokenizer, vae
+from demo_pack.pictures import Picture
 from demo_pack.progress import Length, StepRng
+from demo_pack.rendered_latents import RenderedLatent
 
 BATCH = 32
 RENDERED = 16  # of BATCH are renderings; the rest is on white
@@ -142,6 +146,49 @@ def colour_words(rgba: np.ndarray) -> list[list[str]]:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingImages:
+    """Latents of the training sets: on white [N, 4, h, w], plain and mirrored, and of renderings, with their words.
+
+    `usable` are the indices of the images on white that train the base.
+    """
+
+    words: list[Picture]
+    colours: list[list[str]]
+    plain: Tensor
+    mirrored: Tensor
+    renderings: list[RenderedLatent]
+    usable: Tensor
+
+    @classmethod
+    def load(cls, work: Path) -> "TrainingImages":
+        """Load WORK/latents.pt and the latents of renderings."""
+        words, rgba = pictures.load(work, pictures.TRAINING_SETS)
+        latents = torch.load(work / "latents.pt", weights_only=True)
+        usable = torch.tensor([i for i, word in enumerate(words) if not (word.held_out or word.is_flag)])
+        renderings = rendered_latents.load(work)
+        return cls(words, colour_words(rgba), latents["plain"], latents["mirrored"], renderings, usable)
+
+    def batch(self, rng: StepRng) -> tuple[Tensor, list[str]]:
+        """Return latents [BATCH, 4, h, w], the last RENDERED of them of renderings, and their captions."""
+        chosen = self.usable[rng.integers(len(self.usable), BATCH - RENDERED)].tolist()
+        found = [self._on_white(i, rng.python) for i in chosen]
+        rendered = rng.integers(len(self.renderings), RENDERED).tolist()
+        found += [self._rendered(self.renderings[k], rng.python) for k in rendered]
+        return torch.stack([latent for latent, _ in found]), [text for _, text in found]
+
+    def _on_white(self, index: int, rng: random.Random) -> tuple[Tensor, str]:
+        word = self.words[index]
+        is_mirrored = word.subgroup not in captions.ONE_WAY and rng.random() < 0.5
+        latent = (self.mirrored if is_mirrored else self.plain)[index]
+        return latent, captions.caption(word, self.colours[index], rng)
+
+    def _rendered(self, one: RenderedLatent, rng: random.Random) -> tuple[Tensor, str]:
+        subjects = [self.words[i] for i in (one.icon, one.partner) if i is not None]
+        text = captions.rendering_caption(subjects, self.colours[one.icon], one.style, one.background, rng)
+        return one.latent.float(), text
+
+
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     """Train on WORK/latents.pt and on latents of renderings, which are computed first if they are missing."""
     rendered_latents.write(work, seed=seed, device=device)
@@ -149,31 +196,14 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     tokens = load_tokenizers(work)
     encoders = tuple(encoder.to(device) for encoder in build_text_encoders(tokens[0]))
     unet = build_unet().to(device)
-    words, rgba = pictures.load(work, pictures.TRAINING_SETS)
-    shades = colour_words(rgba)
-    latents = torch.load(work / "latents.pt", weights_only=True)
-    renderings = rendered_latents.load(work)
+    images = TrainingImages.load(work)
     if torch.device(device).type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # SDPA's backward pass is slow on CPUs: 1.5 times the step
-    usable = torch.tensor([i for i, word in enumerate(words) if not (word.held_out or word.is_flag)])
     alphas = DDPMScheduler(**BETAS).alphas_cumprod
     modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
 
-    def batch(rng: StepRng) -> tuple[Tensor, list[str]]:
-        chosen = usable[rng.integers(len(usable), BATCH - RENDERED)].tolist()
-        mirrored = [words[i].subgroup not in captions.ONE_WAY and rng.python.random() < 0.5 for i in chosen]
-        x = [latents["mirrored" if m else "plain"][i] for i, m in zip(chosen, mirrored, strict=True)]
-        texts = [captions.caption(words[i], shades[i], rng.python) for i in chosen]
-        for k in rng.integers(len(renderings), RENDERED).tolist():
-            found = renderings[k]
-            subjects = [words[i] for i in (found.icon, found.partner) if i is not None]
-            text = captions.rendering_caption(subjects, shades[found.icon], found.style, found.background, rng.python)
-            x.append(found.latent.float())
-            texts.append(text)
-        return torch.stack(x), texts
-
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
-        x, texts = batch(rng)
+        x, texts = images.batch(rng)
         t = rng.integers(len(alphas), BATCH)
         a = alphas[t].view(-1, 1, 1, 1)
         noise = rng.normal(x) + NOISE_OFFSET * rng.normal(x[:, :, :1, :1])
