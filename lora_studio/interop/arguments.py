@@ -211,7 +211,6 @@ NOT_AVAILABLE = {
     "scale_v_pred_loss_like_noise_pred": "Set min_snr_gamma, which weights the timesteps of v-prediction, too.",
     "schedulefree_wrapper_args": "See optimizer_schedulefree_wrapper.",
     "secondary_separator": "Tags are separated by commas alone.",
-    "stop_text_encoder_training": "Text encoders are trained until the end; sd-scripts ignores it, too.",
     "train_inpainting": "Inpainting models cannot be trained.",
     "v2": "The studio trains SDXL alone.",
     "v_pred_like_loss": "A loss like that of v-prediction is not available: debiased_estimation_loss is similar.",

@@ -38,7 +38,8 @@ JOB_FIELDS = {
     "network_weights": "network_weights",
     "metadata_trigger_phrase": "trigger_word",
 }
-STUDIO_SETTINGS = ("ema_decay", "base_precision")  # that the studio records in a LoRA's metadata beside sd-scripts'
+# Settings that the studio records in a LoRA's metadata beside sd-scripts'.
+STUDIO_SETTINGS = ("ema_decay", "base_precision", "stop_text_encoder_training", "unmasked_weight")
 # The settings of samples, which the studio draws by itself where a file has no prompts.
 _SAMPLES = ("sample_every_n_epochs", "sample_every_n_steps", "sample_at_first", "sample_sampler")
 _DEFAULT_STEPS = 1600  # of sd-scripts

@@ -31,6 +31,7 @@ _NOT_IN_SD_SCRIPTS = (
     ("timestep_sampling", TimestepSampling.UNIFORM, "sd-scripts draws SDXL's timesteps uniformly."),
     ("clip_skip", 2, "sd-scripts trains SDXL on the second to last layer, which is clip_skip 2."),
     ("base_precision", BasePrecision.FULL, "sd-scripts has fp8_base instead."),
+    ("stop_text_encoder_training", 0.0, "sd-scripts trains the text encoders of SDXL until the end."),
     ("unmasked_weight", 0.0, "sd-scripts trains nothing outside of a mask."),
     ("save_format", SaveFormat.KOHYA, "sd-scripts writes kohya's format."),
 )

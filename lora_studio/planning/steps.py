@@ -66,5 +66,10 @@ def warmup_steps(setting: float, total_steps: int) -> int:
     return int(setting * total_steps) if setting < 1 else min(int(setting), total_steps)
 
 
+def text_encoder_stop(setting: float, total_steps: int) -> int:
+    """Return the number of steps after which text encoders are not trained further; a `setting` of 0 means all."""
+    return max(1, warmup_steps(setting, total_steps)) if setting else total_steps
+
+
 def _ceil_div(count: int, size: int) -> int:
     return -(-count // size)

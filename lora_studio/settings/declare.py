@@ -97,6 +97,13 @@ def split_lines(value: Any) -> Any:
     return [line.strip() for line in value.splitlines() if line.strip()] if isinstance(value, str) else value
 
 
+def whole_steps(value: float) -> float:
+    """Return a number of steps, or a share of the run below 1; raise ValueError for anything else."""
+    if value > 1 and value != int(value):
+        raise ValueError("should be whole steps, or a fraction of the run below 1")
+    return value
+
+
 def parse_toml(text: str, source: str) -> dict[str, Any]:
     """Return the plain values of a TOML text; raise InputError that names the line."""
     try:

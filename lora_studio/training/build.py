@@ -149,10 +149,12 @@ def with_cuda_graphs(trainer: Trainer, progress: Progress, report: Report) -> Tr
     """Return the trainer with a gradient pass by CUDA graphs, if they are set; else, or where unsafe, as it is.
 
     A replay repeats the same kernels on the same memory. So there are none with dropout (random numbers), with
-    weights whose gradients autograd allocates, with a gradient scaler, or on several ranks.
+    weights whose gradients autograd allocates, where text encoders stop being trained, with a gradient scaler, or on
+    several ranks.
     """
     recipe, weights = trainer.recipe, trainer.weights
     safe = weights.all_fused and not recipe.uses_dropout and not trainer.scaler.is_enabled()
+    safe = safe and not recipe.stop_text_encoder_training
     if not recipe.cuda_graphs or not safe or trainer.ranks.world_size > 1:
         return trainer
     capturer = find_capturer(trainer.device)

@@ -7,7 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 from lora_studio.errors import NonFiniteLossError, StudioError
-from lora_studio.events import Report
+from lora_studio.events import PhaseEvent, Report
 from lora_studio.planning.losses import NAN_WINDOW, has_diverged
 from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.training.lora_file import non_finite_error
@@ -50,6 +50,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
                 log.flush()
                 outputs.save_before_stop()
                 return True
+            _stop_text_encoders(trainer, progress, report)
             log.start_clock()
             result = train_step(trainer, progress.step, retry)
             progress.step += 1
@@ -69,6 +70,14 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
         raise
     finally:
         trainer.prefetch.close()
+
+
+def _stop_text_encoders(trainer: Trainer, progress: Progress, report: Report) -> None:
+    """Freeze the text encoders from the step on at which the recipe stops training them."""
+    if progress.step < trainer.text_encoder_stop or trainer.weights.frozen:
+        return
+    trainer.freeze_text_encoders()
+    report(PhaseEvent(message=f"The text encoders are not trained any further, from step {progress.step + 1} on"))
 
 
 def step_retry(trainer: Trainer, report: Report) -> StepRetry:

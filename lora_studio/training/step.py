@@ -57,7 +57,8 @@ def train_step(
     norm = torch.nn.utils.clip_grad_norm_(weights.flat, trainer.recipe.max_grad_norm or math.inf)
     images, timesteps = trainer.collator.images(step), trainer.collator.timesteps(step, 0, len(losses) - 1)
     measured = torch.cat([norm.to(trainer.device).view(1), losses])
-    result = StepResult(learning_rates(optimizer), images, timesteps, measured)
+    rates = {name: 0.0 if name in weights.frozen else rate for name, rate in learning_rates(optimizer).items()}
+    result = StepResult(rates, images, timesteps, measured)
 
     # optimizer, max norm, EMA
     if trainer.skips_nonfinite_on_gpu:

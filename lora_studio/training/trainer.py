@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lora_studio.lora.inject import Adapters
 from lora_studio.models.load import Base
-from lora_studio.planning.steps import StepCount
+from lora_studio.planning.steps import StepCount, text_encoder_stop
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.batch_loss import BatchLoss
@@ -72,6 +72,17 @@ class Trainer:
     def precision(self) -> str:
         """The precision of the forward pass: fp32, bf16 or fp16."""
         return PRECISIONS[self.dtype]
+
+    @cached_property
+    def text_encoder_stop(self) -> int:
+        """The number of steps after which the text encoders are not trained further."""
+        return text_encoder_stop(self.recipe.stop_text_encoder_training, self.counts.total_steps)
+
+    def freeze_text_encoders(self) -> None:
+        """Leave the text encoders as they are in all further steps: no gradients, no updates, no dropout."""
+        self.weights.freeze("text_encoder", "text_encoder_2")
+        for encoder in self.base.text_encoders:
+            encoder.eval()
 
     @cached_property
     def skips_nonfinite_on_gpu(self) -> bool:

@@ -14,6 +14,7 @@ from tests.support.training_runs import make_images, make_job, same, train_into,
 
 pytestmark = pytest.mark.slow
 
+FREE = {"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1, "text_encoder_lr": [1, 0.5]}
 RATES: dict[str, Any] = {
     "text_encoder_lr": [5e-4, 1e-4],
     "loraplus_lr_ratio": 4,
@@ -39,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"optimizer": "Adafactor", "ema_decay": 0.5},
         {"optimizer": "CAME", "network_type": "DoRA"},
         {"optimizer": "AdamWScheduleFree", "scale_weight_norms": 0.01},
-        {"optimizer": "ProdigyPlusScheduleFree", "unet_lr": 1, "text_encoder_lr": [1, 0.5]},
+        FREE,
         {"optimizer_type": "torch.optim.RAdam", "network_type": "LoCon"},
     ],
     ids=lambda recipe: next(iter(recipe.values())),
@@ -58,3 +59,27 @@ def test_a_run_with_several_rates_resumes_bit_exact(shared: Path, tmp_path: Path
     step = of(events, "step")[0]
     if "unet_lr" not in recipe:  # an optimizer that finds the rate itself
         assert (step["lr"], step["text_encoder_lr"], step["text_encoder_lr2"]) == pytest.approx((1e-3, 5e-4, 1e-4))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": "AdamW", "mixed_precision": "bf16", "gradient_checkpointing": "on", "network_dropout": 0.1},
+        {"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1, "scale_weight_norms": 0.01},
+        {"optimizer": "Adafactor", "ema_decay": 0.5},
+        {"optimizer": "AdamW8bit", "network_dim": 64, "network_type": "LoKr"},
+        {"optimizer": "AdamWScheduleFree", "lr_scheduler": "constant"},
+        FREE,
+    ],
+    ids=lambda recipe: recipe["optimizer"],
+)
+def test_a_run_resumes_bit_exact_before_and_after_its_text_encoders_stop(
+    shared: Path, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
+    recipe = {"text_encoder_lr": 5e-4, "stop_text_encoder_training": 2} | recipe
+    job = make_job(shared / "base", shared / "images", **recipe)
+    home = Home(shared / "home")
+    train_into(job, tmp_path / "whole", home)
+    for stop_after, resume in ((1, False), (2, True), (3, True), (None, True)):
+        train_into(job, tmp_path / "parts", home, stop_after=stop_after, resume=resume)
+    assert same(weights_of(tmp_path / "parts"), weights_of(tmp_path / "whole"))

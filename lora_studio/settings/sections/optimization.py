@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import field_validator
 
 from lora_studio.settings.choices import Optimizer, Scheduler
-from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting
+from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting, whole_steps
 
 # Between two KEY=VALUE: spaces, lines or a comma, but not those inside a value like 0.9, 0.99. kohya's presets quote
 # each pair: "d0=1e-5" "d_coef=1.0".
@@ -199,9 +199,7 @@ class OptimizationSettings(Settings):
     @field_validator("lr_warmup_steps")
     @classmethod
     def _whole_steps(cls, value: float) -> float:
-        if value > 1 and value != int(value):
-            raise ValueError("should be whole steps, or a fraction of the run below 1")
-        return value
+        return whole_steps(value)
 
 
 def unquoted(text: str) -> str:

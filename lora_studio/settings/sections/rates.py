@@ -10,7 +10,7 @@ from pydantic import field_validator, model_validator
 from lora_studio.settings.block_rates import block_rates, parse_block_rates
 from lora_studio.settings.blocks import PART_SIZES
 from lora_studio.settings.choices import NetworkType
-from lora_studio.settings.declare import Group, Settings, setting
+from lora_studio.settings.declare import MAX_STEPS, Group, Settings, setting, whole_steps
 
 BLOCK_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 LORAPLUS_RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
@@ -82,6 +82,17 @@ class RateSettings(Settings):
         le=100,
     )
 
+    stop_text_encoder_training: float = setting(
+        0,
+        label="Stop text encoder training",
+        group=Group.OPTIMIZER,
+        unit="steps",
+        why="Step from which the text encoders stay as they are, or a fraction of the run if below 1: 0.5 lets them "
+        "learn the trigger word and spares the later steps, which are then faster. 0 trains them until the end.",
+        ge=0,
+        le=MAX_STEPS,
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _split_text_encoder_rates(cls, values: Any) -> Any:
@@ -98,6 +109,11 @@ class RateSettings(Settings):
     def _valid_block_weights(cls, value: str, info: Any) -> str:
         parse_block_rates(dict(zip(BLOCK_WEIGHTS, PART_SIZES, strict=True))[info.field_name], value)
         return value
+
+    @field_validator("stop_text_encoder_training")
+    @classmethod
+    def _whole_stop_step(cls, value: float) -> float:
+        return whole_steps(value)
 
     @property
     def model_rates(self) -> dict[str, float]:
@@ -149,6 +165,12 @@ def rate_problems(settings: RateSettings, network_type: NetworkType) -> list[str
     rates = settings.model_rates
     if not any(rates.values()):
         problems.append("unet_lr and text_encoder_lr are both 0: nothing would be trained. Set one above 0.")
+    if settings.stop_text_encoder_training and not (settings.trains_text_encoders and settings.unet_lr):
+        missing = "text_encoder_lr" if settings.unet_lr else "unet_lr"
+        problems.append(
+            f"stop_text_encoder_training is {settings.stop_text_encoder_training:g}, but {missing} is 0. Set {missing} "
+            "above 0, or stop_text_encoder_training to 0."
+        )
     ratios = {name: ratio for name in LORAPLUS_RATIOS if (ratio := getattr(settings, name)) is not None}
     if ratios and network_type in (NetworkType.LOHA, NetworkType.LOKR):
         name, ratio = next(iter(ratios.items()))

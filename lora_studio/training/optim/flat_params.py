@@ -44,8 +44,8 @@ class FlatParameters:
 
     The models must stay on their device afterwards. `groups` are for the optimizer. `flat` has one parameter per group;
     its `.grad` is the sum of the gradients since `zero_gradients`, if `accumulate_gradients` is called after each
-    backward pass. `consistent` is False while an optimizer step changes the weights, and after one that failed: they
-    must not be saved then.
+    backward pass. `frozen` has the names of the groups that `freeze` was called for. `consistent` is False while an
+    optimizer step changes the weights, and after one that failed: they must not be saved then.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class FlatParameters:
         self.consistent = True
         self.flat: list[nn.Parameter] = []
         self.groups: list[dict[str, Any]] = []
+        self.frozen: set[str] = set()
+        self._tensors: list[list[Tensor]] = []  # of each group: all that autograd can track
         self._halves: list[_HalfCopy] = []
         self._leaves: list[tuple[nn.Parameter, Tensor]] = []  # weight with autograd's gradient, its sum
         fused = _fused_layers(adapters, dtype)
@@ -72,6 +74,7 @@ class FlatParameters:
                 self._halves.append(half)
                 copies = [copy.requires_grad_() for copy in _split(half.copy, members)]
                 pairs = list(zip(copies, _split(half.gradient, members), strict=True))
+            self._tensors.append([*members, *(tensor for tensor, _ in pairs)])
             for weight, gradient, pair in zip(members, gradients, pairs, strict=True):
                 if weight in fusable:
                     fused_weights[weight] = pair
@@ -113,7 +116,8 @@ class FlatParameters:
     def accumulate_gradients(self) -> None:
         """Add the gradients of the last backward pass to the sum of those before it, in fp32."""
         for half in self._halves:
-            assert half.flat.grad is not None
+            if half.flat.grad is None:  # frozen
+                continue
             half.flat.grad.add_(half.gradient)
             half.gradient.zero_()
         found = [(gradient, leaf.grad) for leaf, gradient in self._leaves if leaf.grad is not None]
@@ -122,6 +126,16 @@ class FlatParameters:
             torch._foreach_add_(totals, added)
         for leaf, _ in self._leaves:
             leaf.grad = None
+
+    def freeze(self, *names: str) -> None:
+        """Stop training the groups of these names: autograd computes no gradients of them, and optimizers skip them."""
+        for group, flat, tensors in zip(self.groups, self.flat, self._tensors, strict=True):
+            if group["name"] in names:
+                self.frozen.add(group["name"])
+                for tensor in tensors:
+                    tensor.requires_grad_(False)
+                for weight in (flat, *group["params"]):
+                    weight.grad = None
 
     @contextmanager
     def update(self) -> Iterator[None]:

@@ -15,16 +15,17 @@ def limit_weight_norms(adapters: Adapters, max_norm: float) -> Tensor:
 
     That is the number of scaled layers, then the mean and the maximum of the norms afterwards. Each of the n factors of
     a delta is multiplied by the n-th root of max_norm / norm, as in `apply_max_norm_regularization` of sd-scripts
-    (networks/lora.py) and LyCORIS. Magnitudes of a DoRA stay. It never waits for the device.
+    (networks/lora.py) and LyCORIS. Magnitudes of a DoRA and
+    frozen layers stay. It never waits for the device.
     """
     factors = [delta_factors(layer) for _, _, layer in adapters.layers]
     norms = delta_norms(adapters)
     ratios = (max_norm / norms).clamp(max=1)  # 1 for a norm of 0
-    weights = [weight for found in factors for weight in found.values()]
+    scaled = [(index, found) for index, found in enumerate(factors) if all(w.requires_grad for w in found.values())]
     roots = {count: (ratios ** (1 / count)).unbind() for count in set(map(len, factors))}
     torch._foreach_mul_(
-        [weight.data for weight in weights],
-        [roots[len(found)][index] for index, found in enumerate(factors) for _ in found],
+        [weight.data for _, found in scaled for weight in found.values()],
+        [roots[len(found)][index] for index, found in scaled for _ in found],
     )
     limited = norms * ratios
     return torch.stack([(ratios < 1).sum().to(norms.dtype), limited.mean(), limited.max()])

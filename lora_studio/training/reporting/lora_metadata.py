@@ -88,6 +88,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,
         "ss_text_encoder_lr": recipe.text_encoder_lr if recipe.text_encoder_lr2 is None else _text_rates(recipe),
+        "ss_stop_text_encoder_training": recipe.stop_text_encoder_training or None,
         "ss_optimizer": optimizer_name(recipe),
         "ss_optimizer_args": " ".join(recipe.optimizer_args) or None,
         "ss_lr_scheduler": recipe.lr_scheduler.value,

@@ -191,6 +191,7 @@ def test_export_writes_a_file_that_can_be_imported(tmp_path: Path) -> None:
         ({"ema_decay": 0.99}, {"ema_decay"}),
         ({"lr_scheduler": "rex"}, {"lr_scheduler"}),
         ({"masked_loss": "files"}, {"masked_loss"}),
+        ({"stop_text_encoder_training": 0.5}, {"stop_text_encoder_training"}),
         ({"masked_loss": "alpha", "unmasked_weight": 0.1}, {"unmasked_weight"}),
         ({"log_with": "trackio"}, {"log_with"}),
         ({"base_precision": "int8", "clip_skip": 1}, {"base_precision", "clip_skip"}),

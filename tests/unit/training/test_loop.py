@@ -121,6 +121,24 @@ def test_a_resumed_run_is_bit_exact(
         )
 
 
+def test_text_encoders_stop_at_their_step_also_after_a_resume(both: TrainJob, shared: Path, tmp_path: Path) -> None:
+    both.recipe.stop_text_encoder_training = 0.5  # of 4 steps
+    home = Home(shared / "home")
+    _, events = train_into(both, tmp_path / "whole", home)
+    assert [bool(values["text_encoder_lr"]) for values in of(events, "step")] == [True, True, False, False]
+    assert all(values["lr"] for values in of(events, "step")[:-1])
+    train_into(both, tmp_path / "parts", home, stop_after=2)
+    stopped = weights_of(tmp_path / "parts")
+    train_into(both, tmp_path / "parts", home, stop_after=3, resume=True)
+    _, rest = train_into(both, tmp_path / "parts", home, resume=True)
+    assert of(rest, "step")[0]["text_encoder_lr"] == 0
+    whole = weights_of(tmp_path / "whole")
+    assert same(weights_of(tmp_path / "parts"), whole)
+    changed = {name.split("/")[0] for name, weight in whole.items() if not torch.equal(weight, stopped[name])}
+    assert changed == {"unet"}
+    assert any(weight.any() for name, weight in whole.items() if name.startswith("te") and name.endswith("/B"))
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,33 @@ def test_every_optimizer_takes_the_same_steps_as_on_separate_weights(parts: Any,
             assert (weight - other).abs().mean() < 1e-3
         else:
             torch.testing.assert_close(weight, other, atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(Optimizer))
+def test_every_optimizer_leaves_frozen_groups_as_they_are(parts: Any, name: Optimizer) -> None:
+    free = (Optimizer.PRODIGY, Optimizer.PRODIGY_PLUS, Optimizer.DADAPT_ADAM)
+    rate = 1.0 if name in free else 1e-2
+    changes = {"optimizer": name, "unet_lr": rate, "text_encoder_lr": rate, "weight_decay": 0.1}
+    recipe = Recipe.parse(NETWORK | changes)
+    adapters = add_adapters(deepcopy(parts.unet), [deepcopy(parts.text_encoder)], recipe)
+    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, torch.float32)
+    optimizer = make_optimizer(recipe, weights.groups)
+    ends = []
+    for step in range(6):
+        if step == 3:
+            weights.freeze("text_encoder")
+        source = torch.Generator().manual_seed(step)
+        for gradient in weights.gradients:
+            gradient.copy_(torch.randn(gradient.shape, generator=source))
+        optimizer.step()
+        ends.append({name: weight.clone() for name, weight in adapters.state().items()})
+    for model in ("unet", "te1"):
+        moved = [
+            {name for name in after if name.startswith(model) and not torch.equal(before[name], after[name])}
+            for before, after in pairwise(ends)
+        ]
+        is_frozen = [not names for names in moved]
+        assert is_frozen == [False, False, *[model == "te1"] * 3]
 
 
 def fill_grad_buffers(adapters: Adapters) -> None:
