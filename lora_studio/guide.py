@@ -528,22 +528,23 @@ CORRECTIONS = (
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base model of the catalogue.
+    """A base model of the catalogue, or one that was described from its files.
 
-    `repo` is its Hub repository, in diffusers layout unless `file` names a single-file checkpoint in it; it is empty
-    for the embedded one, which ships with the studio. Prompts are written as prefix, prompt, suffix. `negative_prompt`
-    is that of the model card, without its words about content and style, which would work against a LoRA.
+    `repo` is its Hub repository, in diffusers layout unless `file` names a single-file checkpoint in it, or its path;
+    it is empty for the embedded one, which ships with the studio. `tagger` is empty if none is known to suit it.
+    Prompts are written as prefix, prompt, suffix. `negative_prompt` is that of the model card, without its words about
+    content and style, which would work against a LoRA.
     """
 
     name: str
     repo: str
-    family: Literal["anime", "realistic", "emoji"]
+    family: Literal["anime", "realistic", "emoji", "unknown"]
     good_for: str
     why: str
     license: str
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
     zero_terminal_snr: bool = False
-    tagger: Literal["wd14", "blip", "demo"] = "wd14"
+    tagger: Literal["wd14", "blip", "demo", ""] = "wd14"
     resolution: int = 1024
     prompt_prefix: str = ""
     prompt_suffix: str = ""

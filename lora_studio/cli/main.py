@@ -104,6 +104,7 @@ def plan(
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="Write the plan as a .toml for kohya's sd-scripts.")
     ] = None,
+    home: HomeOption = None,
     as_json: Json = False,
     **overrides: Any,
 ) -> None:
@@ -123,6 +124,7 @@ def plan(
         trigger_word=trigger,
         overrides={**(imported.recipe if imported else {}), **overrides},
         regularization=regularization,
+        home=Home.locate(home),
     )
     if export is not None:
         exported = api.export_settings(

@@ -7,7 +7,7 @@ diffusers layout, or a single .safetensors file in the original layout. Only saf
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from lora_studio import guide
 from lora_studio.errors import InputError
 from lora_studio.hub import PICKLE_SUFFIXES, download, is_repo_name
+from lora_studio.models.architectures import is_adapter, kind_of_folder, kind_of_tensors
 from lora_studio.workspace.project import Home
 
 SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
@@ -103,6 +104,8 @@ def _from_catalogue(entry: guide.BaseModel) -> Source:
 def _from_path(name: str, path: Path) -> Source:
     path = path.resolve()
     if path.is_dir():
+        if kind := kind_of_folder(path):
+            raise not_sdxl_error(path.name, kind)
         if not (path / "unet" / "config.json").is_file():
             raise InputError(
                 f"{path} is not a model in diffusers layout: it has no unet/config.json.",
@@ -207,10 +210,10 @@ def read_base_config(source: Source) -> BaseConfig:
         raise ValueError("fetch the source first")
     path = Path(source.location)
     folder = path if source.kind == "folder" else SDXL_CONFIG
+    if "projection_class_embeddings_input_dim" not in _read_config(folder / "unet" / "config.json"):
+        raise not_sdxl_error(path.name)
     scheduler = _read_config(folder / "scheduler" / "scheduler_config.json")
     configs = {part: _read_config(folder / part / "config.json") for part in PARTS}
-    if "projection_class_embeddings_input_dim" not in configs["unet"]:
-        raise _not_sdxl_error(path.name)
     stated_type: str | None
     if source.kind == "file":
         stated_type, zero_snr = _read_markers(path)
@@ -255,7 +258,13 @@ def _read_markers(file: Path) -> tuple[str | None, bool]:
             f"{file.name} cannot be read: {error}.", "It may be incomplete: download it again.", code="base_broken"
         ) from error
     if SDXL_TEXT_KEY not in keys and SDXL_KEY not in keys:
-        raise _not_sdxl_error(file.name, keys)
+        if is_adapter(keys):
+            raise InputError(
+                f"{file.name} is a LoRA, not a base model.",
+                "Choose the SDXL model that it was trained on.",
+                code="base_lora",
+            )
+        raise not_sdxl_error(file.name, kind_of_tensors(keys))
     if keys & EDM_KEYS:
         raise InputError(
             f"{file.name} was trained with the EDM noise schedule (like CosXL and Playground 2.5), not SDXL's.",
@@ -275,15 +284,10 @@ def _metadata_prediction_type(metadata: dict[str, str]) -> str | None:
     return {"true": "v_prediction", "false": "epsilon"}.get(metadata.get("ss_v_parameterization", "").lower())
 
 
-def _not_sdxl_error(name: str, keys: Iterable[str] = ()) -> InputError:
-    if any("lora_down" in key or "lora_A" in key for key in keys):
-        return InputError(
-            f"{name} is a LoRA, not a base model.",
-            "Choose the SDXL model that it was trained on.",
-            code="base_lora",
-        )
+def not_sdxl_error(name: str, kind: str = "") -> InputError:
+    """Return the error for a model of another architecture; `kind` is what it is, with its article, if known."""
     return InputError(
-        f"{name} is not an SDXL checkpoint.",
-        "Choose a checkpoint based on SDXL; SD 1.5 and other architectures do not work.",
+        f"{name} is {f'{kind}, ' if kind else ''}not an SDXL checkpoint.",
+        "Choose a checkpoint based on SDXL; SD 1.5, FLUX and other architectures do not work.",
         code="base_kind",
     )

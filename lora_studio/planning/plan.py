@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages, read_images, samples_per_bucket
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.models.describe import describe_base
 from lora_studio.planning.advice import CheckContext, check_recipe, require_valid
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, fit_vram, lora_mib
@@ -22,7 +23,7 @@ from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
-from lora_studio.workspace.project import ProjectInfo
+from lora_studio.workspace.project import Home, ProjectInfo
 
 NEW_PROJECT = ProjectInfo.defaults()
 
@@ -36,6 +37,7 @@ class Plan(BaseModel):
     assumed: bool
     kind: LoraKind
     base: str
+    base_about: str
     tier: guide.Tier
     recipe: Recipe
     reasons: list[Reason]
@@ -109,26 +111,26 @@ def plan(
     hours: float | None = None,
     runs: Sequence[JobFolder] = (),
     regularization: Path | str | None = None,
+    home: Home | None = None,
 ) -> Plan:
     """Plan a training run.
 
     `images` is a dataset's folder, whose image sizes are read, or a number of images, assumed to be square. `base` is a
-    name from the catalogue, or a repository, folder or file, assumed to be an SDXL. `vram_gib` is the GPU's memory in
+    name from the catalogue, or a repository, folder or file, whose configuration is read (see describe_base); names of
+    files are looked up in the models folder of `home`, by default the usual one. `vram_gib` is the GPU's memory in
     GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
     with fewer epochs, then with fewer steps. `runs` are earlier runs, oldest first, from which the time of a step is
     taken if one has the same base and speed settings. `regularization` is a folder of images that are balanced against
     the dataset's.
 
-    Raises InputError for an empty folder, an unknown kind or a number out of its bounds, ConfigError for unknown
-    settings and values that cannot work.
+    Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
+    an SDXL, ConfigError for unknown settings and values that cannot work.
     """
     given = _checked(overrides or {})
     kind = _kind(kind)
     for name, value in (("vram_gib", vram_gib), ("hours", hours)):
         check_plan_number(name, value)
-    known = guide.find_base(base)
-    if not base.strip():
-        raise InputError("No base model is given.", f"Use one of {', '.join(guide.BASES)}.", code="base")
+    known = describe_base(base, home or Home.locate())
     side = known.resolution if known else guide.RECIPE["resolution"].value
     extension = Recipe.parse(given).caption_extension
     found = _images(images, given.get("resolution") or side, extension)
@@ -159,6 +161,7 @@ def plan(
         assumed=isinstance(images, int),
         kind=kind,
         base=known.name if known else base,
+        base_about=known.why if known else "",
         tier=guide.tier_for(found.total),
         recipe=recipe,
         reasons=draft.reasons(recipe),
@@ -168,7 +171,7 @@ def plan(
         vram_parts=estimate_vram_parts(recipe, known, vram_gib),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
-        warnings=[*_folder_warnings(found), *check_recipe(recipe, context)],
+        warnings=[*_base_warnings(base, known), *_folder_warnings(found), *check_recipe(recipe, context)],
         tagger=known.tagger if known else "",
         tagging=_tagging(kind, known),
         base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
@@ -250,6 +253,18 @@ def _fit_time(
     return made
 
 
+def _base_warnings(name: str, base: guide.BaseModel | None) -> list[Caution]:
+    if base is not None:
+        return []
+    return [
+        Caution(
+            code="base_unchecked",
+            message=f"{name} could not be looked at. It is planned as an SDXL that predicts epsilon.",
+            why="What it really predicts is read before the training starts; another architecture is refused then.",
+        )
+    ]
+
+
 def _folder_warnings(images: DatasetImages) -> list[Caution]:
     found = []
     if images.unreadable:
@@ -274,5 +289,5 @@ def _folder_warnings(images: DatasetImages) -> list[Caution]:
 
 def _tagging(kind: LoraKind, base: guide.BaseModel | None) -> str:
     names = {"wd14": "WD14", "blip": "BLIP", "demo": "the embedded tagger"}
-    first = f"Tag with {names[base.tagger]}. " if base else "Tag with WD14 for anime, BLIP for realistic images. "
-    return first + guide.KINDS[kind.value].tagging
+    name = names.get(base.tagger) if base else None
+    return f"Tag with {name or 'WD14 for anime, BLIP for realistic images'}. {guide.KINDS[kind.value].tagging}"

@@ -195,6 +195,11 @@ class Project:
         return self.path.name
 
     @property
+    def home(self) -> Home:
+        """The home that the project is in."""
+        return Home(self.path.parents[1])
+
+    @property
     def dataset_dir(self) -> Path:
         """The dataset folder for training, which contains the N_name folders."""
         return self.path / "dataset"

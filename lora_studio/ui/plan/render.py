@@ -39,7 +39,9 @@ class PlanRenderer:
 def _answer_updates(answers: Answers, state: PlanState) -> Updates:
     info = state.planned.info
     known = guide.find_base(info.base)
-    about = f"Good for {known.good_for}. {known.why}" if known else "Custom model: assumed to be SDXL."
+    about = f"Good for {known.good_for}. {known.why}" if known else ""
+    if known is None and state.planned.plan is not None:
+        about = state.planned.plan.base_about or "A repository of the Hub that was not looked at yet."
     counted = "Counted in the dataset, with their sizes."
     updates: Updates = {
         answers.base: gr.update(info=about),

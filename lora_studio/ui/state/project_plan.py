@@ -140,4 +140,5 @@ def _plan(
         hours=info.hours if recipe is None else None,
         overrides=recipe.model_dump() if recipe else None,
         regularization=regularization,
+        home=project.home,
     )

@@ -108,7 +108,7 @@ def test_a_folder_of_pickles_is_an_error(base: Path, tmp_path: Path, home: Home)
 
 def test_files_that_are_not_sdxl_bases_have_their_own_codes(tmp_path: Path, home: Home, tiny_config: None) -> None:
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
-    save_file({"model.diffusion_model.x": torch.zeros(1)}, tmp_path / "sd15.safetensors")
+    save_file({"cond_stage_model.transformer.x": torch.zeros(1)}, tmp_path / "sd15.safetensors")
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "empty").mkdir()

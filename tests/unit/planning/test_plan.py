@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lora_studio.dataset.buckets import place_for
 from lora_studio.dataset.validation_split import validation_count
 from lora_studio.errors import InputError
+from lora_studio.models.locate import SDXL_KEY
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.job_specs import TrainJob
@@ -170,7 +173,7 @@ def test_image_sizes_are_read_after_exif_rotation(tmp_path: Path) -> None:
     [
         ({"images": 0}, "no_images", "0"),
         ({"images": 24, "kind": "portrait"}, "kind", "'portrait'"),
-        ({"images": 24, "base": " "}, "base", "SDXL 1.0"),
+        ({"images": 24, "base": " "}, "base_missing", "base"),
         ({"images": 1_000_000_000}, "images", "1,000,000,000"),
         ({"images": 24, "vram_gib": 0}, "vram_gib", "0"),
         ({"images": 24, "vram_gib": 5000}, "vram_gib", "5,000"),
@@ -222,3 +225,18 @@ def test_a_full_matrix_lokr_is_planned_without_an_alpha_that_has_no_effect() -> 
     assert (result.recipe.network_dim, result.recipe.network_alpha) == (100_000, 1)
     assert not {"network_dim_range", "alpha_above_dim"} & set(codes(result))
     assert result.lora_mib > 2 * plan(20, overrides=lokr).lora_mib
+
+
+def test_a_file_with_zero_terminal_snr_is_planned_like_one_of_the_catalogue(tmp_path: Path) -> None:
+    file = tmp_path / "noob.safetensors"
+    save_file({SDXL_KEY: torch.zeros(1), "v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, file)
+    local, listed = plan(24, base=str(file)), plan(24, base="NoobAI XL v-pred")
+    assert local.prediction_type == listed.prediction_type == "v_prediction"
+    assert local.recipe.noise_offset == listed.recipe.noise_offset == 0
+    assert local.recipe.min_snr_gamma == listed.recipe.min_snr_gamma
+    assert reason(local, "noise_offset").why == reason(listed, "noise_offset").why
+    assert "base_unchecked" not in codes(local)
+
+
+def test_a_repository_that_cannot_be_looked_at_is_planned_with_a_caution() -> None:
+    assert "base_unchecked" in codes(plan(24, base="someone/model"))

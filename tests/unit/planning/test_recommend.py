@@ -79,7 +79,7 @@ def test_bases_differ_in_prompts_tagger_and_prediction_type() -> None:
     assert pony.recipe.sample_prompts[0].startswith("score_9, ")
     assert (pony.tagger, sdxl.tagger) == ("wd14", "blip")
     assert (noobai.prediction_type, sdxl.prediction_type) == ("v_prediction", "epsilon")
-    for zero_snr in (noobai, plan(24, base="mine", overrides={"zero_terminal_snr": "on"})):
+    for zero_snr in (noobai, plan(24, base="someone/mine", overrides={"zero_terminal_snr": "on"})):
         assert (zero_snr.recipe.noise_offset, zero_snr.recipe.min_snr_gamma) == (0, 0)
         assert not {"noise_offset_range", "noise_offset_zero_snr", "min_snr_zero_snr"} & set(codes(zero_snr))
     assert sdxl.recipe.min_snr_gamma == 5

@@ -1,0 +1,55 @@
+"""Recognise which kind of model a checkpoint is, so that one that is not an SDXL is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+# Starts of tensor names in single files, the most telling first. "model.diffusion_model." is left out of them.
+_TENSORS = {
+    "double_blocks.": "a FLUX model",
+    "joint_blocks.": "a Stable Diffusion 3 model",
+    "noise_refiner.": "a Lumina 2 or Z-Image model",
+    "conditioner.embedders.0.model.": "an SDXL refiner",
+    "cond_stage_model.model.": "a Stable Diffusion 2 model",
+    "cond_stage_model.transformer.": "a Stable Diffusion 1 model",
+    "label_emb.": "an SDXL UNet without text encoders and VAE",
+    "decoder.conv_in.": "a VAE",
+}
+_ADAPTER_PARTS = ("lora_down", "lora_A", "hada_w1", "lokr_w")
+# Pipeline classes of diffusers, as model_index.json names them.
+_PIPELINES = {
+    "StableDiffusionPipeline": "a Stable Diffusion 1 or 2 model",
+    "StableDiffusionXLImg2ImgPipeline": "an SDXL refiner",
+    "StableDiffusion3Pipeline": "a Stable Diffusion 3 model",
+    "FluxPipeline": "a FLUX model",
+}
+SDXL_PIPELINE = "StableDiffusionXLPipeline"
+
+
+def is_adapter(keys: Collection[str]) -> bool:
+    """Return whether tensors of these names are those of a LoRA, LoHa or LoKr."""
+    return any(part in key for key in keys for part in _ADAPTER_PARTS)
+
+
+def kind_of_tensors(keys: Collection[str]) -> str:
+    """Return what a single file with tensors of these names is, with its article; empty if it is not recognised."""
+    names = {key.removeprefix("model.diffusion_model.") for key in keys}
+    return next((kind for start, kind in _TENSORS.items() if any(name.startswith(start) for name in names)), "")
+
+
+def kind_of_pipeline(class_name: str) -> str:
+    """Return what a model of this pipeline class of diffusers is, with its article; empty for an SDXL."""
+    if class_name in ("", SDXL_PIPELINE):
+        return ""
+    return _PIPELINES.get(class_name, f"a model for diffusers' {class_name}")
+
+
+def kind_of_folder(folder: Path) -> str:
+    """Return what a folder in diffusers layout is; empty for an SDXL, or if its model_index.json does not tell."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return kind_of_pipeline(str(index.get("_class_name", ""))) if isinstance(index, dict) else ""
