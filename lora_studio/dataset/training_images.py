@@ -44,9 +44,14 @@ class DatasetImage:
     caption_suffixes: tuple[str, ...] = CAPTION_SUFFIXES
 
     @cached_property
+    def caption_text(self) -> str:
+        """The text of the caption file, empty if there is none. Raises InputError if it cannot be read."""
+        return read_caption(self.path, self.caption_suffixes) or ""
+
+    @property
     def caption(self) -> str:
         """The caption as one line, empty if there is none. Raises InputError if its file cannot be read."""
-        return " ".join((read_caption(self.path, self.caption_suffixes) or "").split())
+        return " ".join(self.caption_text.split())
 
     @property
     def has_caption(self) -> bool:

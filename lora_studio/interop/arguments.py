@@ -145,6 +145,12 @@ ARGUMENTS = (
     Argument("caption_extension", "caption_extension", ".caption", _read_extension, lambda value: value or ".txt"),
     _plain("shuffle_caption", default=False),
     _plain("keep_tokens", 0),
+    _plain("keep_tokens_separator", ""),
+    _plain("enable_wildcard", default=False),
+    _plain("caption_prefix", ""),
+    _plain("caption_suffix", ""),
+    _plain("token_warmup_min", 1),
+    Argument("token_warmup_step", "token_warmup_step", 0, write=lambda steps: steps if steps < 1 else int(steps)),
     _plain("caption_dropout_rate", 0.0),
     _plain("caption_tag_dropout_rate", 0.0),
     Argument(

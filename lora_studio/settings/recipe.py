@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import MaskedLoss, Scheduler
+from lora_studio.settings.sections.captions import CaptionSettings
 from lora_studio.settings.sections.data import DataSettings
 from lora_studio.settings.sections.memory import MemorySettings
 from lora_studio.settings.sections.network import NetworkSettings, network_problems
@@ -24,6 +25,7 @@ class Recipe(
     TrackingSettings,
     SampleSettings,
     MemorySettings,
+    CaptionSettings,
     DataSettings,
     ObjectiveSettings,
     OptimizationSettings,

@@ -212,6 +212,7 @@ def _fill_caches(
         job=job,
         dataset=dataset,
         steps_per_epoch=checked.counts.steps_per_epoch,
+        total_steps=checked.counts.total_steps,
         noise_scheduler=base.noise_scheduler,
         prediction_type=base.prediction_type,
         scaling_factor=base.vae.config["scaling_factor"],
@@ -238,8 +239,9 @@ def _fill_text_cache(
     encoders = encoders_hash(base.text_encoders, base.tokenizers)
     texts = TextCache(home.cache / "text", encoders, recipe.clip_skip, recipe.max_token_length)
     samples = samples_of(job, checked.dataset, base)
+    captions = captions_to_cache(job, checked.dataset, total_steps=checked.counts.total_steps)
     texts.fill(
-        ranks.shard([*captions_to_cache(job, checked.dataset), *sample_texts(samples)])[1],
+        ranks.shard([*captions, *sample_texts(samples)])[1],
         base.text_encoders,
         base.tokenizers,
         device=checked.device,

@@ -275,13 +275,14 @@ def _disk_space_errors(
     recipe = job.recipe
     pixels = sum(len(all_augmentations(item, recipe)) * _pixels(item) for item in dataset.epoch_items)
     pixels += sum(map(_pixels, dataset.validation_items))
-    captions = len(captions_to_cache(job, dataset)) if not recipe.trains_text_encoders else 0
+    total_steps = dataset.step_count(recipe).total_steps
+    captions = 0 if recipe.trains_text_encoders else len(captions_to_cache(job, dataset, total_steps=total_steps))
     cache = int(
         pixels * LATENT_BYTES_PER_PIXEL + captions * TEXT_BYTES_PER_CAPTION * recipe.max_token_length / CHUNK_TOKENS
     )
     files = -(-recipe.epochs // recipe.save_every_n_epochs) + 1
     if recipe.save_every_n_steps:
-        files += dataset.step_count(recipe).total_steps // recipe.save_every_n_steps
+        files += total_steps // recipe.save_every_n_steps
     if recipe.keep_checkpoints:
         files = min(files, recipe.keep_checkpoints + 2)
     run = weights * (width * files + STATE_BYTES_PER_WEIGHT)

@@ -1,19 +1,13 @@
-"""Settings of the data: resolution and buckets, augmentation, validation split, captions."""
+"""Settings of the images: resolution and buckets, augmentation, masks, validation split."""
 
 from __future__ import annotations
 
-import re
-
-from pydantic import field_validator
-
-from lora_studio.settings.choices import MaskedLoss, TokenLimit
+from lora_studio.settings.choices import MaskedLoss
 from lora_studio.settings.declare import Group, Settings, setting
-
-EXTENSION = re.compile(r"(\.[\w-]+)+")
 
 
 class DataSettings(Settings):
-    """How images and captions become training samples."""
+    """How images become training samples."""
 
     resolution: int = setting(
         label="Resolution", group=Group.DATA, unit="px", advice="resolution", ge=64, le=4096, multiple_of=8
@@ -104,69 +98,3 @@ class DataSettings(Settings):
         ge=0,
         le=0.5,
     )
-
-    caption_extension: str = setting(
-        "",
-        label="Caption extension",
-        group=Group.CAPTIONS,
-        why="Trains on the caption files with this extension alone, like .txt2, so that a dataset can have several "
-        "sets of captions. Empty: .txt, else .caption, the files that the Dataset tab edits.",
-        max_length=40,
-    )
-    shuffle_caption: bool = setting(
-        False,
-        label="Shuffle tags",
-        group=Group.CAPTIONS,
-        why="Shuffles the tags each time, so that none depends on its position. Off for sentences.",
-    )
-    keep_tokens: int = setting(
-        0,
-        label="Keep first N tags",
-        group=Group.CAPTIONS,
-        why="The first N tags are never shuffled or dropped; neither is the trigger word.",
-        ge=0,
-        le=255,
-    )
-    caption_dropout_rate: float = setting(
-        0.0,
-        label="Caption dropout",
-        group=Group.CAPTIONS,
-        why="Fraction of samples trained without a caption, which lets a style show without being prompted; 0.05 to "
-        "0.1 if wanted.",
-        ge=0,
-        le=1,
-    )
-    caption_tag_dropout_rate: float = setting(
-        0.0,
-        label="Tag dropout",
-        group=Group.CAPTIONS,
-        why="Fraction of tags dropped each time, so that no single tag is needed; the first N tags stay.",
-        ge=0,
-        le=1,
-    )
-    caption_variants: int = setting(
-        8,
-        label="Cached caption variants",
-        group=Group.CAPTIONS,
-        why="With frozen text encoders, this many shuffled variants of each caption are encoded in advance; more take "
-        "only disk space.",
-        ge=1,
-        le=100,
-    )
-    max_token_length: TokenLimit = setting(
-        TokenLimit.ONE,
-        label="Max caption tokens",
-        group=Group.CAPTIONS,
-        why="Longer captions are truncated. 150 or 225 take a little more memory.",
-    )
-
-    @field_validator("caption_extension")
-    @classmethod
-    def _file_extension(cls, value: str) -> str:
-        extension = value.strip()
-        if not extension:
-            return ""
-        extension = f".{extension.removeprefix('.')}"
-        if EXTENSION.fullmatch(extension) is None:
-            raise ValueError(f"{value!r} is not a file extension; write for example .txt2")
-        return extension

@@ -49,6 +49,7 @@ class Collator:
     job: TrainJob
     dataset: Dataset
     steps_per_epoch: int
+    total_steps: int
     noise_scheduler: DDPMScheduler
     prediction_type: str
     scaling_factor: float
@@ -121,7 +122,8 @@ class Collator:
         recipe, cached = self.job.recipe, self.texts is not None
         items = [augment(item, recipe, step, sample) for sample, item in enumerate(batch, first)]
         captions = [
-            training_caption(item, self.job, step, sample, cached=cached) for sample, item in enumerate(items, first)
+            training_caption(item, self.job, step, sample, cached=cached, total_steps=self.total_steps)
+            for sample, item in enumerate(items, first)
         ]
         latents, noise, perturbations = [], [], []
         for sample, item in enumerate(items, first):

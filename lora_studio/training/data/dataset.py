@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from lora_studio.dataset.buckets import Placement, Size, place_for
+from lora_studio.dataset.captions.template import caption_template, plain_caption
 from lora_studio.dataset.images.decode import decode
 from lora_studio.dataset.images.header_cache import MIN_DECODED_SIDE
 from lora_studio.dataset.images.masks import MaskSource
@@ -32,7 +33,9 @@ class TrainItem:
     """One image with its caption, bucket and repeats.
 
     `size` is (width, height) in px after EXIF rotation and before scaling. `has_caption` is False if `caption` is a
-    substitute. `flipped` mirrors the image after cropping; `prior` marks regularisation images.
+    substitute. `flipped` mirrors the image after cropping; `prior` marks regularisation images. `template` is the text
+    from which captions are drawn, if it is not `caption` itself: see `dataset.captions.template`. `settings` are those
+    of the image's subset, None for the job's recipe.
     """
 
     path: Path
@@ -46,6 +49,8 @@ class TrainItem:
     mask: MaskSource | None = None
     prior: bool = False
     flipped: bool = False
+    template: str = ""
+    settings: Recipe | None = field(default=None, compare=False)
 
     @property
     def time_ids(self) -> tuple[int, ...]:
@@ -107,7 +112,7 @@ class Dataset:
 
 def _fingerprint_line(item: TrainItem) -> str:
     mask = f" {item.mask.sha256}" if item.mask else ""
-    return f"{item.sha256} {item.placement} {item.repeats} {item.caption}{mask}"
+    return f"{item.sha256} {item.placement} {item.repeats} {item.template or item.caption}{mask}"
 
 
 def read_dataset(
@@ -150,17 +155,25 @@ def read_dataset(
 
 
 def _read_item(image: DatasetImage, repeats: int, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
+    template = caption_template(
+        image.caption_text or trigger_word or image.image_set.concept,
+        prefix=recipe.caption_prefix,
+        suffix=recipe.caption_suffix,
+        wildcards=recipe.enable_wildcard,
+    )
+    caption = plain_caption(template, wildcards=recipe.enable_wildcard, separator=recipe.keep_tokens_separator)
     return TrainItem(
         path=image.path,
         sha256=image.sha256,
         size=image.size,
         placement=place_for(recipe, *image.size),
-        caption=image.caption or trigger_word or image.image_set.concept,
+        caption=caption,
         has_caption=bool(image.caption),
         repeats=repeats,
         folder=image.image_set.path.name,
         mask=image.mask(recipe.masked_loss),
         prior=prior,
+        template="" if template == caption else template,
     )
 
 

@@ -88,7 +88,9 @@ def _samples(collator: Collator) -> Iterator[dict[str, Any]]:
                 yield {
                     "step": step + 1,
                     "image": item.path.name,
-                    "caption": training_caption(item, collator.job, step, sample, cached=cached),
+                    "caption": training_caption(
+                        item, collator.job, step, sample, cached=cached, total_steps=collator.total_steps
+                    ),
                     "mirrored": view.flipped,
                     "time_ids": view.time_ids,
                     "weight": recipe.prior_loss_weight if item.prior else 1.0,

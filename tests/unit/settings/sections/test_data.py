@@ -15,14 +15,3 @@ def test_resolution_need_not_be_a_multiple_of_the_bucket_steps_without_upscaling
 def test_a_resolution_that_is_not_a_multiple_of_8_is_refused() -> None:
     with pytest.raises(ConfigError, match="multiple of 8"):
         Recipe.parse({"resolution": 1001})
-
-
-@pytest.mark.parametrize(("given", "kept"), [("", ""), (".txt2", ".txt2"), ("tags", ".tags"), (" .txt-no ", ".txt-no")])
-def test_a_caption_extension_has_a_dot(given: str, kept: str) -> None:
-    assert Recipe.parse({"caption_extension": given}).caption_extension == kept
-
-
-@pytest.mark.parametrize("given", [".", "a/b", "../x", "*", "a b"])
-def test_a_caption_extension_is_not_a_path(given: str) -> None:
-    with pytest.raises(ConfigError, match="caption_extension"):
-        Recipe.parse({"caption_extension": given})

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lora_studio.training.data import collate
+from lora_studio.training.data import cache, collate
 from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.workspace.project import Home
 from tests.support.augmented_runs import EVERYTHING, augmented_job, read_records, write_dataset
 from tests.support.events import of
-from tests.support.training_runs import train_into
+from tests.support.training_runs import make_job, train_into
 
 
 def test_captions_jsonl_has_the_captions_that_were_used(
@@ -36,6 +36,49 @@ def test_captions_jsonl_has_the_captions_that_were_used(
     assert {record["weight"] for record in recorded_samples} == {0.5, 1.0}
     assert any(caption not in ("", "red, inkstamp, thing 0, small, on a table") for caption in used)
     assert all(caption.startswith("inkstamp") for caption in used if "on a table" in caption)
+
+
+CAPTION_OPTIONS = {
+    "enable_wildcard": True,
+    "keep_tokens_separator": "|||",
+    "shuffle_caption": True,
+    "caption_prefix": "by ohwx,",
+    "caption_suffix": ", best",
+    "token_warmup_step": 2,
+    "caption_variants": 2,
+    "max_train_steps": 3,
+}
+
+
+@pytest.mark.parametrize("text_encoder_lr", [0.0, 1e-4])
+def test_caption_options_reach_the_text_encoders(
+    training_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_encoder_lr: float
+) -> None:
+    """With frozen text encoders, embeddings are cached before the first step: all that a step uses must be there."""
+    encoded: list[str] = []
+    module = collate if text_encoder_lr else cache
+    encode = module.tokenize if text_encoder_lr else module.encode_text
+
+    def recorded(*given: Any) -> Any:
+        texts = next(item for item in given if isinstance(item, list) and isinstance(item[0], str))
+        encoded.extend(texts)
+        return encode(*given)
+
+    monkeypatch.setattr(module, "tokenize" if text_encoder_lr else "encode_text", recorded)
+    images = write_dataset(tmp_path / "images")
+    for number in range(4):
+        text = f"inkstamp ||| {number}, {{red|blue}}, {{x|y}} ||| end\ninkstamp, a line {number}"
+        (images / f"{number}.txt").write_text(text, "utf-8")
+    job = make_job(
+        training_inputs / "base", images, text_encoder_lr=text_encoder_lr, sample_prompts=[], **CAPTION_OPTIONS
+    )
+    train_into(job, tmp_path / "run", Home(tmp_path / "home"))
+    used = [record["caption"] for record in read_records(tmp_path / "run" / "captions.jsonl")]
+    assert set(used) <= set(encoded)
+    assert all(caption.startswith(("by ohwx, inkstamp, ", "inkstamp, ")) for caption in encoded)
+    assert all(caption.endswith("end, best") for caption in encoded if caption.startswith("by ohwx, "))
+    assert not any(mark in caption for caption in encoded for mark in "{|}")
+    assert len({caption.count(",") for caption in encoded}) > 1  # fewer tags in the first steps
 
 
 def test_warns_about_edited_images_and_captions_when_a_run_resumes(training_inputs: Path, tmp_path: Path) -> None:
