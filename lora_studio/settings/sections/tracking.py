@@ -17,8 +17,8 @@ class TrackingSettings(Settings):
         Tracker.NONE,
         label="Experiment tracker",
         group=Group.LOGGING,
-        why="Logs losses, learning rates and norms to TensorBoard (in the run's folder, under logs), wandb or trackio, "
-        "too. Its package must be installed; wandb sends them, and the recipe, to its server.",
+        why="Logs losses, learning rates, norms and samples to TensorBoard (in the run's folder, under logs), wandb or "
+        "trackio, too. Its package must be installed; wandb sends them, and the recipe, to its server.",
     )
     log_tracker_name: Annotated[str, Field(pattern=r"^[\w.\-]*$")] = setting(
         "",

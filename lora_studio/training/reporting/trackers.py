@@ -5,6 +5,7 @@ Names are those of sd-scripts where it has them, so that its runs and these can 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import tracking
 from accelerate.state import PartialState
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 
-from lora_studio.events import EpochEvent, Event, Report, StepEvent, ValidationEvent, WarningEvent
+from lora_studio.events import EpochEvent, Event, Report, SampleEvent, StepEvent, ValidationEvent, WarningEvent
 from lora_studio.settings.choices import Tracker
 from lora_studio.settings.recipe import Recipe
 
@@ -62,8 +65,8 @@ def tracked(recipe: Recipe, folder: Path, report: Report, *, enabled: bool) -> I
     if recipe.log_with is Tracker.NONE or not enabled:
         yield report
         return
-    log = _TrackerLog(report, recipe.log_with)
-    log.attempt(lambda: log.start(recipe, folder))
+    log = _TrackerLog(report, recipe.log_with, folder)
+    log.attempt(lambda: log.start(recipe))
     try:
         yield log
     finally:
@@ -72,10 +75,11 @@ def tracked(recipe: Recipe, folder: Path, report: Report, *, enabled: bool) -> I
 
 @dataclass
 class _TrackerLog:
-    """Reports events, and logs the values of some to a tracker; `tracker` is None before it has started."""
+    """Reports events, and logs the values and images of some to a tracker; `tracker` is None before it has started."""
 
     report: Report
     kind: Tracker
+    folder: Path
     tracker: GeneralTracker | None = None
     step: int = 0
     failed: bool = False
@@ -84,21 +88,23 @@ class _TrackerLog:
         self.report(event)
         if isinstance(event, StepEvent | ValidationEvent):
             self.step = event.step
-        if self.tracker is not None and (values := tracked_values(event)):
+        if isinstance(event, SampleEvent):
+            self.attempt(lambda: self.log_sample(event))
+        elif values := tracked_values(event):
             self.attempt(lambda: self.log(values))
 
-    def start(self, recipe: Recipe, folder: Path) -> None:
+    def start(self, recipe: Recipe) -> None:
         """Start the tracker and store the recipe in it."""
         PartialState()  # accelerate's trackers need it for their own messages
         project = recipe.log_tracker_name or PROJECT
         kind = tracking.LOGGER_TYPE_TO_CLASS[self.kind.value]
         match self.kind:
             case Tracker.WANDB:
-                tracker = kind(project, name=folder.name, dir=str(folder))
+                tracker = kind(project, name=self.folder.name, dir=str(self.folder))
             case Tracker.TRACKIO:
-                tracker = kind(project, name=folder.name)
+                tracker = kind(project, name=self.folder.name)
             case _:
-                tracker = kind(project, folder / LOG_FOLDER)
+                tracker = kind(project, self.folder / LOG_FOLDER)
         tracker.start()
         self.tracker = tracker
         tracker.store_init_configuration(tracked_settings(recipe))
@@ -107,6 +113,20 @@ class _TrackerLog:
         """Log values at the last step."""
         if self.tracker is not None:
             self.tracker.log(values, step=self.step)
+
+    def log_sample(self, event: SampleEvent) -> None:
+        """Log a sample image with its prompt as the caption; in TensorBoard, which has none, as a text of that name."""
+        if self.tracker is None:
+            return
+        name, path = f"samples/{event.index:02d}", self.folder / event.path
+        if self.kind is Tracker.TENSORBOARD:
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))[None]
+            self.tracker.log_images({name: pixels}, step=event.step, dataformats="NHWC")
+            self.tracker.log({name: event.prompt}, step=event.step)
+        else:
+            library = importlib.import_module(self.kind.value)  # wandb and trackio have the same class
+            self.tracker.log({name: library.Image(str(path), caption=event.prompt)}, step=event.step)
 
     def finish(self) -> None:
         """Finish the tracker, if it has started."""

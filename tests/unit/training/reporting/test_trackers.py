@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 from accelerate import tracking
 from accelerate.tracking import GeneralTracker
+from PIL import Image
 
 from lora_studio.errors import ConfigError
-from lora_studio.events import EpochEvent, NanEvent, StepEvent, ValidationEvent
+from lora_studio.events import EpochEvent, NanEvent, SampleEvent, StepEvent, ValidationEvent
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.reporting.trackers import tracked, tracker_errors
 from lora_studio.workspace.project import Home
@@ -157,10 +161,54 @@ def test_a_package_that_is_missing_is_an_error_with_the_command(
         train_into(job, tmp_path / "run", Home(training_inputs / "home"))
 
 
-def test_tensorboard_writes_into_the_runs_folder(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
+def write_sample(folder: Path, **fields: Any) -> SampleEvent:
+    """Write a red image as a sample of the run in `folder`; return its event."""
+    file = folder / "samples" / "ink_e000001_01_42.png"
+    file.parent.mkdir()
+    Image.new("RGB", (16, 8), (255, 0, 0)).save(file)
+    name = str(file.relative_to(folder))
+    return SampleEvent(**{"step": 4, "epoch": 1, "index": 1, "prompt": "ink, a cat", "seed": 42, "path": name} | fields)
+
+
+def test_samples_are_logged_with_their_prompts(
+    fake: type[FakeTracker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(Image=dict, finish=lambda: None))
+
+    def image_of(path: str, caption: str) -> tuple[tuple[int, int], str]:
+        with Image.open(path) as image:
+            return image.size, caption
+
+    monkeypatch.setattr(sys.modules["trackio"], "Image", image_of)
+    events: Events = []
+    sample = write_sample(tmp_path)
+    with tracked(RECIPE, tmp_path, append_to(events), enabled=True) as report:
+        report(step_event(4))
+        report(sample)
+        report(sample.model_copy(update={"path": "samples/lost.png"}))
+        report(step_event(5))
+    assert [name for name, _ in events] == ["step", "sample", "sample", "warning", "step"]
+    assert of(events, "warning")[0]["code"] == "tracker"
+    logged = [(values, step) for method, values, step in fake.calls if method == "log" and "loss/current" not in values]
+    assert logged == [({"samples/01": ((16, 8), "ink, a cat")}, 4)]
+
+
+def test_tensorboard_gets_values_and_samples_in_the_runs_folder(tmp_path: Path) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events: Events = []
     with tracked(Recipe.parse({"log_with": "tensorboard"}), tmp_path, append_to(events), enabled=True) as report:
-        report(step_event(1))
+        report(step_event(4))
+        report(ValidationEvent(step=4, epoch=1, loss=0.75))
+        report(write_sample(tmp_path))
     assert of(events, "warning") == []
-    assert list((tmp_path / "logs").rglob("events.out.tfevents.*"))
+    (file,) = (path for path in (tmp_path / "logs").rglob("events.out.tfevents.*") if path.parent.name == "lora-studio")
+    found = accumulators.EventAccumulator(str(file), size_guidance=accumulators.STORE_EVERYTHING_SIZE_GUIDANCE)
+    found.Reload()
+    (loss,) = found.Scalars("loss/validation/epoch_average")
+    assert (loss.step, loss.value) == (4, 0.75)
+    (image,) = found.Images("samples/01")
+    (text,) = found.Tensors("samples/01/text_summary")
+    assert (image.step, image.width, image.height, text.step) == (4, 16, 8, 4)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as decoded:
+        assert decoded.convert("RGB").getpixel((3, 3)) == (255, 0, 0)
+    assert text.tensor_proto.string_val == [b"ink, a cat"]
