@@ -31,6 +31,7 @@ from lora_studio.settings.choices import ExistingCaptions, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
+from lora_studio.settings.subsets import Subset
 from lora_studio.worker import Listener, execute, start
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.project import Home, Project, records_folder
@@ -165,6 +166,7 @@ def train(
     vae: str | None = TRAIN.vae,
     network_weights: Path | str | None = TRAIN.network_weights,
     regularization: Path | str | None = TRAIN.regularization,
+    subsets: Sequence[Subset] = TRAIN.subsets,
     num_processes: int = TRAIN.num_processes,
     out: Path | None = None,
     home: Home | None = None,
@@ -174,7 +176,8 @@ def train(
 
     `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file; `vae` replaces its
     own. `network_weights` is a LoRA file to start from, `regularization` a folder of regularisation images of the
-    class. `out` is the run folder (default: a numbered one in the studio's home); `resume` continues a stopped run.
+    class. `subsets` are folders with repeats and settings of their own, which are trained on instead of those found in
+    `dataset`. `out` is the run folder (default: a numbered one in the studio's home); `resume` continues a stopped run.
     With `num_processes` above 1 the run uses one worker process per GPU. Raises StudioError.
     """
     job = _build(
@@ -187,6 +190,7 @@ def train(
         vae=vae,
         network_weights=network_weights,
         regularization=regularization,
+        subsets=list(subsets),
         num_processes=num_processes,
     )
     return cast("TrainResult", run_job(job, out=out, home=home, on_event=on_event))

@@ -26,6 +26,7 @@ from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
+from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.project import Home
 
 if TYPE_CHECKING:
@@ -110,10 +111,13 @@ def plan(
 ) -> None:
     """Plan the settings and steps of a training, with the reasons."""
     imported = _import(source)
+    subsets: list[Subset] = []
     if imported is not None and folder is None and images is None and "dataset" in imported.job:
         folder = Path(imported.job["dataset"])
+        subsets = [Subset.parse(subset) for subset in imported.job.get("subsets", [])]
     if imported is not None and base == NEW_PROJECT.base:
         base = imported.job.get("base", base)
+        trigger = trigger or imported.job.get("trigger_word", "")
     if (folder is None) == (images is None):
         raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
     result = api.plan(
@@ -124,6 +128,7 @@ def plan(
         trigger_word=trigger,
         overrides={**(imported.recipe if imported else {}), **overrides},
         regularization=regularization,
+        subsets=subsets,
         home=Home.locate(home),
     )
     if export is not None:
@@ -136,6 +141,7 @@ def plan(
             regularization=regularization,
             prediction_type=result.prediction_type,
             total_steps=result.steps.total_steps,
+            subsets=subsets,
         )
         _report_left_out(f"Written to {exported.file}.", exported.lines())
     if as_json:
@@ -414,6 +420,8 @@ def _train_job(
         if not isinstance(job, TrainJob):
             raise InputError(f"{job_file} is a {job.kind} job.", "Give a training job.", code="job_kind")
         values = job.model_dump(exclude_none=True)
+    if "dataset" in given:  # other images than those of the subsets
+        values.pop("subsets", None)
     values |= given
     if missing := [f"--{name}" for name in ("dataset", "base") if name not in values]:
         raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")

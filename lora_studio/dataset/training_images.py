@@ -9,14 +9,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from lora_studio import guide
 from lora_studio.dataset.buckets import Size, place_for
 from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
-from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, ImageInfo, find_images
+from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, ImageInfo, find_images, images_in
 from lora_studio.dataset.images.header_cache import is_transparent, readable_size, sha256_of
 from lora_studio.dataset.images.masks import MaskSource, mask_from_file
 from lora_studio.dataset.manifest import Manifest
@@ -24,6 +24,7 @@ from lora_studio.dataset.validation_split import SplitSuggestion, choose_validat
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import MaskedLoss
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.project import ImageSet, image_sets
 
 
@@ -60,6 +61,14 @@ class DatasetImage:
             return bool(self.caption)
         except InputError:
             return True
+
+    def repeats_in(self, recipe: Recipe) -> int:
+        """Return how often an epoch contains it: its subset's repeats, else the recipe's or those of its folder."""
+        return self.image_set.repeats if self.image_set.subset else recipe.repeats or self.image_set.repeats
+
+    def settings_in(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the settings of the image's subset."""
+        return self.image_set.subset.applied_to(recipe) if self.image_set.subset else recipe
 
     def mask(self, kind: MaskedLoss) -> MaskSource | None:
         """Return where the loss mask comes from; None if the image has none and the whole image counts.
@@ -136,12 +145,13 @@ class DatasetImages:
     def split(self, recipe: Recipe, regularization: DatasetImages | None = None) -> DatasetSplit:
         """Return the images that a recipe trains on and validates on, with the repeats of each.
 
-        The recipe's repeats override those of the folders, except those of regularisation images, which are balanced.
+        The recipe's repeats override those of the folders' names, not those of subsets; regularisation images are
+        balanced.
         """
         training, validation = self._training_and_validation(recipe.validation_split, recipe.seed)
 
         def repeated(images: list[DatasetImage]) -> list[RepeatedImage]:
-            return [RepeatedImage(image, recipe.repeats or image.image_set.repeats) for image in images]
+            return [RepeatedImage(image, image.repeats_in(recipe)) for image in images]
 
         own = repeated(training)
         prior = regularization.images if regularization is not None else []
@@ -192,23 +202,45 @@ def read_images(
     *,
     hash_all: bool = False,
     caption_extension: str = "",
+    subsets: Sequence[Subset] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetImages:
-    """Read the images of a dataset's folder and its N_name subfolders; see `select_images`.
+    """Read the images of a dataset's folder and its N_name subfolders, or of `subsets` instead; see `select_images`.
 
-    `caption_extension` is the recipe's. Raises InputError if the folder does not exist, or if that is an image's.
+    `caption_extension` is the recipe's. Raises InputError if a folder does not exist, or if that is an image's.
     """
-    if caption_extension.lower() in IMAGE_SUFFIXES:
+    read = partial(_read_sets, Manifest.of(folder), hash_all=hash_all, on_progress=on_progress)
+    if subsets:
+        found = read([(path, ImageSet.of(subset)) for subset in subsets for path in _images_of(subset)])
+    else:
+        found = read(_with_sets(folder, find_images(folder)))
+    return replace(found, images=[_with_caption_extension(image, caption_extension) for image in found.images])
+
+
+def _with_caption_extension(image: DatasetImage, chosen: str) -> DatasetImage:
+    """Return an image with the extension of its captions, its subset's or the recipe's; "" is the usual ones.
+
+    Raises InputError if it is an image's.
+    """
+    subset = image.image_set.subset
+    extension = str(subset.settings.get("caption_extension", chosen)) if subset else chosen
+    if extension.lower() in IMAGE_SUFFIXES:
         raise InputError(
-            f"caption_extension is {caption_extension}, which is an image's.",
+            f"caption_extension is {extension}, which is an image's.",
             "Use the extension of text files, like .txt.",
             code="caption_extension",
         )
-    found = select_images(folder, find_images(folder), Manifest.of(folder), hash_all=hash_all, on_progress=on_progress)
-    if not caption_extension:
-        return found
-    suffixes = (caption_extension,)
-    return replace(found, images=[replace(image, caption_suffixes=suffixes) for image in found.images])
+    return replace(image, caption_suffixes=(extension,)) if extension else image
+
+
+def _images_of(subset: Subset) -> list[Path]:
+    if not subset.image_dir.is_dir():
+        raise InputError(
+            f"image_dir {subset.image_dir} of a subset does not exist.",
+            "Correct it, or remove the subset.",
+            code="no_folder",
+        )
+    return images_in(subset.image_dir)
 
 
 def select_images(
@@ -225,12 +257,27 @@ def select_images(
     neither has its size. With `hash_all`, every file is hashed, and the scan is used only for content that it has read:
     that also finds an image that was edited without changing its size in bytes or its time of change.
     """
+    return _read_sets(manifest, _with_sets(folder, paths), hash_all=hash_all, on_progress=on_progress)
+
+
+def _with_sets(folder: Path, paths: Sequence[Path]) -> list[tuple[Path, ImageSet | None]]:
+    """Return image files with the set that each is in, None for those beside the sets of the dataset's folder."""
     # os.path, since a Path's parent takes longer to build than everything else that an unchanged image needs
     sets = {os.path.dirname(image_set.path / "a"): image_set for image_set in image_sets(folder)}  # noqa: PTH120
+    return [(path, sets.get(os.path.dirname(path))) for path in paths]  # noqa: PTH120
+
+
+def _read_sets(
+    manifest: Manifest,
+    paths: Sequence[tuple[Path, ImageSet | None]],
+    *,
+    hash_all: bool,
+    on_progress: Callable[[int, int], None],
+) -> DatasetImages:
+    """Return those image files that are in a set and readable."""
     found = DatasetImages([], manifest=manifest)
-    for done, path in enumerate(paths):
+    for done, (path, image_set) in enumerate(paths):
         on_progress(done, len(paths))
-        image_set = sets.get(os.path.dirname(path))  # noqa: PTH120
         if image_set is None:
             found.outside_sets.append(path)
             continue

@@ -12,17 +12,20 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_studio.errors import InputError
 from lora_studio.interop.arguments import ARGUMENTS, LeftOut
+from lora_studio.interop.dataset_config import DatasetConfig
 from lora_studio.interop.gui import MARKS, gui_arguments
 from lora_studio.interop.metadata import PREFIX, metadata_arguments
 from lora_studio.interop.read import JOB_FIELDS, LENGTH, NETWORK, OPTIMIZER, RATES, SCHEDULE, Translation
 from lora_studio.lora.header import read_lora_header
 from lora_studio.settings.declare import parse_toml
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import common_folder
 
 MAX_BYTES = 4 * 1024**2
 FILE_TYPES = (".json", ".toml", ".safetensors")
 _KNOWN = {argument.name for argument in ARGUMENTS} | {*NETWORK, *OPTIMIZER, *RATES, *SCHEDULE, *LENGTH, *JOB_FIELDS}
 PATHS = {"dataset", "regularization", "network_weights"}  # fields of a job
+_DATA_FOLDERS = {"train_data_dir", "reg_data_dir"}
 _OWN_MARKS = {"kind", "recipe"}  # of a job file
 
 
@@ -31,6 +34,7 @@ class SettingsSource(StrEnum):
 
     KOHYA_SS = "kohya_ss"
     SD_SCRIPTS = "sd-scripts"
+    DATASET_CONFIG = "dataset_config"
     LORA = "LoRA metadata"
 
 
@@ -122,6 +126,11 @@ def _from_gui(fields: dict[str, Any], path: Path) -> ImportedSettings:
 def _from_toml(values: dict[str, Any], path: Path) -> ImportedSettings:
     if _OWN_MARKS & values.keys():
         raise InputError(f"{path.name} is a job file of the studio.", "Give it to train as JOB.toml.", code="own_job")
+    if isinstance(values.get("datasets"), list):
+        config = DatasetConfig(values, path.parent)
+        return _translate(
+            SettingsSource.DATASET_CONFIG, {}, config.left_out, complete=False, folder=path.parent, config=config
+        )
     arguments: dict[str, Any] = {}
     for name, value in values.items():  # sections only sort the arguments
         arguments |= value if isinstance(value, Mapping) else {name: value}
@@ -143,8 +152,19 @@ def _from_lora(path: Path) -> ImportedSettings:
 
 
 def _translate(
-    source: SettingsSource, arguments: dict[str, Any], left_out: list[LeftOut], *, complete: bool, folder: Path
+    source: SettingsSource,
+    arguments: dict[str, Any],
+    left_out: list[LeftOut],
+    *,
+    complete: bool,
+    folder: Path,
+    config: DatasetConfig | None = None,
 ) -> ImportedSettings:
+    if name := arguments.pop("dataset_config", None):
+        config = _read_dataset_config(str(name), folder, left_out)
+    if config is not None:
+        # as in sd-scripts, the folders beside a dataset_config are not used
+        arguments = {name: value for name, value in arguments.items() if name not in _DATA_FOLDERS} | config.arguments
     prompts = arguments.get("sample_prompts")
     if isinstance(prompts, str) and (lines := _prompt_lines(folder, prompts)) is not None:
         arguments["sample_prompts"] = lines
@@ -157,7 +177,22 @@ def _translate(
             left_out.append(LeftOut(name, found.job.pop(name), "It is not on this computer: give it again."))
         else:
             found.job[name] = str(existing)
+    if config is not None and config.subsets:
+        found.job["dataset"] = str(common_folder(config.subsets))
+        found.job["subsets"] = [subset.model_dump(mode="json") for subset in config.subsets]
     return ImportedSettings(source=source, recipe=found.recipe, job=found.job, left_out=left_out)
+
+
+def _read_dataset_config(name: str, folder: Path, left_out: list[LeftOut]) -> DatasetConfig | None:
+    """Read the dataset_config that a file with settings names; if it is missing, list it and return None."""
+    given = Path(name).expanduser()
+    path = next((path for path in (folder / given, given) if path.is_file()), None)
+    if path is None:
+        left_out.append(LeftOut("dataset_config", name, "It is not on this computer: import it too."))
+        return None
+    config = DatasetConfig(parse_toml(_read(path), path.name), path.parent)
+    left_out += config.left_out
+    return config
 
 
 def _prompt_lines(folder: Path, name: str) -> list[str] | None:

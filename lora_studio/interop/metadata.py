@@ -119,7 +119,10 @@ _DATASET = (
     *("batch_size_per_device", "resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso"),
     *("bucket_no_upscale",),
 )
-_SUBSET = ("shuffle_caption", "keep_tokens", "flip_aug", "random_crop", "caption_prefix", "caption_suffix")
+_SUBSET = (
+    *("shuffle_caption", "keep_tokens", "keep_tokens_separator", "enable_wildcard", "flip_aug", "random_crop"),
+    *("caption_prefix", "caption_suffix"),
+)
 
 
 def _known(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

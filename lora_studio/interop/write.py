@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lora_studio import guide
 from lora_studio.errors import InputError
 from lora_studio.files import write_text
 from lora_studio.interop.arguments import ARGUMENTS, LeftOut
+from lora_studio.interop.dataset_config import write_subsets
 from lora_studio.interop.network import LYCORIS, network_arguments
 from lora_studio.interop.optimizer import optimizer_arguments, rate_arguments, schedule_arguments
 from lora_studio.settings.choices import (
@@ -24,6 +25,8 @@ from lora_studio.settings.choices import (
 )
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import fill_trigger, negative_prompt
+from lora_studio.settings.subsets import Subset
+from lora_studio.workspace.project import image_sets
 
 # Settings that sd-scripts does not have, with the value that changes nothing and the reason.
 _NOT_IN_SD_SCRIPTS = (
@@ -40,13 +43,14 @@ _NOT_IN_SD_SCRIPTS = (
 class ExportedSettings(BaseModel):
     """A TOML file for sd-scripts, and the settings that it could not contain.
 
-    `prompts` is the file of sample prompts that it names.
+    `prompts` is the file of sample prompts that it names, `dataset_config` that of the subsets.
     """
 
     model_config = ConfigDict(frozen=True)
 
     file: Path
     prompts: Path | None
+    dataset_config: Path | None
     left_out: list[LeftOut]
 
     def lines(self) -> list[str]:
@@ -65,18 +69,22 @@ def export_settings(
     regularization: Path | str | None = None,
     prediction_type: str = "",
     total_steps: int | None = None,
+    subsets: Sequence[Subset] = (),
 ) -> ExportedSettings:
-    """Write `file`, a .toml for sd-scripts' --config_file, and the sample prompts beside it as NAME-prompts.txt.
+    """Write `file`, a .toml for sd-scripts' --config_file, and the files that it names beside it.
+
+    These are the sample prompts (NAME-prompts.txt) and, where the folders' names do not say the repeats, the subsets
+    (NAME-dataset.toml), of which there are `subsets` or the sets in `dataset`.
 
     `base`, `dataset` and `regularization` are written as they are, and left out if empty. `prediction_type` is the
     base's, `total_steps` the length of the run if it is known. Raises InputError if `file` exists or is not a .toml,
     DiskFullError.
     """
     file = Path(file).expanduser()
-    prompts = file.with_name(f"{file.stem}-prompts.txt")
+    prompts, config = (file.with_name(f"{file.stem}-{ending}") for ending in ("prompts.txt", "dataset.toml"))
     if file.suffix.lower() != ".toml":
         raise InputError(f"{file.name} is not a .toml file.", "Give a name that ends in .toml.", code="export_type")
-    for path in (file, prompts):
+    for path in (file, prompts, config):
         if path.exists():
             raise InputError(f"{path} already exists.", "Give another name, or remove it.", code="exists")
     arguments, left_out = sd_scripts_arguments(recipe, prediction_type, total_steps)
@@ -93,8 +101,47 @@ def export_settings(
     if lines:
         found["sample_prompts"] = str(prompts.absolute())
         write_text(prompts, "".join(f"{line}\n" for line in lines))
+    described = _subsets(recipe, dataset, regularization, subsets, trigger_word)
+    if described:
+        del found["train_data_dir"], found["reg_data_dir"]
+        found["dataset_config"] = str(config.absolute())
+        write_text(config, write_subsets(described, recipe))
     write_text(file, _toml(found, left_out))
-    return ExportedSettings(file=file, prompts=prompts if lines else None, left_out=left_out)
+    return ExportedSettings(
+        file=file,
+        prompts=prompts if lines else None,
+        dataset_config=config if described else None,
+        left_out=left_out,
+    )
+
+
+def _subsets(
+    recipe: Recipe,
+    dataset: Path | str | None,
+    regularization: Path | str | None,
+    subsets: Sequence[Subset],
+    trigger_word: str,
+) -> list[Subset]:
+    """Return the subsets that sd-scripts has to read; [] if it finds the same in the folders by their names."""
+    if dataset is None:
+        return []
+    folders = [(False, Path(dataset).expanduser())]
+    folders += [(True, Path(regularization).expanduser())] if regularization else []
+    sets = [(is_reg, item) for is_reg, folder in folders for item in image_sets(folder)]
+    if not subsets and not recipe.repeats and all(item.path not in dict(folders).values() for _, item in sets):
+        return []
+    if subsets:
+        sets = [(is_reg, item) for is_reg, item in sets if is_reg]
+    found = [
+        Subset(
+            image_dir=item.path.absolute(),
+            num_repeats=item.repeats if is_reg else recipe.repeats or item.repeats,
+            class_tokens=item.concept if is_reg else trigger_word or item.concept,
+            is_reg=is_reg,
+        )
+        for is_reg, item in sets
+    ]
+    return [*subsets, *found]
 
 
 def sd_scripts_arguments(

@@ -22,6 +22,7 @@ from lora_studio.planning.timing import SecondsRange, describe_duration, measure
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home, ProjectInfo
 
@@ -111,6 +112,7 @@ def plan(
     hours: float | None = None,
     runs: Sequence[JobFolder] = (),
     regularization: Path | str | None = None,
+    subsets: Sequence[Subset] = (),
     home: Home | None = None,
 ) -> Plan:
     """Plan a training run.
@@ -121,7 +123,7 @@ def plan(
     GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
     with fewer epochs, then with fewer steps. `runs` are earlier runs, oldest first, from which the time of a step is
     taken if one has the same base and speed settings. `regularization` is a folder of images that are balanced against
-    the dataset's.
+    the dataset's. With `subsets` these are counted instead of the folder's images.
 
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
     an SDXL, ConfigError for unknown settings and values that cannot work.
@@ -133,8 +135,11 @@ def plan(
     known = describe_base(base, home or Home.locate())
     side = known.resolution if known else guide.RECIPE["resolution"].value
     extension = Recipe.parse(given).caption_extension
-    found = _images(images, given.get("resolution") or side, extension)
-    prior = _read_folder(regularization, extension) if regularization is not None else None
+    priors = [subset for subset in subsets if subset.is_reg]
+    found = _images(images, given.get("resolution") or side, extension, subsets)
+    prior = None
+    if regularization is not None or priors:
+        prior = _read_folder(regularization or Path(), caption_extension=extension, subsets=priors)
     draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
     if vram_gib is not None:
@@ -196,17 +201,18 @@ def _kind(kind: LoraKind | str) -> LoraKind:
         raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(LoraKind)}.", code="kind") from None
 
 
-def _images(images: Path | str | int, side: int, caption_extension: str) -> DatasetImages:
+def _images(images: Path | str | int, side: int, caption_extension: str, subsets: Sequence[Subset]) -> DatasetImages:
     if not isinstance(images, int):
-        return _read_folder(images, caption_extension)
+        own = [subset for subset in subsets if not subset.is_reg]
+        return _read_folder(images, caption_extension=caption_extension, subsets=own)
     check_plan_number("images", images)
     return DatasetImages.assumed(images, side)
 
 
-def _read_folder(folder: Path | str, caption_extension: str) -> DatasetImages:
-    """Read the images of a folder; raises InputError if it is missing or has no readable images."""
+def _read_folder(folder: Path | str, *, caption_extension: str, subsets: Sequence[Subset] = ()) -> DatasetImages:
+    """Read the images of a folder, or of subsets; raises InputError if it is missing or has no readable images."""
     folder = Path(folder).expanduser()
-    found = read_images(folder, caption_extension=caption_extension)
+    found = read_images(folder, caption_extension=caption_extension, subsets=subsets)
     if not found.total:
         raise InputError(f"{folder} has no readable images.", "Add images to it.", code="no_images")
     return found

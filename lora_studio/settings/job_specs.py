@@ -13,6 +13,7 @@ from lora_studio.errors import InputError
 from lora_studio.settings.choices import ExistingCaptions, Precision
 from lora_studio.settings.declare import CommaSeparated, Group, Settings, parse_toml, setting, split_commas, split_lines
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 
 BASE_HELP = "Base model: a name from the catalogue, Hub repository, diffusers folder or .safetensors file."
 
@@ -53,6 +54,11 @@ class TrainJob(Job):
     network_weights: Path | None = Field(
         default=None, description="LoRA file to start from; its type, ranks and alphas must match the recipe."
     )
+    subsets: list[Subset] = Field(
+        default=[],
+        max_length=1000,
+        description="Folders with repeats and settings of their own, instead of those found in the dataset's folder.",
+    )
     num_processes: int = setting(
         1,
         label="GPUs",
@@ -63,6 +69,13 @@ class TrainJob(Job):
         le=64,
     )
     recipe: Recipe = Field(default_factory=Recipe)
+
+    @field_validator("subsets")
+    @classmethod
+    def _has_training_images(cls, value: list[Subset]) -> list[Subset]:
+        if value and all(subset.is_reg for subset in value):
+            raise ValueError("are all regularisation images: add one with the images to train on")
+        return value
 
 
 class TagJob(Job):
@@ -206,6 +219,8 @@ JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
 def _absolute(value: Any) -> Any:
     if isinstance(value, list):
         return [_absolute(item) for item in value]
+    if isinstance(value, Subset):
+        return value.model_copy(update={"image_dir": _absolute(value.image_dir)})
     return value.expanduser().resolve() if isinstance(value, Path) else value
 
 

@@ -146,6 +146,7 @@ def _dataset(job: TrainJob, on_progress: Callable[[int, int], None]) -> Dataset:
         job.recipe,
         job.trigger_word,
         regularization=job.regularization,
+        subsets=job.subsets,
         on_progress=on_progress,
     )
 
@@ -153,7 +154,7 @@ def _dataset(job: TrainJob, on_progress: Callable[[int, int], None]) -> Dataset:
 def _folder_errors(job: TrainJob) -> list[str]:
     """Return error messages about the dataset's and the regularisation folder."""
     found = []
-    if not job.dataset.is_dir():
+    if not job.subsets and not job.dataset.is_dir():
         found.append(f"dataset: the folder {job.dataset} does not exist. Give a folder with images.")
     prior = job.regularization
     if prior is None:

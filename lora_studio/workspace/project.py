@@ -38,6 +38,7 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_text
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import Settings
+from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.job_folder import JobFolder, job_folders, numbered_folder, slugify
 
 DEFAULT_REPEATS = 10
@@ -278,11 +279,19 @@ def records_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A folder of images with its repeats and concept, as in kohya's `10_name`."""
+    """A folder of images with its repeats and concept, as in kohya's `10_name`, or from the settings of a subset."""
 
     path: Path
     repeats: int
     concept: str
+    subset: Subset | None = None
+
+    @classmethod
+    def of(cls, subset: Subset) -> ImageSet:
+        """Return the folder of a subset; without class tokens its concept is the folder's name."""
+        named = SET_FOLDER.match(subset.image_dir.name)
+        concept = subset.class_tokens or (named[2] if named else subset.image_dir.name)
+        return cls(subset.image_dir, subset.num_repeats, concept, subset)
 
 
 def image_sets(folder: Path) -> list[ImageSet]:

@@ -21,22 +21,23 @@ CROP_COUNT = 8
 
 def augment(item: TrainItem, recipe: Recipe, step: int, sample: int) -> TrainItem:
     """Return the item with the crop and flip of one sample of one step."""
-    augmented = item
-    if recipe.random_crop:
+    augmented, settings = item, item.settings or recipe
+    if settings.random_crop:
         augmented = _crop(augmented, _draw(CROP_COUNT, recipe.seed, "crop", step, sample))
-    if recipe.flip_aug:
+    if settings.flip_aug:
         augmented = replace(augmented, flipped=bool(_draw(2, recipe.seed, "flip", step, sample)))
     return augmented
 
 
 def all_augmentations(item: TrainItem, recipe: Recipe) -> list[TrainItem]:
     """Return every item that `augment` can return."""
-    cropped = [_crop(item, number) for number in range(CROP_COUNT)] if recipe.random_crop else [item]
+    settings = item.settings or recipe
+    cropped = [_crop(item, number) for number in range(CROP_COUNT)] if settings.random_crop else [item]
     distinct = list({crop.placement.crop: crop for crop in cropped}.values())
     return [
         replace(crop, flipped=flipped)
         for crop in distinct
-        for flipped in ((False, True) if recipe.flip_aug else (False,))
+        for flipped in ((False, True) if settings.flip_aug else (False,))
     ]
 
 

@@ -21,6 +21,7 @@ from lora_studio.dataset.training_images import DatasetImage, RepeatedImage, rea
 from lora_studio.errors import InputError
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 from lora_studio.training.data.rng import generator
 
 Batch = list["TrainItem"]
@@ -121,18 +122,20 @@ def read_dataset(
     trigger_word: str = "",
     *,
     regularization: Path | None = None,
+    subsets: Sequence[Subset] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Dataset:
     """Read sizes, hashes, masks and captions of the images in `folder` and its N_name subfolders, in order of name.
 
     Images are not decoded: one whose header is intact and whose pixels are damaged is found when it is encoded. An
     image without a caption gets the trigger word as its caption, or the name of its folder if there is no trigger word.
-    Images of the folder `regularization` without a caption get the name of their folder, never the trigger word. Raises
-    InputError if a folder does not exist.
+    Images of the folder `regularization` without a caption get the name of their folder, never the trigger word. With
+    `subsets` these are read instead of `folder`. Raises InputError if a folder does not exist.
     """
     read = partial(read_images, hash_all=True, caption_extension=recipe.caption_extension, on_progress=on_progress)
-    own = read(folder)
-    prior = read(regularization) if regularization is not None else None
+    own = read(folder, subsets=[subset for subset in subsets if not subset.is_reg])
+    priors = [subset for subset in subsets if subset.is_reg]
+    prior = read(regularization or folder, subsets=priors) if priors or regularization is not None else None
     split = own.split(recipe, prior)
     unreadable = [*own.unreadable.values(), *(prior.unreadable.values() if prior is not None else [])]
 
@@ -155,13 +158,15 @@ def read_dataset(
 
 
 def _read_item(image: DatasetImage, repeats: int, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
+    subset = image.image_set.subset
+    settings = image.settings_in(recipe)
     template = caption_template(
-        image.caption_text or trigger_word or image.image_set.concept,
-        prefix=recipe.caption_prefix,
-        suffix=recipe.caption_suffix,
-        wildcards=recipe.enable_wildcard,
+        image.caption_text or (subset.class_tokens if subset else "") or trigger_word or image.image_set.concept,
+        prefix=settings.caption_prefix,
+        suffix=settings.caption_suffix,
+        wildcards=settings.enable_wildcard,
     )
-    caption = plain_caption(template, wildcards=recipe.enable_wildcard, separator=recipe.keep_tokens_separator)
+    caption = plain_caption(template, wildcards=settings.enable_wildcard, separator=settings.keep_tokens_separator)
     return TrainItem(
         path=image.path,
         sha256=image.sha256,
@@ -174,6 +179,7 @@ def _read_item(image: DatasetImage, repeats: int, recipe: Recipe, trigger_word: 
         mask=image.mask(recipe.masked_loss),
         prior=prior,
         template="" if template == caption else template,
+        settings=None if settings is recipe else settings,
     )
 
 

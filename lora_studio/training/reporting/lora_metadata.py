@@ -21,6 +21,7 @@ from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.settings.choices import GradientCheckpointing, LossType, MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import SUBSET_SETTINGS
 from lora_studio.training.data.dataset import Dataset
 from lora_studio.training.optim.optimizers import optimizer_name
 from lora_studio.training.reporting.network_metadata import build_network_metadata
@@ -161,6 +162,7 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
         "ss_num_train_images": sum(item.repeats for item in dataset.items),
         "ss_num_reg_images": sum(item.repeats for item in dataset.regularization),
         "ss_dataset_dirs": folders,
+        **_subsets(job),
         "ss_reg_dataset_dirs": prior_folders,
         "ss_tag_frequency": {folder: dict(counter.most_common()) for folder, counter in tags.items()},
         "ss_prior_loss_weight": recipe.prior_loss_weight,
@@ -184,6 +186,18 @@ def _data(job: TrainJob, dataset: Dataset) -> dict[str, Any]:
         "ss_unmasked_weight": recipe.unmasked_weight or None,
         "ss_validation_split": recipe.validation_split,
     }
+
+
+def _subsets(job: TrainJob) -> dict[str, Any]:
+    """Return the settings of the subsets as sd-scripts writes them; none if the job has no subsets."""
+    described = []
+    for subset in job.subsets:
+        settings = subset.applied_to(job.recipe)
+        own = {name: getattr(settings, name) for name in SUBSET_SETTINGS}
+        described.append(
+            {"image_dir": subset.image_dir.name, **subset.model_dump(exclude={"image_dir", "settings"}), **own}
+        )
+    return {"ss_datasets": [{"subsets": described}]} if described else {}
 
 
 def _model_spec(job: TrainJob, base: Base, finished: float) -> dict[str, str]:

@@ -336,6 +336,8 @@ def recipe_of_run(job: TrainJob) -> Markup:
         value, default = getattr(job.recipe, name), getattr(defaults, name)
         if spec.simple or value != default:
             rows.append(TableRow([spec.label, format_value(value), format_value(default)], changed=value != default))
+    if job.subsets:
+        rows.append(TableRow(["Subsets", str(len(job.subsets)), "none"], changed=True))
     if job.regularization is not None:
         rows.append(TableRow(["Regularisation images", str(job.regularization), "empty"], changed=True))
     return table(["Setting", "Value", "Default"], rows, ["", "value", "why"], label="Recipe of this run", stacked=True)

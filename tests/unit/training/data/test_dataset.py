@@ -12,6 +12,9 @@ from PIL import Image
 from lora_studio.dataset.buckets import Placement
 from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
+from lora_studio.errors import InputError
+from lora_studio.settings.subsets import Subset
+from lora_studio.training.data.augment import all_augmentations, augment
 from lora_studio.training.data.dataset import TrainItem, epoch_steps, read_dataset
 from lora_studio.workspace.project import Home
 from tests.support.training_runs import make_images, recipe_of
@@ -139,3 +142,35 @@ def test_training_and_regularisation_captions_have_the_recipes_extension(tmp_pat
     dataset = read_dataset(tmp_path / "own", recipe, "inkstamp", regularization=tmp_path / "prior")
     assert [(item.caption, item.has_caption) for item in dataset.items] == [("inkstamp", False), ("other", True)]
     assert [item.caption for item in dataset.regularization] == ["set", "other"]
+
+
+def test_subsets_have_repeats_and_settings_of_their_own(tmp_path: Path) -> None:
+    cats, dogs, prior = (make_images(tmp_path / name, [(64, 64), (64, 64)]) for name in ("10_cats", "dogs", "prior"))
+    (cats / "1.txt").unlink()
+    (dogs / "0.tags").write_text("brown, dog")
+    subsets = [
+        Subset(image_dir=cats, num_repeats=3, class_tokens="a cat", settings={"flip_aug": True}),
+        Subset(image_dir=dogs, settings={"caption_extension": ".tags", "caption_prefix": "photo,"}),
+        Subset(image_dir=prior, is_reg=True, class_tokens="animal"),
+    ]
+    recipe = recipe_of(keep_tokens=1, repeats=7)
+    dataset = read_dataset(tmp_path, recipe, "ohwx", subsets=subsets)
+    assert [(item.path.parent.name, item.repeats, item.caption) for item in dataset.items] == [
+        ("10_cats", 3, "inkstamp, thing 0"),
+        ("10_cats", 3, "a cat"),
+        ("dogs", 1, "photo, brown, dog"),
+        ("dogs", 1, "photo, ohwx"),
+    ]
+    assert sum(item.repeats for item in dataset.regularization) == 8
+    first, last = dataset.items[0], dataset.items[-1]
+    assert [len(all_augmentations(item, recipe)) for item in (first, last)] == [2, 1]
+    assert {augment(first, recipe, step, 0).flipped for step in range(20)} == {False, True}
+    assert {augment(last, recipe, step, 0).flipped for step in range(20)} == {False}
+    assert first.settings is not None
+    assert (first.settings.keep_tokens, first.settings.flip_aug, recipe.flip_aug) == (1, True, False)
+
+
+def test_a_subset_without_its_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        read_dataset(tmp_path, recipe_of(), subsets=[Subset(image_dir=tmp_path / "gone")])
+    assert caught.value.code == "no_folder"

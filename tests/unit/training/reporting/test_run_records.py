@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from lora_studio.lora.header import read_lora_header
+from lora_studio.settings.subsets import Subset
 from lora_studio.training.data import cache, collate
 from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.workspace.project import Home
@@ -79,6 +83,27 @@ def test_caption_options_reach_the_text_encoders(
     assert all(caption.endswith("end, best") for caption in encoded if caption.startswith("by ohwx, "))
     assert not any(mark in caption for caption in encoded for mark in "{|}")
     assert len({caption.count(",") for caption in encoded}) > 1  # fewer tags in the first steps
+
+
+def test_subsets_reach_the_steps_and_the_metadata(training_inputs: Path, tmp_path: Path) -> None:
+    """Each image is used as often, and with the captions, that its subset says."""
+    for name in ("a", "b"):
+        write_dataset(tmp_path / name)
+    job = make_job(training_inputs / "base", tmp_path, sample_prompts=[], epochs=1, shuffle_caption=True)
+    job.subsets = [
+        Subset(
+            image_dir=tmp_path / "a", num_repeats=3, settings={"shuffle_caption": False, "caption_suffix": ", best"}
+        ),
+        Subset(image_dir=tmp_path / "b", settings={"caption_dropout_rate": 1.0}),
+    ]
+    result, _ = train_into(job, tmp_path / "run", Home(training_inputs / "home"))
+    records = read_records(tmp_path / "run" / "captions.jsonl")
+    captions = Counter(record["caption"] for record in records)
+    whole = {f"red, inkstamp, thing {number}, small, on a table, best": 3 for number in range(4)}
+    assert captions == Counter({"": 4, **whole})
+    assert result.lora is not None
+    (dataset,) = json.loads(read_lora_header(result.lora).metadata["ss_datasets"])
+    assert [(item["image_dir"], item["num_repeats"]) for item in dataset["subsets"]] == [("a", 3), ("b", 1)]
 
 
 def test_warns_about_edited_images_and_captions_when_a_run_resumes(training_inputs: Path, tmp_path: Path) -> None:
