@@ -21,7 +21,8 @@ from lora_studio.guide import (
 )
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, next_saving
-from lora_studio.planning.optimizers import optimizer_cautions, optimizer_errors
+from lora_studio.planning.optimizers import MAX_RATE_RATIO, optimizer_cautions, optimizer_errors
+from lora_studio.planning.rates import usual_rate
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import SecondsRange, describe_duration
 from lora_studio.planning.trigger import check_trigger
@@ -34,7 +35,6 @@ NO_MIN_SNR = (
     "Min-SNR gives the noisiest tenth of the timesteps 0.03% of the loss, and pure noise none: what zero terminal SNR "
     "is for would not be trained."
 )
-MAX_LOHA_RATE = 1e-4  # the highest rate of LyCORIS' recipes
 RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 # Warn above these.
 MAX_EMPTY_SHARE = 0.2  # share of the slots in an epoch's batches that short batches leave empty
@@ -209,7 +209,7 @@ def _rates(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         value, advice = getattr(recipe, name), RECIPE[name]
         if name.endswith("_lr") and (learning_rate_free or _is_embedded(context)):  # a small model takes larger steps
             continue
-        if name in ("unet_lr", "text_encoder_lr") and value == 0:
+        if name in ("unet_lr", "text_encoder_lr") and (value == 0 or recipe.network_type is NetworkType.LOHA):
             continue
         if name == "network_dim" and recipe.is_full_matrix:
             continue
@@ -290,10 +290,12 @@ def _network(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
             why=f"Every update is multiplied by {recipe.network_alpha / recipe.network_dim:g}.",
         )
     is_free = OPTIMIZERS[recipe.optimizer.value].learning_rate_free or _is_embedded(context)
-    if recipe.network_type is NetworkType.LOHA and recipe.unet_lr > MAX_LOHA_RATE and not is_free:
+    usual = usual_rate("unet_lr", recipe)
+    if recipe.network_type is NetworkType.LOHA and recipe.unet_lr > MAX_RATE_RATIO * usual and not is_free:
         yield Caution(
             code="loha_rate",
-            message=f"unet_lr is {recipe.unet_lr:g} with LoHa; LyCORIS recipes use 5e-5 to {MAX_LOHA_RATE:g}.",
+            message=f"unet_lr is {recipe.unet_lr:g} with LoHa; with alpha {recipe.network_alpha:g} LyCORIS would use "
+            f"about {usual:g}.",
             why="The first steps of a LoHa are some twenty times larger than those of a LoRA at the same rate.",
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from math import prod
 
-from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, RECIPE, BaseModel, MemorySaving
+from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, BaseModel, MemorySaving
 from lora_studio.lora.shapes import (
     Layer,
     LayerRole,
@@ -22,6 +22,7 @@ from lora_studio.lora.shapes import (
     trained_shapes,
     unet_layers,
 )
+from lora_studio.planning.rates import usual_rate
 from lora_studio.settings.choices import (
     BasePrecision,
     GradientCheckpointing,
@@ -254,8 +255,8 @@ def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
     other_rates = bool(recipe.optimizer_type) or OPTIMIZERS[recipe.optimizer.value].learning_rate_free
     if saving.setting == "optimizer" and other_rates:
         # Its rates may be factors around 1, with which any other optimizer would diverge.
-        rates = {name: RECIPE[name].value for name in ("unet_lr", "text_encoder_lr")}
-        changes |= {name: rate for name, rate in rates.items() if getattr(recipe, name) > 0}
+        suited = Recipe.parse(recipe.model_dump() | changes)
+        changes |= {name: usual_rate(name, suited) for name in recipe.named_rates}
     return Recipe.parse(recipe.model_dump() | changes)
 
 

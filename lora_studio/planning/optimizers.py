@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from lora_studio.guide import OPTIMIZERS, RECIPE
 from lora_studio.planning.cautions import Caution
+from lora_studio.planning.rates import usual_rate
 from lora_studio.settings.choices import Optimizer, Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sections.rates import BLOCK_WEIGHTS, LORAPLUS_RATIOS
@@ -72,7 +73,7 @@ def optimizer_cautions(recipe: Recipe) -> Iterator[Caution]:
             why="It takes its rate from the number of steps and the size of the weights (Shazeer and Stern 2018).",
         )
     if recipe.optimizer in (Optimizer.LION, Optimizer.LION8BIT):
-        yield from _scaled_rates(recipe, name, advice.rate_factor)
+        yield from _scaled_rates(recipe, name)
     if not advice.learning_rate_free:
         yield from _raised_rates(recipe, advice.rate_factor)
     if advice.schedule_free and recipe.lr_scheduler not in CONSTANT_SCHEDULES:
@@ -126,10 +127,10 @@ def _raised_rates(recipe: Recipe, share: float) -> Iterator[Caution]:
             )
 
 
-def _scaled_rates(recipe: Recipe, name: str, share: float) -> Iterator[Caution]:
-    """Yield warnings about rates far above the usual ones of an optimizer, which are `share` of AdamW's."""
+def _scaled_rates(recipe: Recipe, name: str) -> Iterator[Caution]:
+    """Yield warnings about rates far above the usual ones of an optimizer."""
     for setting, rate in recipe.named_rates.items():
-        usual = RECIPE[setting.removesuffix("2")].value * share
+        usual = usual_rate(setting, recipe)
         if rate > MAX_RATE_RATIO * usual:
             yield Caution(
                 code="lion_rate",

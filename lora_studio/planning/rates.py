@@ -1,10 +1,33 @@
-"""The learning rates to try after a run that diverged."""
+"""The learning rates that suit a recipe, and those to try after a run that diverged."""
 
 from __future__ import annotations
 
+from math import sqrt
+
 from lora_studio.guide import OPTIMIZERS, RECIPE
-from lora_studio.settings.choices import Scheduler
+from lora_studio.settings.choices import NetworkType, Scheduler
 from lora_studio.settings.recipe import Recipe
+
+# Learning rate times alpha of LyCORIS' own LoHa: example_configs/training_configs/kohya/loha_config.toml.
+LOHA_STEP = 2e-4 * 4
+
+
+def rate_factor(recipe: Recipe) -> float:
+    """Return the multiple of the guide's rates, which are for AdamW and a LoRA, that suits optimizer and network.
+
+    A LoHa begins with factors of about 1, so that a step of size r changes each weight by about 0.1 alpha r, some
+    twenty times more than in a LoRA: its rate is inversely proportional to alpha.
+    """
+    factor = OPTIMIZERS[recipe.optimizer.value].rate_factor
+    if recipe.network_type is NetworkType.LOHA:
+        alpha = recipe.network_alpha * (sqrt(recipe.network_dim) if recipe.rank_stabilized else 1)
+        factor *= LOHA_STEP / alpha / RECIPE["unet_lr"].value
+    return factor
+
+
+def usual_rate(setting: str, recipe: Recipe) -> float:
+    """Return the rate that suits a recipe as the value of a setting: unet_lr, text_encoder_lr or text_encoder_lr2."""
+    return float(f"{RECIPE[setting.removesuffix('2')].value * rate_factor(recipe):.6g}")
 
 
 def lower_rates(recipe: Recipe) -> dict[str, float]:
@@ -18,10 +41,10 @@ def lower_rates(recipe: Recipe) -> dict[str, float]:
     optimizer = OPTIMIZERS[recipe.optimizer.value]
     found = {}
     for name, rate in recipe.named_rates.items():
-        advice = RECIPE[name.removesuffix("2")]
-        far_too_high = advice.high is not None and rate / 2 > advice.high * optimizer.rate_factor
+        high = RECIPE[name.removesuffix("2")].high
+        far_too_high = high is not None and rate / 2 > high * rate_factor(recipe)
         if far_too_high and not optimizer.learning_rate_free:
-            rate = 2 * advice.value * optimizer.rate_factor
+            rate = 2 * usual_rate(name, recipe)
         found[name] = float(f"{rate / 2:.6g}")
     return found
 

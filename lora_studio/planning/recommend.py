@@ -11,7 +11,8 @@ from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages
 from lora_studio.planning.advice import NO_MIN_SNR, NO_NOISE_OFFSET, uses_zero_snr
 from lora_studio.planning.presets import load_preset, preset_reasons
-from lora_studio.settings.choices import LoraKind, Optimizer
+from lora_studio.planning.rates import usual_rate
+from lora_studio.settings.choices import LoraKind, NetworkType, Optimizer
 from lora_studio.settings.recipe import Recipe
 
 EMBEDDED_SAMPLES_PER_EPOCH = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
@@ -102,6 +103,8 @@ def _choose_network(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | 
     for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
         draft.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
     _choose_rates(draft, Recipe.parse({"optimizer": draft.get("optimizer")}).optimizer)
+    if draft.recipe().network_type is NetworkType.LOHA:
+        _choose_loha_rates(draft, draft.recipe())
     if uses_zero_snr(draft.recipe(), base is not None and base.zero_terminal_snr):
         draft.set("noise_offset", 0.0, NO_NOISE_OFFSET, guided=False)
         draft.set("min_snr_gamma", 0.0, NO_MIN_SNR, guided=False)
@@ -139,6 +142,15 @@ def _choose_rates(draft: RecipeDraft, optimizer: Optimizer) -> None:
             "It derives its rate from the size of the gradients, which clipping would hide.",
             guided=False,
         )
+
+
+def _choose_loha_rates(draft: RecipeDraft, recipe: Recipe) -> None:
+    """Lower the rates for a LoHa, unless the optimizer finds them itself."""
+    if guide.OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
+        return
+    why = f"LyCORIS' rate for a LoHa with alpha {recipe.network_alpha:g}, whose steps are larger than those of a LoRA."
+    for setting in ("unet_lr", "text_encoder_lr"):
+        draft.set(setting, usual_rate(setting, recipe), why, guided=False)
 
 
 def _choose_schedule(

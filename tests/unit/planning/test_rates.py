@@ -1,4 +1,4 @@
-"""The learning rates to try after a run that diverged."""
+"""The learning rates that suit a recipe, and those to try after a run that diverged."""
 
 from __future__ import annotations
 
@@ -6,8 +6,28 @@ from typing import Any
 
 import pytest
 
-from lora_studio.planning.rates import lower_rates, lower_rates_advice
+from lora_studio.planning.rates import lower_rates, lower_rates_advice, usual_rate
 from lora_studio.settings.recipe import Recipe
+
+LOHA = {"network_type": "LoHa", "network_dim": 32, "network_alpha": 16}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "unet_lr"),
+    [
+        ({}, 5e-4),
+        ({"optimizer": "Lion"}, 1e-4),
+        ({"network_type": "LoHa", "network_dim": 8, "network_alpha": 4}, 2e-4),  # as in LyCORIS' example
+        (LOHA, 5e-5),
+        (LOHA | {"optimizer": "Lion"}, 1e-5),
+        ({"network_type": "LoHa", "network_dim": 16, "network_alpha": 4, "rank_stabilized": True}, 5e-5),
+    ],
+)
+def test_the_usual_rate_suits_optimizer_and_network(recipe: dict[str, Any], unet_lr: float) -> None:
+    parsed = Recipe.parse(recipe)
+    assert usual_rate("unet_lr", parsed) == pytest.approx(unet_lr)
+    for setting in ("text_encoder_lr", "text_encoder_lr2"):
+        assert usual_rate(setting, parsed) == pytest.approx(unet_lr / 5)
 
 
 @pytest.mark.parametrize(
@@ -19,6 +39,7 @@ from lora_studio.settings.recipe import Recipe
         ({"unet_lr": 0, "text_encoder_lr": 0.02}, {"text_encoder_lr": 1e-4}),
         ({"unet_lr": 0, "text_encoder_lr": [1e-4, 0.02]}, {"text_encoder_lr": 5e-5, "text_encoder_lr2": 1e-4}),
         ({"optimizer": "Lion8bit", "unet_lr": 0.1, "text_encoder_lr": 0}, {"unet_lr": 1e-4}),
+        (LOHA | {"unet_lr": 0.1, "text_encoder_lr": 1e-5}, {"unet_lr": 5e-5, "text_encoder_lr": 5e-6}),
         ({"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1}, {"unet_lr": 0.5, "text_encoder_lr": 0.5}),
         ({"optimizer": "Adafactor", "lr_scheduler": "adafactor"}, {}),
     ],

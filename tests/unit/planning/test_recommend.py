@@ -119,6 +119,23 @@ def test_prodigy_gets_its_own_rates() -> None:
     assert len(caught.value.problems) == 3
 
 
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [
+        ({}, (5e-5, 1e-5)),
+        ({"network_dim": 8}, (2e-4, 4e-5)),
+        ({"optimizer": "Lion"}, (1e-5, 2e-6)),
+        ({"optimizer": "Prodigy"}, (1, 0)),
+        ({"unet_lr": 1e-4}, (1e-4, 1e-5)),
+    ],
+)
+def test_a_loha_gets_rates_that_suit_its_alpha(overrides: dict[str, Any], rates: tuple[float, float]) -> None:
+    result = plan(24, overrides={"network_type": "LoHa"} | overrides)
+    assert (result.recipe.unet_lr, result.recipe.text_encoder_lr) == pytest.approx(rates)
+    assert not {"loha_rate", "unet_lr_range", "text_encoder_rate"} & set(codes(result))
+    assert "loha_rate" in codes(plan(24, overrides={"network_type": "LoHa", "unet_lr": 5e-4}))
+
+
 def test_only_large_sets_get_a_validation_split() -> None:
     assert plan(300).recipe.validation_split == 0
     large = plan(400)
