@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Edit, EditPlan, plan_edit
+from lora_studio.dataset.captions.extension import set_caption_extension as change_extension
 from lora_studio.dataset.captions.lint import Finding, lint
 from lora_studio.dataset.captions.statistics import CaptionStatistics, caption_statistics
 from lora_studio.dataset.curate import curate
@@ -20,7 +21,7 @@ from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.images.sets import wrap_images
 from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
-from lora_studio.dataset.training_images import read_images
+from lora_studio.dataset.training_images import check_caption_extension, read_images
 from lora_studio.diagnosis import doctor
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.events import Event, FailedEvent, StepEvent
@@ -59,6 +60,7 @@ __all__ = [
     "resume",
     "review_captions",
     "scan",
+    "set_caption_extension",
     "summarize_captions",
     "sweep",
     "tag",
@@ -140,6 +142,16 @@ def edit_captions(dataset: Path | str, edit: Edit) -> EditReport:
 def undo_caption_edit(dataset: Path | str) -> EditReport:
     """Undo the most recent edit of the captions of `dataset`, which may be a tagging; raise InputError without one."""
     return CaptionHistory.of(Path(dataset)).undo()
+
+
+def set_caption_extension(dataset: Path | str, extension: str) -> None:
+    """Read and write the caption files with this extension, like .txt2, in `dataset`; "" is .txt, else .caption.
+
+    No caption file is changed. Raises ConfigError if it is not an extension, InputError if it is an image's or if the
+    folder does not exist.
+    """
+    check_caption_extension(extension)
+    change_extension(Path(dataset), extension)
 
 
 def review_captions(

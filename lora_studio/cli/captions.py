@@ -14,6 +14,7 @@ from lora_studio.cli.console import Folder, Json, out_console, print_json, print
 from lora_studio.dataset.captions import edits
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
 from lora_studio.dataset.captions.edits import Change, Edit
+from lora_studio.dataset.captions.extension import suffixes_in
 from lora_studio.dataset.captions.lint import find_fix
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import TagPosition
@@ -155,6 +156,25 @@ def undo(
         print_json(report)
         return
     print_lines(*report.lines())
+
+
+@caption_app.command()
+def extension(
+    context: typer.Context,
+    chosen: Annotated[
+        str | None, typer.Argument(metavar="[EXTENSION]", help='Like .txt2; "" is the default: .txt, else .caption.')
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show or set which caption files are read and written, by all commands: a folder can have several sets."""
+    folder: Path = context.obj
+    if chosen is not None:
+        api.set_caption_extension(folder, chosen)
+    used = suffixes_in(folder)
+    if as_json:
+        print_json({"suffixes": list(used)})
+        return
+    print_lines(" or ".join(used))
 
 
 @caption_app.command()

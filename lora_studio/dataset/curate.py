@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
+from lora_studio.dataset.captions.extension import known_suffixes
 from lora_studio.dataset.duplicates.find import DuplicateKind
 from lora_studio.dataset.images.decode import is_image_name
 from lora_studio.dataset.images.masks import mask_files
@@ -258,7 +258,8 @@ def _new_entry(proposed: Proposal, names: _Names) -> Rejected:
     shared = names.remove_image(image)
     endings = {image: image.suffix}
     if not shared:
-        endings |= {file: suffix for suffix in CAPTION_SUFFIXES if (file := image.with_suffix(suffix)).is_file()}
+        suffixes = known_suffixes(image.parent)
+        endings |= {file: suffix for suffix in suffixes if (file := image.with_suffix(suffix)).is_file()}
         endings |= {file: _mask_ending(file, image) for file in mask_files(image)}
     stem = names.reserve(image.stem, list(endings.values()))
     files = [Move(name=stem + ending, original=file) for file, ending in endings.items()]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lora_studio import guide
 from lora_studio.dataset.buckets import Size, place_for
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
+from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, ImageInfo, find_images, images_in
 from lora_studio.dataset.images.header_cache import is_transparent, readable_size, sha256_of
 from lora_studio.dataset.images.masks import MaskSource, mask_from_file
@@ -33,7 +33,7 @@ class DatasetImage:
     """A readable image of a set: its upright size (width, height) in px and, once computed, its SHA-256 in hex.
 
     `info` is what the last scan found; None if the image is new or has changed since. Assumed images have no file, and
-    `count` of them are one object. `caption_suffixes` are those of its caption file; the first that exists wins.
+    `count` of them are one object. `caption_suffixes` are those of its caption file; None: those that its dataset uses.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class DatasetImage:
     sha256: str = ""
     info: ImageInfo | None = None
     count: int = 1
-    caption_suffixes: tuple[str, ...] = CAPTION_SUFFIXES
+    caption_suffixes: tuple[str, ...] | None = None
 
     @cached_property
     def caption_text(self) -> str:
@@ -218,19 +218,24 @@ def read_images(
 
 
 def _with_caption_extension(image: DatasetImage, chosen: str) -> DatasetImage:
-    """Return an image with the extension of its captions, its subset's or the recipe's; "" is the usual ones.
+    """Return an image with the extension of its captions, its subset's or the recipe's; "" is the dataset's.
 
     Raises InputError if it is an image's.
     """
     subset = image.image_set.subset
     extension = str(subset.settings.get("caption_extension", chosen)) if subset else chosen
+    check_caption_extension(extension)
+    return replace(image, caption_suffixes=(extension,)) if extension else image
+
+
+def check_caption_extension(extension: str) -> None:
+    """Raise InputError if the extension of captions is that of images."""
     if extension.lower() in IMAGE_SUFFIXES:
         raise InputError(
             f"caption_extension is {extension}, which is an image's.",
             "Use the extension of text files, like .txt.",
             code="caption_extension",
         )
-    return replace(image, caption_suffixes=(extension,)) if extension else image
 
 
 def _images_of(subset: Subset) -> list[Path]:

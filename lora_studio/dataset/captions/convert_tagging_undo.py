@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.dataset.captions.edit_records import CaptionRecord
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
+from lora_studio.dataset.captions.extension import CAPTION_SUFFIXES
 from lora_studio.errors import disk_errors
 
 RECORDS_FILE, COPIES_FOLDER = "captions.jsonl", "captions"

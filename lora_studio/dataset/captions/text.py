@@ -1,7 +1,7 @@
 """The text of captions, and the caption files beside the images.
 
 A caption is one line of tags separated by commas. A sentence with commas survives, since joining is the inverse of
-splitting. The caption file has the stem of the image and the suffix `.txt`; `.caption` is read too.
+splitting. The caption file has the stem of the image; `dataset.captions.extension` decides on its suffix.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from lora_studio.dataset.captions.extension import caption_suffixes
 from lora_studio.errors import InputError
 from lora_studio.files import cached_by_stamp, write_text
 from lora_studio.settings.choices import TagPosition
-
-CAPTION_SUFFIXES = (".txt", ".caption")  # in the order of precedence; the first is written
 
 
 def split_tags(caption: str) -> list[str]:
@@ -131,34 +130,34 @@ def deduplicated(tags: Iterable[str]) -> list[str]:
 
 def caption_file(image: Path) -> Path:
     """Return the path at which the caption of an image is written."""
-    return image.with_suffix(CAPTION_SUFFIXES[0])
+    return image.with_suffix(caption_suffixes(image)[0])
 
 
 def existing_caption(image: Path) -> Path | None:
     """Return the caption file of an image, or None if it has none."""
-    for suffix in CAPTION_SUFFIXES:
+    for suffix in caption_suffixes(image):
         file = image.with_suffix(suffix)
         if file.is_file():
             return file
     return None
 
 
-def read_caption(image: Path, suffixes: Iterable[str] = CAPTION_SUFFIXES) -> str | None:
+def read_caption(image: Path, suffixes: Iterable[str] | None = None) -> str | None:
     """Return the caption of an image without surrounding whitespace, "" for an empty file, None without a file.
 
-    Of several files the first suffix wins. See `decode_text` for the encoding. Raises InputError if the file cannot be
-    read.
+    `suffixes` are, by default, those that its dataset uses; the first that exists wins. See `decode_text` for the
+    encoding. Raises InputError if the file cannot be read.
     """
     data = caption_bytes(image, suffixes)
     return None if data is None else decode_text(data).strip()
 
 
-def caption_bytes(image: Path, suffixes: Iterable[str] = CAPTION_SUFFIXES) -> bytes | None:
+def caption_bytes(image: Path, suffixes: Iterable[str] | None = None) -> bytes | None:
     """Return the content of an image's caption file, None without a file. Raises InputError if it cannot be read.
 
     Cached until the file changes: the Dataset tab asks for all captions at every click.
     """
-    for suffix in suffixes:
+    for suffix in caption_suffixes(image) if suffixes is None else suffixes:
         file = image.with_suffix(suffix)
         try:
             return _read_bytes(file)

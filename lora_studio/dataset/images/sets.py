@@ -9,7 +9,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
+from lora_studio.dataset.captions.extension import known_suffixes
 from lora_studio.dataset.images.decode import find_images, images_in
 from lora_studio.dataset.images.masks import mask_files
 from lora_studio.errors import InputError, disk_errors
@@ -98,5 +98,5 @@ def _set_folder_name(name: str) -> str:
 
 
 def _captions_and_masks(image: Path) -> list[Path]:
-    captions = [file for suffix in CAPTION_SUFFIXES if (file := image.with_suffix(suffix)).is_file()]
+    captions = [file for suffix in known_suffixes(image.parent) if (file := image.with_suffix(suffix)).is_file()]
     return [*captions, *mask_files(image)]

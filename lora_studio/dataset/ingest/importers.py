@@ -19,7 +19,8 @@ from pathlib import Path, PurePath
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, decode_text, existing_caption, write_caption
+from lora_studio.dataset.captions.extension import known_suffixes
+from lora_studio.dataset.captions.text import decode_text, existing_caption, write_caption
 from lora_studio.dataset.curate import REJECTED_FILE, default_rejected_dir, rejected_images
 from lora_studio.dataset.duplicates.fingerprints import DECODE_SIDE
 from lora_studio.dataset.images.decode import SUFFIXES_BY_FORMAT, decode, file_sha256, find_images, is_image_name
@@ -106,18 +107,19 @@ def import_paths(
 ) -> ImportReport:
     """Copy the images of `sources` (image and caption files, folders, zips) into `images_dir`.
 
-    Sets named `N_name` in the sources become folders beside `images_dir`. Captions (.txt, .caption) are imported with
-    their image and written as UTF-8 `.txt`; an image that is already in the dataset without a caption gets the caption
-    of its duplicate. Images in `rejected_dir` (default: as in `curate`) are not imported again. `on_progress(done,
-    total)` is called after each image.
+    Sets named `N_name` in the sources become folders beside `images_dir`. Captions (with the dataset's extension, .txt
+    or .caption) are imported with their image and written as UTF-8 with the dataset's extension; an image that is
+    already in the dataset without a caption gets the caption of its duplicate. Images in `rejected_dir` (default: as in
+    `curate`) are not imported again. `on_progress(done, total)` is called after each image.
 
     Files that cannot be used are listed in the report. Raises InputError, before anything is written, if a source is
     missing, contains no image, or is a zip that is refused; DiskFullError if the disk is full, with all images until
     then imported completely.
     """
     report = ImportReport()
-    candidates = _collect([Path(source).expanduser() for source in sources], report, limits)
     images_dir = images_dir.absolute()
+    suffixes = known_suffixes(images_dir)
+    candidates = _collect([Path(source).expanduser() for source in sources], report, limits, suffixes)
     with disk_errors(images_dir):
         images_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".import-", dir=images_dir) as scratch:
@@ -132,19 +134,24 @@ def import_paths(
     return report
 
 
-def _collect(sources: Sequence[Path], report: ImportReport, limits: Limits | None) -> list[_Candidate]:
-    """Return all images of all sources; raises one InputError with all problems of the sources."""
+def _collect(
+    sources: Sequence[Path], report: ImportReport, limits: Limits | None, suffixes: tuple[str, ...]
+) -> list[_Candidate]:
+    """Return all images of all sources; raises one InputError with all problems of the sources.
+
+    `suffixes` are those of captions, in the order of precedence.
+    """
     candidates: list[_Candidate] = []
     files: list[Path] = []
     problems: list[InputError] = []
     for source in sources:
         try:
             if source.is_dir():
-                candidates += _from_folder(source)
+                candidates += _from_folder(source, suffixes)
             elif not source.is_file():
                 raise InputError(f"There is no file or folder {str(source)!r}.", "Check the path.", code="no_source")
             elif source.suffix.lower() == ".zip":
-                candidates += _from_zip(source, limits)
+                candidates += _from_zip(source, limits, suffixes)
             else:
                 files.append(source)
         except InputError as error:
@@ -153,11 +160,12 @@ def _collect(sources: Sequence[Path], report: ImportReport, limits: Limits | Non
         raise problems[0]
     if problems:
         raise InputError("\n".join(str(problem) for problem in problems), code="sources")
-    return candidates + _from_files(files, report)
+    return candidates + _from_files(files, report, suffixes)
 
 
-def _from_folder(folder: Path) -> list[_Candidate]:
-    found = _paired([(path.relative_to(folder), path) for path in _walk(folder)], set_name(folder.resolve().name))
+def _from_folder(folder: Path, suffixes: tuple[str, ...]) -> list[_Candidate]:
+    files = [(path.relative_to(folder), path) for path in _walk(folder)]
+    found = _paired(files, set_name(folder.resolve().name), suffixes)
     if not found:
         raise _no_images_in(f"the folder {str(folder)!r}")
     return found
@@ -170,19 +178,18 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (path for name in sorted(names) if (path := Path(parent, name)).is_file())
 
 
-def _from_zip(archive: Path, limits: Limits | None) -> list[_Candidate]:
-    found = _paired(
-        [(member.name, member) for member in sorted(list_members(archive, limits), key=lambda m: m.name)], None
-    )
+def _from_zip(archive: Path, limits: Limits | None, suffixes: tuple[str, ...]) -> list[_Candidate]:
+    members = sorted(list_members(archive, limits), key=lambda member: member.name)
+    found = _paired([(member.name, member) for member in members], None, suffixes)
     if not found:
         raise _no_images_in(f"the zip {archive.name!r}")
     return found
 
 
-def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]:
+def _from_files(files: Sequence[Path], report: ImportReport, suffixes: tuple[str, ...]) -> list[_Candidate]:
     """Return the images among single files; a browser uploads each into a folder of its own, captions and masks too."""
-    captions = {_key(path): path for path in files if path.suffix.lower() in CAPTION_SUFFIXES}
-    images = [path for path in files if path.suffix.lower() not in CAPTION_SUFFIXES]
+    captions = {_key(path, suffix): path for suffix in reversed(suffixes) for path in files if _ends_with(path, suffix)}
+    images = [path for path in files if not any(_ends_with(path, suffix) for suffix in suffixes)]
     masks = match_masks([Path(path.name) for path in images], _key)
     by_image = {_key(image): path for path in images if (image := masks.get(Path(path.name))) is not None}
     alone = [("caption", captions[key]) for key in captions.keys() - {_key(path) for path in images}]
@@ -203,7 +210,9 @@ def _from_files(files: Sequence[Path], report: ImportReport) -> list[_Candidate]
     ]
 
 
-def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> list[_Candidate]:
+def _paired(
+    files: Sequence[tuple[PurePath, Source]], own_set: str | None, suffixes: tuple[str, ...]
+) -> list[_Candidate]:
     """Return the images among `files` (paths below the source) with their sets, captions and masks.
 
     Hidden files and the folders of rejected images are left out.
@@ -215,8 +224,8 @@ def _paired(files: Sequence[tuple[PurePath, Source]], own_set: str | None) -> li
         if not any(_is_hidden(part) for part in path.parts) and rejected.isdisjoint(path.parents)
     ]
     captions: dict[tuple[PurePath, str], Source] = {}
-    for suffix in reversed(CAPTION_SUFFIXES):  # of two captions the first suffix wins
-        captions |= {(path.parent, _key(path)): source for path, source in seen if path.suffix.lower() == suffix}
+    for suffix in reversed(suffixes):  # of two captions the first suffix wins
+        captions |= {(path.parent, _key(path, suffix)): source for path, source in seen if _ends_with(path, suffix)}
     images = {path: source for path, source in seen if is_image_name(path.name)}
     masks = match_masks(images, _key)
     by_image = {image: images[mask] for mask, image in masks.items() if image is not None}
@@ -237,9 +246,17 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _key(path: PurePath) -> str:
-    """Return the stem that an image shares with its caption, whatever the Unicode form (macOS) and case (Windows)."""
-    return unicodedata.normalize("NFC", path.stem).casefold()
+def _key(path: PurePath, suffix: str = "") -> str:
+    """Return the stem that an image shares with its caption, whatever the Unicode form (macOS) and case (Windows).
+
+    `suffix` is the caption's, by default what follows the last dot.
+    """
+    stem = path.name[: -len(suffix)] if suffix else path.stem
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+def _ends_with(path: PurePath, suffix: str) -> bool:
+    return path.name.lower().endswith(suffix.lower()) and len(path.name) > len(suffix)
 
 
 def _import_image(

@@ -20,8 +20,8 @@ class CaptionSettings(Settings):
         "",
         label="Caption extension",
         group=Group.CAPTIONS,
-        why="Trains on the caption files with this extension alone, like .txt2, so that a dataset can have several "
-        "sets of captions. Empty: .txt, else .caption, the files that the Dataset tab edits.",
+        why="Reads and writes caption files with this extension alone, like .txt2, here and in the Dataset tab, so "
+        "that a dataset can have several sets of captions. Empty: .txt, else .caption.",
         max_length=40,
     )
     enable_wildcard: bool = setting(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES, read_caption
+from lora_studio.dataset.captions.extension import suffixes_in
+from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.duplicates.find import DuplicateGroup, DuplicateKind
 from lora_studio.dataset.images.decode import is_training_image
 from lora_studio.dataset.images.sets import project_images
@@ -41,6 +42,7 @@ class Contents:
     images: ImageStatistics = field(repr=False, compare=False)
     captions: CaptionStatistics = field(repr=False, compare=False)
     bucketing: BucketStatistics = field(repr=False, compare=False)
+    caption_suffixes: tuple[str, ...]
 
     @classmethod
     def of(cls, project: Project) -> Contents:
@@ -55,7 +57,8 @@ class Contents:
             manifest = load_manifest(project)
             trigger = project.info().trigger_word
             proposed = {item.path: item.reason for item in manifest.proposals()}
-            items = [_item(project, path, trigger, manifest, proposed) for path in paths]
+            suffixes = suffixes_in(project.dataset_dir)
+            items = [_item(project, path, trigger, suffixes, manifest, proposed) for path in paths]
             images = ImageStatistics(items, manifest)
             return cls(
                 project,
@@ -66,6 +69,7 @@ class Contents:
                 images,
                 CaptionStatistics(items, trigger),
                 BucketStatistics(images, project),
+                suffixes,
             )
 
     def updated(self, changed: set[str]) -> Contents | None:
@@ -76,7 +80,7 @@ class Contents:
         paths = [Path(path) for path in changed - {*own_files(self.project)}]
         images = {path for path in paths if is_training_image(path.name)}
         settings_changed = str(self.project.path / "project.json") in changed
-        if len(images) > MAX_PARTIAL_UPDATE or (settings_changed and self.project.info().trigger_word != self.trigger):
+        if len(images) > MAX_PARTIAL_UPDATE or (settings_changed and self._reads_captions_differently()):
             return None
         manifest = self.manifest.refreshed(self.project.path, images)
         if manifest is None:
@@ -84,7 +88,8 @@ class Contents:
         old_proposed = {item.path: item.proposal for item in self.proposed}
         proposals_changed = bool(images) or manifest.marks.kept != self.manifest.marks.kept
         proposed = {item.path: item.reason for item in manifest.proposals()} if proposals_changed else old_proposed
-        stems = {_stem(path) for path in paths if path.suffix in CAPTION_SUFFIXES}
+        suffixes = self.caption_suffixes
+        stems = {str(path)[: -len(suffix)] for path in paths for suffix in suffixes if path.name.endswith(suffix)}
         affected = images | {path for path, _ in proposed.items() ^ old_proposed.items()}
         affected |= self._with_stems(stems) | self._with_changed_marks(manifest)
         items = self._replaced(affected, manifest, proposed)
@@ -100,7 +105,13 @@ class Contents:
             statistics,
             CaptionStatistics(items, self.trigger) if captions_changed else self.captions,
             BucketStatistics(statistics, self.project) if images or settings_changed else self.bucketing,
+            suffixes,
         )
+
+    def _reads_captions_differently(self) -> bool:
+        """Return whether the trigger word or the extension of captions has changed."""
+        is_same_word = self.project.info().trigger_word == self.trigger
+        return not is_same_word or suffixes_in(self.project.dataset_dir) != self.caption_suffixes
 
     def _with_stems(self, stems: set[str]) -> set[Path]:
         """Return the images of captions with these paths without suffix."""
@@ -115,7 +126,11 @@ class Contents:
 
     def _replaced(self, affected: set[Path], manifest: Manifest, proposed: Mapping[Path, str]) -> list[ImageItem]:
         """Return the items with those of the affected paths read again, added or removed."""
-        new = {path: _item(self.project, path, self.trigger, manifest, proposed) for path in affected if path.is_file()}
+        new = {
+            path: _item(self.project, path, self.trigger, self.caption_suffixes, manifest, proposed)
+            for path in affected
+            if path.is_file()
+        }
         items = list(self.items)
         existing = [self.by_path[path] for path in affected & self.by_path.keys()]
         for item in sorted(existing, key=self.index, reverse=True):
@@ -134,7 +149,8 @@ class Contents:
         in_dataset = all(image.is_relative_to(self.project.dataset_dir) for image in images)
         if len(images) > MAX_PARTIAL_UPDATE or not in_dataset:
             return _cache.get(self.project)
-        files = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, CAPTION_SUFFIXES))]
+        suffixes = self.caption_suffixes
+        files = [os.fspath(path) for image in images for path in (image, *map(image.with_suffix, suffixes))]
         return _cache.get(self.project, files)
 
     def index(self, item: ImageItem) -> int:
@@ -203,8 +219,15 @@ def load_manifest(project: Project) -> Manifest:
 _cache = ProjectCache(Contents.load, Contents.updated)
 
 
-def _item(project: Project, path: Path, trigger: str, manifest: Manifest, proposed: Mapping[Path, str]) -> ImageItem:
-    info, caption = manifest.infos.get(path), _caption(path)
+def _item(
+    project: Project,
+    path: Path,
+    trigger: str,
+    suffixes: tuple[str, ...],
+    manifest: Manifest,
+    proposed: Mapping[Path, str],
+) -> ImageItem:
+    info, caption = manifest.infos.get(path), _caption(path, suffixes)
     return ImageItem(
         id=image_id(project, path),
         path=path,
@@ -236,8 +259,8 @@ def _stem(path: Path) -> str:
     return str(path).rpartition(".")[0]
 
 
-def _caption(path: Path) -> str | None:
+def _caption(path: Path, suffixes: tuple[str, ...]) -> str | None:
     try:
-        return read_caption(path)
+        return read_caption(path, suffixes)
     except InputError:
         return None

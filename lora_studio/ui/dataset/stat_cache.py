@@ -11,7 +11,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Generic, TypeVar
 
-from lora_studio.dataset.captions.text import CAPTION_SUFFIXES
+from lora_studio.dataset.captions.extension import suffixes_in
 from lora_studio.dataset.manifest import SCAN_FILE
 from lora_studio.dataset.marks import MARKS_FILE
 from lora_studio.files import FileStamp, is_racy, stat_stamp
@@ -58,9 +58,10 @@ class ProjectCache(Generic[Value]):
                 stamps |= _stamps_of(path)
         changed = set() if entry is None else {path for path, value in entry.hashes.items() if _hash(path) != value}
         if entry is not None and entry.stamps == stamps and not changed:
-            entry.hashes = {path: entry.hashes.get(path) or _hash(path) for path in _racy_texts(stamps, now)}
+            racy = _racy_texts(project, stamps, now)
+            entry.hashes = {path: entry.hashes.get(path) or _hash(path) for path in racy}
             return entry.value
-        hashes = {path: _hash(path) for path in _racy_texts(stamps, now)}
+        hashes = {path: _hash(path) for path in _racy_texts(project, stamps, now)}
         value = None
         if entry is not None:
             changed |= {path for path, stamp in stamps.items() if entry.stamps.get(path) != stamp}
@@ -103,11 +104,10 @@ def _stamps_of(path: str) -> Stamps:
     return {path: stat_stamp(stat)} if S_ISREG(stat.st_mode) else {}
 
 
-def _racy_texts(stamps: Stamps, now: int) -> list[str]:
+def _racy_texts(project: Project, stamps: Stamps, now: int) -> list[str]:
     """Return the text files whose stamp is racy: their content is compared."""
-    return [
-        path for path, stamp in stamps.items() if is_racy(stamp, now) and path.endswith((*CAPTION_SUFFIXES, ".json"))
-    ]
+    suffixes = (*suffixes_in(project.dataset_dir), ".json")
+    return [path for path, stamp in stamps.items() if is_racy(stamp, now) and path.endswith(suffixes)]
 
 
 def _hash(path: str) -> bytes:

@@ -37,6 +37,16 @@ def captions(folder: Path) -> list[str | None]:
     return [read_caption(image) for image in sorted(folder.glob("*.png"))]
 
 
+def test_extension_chooses_the_captions_of_all_commands(folder: Path) -> None:
+    assert run_json(folder, "extension") == {"suffixes": [".txt", ".caption"]}
+    run(folder, "extension", ".tags")
+    run(folder, "add", "new")
+    assert captions(folder) == ["new"] * 3
+    assert (folder / "picture 0.txt").read_text() == "inkstamp_hc, thing 0, round"
+    assert run(folder, "extension", "").strip() == ".txt or .caption"
+    assert captions(folder)[0] == "inkstamp_hc, thing 0, round"
+
+
 def test_lint_lists_and_fixes_problems(folder: Path) -> None:
     (folder / "picture 1.txt").write_text("thing 1,, day, night")
     found = run_json(folder, "lint", "--trigger", "inkstamp_hc")["findings"]

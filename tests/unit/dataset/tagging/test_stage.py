@@ -42,6 +42,14 @@ def test_captions_every_image_with_the_trigger_word_first(studio: TaggingJob) ->
     assert sum(studio.tagger.batches) == 7
 
 
+def test_captions_are_written_with_the_extension_of_the_dataset(studio: TaggingJob) -> None:
+    studio.add("a.png", 1, "by hand")
+    api.set_caption_extension(studio.images, ".tags")
+    assert studio.run() == TagResult(tagged=1)
+    assert (studio.images / "a.tags").read_text() == "red 1, thing"
+    assert studio.captions() == {"a.txt": "by hand"}
+
+
 @pytest.mark.parametrize("earlier_version", [False, True])
 def test_captions_that_tagging_changed_are_no_longer_reviewed(studio: TaggingJob, earlier_version: bool) -> None:
     images = [studio.add("changed.png", 1, "smiling"), studio.add("same.png", 2, "red 2, thing")]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from lora_studio.dataset.captions.extension import set_caption_extension
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.contents import Contents
@@ -25,6 +26,10 @@ CHANGES: dict[str, Callable[[Project], object]] = {
     "unmarked": lambda project: mark_first(project, "unreviewed"),
     "marked as kept": lambda project: mark_first(project, "kept"),
     "the trigger word": lambda project: project.save_info(ProjectInfo(trigger_word="ink")),
+    "another extension of captions": lambda project: set_caption_extension(project.dataset_dir, ".txt2"),
+    "a caption with it": lambda project: (project.images_dir / "key.txt2").write_text("a key"),
+    "that caption changed": lambda project: (project.images_dir / "key.txt2").write_text("a big key"),
+    "the usual extension again": lambda project: set_caption_extension(project.dataset_dir, ""),
     "an image added": lambda project: shutil.copy(EXAMPLE_IMAGES / "owl.png", project.images_dir),
     "an image removed": lambda project: (project.images_dir / "umbrella.png").unlink(),
     "a set added": lambda project: (project.images_dir.parent / "2_more").mkdir(),
