@@ -137,13 +137,13 @@ def tier_for(images: int) -> Tier:
 class KindAdvice:
     """What differs between a character, a style and a concept.
 
-    `samples_per_epoch` is a target for small sets: images times repeats. `prompts` are for samples;
-    {trigger} is replaced by the trigger word.
+    `steps` is the length of a run at the guide's rates and batch size, 2. `prompts` are for samples; {trigger} is
+    replaced by the trigger word.
     """
 
     network_dim: int
     network_alpha: float
-    samples_per_epoch: int
+    steps: int
     why: str
     prompts: tuple[str, ...]
     tagging: str
@@ -155,7 +155,7 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
         "character": KindAdvice(
             32,
             16,
-            150,
+            950,
             "A character needs detail: the guide's 32 / 16, and every image is shown often.",
             ("{trigger}, portrait, looking at viewer", "{trigger}, full body, walking in a city street"),
             "Tag what may change (clothes, pose, place), not what never does: the trigger word should learn that.",
@@ -164,7 +164,7 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
         "style": KindAdvice(
             32,
             16,
-            100,
+            625,
             "A style is learned from all images together: fewer repeats keep it from memorising single ones.",
             ("{trigger}, a house by a lake", "{trigger}, portrait of an old man", "{trigger}, a cat on a chair"),
             "Tag everything visible and leave out words for the style: the trigger word should learn it.",
@@ -173,7 +173,7 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
         "concept": KindAdvice(
             16,
             8,
-            120,
+            750,
             "The guide lowers the dimension for simple concepts: 16 / 8 learns one thing in half the file.",
             ("{trigger}", "{trigger}, outdoors, wide shot"),
             "Tag who and what surrounds the concept and leave the concept itself to the trigger word.",

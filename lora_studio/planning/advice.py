@@ -20,6 +20,7 @@ from lora_studio.guide import (
     tier_for,
 )
 from lora_studio.planning.cautions import Caution
+from lora_studio.planning.length import FEW_STEPS, MANY_STEPS, batch_of, steps_at_batch_one
 from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, next_saving
 from lora_studio.planning.optimizers import MAX_RATE_RATIO, optimizer_cautions, optimizer_errors
 from lora_studio.planning.rates import usual_rate
@@ -38,6 +39,7 @@ NO_MIN_SNR = (
 RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "clip_skip")
 # Warn above these.
 MAX_EMPTY_SHARE = 0.2  # share of the slots in an epoch's batches that short batches leave empty
+MANY_VIEWS = 30  # of each image; a large set needs its steps to be seen at all
 MAX_VIEWS_PER_IMAGE = 300  # times that a run shows the same image
 MAX_AREA_RATIO = 4.0  # pixels of the largest image over those of the smallest
 
@@ -58,6 +60,7 @@ class CheckContext:
     vram_gib: float | None = None
     trigger_word: str | None = None
     seconds: SecondsRange | None = None
+    hours: float | None = None
 
 
 def recipe_errors(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
@@ -313,6 +316,8 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
                 f"would do; watch the samples for this: {WARNING_SIGNS['overfit'].sign.lower()}.",
                 why=WARNING_SIGNS["overfit"].cause,
             )
+        if not embedded:
+            yield from _steps_learned(recipe, context.count, shown / context.images)
     if context.images is not None and not embedded:
         tier = tier_for(context.images)
         low, high = tier.epochs
@@ -324,10 +329,10 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
                 + WARNING_SIGNS["overfit" if recipe.epochs > high else "no_improvement"].sign.lower()
                 + ".",
             )
-        if recipe.batch_size > tier.batch_size[1]:
+        if (batch := batch_of(recipe)) > tier.batch_size[1]:
             yield Caution(
                 code="batch_size_tier",
-                message=f"batch_size is {recipe.batch_size}; the guide suggests {tier.batch_size[0]} to "
+                message=f"A step has {batch} images; the guide suggests {tier.batch_size[0]} to "
                 f"{tier.batch_size[1]} for {tier.describe()}.",
                 why="Large batches average away what is special about a few images.",
             )
@@ -338,11 +343,42 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
             f"{context.count.total_steps}: the learning rate never reaches its full value.",
             why="A twentieth of the run is plenty.",
         )
-    hours = RECIPE["training_hours"].high
-    if context.seconds is not None and hours is not None and context.seconds.low > hours * 3600:
+    yield from _duration(context)
+
+
+def _steps_learned(recipe: Recipe, count: StepCount, views: float) -> Iterator[Caution]:
+    """Yield warnings about a run that is far shorter or longer than usual; `views` is how often it shows each image."""
+    steps = steps_at_batch_one(recipe, count.total_steps)
+    text = f"{count.total_steps} steps of {batch_of(recipe)} at this rate equal {steps:.0f} of one image at the guide's"
+    if steps < FEW_STEPS:
+        yield Caution(
+            code="few_steps",
+            message=f"{text}; LoRA calculators call fewer than {FEW_STEPS} too few. More repeats or epochs would do.",
+            why=WARNING_SIGNS["no_improvement"].cause,
+        )
+    if steps > MANY_STEPS and views > MANY_VIEWS:
+        yield Caution(
+            code="many_steps",
+            message=f"{text}; LoRA calculators call more than {MANY_STEPS} too many.",
+            why=WARNING_SIGNS["overfit"].cause,
+        )
+
+
+def _duration(context: CheckContext) -> Iterator[Caution]:
+    if context.seconds is None:
+        return
+    middle, usual = context.seconds.middle, RECIPE["training_hours"].high
+    if context.hours is not None and middle > context.hours * 3600:
+        yield Caution(
+            code="hours",
+            message=f"The run takes about {describe_duration(middle)}, by a rough estimate, although "
+            f"{context.hours:g} hours were given: a shorter one would hardly learn anything.",
+            why="Fewer images, a lower resolution or a faster GPU would shorten it.",
+        )
+    elif usual is not None and middle > usual * 3600:
         yield Caution(
             code="time",
-            message=f"The run takes at least {describe_duration(context.seconds.low)}, by a rough estimate.",
+            message=f"The run takes about {describe_duration(middle)}, by a rough estimate.",
             why=RECIPE["training_hours"].why,
         )
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
-from lora_studio.dataset.training_images import DatasetImages, read_images, samples_per_bucket
+from lora_studio.dataset.training_images import DatasetImages, read_images
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.models.describe import describe_base
 from lora_studio.planning.advice import CheckContext, check_recipe, require_valid
 from lora_studio.planning.cautions import Caution
-from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, fit_vram, lora_mib
-from lora_studio.planning.recommend import Reason, RecipeDraft, recommend, times_as_text
-from lora_studio.planning.steps import StepCount, count_steps
-from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step_seconds, run_seconds
+from lora_studio.planning.estimate import RunEstimator
+from lora_studio.planning.fit import fit_memory, fit_time
+from lora_studio.planning.length import batch_of, target_steps
+from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, lora_mib
+from lora_studio.planning.recommend import Reason, recommend, times_as_text
+from lora_studio.planning.steps import StepCount
+from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step_seconds
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
@@ -121,9 +123,9 @@ def plan(
     name from the catalogue, or a repository, folder or file, whose configuration is read (see describe_base); names of
     files are looked up in the models folder of `home`, by default the usual one. `vram_gib` is the GPU's memory in
     GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
-    with fewer epochs, then with fewer steps. `runs` are earlier runs, oldest first, from which the time of a step is
-    taken if one has the same base and speed settings. `regularization` is a folder of images that are balanced against
-    the dataset's. With `subsets` these are counted instead of the folder's images.
+    with fewer repeats, then fewer epochs, then fewer steps. `runs` are earlier runs, oldest first, from which the time
+    of a step is taken if one has the same base and speed settings. `regularization` is a folder of images that are
+    balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
 
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
     an SDXL, ConfigError for unknown settings and values that cannot work.
@@ -143,23 +145,24 @@ def plan(
     draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
     if vram_gib is not None:
-        recipe = _fit_memory(draft, recipe, known, vram_gib)
+        recipe = fit_memory(draft, recipe, known, vram_gib)
     require_valid(recipe, known)
     measured = measured_step_seconds(runs, recipe, known.name if known else base)
-    rough = partial(run_seconds, images=found.total, base=known, vram_gib=vram_gib, measured=measured)
-    split = found.split(recipe, prior)
-    own = samples_per_bucket(split.training, recipe)
-    buckets = own + samples_per_bucket(split.regularization, recipe)
-    recipe, steps, seconds = _fit_time(draft, recipe, buckets, rough, hours)
+    run = RunEstimator(found, prior, known, vram_gib, measured)
+    if hours is not None:
+        least_steps = round(target_steps(kind, batch_of(recipe)) / 2)
+        recipe = fit_time(draft, recipe, run, hours, guide.tier_for(found.total), least_steps)
+    steps, seconds = run.steps(recipe), run.seconds(recipe)
     context = CheckContext(
         base=known,
         images=found.total,
         sizes=None if isinstance(images, int) else [image.size for image in found.images],
         count=steps,
-        own_share=own.total() / steps.samples_per_epoch,
+        own_share=run.own_share(recipe),
         vram_gib=vram_gib,
         trigger_word=trigger_word,
         seconds=seconds,
+        hours=hours,
     )
     return Plan(
         images=found.total,
@@ -216,47 +219,6 @@ def _read_folder(folder: Path | str, *, caption_extension: str, subsets: Sequenc
     if not found.total:
         raise InputError(f"{folder} has no readable images.", "Add images to it.", code="no_images")
     return found
-
-
-def _fit_memory(draft: RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
-    fitted, savings = fit_vram(recipe, base, vram_gib, keep=draft.given)
-    for saving in savings:
-        value = getattr(fitted, saving.setting)
-        draft.set(saving.setting, value, f"To fit {vram_gib:g} GiB. {saving.why}", guided=saving.guide)
-    return fitted
-
-
-def _fit_time(
-    draft: RecipeDraft,
-    recipe: Recipe,
-    buckets: Mapping[Any, int],
-    rough: Callable[[Recipe, StepCount], SecondsRange],
-    hours: float | None,
-) -> tuple[Recipe, StepCount, SecondsRange]:
-    """Count the steps, and remove epochs, then steps, until the middle of the estimate is within `hours`."""
-
-    def measure(recipe: Recipe) -> tuple[Recipe, StepCount, SecondsRange]:
-        steps = count_steps(
-            buckets,
-            batch_size=recipe.batch_size,
-            gradient_accumulation_steps=recipe.gradient_accumulation_steps,
-            epochs=recipe.epochs,
-            max_train_steps=recipe.max_train_steps,
-        )
-        return recipe, steps, rough(recipe, steps)
-
-    made = measure(recipe)
-    if hours is None:
-        return made
-    why = f"To take about {describe_duration(hours * 3600)}, by a rough estimate. {guide.RECIPE['training_hours'].why}"
-    while made[2].middle > hours * 3600 and made[0].epochs > 1 and "epochs" not in draft.given:
-        draft.set("epochs", made[0].epochs - 1, why)
-        made = measure(made[0].model_copy(update={"epochs": made[0].epochs - 1}))
-    if made[2].middle > hours * 3600 and "max_train_steps" not in draft.given:
-        steps = max(1, int(made[1].total_steps * hours * 3600 / made[2].middle))
-        draft.set("max_train_steps", steps, why)
-        made = measure(made[0].model_copy(update={"max_train_steps": steps}))
-    return made
 
 
 def _base_warnings(name: str, base: guide.BaseModel | None) -> list[Caution]:

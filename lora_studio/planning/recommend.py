@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import log
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -10,11 +9,20 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages
 from lora_studio.planning.advice import NO_MIN_SNR, NO_NOISE_OFFSET, uses_zero_snr
+from lora_studio.planning.length import (
+    Length,
+    batch_of,
+    choose_length,
+    split_batch,
+    target_steps,
+    usual_epochs,
+)
 from lora_studio.planning.presets import load_preset, preset_reasons
 from lora_studio.planning.rates import usual_rate
 from lora_studio.settings.choices import LoraKind, NetworkType, Optimizer
 from lora_studio.settings.recipe import Recipe
 
+MAX_BATCH = 4  # images of a planned step
 EMBEDDED_SAMPLES_PER_EPOCH = 200  # images times repeats in an epoch on the embedded base: 25 steps of 8
 
 
@@ -157,24 +165,57 @@ def _choose_schedule(
     draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, images: DatasetImages, vram_gib: float | None
 ) -> None:
     tier = guide.tier_for(images.total)
-    low, high = tier.batch_size
-    # Without a known GPU: the guide's batch size, kept within the tier's range.
-    batch = max(low, min(high, guide.RECIPE["batch_size"].value)) if vram_gib is None else min(high, 4)
-    draft.set("batch_size", batch, f"The guide uses {low} to {high} for {tier.describe()}.")
-    draft.set("epochs", _epochs(tier, images.total), f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
-    target = EMBEDDED_SAMPLES_PER_EPOCH if base and base.is_embedded else guide.KINDS[kind.value].samples_per_epoch
-    repeats = max(1, round(target / images.total))
+    _choose_batch(draft, tier, vram_gib)
+    if base is not None and base.is_embedded:
+        repeats = max(1, round(EMBEDDED_SAMPLES_PER_EPOCH / images.total))
+        samples = f"{images.total} images {times_as_text(repeats)} make {images.total * repeats} samples per epoch."
+        length = Length(repeats, usual_epochs(tier, images.total))
+    else:
+        length, samples = _length(draft, kind, tier, images)
+    draft.set("epochs", length.epochs, f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     if images.has_mixed_repeats:
         draft.set("repeats", None, "Your folders' names set repeats of their own; they are kept.", guided=False)
     else:
-        draft.set(
-            "repeats",
-            repeats,
-            f"{images.total} images shown {times_as_text(repeats)} make {images.total * repeats} samples per epoch.",
-            guided=False,
-        )
+        draft.set("repeats", length.repeats, samples, guided=False)
     checkpointing = guide.RECIPE["gradient_checkpointing"]
     draft.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
+
+
+def _choose_batch(draft: RecipeDraft, tier: guide.Tier, vram_gib: float | None) -> None:
+    """Choose a step of the tier's batch size, accumulated from the guide's batch size while the GPU is not known."""
+    low, high = tier.batch_size
+    batch = min(high, MAX_BATCH)
+    why = f"The guide uses {low} to {high} for {tier.describe()}."
+    size, count = split_batch(batch, batch if vram_gib is not None else guide.RECIPE["batch_size"].value)
+    if not draft.given.keys() & {"batch_size", "gradient_accumulation_steps"}:
+        draft.set("batch_size", size, why)
+        draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count))
+    elif "batch_size" not in draft.given:
+        draft.set("batch_size", max(1, batch // int(draft.get("gradient_accumulation_steps"))), why)
+
+
+def accumulation_reason(size: int, count: int) -> str:
+    """Return why `count` batches of `size` images make a step."""
+    if count == 1:
+        return "A batch of this size is a step of its own."
+    return f"{count} batches of {size} make a step of {size * count} images, so that every GPU learns the same."
+
+
+def _length(draft: RecipeDraft, kind: LoraKind, tier: guide.Tier, images: DatasetImages) -> tuple[Length, str]:
+    """Return the length of the run, and its reason."""
+    recipe = draft.recipe()
+    batch = batch_of(recipe)
+    target = target_steps(kind, batch)
+    shown = max(1, round(images.mean_repeats)) if images.has_mixed_repeats else draft.given.get("repeats")
+    length = choose_length(images.total, batch, target, tier, repeats=shown, epochs=draft.given.get("epochs"))
+    why = (
+        f"{images.total} images shown {times_as_text(length.repeats)} in {length.epochs} epochs come nearest to "
+        f"{target:.0f} steps of {batch}: what a {kind.value} takes at the guide's rates, with fewer steps for larger "
+        "batches (steps x sqrt(batch) stays)."
+    )
+    if (shown_once := images.total * length.epochs) > 1.2 * target * batch:
+        why = f"Once is enough: {images.total} images make {shown_once} samples in {length.epochs} epochs."
+    return length, why
 
 
 def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
@@ -197,14 +238,6 @@ def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel |
     for name, value in load_preset("demo").items():
         if name != "repeats":
             draft.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
-
-
-def _epochs(tier: guide.Tier, images: int) -> int:
-    """Interpolate the epochs within the tier's range, linearly over the logarithm of the number of images."""
-    low, high = tier.epochs
-    last = tier.high or 4 * tier.low
-    share = (log(max(images, tier.low)) - log(tier.low)) / (log(last) - log(tier.low))
-    return round(high - min(1.0, share) * (high - low))
 
 
 def times_as_text(count: int) -> str:

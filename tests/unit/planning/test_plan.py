@@ -15,8 +15,10 @@ from lora_studio.dataset.buckets import place_for
 from lora_studio.dataset.validation_split import validation_count
 from lora_studio.errors import InputError
 from lora_studio.models.locate import SDXL_KEY
+from lora_studio.planning.length import choose_length, target_steps
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.steps import count_steps
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.plan_numbers import PlanNumbers
 from lora_studio.settings.recipe import Recipe
@@ -82,21 +84,37 @@ def test_fits_the_gpu_memory_and_gives_the_reason() -> None:
     assert "memory" not in codes(plan(24))
 
 
-def test_hours_limit_the_epochs() -> None:
-    free, short = plan(24, vram_gib=12), plan(24, vram_gib=12, hours=1)
-    assert 1 < short.recipe.epochs < free.recipe.epochs
-    assert short.seconds.middle <= 3600
-    assert "60 minutes" in reason(short, "epochs").why
-    assert plan(24, vram_gib=12, hours=100).recipe.epochs == free.recipe.epochs
+def test_hours_limit_the_repeats_within_the_tiers_epochs() -> None:
+    free, short = plan(24, vram_gib=12), plan(24, vram_gib=12, hours=2)
+    assert free.seconds.middle > 7200 >= short.seconds.middle
+    assert 1 <= short.repeats < free.repeats
+    assert short.tier.epochs[0] <= short.recipe.epochs <= free.recipe.epochs
+    assert "2.0 hours" in reason(short, "repeats").why
+    assert not [code for code in codes(short) if code in ("epochs_tier", "hours")]
+    assert plan(24, vram_gib=12, hours=100).recipe == free.recipe
+
+
+def test_a_run_too_short_to_learn_anything_is_not_planned() -> None:
+    short = plan(24, vram_gib=12, hours=0.001)
+    assert short.tier.epochs[0] == short.recipe.epochs
+    assert short.steps.total_steps > 100
+    assert "hours" in codes(short)
+
+
+def test_hours_limit_the_steps_of_a_very_large_set() -> None:
+    result = plan(10_000, vram_gib=24, hours=3)
+    assert result.steps.total_steps == result.recipe.max_train_steps
+    assert result.seconds.middle == pytest.approx(3 * 3600, rel=0.01)
 
 
 def test_hours_limit_the_steps_if_epochs_are_given() -> None:
-    short = plan(24, vram_gib=12, hours=0.5, overrides={"epochs": 12})
-    assert short.recipe.epochs == 12
+    given = {"epochs": 12, "repeats": 8}
+    short = plan(24, vram_gib=12, hours=1.5, overrides=given)
+    assert (short.recipe.epochs, short.recipe.repeats) == (12, 8)
     assert short.steps.total_steps == short.recipe.max_train_steps
-    assert short.seconds.middle <= 2100
-    assert "30 minutes" in reason(short, "max_train_steps").why
-    given = {"epochs": 12, "max_train_steps": 800}
+    assert short.seconds.middle == pytest.approx(5400, rel=0.02)
+    assert "1.5 hours" in reason(short, "max_train_steps").why
+    given |= {"max_train_steps": 800}
     assert plan(24, vram_gib=12, hours=0.5, overrides=given).steps.total_steps == 800
 
 
@@ -113,17 +131,18 @@ def test_an_earlier_run_with_these_settings_narrows_the_time_estimate(tmp_path: 
     folders.append(JobFolder(tmp_path / "003"))
     measured = plan(24, vram_gib=24, base="sdxl", runs=folders)
     assert measured.seconds.high / measured.seconds.low < estimate.seconds.high / estimate.seconds.low
-    assert 864 * 0.9 < measured.seconds.low < measured.seconds.high < 864 * 1.1 + 1000
+    steps = measured.steps.total_steps
+    assert steps * 0.9 < measured.seconds.low < measured.seconds.high < steps * 1.1 + 1000
     assert plan(24, vram_gib=24, base="pony", runs=folders).seconds.high > measured.seconds.high
     slower = plan(24, vram_gib=24, base="sdxl", runs=folders[:1])
-    assert slower.seconds.low > 864 * 8
+    assert slower.seconds.low > steps * 8
 
 
 def test_steps_of_a_folder_are_counted_by_bucket(tmp_path: Path) -> None:
     sizes = [(1024, 1024)] * 5 + [(832, 1216)] * 3 + [(1216, 832)] * 2
     for index, size in enumerate(sizes):
         save(tmp_path / "data" / "10_saria" / f"{index}.png", size)
-    result = plan(tmp_path / "data", overrides={"batch_size": 4})
+    result = plan(tmp_path / "data", overrides={"batch_size": 4, "gradient_accumulation_steps": 1})
     buckets: dict[Any, int] = {}
     for width, height in sizes:
         bucket = place_for(result.recipe, width, height).bucket
@@ -132,7 +151,7 @@ def test_steps_of_a_folder_are_counted_by_bucket(tmp_path: Path) -> None:
     assert result.steps == count_steps(buckets, batch_size=4, epochs=result.recipe.epochs)
     assert result.images == 10
     assert not result.assumed
-    assert result.repeats == 15
+    assert result.repeats == choose_length(10, 4, target_steps(LoraKind.CHARACTER, 4), result.tier).repeats
     assert "captions_missing" in codes(result)
 
 
@@ -198,8 +217,17 @@ def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
 
 
 def test_description_has_the_plans_figures() -> None:
-    text = plan(24, vram_gib=8).describe()
-    for part in ("24 images", "small", "144 steps", "GiB", "Roughly", "MiB", "Tag with BLIP"):
+    result = plan(24, vram_gib=8)
+    text = result.describe()
+    for part in (
+        "24 images",
+        "small",
+        f"{result.steps.steps_per_epoch} steps",
+        "GiB",
+        "Roughly",
+        "MiB",
+        "Tag with BLIP",
+    ):
         assert part in text
 
 
