@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import gradio as gr
+from gradio.routes import App
 
 from lora_studio.ui.app import AppFrame, build_app
 from lora_studio.ui.server import Mode
@@ -28,7 +30,8 @@ class Interface:
     """
 
     def __init__(self, home: Home, mode: Mode = Mode.LOCAL) -> None:
-        self.blocks = build_app(home, mode)
+        with patch.object(App, "create_app"):  # the web application, a third of the time to build the interface
+            self.blocks = build_app(home, mode)
         self.contents: dict[int, Any] = {}
         self.names: dict[int, str] = {}
         states = [block for block in self.blocks.blocks.values() if isinstance(block, gr.State)]

@@ -55,7 +55,7 @@ def test_train_opens_with_the_plan(project: Project, interface: Interface) -> No
     assert "1,350" in shown["plan_tiles"]
     train = interface.call(TrainTab.tab_selected)
     assert train["train_tiles"] == shown["plan_tiles"]
-    assert (train["recipe_epochs"]["value"], train["recipe_batch_size"]["value"]) == ("3", "4")
+    assert (train["recipe_epochs"]["value"], train["recipe_batch_size"]["value"]) == ("3", "2")
     assert "changed" not in train["recipe_epochs"]["elem_classes"]
     assert project.info().recipe == {}
 

@@ -117,14 +117,14 @@ def test_edits_are_saved_and_kept_when_the_plan_changes(project: Project, interf
     interface.open_project("ink")
     interface.call(TrainTab.save_edit, recipe_network_dim="77")
     assert project.info().recipe == {"network_dim": 77, "epochs": 3}
-    interface.call(PlanTab.update_plan, plan_kind="character", plan_hours=0.1)
+    interface.call(PlanTab.update_plan, plan_kind="concept")
     shown = interface.call(TrainTab.tab_selected, recipe_unet_lr="half typed")
     assert "value" not in shown["recipe_network_dim"]
     assert "value" not in shown["recipe_unet_lr"]
     assert "wrong" in shown["recipe_unet_lr"]["elem_classes"]
     assert "changed" in shown["recipe_network_dim"]["elem_classes"]
     assert shown["recipe_sample_prompts"]["value"] != ""
-    assert interface.contents_of("recipe_max_train_steps") != ""
+    assert interface.contents_of("recipe_network_alpha") == "8"
     assert interface.open_project("ink")["recipe_network_dim"]["value"] == "77"
 
 
