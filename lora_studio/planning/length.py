@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil, log, sqrt
 
 from lora_studio import guide
+from lora_studio.planning.rates import usual_rate
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.recipe import Recipe
 
@@ -42,7 +43,7 @@ def steps_at_batch_one(recipe: Recipe, steps: int) -> float:
     optimizer = guide.OPTIMIZERS[recipe.optimizer.value]
     share = 1.0
     if recipe.unet_lr and not optimizer.learning_rate_free:
-        share = recipe.unet_lr / (guide.RECIPE["unet_lr"].value * optimizer.rate_factor)
+        share = recipe.unet_lr / usual_rate("unet_lr", recipe)
     return steps * share * sqrt(batch_of(recipe))
 
 

@@ -92,11 +92,11 @@ def recommend(
     """
     draft = RecipeDraft(given)
     _choose_network(draft, kind, base)
-    _choose_schedule(draft, kind, base, images, vram_gib)
-    _choose_for_base(draft, kind, base)
     if guide.tier_for(images.total).name == "large":
         why = "The guide keeps some images of large sets out of training: their loss rises when overfitting begins."
         draft.set("validation_split", guide.VALIDATION_SHARE, why)
+    _choose_schedule(draft, kind, base, images, vram_gib)
+    _choose_for_base(draft, kind, base)
     return draft
 
 
@@ -207,14 +207,15 @@ def _length(draft: RecipeDraft, kind: LoraKind, tier: guide.Tier, images: Datase
     batch = batch_of(recipe)
     target = target_steps(kind, batch)
     shown = max(1, round(images.mean_repeats)) if images.has_mixed_repeats else draft.given.get("repeats")
-    length = choose_length(images.total, batch, target, tier, repeats=shown, epochs=draft.given.get("epochs"))
+    trained = max(1, round(images.total * (1 - recipe.validation_split)))
+    length = choose_length(trained, batch, target, tier, repeats=shown, epochs=draft.given.get("epochs"))
     why = (
-        f"{images.total} images shown {times_as_text(length.repeats)} in {length.epochs} epochs come nearest to "
+        f"{trained} images shown {times_as_text(length.repeats)} in {length.epochs} epochs come nearest to "
         f"{target:.0f} steps of {batch}: what a {kind.value} takes at the guide's rates, with fewer steps for larger "
         "batches (steps x sqrt(batch) stays)."
     )
-    if (shown_once := images.total * length.epochs) > 1.2 * target * batch:
-        why = f"Once is enough: {images.total} images make {shown_once} samples in {length.epochs} epochs."
+    if (shown_once := trained * length.epochs) > 1.2 * target * batch:
+        why = f"Once is enough: {trained} images make {shown_once} samples in {length.epochs} epochs."
     return length, why
 
 
