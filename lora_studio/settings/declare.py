@@ -25,6 +25,7 @@ class Group(StrEnum):
 
     BASICS = "Basics"
     NETWORK = "Network"
+    RATES = "Learning rates"
     OPTIMIZER = "Optimizer"
     SCHEDULE = "Schedule"
     OBJECTIVE = "Objective"

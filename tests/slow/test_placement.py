@@ -25,6 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "masks": {"masked_loss": "alpha"},
     "dropout": {"network_dropout": 0.1, "caption_dropout_rate": 0.5},
     "checkpointing": {"gradient_checkpointing": "on", "text_encoder_lr": 1e-3},
+    "rates": {"text_encoder_lr": [1e-3, 1e-4], "loraplus_lr_ratio": 4, "mid_lr_weight": "mid=0.5"},
     "bf16": {"mixed_precision": "bf16", "ema_decay": 0.9},
 }
 

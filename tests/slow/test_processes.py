@@ -39,7 +39,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_for(shared: Path, processes: int, batch_size: int, **recipe: Any) -> TrainJob:
     """Three images of one size and one of another: with a batch of two, one rank has an empty shard in some steps."""
-    recipe = {"text_encoder_lr": 5e-4, "noise_offset": 0.05, "weight_decay": 0.1, "lr_warmup_steps": 1} | recipe
+    rates = {"text_encoder_lr": [5e-4, 1e-4], "loraplus_unet_lr_ratio": 2, "stop_text_encoder_training": 0.5}
+    recipe = {**rates, "noise_offset": 0.05, "weight_decay": 0.1, "lr_warmup_steps": 1} | recipe
     job = make_job(shared / "base", shared / "images", batch_size=batch_size, **recipe)
     return job.model_copy(update={"num_processes": processes})
 

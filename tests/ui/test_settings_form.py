@@ -14,7 +14,7 @@ from tests.support.jobs import make_project
 
 pytestmark = pytest.mark.slow
 
-FOLDS = ("Network", "Optimizer", "Schedule", "Objective", "Data", "Captions", "Memory", "Samples")
+FOLDS = ("Network", "Learning rates", "Optimizer", "Schedule", "Objective", "Data", "Captions", "Memory", "Samples")
 EVENT_MS = 1_500  # an event that should not happen would have changed the page by then
 
 

@@ -17,22 +17,20 @@ LORAPLUS_RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text
 
 
 def _loraplus_ratio(label: str, why: str) -> Any:
-    return setting(None, label=label, group=Group.OPTIMIZER, why=why, gt=0, le=1000)
+    return setting(None, label=label, group=Group.RATES, why=why, gt=0, le=1000)
 
 
 def _block_weight(label: str, why: str) -> Any:
-    return setting("", label=label, group=Group.OPTIMIZER, why=why, max_length=500)
+    return setting("", label=label, group=Group.RATES, why=why, max_length=500)
 
 
 class RateSettings(Settings):
     """Learning rates, before the schedule."""
 
-    unet_lr: float = setting(
-        label="UNet learning rate", group=Group.OPTIMIZER, advice="unet_lr", simple=True, ge=0, le=10
-    )
+    unet_lr: float = setting(label="UNet learning rate", group=Group.RATES, advice="unet_lr", simple=True, ge=0, le=10)
     text_encoder_lr: float = setting(
         label="Text encoder learning rate",
-        group=Group.OPTIMIZER,
+        group=Group.RATES,
         advice="text_encoder_lr",
         simple=True,
         ge=0,
@@ -41,7 +39,7 @@ class RateSettings(Settings):
     text_encoder_lr2: float | None = setting(
         None,
         label="Second text encoder learning rate",
-        group=Group.OPTIMIZER,
+        group=Group.RATES,
         why="Rate of the larger text encoder (OpenCLIP bigG), if it is to differ from that of the first (CLIP L); 0 "
         "leaves it untrained. Empty: the same for both, since they read the same captions.",
         ge=0,
@@ -69,13 +67,13 @@ class RateSettings(Settings):
     )
     up_lr_weight: str = _block_weight(
         "Block rates: up",
-        "Factors for the output blocks out0 to out8: 9 numbers, a curve like sine+.2, or single blocks like "
-        "out0-2=0.5. Style is mostly in out0 to out2, which is why some train little else. Empty: 1.",
+        "Factors for the output blocks out0 to out8: 9 numbers, a curve like sine+.2, or single blocks like out0=0.5. "
+        "Content is mostly in out0, style in out1 (B-LoRA, Frenkel et al. 2024). Empty: 1.",
     )
     block_lr_zero_threshold: float = setting(
         0.0,
         label="Block rates: zero below",
-        group=Group.OPTIMIZER,
+        group=Group.RATES,
         why="Leaves blocks untrained whose factor is not above this one: with cosine+.2 and 0.4 the last two. 0 trains "
         "all that have a factor.",
         ge=0,
@@ -85,7 +83,7 @@ class RateSettings(Settings):
     stop_text_encoder_training: float = setting(
         0,
         label="Stop text encoder training",
-        group=Group.OPTIMIZER,
+        group=Group.RATES,
         unit="steps",
         why="Step from which the text encoders stay as they are, or a fraction of the run if below 1: 0.5 lets them "
         "learn the trigger word and spares the later steps, which are then faster. 0 trains them until the end.",
