@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_studio.device import free_gpu_cache
-from lora_studio.models.load import Base
+from lora_studio.models.load import Base, on_device
 from lora_studio.models.samplers import make_scheduler
 from lora_studio.settings.choices import Sampler
 
-# Side in px of the tiles in which latents are decoded when memory is short. At SDXL's size a tile in fp32 takes 0.76
-# GiB, a whole image of 1024 px 3.0 GiB.
-TILE = 512
+# Sides in px of the tiles in which latents are decoded when memory is short. At SDXL's size a tile of 512 px takes 0.76
+# GiB in fp32, one of 256 px 0.19 GiB, a whole image of 1024 px 3.0 GiB; in half precision half as much.
+TILES = (512, 256)
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,15 @@ class TextEmbeddings:
         return TextEmbeddings(torch.zeros_like(self.hidden), torch.zeros_like(self.pooled))
 
 
+class _LatentPipeline(StableDiffusionXLPipeline):
+    """diffusers' pipeline on the UNet's device, wherever the VAE is."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        device: torch.device = self.unet.device
+        return device
+
+
 def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
     """Return a diffusers pipeline of the base's parts, without text encoders if the base has released them.
 
@@ -42,7 +51,7 @@ def make_pipeline(base: Base) -> StableDiffusionXLPipeline:
     """
     first, second = base.text_encoders or (None, None)
     # diffusers' annotations name neither the optional parts nor the schedulers that its pipelines accept
-    pipe = StableDiffusionXLPipeline(
+    pipe: StableDiffusionXLPipeline = _LatentPipeline(
         vae=base.vae,
         text_encoder=first,  # type: ignore[arg-type]
         text_encoder_2=second,  # type: ignore[arg-type]
@@ -104,12 +113,13 @@ def _decode_latents(
 ) -> Image.Image | None:
     """Decode latents [1, 4, h, w] in the UNet's precision, and in the VAE's own if pixels become NaN or infinite.
 
-    SDXL's own VAE overflows in fp16. Returns None if pixels are not finite in either precision.
+    SDXL's own VAE overflows in fp16. The VAE is on the latents' device for as long as it decodes. Returns None if
+    pixels are not finite in either precision.
     """
     for dtype in dict.fromkeys((pipe.unet.dtype, pipe.vae.dtype)):
         # a copy, since casting the VAE itself and back would round its weights; diffusers' own `to` warns for nothing
         vae = pipe.vae if dtype == pipe.vae.dtype else nn.Module.to(deepcopy(pipe.vae), dtype)
-        with torch.autocast(latents.device.type, enabled=False):
+        with on_device(vae, latents.device), torch.autocast(latents.device.type, enabled=False):
             pixels = _decode_within_memory(vae, latents / vae.config["scaling_factor"], offload)
         if torch.isfinite(pixels).all():
             image: Image.Image = pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
@@ -120,16 +130,17 @@ def _decode_latents(
 def _decode_within_memory(vae: AutoencoderKL, scaled: Tensor, offload: Sequence[nn.Module]) -> Tensor:
     """Return the pixels of scaled latents; if memory runs out, retry with `offload` on the CPU, then in tiles.
 
-    Tiles lose a little of the image's coherence, since the VAE normalises over the whole image. Raises
-    torch.OutOfMemoryError if memory does not suffice for a tile.
+    Tiles lose a little of the image's coherence, since the VAE normalises over the whole image: smaller ones are tried
+    last. Raises torch.OutOfMemoryError if memory does not suffice for the smallest.
     """
     device = scaled.device
+    attempts: list[int | None] = [*[None] * (2 if offload else 1), *TILES]
     try:
-        for tiled in (False, False, True) if offload else (False, True):
+        for tile in attempts:
             try:
-                return decode_pixels(vae, scaled, tiled=tiled)
+                return decode_pixels(vae, scaled, tile=tile)
             except torch.OutOfMemoryError:
-                if tiled:
+                if tile == TILES[-1]:
                     raise
             for module in offload:
                 module.to("cpu")
@@ -140,11 +151,12 @@ def _decode_within_memory(vae: AutoencoderKL, scaled: Tensor, offload: Sequence[
     raise AssertionError("the last attempt returns or raises")
 
 
-def decode_pixels(vae: AutoencoderKL, scaled: Tensor, *, tiled: bool) -> Tensor:
-    """Return the pixels [B, 3, H, W] of scaled latents, decoded as a whole or in overlapping tiles of TILE px."""
-    vae.use_tiling = tiled
-    vae.tile_sample_min_size = TILE
-    vae.tile_latent_min_size = TILE // int(2 ** (len(vae.config["block_out_channels"]) - 1))
+def decode_pixels(vae: AutoencoderKL, scaled: Tensor, *, tile: int | None = None) -> Tensor:
+    """Return the pixels [B, 3, H, W] of scaled latents, decoded as a whole or in overlapping tiles of `tile` px."""
+    vae.use_tiling = tile is not None
+    if tile is not None:
+        vae.tile_sample_min_size = tile
+        vae.tile_latent_min_size = tile // int(2 ** (len(vae.config["block_out_channels"]) - 1))
     try:
         pixels: Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
         return pixels

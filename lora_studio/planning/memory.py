@@ -1,8 +1,8 @@
 """Rough estimates of the GPU memory of a run, part by part, and what to change when it does not fit.
 
-SDXL's figures are counted on its real shapes (2,567 M weights in the UNet, 722 LoRA modules); activations are those
-that PyTorch saves with flash attention. Allocator, driver and desktop take more, which cannot be computed in advance:
-the sum is rough and is shown as such. 1 GiB = 2**30 bytes.
+SDXL's figures are counted on its real shapes (2,567 M weights in the UNet, 722 LoRA modules), with attention that keeps
+no matrix of weights: `python -m benchmarks.memory` prints them for each phase of a run. Allocator, driver and desktop
+take more, which cannot be computed in advance: the sum is rough and is shown as such. 1 GiB = 2**30 bytes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,13 @@ from lora_studio.settings.choices import (
     TokenLimit,
 )
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sample_prompts import read_sample_prompts
 
 GIB = 2**30
 RUNTIME_GIB = 0.8  # CUDA context, workspaces and fragmentation
 DESKTOP_GIB = 0.4  # GPU memory used by a desktop
+COMMUNICATION_GIB = 0.6  # NCCL's buffers per GPU; 0.3 to 1 GiB, by the number and the kind of GPUs
+TRAINING, DRAWING, ENCODING = "Training", "Drawing a sample", "Encoding images"  # phases of a run
 
 # Bytes of optimizer state per LoRA weight. AdamW: two fp32 moments. AdamW8bit: two 8-bit moments with their scales,
 # also when paged: pages leave the GPU only when it is full. Prodigy: AdamW's, the initial weight and the running sum.
@@ -68,9 +71,11 @@ class Architecture:
     """The sizes of a kind of base model that the estimates use.
 
     `layers` counts the layers that a LoRA can train. Activations (GiB) and work (TFLOP) are those of one image at
-    `resolution` in half precision. `fused_activations` are those with the fused layers of plain LoRA;
-    `checkpointed_activations` are those that gradient checkpointing keeps, plus the one block that it recomputes. Those
-    of the text encoders are per 75 tokens.
+    `resolution` in half precision; activations with all that forward and backward pass allocate at their peak.
+    `fused_activations` are those with the fused layers of plain LoRA; `checkpointed_activations` those with gradient
+    checkpointing, which recomputes one block at a time; `forward_activations` those without gradients. Those of the
+    text encoders are per 75 tokens. `vae_weights` (GiB) are in fp32, `vae_encoding` is what encoding an image at
+    `resolution` in fp32 allocates, `vae_decoding` what decoding a tile of 512 px in half precision does.
     """
 
     resolution: int
@@ -80,9 +85,13 @@ class Architecture:
     activations: float
     fused_activations: float
     checkpointed_activations: float
+    forward_activations: float
     text_activations: float
     fused_text_activations: float
     checkpointed_text_activations: float
+    vae_weights: float
+    vae_encoding: float
+    vae_decoding: float
     forward_tflop: float
     backward_tflop: float
 
@@ -95,12 +104,16 @@ SDXL = Architecture(
     layers=unet_layers((320, 640, 1280), (0, 2, 10), per_level=2, text_width=2048)
     + text_encoder_layers("te1", 768, 12)
     + text_encoder_layers("te2", 1280, 32),
-    activations=8.68,
-    fused_activations=5.48,
-    checkpointed_activations=0.62 + 0.24,
+    activations=9.14,
+    fused_activations=5.94,
+    checkpointed_activations=0.6,
+    forward_activations=0.15,
     text_activations=0.236,
     fused_text_activations=0.157,
-    checkpointed_text_activations=0.012,
+    checkpointed_text_activations=0.03,
+    vae_weights=0.31,
+    vae_encoding=2.51,
+    vae_decoding=0.38,
     forward_tflop=6.94,
     backward_tflop=8.07,
 )
@@ -114,9 +127,13 @@ EMBEDDED = Architecture(
     activations=0.03,
     fused_activations=0.03,
     checkpointed_activations=0.01,
+    forward_activations=0.005,
     text_activations=0.005,
     fused_text_activations=0.005,
     checkpointed_text_activations=0.001,
+    vae_weights=0.01,
+    vae_encoding=0.05,
+    vae_decoding=0.05,
     forward_tflop=0.0004,
     backward_tflop=0.0008,
 )
@@ -144,17 +161,71 @@ def file_width(recipe: Recipe, *, in_fp32: bool) -> int:
 
 
 def estimate_vram_parts(
-    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None
+    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, *, processes: int = 1
 ) -> dict[str, float]:
     """Estimate the GPU memory in GiB by its use; no bucket has a larger area than `resolution` squared.
 
     With gradient checkpointing on auto, activations use what `vram_gib` leaves them, or their minimum if it is None.
+    If another phase takes more than training, what it takes beyond that is a part with its name.
     """
-    share = recomputed_share(recipe, base, vram_gib)
-    return _parts(recipe, base, 1.0 if share is None else share)
+    parts = _training_parts(recipe, base, vram_gib, processes)
+    phases = estimate_vram_phases(recipe, base, vram_gib, processes=processes)
+    largest = max(phases, key=lambda phase: phases[phase])
+    if largest != TRAINING:
+        parts[largest] = round(phases[largest] - phases[TRAINING], 3)
+    return parts
 
 
-def recomputed_share(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> float | None:
+def estimate_vram_phases(
+    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, *, processes: int = 1
+) -> dict[str, float]:
+    """Estimate the GPU memory in GiB of each phase of a run: training, encoding images, drawing samples if it does.
+
+    Where memory is short, samples are decoded in tiles: this is what that takes.
+    """
+    parts = _training_parts(recipe, base, vram_gib, processes)
+    training = sum(parts.values())
+    shape = architecture_of(base)
+    area = (recipe.resolution / shape.resolution) ** 2
+    phases = {
+        TRAINING: training,
+        ENCODING: RUNTIME_GIB + shape.vae_weights + shape.vae_encoding * area,
+    }
+    if draws_samples(recipe):
+        step = parts["Activations"] + parts.get("Adapter products", 0)
+        phases[DRAWING] = training - step + _drawing_gib(recipe, shape)
+    return {name: round(value, 3) for name, value in phases.items()}
+
+
+def draws_samples(recipe: Recipe) -> bool:
+    """Return whether a run draws samples by itself."""
+    return bool(recipe.sample_every_n_epochs or recipe.sample_every_n_steps or recipe.sample_at_first)
+
+
+def _drawing_gib(recipe: Recipe, shape: Architecture) -> float:
+    """Return what drawing the largest sample takes beside the models: the UNet's passes, then decoding in tiles.
+
+    In half precision a copy of the VAE decodes.
+    """
+    wide = shape is EMBEDDED or recipe.mixed_precision is Precision.FP32
+    denoising = 0.0
+    for prompt in read_sample_prompts(recipe):
+        settings = prompt.settings
+        sides = (side or shape.resolution for side in (settings.sample_width, settings.sample_height))
+        images = (2 if settings.sample_guidance > 1 else 1) * prod(sides) / shape.resolution**2
+        denoising = max(denoising, images * shape.forward_activations * (2 if wide else 1))
+    decoding = (shape.vae_weights / 2 + shape.vae_decoding) * (2 if wide else 1)
+    return max(denoising, decoding)
+
+
+def _training_parts(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, processes: int) -> dict[str, float]:
+    share = recomputed_share(recipe, base, vram_gib, processes=processes)
+    return _parts(recipe, base, 1.0 if share is None else share, processes)
+
+
+def recomputed_share(
+    recipe: Recipe, base: BaseModel | None, vram_gib: float | None, *, processes: int = 1
+) -> float | None:
     """Return the share (0 to 1) of the blocks' activations that is recomputed on a GPU of `vram_gib`.
 
     None if gradient checkpointing is auto and `vram_gib` is not known.
@@ -163,11 +234,11 @@ def recomputed_share(recipe: Recipe, base: BaseModel | None, vram_gib: float | N
         return float(recipe.gradient_checkpointing is GradientCheckpointing.ON)
     if vram_gib is None:
         return None
-    most, least = (sum(_parts(recipe, base, share).values()) for share in (0.0, 1.0))
+    most, least = (sum(_parts(recipe, base, share, processes).values()) for share in (0.0, 1.0))
     return min(1.0, max(0.0, (most - (vram_gib - DESKTOP_GIB)) / (most - least)))
 
 
-def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, float]:
+def _parts(recipe: Recipe, base: BaseModel | None, share: float, processes: int) -> dict[str, float]:
     shape = architecture_of(base)
     width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
     weights = lora_weights(recipe, base)
@@ -190,12 +261,16 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float) -> dict[str, fl
         chunks = recipe.max_token_length / TokenLimit.ONE
         parts["Activations"] += text * chunks * recipe.batch_size * width / 2
     parts["Runtime"] = RUNTIME_GIB
+    if processes > 1:
+        parts["Communication"] = COMMUNICATION_GIB
     return {name: round(value, 3) for name, value in parts.items()}
 
 
-def estimate_vram_gib(recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None) -> float:
-    """Estimate the GPU memory of a run in GiB: the sum of `estimate_vram_parts`."""
-    return round(sum(estimate_vram_parts(recipe, base, vram_gib).values()), 2)
+def estimate_vram_gib(
+    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, *, processes: int = 1
+) -> float:
+    """Estimate the GPU memory of a run in GiB: that of its largest phase, the sum of `estimate_vram_parts`."""
+    return round(max(estimate_vram_phases(recipe, base, vram_gib, processes=processes).values()), 2)
 
 
 def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> bool:

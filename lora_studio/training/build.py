@@ -64,11 +64,10 @@ def build_trainer(
     should_stop: Callable[[], bool],
     ranks: RankGroup = SINGLE_PROCESS,
 ) -> Trainer:
-    """Load the base, fill the caches, add the adapters and make the optimizer; return the trainer of a new run.
+    """Load the base, fill the caches and make the trainer of a new run.
 
     Each rank encodes its shard of the images and captions. Raises StopRequested after a stop request.
     """
-    recipe, device = job.recipe, checked.device
     base = load_base(
         checked.source,
         dtype=checked.dtype,
@@ -80,6 +79,21 @@ def build_trainer(
     report_truncated_captions(job, base, checked.dataset, report)
     report_truncated_prompts(job, checked.dataset, base, report)
     collator = _fill_caches(job, checked, base, home, phases, should_stop, ranks)
+    return make_trainer(job, folder, checked, base, collator, phases=phases, ranks=ranks)
+
+
+def make_trainer(
+    job: TrainJob,
+    folder: JobFolder,
+    checked: PreflightResult,
+    base: Base,
+    collator: Collator,
+    *,
+    phases: PhaseReporter,
+    ranks: RankGroup = SINGLE_PROCESS,
+) -> Trainer:
+    """Quantize the base, add the adapters, move the models to the device and make the optimizer."""
+    recipe, device = job.recipe, checked.device
     targets = find_target_layers(base.unet, base.text_encoders)
     quantize(base.unet, recipe.base_precision, checked.dtype, device)
     saved_axis = state_dora_axis(saved_weight_names(folder.path / "checkpoints" / "state"))
@@ -123,9 +137,11 @@ def build_trainer(
 def fit_gpu_memory(trainer: Trainer, report: Report) -> None:
     """If gradient checkpointing is `auto`, recompute as few UNet blocks as the GPU's memory allows.
 
-    A forward and backward pass of the largest batch is measured; weights stay unchanged.
+    A forward and backward pass of the largest batch is measured, beside what several GPUs need to communicate; weights
+    stay unchanged.
     """
     recipe, device, collator = trainer.recipe, trainer.device, trainer.collator
+    trainer.ranks.allocate_buffers(device)
     if recipe.gradient_checkpointing is not GradientCheckpointing.AUTO:
         return
     report(PhaseEvent(message="Measuring the memory of a step"))

@@ -129,7 +129,6 @@ class Outputs:
                 trainer.base,
                 samples,
                 lambda prompt: encode_prompt(prompt, trainer),
-                device=trainer.device,
                 autocast=trainer.batch_loss.autocast,
                 report=self.report,
                 should_stop=self.should_stop,

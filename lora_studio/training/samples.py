@@ -14,7 +14,7 @@ from PIL import Image
 
 from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import Report, WarningEvent
-from lora_studio.models.load import Base, on_device
+from lora_studio.models.load import Base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.models.png_info import image_settings, infotext
 from lora_studio.models.samplers import SAMPLERS, make_scheduler
@@ -96,7 +96,6 @@ def generate_samples(
     samples: Sequence[Sample],
     encode: Callable[[str], TextEmbeddings],
     *,
-    device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
     report: Report,
     should_stop: Callable[[], bool],
@@ -112,7 +111,7 @@ def generate_samples(
         message = f"Memory ran out in the sample for {sample.prompt!r} of {sample.width}x{sample.height} px."
         with warn_if_out_of_memory(report, "sample_out_of_memory", message):
             modes = eval_mode(base.unet, *base.text_encoders)
-            with on_device(base.vae, device), modes, torch.no_grad(), autocast():
+            with modes, torch.no_grad(), autocast():
                 text = encode(sample.prompt)
                 pipe.scheduler = make_scheduler(base, sample.sampler)
                 image = generate_image(

@@ -1,42 +1,66 @@
-"""The memory of tensors, counted on any device, meta included: what a GPU would need at least.
+"""The memory of tensors, counted on any device: the meta device, which has no data, can stand in for a GPU.
 
-torch.distributed's MemTracker does the same, but refuses a module that is called twice, as a decoder is for two tiles.
+torch.distributed's MemTracker counts in the same way, but refuses a module that is called twice, as a decoder is for
+two tiles, and knows no limit.
 """
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-COUNTED = 2**20  # bytes; smaller storages do not matter
-
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of the storages that operations within it return, for as long as they live."""
+    """Counts the bytes of the storages that operations within it return, for as long as they live.
 
-    def __init__(self) -> None:
+    Only those on devices of type `device` count, if it is given. An operation that would exceed `limit` bytes raises
+    torch.OutOfMemoryError.
+    """
+
+    def __init__(self, device: str | None = None, limit: float = math.inf) -> None:
         super().__init__()
+        self.device, self.limit = device, limit
+        self.now = 0
         self.peak = 0
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._known: set[int] = set()
+
+    def reset_peak(self) -> None:
+        """Start to measure the peak from the tensors that live now."""
+        self.peak = self.now
 
     def __torch_dispatch__(
         self, function: Callable[..., Any], types: Any, given: tuple[Any, ...] = (), named: Any = None
     ) -> Any:
-        result = function(*given, **(named or {}))
-        storages = [tensor.untyped_storage() for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
-        large = [storage for storage in storages if storage.nbytes() >= COUNTED]
-        if large:
-            self._live = {key: (ref, size) for key, (ref, size) in self._live.items() if not ref.expired()}
-            for storage in large:
-                self._live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-            self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        result = self.run(function, given, named or {})
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and self.device in (None, value.device.type):
+                self._count(value.untyped_storage())
+        if self.now > self.limit:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {self.now} of {self.limit:.0f} bytes are allocated.")
+        self.peak = max(self.peak, self.now)
         return result
+
+    def run(self, function: Callable[..., Any], given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """Run an operation; a subclass can replace some."""
+        return function(*given, **named)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def saved_bytes(forward: Callable[[], object], ignored: Iterable[torch.Tensor]) -> int:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
+from math import prod
 from typing import Any
 
 import torch
@@ -65,15 +66,16 @@ class FlatParameters:
             members = sorted(group["params"], key=lambda weight: (weight.dim(), weight.shape))
             flat = nn.Parameter(torch.cat([weight.detach().flatten() for weight in members]))
             flat.grad = torch.zeros_like(flat)
-            views, gradients = (_split(whole, members) for whole in (flat.detach(), flat.grad))
+            shapes = [tuple(weight.shape) for weight in members]
+            views, gradients = (_split(whole, shapes) for whole in (flat.detach(), flat.grad))
             for weight, view in zip(members, views, strict=True):
                 weight.data = view
             pairs: list[tuple[Tensor, Tensor]] = list(zip(members, gradients, strict=True))
             if dtype != torch.float32 and fusable:
                 half = _HalfCopy(flat, flat.detach().to(dtype), torch.zeros_like(flat, dtype=dtype))
                 self._halves.append(half)
-                copies = [copy.requires_grad_() for copy in _split(half.copy, members)]
-                pairs = list(zip(copies, _split(half.gradient, members), strict=True))
+                copies = [copy.requires_grad_() for copy in _split(half.copy, shapes)]
+                pairs = list(zip(copies, _split(half.gradient, shapes), strict=True))
             self._tensors.append([*members, *(tensor for tensor, _ in pairs)])
             for weight, gradient, pair in zip(members, gradients, pairs, strict=True):
                 if weight in fusable:
@@ -163,9 +165,9 @@ def _factors(layer: FusedLoraLinear) -> tuple[nn.Parameter, nn.Parameter]:
     return weights[DOWN], weights[UP]
 
 
-def _split(whole: Tensor, members: Sequence[Tensor]) -> list[Tensor]:
-    parts = whole.split([member.numel() for member in members])
-    return [part.view(member.shape) for part, member in zip(parts, members, strict=True)]
+def _split(whole: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    parts = whole.split([prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _for_optimizer(layout: ParameterLayout, flat: nn.Parameter, members: Sequence[Tensor]) -> list[nn.Parameter]:
@@ -178,9 +180,8 @@ def _for_optimizer(layout: ParameterLayout, flat: nn.Parameter, members: Sequenc
         stacked = layout is ParameterLayout.STACKED and len(shape) > 1
         shapes += [(count, *shape)] if stacked else [shape] * count
     assert flat.grad is not None
-    sizes = [torch.empty(shape, device="meta") for shape in shapes]
     parts = []
-    for view, gradient in zip(_split(flat.detach(), sizes), _split(flat.grad, sizes), strict=True):
+    for view, gradient in zip(_split(flat.detach(), shapes), _split(flat.grad, shapes), strict=True):
         part = nn.Parameter(view)
         part.grad = gradient
         parts.append(part)

@@ -16,6 +16,7 @@ from typing import Any
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -86,7 +87,7 @@ class BlockCheckpointing:
             self._meter = None
             self._set(self.recomputed)
         self.blocks = list(meter.costs)
-        return meter.bytes_of(meter.outside), list(meter.costs.values())
+        return meter.outside.bytes_without(weights), list(meter.costs.values())
 
     def _set(self, recomputed: set[nn.Module]) -> None:
         self.recomputed = recomputed
@@ -96,43 +97,57 @@ class BlockCheckpointing:
             self.unet.disable_gradient_checkpointing()
 
 
+class _Storages:
+    """The sizes of storages in bytes, each counted once, without keeping their memory.
+
+    Autograd's graph holds on to its hooks: one that held the tensors would keep them, and the graph, for ever.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[StorageWeakRef, int]] = {}  # a weak reference keeps the id from being used again
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor."""
+        storage = tensor.untyped_storage()
+        self._found[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+
+    def bytes_without(self, others: set[int]) -> int:
+        """Return the bytes of all storages except those with these ids."""
+        return sum(size for number, (_, size) in self._found.items() if number not in others)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 class _SavedTensorMeter:
     """Records what autograd would save within each block and outside of them, except `weights` (storage ids)."""
 
     def __init__(self, weights: set[int]) -> None:
         self.weights = weights
-        self.outside: list[Tensor] = []
+        self.outside = _Storages()
         self.costs: dict[nn.Module, BlockCost] = {}
 
     def run(self, block: nn.Module, arguments: tuple[Any, ...]) -> Any:
         """Run the forward pass of a block and record its cost."""
         inputs = [argument for argument in arguments if isinstance(argument, Tensor)]
-        saved: list[Tensor] = []
+        saved = _Storages()
         with self.recording(saved), FlopCounterMode(display=False) as counter:
             result = block(*arguments)
         if saved:
-            self.outside += inputs
-        input_ids = {_storage_id(tensor) for tensor in inputs}
-        own = [tensor for tensor in saved if _storage_id(tensor) not in input_ids]
-        self.costs[block] = BlockCost(self.bytes_of(own), counter.get_total_flops())
+            for tensor in inputs:
+                self.outside.add(tensor)
+        own = saved.bytes_without(self.weights | {_storage_id(tensor) for tensor in inputs})
+        self.costs[block] = BlockCost(own, counter.get_total_flops())
         return result
 
-    def bytes_of(self, tensors: Iterable[Tensor]) -> int:
-        """Return the bytes of the tensors' storages except weights; tensors that share a storage count once."""
-        storages = {_storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(size for storage, size in storages.items() if storage not in self.weights)
-
     @contextmanager
-    def recording(self, saved: list[Tensor]) -> Iterator[None]:
-        """Append to `saved` what autograd would save in this block; autograd itself saves nothing."""
-
-        def pack(tensor: Tensor) -> None:
-            saved.append(tensor)
+    def recording(self, saved: _Storages) -> Iterator[None]:
+        """Add to `saved` what autograd would save in this block; autograd itself saves nothing."""
 
         def unpack(nothing: None) -> Tensor:
             raise RuntimeError("There is no backward pass after measuring.")
 
-        with saved_tensors_hooks(pack, unpack):
+        with saved_tensors_hooks(saved.add, unpack):
             yield
 
 

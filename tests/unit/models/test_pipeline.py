@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from lora_studio.models import pipeline
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.locate import SDXL_CONFIG, resolve_base
 from lora_studio.models.pipeline import TextEmbeddings, decode_pixels, generate_image, make_pipeline
@@ -118,14 +118,51 @@ def test_an_image_of_1024_px_is_decoded_in_tiles_if_memory_is_short(
     assert decoder.tiles[-1] == (4, 8)  # the next image is tried as a whole again
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_vae_is_on_the_gpu_only_while_it_decodes(
+    loaded: Base, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+    vae = type(loaded.vae)
+    monkeypatch.setattr(vae, "to", lambda self, place: done.append(place))
+    monkeypatch.setattr(vae, "device", torch.device("meta"))
+    forward = loaded.unet.forward
+
+    def watched(*given: Any, **named: Any) -> Any:
+        done.append("denoise")
+        return forward(*given, **named)
+
+    def decode(latents: torch.Tensor, **named: Any) -> tuple[torch.Tensor]:
+        done.append("decode")
+        if fails:
+            raise RuntimeError("decode")
+        return (torch.zeros(1, 3, 32, 64),)
+
+    monkeypatch.setattr(loaded.unet, "forward", watched)
+    monkeypatch.setattr(loaded.vae, "decode", decode)
+    with suppress(RuntimeError):
+        draw(loaded)
+    assert done == ["denoise", "denoise", torch.device("cpu"), "decode", torch.device("meta")]
+
+
+def test_small_tiles_are_tried_last(loaded: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(loaded.vae, monkeypatch, most=32)
+    monkeypatch.setattr(loaded.unet, "forward", lambda noisy, *given, **named: (torch.zeros_like(noisy),))
+    image = draw(loaded, size=(512, 1024))
+    assert image is not None
+    assert image.size == (512, 1024)
+    assert decoder.tiles[:2] == [(128, 64), (64, 64)]
+    assert {max(tile) for tile in decoder.tiles[2:]} <= {32, 16, 8}
+
+
 def test_modules_leave_the_gpu_before_tiles_are_tried(loaded: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[Any] = []
     module: Any = SimpleNamespace(to=places.append)
     decoder = Decoder(loaded.vae, monkeypatch, most=3)
     with pytest.raises(torch.OutOfMemoryError):
         draw(loaded, offload=[module])
-    assert decoder.tiles == [(4, 8)] * 3
-    assert places == ["cpu", "cpu", torch.device("cpu")]  # back on the latents' device at the end
+    assert decoder.tiles == [(4, 8)] * 4
+    assert places == ["cpu", "cpu", "cpu", torch.device("cpu")]  # back on the latents' device at the end
 
 
 @pytest.mark.parametrize("overflows", [False, True])
@@ -160,22 +197,23 @@ def test_tiles_give_nearly_the_same_image(tmp_path: Path, monkeypatch: pytest.Mo
     with Image.open(INKSTAMP / "butterfly.png") as image:
         values = np.array(image.convert("RGB").resize((256, 256)), np.float32) / 127.5 - 1
     latents = vae.encode(torch.from_numpy(values).permute(2, 0, 1)[None]).latent_dist.mean
-    monkeypatch.setattr(pipeline, "TILE", 128)
-    whole, tiled = (decode_pixels(vae, latents, tiled=tiled) for tiled in (False, True))
+    whole, tiled = (decode_pixels(vae, latents, tile=tile) for tile in (None, 128))
     assert 0 < (tiled - whole).abs().mean() * 127.5 < 3.5
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tiled", "latents", "gib"),
+    ("dtype", "tile", "latents", "gib"),
     [
-        (torch.float32, False, (128, 128), 3.0),
-        (torch.bfloat16, False, (128, 128), 1.5),
-        (torch.float32, True, (64, 80), 0.76),
+        (torch.float32, None, (128, 128), 3.0),
+        (torch.bfloat16, None, (128, 128), 1.5),
+        (torch.float32, 512, (64, 80), 0.76),
+        (torch.bfloat16, 512, (64, 80), 0.38),
+        (torch.float32, 256, (32, 40), 0.19),
     ],
-    ids=["fp32", "bf16", "a tile in fp32"],
+    ids=["fp32", "bf16", "a tile in fp32", "a tile in bf16", "a small tile in fp32"],
 )
 def test_memory_of_decoding_at_sdxls_size(
-    dtype: torch.dtype, tiled: bool, latents: tuple[int, int], gib: float, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tile: int | None, latents: tuple[int, int], gib: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # GPUs have attention without a matrix of scores, the meta device has not
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, *given, **named: q.clone())
@@ -184,6 +222,6 @@ def test_memory_of_decoding_at_sdxls_size(
         vae = torch.nn.Module.to(AutoencoderKL.from_config(config), dtype)
         scaled = torch.empty(1, 4, *latents)
     with torch.no_grad(), LiveTensors() as live:
-        pixels = decode_pixels(vae, scaled, tiled=tiled)
+        pixels = decode_pixels(vae, scaled, tile=tile)
     assert pixels.shape == (1, 3, *(8 * side for side in latents))
     assert live.peak / 2**30 == pytest.approx(gib, rel=0.02)

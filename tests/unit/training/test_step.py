@@ -263,6 +263,21 @@ def test_auto_recomputes_no_block_on_a_cpu_and_only_as_many_as_a_gpu_needs(
     assert same(auto_run.adapters.state(), before)
 
 
+def test_the_buffers_of_several_gpus_are_allocated_before_memory_is_measured(
+    auto_run: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def measure(*given: Any) -> StepMemory:
+        calls.append("measure")
+        return StepMemory(usable=8 * GIB, peak=8 * GIB)
+
+    monkeypatch.setattr(RankGroup, "all_reduce", lambda self, values: calls.append(f"all-reduce {len(values)}"))
+    monkeypatch.setattr(build, "measure_step_memory", measure)
+    fit_gpu_memory(replace(auto_run, ranks=RankGroup(0, 2)), ignore)
+    assert calls == ["all-reduce 1", "measure"]
+
+
 def test_memory_is_not_measured_unless_checkpointing_is_auto(auto_run: Trainer) -> None:
     auto_run.recipe.gradient_checkpointing = GradientCheckpointing.ON
     events = Events()

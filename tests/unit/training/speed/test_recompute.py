@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from lora_studio.lora.inject import Adapters, add_adapters
 from lora_studio.training.speed.recompute import BlockCheckpointing, BlockCost, choose_recomputed
+from tests.support.live_memory import LiveTensors
 from tests.support.tiny_sdxl import make_pipeline
 from tests.support.training_runs import recipe_of, same
 
@@ -117,6 +119,35 @@ def test_blocks_are_measured_in_the_order_of_the_forward_pass(adapted: tuple[UNe
     assert order[0] == "down_blocks.0.resnets.0"
     assert order[1:3] == ["down_blocks.1.resnets.0", "down_blocks.1.attentions.0.transformer_blocks.0"]
     assert order[-1].startswith("up_blocks.2.resnets")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_measuring_takes_no_more_memory_than_recomputing_all_blocks_and_keeps_none(
+    adapted: tuple[UNet2DConditionModel, Adapters], fails: bool
+) -> None:
+    unet, _ = adapted
+    checkpointing = BlockCheckpointing(unet, preserve_rng_state=False)
+    checkpointing.recompute_all()
+    with LiveTensors() as live:
+        loss_of(unet, side=32)
+        gc.collect()
+        live.reset_peak()
+        before = live.now
+        loss_of(unet, side=32).backward()
+        recomputed = live.peak - before
+        unet.zero_grad()
+        gc.collect()
+        before = live.now
+        live.reset_peak()
+        if fails:
+            live.limit = before + recomputed / 2
+            with pytest.raises(torch.OutOfMemoryError):
+                checkpointing.measure(lambda: loss_of(unet, side=32))
+        else:
+            checkpointing.measure(lambda: loss_of(unet, side=32))
+            assert live.peak - before <= 1.1 * recomputed
+        gc.collect()
+        assert live.now == before
 
 
 @pytest.mark.parametrize(("written", "meant"), [(True, "on"), (False, "off"), ("auto", "auto"), ("off", "off")])
