@@ -1,4 +1,4 @@
-"""The memory of tensors, counted on any device: the meta device, which has no data, can stand in for a GPU.
+"""The memory of tensors, counted on any device: the meta device, which has no data, can be a GPU.
 
 torch.distributed's MemTracker counts in the same way, but refuses a module that is called twice, as a decoder is for
 two tiles, and knows no limit.

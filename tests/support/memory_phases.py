@@ -1,6 +1,6 @@
 """The GPU memory of each phase of a run and of a sweep at SDXL's real size, measured on the code that runs.
 
-The meta device stands in for the GPU (see `meta_gpu`). A peak is in bytes of tensors, without what CUDA itself takes.
+The meta device replaces the GPU (see `meta_gpu`). A peak is in bytes of tensors, without what CUDA itself takes.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def run_phases(recipe: Recipe, limit: float = math.inf) -> dict[str, int]:
 
 
 class _Run:
-    """A run of a recipe on a GPU that the meta device stands in for."""
+    """A run of a recipe on the meta device in a GPU's place."""
 
     def __init__(self, recipe: Recipe, phase: Phases) -> None:
         self.recipe, self.phase = recipe, phase

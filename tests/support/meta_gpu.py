@@ -122,9 +122,9 @@ def _autocast(real: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def meta_gpu(limit: float = math.inf) -> Iterator[MetaGpu]:
-    """Let the meta device stand in for a GPU within the block; more than `limit` bytes are out of memory.
+    """Use the meta device as a GPU within the block; more than `limit` bytes are out of memory.
 
-    torch.cuda's memory statistics are those of the stand-in.
+    torch.cuda's memory statistics are then its.
     """
     gpu = MetaGpu(limit)
 

@@ -100,7 +100,7 @@ class BlockCheckpointing:
 class _Storages:
     """The sizes of storages in bytes, each counted once, without keeping their memory.
 
-    Autograd's graph holds on to its hooks: one that held the tensors would keep them, and the graph, for ever.
+    Autograd's graph holds on to its hooks: one that held the tensors would never free them.
     """
 
     def __init__(self) -> None:
