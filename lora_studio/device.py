@@ -53,6 +53,12 @@ class Gpu:
         return int(first) if first.isdecimal() else None
 
 
+def device_to_plan_for() -> str:
+    """Return the name of the GPU that a job would use, or "CPU"."""
+    gpu = find_gpu()
+    return gpu.name if gpu else "CPU"
+
+
 def find_gpu() -> Gpu | None:
     """Return the first NVIDIA GPU; None if there is none."""
     return next(iter(find_gpus()), None)

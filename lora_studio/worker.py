@@ -52,6 +52,7 @@ from lora_studio.events import (
     WarningEvent,
 )
 from lora_studio.planning.memory import next_saving
+from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
 from lora_studio.workspace.gpu_queue import hold_gpu
@@ -230,6 +231,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     finally:
         folder.clear_stop()
         folder.clear_sample_request()
+        remember_speed(home, folder)
     if getattr(result, "stopped", False):
         recorder.finish(
             JobState.STOPPED,

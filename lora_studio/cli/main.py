@@ -20,6 +20,7 @@ from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_c
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.dataset.tagging.cache import cached_features
+from lora_studio.device import device_to_plan_for
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import list_presets, load_preset
@@ -130,6 +131,7 @@ def plan(
         regularization=regularization,
         subsets=subsets,
         home=Home.locate(home),
+        device=device_to_plan_for() if vram is None else None,
     )
     if export is not None:
         exported = api.export_settings(

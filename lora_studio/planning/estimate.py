@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.dataset.training_images import DatasetImages, samples_per_bucket
 from lora_studio.guide import BaseModel
+from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import StepCount, count_steps
-from lora_studio.planning.timing import SecondsRange, run_seconds
+from lora_studio.planning.timing import SecondsRange, measured_step, run_seconds
 from lora_studio.settings.recipe import Recipe
 
 
@@ -15,14 +17,15 @@ from lora_studio.settings.recipe import Recipe
 class RunEstimator:
     """Counts the steps of recipes on these images, and estimates how long they take.
 
-    `measured` is the time of a step in seconds from an earlier run, if there is one.
+    `gpu` is the GPU's name, if it is known. `speeds` are those of runs with the same base on it, the latest last.
     """
 
     images: DatasetImages
     regularization: DatasetImages | None
     base: BaseModel | None
     vram_gib: float | None
-    measured: float | None
+    gpu: str
+    speeds: Sequence[MeasuredSpeed]
 
     def steps(self, recipe: Recipe) -> StepCount:
         """Return the length of a run; raises InputError if there is nothing to train on."""
@@ -48,5 +51,6 @@ class RunEstimator:
             images=self.images.total,
             base=self.base,
             vram_gib=self.vram_gib,
-            measured=self.measured,
+            gpu=self.gpu,
+            measured=measured_step(self.speeds, recipe, self.base, self.vram_gib),
         )

@@ -19,13 +19,13 @@ from lora_studio.planning.fit import fit_memory, fit_time
 from lora_studio.planning.length import batch_of, target_steps
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, lora_mib
 from lora_studio.planning.recommend import Reason, recommend, times_as_text
+from lora_studio.planning.speeds import find_speeds
 from lora_studio.planning.steps import StepCount
-from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step_seconds
+from lora_studio.planning.timing import SecondsRange, describe_duration
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
-from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home, ProjectInfo
 
 NEW_PROJECT = ProjectInfo.defaults()
@@ -75,6 +75,7 @@ class Plan(BaseModel):
             "vram_parts": self.vram_parts,
             "seconds": self.seconds.middle,
             "seconds_range": [self.seconds.low, self.seconds.high],
+            "seconds_source": self.seconds.source,
             "lora_mib": self.lora_mib,
             "tagger": self.tagger,
             "recipe": self.recipe.non_defaults(),
@@ -94,7 +95,7 @@ class Plan(BaseModel):
                 f"{times_as_text(self.repeats)} per epoch, {self.steps.epochs} epochs, "
                 f"batch size {self.recipe.batch_size}.",
                 f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {describe_duration(self.seconds.low)} to "
-                f"{describe_duration(self.seconds.high)}.",
+                f"{describe_duration(self.seconds.high)}, {self.seconds.source}.",
                 f"The {self.recipe.network_type.value} will take {self.lora_mib:.0f} MiB"
                 f"{' with its text encoder part' if text else ''}.",
                 f"{self.base}: {self.base_advice}",
@@ -112,10 +113,10 @@ def plan(
     trigger_word: str | None = None,
     overrides: Mapping[str, Any] | None = None,
     hours: float | None = None,
-    runs: Sequence[JobFolder] = (),
     regularization: Path | str | None = None,
     subsets: Sequence[Subset] = (),
     home: Home | None = None,
+    device: str | None = None,
 ) -> Plan:
     """Plan a training run.
 
@@ -123,9 +124,9 @@ def plan(
     name from the catalogue, or a repository, folder or file, whose configuration is read (see describe_base); names of
     files are looked up in the models folder of `home`, by default the usual one. `vram_gib` is the GPU's memory in
     GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
-    with fewer repeats, then fewer epochs, then fewer steps. `runs` are earlier runs, oldest first, from which the time
-    of a step is taken if one has the same base and speed settings. `regularization` is a folder of images that are
-    balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
+    with fewer repeats, then fewer epochs, then fewer steps. `device` is the GPU's name or "CPU":
+    earlier runs on it, whose speed `home` remembers, replace the estimate of the time. `regularization` is a folder of
+    images that are balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
 
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
     an SDXL, ConfigError for unknown settings and values that cannot work.
@@ -134,7 +135,8 @@ def plan(
     kind = _kind(kind)
     for name, value in (("vram_gib", vram_gib), ("hours", hours)):
         check_plan_number(name, value)
-    known = describe_base(base, home or Home.locate())
+    home = home or Home.locate()
+    known = describe_base(base, home)
     side = known.resolution if known else guide.RECIPE["resolution"].value
     extension = Recipe.parse(given).caption_extension
     priors = [subset for subset in subsets if subset.is_reg]
@@ -147,8 +149,9 @@ def plan(
     if vram_gib is not None:
         recipe = fit_memory(draft, recipe, known, vram_gib)
     require_valid(recipe, known)
-    measured = measured_step_seconds(runs, recipe, known.name if known else base)
-    run = RunEstimator(found, prior, known, vram_gib, measured)
+    name = known.name if known else base
+    speeds = [] if device is None else find_speeds(home, name, device)
+    run = RunEstimator(found, prior, known, vram_gib, device or "", speeds)
     if hours is not None:
         least_steps = round(target_steps(kind, batch_of(recipe)) / 2)
         recipe = fit_time(draft, recipe, run, hours, guide.tier_for(found.total), least_steps)
@@ -168,7 +171,7 @@ def plan(
         images=found.total,
         assumed=isinstance(images, int),
         kind=kind,
-        base=known.name if known else base,
+        base=name,
         base_about=known.why if known else "",
         tier=guide.tier_for(found.total),
         recipe=recipe,

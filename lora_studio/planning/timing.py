@@ -1,38 +1,40 @@
 """Rough estimates of the duration of a run, as ranges: a GPU's speed is not known before it has trained a step.
 
 Work is counted in TFLOP on SDXL's real shapes; speeds are those that trainers reach with a LoRA at batch size 1 to 4,
-far below data sheets, since launching thousands of small kernels takes longer than their arithmetic. A measured step
-replaces the estimate.
+far below data sheets, since launching thousands of small kernels takes longer than their arithmetic. A step of an
+earlier run on this machine replaces the estimate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
-from statistics import median
+from types import MappingProxyType
 from typing import Any
 
-from lora_studio.errors import InputError
-from lora_studio.events import StepEvent
-from lora_studio.guide import BaseModel, find_base
+from lora_studio.guide import BaseModel
 from lora_studio.planning.memory import EMBEDDED, architecture_of, recomputed_share
+from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import StepCount
 from lora_studio.settings.choices import BasePrecision, GradientCheckpointing
-from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
-from lora_studio.workspace.job_folder import JobFolder
 
 # TFLOP/s by GPU memory: (minimum GiB, low, high). Published for an SDXL LoRA at batch 1 and 1024 px: 0.6 s per step on
 # H100 and L40S, about 0.8 on an RTX 4090, 1.2 on a 3090, 3 on a 3060 and 6 on a T4.
 _TFLOPS_BY_VRAM = ((40, 15.0, 40.0), (22, 9.0, 25.0), (15, 2.5, 14.0), (11, 3.0, 10.0), (0, 2.5, 8.0))
+# TFLOP/s by a part of the GPU's name, from these publications: the work of a step over its seconds.
+_TFLOPS_BY_NAME: Mapping[str, float] = MappingProxyType(
+    {"H100": 25.0, "L40S": 25.0, "RTX 4090": 18.8, "RTX 3090": 12.5, "RTX 3060": 5.0, "T4": 2.5}
+)
+_NAME_SPREAD = 1.4
 _UNKNOWN_TFLOPS = (2.5, 25.0)
 _CPU_TFLOPS = (0.02, 0.08)  # one to four cores, the embedded base
 _LAUNCH_SECONDS = (0.15, 0.4)  # per step, on any GPU: kernels are launched one by one
 _DEQUANTIZE_FACTOR = (1.05, 1.5)  # slow-down where quantized weights are dequantized twice per step
 _ENCODE_SECONDS = (0.1, 0.5)  # to encode an image to latents, once
-WARMUP_STEPS = 5  # left out of measured times
+SAME_SPREAD, SCALED_SPREAD = 1.1, 1.4  # of measured times, with the same and with other settings
 SPEED_SETTINGS = (
     "resolution",
     "batch_size",
@@ -50,10 +52,11 @@ _LOAD_SECONDS = (10.0, 60.0)  # to load a base
 
 @dataclass(frozen=True)
 class SecondsRange:
-    """A rough duration in seconds, as a range."""
+    """A rough duration in seconds, as a range; `source` says where it is from, like "measured in an earlier run"."""
 
     low: float
     high: float
+    source: str = ""
 
     @property
     def middle(self) -> float:
@@ -62,61 +65,61 @@ class SecondsRange:
 
 
 def step_seconds(
-    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, measured: float | None = None
+    recipe: Recipe,
+    base: BaseModel | None = None,
+    vram_gib: float | None = None,
+    *,
+    gpu: str = "",
+    measured: SecondsRange | None = None,
 ) -> SecondsRange:
-    """Estimate seconds per optimizer step; `measured`, from an earlier run with these settings, is trusted to 10%."""
+    """Estimate seconds per optimizer step on a GPU of this name and memory; `measured` is used if it is given."""
     if measured is not None:
-        return SecondsRange(0.9 * measured, 1.1 * measured)
-    shape = architecture_of(base)
-    images = recipe.batch_size * recipe.gradient_accumulation_steps
-    least, most = (
-        images
-        * (1.05 if recipe.trains_text_encoders else 1.0)
-        * ((1 + share) * shape.forward_tflop + shape.backward_tflop)
-        * _area(recipe, base)
-        for share in _recomputed(recipe, base, vram_gib)
-    )
-    low, high = _speed(base, vram_gib)
+        return measured
+    least, most = _step_tflop(recipe, base, vram_gib)
+    low, high, source = _speed(base, vram_gib, gpu)
     quantized = recipe.base_precision is not BasePrecision.FULL
     fastest, slowest = _DEQUANTIZE_FACTOR if quantized else (1.0, 1.0)
-    overhead = (0.0, 0.0) if shape is EMBEDDED else _LAUNCH_SECONDS
+    overhead = (0.0, 0.0) if architecture_of(base) is EMBEDDED else _LAUNCH_SECONDS
     return SecondsRange(
         fastest * max(least / high, overhead[0] * recipe.gradient_accumulation_steps),
         slowest * (most / low + overhead[1] * recipe.gradient_accumulation_steps),
+        source,
     )
 
 
-def measured_step_seconds(runs: Sequence[JobFolder], recipe: Recipe, base: str) -> float | None:
-    """Return seconds per step of the latest of `runs` with this base and the same speed settings, or None.
+def measured_step(
+    alike: Sequence[MeasuredSpeed], recipe: Recipe, base: BaseModel | None, vram_gib: float | None
+) -> SecondsRange | None:
+    """Return seconds per step by runs with the same base on the same device, the latest last; None without any.
 
-    It is the median without the first steps, which set up kernels and caches.
+    A run with the same speed settings is trusted to 10%. One with other settings is scaled by the work of a step.
     """
-    for folder in reversed(runs):
-        try:
-            job = folder.job()
-        except InputError:
-            continue
-        if (
-            not isinstance(job, TrainJob)
-            or _speed_settings(job.recipe) != _speed_settings(recipe)
-            or _catalogue_name(job.base) != base
-        ):
-            continue
-        steps = [
-            event.seconds for event in folder.events()[0] if isinstance(event, StepEvent) and event.seconds is not None
-        ]
-        if len(steps) > 2 * WARMUP_STEPS:
-            return float(median(steps[WARMUP_STEPS:]))
-    return None
+    same = [speed for speed in alike if _speed_settings(speed.recipe) == _speed_settings(recipe)]
+    if same:
+        seconds = same[-1].seconds
+        return SecondsRange(seconds / SAME_SPREAD, seconds * SAME_SPREAD, "measured in an earlier run")
+    if not alike:
+        return None
+    last = alike[-1]
+    now, then = (_step_tflop(each, base, vram_gib) for each in (recipe, last.recipe))
+    seconds = last.seconds * sqrt(now[0] * now[1] / then[0] / then[1])
+    return SecondsRange(seconds / SCALED_SPREAD, seconds * SCALED_SPREAD, "scaled from a run with other settings")
 
 
 def _speed_settings(recipe: Recipe) -> list[Any]:
     return [recipe.trains_text_encoders, *(getattr(recipe, name) for name in SPEED_SETTINGS)]
 
 
-def _catalogue_name(name: str) -> str:
-    known = find_base(name)
-    return known.name if known else name
+def _step_tflop(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
+    """Return the least and the most work of an optimizer step in TFLOP, by how much is recomputed."""
+    shape = architecture_of(base)
+    images = recipe.batch_size * recipe.gradient_accumulation_steps
+    text = 1.05 if recipe.trains_text_encoders else 1.0
+    least, most = (
+        images * text * ((1 + share) * shape.forward_tflop + shape.backward_tflop) * _area(recipe, base)
+        for share in _recomputed(recipe, base, vram_gib)
+    )
+    return least, most
 
 
 def run_seconds(
@@ -126,20 +129,20 @@ def run_seconds(
     images: int,
     base: BaseModel | None = None,
     vram_gib: float | None = None,
-    measured: float | None = None,
+    gpu: str = "",
+    measured: SecondsRange | None = None,
 ) -> SecondsRange:
     """Estimate seconds of a run: loading, encoding the images once, the steps, and the samples during training."""
-    step = step_seconds(recipe, base, vram_gib, measured)
+    step = step_seconds(recipe, base, vram_gib, gpu=gpu, measured=measured)
     sampling = _sampling_seconds(recipe, base, vram_gib, step)
     times_sampled = _times_sampled(recipe, count)
     small = architecture_of(base) is EMBEDDED
     start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_LOAD_SECONDS, _ENCODE_SECONDS)
-    return SecondsRange(
-        *(
-            round(start[end] + images * encoding[end] + count.total_steps * bound + times_sampled * drawing)
-            for end, bound, drawing in ((0, step.low, sampling.low), (1, step.high, sampling.high))
-        )
+    low, high = (
+        round(start[end] + images * encoding[end] + count.total_steps * bound + times_sampled * drawing)
+        for end, bound, drawing in ((0, step.low, sampling.low), (1, step.high, sampling.high))
     )
+    return SecondsRange(low, high, step.source)
 
 
 def _recomputed(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
@@ -172,20 +175,25 @@ def _sampling_seconds(
         work += settings.sample_steps * (2 if settings.sample_guidance > 1 else 1) * area
     images = recipe.batch_size * recipe.gradient_accumulation_steps
     shares = _recomputed(recipe, base, vram_gib)
-    forward = [bound / images / (2 + share) for bound, share in zip((step.low, step.high), shares, strict=True)]
-    return SecondsRange(*(work * bound for bound in forward))
+    low, high = (bound / images / (2 + share) for bound, share in zip((step.low, step.high), shares, strict=True))
+    return SecondsRange(work * low, work * high, step.source)
 
 
 def _area(recipe: Recipe, base: BaseModel | None) -> float:
     return (recipe.resolution / architecture_of(base).resolution) ** 2
 
 
-def _speed(base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
+def _speed(base: BaseModel | None, vram_gib: float | None, gpu: str) -> tuple[float, float, str]:
+    """Return the lowest and the highest speed in TFLOP/s, and what it was taken from."""
     if architecture_of(base) is EMBEDDED:
-        return _CPU_TFLOPS
+        return *_CPU_TFLOPS, "estimated for a CPU"
+    for name, speed in _TFLOPS_BY_NAME.items():
+        if name in gpu:
+            return speed / _NAME_SPREAD, speed * _NAME_SPREAD, f"estimated for an {name}"
     if vram_gib is None:
-        return _UNKNOWN_TFLOPS
-    return next((low, high) for minimum, low, high in _TFLOPS_BY_VRAM if vram_gib >= minimum)
+        return *_UNKNOWN_TFLOPS, "estimated for any GPU"
+    low, high = next((low, high) for minimum, low, high in _TFLOPS_BY_VRAM if vram_gib >= minimum)
+    return low, high, f"estimated for GPUs of {vram_gib:g} GiB"
 
 
 def describe_duration(seconds: float) -> str:

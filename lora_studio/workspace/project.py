@@ -100,6 +100,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def speeds(self) -> Path:
+        """The file with the seconds per step of this machine's runs."""
+        return self.path / "speeds.jsonl"
+
+    @property
     def queue(self) -> Path:
         """The folder of the tickets and the lock of GPU jobs."""
         return self.path / "queue"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from lora_studio.events import EVENTS, Event, Report, StepEvent, parse_event
+from lora_studio.events import EVENTS, Event, Report, StartEvent, StepEvent, parse_event
 from lora_studio.workspace.job_folder import JobFolder
 
 Events = list[tuple[str, dict[str, Any]]]
@@ -38,6 +38,22 @@ def ignore(event: Event) -> None:
 def step_event(step: int, **fields: Any) -> StepEvent:
     """Return the event of an optimizer step."""
     return StepEvent(**{"step": step, "total": 10, "epoch": 1, "loss": 0.5, "lr": 1e-4} | fields)
+
+
+def start_event(**fields: Any) -> StartEvent:
+    """Return the event of the start of a run."""
+    usual = {
+        "total": 10,
+        "epochs": 1,
+        "steps_per_epoch": 10,
+        "images": 3,
+        "device": "CPU",
+        "precision": "fp32",
+        "precision_reason": "A CPU computes in fp32.",
+        "prediction_type": "epsilon",
+        "zero_terminal_snr": False,
+    }
+    return StartEvent(**usual | fields)
 
 
 def records_of(folder: JobFolder, name: str = "") -> list[dict[str, Any]]:

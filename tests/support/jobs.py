@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 from PIL import Image
 
-from lora_studio.events import CheckpointEvent, StartEvent, StepEvent
+from lora_studio.events import CheckpointEvent, StepEvent
 from lora_studio.files import write_json
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.png_info import save_png
@@ -22,6 +22,7 @@ from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project, ProjectInfo
+from tests.support.events import start_event
 
 LORA = Path(__file__).parents[1] / "data" / "kohya_tiny_sdxl_lora.safetensors"
 BASE = "SDXL 1.0"
@@ -44,19 +45,7 @@ def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool =
     recipe = Recipe(sample_prompts=PROMPTS, epochs=epochs)
     job = TrainJob(name="ink", dataset=project.dataset_dir, base=BASE, trigger_word="inkstamp_hc", recipe=recipe)
     folder = JobFolder.create(project.new_run_dir("ink"), job)
-    folder.emit(
-        StartEvent(
-            total=steps,
-            epochs=epochs,
-            steps_per_epoch=steps // epochs,
-            images=3,
-            device="CPU",
-            precision="fp32",
-            precision_reason="A CPU computes in fp32.",
-            prediction_type="epsilon",
-            zero_terminal_snr=False,
-        )
-    )
+    folder.emit(start_event(total=steps, epochs=epochs, steps_per_epoch=steps // epochs))
     (folder.path / "checkpoints").mkdir()
     for step in range(1, steps + 1):
         epoch = math.ceil(step * epochs / steps)

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from pydantic import BaseModel
 from lora_studio import worker
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
 from lora_studio.events import Event
+from lora_studio.planning.speeds import read_speeds
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.gpu_queue import hold_gpu
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
-from tests.support.events import records_of, step_event
+from tests.support.events import records_of, start_event, step_event
 
 
 class Result(BaseModel):
@@ -65,6 +67,24 @@ def test_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) ->
     worker.execute(folder, home=home)
     assert folder.status().state is JobState.STOPPED
     assert folder.result() is None
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_speed_of_a_run_is_remembered_however_it_ends(
+    folder: JobFolder, home: Home, stage: Any, fails: bool
+) -> None:
+    def work(job: TrainJob, folder: JobFolder, **wires: Any) -> Result:
+        wires["report"](start_event())
+        for step in range(20):
+            wires["report"](step_event(step + 1, seconds=0.5))
+        if fails:
+            raise InputError("The disk is full.", "Delete files.", code="disk_full")
+        return Result(stopped=True)
+
+    stage(work)
+    with pytest.raises(InputError) if fails else nullcontext():
+        worker.execute(folder, home=home)
+    assert [(speed.base, speed.seconds) for speed in read_speeds(home)] == [("x", 0.5)]
 
 
 def test_studio_error_is_written_to_the_status(folder: JobFolder, home: Home, stage: Any) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_studio.dataset.images.sets import project_images
-from lora_studio.device import find_gpu
+from lora_studio.device import device_to_plan_for, find_gpu
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.settings.recipe import Recipe
@@ -141,4 +141,13 @@ def _plan(
         overrides=recipe.model_dump() if recipe else None,
         regularization=regularization,
         home=project.home,
+        device=_device(info),
     )
+
+
+def _device(info: ProjectInfo) -> str | None:
+    """Return the name of this machine's GPU, or CPU; None if the answer plans for another GPU."""
+    gpu = find_gpu()
+    if info.vram_gib is not None and (gpu is None or gpu.vram_gib != info.vram_gib):
+        return None
+    return device_to_plan_for()

@@ -16,12 +16,12 @@ def plan_tiles(plan: Plan) -> Markup:
     files = "UNet and text encoders" if plan.recipe.trains_text_encoders else "UNet only"
     length = (
         f"{format_count(plan.images, 'image')} × {format_count(plan.repeats, 'repeat')}, "
-        f"{format_count(plan.steps.epochs, 'epoch')}, batch size {plan.recipe.batch_size}"
+        f"{format_count(plan.steps.epochs, 'epoch')}, batch size {_batch(plan)}"
     )
     return tiles(
         [
             Tile("Steps", f"{plan.steps.total_steps:,}", length),
-            Tile("Estimated time", _time_range(plan.seconds), "measured once a run has started"),
+            Tile("Estimated time", _time_range(plan.seconds), plan.seconds.source),
             Tile("Estimated VRAM", f"{plan.vram_gib:.1f} GiB", _largest_vram_part(plan), _vram_tone(plan)),
             Tile("File size", f"{plan.lora_mib:.0f} MiB", f"{_network(plan)}, {files}"),
         ]
@@ -48,6 +48,12 @@ def _network(plan: Plan) -> str:
     """Return the network as its users write it: "dim 32", "LoKr dim 8"."""
     kind = plan.recipe.network_type
     return f"{'' if kind is NetworkType.LORA else f'{kind.value} '}dim {plan.recipe.network_dim}"
+
+
+def _batch(plan: Plan) -> str:
+    """Return the images of a step: "4", or "2 × 2" if they are accumulated."""
+    size, count = plan.recipe.batch_size, plan.recipe.gradient_accumulation_steps
+    return f"{size} × {count}" if count > 1 else str(size)
 
 
 def _time_range(seconds: SecondsRange) -> str:

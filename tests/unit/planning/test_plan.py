@@ -17,13 +17,15 @@ from lora_studio.errors import InputError
 from lora_studio.models.locate import SDXL_KEY
 from lora_studio.planning.length import choose_length, target_steps
 from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.speeds import remember_speed
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.plan_numbers import PlanNumbers
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder
-from tests.support.events import step_event
+from lora_studio.workspace.project import Home
+from tests.support.events import start_event, step_event
 
 KEYS = {
     "tier", "network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "optimizer", "batch_size", "epochs",
@@ -118,24 +120,32 @@ def test_hours_limit_the_steps_if_epochs_are_given() -> None:
     assert plan(24, vram_gib=12, hours=0.5, overrides=given).steps.total_steps == 800
 
 
-def test_an_earlier_run_with_these_settings_narrows_the_time_estimate(tmp_path: Path) -> None:
-    estimate = plan(24, vram_gib=24, base="sdxl")
-    folders = []
-    for number, (seconds, changes) in enumerate([(9.0, {}), (1.0, {"epochs": 3}), (5.0, {"resolution": 512})]):
+def test_earlier_runs_on_this_device_narrow_the_time(tmp_path: Path, home: Home) -> None:
+    def remember(number: int, seconds: float, device: str = "NVIDIA X", **changes: Any) -> None:
         recipe = estimate.recipe.model_dump() | changes
         job = TrainJob.parse({"name": "a", "dataset": "d", "base": "SDXL 1.0", "recipe": recipe})
-        folders.append(JobFolder.create(tmp_path / f"{number:03d}", job))
+        folder = JobFolder.create(tmp_path / f"{number:03d}", job)
+        folder.emit(start_event(device=device))
         for step in range(20):
-            folders[-1].emit(step_event(step + 1, seconds=60.0 if step == 0 else seconds))
-    (tmp_path / "003").mkdir()
-    folders.append(JobFolder(tmp_path / "003"))
-    measured = plan(24, vram_gib=24, base="sdxl", runs=folders)
-    assert measured.seconds.high / measured.seconds.low < estimate.seconds.high / estimate.seconds.low
-    steps = measured.steps.total_steps
+            folder.emit(step_event(step + 1, seconds=60.0 if step == 0 else seconds))
+        remember_speed(home, folder)
+
+    def planned(base: str = "sdxl", device: str = "NVIDIA X") -> Plan:
+        return plan(24, vram_gib=24, base=base, device=device, home=home)
+
+    estimate = planned()
+    assert "24 GiB" in estimate.seconds.source
+    steps = estimate.steps.total_steps
+    remember(1, 9.0, resolution=512)
+    scaled = planned()
+    assert scaled.seconds.low > steps * 4 * 9 / 1.5
+    remember(2, 1.0, epochs=3)
+    remember(3, 5.0, device="NVIDIA Y")
+    measured = planned()
     assert steps * 0.9 < measured.seconds.low < measured.seconds.high < steps * 1.1 + 1000
-    assert plan(24, vram_gib=24, base="pony", runs=folders).seconds.high > measured.seconds.high
-    slower = plan(24, vram_gib=24, base="sdxl", runs=folders[:1])
-    assert slower.seconds.low > steps * 8
+    assert "measured" in measured.seconds.source
+    assert planned(base="pony").seconds.source == planned(device="NVIDIA Z").seconds.source == estimate.seconds.source
+    assert plan(24, vram_gib=24, base="sdxl", home=home).seconds.source == estimate.seconds.source
 
 
 def test_steps_of_a_folder_are_counted_by_bucket(tmp_path: Path) -> None:

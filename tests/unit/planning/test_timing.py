@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from lora_studio.guide import BASES
+from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import count_steps
-from lora_studio.planning.timing import SecondsRange, describe_duration, run_seconds, step_seconds
+from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step, run_seconds, step_seconds
 from lora_studio.settings.recipe import Recipe
 
 
@@ -41,11 +42,31 @@ def test_unknown_gpu_gives_the_widest_range() -> None:
 
 
 def test_a_measured_step_replaces_the_estimate() -> None:
-    span = step_seconds(recipe(), vram_gib=8, measured=2.0)
-    assert (span.low, span.high) == pytest.approx((1.8, 2.2))
+    measured = SecondsRange(1.8, 2.2, "measured")
+    assert step_seconds(recipe(), vram_gib=8, measured=measured) == measured
     count = count_steps({0: 100}, batch_size=2, epochs=10)
-    run = run_seconds(recipe(sample_every_n_epochs=0), count, images=100, measured=2.0)
+    run = run_seconds(recipe(sample_every_n_epochs=0), count, images=100, measured=measured)
+    assert run.source == "measured"
     assert 500 * 1.8 < run.low < run.high < 500 * 2.2 + 120
+
+
+def test_steps_of_other_settings_are_scaled_by_their_work() -> None:
+    small = recipe(batch_size=1, resolution=512, gradient_checkpointing="off")
+    alike = [MeasuredSpeed(base="SDXL 1.0", device="GPU", recipe=small, seconds=1.0)]
+    same = measured_step(alike, small, None, 24)
+    larger = measured_step(alike, recipe(batch_size=1, gradient_checkpointing="off"), None, 24)
+    assert same is not None
+    assert larger is not None
+    assert (same.middle, larger.middle) == (pytest.approx(1.0), pytest.approx(4.0))
+    assert larger.high / larger.low > same.high / same.low
+    assert measured_step([], small, None, 24) is None
+
+
+def test_a_gpu_that_was_published_about_is_known_by_its_name() -> None:
+    known, unknown = (step_seconds(recipe(batch_size=1), vram_gib=24, gpu=gpu) for gpu in ("NVIDIA RTX 4090", "X"))
+    assert known.high / known.low < unknown.high / unknown.low
+    assert "4090" in known.source
+    assert "24 GiB" in unknown.source
 
 
 def test_samples_during_training_take_time() -> None:

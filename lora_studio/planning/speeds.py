@@ -1,0 +1,87 @@
+"""Remember how long a training step took on this machine, so that later plans need no estimate.
+
+A line of speeds.jsonl in the home is a finished or stopped run: base, device, recipe and seconds per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lora_studio.errors import InputError
+from lora_studio.events import StartEvent, StepEvent
+from lora_studio.files import write_text
+from lora_studio.guide import find_base
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+
+WARMUP_STEPS = 5  # the first steps of a run set up kernels and caches; they are left out
+MIN_STEPS = 2 * WARMUP_STEPS + 1
+MAX_SPEEDS = 200  # the latest that are kept
+CPU = "CPU"
+
+
+class MeasuredSpeed(BaseModel):
+    """The speed of one run. `base` is its name in the catalogue or as it was given, `seconds` the median step."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: str
+    device: str
+    recipe: Recipe
+    seconds: float = Field(gt=0)
+
+
+def device_kind(name: str) -> str:
+    """Return a device's name without what differs between runs on it: the threads of a CPU."""
+    return CPU if name.startswith(CPU) else name
+
+
+def speed_of_run(folder: JobFolder) -> MeasuredSpeed | None:
+    """Return the speed of a training run; None if it is none, or too short to tell."""
+    try:
+        job = folder.job()
+    except InputError:
+        return None
+    events = folder.events()[0]
+    starts = [event for event in events if isinstance(event, StartEvent)]
+    seconds = [event.seconds for event in events if isinstance(event, StepEvent) and event.seconds is not None]
+    if not isinstance(job, TrainJob) or not starts or len(seconds) < MIN_STEPS:
+        return None
+    base = find_base(job.base)
+    return MeasuredSpeed(
+        base=base.name if base else job.base,
+        device=device_kind(starts[-1].device),
+        recipe=job.recipe,
+        seconds=median(seconds[WARMUP_STEPS:]),
+    )
+
+
+def find_speeds(home: Home, base: str, device: str) -> list[MeasuredSpeed]:
+    """Return the speeds of runs with a base, by its name in the catalogue or as given, on a device; latest last."""
+    return [speed for speed in read_speeds(home) if (speed.base, speed.device) == (base, device_kind(device))]
+
+
+def remember_speed(home: Home, folder: JobFolder) -> None:
+    """Add the speed of a run to those of this machine, if it tells one."""
+    if (speed := speed_of_run(folder)) is None:
+        return
+    lines = [known.model_dump_json() for known in (*read_speeds(home), speed)]
+    write_text(home.speeds, "\n".join(lines[-MAX_SPEEDS:]) + "\n")
+
+
+def read_speeds(home: Home) -> Iterator[MeasuredSpeed]:
+    """Yield the speeds of this machine, the latest last; lines of another version are left out."""
+    try:
+        lines = home.speeds.read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        try:
+            yield MeasuredSpeed.model_validate_json(line)
+        except ValidationError:
+            continue

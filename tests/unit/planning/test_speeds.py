@@ -1,0 +1,48 @@
+"""The speed of a run is read from its events and remembered in the home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_studio.planning.speeds import find_speeds, read_speeds, remember_speed, speed_of_run
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
+from tests.support.events import start_event, step_event
+
+
+def run(path: Path, seconds: list[float], *, base: str = "sdxl", device: str = "GPU") -> JobFolder:
+    folder = JobFolder.create(path, TrainJob.parse({"name": "a", "dataset": "d", "base": base}))
+    folder.emit(start_event(device=device))
+    for step, each in enumerate(seconds):
+        folder.emit(step_event(step + 1, seconds=each))
+    return folder
+
+
+def test_the_first_steps_are_left_out(tmp_path: Path) -> None:
+    speed = speed_of_run(run(tmp_path / "a", [9.0] * 5 + [1.0, 2.0, 3.0, 2.0, 2.0, 2.0]))
+    assert speed is not None
+    assert (speed.seconds, speed.base, speed.device) == (2.0, "SDXL 1.0", "GPU")
+
+
+@pytest.mark.parametrize("seconds", [[], [1.0] * 10])
+def test_a_short_run_tells_no_speed(tmp_path: Path, home: Home, seconds: list[float]) -> None:
+    remember_speed(home, run(tmp_path / "a", seconds))
+    assert not home.speeds.exists()
+
+
+def test_speeds_are_found_by_base_and_device(tmp_path: Path, home: Home) -> None:
+    for number, (device, seconds) in enumerate([("CPU (2 threads)", 3.0), ("GPU", 1.0), ("CPU (8 threads)", 2.0)]):
+        remember_speed(home, run(tmp_path / str(number), [seconds] * 20, device=device))
+    assert [speed.seconds for speed in find_speeds(home, "SDXL 1.0", "CPU")] == [3.0, 2.0]
+    assert [speed.seconds for speed in find_speeds(home, "SDXL 1.0", "GPU")] == [1.0]
+    assert find_speeds(home, "Pony V6 XL", "GPU") == []
+
+
+def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path, home: Home) -> None:
+    remember_speed(home, run(tmp_path / "a", [1.0] * 20))
+    home.speeds.write_text("{torn\n" + home.speeds.read_text("utf-8"), "utf-8")
+    assert len(list(read_speeds(home))) == 1
+    assert list(read_speeds(Home(tmp_path / "nowhere"))) == []
