@@ -11,6 +11,7 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     caption_edits/                   the most recent caption edits, for undo
     runs/001-NAME/                   job folders of training
     loras/                           other LoRA files, to be tested
+    exports/001/                     settings for kohya's sd-scripts
     sweeps/001/                      job folders of sweeps
     tags/001/                        job folders of tagging
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
@@ -49,7 +50,8 @@ class ProjectInfo(Settings):
     """The content of project.json: the settings of a project. A plan without a project uses the same defaults.
 
     `expected_images` counts only while the dataset is empty. `recipe` has the recipe settings that the user changed, by
-    name, as plain values; the plan chooses all others. null in the file means none.
+    name, as plain values; the plan chooses all others. null in the file means none. `subsets` have repeats and settings
+    of their own; their `image_dir` is the name of a set in the dataset's folder.
     """
 
     kind: LoraKind = LoraKind.CHARACTER
@@ -60,6 +62,7 @@ class ProjectInfo(Settings):
     hours: float | None = None
     notes: str = ""
     recipe: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
+    subsets: list[Subset] = []
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class Home:
         partial = target.with_name(f".{target.name}.partial")
         with disk_errors(target):
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(project.path, partial, ignore=shutil.ignore_patterns("runs", "sweeps", "tags"))
+            shutil.copytree(project.path, partial, ignore=shutil.ignore_patterns("runs", "sweeps", "tags", "exports"))
             partial.rename(target)
         return Project(target)
 
@@ -260,6 +263,26 @@ class Project:
     def new_sweep_dir(self) -> Path:
         """Create a folder for a sweep."""
         return numbered_folder(self.path / "sweeps")
+
+    def new_export_dir(self) -> Path:
+        """Create a folder for exported settings."""
+        return numbered_folder(self.path / "exports")
+
+    def subsets(self, info: ProjectInfo) -> list[Subset]:
+        """Return the sets of the dataset with the repeats and settings that `info` has for them.
+
+        [] if it has none, so that each has those of the recipe.
+        """
+        known = {subset.image_dir.name: subset for subset in info.subsets}
+        sets = image_sets(self.dataset_dir)
+        if not any(item.path.name in known for item in sets):
+            return []
+        return [
+            known[item.path.name].model_copy(update={"image_dir": item.path})
+            if item.path.name in known
+            else Subset(image_dir=item.path, num_repeats=item.repeats)
+            for item in sets
+        ]
 
     def new_tag_dir(self) -> Path:
         """Create a folder for a tagging job."""

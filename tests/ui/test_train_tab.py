@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.train.tab import TrainTab
-from lora_studio.ui.train.view import ALL_BACK
+from lora_studio.ui.train.view import ALL_BACK, WITHOUT_SUBSETS
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
@@ -343,3 +345,73 @@ def test_other_files_are_written_to_the_job_and_filled_in_again(
     interface.call(TrainTab.select_run, pick=folder.name)
     shown = interface.call(TrainTab.edit_and_rerun)
     assert (shown["train_network_weights"], shown["train_vae"]) == (str(lora), "owner/vae")
+
+
+def test_import_fills_the_form_and_lists_what_is_missing(
+    project: Project, interface: Interface, started: Started, tmp_path: Path
+) -> None:
+    interface.open_project("ink")
+    file = tmp_path / "kohya.json"
+    form = {"LoRA_type": "Standard", "network_dim": 20, "unet_lr": 3e-4, "text_encoder_lr": 0, "color_aug": True}
+    file.write_text(json.dumps(form | {"caption_prefix": "by ohwx,", "pretrained_model_name_or_path": "other/base"}))
+    shown = interface.call(TrainTab.import_upload, train_import=str(file))
+    assert (shown["recipe_network_dim"]["value"], shown["recipe_unet_lr"]["value"]) == ("20", "3e-4")
+    assert "changed" in shown["recipe_network_dim"]["elem_classes"]
+    assert "color_aug" in shown["train_exchanged"]
+    assert "other/base" in shown["train_exchanged"]
+    assert project.info().recipe["network_dim"] == 20
+    interface.call(TrainTab.start_training)
+    job = started[0][0].job()
+    assert isinstance(job, TrainJob)
+    assert (job.base, job.recipe.network_dim, job.recipe.caption_prefix) == (BASE, 20, "by ohwx,")
+
+
+def test_imported_subsets_are_shown_trained_and_removed(
+    project: Project, interface: Interface, started: Started, tmp_path: Path
+) -> None:
+    name = project.images_dir.name
+    for folder in (name, "elsewhere"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "dataset.toml"
+    file.write_text(
+        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{name}'\nnum_repeats = 7\nshuffle_caption = true\n"
+        "[[datasets.subsets]]\nimage_dir = 'elsewhere'\n"
+    )
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.import_path, train_import_path=str(file))
+    assert f"{name}: 7 repeats, shuffle_caption" in shown["train_source"]
+    assert "elsewhere" in shown["train_exchanged"]
+    interface.call(TrainTab.start_training)
+    job = started[0][0].job()
+    assert isinstance(job, TrainJob)
+    (subset,) = job.subsets
+    assert (subset.image_dir, subset.num_repeats) == (project.images_dir, 7)
+    assert subset.settings == {"shuffle_caption": True}
+    interface.call(TrainTab.open_form)
+    shown = interface.call(TrainTab.click_in_source, pick=WITHOUT_SUBSETS)
+    assert "Subsets" not in shown["train_source"]
+    assert project.info().subsets == []
+
+
+def test_a_file_without_settings_changes_nothing(project: Project, interface: Interface, tmp_path: Path) -> None:
+    interface.open_project("ink")
+    before = project.info()
+    (tmp_path / "a.json").write_text("{}")
+    shown = interface.call(TrainTab.import_upload, train_import=str(tmp_path / "a.json"))
+    assert error_code(shown["train_notice"]) == "no_settings"
+    assert project.info() == before
+
+
+def test_export_writes_the_settings_of_the_form(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.export, recipe_network_dim="24", train_name="my ink")
+    file = project.path / "exports" / "001" / "my ink.toml"
+    assert str(file) in shown["train_exchanged"]
+    values = tomllib.loads(file.read_text())
+    assert (values["network_dim"], values["output_name"]) == (24, "my ink")
+    (dataset,) = tomllib.loads(Path(values["dataset_config"]).read_text())["datasets"]
+    assert [subset["image_dir"] for subset in dataset["subsets"]] == [str(project.images_dir)]
+    assert Path(shown["train_exported"]["value"]).read_text() == file.read_text()
+    shown = interface.call(TrainTab.export, recipe_network_dim="-1")
+    assert error_code(shown["train_notice"]) == "config"
+    assert not (project.path / "exports" / "002").exists()

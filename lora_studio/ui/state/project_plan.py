@@ -140,6 +140,7 @@ def _plan(
         hours=info.hours if recipe is None else None,
         overrides=recipe.model_dump() if recipe else None,
         regularization=regularization,
+        subsets=project.subsets(info) if project_images(project) else (),
         home=project.home,
         device=_device(info),
     )

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from lora_studio.interop.files import FILE_TYPES
 from lora_studio.planning.presets import list_presets, preset_title
-from lora_studio.ui.widgets.html import html, pickable
+from lora_studio.ui.widgets.html import hint, html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
 
@@ -33,6 +34,17 @@ class FormSide(NamedTuple):
     source: gr.HTML
     name: gr.Textbox
     preset: gr.Dropdown
+
+
+class Exchange(NamedTuple):
+    """Import and export of settings. The path is visible only while the studio is local."""
+
+    upload: gr.UploadButton
+    path: gr.Textbox
+    import_path: gr.Button
+    export: gr.Button
+    download: gr.DownloadButton
+    result: gr.HTML
 
 
 class RunSide(NamedTuple):
@@ -69,6 +81,7 @@ class TrainLayout(NamedTuple):
     buttons: TrainButtons
     tiles: gr.HTML
     form_side: FormSide
+    exchange: Exchange
     form: RecipeForm
     job_fields: JobFields
     run_side: RunSide
@@ -77,8 +90,8 @@ class TrainLayout(NamedTuple):
     signature: gr.State
 
 
-def build_layout() -> TrainLayout:
-    """Create the components."""
+def build_layout(*, local: bool) -> TrainLayout:
+    """Create the components. `local`: the studio is not shared, so that paths of this computer can be given."""
     with gr.Row(elem_classes="title-row"):
         with gr.Column(scale=3, min_width=300):
             title = html(elem_id="train-title")
@@ -95,15 +108,15 @@ def build_layout() -> TrainLayout:
     tiles = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=3, min_width=340):
-            form_side, form, job_fields = _form_side()
+            form_side, exchange, form, job_fields = _form_side(local=local)
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside = _aside()
     states = gr.State(None), gr.State("")
-    return TrainLayout(title, buttons, tiles, form_side, form, job_fields, run_side, aside, *states)
+    return TrainLayout(title, buttons, tiles, form_side, exchange, form, job_fields, run_side, aside, *states)
 
 
-def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
+def _form_side(*, local: bool) -> tuple[FormSide, Exchange, RecipeForm, JobFields]:
     with gr.Column(visible=False) as column:
         source = pickable(elem_id="train-source")
         with gr.Row(elem_classes="fields"):
@@ -120,9 +133,36 @@ def _form_side() -> tuple[FormSide, RecipeForm, JobFields]:
                 info="A preset changes only the settings that it names.",
                 elem_id="train-preset",
             )
+        exchange = _exchange(local=local)
         form = build_form()
         job_fields = build_job_fields()
-    return FormSide(column, source, name, preset), form, job_fields
+    return FormSide(column, source, name, preset), exchange, form, job_fields
+
+
+def _exchange(*, local: bool) -> Exchange:
+    with gr.Accordion("Settings of kohya's tools", open=False, elem_id="train-exchange"):
+        html(
+            hint(
+                "Import the JSON of kohya_ss, a TOML of sd-scripts (config or dataset_config), or the metadata of a "
+                "LoRA file. Export writes the settings below as a TOML for sd-scripts."
+            )
+        )
+        with gr.Row(elem_classes="fields"):
+            upload = gr.UploadButton(
+                "Import a file", file_types=list(FILE_TYPES), file_count="single", elem_id="train-import"
+            )
+            export = gr.Button("Export for sd-scripts", elem_id="train-export")
+            download = gr.DownloadButton("Download the TOML", elem_id="train-exported", visible=False)
+        path = gr.Textbox(
+            label="Or a path on this computer",
+            info="Finds the files that it names, too. Works only while the studio is not shared.",
+            max_lines=1,
+            elem_id="train-import-path",
+            visible=local,
+        )
+        import_path = gr.Button("Import this file", elem_id="train-import-add", visible=local)
+        result = html(elem_id="train-exchanged")
+    return Exchange(upload, path, import_path, export, download, result)
 
 
 def _presets() -> list[tuple[str, str]]:

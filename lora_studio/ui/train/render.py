@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from lora_studio.interop.write import ExportedSettings
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
+from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout
 from lora_studio.ui.train.state import TrainState
 from lora_studio.ui.widgets.events import Updates
@@ -48,6 +50,14 @@ class TrainRenderer:
             updates |= layout.form.show(state.form)
         if state.other is not None:
             updates |= {layout.form_side.name: state.other.name} | layout.job_fields.fill(state.other.files)
+            updates |= {layout.exchange.result: "", layout.exchange.download: gr.DownloadButton(visible=False)}
+        match state.exchanged:
+            case ProjectImport() as imported:
+                updates |= {layout.exchange.result: view.import_card(imported), layout.exchange.path: ""}
+            case ExportedSettings() as exported:
+                copy = copy_for_download(layout.exchange.download, exported.file)
+                updates[layout.exchange.download] = gr.DownloadButton(value=copy, visible=True)
+                updates[layout.exchange.result] = view.export_card(exported)
         if state.is_job_started:
             updates |= self.studio.start_polling()
         if state.opens_plan:

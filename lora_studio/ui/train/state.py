@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.interop.write import ExportedSettings
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
+from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
 from lora_studio.workspace.job_folder import JobFolder, JobStatus
@@ -72,13 +74,14 @@ class TrainState:
     """What the tab shows: a run, or the form of the next run, or neither if only the list of runs is updated.
 
     `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
-    runs stays as it is.
+    runs stays as it is. `exchanged` is what was imported or exported.
     """
 
     shown: RunView | NextRun | None
     listed: RunList | None = None
     form: RecipeContents | None = None
     other: OtherFields | None = None
+    exchanged: ProjectImport | ExportedSettings | None = None
     is_job_started: bool = False
     opens_plan: bool = False
 

@@ -7,9 +7,10 @@ follow it; changed ones stay as typed, are marked, and one click sets them to th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -17,17 +18,21 @@ import gradio as gr
 from lora_studio.api import request_samples
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
+from lora_studio.interop.files import import_settings
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName
+from lora_studio.ui.server import Mode
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan, save_changes
 from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.tab_events import PageValues, TabEvents
+from lora_studio.ui.train.exchange import ProjectImport, export_run
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
 from lora_studio.ui.train.render import TrainRenderer
 from lora_studio.ui.train.state import OtherFields, RunReader, TrainForm, TrainPage, TrainState
-from lora_studio.ui.train.view import ALL_BACK, OPEN_PLAN
+from lora_studio.ui.train.view import ALL_BACK, OPEN_PLAN, WITHOUT_SUBSETS
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.ui.widgets.job_fields import JobFiles
@@ -41,7 +46,7 @@ IN_ORDER = "train"
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and register its events."""
-    return TrainTab(studio, build_layout()).wire(tab)
+    return TrainTab(studio, build_layout(local=studio.mode is Mode.LOCAL)).wire(tab)
 
 
 class TrainTab:
@@ -61,7 +66,8 @@ class TrainTab:
         page = [studio.project, studio.run, layout.signature]
         live = [*page[1:], layout.title, layout.tiles, *layout.buttons, *layout.run_side, *layout.aside, side.column]
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
-        outputs = [*live, *form, side.source, side.preset, layout.form.planned, studio.timer, studio.tabs]
+        exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
+        outputs = [*live, *form, side.source, side.preset, *exchange, layout.form.planned, studio.timer, studio.tabs]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
         form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
@@ -87,12 +93,18 @@ class TrainTab:
         events.on(layout.buttons.start.click, self.start_training)
         preset = events.on(side.preset.input, self.load_preset, side.preset)
         source = events.on(side.source.click, self.click_in_source, sends="pick")
+        exchange = layout.exchange
+        imported = events.on(exchange.upload.upload, self.import_upload, exchange.upload)
+        if self.studio.mode is Mode.LOCAL:
+            events.on(exchange.import_path.click, self.import_path, exchange.path)
+            events.on(exchange.path.submit, self.import_path, exchange.path)
+        events.on(exchange.export.click, self.export)
         edits = partial(gr.on, [*layout.form.edit_events, layout.job_fields.regularization.blur])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
         figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)
         # An edit that was made while one of these was on its way was sent with fields that their responses have set.
-        for event in (opened, new, preset, source):
+        for event in (opened, new, preset, source, imported):
             events.on(event.then, self.check_edits, outputs=figures, ignored_error="no_project", **NO_PROGRESS)
 
     def read(self, values: PageValues) -> TrainPage:
@@ -171,6 +183,7 @@ class TrainTab:
     def edit_and_rerun(self, page: TrainPage) -> TrainState:
         """Fill the form with the settings of the shown run; they become changes to the plan."""
         job = self.reader.run(page.project, self._shown_run(page)).job
+        _save_subsets(page.project, job.subsets)
         save_changes(page.project, job.recipe, load_plan(page.project).recipe)
         return self._filled_form(page.project, OtherFields(job.name, JobFiles.of(job)))
 
@@ -188,10 +201,34 @@ class TrainTab:
             raise InputError(f"There is no preset {preset!r}.", "Select one from the list.", code="no_preset")
         return self._set(form, load_preset(preset))
 
+    def import_upload(self, form: TrainForm, file: str | None) -> TrainState:
+        """Set the settings of an uploaded file of kohya's tools, or of a LoRA."""
+        if not file:
+            raise InputError("No file was uploaded.", "Select a .json, .toml or .safetensors file.", code="no_file")
+        return self._imported(form, Path(file))
+
+    def import_path(self, form: TrainForm, path: str | None) -> TrainState:
+        """Set the settings of a file of this computer. Wired only while the studio is local."""
+        text = (path or "").strip().strip("\"'")
+        if not text:
+            raise InputError("The path is empty.", "Enter the path of a file with settings.", code="no_file")
+        return self._imported(form, Path(text).expanduser())
+
+    def export(self, form: TrainForm) -> TrainState:
+        """Write the settings in the form for sd-scripts. Raises InputError while they cannot work."""
+        run = self._saved(form, form.contents())
+        if run.error is not None:
+            raise run.error
+        files = form.other.files
+        name = _job(form, run.recipe or form.planned.recipe).name
+        return TrainState(run, exchanged=export_run(form.project, name, run, files.regularization))
+
     def click_in_source(self, form: TrainForm, pick: object) -> TrainState:
-        """Open the plan, or set one or all of the changed settings to the plan's values."""
+        """Open the plan, set one or all of the changed settings to the plan's values, or remove the subsets."""
         if pick == OPEN_PLAN:
             return TrainState(None, opens_plan=True)
+        if pick == WITHOUT_SUBSETS:
+            return self._with_subsets(form, [], {})
         planned = form.planned.recipe.model_dump()
         return self._set(form, {name: value for name, value in planned.items() if pick in (name, ALL_BACK)})
 
@@ -241,10 +278,36 @@ class TrainTab:
             save_changes(form.project, run.recipe, form.planned.recipe)
         return run
 
+    def _imported(self, form: TrainForm, file: Path) -> TrainState:
+        """Set imported settings in the form, and save them and the subsets."""
+        imported = ProjectImport.of(import_settings(file), form.project)
+        weights = imported.network_weights
+        if weights is not None:
+            files = replace(form.other.files, network_weights=weights)
+            form = replace(form, other=replace(form.other, files=files))
+        subsets = imported.subsets or form.planned.info.subsets
+        state = self._with_subsets(form, subsets, imported.recipe)
+        return replace(state, other=form.other if weights else None, exchanged=imported)
+
+    def _with_subsets(self, form: TrainForm, subsets: Sequence[Subset], values: Mapping[str, Any]) -> TrainState:
+        """Save the subsets, and set some settings in the form, which follows the plan that the subsets lead to."""
+        _save_subsets(form.project, subsets)
+        planned = load_plan(form.project)
+        contents = self.layout.form.follow(form.contents(), planned.recipe, planned.values).with_values(values)
+        return TrainState(self._saved(replace(form, filled_from=planned), contents), form=contents)
+
     def _set(self, form: TrainForm, values: Mapping[str, Any]) -> TrainState:
         """Set some settings in the form and save them."""
         contents = form.contents(values)
         return TrainState(self._saved(form, contents), form=contents)
+
+
+def _save_subsets(project: Project, subsets: Sequence[Subset]) -> None:
+    """Store subsets by the names of their folders, if they are new."""
+    info = project.info()
+    named = [subset.model_copy(update={"image_dir": Path(subset.image_dir.name)}) for subset in subsets]
+    if named != info.subsets:
+        project.save_info(info.model_copy(update={"subsets": named}))
 
 
 def _job(form: TrainForm, recipe: Recipe) -> TrainJob:
@@ -255,5 +318,6 @@ def _job(form: TrainForm, recipe: Recipe) -> TrainJob:
         "dataset": project.dataset_dir,
         "base": info.base,
         "trigger_word": info.trigger_word,
+        "subsets": project.subsets(info),
     }
     return TrainJob.parse({**own, "recipe": recipe, **asdict(form.other.files)})

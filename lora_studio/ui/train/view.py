@@ -10,12 +10,15 @@ from markupsafe import Markup
 
 from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
+from lora_studio.interop.write import ExportedSettings
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
+from lora_studio.settings.subsets import Subset
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.state.setting_changes import setting_changes
+from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
 from lora_studio.ui.widgets.formatting import format_count, format_value
 from lora_studio.ui.widgets.html import (
@@ -42,6 +45,7 @@ MAX_FILM_COLUMNS = 16
 MAX_CHANGES_SHOWN = 3
 OPEN_PLAN = ":plan"
 ALL_BACK = ":all"
+WITHOUT_SUBSETS = ":subsets"
 PACE_STEPS = 50  # steps that the seconds per step are averaged over
 
 
@@ -104,8 +108,43 @@ def plan_source(run: NextRun) -> Markup:
         title=title,
         hint=hint,
         changes=run.changes,
+        subsets=[_subset_text(subset) for subset in run.planned.info.subsets],
+        without_subsets=WITHOUT_SUBSETS,
         open_plan=OPEN_PLAN,
         all_back=ALL_BACK,
+    )
+
+
+def _subset_text(subset: Subset) -> str:
+    """Return a subset as the form's source shows it: 10_cat: 3 repeats, keep_tokens 2."""
+    settings = [f"{name} {format_value(value)}" for name, value in subset.settings.items()]
+    return f"{subset.image_dir.name}: {', '.join([format_count(subset.num_repeats, 'repeat'), *settings])}"
+
+
+def import_card(imported: ProjectImport) -> Markup:
+    """Return what an import set, and what it did not carry over."""
+    counts = {"setting": len(imported.recipe), "subset": len(imported.subsets)}
+    found = " and ".join(format_count(count, name) for name, count in counts.items() if count)
+    matter = [item for item in imported.left_out if item.matters]
+    return render(
+        "train/exchange.html",
+        title=f"Imported {found or 'nothing'} from {imported.source}",
+        path="",
+        left_out=matter,
+        complete="Everything that has an effect was carried over.",
+        not_needed=[item.name for item in imported.left_out if not item.matters],
+    )
+
+
+def export_card(exported: ExportedSettings) -> Markup:
+    """Return where an export was written, and what sd-scripts does not have."""
+    return render(
+        "train/exchange.html",
+        title="Exported for sd-scripts",
+        path=exported.file,
+        left_out=exported.left_out,
+        complete="Start it with sdxl_train_network.py --config_file.",
+        not_needed=[],
     )
 
 
