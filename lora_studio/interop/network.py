@@ -196,12 +196,14 @@ def _common(
     factor = arguments.pop("factor", "") or "-1"
     tucker = [is_true(arguments.pop(name, "False")) for name in ("use_tucker", "use_cp")]
     full_matrix = is_true(arguments.pop("full_matrix", "False"))
-    if kind is NetworkType.LOKR:
-        found |= {"lokr_factor": factor, "use_tucker": any(tucker)}
-        if full_matrix and len(str(values["network_dim"])) < len(str(FULL_MATRIX_DIM)):
-            found["network_dim"] = FULL_MATRIX_DIM
+    if kind in (NetworkType.LOHA, NetworkType.LOKR):
+        found["use_tucker"] = any(tucker)
     elif any(tucker):
         left_out.append(LeftOut("use_tucker", "True", f"The studio has no Tucker decomposition of a {kind.value}."))
+    if kind is NetworkType.LOKR:
+        found["lokr_factor"] = factor
+        if full_matrix and len(str(values["network_dim"])) < len(str(FULL_MATRIX_DIM)):
+            found["network_dim"] = FULL_MATRIX_DIM
     return found
 
 

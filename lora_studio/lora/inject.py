@@ -28,6 +28,7 @@ from lora_studio.lora.dropout import add_dropout
 from lora_studio.lora.fused_linear import FusedLoraLinear
 from lora_studio.lora.layers import find_target_layers
 from lora_studio.lora.shapes import DimAlpha, DoraAxis, dora_axis, layer_dim_alpha
+from lora_studio.lora.tucker import use_tucker_loha
 from lora_studio.settings.choices import NetworkType
 from lora_studio.settings.recipe import Recipe
 
@@ -214,6 +215,7 @@ def inject(
                 alpha=alpha,  # type: ignore[arg-type]
                 rank_dropout=max(dropout, rank_dropout),
                 module_dropout=module_dropout,
+                use_effective_conv2d=tucker,
                 **common,
             )
         case NetworkType.LOKR:
@@ -236,6 +238,7 @@ def inject(
     inject_adapter_in_model(config, model, adapter_name=adapter)
     for path in dims:
         layer = model.get_submodule(path)
+        use_tucker_loha(layer, adapter)
         _init_loha(layer, adapter)
         add_dropout(layer, adapter, rank_dropout=rank_dropout, module_dropout=module_dropout)
 
@@ -252,6 +255,9 @@ def _init_loha(layer: nn.Module, adapter: str) -> None:
         layer.hada_w1_b[adapter].normal_(std=1)
         layer.hada_w2_a[adapter].zero_()
         layer.hada_w2_b[adapter].normal_(std=1)
+        for core in (layer.hada_t1, layer.hada_t2):
+            if adapter in core:
+                core[adapter].normal_(std=0.1)
 
 
 def _peft_pattern(values: Mapping[str, float], default: float) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_studio.lora.inject import ADAPTER_NAME, DOWN, MAGNITUDE, UP, AdaptedLayer, Adapters, layer_tensors
+from lora_studio.lora.tucker import tucker_product
 
 
 @torch.no_grad()
@@ -40,11 +41,17 @@ def _product_norm(factors: dict[str, nn.Parameter]) -> Tensor:
     if DOWN in factors:
         return _matrix_product_norm(factors[UP], factors[DOWN])
     if "hada_w1_a" in factors:
-        first, second = (factors[f"hada_w{n}_a"] @ factors[f"hada_w{n}_b"] for n in (1, 2))
-        norm: Tensor = (first * second).norm()
+        norm: Tensor = (_loha_product(factors, 1) * _loha_product(factors, 2)).norm()
         return norm
     # the norm of a Kronecker product is the product of the norms
     return _lokr_norm(factors, "lokr_w1") * _lokr_norm(factors, "lokr_w2")
+
+
+def _loha_product(factors: dict[str, nn.Parameter], number: int) -> Tensor:
+    left, right = factors[f"hada_w{number}_a"], factors[f"hada_w{number}_b"]
+    if f"hada_t{number}" in factors:
+        return tucker_product(factors[f"hada_t{number}"], left, right)
+    return left @ right
 
 
 def _lokr_norm(factors: dict[str, nn.Parameter], name: str) -> Tensor:
@@ -53,8 +60,7 @@ def _lokr_norm(factors: dict[str, nn.Parameter], name: str) -> Tensor:
         return norm
     left, right = factors[f"{name}_a"], factors[f"{name}_b"]
     if name == "lokr_w2" and "lokr_t2" in factors:
-        product: Tensor = torch.einsum("ijkl,ip,jq->pqkl", factors["lokr_t2"], left, right).norm()
-        return product
+        return tucker_product(factors["lokr_t2"], left, right).norm()  # type: ignore[no-any-return]
     return _matrix_product_norm(left, right)
 
 

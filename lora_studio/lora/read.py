@@ -21,6 +21,7 @@ from lora_studio.errors import InputError
 from lora_studio.lora.header import LoraFile
 from lora_studio.lora.layers import TargetLayer
 from lora_studio.lora.shapes import DoraAxis, Layer
+from lora_studio.lora.tucker import tucker_product
 from lora_studio.settings.choices import NetworkType
 
 PEFT_METADATA = "lora_adapter_metadata"
@@ -257,4 +258,4 @@ def _factor_product(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor
     left, right = parts[f"{name}_a"], parts[f"{name}_b"]
     if core not in parts:
         return left @ right
-    return torch.einsum("ijkl,io,jn->onkl", parts[core], left, right).flatten(1)
+    return tucker_product(parts[core], left, right).flatten(1)

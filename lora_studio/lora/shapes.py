@@ -4,10 +4,10 @@ A layer of `outputs` x `inputs` (a convolution: x kernel x kernel) has, at dim r
 
 - LoRA and LoCon (Hu et al. 2021, arXiv:2106.09685): two matrices, r (inputs + outputs) parameters
 - DoRA (Liu et al. 2024, arXiv:2402.09353): the same and one magnitude per input (or output: see `DoraAxis`)
-- LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the element-wise product of two such pairs
+- LoHa (Hyeon-Woo et al. 2021, FedPara, arXiv:2108.06098): the element-wise product of two such pairs, each with
+  `use_tucker` around a core [r, r, kernel, kernel] in a convolution (Tucker 1966)
 - LoKr (Yeh et al. 2023, LyCORIS, arXiv:2309.14859): the Kronecker product of a small and a large matrix, the large one
-  as a product of rank r if that has fewer parameters, with `use_tucker` around a core
-  [r, r, kernel, kernel] in a convolution (Tucker 1966)
+  as a product of rank r if that has fewer parameters, with `use_tucker` around such a core
 """
 
 from __future__ import annotations
@@ -125,6 +125,11 @@ def tensor_shapes(recipe: Recipe, layer: Layer, dim: int) -> dict[str, Shape]:
     point = (1,) * len(kernel)
     area = prod(kernel)
     match recipe.network_type:
+        case NetworkType.LOHA if recipe.use_tucker and area > 1:
+            sides: dict[str, Shape] = {}
+            for side in ("1", "2"):
+                sides |= {f"hada_w{side}_a": (dim, outputs), f"hada_w{side}_b": (dim, inputs)}
+            return sides | dict.fromkeys(("hada_t1", "hada_t2"), (dim, dim, *kernel))
         case NetworkType.LOHA:
             pair = (outputs, dim), (dim, inputs * area)
             return dict(zip(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"), pair * 2, strict=True))

@@ -29,6 +29,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "LoCon": {"network_type": "LoCon", "conv_dim": 2, "conv_alpha": 1},
     "DoRA": {"network_type": "DoRA", "train_layers": "all"},
     "LoHa": {"network_type": "LoHa", "train_layers": "all"},
+    "LoHa tucker": {"network_type": "LoHa", "train_layers": "all", "use_tucker": True},
     "LoKr": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1},
     "LoKr whole": {"network_type": "LoKr", "network_dim": 64, "lokr_factor": 4},
     "LoKr full": {"network_type": "LoKr", "train_layers": "all", "network_dim": 100_000, "conv_dim": 100_000},

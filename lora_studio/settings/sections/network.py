@@ -117,9 +117,9 @@ class NetworkSettings(Settings):
         False,
         label="Tucker decomposition",
         group=Group.NETWORK,
-        why="Factorises the kernels of LoKr's 3x3 convolutions apart, for a smaller file (LyCORIS' use_tucker or "
-        "use_cp). Off: a rank then means the same in linear layers and convolutions.",
-        only_with="network_type=LoKr",
+        why="Factorises the kernels of LoHa's and LoKr's 3x3 convolutions apart, for a smaller file (LyCORIS' "
+        "use_tucker or use_cp). Off: a rank then means the same in linear layers and convolutions.",
+        only_with="network_type=LoHa|LoKr",
     )
     save_format: SaveFormat = setting(
         SaveFormat.KOHYA,
@@ -193,10 +193,10 @@ def network_problems(settings: NetworkSettings) -> list[str]:
             for name, unset in others.items()
             if getattr(settings, name) != unset
         ]
-    if settings.use_tucker and kind is not NetworkType.LOKR:
+    if settings.use_tucker and kind not in (NetworkType.LOHA, NetworkType.LOKR):
         problems.append(
-            f"use_tucker is on, which LoKr alone has, but network_type is {kind.value}. Set use_tucker to false, or "
-            "network_type to LoKr."
+            f"use_tucker is on, which LoHa and LoKr alone have, but network_type is {kind.value}. Set use_tucker to "
+            "false, or network_type to LoHa or LoKr."
         )
     if settings.lokr_factor != -1 and kind is not NetworkType.LOKR:
         problems.append(

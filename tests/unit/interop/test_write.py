@@ -40,6 +40,7 @@ NETWORKS = st.one_of(
         {"network_type": st.just("LoCon"), "conv_dim": st.integers(1, 64), "conv_alpha": st.floats(0.5, 64)}
     ),
     st.fixed_dictionaries({"network_type": st.sampled_from(["LoHa", "DoRA"]), "rank_stabilized": st.booleans()}),
+    st.fixed_dictionaries({"network_type": st.just("LoHa"), "use_tucker": st.booleans()}),
     st.fixed_dictionaries(
         {
             "network_type": st.just("LoKr"),

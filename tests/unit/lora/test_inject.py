@@ -185,6 +185,7 @@ SHAPES = {
     "LoCon": {"network_type": "LoCon", "conv_dim": 3, "conv_alpha": 1},
     "DoRA": {"network_type": "DoRA", "train_layers": "all"},
     "LoHa": {"network_type": "LoHa", "train_layers": "all"},
+    "LoHa tucker": {"network_type": "LoHa", "train_layers": "all", "use_tucker": True},
     "LoKr": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1},
     "LoKr tucker": {"network_type": "LoKr", "train_layers": "all", "network_dim": 1, "use_tucker": True},
     "LoKr whole": {"network_type": "LoKr", "network_dim": 64, "lokr_factor": 4},

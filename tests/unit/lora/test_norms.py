@@ -11,7 +11,7 @@ from lora_studio.lora.inject import ADAPTER_NAME
 from lora_studio.lora.norms import model_norms
 from tests.support.networks import add_random_adapters, eval_pipeline, in_tiers, recipe_of
 
-NETWORKS = ["LoCon", "DoRA", "LoHa", "LoKr", "LoKr whole", "rsLoRA blocks"]
+NETWORKS = ["LoCon", "DoRA", "LoHa", "LoHa tucker", "LoKr", "LoKr whole", "rsLoRA blocks"]
 
 
 @pytest.mark.parametrize("network", in_tiers(NETWORKS, fast=("LoCon", "LoHa", "LoKr")))

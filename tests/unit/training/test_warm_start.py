@@ -154,6 +154,7 @@ FILES: dict[str, dict[str, Any]] = {
     "LoRA": {"network_dim": 2, "network_alpha": 3, "block_dims": "in=8, mid1=1, out0=0"},
     "LoCon": {"network_type": "LoCon", "conv_dim": 2, "conv_alpha": 1},
     "DoRA": {"network_type": "DoRA", "rank_stabilized": True},
+    "LoHa tucker": NETWORKS["LoHa tucker"],
     "LoKr": {"network_type": "LoKr", "network_dim": 2},
     "LoKr whole": NETWORKS["LoKr whole"],
 }
@@ -168,7 +169,9 @@ def test_dims_and_alphas_can_be_those_of_the_file(
     path = write_lora(tmp_path / "x.safetensors", other, adapters, theirs)
     encoders = [pipe.text_encoder, pipe.text_encoder_2]
     targets = find_target_layers(pipe.unet, encoders)
-    kept = {name: value for name, value in FILES[network].items() if name in ("network_type", "lokr_factor")}
+    kept = {
+        name: value for name, value in FILES[network].items() if name in ("network_type", "lokr_factor", "use_tucker")
+    }
     recipe = Recipe.parse({"network_dim": 16, "train_layers": "attention_ff", "dim_from_weights": True} | kept)
     assert network_weights_errors(path, recipe, targets) == []
     again = add_adapters(pipe.unet, encoders, recipe, network=network_dims(recipe, targets, path))

@@ -34,7 +34,9 @@ def delta(layer: AdaptedLayer) -> Tensor:
     return layer.scaling[ADAPTER_NAME] * (up.flatten(1) @ down.flatten(1)).detach()
 
 
-@pytest.mark.parametrize("network", ["LoRA", "LoCon", "DoRA", "LoHa", "LoKr", "LoKr whole", "LoKr tucker"])
+@pytest.mark.parametrize(
+    "network", ["LoRA", "LoCon", "DoRA", "LoHa", "LoKr", "LoKr whole", "LoKr tucker", "LoHa tucker"]
+)
 def test_only_the_layers_above_the_norm_are_scaled_to_it(parts: Any, network: str) -> None:
     adapters = add_random_adapters(deepcopy(parts), recipe_of(network))
     before = [delta(layer) for _, _, layer in adapters.layers]
