@@ -137,8 +137,8 @@ def tier_for(images: int) -> Tier:
 class KindAdvice:
     """What differs between a character, a style and a concept.
 
-    `steps` is the length of a run at the guide's rates and batch size, 2. `prompts` are for samples; {trigger} is
-    replaced by the trigger word.
+    `why` is the reason of the dim. `steps` is the length of a run at the guide's rates and batch size, 2. `prompts` are
+    for samples; {trigger} is replaced by the trigger word.
     """
 
     network_dim: int
@@ -165,7 +165,7 @@ KINDS: Mapping[str, KindAdvice] = MappingProxyType(
             32,
             16,
             625,
-            "A style is learned from all images together: fewer repeats keep it from memorising single ones.",
+            "A style is made of many details that all images share: the guide's 32 / 16 hold them.",
             ("{trigger}, a house by a lake", "{trigger}, portrait of an old man", "{trigger}, a cat on a chair"),
             "Tag everything visible and leave out words for the style: the trigger word should learn it.",
             "Take a base whose look suits the style.",

@@ -133,9 +133,10 @@ class DatasetImages:
         return sum(image.image_set.repeats * image.count for image in self.images) / self.total
 
     @property
-    def has_mixed_repeats(self) -> bool:
-        """True if the folders' repeats differ."""
-        return len({image.image_set.repeats for image in self.images}) > 1
+    def has_own_repeats(self) -> bool:
+        """True if the repeats are not to be chosen: the folders' differ, or subsets set them."""
+        is_set = any(image.image_set.subset is not None for image in self.images)
+        return is_set or len({image.image_set.repeats for image in self.images}) > 1
 
     @property
     def without_caption(self) -> list[DatasetImage]:

@@ -14,6 +14,7 @@ from lora_studio.errors import ConfigError, InputError
 from lora_studio.models.describe import describe_base
 from lora_studio.planning.advice import CheckContext, check_recipe, require_valid
 from lora_studio.planning.cautions import Caution
+from lora_studio.planning.dataset_cautions import check_dataset
 from lora_studio.planning.estimate import RunEstimator
 from lora_studio.planning.fit import fit_memory, fit_time
 from lora_studio.planning.length import batch_of, target_steps
@@ -182,7 +183,11 @@ def plan(
         vram_parts=estimate_vram_parts(recipe, known, vram_gib),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
-        warnings=[*_base_warnings(base, known), *_folder_warnings(found), *check_recipe(recipe, context)],
+        warnings=[
+            *_base_warnings(base, known),
+            *check_dataset(found, recipe, trigger_word or ""),
+            *check_recipe(recipe, context),
+        ],
         tagger=known.tagger if known else "",
         tagging=_tagging(kind, known),
         base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
@@ -207,16 +212,24 @@ def _kind(kind: LoraKind | str) -> LoraKind:
         raise InputError(f"kind is {kind!r}.", f"Use one of {', '.join(LoraKind)}.", code="kind") from None
 
 
+def _not_images(images: object) -> InputError:
+    return InputError(f"images is {images!r}.", "Give a folder, or a whole number of images.", code="images")
+
+
 def _images(images: Path | str | int, side: int, caption_extension: str, subsets: Sequence[Subset]) -> DatasetImages:
     if not isinstance(images, int):
         own = [subset for subset in subsets if not subset.is_reg]
         return _read_folder(images, caption_extension=caption_extension, subsets=own)
+    if isinstance(images, bool):
+        raise _not_images(images)
     check_plan_number("images", images)
     return DatasetImages.assumed(images, side)
 
 
 def _read_folder(folder: Path | str, *, caption_extension: str, subsets: Sequence[Subset] = ()) -> DatasetImages:
     """Read the images of a folder, or of subsets; raises InputError if it is missing or has no readable images."""
+    if not isinstance(folder, Path | str):
+        raise _not_images(folder)
     folder = Path(folder).expanduser()
     found = read_images(folder, caption_extension=caption_extension, subsets=subsets)
     if not found.total:
@@ -234,28 +247,6 @@ def _base_warnings(name: str, base: guide.BaseModel | None) -> list[Caution]:
             why="What it really predicts is read before the training starts; another architecture is refused then.",
         )
     ]
-
-
-def _folder_warnings(images: DatasetImages) -> list[Caution]:
-    found = []
-    if images.unreadable:
-        found.append(
-            Caution(
-                code="unreadable",
-                message=f"{len(images.unreadable)} images cannot be read, like {next(iter(images.unreadable)).name}; "
-                "they are not counted. Set them aside.",
-                why="Broken files cannot be trained on.",
-            )
-        )
-    if without := images.without_caption:
-        found.append(
-            Caution(
-                code="captions_missing",
-                message=f"{len(without)} of {images.total} images have no caption. Tag them first.",
-                why="Captions separate what the trigger word should learn from the rest of the image.",
-            )
-        )
-    return found
 
 
 def _tagging(kind: LoraKind, base: guide.BaseModel | None) -> str:

@@ -173,8 +173,8 @@ def _choose_schedule(
     else:
         length, samples = _length(draft, kind, tier, images)
     draft.set("epochs", length.epochs, f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
-    if images.has_mixed_repeats:
-        draft.set("repeats", None, "Your folders' names set repeats of their own; they are kept.", guided=False)
+    if images.has_own_repeats:
+        draft.set("repeats", None, "Your folders or subsets set repeats of their own; they are kept.", guided=False)
     else:
         draft.set("repeats", length.repeats, samples, guided=False)
     checkpointing = guide.RECIPE["gradient_checkpointing"]
@@ -206,7 +206,7 @@ def _length(draft: RecipeDraft, kind: LoraKind, tier: guide.Tier, images: Datase
     recipe = draft.recipe()
     batch = batch_of(recipe)
     target = target_steps(kind, batch)
-    shown = max(1, round(images.mean_repeats)) if images.has_mixed_repeats else draft.given.get("repeats")
+    shown = max(1, round(images.mean_repeats)) if images.has_own_repeats else draft.given.get("repeats")
     trained = max(1, round(images.total * (1 - recipe.validation_split)))
     length = choose_length(trained, batch, target, tier, repeats=shown, epochs=draft.given.get("epochs"))
     why = (

@@ -18,7 +18,8 @@ from lora_studio.events import (
     ValidationEvent,
     WarningEvent,
 )
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.files import write_text
+from lora_studio.settings.job_specs import TrainJob, job_to_toml
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.train.tab import TrainTab
@@ -172,6 +173,17 @@ def test_wrong_values_leave_no_figures_of_an_earlier_recipe(project: Project, in
     assert error_code(shown["train_notice"]) == "config"
     assert not any(character.isdigit() for character in shown["train_tiles"])
     assert project.info().recipe == {"epochs": 3}
+
+
+def test_the_runs_table_names_a_changed_base_and_trigger_word(project: Project, interface: Interface) -> None:
+    make_run(project)
+    second = make_run(project)
+    job = second.job()
+    assert isinstance(job, TrainJob)
+    write_text(second.job_file, job_to_toml(job.model_copy(update={"base": "Pony V6 XL", "trigger_word": "ink_two"})))
+    runs = interface.open_project("ink")["train_runs"]
+    assert f"Base: {BASE} → Pony V6 XL" in runs
+    assert "inkstamp_hc → ink_two" in runs
 
 
 def test_a_failed_run_says_once_why(project: Project, interface: Interface) -> None:

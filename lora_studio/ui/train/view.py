@@ -349,12 +349,25 @@ def _loss_cell(view: RunView) -> Markup:
 
 def _changes(job: TrainJob, previous: TrainJob | None) -> Markup:
     changes = setting_changes(job.recipe, previous.recipe if previous else Recipe())
-    if not changes:
+    lines = [f"{change.label}: {change.before_text} → {change.value_text}" for change in changes]
+    if previous is not None:
+        lines = _changes_of_inputs(job, previous) + lines
+    if not lines:
         return render("train/changes.html", lines=["nothing" if previous else "the guide's defaults"])
-    lines = [f"{change.label}: {change.before_text} → {change.value_text}" for change in changes[:MAX_CHANGES_SHOWN]]
-    if len(changes) > MAX_CHANGES_SHOWN:
-        lines.append(f"and {len(changes) - MAX_CHANGES_SHOWN} more")
-    return render("train/changes.html", lines=lines)
+    hidden = lines[MAX_CHANGES_SHOWN:]
+    return render("train/changes.html", lines=lines[:MAX_CHANGES_SHOWN] + [f"and {len(hidden)} more"] * bool(hidden))
+
+
+def _changes_of_inputs(job: TrainJob, previous: TrainJob) -> list[str]:
+    """Return what changed besides the recipe, as texts like "Base: SDXL 1.0 → Pony V6 XL"."""
+    inputs = {
+        "Base": (previous.base, job.base),
+        "Dataset": (previous.dataset, job.dataset),
+        "Trigger word": (previous.trigger_word or "none", job.trigger_word or "none"),
+        "Regularisation images": (previous.regularization or "none", job.regularization or "none"),
+        "Start from a LoRA": (previous.network_weights or "none", job.network_weights or "none"),
+    }
+    return [f"{name}: {before} → {after}" for name, (before, after) in inputs.items() if before != after]
 
 
 def training_captions(view: RunView) -> Markup:

@@ -62,7 +62,7 @@ def test_images_of_set_folders_train_as_often_as_these_say(tmp_path: Path) -> No
         save(tmp_path / name, (64, 64))
     found = read_images(tmp_path)
     assert found.outside_sets == [tmp_path / "loose.png"]
-    assert (found.total, found.mean_repeats, found.has_mixed_repeats) == (3, 3, True)
+    assert (found.total, found.mean_repeats, found.has_own_repeats) == (3, 3, True)
     own = {"2_saria/a.png": 2, "2_saria/b.jpg": 2, "5_bird/a.png": 5}
     assert repeats_of(found.split(Recipe()).training) == own
     assert repeats_of(found.split(Recipe(repeats=7)).training) == dict.fromkeys(own, 7)

@@ -202,6 +202,8 @@ def test_image_sizes_are_read_after_exif_rotation(tmp_path: Path) -> None:
     [
         ({"images": 0}, "no_images", "0"),
         ({"images": 24, "kind": "portrait"}, "kind", "'portrait'"),
+        ({"images": 2.5}, "images", "2.5"),
+        ({"images": True}, "images", "True"),
         ({"images": 24, "base": " "}, "base_missing", "base"),
         ({"images": 1_000_000_000}, "images", "1,000,000,000"),
         ({"images": 24, "vram_gib": 0}, "vram_gib", "0"),
@@ -278,3 +280,15 @@ def test_a_file_with_zero_terminal_snr_is_planned_like_one_of_the_catalogue(tmp_
 
 def test_a_repository_that_cannot_be_looked_at_is_planned_with_a_caution() -> None:
     assert "base_unchecked" in codes(plan(24, base="someone/model"))
+
+
+def test_captions_without_the_trigger_word_are_found_before_the_start(tmp_path: Path) -> None:
+    for number, caption in enumerate(["zz_ink, a cat", "a dog", "a house"]):
+        save(tmp_path / "data" / f"{number}.png", (64, 64))
+        (tmp_path / "data" / f"{number}.txt").write_text(caption, "utf-8")
+    found = plan(tmp_path / "data", trigger_word="ZZ_ink").warnings
+    [caution] = [warning for warning in found if warning.code == "trigger_not_in_captions"]
+    assert "2 of 3" in caution.message
+    prefixed = plan(tmp_path / "data", trigger_word="zz_ink", overrides={"caption_prefix": "zz_ink"})
+    for other in (plan(tmp_path / "data", trigger_word=""), prefixed):
+        assert "trigger_not_in_captions" not in codes(other)
