@@ -83,6 +83,13 @@ def test_output_and_gradients_are_those_of_separate_layers(
         assert (fused_result - separate).norm() <= close * separate.norm()
 
 
+def test_projections_of_several_parameter_groups_are_fused(unet: UNet2DConditionModel) -> None:
+    model, weights = with_fused_adapters(unet, loraplus_lr_ratio=4, down_lr_weight="cosine+.2")
+    assert len(weights.flat) > 2
+    assert fuse_projections(layers(model, "attn1"))
+    assert fuse_projections(layers(model, "attn2", 2))
+
+
 def test_fused_weights_take_no_additional_memory(unet: UNet2DConditionModel) -> None:
     model, _ = with_fused_adapters(unet)
     before = {name: value.clone() for name, value in model.state_dict().items()}
