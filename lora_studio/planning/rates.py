@@ -12,13 +12,15 @@ from lora_studio.settings.recipe import Recipe
 LOHA_STEP = 2e-4 * 4
 
 
-def rate_factor(recipe: Recipe) -> float:
-    """Return the multiple of the guide's rates, which are for AdamW and a LoRA, that suits optimizer and network.
+def rate_factor(recipe: Recipe, setting: str) -> float:
+    """Return the multiple of the guide's rate, which is for AdamW and a LoRA, that suits optimizer and network.
 
     A LoHa begins with factors of about 1, so that a step of size r changes each weight by about 0.1 alpha r, some
-    twenty times more than in a LoRA: its rate is inversely proportional to alpha.
+    twenty times more than in a LoRA: its rate is inversely proportional to alpha. With LoRA+ the geometric mean of the
+    rates of down and up matrices stays that of a LoRA.
     """
     factor = OPTIMIZERS[recipe.optimizer.value].rate_factor
+    factor /= sqrt(recipe.up_ratio("unet" if setting == "unet_lr" else "te1"))
     if recipe.network_type is NetworkType.LOHA:
         alpha = recipe.network_alpha * (sqrt(recipe.network_dim) if recipe.rank_stabilized else 1)
         factor *= LOHA_STEP / alpha / RECIPE["unet_lr"].value
@@ -27,7 +29,7 @@ def rate_factor(recipe: Recipe) -> float:
 
 def usual_rate(setting: str, recipe: Recipe) -> float:
     """Return the rate that suits a recipe as the value of a setting: unet_lr, text_encoder_lr or text_encoder_lr2."""
-    return float(f"{RECIPE[setting.removesuffix('2')].value * rate_factor(recipe):.6g}")
+    return float(f"{RECIPE[setting.removesuffix('2')].value * rate_factor(recipe, setting):.6g}")
 
 
 def lower_rates(recipe: Recipe) -> dict[str, float]:
@@ -42,7 +44,7 @@ def lower_rates(recipe: Recipe) -> dict[str, float]:
     found = {}
     for name, rate in recipe.named_rates.items():
         high = RECIPE[name.removesuffix("2")].high
-        far_too_high = high is not None and rate / 2 > high * rate_factor(recipe)
+        far_too_high = high is not None and rate / 2 > high * rate_factor(recipe, name)
         if far_too_high and not optimizer.learning_rate_free:
             rate = 2 * usual_rate(name, recipe)
         found[name] = float(f"{rate / 2:.6g}")

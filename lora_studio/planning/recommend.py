@@ -111,8 +111,7 @@ def _choose_network(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | 
     for name in ("unet_lr", "text_encoder_lr", "optimizer", "noise_offset"):
         draft.set(name, guide.RECIPE[name].value, guide.RECIPE[name].why)
     _choose_rates(draft, Recipe.parse({"optimizer": draft.get("optimizer")}).optimizer)
-    if draft.recipe().network_type is NetworkType.LOHA:
-        _choose_loha_rates(draft, draft.recipe())
+    _choose_network_rates(draft, draft.recipe())
     if uses_zero_snr(draft.recipe(), base is not None and base.zero_terminal_snr):
         draft.set("noise_offset", 0.0, NO_NOISE_OFFSET, guided=False)
         draft.set("min_snr_gamma", 0.0, NO_MIN_SNR, guided=False)
@@ -152,13 +151,18 @@ def _choose_rates(draft: RecipeDraft, optimizer: Optimizer) -> None:
         )
 
 
-def _choose_loha_rates(draft: RecipeDraft, recipe: Recipe) -> None:
-    """Lower the rates for a LoHa, unless the optimizer finds them itself."""
+def _choose_network_rates(draft: RecipeDraft, recipe: Recipe) -> None:
+    """Lower the rates for a LoHa and for LoRA+, unless the optimizer finds them itself."""
     if guide.OPTIMIZERS[recipe.optimizer.value].learning_rate_free:
         return
-    why = f"LyCORIS' rate for a LoHa with alpha {recipe.network_alpha:g}, whose steps are larger than those of a LoRA."
-    for setting in ("unet_lr", "text_encoder_lr"):
-        draft.set(setting, usual_rate(setting, recipe), why, guided=False)
+    is_loha = recipe.network_type is NetworkType.LOHA
+    for setting, model in (("unet_lr", "unet"), ("text_encoder_lr", "te1")):
+        rate, ratio = usual_rate(setting, recipe), recipe.up_ratio(model)
+        why = f"With LoRA+ the up matrices learn at {ratio:g} times this rate: {rate * ratio:g}."
+        if is_loha:
+            why = f"LyCORIS' rate for a LoHa with alpha {recipe.network_alpha:g}, which takes larger steps than a LoRA."
+        if is_loha or ratio != 1:
+            draft.set(setting, rate, why, guided=False)
 
 
 def _choose_schedule(

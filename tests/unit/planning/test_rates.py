@@ -19,6 +19,7 @@ LOHA = {"network_type": "LoHa", "network_dim": 32, "network_alpha": 16}
         ({"optimizer": "Lion"}, 1e-4),
         ({"network_type": "LoHa", "network_dim": 8, "network_alpha": 4}, 2e-4),  # as in LyCORIS' example
         (LOHA, 5e-5),
+        ({"loraplus_lr_ratio": 16}, 1.25e-4),
         (LOHA | {"optimizer": "Lion"}, 1e-5),
         ({"network_type": "LoHa", "network_dim": 16, "network_alpha": 4, "rank_stabilized": True}, 5e-5),
     ],

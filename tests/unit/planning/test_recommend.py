@@ -136,6 +136,12 @@ def test_a_loha_gets_rates_that_suit_its_alpha(overrides: dict[str, Any], rates:
     assert "loha_rate" in codes(plan(24, overrides={"network_type": "LoHa", "unet_lr": 5e-4}))
 
 
+def test_lora_plus_gets_lower_rates_within_the_guides_range() -> None:
+    result = plan(24, overrides={"loraplus_lr_ratio": 16, "loraplus_text_encoder_lr_ratio": 4})
+    assert (result.recipe.unet_lr, result.recipe.text_encoder_lr) == pytest.approx((1.25e-4, 5e-5))
+    assert "loraplus_rate" not in codes(result)
+
+
 def test_only_large_sets_get_a_validation_split() -> None:
     assert plan(300).recipe.validation_split == 0
     large = plan(400)
