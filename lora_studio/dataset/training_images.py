@@ -132,6 +132,10 @@ class DatasetImages:
         """The average repeats of the images by the names of their folders."""
         return sum(image.image_set.repeats * image.count for image in self.images) / self.total
 
+    def mean_repeats_in(self, recipe: Recipe) -> float:
+        """Return how often an epoch contains an image on average."""
+        return sum(image.repeats_in(recipe) * image.count for image in self.images) / self.total
+
     @property
     def has_own_repeats(self) -> bool:
         """True if the repeats are not to be chosen: the folders' differ, or subsets set them."""

@@ -177,7 +177,7 @@ def plan(
         tier=guide.tier_for(found.total),
         recipe=recipe,
         reasons=draft.reasons(recipe),
-        repeats=recipe.repeats or round(found.mean_repeats),
+        repeats=round(found.mean_repeats_in(recipe)),
         steps=steps,
         vram_gib=estimate_vram_gib(recipe, known, vram_gib),
         vram_parts=estimate_vram_parts(recipe, known, vram_gib),

@@ -147,7 +147,7 @@ def _exchange(*, local: bool) -> Exchange:
                 "LoRA file. Export writes the settings below as a TOML for sd-scripts."
             )
         )
-        with gr.Row(elem_classes="fields"):
+        with gr.Row():
             upload = gr.UploadButton(
                 "Import a file", file_types=list(FILE_TYPES), file_count="single", elem_id="train-import"
             )

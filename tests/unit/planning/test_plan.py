@@ -23,6 +23,7 @@ from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.plan_numbers import PlanNumbers
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.events import start_event, step_event
@@ -292,3 +293,13 @@ def test_captions_without_the_trigger_word_are_found_before_the_start(tmp_path: 
     prefixed = plan(tmp_path / "data", trigger_word="zz_ink", overrides={"caption_prefix": "zz_ink"})
     for other in (plan(tmp_path / "data", trigger_word=""), prefixed):
         assert "trigger_not_in_captions" not in codes(other)
+
+
+def test_subsets_are_counted_with_their_repeats(image_folder: Callable[..., Path]) -> None:
+    folder = image_folder(4)
+    subsets = [Subset(image_dir=folder, num_repeats=3), Subset(image_dir=folder, num_repeats=5)]
+    result = plan(folder, base="SDXL 1.0", overrides={"repeats": 50, "batch_size": 1}, subsets=subsets)
+    assert (result.images, result.repeats, result.steps.samples_per_epoch) == (8, 4, 4 * 3 + 4 * 5)
+    prior = Subset(image_dir=folder, is_reg=True)
+    balanced = plan(folder, base="SDXL 1.0", overrides={"batch_size": 1}, subsets=[*subsets, prior])
+    assert balanced.steps.samples_per_epoch == 2 * (4 * 3 + 4 * 5)
