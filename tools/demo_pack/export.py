@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from demo_pack import captioner, pictures, progress, tagger, tokenizer, unet
+from demo_pack import captioner, pictures, progress, tagger, unet
 
 LIMIT_MIB = 30.0
 
@@ -43,9 +43,9 @@ def _export_base(work: Path, folder: Path) -> None:
     for part in ("text_encoder", "text_encoder_2"):
         _keep_float32(folder / part / "config.json")
     add_text_model_prefix(folder / "text_encoder" / "model.safetensors")
-    for part, pad_token in (("tokenizer", tokenizer.END), ("tokenizer_2", "!")):
+    for part in unet.TOKENIZERS:
         shutil.rmtree(folder / part)
-        tokenizer.write(folder / part, merges=unet.MERGES, pad_token=pad_token)
+        shutil.copytree(work / part, folder / part)
 
 
 def _export_tagger(work: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from demo_pack.rendered_latents import RenderedLatent
 BATCH = 32
 RENDERED = 16  # of BATCH are renderings; the rest is on white
 MERGES = 6000
+TOKENIZERS = {"tokenizer": tokenizer.END, "tokenizer_2": "!"}  # folder: padding token
 WIDTHS = (64, 96)  # of the text encoders: different, as loaders distinguish SDXL's by width
 TIME_WIDTH = 32  # embedding width of each of the six time_ids
 NOISE_OFFSET = 0.05
@@ -97,10 +99,12 @@ def build_text_encoders(tokens: CLIPTokenizer) -> tuple[CLIPTextModel, CLIPTextM
 
 
 def load_tokenizers(work: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
-    """Write both tokenizers to WORK and load them; they differ in the padding token."""
-    tokenizer.write(work / "tokenizer", merges=MERGES)
-    tokenizer.write(work / "tokenizer_2", merges=MERGES, pad_token="!")
-    return CLIPTokenizer.from_pretrained(work / "tokenizer"), CLIPTokenizer.from_pretrained(work / "tokenizer_2")
+    """Load both tokenizers from WORK, and write them first if they are missing; they differ in the padding token."""
+    for part, pad_token in TOKENIZERS.items():
+        if not (work / part / "tokenizer_config.json").exists():  # the last file that is written
+            tokenizer.write(work / part, merges=MERGES, pad_token=pad_token)
+    first, second = (CLIPTokenizer.from_pretrained(work / part) for part in TOKENIZERS)
+    return first, second
 
 
 def encode(
@@ -237,7 +241,9 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
 
 
 def adopt(work: Path, pack: Path) -> None:
-    """Write the first checkpoint of the UNet and the text encoders from the exported pack."""
+    """Write the first checkpoint of the UNet and the text encoders from the exported pack, and copy its tokenizers."""
+    for part in TOKENIZERS:
+        shutil.copytree(pack / "base" / part, work / part, dirs_exist_ok=True)
     base = StableDiffusionXLPipeline.from_pretrained(pack / "base")
     parts = {name: getattr(base, name).state_dict() for name in ("unet", "text_encoder", "text_encoder_2")}
     progress.adopt("unet", parts, work)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from demo_pack import captions, rendered_latents, unet, vae
 from demo_pack.progress import StepRng
+
+from lora_studio.demo import base_path
 
 
 @pytest.fixture
@@ -41,3 +44,15 @@ def test_a_step_repeats_its_batch(images: unet.TrainingImages) -> None:
     first, second = (images.batch(StepRng.of(0, "unet", 5, 0.5)) for _ in range(2))
     assert torch.equal(first[0], second[0])
     assert first[1] == second[1]
+
+
+def test_tokenizers_of_the_pack_are_used_as_they_are(tmp_path: Path) -> None:
+    """Continuing the exported base needs no package with CLIP's vocabulary."""
+    for part in unet.TOKENIZERS:
+        shutil.copytree(base_path() / part, tmp_path / part)
+    first, second = unet.load_tokenizers(tmp_path)
+    assert [first.pad_token, second.pad_token] == list(unet.TOKENIZERS.values())
+    assert first("red apple, sepia").input_ids == second("red apple, sepia").input_ids
+    for part in unet.TOKENIZERS:
+        for file in (base_path() / part).iterdir():
+            assert (tmp_path / part / file.name).read_bytes() == file.read_bytes()
