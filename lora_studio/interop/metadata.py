@@ -25,6 +25,7 @@ _RECORDS = {
     "optimizer_args",
 }
 _CLASS = re.compile(r"([\w.]+)(?:\((.*)\))?", re.DOTALL)
+_TIMESTEPS = re.compile(r"(\d+), *(\d+)")
 _NOT_AN_ARGUMENT = {"fused", "foreach", "split_groups"}  # that the studio passes to a class by itself
 _LIBRARY_NAMES = {"weight_decouple": "decouple", "bias_correction": "use_bias_correction"}  # of pytorch_optimizer
 
@@ -52,6 +53,8 @@ def metadata_arguments(metadata: Mapping[str, str]) -> tuple[dict[str, Any], lis
         arguments.setdefault(_RENAMED.get(name, name), value)
     if word := metadata.get("modelspec.trigger_phrase", "").strip():
         arguments["metadata_trigger_phrase"] = word
+    if (match := _TIMESTEPS.fullmatch(metadata.get("modelspec.timestep_range", ""))) is not None:
+        arguments |= {"min_timestep": match[1], "max_timestep": match[2]}
     return arguments, left_out
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from lora_studio.dataset.captions.extension import CAPTION_SUFFIXES
 from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
 from lora_studio.dataset.ingest.importers import ImportReport, Refused
 from lora_studio.errors import InputError
@@ -99,7 +100,7 @@ def dataset_tiles(contents: Contents, rejected: int, *, scanning: bool = False) 
             _scan_tile("Duplicates", len(duplicates), duplicate_kinds or "no image is a duplicate", pending),
             _scan_tile("To check", len(flagged), issues or "no issues found", pending),
             Tile(
-                "Captioned",
+                _captioned_label(contents),
                 f"{contents.captioned:,} / {len(items):,}",
                 _captions_note(contents),
                 _captions_tone(contents),
@@ -112,6 +113,12 @@ def dataset_tiles(contents: Contents, rejected: int, *, scanning: bool = False) 
             ),
         ]
     )
+
+
+def _captioned_label(contents: Contents) -> str:
+    """Return the label of the number of captions, with the extension that the project chose for them."""
+    suffixes = contents.caption_suffixes
+    return "Captioned" if suffixes == CAPTION_SUFFIXES else f"Captioned in {suffixes[0]}"
 
 
 def _scan_tile(label: str, count: int, text: str, pending: str) -> Tile:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lora_studio.interop.metadata import metadata_arguments
+from lora_studio.interop.read import Translation
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.lora_file import save_lora_file
+from lora_studio.training.optim.optimizers import optimizer_arguments
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.trainer import Trainer
@@ -182,3 +186,35 @@ EXPECTED_METADATA = {
     "ss_masked_loss": "True",
     "ss_validation_split": "0.25",
 }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"network_type": "LoCon", "conv_dim": 6, "conv_alpha": 3, "rank_dropout": 0.1, "scale_weight_norms": 2.5},
+        {"network_type": "LoKr", "train_layers": "all", "lokr_factor": 8, "use_tucker": True, "ema_decay": 0.99},
+        {"optimizer": "Prodigy", "unet_lr": 1, "text_encoder_lr": 1, "optimizer_args": ["d_coef=0.5"]},
+        {"optimizer": "Adafactor", "lr_scheduler": "adafactor", "max_token_length": 225},
+        {"optimizer": "DAdaptAdam", "unet_lr": 1, "text_encoder_lr": 1, "lr_scheduler": "constant"},
+        {"optimizer_type": "torch.optim.RAdam", "optimizer_args": ["eps=1e-9"], "lr_scheduler_type": "StepLR"},
+        {"caption_prefix": "by ohwx,", "enable_wildcard": True, "keep_tokens_separator": "|||", "token_warmup_step": 9},
+        {"loss_type": "huber", "huber_c": 0.2, "noise_offset": 0.0357, "adaptive_noise_scale": 0.00357},
+        {"min_timestep": 100, "max_timestep": 900, "noise_offset_random_strength": True},
+        {"text_encoder_lr": 1e-5, "text_encoder_lr2": 2e-5, "loraplus_lr_ratio": 4.5},
+    ],
+)
+def test_an_import_of_the_metadata_gives_the_recipe(trainer: Trainer, values: dict[str, Any]) -> None:
+    recipe = Recipe.parse({**trainer.job.recipe.non_defaults(), "lr_scheduler_args": [], **values})
+    if recipe.lr_scheduler_type:
+        recipe.lr_scheduler_args = ["step_size=10"]
+    job = trainer.job.model_copy(update={"recipe": recipe})
+    metadata = build_lora_metadata(
+        job, trainer.dataset, trainer.counts, trainer.base, precision="fp32", started=0.0, epoch=1, step=1
+    )
+    arguments, left_out = metadata_arguments(metadata)
+    found = Translation(arguments, complete=False)
+    assert {item.name for item in [*left_out, *found.left_out] if item.matters} == {"ss_sd_model_name"}
+    imported = Recipe.parse(recipe.non_defaults() | found.recipe)
+    for name in values.keys() - {"optimizer_args"}:
+        assert getattr(imported, name) == getattr(recipe, name), name
+    assert optimizer_arguments(imported).items() >= optimizer_arguments(recipe).items()

@@ -97,6 +97,13 @@ def test_tiles_and_curate_show_no_earlier_result_during_a_scan(home: Home) -> No
     assert figures(scanning=False) == ["3", "–", "–"]
 
 
+def test_tiles_name_the_extension_that_a_project_chose(home: Home) -> None:
+    project = add_captioned_images(home.create_project("extension", ProjectInfo(recipe={"caption_extension": ".txt2"})))
+    assert "Captioned in .txt2" in dataset_tiles(Contents.of(project), 0)
+    project.save_info(ProjectInfo())
+    assert "Captioned in" not in dataset_tiles(Contents.of(project), 0)
+
+
 def test_files_that_are_refused_for_one_reason_share_a_card() -> None:
     files = [
         Refused(name=f"{number}.png", message=f"{number}.png is damaged.", remedy="Save it.") for number in range(60)
