@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from lora_studio.dataset.captions.edit_history import CaptionHistory, EditReport
@@ -22,13 +23,15 @@ from lora_studio.dataset.images.sets import wrap_images
 from lora_studio.dataset.review import Review, mark_reviewed, review_status
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.training_images import check_caption_extension, read_images
+from lora_studio.device import device_to_plan_for, find_gpu
 from lora_studio.diagnosis import doctor
 from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.events import Event, FailedEvent, StepEvent
 from lora_studio.interop.files import import_settings
 from lora_studio.interop.write import export_settings
-from lora_studio.planning.plan import plan
-from lora_studio.settings.choices import ExistingCaptions, Precision
+from lora_studio.planning.plan import NEW_PROJECT, Plan, plan
+from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
+from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
@@ -175,6 +178,7 @@ def train(
     name: str = TRAIN.name,
     trigger_word: str = TRAIN.trigger_word,
     recipe: Recipe | None = None,
+    kind: LoraKind | str = NEW_PROJECT.kind,
     vae: str | None = TRAIN.vae,
     network_weights: Path | str | None = TRAIN.network_weights,
     regularization: Path | str | None = TRAIN.regularization,
@@ -187,10 +191,11 @@ def train(
     """Train a LoRA on the images of `dataset` and return its path, its loss and a verdict.
 
     `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file; `vae` replaces its
-    own. `network_weights` is a LoRA file to start from, `regularization` a folder of regularisation images of the
-    class. `subsets` are folders with repeats and settings of their own, which are trained on instead of those found in
-    `dataset`. `out` is the run folder (default: a numbered one in the studio's home); `resume` continues a stopped run.
-    With `num_processes` above 1 the run uses one worker process per GPU. Raises StudioError.
+    own. Without a `recipe` one is planned for a LoRA of this `kind` on these images and this machine. `network_weights`
+    is a LoRA file to start from, `regularization` a folder of regularisation images of the class. `subsets` are folders
+    with repeats and settings of their own, which are trained on instead of those found in `dataset`. `out` is the run
+    folder (default: a numbered one in the studio's home); `resume` continues a stopped run. With `num_processes` above
+    1 the run uses one worker process per GPU. Raises StudioError.
     """
     job = _build(
         TrainJob,
@@ -205,7 +210,64 @@ def train(
         subsets=list(subsets),
         num_processes=num_processes,
     )
+    if recipe is None:
+        planned = plan_on_this_machine(job, LoraKind(kind), home or Home.locate())
+        job = job.model_copy(update={"recipe": planned.recipe})
     return cast("TrainResult", run_job(job, out=out, home=home, on_event=on_event))
+
+
+def plan_on_this_machine(job: TrainJob, kind: LoraKind, home: Home) -> Plan:
+    """Plan a job for this machine's GPU; settings that its recipe was given are kept."""
+    gpu = find_gpu()
+    return plan(
+        job.dataset,
+        kind=kind,
+        base=job.base,
+        vram_gib=gpu.vram_gib if gpu else None,
+        trigger_word=job.trigger_word,
+        overrides=job.recipe.model_dump(include=job.recipe.model_fields_set),
+        regularization=job.regularization,
+        subsets=job.subsets,
+        home=home,
+        device=device_to_plan_for(),
+    )
+
+
+def measure(
+    dataset: Path | str,
+    *,
+    base: str,
+    recipe: Recipe,
+    trigger_word: str = TRAIN.trigger_word,
+    regularization: Path | str | None = TRAIN.regularization,
+    subsets: Sequence[Subset] = TRAIN.subsets,
+    home: Home | None = None,
+    on_event: Listener = _ignore,
+) -> MeasuredSpeed:
+    """Train a few steps on this machine, and return how long one takes.
+
+    The speed is remembered for plans for the same base and device; nothing else is kept. The arguments are those of
+    `train`. Raises StudioError, also if it is stopped before it has taken enough steps.
+    """
+    home = home or Home.locate()
+    home.path.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="measure-", dir=home.path) as folder:
+        run = JobFolder(Path(folder) / "run")
+        train(
+            dataset,
+            base=base,
+            recipe=shortest_run(recipe),
+            trigger_word=trigger_word,
+            regularization=regularization,
+            subsets=subsets,
+            out=run.path,
+            home=home,
+            on_event=on_event,
+        )
+        speed = speed_of_run(run)
+    if speed is None:
+        raise JobError("The measurement was stopped too early.", "Let it run to its end.", code="stopped")
+    return speed
 
 
 def sweep(

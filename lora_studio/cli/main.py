@@ -18,16 +18,16 @@ from lora_studio import __version__, api, guide
 from lora_studio.cli.captions import caption_app
 from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json, print_lines
 from lora_studio.cli.options import field_help, field_options
+from lora_studio.cli.plan import plan
 from lora_studio.cli.progress import JobProgress, progress_bar
+from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
 from lora_studio.dataset.tagging.cache import cached_features
-from lora_studio.device import device_to_plan_for
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
-from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.project import Home
 
 if TYPE_CHECKING:
@@ -35,15 +35,6 @@ if TYPE_CHECKING:
     from lora_studio.interop.files import ImportedSettings
     from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
-
-FromOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="FILE",
-        help="Import settings: a .json of kohya_ss, a .toml of sd-scripts, or a LoRA with training metadata.",
-    ),
-]
 
 app = typer.Typer(
     help="Curate, tag, plan, train and test SDXL LoRAs.",
@@ -88,74 +79,7 @@ def demo(
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command()
-@field_options(
-    Recipe,
-    {"epochs": "--epochs", "batch_size": "--batch", "repeats": "--repeats", "resolution": "--resolution"},
-    show_defaults=False,
-)
-def plan(
-    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help=field_help(TrainJob, "dataset"))] = None,
-    images: Annotated[int | None, typer.Option("--images", min=1, help="Number of images, without a folder.")] = None,
-    kind: Annotated[LoraKind, typer.Option(help="What the LoRA is for.")] = NEW_PROJECT.kind,
-    base: Annotated[str, typer.Option(help=field_help(TrainJob, "base"))] = NEW_PROJECT.base,
-    vram: Annotated[float | None, typer.Option("--vram", min=1, help="GPU memory in GiB.")] = None,
-    trigger: Annotated[str, typer.Option(help=field_help(TrainJob, "trigger_word"))] = NEW_PROJECT.trigger_word,
-    regularization: Annotated[Path | None, typer.Option(help=field_help(TrainJob, "regularization"))] = None,
-    source: FromOption = None,
-    export: Annotated[
-        Path | None, typer.Option("--export", metavar="FILE", help="Write the plan as a .toml for kohya's sd-scripts.")
-    ] = None,
-    home: HomeOption = None,
-    as_json: Json = False,
-    **overrides: Any,
-) -> None:
-    """Plan the settings and steps of a training, with the reasons."""
-    imported = _import(source)
-    subsets: list[Subset] = []
-    if imported is not None and folder is None and images is None and "dataset" in imported.job:
-        folder = Path(imported.job["dataset"])
-        subsets = [Subset.parse(subset) for subset in imported.job.get("subsets", [])]
-    if imported is not None and base == NEW_PROJECT.base:
-        base = imported.job.get("base", base)
-        trigger = trigger or imported.job.get("trigger_word", "")
-    if (folder is None) == (images is None):
-        raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
-    result = api.plan(
-        folder if folder is not None else images or 0,
-        kind=kind,
-        base=base,
-        vram_gib=vram,
-        trigger_word=trigger,
-        overrides={**(imported.recipe if imported else {}), **overrides},
-        regularization=regularization,
-        subsets=subsets,
-        home=Home.locate(home),
-        device=device_to_plan_for() if vram is None else None,
-    )
-    if export is not None:
-        exported = api.export_settings(
-            result.recipe,
-            export,
-            base=base,
-            dataset=folder,
-            trigger_word=trigger,
-            regularization=regularization,
-            prediction_type=result.prediction_type,
-            total_steps=result.steps.total_steps,
-            subsets=subsets,
-        )
-        _report_left_out(f"Written to {exported.file}.", exported.lines())
-    if as_json:
-        print_json(result.summary())
-        return
-    table = Table("setting", "value", "why", box=None, pad_edge=False)
-    for reason in result.reasons:
-        table.add_row(reason.setting, str(reason.value), reason.why)
-    out_console.print(table)
-    out_console.print(result.describe(), highlight=False, markup=False)
-    for warning in result.warnings:
-        out_console.print(f"- {warning.message} {warning.why}", highlight=False, markup=False)
+app.command()(plan)
 
 
 @app.command()
@@ -263,17 +187,19 @@ def train(
         Path | None, typer.Argument(metavar="[JOB.toml]", help="A job file, or the job.toml of a run.")
     ] = None,
     source: FromOption = None,
-    preset: Annotated[str | None, typer.Option(help="A preset by name, or a .toml file.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; can be repeated.")
-    ] = None,
+    kind: KindOption = NEW_PROJECT.kind,
+    preset: PresetOption = None,
+    settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a numbered one in the home).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     home: HomeOption = None,
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Train a LoRA; Ctrl+C stops and saves, and --resume continues."""
+    """Train a LoRA; Ctrl+C stops and saves, and --resume continues.
+
+    Without a JOB.toml or --from, the recipe is planned for the images, the base and this machine, as `plan` does.
+    """
     result: TrainResult
     if resume:
         folder = out or (job_file.parent if job_file else None)
@@ -282,7 +208,10 @@ def train(
         with JobProgress(err_console) as bar:
             result = api.resume(folder, home=Home.locate(home), on_event=bar)
     else:
-        result = _run(_train_job(job_file, _import(source), given, preset, settings or []), home, out)
+        job = _train_job(job_file, import_from(source), given, preset, settings or [])
+        if job_file is None and source is None:
+            job = _planned(job, kind, Home.locate(home))
+        result = _run(job, home, out)
     if as_json:
         print_json(result)
         return
@@ -387,19 +316,11 @@ def _run(job: AnyJob, home: Path | None, out: Path | None = None) -> Any:
         return api.run_job(job, out=out, home=Home.locate(home), on_event=bar)
 
 
-def _import(source: Path | None) -> ImportedSettings | None:
-    """Read the settings of another program's file, if one is given, and print what was not carried over to stderr."""
-    if source is None:
-        return None
-    imported = api.import_settings(source)
-    _report_left_out(f"Settings of {source} ({imported.source}).", imported.lines())
-    return imported
-
-
-def _report_left_out(title: str, lines: list[str]) -> None:
-    err_console.print(f"{title}{' Not carried over:' if lines else ''}", soft_wrap=True, highlight=False, markup=False)
-    for line in lines:
-        err_console.print(f"- {line}", soft_wrap=True, highlight=False, markup=False)
+def _planned(job: TrainJob, kind: LoraKind, home: Home) -> TrainJob:
+    """Return the job with the planned recipe around the settings that it changes, and print the plan to stderr."""
+    planned = api.plan_on_this_machine(job, kind, home)
+    err_console.print(planned.describe(), highlight=False, markup=False)
+    return job.model_copy(update={"recipe": planned.recipe})
 
 
 def _train_job(

@@ -41,6 +41,22 @@ def device_kind(name: str) -> str:
     return CPU if name.startswith(CPU) else name
 
 
+def shortest_run(recipe: Recipe) -> Recipe:
+    """Return a recipe that trains just long enough to tell its speed, and draws and saves nothing on the way."""
+    changes = {
+        "epochs": MIN_STEPS,
+        "max_train_steps": MIN_STEPS,
+        "lr_warmup_steps": 0,
+        "validation_split": 0,
+        "sample_prompts": [],
+        "sample_at_first": False,
+        "save_every_n_epochs": MIN_STEPS,
+        "save_every_n_steps": 0,
+        "log_with": "none",
+    }
+    return Recipe.parse(recipe.model_dump() | changes)
+
+
 def speed_of_run(folder: JobFolder) -> MeasuredSpeed | None:
     """Return the speed of a training run; None if it is none, or too short to tell."""
     try:

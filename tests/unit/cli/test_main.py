@@ -19,7 +19,8 @@ from lora_studio import api
 from lora_studio.cli import main
 from lora_studio.cli.main import app
 from lora_studio.diagnosis import Check, Diagnosis
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.choices import Optimizer
+from lora_studio.settings.job_specs import TrainJob, job_from_toml
 from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import save_tiny_wd
 
@@ -180,6 +181,35 @@ def test_tag_command(image_folder: Callable[..., Path], tmp_path: Path, home: Ho
     more = ["--tagger", other, "--existing", "overwrite", "--character-threshold", "0.1", "--only", "hero_(series),red"]
     assert run_json(*options, *more)["tagged"] == 3
     assert sorted((folder / "picture 0.txt").read_text().split(", ")) == ["hero (series)", "ohwx", "red"]
+
+
+def test_plan_takes_presets_and_settings_and_writes_a_job(
+    image_folder: Callable[..., Path], tmp_path: Path, home: Home
+) -> None:
+    folder, file = image_folder(4), tmp_path / "job.toml"
+    words = ("--preset", "prodigy", "--set", "network_dim=12", "--epochs", "7", "--trigger", "ink_x")
+    planned = run_json("plan", folder, "--base", "embedded", *words, "--out", file)
+    job = job_from_toml(file.read_text("utf-8"))
+    assert isinstance(job, TrainJob)
+    assert (job.dataset, job.base, job.trigger_word) == (folder, "embedded", "ink_x")
+    assert job.recipe.non_defaults() == planned["recipe"]
+    assert (job.recipe.optimizer, job.recipe.network_dim, job.recipe.epochs) == (Optimizer.PRODIGY, 12, 7)
+    assert run("plan", "--images", "24", "--out", file).returncode == 2
+
+
+@pytest.mark.slow
+def test_plan_measures_the_time_of_a_step(
+    image_folder: Callable[..., Path], tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LORA_STUDIO_HOME", str(tmp_path / "home"))
+    settings = ("network_dim=4", "network_alpha=2", "resolution=64", "min_bucket_reso=64", "batch_size=2")
+    words = ["plan", image_folder(4), "--base", tiny_base, *(word for text in settings for word in ("--set", text))]
+    estimated, measured = run_json(*words), run_json(*words, "--measure")
+    assert "measured" in measured["seconds_source"]
+    assert "measured" not in estimated["seconds_source"]
+    assert run_json(*words)["seconds"] == measured["seconds"]
+    assert [path.name for path in (tmp_path / "home").iterdir() if path.name.startswith("measure-")] == []
+    assert run("plan", "--images", "24", "--measure").returncode == 2
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -15,10 +17,12 @@ from lora_studio import api
 from lora_studio.cli import main
 from lora_studio.cli.options import field_help
 from lora_studio.errors import ConfigError
+from lora_studio.planning.plan import plan
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import CommaSeparated, Settings, split_commas
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_to_toml
 from lora_studio.settings.recipe import Recipe
-from lora_studio.workspace.project import ProjectInfo
+from lora_studio.workspace.project import Home, ProjectInfo
 
 COMMANDS: Any = vars(typer.main.get_command(main.app))["commands"]
 OPTIONS = {
@@ -85,6 +89,16 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[AnyJob]:
     return passed
 
 
+@pytest.fixture
+def unplanned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `train` keep the recipe that it was given."""
+
+    def keep(job: TrainJob, kind: LoraKind, home: Home) -> SimpleNamespace:
+        return SimpleNamespace(recipe=job.recipe, describe=lambda: "")
+
+    monkeypatch.setattr(api, "plan_on_this_machine", keep)
+
+
 def run(*words: str) -> None:
     done = CliRunner().invoke(main.app, words)
     if done.exception is not None:
@@ -92,7 +106,7 @@ def run(*words: str) -> None:
     assert done.exit_code == 0, done.output
 
 
-def test_options_that_are_not_given_have_the_models_values(jobs: list[AnyJob]) -> None:
+def test_options_that_are_not_given_have_the_models_values(jobs: list[AnyJob], unplanned: None) -> None:
     run("tag", "images", "--tagger", "wd14")
     run("train", "--dataset", "images", "--base", "sdxl")
     run(
@@ -153,6 +167,19 @@ def test_train_options_override_the_job_file(jobs: list[AnyJob], tmp_path: Path)
     run("train", str(file), "--num-processes", "1", "--name", "lora", "--vae", "v", "--set", "epochs=5")
     changes = {"num_processes": 1, "name": "lora", "vae": "v", "recipe": {"epochs": 5, "batch_size": 4}}
     assert jobs == [stored, TrainJob.parse(stored.model_dump() | changes)]
+
+
+def test_train_without_a_job_file_trains_the_plan(
+    jobs: list[AnyJob], image_folder: Callable[..., Path], home: Home
+) -> None:
+    folder = image_folder(4)
+    run("train", "--dataset", str(folder), "--base", "sdxl", "--kind", "style", "--set", "network_dim=8")
+    [job] = jobs
+    assert isinstance(job, TrainJob)
+    planned = plan(folder, base="sdxl", kind="style", overrides={"network_dim": 8}, home=home)
+    assert job.recipe == planned.recipe
+    assert job.recipe.network_dim == 8
+    assert planned.steps.total_steps > 500
 
 
 def test_train_names_the_options_that_are_missing(jobs: list[AnyJob]) -> None:
