@@ -1,7 +1,7 @@
 """How long a run should be, so that it learns about as much with any number of images, batch size and GPU.
 
 An optimizer of Adam's kind moves each weight by about the learning rate in every step, whatever the size of the
-gradient. Runs are alike if steps x rate x sqrt(batch) are: the square root scaling rule (Malladi et al. 2022,
+gradient. Runs learn equally if steps x rate x sqrt(batch) are equal: the square root scaling rule (Malladi et al. 2022,
 arXiv:2205.10287). So at one rate a batch of 4 needs 1/sqrt(2) of the steps of a batch of 2, with sqrt(2) times its
 images.
 """

@@ -83,7 +83,7 @@ def find_speeds(home: Home, base: str, device: str) -> list[MeasuredSpeed]:
 
 
 def remember_speed(home: Home, folder: JobFolder) -> None:
-    """Add the speed of a run to those of this machine, if it tells one."""
+    """Add the speed of a run to those of this machine, unless it was too short."""
     if (speed := speed_of_run(folder)) is None:
         return
     lines = [known.model_dump_json() for known in (*read_speeds(home), speed)]
