@@ -34,12 +34,22 @@ REGEX_SECONDS = 3.0  # time limit for all captions of one edit: some patterns ba
 class Edit:
     """An edit: its description, and a function from the text of a caption to the new text.
 
-    With `rewrite`, files whose text does not change are written again if they are not plain UTF-8.
+    With `rewrite`, files whose text does not change are written again if they are not plain UTF-8. With `by_line`, each
+    line of a caption with several, which the setting enable_wildcard trains on in turn, is changed by itself.
     """
 
     what: str
     change: Callable[[str], str]
     rewrite: bool = False
+    by_line: bool = False
+
+    def changed(self, text: str) -> str:
+        """Return the new text of a caption: as it was, or with spaces that are needless removed."""
+        if self.by_line and len(lines := text.splitlines()) > 1:
+            after = [self.changed(line) if line.strip() else line for line in lines]
+            return text if after == lines else "\n".join(line for line in after if line.strip())
+        after_change = self.change(text)
+        return text if after_change == text else " ".join(after_change.split())
 
 
 class Change(BaseModel):
@@ -74,8 +84,7 @@ def plan_edit(images: Iterable[Path], edit: Edit, cached: Mapping[Path, str] | N
     for image in images:
         before = cached[image] if cached and image in cached else read_caption(image)
         text = before or ""
-        after = edit.change(text)
-        after = text if after == text else " ".join(after.split())
+        after = edit.changed(text)
         if after != text or (edit.rewrite and not is_plain_utf8(caption_bytes(image) or b"")):
             changes.append(Change(image=image, before=before, after=after))
         else:
@@ -94,14 +103,14 @@ def is_plain_utf8(data: bytes) -> bool:
 def add(tags: str, position: TagPosition = TagPosition.BACK, trigger: str = "") -> Edit:
     """Return an edit that adds tags, separated by commas, where they are missing; raises InputError without a tag."""
     named = join_tags(_needed(tags, "tag to add"))
-    return Edit(f"Added {named}", lambda caption: with_tags(caption, named, position, trigger))
+    return Edit(f"Added {named}", lambda caption: with_tags(caption, named, position, trigger), by_line=True)
 
 
 def remove(tags: Iterable[str]) -> Edit:
     """Return an edit that removes whole tags, ignoring case; raises InputError without a tag."""
     named = _needed(join_tags(tags), "tag to remove")
     shown = join_tags(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")
-    return Edit(f"Removed {shown}", lambda caption: without_tags(caption, named))
+    return Edit(f"Removed {shown}", lambda caption: without_tags(caption, named), by_line=True)
 
 
 def replace(old: str, new: str) -> Edit:
@@ -112,7 +121,9 @@ def replace(old: str, new: str) -> Edit:
             f"{old!r} is more than one tag.", "Replace one at a time, or use a regular expression.", code="tags"
         )
     put = join_tags(_needed(new, "replacement tag"))
-    return Edit(f"Replaced {wanted[0]} with {put}", lambda caption: with_replaced(caption, wanted[0], put))
+    return Edit(
+        f"Replaced {wanted[0]} with {put}", lambda caption: with_replaced(caption, wanted[0], put), by_line=True
+    )
 
 
 def substitute(pattern: str, replacement: str) -> Edit:
@@ -150,7 +161,7 @@ def substitute(pattern: str, replacement: str) -> Edit:
             ) from error
         return caption if changed == caption else join_tags(split_tags(changed))
 
-    return Edit(f"Replaced {pattern} with {replacement or 'nothing'}", change)
+    return Edit(f"Replaced {pattern} with {replacement or 'nothing'}", change, by_line=True)
 
 
 def set_text(text: str, what: str) -> Edit:

@@ -281,7 +281,7 @@ def _check_texts(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]
         Fix(
             "duplicate_tags",
             "Remove the repeated tags",
-            Edit("Removed repeated tags", lambda text: join_tags(deduplicated(split_tags(text)))),
+            Edit("Removed repeated tags", lambda text: join_tags(deduplicated(split_tags(text))), by_line=True),
         ),
     ):
         yield Finding(finding.code, finding.message, finding.images, dict(repeated_tags.most_common()), finding.fixes)
@@ -295,7 +295,9 @@ def _check_trigger(captions: Sequence[Caption], trigger: str) -> Iterator[Findin
     for caption in captions:
         if caption.tags and (code := _trigger_code(caption.text, trigger)):
             by_code[code].append(caption.image)
-    edit = Edit(f"Put {trigger} first", lambda text: with_trigger(text, trigger) if split_tags(text) else text)
+    edit = Edit(
+        f"Put {trigger} first", lambda text: with_trigger(text, trigger) if split_tags(text) else text, by_line=True
+    )
     for code, flaw, label in (
         ("trigger_missing", f"without {trigger}", "Add it at the start"),
         ("trigger_doubled", f"with {trigger} more than once", "Keep one, at the start"),
@@ -334,7 +336,7 @@ def _check_contradictions(captions: Sequence[Caption], trigger: str) -> Iterator
 
 def _remove_tag(tag: str) -> Edit:
     """Return an edit that removes a normalised tag, written with spaces or underscores."""
-    return Edit(f"Removed {tag}", lambda text: without_tags(text, {tag, tag.replace(" ", "_")}))
+    return Edit(f"Removed {tag}", lambda text: without_tags(text, {tag, tag.replace(" ", "_")}), by_line=True)
 
 
 def _check_frequencies(captions: Sequence[Caption], trigger: str) -> Iterator[Finding]:

@@ -90,3 +90,18 @@ def test_stops_a_pattern_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(InputError) as caught:
         edit.change("a" * 60 + "b")
     assert caught.value.code == "regex"
+
+
+def test_each_line_of_a_caption_with_several_is_edited(tmp_path: Path) -> None:
+    """The lines are captions of their own with the setting enable_wildcard."""
+    image = tmp_path / "a.png"
+    image.touch()
+    image.with_suffix(".txt").write_text("red,  cat\n\na sentence\nnew, dog")
+    history = CaptionHistory.of(tmp_path)
+    history.apply(plan_edit([image], edits.add("new")))
+    assert image.with_suffix(".txt").read_text() == "red, cat, new\na sentence, new\nnew, dog"
+    assert plan_edit([image], edits.remove(["not there"])).changes == []
+    history.apply(plan_edit([image], edits.set_text("one", "Edited")))
+    assert read_caption(image) == "one"
+    history.undo()
+    assert image.with_suffix(".txt").read_text() == "red, cat, new\na sentence, new\nnew, dog"
