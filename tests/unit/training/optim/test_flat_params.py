@@ -21,6 +21,7 @@ from lora_studio.training.speed.attention import use_plain_attention
 from lora_studio.training.step import train_step
 from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.project import Home
+from tests.support.networks import in_tiers
 from tests.support.tiny_sdxl import make_pipeline, save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, start
 
@@ -62,7 +63,7 @@ def test_every_optimizer_takes_the_same_steps_as_on_separate_weights(parts: Any,
             torch.testing.assert_close(weight, other, atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", list(Optimizer))
+@pytest.mark.parametrize("name", in_tiers(Optimizer, fast=("Adafactor", "AdamW", "Prodigy")))
 def test_every_optimizer_leaves_frozen_groups_as_they_are(parts: Any, name: Optimizer) -> None:
     free = (Optimizer.PRODIGY, Optimizer.PRODIGY_PLUS, Optimizer.DADAPT_ADAM)
     rate = 1.0 if name in free else 1e-2
