@@ -18,7 +18,7 @@ from lora_studio.planning.dataset_cautions import check_dataset
 from lora_studio.planning.estimate import RunEstimator
 from lora_studio.planning.fit import fit_memory, fit_time
 from lora_studio.planning.length import batch_of, target_steps
-from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, lora_mib
+from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, estimate_vram_phases, lora_mib
 from lora_studio.planning.recommend import Reason, recommend, times_as_text
 from lora_studio.planning.speeds import find_speeds
 from lora_studio.planning.steps import StepCount
@@ -49,6 +49,7 @@ class Plan(BaseModel):
     steps: StepCount
     vram_gib: float
     vram_parts: dict[str, float]
+    vram_phases: dict[str, float]
     seconds: SecondsRange
     lora_mib: float
     warnings: list[Caution]
@@ -74,6 +75,7 @@ class Plan(BaseModel):
             "total_steps": self.steps.total_steps,
             "vram_gib": self.vram_gib,
             "vram_parts": self.vram_parts,
+            "vram_phases": self.vram_phases,
             "seconds": self.seconds.middle,
             "seconds_range": [self.seconds.low, self.seconds.high],
             "seconds_source": self.seconds.source,
@@ -181,6 +183,7 @@ def plan(
         steps=steps,
         vram_gib=estimate_vram_gib(recipe, known, vram_gib),
         vram_parts=estimate_vram_parts(recipe, known, vram_gib),
+        vram_phases=estimate_vram_phases(recipe, known, vram_gib),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
         warnings=[

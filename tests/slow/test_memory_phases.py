@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE_GIB = 0.1
 SHORT = {"mixed_precision": "bf16", "sample_steps": 1, "sample_prompts": ["a"]}
+ONE = {"text_encoder_lr": 0, "batch_size": 1, "gradient_checkpointing": "on"}
 GPUS = (6, 8, 10, 12, 16, 24)
 
 
@@ -41,19 +42,13 @@ def recipe_of(**values: Any) -> Recipe:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"text_encoder_lr": 0, "batch_size": 1, "gradient_checkpointing": "on"},
+        ONE,
         {"batch_size": 2, "gradient_checkpointing": "on", "max_token_length": 225},
         {"batch_size": 2, "gradient_checkpointing": "off", "max_token_length": 225},
-        {
-            "text_encoder_lr": 0,
-            "batch_size": 1,
-            "gradient_checkpointing": "on",
-            "base_precision": "nf4",
-            "resolution": 768,
-        },
-        {"text_encoder_lr": 0, "batch_size": 1, "gradient_checkpointing": "on", "optimizer": "AdamW", "ema_decay": 0.9},
-        {"text_encoder_lr": 0, "batch_size": 1, "gradient_checkpointing": "on", "optimizer": "Prodigy", "unet_lr": 1},
-        {"text_encoder_lr": 0, "batch_size": 1, "gradient_checkpointing": "on", "optimizer": "AdamW8bit"},
+        ONE | {"base_precision": "nf4", "resolution": 768},
+        ONE | {"optimizer": "AdamW", "ema_decay": 0.9},
+        ONE | {"optimizer": "Prodigy", "unet_lr": 1},
+        ONE | {"optimizer": "AdamW8bit"},
     ],
     ids=["frozen text encoders", "225 tokens", "off", "nf4", "AdamW with EMA", "Prodigy", "AdamW8bit"],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from lora_studio.planning.memory import TRAINING
 from lora_studio.planning.plan import Plan
 from lora_studio.planning.timing import SecondsRange
 from lora_studio.settings.choices import NetworkType
@@ -22,7 +23,7 @@ def plan_tiles(plan: Plan) -> Markup:
         [
             Tile("Steps", f"{plan.steps.total_steps:,}", length),
             Tile("Estimated time", _time_range(plan.seconds), plan.seconds.source),
-            Tile("Estimated VRAM", f"{plan.vram_gib:.1f} GiB", _largest_vram_part(plan), _vram_tone(plan)),
+            Tile("Estimated VRAM", f"{plan.vram_gib:.1f} GiB", _vram_note(plan), _vram_tone(plan)),
             Tile("File size", f"{plan.lora_mib:.0f} MiB", f"{_network(plan)}, {files}"),
         ]
     )
@@ -69,6 +70,10 @@ def _vram_tone(plan: Plan) -> Tone:
     return Tone.WARNING if any(caution.code == "memory" for caution in plan.warnings) else Tone.PLAIN
 
 
-def _largest_vram_part(plan: Plan) -> str:
+def _vram_note(plan: Plan) -> str:
+    """Return the phase that takes most and what training takes, or the largest part of training if it is that."""
+    peak = max(plan.vram_phases, key=lambda phase: plan.vram_phases[phase])
+    if peak != TRAINING:
+        return f"for {peak.lower()}; training takes {plan.vram_phases[TRAINING]:.1f} GiB"
     largest = max(plan.vram_parts, key=lambda part: plan.vram_parts[part])
     return f"largest part: {largest}, {plan.vram_parts[largest]:.1f} GiB"

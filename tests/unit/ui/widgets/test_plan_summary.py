@@ -38,3 +38,10 @@ def test_every_warning_has_a_card_with_its_reason() -> None:
     assert drawn.count('class="card warning"') == len(warned.warnings)
     quiet = warned.model_copy(update={"warnings": []})
     assert 'class="card ok"' in caution_cards(quiet)
+
+
+def test_the_memory_tile_names_the_phase_that_takes_more_than_training() -> None:
+    settings = {"gradient_checkpointing": "on", "batch_size": 1, "text_encoder_lr": 0}
+    drawing = plan(24, overrides=settings | {"resolution": 512})
+    assert f"for drawing a sample; training takes {drawing.vram_phases['Training']:.1f} GiB" in plan_tiles(drawing)
+    assert "largest part: UNet, 4.8 GiB" in plan_tiles(plan(24, overrides=settings))
