@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import BaseModel, ConfigDict, computed_field
@@ -25,6 +25,9 @@ from lora_studio.settings.choices import Optimizer, Precision
 from lora_studio.torch_build import installed_torch
 from lora_studio.versions import VERSION, installed_version, requirements
 from lora_studio.workspace.project import Home
+
+if TYPE_CHECKING:
+    from lora_studio.training.speed.self_test import Comparison
 
 GIB = 2**30
 # Made for CUDA: a failure on another device is not a defect of the installation.
@@ -50,12 +53,16 @@ class Check(_Part):
 
 
 class DeviceChecks(_Part):
-    """What was tried on a device; `memory_gib` is the free and the total memory of a GPU."""
+    """What was tried on a device; `memory_gib` is the free and the total memory of a GPU.
+
+    `self_test` has the figures of each fast path that was compared with the plain one, which is done on GPUs.
+    """
 
     device: str
     name: str
     memory_gib: tuple[float, float] | None = None
     checks: list[Check]
+    self_test: list[dict[str, Any]] = []
 
 
 class Diagnosis(_Part):
@@ -103,7 +110,8 @@ class Diagnosis(_Part):
 def doctor(home: Home | None = None) -> Diagnosis:
     """Check libraries, GPU, driver, memory and disk, and try each precision and optimizer on every device.
 
-    Takes about half a minute, most of it for loading libraries. Nothing is written.
+    On a GPU the fast paths of a run are compared with the plain ones, too. Takes about half a minute, most of it for
+    loading libraries, and about a minute more on a GPU. Nothing is written.
     """
     build = installed_torch()
     memory = psutil.virtual_memory()
@@ -185,12 +193,14 @@ def _check_devices() -> tuple[list[DeviceChecks], list[Check]]:
     try:
         from lora_studio.training import probes
         from lora_studio.training.reporting.startup import device_name
+        from lora_studio.training.speed.self_test import self_test
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return [], [Check(name="loading libraries", works=False, message=f"{type(error).__name__}: {error}")]
     libraries = list(_as_checks("", probes.try_libraries(), ()))
     found = []
     for device in probes.list_devices():
         memory = probes.gpu_memory(device)
+        compared = list(self_test(device, probes.run_dtype(device))) if device.type == "cuda" else []
         optional = _optional(device.type, is_used=probes.is_used(device))
         found.append(
             DeviceChecks(
@@ -201,7 +211,9 @@ def _check_devices() -> tuple[list[DeviceChecks], list[Check]]:
                     *_as_checks("precision ", probes.try_precisions(device), optional),
                     *_as_checks("base_precision ", probes.try_base_precisions(device), optional),
                     *_as_checks("optimizer ", probes.try_optimizers(device), optional),
+                    *(_as_check(comparison) for comparison in compared),
                 ],
+                self_test=[comparison.model_dump(mode="json") for comparison in compared],
             )
         )
     return found, libraries
@@ -217,6 +229,12 @@ def _optional(kind: str, *, is_used: bool) -> set[str]:
 def _as_checks(prefix: str, errors: dict[str, str], optional: Iterable[str]) -> Iterator[Check]:
     for name, error in errors.items():
         yield Check(name=f"{prefix}{name}", works=not error, needed=name not in optional, message=error)
+
+
+def _as_check(comparison: Comparison) -> Check:
+    """Return a fast path's comparison as a check; the studio works without the path."""
+    name = f"self-test {comparison.path.value}"
+    return Check(name=name, works=comparison.works, needed=False, message=comparison.summary)
 
 
 def _table(checks: Iterable[Check]) -> list[str]:

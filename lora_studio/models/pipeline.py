@@ -77,12 +77,14 @@ def generate_image(
     height: int,
     should_stop: Callable[[], bool] = lambda: False,
     offload: Sequence[nn.Module] = (),
+    decode_in_half: bool = True,
 ) -> Image.Image | None:
     """Generate one image; the same seed gives the same initial noise on every device.
 
     `guidance` is the classifier-free guidance scale; `negative` is used only above 1. The modules in `offload` are on
-    the CPU while latents are decoded, if there is not enough memory otherwise. Returns None if `should_stop`
-    became true meanwhile, or if latents or pixels are NaN or infinite, as can happen with a LoRA that is too strong.
+    the CPU while latents are decoded, if there is not enough memory otherwise. With `decode_in_half` they are decoded
+    in the UNet's precision first. Returns None if `should_stop` became true meanwhile, or if latents or pixels are NaN
+    or infinite, as can happen with a LoRA that is too strong.
     """
     stopped = False
 
@@ -104,19 +106,21 @@ def generate_image(
         output_type="latent",
         callback_on_step_end=after_step,
     ).images
-    return None if stopped or not torch.isfinite(latents).all() else _decode_latents(pipe, latents, offload)
+    if stopped or not torch.isfinite(latents).all():
+        return None
+    return _decode_latents(pipe, latents, offload, decode_in_half)
 
 
 @torch.no_grad()
 def _decode_latents(
-    pipe: StableDiffusionXLPipeline, latents: Tensor, offload: Sequence[nn.Module]
+    pipe: StableDiffusionXLPipeline, latents: Tensor, offload: Sequence[nn.Module], in_half: bool
 ) -> Image.Image | None:
-    """Decode latents [1, 4, h, w] in the UNet's precision, and in the VAE's own if pixels become NaN or infinite.
+    """Decode latents [1, 4, h, w]: with `in_half` in the UNet's precision, then in the VAE's own if that is not finite.
 
     SDXL's own VAE overflows in fp16. The VAE is on the latents' device for as long as it decodes. Returns None if
     pixels are not finite in either precision.
     """
-    for dtype in dict.fromkeys((pipe.unet.dtype, pipe.vae.dtype)):
+    for dtype in dict.fromkeys([*[pipe.unet.dtype] * in_half, pipe.vae.dtype]):
         # a copy, since casting the VAE itself and back would round its weights; diffusers' own `to` warns for nothing
         vae = pipe.vae if dtype == pipe.vae.dtype else nn.Module.to(deepcopy(pipe.vae), dtype)
         with on_device(vae, latents.device), torch.autocast(latents.device.type, enabled=False):

@@ -19,6 +19,8 @@ from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pip
 from lora_studio.models.samplers import SAMPLERS
 from lora_studio.models.text_encoding import encode_text
 from lora_studio.settings.choices import Precision, Sampler
+from lora_studio.training.speed.gpu_fallbacks import known_failures
+from lora_studio.training.speed.self_test import FastPath
 from lora_studio.workspace.project import Home
 
 
@@ -27,12 +29,14 @@ class SamplingPipeline:
     """A base model with its pipeline; `sampler` is A1111's name of the scheduler.
 
     UNet and VAE are on `device`. The text encoders are there only while they encode, which saves 1.5 GiB for the rest.
+    Without `decodes_in_half` latents are decoded in fp32.
     """
 
     base: Base
     pipe: StableDiffusionXLPipeline
     device: torch.device
     sampler: str = SAMPLERS[Sampler.EULER].title
+    decodes_in_half: bool = True
 
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode up to 75 tokens. `clip_skip` counts layers from the end, as in A1111: 1 is the last one.
@@ -60,7 +64,9 @@ class SamplingPipeline:
     def generate(self, prompt: TextEmbeddings, negative: TextEmbeddings, **settings: Any) -> Image.Image | None:
         """Generate one image; see `generate_image` for the settings and for when it returns None."""
         self._move_text_encoders(torch.device("cpu"))
-        return generate_image(self.pipe, prompt, negative, offload=[self.base.unet], **settings)
+        return generate_image(
+            self.pipe, prompt, negative, offload=[self.base.unet], decode_in_half=self.decodes_in_half, **settings
+        )
 
     def _move_text_encoders(self, device: torch.device) -> None:
         encoders: list[nn.Module] = [*self.base.text_encoders]
@@ -81,4 +87,5 @@ def load_sampling_pipeline(
     modules: list[nn.Module] = [base.unet, base.vae]
     for module in modules:
         module.to(device)
-    return SamplingPipeline(base, make_pipeline(base), device)
+    in_half = FastPath.HALF_DECODING not in known_failures(device, dtype, home)
+    return SamplingPipeline(base, make_pipeline(base), device, decodes_in_half=in_half)

@@ -47,6 +47,7 @@ from lora_studio.training.speed.memory_budget import (
     make_block_checkpointing,
     measure_step_memory,
 )
+from lora_studio.training.speed.self_test import FastPath
 from lora_studio.training.trainer import Trainer
 from lora_studio.training.warm_start import load_network_weights, network_dims
 from lora_studio.workspace.job_folder import JobFolder
@@ -106,9 +107,12 @@ def make_trainer(
         module.to(device)
         module.train()
     checkpointing = make_block_checkpointing(base, recipe, device)
-    weights = FlatParameters(parameter_groups(adapters, recipe), parameter_layout(recipe), adapters, checked.dtype)
-    use_plain_attention(base.unet)
-    use_lean_geglu(base.unet)
+    fuse = FastPath.FUSED_LAYERS not in checked.failed_paths
+    groups, layout = parameter_groups(adapters, recipe), parameter_layout(recipe)
+    weights = FlatParameters(groups, layout, adapters, checked.dtype, fuse=fuse)
+    if fuse:
+        use_plain_attention(base.unet)
+        use_lean_geglu(base.unet)
     optimizer = make_optimizer(recipe, weights.groups)
     scaler = torch.amp.GradScaler(device.type, enabled=checked.dtype == torch.float16)
     batch_loss = BatchLoss(base, recipe, device, checked.dtype, weights.half_only)
@@ -131,6 +135,7 @@ def make_trainer(
         ranks=ranks,
         batch_loss=batch_loss,
         gradient_pass=EagerPass(batch_loss, weights, scaler),
+        decodes_in_half=FastPath.HALF_DECODING not in checked.failed_paths,
     )
 
 

@@ -130,6 +130,7 @@ class Outputs:
                 samples,
                 lambda prompt: encode_prompt(prompt, trainer),
                 autocast=trainer.batch_loss.autocast,
+                decode_in_half=trainer.decodes_in_half,
                 report=self.report,
                 should_stop=self.should_stop,
             )

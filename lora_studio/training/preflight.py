@@ -38,6 +38,7 @@ from lora_studio.training.distributed import process_count_errors
 from lora_studio.training.optim.optimizers import check_optimizer
 from lora_studio.training.optim.schedules import check_lr_scheduler
 from lora_studio.training.reporting.trackers import tracker_errors
+from lora_studio.training.speed.self_test import FastPath
 from lora_studio.training.warm_start import NetworkDims, missing_weights_errors, network_dims, network_weights_errors
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -65,6 +66,7 @@ class PreflightResult:
     device: torch.device
     dtype: torch.dtype
     dtype_reason: str
+    failed_paths: frozenset[FastPath] = frozenset()  # that this GPU computes wrongly
 
 
 def preflight(

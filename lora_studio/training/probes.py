@@ -44,6 +44,11 @@ def gpu_memory(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.mem_get_info(device) if device.type == "cuda" else None
 
 
+def run_dtype(device: torch.device) -> torch.dtype:
+    """Return the precision of a run on this device."""
+    return torch_dtype(Precision.AUTO, device)[0]
+
+
 def try_libraries() -> Results:
     """Inject a LoRA with the installed peft into a model of the installed transformers."""
     return {"peft and transformers": _error_of(check_peft_compatibility)}

@@ -97,6 +97,7 @@ def generate_samples(
     encode: Callable[[str], TextEmbeddings],
     *,
     autocast: Callable[[], AbstractContextManager[object]],
+    decode_in_half: bool = True,
     report: Report,
     should_stop: Callable[[], bool],
 ) -> Iterator[Image.Image | None]:
@@ -123,6 +124,7 @@ def generate_samples(
                     guidance=sample.guidance,
                     width=sample.width,
                     height=sample.height,
+                    decode_in_half=decode_in_half,
                     should_stop=should_stop,
                 )
             completed = True

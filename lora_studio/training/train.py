@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -14,10 +15,10 @@ from lora_studio.files import write_json
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.build import build_trainer, fit_gpu_memory, with_cuda_graphs
-from lora_studio.training.distributed import destroy_rank_group, init_rank_group, with_global_batch
+from lora_studio.training.distributed import RankGroup, destroy_rank_group, init_rank_group, with_global_batch
 from lora_studio.training.loop import train_loop
 from lora_studio.training.lora_file import save_lora_file
-from lora_studio.training.preflight import preflight
+from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.health import judge_progress
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
@@ -33,6 +34,7 @@ from lora_studio.training.reporting.startup import (
 )
 from lora_studio.training.reporting.trackers import tracked
 from lora_studio.training.resume import resume_run
+from lora_studio.training.speed.gpu_fallbacks import failures_of, known_failures, plain_recipe
 from lora_studio.training.trainer import PRECISIONS, Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -73,6 +75,7 @@ def train(
     job = with_global_batch(job, ranks)
     with ranks.sync_errors():
         checked = preflight(job, folder, home, on_progress=phases)
+    job, checked = _with_tested_paths(job, checked, home, report, ranks)
     report_dataset(job, checked.dataset, report)
     if ranks.is_main:
         environment = describe_environment(checked.device, PRECISIONS[checked.dtype], job.recipe.seed)
@@ -117,6 +120,21 @@ def train(
         report(SavedEvent(path=lora.name))
     destroy_rank_group(ranks)
     return _result(job, folder, trainer, progress, begin, stopped=stopped)
+
+
+def _with_tested_paths(
+    job: TrainJob, checked: PreflightResult, home: Home, report: Report, ranks: RankGroup
+) -> tuple[TrainJob, PreflightResult]:
+    """Return job and checks without the fast paths that this GPU computes wrongly; a new GPU is tested first.
+
+    Several processes only read the results.
+    """
+    if ranks.world_size > 1:
+        failed = known_failures(checked.device, checked.dtype, home)
+    else:
+        failed = failures_of(checked.device, checked.dtype, home, report)
+    recipe = plain_recipe(job.recipe, failed)
+    return job.model_copy(update={"recipe": recipe}), replace(checked, failed_paths=failed)
 
 
 def _result(

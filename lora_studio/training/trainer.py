@@ -36,7 +36,7 @@ class Trainer:
     """The parts of a run in `folder`; `Progress` has what changes.
 
     `weights` are the trained weights, of which `adapters` are the layers. `device` and `dtype` are those of the forward
-    pass.
+    pass. Without `decodes_in_half` samples are decoded in fp32.
     """
 
     job: TrainJob
@@ -57,6 +57,7 @@ class Trainer:
     ranks: RankGroup
     batch_loss: BatchLoss
     gradient_pass: GradientPass
+    decodes_in_half: bool = True
 
     @property
     def recipe(self) -> Recipe:

@@ -14,6 +14,8 @@ from lora_studio.diagnosis import Diagnosis, doctor
 from lora_studio.errors import InputError
 from lora_studio.settings.choices import Optimizer, Precision
 from lora_studio.training import probes
+from lora_studio.training.speed import self_test
+from lora_studio.training.speed.self_test import Comparison, FastPath
 from lora_studio.workspace.project import Home
 
 CPU = torch.device("cpu")
@@ -27,6 +29,11 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "try_precisions", lambda device: {Precision.FP32.value: ""})
     monkeypatch.setattr(probes, "try_base_precisions", lambda device: {"nf4": ""})
     monkeypatch.setattr(probes, "try_optimizers", lambda device: dict.fromkeys(Optimizer, ""))
+    monkeypatch.setattr(self_test, "self_test", lambda device, dtype: iter([compared(FastPath.NF4, 0.09)]))
+
+
+def compared(path: FastPath, difference: float) -> Comparison:
+    return Comparison(path=path, difference=difference, tolerance=0.15, seconds=0.002, plain_seconds=0.001)
 
 
 def fail(monkeypatch: pytest.MonkeyPatch, probe: str, name: str, message: str = "it does not work") -> None:
@@ -64,10 +71,28 @@ def test_only_what_a_cpu_needs_makes_the_report_fail(
     assert any("it does not work" in line for line in report.lines())
 
 
+def test_a_gpu_is_compared_with_the_plain_computation(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor(home).devices[0].self_test == []  # not on a CPU
+    monkeypatch.setattr(probes, "list_devices", lambda: [torch.device("cuda", 0)])
+    monkeypatch.setattr(probes, "gpu_memory", lambda device: (2**30, 2**33))
+    monkeypatch.setattr(probes, "run_dtype", lambda device: torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 4090")
+    right, wrong = compared(FastPath.NF4, 0.09), compared(FastPath.FUSED_LAYERS, 0.5)
+    monkeypatch.setattr(self_test, "self_test", lambda device, dtype: iter([right, wrong]))
+    report = doctor(home)
+    assert report.ok  # runs use the fallback
+    assert report.devices[0].self_test == [value.model_dump(mode="json") for value in (right, wrong)]
+    lines = [line for line in report.lines() if "self-test" in line]
+    assert [line.split()[0] for line in lines] == ["ok", "no"]
+    assert FastPath.FUSED_LAYERS.fallback in lines[1]
+    assert all("2.0 ms, plain 1.0 ms" in line for line in lines)
+
+
 def test_a_gpu_needs_everything_and_the_cpu_beside_it_nothing(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(probes, "list_devices", lambda: [gpu, CPU])
     monkeypatch.setattr(probes, "gpu_memory", lambda device: (2**30, 2**33) if device == gpu else None)
+    monkeypatch.setattr(probes, "run_dtype", lambda device: torch.bfloat16)
     monkeypatch.setattr(probes, "torch_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 4090")
     for broken in (gpu, CPU):

@@ -47,10 +47,18 @@ class FlatParameters:
     its `.grad` is the sum of the gradients since `zero_gradients`, if `accumulate_gradients` is called after each
     backward pass. `frozen` has the names of the groups that `freeze` was called for. `consistent` is False while an
     optimizer step changes the weights, and after one that failed: they must not be saved then.
+
+    Without `fuse` the layers stay peft's own, which compute in another precision under autocast.
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], layout: ParameterLayout, adapters: Adapters, dtype: torch.dtype
+        self,
+        groups: Sequence[dict[str, Any]],
+        layout: ParameterLayout,
+        adapters: Adapters,
+        dtype: torch.dtype,
+        *,
+        fuse: bool = True,
     ) -> None:
         self.consistent = True
         self.flat: list[nn.Parameter] = []
@@ -59,7 +67,7 @@ class FlatParameters:
         self._tensors: list[list[Tensor]] = []  # of each group: all that autograd can track
         self._halves: list[_HalfCopy] = []
         self._leaves: list[tuple[nn.Parameter, Tensor]] = []  # weight with autograd's gradient, its sum
-        fused = _fused_layers(adapters, dtype)
+        fused = _fused_layers(adapters, dtype) if fuse else []
         fusable = {weight for layer in fused for weight in _factors(layer)}
         fused_weights: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # a fused layer's tensor, its gradient
         for group in groups:
