@@ -183,6 +183,9 @@ def _common(
     }
     for name in LORAPLUS_RATIOS:
         found[name] = arguments.pop(name, "") or None
+        if found[name] and kind in (NetworkType.LOHA, NetworkType.LOKR):
+            why = f"It has no effect on a {kind.value}, which has no up matrices."
+            left_out.append(LeftOut(name, found.pop(name), why, matters=False))
     if not lycoris:  # which has the same rank and rate in all blocks
         found |= {name: arguments.pop(name, "") for name in ("block_dims", *BLOCK_WEIGHTS)}
         found["block_lr_zero_threshold"] = arguments.pop("block_lr_zero_threshold", "") or 0.0

@@ -113,6 +113,26 @@ def test_rates_of_single_text_encoders_and_blocks_and_lora_plus() -> None:
     assert (found.down_lr_weight, found.mid_lr_weight) == ("sine+.1", "1,0.5,0")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (
+            {"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "loraplus_lr_ratio=16"]},
+            "loraplus_lr_ratio",
+        ),
+        ({"text_encoder_lr": 0, "stop_text_encoder_training": 100}, "stop_text_encoder_training"),
+    ],
+)
+def test_what_has_no_effect_in_sd_scripts_is_left_out(arguments: dict[str, Any], name: str) -> None:
+    found = translate(unet_lr=1e-4, **arguments)
+    assert name in {item.name for item in found.left_out if not item.matters}
+    assert not getattr(Recipe.parse(found.recipe), name)
+
+
+def test_text_encoders_stop_at_the_step_of_the_file() -> None:
+    assert recipe(unet_lr=1e-4, text_encoder_lr=1e-5, stop_text_encoder_training=100).stop_text_encoder_training == 100
+
+
 def test_full_matrix_is_a_rank_that_keeps_lokr_whole() -> None:
     arguments = ["algo=lokr", "full_matrix=True", "factor=8"]
     found = recipe(unet_lr=1e-4, network_module="lycoris.kohya", network_args=arguments, network_dim=16)
