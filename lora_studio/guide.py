@@ -346,6 +346,10 @@ monochrome oil_painting painting pastel photo photograph photorealistic pixel_ar
 render retro sketch steampunk style surreal ukiyo-e vintage watercolor watercolour
 """
 STYLE_TERMS = frozenset(_STYLE_WORDS.split())
+QUALITY_TAGS = frozenset(
+    {"masterpiece", "best quality", "high quality", "absurdres", "highres", "lowres", "worst quality", "solo", "rating"}
+    | {"newest", "very aesthetic", "source anime", "rating safe", "rating explicit"}
+)
 
 EXPERIMENTS = (
     GuideRule("unet_lr", "Learning rate", "The most impactful of all."),

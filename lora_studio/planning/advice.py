@@ -20,7 +20,13 @@ from lora_studio.guide import (
     tier_for,
 )
 from lora_studio.planning.cautions import Caution
-from lora_studio.planning.length import FEW_STEPS, MANY_STEPS, batch_of, steps_at_batch_one
+from lora_studio.planning.length import (
+    FEW_STEPS,
+    MANY_STEPS,
+    MAX_VIEWS_PER_IMAGE,
+    batch_of,
+    steps_at_batch_one,
+)
 from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, next_saving
 from lora_studio.planning.optimizers import MAX_RATE_RATIO, optimizer_cautions, optimizer_errors
 from lora_studio.planning.rates import usual_rate
@@ -40,7 +46,6 @@ RANGE_CHECKED = ("unet_lr", "text_encoder_lr", "network_dim", "noise_offset", "c
 # Warn above these.
 MAX_EMPTY_SHARE = 0.2  # share of the slots in an epoch's batches that short batches leave empty
 MANY_VIEWS = 30  # of each image; a large set needs its steps to be seen at all
-MAX_VIEWS_PER_IMAGE = 300  # times that a run shows the same image
 MAX_AREA_RATIO = 4.0  # pixels of the largest image over those of the smallest
 
 

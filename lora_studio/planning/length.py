@@ -17,6 +17,7 @@ from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.recipe import Recipe
 
 FEW_STEPS, MANY_STEPS = 500, 5000  # steps at batch size 1 that LoRA calculators call too few and too many
+MAX_VIEWS_PER_IMAGE = 300  # times that a run shows the same image
 TOLERANCE = 0.1  # of the target; within it the epochs decide
 
 
@@ -58,7 +59,8 @@ def choose_length(
 ) -> Length:
     """Return the length whose steps are near `target`, with epochs within the tier's range; given values are kept.
 
-    Among lengths within `TOLERANCE` of the target it is the one whose epochs are nearest to those of `usual_epochs`.
+    Among lengths within `TOLERANCE` of the target it is the one whose epochs are nearest to those of `usual_epochs`. No
+    image is shown more than MAX_VIEWS_PER_IMAGE times, so that a few images get fewer steps.
     """
     usual = usual_epochs(tier, images)
 
@@ -69,7 +71,7 @@ def choose_length(
     low, high = tier.epochs
     options = []
     for count in [epochs] if epochs is not None else range(low, high + 1):
-        exact = target * batch / (images * count)
+        exact = min(target * batch / (images * count), MAX_VIEWS_PER_IMAGE // count)
         options += [Length(shown, count) for shown in ([repeats] if repeats else [max(1, int(exact)), ceil(exact)])]
     return min(options, key=distance)
 

@@ -169,12 +169,12 @@ def _choose_schedule(
     draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, images: DatasetImages, vram_gib: float | None
 ) -> None:
     tier = guide.tier_for(images.total)
-    _choose_batch(draft, tier, vram_gib)
     if base is not None and base.is_embedded:
         repeats = max(1, round(EMBEDDED_SAMPLES_PER_EPOCH / images.total))
         samples = f"{images.total} images {times_as_text(repeats)} make {images.total * repeats} samples per epoch."
         length = Length(repeats, usual_epochs(tier, images.total))
     else:
+        _choose_batch(draft, tier, vram_gib)
         length, samples = _length(draft, kind, tier, images)
     draft.set("epochs", length.epochs, f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     if images.has_own_repeats:
@@ -193,15 +193,14 @@ def _choose_batch(draft: RecipeDraft, tier: guide.Tier, vram_gib: float | None) 
     size, count = split_batch(batch, batch if vram_gib is not None else guide.RECIPE["batch_size"].value)
     if not draft.given.keys() & {"batch_size", "gradient_accumulation_steps"}:
         draft.set("batch_size", size, why)
-        draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count))
+        if count > 1:
+            draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count))
     elif "batch_size" not in draft.given:
         draft.set("batch_size", max(1, batch // int(draft.get("gradient_accumulation_steps"))), why)
 
 
 def accumulation_reason(size: int, count: int) -> str:
     """Return why `count` batches of `size` images make a step."""
-    if count == 1:
-        return "A batch of this size is a step of its own."
     return f"{count} batches of {size} make a step of {size * count} images, so that every GPU learns the same."
 
 

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from lora_studio.planning.trigger import propose_triggers
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.train.tab import TrainTab
@@ -99,3 +100,17 @@ def test_only_images_that_train_are_counted(home: Home, interface: Interface) ->
     shown = interface.open_project("ink")
     assert shown["plan_images"]["value"] == 4
     assert "4 images × " in shown["plan_tiles"]
+
+
+def test_a_proposed_trigger_word_is_used_by_a_click(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    shown = interface.call(PlanTab.update_plan, plan_trigger="blue_hair")
+    proposal = propose_triggers("ink")[0]
+    assert "blue · _ · hair" in shown["plan_trigger_help"]
+    assert f'data-pick="{proposal}"' in shown["plan_trigger_help"]
+    picked = interface.call(PlanTab.pick_trigger, pick=proposal)
+    assert picked["plan_trigger"]["value"] == project.info().trigger_word == proposal
+    assert "data-pick" not in picked["plan_trigger_help"]
+    refused = interface.call(PlanTab.pick_trigger, pick="<b>")
+    assert error_code(refused["plan_notice"]) == "trigger"
+    assert project.info().trigger_word == proposal

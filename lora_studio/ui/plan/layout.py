@@ -11,7 +11,7 @@ from lora_studio.device import find_gpu
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import PlanNumbers, check_plan_number
 from lora_studio.ui.tab_events import PageValues
-from lora_studio.ui.widgets.html import html
+from lora_studio.ui.widgets.html import html, pickable
 from lora_studio.ui.widgets.setting_spec import SettingSpec
 from lora_studio.workspace.project import ProjectInfo
 
@@ -61,50 +61,51 @@ class Result(NamedTuple):
 
 
 class PlanLayout(NamedTuple):
-    """All components of the tab."""
+    """All components of the tab. `trigger_help` is below the trigger word: its tokens, and free words to click."""
 
     answers: Answers
     result: Result
+    trigger_help: gr.HTML
 
 
 def build_layout(guide_notes: str) -> PlanLayout:
     """Create the components."""
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300):
-            answers = _answers()
+            answers, trigger_help = _answers()
         with gr.Column(scale=5, min_width=340):
             result = _result(guide_notes)
-    return PlanLayout(answers, result)
+    return PlanLayout(answers, result, trigger_help)
 
 
-def _answers() -> Answers:
+def _answers() -> tuple[Answers, gr.HTML]:
     gpu = find_gpu()
     found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else f"No GPU was found here. {VRAM.why}"
     with gr.Group(elem_classes="answers"):
-        return Answers(
-            kind=gr.Radio(
-                [(kind.value.capitalize(), kind.value) for kind in LoraKind],
-                label="What are you making?",
-                info="Sets the network, the repeats and the sample prompts.",
-                elem_id="plan-kind",
-            ),
-            base=gr.Dropdown(
-                list(guide.BASES),
-                allow_custom_value=True,
-                label="Base model",
-                info="Choose one, or type a Hub repository, a folder or a .safetensors file.",
-                elem_id="plan-base",
-            ),
-            trigger_word=gr.Textbox(
-                label="Trigger word",
-                info="Unique and easy to type, for example saria_zelda.",
-                max_lines=1,
-                elem_id="plan-trigger",
-            ),
-            images=gr.Number(None, label=IMAGES.label, info=IMAGES.why, precision=0, elem_id="plan-images"),
-            vram_gib=gr.Number(None, label=VRAM.label, info=found, elem_id="plan-vram"),
-            hours=gr.Number(None, label=HOURS.label, info=HOURS.why, elem_id="plan-hours"),
+        kind = gr.Radio(
+            [(kind.value.capitalize(), kind.value) for kind in LoraKind],
+            label="What are you making?",
+            info="Sets the network, the length and the sample prompts.",
+            elem_id="plan-kind",
         )
+        base = gr.Dropdown(
+            list(guide.BASES),
+            allow_custom_value=True,
+            label="Base model",
+            info="Choose one, or type a Hub repository, a folder or a .safetensors file.",
+            elem_id="plan-base",
+        )
+        trigger_word = gr.Textbox(
+            label="Trigger word",
+            info="Unique and easy to type, for example saria_zelda.",
+            max_lines=1,
+            elem_id="plan-trigger",
+        )
+        trigger_help = pickable(elem_id="plan-trigger-help")
+        images = gr.Number(None, label=IMAGES.label, info=IMAGES.why, precision=0, elem_id="plan-images")
+        vram_gib = gr.Number(None, label=VRAM.label, info=found, elem_id="plan-vram")
+        hours = gr.Number(None, label=HOURS.label, info=HOURS.why, elem_id="plan-hours")
+    return Answers(kind, base, trigger_word, images, vram_gib, hours), trigger_help
 
 
 def _result(guide_notes: str) -> Result:

@@ -18,6 +18,7 @@ from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
 
 DATASET_CODES = frozenset(
     {"few_images", "small_images", "mixed_resolution", "bucket_waste", "unreadable", "captions_missing"}
+    | {"trigger_not_in_captions"}
 )
 
 
@@ -31,6 +32,7 @@ class PlanRenderer:
     def render(self, state: PlanState) -> Updates:
         """Return the updates that show a state."""
         updates = _answer_updates(self.layout.answers, state) | _result_updates(self.layout.result, state)
+        updates[self.layout.trigger_help] = view.trigger_help(state.planned)
         if state.opens_train:
             updates |= {self.studio.run: NEW_RUN} | self.studio.goto(TabName.TRAIN)
         return updates

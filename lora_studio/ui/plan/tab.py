@@ -8,7 +8,8 @@ from functools import partial
 import gradio as gr
 
 from lora_studio.dataset.images.sets import project_images
-from lora_studio.errors import StudioError
+from lora_studio.errors import InputError, StudioError
+from lora_studio.planning.trigger import propose_triggers
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.plan.layout import Answers, PlanLayout, build_layout
 from lora_studio.ui.plan.render import PlanRenderer
@@ -35,14 +36,16 @@ class PlanTab:
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events. Every answer is saved, and the plan updated, at once."""
-        studio, (answers, result) = self.studio, self.layout
-        inputs, outputs = [studio.project, *answers], [*answers, *result, studio.tabs, studio.run]
+        studio, (answers, result, trigger_help) = self.studio, self.layout
+        inputs = [studio.project, *answers]
+        outputs = [*answers, *result, trigger_help, studio.tabs, studio.run]
         events = TabEvents(
             inputs, outputs, self.read, self.render, self.show_error, result.notice, studio.with_progress
         )
         boxes = (answers.trigger_word, answers.images, answers.vram_gib, answers.hours)
         edits = [answers.kind.input, answers.base.input, *(event for box in boxes for event in (box.blur, box.submit))]
         events.on(partial(gr.on, edits), self.update_plan, trigger_mode="always_last")
+        events.on(trigger_help.click, self.pick_trigger, sends="pick")
         events.on(result.train.click, self.open_train)
         events.on(tab.select, self.tab_selected, ignored_error="no_project")
         result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
@@ -71,6 +74,13 @@ class PlanTab:
         """Save the answers and update the plan."""
         page.save(page.answers)
         return PlanState.load(page.project)
+
+    def pick_trigger(self, page: PlanPage, pick: object) -> PlanState:
+        """Use one of the proposed trigger words."""
+        if pick not in propose_triggers(page.project.name):
+            raise InputError(f"{pick!r} is not among the proposals.", "Click one of them.", code="trigger")
+        page.save(page.answers.model_copy(update={"trigger_word": str(pick)}))
+        return PlanState.load(page.project, filled=["trigger_word"])
 
     def open_train(self, page: PlanPage) -> PlanState:
         """Save the answers and open the form of the next run."""

@@ -6,8 +6,9 @@ from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.planning.plan import Plan
+from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.project_plan import NextRun
+from lora_studio.ui.state.project_plan import NextRun, ProjectPlan
 from lora_studio.ui.widgets.formatting import format_count, format_value
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
 from lora_studio.ui.widgets.setting_spec import SettingSpec
@@ -18,6 +19,13 @@ def changes_note(run: NextRun) -> Markup:
     if not run.changes and not run.error:
         return Markup("")
     return render("plan/changes.html", run=run, count=format_count(len(run.changes), "setting"))
+
+
+def trigger_help(planned: ProjectPlan) -> Markup:
+    """Return the tokens of the trigger word, and free words while there is none or the base may know it."""
+    word = planned.info.trigger_word
+    proposals = propose_triggers(planned.project.name) if check_trigger(word) else []
+    return render("plan/trigger.html", tokens=trigger_tokens(word), proposals=proposals)
 
 
 def recipe_table(plan: Plan) -> Markup:

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_studio import guide
-from lora_studio.planning.length import batch_of, choose_length, split_batch, steps_at_batch_one, target_steps
+from lora_studio.planning.length import (
+    MAX_VIEWS_PER_IMAGE,
+    batch_of,
+    choose_length,
+    split_batch,
+    steps_at_batch_one,
+    target_steps,
+)
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
@@ -89,3 +96,10 @@ def test_rates_count_relative_to_those_that_suit_the_optimizer() -> None:
 def test_far_too_few_and_too_many_steps_are_told(overrides: dict[str, object], expected: set[str]) -> None:
     found = {warning.code for warning in plan(24, overrides=overrides).warnings}
     assert found & {"few_steps", "many_steps"} == expected
+
+
+@pytest.mark.parametrize("images", [1, 4, 9])
+def test_a_few_images_are_not_shown_more_often_than_the_plan_allows(images: int) -> None:
+    result = plan(images)
+    assert result.repeats * result.recipe.epochs <= MAX_VIEWS_PER_IMAGE
+    assert "shown_often" not in {warning.code for warning in result.warnings}

@@ -98,6 +98,7 @@ def test_embedded_base_uses_the_demo_preset() -> None:
     assert result.steps.total_steps == 500
     assert result.tagger == "demo"
     assert result.seconds.high < 600
+    assert batch_of(plan(100, base="embedded").recipe) == preset.batch_size
     assert codes(result) == []
 
 
