@@ -14,6 +14,7 @@ from lora_studio.training.lora_file import non_finite_error
 from lora_studio.training.outputs import Outputs
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.step_log import StepLog
+from lora_studio.training.reporting.system_memory import watch_system_memory
 from lora_studio.training.speed.step_retry import StepRetry
 from lora_studio.training.step import train_step
 from lora_studio.training.trainer import Trainer
@@ -36,6 +37,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
         trainer.device,
         on_nan=partial(_check_divergence, trainer, progress),
         deferred=trainer.skips_nonfinite_on_gpu,
+        on_seconds=watch_system_memory(trainer.job, trainer.device, report),
     )
     retry = step_retry(trainer, report)
     try:

@@ -59,8 +59,8 @@ class StepResult:
 class StepLog:
     """Collects step results, records their losses in the progress of the run, and reports them as events.
 
-    `on_nan` is called after each step that was skipped. With `deferred`, several steps are reported together; without,
-    each step is due for a report at once.
+    `on_nan` is called after each step that was skipped, `on_seconds` with the time of every step. With `deferred`,
+    several steps are reported together; without, each step is due for a report at once.
     """
 
     report: Report
@@ -69,6 +69,7 @@ class StepLog:
     device: torch.device
     on_nan: Callable[[], None]
     deferred: bool
+    on_seconds: Callable[[float], None] = lambda seconds: None
     started_at: float = field(default_factory=time.monotonic)
     flushed_at: float = 0.0
     step_count: int = 0
@@ -100,6 +101,7 @@ class StepLog:
             step, epoch, result = self.pending.pop(0)
             loss = result.read()
             self.progress.losses.append(loss)
+            self.on_seconds(seconds)
             seconds_left = round(pace * (total - step), 1)
             if loss is None:
                 self.report(NanEvent(step=step, total=total, epoch=epoch, seconds_left=seconds_left))

@@ -41,12 +41,13 @@ def test_a_non_finite_loss_or_gradient_is_no_loss(bad: StepResult) -> None:
 
 
 def test_steps_are_reported_in_order_with_their_losses() -> None:
-    events, nans = Events(), []
-    log = log_into(events, on_nan=lambda: nans.append(len(events)))
+    events, nans, seconds = Events(), [], []
+    log = log_into(events, on_nan=lambda: nans.append(len(events)), on_seconds=seconds.append)
     log.start_clock()
     add(log, result_of(0.25, 0.75), result_of(math.nan), result_of(0.125))
     log.flush()
     assert nans == [2]
+    assert len(seconds) == 3
     assert [(event, values["step"]) for event, values in events] == [("step", 1), ("nan", 2), ("step", 3)]
     assert log.progress.losses == [0.5, None, 0.125]
     assert [values["loss"] for values in of(events, "step")] == [0.5, 0.125]
