@@ -108,9 +108,9 @@ class Translation:
         if rates or self._complete:
             self.recipe |= read_rates(rates)
         stop = self.recipe.get("stop_text_encoder_training")
-        if stop and not all(self.recipe.get(name, True) for name in ("unet_lr", "text_encoder_lr")):
+        if stop and not self.recipe.get("unet_lr", True):
             del self.recipe["stop_text_encoder_training"]
-            self._leave_out("stop_text_encoder_training", stop, "One of the rates is 0.", matters=False)
+            self._leave_out("stop_text_encoder_training", stop, "Only the text encoders are trained.", matters=False)
         if self.recipe.get("dim_from_weights") is True:  # sd-scripts ignores them then
             self.recipe |= {"block_dims": "", "conv_dim": None, "conv_alpha": None, "rank_stabilized": False}
         length = self._take(LENGTH)

@@ -175,7 +175,7 @@ def with_cuda_graphs(trainer: Trainer, progress: Progress, report: Report) -> Tr
     """
     recipe, weights = trainer.recipe, trainer.weights
     safe = weights.all_fused and not recipe.uses_dropout and not trainer.scaler.is_enabled()
-    safe = safe and not recipe.stop_text_encoder_training
+    safe = safe and trainer.text_encoder_stop == trainer.counts.total_steps
     if not recipe.cuda_graphs or not safe or trainer.ranks.world_size > 1:
         return trainer
     capturer = find_capturer(trainer.device)

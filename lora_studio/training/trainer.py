@@ -76,8 +76,9 @@ class Trainer:
 
     @cached_property
     def text_encoder_stop(self) -> int:
-        """The number of steps after which the text encoders are not trained further."""
-        return text_encoder_stop(self.recipe.stop_text_encoder_training, self.counts.total_steps)
+        """The number of steps after which the text encoders are not trained further; all steps if they never are."""
+        setting = self.recipe.stop_text_encoder_training if self.recipe.trains_text_encoders else 0
+        return text_encoder_stop(setting, self.counts.total_steps)
 
     def freeze_text_encoders(self) -> None:
         """Leave the text encoders as they are in all further steps: no gradients, no updates, no dropout."""

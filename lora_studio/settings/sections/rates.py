@@ -89,6 +89,7 @@ class RateSettings(Settings):
         "learn the trigger word and spares the later steps, which are then faster. 0 trains them until the end.",
         ge=0,
         le=MAX_STEPS,
+        only_with="text_encoder_lr",
     )
 
     @model_validator(mode="before")
@@ -163,11 +164,10 @@ def rate_problems(settings: RateSettings, network_type: NetworkType) -> list[str
     rates = settings.model_rates
     if not any(rates.values()):
         problems.append("unet_lr and text_encoder_lr are both 0: nothing would be trained. Set one above 0.")
-    if settings.stop_text_encoder_training and not (settings.trains_text_encoders and settings.unet_lr):
-        missing = "text_encoder_lr" if settings.unet_lr else "unet_lr"
+    if settings.stop_text_encoder_training and not settings.unet_lr:
         problems.append(
-            f"stop_text_encoder_training is {settings.stop_text_encoder_training:g}, but {missing} is 0. Set {missing} "
-            "above 0, or stop_text_encoder_training to 0."
+            f"stop_text_encoder_training is {settings.stop_text_encoder_training:g}, but unet_lr is 0: nothing would "
+            "be trained after it. Set unet_lr above 0, or stop_text_encoder_training to 0."
         )
     ratios = {name: ratio for name in LORAPLUS_RATIOS if (ratio := getattr(settings, name)) is not None}
     if ratios and network_type in (NetworkType.LOHA, NetworkType.LOKR):

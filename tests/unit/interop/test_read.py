@@ -120,7 +120,7 @@ def test_rates_of_single_text_encoders_and_blocks_and_lora_plus() -> None:
             {"network_module": "lycoris.kohya", "network_args": ["algo=lokr", "loraplus_lr_ratio=16"]},
             "loraplus_lr_ratio",
         ),
-        ({"text_encoder_lr": 0, "stop_text_encoder_training": 100}, "stop_text_encoder_training"),
+        ({"network_train_text_encoder_only": True, "stop_text_encoder_training": 100}, "stop_text_encoder_training"),
     ],
 )
 def test_what_has_no_effect_in_sd_scripts_is_left_out(arguments: dict[str, Any], name: str) -> None:

@@ -210,6 +210,12 @@ def test_fit_vram_keeps_the_given_settings() -> None:
     assert {saving.setting for saving in applied} == {"text_encoder_lr", "base_precision"}
 
 
+def test_text_encoders_that_stop_early_can_be_left_untrained() -> None:
+    fitted, applied = fit_vram(recipe(stop_text_encoder_training=0.5), None, 8)
+    assert "text_encoder_lr" in {saving.setting for saving in applied}
+    assert not fitted.trains_text_encoders
+
+
 def test_replacing_prodigy_restores_ordinary_learning_rates() -> None:
     fitted, _ = fit_vram(
         recipe(optimizer="Prodigy", unet_lr=1, text_encoder_lr=0, network_dim=128, batch_size=1), None, 12

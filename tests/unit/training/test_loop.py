@@ -137,6 +137,11 @@ def test_text_encoders_stop_at_their_step_also_after_a_resume(both: TrainJob, sh
     assert any(weight.any() for name, weight in whole.items() if name.startswith("te") and name.endswith("/B"))
 
 
+def test_text_encoders_that_are_not_trained_do_not_stop(trainer: Trainer) -> None:
+    trainer.recipe.stop_text_encoder_training = 1
+    assert trainer.text_encoder_stop == trainer.counts.total_steps
+
+
 @pytest.mark.parametrize(
     "changes",
     [
