@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 from lora_studio.errors import DiskFullError
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.models import load, locate
+from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.choices import Optimizer
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
 from lora_studio.training import resume_state
 from lora_studio.training.loop import train_loop
 from lora_studio.training.progress import Progress
@@ -54,6 +57,21 @@ def test_every_optimizer_resumes_bit_exact(shared: Path, tmp_path: Path, optimiz
     whole = weights_of(tmp_path / "whole")
     assert same(weights_of(tmp_path / "parts"), whole)
     assert any(weight.any() for name, weight in whole.items() if name.endswith("/B"))
+
+
+@pytest.mark.parametrize("preset", list_presets())
+def test_every_preset_trains(shared: Path, tmp_path: Path, preset: str) -> None:
+    small = {"resolution": 64, "bucket_reso_steps": 32, "min_bucket_reso": 64, "max_bucket_reso": 128}
+    short = {"max_train_steps": 2, "mixed_precision": "fp32", "sample_every_n_epochs": 0, "validation_split": 0}
+    recipe = Recipe.parse(load_preset(preset) | small | short)
+    job = TrainJob(
+        name="ink", dataset=shared / "images", base=str(shared / "base"), trigger_word="inkstamp", recipe=recipe
+    )
+    result, events = train_into(job, tmp_path / "run", Home(shared / "home"))
+    assert result.steps == 2
+    assert all(event["loss"] is not None for event in of(events, "step"))
+    assert result.lora is not None
+    assert result.lora.is_file()
 
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.RAdam", "pytorch_optimizer.AdEMAMix"])

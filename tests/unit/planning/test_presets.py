@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.guide import BASES
+from lora_studio.guide import BASES, find_base
 from lora_studio.planning.advice import recipe_errors
 from lora_studio.planning.memory import fits
 from lora_studio.planning.plan import plan
 from lora_studio.planning.presets import list_presets, load_preset, preset_reasons, preset_title
 from lora_studio.settings.recipe import Recipe
 
-NAMES = {"character", "style", "low-memory-8gb", "quick-test-512", "prodigy", "demo"}
+NAMES = {
+    *("character", "style", "concept", "small-set", "medium-set", "large-set", "quick-test-512", "demo"),
+    *("low-memory-6gb", "low-memory-8gb", "gpu-12gb", "gpu-16gb", "gpu-24gb"),
+    *("sdxl", "pony", "illustrious", "noobai", "noobai-v-pred", "animagine"),
+    *("adamw8bit", "came", "lion", "prodigy", "prodigy-schedule-free", "schedule-free", "dora", "lokr"),
+}
 
 
 def test_lists_all_presets() -> None:
@@ -36,11 +42,23 @@ def test_preset_has_only_non_defaults_with_reasons_and_can_be_planned(name: str)
 
 
 def test_presets_do_what_their_titles_say() -> None:
-    assert fits(Recipe.parse(load_preset("low-memory-8gb")), None, 8)
+    for name in NAMES:
+        if size := re.search(r"(\d+)gb", name):
+            assert fits(Recipe.parse(load_preset(name)), None, int(size[1])), name
+    v_prediction = find_base("NoobAI XL v-pred")
+    assert not recipe_errors(Recipe.parse(load_preset("noobai-v-pred")), v_prediction)
+    planned = plan(24, base="NoobAI XL v-pred", overrides=load_preset("noobai-v-pred"))
+    assert not {"noise_offset_zero_snr", "min_snr_zero_snr"} & {warning.code for warning in planned.warnings}
     demo = Recipe.parse(load_preset("demo"))
     assert demo.resolution == BASES["embedded"].resolution
     assert demo.min_bucket_reso % demo.bucket_reso_steps == demo.max_bucket_reso % demo.bucket_reso_steps == 0
     assert load_preset("prodigy")["optimizer"] == "Prodigy"
+
+
+@pytest.mark.parametrize("name", sorted(NAMES - {"demo", "quick-test-512", "style", "large-set", "medium-set"}))
+def test_presets_for_any_set_learn_what_a_plan_does(name: str) -> None:
+    planned = plan(24, overrides=load_preset(name))
+    assert not {"few_steps", "many_steps", "shown_often"} & {warning.code for warning in planned.warnings}
 
 
 def test_loads_a_preset_file_of_the_user(tmp_path: Path) -> None:
