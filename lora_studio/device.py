@@ -225,6 +225,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
+def free_gpu_bytes(device: torch.device) -> int | None:
+    """Return the bytes of a CUDA GPU that are free or cached by torch; None for other devices."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
 def free_gpu_cache() -> None:
     """Return unused memory of torch's allocator to the GPU, if torch is loaded."""
     torch = sys.modules.get("torch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +12,20 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from PIL import Image
 from torch import nn
 
-from lora_studio.device import torch_device, torch_dtype
+from lora_studio.device import free_gpu_bytes, free_gpu_cache, torch_device, torch_dtype
 from lora_studio.errors import InputError
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.locate import resolve_base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.models.quantize import quantize
 from lora_studio.models.samplers import SAMPLERS
 from lora_studio.models.text_encoding import encode_text
-from lora_studio.settings.choices import Precision, Sampler
+from lora_studio.settings.choices import BasePrecision, Precision, Sampler
 from lora_studio.training.speed.gpu_fallbacks import known_failures
 from lora_studio.training.speed.self_test import FastPath
 from lora_studio.workspace.project import Home
+
+SAMPLING_BYTES = 2**30  # a LoRA and the UNet's passes at 1024 px; latents can be decoded without the UNet on the GPU
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,18 @@ class SamplingPipeline:
     device: torch.device
     sampler: str = SAMPLERS[Sampler.EULER].title
     decodes_in_half: bool = True
+    base_precision: BasePrecision = BasePrecision.FULL
+
+    @property
+    def precision(self) -> str:
+        """The precision of the computation, and of the UNet's weights if they are quantized."""
+        computed = str(self.base.unet.dtype).removeprefix("torch.")
+        return computed if self.base_precision is BasePrecision.FULL else f"{computed}, {self.base_precision.value}"
 
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
-        """Encode up to 75 tokens. `clip_skip` counts layers from the end, as in A1111: 1 is the last one.
+        """Encode up to 75 tokens, on the CPU if the GPU's memory is short.
 
-        Raises InputError if a text encoder has fewer layers.
+        `clip_skip` counts layers from the end, as in A1111: 1 is the last one. Raises InputError if a text encoder has fewer layers.
         """
         layers = min(encoder.config.num_hidden_layers for encoder in self.base.text_encoders)
         if clip_skip > layers:
@@ -50,9 +61,10 @@ class SamplingPipeline:
                 "Use 2, which SDXL was trained with.",
                 code="clip_skip",
             )
-        self._move_text_encoders(self.device)
-        with torch.no_grad():
-            return TextEmbeddings(*encode_text(self.base.text_encoders, self.base.tokenizers, [text], clip_skip))
+        with suppress(torch.OutOfMemoryError):
+            return self._encode_on(self.device, text, clip_skip)
+        free_gpu_cache()
+        return self._encode_on(torch.device("cpu"), text, clip_skip)
 
     def encode_negative(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode a negative prompt; an empty one becomes zeros, as in SDXL's training."""
@@ -67,6 +79,12 @@ class SamplingPipeline:
         return generate_image(
             self.pipe, prompt, negative, offload=[self.base.unet], decode_in_half=self.decodes_in_half, **settings
         )
+
+    @torch.no_grad()
+    def _encode_on(self, device: torch.device, text: str, clip_skip: int) -> TextEmbeddings:
+        self._move_text_encoders(device)
+        hidden, pooled = encode_text(self.base.text_encoders, self.base.tokenizers, [text], clip_skip)
+        return TextEmbeddings(hidden.to(self.device), pooled.to(self.device))
 
     def _move_text_encoders(self, device: torch.device) -> None:
         encoders: list[nn.Module] = [*self.base.text_encoders]
@@ -84,8 +102,27 @@ def load_sampling_pipeline(
     device = torch_device()
     dtype, _ = torch_dtype(precision, device)
     base = load_base(resolve_base(name, home), dtype=dtype, on_progress=on_progress)
+    failed = known_failures(device, dtype, home)
+    base_precision = BasePrecision.FULL
+    if FastPath.INT8 not in failed and not _fits(base, device):
+        base_precision = BasePrecision.INT8
+        on_progress("The GPU's memory is short: the UNet's weights are used in int8")
+        quantize(base.unet, base_precision, dtype, device)
     modules: list[nn.Module] = [base.unet, base.vae]
     for module in modules:
         module.to(device)
-    in_half = FastPath.HALF_DECODING not in known_failures(device, dtype, home)
-    return SamplingPipeline(base, make_pipeline(base), device, decodes_in_half=in_half)
+    return SamplingPipeline(
+        base,
+        make_pipeline(base),
+        device,
+        decodes_in_half=FastPath.HALF_DECODING not in failed,
+        base_precision=base_precision,
+    )
+
+
+def _fits(base: Base, device: torch.device) -> bool:
+    """Return whether a GPU has enough free memory for UNet and VAE, and for the passes of an image; else True."""
+    free = free_gpu_bytes(device)
+    modules: list[nn.Module] = [base.unet, base.vae]
+    weights = sum(weight.nbytes for module in modules for weight in module.parameters())
+    return free is None or free >= weights + SAMPLING_BYTES

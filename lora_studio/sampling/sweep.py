@@ -257,7 +257,7 @@ def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) ->
     job, lora = state.job, state.plan.lora(key)
     settings = _settings(job, pipeline.sampler, _size(job, pipeline))
     settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
-    settings |= {"Clip skip": job.clip_skip, "Precision": str(pipeline.base.unet.dtype).removeprefix("torch.")}
+    settings |= {"Clip skip": job.clip_skip, "Precision": pipeline.precision}
     if lora is None:
         return infotext(key.prompt, job.negative_prompt, settings)
     settings["Lora hashes"] = f"{lora.name}: {lora.model_hash[:12]}"

@@ -86,5 +86,6 @@ def test_presets_for_a_gpu_fit_it_in_every_phase(preset: str) -> None:
     run_phases(recipe_of(**load_preset(preset)), free_gib(vram) * GIB)
 
 
-def test_a_sweep_fits_8_gb() -> None:
-    sweep_phases(limit=free_gib(8) * GIB)
+@pytest.mark.parametrize("vram", [6, 8, 10])
+def test_a_sweep_fits_small_gpus(vram: int) -> None:
+    assert max(sweep_phases(limit=free_gib(vram) * GIB).values()) <= free_gib(vram) * GIB

@@ -43,6 +43,7 @@ class LiveTensors(TorchDispatchMode):
             if isinstance(value, torch.Tensor) and self.device in (None, value.device.type):
                 self._count(value.untyped_storage())
         if self.now > self.limit:
+            result = value = None  # not allocated
             raise torch.OutOfMemoryError(f"CUDA out of memory: {self.now} of {self.limit:.0f} bytes are allocated.")
         self.peak = max(self.peak, self.now)
         return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,13 +30,14 @@ from lora_studio.lora.read import LayerWeights
 from lora_studio.lora.shapes import layer_dim_alpha
 from lora_studio.models.load import Base, make_noise_scheduler, on_device
 from lora_studio.models.locate import SDXL_CONFIG
-from lora_studio.models.pipeline import TextEmbeddings, make_pipeline
+from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.text_encoding import CHUNK_TOKENS, encode_text
 from lora_studio.planning.steps import count_steps
 from lora_studio.sampling import adapter
+from lora_studio.sampling import pipeline as sampling_pipeline
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.pipeline import SamplingPipeline
-from lora_studio.settings.choices import NetworkType
+from lora_studio.settings.choices import NetworkType, Precision
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.build import fit_gpu_memory, make_trainer
 from lora_studio.training.data.batch import BatchTensors, StepBatches
@@ -47,6 +48,7 @@ from lora_studio.training.samples import encode_prompt, generate_samples, sample
 from lora_studio.training.step import train_step
 from lora_studio.training.trainer import Trainer, eval_mode
 from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.project import Home
 from tests.support.events import ignore
 from tests.support.meta_gpu import META, MetaGpu, meta_gpu
 
@@ -225,10 +227,7 @@ def sweep_phases(side: int = 1024, limit: float = math.inf) -> dict[str, int]:
     with meta_gpu(limit) as gpu:
         phase = Phases(gpu)
         with phase("Loading"):
-            modules: list[nn.Module] = [base.unet, base.vae]
-            for module in modules:
-                module.to(META)
-            pipeline = SamplingPipeline(base, make_pipeline(base), META)
+            pipeline = _sampling_pipeline(base, gpu)
         with phase("Loading a LoRA"):
             targets = [target for target in find_target_layers(base.unet, []) if _is_trained(target)]
             layers = [LayerWeights(target, NetworkType.LORA, 32, 16, _factors(target)) for target in targets]
@@ -241,6 +240,21 @@ def sweep_phases(side: int = 1024, limit: float = math.inf) -> dict[str, int]:
             image = pipeline.generate(text, text.zeros(), seed=1, steps=1, guidance=6.0, width=side, height=side)
             assert image is not None
     return phase.peaks
+
+
+def _sampling_pipeline(base: Base, gpu: MetaGpu) -> SamplingPipeline:
+    """Load a base for sampling on the GPU."""
+    doubles: dict[str, Any] = {
+        "torch_device": lambda: META,
+        "torch_dtype": lambda precision, device: (torch.bfloat16, ""),
+        "resolve_base": lambda name, home: name,
+        "load_base": lambda *given, **named: base,
+        "free_gpu_bytes": lambda device: gpu.limit - gpu.now,
+    }
+    with ExitStack() as stack:
+        for name, double in doubles.items():
+            stack.enter_context(mock.patch.object(sampling_pipeline, name, double))
+        return sampling_pipeline.load_sampling_pipeline("SDXL", home=Home(Path("nowhere")), precision=Precision.AUTO)
 
 
 def _is_trained(target: TargetLayer) -> bool:

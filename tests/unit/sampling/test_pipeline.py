@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ def test_image_equals_diffusers(pipeline: SamplingPipeline) -> None:
 def test_text_encoders_are_on_the_gpu_only_while_they_encode(
     pipeline: SamplingPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpu: Any = SimpleNamespace(name="the GPU")
+    gpu = torch.device("meta")
     on_gpu = replace(pipeline, device=gpu)
     places: dict[int, Any] = {}
     for number, encoder in enumerate(pipeline.base.text_encoders):
@@ -70,7 +69,40 @@ def test_text_encoders_are_on_the_gpu_only_while_they_encode(
     text = on_gpu.encode("a cat", clip_skip=2)
     on_gpu.generate(text, text.zeros(), seed=1)
     assert seen == [{0: gpu, 1: gpu}, {0: torch.device("cpu"), 1: torch.device("cpu")}]
+    assert text.hidden.device == gpu
     assert offloaded == [pipeline.base.unet]  # moves too if the memory for decoding is short
+
+
+def test_prompts_are_encoded_on_the_cpu_if_memory_is_short(
+    pipeline: SamplingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = pipeline.encode("a cat", clip_skip=2)
+    encode, failures = pipeline_module.encode_text, [torch.OutOfMemoryError()]
+
+    def short(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if failures:
+            raise failures.pop()
+        return encode(*given)
+
+    monkeypatch.setattr(pipeline_module, "encode_text", short)
+    found = pipeline.encode("a cat", clip_skip=2)
+    assert not failures
+    assert torch.equal(found.hidden, expected.hidden)
+    assert torch.equal(found.pooled, expected.pooled)
+
+
+@pytest.mark.parametrize(("free", "precision"), [(0, "float32, int8"), (2**40, "float32"), (None, "float32")])
+def test_the_unet_is_quantized_if_the_gpu_has_too_little_memory_for_it(
+    tiny_base: Path, home: Home, monkeypatch: pytest.MonkeyPatch, free: int | None, precision: str
+) -> None:
+    monkeypatch.setattr(pipeline_module, "free_gpu_bytes", lambda device: free)
+    said: list[str] = []
+    loaded = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO, on_progress=said.append)
+    assert loaded.precision == precision
+    assert any("int8" in message for message in said) is precision.endswith("int8")
+    text = loaded.encode("a cat", clip_skip=2)
+    image = loaded.generate(text, text.zeros(), seed=1, steps=1, guidance=1.0, width=64, height=64)
+    assert image is not None
 
 
 def test_clip_skip_counts_from_the_last_layer(pipeline: SamplingPipeline) -> None:
