@@ -63,6 +63,7 @@ class CheckContext:
     own_share: float = 1.0
     count: StepCount | None = None
     vram_gib: float | None = None
+    processes: int = 1
     trigger_word: str | None = None
     seconds: SecondsRange | None = None
     hours: float | None = None
@@ -140,8 +141,8 @@ def _memory(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     vram = context.vram_gib
     if vram is None:
         return
-    needed = estimate_vram_gib(recipe, context.base)
-    if not fits(recipe, context.base, vram):
+    needed = estimate_vram_gib(recipe, context.base, processes=context.processes)
+    if not fits(recipe, context.base, vram, processes=context.processes):
         yield Caution(
             code="memory",
             message=f"The run needs roughly {needed:.1f} GiB; about {vram - DESKTOP_GIB:.1f} of {vram:g} GiB are free. "
@@ -150,7 +151,7 @@ def _memory(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         )
     limit = RECIPE["gradient_checkpointing"].high
     off = recipe.gradient_checkpointing is GradientCheckpointing.OFF
-    if limit is not None and vram < limit and off and fits(recipe, context.base, vram):
+    if limit is not None and vram < limit and off and fits(recipe, context.base, vram, processes=context.processes):
         yield Caution(
             code="checkpointing",
             message=f"Gradient checkpointing is off with {vram:g} GiB; the guide suggests it below {limit:g}.",

@@ -13,12 +13,14 @@ from lora_studio.planning.timing import describe_duration
 from lora_studio.settings.recipe import Recipe
 
 
-def fit_memory(draft: RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float) -> Recipe:
+def fit_memory(
+    draft: RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float, *, processes: int = 1
+) -> Recipe:
     """Lower the recipe's memory until it fits `vram_gib`, with as many images in a step as before.
 
     Values that the caller gave are kept.
     """
-    fitted, savings = fit_vram(recipe, base, vram_gib, keep=draft.given)
+    fitted, savings = fit_vram(recipe, base, vram_gib, keep=draft.given, processes=processes)
     for saving in savings:
         value = getattr(fitted, saving.setting)
         draft.set(saving.setting, value, f"To fit {vram_gib:g} GiB. {saving.why}", guided=saving.guide)

@@ -273,13 +273,13 @@ def estimate_vram_gib(
     return round(max(estimate_vram_phases(recipe, base, vram_gib, processes=processes).values()), 2)
 
 
-def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> bool:
+def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float, *, processes: int = 1) -> bool:
     """Return whether a run should fit a GPU of `vram_gib` that also drives a desktop."""
-    return estimate_vram_gib(recipe, base) <= vram_gib - DESKTOP_GIB
+    return estimate_vram_gib(recipe, base, processes=processes) <= vram_gib - DESKTOP_GIB
 
 
 def fit_vram(
-    recipe: Recipe, base: BaseModel | None, vram_gib: float, keep: Collection[str] = ()
+    recipe: Recipe, base: BaseModel | None, vram_gib: float, keep: Collection[str] = (), *, processes: int = 1
 ) -> tuple[Recipe, list[MemorySaving]]:
     """Apply as few savings as needed to fit `vram_gib`, in the guide's order; return the recipe and the savings.
 
@@ -287,12 +287,12 @@ def fit_vram(
     """
     applied = []
     for saving in MEMORY_SAVINGS:
-        if fits(recipe, base, vram_gib):
+        if fits(recipe, base, vram_gib, processes=processes):
             break
         if saving.setting in keep or not has_effect(recipe, saving):
             continue
         batch = saving.setting == "batch_size"
-        recipe = _largest_batch(recipe, base, vram_gib) if batch else _apply(recipe, saving)
+        recipe = _largest_batch(recipe, base, vram_gib, processes) if batch else _apply(recipe, saving)
         applied.append(saving)
     return recipe, applied
 
@@ -335,11 +335,11 @@ def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
     return Recipe.parse(recipe.model_dump() | changes)
 
 
-def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float) -> Recipe:
+def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float, processes: int) -> Recipe:
     """Return the recipe with the largest smaller batch size that fits, or 1 if none does."""
     for size in range(recipe.batch_size - 1, 0, -1):
         candidate = recipe.model_copy(update={"batch_size": size})
-        if fits(candidate, base, vram_gib):
+        if fits(candidate, base, vram_gib, processes=processes):
             return candidate
     return recipe.model_copy(update={"batch_size": 1})
 

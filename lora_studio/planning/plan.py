@@ -120,6 +120,7 @@ def plan(
     subsets: Sequence[Subset] = (),
     home: Home | None = None,
     device: str | None = None,
+    num_processes: int = 1,
 ) -> Plan:
     """Plan a training run.
 
@@ -130,6 +131,7 @@ def plan(
     with fewer repeats, then fewer epochs, then fewer steps. `device` is the GPU's name or "CPU":
     earlier runs on it, whose speed `home` remembers, replace the estimate of the time. `regularization` is a folder of
     images that are balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
+    With `num_processes` above 1 the memory is that of each of several GPUs; steps and time are those of one.
 
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
     an SDXL, ConfigError for unknown settings and values that cannot work.
@@ -150,7 +152,7 @@ def plan(
     draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
     if vram_gib is not None:
-        recipe = fit_memory(draft, recipe, known, vram_gib)
+        recipe = fit_memory(draft, recipe, known, vram_gib, processes=num_processes)
     require_valid(recipe, known)
     name = known.name if known else base
     speeds = [] if device is None else find_speeds(home, name, device)
@@ -166,6 +168,7 @@ def plan(
         count=steps,
         own_share=run.own_share(recipe),
         vram_gib=vram_gib,
+        processes=num_processes,
         trigger_word=trigger_word,
         seconds=seconds,
         hours=hours,
@@ -181,9 +184,9 @@ def plan(
         reasons=draft.reasons(recipe),
         repeats=round(found.mean_repeats_in(recipe)),
         steps=steps,
-        vram_gib=estimate_vram_gib(recipe, known, vram_gib),
-        vram_parts=estimate_vram_parts(recipe, known, vram_gib),
-        vram_phases=estimate_vram_phases(recipe, known, vram_gib),
+        vram_gib=estimate_vram_gib(recipe, known, vram_gib, processes=num_processes),
+        vram_parts=estimate_vram_parts(recipe, known, vram_gib, processes=num_processes),
+        vram_phases=estimate_vram_phases(recipe, known, vram_gib, processes=num_processes),
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
         warnings=[

@@ -52,7 +52,8 @@ class SamplingPipeline:
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
         """Encode up to 75 tokens, on the CPU if the GPU's memory is short.
 
-        `clip_skip` counts layers from the end, as in A1111: 1 is the last one. Raises InputError if a text encoder has fewer layers.
+        `clip_skip` counts layers from the end, as in A1111: 1 is the last one. Raises InputError if a text encoder has
+        fewer layers.
         """
         layers = min(encoder.config.num_hidden_layers for encoder in self.base.text_encoders)
         if clip_skip > layers:

@@ -51,21 +51,21 @@ class ProjectPlan:
         """Return the plan's recipe with the user's changes; raises ConfigError if they cannot work together."""
         return Recipe.parse(self.values)
 
-    def run_with(self, recipe: Recipe, regularization: Path | None = None) -> NextRun:
+    def run_with(self, recipe: Recipe, regularization: Path | None = None, num_processes: int = 1) -> NextRun:
         """Return the next run, trained with exactly this recipe."""
         changes = setting_changes(recipe, self.recipe)
-        if not changes and regularization is None:
+        if not changes and regularization is None and num_processes == 1:
             return NextRun(self, recipe, changes, self.plan, self.error)
         try:
-            figures = _plan(self.project, self.info, recipe, regularization)
+            figures = _plan(self.project, self.info, recipe, regularization, num_processes)
         except InputError as error:
             return NextRun(self, recipe, changes, error=error)
         return NextRun(self, recipe, changes, figures)
 
-    def next_run(self, regularization: Path | None = None) -> NextRun:
+    def next_run(self, regularization: Path | None = None, num_processes: int = 1) -> NextRun:
         """Return the next run, trained with the plan and the user's changes."""
         try:
-            return self.run_with(self.changed_recipe(), regularization)
+            return self.run_with(self.changed_recipe(), regularization, num_processes)
         except ConfigError as error:
             return NextRun(self, error=error)
 
@@ -125,7 +125,11 @@ def save_changes(project: Project, recipe: Recipe, planned: Recipe) -> None:
 
 
 def _plan(
-    project: Project, info: ProjectInfo, recipe: Recipe | None = None, regularization: Path | None = None
+    project: Project,
+    info: ProjectInfo,
+    recipe: Recipe | None = None,
+    regularization: Path | None = None,
+    num_processes: int = 1,
 ) -> Plan:
     """Plan a run on the project's images, or on the expected number of them while there are none.
 
@@ -143,6 +147,7 @@ def _plan(
         subsets=project.subsets(info) if project_images(project) else (),
         home=project.home,
         device=_device(info),
+        num_processes=num_processes,
     )
 
 

@@ -99,7 +99,8 @@ class TrainTab:
             events.on(exchange.import_path.click, self.import_path, exchange.path)
             events.on(exchange.path.submit, self.import_path, exchange.path)
         events.on(exchange.export.click, self.export)
-        edits = partial(gr.on, [*layout.form.edit_events, layout.job_fields.regularization.blur])
+        files = [layout.job_fields.regularization.blur, layout.job_fields.processes.input]
+        edits = partial(gr.on, [*layout.form.edit_events, *files])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
         figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)
@@ -261,7 +262,7 @@ class TrainTab:
         """Return the state that shows the form, filled with the plan and the saved changes."""
         planned, other = load_plan(project), other or OtherFields(slugify(project.name))
         contents = RecipeContents(planned.recipe, {}, planned.values)
-        run = planned.next_run(other.files.regularization)
+        run = planned.next_run(other.files.regularization, other.files.num_processes)
         return TrainState(run, self.reader.run_list(project, NEW_RUN), contents, other)
 
     def _next_run(self, planned: ProjectPlan, contents: RecipeContents, form: TrainForm) -> NextRun:
@@ -269,7 +270,7 @@ class TrainTab:
             recipe = self.layout.form.recipe(contents)
         except ConfigError as error:
             return NextRun(planned, error=error)
-        return planned.run_with(recipe, form.other.files.regularization)
+        return planned.run_with(recipe, form.other.files.regularization, form.other.files.num_processes)
 
     def _saved(self, form: TrainForm, contents: RecipeContents) -> NextRun:
         """Save the user's changes in the form, unless some are wrong, and return the run that they lead to."""

@@ -47,6 +47,15 @@ def save(path: Path, size: tuple[int, int]) -> None:
     Image.new("RGB", size, "orange").save(path)
 
 
+def test_several_gpus_leave_less_memory_for_a_run() -> None:
+    alone, together = (plan(30, vram_gib=8, num_processes=count) for count in (1, 2))
+    assert "Communication" not in alone.vram_parts
+    assert together.vram_parts["Communication"] > 0
+    assert together.vram_gib <= 8
+    assert together.recipe.base_precision is not alone.recipe.base_precision
+    assert together.steps == alone.steps
+
+
 def test_the_number_of_images_costs_no_memory() -> None:
     most = next(bound.le for bound in PlanNumbers.model_fields["images"].metadata if hasattr(bound, "le"))
     tracemalloc.start()

@@ -88,3 +88,12 @@ def test_regularisation_images_count_in_the_next_run(project: Project, tmp_path:
 def test_project_files_with_and_without_changes_are_read(project: Project, stored: str) -> None:
     (project.path / "project.json").write_text(stored, "utf-8")
     assert project.info().recipe == ({"epochs": 3} if "epochs" in stored else {})
+
+
+def test_several_gpus_are_planned_with_the_memory_to_communicate(home: Home) -> None:
+    planned = load_plan(home.create_project("two"))
+    alone, together = (planned.run_with(planned.recipe, None, count).figures for count in (1, 2))
+    assert alone is not None
+    assert together is not None
+    assert "Communication" not in alone.vram_parts
+    assert together.vram_parts["Communication"] > 0
