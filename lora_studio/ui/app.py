@@ -31,7 +31,12 @@ TABS: dict[TabName, tuple[str, Callable[[Studio, gr.Tab], Page]]] = {
     TabName.TRAIN: ("3 · Train", train_tab.build),
     TabName.TEST: ("4 · Test", sweep_tab.build),
 }
-TAB_OF_FOLDER = {"runs": TabName.TRAIN, "sweeps": TabName.TEST, "tags": TabName.DATASET}
+TAB_OF_FOLDER = {
+    "runs": TabName.TRAIN,
+    "sweeps": TabName.TEST,
+    "tags": TabName.DATASET,
+    "measurements": TabName.PLAN,
+}
 
 
 class Header(NamedTuple):

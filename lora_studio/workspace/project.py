@@ -65,6 +65,9 @@ class ProjectInfo(Settings):
     subsets: list[Subset] = []
 
 
+JOB_FOLDERS = ("tags", "runs", "sweeps", "measurements")  # of a project
+
+
 @dataclass(frozen=True)
 class Home:
     """The folder that contains everything the studio stores."""
@@ -154,7 +157,7 @@ class Home:
         partial = target.with_name(f".{target.name}.partial")
         with disk_errors(target):
             shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(project.path, partial, ignore=shutil.ignore_patterns("runs", "sweeps", "tags", "exports"))
+            shutil.copytree(project.path, partial, ignore=shutil.ignore_patterns(*JOB_FOLDERS, "exports"))
             partial.rename(target)
         return Project(target)
 
@@ -251,9 +254,13 @@ class Project:
         """Return the sweeps, oldest first."""
         return list(job_folders(self.path / "sweeps"))
 
+    def measurements(self) -> list[JobFolder]:
+        """Return the measurements of a step's time, oldest first."""
+        return list(job_folders(self.path / "measurements"))
+
     def jobs(self) -> Iterator[JobFolder]:
         """Yield every job of the project."""
-        for kind in ("tags", "runs", "sweeps"):
+        for kind in JOB_FOLDERS:
             yield from job_folders(self.path / kind)
 
     def new_run_dir(self, name: str) -> Path:
@@ -263,6 +270,10 @@ class Project:
     def new_sweep_dir(self) -> Path:
         """Create a folder for a sweep."""
         return numbered_folder(self.path / "sweeps")
+
+    def new_measurement_dir(self) -> Path:
+        """Create a folder for a measurement of a step's time."""
+        return numbered_folder(self.path / "measurements")
 
     def new_export_dir(self) -> Path:
         """Create a folder for exported settings."""

@@ -6,13 +6,18 @@ import shutil
 
 import pytest
 
+from lora_studio.guide import find_base
+from lora_studio.planning.speeds import MIN_STEPS, MeasuredSpeed
 from lora_studio.planning.trigger import propose_triggers
+from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
+from lora_studio.ui.state.project_plan import load_plan
 from lora_studio.ui.train.tab import TrainTab
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface, error_code
-from tests.support.jobs import make_project
+from tests.support.jobs import BASE, make_project, running_status
 
 
 @pytest.fixture
@@ -114,3 +119,46 @@ def test_a_proposed_trigger_word_is_used_by_a_click(project: Project, interface:
     refused = interface.call(PlanTab.pick_trigger, pick="<b>")
     assert error_code(refused["plan_notice"]) == "trigger"
     assert project.info().trigger_word == proposal
+
+
+def test_the_time_of_a_step_is_measured(
+    home: Home, interface: Interface, started: list[tuple[JobFolder, bool]]
+) -> None:
+    project = make_project(home)
+    interface.open_project("ink")
+    shown = interface.call(PlanTab.measure_time)
+    [(folder, resume)] = started
+    job = folder.job()
+    assert isinstance(job, TrainJob)
+    assert not resume
+    assert job.recipe.max_train_steps == MIN_STEPS
+    assert (job.recipe.sample_prompts, job.recipe.network_dim) == ([], load_plan(project).recipe.network_dim)
+    assert not project.runs()
+    assert shown["plan_measure"]["interactive"]
+
+    folder.set_status(JobStatus(**running_status(), done=3, total=MIN_STEPS, message="Training"))
+    shown = interface.call(PlanTab.tick)
+    assert (shown["plan_measure"]["visible"], shown["plan_measure_stop"]["visible"]) == (False, True)
+    assert f"Step 3 of {MIN_STEPS}" in shown["plan_measurement"]
+    assert error_code(interface.call(PlanTab.measure_time)["plan_notice"]) == "busy"
+    interface.call(PlanTab.stop_measuring)
+    assert folder.stop_requested()
+
+    recipe = load_plan(project).next_run().recipe
+    assert recipe is not None
+    speed = MeasuredSpeed(base=find_base(BASE).name, device="CPU", recipe=recipe, seconds=2.0)
+    home.speeds.write_text(speed.model_dump_json() + "\n", "utf-8")
+    folder.set_status(JobStatus(state=JobState.DONE))
+    shown = interface.call(PlanTab.tick)
+    assert "measured in an earlier run" in shown["plan_tiles"]
+    assert shown["plan_measurement"] == ""
+    assert interface.call(PlanTab.tick) == {}
+
+    interface.call(PlanTab.measure_time)
+    assert len(project.measurements()) == 1
+
+
+def test_without_images_no_time_is_measured(project: Project, interface: Interface) -> None:
+    shown = interface.open_project("ink")
+    assert not shown["plan_measure"]["interactive"]
+    assert error_code(interface.call(PlanTab.measure_time)["plan_notice"]) == "no_images"

@@ -54,6 +54,9 @@ class Result(NamedTuple):
     train: gr.Button
     to_dataset: gr.Button
     tiles: gr.HTML
+    measure: gr.Button
+    stop: gr.Button
+    measurement: gr.HTML
     changes: gr.HTML
     cautions: gr.HTML
     recipe: gr.HTML
@@ -61,11 +64,16 @@ class Result(NamedTuple):
 
 
 class PlanLayout(NamedTuple):
-    """All components of the tab. `trigger_help` is below the trigger word: its tokens, and free words to click."""
+    """All components of the tab.
+
+    `trigger_help` is below the trigger word: its tokens, and free words to click. `signature` is that of the
+    measurement that the page shows.
+    """
 
     answers: Answers
     result: Result
     trigger_help: gr.HTML
+    signature: gr.State
 
 
 def build_layout(guide_notes: str) -> PlanLayout:
@@ -75,7 +83,7 @@ def build_layout(guide_notes: str) -> PlanLayout:
             answers, trigger_help = _answers()
         with gr.Column(scale=5, min_width=340):
             result = _result(guide_notes)
-    return PlanLayout(answers, result, trigger_help)
+    return PlanLayout(answers, result, trigger_help, gr.State(""))
 
 
 def _answers() -> tuple[Answers, gr.HTML]:
@@ -114,9 +122,13 @@ def _result(guide_notes: str) -> Result:
         train = gr.Button("Train with this recipe", variant="primary", scale=2, elem_id="plan-train")
         to_dataset = gr.Button("Open the dataset", scale=1)
     tiles = html(elem_id="plan-tiles")
+    with gr.Row(elem_classes="actions"):
+        measure = gr.Button("Measure the time on this machine", size="sm", elem_id="plan-measure")
+        stop = gr.Button("Stop measuring", size="sm", visible=False, elem_id="plan-measure-stop")
+    measurement = html(elem_id="plan-measurement")
     changes = html(elem_id="plan-changes")
     cautions = html(elem_id="plan-cautions")
     recipe = html(elem_id="plan-recipe")
     with gr.Accordion("What the guide says", open=False):
         advice = html(guide_notes)
-    return Result(notice, train, to_dataset, tiles, changes, cautions, recipe, advice)
+    return Result(notice, train, to_dataset, tiles, measure, stop, measurement, changes, cautions, recipe, advice)

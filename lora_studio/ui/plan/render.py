@@ -10,6 +10,7 @@ from lora_studio import guide
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.plan import view
 from lora_studio.ui.plan.layout import IMAGES, Answers, PlanLayout, Result
+from lora_studio.ui.plan.measurement import signature
 from lora_studio.ui.plan.state import PlanState
 from lora_studio.ui.state.project_plan import available_vram_gib
 from lora_studio.ui.widgets.events import Updates
@@ -33,6 +34,9 @@ class PlanRenderer:
         """Return the updates that show a state."""
         updates = _answer_updates(self.layout.answers, state) | _result_updates(self.layout.result, state)
         updates[self.layout.trigger_help] = view.trigger_help(state.planned)
+        updates[self.layout.signature] = signature(state.measured)
+        if state.is_job_started:
+            updates |= self.studio.start_polling()
         if state.opens_train:
             updates |= {self.studio.run: NEW_RUN} | self.studio.goto(TabName.TRAIN)
         return updates
@@ -69,7 +73,12 @@ def _answer_updates(answers: Answers, state: PlanState) -> Updates:
 def _result_updates(result: Result, state: PlanState) -> Updates:
     plan, error = state.planned.plan, state.planned.error
     codes = {caution.code for caution in plan.warnings} if plan else set()
+    status = state.measured.status() if state.measured else None
+    is_measuring = status is not None and status.state.is_active
     return {
+        result.measure: gr.Button(visible=not is_measuring, interactive=plan is not None and state.images is not None),
+        result.stop: gr.Button(visible=is_measuring),
+        result.measurement: view.measurement(status) if status else "",
         result.notice: error_card(error, "No plan yet") if error else "",
         result.train: gr.Button(interactive=plan is not None),
         result.to_dataset: gr.Button("Check the dataset" if codes & DATASET_CODES else "Open the dataset"),

@@ -6,17 +6,20 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lora_studio.dataset.images.sets import project_images
+from lora_studio.ui.plan.measurement import latest_measurement
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Project, ProjectInfo
 
 
 @dataclass(frozen=True)
 class PlanPage:
-    """A project with its saved settings, and with those that the answers in the form make."""
+    """A project with its saved settings, with those that the answers in the form make, and the shown measurement."""
 
     project: Project
     saved: ProjectInfo
     answers: ProjectInfo
+    signature: str = ""
 
     def save(self, info: ProjectInfo) -> None:
         """Save the project's settings, if they are new."""
@@ -29,13 +32,16 @@ class PlanState:
     """The plan of a project, and the run that Train would start with it.
 
     `images` is the number of images that are trained on; None while the dataset is empty. `filled` names the boxes that
-    are set to the project's answers; the others keep what the user is typing. `opens_train` shows Train's form next.
+    are set to the project's answers; the others keep what the user is typing. `measured` is the last measurement of the
+    time, `is_job_started` says that it has just been started. `opens_train` shows Train's form next.
     """
 
     planned: ProjectPlan
     next_run: NextRun
     images: int | None
     filled: Collection[str] = ()
+    measured: JobFolder | None = None
+    is_job_started: bool = False
     opens_train: bool = False
 
     @classmethod
@@ -43,4 +49,4 @@ class PlanState:
         """Plan a project; raises InputError if its project.json cannot be read."""
         planned = load_plan(project)
         images = (planned.plan.images if planned.plan else 0) if project_images(project) else None
-        return cls(planned, planned.next_run(), images, filled)
+        return cls(planned, planned.next_run(), images, filled, latest_measurement(project))

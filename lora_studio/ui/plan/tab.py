@@ -12,6 +12,7 @@ from lora_studio.errors import InputError, StudioError
 from lora_studio.planning.trigger import propose_triggers
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.plan.layout import Answers, PlanLayout, build_layout
+from lora_studio.ui.plan.measurement import latest_measurement, signature, start_measurement
 from lora_studio.ui.plan.render import PlanRenderer
 from lora_studio.ui.plan.state import PlanPage, PlanState
 from lora_studio.ui.plan.view import guide_notes
@@ -36,9 +37,9 @@ class PlanTab:
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events. Every answer is saved, and the plan updated, at once."""
-        studio, (answers, result, trigger_help) = self.studio, self.layout
-        inputs = [studio.project, *answers]
-        outputs = [*answers, *result, trigger_help, studio.tabs, studio.run]
+        studio, (answers, result, trigger_help, shown) = self.studio, self.layout
+        inputs = [studio.project, *answers, shown]
+        outputs = [*answers, *result, trigger_help, shown, studio.tabs, studio.run, studio.timer]
         events = TabEvents(
             inputs, outputs, self.read, self.render, self.show_error, result.notice, studio.with_progress
         )
@@ -47,6 +48,9 @@ class PlanTab:
         events.on(partial(gr.on, edits), self.update_plan, trigger_mode="always_last")
         events.on(trigger_help.click, self.pick_trigger, sends="pick")
         events.on(result.train.click, self.open_train)
+        events.on(result.measure.click, self.measure_time)
+        events.on(result.stop.click, self.stop_measuring)
+        events.on_tick(studio.timer.tick, self.tick, outputs=outputs, trigger_mode="always_last")
         events.on(tab.select, self.tab_selected, ignored_error="no_project")
         result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
         return Page(self.refresh, outputs)
@@ -55,7 +59,8 @@ class PlanTab:
         """Return the answers in the form; raises InputError for a number out of its bounds, or without a project."""
         project = self.studio.find_project(values[self.studio.project])
         saved, counted = project.info(), bool(project_images(project))
-        return PlanPage(project, saved, self.layout.answers.read(values, saved, counted=counted))
+        answers = self.layout.answers.read(values, saved, counted=counted)
+        return PlanPage(project, saved, answers, values[self.layout.signature])
 
     def show_error(self, error: StudioError) -> Updates:
         """Show why a handler did nothing."""
@@ -81,6 +86,26 @@ class PlanTab:
             raise InputError(f"{pick!r} is not among the proposals.", "Click one of them.", code="trigger")
         page.save(page.answers.model_copy(update={"trigger_word": str(pick)}))
         return PlanState.load(page.project, filled=["trigger_word"])
+
+    def measure_time(self, page: PlanPage) -> PlanState:
+        """Save the answers, and start a few steps of the next run to measure their time."""
+        run = self.update_plan(page).next_run
+        if run.recipe is None:
+            raise run.error or InputError("There is no plan yet.", "Correct the answers on the left.", code="no_plan")
+        start_measurement(self.studio.jobs, page.project, run.recipe)
+        return replace(PlanState.load(page.project), is_job_started=True)
+
+    def stop_measuring(self, page: PlanPage) -> PlanState:
+        """Request that the measurement stops after the current step."""
+        if (folder := latest_measurement(page.project)) is not None:
+            folder.request_stop()
+        return PlanState.load(page.project)
+
+    def tick(self, page: PlanPage) -> PlanState | None:
+        """Show how far the measurement is, and the plan with its time at the end; called while a job is active."""
+        if signature(latest_measurement(page.project)) == page.signature:
+            return None
+        return PlanState.load(page.project)
 
     def open_train(self, page: PlanPage) -> PlanState:
         """Save the answers and open the form of the next run."""

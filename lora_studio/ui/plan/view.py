@@ -12,6 +12,7 @@ from lora_studio.ui.state.project_plan import NextRun, ProjectPlan
 from lora_studio.ui.widgets.formatting import format_count, format_value
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
 from lora_studio.ui.widgets.setting_spec import SettingSpec
+from lora_studio.workspace.job_folder import JobStatus
 
 
 def changes_note(run: NextRun) -> Markup:
@@ -19,6 +20,12 @@ def changes_note(run: NextRun) -> Markup:
     if not run.changes and not run.error:
         return Markup("")
     return render("plan/changes.html", run=run, count=format_count(len(run.changes), "setting"))
+
+
+def measurement(status: JobStatus) -> Markup:
+    """Return how far the measurement of the time is, or why it failed; empty at other times."""
+    progress = f"Step {status.done} of {status.total}" if status.total and status.done else ""
+    return render("plan/measurement.html", status=status, progress=progress)
 
 
 def trigger_help(planned: ProjectPlan) -> Markup:

@@ -12,7 +12,7 @@ from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
 
-KIND_OF_FOLDER = {"runs": "Training", "sweeps": "Testing", "tags": "Tagging"}
+KIND_OF_FOLDER = {"runs": "Training", "sweeps": "Testing", "tags": "Tagging", "measurements": "Measuring"}
 MAX_CACHED_JOBS = 4096
 
 
@@ -26,7 +26,7 @@ class ActiveJob:
 
     @property
     def kind(self) -> str:
-        """Training, Testing or Tagging."""
+        """Training, Testing, Tagging or Measuring."""
         return KIND_OF_FOLDER[self.folder.path.parent.name]
 
     @property
