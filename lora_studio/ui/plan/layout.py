@@ -123,8 +123,12 @@ def _result(guide_notes: str) -> Result:
         to_dataset = gr.Button("Open the dataset", scale=1)
     tiles = html(elem_id="plan-tiles")
     with gr.Row(elem_classes="actions"):
-        measure = gr.Button("Measure the time on this machine", size="sm", elem_id="plan-measure")
-        stop = gr.Button("Stop measuring", size="sm", visible=False, elem_id="plan-measure-stop")
+        measure = gr.Button(
+            "Measure the time on this machine", size="sm", scale=0, min_width=260, elem_id="plan-measure"
+        )
+        stop = gr.Button(
+            "Stop measuring", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-measure-stop"
+        )
     measurement = html(elem_id="plan-measurement")
     changes = html(elem_id="plan-changes")
     cautions = html(elem_id="plan-cautions")
