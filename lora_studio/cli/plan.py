@@ -97,7 +97,8 @@ def plan(
         write_text(out, job_to_toml(planned.with_absolute_paths()))
     if export is not None:
         job |= {"prediction_type": result.prediction_type, "total_steps": result.steps.total_steps}
-        exported = api.export_settings(result.recipe, export, dataset=folder, **job)
+        name = imported.job.get("name", TrainJob.defaults().name) if imported else TrainJob.defaults().name
+        exported = api.export_settings(result.recipe, export, dataset=folder, name=name, **job)
         report_left_out(f"Written to {exported.file}.", exported.lines())
     if as_json:
         print_json(result.summary())

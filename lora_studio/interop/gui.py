@@ -143,7 +143,7 @@ def _set(found: Mapping[str, Any], used: set[str]) -> dict[str, str]:
 
 def _noise(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the kind of noise that is chosen; the form keeps the values of the other kind."""
-    kind = given.pop("noise_offset_type", "Original")
+    kind = str(given.pop("noise_offset_type", "Original"))
     names = {
         "Original": ("noise_offset", "adaptive_noise_scale", "noise_offset_random_strength"),
         "Multires": ("multires_noise_iterations", "multires_noise_discount"),
@@ -155,7 +155,7 @@ def _noise(given: dict[str, Any]) -> dict[str, Any]:
 def _rates(given: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of the learning rates, as numbers; a rate of 0 beside another trains one part alone."""
     rates = {name: given.pop(name, None) for name in ("learning_rate", "unet_lr", "text_encoder_lr")}
-    found = {name: rate for name, rate in rates.items() if rate is not None and _number(rate) != 0}
+    found = {name: rate for name, rate in rates.items() if rate is not None and not _is_zero(rate)}
     unet, text = "unet_lr" in found, "text_encoder_lr" in found
     if unet and not text:
         found["network_train_unet_only"] = True
@@ -168,17 +168,18 @@ def _length(given: dict[str, Any]) -> dict[str, Any]:
     """Return epochs or steps, and the warm-up, which the form has as a percentage of the run."""
     epochs, steps, epoch = (given.pop(name, 0) for name in ("max_train_epochs", "max_train_steps", "epoch"))
     found: dict[str, Any] = {}
-    if _number(epochs):
+    if not _is_zero(epochs):
         found["max_train_epochs"] = epochs
-    elif _number(steps):
+    elif not _is_zero(steps):
         found["max_train_steps"] = steps
-    elif _number(epoch):
+    elif not _is_zero(epoch):
         found["max_train_epochs"] = epoch
     percent, warmup = given.pop("lr_warmup", 0), given.pop("lr_warmup_steps", 0)
-    if _number(warmup):
+    if not _is_zero(warmup):
         found["lr_warmup_steps"] = warmup
-    elif share := _number(percent):
-        found["lr_warmup_steps"] = share / 100
+    elif not _is_zero(percent):
+        number = _number(percent)
+        found["lr_warmup_steps"] = percent if number is None else number / 100
     return found
 
 
@@ -200,8 +201,13 @@ def _command_line(text: str) -> dict[str, Any]:
     return found
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):
-        return 0.0
+        return None
+
+
+def _is_zero(value: Any) -> bool:
+    """Return True for 0, as which the form saves many settings that are off; what is not a number is not."""
+    return _number(value) == 0

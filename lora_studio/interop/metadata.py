@@ -102,18 +102,21 @@ def _datasets(text: str, left_out: list[LeftOut]) -> dict[str, Any]:
     """Return the arguments of the datasets of a dataset_config, whose values are recorded together."""
     try:
         datasets = json.loads(text)
-        described = [
+        described: list[dict[str, Any]] = [
             {**{name: value for name, value in dataset.items() if name in _DATASET}, **_known(subset, _SUBSET)}
             for dataset in datasets
             for subset in dataset.get("subsets", [{}])
+            if not subset.get("is_reg")
         ]
     except (ValueError, TypeError, AttributeError):
         left_out.append(LeftOut("ss_datasets", text[:80], "It cannot be read."))
         return {}
-    first = described[0] if described else {}
-    for name in {name for other in described for name in other if other[name] != first.get(name)}:
-        first.pop(name, None)
-        left_out.append(LeftOut(name, [other.get(name) for other in described], "Its subsets differ in it."))
+    first = dict(described[0] if described else {})
+    for name in dict.fromkeys(name for other in described for name in other):
+        values = [other.get(name) for other in described]
+        if any(value != values[0] for value in values):
+            first.pop(name, None)
+            left_out.append(LeftOut(name, values, "Its subsets differ in it."))
     renamed = {"batch_size_per_device": "train_batch_size"}
     return {renamed.get(name, name): value for name, value in first.items()}
 

@@ -164,11 +164,11 @@ def read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
     `given` has learning_rate, unet_lr, text_encoder_lr, network_train_unet_only and network_train_text_encoder_only.
     """
     rate = given.get("learning_rate")
-    rate = _DEFAULT_RATE if rate is None else rate
+    rate = _DEFAULT_RATE if rate is None else _single(rate)
     unet, text = given.get("unet_lr"), given.get("text_encoder_lr")
-    rates = list(text) if isinstance(text, list | tuple) else [text]
+    rates = [_single(item) for item in text] if isinstance(text, list | tuple) else [_single(text)]
     text = rates[0] if rates and rates[0] is not None else rate
-    values = {"unet_lr": rate if unet is None else unet, "text_encoder_lr": text, "text_encoder_lr2": None}
+    values = {"unet_lr": rate if unet is None else _single(unet), "text_encoder_lr": text, "text_encoder_lr2": None}
     if len(rates) > 1 and rates[1] != text:
         values["text_encoder_lr2"] = rates[1]
     if given.get("network_train_unet_only"):
@@ -176,6 +176,11 @@ def read_rates(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("network_train_text_encoder_only"):
         values["unet_lr"] = 0.0
     return values
+
+
+def _single(value: Any) -> Any:
+    """Return a value as it is, one with several parts as text, which is not a rate."""
+    return str(value) if isinstance(value, list | tuple | dict) else value
 
 
 def rate_arguments(recipe: Recipe) -> dict[str, Any]:

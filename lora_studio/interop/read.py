@@ -88,7 +88,7 @@ class Translation:
                 continue
             try:
                 self.recipe[argument.setting] = argument.read(value)
-            except (TypeError, ValueError):
+            except (ArithmeticError, IndexError, TypeError, ValueError):
                 self._leave_out(argument.name, value, "This value cannot be read.")
         for name in STUDIO_SETTINGS:
             if (value := self._given.pop(name, None)) is not None:
@@ -128,8 +128,7 @@ class Translation:
             self.recipe |= {"epochs": epochs, "max_train_steps": None}
         else:
             steps = steps or _DEFAULT_STEPS
-            # an epoch has at least one step
-            self.recipe |= {"epochs": min(int(steps), _MAX_EPOCHS), "max_train_steps": steps}
+            self.recipe |= {"epochs": _epochs_of(steps), "max_train_steps": steps}
         self.recipe["save_every_n_epochs"] = given.get("save_every_n_epochs") or self.recipe["epochs"]
 
     def _read_job(self) -> None:
@@ -186,6 +185,14 @@ class Translation:
 
     def _leave_out(self, name: str, value: Any, why: str, *, matters: bool = True) -> None:
         self.left_out.append(LeftOut(name, value, why, matters))
+
+
+def _epochs_of(steps: Any) -> int:
+    """Return enough epochs for a number of steps: each has at least one."""
+    try:
+        return min(max(1, int(steps)), _MAX_EPOCHS)
+    except (TypeError, ValueError, OverflowError):
+        return _MAX_EPOCHS
 
 
 def _is_off(value: Any) -> bool:

@@ -105,6 +105,8 @@ def export_settings(
     if described:
         del found["train_data_dir"], found["reg_data_dir"]
         found["dataset_config"] = str(config.absolute())
+        if any(subset.settings.get("random_crop") for subset in described):
+            found.pop("cache_latents", None)  # sd-scripts stops at both
         write_text(config, write_subsets(described, recipe))
     write_text(file, _toml(found, left_out))
     return ExportedSettings(

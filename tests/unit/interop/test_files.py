@@ -10,6 +10,7 @@ import pytest
 
 from lora_studio.errors import InputError
 from lora_studio.interop.files import import_settings
+from lora_studio.interop.metadata import metadata_arguments
 from lora_studio.settings.recipe import Recipe
 from tests.support.kohya_presets import DATA
 
@@ -167,3 +168,18 @@ def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         import_settings(tmp_path / "a.toml")
     assert caught.value.code == "no_file"
+
+
+def test_wrong_kinds_of_values_in_a_form_are_listed(tmp_path: Path) -> None:
+    wrong = {"noise_offset_type": [], "max_resolution": [], "learning_rate": [], "max_train_steps": ":", "seed": {}}
+    found = import_settings(write(tmp_path, "form.json", {"LoRA_type": "Standard", **wrong}))
+    Recipe.parse({**found.recipe, "unet_lr": 1e-4})
+    assert {"resolution", "max_train_steps", "unet_lr"} <= {item.name for item in found.left_out}
+
+
+def test_settings_of_subsets_in_metadata() -> None:
+    subsets = [{"keep_tokens": 2, "flip_aug": True}, {"keep_tokens": 3}, {"is_reg": True, "keep_tokens": 9}]
+    datasets = [{"resolution": [768, 768], "batch_size_per_device": 4, "subsets": subsets}]
+    arguments, left_out = metadata_arguments({"ss_datasets": json.dumps(datasets)})
+    assert arguments == {"resolution": [768, 768], "train_batch_size": 4}
+    assert {item.name: item.value for item in left_out} == {"keep_tokens": [2, 3], "flip_aug": [True, None]}

@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from lora_studio.errors import ConfigError
 from lora_studio.interop.read import Translation
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.optimizers import optimizer_arguments
+from tests.support.kohya_presets import ARGUMENT_TYPES
 
 
 def translate(complete: bool = True, **arguments: Any) -> Translation:
@@ -184,3 +188,32 @@ def test_epochs_come_before_steps() -> None:
 def test_fields_of_the_job() -> None:
     found = translate(pretrained_model_name_or_path="x/y", output_name="cat", training_comment="trigger: miu")
     assert found.job == {"base": "x/y", "name": "cat", "trigger_word": "miu"}
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-10, 10**12),
+    st.floats(),
+    st.text(max_size=8),
+    st.lists(st.one_of(st.text(max_size=8), st.floats(), st.none()), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2),
+)
+NAMES = sorted([*ARGUMENT_TYPES, "unknown", "stop_text_encoder_training", "v_pred_like_loss"])
+
+
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=12), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_wrong_values_are_listed_and_never_break_an_import(arguments: dict[str, Any], complete: bool) -> None:
+    found = Translation(arguments, complete=complete)
+    assert found.recipe.keys() <= Recipe.model_fields.keys()
+    assert [problem for problem in problems_of(found.recipe) if not problem.startswith("settings: ")] == []
+
+
+def problems_of(values: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a recipe; lines that begin with `settings` are about values that contradict others."""
+    try:
+        Recipe.parse(values)
+    except ConfigError as error:
+        return error.problems
+    return []
