@@ -292,7 +292,7 @@ def fit_vram(
         if saving.setting in keep or not has_effect(recipe, saving):
             continue
         batch = saving.setting == "batch_size"
-        recipe = _largest_batch(recipe, base, vram_gib, processes) if batch else _apply(recipe, saving)
+        recipe = _largest_batch(recipe, base, vram_gib, processes) if batch else apply_saving(recipe, saving)
         applied.append(saving)
     return recipe, applied
 
@@ -323,7 +323,8 @@ def next_saving(recipe: Recipe) -> str:
     return "Close other programs that use the GPU, or use one with more memory: these settings are the smallest."
 
 
-def _apply(recipe: Recipe, saving: MemorySaving) -> Recipe:
+def apply_saving(recipe: Recipe, saving: MemorySaving) -> Recipe:
+    """Return the recipe with a saving, and rates that suit the optimizer if it changes that."""
     changes = {saving.setting: saving.value}
     if saving.setting == "optimizer":
         changes |= {"optimizer_type": "", "optimizer_args": []}  # the arguments belong to the other optimizer

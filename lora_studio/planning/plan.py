@@ -19,6 +19,7 @@ from lora_studio.planning.estimate import RunEstimator
 from lora_studio.planning.fit import fit_memory, fit_time
 from lora_studio.planning.length import batch_of, target_steps
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, estimate_vram_phases, lora_mib
+from lora_studio.planning.memory_ladder import Rung, memory_ladder
 from lora_studio.planning.recommend import Reason, recommend, times_as_text
 from lora_studio.planning.speeds import find_speeds
 from lora_studio.planning.steps import StepCount
@@ -50,6 +51,7 @@ class Plan(BaseModel):
     vram_gib: float
     vram_parts: dict[str, float]
     vram_phases: dict[str, float]
+    ladder: list[Rung]
     seconds: SecondsRange
     lora_mib: float
     warnings: list[Caution]
@@ -76,6 +78,7 @@ class Plan(BaseModel):
             "vram_gib": self.vram_gib,
             "vram_parts": self.vram_parts,
             "vram_phases": self.vram_phases,
+            "memory_ladder": [rung.model_dump(mode="json") for rung in self.ladder],
             "seconds": self.seconds.middle,
             "seconds_range": [self.seconds.low, self.seconds.high],
             "seconds_source": self.seconds.source,
@@ -151,6 +154,7 @@ def plan(
         prior = _read_folder(regularization or Path(), caption_extension=extension, subsets=priors)
     draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
+    ladder = memory_ladder(recipe, known, vram_gib)
     if vram_gib is not None:
         recipe = fit_memory(draft, recipe, known, vram_gib, processes=num_processes)
     require_valid(recipe, known)
@@ -187,6 +191,7 @@ def plan(
         vram_gib=estimate_vram_gib(recipe, known, vram_gib, processes=num_processes),
         vram_parts=estimate_vram_parts(recipe, known, vram_gib, processes=num_processes),
         vram_phases=estimate_vram_phases(recipe, known, vram_gib, processes=num_processes),
+        ladder=ladder,
         seconds=seconds,
         lora_mib=round(lora_mib(recipe, known), 1),
         warnings=[

@@ -162,3 +162,11 @@ def test_without_images_no_time_is_measured(project: Project, interface: Interfa
     shown = interface.open_project("ink")
     assert not shown["plan_measure"]["interactive"]
     assert error_code(interface.call(PlanTab.measure_time)["plan_notice"]) == "no_images"
+
+
+def test_ways_to_save_memory_are_listed(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    shown = interface.call(PlanTab.update_plan, plan_vram=8)["plan_memory"]
+    for text in ("Recompute nothing", "Set the base weights to nf4", "fits"):
+        assert text in shown
+    assert ">fits<" not in interface.call(PlanTab.update_plan, plan_vram=3)["plan_memory"]

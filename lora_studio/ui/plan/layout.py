@@ -60,6 +60,7 @@ class Result(NamedTuple):
     changes: gr.HTML
     cautions: gr.HTML
     recipe: gr.HTML
+    memory: gr.HTML
     guide: gr.HTML
 
 
@@ -133,6 +134,10 @@ def _result(guide_notes: str) -> Result:
     changes = html(elem_id="plan-changes")
     cautions = html(elem_id="plan-cautions")
     recipe = html(elem_id="plan-recipe")
+    with gr.Accordion("Ways to save memory", open=False):
+        memory = html(elem_id="plan-memory")
     with gr.Accordion("What the guide says", open=False):
         advice = html(guide_notes)
-    return Result(notice, train, to_dataset, tiles, measure, stop, measurement, changes, cautions, recipe, advice)
+    return Result(
+        notice, train, to_dataset, tiles, measure, stop, measurement, changes, cautions, recipe, memory, advice
+    )

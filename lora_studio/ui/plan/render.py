@@ -85,6 +85,7 @@ def _result_updates(result: Result, state: PlanState) -> Updates:
         result.tiles: plan_tiles(plan) if plan else "",
         result.changes: view.changes_note(state.next_run) if plan else "",
         result.cautions: caution_cards(plan) if plan else "",
+        result.memory: view.memory_table(plan) if plan else "",
         result.recipe: view.recipe_table(plan)
         if plan
         else empty_card("The recipe will appear here", "Correct the answers on the left."),

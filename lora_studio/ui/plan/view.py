@@ -55,6 +55,20 @@ def recipe_table(plan: Plan) -> Markup:
     return heading("Recipe", summary) + table(["Setting", "Value", "Why"], rows, columns, label="Recipe", stacked=True)
 
 
+def memory_table(plan: Plan) -> Markup:
+    """Return what each way to save memory leaves and costs; the first that fits the GPU is marked."""
+    first = next((index for index, rung in enumerate(plan.ladder) if rung.fits), None)
+    rows = []
+    for index, (before, rung) in enumerate(zip([plan.ladder[0], *plan.ladder], plan.ladder, strict=False)):
+        saved = f"{before.vram_gib - rung.vram_gib:.1f} GiB less" if index else "–"
+        cells = [rung.advice, f"{rung.vram_gib:.1f} GiB", saved, f"{rung.time_factor:.2g} × the time"]
+        rows.append(TableRow([*cells, "fits" if index == first else ""], changed=index == first))
+    summary = "Each row includes those above it, in the order in which a plan takes them. Times are rough estimates."
+    columns = ["", "value", "value", "value", "value"]
+    names = ["To save memory", "Memory", "Saved", "Per image", "Your GPU"]
+    return heading("Memory", summary) + table(names, rows, columns, label="Memory", stacked=True)
+
+
 def guide_notes() -> Markup:
     """Return the guide's advice on planning, and where the studio departs from its figures."""
     return render(
