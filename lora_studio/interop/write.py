@@ -220,13 +220,10 @@ def _prompt_lines(recipe: Recipe, base: str, trigger_word: str) -> list[str]:
         "l": f"{recipe.sample_guidance:g}",
     }
     lines = []
-    for prompt in recipe.sample_prompts:
-        line = fill_trigger(prompt, trigger_word)
-        lines.append(line)
-        if not prompt.startswith("#"):
-            used = f" {line}"
-            added = [f"--{option} {value}" for option, value in options.items() if value not in ("", None)]
-            lines[-1] = " ".join([line, *(text for text in added if f" {text.split()[0]} " not in used)])
+    for line in filter(None, (fill_trigger(prompt, trigger_word).strip() for prompt in recipe.sample_prompts)):
+        added = [f"--{option} {value}" for option, value in options.items() if value not in ("", None)]
+        missing = [text for text in added if f" {text.split()[0]} " not in line]
+        lines.append(line if line.startswith("#") else " ".join([line, *missing]))
     return lines
 
 

@@ -230,3 +230,10 @@ def test_export_overwrites_nothing(tmp_path: Path, name: str, code: str) -> None
         export_settings(Recipe(), tmp_path / name)
     assert caught.value.code == code
     assert (tmp_path / "x.toml").read_text() == "mine"
+
+
+def test_prompts_have_the_samples_settings_and_none_is_empty(tmp_path: Path) -> None:
+    recipe = Recipe.parse({"sample_prompts": ["{trigger}", "a cat --s 9", "# note"], "sample_negative_prompt": ""})
+    done = export_settings(recipe, tmp_path / "x.toml")
+    assert done.prompts is not None
+    assert done.prompts.read_text() == "a cat --s 9 --l 6\n# note\n"
