@@ -171,6 +171,8 @@ def _unused(recipe: Recipe) -> dict[str, Any]:
         found["lr_scheduler_num_cycles"] = 1
     if recipe.optimizer_type:
         found["optimizer"] = Recipe().optimizer
+    if recipe.text_encoder_lr2 == recipe.text_encoder_lr:
+        found["text_encoder_lr2"] = None  # which means the same
     if recipe.lr_scheduler != "polynomial":
         found["lr_scheduler_power"] = 1.0
     return found
