@@ -190,7 +190,7 @@ class _Run:
         inputs = StepBatches(recipe.batch_size, [(0, batch)])
         counts = count_steps({(1, 1): recipe.batch_size}, batch_size=recipe.batch_size, epochs=1000)
         job: Any = SimpleNamespace(recipe=recipe, network_weights=None, trigger_word="inkstamp", base="SDXL")
-        checked: Any = SimpleNamespace(device=META, dtype=self.dtype, counts=counts)
+        checked: Any = SimpleNamespace(device=META, dtype=self.dtype, counts=counts, failed_paths=frozenset())
         collator: Any = SimpleNamespace(
             collate_step=lambda step: inputs,
             largest_batch=lambda: [None] * recipe.batch_size,
