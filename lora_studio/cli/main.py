@@ -24,7 +24,7 @@ from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption,
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
-from lora_studio.planning.presets import list_presets, load_preset
+from lora_studio.planning.presets import list_presets, load_preset, own_presets
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
@@ -208,7 +208,8 @@ def train(
         with JobProgress(err_console) as bar:
             result = api.resume(folder, home=Home.locate(home), on_event=bar)
     else:
-        job = _train_job(job_file, import_from(source), given, preset, settings or [])
+        presets = load_preset(preset, Home.locate(home)) if preset else {}
+        job = _train_job(job_file, import_from(source), given, presets, settings or [])
         if job_file is None and source is None:
             job = _planned(job, kind, Home.locate(home))
         result = _run(job, home, out)
@@ -272,14 +273,15 @@ def models(as_json: Json = False) -> None:
 
 
 @app.command()
-def presets(as_json: Json = False) -> None:
-    """List the presets and the settings they change."""
-    known = list_presets()
+def presets(home: HomeOption = None, as_json: Json = False) -> None:
+    """List the presets, your own first, and the settings they change."""
+    place = Home.locate(home)
+    known = {name: load_preset(name, place) for name in [*own_presets(place), *list_presets()]}
     if as_json:
-        print_json({name: load_preset(name) for name in known})
+        print_json(known)
         return
-    for name in known:
-        changes = ", ".join(f"{key}={value}" for key, value in load_preset(name).items())
+    for name, values in known.items():
+        changes = ", ".join(f"{key}={value}" for key, value in values.items())
         out_console.print(f"{name}: {changes}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -329,7 +331,7 @@ def _train_job(
     job_file: Path | None,
     imported: ImportedSettings | None,
     given: dict[str, Any],
-    preset: str | None,
+    preset: dict[str, Any],
     settings: list[str],
 ) -> TrainJob:
     """Build the job from a job file or imported settings; then apply the given fields, the preset and each --set."""
@@ -350,8 +352,7 @@ def _train_job(
     values |= given
     if missing := [f"--{name}" for name in ("dataset", "base") if name not in values]:
         raise ConfigError([f"{option} is missing" for option in missing], "Give it, or a JOB.toml.")
-    recipe = Recipe.parse(values["recipe"]).non_defaults()
-    recipe |= load_preset(preset) if preset else {}
+    recipe = Recipe.parse(values["recipe"]).non_defaults() | preset
     values["recipe"] = apply_overrides(recipe, settings)
     return TrainJob.parse(values)
 

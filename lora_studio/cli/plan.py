@@ -74,7 +74,7 @@ def plan(
     if (folder is None) == (images is None):
         raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
     job: dict[str, Any] = {"base": base, "trigger_word": trigger, "regularization": regularization, "subsets": subsets}
-    values = {**(imported.recipe if imported else {}), **(load_preset(preset) if preset else {})}
+    values = {**(imported.recipe if imported else {}), **(load_preset(preset, Home.locate(home)) if preset else {})}
     make_plan = partial(
         api.plan,
         folder if folder is not None else images or 0,

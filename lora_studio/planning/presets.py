@@ -1,20 +1,25 @@
-"""Presets: files in presets/ with the values that differ from the guide's defaults, each with its reason as a comment.
+"""Presets: files with the recipe values that differ from the guide's defaults.
 
-A preset has recipe values only, never a path; loading one changes nothing else in a job.
+Those in presets/ ship with the studio, each value with its reason as a comment; those in the home's presets folder are
+the user's own. A preset has recipe values only, never a path; loading one changes nothing else in a job.
 """
 
 from __future__ import annotations
 
+import re
+import time
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 from tomlkit.items import Array, Item
 
-from lora_studio.errors import ConfigError, InputError
-from lora_studio.files import shipped_folder
+from lora_studio.errors import ConfigError, InputError, disk_errors
+from lora_studio.files import shipped_folder, write_text
 from lora_studio.settings.declare import parse_toml
 from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.project import Home
 
 FOLDER = shipped_folder("presets")
 
@@ -24,12 +29,59 @@ def list_presets() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def load_preset(name: str | Path) -> dict[str, Any]:
-    """Load the recipe values of a preset, given its name or the user's own .toml file.
+def own_presets(home: Home) -> list[str]:
+    """Return the names of the user's own presets."""
+    return sorted(path.stem for path in home.presets.glob("*.toml"))
+
+
+def save_preset(home: Home, name: str, recipe: Recipe) -> Path:
+    """Write what differs from the guide's defaults as a preset of the user's own.
+
+    Raises InputError if the name is taken or is not a valid file name, or if nothing differs.
+    """
+    name, values = name.strip(), recipe.non_defaults()
+    if not re.fullmatch(r"\w[\w .-]{0,59}", name) or name.endswith("."):
+        raise InputError(
+            f"{name!r} is not a valid name for a preset.",
+            "Use letters, digits, spaces, dots, dashes and underscores, at most 60, and begin with a letter.",
+            code="preset_name",
+        )
+    if name.lower() in {known.lower() for known in [*list_presets(), *own_presets(home)]}:
+        raise InputError(
+            f"There is already a preset {name!r}.",
+            "Choose another name, or delete your own one first.",
+            code="preset_name",
+        )
+    if not values:
+        raise InputError("These settings are the guide's defaults.", "Change one before you save them.", code="preset")
+    document = tomlkit.document()
+    document.add(tomlkit.comment(f"{name}, saved on {date.today().isoformat()}."))
+    for setting, value in values.items():
+        document.add(setting, tomlkit.item(value))
+    file = home.presets / f"{name}.toml"
+    with disk_errors(file):
+        home.presets.mkdir(parents=True, exist_ok=True)
+        write_text(file, tomlkit.dumps(document))
+    return file
+
+
+def delete_preset(home: Home, name: str) -> Path:
+    """Move one of the user's own presets to the trash and return its new path; raises InputError if there is none."""
+    if name not in own_presets(home):
+        raise InputError(f"You have no preset {name!r}.", "Select one from your own.", code="no_preset")
+    target = home.trash / "presets" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.toml"
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (home.presets / f"{name}.toml").replace(target)
+    return target
+
+
+def load_preset(name: str | Path, home: Home | None = None) -> dict[str, Any]:
+    """Load the recipe values of a preset, given its name or a .toml file; with `home` also one of the user's own.
 
     Raises InputError if the preset is missing or is not TOML, ConfigError if a value cannot work.
     """
-    path = _find(name)
+    path = _find(name, home)
     values = parse_toml(_read(path), path.name)
     try:
         Recipe.parse(values)
@@ -55,15 +107,18 @@ def preset_title(name: str | Path) -> str:
     return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
-def _find(name: str | Path) -> Path:
+def _find(name: str | Path, home: Home | None = None) -> Path:
     if str(name) in list_presets():
         return FOLDER / f"{name}.toml"
+    own = own_presets(home) if home is not None else []
+    if home is not None and str(name) in own:
+        return home.presets / f"{name}.toml"
     path = Path(name).expanduser()
     if path.suffix == ".toml" and path.is_file():
         return path
     raise InputError(
         f"There is no preset {str(name)!r}.",
-        f"Use one of {', '.join(list_presets())}, or give a .toml file.",
+        f"Use one of {', '.join([*own, *list_presets()])}, or give a .toml file.",
         code="no_preset",
     )
 

@@ -106,6 +106,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def presets(self) -> Path:
+        """The folder of the user's own presets."""
+        return self.path / "presets"
+
+    @property
     def speeds(self) -> Path:
         """The file with the seconds per step of this machine's runs."""
         return self.path / "speeds.jsonl"

@@ -19,6 +19,7 @@ from lora_studio.events import (
     WarningEvent,
 )
 from lora_studio.files import write_text
+from lora_studio.planning.presets import own_presets
 from lora_studio.settings.job_specs import TrainJob, job_to_toml
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
@@ -114,6 +115,22 @@ def test_a_preset_fills_the_form(project: Project, interface: Interface) -> None
     assert "recipe_optimizer" not in interface.call(TrainTab.load_preset)
     refused = interface.call(TrainTab.load_preset, train_preset="../x")
     assert error_code(refused["train_notice"]) == "no_preset"
+
+
+def test_the_form_is_saved_as_a_preset_and_loaded_again(project: Project, interface: Interface, home: Home) -> None:
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.save_preset, train_preset_name="dim 77", recipe_network_dim="77")
+    assert ("dim 77 (yours)", "dim 77") in shown["train_preset"]["choices"]
+    assert shown["train_preset_own"]["choices"] == ["dim 77"]
+    assert "dim 77" in shown["train_preset_result"]
+    interface.call(TrainTab.click_in_source, pick=ALL_BACK)
+    assert interface.contents_of("recipe_network_dim") != "77"
+    assert interface.call(TrainTab.load_preset, train_preset="dim 77")["recipe_network_dim"]["value"] == "77"
+    wrong = interface.call(TrainTab.save_preset, train_preset_name="other", recipe_network_dim="abc")
+    assert error_code(wrong["train_notice"]) == "config"
+    interface.call(TrainTab.delete_preset, train_preset_own="dim 77", recipe_network_dim="77")
+    assert own_presets(home) == []
+    assert error_code(interface.call(TrainTab.delete_preset, train_preset_own=None)["train_notice"]) == "no_preset"
 
 
 def test_edits_are_saved_and_kept_when_the_plan_changes(project: Project, interface: Interface) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import gradio as gr
@@ -47,6 +48,16 @@ class Exchange(NamedTuple):
     result: gr.HTML
 
 
+class OwnPresets(NamedTuple):
+    """Saving the form as a preset, and deleting presets of the user's own."""
+
+    name: gr.Textbox
+    save: gr.Button
+    own: gr.Dropdown
+    delete: gr.Button
+    result: gr.HTML
+
+
 class RunSide(NamedTuple):
     """The loss curve and samples of a run."""
 
@@ -82,6 +93,7 @@ class TrainLayout(NamedTuple):
     tiles: gr.HTML
     form_side: FormSide
     exchange: Exchange
+    presets: OwnPresets
     form: RecipeForm
     job_fields: JobFields
     run_side: RunSide
@@ -108,15 +120,16 @@ def build_layout(*, local: bool) -> TrainLayout:
     tiles = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=3, min_width=340):
-            form_side, exchange, form, job_fields = _form_side(local=local)
+            form_side, exchange, presets, form, job_fields = _form_side(local=local)
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside = _aside()
     states = gr.State(None), gr.State("")
-    return TrainLayout(title, buttons, tiles, form_side, exchange, form, job_fields, run_side, aside, *states)
+    sides = (form_side, exchange, presets, form, job_fields, run_side, aside)
+    return TrainLayout(title, buttons, tiles, *sides, *states)
 
 
-def _form_side(*, local: bool) -> tuple[FormSide, Exchange, RecipeForm, JobFields]:
+def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeForm, JobFields]:
     with gr.Column(visible=False) as column:
         source = pickable(elem_id="train-source")
         with gr.Row(elem_classes="fields"):
@@ -127,16 +140,17 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, RecipeForm, JobField
                 elem_id="train-name",
             )
             preset = gr.Dropdown(
-                _presets(),
+                preset_choices(()),
                 value=None,
                 label="Load settings from",
                 info="A preset changes only the settings that it names.",
                 elem_id="train-preset",
             )
+        presets = _own_presets()
         exchange = _exchange(local=local)
         form = build_form()
         job_fields = build_job_fields()
-    return FormSide(column, source, name, preset), exchange, form, job_fields
+    return FormSide(column, source, name, preset), exchange, presets, form, job_fields
 
 
 def _exchange(*, local: bool) -> Exchange:
@@ -165,9 +179,28 @@ def _exchange(*, local: bool) -> Exchange:
     return Exchange(upload, path, import_path, export, download, result)
 
 
-def _presets() -> list[tuple[str, str]]:
+def _own_presets() -> OwnPresets:
+    with gr.Accordion("Your presets", open=False, elem_id="train-presets"):
+        with gr.Row(elem_classes="fields"):
+            name = gr.Textbox(
+                label="Name",
+                info="Saves what differs from the guide's defaults, for any project.",
+                max_lines=1,
+                elem_id="train-preset-name",
+            )
+            own = gr.Dropdown([], value=None, label="Your own", info="Load them above.", elem_id="train-preset-own")
+        with gr.Row():
+            save = gr.Button("Save these settings as a preset", elem_id="train-preset-save")
+            delete = gr.Button("Delete the selected one", elem_id="train-preset-delete")
+        result = html(elem_id="train-preset-result")
+    return OwnPresets(name, save, own, delete, result)
+
+
+def preset_choices(own: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the choices of the list of presets: the defaults, the user's `own`, those that ship."""
+    mine = [(f"{name} (yours)", name) for name in own]
     presets = [(f"{name}: {preset_title(name)}" if preset_title(name) else name, name) for name in list_presets()]
-    return [(GUIDE_DEFAULTS, GUIDE_DEFAULTS), *presets]
+    return [(GUIDE_DEFAULTS, GUIDE_DEFAULTS), *mine, *presets]
 
 
 def _run_side() -> RunSide:

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import gradio as gr
 
 from lora_studio.interop.write import ExportedSettings
+from lora_studio.planning.presets import own_presets
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
 from lora_studio.ui.train.exchange import ProjectImport
-from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout
+from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
 from lora_studio.ui.train.state import TrainState
 from lora_studio.ui.widgets.events import Updates
-from lora_studio.ui.widgets.html import error_card, heading
+from lora_studio.ui.widgets.html import error_card, heading, hint
 from lora_studio.ui.widgets.job_status import log, state_card
 from lora_studio.ui.widgets.plan_summary import caution_cards, empty_plan_tiles, plan_tiles
 from lora_studio.ui.widgets.thumbnails import copy_for_download
@@ -42,6 +43,7 @@ class TrainRenderer:
                 updates |= {self.studio.run: run.folder.name} | _run_updates(layout, run, self.studio.home)
             case NextRun() as next_run:
                 updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
+                updates |= _preset_updates(layout, own_presets(self.studio.home), state.preset_note)
         if state.listed is not None:
             selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
             updates[layout.signature] = state.listed.signature
@@ -65,6 +67,18 @@ class TrainRenderer:
         return updates
 
 
+def _preset_updates(layout: TrainLayout, own: list[str], note: str) -> Updates:
+    """Return the updates of the lists of presets; after one was saved or deleted, its note is shown."""
+    updates: Updates = {
+        layout.form_side.preset: gr.Dropdown(preset_choices(own), value=None),
+        layout.presets.own: gr.Dropdown(own),
+        layout.presets.result: hint(note) if note else "",
+    }
+    if note:
+        updates |= {layout.presets.name: "", layout.presets.own: gr.Dropdown(own, value=None)}
+    return updates
+
+
 def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
     """Return the updates that show the form's figures, warnings and source, without its fields."""
     aside, info = layout.aside, run.planned.info
@@ -74,7 +88,6 @@ def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
         layout.tiles: plan_tiles(run.figures) if run.figures else empty_plan_tiles("correct the recipe"),
         layout.form_side.column: gr.Column(visible=True),
         layout.form_side.source: view.plan_source(run),
-        layout.form_side.preset: None,
         layout.planned: run.planned,
         layout.run_side.column: gr.Column(visible=False),
         aside.notice: error_card(run.error) if run.error else "",

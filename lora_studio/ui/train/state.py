@@ -74,7 +74,7 @@ class TrainState:
     """What the tab shows: a run, or the form of the next run, or neither if only the list of runs is updated.
 
     `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
-    runs stays as it is. `exchanged` is what was imported or exported.
+    runs stays as it is. `exchanged` is what was imported or exported, `preset_note` what was done with a preset.
     """
 
     shown: RunView | NextRun | None
@@ -82,6 +82,7 @@ class TrainState:
     form: RecipeContents | None = None
     other: OtherFields | None = None
     exchanged: ProjectImport | ExportedSettings | None = None
+    preset_note: str = ""
     is_job_started: bool = False
     opens_plan: bool = False
 

@@ -19,7 +19,7 @@ from lora_studio.api import request_samples
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.interop.files import import_settings
-from lora_studio.planning.presets import list_presets, load_preset
+from lora_studio.planning.presets import delete_preset, list_presets, load_preset, own_presets, save_preset
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
@@ -67,7 +67,9 @@ class TrainTab:
         live = [*page[1:], layout.title, layout.tiles, *layout.buttons, *layout.run_side, *layout.aside, side.column]
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
-        outputs = [*live, *form, side.source, side.preset, *exchange, layout.form.planned, studio.timer, studio.tabs]
+        presets = [layout.presets.name, layout.presets.own, layout.presets.result]
+        shared = [layout.form.planned, studio.timer, studio.tabs]
+        outputs = [*live, *form, side.source, side.preset, *presets, *exchange, *shared]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
         form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
@@ -93,7 +95,9 @@ class TrainTab:
         events.on(layout.buttons.start.click, self.start_training)
         preset = events.on(side.preset.input, self.load_preset, side.preset)
         source = events.on(side.source.click, self.click_in_source, sends="pick")
-        exchange = layout.exchange
+        presets, exchange = layout.presets, layout.exchange
+        events.on(presets.save.click, self.save_preset, presets.name)
+        events.on(presets.delete.click, self.delete_preset, presets.own)
         imported = events.on(exchange.upload.upload, self.import_upload, exchange.upload)
         if self.studio.mode is Mode.LOCAL:
             events.on(exchange.import_path.click, self.import_path, exchange.path)
@@ -198,9 +202,22 @@ class TrainTab:
             return None
         if preset == GUIDE_DEFAULTS:
             return self._set(form, Recipe().model_dump())
-        if preset not in list_presets():
+        if preset not in [*list_presets(), *own_presets(self.studio.home)]:
             raise InputError(f"There is no preset {preset!r}.", "Select one from the list.", code="no_preset")
-        return self._set(form, load_preset(preset))
+        return self._set(form, load_preset(preset, self.studio.home))
+
+    def save_preset(self, form: TrainForm, name: str) -> TrainState:
+        """Save the settings in the form as a preset of the user's own. Raises InputError while they cannot work."""
+        run = self._saved(form, form.contents())
+        if run.recipe is None:
+            raise run.error or InputError("The settings cannot work.", "Correct them.", code="config")
+        file = save_preset(self.studio.home, name, run.recipe)
+        return TrainState(run, preset_note=f"Saved as {file.stem}: {file}")
+
+    def delete_preset(self, form: TrainForm, name: str | None) -> TrainState:
+        """Move one of the user's own presets to the trash."""
+        target = delete_preset(self.studio.home, name or "")
+        return TrainState(self._saved(form, form.contents()), preset_note=f"Deleted {name}. It is in {target.parent}.")
 
     def import_upload(self, form: TrainForm, file: str | None) -> TrainState:
         """Set the settings of an uploaded file of kohya's tools, or of a LoRA."""

@@ -10,8 +10,18 @@ from lora_studio.guide import BASES, find_base
 from lora_studio.planning.advice import recipe_errors
 from lora_studio.planning.memory import fits
 from lora_studio.planning.plan import plan
-from lora_studio.planning.presets import list_presets, load_preset, preset_reasons, preset_title
+from lora_studio.planning.presets import (
+    delete_preset,
+    list_presets,
+    load_preset,
+    own_presets,
+    preset_reasons,
+    preset_title,
+    save_preset,
+)
+from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.project import Home
 
 NAMES = {
     *("character", "style", "concept", "small-set", "medium-set", "large-set", "quick-test-512", "demo"),
@@ -92,3 +102,34 @@ def test_broken_presets_are_errors_that_name_the_file_and_all_problems(tmp_path:
     with pytest.raises(InputError, match=r"bad\.toml") as unreadable:
         load_preset(file)
     assert unreadable.value.code == "preset"
+
+
+def test_own_presets_are_saved_listed_loaded_and_deleted(home: Home) -> None:
+    recipe = Recipe(network_dim=64, sample_prompts=["a, {trigger}", "b"], optimizer=Optimizer.CAME)
+    file = save_preset(home, " Mine 2 ", recipe)
+    assert own_presets(home) == ["Mine 2"]
+    assert load_preset("Mine 2", home) == load_preset(file) == recipe.non_defaults()
+    assert Recipe.parse(load_preset("Mine 2", home)) == recipe
+    trashed = delete_preset(home, "Mine 2")
+    assert own_presets(home) == []
+    assert load_preset(trashed) == recipe.non_defaults()
+    with pytest.raises(InputError) as caught:
+        delete_preset(home, "Mine 2")
+    assert caught.value.code == "no_preset"
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "prodigy", "PRODIGY", "mine", "x" * 61, "dot."])
+def test_names_of_own_presets_are_checked_and_nothing_is_overwritten(home: Home, name: str) -> None:
+    file = save_preset(home, "Mine", Recipe(network_dim=64))
+    before = file.read_bytes()
+    with pytest.raises(InputError) as caught:
+        save_preset(home, name, Recipe(network_dim=8))
+    assert caught.value.code == "preset_name"
+    assert file.read_bytes() == before
+    assert own_presets(home) == ["Mine"]
+
+
+def test_the_defaults_are_not_saved_as_a_preset(home: Home) -> None:
+    with pytest.raises(InputError) as caught:
+        save_preset(home, "plain", Recipe())
+    assert caught.value.code == "preset"
