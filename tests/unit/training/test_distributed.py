@@ -159,7 +159,9 @@ def test_api_forwards_events_and_errors_of_several_processes(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(api, "start", begin)
-    result = api.train(tmp_path, base="x", name="a", num_processes=2, out=tmp_path / "run", home=home, on_event=listen)
+    result = api.train(
+        tmp_path, base="x", recipe=Recipe(), num_processes=2, out=tmp_path / "run", home=home, on_event=listen
+    )
     assert (result.stopped, result.lora, result.steps, result.final_loss) == (True, None, 1, 0.5)
     assert heard == ["step", "stopped"]
     with pytest.raises(JobError, match=r"Not finite\. Halve unet_lr\.") as caught:
