@@ -117,6 +117,13 @@ def reference_images(words: Sequence[Picture], rgba: NDArray[np.uint8], count: i
     }
 
 
+def mixed_batch(rgba: NDArray[np.uint8], rng: StepRng) -> Tensor:
+    """Draw BATCH icons of uint8 [N, H, W, 4]: RENDERED renderings, then icons on white, augmented, float in -1..1."""
+    chosen = rgba[rng.integers(len(rgba), BATCH).numpy()]
+    on_white = _ink(to_signal(pictures.on_white(chosen[RENDERED:])), rng)
+    return _augment(torch.cat([render(chosen[:RENDERED], rng.python), on_white]), rng).contiguous()
+
+
 def _autoencode(model: AutoencoderKL, x: Tensor, rng: StepRng, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Decode a sample of the posterior of x [B, 3, H, W]; return it, the posterior's mean and its KL divergence."""
     with progress.autocast(device):
@@ -140,6 +147,11 @@ def _preview(name: str, model: AutoencoderKL, test: Tensor, work: Path, device: 
     strip = torch.cat([torch.cat([*test[::8][:16]], 2), torch.cat([*y[::8][:16]], 2)], 1)
     pixels = strip.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(work / "vae.png")
+
+
+def _log_psnr(stage: str, model: AutoencoderKL, images: dict[str, Tensor], device: str) -> None:
+    for name, x in images.items():
+        progress.log(f"{stage}: {name} {psnr(x, reconstruct(model, x, device)).mean():.2f} dB")
 
 
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
@@ -184,22 +196,16 @@ def train_on_renderings(work: Path, *, length: Length, seed: int, device: str) -
     torch.manual_seed(seed)
     model = AutoencoderKL.from_pretrained(work / "vae").to(device)
     words, rgba = pictures.load(work, pictures.TAGGER_SETS)
-    seen = np.array([i for i, word in enumerate(words) if not word.held_out])
     references = reference_images(words, rgba, 48)
+    rgba = rgba[[not word.held_out for word in words]]
 
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
-        chosen = rgba[seen[rng.integers(len(seen), BATCH).numpy()]]
-        on_white = _ink(to_signal(pictures.on_white(chosen[RENDERED:])), rng)
-        x = _augment(torch.cat([render(chosen[:RENDERED], rng.python), on_white]), rng).contiguous().to(device)
+        x = mixed_batch(rgba, rng).to(device)
         y, _, kl = _autoencode(model, x, rng, device)
         difference, low = _difference(x, y)
         ratio = psnr(x, y.detach())
         figures = {"rendered": ratio[:RENDERED].mean().item(), "on white": ratio[RENDERED:].mean().item()}
         return difference + KL_WEIGHT * kl, {**figures, "low": low.item(), "kl": kl.item()}
-
-    def preview() -> None:
-        for name, x in references.items():
-            progress.log(f"{RENDERINGS_STAGE}: {name} {psnr(x, reconstruct(model, x, device)).mean():.2f} dB")
 
     progress.train(
         RENDERINGS_STAGE,
@@ -211,7 +217,7 @@ def train_on_renderings(work: Path, *, length: Length, seed: int, device: str) -
         lr=1e-3,
         weight_decay=1e-4,
         warmup=50,
-        preview=preview,
+        preview=lambda: _log_psnr(RENDERINGS_STAGE, model, references, device),
         preview_minutes=12,
     )
     _write_latents(model, _load_images(work)[0], work, device)
@@ -233,12 +239,13 @@ def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None
     model = AutoencoderKL.from_pretrained(work / "vae").to(device)
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
-    _, seen, test = _load_images(work)
+    words, rgba = pictures.load(work, pictures.TAGGER_SETS)
+    references = reference_images(words, rgba, 48)
+    rgba = rgba[[not word.held_out for word in words]]
     spread = 1 / model.config.scaling_factor
 
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
-        x = to_signal(seen[rng.integers(len(seen), BATCH)])
-        x = _ink(_augment(x, rng), rng).contiguous().to(device)
+        x = mixed_batch(rgba, rng).to(device)
         with progress.autocast(device):
             with torch.no_grad():
                 mean = model.encode(x).latent_dist.mean.float()
@@ -257,8 +264,8 @@ def train_decoder(work: Path, *, length: Length, seed: int, device: str) -> None
         lr=1.5e-3,
         weight_decay=1e-4,
         warmup=50,
-        preview=lambda: _preview("decoder", model, test, work, device),
-        preview_minutes=8,
+        preview=lambda: _log_psnr("decoder", model, references, device),
+        preview_minutes=12,
     )
     model.save_pretrained(work / "decoder")
 
