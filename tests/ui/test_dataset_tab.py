@@ -685,6 +685,7 @@ def test_the_import_button_says_that_it_uploads(open_page: Callable[..., Any], r
     assert page.locator("[data-uploading]").count() == 0
 
 
+@pytest.mark.slow
 def test_sections_fit_a_phone(open_page: Callable[..., Any], running: Any) -> None:
     project = running.home.create_project("phone")
     shutil.copy(EXAMPLE_IMAGES / "key.png", project.images_dir)

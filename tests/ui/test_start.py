@@ -53,12 +53,14 @@ def test_the_interface_imports_nothing_heavy(tmp_path: Path) -> None:
     assert not loaded.intersection(HEAVY)
 
 
+@pytest.mark.slow
 def test_an_empty_home_offers_three_ways_to_start(running: Running, page: Any) -> None:
     assert page.title() == "LoRA Studio"
     for name in ("Try it with the example set", "Import my images", "Plan first"):
         page.get_by_role("button", name=name).wait_for()
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_reported(running: Running, tmp_path: Path) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -76,6 +78,7 @@ def test_a_port_in_use_is_reported(running: Running, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_dark_mode_and_a_phone_need_no_horizontal_scrolling(running: Running, open_page: Callable[..., Any]) -> None:
     page = open_page(size=(390, 844), dark=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
