@@ -15,7 +15,7 @@ MIN_LENGTH, MAX_LENGTH = 4, 24
 MIN_WORD = 3  # letters; shorter parts say nothing about what the base knows
 # CLIP's vocabulary is sorted by how often its words were seen. Tokens from here on, like ohwx, are rare enough to use.
 RARE_TOKEN = 47_000
-MAX_PROPOSED_TOKENS = 4
+PROPOSED_TOKENS = range(2, 5)  # one token may be a name that the base knows, many lengthen each prompt
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 _RULES = {rule.code: rule for rule in TRIGGER_RULES}
 
@@ -57,7 +57,7 @@ def propose_triggers(hint: str, count: int = 3) -> list[str]:
     stem = re.sub(r"[^a-z]", "", hint.lower())[:3]
     proposals: list[str] = []
     for word in _made_up_words(stem, rng):
-        if word not in proposals and not check_trigger(word) and len(trigger_tokens(word)) <= MAX_PROPOSED_TOKENS:
+        if word not in proposals and not check_trigger(word) and len(trigger_tokens(word)) in PROPOSED_TOKENS:
             proposals.append(word)
         if len(proposals) == count:
             break

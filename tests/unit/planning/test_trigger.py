@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lora_studio.planning import known_tags
@@ -67,6 +67,7 @@ def test_tokens_are_those_of_clip() -> None:
 
 
 @given(hint=st.text(max_size=20))
+@example(hint="5")
 def test_proposals_break_no_rule_and_are_the_same_each_time(hint: str) -> None:
     proposals = propose_triggers(hint)
     assert len(set(proposals)) == 3
