@@ -296,6 +296,7 @@ def test_sigterm_is_a_stop_request(folder: JobFolder, home: Home, stage: Any) ->
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_detached_worker_writes_its_error_to_the_status(tmp_path: Path, home: Home) -> None:
     job = TrainJob(name="a", dataset=tmp_path / "nowhere", base="x")
     folder = JobFolder.create(tmp_path / "run", job)

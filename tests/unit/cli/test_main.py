@@ -84,6 +84,7 @@ def test_train_takes_imported_settings_under_those_that_are_given(
     assert (jobs[0].name, recipe.network_dim, recipe.network_alpha, recipe.unet_lr) == ("cat", 12, 5, 3e-4)
 
 
+@pytest.mark.slow
 def test_curate_sets_a_duplicate_aside_and_restores_it(image_folder: Callable[..., Path], home: Home) -> None:
     folder = image_folder(4, size=(640, 640))
     copy = folder / "picture 1 again.png"

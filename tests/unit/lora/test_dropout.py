@@ -73,7 +73,7 @@ def outputs(pipe: StableDiffusionXLPipeline, network: str, **dropout: Any) -> tu
 
 
 @pytest.mark.parametrize("name", ["rank_dropout", "module_dropout"])
-@pytest.mark.parametrize("network", in_tiers(["LoRA", "LoCon", "DoRA", "LoHa", "LoKr"], fast=["LoCon", "LoKr"]))
+@pytest.mark.parametrize("network", in_tiers(["LoRA", "LoCon", "DoRA", "LoHa", "LoKr"], fast=["LoKr"]))
 def test_every_network_drops_in_training_only_and_by_the_step(
     network: str, name: str, bare: StableDiffusionXLPipeline
 ) -> None:

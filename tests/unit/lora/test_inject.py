@@ -83,6 +83,7 @@ def test_a_run_with_dropout_resumes_bit_for_bit(network: str, shared: Path, tmp_
     assert all(not torch.equal(weight, begin[name]) for name, weight in ends[0].items() if not name.startswith("te"))
 
 
+@pytest.mark.slow
 def test_a_dora_run_with_magnitudes_per_output_resumes_with_them(shared: Path, tmp_path: Path) -> None:
     """Earlier versions trained norms of outputs in every format; now only diffusers' format has them."""
     home, settings = Home(shared / "home"), {"network_type": "DoRA", "epochs": 4}

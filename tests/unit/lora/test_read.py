@@ -44,7 +44,7 @@ def pipe(bare: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
     return copy.deepcopy(bare)
 
 
-@pytest.mark.parametrize("network", in_tiers(NETWORKS, fast=("LoRA", "DoRA", "LoKr", "LoKr full", "LoKr tucker")))
+@pytest.mark.parametrize("network", in_tiers(NETWORKS, fast=("DoRA", "LoKr")))
 def test_a_loaded_file_gives_the_same_output_as_the_adapters_in_memory(
     network: str, bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:

@@ -165,6 +165,7 @@ def test_measured_change_grows_with_the_strength(done: tuple[SweepResult, Events
     assert rows[5]["change"] == pytest.approx(np.mean(differences), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_resume_after_a_stop_generates_only_the_missing_cells(
     done: tuple[SweepResult, Events, Path], tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
 ) -> None:
@@ -189,6 +190,7 @@ def test_stop_before_the_first_cell_leaves_no_grid(
     assert (result.stopped, result.grid, result.cells) == (True, None, [])
 
 
+@pytest.mark.slow
 def test_only_invalid_cells_are_generated_again(copied: Path, tiny_base: Path, loras: list[Path], home: Home) -> None:
     cells = sorted((copied / "cells").iterdir())
     cells[1].write_bytes(cells[1].read_bytes()[:200])
@@ -202,6 +204,7 @@ def test_only_invalid_cells_are_generated_again(copied: Path, tiny_base: Path, l
     assert sum(event == "cell" for event, _ in events) == 2
 
 
+@pytest.mark.slow
 def test_two_bases_and_another_trigger_word(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
     from tests.support.tiny_sdxl import save_tiny_sdxl
 

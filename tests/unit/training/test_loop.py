@@ -121,6 +121,7 @@ def test_a_resumed_run_is_bit_exact(
         )
 
 
+@pytest.mark.slow
 def test_text_encoders_stop_at_their_step_also_after_a_resume(both: TrainJob, shared: Path, tmp_path: Path) -> None:
     both.recipe.stop_text_encoder_training = 0.5  # of 4 steps
     home = Home(shared / "home")
@@ -142,6 +143,7 @@ def test_text_encoders_that_are_not_trained_do_not_stop(trainer: Trainer) -> Non
     assert trainer.text_encoder_stop == trainer.counts.total_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -363,6 +365,7 @@ def test_repeated_nan_ends_the_run_and_keeps_the_last_good_checkpoint(
     assert all(weight.isfinite().all() for weight in weights_of(tmp_path).values())
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_every_other_step_ends_the_run(
     base: Path, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

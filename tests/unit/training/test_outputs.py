@@ -12,6 +12,7 @@ from lora_studio.workspace.project import Home
 from tests.support.training_runs import make_images, make_job, train_into
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("interval", "saved"),
     [(0.0, [(1, 1), (2, 2), (3, 3)]), (120.0, [(2, 2), (3, 3)])],

@@ -21,6 +21,7 @@ def position_of(file: Path) -> tuple[str, ...]:
     return tuple(metadata[f"ss_{key}"] for key in ("epoch", "steps", "num_epochs", "training_started_at"))
 
 
+@pytest.mark.slow
 def test_lora_files_before_and_after_a_resume_have_their_own_epoch_and_step(
     training_inputs: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

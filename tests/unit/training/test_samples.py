@@ -155,6 +155,7 @@ def test_out_of_memory_ends_the_samples_with_a_warning(models: Models, monkeypat
     assert models.unet.training
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_resumes_when_memory_runs_out(
     training_inputs: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +209,7 @@ def test_each_sample_is_drawn_with_its_own_settings_and_says_so(
     assert line.startswith("Steps: 2, Sampler: Euler a, CFG scale: 3.5, Seed: 7, Size: 128x64, Model hash: ")
 
 
+@pytest.mark.slow
 def test_samples_on_request_and_before_training_do_not_change_the_training(
     training_inputs: Path, tmp_path: Path, home: Home
 ) -> None:

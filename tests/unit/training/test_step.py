@@ -93,6 +93,7 @@ def with_fake_graphs(
     return changed, events
 
 
+@pytest.mark.slow
 def test_graphs_change_no_bit_over_two_shapes_and_a_resume(
     accumulating: Accumulating, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_step_whose_graph_fails_is_retried_without_graphs(
     assert [values["code"] for values in of(events, "warning")] == ["cuda_graphs"]
 
 
+@pytest.mark.slow
 def test_graphs_change_no_bit_in_bf16_with_text_encoders_and_checkpointing(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

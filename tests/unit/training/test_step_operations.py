@@ -31,6 +31,7 @@ def trainer(shared: Path, tmp_path: Path) -> Trainer:
     return start(job, tmp_path, Home(shared / "home"))
 
 
+@pytest.mark.slow
 def test_operations_and_saved_memory_of_a_step_at_sdxls_size() -> None:
     """UNet, 1024 px, batch 1, rank 32; with peft's layers it is 10,656 operations."""
     counted = count_studio()

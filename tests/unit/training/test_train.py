@@ -42,6 +42,7 @@ def test_validates_before_the_first_step_and_after_each_epoch(
     assert len({values["loss"] for values in of(events, "validation")}) == 3
 
 
+@pytest.mark.slow
 def test_a_run_with_everything_resumes_bit_exact_once_its_images_are_restored(
     training_inputs: Path, whole: tuple[Path, Events], tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def scan_into(project: Project) -> None:
     Manifest.of_scan(project.dataset_dir, scan(project.dataset_dir), stamps).save_scan(project.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("masks", "scanned"), [("files", False), ("alpha", True), ("alpha", False)])
 def test_a_start_decodes_and_hashes_each_uncached_file_once(
     tiny_base: Path, tmp_path: Path, masks: str, scanned: bool

@@ -63,6 +63,7 @@ def test_warm_start_copies_all_weights_of_a_file(
     torch.testing.assert_close(again.state(), adapters.state(), atol=0, rtol=3e-7)
 
 
+@pytest.mark.slow
 def test_a_dora_is_trained_on_along_the_axis_of_the_file(
     bare: StableDiffusionXLPipeline, pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_mismatch_of_file_and_recipe_is_an_error_that_names_the_setting(
     assert "lora_unet_input_blocks_8_1_proj_in" in error
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_lora_of_another_run(shared: Path, tmp_path: Path) -> None:
     settings = NETWORKS["LoKr"] | {"text_encoder_lr": 1e-3}
     job = make_job(shared / "base", shared / "images", **settings)

@@ -85,6 +85,7 @@ def test_an_invalid_job_fails_with_all_errors_and_writes_no_results(tmp_path: Pa
     assert {path.name for path in folder.path.iterdir()} == {"job.toml", "status.json", "events.jsonl"}
 
 
+@pytest.mark.slow
 def test_first_samples_that_a_stop_cut_short_are_drawn_again_after_a_resume(tmp_path: Path, home: Home) -> None:
     base = save_tiny_sdxl(tmp_path / "base", layers=1)
     images = make_images(tmp_path / "images", [(64, 64)])
@@ -104,6 +105,7 @@ def test_first_samples_that_a_stop_cut_short_are_drawn_again_after_a_resume(tmp_
     assert drawn == [(0, 0), (0, 1)]
 
 
+@pytest.mark.slow
 def test_an_epoch_whose_end_failed_is_reported_once_after_a_resume(
     tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

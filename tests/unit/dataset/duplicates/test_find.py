@@ -160,6 +160,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[FingerprintedImage
     return [entry for _, entry in scanned if entry is not None]
 
 
+@pytest.mark.slow
 def test_several_processes_find_the_same_groups_as_one(
     entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
 ) -> None:
@@ -183,6 +184,7 @@ def test_few_pairs_are_compared_in_this_process(
     assert not any(running)
 
 
+@pytest.mark.slow
 def test_this_process_does_the_work_of_processes_that_die(
     entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
 ) -> None:

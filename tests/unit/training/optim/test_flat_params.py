@@ -33,6 +33,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_pipeline(tmp_path_factory.mktemp("tokenizers"), layers=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(Optimizer))
 def test_every_optimizer_takes_the_same_steps_as_on_separate_weights(parts: Any, name: Optimizer) -> None:
     """Gradients are random: every optimizer must take the same steps with them in either layout."""

@@ -68,6 +68,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_stays_below_the_norm_reports_it_and_resumes_exactly(shared: Path, tmp_path: Path) -> None:
     home, limit = Home(shared / "home"), 1e-3
     job = make_job(shared / "base", shared / "images", epochs=4, unet_lr=1e-2, scale_weight_norms=limit)

@@ -20,6 +20,7 @@ from tests.support.events import of
 from tests.support.training_runs import make_job, train_into
 
 
+@pytest.mark.slow
 def test_captions_jsonl_has_the_captions_that_were_used(
     training_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_without_a_tracker_events_are_only_reported(
     assert fake.calls == []
 
 
+@pytest.mark.slow
 def test_a_run_logs_each_step_and_finishes_the_tracker_at_a_stop_and_after_an_error(
     fake: type[FakeTracker], training_inputs: Path, tmp_path: Path
 ) -> None:

@@ -83,6 +83,7 @@ def text_run(training_inputs: Path) -> Trainer:
     return start(job, training_inputs / "text run", Home(training_inputs / "home"))
 
 
+@pytest.mark.slow
 def test_the_text_encoders_activations_are_in_the_budget(text_run: Trainer) -> None:
     trainer, checkpointing = text_run, text_run.block_checkpointing
     encoders = trainer.base.text_encoders
@@ -138,6 +139,7 @@ def text_encoder_gib(layers: tuple[int, int], recomputed: bool, unet: Any, **set
     return saved_bytes(lambda: encode_tokens(encoders, tokens, 2), ignored) / GIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "planned"),
     [({}, SDXL.fused_text_activations), ({"network_dropout": 0.1}, SDXL.text_activations)],

@@ -121,6 +121,7 @@ def test_blocks_are_measured_in_the_order_of_the_forward_pass(adapted: tuple[UNe
     assert order[-1].startswith("up_blocks.2.resnets")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_measuring_takes_no_more_memory_than_recomputing_all_blocks_and_keeps_none(
     adapted: tuple[UNet2DConditionModel, Adapters], fails: bool
