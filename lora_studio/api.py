@@ -230,6 +230,7 @@ def plan_on_this_machine(job: TrainJob, kind: LoraKind, home: Home) -> Plan:
         subsets=job.subsets,
         home=home,
         device=device_to_plan_for(),
+        num_processes=job.num_processes,
     )
 
 

@@ -312,7 +312,7 @@ def _network(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
 def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     embedded = _is_embedded(context)
     if context.images is not None and context.count is not None:
-        batch = recipe.batch_size * recipe.gradient_accumulation_steps
+        batch = batch_of(recipe)
         shown = min(context.count.total_steps * batch, context.count.samples_per_epoch * context.count.epochs)
         shown = round(shown * context.own_share)
         if shown > MAX_VIEWS_PER_IMAGE * context.images:

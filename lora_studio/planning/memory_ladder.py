@@ -31,13 +31,15 @@ class Rung(BaseModel):
     fits: bool | None
 
 
-def memory_ladder(recipe: Recipe, base: guide.BaseModel | None, vram_gib: float | None) -> list[Rung]:
+def memory_ladder(
+    recipe: Recipe, base: guide.BaseModel | None, vram_gib: float | None, *, processes: int = 1
+) -> list[Rung]:
     """Return what each saving leaves of a recipe's memory, in the guide's order; the first recomputes nothing."""
     recipe = recipe.model_copy(update={"gradient_checkpointing": GradientCheckpointing.OFF})
     fastest = _seconds_per_image(recipe, base)
 
     def rung(advice: str, setting: str) -> Rung:
-        needed = estimate_vram_gib(recipe, base)
+        needed = estimate_vram_gib(recipe, base, processes=processes)
         return Rung(
             advice=advice,
             setting=setting,

@@ -131,9 +131,9 @@ def plan(
     name from the catalogue, or a repository, folder or file, whose configuration is read (see describe_base); names of
     files are looked up in the models folder of `home`, by default the usual one. `vram_gib` is the GPU's memory in
     GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
-    with fewer repeats, then fewer epochs, then fewer steps. `device` is the GPU's name or "CPU":
-    earlier runs on it, whose speed `home` remembers, replace the estimate of the time. `regularization` is a folder of
-    images that are balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
+    with fewer repeats, then fewer epochs, then fewer steps. `device` is the GPU's name or "CPU": earlier
+    runs on it, whose speed `home` remembers, replace the estimate of the time. `regularization` is a folder of images
+    that are balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
     With `num_processes` above 1 the memory is that of each of several GPUs; steps and time are those of one.
 
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
@@ -147,14 +147,11 @@ def plan(
     known = describe_base(base, home)
     side = known.resolution if known else guide.RECIPE["resolution"].value
     extension = Recipe.parse(given).caption_extension
-    priors = [subset for subset in subsets if subset.is_reg]
     found = _images(images, given.get("resolution") or side, extension, subsets)
-    prior = None
-    if regularization is not None or priors:
-        prior = _read_folder(regularization or Path(), caption_extension=extension, subsets=priors)
+    prior = _regularization_images(regularization, extension, subsets)
     draft = recommend(given, kind, known, found, vram_gib)
     recipe = draft.recipe()
-    ladder = memory_ladder(recipe, known, vram_gib)
+    ladder = memory_ladder(recipe, known, vram_gib, processes=num_processes)
     if vram_gib is not None:
         recipe = fit_memory(draft, recipe, known, vram_gib, processes=num_processes)
     require_valid(recipe, known)
@@ -235,6 +232,16 @@ def _images(images: Path | str | int, side: int, caption_extension: str, subsets
         raise _not_images(images)
     check_plan_number("images", images)
     return DatasetImages.assumed(images, side)
+
+
+def _regularization_images(
+    folder: Path | str | None, caption_extension: str, subsets: Sequence[Subset]
+) -> DatasetImages | None:
+    """Read the regularisation images of a folder, or of the subsets that are some; None without any."""
+    priors = [subset for subset in subsets if subset.is_reg]
+    if folder is None and not priors:
+        return None
+    return _read_folder(folder or Path(), caption_extension=caption_extension, subsets=priors)
 
 
 def _read_folder(folder: Path | str, *, caption_extension: str, subsets: Sequence[Subset] = ()) -> DatasetImages:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lora_studio.guide import BaseModel
+from lora_studio.planning.length import batch_of
 from lora_studio.planning.memory import EMBEDDED, architecture_of, recomputed_share
 from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import StepCount
@@ -113,7 +114,7 @@ def _speed_settings(recipe: Recipe) -> list[Any]:
 def _step_tflop(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
     """Return the least and the most work of an optimizer step in TFLOP, by how much is recomputed."""
     shape = architecture_of(base)
-    images = recipe.batch_size * recipe.gradient_accumulation_steps
+    images = batch_of(recipe)
     text = 1.05 if recipe.trains_text_encoders else 1.0
     least, most = (
         images * text * ((1 + share) * shape.forward_tflop + shape.backward_tflop) * _area(recipe, base)
@@ -173,7 +174,7 @@ def _sampling_seconds(
         settings = prompt.settings
         area = (settings.sample_width or native) * (settings.sample_height or native) / recipe.resolution**2
         work += settings.sample_steps * (2 if settings.sample_guidance > 1 else 1) * area
-    images = recipe.batch_size * recipe.gradient_accumulation_steps
+    images = batch_of(recipe)
     shares = _recomputed(recipe, base, vram_gib)
     low, high = (bound / images / (2 + share) for bound, share in zip((step.low, step.high), shares, strict=True))
     return SecondsRange(work * low, work * high, step.source)
