@@ -3,8 +3,9 @@
 Stages can be run one by one and resume where they stopped. `vae` is trained on icons on white, `vae-renderings`
 continues it on renderings in many styles. After it, the stages `decoder` and `unet` can run at the same time; `unet`
 first encodes renderings. `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest
-checkpoints. `adopt` takes autoencoder, UNet and text encoders from the existing pack; `vae-renderings`, `decoder` and
-`unet` then continue their training. `styles` trains LoRAs in styles that no model was trained on, and judges them.
+checkpoints. `adopt` takes the parts that have no checkpoint in the work folder from a pack: autoencoder, UNet and text
+encoders, tagger; `vae-renderings`, `decoder`, `unet` and `tagger` then continue their training. `styles` trains LoRAs in
+styles that no model was trained on, and judges them.
 """
 
 import argparse
@@ -22,6 +23,12 @@ TRAINING = {  # stage: (function, default length)
     "unet": (unet.train, "70m"),
     "decoder": (vae.train_decoder, "40m"),
 }
+
+ADOPTED = (  # function, folder in the pack, file or folder in the work folder
+    (vae.adopt, "base/vae", "vae"),
+    (unet.adopt, "base/unet", "unet.ckpt"),
+    (tagger.adopt, "tagger", "tagger.ckpt"),
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 PACK = ROOT / "lora_studio" / "demo"
@@ -45,8 +52,9 @@ def main() -> None:
     if args.stage in ("render", "all"):
         pictures.render(args.modules, args.work, progress.log)
     if args.stage == "adopt":
-        vae.adopt(args.work, args.pack)
-        unet.adopt(args.work, args.pack)
+        for adopt, source, target in ADOPTED:
+            if (args.pack / source).exists() and not (args.work / target).exists():
+                adopt(args.work, args.pack)
     for stage, (train, _) in TRAINING.items():
         if args.stage in (stage, "all") and not progress.finished(stage, args.work):
             length = Length.parse(getattr(args, stage.replace("-", "_")))

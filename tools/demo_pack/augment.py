@@ -77,7 +77,7 @@ def _background(count: int, size: int, rng: StepRng, strength: float) -> Tensor:
     return torch.where(white, torch.ones(1), coloured)
 
 
-def _blur(x: Tensor, rng: StepRng, strength: float) -> Tensor:
+def blur(x: Tensor, rng: StepRng, strength: float) -> Tensor:
     """Blur a third of the images by scaling down and up, and add a little noise, like the output of small models."""
     size = x.shape[-1]
     small = rng.python.randint(size * 2 // 5, size)
@@ -99,4 +99,4 @@ def augment(rgba: Tensor, size: int, rng: StepRng, strength: float = 1.0) -> tup
     rgb, alpha = _change_colours(placed[:, :3], placed[:, 3:], rng, strength)
     named = colours.present(rgb[:, :, ::3, ::3], alpha[:, 0, ::3, ::3])
     shown = rgb * alpha + _background(len(rgb), size, rng, strength) * (1 - alpha)
-    return _blur(shown, rng, strength), named
+    return blur(shown, rng, strength), named

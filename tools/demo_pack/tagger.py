@@ -1,11 +1,13 @@
 """The tagger: a small multi-label timm model in the file layout of the WD v3 taggers.
 
 It is also trained to classify each emoji, which teaches it far more about an image than its tags. Training begins with
-small, unchanged images, and continues with larger, augmented ones.
+small, unchanged images, and continues with larger, augmented ones. A share of each batch are the renderings that the
+base is trained on, so that it can judge the content of samples in many styles.
 """
 
 import csv
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from demo_pack import colours, pictures, progress
-from demo_pack.augment import augment
+from demo_pack.augment import augment, blur
 from demo_pack.pictures import Picture
 from demo_pack.progress import Length, StepRng
+from demo_pack.renderings import Icon, random_rendering
 
 ARCHITECTURE = "resnet18"  # learns from 6,900 images in minutes what a transformer does not learn in an hour
 MODEL_ARGS = {"channels": [32, 64, 128, 256]}
@@ -30,6 +33,7 @@ SIZE, SMALL_SIZE = 96, 64  # px
 SMALL_SHARE = 0.6  # of the training, at SMALL_SIZE
 PLAIN_SHARE = 0.5  # of the training, in which augmentation grows to its full strength
 BATCH = 64
+RENDERED = 28  # of BATCH are renderings; the rest is augmented
 MIN_COUNT = 24  # images of a tag in the vocabulary
 IDENTITY_WEIGHT = 10.0  # of classifying the emoji; the loss of the tags begins at some 20
 THRESHOLD = 0.35  # the usual one of the WD taggers
@@ -83,8 +87,22 @@ def augmentation_strength(rng: StepRng) -> float:
     return min(1.0, rng.share / PLAIN_SHARE)
 
 
+def render(rgba: Tensor, size: int, rng: random.Random) -> Tensor:
+    """Render one icon each in a random style for training: uint8 [B, H, W, 4] -> [B, 3, size, size] in 0..1."""
+    drawn = []
+    for one in rgba:
+        icon = Icon.from_rgba(one.numpy()[:, :: rng.choice((1, -1))].copy())
+        while (found := random_rendering(icon, icon, rng)).is_pair:
+            pass
+        drawn.append(found.image)
+    return functional.interpolate(torch.stack(drawn), size=(size, size), mode="bilinear", antialias=True)
+
+
 def train(work: Path, *, length: Length, seed: int, device: str) -> None:
-    """Train on augmented images of TAGGER_SETS; the head that classifies emoji is not exported."""
+    """Train on augmented images and renderings of TAGGER_SETS; the head that classifies emoji is not exported.
+
+    Renderings do not train the colour tags: the colours of an icon change with the style.
+    """
     torch.manual_seed(seed)
     words, rgba = pictures.load(work, pictures.TAGGER_SETS)
     images = torch.from_numpy(rgba[usable(words)])
@@ -94,20 +112,26 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
     identity, count = identities(words)
     model = build(len(tags)).to(device, memory_format=torch.channels_last)
     namer = nn.Linear(model.num_features, count).to(device)
+    weights = torch.ones(BATCH, len(tags))
+    weights[BATCH - RENDERED :, : len(colours.NAMES)] = 0
+    weights = weights.to(device)
 
     def loss_of(rng: StepRng) -> tuple[Tensor, dict[str, float]]:
         chosen = rng.integers(len(words), BATCH)
         size = SMALL_SIZE if rng.share < SMALL_SHARE else SIZE
-        x, named = augment(images[chosen], size, rng, augmentation_strength(rng))
+        strength = augmentation_strength(rng)
+        x, named = augment(images[chosen[:-RENDERED]], size, rng, strength)
+        rendered = blur(render(images[chosen[-RENDERED:]], size, rng.python), rng, strength)
+        x = torch.cat([x, rendered])
         y = table[chosen]
-        y[:, : len(colours.NAMES)] = named.float()
+        y[:-RENDERED, : len(colours.NAMES)] = named.float()
         with progress.autocast(device):
             seen = model.forward_features(normalise(x).to(device, memory_format=torch.channels_last))
             logits, names = model.forward_head(seen).float(), namer(seen.mean((2, 3))).float()
         y = y.to(device)
-        tagging = functional.binary_cross_entropy_with_logits(logits, y, reduction="sum") / BATCH
+        tagging = functional.binary_cross_entropy_with_logits(logits, y, weights, reduction="sum") / BATCH
         naming = functional.cross_entropy(names, identity[chosen].to(device))
-        predicted = logits.detach().sigmoid() > THRESHOLD
+        predicted = (logits.detach().sigmoid() > THRESHOLD) & (weights > 0)
         hits = (predicted & (y > 0.5)).sum()
         figures = {"naming": naming.item(), "f1": (2 * hits / (predicted.sum() + y.sum()).clamp_min(1)).item()}
         return tagging + IDENTITY_WEIGHT * naming, figures
@@ -122,6 +146,14 @@ def train(work: Path, *, length: Length, seed: int, device: str) -> None:
         lr=4e-3,
         weight_decay=0.05,
     )
+
+
+def adopt(work: Path, pack: Path) -> None:
+    """Write the first checkpoint from the exported tagger; its head that classifies emoji begins untrained."""
+    words = usable_words(pictures.load(work, pictures.TAGGER_SETS)[0])
+    namer = nn.Linear(MODEL_ARGS["channels"][-1], identities(words)[1])
+    parts = {"tagger": load_file(pack / "tagger" / "model.safetensors"), "namer": namer.state_dict()}
+    progress.adopt("tagger", parts, work)
 
 
 def write(model: nn.Module, tags: Sequence[tuple[str, int]], folder: Path) -> None:
