@@ -4,8 +4,8 @@ Stages can be run one by one and resume where they stopped. `vae` is trained on 
 continues it on renderings in many styles. After it, the stages `decoder` and `unet` can run at the same time; `unet`
 first encodes renderings. `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest
 checkpoints. `adopt` takes the parts that have no checkpoint in the work folder from a pack: autoencoder, UNet and text
-encoders, tagger; `vae-renderings`, `decoder`, `unet` and `tagger` then continue their training. `styles` trains LoRAs in
-styles that no model was trained on, and judges them.
+encoders, tagger; `vae-renderings`, `decoder`, `unet` and `tagger` then continue their training. `styles` trains LoRAs
+in styles that no model was trained on, and judges them.
 """
 
 import argparse

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from demo_pack import captioner, captions, colours, pictures, progress, tagger, unet, vae
 from demo_pack.pictures import Picture
-from demo_pack.renderings import DARK, PALETTE
+from demo_pack.renderings import DARK, HELD_OUT_STYLES, PALETTE, Icon, random_rendering
 
 Figures = dict[str, float]
 
@@ -133,9 +133,7 @@ def tagging(work: Path, judge: tagger.Tagger) -> dict[str, dict[str, float]]:
     """Return the micro-averaged F1 at the threshold on the test sets, with and without colours."""
     figures = {}
     for name in pictures.HELD_OUT_SETS:
-        words, rgba = pictures.load(work, [name])
-        keep = np.array([not word.is_flag for word in words])
-        words, rgba = [word for word in words if not word.is_flag], rgba[keep]
+        words, rgba = _without_flags(work, name)
         true = _tag_truth(words, rgba, judge.names) > 0.5
         predicted = judge.probabilities(pictures.on_white(rgba)) > tagger.THRESHOLD
         first = len(colours.NAMES)
@@ -145,6 +143,41 @@ def tagging(work: Path, judge: tagger.Tagger) -> dict[str, dict[str, float]]:
             "tags a picture": round(predicted.float().sum(1).mean().item(), 1),
         }
     return figures
+
+
+def rendering_kind(style: Sequence[str], background: str) -> str:
+    """Return the kind of a rendering by its first word of style, else by its background: "duotone", "on white"."""
+    if style:
+        return style[0].split()[-1]
+    return "on white" if background in ("", "white background") else "on a background"
+
+
+def tagging_renderings(work: Path, judge: tagger.Tagger) -> Figures:
+    """Return the micro-averaged F1 without colours of a test set's renderings, by kind, and in each held-out style."""
+    words, rgba = _without_flags(work, pictures.HELD_OUT_SETS[0])
+    rng = random.Random("tagging")
+    icons = [Icon.from_rgba(one) for one in rgba]
+    found = [random_rendering(icon, rng.choice(icons), rng) for icon in icons]
+    kinds: dict[str, list[int]] = {}
+    for i, one in enumerate(found):
+        if not one.is_pair:
+            kinds.setdefault(rendering_kind(one.style, one.background), []).append(i)
+    drawn = {kind: ([found[i].image for i in rows], rows) for kind, rows in sorted(kinds.items())}
+    some = list(range(0, len(icons), 4))
+    drawn |= {style: ([draw(icons[i]) for i in some], some) for style, draw in HELD_OUT_STYLES.items()}
+    first, figures = len(colours.NAMES), {}
+    for kind, (images, rows) in drawn.items():
+        shown = (torch.stack(images) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        predicted = judge.probabilities(shown) > tagger.THRESHOLD
+        true = tagger.truth([words[i] for i in rows], judge.names) > 0.5
+        figures[kind] = _f1(predicted[:, first:], true[:, first:])
+    return figures
+
+
+def _without_flags(work: Path, name: str) -> tuple[list[Picture], NDArray[np.uint8]]:
+    words, rgba = pictures.load(work, [name])
+    keep = np.array([not word.is_flag for word in words])
+    return [word for word in words if not word.is_flag], rgba[keep]
 
 
 def captioning(work: Path, folder: Path) -> dict[str, float]:
@@ -177,6 +210,7 @@ def evaluate(work: Path, pack: Path) -> Mapping[str, Any]:
     for name, measure in {
         "reconstruction": lambda: reconstruction(work, pipeline),
         "tagging": lambda: tagging(work, judge),
+        "tagging renderings": lambda: tagging_renderings(work, judge),
         "captioning": lambda: captioning(work, pack / "captioner"),
         "drawing": lambda: drawing(work, pipeline, judge),
         "renderings": lambda: renderings(work, pipeline, judge),
