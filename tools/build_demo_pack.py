@@ -5,7 +5,7 @@ continues it on renderings in many styles. After it, the stages `decoder` and `u
 first encodes renderings. `tagger` needs only `render`, `captioner` needs the tagger. `export` uses the latest
 checkpoints. `adopt` takes the parts that have no checkpoint in the work folder from a pack: autoencoder, UNet and text
 encoders, tagger; `vae-renderings`, `decoder`, `unet` and `tagger` then continue their training. `styles` trains LoRAs
-in styles that no model was trained on, and judges them.
+in styles that no model was trained on, and judges them; `recipes` does so on three of the styles for several recipes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ PACK = ROOT / "lora_studio" / "demo"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "stage", choices=["render", "adopt", *TRAINING, "export", "evaluate", "styles", "testset", "all"]
+        "stage", choices=["render", "adopt", *TRAINING, "export", "evaluate", "recipes", "styles", "testset", "all"]
     )
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
@@ -64,9 +64,13 @@ def main() -> None:
     if args.stage in ("evaluate", "all"):
         evaluate.evaluate(args.work, args.pack)
     if args.stage in ("styles", "all"):
-        from demo_pack.styles import styles  # imports the studio, which no other stage needs
+        from demo_pack.styles import judge_styles  # imports the studio, like recipe_search
 
-        styles(args.work, args.pack)
+        judge_styles(args.work, args.pack, folder=args.work / "styles")
+    if args.stage == "recipes":
+        from demo_pack.recipe_search import search
+
+        search(args.work, args.pack)
     if args.stage in ("testset", "all"):
         testset.write(args.work, ROOT / "tests" / "data" / "pack")
 

@@ -8,8 +8,9 @@ histograms, content by the tagger. Both judges are also measured on images of kn
 import dataclasses
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -97,22 +98,21 @@ def write_dataset(folder: Path, images: NDArray[np.uint8], words: Sequence[Pictu
         (target / f"{number:02}.txt").write_text(", ".join((TRIGGER, word.label, *word.tags)), encoding="utf-8")
 
 
-def train_lora(folder: Path, *, base: Path, home: Home, steps: int | None = None) -> Path:
-    """Train a LoRA on FOLDER/dataset with the demo preset, unless that was finished before; return its file.
+def train_lora(folder: Path, *, base: Path, home: Home, changes: Mapping[str, Any] | None = None) -> Path:
+    """Train a LoRA on FOLDER/dataset, unless that was finished before; return its file.
 
-    `steps` limits the training.
+    The recipe is the demo preset with some values changed.
     """
     if found := sorted((folder / "run").glob("style.safetensors")):
         return found[0]
     shutil.rmtree(folder / "run", ignore_errors=True)
-    recipe = Recipe.parse(load_preset("demo"))
-    changed = {"sample_every_n_epochs": 0} | ({"max_train_steps": steps} if steps else {})
+    recipe = Recipe.parse({**load_preset("demo"), "sample_every_n_epochs": 0, **(changes or {})})
     done = api.train(
         folder / "dataset",
         base=str(base),
         name="style",
         trigger_word=TRIGGER,
-        recipe=recipe.model_copy(update=changed),
+        recipe=recipe,
         out=folder / "run",
         home=home,
     )
@@ -173,10 +173,19 @@ def _other_kinds(
     }
 
 
-def styles(work: Path, pack: Path, *, chosen: Sequence[str] = STYLES, counts: Sequence[int] = COUNTS) -> None:
-    """Train and judge a LoRA for each style and number of images; write WORK/styles.json and sheets of samples.
+def judge_styles(
+    work: Path,
+    pack: Path,
+    *,
+    folder: Path,
+    chosen: Sequence[str] = STYLES,
+    counts: Sequence[int] = COUNTS,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Train and judge a LoRA for each style and number of images; return the figures by style.
 
-    LoRAs and figures of an earlier call are kept. They belong to one base: give another WORK for another base.
+    FOLDER gets the LoRAs, sheets of samples and figures.json; what an earlier call left there is not done again. It
+    belongs to one base and recipe. `changes` are to the demo preset.
     """
     icons = Icons.load(work)
     words, others = choose_words(work)
@@ -187,20 +196,21 @@ def styles(work: Path, pack: Path, *, chosen: Sequence[str] = STYLES, counts: Se
     content_judge = tagger.Tagger(pack / "tagger")
     kinds = _other_kinds(work, pipeline, others, prompted | set(learned))
     known = random.Random("known").sample(sorted(set(learnable) - set(learned)), JUDGED)
-    path = work / "styles.json"
-    figures = progress.read_json(path) if path.exists() else {}
+    path = folder / "figures.json"
+    figures: dict[str, dict[str, Any]] = progress.read_json(path) if path.exists() else {}
     for style in chosen:
         images = reconstruct(pipeline, icons.draw(style, known))
         style_judge, rates = fit_judge(colour_histogram(images), kinds)
         recognised = _recognised(content_judge, images, [icons.words[label] for label in known])
         judges = {"called styled": rates, "content recognised in the style": round(float(recognised.mean()), 3)}
         figures.setdefault(style, {})["judges"] = judges
-        for count in counts:
-            folder = work / "styles" / f"{style.replace(' ', '-')}-{count}"
+        for count in (count for count in counts if f"{count} images" not in figures[style]):
+            run = folder / f"{style.replace(' ', '-')}-{count}"
             labels = learned[:count]
-            write_dataset(folder / "dataset", icons.draw(style, labels), [icons.words[label] for label in labels])
-            lora = train_lora(folder, base=pack / "base", home=Home(work / "home"))
+            write_dataset(run / "dataset", icons.draw(style, labels), [icons.words[label] for label in labels])
+            lora = train_lora(run, base=pack / "base", home=Home(work / "home"), changes=changes)
             figures[style][f"{count} images"], sheet = judge_lora(pipeline, lora, words, style_judge, content_judge)
-            Image.fromarray(sheet).save(folder / "samples.png")
+            Image.fromarray(sheet).save(run / "samples.png")
             progress.write_json(figures, path)
             progress.log(f"styles: {style}, {count} images: {figures[style][f'{count} images']}")
+    return figures
