@@ -15,6 +15,7 @@ from lora_studio.versions import VERSION as __version__
 
 __all__ = [
     "__version__",
+    "compare_runs",
     "curate",
     "doctor",
     "edit_captions",
@@ -27,6 +28,7 @@ __all__ = [
     "request_samples",
     "resume",
     "review_captions",
+    "runs",
     "scan",
     "set_caption_extension",
     "summarize_captions",
@@ -39,6 +41,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from lora_studio.api import (
+        compare_runs,
         curate,
         doctor,
         edit_captions,
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
         request_samples,
         resume,
         review_captions,
+        runs,
         scan,
         set_caption_extension,
         summarize_captions,

@@ -29,6 +29,9 @@ from lora_studio.errors import ConfigError, InputError, JobError
 from lora_studio.events import Event, FailedEvent, StepEvent
 from lora_studio.interop.files import import_settings
 from lora_studio.interop.write import export_settings
+from lora_studio.ledger.compare import Comparison, compare
+from lora_studio.ledger.records import find_records, read_records
+from lora_studio.ledger.table import to_frame
 from lora_studio.planning.plan import NEW_PROJECT, Plan, plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
 from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision
@@ -41,6 +44,8 @@ from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folde
 from lora_studio.workspace.project import Home, Project, records_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lora_studio.dataset.tagging.stage import TagResult
     from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
@@ -51,6 +56,7 @@ TAG, TRAIN, SWEEP = TagJob.defaults(), TrainJob.defaults(), SweepJob.defaults()
 J = TypeVar("J", TagJob, TrainJob, SweepJob)
 
 __all__ = [
+    "compare_runs",
     "curate",
     "doctor",
     "edit_captions",
@@ -62,6 +68,7 @@ __all__ = [
     "request_samples",
     "resume",
     "review_captions",
+    "runs",
     "scan",
     "set_caption_extension",
     "summarize_captions",
@@ -183,6 +190,7 @@ def train(
     network_weights: Path | str | None = TRAIN.network_weights,
     regularization: Path | str | None = TRAIN.regularization,
     subsets: Sequence[Subset] = TRAIN.subsets,
+    parent: Path | str | None = TRAIN.parent,
     num_processes: int = TRAIN.num_processes,
     out: Path | None = None,
     home: Home | None = None,
@@ -193,9 +201,10 @@ def train(
     `base` is a name from the catalogue, a Hub repository, a diffusers folder or a .safetensors file; `vae` replaces its
     own. Without a `recipe` one is planned for a LoRA of this `kind` on these images and this machine. `network_weights`
     is a LoRA file to start from, `regularization` a folder of regularisation images of the class. `subsets` are folders
-    with repeats and settings of their own, which are trained on instead of those found in `dataset`. `out` is the run
-    folder (default: a numbered one in the studio's home); `resume` continues a stopped run. With `num_processes` above
-    1 the run uses one worker process per GPU. Raises StudioError.
+    with repeats and settings of their own, which are trained on instead of those found in `dataset`. `parent` is the
+    folder of the run that this one is a change of, which `runs` compares it with. `out` is the run folder (default: a
+    numbered one in the studio's home); `resume` continues a stopped run. With `num_processes` above 1 the run uses one
+    worker process per GPU. Raises StudioError.
     """
     job = _build(
         TrainJob,
@@ -208,6 +217,7 @@ def train(
         network_weights=network_weights,
         regularization=regularization,
         subsets=list(subsets),
+        parent=parent,
         num_processes=num_processes,
     )
     if recipe is None:
@@ -342,6 +352,24 @@ def request_samples(folder: Path | str) -> None:
             f"sample_prompts is empty in {folder}.", "Set it before you start a training.", code="no_sample_prompts"
         )
     job_folder.request_samples()
+
+
+def runs(folder: Path | str | None = None, *, everything: bool = False, home: Home | None = None) -> pd.DataFrame:
+    """Return the training runs of a project, or of a folder of runs, as a table with one row per run.
+
+    Columns: project, run, parent and the differences to it, hashes of base, images and captions, steps, validation
+    loss, verdict, stars, notes, time. Without a folder: of the project that the working directory is in, else of all
+    projects of the home, as with `everything`. Raises InputError if the folder has none.
+    """
+    return to_frame(find_records(Path(folder) if folder is not None else None, everything=everything, home=home))
+
+
+def compare_runs(*folders: Path | str) -> Comparison:
+    """Compare two or more runs: the settings that differ, and their validation losses; raises InputError."""
+    jobs = [JobFolder(Path(folder)) for folder in folders]
+    for job in jobs:
+        job.job()
+    return compare([record for job in jobs for record in read_records([job], "")])
 
 
 def run_job(job: AnyJob, *, out: Path | None = None, home: Home | None = None, on_event: Listener = _ignore) -> Any:

@@ -21,6 +21,7 @@ from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
 from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
+from lora_studio.cli.runs import runs
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
@@ -28,6 +29,7 @@ from lora_studio.planning.presets import list_presets, load_preset, own_presets
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
 if TYPE_CHECKING:
@@ -260,6 +262,9 @@ def sweep(
     out_console.print(f"Grid: {result.grid}", soft_wrap=True, highlight=False)
 
 
+app.command()(runs)
+
+
 @app.command()
 def models(as_json: Json = False) -> None:
     """List the base models of the catalogue."""
@@ -343,10 +348,12 @@ def _train_job(
     if job_file is not None:
         if not job_file.is_file():
             raise InputError(f"The job file {job_file} does not exist.", "Give a .toml file.", code="no_job")
-        job = job_from_toml(job_file.read_text("utf-8"), str(job_file))
+        job = _read_job(job_file)
         if not isinstance(job, TrainJob):
             raise InputError(f"{job_file} is a {job.kind} job.", "Give a training job.", code="job_kind")
         values = job.model_dump(exclude_none=True)
+        if JobFolder.is_job_file(job_file):
+            values["parent"] = job_file.parent.resolve()
     if "dataset" in given:  # other images than those of the subsets
         values.pop("subsets", None)
     values |= given
@@ -355,6 +362,13 @@ def _train_job(
     recipe = Recipe.parse(values["recipe"]).non_defaults() | preset
     values["recipe"] = apply_overrides(recipe, settings)
     return TrainJob.parse(values)
+
+
+def _read_job(file: Path) -> AnyJob:
+    """Read a job file; paths in the job.toml of a run are found even if its project has moved."""
+    if JobFolder.is_job_file(file):
+        return JobFolder(file.parent).job()
+    return job_from_toml(file.read_text("utf-8"), str(file))
 
 
 def _escape(text: str) -> str:

@@ -85,6 +85,18 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+def setting_label(model: type[Settings], name: str) -> str:
+    """Return a setting's label with its unit, like "Width (px)"; the label alone if it names the unit already."""
+    extra = cast("dict[str, str]", model.model_fields[name].json_schema_extra)
+    label, unit = extra["label"], extra["unit"]
+    return f"{label} ({unit})" if unit and unit not in label.lower().split() else label
+
+
+def setting_group(model: type[Settings], name: str) -> Group:
+    """Return the section of the form that a setting is in."""
+    return Group(cast("dict[str, str]", model.model_fields[name].json_schema_extra)["group"])
+
+
 def split_commas(value: Any) -> Any:
     """Return the non-empty parts of a text between commas, and any other value unchanged."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -23,9 +24,13 @@ class Job(Settings):
 
     kind: ClassVar[str]
 
+    def with_paths(self, change: Callable[[Path], Path]) -> Self:
+        """Return a copy with `change` applied to all paths."""
+        return self.model_copy(update={name: _with_paths(value, change) for name, value in self})
+
     def with_absolute_paths(self) -> Self:
         """Return a copy whose paths are absolute, so that the job can be resumed from another working directory."""
-        return self.model_copy(update={name: _absolute(value) for name, value in self})
+        return self.with_paths(lambda path: path.expanduser().resolve())
 
 
 class TrainJob(Job):
@@ -58,6 +63,9 @@ class TrainJob(Job):
         default=[],
         max_length=1000,
         description="Folders with repeats and settings of their own, instead of those found in the dataset's folder.",
+    )
+    parent: Path | None = Field(
+        default=None, description="Folder of the run that this one was made from, to compare with."
     )
     num_processes: int = setting(
         1,
@@ -216,12 +224,12 @@ JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
 }
 
 
-def _absolute(value: Any) -> Any:
+def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
     if isinstance(value, list):
-        return [_absolute(item) for item in value]
+        return [_with_paths(item, change) for item in value]
     if isinstance(value, Subset):
-        return value.model_copy(update={"image_dir": _absolute(value.image_dir)})
-    return value.expanduser().resolve() if isinstance(value, Path) else value
+        return value.model_copy(update={"image_dir": change(value.image_dir)})
+    return change(value) if isinstance(value, Path) else value
 
 
 def job_to_toml(job: AnyJob) -> str:

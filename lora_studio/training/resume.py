@@ -7,10 +7,10 @@ from lora_studio.events import PROCESS_EVENTS, EventAtStep, Report, ResumeEvent,
 from lora_studio.files import remove_temporary_files
 from lora_studio.training.optim.optimizers import load_optimizer_state
 from lora_studio.training.progress import Progress
-from lora_studio.training.reporting.run_records import DATASET_FILE, dataset_changes
+from lora_studio.training.reporting.run_records import dataset_changes
 from lora_studio.training.resume_state import ResumeState, load_state
 from lora_studio.training.trainer import Trainer
-from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.job_folder import DATASET_FILE, JobFolder
 
 
 def capture_state(trainer: Trainer, progress: Progress, events_size: int) -> ResumeState:

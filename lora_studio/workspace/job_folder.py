@@ -6,14 +6,16 @@
   environment.json versions, device and seed of the machine that ran it
   status.json      current state and progress, replaced atomically
   events.jsonl     the events of lora_studio.events, one JSON object per line, flushed line by line
+  dataset.jsonl    of a training: its images with their hashes and captions
   worker.log       output of the worker process
   stop             if it exists, the worker ends after the current step and saves its state
   sample           if it exists, a training draws its samples after the current step and removes it
+  notes.json       the user's notes and stars, see run_notes
   result.json      written last: if it exists, the job is complete
 ```
 
-Only the worker writes; every other process reads, and may create `stop` and `sample`. A state "running" whose process
-is gone is read as "failed", so that no job seems to run endlessly.
+Only the worker writes; every other process reads, and may write notes.json and create `stop` and `sample`. A state
+"running" whose process is gone is read as "failed", so that no job seems to run endlessly.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.events import Event, parse_event
 from lora_studio.files import write_bytes, write_json, write_text
 from lora_studio.settings.job_specs import AnyJob, job_from_toml, job_to_toml
+from lora_studio.workspace.job_paths import with_found_paths, with_stored_paths
+
+DATASET_FILE = "dataset.jsonl"
 
 
 class JobState(StrEnum):
@@ -84,9 +89,14 @@ class JobFolder:
             path.mkdir(parents=True, exist_ok=True)
         if folder.job_file.exists():
             raise InputError(f"{path} already contains a job.", "Choose another name, or resume it.", code="job_exists")
-        write_text(folder.job_file, job_to_toml(job))
+        write_text(folder.job_file, job_to_toml(with_stored_paths(job, path)))
         folder.set_status(JobStatus())
         return folder
+
+    @staticmethod
+    def is_job_file(file: Path) -> bool:
+        """Return whether a file is the job.toml of a job folder, rather than one that was written by hand."""
+        return file.name == "job.toml" and (file.parent / "status.json").is_file()
 
     @property
     def name(self) -> str:
@@ -114,10 +124,11 @@ class JobFolder:
         return self.job_file.is_file()
 
     def job(self) -> AnyJob:
-        """Read job.toml; raise InputError if it is missing or cannot be read."""
+        """Read job.toml, with absolute paths; raise InputError if it is missing or cannot be read."""
         if not self.exists:
             raise InputError(f"{self.path} does not contain a job.toml.", "Give the folder of a job.", code="no_job")
-        return job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
+        job = job_from_toml(self.job_file.read_text("utf-8"), str(self.job_file))
+        return with_found_paths(job, self.path)
 
     def status(self) -> JobStatus:
         """Read status.json; a job whose worker process died is returned as failed."""

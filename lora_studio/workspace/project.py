@@ -8,6 +8,7 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     rejected/                        images set aside by curation
     scan.json                        the result of the last scan: can be rebuilt
     marks.json                       the user's marks: reviewed captions, images to keep
+    moved_paths.json                 where files outside of the project are on this machine
     caption_edits/                   the most recent caption edits, for undo
     runs/001-NAME/                   job folders of training
     loras/                           other LoRA files, to be tested
@@ -51,7 +52,8 @@ class ProjectInfo(Settings):
 
     `expected_images` counts only while the dataset is empty. `recipe` has the recipe settings that the user changed, by
     name, as plain values; the plan chooses all others. null in the file means none. `subsets` have repeats and settings
-    of their own; their `image_dir` is the name of a set in the dataset's folder.
+    of their own; their `image_dir` is the name of a set in the dataset's folder. `parent` is the name of the run that
+    the next run is made from: the last one that was started, or that was edited since.
     """
 
     kind: LoraKind = LoraKind.CHARACTER
@@ -63,6 +65,7 @@ class ProjectInfo(Settings):
     notes: str = ""
     recipe: Annotated[dict[str, Any], BeforeValidator(lambda given: given or {})] = {}
     subsets: list[Subset] = []
+    parent: str = ""
 
 
 JOB_FOLDERS = ("tags", "runs", "sweeps", "measurements")  # of a project

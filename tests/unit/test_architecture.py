@@ -47,6 +47,7 @@ LAYERS = (
     ("training.objective", "training.distributed"),
     ("training.data.rng",),
     ("interop",),
+    ("ledger",),
     ("lora",),
     ("models",),
     ("planning",),

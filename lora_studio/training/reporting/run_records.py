@@ -19,8 +19,9 @@ from lora_studio.training.data.augment import augment
 from lora_studio.training.data.caption_variants import training_caption
 from lora_studio.training.data.collate import Collator
 from lora_studio.training.data.dataset import Dataset, TrainItem
+from lora_studio.workspace.job_folder import DATASET_FILE
 
-DATASET_FILE, CAPTIONS_FILE = "dataset.jsonl", "captions.jsonl"
+CAPTIONS_FILE = "captions.jsonl"
 PRIOR = "prior"
 MAX_RECORDED_SAMPLES = 100
 

@@ -8,8 +8,9 @@ from lora_studio import guide
 from lora_studio.planning.plan import Plan
 from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.values import format_value
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan
-from lora_studio.ui.widgets.formatting import format_count, format_value
+from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
 from lora_studio.ui.widgets.setting_spec import SettingSpec
 from lora_studio.workspace.job_folder import JobStatus

@@ -11,16 +11,17 @@ from markupsafe import Markup
 from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
 from lora_studio.interop.write import ExportedSettings
+from lora_studio.settings.changes import setting_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.settings.subsets import Subset
+from lora_studio.settings.values import format_value
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
-from lora_studio.ui.state.setting_changes import setting_changes
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
-from lora_studio.ui.widgets.formatting import format_count, format_value
+from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
     TableRow,
     Tile,

@@ -1,8 +1,6 @@
-"""Counts, durations and values of settings as text."""
+"""Counts, durations and coordinates as text."""
 
 from __future__ import annotations
-
-from decimal import Decimal
 
 
 def format_count(number: int, noun: str) -> str:
@@ -20,23 +18,6 @@ def format_duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def format_value(value: object) -> str:
-    """Return a setting's value in its usual notation: 5e-4, 0.05, on, off, empty. Numbers keep their exact value."""
-    if value is None or value == "":
-        return "empty"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float):
-        exact = Decimal(repr(value)).normalize()
-        if value and not 0.001 <= abs(value) < 1e6:
-            mantissa, _, exponent = f"{exact:e}".partition("e")
-            return f"{mantissa}e{int(exponent)}"
-        return f"{exact:f}"
-    if isinstance(value, list | tuple):
-        return "\n".join(format_value(item) for item in value)
-    return str(value)
 
 
 def format_coordinate(value: float) -> str:

@@ -8,8 +8,8 @@ from typing import Any, cast, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from lora_studio.settings.declare import Group, Settings
-from lora_studio.ui.widgets.formatting import format_value
+from lora_studio.settings.declare import Group, Settings, setting_label
+from lora_studio.settings.values import format_value
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SettingSpec:
         return cls(
             name=name,
             title=extra["label"],
-            label=_with_unit(extra["label"], extra["unit"]),
+            label=setting_label(model, name),
             why=declared.description or "",
             group=Group(extra["group"]),
             simple=extra["simple"],
@@ -141,8 +141,3 @@ class SettingSpec:
     def classes(self, content: Any, problem: str = "") -> list[str]:
         """Return CSS classes that mark a changed value and a wrong one."""
         return ["field", *["changed"] * self.is_changed(content), *["wrong"] * bool(problem)]
-
-
-def _with_unit(label: str, unit: str) -> str:
-    """Return "Width (px)"; the label alone if it names the unit already, like "Max steps"."""
-    return f"{label} ({unit})" if unit and unit not in label.lower().split() else label

@@ -1,13 +1,13 @@
-"""The settings in which two recipes differ, as the page shows them."""
+"""The settings in which two recipes differ."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from lora_studio.settings.declare import setting_label
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.formatting import format_value
-from lora_studio.ui.widgets.setting_spec import SettingSpec
+from lora_studio.settings.values import format_value
 
 MAX_VALUE_LENGTH = 24  # characters
 
@@ -23,7 +23,7 @@ class SettingChange:
     @property
     def label(self) -> str:
         """The setting's label in the form."""
-        return SettingSpec.of(Recipe, self.name).label
+        return setting_label(Recipe, self.name)
 
     @property
     def before_text(self) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lora_studio.settings.changes import setting_changes
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.setting_changes import setting_changes
 
 
 def test_changes_have_both_values_on_one_short_line() -> None:

@@ -1,0 +1,98 @@
+"""The ledger as a pandas table, as CSV and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from lora_studio.ledger.records import RunRecord
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = (
+    "project",
+    "run",
+    "state",
+    "parent",
+    "differences",
+    "base",
+    "base_hash",
+    "dataset_hash",
+    "caption_hash",
+    "images",
+    "steps",
+    "validation_loss",
+    "validation_change",
+    "best_step",
+    "verdict",
+    "stars",
+    "notes",
+    "started",
+    "seconds",
+    "path",
+)
+TEXT_COLUMNS = ("project", "run", "state", "differences", "base", "stars", "validation_loss", "verdict", "notes")
+
+
+def row(record: RunRecord) -> dict[str, Any]:
+    """Return a run as a row of the ledger: plain values, None where a figure is unknown."""
+    figures, data = record.figures, record.data
+    started = datetime.fromtimestamp(figures.started).astimezone() if figures.started else None
+    return {
+        "project": record.project,
+        "run": record.name,
+        "state": record.status.state.value,
+        "parent": record.parent.name if record.parent else None,
+        "differences": "; ".join(record.differences),
+        "base": record.job.base,
+        "base_hash": record.base_hash,
+        "dataset_hash": data.dataset_hash if data else None,
+        "caption_hash": data.caption_hash if data else None,
+        "images": len(data.images) if data else None,
+        "steps": figures.steps,
+        "validation_loss": record.validation_loss,
+        "validation_change": record.validation_change,
+        "best_step": record.best_step,
+        "verdict": figures.verdict.code if figures.verdict else None,
+        "stars": record.notes.stars,
+        "notes": record.notes.notes,
+        "started": started.isoformat(timespec="seconds") if started else None,
+        "seconds": figures.seconds,
+        "path": str(record.folder.path),
+    }
+
+
+def to_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return the ledger as a table with one row per run and the columns `COLUMNS`."""
+    import pandas as pd
+
+    frame = pd.DataFrame([row(record) for record in records], columns=list(COLUMNS))
+    return frame.astype({"images": "Int64", "best_step": "Int64"})
+
+
+def to_csv(records: Sequence[RunRecord]) -> str:
+    """Return the ledger as CSV, with all columns."""
+    return str(to_frame(records).to_csv(index=False, lineterminator="\n"))
+
+
+def to_markdown(records: Sequence[RunRecord]) -> str:
+    """Return the ledger as a Markdown table, with the columns that people read."""
+    lines = [_markdown_row(TEXT_COLUMNS), _markdown_row(["---"] * len(TEXT_COLUMNS))]
+    for record in records:
+        values = row(record)
+        lines.append(_markdown_row([cell_text(values[name]) for name in TEXT_COLUMNS]))
+    return "\n".join(lines) + "\n"
+
+
+def cell_text(value: Any) -> str:
+    """Return a value of the ledger as text: four digits of a loss, an empty text for None."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
