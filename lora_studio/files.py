@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from errno import EACCES, EEXIST, EINVAL, EMLINK, ENOSYS, ENOTSUP, EPERM
 from functools import lru_cache, wraps
 from operator import attrgetter
 from pathlib import Path
@@ -24,17 +25,20 @@ RACY_NS = 2_000_000_000  # FAT, the coarsest file system in use, stores times of
 FileStamp = tuple[int, int, int, int]
 stat_stamp: Callable[[os.stat_result], FileStamp] = attrgetter("st_mtime_ns", "st_size", "st_ino", "st_ctime_ns")
 
+NO_HARD_LINKS = (EPERM, EACCES, EINVAL, EMLINK, ENOSYS, ENOTSUP)  # of a link on file systems without them
+
 Args = TypeVarTuple("Args")
 Value = TypeVar("Value")
 
 WRITE_THREADS = 32  # a disk flushes and renames this many files in little more time than one
 
 
-def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = False) -> None:
+def write_atomic(path: Path, write: Callable[[Path], object], *, derived: bool = False, overwrite: bool = True) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to disk, then rename it over `path`.
 
     A `derived` file, which can be rebuilt after a power loss, is not flushed: flushing takes longer than everything
-    else. After an error `path` is unchanged. Raises DiskFullError if the disk is full, InputError if it is read-only.
+    else. After an error `path` is unchanged. Raises DiskFullError if the disk is full, InputError if it is read-only,
+    and without `overwrite` FileExistsError if `path` exists.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +51,32 @@ def write_atomic(path: Path, write: Callable[[Path], None], *, derived: bool = F
                 with temporary.open("rb+") as file:
                     os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            if overwrite:
+                temporary.replace(path)
+            else:
+                _rename_new(temporary, path)
             if not derived:
                 sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Give a temporary file its name; raises FileExistsError if another file has it.
+
+    A hard link fails if the name is taken, which a rename on POSIX does not. Where the file system has no hard links
+    (FAT, some network shares), a file that another process writes at the same moment could be replaced.
+    """
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(EEXIST, os.strerror(EEXIST), str(path)) from None
+        temporary.rename(path)
 
 
 def write_many(contents: Mapping[Path, bytes]) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.captions.trigger import common_first_tag, infer_trigger
 from lora_studio.dataset.images.sets import project_images, wrap_images
-from lora_studio.dataset.ingest.importers import ImportReport, import_paths
+from lora_studio.dataset.ingest.importers import import_paths
+from lora_studio.dataset.ingest.report import ImportReport
 from lora_studio.dataset.manifest import Manifest, scan_stamps
 from lora_studio.dataset.scan import scan
 from lora_studio.dataset.tagging.cache import cached_features

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from lora_studio.dataset.captions.extension import CAPTION_SUFFIXES
 from lora_studio.dataset.images.decode import MAX_ASPECT, MIN_SIDE
-from lora_studio.dataset.ingest.importers import ImportReport, Refused
+from lora_studio.dataset.ingest.report import ImportReport, Refused
 from lora_studio.errors import InputError
 from lora_studio.ui.dataset.background_scan import THUMBNAIL_PX, ScanView
 from lora_studio.ui.dataset.contents import Contents

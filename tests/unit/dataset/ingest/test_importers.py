@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from PIL import Image
 
 from lora_studio import files
 from lora_studio.dataset.curate import Proposal, reject
-from lora_studio.dataset.ingest.importers import ImportReport, import_paths
+from lora_studio.dataset.ingest.importers import import_paths
+from lora_studio.dataset.ingest.report import ImportReport
 from lora_studio.errors import DiskFullError, InputError
 from lora_studio.workspace.project import Home
 from tests.support.import_sources import draw, pack, png, tree
@@ -291,3 +293,70 @@ def test_the_report_counts_what_was_imported(source: Path, images_dir: Path) -> 
     (source / "broken.png").write_text("not an image")
     assert re.findall(r"\d+", import_paths([source], images_dir).lines()[-1]) == ["1", "1", "1"]
     assert re.findall(r"\d+", import_paths([source], images_dir).lines()[-1]) == ["0", "1", "1"]
+
+
+class Killed(BaseException):
+    """Ends an import as abruptly as a signal does: nothing of the studio catches it."""
+
+
+@pytest.mark.parametrize("call", ["fsync", "link", "replace", "unlink"])
+@pytest.mark.parametrize("number", range(4))
+def test_an_image_is_complete_or_absent_wherever_an_import_ends(
+    source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    for name, shade in (("a.png", 1), ("b.png", 2)):
+        draw(source / name, shade)
+        (source / name).with_suffix(".txt").write_text(f"caption of {name}")
+    expected = {f"10_hero/{name}": data for name, data in tree(source).items()}
+    plain, calls = getattr(os, call), iter(range(100))
+
+    def killed(*args: object, **kwargs: object) -> object:
+        if next(calls) == number:
+            raise Killed
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(os, call, killed)
+    try:
+        import_paths([source], images_dir)
+        was_killed = False
+    except Killed:
+        was_killed = True
+    monkeypatch.undo()
+    seen = {name: data for name, data in tree(images_dir.parent).items() if not name.startswith("10_hero/.")}
+    assert seen.items() <= expected.items()
+    assert was_killed or number > 0
+    import_paths([source], images_dir)
+    assert {name: data for name, data in tree(images_dir.parent).items() if ".tmp" not in name} == expected
+
+
+def test_an_import_takes_up_no_name_that_another_one_wrote(
+    source: Path, images_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hard links, as on FAT, an existing file is not replaced either."""
+
+    def refused(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    test_takes_another_name_if_a_concurrent_import_has_it(source, images_dir, monkeypatch)
+
+
+def test_two_imports_of_the_same_images_add_each_once(source: Path, images_dir: Path) -> None:
+    for shade in range(12):
+        draw(source / f"{shade}.png", shade)
+    with ThreadPoolExecutor(2) as pool:
+        reports = list(pool.map(lambda _: import_paths([source], images_dir), range(2)))
+    assert tree(images_dir) == tree(source)
+    assert sorted(len(report.added) for report in reports) == [0, 12]
+    assert sorted(len(report.skipped) for report in reports) == [0, 12]
+
+
+def test_what_a_killed_import_left_is_removed(source: Path, images_dir: Path) -> None:
+    draw(source / "a.png", 1)
+    left = draw(images_dir / ".import-killed" / "b.png", 2)
+    temporary = images_dir / ".c.png.x1.tmp.png"
+    temporary.write_bytes(b"half")
+    os.utime(temporary, (0, 0))
+    import_paths([source], images_dir)
+    assert not left.parent.exists()
+    assert tree(images_dir) == tree(source)

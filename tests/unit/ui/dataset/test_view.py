@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lora_studio.dataset.captions.edits import plan_edit, remove
-from lora_studio.dataset.ingest.importers import ImportReport, Refused, Skipped
+from lora_studio.dataset.ingest.report import ImportReport, Refused, Skipped
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.ui.dataset.captions import finding_list, plan_table
 from lora_studio.ui.dataset.chips import suggestion_list, tag_chips
