@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import psutil
 from pydantic import BaseModel
 
-from lora_studio import guide
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
 from lora_studio.device import (
     check_gpu_is_usable,
@@ -51,6 +50,7 @@ from lora_studio.events import (
     WaitingEvent,
     WarningEvent,
 )
+from lora_studio.models.catalogue import find_base
 from lora_studio.planning.memory import next_saving
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
@@ -109,7 +109,7 @@ def needs_gpu(job: AnyJob) -> bool:
             bases = [job.base]
         case SweepJob():
             bases = job.bases
-    known = [guide.find_base(base) for base in bases]
+    known = [find_base(base) for base in bases]
     return not all(base is not None and base.is_embedded for base in known)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from lora_studio import __version__, api, guide
+from lora_studio import __version__, api
 from lora_studio.cli.captions import caption_app
 from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json, print_lines
 from lora_studio.cli.options import field_help, field_options
@@ -24,6 +24,7 @@ from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption,
 from lora_studio.cli.runs import runs
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
+from lora_studio.models.catalogue import BASES
 from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import list_presets, load_preset, own_presets
 from lora_studio.settings.choices import LoraKind
@@ -269,10 +270,10 @@ app.command()(runs)
 def models(as_json: Json = False) -> None:
     """List the base models of the catalogue."""
     if as_json:
-        print_json([{"name": name, **model.as_dict()} for name, model in guide.BASES.items()])
+        print_json([{"name": name, **model.as_dict()} for name, model in BASES.items()])
         return
     table = Table("name", "good for", "prediction", "why", box=None, pad_edge=False)
-    for name, model in guide.BASES.items():
+    for name, model in BASES.items():
         table.add_row(name, model.good_for, model.prediction_type, model.why)
     out_console.print(table)
 

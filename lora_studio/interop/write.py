@@ -9,13 +9,13 @@ from typing import Any
 import tomlkit
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio import guide
 from lora_studio.errors import InputError
 from lora_studio.files import write_text
 from lora_studio.interop.arguments import ARGUMENTS, LeftOut
 from lora_studio.interop.dataset_config import write_subsets
 from lora_studio.interop.network import LYCORIS, network_arguments
 from lora_studio.interop.optimizer import optimizer_arguments, rate_arguments, schedule_arguments
+from lora_studio.models.catalogue import find_base
 from lora_studio.settings.choices import (
     BasePrecision,
     PredictionType,
@@ -89,7 +89,7 @@ def export_settings(
             raise InputError(f"{path} already exists.", "Give another name, or remove it.", code="exists")
     arguments, left_out = sd_scripts_arguments(recipe, prediction_type, total_steps)
     found: dict[str, Any] = {
-        "pretrained_model_name_or_path": known.repo if (known := guide.find_base(base)) else base,
+        "pretrained_model_name_or_path": known.repo if (known := find_base(base)) else base,
         "train_data_dir": str(dataset) if dataset else "",
         "reg_data_dir": str(regularization) if regularization else "",
         "output_dir": "output",

@@ -232,10 +232,14 @@ def unet_layers(widths: tuple[int, ...], depths: tuple[int, ...], *, per_level: 
     return found
 
 
-def text_encoder_layers(model: str, width: int, depth: int) -> Counter[Layer]:
-    """Return the layers of a CLIP text encoder, `te1` or `te2`, with their counts; feed-forward width is 4 `width`."""
+def text_encoder_layers(model: str, width: int, depth: int, feed_forward: int | None = None) -> Counter[Layer]:
+    """Return the layers of a CLIP text encoder, `te1` or `te2`, with their counts.
+
+    `feed_forward` is the inner width of its feed-forward layers, by default 4 `width`.
+    """
+    inner = feed_forward or 4 * width
     found: Counter[Layer] = Counter()
     found[Layer(model, LayerRole.ATTENTION, "", width, width)] = 4 * depth
-    found[Layer(model, LayerRole.FEED_FORWARD, "", 4 * width, width)] = depth
-    found[Layer(model, LayerRole.FEED_FORWARD, "", width, 4 * width)] = depth
+    found[Layer(model, LayerRole.FEED_FORWARD, "", inner, width)] = depth
+    found[Layer(model, LayerRole.FEED_FORWARD, "", width, inner)] = depth
     return found

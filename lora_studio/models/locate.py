@@ -16,10 +16,10 @@ from huggingface_hub import list_repo_files
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from lora_studio import guide
 from lora_studio.errors import InputError
 from lora_studio.hub import PICKLE_SUFFIXES, download, is_repo_name
 from lora_studio.models.architectures import is_adapter, kind_of_folder, kind_of_tensors
+from lora_studio.models.catalogue import BASES, KnownBase, find_base
 from lora_studio.workspace.project import Home
 
 SDXL_CONFIG = Path(__file__).parent / "sdxl_config"
@@ -75,8 +75,8 @@ def resolve_base(name: str, home: Home) -> Source:
     """
     name = name.strip()
     if not name:
-        raise InputError("No base model is given.", f"Choose one of {', '.join(guide.BASES)}.", code="base_missing")
-    if (entry := guide.find_base(name)) is not None:
+        raise InputError("No base model is given.", f"Choose one of {', '.join(BASES)}.", code="base_missing")
+    if (entry := find_base(name)) is not None:
         return _from_catalogue(entry)
     for path in (home.models / name, home.models / f"{name}.safetensors", Path(name).expanduser()):
         if path.exists():
@@ -87,13 +87,13 @@ def resolve_base(name: str, home: Home) -> Source:
         return Source(name, "repo", name)
     raise InputError(
         f"There is no base model {name!r}.",
-        f"Give one of {', '.join(guide.BASES)}, a Hub repository like stabilityai/stable-diffusion-xl-base-1.0, or the "
+        f"Give one of {', '.join(BASES)}, a Hub repository like stabilityai/stable-diffusion-xl-base-1.0, or the "
         f"path of a diffusers folder or a .safetensors file. Files in {home.models} are found by name.",
         code="base_missing",
     )
 
 
-def _from_catalogue(entry: guide.BaseModel) -> Source:
+def _from_catalogue(entry: KnownBase) -> Source:
     if entry.repo:
         return Source(entry.name, "repo", entry.repo, entry.prediction_type, entry.zero_terminal_snr)
     from lora_studio.demo import base_path

@@ -16,9 +16,9 @@ from lora_studio.guide import (
     OPTIMIZERS,
     RECIPE,
     WARNING_SIGNS,
-    BaseModel,
     tier_for,
 )
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.length import (
     FEW_STEPS,
@@ -57,7 +57,7 @@ class CheckContext:
     are regularisation images.
     """
 
-    base: BaseModel | None = None
+    base: KnownBase | None = None
     images: int | None = None
     sizes: Sequence[tuple[int, int]] | None = None
     own_share: float = 1.0
@@ -69,7 +69,7 @@ class CheckContext:
     hours: float | None = None
 
 
-def recipe_errors(recipe: Recipe, base: BaseModel | None = None) -> list[str]:
+def recipe_errors(recipe: Recipe, base: KnownBase | None = None) -> list[str]:
     """Return a sentence with the remedy for each setting that cannot work with the others or with this base."""
     found = optimizer_errors(recipe)
     if base is not None and recipe.prediction_type not in (PredictionType.AUTO, base.prediction_type):
@@ -117,7 +117,7 @@ def uses_zero_snr(recipe: Recipe, zero_terminal_snr: bool) -> bool:
     return recipe.zero_terminal_snr is ZeroTerminalSnr.ON
 
 
-def require_valid(recipe: Recipe, base: BaseModel | None = None) -> None:
+def require_valid(recipe: Recipe, base: KnownBase | None = None) -> None:
     """Raise ConfigError with all `recipe_errors`, if there are any."""
     if found := recipe_errors(recipe, base):
         raise ConfigError(found)
@@ -192,7 +192,7 @@ def _images(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         )
 
 
-def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: BaseModel | None) -> Iterator[Caution]:
+def _sizes(recipe: Recipe, sizes: Sequence[tuple[int, int]], base: KnownBase | None) -> Iterator[Caution]:
     least = min(MIN_SIDE.value, base.resolution if base else MIN_SIDE.value)
     small = sum(min(size) < least for size in sizes)
     if small:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lora_studio.dataset.training_images import DatasetImages, samples_per_bucket
-from lora_studio.guide import BaseModel
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import StepCount, count_steps
 from lora_studio.planning.timing import SecondsRange, measured_step, run_seconds
@@ -22,7 +22,7 @@ class RunEstimator:
 
     images: DatasetImages
     regularization: DatasetImages | None
-    base: BaseModel | None
+    base: KnownBase | None
     vram_gib: float | None
     gpu: str
     speeds: Sequence[MeasuredSpeed]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from lora_studio import guide
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.planning.estimate import RunEstimator
 from lora_studio.planning.length import batch_of, split_batch
 from lora_studio.planning.memory import fit_vram
@@ -14,7 +15,7 @@ from lora_studio.settings.recipe import Recipe
 
 
 def fit_memory(
-    draft: RecipeDraft, recipe: Recipe, base: guide.BaseModel | None, vram_gib: float, *, processes: int = 1
+    draft: RecipeDraft, recipe: Recipe, base: KnownBase | None, vram_gib: float, *, processes: int = 1
 ) -> Recipe:
     """Lower the recipe's memory until it fits `vram_gib`, with as many images in a step as before.
 

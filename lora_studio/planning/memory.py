@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 
-from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, BaseModel, MemorySaving
+from lora_studio.guide import MEMORY_SAVINGS, OPTIMIZERS, MemorySaving
 from lora_studio.lora.shapes import (
     Layer,
     LayerRole,
@@ -22,6 +23,7 @@ from lora_studio.lora.shapes import (
     trained_shapes,
     unet_layers,
 )
+from lora_studio.models.catalogue import BaseShape, KnownBase
 from lora_studio.planning.rates import usual_rate
 from lora_studio.settings.choices import (
     BasePrecision,
@@ -96,6 +98,11 @@ class Architecture:
     backward_tflop: float
 
 
+_BY_WEIGHTS = (  # fields that are scaled for a base of another shape
+    *("activations", "fused_activations", "checkpointed_activations", "forward_activations"),
+    *("text_activations", "fused_text_activations", "checkpointed_text_activations"),
+    *("forward_tflop", "backward_tflop"),
+)
 SDXL = Architecture(
     resolution=1024,
     unet_weights=2_567_463_684,
@@ -139,19 +146,51 @@ EMBEDDED = Architecture(
 )
 
 
-def architecture_of(base: BaseModel | None) -> Architecture:
-    """Return the sizes of a catalogue base; a base that is not in the catalogue is assumed to be a full SDXL."""
-    return EMBEDDED if base is not None and base.is_embedded else SDXL
+def architecture_of(base: KnownBase | None) -> Architecture:
+    """Return the sizes of a base; one whose shape is not known is assumed to be a full SDXL."""
+    if base is None or base.shape is None:
+        return EMBEDDED if base is not None and base.is_embedded else SDXL
+    return _architecture(base.shape, base.resolution)
 
 
-def lora_weights(recipe: Recipe, base: BaseModel | None = None) -> int:
+@lru_cache(maxsize=16)
+def _architecture(shape: BaseShape, resolution: int) -> Architecture:
+    """Return the sizes of a base of SDXL's structure; work and memory are scaled by the number of its weights."""
+    first, second = shape.text_encoders
+    width = first.width + second.width
+    layers = unet_layers(shape.widths, shape.depths, per_level=shape.per_level, text_width=width)
+    for model, text in (("te1", first), ("te2", second)):
+        layers += text_encoder_layers(model, text.width, text.layers, text.feed_forward)
+    for known in (SDXL, EMBEDDED):
+        if layers == known.layers:
+            return known
+    scale = _weights(layers) / _weights(SDXL.layers)
+    area = (resolution / SDXL.resolution) ** 2
+    return replace(
+        SDXL,
+        **{name: getattr(SDXL, name) * scale for name in _BY_WEIGHTS},
+        resolution=resolution,
+        vae_encoding=SDXL.vae_encoding * area,
+        unet_weights=round(SDXL.unet_weights * scale),
+        text_weights=round(SDXL.text_weights * scale),
+        layers=layers,
+    )
+
+
+def _weights(layers: Counter[Layer]) -> int:
+    return sum(layer.parameter_count * count for layer, count in layers.items())
+
+
+def lora_weights(recipe: Recipe, base: KnownBase | None = None) -> int:
     """Return the number of trained weights."""
     return count_parameters(recipe, architecture_of(base).layers)
 
 
-def lora_mib(recipe: Recipe, base: BaseModel | None = None) -> float:
-    """Return the size of the LoRA file in MiB: two bytes per weight, or four in fp32."""
-    return lora_weights(recipe, base) * file_width(recipe, in_fp32=recipe.mixed_precision is Precision.FP32) / 2**20
+def lora_mib(recipe: Recipe, base: KnownBase | None = None, *, on_cpu: bool = False) -> float:
+    """Return the size of the LoRA file in MiB: two bytes per weight, or four in fp32, which is `auto` on a CPU."""
+    precision = recipe.mixed_precision
+    in_fp32 = precision is Precision.FP32 or (precision is Precision.AUTO and on_cpu)
+    return lora_weights(recipe, base) * file_width(recipe, in_fp32=in_fp32) / 2**20
 
 
 def file_width(recipe: Recipe, *, in_fp32: bool) -> int:
@@ -161,7 +200,7 @@ def file_width(recipe: Recipe, *, in_fp32: bool) -> int:
 
 
 def estimate_vram_parts(
-    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, *, processes: int = 1
+    recipe: Recipe, base: KnownBase | None = None, vram_gib: float | None = None, *, processes: int = 1
 ) -> dict[str, float]:
     """Estimate the GPU memory in GiB by its use; no bucket has a larger area than `resolution` squared.
 
@@ -177,7 +216,7 @@ def estimate_vram_parts(
 
 
 def estimate_vram_phases(
-    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, *, processes: int = 1
+    recipe: Recipe, base: KnownBase | None = None, vram_gib: float | None = None, *, processes: int = 1
 ) -> dict[str, float]:
     """Estimate the GPU memory in GiB of each phase of a run: training, encoding images, drawing samples if it does.
 
@@ -218,13 +257,13 @@ def _drawing_gib(recipe: Recipe, shape: Architecture) -> float:
     return max(denoising, decoding)
 
 
-def _training_parts(recipe: Recipe, base: BaseModel | None, vram_gib: float | None, processes: int) -> dict[str, float]:
+def _training_parts(recipe: Recipe, base: KnownBase | None, vram_gib: float | None, processes: int) -> dict[str, float]:
     share = recomputed_share(recipe, base, vram_gib, processes=processes)
     return _parts(recipe, base, 1.0 if share is None else share, processes)
 
 
 def recomputed_share(
-    recipe: Recipe, base: BaseModel | None, vram_gib: float | None, *, processes: int = 1
+    recipe: Recipe, base: KnownBase | None, vram_gib: float | None, *, processes: int = 1
 ) -> float | None:
     """Return the share (0 to 1) of the blocks' activations that is recomputed on a GPU of `vram_gib`.
 
@@ -238,7 +277,7 @@ def recomputed_share(
     return min(1.0, max(0.0, (most - (vram_gib - DESKTOP_GIB)) / (most - least)))
 
 
-def _parts(recipe: Recipe, base: BaseModel | None, share: float, processes: int) -> dict[str, float]:
+def _parts(recipe: Recipe, base: KnownBase | None, share: float, processes: int) -> dict[str, float]:
     shape = architecture_of(base)
     width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
     weights = lora_weights(recipe, base)
@@ -267,19 +306,19 @@ def _parts(recipe: Recipe, base: BaseModel | None, share: float, processes: int)
 
 
 def estimate_vram_gib(
-    recipe: Recipe, base: BaseModel | None = None, vram_gib: float | None = None, *, processes: int = 1
+    recipe: Recipe, base: KnownBase | None = None, vram_gib: float | None = None, *, processes: int = 1
 ) -> float:
     """Estimate the GPU memory of a run in GiB: that of its largest phase, the sum of `estimate_vram_parts`."""
     return round(max(estimate_vram_phases(recipe, base, vram_gib, processes=processes).values()), 2)
 
 
-def fits(recipe: Recipe, base: BaseModel | None, vram_gib: float, *, processes: int = 1) -> bool:
+def fits(recipe: Recipe, base: KnownBase | None, vram_gib: float, *, processes: int = 1) -> bool:
     """Return whether a run should fit a GPU of `vram_gib` that also drives a desktop."""
     return estimate_vram_gib(recipe, base, processes=processes) <= vram_gib - DESKTOP_GIB
 
 
 def fit_vram(
-    recipe: Recipe, base: BaseModel | None, vram_gib: float, keep: Collection[str] = (), *, processes: int = 1
+    recipe: Recipe, base: KnownBase | None, vram_gib: float, keep: Collection[str] = (), *, processes: int = 1
 ) -> tuple[Recipe, list[MemorySaving]]:
     """Apply as few savings as needed to fit `vram_gib`, in the guide's order; return the recipe and the savings.
 
@@ -336,7 +375,7 @@ def apply_saving(recipe: Recipe, saving: MemorySaving) -> Recipe:
     return Recipe.parse(recipe.model_dump() | changes)
 
 
-def _largest_batch(recipe: Recipe, base: BaseModel | None, vram_gib: float, processes: int) -> Recipe:
+def _largest_batch(recipe: Recipe, base: KnownBase | None, vram_gib: float, processes: int) -> Recipe:
     """Return the recipe with the largest smaller batch size that fits, or 1 if none does."""
     for size in range(recipe.batch_size - 1, 0, -1):
         candidate = recipe.model_copy(update={"batch_size": size})

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio import guide
 from lora_studio.guide import MEMORY_SAVINGS
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.planning.length import batch_of, split_batch
 from lora_studio.planning.memory import DESKTOP_GIB, apply_saving, estimate_vram_gib, has_effect
 from lora_studio.planning.timing import step_seconds
@@ -31,9 +31,7 @@ class Rung(BaseModel):
     fits: bool | None
 
 
-def memory_ladder(
-    recipe: Recipe, base: guide.BaseModel | None, vram_gib: float | None, *, processes: int = 1
-) -> list[Rung]:
+def memory_ladder(recipe: Recipe, base: KnownBase | None, vram_gib: float | None, *, processes: int = 1) -> list[Rung]:
     """Return what each saving leaves of a recipe's memory, in the guide's order; the first recomputes nothing."""
     recipe = recipe.model_copy(update={"gradient_checkpointing": GradientCheckpointing.OFF})
     fastest = _seconds_per_image(recipe, base)
@@ -64,5 +62,5 @@ def memory_ladder(
     return rungs
 
 
-def _seconds_per_image(recipe: Recipe, base: guide.BaseModel | None) -> float:
+def _seconds_per_image(recipe: Recipe, base: KnownBase | None) -> float:
     return step_seconds(recipe, base).middle / batch_of(recipe)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages, read_images
 from lora_studio.errors import ConfigError, InputError
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.models.describe import describe_base
 from lora_studio.planning.advice import CheckContext, check_recipe, require_valid
 from lora_studio.planning.cautions import Caution
@@ -190,7 +191,7 @@ def plan(
         vram_phases=estimate_vram_phases(recipe, known, vram_gib, processes=num_processes),
         ladder=ladder,
         seconds=seconds,
-        lora_mib=round(lora_mib(recipe, known), 1),
+        lora_mib=round(lora_mib(recipe, known, on_cpu=device == "CPU"), 1),
         warnings=[
             *_base_warnings(base, known),
             *check_dataset(found, recipe, trigger_word or ""),
@@ -255,7 +256,7 @@ def _read_folder(folder: Path | str, *, caption_extension: str, subsets: Sequenc
     return found
 
 
-def _base_warnings(name: str, base: guide.BaseModel | None) -> list[Caution]:
+def _base_warnings(name: str, base: KnownBase | None) -> list[Caution]:
     if base is not None:
         return []
     return [
@@ -267,7 +268,7 @@ def _base_warnings(name: str, base: guide.BaseModel | None) -> list[Caution]:
     ]
 
 
-def _tagging(kind: LoraKind, base: guide.BaseModel | None) -> str:
+def _tagging(kind: LoraKind, base: KnownBase | None) -> str:
     names = {"wd14": "WD14", "blip": "BLIP", "demo": "the embedded tagger"}
     name = names.get(base.tagger) if base else None
     return f"Tag with {name or 'WD14 for anime, BLIP for realistic images'}. {guide.KINDS[kind.value].tagging}"

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.planning.advice import NO_MIN_SNR, NO_NOISE_OFFSET, uses_zero_snr
 from lora_studio.planning.length import (
     Length,
@@ -82,7 +83,7 @@ class RecipeDraft:
 def recommend(
     given: dict[str, Any],
     kind: LoraKind,
-    base: guide.BaseModel | None,
+    base: KnownBase | None,
     images: DatasetImages,
     vram_gib: float | None,
 ) -> RecipeDraft:
@@ -100,7 +101,7 @@ def recommend(
     return draft
 
 
-def _choose_network(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
+def _choose_network(draft: RecipeDraft, kind: LoraKind, base: KnownBase | None) -> None:
     advice = guide.KINDS[kind.value]
     draft.set("network_dim", advice.network_dim, advice.why)
     draft.set("network_alpha", advice.network_alpha, guide.RECIPE["network_alpha"].why)
@@ -166,7 +167,7 @@ def _choose_network_rates(draft: RecipeDraft, recipe: Recipe) -> None:
 
 
 def _choose_schedule(
-    draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None, images: DatasetImages, vram_gib: float | None
+    draft: RecipeDraft, kind: LoraKind, base: KnownBase | None, images: DatasetImages, vram_gib: float | None
 ) -> None:
     tier = guide.tier_for(images.total)
     if base is not None and base.is_embedded:
@@ -222,15 +223,17 @@ def _length(draft: RecipeDraft, kind: LoraKind, tier: guide.Tier, images: Datase
     return length, why
 
 
-def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel | None) -> None:
+def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: KnownBase | None) -> None:
     """Set resolution, sample prompts and prediction type; on the embedded base, the values of the demo preset."""
     draft.set("resolution", guide.RECIPE["resolution"].value, guide.RECIPE["resolution"].why)
     prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
     why = "Sampled during training; written as this base expects its prompts."
     draft.set("sample_prompts", prompts, why, guided=False)
-    if base is not None:
-        draft.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
-    if base is None or not base.is_embedded:
+    if base is None:
+        return
+    draft.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
+    _choose_habits(draft, base)
+    if not base.is_embedded:
         return
     draft.set(
         "network_alpha",
@@ -242,6 +245,19 @@ def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: guide.BaseModel |
     for name, value in load_preset("demo").items():
         if name != "repeats":
             draft.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
+
+
+def _choose_habits(draft: RecipeDraft, base: KnownBase) -> None:
+    """Set what a base's model card recommends, where it differs from the defaults."""
+    why = f"What the model card of {base.name} recommends."
+    if base.clip_skip is not None:
+        draft.set("clip_skip", base.clip_skip, why, guided=False)
+    if base.sampler:
+        draft.set("sample_sampler", base.sampler, why, guided=False)
+    for setting, bounds in (("sample_steps", base.steps), ("sample_guidance", base.guidance)):
+        usual = getattr(Recipe.defaults(), setting)
+        if bounds is not None and not bounds[0] <= usual <= bounds[1]:
+            draft.set(setting, bounds[0] if usual < bounds[0] else bounds[1], why, guided=False)
 
 
 def times_as_text(count: int) -> str:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lora_studio.errors import InputError
 from lora_studio.events import StartEvent, StepEvent
 from lora_studio.files import write_text
-from lora_studio.guide import find_base
+from lora_studio.models.catalogue import find_base
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.job_folder import JobFolder

@@ -13,7 +13,7 @@ from math import ceil, sqrt
 from types import MappingProxyType
 from typing import Any
 
-from lora_studio.guide import BaseModel
+from lora_studio.models.catalogue import KnownBase
 from lora_studio.planning.length import batch_of
 from lora_studio.planning.memory import EMBEDDED, architecture_of, recomputed_share
 from lora_studio.planning.speeds import MeasuredSpeed
@@ -67,7 +67,7 @@ class SecondsRange:
 
 def step_seconds(
     recipe: Recipe,
-    base: BaseModel | None = None,
+    base: KnownBase | None = None,
     vram_gib: float | None = None,
     *,
     gpu: str = "",
@@ -89,7 +89,7 @@ def step_seconds(
 
 
 def measured_step(
-    alike: Sequence[MeasuredSpeed], recipe: Recipe, base: BaseModel | None, vram_gib: float | None
+    alike: Sequence[MeasuredSpeed], recipe: Recipe, base: KnownBase | None, vram_gib: float | None
 ) -> SecondsRange | None:
     """Return seconds per step by runs with the same base on the same device, the latest last; None without any.
 
@@ -111,7 +111,7 @@ def _speed_settings(recipe: Recipe) -> list[Any]:
     return [recipe.trains_text_encoders, *(getattr(recipe, name) for name in SPEED_SETTINGS)]
 
 
-def _step_tflop(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
+def _step_tflop(recipe: Recipe, base: KnownBase | None, vram_gib: float | None) -> tuple[float, float]:
     """Return the least and the most work of an optimizer step in TFLOP, by how much is recomputed."""
     shape = architecture_of(base)
     images = batch_of(recipe)
@@ -128,7 +128,7 @@ def run_seconds(
     count: StepCount,
     *,
     images: int,
-    base: BaseModel | None = None,
+    base: KnownBase | None = None,
     vram_gib: float | None = None,
     gpu: str = "",
     measured: SecondsRange | None = None,
@@ -146,7 +146,7 @@ def run_seconds(
     return SecondsRange(low, high, step.source)
 
 
-def _recomputed(recipe: Recipe, base: BaseModel | None, vram_gib: float | None) -> tuple[float, float]:
+def _recomputed(recipe: Recipe, base: KnownBase | None, vram_gib: float | None) -> tuple[float, float]:
     """Return the minimum and maximum share of the forward pass that is recomputed."""
     if architecture_of(base) is EMBEDDED and recipe.gradient_checkpointing is GradientCheckpointing.AUTO:
         return 0.0, 0.0  # fits every GPU
@@ -162,7 +162,7 @@ def _times_sampled(recipe: Recipe, count: StepCount) -> int:
 
 
 def _sampling_seconds(
-    recipe: Recipe, base: BaseModel | None, vram_gib: float | None, step: SecondsRange
+    recipe: Recipe, base: KnownBase | None, vram_gib: float | None, step: SecondsRange
 ) -> SecondsRange:
     """Estimate seconds to draw all sample prompts once.
 
@@ -180,11 +180,11 @@ def _sampling_seconds(
     return SecondsRange(work * low, work * high, step.source)
 
 
-def _area(recipe: Recipe, base: BaseModel | None) -> float:
+def _area(recipe: Recipe, base: KnownBase | None) -> float:
     return (recipe.resolution / architecture_of(base).resolution) ** 2
 
 
-def _speed(base: BaseModel | None, vram_gib: float | None, gpu: str) -> tuple[float, float, str]:
+def _speed(base: KnownBase | None, vram_gib: float | None, gpu: str) -> tuple[float, float, str]:
     """Return the lowest and the highest speed in TFLOP/s, and what it was taken from."""
     if architecture_of(base) is EMBEDDED:
         return *_CPU_TFLOPS, "estimated for a CPU"

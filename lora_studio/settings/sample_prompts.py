@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from lora_studio import guide
 from lora_studio.errors import validation_message
+from lora_studio.models.catalogue import find_base
 from lora_studio.settings.choices import Sampler
 from lora_studio.settings.sections.samples import SampleSettings
 
@@ -74,7 +75,7 @@ def negative_prompt(settings: SampleSettings, base: str) -> str:
     """Return the negative prompt; `auto` is that of the base model if the catalogue has it, else empty."""
     if settings.sample_negative_prompt != AUTO_NEGATIVE:
         return settings.sample_negative_prompt
-    known = guide.find_base(base)
+    known = find_base(base)
     return known.negative_prompt if known else ""
 
 

@@ -16,11 +16,11 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from lora_studio import guide
 from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.lora.layers import TargetLayer, find_target_layers
 from lora_studio.lora.shapes import tensor_shapes
+from lora_studio.models.catalogue import find_base
 from lora_studio.models.compatibility import check_peft_compatibility
 from lora_studio.models.locate import BaseConfig, Source, fetch_base, find_vae, read_base_config, resolve_base
 from lora_studio.models.quantize import check_quantization
@@ -98,7 +98,7 @@ def preflight(
     if job.vae is not None:
         attempt(partial(find_vae, job.vae))
     attempt(check_peft_compatibility)
-    found += [*recipe_errors(recipe, guide.find_base(job.base)), *process_count_errors(job), *tracker_errors(recipe)]
+    found += [*recipe_errors(recipe, find_base(job.base)), *process_count_errors(job), *tracker_errors(recipe)]
     found += missing_weights_errors(job)
     device = torch_device()
     precision = attempt(lambda: torch_dtype(recipe.mixed_precision, device))

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lora_studio.guide import find_base
+from lora_studio.models.catalogue import find_base
 from lora_studio.planning.speeds import MIN_STEPS, MeasuredSpeed
 from lora_studio.planning.trigger import propose_triggers
 from lora_studio.settings.job_specs import TrainJob

@@ -66,7 +66,7 @@ LAYERS = (
     ("lora.shapes",),
     ("device", "hub"),
     ("settings",),
-    ("events", "guide"),
+    ("events", "guide", "models.catalogue"),
     ("torch_build",),
     ("files", "versions"),
     ("errors",),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio import guide
-from lora_studio.settings.choices import LoraKind, Optimizer, PredictionType
+from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
 
 PACKAGE = Path(guide.__file__).parent
@@ -15,7 +15,7 @@ PACKAGE = Path(guide.__file__).parent
 
 def test_every_entry_of_the_guide_is_used_somewhere() -> None:
     entries = {name for name in vars(guide) if name.isupper() and not name.startswith("_")}
-    entries |= {"tier_for", "find_base"}
+    entries.add("tier_for")
     used: set[str] = set()
     for file in PACKAGE.rglob("*.py"):
         if file.name == "guide.py":
@@ -63,16 +63,6 @@ def test_kinds_and_optimizers_match_the_settings() -> None:
         assert all("{trigger}" in prompt for prompt in advice.prompts)
 
 
-def test_negative_prompts_name_flaws_of_one_base_and_no_style() -> None:
-    """A style in the negative prompt of the samples would hide that the LoRA learns it."""
-    real = [base for base in guide.BASES.values() if not base.is_embedded]
-    for base in real:
-        words = {word for tag in base.negative_prompt.split(", ") for word in (tag, *tag.split())}
-        assert words
-        assert not words & guide.STYLE_TERMS, base.name
-        assert not words & {*base.prompt_prefix.split(", "), *base.prompt_suffix.split(", ")} - {""}, base.name
-
-
 def test_memory_savings_and_warning_signs_name_real_settings() -> None:
     for saving in guide.MEMORY_SAVINGS:
         assert Recipe.parse({saving.setting: saving.value})
@@ -91,64 +81,6 @@ def test_corrections_are_arithmetically_right() -> None:
     assert "a fifth" in rate.holds
     assert pytest.approx(0.65, abs=0.02) == 85.1e6 * 8 / 2**30
     assert "0.65 GB" in optimizer.holds
-
-
-def test_catalogue_has_the_guides_bases() -> None:
-    assert list(guide.BASES) == [
-        "SDXL 1.0", "Pony V6 XL", "Illustrious XL", "NoobAI XL", "NoobAI XL v-pred", "Animagine XL", "embedded",
-    ]  # fmt: skip
-    for name, base in guide.BASES.items():
-        assert base.name == name
-        assert base.good_for
-        assert base.why
-        assert base.license
-        assert base.prediction_type in {kind.value for kind in PredictionType}
-        assert base.is_embedded == (name == "embedded") == (not base.repo)
-        assert base.repo.count("/") == (1 if base.repo else 0)
-        assert not base.zero_terminal_snr or base.prediction_type == "v_prediction"
-    assert [name for name, base in guide.BASES.items() if base.zero_terminal_snr] == ["NoobAI XL v-pred"]
-    assert {base.tagger for base in guide.BASES.values() if base.family == "anime"} == {"wd14"}
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("SDXL 1.0", "SDXL 1.0"),
-        ("sdxl", "SDXL 1.0"),
-        (" pony v6 xl ", "Pony V6 XL"),
-        ("laxhar/NoobAI-XL-Vpred-1.0", "NoobAI XL v-pred"),
-        ("NoobAI XL epsilon", "NoobAI XL"),
-        ("demo", "embedded"),
-    ],
-)
-def test_finds_bases_by_name_alias_and_repository(text: str, name: str) -> None:
-    found = guide.find_base(text)
-    assert found is guide.BASES[name]
-
-
-@pytest.mark.parametrize("text", ["", " ", "/models/sdxl.safetensors", "somebody/else"])
-def test_other_text_is_not_found_in_the_catalogue(text: str) -> None:
-    assert guide.find_base(text) is None
-
-
-def test_names_and_aliases_are_unique() -> None:
-    words = [
-        word for base in guide.BASES.values() for word in (base.name.lower(), base.repo.lower(), *base.aliases) if word
-    ]
-    assert len(words) == len(set(words))
-    assert all(word == word.lower() for base in guide.BASES.values() for word in base.aliases)
-
-
-def test_prompts_get_the_bases_quality_tags() -> None:
-    assert guide.BASES["SDXL 1.0"].prompt("a cat") == "a cat"
-    assert guide.BASES["Pony V6 XL"].prompt("a cat").startswith("score_9, score_8_up")
-    assert guide.BASES["Pony V6 XL"].prompt("a cat").endswith(", a cat")
-    assert guide.BASES["Animagine XL"].prompt("a cat").startswith("a cat, masterpiece")
-
-
-def test_bases_can_be_dumped_as_json() -> None:
-    for base in guide.BASES.values():
-        assert json.loads(json.dumps(base.as_dict()))["license"] == base.license
 
 
 def test_workflow_has_the_four_steps() -> None:
@@ -184,7 +116,7 @@ def _texts() -> list[str]:
     entries = [
         *guide.RECIPE.values(), *guide.TIERS, *guide.KINDS.values(), *guide.OPTIMIZERS.values(), *guide.MEMORY_SAVINGS,
         *guide.TRIGGER_RULES, *guide.EXPERIMENTS, *guide.WARNING_SIGNS.values(), *guide.SUCCESS_INDICATORS,
-        *guide.WORKFLOW.values(), *guide.CORRECTIONS, *guide.BASES.values(),
+        *guide.WORKFLOW.values(), *guide.CORRECTIONS,
     ]  # fmt: skip
     found = []
     for entry in entries:

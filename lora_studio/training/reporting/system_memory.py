@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lora_studio.events import Report, WarningEvent
-from lora_studio.guide import find_base
+from lora_studio.models.catalogue import find_base
 from lora_studio.planning.memory import GIB, next_saving
 from lora_studio.planning.timing import step_seconds
 from lora_studio.settings.job_specs import TrainJob

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from lora_studio import guide
 from lora_studio.dataset.captions.edit_history import EditState
 from lora_studio.dataset.tagging.stage import TagResult
+from lora_studio.models.catalogue import find_base
 from lora_studio.settings.choices import ExistingCaptions
 from lora_studio.settings.job_specs import TagJob
 from lora_studio.ui.dataset.contents import Contents
@@ -43,7 +44,7 @@ def render_tagging(panel: TagPanel, state: DatasetState, tagging: TaggingView) -
 def tag_defaults(contents: Contents) -> TagDefaults:
     """Return the form for a project: the tagger that suits its base, its trigger word; append if it has captions."""
     info = contents.project.info()
-    base = guide.find_base(info.base)
+    base = find_base(info.base)
     has_captions = any(item.caption for item in contents.items)
     return TagDefaults(
         trigger=info.trigger_word,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from lora_studio import guide
 from lora_studio.device import find_gpu
+from lora_studio.models.catalogue import BASES
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import PlanNumbers, check_plan_number
 from lora_studio.ui.tab_events import PageValues
@@ -98,7 +98,7 @@ def _answers() -> tuple[Answers, gr.HTML]:
             elem_id="plan-kind",
         )
         base = gr.Dropdown(
-            list(guide.BASES),
+            list(BASES),
             allow_custom_value=True,
             label="Base model",
             info="Choose one, or type a Hub repository, a folder or a .safetensors file.",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from lora_studio import guide
+from lora_studio.models.catalogue import find_base
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.plan import view
 from lora_studio.ui.plan.layout import IMAGES, Answers, PlanLayout, Result
@@ -44,7 +44,7 @@ class PlanRenderer:
 
 def _answer_updates(answers: Answers, state: PlanState) -> Updates:
     info = state.planned.info
-    known = guide.find_base(info.base)
+    known = find_base(info.base)
     about = f"Good for {known.good_for}. {known.why}" if known else ""
     if known is None and state.planned.plan is not None:
         about = state.planned.plan.base_about or "A repository of the Hub that was not looked at yet."

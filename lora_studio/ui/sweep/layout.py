@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from lora_studio import guide
+from lora_studio.models.catalogue import BASES
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.ui.sweep import grid
 from lora_studio.ui.widgets.html import empty_state, hint, html, pickable
@@ -134,7 +134,7 @@ def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
             elem_id="test-loras",
         )
         bases = gr.Dropdown(
-            list(guide.BASES),
+            list(BASES),
             multiselect=True,
             max_choices=8,
             allow_custom_value=True,

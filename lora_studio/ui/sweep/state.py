@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from lora_studio import guide
 from lora_studio.errors import StudioError
 from lora_studio.lora.header import read_lora_header
+from lora_studio.models.catalogue import find_base
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.sample_prompts import negative_prompt, read_sample_prompts
 from lora_studio.settings.sections.samples import SampleSettings
@@ -131,6 +132,6 @@ def page_signature(project: Project, sweep: str) -> str:
 
 def _guide_prompts(info: ProjectInfo) -> list[str]:
     """Return the guide's prompts for the project's kind, in the style of its base model."""
-    base = guide.find_base(info.base)
+    base = find_base(info.base)
     prompts = guide.KINDS[info.kind.value].prompts
     return [base.prompt(text) if base else text for text in prompts]

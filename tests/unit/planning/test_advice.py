@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from lora_studio.errors import ConfigError
-from lora_studio.guide import BASES
+from lora_studio.models.catalogue import BASES
 from lora_studio.planning.advice import CheckContext, check_recipe, recipe_errors, require_valid
 from lora_studio.planning.steps import count_steps
 from lora_studio.planning.timing import SecondsRange

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
 
-from lora_studio.guide import BASES, MEMORY_SAVINGS
+from lora_studio.demo import base_path
+from lora_studio.guide import MEMORY_SAVINGS
+from lora_studio.lora.inject import add_adapters
+from lora_studio.models.catalogue import BASES
+from lora_studio.models.describe import describe_base
+from lora_studio.models.locate import SDXL_KEY
 from lora_studio.planning.memory import (
     COMMUNICATION_GIB,
     DESKTOP_GIB,
@@ -24,6 +33,7 @@ from lora_studio.planning.memory import (
 )
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.project import Home
 
 
 def recipe(**values: Any) -> Recipe:
@@ -41,6 +51,27 @@ def test_lora_sizes_match_real_files() -> None:
         assert lora_mib(recipe(**wide)) == 2 * lora_mib(recipe())
     assert lora_mib(recipe(mixed_precision="fp32", save_precision="bf16")) == lora_mib(recipe())
     assert lora_weights(recipe(unet_lr=0)) == lora_weights(recipe()) - 85_114_880
+
+
+def test_on_a_cpu_a_lora_is_saved_in_fp32() -> None:
+    assert lora_mib(recipe(), on_cpu=True) == 2 * lora_mib(recipe())
+    assert lora_mib(recipe(mixed_precision="bf16"), on_cpu=True) == lora_mib(recipe())
+
+
+def test_a_base_of_another_shape_has_its_own_figures(tiny_base: Path, home: Home) -> None:
+    """Those of the layers are exact, the others are scaled down from SDXL's."""
+    small = describe_base(str(tiny_base), home)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tiny_base)
+    made = recipe(network_type="LoCon", network_dim=4, conv_dim=2)
+    adapters = add_adapters(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2], made)
+    assert lora_weights(made, small) == sum(weight.numel() for weight in adapters.parameters("unet", "te1", "te2"))
+    assert estimate_vram_gib(recipe(), small) < estimate_vram_gib(recipe()) / 2
+
+
+def test_shapes_read_from_files_are_those_of_the_architectures(home: Home, tmp_path: Path) -> None:
+    save_file({SDXL_KEY: torch.zeros(1)}, tmp_path / "sdxl.safetensors")
+    assert architecture_of(describe_base(str(tmp_path / "sdxl.safetensors"), home)) is SDXL
+    assert architecture_of(describe_base(str(base_path()), home)) is EMBEDDED
 
 
 def test_text_encoder_weights_are_counted_layer_by_layer() -> None:

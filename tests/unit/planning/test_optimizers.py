@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.guide import BASES
+from lora_studio.models.catalogue import BASES
 from lora_studio.planning.advice import CheckContext, check_recipe, recipe_errors
 from lora_studio.planning.memory import estimate_vram_parts, fit_vram
 from lora_studio.settings.choices import Optimizer

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.guide import BASES, find_base
+from lora_studio.models.catalogue import BASES, find_base
 from lora_studio.planning.advice import recipe_errors
 from lora_studio.planning.memory import fits
 from lora_studio.planning.plan import plan

@@ -6,6 +6,7 @@ import pytest
 
 from lora_studio import guide
 from lora_studio.errors import ConfigError
+from lora_studio.models.catalogue import BASES
 from lora_studio.planning.length import batch_of
 from lora_studio.planning.plan import Plan, plan
 from lora_studio.planning.presets import load_preset
@@ -55,7 +56,7 @@ def test_more_images_get_fewer_repeats_and_epochs() -> None:
 
 def test_every_non_default_value_has_a_reason() -> None:
     for kind in LoraKind:
-        for base in guide.BASES:
+        for base in BASES:
             result = plan(24, kind=kind, base=base, vram_gib=8)
             for item in result.reasons:
                 assert item.why, item
@@ -94,7 +95,7 @@ def test_embedded_base_uses_the_demo_preset() -> None:
     result = plan(20, base="embedded", kind="style", trigger_word="inkstamp_hc")
     preset = Recipe.parse(load_preset("demo"))
     assert result.recipe.model_copy(update={"sample_prompts": []}) == preset.model_copy(update={"sample_prompts": []})
-    assert result.recipe.resolution == guide.BASES["embedded"].resolution
+    assert result.recipe.resolution == BASES["embedded"].resolution
     assert result.steps.total_steps == 500
     assert result.tagger == "demo"
     assert result.seconds.high < 600
@@ -167,3 +168,11 @@ def test_plan_sets_suitable_rates_for_each_optimizer(optimizer: Optimizer) -> No
         Optimizer.LION: (pytest.approx(1e-4), pytest.approx(2e-5)),
         Optimizer.LION8BIT: (pytest.approx(1e-4), pytest.approx(2e-5)),
     }.get(optimizer, (5e-4, 1e-4))
+
+
+def test_a_bases_model_card_sets_its_samples_and_clip_skip() -> None:
+    pony, noob, plain = (plan(20, base=base).recipe for base in ("Pony V6 XL", "NoobAI XL v-pred", "SDXL 1.0"))
+    assert (pony.sample_sampler, pony.sample_steps, pony.clip_skip) == ("euler_a", 25, 2)
+    assert (noob.sample_sampler, noob.sample_steps, noob.sample_guidance) == ("euler", 28, 5)
+    assert (plain.sample_sampler, plain.sample_steps, plain.sample_guidance) == ("euler", 20, 6)
+    assert plan(20, base="Pony V6 XL", overrides={"sample_steps": 7}).recipe.sample_steps == 7

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.guide import BASES
+from lora_studio.models.catalogue import BASES
 from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import count_steps
 from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step, run_seconds, step_seconds

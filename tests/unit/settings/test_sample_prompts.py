@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio import guide
+from lora_studio.models.catalogue import BASES
 from lora_studio.settings.choices import Sampler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import (
@@ -82,7 +82,7 @@ def test_a_base_with_zero_terminal_snr_needs_a_sampler_that_starts_from_pure_noi
 @pytest.mark.parametrize(
     ("given", "base", "expected"),
     [
-        ("auto", "pony", guide.BASES["Pony V6 XL"].negative_prompt),
+        ("auto", "pony", BASES["Pony V6 XL"].negative_prompt),
         ("auto", "my/merge.safetensors", ""),
         ("", "pony", ""),
         ("green", "pony", "green"),

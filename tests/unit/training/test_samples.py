@@ -12,7 +12,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from lora_studio.guide import BASES
+from lora_studio.models.catalogue import BASES
 from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.png_info import read_parameters
 from lora_studio.settings.choices import Sampler
