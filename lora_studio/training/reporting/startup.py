@@ -70,13 +70,13 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
     counts = "".join(f", {len(members)} {name}" for name, members in others.items() if members)
     report(PhaseEvent(message=f"{len(items)} images, {len(items) - len(missing)} captions{counts}"))
     if missing:
-        names = ", ".join(item.path.name for item in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        substitute = "the trigger word" if job.trigger_word else f"the name of their folder, {missing[0].caption!r},"
+        names = _listed([item.path.name for item in missing])
+        substitutes = _listed(list(dict.fromkeys(repr(item.caption) for item in missing)))
         report(
             WarningEvent(
                 code="captions_missing",
-                message=f"{len(missing)} of {len(items)} images have no caption ({names}): {substitute} is used "
-                "instead.",
+                message=f"{len(missing)} of {len(items)} images have no caption ({names}). Used instead: "
+                f"{substitutes}.",
             )
         )
     _report_trigger_word(job, dataset, report)
@@ -89,6 +89,11 @@ def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:
                 f"{unmasked[0].path.name}: the whole image is trained on.",
             )
         )
+
+
+def _listed(names: list[str]) -> str:
+    """Return at most three names as text."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _report_trigger_word(job: TrainJob, dataset: Dataset, report: Report) -> None:

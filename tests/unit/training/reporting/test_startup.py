@@ -12,6 +12,7 @@ from PIL import Image
 from lora_studio.models.load import load_base
 from lora_studio.models.locate import Source
 from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.subsets import Subset
 from lora_studio.training.data.dataset import Dataset, read_dataset
 from lora_studio.training.reporting.startup import report_dataset, report_recipe_hints, report_truncated_captions
 from tests.support.events import Events, append_to, of
@@ -44,6 +45,19 @@ def test_warns_about_missing_captions(images: Path) -> None:
     assert list(found) == ["captions_missing"]
     assert "1 of 3" in found["captions_missing"]
     assert "1.png" in found["captions_missing"]
+
+
+def test_names_what_is_used_in_place_of_missing_captions(images: Path) -> None:
+    (images / "1.txt").unlink()
+    job = make_job("base", images)
+    assert f"{job.trigger_word!r}" in warnings(job)["captions_missing"]
+    subsets = [Subset(image_dir=images, class_tokens="a paper crane")]
+    events: Events = []
+    dataset = read_dataset(job.dataset, job.recipe, job.trigger_word, subsets=subsets)
+    report_dataset(job, dataset, append_to(events))
+    [message] = [found["message"] for found in of(events, "warning") if found["code"] == "captions_missing"]
+    assert "'a paper crane'" in message
+    assert job.trigger_word not in message
 
 
 def test_warns_about_captions_without_the_trigger_word(images: Path) -> None:
