@@ -16,14 +16,19 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from functools import lru_cache
 from math import isqrt, prod, sqrt
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from lora_studio.settings.block_dims import parse_block_dims
 from lora_studio.settings.choices import NetworkType, SaveFormat, TrainLayers
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.sections.network import NetworkSettings
+from lora_studio.settings.sections.rates import RateSettings
 
 Shape = tuple[int, ...]
+SHAPE_SETTINGS = (*NetworkSettings.model_fields, *RateSettings.model_fields)  # all that the shapes depend on
 
 
 class LayerRole(StrEnum):
@@ -166,14 +171,23 @@ def lokr_factors(size: int, factor: int) -> tuple[int, int]:
     return first, size // first
 
 
-def trained_shapes(recipe: Recipe, layers: Mapping[Layer, int]) -> Counter[Shape]:
+def trained_shapes(recipe: Recipe, layers: Mapping[Layer, int]) -> Mapping[Shape, int]:
     """Return the shapes of all tensors that a recipe trains in these layers (layer -> count), with their counts."""
+    settings = tuple((name, getattr(recipe, name)) for name in SHAPE_SETTINGS)
+    return _trained_shapes(settings, tuple(layers.items()))
+
+
+@lru_cache(maxsize=256)
+def _trained_shapes(
+    settings: tuple[tuple[str, Any], ...], layers: tuple[tuple[Layer, int], ...]
+) -> Mapping[Shape, int]:
+    recipe = Recipe.model_construct(**dict(settings))
     found: Counter[Shape] = Counter()
-    for layer, count in layers.items():
+    for layer, count in layers:
         if dim_alpha := layer_dim_alpha(recipe, layer):
             for shape in tensor_shapes(recipe, layer, dim_alpha.dim).values():
                 found[shape] += count
-    return found
+    return MappingProxyType(found)
 
 
 def count_parameters(recipe: Recipe, layers: Mapping[Layer, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -241,10 +242,18 @@ def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: KnownBase | None)
         "The demo preset's rates were chosen with it.",
         guided=False,
     )
-    reasons = preset_reasons("demo")
-    for name, value in load_preset("demo").items():
+    for name, value, why in _demo_preset():
         if name != "repeats":
-            draft.set(name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.", guided=False)
+            draft.set(name, value, why, guided=False)
+
+
+@cache
+def _demo_preset() -> list[tuple[str, Any, str]]:
+    """Return the settings of the demo preset with their values and reasons."""
+    reasons = preset_reasons("demo")
+    return [
+        (name, value, f"{reasons[name][:1].upper()}{reasons[name][1:]}.") for name, value in load_preset("demo").items()
+    ]
 
 
 def _choose_habits(draft: RecipeDraft, base: KnownBase) -> None:
