@@ -32,7 +32,8 @@ from lora_studio.interop.write import export_settings
 from lora_studio.ledger.compare import Comparison, compare
 from lora_studio.ledger.records import find_records, read_records
 from lora_studio.ledger.table import to_frame
-from lora_studio.planning.plan import NEW_PROJECT, Plan, plan
+from lora_studio.planning.plan import NEW_PROJECT, plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
 from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markdown import Markdown
 
 out_console = Console()
 err_console = Console(stderr=True)
@@ -25,6 +26,14 @@ def print_json(value: Any) -> None:
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def print_markdown(text: str, console: Console = out_console) -> None:
+    """Print Markdown: formatted in a terminal, as it is into a file or another program."""
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def print_lines(*lines: str) -> None:

@@ -16,7 +16,16 @@ from rich.table import Table
 
 from lora_studio import __version__, api
 from lora_studio.cli.captions import caption_app
-from lora_studio.cli.console import Folder, HomeOption, Json, err_console, out_console, print_json, print_lines
+from lora_studio.cli.console import (
+    Folder,
+    HomeOption,
+    Json,
+    err_console,
+    out_console,
+    print_json,
+    print_lines,
+    print_markdown,
+)
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
 from lora_studio.cli.progress import JobProgress, progress_bar
@@ -329,7 +338,7 @@ def _run(job: AnyJob, home: Path | None, out: Path | None = None) -> Any:
 def _planned(job: TrainJob, kind: LoraKind, home: Home) -> TrainJob:
     """Return the job with the planned recipe around the settings that it changes, and print the plan to stderr."""
     planned = api.plan_on_this_machine(job, kind, home)
-    err_console.print(planned.describe(), highlight=False, markup=False)
+    print_markdown(planned.describe(), err_console)
     return job.model_copy(update={"recipe": planned.recipe})
 
 

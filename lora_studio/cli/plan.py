@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +11,7 @@ import typer
 from rich.table import Table
 
 from lora_studio import api
-from lora_studio.cli.console import HomeOption, Json, err_console, out_console, print_json
+from lora_studio.cli.console import HomeOption, Json, err_console, out_console, print_json, print_markdown
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.progress import JobProgress
 from lora_studio.cli.recipe_options import (
@@ -24,8 +25,11 @@ from lora_studio.cli.recipe_options import (
 from lora_studio.device import device_to_plan_for
 from lora_studio.errors import InputError
 from lora_studio.files import write_text
-from lora_studio.planning.plan import NEW_PROJECT, Plan
+from lora_studio.planning.plan import NEW_PROJECT, read_inputs
+from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.presets import load_preset
+from lora_studio.planning.timing import describe_range
+from lora_studio.planning.what_if import Variable, WhatIfRow, what_if, what_if_summary
 from lora_studio.settings.job_specs import TrainJob, job_to_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
 from lora_studio.settings.subsets import Subset
@@ -55,6 +59,10 @@ def plan(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="JOB.toml", help="Write the plan as a job for `train JOB.toml`.")
     ] = None,
+    variable: Annotated[
+        Variable | None,
+        typer.Option("--what-if", help="Also show steps, time, memory and file size over values of one variable."),
+    ] = None,
     export: Annotated[
         Path | None, typer.Option("--export", metavar="FILE", help="Write the plan as a .toml for kohya's sd-scripts.")
     ] = None,
@@ -75,8 +83,8 @@ def plan(
         raise InputError("plan needs either a folder or --images N.", "Give one of them.", code="usage")
     job: dict[str, Any] = {"base": base, "trigger_word": trigger, "regularization": regularization, "subsets": subsets}
     values = {**(imported.recipe if imported else {}), **(load_preset(preset, Home.locate(home)) if preset else {})}
-    make_plan = partial(
-        api.plan,
+    read = partial(
+        read_inputs,
         folder if folder is not None else images or 0,
         kind=kind,
         vram_gib=vram,
@@ -86,12 +94,14 @@ def plan(
         device=device_to_plan_for() if vram is None or measure else None,
         **job,
     )
-    result = make_plan()
+    inputs = read()
+    result = inputs.plan()
     if measure:
         dataset = _needed_folder(folder, "--measure")
         with JobProgress(err_console) as bar:
             api.measure(dataset, recipe=result.recipe, home=Home.locate(home), on_event=bar, **job)
-        result = make_plan()
+        inputs = read()
+        result = inputs.plan()
     if out is not None:
         planned = TrainJob.parse({"dataset": _needed_folder(folder, "--out"), "recipe": result.recipe, **job})
         write_text(out, job_to_toml(planned.with_absolute_paths()))
@@ -100,10 +110,13 @@ def plan(
         name = imported.job.get("name", TrainJob.defaults().name) if imported else TrainJob.defaults().name
         exported = api.export_settings(result.recipe, export, dataset=folder, name=name, **job)
         report_left_out(f"Written to {exported.file}.", exported.lines())
+    rows = what_if(inputs, variable) if variable is not None else []
     if as_json:
-        print_json(result.summary())
-    else:
-        _print_plan(result)
+        print_json(result.summary() | ({"what_if": what_if_summary(variable, rows)} if variable else {}))
+        return
+    print_markdown(result.describe())
+    if variable is not None:
+        out_console.print(_what_if_table(variable, rows, result))
 
 
 def _needed_folder(folder: Path | None, option: str) -> Path:
@@ -112,11 +125,18 @@ def _needed_folder(folder: Path | None, option: str) -> Path:
     return folder
 
 
-def _print_plan(result: Plan) -> None:
-    table = Table("setting", "value", "why", box=None, pad_edge=False)
-    for reason in result.reasons:
-        table.add_row(reason.setting, str(reason.value), reason.why)
-    out_console.print(table)
-    out_console.print(result.describe(), highlight=False, markup=False)
-    for warning in result.warnings:
-        out_console.print(f"- {warning.message} {warning.why}", highlight=False, markup=False)
+def _what_if_table(variable: Variable, rows: Sequence[WhatIfRow], planned: Plan) -> Table:
+    memory = "RAM" if planned.on_cpu else "GPU memory"
+    table = Table(variable.value, "steps", "time", memory, "file size", "", box=None, pad_edge=False)
+    for row in rows:
+        least = f", at least {row.min_vram_gib:.1f}" if row.min_vram_gib < row.vram_gib else ""
+        marks = ["the plan"] * row.is_current + ["does not fit"] * (row.fits is False)
+        table.add_row(
+            f"{row.value:g}",
+            f"{row.total_steps:,}",
+            describe_range(row.seconds),
+            f"{row.vram_gib:.1f} GiB{least}",
+            f"{row.lora_mib:.0f} MiB",
+            ", ".join(marks),
+        )
+    return table

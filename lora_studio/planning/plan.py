@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from lora_studio import guide
 from lora_studio.dataset.training_images import DatasetImages, read_images
@@ -20,12 +19,13 @@ from lora_studio.planning.estimate import RunEstimator
 from lora_studio.planning.fit import fit_memory, fit_time
 from lora_studio.planning.length import batch_of, target_steps
 from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, estimate_vram_phases, lora_mib
-from lora_studio.planning.memory_ladder import Rung, memory_ladder
-from lora_studio.planning.recommend import Reason, recommend, times_as_text
-from lora_studio.planning.speeds import find_speeds
+from lora_studio.planning.memory_ladder import memory_ladder
+from lora_studio.planning.planned_run import Plan
+from lora_studio.planning.recommend import RecipeDraft, recommend
+from lora_studio.planning.speeds import MeasuredSpeed, find_speeds
 from lora_studio.planning.steps import StepCount
-from lora_studio.planning.timing import SecondsRange, describe_duration
-from lora_studio.settings.choices import LoraKind
+from lora_studio.planning.timing import SecondsRange
+from lora_studio.settings.choices import LoraKind, Precision
 from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
@@ -34,81 +34,108 @@ from lora_studio.workspace.project import Home, ProjectInfo
 NEW_PROJECT = ProjectInfo.defaults()
 
 
-class Plan(BaseModel):
-    """A planned run: recipe, number of steps and estimates. `repeats` is the folders' average if they set them."""
+@dataclass(frozen=True, kw_only=True)
+class PlanInputs:
+    """Everything that a plan follows from, read from disk once; the names are those of `plan`'s arguments.
 
-    model_config = ConfigDict(frozen=True)
+    `known` is the base as its configuration describes it, `speeds` are those of earlier runs with it on the device.
+    """
 
-    images: int
+    images: DatasetImages
     assumed: bool
     kind: LoraKind
     base: str
-    base_about: str
-    tier: guide.Tier
-    recipe: Recipe
-    reasons: list[Reason]
-    repeats: int
-    steps: StepCount
-    vram_gib: float
-    vram_parts: dict[str, float]
-    vram_phases: dict[str, float]
-    ladder: list[Rung]
-    seconds: SecondsRange
-    lora_mib: float
-    warnings: list[Caution]
-    tagger: str
-    tagging: str
-    base_advice: str
-    prediction_type: str
+    known: KnownBase | None
+    vram_gib: float | None = None
+    trigger_word: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    hours: float | None = None
+    regularization: DatasetImages | None = None
+    device: str | None = None
+    speeds: Sequence[MeasuredSpeed] = ()
+    num_processes: int = 1
 
-    def summary(self) -> dict[str, Any]:
-        """Return the plan as JSON values."""
-        named = ("network_dim", "network_alpha", "unet_lr", "text_encoder_lr", "batch_size", "epochs", "resolution")
-        return {
-            "images": self.images,
-            "assumed": self.assumed,
-            "kind": self.kind.value,
-            "base": self.base,
-            "prediction_type": self.prediction_type,
-            "tier": self.tier.name,
-            **{name: getattr(self.recipe, name) for name in named},
-            "optimizer": self.recipe.optimizer.value,
-            "repeats": self.repeats,
-            "steps_per_epoch": self.steps.steps_per_epoch,
-            "total_steps": self.steps.total_steps,
-            "vram_gib": self.vram_gib,
-            "vram_parts": self.vram_parts,
-            "vram_phases": self.vram_phases,
-            "memory_ladder": [rung.model_dump(mode="json") for rung in self.ladder],
-            "seconds": self.seconds.middle,
-            "seconds_range": [self.seconds.low, self.seconds.high],
-            "seconds_source": self.seconds.source,
-            "lora_mib": self.lora_mib,
-            "tagger": self.tagger,
-            "recipe": self.recipe.non_defaults(),
-            "reasons": [reason.model_dump(mode="json") for reason in self.reasons],
-            "warnings": [warning.model_dump() for warning in self.warnings],
-        }
+    @property
+    def on_cpu(self) -> bool:
+        """True if the plan is for this machine, which has no GPU, and not for the memory of another one."""
+        return self.device == "CPU" and self.vram_gib is None
 
-    def describe(self) -> str:
-        """Return the plan as a few sentences, one per line."""
-        source = "assumed to be square and of one size" if self.assumed else "counted"
-        text = self.recipe.trains_text_encoders
-        return "\n".join(
-            [
-                f"{self.images} images ({source}): a {self.tier.name} set, good for {self.tier.good_for}. "
-                f"{self.tier.focus}",
-                f"{self.steps.steps_per_epoch} steps per epoch, {self.steps.total_steps} in all: every image is shown "
-                f"{times_as_text(self.repeats)} per epoch, {self.steps.epochs} epochs, "
-                f"batch size {self.recipe.batch_size}.",
-                f"Roughly {self.vram_gib:.1f} GiB of GPU memory, and {describe_duration(self.seconds.low)} to "
-                f"{describe_duration(self.seconds.high)}, {self.seconds.source}.",
-                f"The {self.recipe.network_type.value} will take {self.lora_mib:.0f} MiB"
-                f"{' with its text encoder part' if text else ''}.",
-                f"{self.base}: {self.base_advice}",
-                self.tagging,
-            ]
+    def on_device(self, recipe: Recipe) -> Recipe:
+        """Return a recipe with the precision that auto means on a CPU, for the estimates of memory."""
+        if not self.on_cpu or recipe.mixed_precision is not Precision.AUTO:
+            return recipe
+        return recipe.model_copy(update={"mixed_precision": Precision.FP32})
+
+    def estimator(self) -> RunEstimator:
+        """Return what estimates length and time of recipes."""
+        return RunEstimator(self.images, self.regularization, self.known, self.vram_gib, self.device or "", self.speeds)
+
+    def recommended(self) -> RecipeDraft:
+        """Return the recommended values with their reasons; they may not fit the GPU's memory yet."""
+        return recommend(dict(self.overrides), self.kind, self.known, self.images, self.vram_gib)
+
+    def fitted(self, draft: RecipeDraft, run: RunEstimator) -> Recipe:
+        """Make a draft fit memory and time; raises InputError for settings that cannot work."""
+        recipe = draft.recipe()
+        if self.vram_gib is not None:
+            recipe = fit_memory(draft, recipe, self.known, self.vram_gib, processes=self.num_processes)
+        require_valid(recipe, self.known)
+        if self.hours is not None:
+            least_steps = round(target_steps(self.kind, batch_of(recipe)) / 2)
+            recipe = fit_time(draft, recipe, run, self.hours, guide.tier_for(self.images.total), least_steps)
+        return recipe
+
+    def plan(self) -> Plan:
+        """Return the plan; raises InputError for settings that cannot work."""
+        found, known, vram_gib, processes = self.images, self.known, self.vram_gib, self.num_processes
+        draft, run = self.recommended(), self.estimator()
+        ladder = memory_ladder(self.on_device(draft.recipe()), known, vram_gib, processes=processes)
+        recipe = self.fitted(draft, run)
+        steps, seconds = run.steps(recipe), run.seconds(recipe)
+        here = self.on_device(recipe)
+        return Plan(
+            images=found.total,
+            assumed=self.assumed,
+            kind=self.kind,
+            base=known.name if known else self.base,
+            base_about=known.why if known else "",
+            tier=guide.tier_for(found.total),
+            recipe=recipe,
+            reasons=draft.reasons(recipe),
+            repeats=round(found.mean_repeats_in(recipe)),
+            steps=steps,
+            vram_gib=estimate_vram_gib(here, known, vram_gib, processes=processes),
+            vram_parts=estimate_vram_parts(here, known, vram_gib, processes=processes),
+            vram_phases=estimate_vram_phases(here, known, vram_gib, processes=processes),
+            ladder=ladder,
+            seconds=seconds,
+            lora_mib=round(lora_mib(recipe, known, on_cpu=self.on_cpu), 1),
+            on_cpu=self.on_cpu,
+            warnings=self._warnings(recipe, steps, seconds, run.own_share(recipe)),
+            tagger=known.tagger if known else "",
+            tagging=_tagging(self.kind, known),
+            base_advice=f"{known.why if known else ''} {guide.KINDS[self.kind.value].base}".strip(),
+            prediction_type=known.prediction_type if known else recipe.prediction_type.value,
         )
+
+    def _warnings(self, recipe: Recipe, steps: StepCount, seconds: SecondsRange, own_share: float) -> list[Caution]:
+        context = CheckContext(
+            base=self.known,
+            images=self.images.total,
+            sizes=None if self.assumed else [image.size for image in self.images.images],
+            count=steps,
+            own_share=own_share,
+            vram_gib=self.vram_gib,
+            processes=self.num_processes,
+            trigger_word=self.trigger_word,
+            seconds=seconds,
+            hours=self.hours,
+        )
+        return [
+            *_base_warnings(self.base, self.known),
+            *check_dataset(self.images, recipe, self.trigger_word or ""),
+            *check_recipe(recipe, context),
+        ]
 
 
 def plan(
@@ -140,68 +167,66 @@ def plan(
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
     an SDXL, ConfigError for unknown settings and values that cannot work.
     """
+    inputs = read_inputs(
+        images,
+        kind=kind,
+        base=base,
+        vram_gib=vram_gib,
+        trigger_word=trigger_word,
+        overrides=overrides,
+        hours=hours,
+        regularization=regularization,
+        subsets=subsets,
+        home=home,
+        device=device,
+        num_processes=num_processes,
+    )
+    return inputs.plan()
+
+
+def read_inputs(
+    images: Path | str | int,
+    *,
+    kind: LoraKind | str = NEW_PROJECT.kind,
+    base: str = NEW_PROJECT.base,
+    vram_gib: float | None = None,
+    trigger_word: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    hours: float | None = None,
+    regularization: Path | str | None = None,
+    subsets: Sequence[Subset] = (),
+    home: Home | None = None,
+    device: str | None = None,
+    num_processes: int = 1,
+) -> PlanInputs:
+    """Read what a plan follows from; the arguments and errors are those of `plan`."""
     given = _checked(overrides or {})
     kind = _kind(kind)
     for name, value in (("vram_gib", vram_gib), ("hours", hours)):
         check_plan_number(name, value)
     home = home or Home.locate()
     known = describe_base(base, home)
-    side = known.resolution if known else guide.RECIPE["resolution"].value
     extension = Recipe.parse(given).caption_extension
-    found = _images(images, given.get("resolution") or side, extension, subsets)
-    prior = _regularization_images(regularization, extension, subsets)
-    draft = recommend(given, kind, known, found, vram_gib)
-    recipe = draft.recipe()
-    ladder = memory_ladder(recipe, known, vram_gib, processes=num_processes)
-    if vram_gib is not None:
-        recipe = fit_memory(draft, recipe, known, vram_gib, processes=num_processes)
-    require_valid(recipe, known)
     name = known.name if known else base
-    speeds = [] if device is None else find_speeds(home, name, device)
-    run = RunEstimator(found, prior, known, vram_gib, device or "", speeds)
-    if hours is not None:
-        least_steps = round(target_steps(kind, batch_of(recipe)) / 2)
-        recipe = fit_time(draft, recipe, run, hours, guide.tier_for(found.total), least_steps)
-    steps, seconds = run.steps(recipe), run.seconds(recipe)
-    context = CheckContext(
-        base=known,
-        images=found.total,
-        sizes=None if isinstance(images, int) else [image.size for image in found.images],
-        count=steps,
-        own_share=run.own_share(recipe),
-        vram_gib=vram_gib,
-        processes=num_processes,
-        trigger_word=trigger_word,
-        seconds=seconds,
-        hours=hours,
-    )
-    return Plan(
-        images=found.total,
+    return PlanInputs(
+        images=_images(images, given.get("resolution") or _native_side(known), extension, subsets),
         assumed=isinstance(images, int),
         kind=kind,
-        base=name,
-        base_about=known.why if known else "",
-        tier=guide.tier_for(found.total),
-        recipe=recipe,
-        reasons=draft.reasons(recipe),
-        repeats=round(found.mean_repeats_in(recipe)),
-        steps=steps,
-        vram_gib=estimate_vram_gib(recipe, known, vram_gib, processes=num_processes),
-        vram_parts=estimate_vram_parts(recipe, known, vram_gib, processes=num_processes),
-        vram_phases=estimate_vram_phases(recipe, known, vram_gib, processes=num_processes),
-        ladder=ladder,
-        seconds=seconds,
-        lora_mib=round(lora_mib(recipe, known, on_cpu=device == "CPU"), 1),
-        warnings=[
-            *_base_warnings(base, known),
-            *check_dataset(found, recipe, trigger_word or ""),
-            *check_recipe(recipe, context),
-        ],
-        tagger=known.tagger if known else "",
-        tagging=_tagging(kind, known),
-        base_advice=f"{known.why if known else ''} {guide.KINDS[kind.value].base}".strip(),
-        prediction_type=known.prediction_type if known else recipe.prediction_type.value,
+        base=base,
+        known=known,
+        vram_gib=vram_gib,
+        trigger_word=trigger_word,
+        overrides=given,
+        hours=hours,
+        regularization=_regularization_images(regularization, extension, subsets),
+        device=device,
+        speeds=() if device is None else find_speeds(home, name, device),
+        num_processes=num_processes,
     )
+
+
+def _native_side(base: KnownBase | None) -> int:
+    return base.resolution if base else guide.RECIPE["resolution"].value
 
 
 def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:

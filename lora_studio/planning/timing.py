@@ -204,3 +204,12 @@ def describe_duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{round(seconds / 60)} minutes"
     return f"{seconds / 3600:.1f} hours"
+
+
+def describe_range(seconds: SecondsRange) -> str:
+    """Return a rough range of time as "20–60 s", "12–25 min", "1.6–5.3 h"."""
+    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds.high >= 1.5 * unit)
+    low, high = (
+        f"{bound / unit:.1f}" if unit == 3600 else f"{bound / unit:.0f}" for bound in (seconds.low, seconds.high)
+    )
+    return f"{low}–{high} {name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.planning.plan import Plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value

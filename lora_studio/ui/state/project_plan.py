@@ -16,7 +16,8 @@ from typing import Any
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.device import device_to_plan_for, find_gpu
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.widgets.formatting import format_count

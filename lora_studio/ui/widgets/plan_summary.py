@@ -5,8 +5,8 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from lora_studio.planning.memory import TRAINING
-from lora_studio.planning.plan import Plan
-from lora_studio.planning.timing import SecondsRange
+from lora_studio.planning.planned_run import Plan, batch_as_text
+from lora_studio.planning.timing import describe_range
 from lora_studio.settings.choices import NetworkType
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import Tile, Tone, card, cards, heading, note, tiles
@@ -17,13 +17,13 @@ def plan_tiles(plan: Plan) -> Markup:
     files = "UNet and text encoders" if plan.recipe.trains_text_encoders else "UNet only"
     length = (
         f"{format_count(plan.images, 'image')} × {format_count(plan.repeats, 'repeat')}, "
-        f"{format_count(plan.steps.epochs, 'epoch')}, batch size {_batch(plan)}"
+        f"{format_count(plan.steps.epochs, 'epoch')}, {batch_as_text(plan.recipe)}"
     )
     return tiles(
         [
             Tile("Steps", f"{plan.steps.total_steps:,}", length),
-            Tile("Estimated time", _time_range(plan.seconds), plan.seconds.source),
-            Tile("Estimated VRAM", f"{plan.vram_gib:.1f} GiB", _vram_note(plan), _vram_tone(plan)),
+            Tile("Estimated time", describe_range(plan.seconds), plan.seconds.source),
+            _memory_tile(plan),
             Tile("File size", f"{plan.lora_mib:.0f} MiB", f"{_network(plan)}, {files}"),
         ]
     )
@@ -31,7 +31,7 @@ def plan_tiles(plan: Plan) -> Markup:
 
 def empty_plan_tiles(note: str) -> Markup:
     """Return the tiles of a plan without figures; `note` says what to do."""
-    labels = ("Steps", "Estimated time", "Estimated VRAM", "File size")
+    labels = ("Steps", "Estimated time", "Estimated memory", "File size")
     return tiles(Tile(label, "–", "" if index else note) for index, label in enumerate(labels))
 
 
@@ -51,19 +51,11 @@ def _network(plan: Plan) -> str:
     return f"{'' if kind is NetworkType.LORA else f'{kind.value} '}dim {plan.recipe.network_dim}"
 
 
-def _batch(plan: Plan) -> str:
-    """Return the images of a step: "4", or "2 × 2" if they are accumulated."""
-    size, count = plan.recipe.batch_size, plan.recipe.gradient_accumulation_steps
-    return f"{size} × {count}" if count > 1 else str(size)
-
-
-def _time_range(seconds: SecondsRange) -> str:
-    """Return a range of time: "20–60 s", "12–25 min", "1.6–5.3 h"."""
-    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds.high >= 1.5 * unit)
-    low, high = (
-        f"{bound / unit:.1f}" if unit == 3600 else f"{bound / unit:.0f}" for bound in (seconds.low, seconds.high)
-    )
-    return f"{low}–{high} {name}"
+def _memory_tile(plan: Plan) -> Tile:
+    figure = f"{plan.vram_gib:.1f} GiB"
+    if plan.on_cpu:
+        return Tile("Estimated RAM", figure, "of this computer, which has no GPU; enter the VRAM of one to plan for it")
+    return Tile("Estimated VRAM", figure, _vram_note(plan), _vram_tone(plan))
 
 
 def _vram_tone(plan: Plan) -> Tone:

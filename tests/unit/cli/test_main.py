@@ -52,6 +52,19 @@ def test_plan_returns_the_documented_keys(home: Home) -> None:
     assert all({"code", "message", "why"} <= set(warning) for warning in plan["warnings"])
 
 
+def test_plan_shows_its_figures_over_one_variable(home: Home) -> None:
+    words = ["plan", "--images", "24", "--vram", "12", "--home", str(home.path), "--what-if", "batch_size"]
+    printed = CliRunner().invoke(app, words)
+    assert printed.exit_code == 0, printed.output
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert found["what_if"]["variable"] == "batch_size"
+    [own] = [row for row in found["what_if"]["rows"] if row["is_current"]]
+    assert (own["value"], own["total_steps"]) == (found["batch_size"], found["total_steps"])
+    for row in found["what_if"]["rows"]:
+        assert f"{row['total_steps']:,}" in printed.stdout
+    assert CliRunner().invoke(app, [*words[:-1], "seed"]).exit_code == 2
+
+
 def test_plan_uses_the_given_settings(home: Home) -> None:
     plan = run_json("plan", "--images", "24", "--epochs", "3", "--batch", "4", "--repeats", "2")
     assert (plan["epochs"], plan["batch_size"], plan["repeats"]) == (3, 4, 2)

@@ -17,7 +17,8 @@ from lora_studio.planning.length import (
     steps_at_batch_one,
     target_steps,
 )
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe
 

@@ -16,7 +16,8 @@ from lora_studio.dataset.validation_split import validation_count
 from lora_studio.errors import InputError
 from lora_studio.models.locate import SDXL_KEY
 from lora_studio.planning.length import choose_length, target_steps
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.planning.steps import count_steps
 from lora_studio.settings.choices import LoraKind
@@ -238,19 +239,12 @@ def test_missing_and_empty_folders_are_errors(tmp_path: Path) -> None:
         assert caught.value.code == code
 
 
-def test_description_has_the_plans_figures() -> None:
-    result = plan(24, vram_gib=8)
-    text = result.describe()
-    for part in (
-        "24 images",
-        "small",
-        f"{result.steps.steps_per_epoch} steps",
-        "GiB",
-        "Roughly",
-        "MiB",
-        "Tag with BLIP",
-    ):
-        assert part in text
+def test_on_a_cpu_memory_and_file_are_planned_in_full_precision() -> None:
+    on_cpu, on_gpu = plan(24, base="embedded", device="CPU"), plan(24, base="embedded", vram_gib=8)
+    assert (on_cpu.on_cpu, on_gpu.on_cpu) == (True, False)
+    assert on_cpu.lora_mib == pytest.approx(2 * on_gpu.lora_mib, abs=0.11)
+    assert plan(24, device="CPU").vram_parts["UNet"] == pytest.approx(2 * plan(24).vram_parts["UNet"], abs=0.01)
+    assert not plan(24, device="CPU", vram_gib=8).on_cpu
 
 
 def test_regularisation_images_double_the_steps_but_not_the_views_per_image(tmp_path: Path) -> None:

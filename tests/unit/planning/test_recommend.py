@@ -8,7 +8,8 @@ from lora_studio import guide
 from lora_studio.errors import ConfigError
 from lora_studio.models.catalogue import BASES
 from lora_studio.planning.length import batch_of
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import LoraKind, Optimizer
 from lora_studio.settings.recipe import Recipe

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.planning.plan import Plan, plan
+from lora_studio.planning.plan import plan
+from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.timing import SecondsRange
 from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles
 
