@@ -16,6 +16,7 @@ from lora_studio.versions import VERSION as __version__
 __all__ = [
     "__version__",
     "compare_runs",
+    "continue_training",
     "curate",
     "doctor",
     "edit_captions",
@@ -26,6 +27,7 @@ __all__ = [
     "plan",
     "plan_caption_edit",
     "request_samples",
+    "request_save",
     "resume",
     "review_captions",
     "runs",
@@ -42,6 +44,7 @@ __all__ = [
 if TYPE_CHECKING:
     from lora_studio.api import (
         compare_runs,
+        continue_training,
         curate,
         doctor,
         edit_captions,
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
         plan,
         plan_caption_edit,
         request_samples,
+        request_save,
         resume,
         review_captions,
         runs,

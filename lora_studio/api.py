@@ -40,6 +40,7 @@ from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.settings.subsets import Subset
+from lora_studio.training.continuation import continue_run
 from lora_studio.worker import Listener, execute, start
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.project import Home, Project, records_folder
@@ -58,6 +59,7 @@ J = TypeVar("J", TagJob, TrainJob, SweepJob)
 
 __all__ = [
     "compare_runs",
+    "continue_training",
     "curate",
     "doctor",
     "edit_captions",
@@ -67,6 +69,7 @@ __all__ = [
     "plan",
     "plan_caption_edit",
     "request_samples",
+    "request_save",
     "resume",
     "review_captions",
     "runs",
@@ -339,20 +342,60 @@ def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener =
     return _execute(job_folder, home or Home.locate(), on_event, resume=True)
 
 
+def continue_training(
+    folder: Path | str,
+    *,
+    more_epochs: int,
+    out: Path | None = None,
+    home: Home | None = None,
+    on_event: Listener = _ignore,
+) -> TrainResult:
+    """Train on from a finished or stopped run for `more_epochs` epochs, as a new run in `out`; return its result.
+
+    The new run has the optimizer's state and the losses of the other one, which stays as it is. A learning rate that
+    had fallen rises again to half the recipe's, and falls until the last step. `out` is by default a numbered folder
+    beside the run. Raises InputError if the run is active or has no saved state.
+    """
+    source = JobFolder(Path(folder).resolve())
+    job = source.job()
+    target = out or numbered_folder(source.path.parent, job.name if isinstance(job, TrainJob) else "")
+    try:
+        continued = continue_run(source, target, more_epochs)
+    except InputError:
+        if out is None:
+            target.rmdir()
+        raise
+    return cast("TrainResult", _execute(continued, home or Home.locate(), on_event, resume=True))
+
+
 def request_samples(folder: Path | str) -> None:
     """Ask the training that runs in `folder` to draw its sample prompts after the current step.
 
     Raises InputError if no training runs there, or if it has no sample prompts.
     """
-    job_folder = JobFolder(Path(folder))
-    job = job_folder.job()
-    if not isinstance(job, TrainJob) or not job_folder.status().state.is_active:
-        raise InputError(f"No training runs in {folder}.", "Start or resume it first.", code="not_running")
+    job_folder, job = _running_training(folder)
     if not read_sample_prompts(job.recipe):
         raise InputError(
             f"sample_prompts is empty in {folder}.", "Set it before you start a training.", code="no_sample_prompts"
         )
     job_folder.request_samples()
+
+
+def request_save(folder: Path | str) -> None:
+    """Ask the training that runs in `folder` to save its LoRA and its state after the current step.
+
+    Raises InputError if no training runs there.
+    """
+    _running_training(folder)[0].request_save()
+
+
+def _running_training(folder: Path | str) -> tuple[JobFolder, TrainJob]:
+    """Return the training that runs in a folder; raise InputError if there is none."""
+    job_folder = JobFolder(Path(folder))
+    job = job_folder.job()
+    if not isinstance(job, TrainJob) or not job_folder.status().state.is_active:
+        raise InputError(f"No training runs in {folder}.", "Start or resume it first.", code="not_running")
+    return job_folder, job
 
 
 def runs(folder: Path | str | None = None, *, everything: bool = False, home: Home | None = None) -> pd.DataFrame:

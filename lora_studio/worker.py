@@ -51,7 +51,7 @@ from lora_studio.events import (
     WarningEvent,
 )
 from lora_studio.models.catalogue import find_base
-from lora_studio.planning.memory import next_saving
+from lora_studio.planning.memory import saving_advice
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
@@ -231,6 +231,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     finally:
         folder.clear_stop()
         folder.clear_sample_request()
+        folder.clear_save_request()
         remember_speed(home, folder)
     if getattr(result, "stopped", False):
         recorder.finish(
@@ -359,7 +360,7 @@ def _memory_remedy(job: AnyJob) -> str:
     """Return what to do after a job ran out of memory."""
     match job:
         case TrainJob():
-            return next_saving(job.recipe)
+            return saving_advice(job.recipe)
         case SweepJob():
             return "Set a smaller width and height, and close other programs that use the GPU."
         case TagJob():
@@ -398,6 +399,7 @@ class _EventRecorder:
         try:
             written = self.folder.emit(event)
             last = {"state": state, "message": event.message, "remedy": event.remedy, "seconds_left": None}
+            last["code"] = event.code if isinstance(event, FailedEvent) else ""
             self.folder.update_status(**self.pending | last)
         except (DiskFullError, InputError, OSError):
             traceback.print_exc()

@@ -204,6 +204,9 @@ def train(
     settings: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a numbered one in the home).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
+    more_epochs: Annotated[
+        int | None, typer.Option(min=1, help="With --resume: train this many epochs more, as a new run beside it.")
+    ] = None,
     home: HomeOption = None,
     as_json: Json = False,
     **given: Any,
@@ -218,7 +221,13 @@ def train(
         if folder is None:
             raise InputError("--resume needs the folder of a run.", "Give --out RUN or RUN/job.toml.", code="usage")
         with JobProgress(err_console) as bar:
-            result = api.resume(folder, home=Home.locate(home), on_event=bar)
+            if more_epochs is None:
+                result = api.resume(folder, home=Home.locate(home), on_event=bar)
+            else:
+                place = Home.locate(home)
+                result = api.continue_training(folder, more_epochs=more_epochs, home=place, on_event=bar)
+    elif more_epochs is not None:
+        raise InputError("--more-epochs needs --resume.", "Give --resume --out RUN --more-epochs N.", code="usage")
     else:
         presets = load_preset(preset, Home.locate(home)) if preset else {}
         job = _train_job(job_file, import_from(source), given, presets, settings or [])
@@ -241,6 +250,13 @@ def sample(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
     """Ask a training that is running to draw its sample prompts after the current step."""
     api.request_samples(run)
     out_console.print(f"The samples will be in {run / 'samples'}.", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def save(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that is training.")]) -> None:
+    """Ask a training that is running to save its LoRA and its state after the current step."""
+    api.request_save(run)
+    out_console.print(f"The LoRA will be in {run / 'checkpoints'}.", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from lora_studio.planning.length import (
     batch_of,
     steps_at_batch_one,
 )
-from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, next_saving
+from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, saving_advice
 from lora_studio.planning.optimizers import MAX_RATE_RATIO, optimizer_cautions, optimizer_errors
 from lora_studio.planning.rates import usual_rate
 from lora_studio.planning.steps import StepCount
@@ -146,7 +146,7 @@ def _memory(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
         yield Caution(
             code="memory",
             message=f"The run needs roughly {needed:.1f} GiB; about {vram - DESKTOP_GIB:.1f} of {vram:g} GiB are free. "
-            f"{next_saving(recipe)}",
+            f"{saving_advice(recipe)}",
             why="A run that is out of memory ends. The estimate is rough: it may fit all the same.",
         )
     limit = RECIPE["gradient_checkpointing"].high

@@ -41,6 +41,7 @@ GIB = 2**30
 RUNTIME_GIB = 0.8  # CUDA context, workspaces and fragmentation
 DESKTOP_GIB = 0.4  # GPU memory used by a desktop
 COMMUNICATION_GIB = 0.6  # NCCL's buffers per GPU; 0.3 to 1 GiB, by the number and the kind of GPUs
+MIN_DIM = 8  # the smallest network dim that is proposed
 TRAINING, DRAWING, ENCODING = "Training", "Drawing a sample", "Encoding images"  # phases of a run
 
 # Bytes of optimizer state per LoRA weight. AdamW: two fp32 moments. AdamW8bit: two 8-bit moments with their scales,
@@ -352,13 +353,22 @@ def has_effect(recipe: Recipe, saving: MemorySaving) -> bool:
             return bool(getattr(recipe, saving.setting) > saving.value)
 
 
-def next_saving(recipe: Recipe) -> str:
-    """Return the next thing to try after running out of GPU memory, with its reason."""
+def next_saving(recipe: Recipe) -> MemorySaving | None:
+    """Return the next thing to change after running out of GPU memory; None if the settings are the smallest."""
     for saving in MEMORY_SAVINGS:
         if has_effect(recipe, saving):
-            return f"{saving.advice}. {saving.why}"
-    if recipe.network_dim > 8:
-        return f"Lower the network dim from {recipe.network_dim} to 8, and close other programs that use the GPU."
+            return saving
+    if recipe.network_dim > MIN_DIM:
+        advice = f"Lower the network dim from {recipe.network_dim} to {MIN_DIM}"
+        why = "Close other programs that use the GPU as well: little else is left to save."
+        return MemorySaving("network_dim", "network_dim", MIN_DIM, advice, why, guide=False)
+    return None
+
+
+def saving_advice(recipe: Recipe) -> str:
+    """Return the next thing to try after running out of GPU memory, with its reason."""
+    if (saving := next_saving(recipe)) is not None:
+        return f"{saving.advice}. {saving.why}"
     return "Close other programs that use the GPU, or use one with more memory: these settings are the smallest."
 
 

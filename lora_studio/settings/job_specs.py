@@ -67,6 +67,10 @@ class TrainJob(Job):
     parent: Path | None = Field(
         default=None, description="Folder of the run that this one was made from, to compare with."
     )
+    continues: bool = Field(
+        default=False,
+        description="Whether the run began with the state of its parent, which it trains for more epochs.",
+    )
     num_processes: int = setting(
         1,
         label="GPUs",

@@ -47,11 +47,12 @@ class Outputs:
 
     @property
     def due_within_epoch(self) -> bool:
-        """True if a checkpoint or samples are due after a step that does not end an epoch."""
+        """True if a checkpoint or samples are due, or were asked for, after a step that does not end an epoch."""
         progress = self.progress
         if progress.epochs_finished < progress.epochs_due(self.trainer.counts) or not self.trainer.ranks.is_main:
             return False
-        return _is_due(self.trainer.recipe.save_every_n_steps, progress.step) or self._samples_due
+        due = _is_due(self.trainer.recipe.save_every_n_steps, progress.step) or self._samples_due
+        return due or JobFolder(self.trainer.folder).save_requested()
 
     def write_before_training(self) -> None:
         """Before the first step, compute the validation loss, and draw samples if the recipe says so."""
@@ -68,29 +69,34 @@ class Outputs:
     def finish_epoch(self) -> None:
         """Report an epoch, save its LoRA, generate samples, validate, report hints.
 
-        Last, save the resume state after the last epoch, or if the previous one is older than `EPOCH_STATE_INTERVAL`.
+        Last, save the resume state after the last epoch, on the user's request, or if the previous one is older than
+        `EPOCH_STATE_INTERVAL`.
         """
-        epoch = self.progress.epochs_finished + 1
+        epoch, requested = self.progress.epochs_finished + 1, False
         if self.trainer.ranks.is_main:
             self.log_offset = JobFolder(self.trainer.folder).sync_events()
             self._write_epoch(epoch)
+            requested = self._save_on_request()
             self.log_offset = None
         self.progress.timestep_losses.clear()
         items = self.trainer.dataset.items
         self.progress.image_losses.decay(sum(item.repeats for item in items) / len(items))
         self.progress.epochs_finished = epoch
         complete = self.progress.step >= self.trainer.counts.total_steps
-        if complete or time.monotonic() - self.saved_at > EPOCH_STATE_INTERVAL:
+        if complete or requested or time.monotonic() - self.saved_at > EPOCH_STATE_INTERVAL:
             self.save_state()
 
     def write_within_epoch(self) -> None:
-        """Write the checkpoint and samples that are due after a step that does not end an epoch."""
+        """Write the checkpoint and samples that are due after a step that does not end an epoch; last, the state."""
         self.log_offset = JobFolder(self.trainer.folder).sync_events()
         if _is_due(self.trainer.recipe.save_every_n_steps, self.progress.step):
             self.save_checkpoint(None)
         if self._samples_due:
             self.write_samples(None)
+        requested = self._save_on_request()
         self.log_offset = None
+        if requested:
+            self.save_state()
 
     def save_before_stop(self) -> None:
         """Save a checkpoint of the last step, unless it has one or no step was made, and the resume state."""
@@ -108,9 +114,25 @@ class Outputs:
         """Save the LoRA of a finished epoch, or of the last step if `epoch` is None; with kohya's file names."""
         trainer, progress = self.trainer, self.progress
         position = f"step{progress.step:08d}" if epoch is None else f"{epoch:06d}"
+        self._save_lora(position, epoch)
+        delete_old_checkpoints(trainer)
+
+    def _save_on_request(self) -> bool:
+        """If the user has asked for it, save the LoRA in a file that `keep_checkpoints` never deletes.
+
+        Return whether the state is to be saved, too.
+        """
+        folder = JobFolder(self.trainer.folder)
+        if not folder.save_requested():
+            return False
+        self._save_lora(f"step{self.progress.step:08d}-saved", None)
+        folder.clear_save_request()
+        return True
+
+    def _save_lora(self, position: str, epoch: int | None) -> None:
+        trainer, progress = self.trainer, self.progress
         path = trainer.folder / "checkpoints" / f"{trainer.job.name}-{position}.safetensors"
         save_lora_file(trainer, progress, path, progress.epoch(trainer.counts) if epoch is None else epoch)
-        delete_old_checkpoints(trainer)
         self.report(CheckpointEvent(step=progress.step, epoch=epoch, path=str(path.relative_to(trainer.folder))))
 
     def write_samples(self, epoch: int | None) -> None:

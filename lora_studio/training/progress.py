@@ -22,12 +22,22 @@ class ValidationLoss(BaseModel):
     loss: float
 
 
+class Continuation(BaseModel):
+    """Where a run took over from another one that it continues, and the schedule's factor on the rates there.
+
+    `factor` is None until the first step after `step`.
+    """
+
+    step: int
+    factor: float | None = None
+
+
 class Progress(BaseModel):
     """The progress of a run. A resume state stores exactly this, and the tensors of the trainer.
 
     `step` counts the optimizer steps taken, `epochs_finished` the epochs whose LoRA, samples and resume state are
     saved. `started` is in seconds since 1970. `losses` has the training loss of each reported step, None where it was
-    not finite.
+    not finite. `continued` is set in a run that continues another one for more epochs.
     """
 
     step: int = 0
@@ -38,6 +48,7 @@ class Progress(BaseModel):
     timestep_losses: TimestepLosses = Field(default_factory=TimestepLosses)
     image_losses: ImageLosses = Field(default_factory=ImageLosses)
     reported_hints: list[str] = Field(default_factory=list)
+    continued: Continuation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the progress as JSON values."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lora_studio.errors import InputError
-from lora_studio.events import PROCESS_EVENTS, EventAtStep, Report, ResumeEvent, WarningEvent
+from lora_studio.events import PROCESS_EVENTS, EventAtStep, HintEvent, Report, ResumeEvent, WarningEvent
 from lora_studio.files import remove_temporary_files
 from lora_studio.training.optim.optimizers import load_optimizer_state
+from lora_studio.training.optim.schedules import continue_schedule
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.run_records import dataset_changes
 from lora_studio.training.resume_state import ResumeState, load_state
@@ -77,6 +78,13 @@ def resume_run(trainer: Trainer, report: Report) -> Progress | None:
         if state.dataset != trainer.dataset.fingerprint:
             _check_dataset_changes(trainer, state.steps_per_epoch, report)
         progress = restore_state(trainer, state)
+        _continue_schedule(trainer, progress, report)
+    elif trainer.job.continues:
+        raise InputError(
+            "The saved state of the run that this one continues cannot be read.",
+            "Start a new run from its LoRA instead: network_weights.",
+            code="no_state",
+        )
     if trainer.ranks.is_main:
         _drop_events_after(folder, progress.step if progress else 0, state.events_size if state else 0)
     if progress is None:
@@ -84,6 +92,27 @@ def resume_run(trainer: Trainer, report: Report) -> Progress | None:
         return None
     report(ResumeEvent(step=progress.step))
     return progress
+
+
+def _continue_schedule(trainer: Trainer, progress: Progress, report: Report) -> None:
+    """Plan the rates of a run that continues another one, and report how; a plain resume leaves them as they were."""
+    if (taken_over := progress.continued) is None:
+        return
+    scheduler, recipe, total = trainer.lr_scheduler, trainer.recipe, trainer.counts.total_steps
+    if (factor := taken_over.factor) is None:
+        rates = zip(scheduler.get_last_lr(), scheduler.base_lrs, strict=True)
+        factor = taken_over.factor = float(max((last / base for last, base in rates if base), default=1.0))
+    continue_schedule(scheduler, recipe, step=taken_over.step, factor=factor, total_steps=total)
+    rate = trainer.optimizer.param_groups[0]["lr"]
+    report(
+        HintEvent(
+            about="recipe",
+            code="continued_schedule",
+            message=f"Continues from step {taken_over.step:,} to {total:,}; the learning rate continues at {rate:.3g}.",
+            why="A schedule that has fallen rises to half the recipe's rates first, and falls again until the last "
+            "step. The optimizer's state is kept.",
+        )
+    )
 
 
 def _check_dataset_changes(trainer: Trainer, steps_per_epoch: int | None, report: Report) -> None:

@@ -1,15 +1,7 @@
 """Save and load the training state from which a run resumes; it is written completely or not at all.
 
-```
-checkpoints/state/
-  00000120-00003/      step 120, 3 epochs finished
-    lora.safetensors   weights, fp32
-    optimizer.pt       optimizer, schedule, scaler and EMA
-    state.json         written last: progress, what the run must still be, and the SHA-256 of the other files
-```
-
-A state is written to a temporary folder, flushed to disk and renamed; only then are older states removed. The last two
-are kept, in case the most recent one is damaged.
+`training.state_folder` describes its files. A state is written to a temporary folder, flushed to disk and renamed; only
+then are older states removed. The last two are kept, in case the most recent one is damaged.
 """
 
 from __future__ import annotations
@@ -34,10 +26,9 @@ from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.errors import disk_errors
 from lora_studio.files import sync_folder
 from lora_studio.training.progress import Progress
+from lora_studio.training.state_folder import MANIFEST, OPTIMIZER, VERSION, WEIGHTS, finished_states
 
-VERSION = 2
 KEPT_STATES = 2
-WEIGHTS, OPTIMIZER, MANIFEST = "lora.safetensors", "optimizer.pt", "state.json"
 
 
 @dataclass(frozen=True)
@@ -89,14 +80,14 @@ def save_state(folder: Path, state: ResumeState) -> Path:
             sync_folder(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    for old in [*_finished_states(folder)[KEPT_STATES:], *folder.glob("*.partial")]:
+    for old in [*finished_states(folder)[KEPT_STATES:], *folder.glob("*.partial")]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> ResumeState | None:
     """Return the most recent valid state, None if there is none; report damaged ones to `on_damage` and skip them."""
-    for path in _finished_states(folder):
+    for path in finished_states(folder):
         try:
             return _read(path)
         except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -107,19 +98,13 @@ def load_state(folder: Path, *, on_damage: Callable[[str], None]) -> ResumeState
 
 def saved_weight_names(folder: Path) -> list[str]:
     """Return the names of the weights in the most recent state whose header can be read; empty if there is none."""
-    for path in _finished_states(folder):
+    for path in finished_states(folder):
         try:
             with safe_open(path / WEIGHTS, framework="pt") as file:
                 return list(file.keys())
         except (OSError, SafetensorError):
             continue
     return []
-
-
-def _finished_states(folder: Path) -> list[Path]:
-    """Return the folders of complete states, the most recent first."""
-    found = folder.glob("[0-9]*-[0-9]*") if folder.is_dir() else iter(())
-    return sorted((path for path in found if path.suffix != ".partial"), reverse=True)
 
 
 def _read(path: Path) -> ResumeState:

@@ -10,12 +10,13 @@
   worker.log       output of the worker process
   stop             if it exists, the worker ends after the current step and saves its state
   sample           if it exists, a training draws its samples after the current step and removes it
+  save             if it exists, a training saves its LoRA and its state after the current step and removes it
   notes.json       the user's notes and stars, see run_notes
   result.json      written last: if it exists, the job is complete
 ```
 
-Only the worker writes; every other process reads, and may write notes.json and create `stop` and `sample`. A state
-"running" whose process is gone is read as "failed", so that no job seems to run endlessly.
+Only the worker writes; every other process reads, and may write notes.json and create `stop`, `sample` and `save`. A
+state "running" whose process is gone is read as "failed", so that no job seems to run endlessly.
 """
 
 from __future__ import annotations
@@ -61,11 +62,15 @@ class JobState(StrEnum):
 
 
 class JobStatus(BaseModel):
-    """The content of status.json. `done` and `total` count steps, images or cells, depending on the kind of job."""
+    """The content of status.json. `done` and `total` count steps, images or cells, depending on the kind of job.
+
+    `code` is that of the error of a failed job.
+    """
 
     state: JobState = JobState.CREATED
     message: str = ""
     remedy: str = ""
+    code: str = ""
     done: int = 0
     total: int = 0
     seconds_left: float | None = None
@@ -246,6 +251,19 @@ class JobFolder:
     def samples_requested(self) -> bool:
         """Return True if a training was asked for samples that are not complete yet."""
         return (self.path / "sample").exists()
+
+    def request_save(self) -> None:
+        """Ask a training to save its LoRA and its state after the current step."""
+        with disk_errors(self.path):
+            (self.path / "save").touch()
+
+    def clear_save_request(self) -> None:
+        """Remove a request to save: it was granted, or the job has ended."""
+        (self.path / "save").unlink(missing_ok=True)
+
+    def save_requested(self) -> bool:
+        """Return True if a training was asked to save and has not done so yet."""
+        return (self.path / "save").exists()
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json, which marks the job as complete. Call it last."""

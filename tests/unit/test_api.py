@@ -35,7 +35,10 @@ def test_arguments_have_the_models_defaults(function: Callable[..., Any], model:
     parameters = inspect.signature(function).parameters
     own = {"out", "home", "on_event"} | ({"kind"} if model is TrainJob else set())
     assert {name for name in parameters if name == "kind" or name not in model.model_fields} == own
-    assert model.model_fields.keys() - parameters.keys() <= {"also"}  # given as further taggers
+    assert model.model_fields.keys() - parameters.keys() <= {
+        "also",
+        "continues",
+    }  # given as further taggers, by continue_training
     for name, field in model.model_fields.items():
         if name in parameters and field.default_factory is None:
             default = inspect.Parameter.empty if field.is_required() else field.default
@@ -102,7 +105,9 @@ def test_samples_can_be_requested_of_a_running_training_alone(tmp_path: Path) ->
     assert code_of(folder) == "not_running"
     folder.set_status(JobStatus.model_validate(running_status()))
     lora_studio.request_samples(folder.path)
+    lora_studio.request_save(folder.path)
     assert folder.samples_requested()
+    assert folder.save_requested()
     silent = JobFolder.create(tmp_path / "silent", TrainJob.parse(job | {"recipe": {"sample_prompts": ["# none"]}}))
     silent.set_status(JobStatus.model_validate(running_status()))
     assert code_of(silent) == "no_sample_prompts"

@@ -18,6 +18,8 @@ from lora_studio.settings.choices import Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.arguments import parse_arguments
 
+REWARMED_FACTOR = 0.5  # of the recipe's rates, to which a continued run's rates rise at least
+REWARM_SHARE, MAX_REWARM_STEPS = 0.1, 100  # of the steps to come
 TORCH_SCHEDULERS = "torch.optim.lr_scheduler"  # the module of a class without one
 
 
@@ -63,6 +65,65 @@ def with_warmup(decay: Callable[[float], float], warmup: int, total_steps: int) 
         return decay(min(1.0, (step - warmup) / max(1, total_steps - warmup)))
 
     return factor
+
+
+def continue_schedule(scheduler: LRScheduler, recipe: Recipe, *, step: int, factor: float, total_steps: int) -> None:
+    """Plan the learning rates of a run that continues another one from `step` on, over the steps up to `total_steps`.
+
+    `factor` is that of the other run's schedule at `step`, which the rates start from: there is no jump. A schedule
+    that falls rises first, over a tenth of the steps to come and at most 100, to half the recipe's rates, unless the
+    rates are higher anyway; from there it falls over the other steps as the recipe's schedule does over a whole run. So
+    a run whose rates had fallen to 0 learns again, but less of what the end of its schedule settled is undone than by a
+    restart at the full rates (Ibrahim et al. 2024, arXiv:2403.08763, on re-warming). A constant schedule only goes up
+    to the recipe's rates, if it was still warming up. A class that the recipe names, and Adafactor's own schedule, go
+    on by themselves.
+    """
+    if recipe.lr_scheduler_type or recipe.lr_scheduler is Scheduler.ADAFACTOR or not isinstance(scheduler, LambdaLR):
+        return
+    planned = continued_factor(recipe, factor, total_steps - step)
+    scheduler.lr_lambdas = [lambda number: planned(number - step)] * len(scheduler.base_lrs)
+    factor_now = planned(scheduler.last_epoch - step)
+    rates = [rate * factor_now for rate in scheduler.base_lrs]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates  # what `get_last_lr` and the saved state report
+
+
+def continued_factor(recipe: Recipe, factor: float, steps: int) -> Callable[[int], float]:
+    """Return the factor on the recipe's rates by step, over `steps` steps that begin at `factor`."""
+    constant = recipe.lr_scheduler in (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
+    peak = 1.0 if constant else max(factor, REWARMED_FACTOR)
+    warmup = min(MAX_REWARM_STEPS, int(REWARM_SHARE * steps)) if peak > factor else 0
+    minimum = min(peak, recipe.lr_scheduler_min_lr_ratio) if recipe.lr_scheduler is Scheduler.COSINE else 0.0
+    shape = _decay(recipe)
+
+    def at(number: int) -> float:
+        if number < warmup:
+            return factor + (peak - factor) * (number + 1) / (warmup + 1)
+        return minimum + (peak - minimum) * shape(min(1.0, (number - warmup) / max(1, steps - warmup)))
+
+    return at
+
+
+def _decay(recipe: Recipe) -> Callable[[float], float]:
+    """Return the factor of a recipe's schedule by its progress in 0..1, from 1 to 0, or 1 for a constant one."""
+    match recipe.lr_scheduler:
+        case Scheduler.LINEAR:
+            return partial(polynomial, power=1.0)
+        case Scheduler.POLYNOMIAL:
+            return partial(polynomial, power=recipe.lr_scheduler_power)
+        case Scheduler.COSINE:
+            return partial(cosine, minimum=0.0)
+        case Scheduler.COSINE_WITH_RESTARTS:
+            return partial(cosine_with_restarts, cycles=recipe.lr_scheduler_num_cycles)
+        case Scheduler.REX:
+            return rex
+    return lambda progress: 1.0
+
+
+def cosine_with_restarts(progress: float, cycles: int) -> float:
+    """Return the cosine from 1 to 0 that is repeated `cycles` times over a progress z in 0..1."""
+    return 0.0 if progress >= 1 else cosine(cycles * progress % 1, 0.0)
 
 
 def cosine(progress: float, minimum: float) -> float:

@@ -15,7 +15,7 @@ import torch
 
 from lora_studio.events import Report, WarningEvent
 from lora_studio.models.catalogue import find_base
-from lora_studio.planning.memory import GIB, next_saving
+from lora_studio.planning.memory import GIB, saving_advice
 from lora_studio.planning.timing import step_seconds
 from lora_studio.settings.job_specs import TrainJob
 
@@ -74,4 +74,4 @@ def watch_system_memory(job: TrainJob, device: torch.device, report: Report) -> 
         free, size = torch.cuda.mem_get_info(device)
         return free / size
 
-    return SystemMemoryWatch(planned.high, free_share, next_saving(job.recipe), report).add
+    return SystemMemoryWatch(planned.high, free_share, saving_advice(job.recipe), report).add

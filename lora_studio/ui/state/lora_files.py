@@ -91,7 +91,7 @@ def _choices_of_run(folder: JobFolder, job: TrainJob) -> list[LoraChoice]:
         pattern = f"{glob.escape(job.name)}-{prefix}[0-9]*.safetensors"
         for path in sorted((folder.path / "checkpoints").glob(pattern), reverse=True):
             number = path.stem.removeprefix(f"{job.name}-{prefix}").lstrip("0")
-            label = f"{folder.name} · {unit} {number}"
+            label = f"{folder.name} · {unit} {number.replace('-saved', ', saved by hand')}"
             found.append(LoraChoice(f"{folder.name}/checkpoints/{path.name}", label, path, folder))
     return found
 

@@ -9,6 +9,7 @@ import gradio as gr
 
 from lora_studio.interop.files import FILE_TYPES
 from lora_studio.planning.presets import list_presets, preset_title
+from lora_studio.ui.train.control import ControlFields, build_control_fields
 from lora_studio.ui.widgets.html import hint, html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
@@ -22,6 +23,7 @@ class TrainButtons(NamedTuple):
     start: gr.Button
     stop: gr.Button
     sample: gr.Button
+    save: gr.Button
     resume: gr.Button
     test: gr.Button
     edit_and_rerun: gr.Button
@@ -98,6 +100,7 @@ class TrainLayout(NamedTuple):
     job_fields: JobFields
     run_side: RunSide
     aside: Aside
+    control: ControlFields
     planned: gr.State
     signature: gr.State
 
@@ -112,6 +115,7 @@ def build_layout(*, local: bool) -> TrainLayout:
                 start=gr.Button("Start training", variant="primary", elem_id="train-start", visible=False),
                 stop=gr.Button("Stop and save", elem_id="train-stop", visible=False),
                 sample=gr.Button("Sample now", elem_id="train-sample", visible=False),
+                save=gr.Button("Save now", elem_id="train-save", visible=False),
                 resume=gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
                 test=gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
                 edit_and_rerun=gr.Button("Edit and rerun", elem_id="train-again", visible=False),
@@ -123,9 +127,9 @@ def build_layout(*, local: bool) -> TrainLayout:
             form_side, exchange, presets, form, job_fields = _form_side(local=local)
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
-            aside = _aside()
+            aside, control = _aside()
     states = gr.State(None), gr.State("")
-    sides = (form_side, exchange, presets, form, job_fields, run_side, aside)
+    sides = (form_side, exchange, presets, form, job_fields, run_side, aside, control)
     return TrainLayout(title, buttons, tiles, *sides, *states)
 
 
@@ -210,9 +214,10 @@ def _run_side() -> RunSide:
     return RunSide(column, curve, filmstrip)
 
 
-def _aside() -> Aside:
+def _aside() -> tuple[Aside, ControlFields]:
     notice = html(elem_id="train-notice")
     state = html(elem_id="train-state")
+    control = build_control_fields()
     cards = html(elem_id="train-cards")
     with gr.Column(visible=False) as files:
         path = html(elem_id="train-path")
@@ -222,4 +227,5 @@ def _aside() -> Aside:
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log = html(elem_id="train-log")
     runs = pickable(elem_id="train-runs")
-    return Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
+    aside = Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
+    return aside, control

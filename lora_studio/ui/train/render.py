@@ -13,6 +13,7 @@ from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
+from lora_studio.ui.train.control import controls_of, hidden_controls
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
 from lora_studio.ui.train.state import TrainState
@@ -92,6 +93,7 @@ def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
         layout.run_side.column: gr.Column(visible=False),
         aside.notice: error_card(run.error) if run.error else "",
         aside.state: "",
+        **hidden_controls(layout.control),
         aside.cards: caution_cards(run.figures) if run.figures else "",
         aside.files: gr.Column(visible=False),
         aside.details: gr.Accordion(visible=False),
@@ -111,6 +113,7 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
         layout.run_side.filmstrip: view.filmstrip(run, home),
         **_buttons_of_run(layout.buttons, run),
         aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),
+        **controls_of(layout.control, run),
         aside.cards: view.verdict_cards(run),
         **_file_updates(aside, run),
         aside.details: gr.Accordion(visible=True),
@@ -131,6 +134,10 @@ def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
             requested = run.folder.samples_requested()
             text = "Sampling after this step" if requested else "Sample now"
             updates[buttons.sample] = gr.Button(text, interactive=not requested, visible=True)
+        if run.status.state is JobState.RUNNING and run.history.steps and not stopping:
+            requested = run.folder.save_requested()
+            text = "Saving after this step" if requested else "Save now"
+            updates[buttons.save] = gr.Button(text, interactive=not requested, visible=True)
         return updates
     is_done = run.status.state is JobState.DONE
     updates = _button_updates(buttons, buttons.edit_and_rerun, buttons.new_run)

@@ -97,6 +97,10 @@ class RunReader:
         """Return a run; raises InputError if the project has none with this name."""
         return RunView.load(run_named(project, name), self.histories)
 
+    def shown(self, page: TrainPage) -> RunView:
+        """Return the run that a page shows; raises InputError while it shows the form."""
+        return self.run(page.project, self.default_run(page.project) if page.run is None else page.run)
+
     def run_list(self, project: Project, shown: str) -> RunList:
         """Return the runs of a project that can be read, while the page shows that named `shown` or the form."""
         runs = []
@@ -130,4 +134,4 @@ class RunReader:
 
 def _shown_detail(folder: JobFolder, status: JobStatus) -> str:
     """Return what changes on the page of a run besides its state and events."""
-    return f"{status.updated_at}:{folder.stop_requested()}:{folder.samples_requested()}"
+    return f"{status.updated_at}:{folder.stop_requested()}:{folder.samples_requested()}:{folder.save_requested()}"

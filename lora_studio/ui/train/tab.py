@@ -28,6 +28,7 @@ from lora_studio.ui.server import Mode
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan, save_changes
 from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.tab_events import PageValues, TabEvents
+from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
 from lora_studio.ui.train.render import TrainRenderer
@@ -56,6 +57,7 @@ class TrainTab:
         self.studio = studio
         self.layout = layout
         self.reader = RunReader()
+        self.control = RunControl(studio, self.reader)
         self.render = TrainRenderer(studio, layout).render
 
     def wire(self, tab: gr.Tab) -> Page:
@@ -64,7 +66,16 @@ class TrainTab:
         side, rest = layout.form_side, (self.show_error, layout.aside.notice, studio.with_progress)
         # The browser processes every input and output of a tick: the form with its many fields is not among them.
         page = [studio.project, studio.run, layout.signature]
-        live = [*page[1:], layout.title, layout.tiles, *layout.buttons, *layout.run_side, *layout.aside, side.column]
+        live = [
+            *page[1:],
+            layout.title,
+            layout.tiles,
+            *layout.buttons,
+            *layout.run_side,
+            *layout.aside,
+            *layout.control,
+            side.column,
+        ]
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
         presets = [layout.presets.name, layout.presets.own, layout.presets.result]
@@ -81,6 +92,10 @@ class TrainTab:
         buttons = self.layout.buttons
         events.on(buttons.stop.click, self.stop_training)
         events.on(buttons.sample.click, self.sample_now)
+        events.on(buttons.save.click, self.control.save_now)
+        fields = self.layout.control
+        events.on(fields.continue_button.click, self.control.continue_run, fields.epochs)
+        events.on(fields.restart_button.click, self.control.restart_smaller)
         events.on(buttons.resume.click, self.resume_training)
         events.on(buttons.edit_and_rerun.click, self.edit_and_rerun)
         events.on(self.layout.aside.runs.click, self.select_run, sends="pick")

@@ -28,8 +28,8 @@ from lora_studio.planning.memory import (
     has_effect,
     lora_mib,
     lora_weights,
-    next_saving,
     recomputed_share,
+    saving_advice,
 )
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.recipe import Recipe
@@ -260,10 +260,10 @@ def test_next_saving_suggests_each_saving_in_turn() -> None:
     sentences = []
     for saving in MEMORY_SAVINGS:
         assert has_effect(current, saving)
-        sentence = next_saving(current)
+        sentence = saving_advice(current)
         assert saving.advice in sentence
         sentences.append(sentence)
         current = Recipe.parse(current.model_dump() | {saving.setting: saving.value})
     assert len(set(sentences)) == len(MEMORY_SAVINGS)
-    assert "network dim from 32" in next_saving(current)
-    assert "more memory" in next_saving(current.model_copy(update={"network_dim": 8}))
+    assert "network dim from 32" in saving_advice(current)
+    assert "more memory" in saving_advice(current.model_copy(update={"network_dim": 8}))

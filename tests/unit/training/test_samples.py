@@ -230,10 +230,13 @@ def test_samples_on_request_and_before_training_do_not_change_the_training(
     def ask_before_the_first_step(steps: int) -> bool:
         if steps == 0:
             folder.request_samples()
+            folder.request_save()
         return False
 
     _, events = train_into(sampled, folder.path, home, stop_when=ask_before_the_first_step)
     drawn = [(values["step"], values["epoch"], values["index"]) for values in of(events, "sample")]
     assert drawn == [(0, None, 0), (0, None, 1), (1, None, 0), (1, None, 1)]
-    assert not folder.samples_requested()
+    assert not folder.samples_requested() | folder.save_requested()
+    saved = [path.name for path in folder.path.glob("checkpoints/*-saved.safetensors")]
+    assert saved == ["ink-step00000001-saved.safetensors"]
     assert same(weights_of(folder.path), weights_of(tmp_path / "plain"))

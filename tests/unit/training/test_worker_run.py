@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from lora_studio import worker
+from lora_studio import api, worker
 from lora_studio.errors import ConfigError, OutOfMemoryError
 from lora_studio.events import Event, SampleEvent, StepEvent
 from lora_studio.training.outputs import Outputs
@@ -136,3 +136,22 @@ def test_an_epoch_whose_end_failed_is_reported_once_after_a_resume(
     }
     assert names.count("failed") == names.count("resume") == 1
     assert not list(folder.path.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_continued_for_an_epoch(tmp_path: Path, home: Home) -> None:
+    base = save_tiny_sdxl(tmp_path / "base", layers=1)
+    job = make_job(base, make_images(tmp_path / "images", [(64, 64)] * 3), lr_scheduler="cosine")
+    folder = JobFolder.create(tmp_path / "001-ink", job)
+    worker.execute(folder, home=home)
+    lora = (folder.path / "ink.safetensors").read_bytes()
+    result = api.continue_training(folder.path, more_epochs=1, home=home)
+    continued = JobFolder(tmp_path / "002-ink")
+    assert (result.run, result.steps, result.epochs) == (continued.path, 6, 3)
+    steps = records_of(continued, "step")
+    assert [event["step"] for event in steps] == [1, 2, 3, 4, 5, 6]
+    assert [event["total"] for event in steps] == [4] * 4 + [6] * 2
+    assert steps[4]["lr"] == pytest.approx(0.5e-3)
+    assert steps[5]["lr"] < steps[4]["lr"]
+    assert (folder.path / "ink.safetensors").read_bytes() == lora
+    assert len(records_of(continued, "saved")) == 1

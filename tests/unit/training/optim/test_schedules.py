@@ -17,7 +17,12 @@ from lora_studio.planning.steps import warmup_steps
 from lora_studio.settings.choices import Scheduler
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.optim.optimizers import learning_rates, make_optimizer
-from lora_studio.training.optim.schedules import check_lr_scheduler, make_lr_scheduler
+from lora_studio.training.optim.schedules import (
+    check_lr_scheduler,
+    continue_schedule,
+    continued_factor,
+    make_lr_scheduler,
+)
 
 FALLING = ("linear", "cosine", "cosine_with_restarts", "polynomial", "rex")
 SHAPES = [item.value for item in Scheduler if item is not Scheduler.ADAFACTOR]
@@ -173,3 +178,52 @@ def test_what_is_missing_or_wrong_in_a_scheduler_class_is_named(name: str, argum
     (problem,) = caught.value.problems
     assert problem.startswith(("lr_scheduler_type", "lr_scheduler_args"))
     assert name in problem or arguments[-1] in problem
+
+
+def continued(factor: float, steps: int, **recipe: Any) -> list[float]:
+    """Return the factors of a continued run and that of the step after the last."""
+    planned = continued_factor(Recipe.parse(recipe), factor, steps)
+    return [planned(step) for step in range(steps + 1)]
+
+
+@pytest.mark.parametrize("shape", FALLING)
+def test_a_finished_schedule_rises_to_half_the_rates_and_falls_again(shape: str) -> None:
+    found = continued(0.0, 200, lr_scheduler=shape, lr_scheduler_num_cycles=1)
+    assert found[0] == pytest.approx(0.5 / 21)
+    assert max(found) == found[20] == pytest.approx(0.5)
+    assert all(after >= before for before, after in pairwise(found[:21]))
+    assert all(after < before for before, after in pairwise(found[20:]))
+    assert found[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_schedule_above_half_the_rates_falls_from_there() -> None:
+    found = continued(0.75, 100, lr_scheduler="cosine", lr_scheduler_min_lr_ratio=0.1)
+    assert found[0] == 0.75
+    assert all(after < before for before, after in pairwise(found))
+    assert found[-1] == pytest.approx(0.1)
+
+
+def test_a_constant_schedule_only_finishes_its_warmup() -> None:
+    assert continued(1.0, 50, lr_scheduler="constant") == [1.0] * 51
+    found = continued(0.4, 50, lr_scheduler="constant_with_warmup", lr_warmup_steps=100)
+    assert found[0] == pytest.approx(0.5)
+    assert found[5:] == [1.0] * 46
+
+
+def test_the_rates_of_a_continued_run_are_the_same_after_a_resume() -> None:
+    recipe = Recipe.parse({"lr_scheduler": "cosine", "optimizer": "AdamW"})
+
+    def scheduler_at(step: int) -> Any:
+        optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": 2.0}])
+        scheduler = make_lr_scheduler(recipe, optimizer, 60)
+        scheduler.last_epoch = step
+        continue_schedule(scheduler, recipe, step=40, factor=0.0, total_steps=60)
+        return scheduler
+
+    whole, found = scheduler_at(40), []
+    for step in range(40, 60):
+        found.append(whole.get_last_lr()[0])
+        assert scheduler_at(step).get_last_lr() == pytest.approx(whole.get_last_lr())
+        whole.optimizer.step()
+        whole.step()
+    assert max(found) == pytest.approx(1.0)

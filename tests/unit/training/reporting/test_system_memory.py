@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lora_studio.planning.memory import next_saving
+from lora_studio.planning.memory import saving_advice
 from lora_studio.training.reporting.system_memory import COUNT, FACTOR, WARM_UP, SystemMemoryWatch, watch_system_memory
 from tests.support.events import Events, append_to, ignore, of
 from tests.support.training_runs import make_job
@@ -55,4 +55,4 @@ def test_a_gpu_is_watched_with_its_plan_and_a_cpu_is_not(monkeypatch: pytest.Mon
     for _ in range(20):
         add(200.0)
     (warning,) = of(events, "warning")
-    assert next_saving(job.recipe) in warning["why"]
+    assert saving_advice(job.recipe) in warning["why"]
