@@ -32,6 +32,7 @@ from lora_studio.interop.write import export_settings
 from lora_studio.ledger.compare import Comparison, compare
 from lora_studio.ledger.records import find_records, read_records
 from lora_studio.ledger.table import to_frame
+from lora_studio.lora.file_settings import file_overrides
 from lora_studio.planning.plan import NEW_PROJECT, plan
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
@@ -231,7 +232,10 @@ def train(
 
 
 def plan_on_this_machine(job: TrainJob, kind: LoraKind, home: Home) -> Plan:
-    """Plan a job for this machine's GPU; settings that its recipe was given are kept."""
+    """Plan a job for this machine's GPU; settings that its recipe was given are kept.
+
+    Network type, dims and alphas are those of the LoRA file that the job starts from, if it has one.
+    """
     gpu = find_gpu()
     return plan(
         job.dataset,
@@ -239,7 +243,7 @@ def plan_on_this_machine(job: TrainJob, kind: LoraKind, home: Home) -> Plan:
         base=job.base,
         vram_gib=gpu.vram_gib if gpu else None,
         trigger_word=job.trigger_word,
-        overrides=job.recipe.model_dump(include=job.recipe.model_fields_set),
+        overrides=file_overrides(job) | job.recipe.model_dump(include=job.recipe.model_fields_set),
         regularization=job.regularization,
         subsets=job.subsets,
         home=home,
