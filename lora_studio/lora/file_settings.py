@@ -84,7 +84,8 @@ def check_file_settings(job: TrainJob) -> None:
         return
     values, different = _effective(job.recipe), different_settings(job.network_weights, job.recipe)
     if problems := [
-        f"{name} is {values[name]}, but {job.network_weights.name} was trained with {value}. Set {name} to {value}."
+        f"{name} is {values[name] or 'empty'}, but {job.network_weights.name} was trained with {value}. "
+        f"Set {name} to {value}."
         for name, value in different.items()
         if name in CONTRADICTIONS and value is not None
     ]:

@@ -10,11 +10,12 @@ import pytest
 
 from lora_studio.files import write_json
 from lora_studio.ui.train.control import RunControl
+from lora_studio.ui.train.extend import USE_FILE
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.interface import Interface, error_code
-from tests.support.jobs import make_project, make_run, running_status
+from tests.support.jobs import LORA, make_project, make_run, running_status
 
 Started = list[tuple[JobFolder, bool]]
 
@@ -94,3 +95,22 @@ def test_after_out_of_memory_the_next_rung_is_one_click_away(
 def test_another_failure_offers_no_restart(project: Project, interface: Interface) -> None:
     make_run(project, final=False, state=JobState.FAILED, code="nan")
     assert "train_restart" not in interface.open_project("ink")
+
+
+def test_the_settings_of_a_lora_to_start_from_are_offered(
+    project: Project, interface: Interface, started: Started, tmp_path: Path
+) -> None:
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.offer_file_settings, train_network_weights=str(LORA))
+    assert "dim 8, alpha 4" in shown["train_file_offer"]
+    assert error_code(interface.call(TrainTab.start_training)["train_notice"]) == "config"
+    assert not started
+    shown = interface.call(TrainTab.use_file_settings, pick=USE_FILE)
+    assert (shown["recipe_network_dim"]["value"], shown["recipe_network_alpha"]["value"]) == ("8", "4")
+    assert USE_FILE not in shown["train_file_offer"].split('"')
+    interface.call(TrainTab.start_training)
+    [(folder, _)] = started
+    job: Any = folder.job()
+    assert (job.network_weights, job.recipe.network_dim) == (LORA, 8)
+    refused = interface.call(TrainTab.offer_file_settings, train_network_weights=str(tmp_path / "none.safetensors"))
+    assert error_code(refused["train_notice"]) == "lora_missing"

@@ -98,6 +98,7 @@ class TrainLayout(NamedTuple):
     presets: OwnPresets
     form: RecipeForm
     job_fields: JobFields
+    file_offer: gr.HTML
     run_side: RunSide
     aside: Aside
     control: ControlFields
@@ -124,16 +125,16 @@ def build_layout(*, local: bool) -> TrainLayout:
     tiles = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=3, min_width=340):
-            form_side, exchange, presets, form, job_fields = _form_side(local=local)
+            form_side, exchange, presets, form, job_fields, file_offer = _form_side(local=local)
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
             aside, control = _aside()
     states = gr.State(None), gr.State("")
-    sides = (form_side, exchange, presets, form, job_fields, run_side, aside, control)
+    sides = (form_side, exchange, presets, form, job_fields, file_offer, run_side, aside, control)
     return TrainLayout(title, buttons, tiles, *sides, *states)
 
 
-def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeForm, JobFields]:
+def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeForm, JobFields, gr.HTML]:
     with gr.Column(visible=False) as column:
         source = pickable(elem_id="train-source")
         with gr.Row(elem_classes="fields"):
@@ -154,7 +155,8 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeFo
         exchange = _exchange(local=local)
         form = build_form()
         job_fields = build_job_fields()
-    return FormSide(column, source, name, preset), exchange, presets, form, job_fields
+        file_offer = pickable(elem_id="train-file-offer")
+    return FormSide(column, source, name, preset), exchange, presets, form, job_fields, file_offer
 
 
 def _exchange(*, local: bool) -> Exchange:

@@ -54,6 +54,8 @@ class TrainRenderer:
         if state.other is not None:
             updates |= {layout.form_side.name: state.other.name} | layout.job_fields.fill(state.other.files)
             updates |= {layout.exchange.result: "", layout.exchange.download: gr.DownloadButton(visible=False)}
+        if state.file_offer is not None:
+            updates[layout.file_offer] = state.file_offer
         match state.exchanged:
             case ProjectImport() as imported:
                 updates |= {layout.exchange.result: view.import_card(imported), layout.exchange.path: ""}

@@ -74,7 +74,8 @@ class TrainState:
     """What the tab shows: a run, or the form of the next run, or neither if only the list of runs is updated.
 
     `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
-    runs stays as it is. `exchanged` is what was imported or exported, `preset_note` what was done with a preset.
+    runs stays as it is. `exchanged` is what was imported or exported, `preset_note` what was done with a preset,
+    `file_offer` what is shown of the LoRA to start from.
     """
 
     shown: RunView | NextRun | None
@@ -82,6 +83,7 @@ class TrainState:
     form: RecipeContents | None = None
     other: OtherFields | None = None
     exchanged: ProjectImport | ExportedSettings | None = None
+    file_offer: str | None = None
     preset_note: str = ""
     is_job_started: bool = False
     opens_plan: bool = False

@@ -19,6 +19,7 @@ from lora_studio.api import request_samples
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.interop.files import import_settings
+from lora_studio.lora.file_settings import check_file_settings, settings_of_file
 from lora_studio.planning.presets import delete_preset, list_presets, load_preset, own_presets, save_preset
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
@@ -30,6 +31,7 @@ from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
+from lora_studio.ui.train.extend import USE_FILE, file_offer
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
 from lora_studio.ui.train.render import TrainRenderer
 from lora_studio.ui.train.state import OtherFields, RunReader, TrainForm, TrainPage, TrainState
@@ -80,7 +82,7 @@ class TrainTab:
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
         presets = [layout.presets.name, layout.presets.own, layout.presets.result]
         shared = [layout.form.planned, studio.timer, studio.tabs]
-        outputs = [*live, *form, side.source, side.preset, *presets, *exchange, *shared]
+        outputs = [*live, *form, layout.file_offer, side.source, side.preset, *presets, *exchange, *shared]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
         form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
@@ -118,6 +120,9 @@ class TrainTab:
             events.on(exchange.import_path.click, self.import_path, exchange.path)
             events.on(exchange.path.submit, self.import_path, exchange.path)
         events.on(exchange.export.click, self.export)
+        weights = layout.job_fields.network_weights
+        events.on(partial(gr.on, [weights.blur, weights.submit]), self.offer_file_settings)
+        events.on(layout.file_offer.click, self.use_file_settings, sends="pick")
         files = [layout.job_fields.regularization.blur, layout.job_fields.processes.input]
         edits = partial(gr.on, [*layout.form.edit_events, *files])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
@@ -178,6 +183,7 @@ class TrainTab:
         if not project_images(form.project):
             raise InputError(f"{form.project.name} has no images yet.", "Import some in Dataset.", code="no_images")
         job = _job(form, run.recipe)
+        check_file_settings(job)
         folder = self.studio.jobs.start(form.project.new_run_dir(job.name), job)
         return self._run(form.project, folder.name, is_job_started=True)
 
@@ -264,6 +270,20 @@ class TrainTab:
             return self._with_subsets(form, [], {})
         planned = form.planned.recipe.model_dump()
         return self._set(form, {name: value for name, value in planned.items() if pick in (name, ALL_BACK)})
+
+    def offer_file_settings(self, form: TrainForm) -> TrainState:
+        """Show what the LoRA to start from was trained with; raises InputError if it is not one."""
+        path, run = form.other.files.network_weights, self._saved(form, form.contents())
+        return TrainState(None, file_offer="" if path is None else file_offer(path, run.recipe))
+
+    def use_file_settings(self, form: TrainForm, pick: object) -> TrainState:
+        """Set the network's settings to those of the LoRA to start from."""
+        path = form.other.files.network_weights
+        if path is None or pick != USE_FILE:
+            raise InputError("No LoRA to start from is given.", "Enter its path under Other files.", code="no_file")
+        state = self._set(form, settings_of_file(path))
+        recipe = state.shown.recipe if isinstance(state.shown, NextRun) else None
+        return replace(state, file_offer=file_offer(path, recipe))
 
     def save_edit(self, form: TrainForm) -> TrainState:
         """Save an edit and update the figures."""

@@ -75,7 +75,7 @@ def build_job_fields() -> JobFields:
         network_weights = _path_field(
             "network_weights",
             "Start from a LoRA",
-            "Optional: a .safetensors file to continue from. Network type, dims and alphas must match the file.",
+            "Optional: a .safetensors file to continue from; its network type, dims and alphas are offered below.",
         )
         vae = _path_field(
             "vae",
