@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -91,6 +91,20 @@ class StartEvent(Event):
     zero_terminal_snr: bool = Field(description="whether the noise schedule ends at zero SNR")
 
 
+class BaseLossEvent(Event):
+    """The loss of the base, without the LoRA, was measured on some training images with fixed noise.
+
+    `relative_loss` of a step is relative to this curve.
+    """
+
+    name = "base_loss"
+
+    loss: float = Field(description="expected loss of a training sample, over the timesteps that the run draws")
+    timesteps: list[int] = Field(description="timesteps of the curve, interpolated linearly in log(loss) between them")
+    losses: list[float] = Field(description="loss of the base at each of them, with the recipe's loss weights")
+    evaluations: int = Field(description="samples that were evaluated for it")
+
+
 class CaptionsEvent(Event):
     """The augmented captions of the first steps were written to a file, for the user to read."""
 
@@ -123,6 +137,11 @@ class StepEvent(EventAtStep):
     epoch: Epoch
     seconds_left: SecondsLeft = None
     loss: float | None = Field(description="mean training loss of the step's samples")
+    relative_loss: float | None = Field(
+        default=None,
+        description="mean of the samples' losses, each relative to the base's loss at its timestep: 1 is no better "
+        "than the base. The figure to smooth, judge and compare; left out if the base's loss is unknown",
+    )
     lr: float = Field(description="learning rate of the UNet")
     text_encoder_lr: float = Field(default=0.0, description="learning rate of the text encoders")
     text_encoder_lr2: float | None = Field(
@@ -194,12 +213,23 @@ class TimestepsEvent(Event):
 
 
 class ValidationEvent(EventAtStep):
-    """The loss on the images of the validation split was computed."""
+    """The fixed-noise loss was computed: on fixed images, with fixed noise and timesteps.
+
+    Two of a run differ by the LoRA alone.
+    """
 
     name = "validation"
 
     epoch: int = Field(description="the epoch that has ended; 0 before the first step")
-    loss: float | None = Field(description="mean validation loss; null if not finite")
+    loss: float | None = Field(description="mean fixed-noise loss; null if not finite")
+    split: Literal["validation", "training"] = Field(
+        default="validation",
+        description="the images: `validation` for those of the validation split, `training` for training images, "
+        "where there is no such split",
+    )
+    base_loss: float | None = Field(
+        default=None, description="the same of the base, without the LoRA; left out in runs of earlier versions"
+    )
 
 
 class CheckpointEvent(EventAtStep):
@@ -320,6 +350,7 @@ EVENTS: dict[str, type[Event]] = {
         WarningEvent,
         HintEvent,
         StartEvent,
+        BaseLossEvent,
         CaptionsEvent,
         ResumeEvent,
         StepEvent,

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "events.md"
@@ -48,6 +48,8 @@ def json_type(annotation: Any) -> str:
     """Return a Python type as the types of JSON."""
     if isinstance(annotation, UnionType):
         return " or ".join(map(json_type, get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return "string"
     if get_origin(annotation) is list:
         return f"array of {json_type(get_args(annotation)[0])}"
     if get_origin(annotation) is tuple:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,6 +67,18 @@ class Adapters:
     def dims(self) -> set[DimAlpha]:
         """The distinct dims and alphas of the layers."""
         return {DimAlpha(layer.r[ADAPTER_NAME], layer_alpha(layer)) for _, _, layer in self.layers}
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Compute with the base alone inside the block; weights and gradients stay as they are."""
+        # peft's `enable_adapters` would also change which weights require gradients
+        for _, _, layer in self.layers:
+            layer._disable_adapters = True
+        try:
+            yield
+        finally:
+            for _, _, layer in self.layers:
+                layer._disable_adapters = False
 
     def init_magnitudes(self, axis: DoraAxis) -> None:
         """Give every DoRA layer its base's norms along this axis as magnitudes."""

@@ -38,6 +38,7 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
         on_nan=partial(_check_divergence, trainer, progress),
         deferred=trainer.skips_nonfinite_on_gpu,
         on_seconds=watch_system_memory(trainer.job, trainer.device, report),
+        prior_loss_weight=trainer.recipe.prior_loss_weight,
     )
     retry = step_retry(trainer, report)
     try:

@@ -16,7 +16,7 @@ from lora_studio.training.resume import capture_state
 from lora_studio.training.resume_state import save_state
 from lora_studio.training.samples import encode_prompt, generate_samples, sample_parameters, samples_of
 from lora_studio.training.trainer import Trainer
-from lora_studio.training.validation import validate
+from lora_studio.training.validation import evaluations_of, measure_base, validate
 from lora_studio.workspace.job_folder import JobFolder
 
 STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
@@ -55,9 +55,11 @@ class Outputs:
         return due or JobFolder(self.trainer.folder).save_requested()
 
     def write_before_training(self) -> None:
-        """Before the first step, compute the validation loss, and draw samples if the recipe says so."""
+        """Before the first step, measure the base's and the fixed-noise loss, and draw samples if that is set."""
         if self.progress.step or not self.trainer.ranks.is_main:
             return
+        if self.progress.base_losses is None:
+            measure_base(self.trainer, self.progress, report=self.report, should_stop=self.should_stop)
         if not self.progress.validation_losses:
             self._validate(0)
         if self.trainer.recipe.sample_at_first:
@@ -197,8 +199,9 @@ class Outputs:
         sample_due = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
         if sample_due or self._samples_due:
             self.write_samples(epoch)
-        with trainer.averaged_weights.swapped_in():
-            self._validate(epoch)
+        if evaluations_of(trainer).due(epoch, trainer.counts.epochs):
+            with trainer.averaged_weights.swapped_in():
+                self._validate(epoch)
         for hint in new_hints(self.progress, trainer.counts.total_steps):
             self.report(hint)
 

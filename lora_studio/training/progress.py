@@ -10,16 +10,21 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from lora_studio.planning.steps import StepCount
+from lora_studio.training.reporting.base_losses import BaseLosses
 from lora_studio.training.reporting.loss_by_image import ImageLosses
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 
 
 class ValidationLoss(BaseModel):
-    """The validation loss after `step` optimizer steps, at the end of epoch `epoch` (0: before the first step)."""
+    """The fixed-noise loss after `step` optimizer steps, at the end of epoch `epoch` (0: before the first step).
+
+    `base_loss` is that of the base alone; None in states of earlier versions.
+    """
 
     step: int
     epoch: int
     loss: float
+    base_loss: float | None = None
 
 
 class Continuation(BaseModel):
@@ -37,13 +42,16 @@ class Progress(BaseModel):
 
     `step` counts the optimizer steps taken, `epochs_finished` the epochs whose LoRA, samples and resume state are
     saved. `started` is in seconds since 1970. `losses` has the training loss of each reported step, None where it was
-    not finite. `continued` is set in a run that continues another one for more epochs.
+    not finite; `relative_losses` the same relative to the base's loss, None also where that was unknown.
+    `continued` is set in a run that continues another one for more epochs.
     """
 
     step: int = 0
     epochs_finished: int = 0
     started: float = Field(default_factory=time.time)
     losses: list[float | None] = Field(default_factory=list)
+    relative_losses: list[float | None] = Field(default_factory=list)
+    base_losses: BaseLosses | None = None
     validation_losses: list[ValidationLoss] = Field(default_factory=list)
     timestep_losses: TimestepLosses = Field(default_factory=TimestepLosses)
     image_losses: ImageLosses = Field(default_factory=ImageLosses)

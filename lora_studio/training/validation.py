@@ -1,87 +1,112 @@
-"""The validation loss: how well the LoRA does on images that it is not trained on.
+"""The fixed-noise loss: of the validation split where there is one, else of a few training images; and the base's.
 
-The loss of a training step depends mostly on its random timesteps and noise. Here both are fixed: each image is
-evaluated with one noise at each of four timesteps, without image or caption augmentation, so that two evaluations
-differ by the LoRA's weights alone. Timesteps and masks are weighted as in training: with enough images the mean is
-comparable with the training loss, except that neither a noise offset nor an input perturbation is added.
+The loss of a training step depends mostly on its random timesteps and noise. Here both are fixed: two evaluations
+differ by the LoRA's weights alone. On the validation split it is the validation loss, which rises when the LoRA begins
+to memorise its images; on training images it shows whether the LoRA learns, and when the weights break.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
-from lora_studio.dataset.buckets import Size
 from lora_studio.device import warn_if_out_of_memory
-from lora_studio.events import PhaseEvent, Report, ValidationEvent
-from lora_studio.training.data.augment import image_seed
-from lora_studio.training.data.dataset import Batch, TrainItem
-from lora_studio.training.data.rng import generator
+from lora_studio.events import BaseLossEvent, PhaseEvent, Report, ValidationEvent
+from lora_studio.planning.evaluations import Evaluations, plan_evaluations
+from lora_studio.training.evaluation import EvaluationPoint, evaluate, training_points, validation_points
 from lora_studio.training.progress import Progress, ValidationLoss
-from lora_studio.training.trainer import Trainer, eval_mode
+from lora_studio.training.reporting.base_losses import BaseLosses
+from lora_studio.training.trainer import Trainer
 
-# Of the recipe's timestep range: the midpoints of four equal parts (midpoint rule).
-TIMESTEP_FRACTIONS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+LEVEL_SAMPLES = 1000  # whose timesteps the mean of the base's loss is taken over
+
+
+def evaluations_of(trainer: Trainer) -> Evaluations:
+    """Return how many evaluations the run can afford."""
+    counts = trainer.counts
+    return plan_evaluations(counts.total_steps * counts.samples_per_epoch // counts.steps_per_epoch, counts.epochs)
+
+
+def measure_base(trainer: Trainer, progress: Progress, *, report: Report, should_stop: Callable[[], bool]) -> None:
+    """Measure and report the base's loss by timestep, without the LoRA, if that is possible and no stop is requested.
+
+    If memory runs out, a warning is reported instead; the losses of the steps are then not relative to the base's.
+    """
+    points = training_points(trainer, evaluations_of(trainer).base_points)
+    report(PhaseEvent(message="Measuring the base's loss"))
+    losses = None
+    with (
+        warn_if_out_of_memory(report, "base_loss_out_of_memory", "Memory ran out while measuring the base's loss."),
+        trainer.adapters.disabled(),
+    ):
+        losses = evaluate(trainer, points, should_stop)
+    weights = trainer.collator.loss_weights
+    found = losses and BaseLosses.fit(
+        [point.timestep for point in points],
+        losses,
+        lambda timestep: float(weights[timestep]),
+    )
+    if not found:
+        return
+    progress.base_losses = found
+    report(
+        BaseLossEvent(
+            loss=float(found.expected(_drawn_timesteps(trainer)).mean()),
+            timesteps=found.timesteps,
+            losses=found.losses,
+            evaluations=found.evaluations,
+        )
+    )
 
 
 def validate(
     trainer: Trainer, progress: Progress, epoch: int, *, report: Report, should_stop: Callable[[], bool]
 ) -> None:
-    """Compute and report the validation loss, if there are validation images and no stop is requested meanwhile.
+    """Compute and report the fixed-noise loss, unless a stop is requested meanwhile.
 
     `epoch` is the one that has ended, 0 before the first step. If memory runs out, a warning is reported instead.
     """
-    if not trainer.dataset.validation_items:
+    count = evaluations_of(trainer).points
+    validates = bool(trainer.dataset.validation_items)
+    points = validation_points(trainer, count) if validates else training_points(trainer, count)
+    name = "validation" if validates else "fixed-noise"
+    report(PhaseEvent(message=f"Computing the {name} loss"))
+    losses = base = None
+    with warn_if_out_of_memory(report, "validation_out_of_memory", f"Memory ran out while computing the {name} loss."):
+        losses = evaluate(trainer, points, should_stop)
+        base = losses and _base_level(trainer, progress, points, losses, should_stop)
+    if losses is None or base is None:
         return
-    report(PhaseEvent(message="Computing the validation loss"))
-    loss = None
-    with warn_if_out_of_memory(report, "validation_out_of_memory", "Memory ran out while computing validation loss."):
-        loss = _validation_loss(trainer, should_stop)
-    if loss is None:
-        return
-    progress.validation_losses.append(ValidationLoss(step=progress.step, epoch=epoch, loss=loss))
-    report(ValidationEvent(step=progress.step, epoch=epoch, loss=loss))
+    loss = sum(losses) / len(losses)
+    progress.validation_losses.append(ValidationLoss(step=progress.step, epoch=epoch, loss=loss, base_loss=base))
+    split = "validation" if validates else "training"
+    report(ValidationEvent(step=progress.step, epoch=epoch, loss=loss, split=split, base_loss=base))
 
 
-def _validation_loss(trainer: Trainer, should_stop: Callable[[], bool]) -> float | None:
-    """Return the mean loss over validation images and timesteps, None after a stop request."""
-    items = trainer.dataset.validation_items
-    total = torch.zeros((), dtype=torch.float64)
-    with eval_mode(trainer.base.unet, *trainer.base.text_encoders), torch.no_grad():
-        for batch in _batches(items, trainer.recipe.batch_size):
-            if should_stop():
-                return None
-            total += sum(losses.cpu().double().sum() for losses in _losses(trainer, batch))
-    return float(total) / (len(items) * len(TIMESTEP_FRACTIONS))
+def _base_level(
+    trainer: Trainer,
+    progress: Progress,
+    points: Sequence[EvaluationPoint],
+    losses: Sequence[float],
+    should_stop: Callable[[], bool],
+) -> float | None:
+    """Return the mean loss of the base at the points, measured once; None after a stop request.
+
+    A new LoRA changes nothing before the first step; one that continues an existing file does.
+    """
+    if progress.validation_losses and (known := progress.validation_losses[-1].base_loss) is not None:
+        return known
+    progress.validation_losses.clear()  # those of an earlier version, at other points
+    if progress.step or trainer.job.network_weights is not None:
+        with trainer.adapters.disabled():
+            found = evaluate(trainer, points, should_stop)
+        if found is None:
+            return None
+        losses = found
+    return sum(losses) / len(losses)
 
 
-def _losses(trainer: Trainer, batch: Batch) -> Iterator[Tensor]:
-    """Yield the weighted losses [B] of a batch at each of the timesteps."""
-    recipe = trainer.recipe
-    begin, end = (
-        recipe.min_timestep,
-        min(recipe.max_timestep, trainer.base.noise_scheduler.config["num_train_timesteps"]),
-    )
-    means = torch.stack([trainer.collator.latents.load(item)[0] for item in batch])
-    captions = [item.caption for item in batch]
-    for number, fraction in enumerate(TIMESTEP_FRACTIONS):
-        t = torch.full((len(batch),), begin + int(fraction * (end - begin)))
-        noise = torch.stack([_noise(means.shape[1:], recipe.seed, item, number) for item in batch])
-        inputs = trainer.collator.assemble(batch, captions, means, noise, t, len(batch))
-        yield trainer.batch_loss(inputs.to(trainer.device))
-
-
-def _noise(shape: torch.Size, seed: int, item: TrainItem, number: int) -> Tensor:
-    return torch.randn(shape, generator=generator(seed, "held-out noise", image_seed(item), number))
-
-
-def _batches(items: list[TrainItem], batch_size: int) -> Iterator[Batch]:
-    buckets: dict[Size, list[TrainItem]] = defaultdict(list)
-    for item in items:
-        buckets[item.placement.bucket].append(item)
-    for _, members in sorted(buckets.items()):
-        for start in range(0, len(members), batch_size):
-            yield members[start : start + batch_size]
+def _drawn_timesteps(trainer: Trainer) -> list[int]:
+    """Return the timesteps that the first samples of the run draw."""
+    batch = trainer.recipe.batch_size
+    steps = range(min(trainer.counts.total_steps, -(-LEVEL_SAMPLES // batch)))
+    return [timestep for step in steps for timestep in trainer.collator.timesteps(step, 0, batch)]

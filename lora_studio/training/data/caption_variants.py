@@ -44,6 +44,12 @@ def training_caption(item: TrainItem, job: TrainJob, step: int, sample: int, *, 
     return _variant(item, job, _drawn_variant(settings, seed, step, sample), progress)
 
 
+def fixed_caption(item: TrainItem, job: TrainJob) -> str:
+    """Return the caption with which a training image is evaluated: its first variant, which is always cached."""
+    settings = item.settings or job.recipe
+    return _variant(item, job, 0, ALL_TAGS) if settings.augments_captions else item.caption
+
+
 def captions_to_cache(job: TrainJob, dataset: Dataset, *, total_steps: int) -> list[str]:
     """Return every caption that training and validation can use, each once."""
     found = [item.caption for item in dataset.validation_items]

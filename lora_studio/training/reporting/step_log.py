@@ -59,8 +59,9 @@ class StepResult:
 class StepLog:
     """Collects step results, records their losses in the progress of the run, and reports them as events.
 
-    `on_nan` is called after each step that was skipped, `on_seconds` with the time of every step. With `deferred`,
-    several steps are reported together; without, each step is due for a report at once.
+    `on_nan` is called after each step that was skipped, `on_seconds` with the time of every step.
+    `prior_loss_weight` is the loss weight of regularisation images. With `deferred`, several steps are reported
+    together; without, each step is due for a report at once.
     """
 
     report: Report
@@ -70,6 +71,7 @@ class StepLog:
     on_nan: Callable[[], None]
     deferred: bool
     on_seconds: Callable[[float], None] = lambda seconds: None
+    prior_loss_weight: float = 1.0
     started_at: float = field(default_factory=time.monotonic)
     flushed_at: float = 0.0
     step_count: int = 0
@@ -100,7 +102,9 @@ class StepLog:
         while self.pending:
             step, epoch, result = self.pending.pop(0)
             loss = result.read()
+            relative = None if loss is None else self._relative_loss(result)
             self.progress.losses.append(loss)
+            self.progress.relative_losses.append(relative)
             self.on_seconds(seconds)
             seconds_left = round(pace * (total - step), 1)
             if loss is None:
@@ -117,6 +121,7 @@ class StepLog:
                     epoch=epoch,
                     seconds_left=seconds_left,
                     loss=loss,
+                    **({} if relative is None else {"relative_loss": relative}),
                     lr=result.rates.get("unet", 0.0),
                     text_encoder_lr=result.rates.get("text_encoder", 0.0),
                     seconds=round(seconds, 4),
@@ -127,6 +132,14 @@ class StepLog:
                 )
             )
         self.flushed_at = now
+
+    def _relative_loss(self, result: StepResult) -> float | None:
+        """Return the mean of the samples' losses relative to the base's; None if that is unknown."""
+        base = self.progress.base_losses
+        if base is None:
+            return None
+        factors = [self.prior_loss_weight if image is None else 1.0 for image in result.images]
+        return base.relative(result.timesteps, result.losses, factors)
 
 
 def memory_gib(device: torch.device) -> float:
