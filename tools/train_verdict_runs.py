@@ -22,7 +22,6 @@ from lora_studio.dataset.ingest.importers import import_paths  # noqa: E402
 from lora_studio.errors import StudioError  # noqa: E402
 from lora_studio.events import BaseLossEvent, Event, NanEvent, StartEvent, StepEvent, ValidationEvent  # noqa: E402
 from lora_studio.example import BASE, EXAMPLE_IMAGES, STYLE_TAGS, TRIGGER  # noqa: E402
-from lora_studio.files import shipped_folder  # noqa: E402
 from lora_studio.planning.presets import load_preset  # noqa: E402
 from lora_studio.settings.choices import ExistingCaptions  # noqa: E402
 from lora_studio.settings.recipe import Recipe  # noqa: E402
@@ -98,7 +97,7 @@ def train(name: str, dataset: Path, folder: Path) -> dict[str, Any]:
 
 def make_wrong_base(folder: Path, prediction: str) -> Path:
     """Return a copy of the embedded base whose configuration claims another prediction type."""
-    base = shutil.copytree(shipped_folder("lora_studio/demo") / "base", folder / prediction, dirs_exist_ok=True)
+    base = shutil.copytree(ROOT / "lora_studio" / "demo" / "base", folder / prediction, dirs_exist_ok=True)
     file = base / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"prediction_type": prediction}), "utf-8")
     return base
