@@ -18,13 +18,14 @@ from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 class ValidationLoss(BaseModel):
     """The fixed-noise loss after `step` optimizer steps, at the end of epoch `epoch` (0: before the first step).
 
-    `base_loss` is that of the base alone; None in states of earlier versions.
+    `base_loss` is that of the base alone at the same `points` evaluation points; None in states of earlier versions.
     """
 
     step: int
     epoch: int
     loss: float
     base_loss: float | None = None
+    points: int = 0
 
 
 class Continuation(BaseModel):

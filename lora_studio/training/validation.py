@@ -63,9 +63,11 @@ def validate(
 ) -> None:
     """Compute and report the fixed-noise loss, unless a stop is requested meanwhile.
 
-    `epoch` is the one that has ended, 0 before the first step. If memory runs out, a warning is reported instead.
+    `epoch` is the one that has ended, 0 before the first step. A run that is continued for more epochs keeps its
+    points. If memory runs out, a warning is reported instead.
     """
-    count = evaluations_of(trainer).points
+    known = progress.validation_losses[-1:]
+    count = known[0].points if known and known[0].points else evaluations_of(trainer).points
     validates = bool(trainer.dataset.validation_items)
     points = validation_points(trainer, count) if validates else training_points(trainer, count)
     name = "validation" if validates else "fixed-noise"
@@ -77,7 +79,8 @@ def validate(
     if losses is None or base is None:
         return
     loss = sum(losses) / len(losses)
-    progress.validation_losses.append(ValidationLoss(step=progress.step, epoch=epoch, loss=loss, base_loss=base))
+    entry = ValidationLoss(step=progress.step, epoch=epoch, loss=loss, base_loss=base, points=count)
+    progress.validation_losses.append(entry)
     split = "validation" if validates else "training"
     report(ValidationEvent(step=progress.step, epoch=epoch, loss=loss, split=split, base_loss=base))
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lora_studio.planning.evaluations import Evaluations
 from lora_studio.training import validation
 from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.augment import image_seed
@@ -74,6 +75,15 @@ def test_the_base_is_measured_without_the_lora(augmented_run: Trainer) -> None:
     assert first.loss == first.base_loss == pytest.approx(second.base_loss, rel=1e-6)
     assert second.base_loss == third.base_loss
     assert second.loss == third.loss != first.loss
+
+
+def test_a_longer_continuation_keeps_the_points(zero_run: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    progress = Progress()
+    validate(zero_run, progress, 1, report=ignore, should_stop=lambda: False)
+    monkeypatch.setattr(validation, "evaluations_of", lambda trainer: Evaluations(24, 20, 1))
+    validate(zero_run, progress, 2, report=ignore, should_stop=lambda: False)
+    first, second = progress.validation_losses
+    assert (first.loss, first.points) == (second.loss, second.points)
 
 
 def test_losses_of_earlier_versions_are_not_compared_with_new_ones(zero_run: Trainer) -> None:
