@@ -72,6 +72,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         bar = gr.HTML(elem_id="loading-bar", js_on_load=script("request_queue.js"))
         html(js="form_fields.js")
         html(js="uploads.js")
+        html(js="tab_history.js")
         header = _header(home, mode)
         menu = _menu(home)
         notice = html(elem_id="frame-notice")

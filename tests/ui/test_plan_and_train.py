@@ -89,6 +89,7 @@ def test_train_starts_from_the_plan_and_keeps_what_the_user_changed(
     assert project.info().recipe == {"epochs": 1}
 
     page.reload()
+    open_tab(page, "Plan")
     page.locator("#plan-changes").get_by_text("You changed 1 setting in Train").wait_for()
     open_tab(page, "Train")
     assert box_of(page, "epochs").input_value() == "1"
