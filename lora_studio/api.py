@@ -33,11 +33,12 @@ from lora_studio.ledger.compare import Comparison, compare
 from lora_studio.ledger.records import find_records, read_records
 from lora_studio.ledger.table import to_frame
 from lora_studio.lora.file_settings import file_overrides
+from lora_studio.models.found import Model, catalogue_models, find_models
 from lora_studio.planning.plan import NEW_PROJECT, plan
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
 from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision
-from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.settings.subsets import Subset
@@ -50,23 +51,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lora_studio.dataset.tagging.stage import TagResult
+    from lora_studio.models.download import DownloadResult
     from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
 
 POLL_SECONDS = 0.3
 FOLDERS = {TagJob.kind: "tags", TrainJob.kind: "runs", SweepJob.kind: "sweeps"}  # in the studio's home
 TAG, TRAIN, SWEEP = TagJob.defaults(), TrainJob.defaults(), SweepJob.defaults()
-J = TypeVar("J", TagJob, TrainJob, SweepJob)
+J = TypeVar("J", TagJob, TrainJob, SweepJob, DownloadJob)
 
 __all__ = [
     "compare_runs",
     "continue_training",
     "curate",
     "doctor",
+    "download_model",
     "edit_captions",
     "export_settings",
     "import_settings",
     "lint_captions",
+    "list_models",
     "plan",
     "plan_caption_edit",
     "request_samples",
@@ -331,6 +335,29 @@ def sweep(
         mixed_precision=mixed_precision,
     )
     return cast("SweepResult", run_job(job, out=out, home=home, on_event=on_event))
+
+
+def list_models(*, home: Home | None = None) -> list[Model]:
+    """Return the base models: those of the catalogue, then those found on this machine, also ones that cannot be used.
+
+    The folders of AUTOMATIC1111, Forge, ComfyUI and kohya_ss in the user's home, those in LORA_STUDIO_MODEL_DIRS and in
+    the home's model-folders.txt, and the Hub's cache are looked through.
+    """
+    home = home or Home.locate()
+    return [*catalogue_models(home), *find_models(home)]
+
+
+def download_model(base: str, *, home: Home | None = None, on_event: Listener = _ignore) -> DownloadResult:
+    """Download a base model by its name in the catalogue or its Hub repository, unless it is on this machine.
+
+    What a stopped or broken download received is kept, and continued. Raises StudioError.
+    """
+    home = home or Home.locate()
+    folder = home.download_of(base)
+    job = _build(DownloadJob, base=base)
+    if not folder.exists:
+        return cast("DownloadResult", _execute(JobFolder.create(folder.path, job), home, on_event))
+    return cast("DownloadResult", resume(folder.path, home=home, on_event=on_event))
 
 
 def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener = _ignore) -> Any:

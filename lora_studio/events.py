@@ -314,6 +314,17 @@ class CellEvent(Event):
     base: str = Field(description="the base model")
 
 
+class DownloadEvent(Event):
+    """A part of a base model was downloaded."""
+
+    name = "download"
+
+    done: int = Field(description="bytes of the weights that are on the disk")
+    total: int = Field(description="bytes of all weights")
+    seconds_left: SecondsLeft = None
+    message: Message
+
+
 class DoneEvent(Event):
     """The job is complete. The last event of a job is this one, `stopped` or `failed`."""
 
@@ -366,6 +377,7 @@ EVENTS: dict[str, type[Event]] = {
         SkippedEvent,
         ImageFailedEvent,
         CellEvent,
+        DownloadEvent,
         DoneEvent,
         StoppedEvent,
         FailedEvent,

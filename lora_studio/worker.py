@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ from lora_studio.events import (
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.memory import saving_advice
 from lora_studio.planning.speeds import remember_speed
-from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob
+from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
 from lora_studio.workspace.gpu_queue import hold_gpu
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
@@ -97,6 +97,10 @@ def stage_for(job: AnyJob) -> Stage:
             from lora_studio.sampling.sweep import sweep
 
             return sweep
+        case DownloadJob():
+            from lora_studio.models.download import download_base
+
+            return download_base
 
 
 def needs_gpu(job: AnyJob) -> bool:
@@ -109,6 +113,8 @@ def needs_gpu(job: AnyJob) -> bool:
             bases = [job.base]
         case SweepJob():
             bases = job.bases
+        case DownloadJob():
+            return False
     known = [find_base(base) for base in bases]
     return not all(base is not None and base.is_embedded for base in known)
 
@@ -193,7 +199,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     try:
         with (
             stop_on_signals(folder),
-            hold_gpu(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=recorder.report_wait),
+            _turn(job, folder, home, recorder),
         ):
             folder.update_status(state=JobState.RUNNING, message="Starting", started_at=time.time())
             with library_errors(job):
@@ -242,6 +248,13 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         folder.write_result(result.model_dump(mode="json"))
         recorder.finish(JobState.DONE, DoneEvent(message="Done", remedy=""))
     return result
+
+
+def _turn(job: AnyJob, folder: JobFolder, home: Home, recorder: _EventRecorder) -> AbstractContextManager[None]:
+    """Return what waits for the job's turn; a download needs no GPU and does not wait for those that do."""
+    if isinstance(job, DownloadJob):
+        return nullcontext()
+    return hold_gpu(home.queue, folder.name, should_stop=folder.stop_requested, on_wait=recorder.report_wait)
 
 
 def _let_idle_threads_sleep() -> None:
@@ -365,6 +378,8 @@ def _memory_remedy(job: AnyJob) -> str:
             return "Set a smaller width and height, and close other programs that use the GPU."
         case TagJob():
             return "Close other programs that use the GPU."
+        case DownloadJob():
+            return "Close other programs."
 
 
 def _is_damaged_file(error: Exception) -> bool:

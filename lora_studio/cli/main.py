@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from lora_studio import __version__, api
 from lora_studio.cli.captions import caption_app
@@ -26,6 +25,7 @@ from lora_studio.cli.console import (
     print_lines,
     print_markdown,
 )
+from lora_studio.cli.models import models_app
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
 from lora_studio.cli.progress import JobProgress, progress_bar
@@ -33,7 +33,6 @@ from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption,
 from lora_studio.cli.runs import runs
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
-from lora_studio.models.catalogue import BASES
 from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import list_presets, load_preset, own_presets
 from lora_studio.settings.choices import LoraKind
@@ -56,6 +55,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(caption_app, name="caption")
+app.add_typer(models_app, name="models")
 
 
 def main() -> None:
@@ -289,18 +289,6 @@ def sweep(
 
 
 app.command()(runs)
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List the base models of the catalogue."""
-    if as_json:
-        print_json([{"name": name, **model.as_dict()} for name, model in BASES.items()])
-        return
-    table = Table("name", "good for", "prediction", "why", box=None, pad_edge=False)
-    for name, model in BASES.items():
-        table.add_row(name, model.good_for, model.prediction_type, model.why)
-    out_console.print(table)
 
 
 @app.command()

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from lora_studio.events import (
     CellEvent,
+    DownloadEvent,
     Event,
     HintEvent,
     ImageEvent,
@@ -68,6 +69,8 @@ class JobProgress:
                 self._advance("Sampling", event.done, event.total)
             case ImageEvent():
                 self._advance("Tagging", event.done, event.total)
+            case DownloadEvent():
+                self._advance(f"{event.message} (MB)", event.done // 10**6, event.total // 10**6)
             case PhaseEvent():
                 self._advance(event.message, event.done, event.total)
             case WaitingEvent():

@@ -25,7 +25,32 @@ _PIPELINES = {
     "StableDiffusion3Pipeline": "a Stable Diffusion 3 model",
     "FluxPipeline": "a FLUX model",
 }
+MAX_HEADER_BYTES = 100 * 1024**2  # safetensors' own limit
 SDXL_PIPELINE = "StableDiffusionXLPipeline"
+
+
+def read_header(file: Path) -> tuple[set[str], dict[str, str]]:
+    """Return the tensor names and the metadata of a .safetensors file, without its tensors and without torch.
+
+    Raises OSError if the file cannot be read, ValueError if it is damaged or incomplete
+    (https://github.com/huggingface/safetensors#format).
+    """
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise ValueError("its header is incomplete")
+        header = json.loads(content.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    try:
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (TypeError, LookupError) as error:
+        raise ValueError("its header is damaged") from error
+    if 8 + length + end != size:
+        raise ValueError(f"it has {size:,} bytes instead of {8 + length + end:,}")
+    return set(header), {str(name): str(value) for name, value in metadata.items()}
 
 
 def is_adapter(keys: Collection[str]) -> bool:

@@ -7,18 +7,19 @@ diffusers layout, or a single .safetensors file in the original layout. Only saf
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import list_repo_files
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
 
 from lora_studio.errors import InputError
-from lora_studio.hub import PICKLE_SUFFIXES, download, is_repo_name
-from lora_studio.models.architectures import is_adapter, kind_of_folder, kind_of_tensors
+from lora_studio.hub import PICKLE_SUFFIXES, cached_folder, download, is_repo_name
+from lora_studio.hub_files import Transfer
+from lora_studio.models.architectures import is_adapter, kind_of_folder, kind_of_tensors, read_header
 from lora_studio.models.catalogue import BASES, KnownBase, find_base
 from lora_studio.workspace.project import Home
 
@@ -29,6 +30,9 @@ SDXL_KEY = "conditioner.embedders.1.model.text_projection"
 SDXL_TEXT_KEY = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
 # Tensors by which ComfyUI recognises bases with the noise schedule of EDM (Karras et al. 2022, arXiv:2206.00364).
 EDM_KEYS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max"})
+# What is downloaded of a repository before it is known what it is.
+CONFIG_FILES = ("*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt")
+TEXT_SECONDS = 5.0  # between two texts about a download's progress
 
 Progress = Callable[[str], None]
 
@@ -42,6 +46,10 @@ class Source:
     location: str
     prediction_type: str | None = None
     zero_terminal_snr: bool | None = None
+
+    def at(self, kind: Literal["folder", "file"], path: Path) -> Source:
+        """Return the same base at a local path."""
+        return replace(self, kind=kind, location=str(path))
 
 
 @dataclass(frozen=True)
@@ -158,32 +166,83 @@ def pickle_error(name: str) -> InputError:
     )
 
 
-def fetch_base(source: Source, *, on_progress: Progress = lambda message: None) -> Source:
+def fetch_base(
+    source: Source,
+    *,
+    on_progress: Progress = lambda message: None,
+    report: Callable[[Transfer], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Source:
     """Download a Hub repository unless it is cached, and return its local source; return other sources as they are.
 
-    Raises InputError if the download fails or the repository has no single base in safetensors format.
+    `report` is called with the bytes of the weights so far; without it, `on_progress` is, with a text. Raises
+    InputError if the download fails or the repository has no single base in safetensors format, and what `download`
+    raises.
     """
     if source.kind != "repo":
         return source
-    on_progress(f"Fetching {source.location}")
-    folder = download(source.location, ["*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt"])
+    repo = source.location
+    on_progress(f"Fetching {repo}")
+    folder = download(repo, CONFIG_FILES)
+    if kind := kind_of_folder(folder):
+        raise not_sdxl_error(repo, kind)
+    report = report or _TextReport(repo, on_progress)
     if (folder / "unet" / "config.json").is_file():
-        folder = download(source.location, ["*.json", "*/*.json", "*/*.txt", *_weight_patterns(source.location)])
-        return Source(source.name, "folder", str(folder), source.prediction_type, source.zero_terminal_snr)
-    files = [name for name in _repo_files(source.location) if "/" not in name and name.endswith(".safetensors")]
+        patterns = [*CONFIG_FILES, *_weight_patterns(repo)]
+        folder = download(repo, patterns, report=report, should_stop=should_stop)
+        return source.at("folder", folder)
+    files = _single_files(repo, _repo_files(repo))
     if len(files) != 1:
         raise InputError(
-            f"{source.location} is not an SDXL base: it has no unet folder and {len(files)} .safetensors files.",
+            f"{repo} is not an SDXL base: it has no unet folder and {len(files)} .safetensors files.",
             "Download the file that you want and give its path.",
             code="base_layout",
         )
-    file = download(source.location, files) / files[0]
-    return Source(source.name, "file", str(file), source.prediction_type, source.zero_terminal_snr)
+    return source.at("file", download(repo, files, report=report, should_stop=should_stop) / files[0])
+
+
+def cached_base(source: Source) -> Source | None:
+    """Return the local source of a Hub repository that was downloaded completely; None for one that was not.
+
+    Other sources are returned as they are.
+    """
+    if source.kind != "repo":
+        return source
+    folder = cached_folder(source.location)
+    if folder is None:
+        return None
+    if (folder / "unet" / "config.json").is_file():
+        is_complete = all(any((folder / part).glob("*.safetensors")) for part in PARTS)
+        return source.at("folder", folder) if is_complete else None
+    files = _single_files(source.location, [path.name for path in folder.iterdir()])
+    return source.at("file", folder / files[0]) if len(files) == 1 else None
+
+
+class _TextReport:
+    """Reports the bytes of a download as text, every few seconds."""
+
+    def __init__(self, repo: str, on_progress: Progress) -> None:
+        self.repo = repo
+        self.on_progress = on_progress
+        self.reported = time.monotonic()
+
+    def __call__(self, transfer: Transfer) -> None:
+        if transfer.total and time.monotonic() - self.reported > TEXT_SECONDS:
+            self.reported = time.monotonic()
+            share = transfer.done / transfer.total
+            self.on_progress(f"Fetching {self.repo}: {share:.0%} of {transfer.total / 1e9:.1f} GB")
+
+
+def _single_files(repo: str, names: list[str]) -> list[str]:
+    """Return the checkpoints of a repository: the one that the catalogue names if it is there, else all."""
+    known = find_base(repo)
+    files = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+    return [known.file] if known is not None and known.file in files else files
 
 
 def _repo_files(repo: str) -> list[str]:
     try:
-        return list(list_repo_files(repo))
+        return list(HfApi().list_repo_files(repo))
     except (HfHubHTTPError, OSError):
         folder = download(repo, ["*.safetensors"])
         return [str(path.relative_to(folder)) for path in folder.rglob("*.safetensors")]
@@ -251,9 +310,8 @@ def _read_markers(file: Path) -> tuple[str | None, bool]:
     Raises InputError if it is not SDXL or has another noise schedule.
     """
     try:
-        with safe_open(file, framework="pt") as content:
-            keys, metadata = set(content.keys()), content.metadata() or {}
-    except (OSError, SafetensorError) as error:
+        keys, metadata = read_header(file)
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{file.name} cannot be read: {error}.", "It may be incomplete: download it again.", code="base_broken"
         ) from error

@@ -1,4 +1,4 @@
-"""The job of a worker process, as saved in a job folder's job.toml: train, tag or sweep."""
+"""The job of a worker process, as saved in a job folder's job.toml: train, tag, sweep or download."""
 
 from __future__ import annotations
 
@@ -222,10 +222,16 @@ class SweepJob(Job):
         return split_lines(value)
 
 
-AnyJob = TrainJob | TagJob | SweepJob
-JOB_KINDS: dict[str, type[TrainJob] | type[TagJob] | type[SweepJob]] = {
-    kind.kind: kind for kind in (TrainJob, TagJob, SweepJob)
-}
+class DownloadJob(Job):
+    """Downloading a base model from the Hub."""
+
+    kind: ClassVar[str] = "download"
+
+    base: str = Field(description="Base model: a name from the catalogue, or a Hub repository.")
+
+
+AnyJob = TrainJob | TagJob | SweepJob | DownloadJob
+JOB_KINDS: dict[str, type[AnyJob]] = {kind.kind: kind for kind in (TrainJob, TagJob, SweepJob, DownloadJob)}
 
 
 def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:

@@ -62,7 +62,7 @@ class JobState(StrEnum):
 
 
 class JobStatus(BaseModel):
-    """The content of status.json. `done` and `total` count steps, images or cells, depending on the kind of job.
+    """The content of status.json. `done` and `total` count steps, images, cells or bytes, by the kind of job.
 
     `code` is that of the error of a failed job.
     """

@@ -15,8 +15,10 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     exports/001/                     settings for kohya's sd-scripts
     sweeps/001/                      job folders of sweeps
     tags/001/                        job folders of tagging
+  downloads/NAME/                    job folders of base models that were downloaded
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
   models/                            base models that the user put here
+  model-folders.txt                  more folders with base models, one per line
   queue/                             tickets and lock of GPU jobs
   trash/                             deleted projects, which can be restored
 ```
@@ -107,6 +109,19 @@ class Home:
     def models(self) -> Path:
         """The folder of base models."""
         return self.path / "models"
+
+    @property
+    def model_folders(self) -> Path:
+        """The file with more folders to look for base models in, one per line."""
+        return self.path / "model-folders.txt"
+
+    def downloads(self) -> list[JobFolder]:
+        """Return the downloads of base models."""
+        return list(job_folders(self.path / "downloads"))
+
+    def download_of(self, base: str) -> JobFolder:
+        """Return the job folder of a base model's download, which may not exist."""
+        return JobFolder(self.path / "downloads" / slugify(base))
 
     @property
     def presets(self) -> Path:

@@ -66,6 +66,7 @@ LAYERS = (
     ("workspace",),
     ("lora.shapes",),
     ("device", "hub"),
+    ("hub_files",),
     ("settings",),
     ("events", "guide", "models.catalogue"),
     ("torch_build",),
