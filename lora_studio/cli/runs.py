@@ -15,6 +15,8 @@ from lora_studio.ledger.records import RunRecord, find_records
 from lora_studio.ledger.table import TEXT_COLUMNS, cell_text, row, to_csv, to_markdown
 from lora_studio.workspace.project import Home
 
+MAX_WIDTH = 220  # characters per line where the output is not a terminal
+
 
 def runs(
     folder: Annotated[
@@ -63,4 +65,4 @@ def _print_table(lines: list[list[str]]) -> None:
     table = Table(*lines[0], box=None, pad_edge=False)
     for line in lines[1:]:
         table.add_row(*(cell.replace("[", r"\[") for cell in line))
-    out_console.print(table, highlight=False)
+    out_console.print(table, highlight=False, width=None if out_console.is_terminal else MAX_WIDTH)

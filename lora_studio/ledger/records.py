@@ -54,7 +54,7 @@ class DataChange:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunRecord:
     """A training run with all that the ledger shows. `parent` is the run it was made from, if that still exists.
 
@@ -90,11 +90,7 @@ class RunRecord:
         found, hashes = input_changes(self.job, self.parent.job), (self.parent.base_hash, self.base_hash)
         if self.job.base == self.parent.job.base and all(hashes) and hashes[0] != hashes[1]:
             found.append(DataChange("base weights", f"{hashes[0]} → {hashes[1]}"))
-        if self.data is not None and self.parent.data is not None:
-            changes = {"dataset": image_changes, "captions": caption_changes}
-            texts = {name: change(self.data, self.parent.data) for name, change in changes.items()}
-            found += [DataChange(name, text) for name, text in texts.items() if text]
-        return found
+        return found + data_changes(self.data, self.parent.data)
 
     @property
     def differences(self) -> list[str]:
@@ -132,6 +128,14 @@ def input_changes(job: TrainJob, before: TrainJob) -> list[DataChange]:
     if job.subsets != before.subsets:
         found.append(DataChange("subsets", f"{len(before.subsets) or 'none'} → {len(job.subsets) or 'none'}"))
     return found
+
+
+def data_changes(data: RunData | None, before: RunData | None) -> list[DataChange]:
+    """Return how images and captions differ; [] if those of one run are unknown."""
+    if data is None or before is None:
+        return []
+    texts = {"images": image_changes(data, before), "captions": caption_changes(data, before)}
+    return [DataChange(name, text) for name, text in texts.items() if text]
 
 
 def find_records(folder: Path | None = None, *, everything: bool = False, home: Home | None = None) -> list[RunRecord]:

@@ -193,11 +193,11 @@ def test_wrong_values_leave_no_figures_of_an_earlier_recipe(project: Project, in
 
 
 def test_the_runs_table_names_a_changed_base_and_trigger_word(project: Project, interface: Interface) -> None:
-    make_run(project)
-    second = make_run(project)
+    first, second = make_run(project), make_run(project)
     job = second.job()
     assert isinstance(job, TrainJob)
-    write_text(second.job_file, job_to_toml(job.model_copy(update={"base": "Pony V6 XL", "trigger_word": "ink_two"})))
+    changed = job.model_copy(update={"base": "Pony V6 XL", "trigger_word": "ink_two", "parent": first.path})
+    write_text(second.job_file, job_to_toml(changed))
     runs = interface.open_project("ink")["train_runs"]
     assert f"Base: {BASE} → Pony V6 XL" in runs
     assert "inkstamp_hc → ink_two" in runs

@@ -10,6 +10,7 @@ import gradio as gr
 from lora_studio.interop.files import FILE_TYPES
 from lora_studio.planning.presets import list_presets, preset_title
 from lora_studio.ui.train.control import ControlFields, build_control_fields
+from lora_studio.ui.train.run_panel import RunPanelLayout, build_run_panel
 from lora_studio.ui.widgets.html import hint, html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
@@ -31,10 +32,14 @@ class TrainButtons(NamedTuple):
 
 
 class FormSide(NamedTuple):
-    """The form of a new run, in place of the loss curve; `source` says where its recipe comes from."""
+    """The form of a new run, in place of the loss curve.
+
+    `source` says where its recipe comes from, `lineage` which run it is made from, and what differs.
+    """
 
     column: gr.Column
     source: gr.HTML
+    lineage: gr.HTML
     name: gr.Textbox
     preset: gr.Dropdown
 
@@ -102,6 +107,7 @@ class TrainLayout(NamedTuple):
     run_side: RunSide
     aside: Aside
     control: ControlFields
+    run_panel: RunPanelLayout
     planned: gr.State
     signature: gr.State
 
@@ -128,15 +134,16 @@ def build_layout(*, local: bool) -> TrainLayout:
             form_side, exchange, presets, form, job_fields, file_offer = _form_side(local=local)
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
-            aside, control = _aside()
+            aside, control, run_panel = _aside(local=local)
     states = gr.State(None), gr.State("")
-    sides = (form_side, exchange, presets, form, job_fields, file_offer, run_side, aside, control)
+    sides = (form_side, exchange, presets, form, job_fields, file_offer, run_side, aside, control, run_panel)
     return TrainLayout(title, buttons, tiles, *sides, *states)
 
 
 def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeForm, JobFields, gr.HTML]:
     with gr.Column(visible=False) as column:
         source = pickable(elem_id="train-source")
+        lineage = pickable(elem_id="train-lineage")
         with gr.Row(elem_classes="fields"):
             name = gr.Textbox(
                 label="LoRA name",
@@ -156,7 +163,7 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeFo
         form = build_form()
         job_fields = build_job_fields()
         file_offer = pickable(elem_id="train-file-offer")
-    return FormSide(column, source, name, preset), exchange, presets, form, job_fields, file_offer
+    return FormSide(column, source, lineage, name, preset), exchange, presets, form, job_fields, file_offer
 
 
 def _exchange(*, local: bool) -> Exchange:
@@ -216,11 +223,12 @@ def _run_side() -> RunSide:
     return RunSide(column, curve, filmstrip)
 
 
-def _aside() -> tuple[Aside, ControlFields]:
+def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout]:
     notice = html(elem_id="train-notice")
     state = html(elem_id="train-state")
     control = build_control_fields()
     cards = html(elem_id="train-cards")
+    run_panel = build_run_panel(local=local)
     with gr.Column(visible=False) as files:
         path = html(elem_id="train-path")
         download = gr.DownloadButton("Download the LoRA", elem_id="train-download")
@@ -230,4 +238,4 @@ def _aside() -> tuple[Aside, ControlFields]:
         log = html(elem_id="train-log")
     runs = pickable(elem_id="train-runs")
     aside = Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
-    return aside, control
+    return aside, control, run_panel

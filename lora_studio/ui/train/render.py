@@ -16,6 +16,7 @@ from lora_studio.ui.train import view
 from lora_studio.ui.train.control import controls_of, hidden_controls
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
+from lora_studio.ui.train.lineage import lineage_card, lineage_of
 from lora_studio.ui.train.state import TrainState
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card, heading, hint
@@ -91,6 +92,7 @@ def _next_run_updates(layout: TrainLayout, run: NextRun) -> Updates:
         layout.tiles: plan_tiles(run.figures) if run.figures else empty_plan_tiles("correct the recipe"),
         layout.form_side.column: gr.Column(visible=True),
         layout.form_side.source: view.plan_source(run),
+        layout.form_side.lineage: lineage_card(lineage_of(run)),
         layout.planned: run.planned,
         layout.run_side.column: gr.Column(visible=False),
         aside.notice: error_card(run.error) if run.error else "",

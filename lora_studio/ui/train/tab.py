@@ -33,7 +33,10 @@ from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
 from lora_studio.ui.train.extend import USE_FILE, file_offer
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
+from lora_studio.ui.train.lineage import NO_PARENT, SPLIT, save_parent, saved_parent, split_runs
 from lora_studio.ui.train.render import TrainRenderer
+from lora_studio.ui.train.run_panel import RunPanel
+from lora_studio.ui.train.sections import Sections, build_other_sections, build_section_choice
 from lora_studio.ui.train.state import OtherFields, RunReader, TrainForm, TrainPage, TrainState
 from lora_studio.ui.train.view import ALL_BACK, OPEN_PLAN, WITHOUT_SUBSETS
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
@@ -49,7 +52,13 @@ IN_ORDER = "train"
 
 def build(studio: Studio, tab: gr.Tab) -> Page:
     """Build the tab and register its events."""
-    return TrainTab(studio, build_layout(local=studio.mode is Mode.LOCAL)).wire(tab)
+    section = build_section_choice()
+    with gr.Column() as run:
+        layout = build_layout(local=studio.mode is Mode.LOCAL)
+    sections = build_other_sections(section, run)
+    train = TrainTab(studio, layout)
+    page = train.wire(tab)
+    return Sections(studio, sections, train.show_run).wire(page)
 
 
 class TrainTab:
@@ -82,10 +91,12 @@ class TrainTab:
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
         presets = [layout.presets.name, layout.presets.own, layout.presets.result]
         shared = [layout.form.planned, studio.timer, studio.tabs]
-        outputs = [*live, *form, layout.file_offer, side.source, side.preset, *presets, *exchange, *shared]
+        form_side = [side.source, side.lineage, side.preset]
+        outputs = [*live, *form, layout.file_offer, *form_side, *presets, *exchange, *shared]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
         form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
+        RunPanel(studio, layout.run_panel).wire()
         self._wire_form(form_events, tab)
         return Page(self.refresh, outputs)
 
@@ -112,6 +123,7 @@ class TrainTab:
         events.on(layout.buttons.start.click, self.start_training)
         preset = events.on(side.preset.input, self.load_preset, side.preset)
         source = events.on(side.source.click, self.click_in_source, sends="pick")
+        lineage = events.on(side.lineage.click, self.click_in_lineage, sends="pick")
         presets, exchange = layout.presets, layout.exchange
         events.on(presets.save.click, self.save_preset, presets.name)
         events.on(presets.delete.click, self.delete_preset, presets.own)
@@ -126,10 +138,10 @@ class TrainTab:
         files = [layout.job_fields.regularization.blur, layout.job_fields.processes.input]
         edits = partial(gr.on, [*layout.form.edit_events, *files])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
-        figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source]
+        figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source, side.lineage]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)
         # An edit that was made while one of these was on its way was sent with fields that their responses have set.
-        for event in (opened, new, preset, source, imported):
+        for event in (opened, new, preset, source, lineage, imported):
             events.on(event.then, self.check_edits, outputs=figures, ignored_error="no_project", **NO_PROGRESS)
 
     def read(self, values: PageValues) -> TrainPage:
@@ -144,6 +156,10 @@ class TrainTab:
         filled_from = planned if planned is not None and planned.project == page.project else None
         other = OtherFields((values[layout.form_side.name] or "").strip(), layout.job_fields.read(values))
         return TrainForm(page.project, page.run, filled_from, layout.form.read(values), other)
+
+    def show_run(self, project: Project, name: str) -> Updates:
+        """Return the updates that show a run; raises InputError if the project has none with this name."""
+        return self.render(self._run(project, name))
 
     def show_error(self, error: StudioError) -> Updates:
         """Show why a handler did nothing."""
@@ -185,7 +201,19 @@ class TrainTab:
         job = _job(form, run.recipe)
         check_file_settings(job)
         folder = self.studio.jobs.start(form.project.new_run_dir(job.name), job)
+        save_parent(form.project, folder.name)
         return self._run(form.project, folder.name, is_job_started=True)
+
+    def click_in_lineage(self, form: TrainForm, pick: object) -> TrainState:
+        """Start one run per change to the parent, or forget the parent."""
+        run = self._saved(form, form.contents())
+        if pick == SPLIT and run.error is None and run.recipe is not None:
+            jobs = split_runs(run, _job(form, run.recipe))
+            started = [self.studio.jobs.start(form.project.new_run_dir(job.name), job) for job in jobs]
+            return self._run(form.project, started[0].name, is_job_started=True)
+        if pick == NO_PARENT:
+            save_parent(form.project, "")
+        return TrainState(run)
 
     def stop_training(self, page: TrainPage) -> TrainState:
         """Request that the run stops after the current step and saves its state."""
@@ -211,6 +239,7 @@ class TrainTab:
         job = self.reader.run(page.project, self._shown_run(page)).job
         _save_subsets(page.project, job.subsets)
         save_changes(page.project, job.recipe, load_plan(page.project).recipe)
+        save_parent(page.project, self._shown_run(page))
         return self._filled_form(page.project, OtherFields(job.name, JobFiles.of(job)))
 
     def select_run(self, page: TrainPage, pick: object) -> TrainState:
@@ -365,12 +394,13 @@ def _save_subsets(project: Project, subsets: Sequence[Subset]) -> None:
 
 def _job(form: TrainForm, recipe: Recipe) -> TrainJob:
     """Return the job that the form describes; raises ConfigError for a wrong name or file."""
-    project, info = form.project, form.project.info()
+    project, info, parent = form.project, form.project.info(), saved_parent(form.project)
     own = {
         "name": form.other.name,
         "dataset": project.dataset_dir,
         "base": info.base,
         "trigger_word": info.trigger_word,
         "subsets": project.subsets(info),
+        "parent": parent.path if parent else None,
     }
     return TrainJob.parse({**own, "recipe": recipe, **asdict(form.other.files)})

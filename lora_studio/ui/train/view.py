@@ -11,7 +11,6 @@ from markupsafe import Markup
 from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
 from lora_studio.interop.write import ExportedSettings
-from lora_studio.settings.changes import setting_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
@@ -20,6 +19,7 @@ from lora_studio.settings.values import format_value
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train.exchange import ProjectImport
+from lora_studio.ui.train.lineage import changes_since
 from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
@@ -315,18 +315,19 @@ def verdict_cards(view: RunView) -> Markup:
 
 
 def runs_table(views: Sequence[RunView], selected: str) -> Markup:
-    """Return all runs, latest first, with the settings changed since the run before, loss and verdict."""
+    """Return all runs, latest first, with the differences to the run that each was made from, loss and verdict."""
     if not views:
         return empty_card("Your runs will appear here", "Each with its changed settings, loss and verdict.")
+    by_path = {view.folder.path: view for view in views}
     rows = []
-    for place, view in reversed(list(enumerate(views))):
+    for view in reversed(views):
         name = view.folder.name
         button = pick_button(name, name, current=name == selected)
         rows.append(
             TableRow(
                 [
                     render("two_lines.html", first=button, second=STATE_LABELS[view.status.state]),
-                    _changes(view.job, views[place - 1].job if place else None),
+                    _changes(view, by_path.get(view.job.parent) if view.job.parent else None),
                     _loss_cell(view),
                     view.verdict.title if view.history.losses else "–",
                 ],
@@ -334,7 +335,7 @@ def runs_table(views: Sequence[RunView], selected: str) -> Markup:
             )
         )
     columns = ["Run", "Changed", "Loss", "Verdict"]
-    return heading("Runs", "Changes are those since the run before.") + table(
+    return heading("Runs", "Compared with the run that each was made from, else with the guide's defaults.") + table(
         columns, rows, ["keep", "", "keep", ""], label="Runs", stacked=True
     )
 
@@ -348,27 +349,10 @@ def _loss_cell(view: RunView) -> Markup:
     )
 
 
-def _changes(job: TrainJob, previous: TrainJob | None) -> Markup:
-    changes = setting_changes(job.recipe, previous.recipe if previous else Recipe())
-    lines = [f"{change.label}: {change.before_text} → {change.value_text}" for change in changes]
-    if previous is not None:
-        lines = _changes_of_inputs(job, previous) + lines
-    if not lines:
-        return render("train/changes.html", lines=["nothing" if previous else "the guide's defaults"])
+def _changes(run: RunView, parent: RunView | None) -> Markup:
+    lines = changes_since(run, parent) or ["nothing" if parent else "the guide's defaults"]
     hidden = lines[MAX_CHANGES_SHOWN:]
     return render("train/changes.html", lines=lines[:MAX_CHANGES_SHOWN] + [f"and {len(hidden)} more"] * bool(hidden))
-
-
-def _changes_of_inputs(job: TrainJob, previous: TrainJob) -> list[str]:
-    """Return what changed besides the recipe, as texts like "Base: SDXL 1.0 → Pony V6 XL"."""
-    inputs = {
-        "Base": (previous.base, job.base),
-        "Dataset": (previous.dataset, job.dataset),
-        "Trigger word": (previous.trigger_word or "none", job.trigger_word or "none"),
-        "Regularisation images": (previous.regularization or "none", job.regularization or "none"),
-        "Start from a LoRA": (previous.network_weights or "none", job.network_weights or "none"),
-    }
-    return [f"{name}: {before} → {after}" for name, (before, after) in inputs.items() if before != after]
 
 
 def training_captions(view: RunView) -> Markup:

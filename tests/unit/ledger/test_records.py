@@ -36,7 +36,7 @@ def test_differences_are_those_to_the_parent(project: Project) -> None:
     assert third.differences == [
         "base: SDXL 1.0 → Pony V6 XL",
         "trigger_word: inkstamp_hc → two",
-        "dataset: 1 image added, 1 removed",
+        "images: 1 image added, 1 removed",
         "captions: 1 caption changed",
         "unet_lr: 5e-4 → 1e-4",
     ]

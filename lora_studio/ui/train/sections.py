@@ -1,0 +1,110 @@
+"""The sections of the Train tab: the shown run or the form of a new one, the table of all runs, and comparisons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NamedTuple
+
+import gradio as gr
+
+from lora_studio.errors import StudioError
+from lora_studio.ui.context import Page, Studio
+from lora_studio.ui.train.compare import Compare, CompareLayout, build_compare
+from lora_studio.ui.train.ledger import OPEN, Ledger, LedgerLayout, build_ledger, picked
+from lora_studio.ui.widgets.events import Updates
+from lora_studio.ui.widgets.html import error_card
+from lora_studio.workspace.project import Project
+
+
+class Section(StrEnum):
+    """The sections, by the text of their buttons."""
+
+    RUN = "Run"
+    LEDGER = "All runs"
+    COMPARE = "Compare"
+
+
+class SectionLayout(NamedTuple):
+    """The choice of the section, and the three sections."""
+
+    section: gr.Radio
+    run: gr.Column
+    ledger: LedgerLayout
+    compare: CompareLayout
+
+
+def build_section_choice() -> gr.Radio:
+    """Create the choice of the section."""
+    return gr.Radio(
+        [section.value for section in Section],
+        value=Section.RUN.value,
+        label="Section",
+        show_label=False,
+        container=False,
+        elem_id="train-section",
+        elem_classes="segments",
+    )
+
+
+def build_other_sections(section: gr.Radio, run: gr.Column) -> SectionLayout:
+    """Create the sections besides that of a run."""
+    return SectionLayout(section, run, build_ledger(), build_compare())
+
+
+class Sections:
+    """Event handlers that switch between the sections. `open_run` returns the updates that show a run."""
+
+    def __init__(self, studio: Studio, layout: SectionLayout, open_run: Callable[[Project, str], Updates]) -> None:
+        self.studio = studio
+        self.layout = layout
+        self.open_run = open_run
+        self.ledger = Ledger(studio, layout.ledger)
+        self.compare = Compare(studio, layout.compare)
+
+    def wire(self, run_page: Page) -> Page:
+        """Register the events; return the page of the tab, `run_page` being that of the section of a run."""
+        studio, layout, progress = self.studio, self.layout, self.studio.with_progress
+        self.ledger.wire()
+        self.compare.wire()
+        columns = [layout.section, layout.run, layout.ledger.column, layout.compare.column]
+        own = [*columns, *self.ledger.outputs, *self.compare.outputs]
+        inputs = [studio.project, studio.run, layout.section, layout.ledger.scope]
+        layout.section.input(self.switch, inputs, own, **progress)
+        outputs = list(dict.fromkeys([*own, *run_page.outputs]))
+        layout.ledger.detail.click(self.click_in_detail, [studio.project], outputs, **progress)
+
+        def refresh(project: Project) -> Updates:
+            return {**self._at(Section.RUN), **self.ledger.hide_detail(), **run_page.refresh(project)}
+
+        return Page(refresh, outputs)
+
+    def switch(self, project: str, run: str | None, section: str, scope: str) -> Updates:
+        """Show another section."""
+        updates = self._at(Section(section))
+        if section == Section.LEDGER:
+            return {**updates, **self.ledger.hide_detail(), **self.ledger.show(project, scope)}
+        if section == Section.COMPARE:
+            return {**updates, **self.compare.show(project, None, run)}
+        return updates
+
+    def click_in_detail(self, project: str, event: gr.EventData) -> Updates:
+        """Open the run that is selected in the table, or compare it with its parent."""
+        try:
+            action, owner, run = picked(event.pick)
+            found = self.studio.find_project(owner)
+            updates: Updates = {} if owner == project else {self.studio.project: owner}
+            if action == OPEN:
+                return {**updates, **self._at(Section.RUN), **self.open_run(found, run)}
+            return {**updates, **self._at(Section.COMPARE), **self.compare.show(owner, None, run)}
+        except StudioError as error:
+            return {self.layout.ledger.notice: error_card(error)}
+
+    def _at(self, section: Section) -> Updates:
+        layout = self.layout
+        return {
+            layout.section: section.value,
+            layout.run: gr.Column(visible=section is Section.RUN),
+            layout.ledger.column: gr.Column(visible=section is Section.LEDGER),
+            layout.compare.column: gr.Column(visible=section is Section.COMPARE),
+        }
