@@ -25,6 +25,7 @@ from lora_studio.cli.console import (
     print_lines,
     print_markdown,
 )
+from lora_studio.cli.lora import lora_app
 from lora_studio.cli.models import models_app
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(caption_app, name="caption")
 app.add_typer(models_app, name="models")
+app.add_typer(lora_app, name="lora")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from lora_studio.errors import ConfigError
+from lora_studio.errors import ConfigError, InputError
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.settings.choices import NetworkType, TrainLayers
 from lora_studio.settings.job_specs import TrainJob
@@ -41,6 +41,7 @@ def settings_of_file(path: Path) -> dict[str, Any]:
     LoRA for SDXL.
     """
     lora = read_lora_header(path)
+    check_trainable(lora)
     layers = _layers(lora)
     network_type = _network_type(lora, layers)
     found: dict[str, Any] = {"network_type": network_type, "train_layers": _train_layers(layers)}
@@ -54,6 +55,17 @@ def settings_of_file(path: Path) -> dict[str, Any]:
     if convolutions:
         return found | {"conv_dim": convolutions[0].dim, "conv_alpha": convolutions[0].alpha}
     return found | {"conv_dim": None, "conv_alpha": None}
+
+
+def check_trainable(lora: LoraFile) -> None:
+    """Raise InputError for a file that changes whole weights, biases or norms, which no network of a recipe has."""
+    has_weights = any({"diff", "on_input"} & parts.keys() for parts in lora.modules.values())
+    if has_weights or lora.has_vectors:
+        raise InputError(
+            f"LoRA {lora.path.name} changes whole weights, biases or norms, which cannot be trained further.",
+            "Start from a LoRA, LoCon, DoRA, LoHa or LoKr.",
+            code="network_weights",
+        )
 
 
 _UNSET: Mapping[str, Any] = {"block_dims": "", "conv_dim": None, "conv_alpha": None, "rank_stabilized": False}
@@ -143,8 +155,8 @@ def _dim(shapes: Mapping[str, Sequence[int]]) -> int:
 
 def _is_convolution(shapes: Mapping[str, Sequence[int]]) -> bool:
     """Return whether a layer is a 3x3 convolution, also in LyCORIS' Tucker form."""
-    kernels = (shapes.get("lora_down.weight", ())[2:], shapes.get("lora_mid.weight", ())[2:])
-    kernels += (shapes.get("hada_t1", ())[2:], shapes.get("lokr_t2", ())[2:], shapes.get("lokr_w2", ())[2:])
+    kernels = [shapes.get("lora_down.weight", ())[2:], shapes.get("lora_mid.weight", ())[2:]]
+    kernels += [shapes.get(part, ())[2:] for part in ("hada_t1", "lokr_t2", "lokr_w2")]
     return any(max(kernel, default=1) > 1 for kernel in kernels)
 
 

@@ -9,16 +9,10 @@ from typing import Any, NamedTuple
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
+from lora_studio.lora.names import OUTSIDE_NAMES, kohya_name, number_blocks, to_stability_path
 from lora_studio.lora.shapes import Layer, LayerRole
 
 TEXT_LAYERS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj", "mlp.fc1", "mlp.fc2")
-# The layers of a resnet in Stability's code (generative-models).
-RESNET_NAMES = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
 _BLOCK = re.compile(r"(input|middle|output)_blocks?\.(\d+)\.")
 _SHORT = {"input": "in", "middle": "mid", "output": "out"}
 
@@ -52,6 +46,23 @@ def find_target_layers(unet: UNet2DConditionModel | None, text_encoders: Sequenc
     return found
 
 
+def find_readable_layers(unet: UNet2DConditionModel, text_encoders: Sequence[nn.Module]) -> list[TargetLayer]:
+    """Return every layer that a file may change: those that some recipe can train, and those outside the blocks."""
+    found = find_target_layers(unet, text_encoders)
+    for path, stability in OUTSIDE_NAMES.items():
+        module: Any = unet.get_submodule(path)
+        if isinstance(module, nn.Linear):
+            layer = Layer("unet", LayerRole.LINEAR, "", module.out_features, module.in_features)
+        elif isinstance(module, nn.Conv2d):
+            layer = Layer(
+                "unet", LayerRole.CONVOLUTION, "", module.out_channels, module.in_channels, module.kernel_size[0]
+            )
+        else:
+            continue
+        found.append(TargetLayer("unet", path, stability, layer))
+    return found
+
+
 def _unet_layers(unet: UNet2DConditionModel) -> Iterator[TargetLayer]:
     blocks = block_names(unet)
     for path, module in unet.named_modules():
@@ -77,60 +88,23 @@ def _role(path: str, kernel: int) -> LayerRole:
 
 
 def block_names(unet: UNet2DConditionModel) -> dict[str, str]:
-    """Return diffusers' path prefix -> Stability's of every module in a UNet's blocks, for any number of levels.
-
-    Stability's code numbers them consecutively: `input_blocks.0` is the first convolution, then each pair of resnet and
-    attention has a number, and each downsampler. In `output_blocks` an upsampler belongs to the last pair of its level.
-    """
-    names = {}
+    """Return diffusers' path prefix -> Stability's of every module in a UNet's blocks: see `number_blocks`."""
     down_blocks: Iterable[Any] = unet.down_blocks
     up_blocks: Iterable[Any] = unet.up_blocks
-    number = 1
-    for level, block in enumerate(down_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"down_blocks.{level}.resnets.{layer}."] = f"input_blocks.{number}.0."
-            names[f"down_blocks.{level}.attentions.{layer}."] = f"input_blocks.{number}.1."
-            number += 1
-        for _ in block.downsamplers or ():
-            names[f"down_blocks.{level}.downsamplers.0."] = f"input_blocks.{number}.0."
-            number += 1
-    names["mid_block.resnets.0."] = "middle_block.0."
-    names["mid_block.attentions.0."] = "middle_block.1."
-    names["mid_block.resnets.1."] = "middle_block.2."
-    number = 0
-    for level, block in enumerate(up_blocks):
-        for layer in range(len(block.resnets)):
-            names[f"up_blocks.{level}.resnets.{layer}."] = f"output_blocks.{number}.0."
-            names[f"up_blocks.{level}.attentions.{layer}."] = f"output_blocks.{number}.1."
-            number += 1
-        if block.upsamplers:
-            position = 2 if getattr(block, "attentions", None) else 1
-            names[f"up_blocks.{level}.upsamplers.0."] = f"output_blocks.{number - 1}.{position}."
-    return names
+    return number_blocks(
+        [(len(block.resnets), bool(block.downsamplers)) for block in down_blocks],
+        [(len(block.resnets), bool(getattr(block, "attentions", None)), bool(block.upsamplers)) for block in up_blocks],
+    )
+
+
+def stability_paths(unet: UNet2DConditionModel) -> dict[str, str]:
+    """Return the path in Stability's UNet of every module that has one, norms and embeddings included."""
+    blocks = block_names(unet)
+    paths = {path: to_stability_path(path, blocks) for path, _ in unet.named_modules()}
+    return {path: stability for path, stability in (paths | OUTSIDE_NAMES).items() if stability}
 
 
 def block_of(path: str, blocks: dict[str, str]) -> str:
     """Return the block of a UNet layer at this path, like in4; empty outside. `blocks` is that of `block_names`."""
     match = _BLOCK.match(to_stability_path(path, blocks))
     return _SHORT[match[1]] + match[2] if match else ""
-
-
-def to_stability_path(path: str, blocks: dict[str, str]) -> str:
-    """Return a layer's path in Stability's UNet; empty outside the blocks. `blocks` is the result of `block_names`."""
-    parts = path.split(".")
-    depth = 3 if parts[0] == "mid_block" else 4
-    prefix, name = ".".join(parts[:depth]) + ".", ".".join(parts[depth:])
-    if prefix not in blocks:
-        return ""
-    if ".resnets." in prefix:
-        name = RESNET_NAMES.get(name, name)
-    if ".downsamplers." in prefix:
-        name = "op"
-    return blocks[prefix] + name
-
-
-def kohya_name(model: str, path: str, stability: str = "") -> str:
-    """Return a layer's name in kohya's files; `model` is unet, te1 or te2, `stability` the path in Stability's UNet."""
-    if model != "unet" and not path.startswith("text_model."):
-        path = f"text_model.{path}"  # newer versions of transformers lack this level in the first text encoder
-    return f"lora_{model}_{(stability or path).replace('.', '_')}"

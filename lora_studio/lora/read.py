@@ -6,26 +6,24 @@ they are converted to one form.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_studio.errors import InputError
+from lora_studio.lora.alphas import Alphas
+from lora_studio.lora.deltas import factor_product, merged_down
 from lora_studio.lora.header import LoraFile
-from lora_studio.lora.layers import TargetLayer
+from lora_studio.lora.layers import TargetLayer, stability_paths
+from lora_studio.lora.names import names_of_layer
 from lora_studio.lora.shapes import DoraAxis, Layer
-from lora_studio.lora.tucker import tucker_product
 from lora_studio.settings.choices import NetworkType
-
-PEFT_METADATA = "lora_adapter_metadata"
-PEFT_PREFIXES = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,9 @@ class LayerWeights:
     Names and shapes are those of `lora.shapes.tensor_shapes`, except that Tucker cores of LoHa and LoKr (`hada_t1`,
     `lokr_t2`) and a factorised small matrix of LoKr stay as they are. `magnitude` has the norms of a weight with DoRA
     along `magnitude_axis`.
+
+    A full difference is a LoKr whose small matrix is 1. `base_scale` [out, 1, ...] or [1, in, ...] is that of IA3: the
+    delta is the base's weight times it, and there are no tensors.
     """
 
     target: TargetLayer
@@ -44,6 +45,16 @@ class LayerWeights:
     tensors: dict[str, Tensor]
     magnitude: Tensor | None = None
     magnitude_axis: DoraAxis = DoraAxis.OUTPUT
+    base_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class VectorDelta:
+    """A file's change of a bias, or of a norm's weight: `delta` [n] is added to the parameter `path` of a model."""
+
+    model: str
+    path: str
+    delta: Tensor
 
 
 def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[LayerWeights], list[str]]:
@@ -53,23 +64,57 @@ def read_layers(lora: LoraFile, targets: Iterable[TargetLayer]) -> tuple[list[La
     """
     weights = _load_tensors(lora)
     known = _targets_by_name(targets)
-    alphas = _PeftAlphas(lora)
+    alphas = Alphas(lora)
     found, missing = [], []
     for name, parts in lora.modules.items():
-        target = known.get(name)
-        if target is None:
-            missing.append(name)
+        vectors = lora.vector_parts(name)
+        tensors = {part: weights[full] for part, full in parts.items() if full not in vectors.values()}
+        if not tensors.keys() - {"alpha", "dora_scale"}:
             continue
-        tensors = {part: weights[full] for part, full in parts.items()}
-        try:
-            axis = _magnitude_axis(target.layer, tensors, parts)
-            found.append(_layer_weights(target, tensors, alphas, axis, kohya=lora.is_kohya))
-        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+        candidates = known.get(name, [])
+        if not candidates:
+            missing.append(name)
+        errors = []
+        for target in candidates:
+            try:
+                axis = _magnitude_axis(target.layer, tensors, parts)
+                found.append(_layer_weights(target, tensors, alphas.of(name), axis))
+                break
+            except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+                errors.append(error)
+        if errors and len(errors) == len(candidates):
+            layer = candidates[0].layer
             shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in tensors.items() if tensor.dim())
-            size = f"{target.layer.outputs} x {target.layer.inputs}"
+            size = f"{layer.outputs} x {layer.inputs}"
             raise base_mismatch_error(
                 lora, f"the shape of its layer {name} ({shapes}) does not match the base's layer, which is {size}"
-            ) from error
+            ) from errors[0]
+    return found, missing
+
+
+def read_vectors(lora: LoraFile, models: Mapping[str, nn.Module]) -> tuple[list[VectorDelta], list[str]]:
+    """Return the file's changes of biases and norms, and the names of those that the base does not have.
+
+    `models` are the base's by kohya's names. Raises InputError if a shape differs from the base's.
+    """
+    if not lora.has_vectors:
+        return [], []
+    weights = _load_tensors(lora)
+    known = _parameters_by_name(models)
+    found, missing = [], []
+    for name in lora.modules:
+        for part, full in lora.vector_parts(name).items():
+            kind = "weight" if part == "w_norm" else "bias"
+            candidates = known.get((name, kind), [])
+            fitting = [place for place in candidates if place[2] == weights[full].shape]
+            if fitting:
+                model, path, _ = fitting[0]
+                found.append(VectorDelta(model, path, weights[full]))
+            elif candidates:
+                shape, expected = list(weights[full].shape), list(candidates[0][2])
+                raise base_mismatch_error(lora, f"{full} has the shape {shape}, the base's {kind} {expected}")
+            else:
+                missing.append(full)
     return found, missing
 
 
@@ -101,62 +146,49 @@ def _load_tensors(lora: LoraFile) -> dict[str, Tensor]:
     return weights
 
 
-def _targets_by_name(targets: Iterable[TargetLayer]) -> dict[str, TargetLayer]:
-    """Return the layers by every name that a trainer may use; text encoder names come with and without `text_model`."""
-    known: dict[str, TargetLayer] = {}
+def _targets_by_name(targets: Iterable[TargetLayer]) -> dict[str, list[TargetLayer]]:
+    """Return the layers by every name that a trainer may use; several of text encoders that a file does not name."""
+    known: dict[str, list[TargetLayer]] = {}
     for target in targets:
-        if target.model == "unet":
-            paths = {target.path, target.stability_path}
-        else:
-            bare = target.path.removeprefix("text_model.")
-            paths = {bare, f"text_model.{bare}"}
-        for path in paths:
-            known[f"lora_{target.model}_{path.replace('.', '_')}"] = target
-            known[f"{PEFT_PREFIXES[target.model]}.{path}"] = target
+        for name in names_of_layer(target.model, target.path, target.stability_path):
+            known.setdefault(name, []).append(target)
     return known
 
 
-class _PeftAlphas:
-    """The alphas in peft's configuration of each model, which diffusers writes into the metadata."""
-
-    def __init__(self, lora: LoraFile) -> None:
-        try:
-            values = json.loads(lora.metadata.get(PEFT_METADATA, "{}"))
-        except (ValueError, RecursionError):
-            values = {}
-        self.values: Mapping[str, Any] = values if isinstance(values, dict) else {}
-
-    def alpha_of(self, target: TargetLayer, dim: int) -> float:
-        """Return a layer's alpha, its dim if none is given. Patterns are compared as names, never run as regexes."""
-        prefix = PEFT_PREFIXES[target.model]
-        patterns = self.values.get(f"{prefix}.alpha_pattern") or {}
-        exact = next((patterns[name] for name in _path_suffixes(target.path) if name in patterns), None)
-        alpha = float(exact if exact is not None else self.values.get(f"{prefix}.lora_alpha", dim))
-        return alpha * dim**0.5 if self.values.get(f"{prefix}.use_rslora") else alpha
-
-
-def _path_suffixes(path: str) -> list[str]:
-    """Return `a.b.c`, `b.c`, `c` of `a.b.c`: a pattern may omit the front of a path."""
-    parts = path.split(".")
-    return [".".join(parts[start:]) for start in range(len(parts))]
+def _parameters_by_name(
+    models: Mapping[str, nn.Module],
+) -> dict[tuple[str, str], list[tuple[str, str, torch.Size]]]:
+    """Return (model, path, shape) of the base's weights and biases, by a name of the layer and `weight` or `bias`."""
+    known: dict[tuple[str, str], list[tuple[str, str, torch.Size]]] = {}
+    for model, module in models.items():
+        stability = stability_paths(module) if isinstance(module, UNet2DConditionModel) else {}
+        for path, parameter in module.named_parameters():
+            layer, _, kind = path.rpartition(".")
+            for name in names_of_layer(model, layer, stability.get(layer, "")):
+                known.setdefault((name, kind), []).append((model, path, parameter.shape))
+    return known
 
 
 def _layer_weights(
-    target: TargetLayer, tensors: dict[str, Tensor], alphas: _PeftAlphas, axis: DoraAxis, *, kohya: bool
+    target: TargetLayer, tensors: dict[str, Tensor], alpha_of: Callable[[int], float], axis: DoraAxis
 ) -> LayerWeights:
     layer = target.layer
+    if "on_input" in tensors:
+        return LayerWeights(target, NetworkType.LOKR, 1, 1.0, {}, base_scale=_ia3_scale(layer, tensors))
     if "lora_down.weight" in tensors:
         network_type, (dim, parts) = NetworkType.LORA, _lora_tensors(layer, tensors)
     elif "hada_w1_a" in tensors:
         network_type, (dim, parts) = NetworkType.LOHA, _loha_tensors(layer, tensors)
+    elif "diff" in tensors:
+        network_type, dim, parts = NetworkType.LOKR, 0, _full_tensors(layer, tensors)
     else:
         network_type, (dim, parts) = NetworkType.LOKR, _lokr_tensors(layer, tensors)
     if not dim:
-        dim, alpha = 1, 1.0  # a LoKr of two full matrices is not scaled, whatever its alpha
+        dim, alpha = 1, 1.0  # a full difference or a LoKr of two full matrices is not scaled, whatever its alpha
     elif "alpha" in tensors:
         alpha = float(tensors["alpha"])
     else:
-        alpha = alphas.alpha_of(target, dim) if not kohya else float(dim)
+        alpha = alpha_of(dim)
     _require(isfinite(alpha))
     magnitude = tensors.get("dora_scale")
     if magnitude is None:
@@ -181,18 +213,28 @@ def _magnitude_axis(layer: Layer, tensors: Mapping[str, Tensor], names: Mapping[
 
 def _lora_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
     kernel = (layer.kernel,) * 2 if layer.kernel else ()
-    down, up = tensors["lora_down.weight"], tensors["lora_up.weight"]
+    core = tensors.get("lora_mid.weight")
+    _require(core is None or tuple(core.shape[2:]) == kernel)
+    down, up = merged_down(tensors), tensors["lora_up.weight"]
     dim = down.shape[0]
     _require(dim > 0)
-    if (core := tensors.get("lora_mid.weight")) is not None:
-        # LyCORIS' Tucker form: 1x1 down, core with the kernel, 1x1 up; the first two are merged into one convolution
-        _require(tuple(core.shape[2:]) == kernel)
-        down = torch.einsum("mnkl,ni->mikl", core.float(), down.flatten(1).float())
-        dim = down.shape[0]
     return dim, {
         "lora_down.weight": down.reshape(dim, layer.inputs, *kernel),
         "lora_up.weight": up.reshape(layer.outputs, dim, *[1] * len(kernel)),
     }
+
+
+def _full_tensors(layer: Layer, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a full difference of a layer's weight as a LoKr, whose small matrix is 1."""
+    kernel = (layer.kernel,) * 2 if layer.kernel else ()
+    return {"lokr_w1": torch.ones(1, 1), "lokr_w2": tensors["diff"].reshape(layer.outputs, layer.inputs, *kernel)}
+
+
+def _ia3_scale(layer: Layer, tensors: dict[str, Tensor]) -> Tensor:
+    """Return by what LyCORIS' IA3 multiplies the base's weight, per input or per output, to get the delta."""
+    per_input = bool(tensors["on_input"])
+    scale = tensors["weight"].float().reshape(layer.inputs if per_input else layer.outputs)
+    return scale.view(*((1, -1) if per_input else (-1, 1)), *[1, 1][: 2 * bool(layer.kernel)])
 
 
 def _loha_tensors(layer: Layer, tensors: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
@@ -245,17 +287,4 @@ def _require(is_valid: bool) -> None:
 
 def delta_weight(weights: LayerWeights) -> Tensor:
     """Return the weight delta of a LoHa or LoKr layer, [out, in * kernel area] in fp32, without a DoRA's magnitude."""
-    parts = {name: tensor.float() for name, tensor in weights.tensors.items()}
-    scale = weights.alpha / weights.dim
-    if weights.network_type is NetworkType.LOHA:
-        return scale * _factor_product(parts, "hada_w1", "hada_t1") * _factor_product(parts, "hada_w2", "hada_t2")
-    small = parts["lokr_w1"] if "lokr_w1" in parts else parts["lokr_w1_a"] @ parts["lokr_w1_b"]
-    large = parts["lokr_w2"].flatten(1) if "lokr_w2" in parts else _factor_product(parts, "lokr_w2", "lokr_t2")
-    return scale * torch.kron(small, large)
-
-
-def _factor_product(parts: Mapping[str, Tensor], name: str, core: str) -> Tensor:
-    left, right = parts[f"{name}_a"], parts[f"{name}_b"]
-    if core not in parts:
-        return left @ right
-    return tucker_product(parts[core], left, right).flatten(1)
+    return factor_product(weights.tensors, weights.alpha / weights.dim)

@@ -23,6 +23,7 @@ import hashlib
 import json
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ from lora_studio.lora.inject import (
     layer_alpha,
     layer_tensors,
 )
-from lora_studio.lora.layers import block_names, kohya_name, to_stability_path
-from lora_studio.lora.shapes import shared_alpha
+from lora_studio.lora.layers import block_names
+from lora_studio.lora.names import PEFT_PREFIXES, kohya_name, to_stability_path
+from lora_studio.lora.shapes import DimAlpha, shared_alpha
 from lora_studio.models.load import HASH_LENGTH, HASH_START
 from lora_studio.settings.choices import SaveFormat
 
 # The factor, one per network type, that is multiplied by what the file's alpha lacks of the layer's.
 ALPHA_CORRECTED_PARTS = (UP, "hada_w1_a", "lokr_w1")
-DIFFUSERS_PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 DIFFUSERS_NAMES = {DOWN: "lora_A.weight", UP: "lora_B.weight", MAGNITUDE: "lora_magnitude_vector"}
 
 
@@ -76,7 +77,7 @@ def lora_tensors(
 def _diffusers_name(model: str, path: str, part: str) -> str:
     """Return a tensor's name in diffusers' format; a DoRA's magnitude differs between UNet and text encoders."""
     ending = ".weight" if part == MAGNITUDE and model != "unet" else ""
-    return f"{DIFFUSERS_PARTS[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
+    return f"{PEFT_PREFIXES[model]}.{path}.{DIFFUSERS_NAMES[part]}{ending}"
 
 
 def _kohya_tensors(layer: AdaptedLayer, dtype: torch.dtype, shared: float) -> dict[str, Tensor]:
@@ -110,23 +111,33 @@ def _to_cpu(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def adapter_metadata(adapters: Adapters) -> dict[str, str]:
-    """Return the metadata that diffusers' format needs: each model's peft configuration, as JSON."""
+    """Return the metadata that diffusers' format needs: see `peft_metadata`."""
+    dims: dict[str, dict[str, DimAlpha]] = {}
+    for model, path, layer in adapters.layers:
+        dims.setdefault(model, {})[path] = DimAlpha(layer.r[ADAPTER_NAME], layer_alpha(layer))
+    return peft_metadata(dims, use_dora=any(MAGNITUDE in layer_tensors(layer) for _, _, layer in adapters.layers))
+
+
+def peft_metadata(layers: Mapping[str, Mapping[str, DimAlpha]], *, use_dora: bool) -> dict[str, str]:
+    """Return the metadata of diffusers' format: each model's peft configuration, as JSON.
+
+    `layers` has the dim and alpha of each layer, by model (unet, te1, te2) and path. Names omit the level `text_model`,
+    which the first text encoder lacks in newer versions of transformers; peft compares the ends of names.
+    """
     values: dict[str, Any] = {}
-    for model in adapters.models:
-        layers = {path: layer for prefix, path, layer in adapters.layers if prefix == model}
-        dims = {path: layer.r[ADAPTER_NAME] for path, layer in layers.items()}
-        alphas = {path: layer_alpha(layer) for path, layer in layers.items()}
-        dim, alpha = (Counter(found.values()).most_common(1)[0][0] for found in (dims, alphas))
+    for model, own in layers.items():
+        sizes = {path.removeprefix("text_model."): size for path, size in own.items()}
+        dim, alpha = (Counter(found).most_common(1)[0][0] for found in zip(*sizes.values(), strict=True))
         config = {
             "r": dim,
             "lora_alpha": alpha,
-            "rank_pattern": {path: value for path, value in dims.items() if value != dim},
-            "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
-            "target_modules": list(layers),
-            "use_dora": any(MAGNITUDE in layer_tensors(layer) for layer in layers.values()),
+            "rank_pattern": {path: size.dim for path, size in sizes.items() if size.dim != dim},
+            "alpha_pattern": {path: size.alpha for path, size in sizes.items() if size.alpha != alpha},
+            "target_modules": list(sizes),
+            "use_dora": use_dora,
             "use_rslora": False,
         }
-        values |= {f"{DIFFUSERS_PARTS[model]}.{name}": value for name, value in config.items()}
+        values |= {f"{PEFT_PREFIXES[model]}.{name}": value for name, value in config.items()}
     return {"format": "pt", "lora_adapter_metadata": json.dumps(values, sort_keys=True)}
 
 

@@ -126,7 +126,7 @@ def load_base(
         prediction_type=predicts,
         zero_terminal_snr=zero_snr,
         native_resolution=base_config.native_resolution,
-        files=[path] if source.kind == "file" else [_weights_file(path / part) for part in PARTS],
+        files=[path] if source.kind == "file" else [weights_file(path / part) for part in PARTS],
     )
 
 
@@ -135,7 +135,7 @@ Parts = tuple[UNet, list[PreTrainedModel], AutoencoderKL, list[CLIPTokenizer]]
 
 def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
     def load(model: Any, part: str, **options: Any) -> Any:
-        half = _weights_file(folder / part).name.endswith(".fp16.safetensors")
+        half = weights_file(folder / part).name.endswith(".fp16.safetensors")
         loaded, info = model.from_pretrained(
             str(folder),
             subfolder=part,
@@ -181,7 +181,7 @@ def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
     return [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
 
 
-def _weights_file(folder: Path) -> Path:
+def weights_file(folder: Path) -> Path:
     """Return the safetensors file of one part, or the index of its shards; an fp16 file only if it is the only one."""
     names = ("model", "diffusion_pytorch_model")
     for suffix in (".safetensors", ".safetensors.index.json", ".fp16.safetensors"):

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from lora_studio.lora.header import LoraFile
 from lora_studio.lora.inject import AdaptedLayer, inject
-from lora_studio.lora.layers import find_target_layers
-from lora_studio.lora.read import LayerWeights, base_mismatch_error, delta_weight, read_layers
+from lora_studio.lora.layers import find_readable_layers
+from lora_studio.lora.read import LayerWeights, base_mismatch_error, delta_weight, read_layers, read_vectors
 from lora_studio.lora.shapes import DimAlpha, DoraAxis
 from lora_studio.settings.choices import NetworkType
 
@@ -32,21 +32,23 @@ ADAPTER = "studio"
 class Adapter:
     """A LoRA applied to a pipeline.
 
-    `layers` are the changed layers, each with its alpha / dim; `missing` are layers of the file that the base lacks.
+    `layers` are the changed layers, each with its alpha / dim; `vectors` the changed biases and norms; `missing` are
+    layers, biases and norms of the file that the base lacks.
     """
 
     layers: list[tuple[AdaptedLayer, float]]
     missing: list[str]
+    vectors: list[ChangedVector]
 
     @property
     def matched(self) -> int:
-        """The number of layers of the file that the base has."""
-        return len(self.layers)
+        """The number of layers, biases and norms of the file that the base has."""
+        return len(self.layers) + len(self.vectors)
 
     @property
     def total(self) -> int:
-        """The number of layers in the file."""
-        return len(self.layers) + len(self.missing)
+        """The number of layers, biases and norms in the file."""
+        return self.matched + len(self.missing)
 
     def set_strength(self, strength: float) -> None:
         """Use the LoRA at `strength`; 0 disables it, so that the output is exactly the base's."""
@@ -58,6 +60,22 @@ class Adapter:
                 variant.strength = strength
             else:
                 layer.scaling[ADAPTER] = strength * scale
+        for vector in self.vectors:
+            vector.set_strength(strength)
+
+
+@dataclass(frozen=True)
+class ChangedVector:
+    """A bias or a norm's weight of the base, its own values, and what a LoRA adds to them at strength 1."""
+
+    parameter: nn.Parameter
+    base: Tensor
+    delta: Tensor
+
+    def set_strength(self, strength: float) -> None:
+        """Set the parameter to base + strength * delta, in its dtype; to the base's own values at strength 0."""
+        value = self.base.float() + strength * self.delta if strength else self.base
+        self.parameter.data.copy_(value)
 
 
 class DoraVariant(LoraVariant):
@@ -98,17 +116,24 @@ def apply_lora(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adap
     Raises InputError if the weights are not finite, do not match the base, or the base has none of the file's layers.
     """
     models = {"unet": pipe.unet, "te1": pipe.text_encoder, "te2": pipe.text_encoder_2}
-    found, missing = read_layers(lora, find_target_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
-    if not found:
-        raise base_mismatch_error(lora, f"none of its {len(missing)} layers is there")
+    found, missing = read_layers(lora, find_readable_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
+    deltas, absent = read_vectors(lora, models)
+    if not found and not deltas:
+        raise base_mismatch_error(lora, f"none of its {len(missing) + len(absent)} layers is there")
+    vectors = [_changed_vector(models[delta.model].get_parameter(delta.path), delta.delta) for delta in deltas]
     try:
-        layers = _add_layers(models, found)
-        adapter = Adapter(layers, missing)
+        adapter = Adapter(_add_layers(models, found), [*missing, *absent], vectors)
         adapter.set_strength(1.0)
         yield adapter
     finally:
+        for vector in vectors:
+            vector.set_strength(0)
         for model in models.values():
             _remove_layers(model)
+
+
+def _changed_vector(parameter: nn.Parameter, delta: Tensor) -> ChangedVector:
+    return ChangedVector(parameter, parameter.detach().cpu().clone(), delta.float().cpu())
 
 
 def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[AdaptedLayer, float]]:
@@ -164,15 +189,18 @@ def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
 
 @torch.no_grad()
 def _with_full_matrix(weights: LayerWeights, models: Mapping[str, nn.Module]) -> LayerWeights:
-    """Return a LoHa or LoKr with magnitudes (dora_scale) as a LoKr: its small matrix is 1, the large one the change."""
-    if weights.magnitude is None or weights.network_type is NetworkType.DORA:
+    """Return a LoHa or LoKr with magnitudes, or an IA3, as a LoKr: its small matrix is 1, the large one the change."""
+    if weights.base_scale is None and (weights.magnitude is None or weights.network_type is NetworkType.DORA):
         return weights
     base = models[weights.target.model].get_parameter(f"{weights.target.path}.weight").detach()
-    change = delta_weight(weights).to(base.device).view(base.shape)
-    shape = [1] * base.dim()
-    shape[weights.magnitude_axis] = -1
-    whole = (base.float() + change) * _factors(base, change, weights).view(shape)
-    tensors = {"lokr_w1": torch.ones(1, 1), "lokr_w2": whole - base.float()}
+    if weights.base_scale is not None:
+        change = base.float() * weights.base_scale.to(base.device)
+    else:
+        change = delta_weight(weights).to(base.device).view(base.shape)
+        shape = [1] * base.dim()
+        shape[weights.magnitude_axis] = -1
+        change = (base.float() + change) * _factors(base, change, weights).view(shape) - base.float()
+    tensors = {"lokr_w1": torch.ones(1, 1), "lokr_w2": change}
     return LayerWeights(weights.target, NetworkType.LOKR, 1, 1.0, tensors)
 
 

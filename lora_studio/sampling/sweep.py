@@ -187,6 +187,10 @@ def _generate_lora(
     assert lora is not None
     state.report(PhaseEvent(message=f"Loading {lora.name}"))
     with apply_lora(pipeline.pipe, lora) as adapter:
+        if lora.embeddings:
+            words = ", ".join(map(repr, lora.embeddings))
+            message = f"{lora.name} has embeddings for {words}, which are ignored: these words keep the base's meaning."
+            state.report(WarningEvent(code="lora_embeddings", message=message))
         if adapter.matched < adapter.total:
             state.report(
                 WarningEvent(

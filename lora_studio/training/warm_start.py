@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from lora_studio.errors import InputError
+from lora_studio.lora.file_settings import check_trainable
 from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import ADAPTER_NAME, MAGNITUDE, Adapters, layer_tensors
 from lora_studio.lora.layers import TargetLayer
@@ -70,6 +71,7 @@ def network_weights_errors(path: Path, recipe: Recipe, targets: Sequence[TargetL
     Raises InputError if the file is not a LoRA for SDXL or was trained on an incompatible base.
     """
     lora = read_lora_header(path)
+    check_trainable(lora)
     found, missing = read_layers(lora, targets)
     name = f"network_weights {path.name}"
     if missing:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.errors import InputError, disk_errors
-from lora_studio.files import write_atomic
+from lora_studio.files import write_atomic, write_bytes
+from lora_studio.lora.alphas import PEFT_CONFIG, peft_config_file
 from lora_studio.lora.header import read_lora_header
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder, slugify
@@ -67,7 +68,8 @@ def selected_loras(project: Project, ids: Sequence[str]) -> list[Path]:
 def import_lora(project: Project, source: Path) -> str:
     """Check a LoRA file, copy it into the project and return its id. An identical file is not copied again.
 
-    Raises InputError for a file that is not an SDXL LoRA, StudioError for what the disk refuses.
+    The configuration that peft saves beside a file, which has its alpha, is copied with it. Raises InputError for a
+    file that is not an SDXL LoRA, StudioError for what the disk refuses.
     """
     read_lora_header(source)
     with disk_errors(project.loras_dir):
@@ -78,6 +80,8 @@ def import_lora(project: Project, source: Path) -> str:
         number += 1
         target = project.loras_dir / f"{name}-{number}.safetensors"
     if not target.exists():
+        if (config := peft_config_file(source)) is not None:
+            write_bytes(target.with_name(f"{target.stem}.{PEFT_CONFIG}"), config.read_bytes())
         write_atomic(target, lambda temporary: _copy(source, temporary))
     return f"loras/{target.name}"
 

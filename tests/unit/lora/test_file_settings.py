@@ -97,3 +97,11 @@ def test_a_plan_takes_what_the_recipe_was_not_given(tmp_path: Path) -> None:
     assert file_overrides(job(path, network_alpha=3.0)).keys() >= {"network_type", "network_dim"}
     assert "network_alpha" not in file_overrides(job(path, network_alpha=3.0))
     assert file_overrides(job(path, dim_from_weights=True)) == {}
+
+
+@pytest.mark.parametrize("parts", [{"diff": [8, 8]}, {"w_norm": [8]}, plain(4) | {"diff_b": [8]}])
+def test_a_file_that_changes_whole_weights_norms_or_biases_cannot_be_continued(tmp_path: Path, parts: Any) -> None:
+    path = write(tmp_path / "a.safetensors", {ATTENTION: parts})
+    with pytest.raises(InputError) as caught:
+        settings_of_file(path)
+    assert caught.value.code == "network_weights"

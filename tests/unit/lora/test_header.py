@@ -41,7 +41,17 @@ REFUSED = {
     "entry": (header(PAIR).replace(b'"dtype"', b'"dtypo"'), "damaged header"),
     "SD 1.5": (header({"lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": [1]}), "Stable Diffusion 1"),
     "Flux": (header({"lora_unet_double_blocks_0_img_attn_proj.alpha": [1]}), "another architecture"),
-    "OFT": (header({f"{UNET}.oft_blocks": [1]}), "LyCORIS"),
+    "a FLUX file of ComfyUI": (header({"diffusion_model.double_blocks.0.img_attn.qkv.lora_up.weight": [1]}), "FLUX"),
+    "OFT": (header({f"{UNET}.oft_blocks": [1]}), "OFT"),
+    "BOFT of peft": (header({"base_model.model.mid_block.attentions.0.proj_in.boft_R": [1]}), "BOFT"),
+    "GLoRA": (header({f"{UNET}.a1.weight": [1], f"{UNET}.b1.weight": [1]}), "GLoRA"),
+    "IA3 of peft": (header({"base_model.model.mid_block.attentions.0.proj_in.ia3_l": [1]}), "IA3"),
+    "bias": (header(PAIR | {f"{UNET}.lora_up.bias": [1]}), "lora_bias"),
+    "two spellings of one layer": (
+        header(PAIR | {"lycoris_input_blocks_4_1_proj_in.lora_down.weight": [1, 1]}),
+        "unknown set of tensors",
+    ),
+    "embeddings alone": (header({"bundle_emb.word.clip_l": [1]}), "does not look like a LoRA"),
     "half a LoHa": (header({f"{UNET}.hada_w1_a": [1]}), "unknown set of tensors"),
     "two in one": (
         header(PAIR | {f"{UNET}.lokr_w1": [1], f"{UNET}.lokr_w2": [1]}),
@@ -84,6 +94,25 @@ def test_pickle_is_refused_and_never_run(tmp_path: Path, name: str) -> None:
     assert not canary.exists()
     pickle.loads(path.read_bytes())
     assert canary.exists()
+
+
+def test_networks_that_cannot_be_read_have_a_code_of_their_own(tmp_path: Path) -> None:
+    for part in ("oft_blocks", "boft_R", "a1.weight", "ia3_l", "vera_lambda_b", "set_weight"):
+        path = tmp_path / "x.safetensors"
+        path.write_bytes(header({f"{UNET}.{part}": [1]}))
+        with pytest.raises(InputError) as caught:
+            read_lora_header(path)
+        assert caught.value.code == "lora_network", part
+        assert "lora extract" in caught.value.remedy
+
+
+def test_bundled_embeddings_are_listed_beside_the_layers(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(header({"bundle_emb.my word.clip_l": [1], "bundle_emb.my word.clip_g_out": [1]} | PAIR))
+    lora = read_lora_header(path)
+    assert lora.embeddings == ["my word"]
+    assert list(lora.modules) == [UNET]
+    assert not lora.has_text_encoder
 
 
 def test_missing_file_is_an_input_error(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lora_studio.errors import InputError
@@ -113,8 +114,6 @@ def test_strengths_and_loras_differ_and_seed_is_shared(done: tuple[SweepResult, 
 
 
 def test_base_cell_equals_diffusers(done: tuple[SweepResult, Events, Path], tiny_base: Path, home: Home) -> None:
-    import torch
-
     pipeline = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO)
     expected = pipeline.pipe(
         "inkstamp_hc, face",
@@ -163,6 +162,17 @@ def test_measured_change_grows_with_the_strength(done: tuple[SweepResult, Events
         for prompt in ("inkstamp_hc, face", "clock")
     ]
     assert rows[5]["change"] == pytest.approx(np.mean(differences), abs=1e-4)
+
+
+def test_bundled_embeddings_and_missing_layers_are_warned_of(tiny_base: Path, tmp_path: Path, home: Home) -> None:
+    path = tmp_path / "bundle.safetensors"
+    tensors = {"bundle_emb.my_word.clip_l": torch.ones(1, 16), "diffusion_model.out.0.diff_b": torch.ones(16)}
+    save_lora(tensors | {"lora_unet_input_blocks_99_0_in_layers_0.w_norm": torch.ones(4)}, path)
+    job = make_job(tiny_base, [path], prompts=["x"], strengths=[1], steps=1)
+    _, events = run(job, tmp_path / "001", home)
+    warnings = {values["code"]: values["message"] for event, values in events if event == "warning"}
+    assert "'my_word'" in warnings["lora_embeddings"]
+    assert "1 of the 2" in warnings["lora_partial"]
 
 
 @pytest.mark.slow

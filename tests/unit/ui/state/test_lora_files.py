@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import InputError
+from lora_studio.lora.alphas import peft_config_file
 from lora_studio.ui.state.lora_files import import_lora, lora_choices, selected_loras
 from lora_studio.workspace.project import Home, Project
 from tests.support.jobs import LORA, make_project, make_run
@@ -35,6 +36,17 @@ def test_choices_are_final_files_checkpoints_and_imports(project: Project) -> No
     assert [choice.label for choice in choices.values() if choice.is_final] == ["001-ink · final"]
     assert choices[imported].path.read_bytes() == LORA.read_bytes()
     assert selected_loras(project, [imported]) == [project.loras_dir / LORA.name]
+
+
+def test_the_configuration_of_peft_is_imported_with_its_lora(project: Project, tmp_path: Path) -> None:
+    shutil.copyfile(LORA, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 6}', "utf-8")
+    imported = import_lora(project, tmp_path / "adapter_model.safetensors")
+    path = lora_choices(project)[imported].path
+    config = peft_config_file(path)
+    assert config is not None
+    assert config.parent == project.loras_dir
+    assert config.read_text("utf-8") == '{"lora_alpha": 6}'
 
 
 @pytest.mark.parametrize("ids", [None, [], "001-ink/ink.safetensors", [7], ["../x"], ["001-ink/job.toml"]])
