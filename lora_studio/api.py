@@ -267,9 +267,9 @@ def measure(
     home: Home | None = None,
     on_event: Listener = _ignore,
 ) -> MeasuredSpeed:
-    """Train a few steps on this machine, and return how long one takes.
+    """Train a few steps on this machine, and return how long one takes and the peak of the memory.
 
-    The speed is remembered for plans for the same base and device; nothing else is kept. The arguments are those of
+    Both are remembered for plans for the same base and device; nothing else is kept. The arguments are those of
     `train`. Raises StudioError, also if it is stopped before it has taken enough steps.
     """
     home = home or Home.locate()

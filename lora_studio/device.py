@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import psutil
 
 from lora_studio.errors import InputError
 from lora_studio.events import Report, WarningEvent
@@ -233,6 +237,20 @@ def free_gpu_bytes(device: torch.device) -> int | None:
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def peak_rss_bytes() -> int:
+    """Return the peak of this process's resident main memory (RSS) in bytes."""
+    if sys.platform == "win32":
+        peak = psutil.Process().memory_info().peak_wset
+    elif sys.platform == "linux":  # ru_maxrss would include that of the process that started this one
+        status = Path("/proc/self/status").read_text("ascii", errors="replace")
+        peak = int(re.findall(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)[0]) * 1024
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak)
 
 
 def free_gpu_cache() -> None:

@@ -149,7 +149,11 @@ class StepEvent(EventAtStep):
     )
     seconds: float | None = Field(default=None, description="duration of the step")
     memory_gib: float | None = Field(
-        default=None, description="peak memory of tensors on the GPU, or the process's memory on a CPU, in GiB"
+        default=None,
+        description="peak memory of tensors on the GPU in the last steps, or of the process's RAM on a CPU, in GiB",
+    )
+    batch_pixels: int | None = Field(
+        default=None, description="pixels of the step's largest batch, on each GPU if there are several"
     )
     gradient_norm: float | None = Field(
         default=None, description="norm of the gradient before clipping; null if fp16 had to lower its loss scale"

@@ -54,7 +54,8 @@ def plan(
     preset: PresetOption = None,
     settings: SetOption = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Train a few steps first, to measure their time on this machine.")
+        bool,
+        typer.Option("--measure", help="Train a few steps first, to measure time and memory on this machine."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="JOB.toml", help="Write the plan as a job for `train JOB.toml`.")

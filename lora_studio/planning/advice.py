@@ -27,8 +27,9 @@ from lora_studio.planning.length import (
     batch_of,
     steps_at_batch_one,
 )
-from lora_studio.planning.memory import DESKTOP_GIB, estimate_vram_gib, fits, saving_advice
+from lora_studio.planning.memory import DESKTOP_GIB, saving_advice
 from lora_studio.planning.optimizers import MAX_RATE_RATIO, optimizer_cautions, optimizer_errors
+from lora_studio.planning.planned_memory import ESTIMATED, PlannedMemory, plan_memory
 from lora_studio.planning.rates import usual_rate
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import SecondsRange, describe_duration
@@ -63,6 +64,7 @@ class CheckContext:
     own_share: float = 1.0
     count: StepCount | None = None
     vram_gib: float | None = None
+    memory: PlannedMemory | None = None
     processes: int = 1
     trigger_word: str | None = None
     seconds: SecondsRange | None = None
@@ -141,17 +143,18 @@ def _memory(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     vram = context.vram_gib
     if vram is None:
         return
-    needed = estimate_vram_gib(recipe, context.base, processes=context.processes)
-    if not fits(recipe, context.base, vram, processes=context.processes):
+    memory = context.memory or plan_memory(recipe, context.base, vram, processes=context.processes)
+    if not memory.fits(vram):
         yield Caution(
             code="memory",
-            message=f"The run needs roughly {needed:.1f} GiB; about {vram - DESKTOP_GIB:.1f} of {vram:g} GiB are free. "
-            f"{saving_advice(recipe)}",
-            why="A run that is out of memory ends. The estimate is rough: it may fit all the same.",
+            message=f"The run needs roughly {memory.least:.1f} GiB; about {vram - DESKTOP_GIB:.1f} of {vram:g} GiB are "
+            f"free. {saving_advice(recipe)}",
+            why="A run that is out of memory ends."
+            + (" The estimate is rough: it may fit all the same." if memory.source == ESTIMATED else ""),
         )
     limit = RECIPE["gradient_checkpointing"].high
     off = recipe.gradient_checkpointing is GradientCheckpointing.OFF
-    if limit is not None and vram < limit and off and fits(recipe, context.base, vram, processes=context.processes):
+    if limit is not None and vram < limit and off and memory.fits(vram):
         yield Caution(
             code="checkpointing",
             message=f"Gradient checkpointing is off with {vram:g} GiB; the guide suggests it below {limit:g}.",
@@ -184,9 +187,10 @@ def _images(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     count = context.count
     if count is not None and count.empty_slots > MAX_EMPTY_SHARE * (count.samples_per_epoch + count.empty_slots):
         share = count.empty_slots / (count.samples_per_epoch + count.empty_slots)
+        size = recipe.batch_size * context.processes
         yield Caution(
             code="bucket_waste",
-            message=f"{share:.0%} of the slots in an epoch's {count.batches_per_epoch} batches of {recipe.batch_size} "
+            message=f"{share:.0%} of the slots in an epoch's {count.batches_per_epoch} batches of {size} "
             "stay empty. Crop images to fewer aspect ratios, or lower the batch size.",
             why="A batch holds images of one bucket; buckets with few images leave their batches partly empty.",
         )
@@ -312,7 +316,7 @@ def _network(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
 def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     embedded = _is_embedded(context)
     if context.images is not None and context.count is not None:
-        batch = batch_of(recipe)
+        batch = batch_of(recipe, context.processes)
         shown = min(context.count.total_steps * batch, context.count.samples_per_epoch * context.count.epochs)
         shown = round(shown * context.own_share)
         if shown > MAX_VIEWS_PER_IMAGE * context.images:
@@ -323,7 +327,7 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
                 why=WARNING_SIGNS["overfit"].cause,
             )
         if not embedded:
-            yield from _steps_learned(recipe, context.count, shown / context.images)
+            yield from _steps_learned(recipe, context.count, context.processes, shown / context.images)
     if context.images is not None and not embedded:
         tier = tier_for(context.images)
         low, high = tier.epochs
@@ -335,7 +339,7 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
                 + WARNING_SIGNS["overfit" if recipe.epochs > high else "no_improvement"].sign.lower()
                 + ".",
             )
-        if (batch := batch_of(recipe)) > tier.batch_size[1]:
+        if (batch := batch_of(recipe, context.processes)) > tier.batch_size[1]:
             yield Caution(
                 code="batch_size_tier",
                 message=f"A step has {batch} images; the guide suggests {tier.batch_size[0]} to "
@@ -352,10 +356,10 @@ def _length(recipe: Recipe, context: CheckContext) -> Iterator[Caution]:
     yield from _duration(context)
 
 
-def _steps_learned(recipe: Recipe, count: StepCount, views: float) -> Iterator[Caution]:
+def _steps_learned(recipe: Recipe, count: StepCount, processes: int, views: float) -> Iterator[Caution]:
     """Yield warnings about a run that is far shorter or longer than usual; `views` is how often it shows each image."""
-    steps = steps_at_batch_one(recipe, count.total_steps)
-    text = f"{count.total_steps} steps of {batch_of(recipe)} at this rate equal {steps:.0f} of one image at the guide's"
+    steps, batch = steps_at_batch_one(recipe, count.total_steps, processes), batch_of(recipe, processes)
+    text = f"{count.total_steps} steps of {batch} at this rate equal {steps:.0f} of one image at the guide's"
     if steps < FEW_STEPS:
         yield Caution(
             code="few_steps",

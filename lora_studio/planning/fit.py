@@ -29,7 +29,7 @@ def fit_memory(
         return fitted
     size, count = split_batch(batch_of(recipe), fitted.batch_size)
     draft.set("batch_size", size)
-    draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count))
+    draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count, processes))
     return fitted.model_copy(update={"batch_size": size, "gradient_accumulation_steps": count})
 
 

@@ -29,9 +29,9 @@ class Length:
     epochs: int
 
 
-def batch_of(recipe: Recipe) -> int:
-    """Return the number of images in an optimizer step."""
-    return recipe.batch_size * recipe.gradient_accumulation_steps
+def batch_of(recipe: Recipe, processes: int = 1) -> int:
+    """Return the number of images in an optimizer step of `processes` GPUs together."""
+    return recipe.batch_size * recipe.gradient_accumulation_steps * processes
 
 
 def target_steps(kind: LoraKind, batch: int) -> float:
@@ -39,13 +39,13 @@ def target_steps(kind: LoraKind, batch: int) -> float:
     return guide.KINDS[kind.value].steps * sqrt(guide.RECIPE["batch_size"].value / batch)
 
 
-def steps_at_batch_one(recipe: Recipe, steps: int) -> float:
+def steps_at_batch_one(recipe: Recipe, steps: int, processes: int = 1) -> float:
     """Return the number of steps of one image at the guide's rate that learn as much as `steps` of this recipe."""
     optimizer = guide.OPTIMIZERS[recipe.optimizer.value]
     share = 1.0
     if recipe.unet_lr and not optimizer.learning_rate_free:
         share = recipe.unet_lr / usual_rate("unet_lr", recipe)
-    return steps * share * sqrt(batch_of(recipe))
+    return steps * share * sqrt(batch_of(recipe, processes))
 
 
 def choose_length(

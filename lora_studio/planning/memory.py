@@ -43,6 +43,7 @@ DESKTOP_GIB = 0.4  # GPU memory used by a desktop
 COMMUNICATION_GIB = 0.6  # NCCL's buffers per GPU; 0.3 to 1 GiB, by the number and the kind of GPUs
 MIN_DIM = 8  # the smallest network dim that is proposed
 TRAINING, DRAWING, ENCODING = "Training", "Drawing a sample", "Encoding images"  # phases of a run
+ACTIVATIONS, RUNTIME, COMMUNICATION = "Activations", "Runtime", "Communication"  # parts of a training step's memory
 
 # Bytes of optimizer state per LoRA weight. AdamW: two fp32 moments. AdamW8bit: two 8-bit moments with their scales,
 # also when paged: pages leave the GPU only when it is full. Prodigy: AdamW's, the initial weight and the running sum.
@@ -208,12 +209,14 @@ def estimate_vram_parts(
     With gradient checkpointing on auto, activations use what `vram_gib` leaves them, or their minimum if it is None.
     If another phase takes more than training, what it takes beyond that is a part with its name.
     """
-    parts = _training_parts(recipe, base, vram_gib, processes)
-    phases = estimate_vram_phases(recipe, base, vram_gib, processes=processes)
+    parts = training_parts(recipe, base, vram_gib, processes=processes)
+    return with_largest_phase(parts, estimate_vram_phases(recipe, base, vram_gib, processes=processes))
+
+
+def with_largest_phase(parts: dict[str, float], phases: dict[str, float]) -> dict[str, float]:
+    """Return the parts of training, with what a larger phase takes beyond that as a part of its name."""
     largest = max(phases, key=lambda phase: phases[phase])
-    if largest != TRAINING:
-        parts[largest] = round(phases[largest] - phases[TRAINING], 3)
-    return parts
+    return parts if largest == TRAINING else parts | {largest: round(phases[largest] - phases[TRAINING], 3)}
 
 
 def estimate_vram_phases(
@@ -223,7 +226,7 @@ def estimate_vram_phases(
 
     Where memory is short, samples are decoded in tiles: this is what that takes.
     """
-    parts = _training_parts(recipe, base, vram_gib, processes)
+    parts = training_parts(recipe, base, vram_gib, processes=processes)
     training = sum(parts.values())
     shape = architecture_of(base)
     area = (recipe.resolution / shape.resolution) ** 2
@@ -232,7 +235,7 @@ def estimate_vram_phases(
         ENCODING: RUNTIME_GIB + shape.vae_weights + shape.vae_encoding * area,
     }
     if draws_samples(recipe):
-        step = parts["Activations"] + parts.get("Adapter products", 0)
+        step = parts[ACTIVATIONS] + parts.get("Adapter products", 0)
         phases[DRAWING] = training - step + _drawing_gib(recipe, shape)
     return {name: round(value, 3) for name, value in phases.items()}
 
@@ -258,9 +261,17 @@ def _drawing_gib(recipe: Recipe, shape: Architecture) -> float:
     return max(denoising, decoding)
 
 
-def _training_parts(recipe: Recipe, base: KnownBase | None, vram_gib: float | None, processes: int) -> dict[str, float]:
+def training_parts(
+    recipe: Recipe,
+    base: KnownBase | None,
+    vram_gib: float | None = None,
+    *,
+    processes: int = 1,
+    pixels: int | None = None,
+) -> dict[str, float]:
+    """Estimate the GPU memory in GiB of a training step by its use, for batches of at most `pixels` pixels."""
     share = recomputed_share(recipe, base, vram_gib, processes=processes)
-    return _parts(recipe, base, 1.0 if share is None else share, processes)
+    return _parts(recipe, base, 1.0 if share is None else share, processes, pixels)
 
 
 def recomputed_share(
@@ -278,11 +289,13 @@ def recomputed_share(
     return min(1.0, max(0.0, (most - (vram_gib - DESKTOP_GIB)) / (most - least)))
 
 
-def _parts(recipe: Recipe, base: KnownBase | None, share: float, processes: int) -> dict[str, float]:
+def _parts(
+    recipe: Recipe, base: KnownBase | None, share: float, processes: int, pixels: int | None = None
+) -> dict[str, float]:
     shape = architecture_of(base)
     width = 4 if recipe.mixed_precision is Precision.FP32 or shape is EMBEDDED else 2  # bytes of a frozen weight
     weights = lora_weights(recipe, base)
-    area = (recipe.resolution / shape.resolution) ** 2
+    images = (pixels or recipe.resolution**2 * recipe.batch_size) / shape.resolution**2
     fused = recipe.network_type is NetworkType.LORA and not recipe.uses_dropout
     activations = shape.fused_activations if fused else shape.activations
     kept = share * shape.checkpointed_activations + (1 - share) * activations
@@ -290,7 +303,7 @@ def _parts(recipe: Recipe, base: KnownBase | None, share: float, processes: int)
         "UNet": _unet_bytes(recipe, shape, width) / GIB,
         "LoRA and gradients": weights * (8 + (4 if width == 2 else 0)) / GIB,  # with half-precision copies
         "Optimizer state": _state_bytes(recipe, shape, weights) / GIB,
-        "Activations": kept * area * recipe.batch_size * width / 2,
+        ACTIVATIONS: kept * images * width / 2,
     }
     if recipe.network_type in (NetworkType.LOHA, NetworkType.LOKR):
         parts["Adapter products"] = _adapter_product_bytes(recipe, shape, width, share) / GIB
@@ -299,10 +312,10 @@ def _parts(recipe: Recipe, base: KnownBase | None, share: float, processes: int)
         text = shape.fused_text_activations if fused else shape.text_activations
         text = share * shape.checkpointed_text_activations + (1 - share) * text
         chunks = recipe.max_token_length / TokenLimit.ONE
-        parts["Activations"] += text * chunks * recipe.batch_size * width / 2
-    parts["Runtime"] = RUNTIME_GIB
+        parts[ACTIVATIONS] += text * chunks * recipe.batch_size * width / 2
+    parts[RUNTIME] = RUNTIME_GIB
     if processes > 1:
-        parts["Communication"] = COMMUNICATION_GIB
+        parts[COMMUNICATION] = COMMUNICATION_GIB
     return {name: round(value, 3) for name, value in parts.items()}
 
 

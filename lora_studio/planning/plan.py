@@ -18,14 +18,15 @@ from lora_studio.planning.dataset_cautions import check_dataset
 from lora_studio.planning.estimate import RunEstimator
 from lora_studio.planning.fit import fit_memory, fit_time
 from lora_studio.planning.length import batch_of, target_steps
-from lora_studio.planning.memory import estimate_vram_gib, estimate_vram_parts, estimate_vram_phases, lora_mib
+from lora_studio.planning.memory import lora_mib
 from lora_studio.planning.memory_ladder import memory_ladder
+from lora_studio.planning.planned_memory import PlannedMemory, recipe_on_cpu
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.recommend import RecipeDraft, recommend
 from lora_studio.planning.speeds import MeasuredSpeed, find_speeds
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import SecondsRange
-from lora_studio.settings.choices import LoraKind, Precision
+from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import check_plan_number
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
@@ -61,18 +62,25 @@ class PlanInputs:
         return self.device == "CPU" and self.vram_gib is None
 
     def on_device(self, recipe: Recipe) -> Recipe:
-        """Return a recipe with the precision that auto means on a CPU, for the estimates of memory."""
-        if not self.on_cpu or recipe.mixed_precision is not Precision.AUTO:
-            return recipe
-        return recipe.model_copy(update={"mixed_precision": Precision.FP32})
+        """Return a recipe with the precision that auto means on this device, for the estimates of memory."""
+        return recipe_on_cpu(recipe) if self.on_cpu else recipe
 
     def estimator(self) -> RunEstimator:
-        """Return what estimates length and time of recipes."""
-        return RunEstimator(self.images, self.regularization, self.known, self.vram_gib, self.device or "", self.speeds)
+        """Return what estimates length, time and memory of recipes."""
+        return RunEstimator(
+            self.images,
+            self.regularization,
+            self.known,
+            self.vram_gib,
+            self.device or "",
+            self.speeds,
+            self.num_processes,
+        )
 
     def recommended(self) -> RecipeDraft:
         """Return the recommended values with their reasons; they may not fit the GPU's memory yet."""
-        return recommend(dict(self.overrides), self.kind, self.known, self.images, self.vram_gib)
+        given, processes = dict(self.overrides), self.num_processes
+        return recommend(given, self.kind, self.known, self.images, self.vram_gib, processes=processes)
 
     def fitted(self, draft: RecipeDraft, run: RunEstimator) -> Recipe:
         """Make a draft fit memory and time; raises InputError for settings that cannot work."""
@@ -81,18 +89,17 @@ class PlanInputs:
             recipe = fit_memory(draft, recipe, self.known, self.vram_gib, processes=self.num_processes)
         require_valid(recipe, self.known)
         if self.hours is not None:
-            least_steps = round(target_steps(self.kind, batch_of(recipe)) / 2)
+            least_steps = round(target_steps(self.kind, batch_of(recipe, self.num_processes)) / 2)
             recipe = fit_time(draft, recipe, run, self.hours, guide.tier_for(self.images.total), least_steps)
         return recipe
 
     def plan(self) -> Plan:
         """Return the plan; raises InputError for settings that cannot work."""
-        found, known, vram_gib, processes = self.images, self.known, self.vram_gib, self.num_processes
+        found, known = self.images, self.known
         draft, run = self.recommended(), self.estimator()
-        ladder = memory_ladder(self.on_device(draft.recipe()), known, vram_gib, processes=processes)
+        ladder = memory_ladder(self.on_device(draft.recipe()), known, self.vram_gib, processes=self.num_processes)
         recipe = self.fitted(draft, run)
-        steps, seconds = run.steps(recipe), run.seconds(recipe)
-        here = self.on_device(recipe)
+        steps, seconds, memory = run.steps(recipe), run.seconds(recipe), run.memory(self.on_device(recipe))
         return Plan(
             images=found.total,
             assumed=self.assumed,
@@ -103,29 +110,31 @@ class PlanInputs:
             recipe=recipe,
             reasons=draft.reasons(recipe),
             repeats=round(found.mean_repeats_in(recipe)),
+            num_processes=self.num_processes,
             steps=steps,
-            vram_gib=estimate_vram_gib(here, known, vram_gib, processes=processes),
-            vram_parts=estimate_vram_parts(here, known, vram_gib, processes=processes),
-            vram_phases=estimate_vram_phases(here, known, vram_gib, processes=processes),
+            memory=memory,
             ladder=ladder,
             seconds=seconds,
             lora_mib=round(lora_mib(recipe, known, on_cpu=self.on_cpu), 1),
             on_cpu=self.on_cpu,
-            warnings=self._warnings(recipe, steps, seconds, run.own_share(recipe)),
+            warnings=self._warnings(recipe, run, steps, seconds, memory),
             tagger=known.tagger if known else "",
             tagging=_tagging(self.kind, known),
             base_advice=f"{known.why if known else ''} {guide.KINDS[self.kind.value].base}".strip(),
             prediction_type=known.prediction_type if known else recipe.prediction_type.value,
         )
 
-    def _warnings(self, recipe: Recipe, steps: StepCount, seconds: SecondsRange, own_share: float) -> list[Caution]:
+    def _warnings(
+        self, recipe: Recipe, run: RunEstimator, steps: StepCount, seconds: SecondsRange, memory: PlannedMemory
+    ) -> list[Caution]:
         context = CheckContext(
             base=self.known,
             images=self.images.total,
             sizes=None if self.assumed else [image.size for image in self.images.images],
             count=steps,
-            own_share=own_share,
+            own_share=run.own_share(recipe),
             vram_gib=self.vram_gib,
+            memory=memory,
             processes=self.num_processes,
             trigger_word=self.trigger_word,
             seconds=seconds,
@@ -160,9 +169,9 @@ def plan(
     files are looked up in the models folder of `home`, by default the usual one. `vram_gib` is the GPU's memory in
     GiB, which the recipe is made to fit. `overrides` are recipe values that are not changed. `hours` limits the time
     with fewer repeats, then fewer epochs, then fewer steps. `device` is the GPU's name or "CPU": earlier
-    runs on it, whose speed `home` remembers, replace the estimate of the time. `regularization` is a folder of images
+    runs on it, whose speed and memory `home` remembers, replace the estimates. `regularization` is a folder of images
     that are balanced against the dataset's. With `subsets` these are counted instead of the folder's images.
-    With `num_processes` above 1 the memory is that of each of several GPUs; steps and time are those of one.
+    With `num_processes` above 1, memory and batch size are those of each of several GPUs, steps and time of all.
 
     Raises InputError for an empty folder, an unknown kind, a number out of its bounds, or a base that is missing or not
     an SDXL, ConfigError for unknown settings and values that cannot work.

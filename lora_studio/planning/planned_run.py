@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio import guide
 from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory_ladder import Rung
+from lora_studio.planning.planned_memory import ESTIMATED, MEASURED, PlannedMemory
 from lora_studio.planning.recommend import Reason, times_as_text
 from lora_studio.planning.steps import StepCount
 from lora_studio.planning.timing import SecondsRange, describe_range
@@ -20,7 +21,8 @@ from lora_studio.settings.values import format_value
 class Plan(BaseModel):
     """A planned run: recipe, number of steps and estimates. `repeats` is the folders' average if they set them.
 
-    `on_cpu` says that it is planned for this machine's CPU: the memory of its estimates is RAM, not a GPU's.
+    `on_cpu` says that it is planned for this machine's CPU, whose memory is known only once a run has measured it: its
+    estimates are those of a GPU. With several processes batch size and memory are those of each GPU.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,10 +36,9 @@ class Plan(BaseModel):
     recipe: Recipe
     reasons: list[Reason]
     repeats: int
+    num_processes: int
     steps: StepCount
-    vram_gib: float
-    vram_parts: dict[str, float]
-    vram_phases: dict[str, float]
+    memory: PlannedMemory
     ladder: list[Rung]
     seconds: SecondsRange
     lora_mib: float
@@ -47,6 +48,21 @@ class Plan(BaseModel):
     base_advice: str
     prediction_type: str
     on_cpu: bool
+
+    @property
+    def vram_gib(self) -> float:
+        """The planned GPU memory in GiB."""
+        return self.memory.gib
+
+    @property
+    def vram_parts(self) -> dict[str, float]:
+        """The planned GPU memory in GiB by its use."""
+        return self.memory.parts
+
+    @property
+    def vram_phases(self) -> dict[str, float]:
+        """The planned GPU memory in GiB of each phase of the run."""
+        return self.memory.phases
 
     def summary(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
@@ -64,9 +80,13 @@ class Plan(BaseModel):
             "steps_per_epoch": self.steps.steps_per_epoch,
             "total_steps": self.steps.total_steps,
             "on_cpu": self.on_cpu,
+            "num_processes": self.num_processes,
             "vram_gib": self.vram_gib,
+            "vram_range": [self.memory.least, self.memory.most],
+            "vram_source": self.memory.source,
             "vram_parts": self.vram_parts,
             "vram_phases": self.vram_phases,
+            "ram_gib": self.memory.ram_gib,
             "memory_ladder": [rung.model_dump(mode="json") for rung in self.ladder],
             "seconds": self.seconds.middle,
             "seconds_range": [self.seconds.low, self.seconds.high],
@@ -106,11 +126,21 @@ class Plan(BaseModel):
             f"{self.tier.focus} {self.tagging}",
             "Base model": f"{self.base}, prediction type {self.prediction_type}. {self.base_advice}",
             "Length": f"{self.steps.total_steps:,} steps: every image is shown {times_as_text(self.repeats)} per "
-            f"epoch, {self.steps.epochs} epochs of {self.steps.steps_per_epoch} steps, {batch_as_text(self.recipe)}.",
+            f"epoch, {self.steps.epochs} epochs of {self.steps.steps_per_epoch} steps, "
+            f"{batch_as_text(self.recipe, self.num_processes)}.",
             "Time": f"roughly {describe_range(self.seconds)}, {self.seconds.source}.",
-            "RAM" if self.on_cpu else "GPU memory": f"roughly {self.vram_gib:.1f} GiB.",
+            "RAM" if self.on_cpu else "GPU memory": self._memory_as_text(),
             "File": f"{self.recipe.network_type.value} of {self.lora_mib:.0f} MiB, {files}.",
         }
+
+    def _memory_as_text(self) -> str:
+        memory = self.memory
+        if self.on_cpu:
+            return "not measured yet." if memory.ram_gib is None else f"{memory.ram_gib:.1f} GiB at most, {MEASURED}."
+        if memory.is_range:
+            blocks = "from all UNet blocks recomputed to none, as many as the GPU's memory needs"
+            return f"roughly {memory.least:.1f} to {memory.most:.1f} GiB, {blocks}."
+        return f"{'roughly ' if memory.source == ESTIMATED else ''}{memory.gib:.1f} GiB, {memory.source}."
 
     def _rows(self) -> list[tuple[str, str, str]]:
         return [
@@ -118,10 +148,11 @@ class Plan(BaseModel):
         ]
 
 
-def batch_as_text(recipe: Recipe) -> str:
-    """Return the images of a step: "batch size 4", or "batch size 2 × 2" if they are accumulated."""
+def batch_as_text(recipe: Recipe, processes: int = 1) -> str:
+    """Return the images of a step: "batch size 4", "batch size 2 × 2" if accumulated, "batch size 2 on 4 GPUs"."""
     size, count = recipe.batch_size, recipe.gradient_accumulation_steps
-    return f"batch size {size} × {count}" if count > 1 else f"batch size {size}"
+    gpus = f" on {processes} GPUs" if processes > 1 else ""
+    return f"batch size {size} × {count}{gpus}" if count > 1 else f"batch size {size}{gpus}"
 
 
 def _line(text: str) -> str:

@@ -87,17 +87,19 @@ def recommend(
     base: KnownBase | None,
     images: DatasetImages,
     vram_gib: float | None,
+    *,
+    processes: int = 1,
 ) -> RecipeDraft:
     """Return the recommended values around the `given` ones, for these images and a GPU of `vram_gib` (None: unknown).
 
-    The result may not fit that memory yet.
+    The result may not fit that memory yet. With several `processes` the batch size is that of each.
     """
     draft = RecipeDraft(given)
     _choose_network(draft, kind, base)
     if guide.tier_for(images.total).name == "large":
         why = "The guide keeps some images of large sets out of training: their loss rises when overfitting begins."
         draft.set("validation_split", guide.VALIDATION_SHARE, why)
-    _choose_schedule(draft, kind, base, images, vram_gib)
+    _choose_schedule(draft, kind, base, images, vram_gib, processes)
     _choose_for_base(draft, kind, base)
     return draft
 
@@ -168,7 +170,12 @@ def _choose_network_rates(draft: RecipeDraft, recipe: Recipe) -> None:
 
 
 def _choose_schedule(
-    draft: RecipeDraft, kind: LoraKind, base: KnownBase | None, images: DatasetImages, vram_gib: float | None
+    draft: RecipeDraft,
+    kind: LoraKind,
+    base: KnownBase | None,
+    images: DatasetImages,
+    vram_gib: float | None,
+    processes: int,
 ) -> None:
     tier = guide.tier_for(images.total)
     if base is not None and base.is_embedded:
@@ -176,8 +183,8 @@ def _choose_schedule(
         samples = f"{images.total} images {times_as_text(repeats)} make {images.total * repeats} samples per epoch."
         length = Length(repeats, usual_epochs(tier, images.total))
     else:
-        _choose_batch(draft, tier, vram_gib)
-        length, samples = _length(draft, kind, tier, images)
+        _choose_batch(draft, tier, vram_gib, processes)
+        length, samples = _length(draft, kind, tier, images, processes)
     draft.set("epochs", length.epochs, f"{tier.epochs[0]} to {tier.epochs[1]} for {tier.describe()}.")
     if images.has_own_repeats:
         draft.set("repeats", None, "Your folders or subsets set repeats of their own; they are kept.", guided=False)
@@ -187,29 +194,36 @@ def _choose_schedule(
     draft.set("gradient_checkpointing", checkpointing.value, checkpointing.why)
 
 
-def _choose_batch(draft: RecipeDraft, tier: guide.Tier, vram_gib: float | None) -> None:
-    """Choose a step of the tier's batch size, accumulated from the guide's batch size while the GPU is not known."""
+def _choose_batch(draft: RecipeDraft, tier: guide.Tier, vram_gib: float | None, processes: int) -> None:
+    """Choose a step of the tier's batch size, accumulated from the guide's batch size while the GPU is not known.
+
+    Several GPUs share it, each with one image at least.
+    """
     low, high = tier.batch_size
-    batch = min(high, MAX_BATCH)
+    batch = max(1, min(high, MAX_BATCH) // processes)
     why = f"The guide uses {low} to {high} for {tier.describe()}."
     size, count = split_batch(batch, batch if vram_gib is not None else guide.RECIPE["batch_size"].value)
     if not draft.given.keys() & {"batch_size", "gradient_accumulation_steps"}:
         draft.set("batch_size", size, why)
         if count > 1:
-            draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count))
+            draft.set("gradient_accumulation_steps", count, accumulation_reason(size, count, processes))
     elif "batch_size" not in draft.given:
         draft.set("batch_size", max(1, batch // int(draft.get("gradient_accumulation_steps"))), why)
 
 
-def accumulation_reason(size: int, count: int) -> str:
-    """Return why `count` batches of `size` images make a step."""
-    return f"{count} batches of {size} make a step of {size * count} images, so that every GPU learns the same."
+def accumulation_reason(size: int, count: int, processes: int) -> str:
+    """Return why `count` batches of `size` images on each GPU make a step."""
+    gpus = f" on each of {processes} GPUs" if processes > 1 else ""
+    total = size * count * processes
+    return f"{count} batches of {size}{gpus} make a step of {total} images, so that every GPU learns the same."
 
 
-def _length(draft: RecipeDraft, kind: LoraKind, tier: guide.Tier, images: DatasetImages) -> tuple[Length, str]:
+def _length(
+    draft: RecipeDraft, kind: LoraKind, tier: guide.Tier, images: DatasetImages, processes: int
+) -> tuple[Length, str]:
     """Return the length of the run, and its reason."""
     recipe = draft.recipe()
-    batch = batch_of(recipe)
+    batch = batch_of(recipe, processes)
     target = target_steps(kind, batch)
     shown = max(1, round(images.mean_repeats)) if images.has_own_repeats else draft.given.get("repeats")
     trained = max(1, round(images.total * (1 - recipe.validation_split)))

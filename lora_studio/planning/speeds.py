@@ -1,10 +1,11 @@
-"""Remember how long a training step took on this machine, so that later plans need no estimate.
+"""Remember what a training step took on this machine, so that later plans need no estimate.
 
-A line of speeds.jsonl in the home is a finished or stopped run: base, device, recipe and seconds per step.
+A line of speeds.jsonl in the home is a finished or stopped run: base, device, recipe, seconds per step, peak memory.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from statistics import median
 
@@ -26,7 +27,11 @@ CPU = "CPU"
 
 
 class MeasuredSpeed(BaseModel):
-    """The speed of one run. `base` is its name in the catalogue or as it was given, `seconds` the median step."""
+    """The speed of one run. `base` is its name in the catalogue or as it was given, `seconds` the median step.
+
+    `device` is one of the devices that the run's `processes` used. `memory_gib` is the peak of a GPU's tensors, or of
+    the process's main memory (RSS) on a CPU, with batches of at most `batch_pixels` pixels on each device.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -34,10 +39,14 @@ class MeasuredSpeed(BaseModel):
     device: str
     recipe: Recipe
     seconds: float = Field(gt=0)
+    processes: int = 1
+    memory_gib: float | None = None
+    batch_pixels: int | None = None
 
 
 def device_kind(name: str) -> str:
-    """Return a device's name without what differs between runs on it: the threads of a CPU."""
+    """Return a device's name without what differs between runs on it: their number, and the threads of a CPU."""
+    name = re.sub(r"^\d+ x ", "", name)
     return CPU if name.startswith(CPU) else name
 
 
@@ -65,7 +74,8 @@ def speed_of_run(folder: JobFolder) -> MeasuredSpeed | None:
         return None
     events = folder.events()[0]
     starts = [event for event in events if isinstance(event, StartEvent)]
-    seconds = [event.seconds for event in events if isinstance(event, StepEvent) and event.seconds is not None]
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    seconds = [event.seconds for event in steps if event.seconds is not None]
     if not isinstance(job, TrainJob) or not starts or len(seconds) < MIN_STEPS:
         return None
     base = find_base(job.base)
@@ -74,6 +84,9 @@ def speed_of_run(folder: JobFolder) -> MeasuredSpeed | None:
         device=device_kind(starts[-1].device),
         recipe=job.recipe,
         seconds=median(seconds[WARMUP_STEPS:]),
+        processes=job.num_processes,
+        memory_gib=max((event.memory_gib for event in steps if event.memory_gib is not None), default=None),
+        batch_pixels=max((event.batch_pixels for event in steps if event.batch_pixels is not None), default=None),
     )
 
 

@@ -2,7 +2,7 @@
 
 A batch holds images of one bucket. In every epoch each bucket yields its images (times repeats) in batches, of which
 the last may be short. `gradient_accumulation_steps` batches make an optimizer step; accumulation does not continue over
-the end of an epoch, so its last step may be short too.
+the end of an epoch, so its last step may be short too. Several processes share every batch: see `with_global_batch`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lora_studio.errors import InputError
+from lora_studio.settings.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ def count_steps(
         epochs=_ceil_div(total, per_epoch),
         empty_slots=batches * batch_size - samples,
     )
+
+
+def with_global_batch(recipe: Recipe, processes: int) -> Recipe:
+    """Return the recipe with the batch size over all `processes`, with which a run of several is planned and trained.
+
+    N processes with batch size B take the steps of one with batch size N * B, each with its shard of every batch.
+    """
+    return recipe.model_copy(update={"batch_size": recipe.batch_size * processes})
 
 
 def warmup_steps(setting: float, total_steps: int) -> int:

@@ -33,7 +33,6 @@ _NAME_SPREAD = 1.4
 _UNKNOWN_TFLOPS = (2.5, 25.0)
 _CPU_TFLOPS = (0.02, 0.08)  # one to four cores, the embedded base
 _LAUNCH_SECONDS = (0.15, 0.4)  # per step, on any GPU: kernels are launched one by one
-_DEQUANTIZE_FACTOR = (1.05, 1.5)  # slow-down where quantized weights are dequantized twice per step
 _ENCODE_SECONDS = (0.1, 0.5)  # to encode an image to latents, once
 SAME_SPREAD, SCALED_SPREAD = 1.1, 1.4  # of measured times, with the same and with other settings
 SPEED_SETTINGS = (
@@ -78,8 +77,7 @@ def step_seconds(
         return measured
     least, most = _step_tflop(recipe, base, vram_gib)
     low, high, source = _speed(base, vram_gib, gpu)
-    quantized = recipe.base_precision is not BasePrecision.FULL
-    fastest, slowest = _DEQUANTIZE_FACTOR if quantized else (1.0, 1.0)
+    fastest, slowest = _dequantizing(recipe)
     overhead = (0.0, 0.0) if architecture_of(base) is EMBEDDED else _LAUNCH_SECONDS
     return SecondsRange(
         fastest * max(least / high, overhead[0] * recipe.gradient_accumulation_steps),
@@ -89,13 +87,20 @@ def step_seconds(
 
 
 def measured_step(
-    alike: Sequence[MeasuredSpeed], recipe: Recipe, base: KnownBase | None, vram_gib: float | None
+    alike: Sequence[MeasuredSpeed],
+    recipe: Recipe,
+    base: KnownBase | None,
+    vram_gib: float | None,
+    *,
+    processes: int = 1,
 ) -> SecondsRange | None:
     """Return seconds per step by runs with the same base on the same device, the latest last; None without any.
 
-    A run with the same speed settings is trusted to 10%. One with other settings is scaled by the work of a step.
+    A run with the same speed settings and number of processes is trusted to 10%. One with others is scaled by the work
+    of a step, and by the factor of quantized weights if only one of the two has them.
     """
-    same = [speed for speed in alike if _speed_settings(speed.recipe) == _speed_settings(recipe)]
+    wanted = (processes, _speed_settings(recipe))
+    same = [speed for speed in alike if (speed.processes, _speed_settings(speed.recipe)) == wanted]
     if same:
         seconds = same[-1].seconds
         return SecondsRange(seconds / SAME_SPREAD, seconds * SAME_SPREAD, "measured in an earlier run")
@@ -103,8 +108,20 @@ def measured_step(
         return None
     last = alike[-1]
     now, then = (_step_tflop(each, base, vram_gib) for each in (recipe, last.recipe))
-    seconds = last.seconds * sqrt(now[0] * now[1] / then[0] / then[1])
+    slower, slower_then = (sqrt(low * high) for low, high in map(_dequantizing, (recipe, last.recipe)))
+    seconds = last.seconds * sqrt(now[0] * now[1] / then[0] / then[1]) * slower / slower_then
     return SecondsRange(seconds / SCALED_SPREAD, seconds * SCALED_SPREAD, "scaled from a run with other settings")
+
+
+def _dequantizing(recipe: Recipe) -> tuple[float, float]:
+    """Return the least and the most times that a step takes with the recipe's base precision, relative to 16 bits.
+
+    Quantized weights are dequantized in the forward and in the backward pass. 1.3 to 2 is planned for int8 and nf4
+    until a run is measured, within what others report of bases that are not compiled: for LoRAs on language models 1.15
+    in nf4 (litgpt pull request 275), 1.2 to 2 in nf4 and 2 to 3 in int8 (bitsandbytes issue 465); for an SDXL LoKr 2.6
+    to 2.9 with the kernels of SDNQ and torchao (SimpleTuner, documentation/experimental/SEGMENTED_CHECKPOINTING.md).
+    """
+    return (1.0, 1.0) if recipe.base_precision is BasePrecision.FULL else (1.3, 2.0)
 
 
 def _speed_settings(recipe: Recipe) -> list[Any]:
@@ -132,15 +149,19 @@ def run_seconds(
     vram_gib: float | None = None,
     gpu: str = "",
     measured: SecondsRange | None = None,
+    processes: int = 1,
 ) -> SecondsRange:
-    """Estimate seconds of a run: loading, encoding the images once, the steps, and the samples during training."""
+    """Estimate seconds of a run: loading, encoding the images once, the steps, and the samples during training.
+
+    Several `processes` share the encoding; one of them draws the samples.
+    """
     step = step_seconds(recipe, base, vram_gib, gpu=gpu, measured=measured)
     sampling = _sampling_seconds(recipe, base, vram_gib, step)
     times_sampled = _times_sampled(recipe, count)
     small = architecture_of(base) is EMBEDDED
     start, encoding = ((3.0, 10.0), (0.005, 0.03)) if small else (_LOAD_SECONDS, _ENCODE_SECONDS)
     low, high = (
-        round(start[end] + images * encoding[end] + count.total_steps * bound + times_sampled * drawing)
+        round(start[end] + images / processes * encoding[end] + count.total_steps * bound + times_sampled * drawing)
         for end, bound, drawing in ((0, step.low, sampling.low), (1, step.high, sampling.high))
     )
     return SecondsRange(low, high, step.source)

@@ -20,10 +20,9 @@ from pydantic import BaseModel, ConfigDict
 from lora_studio.dataset.buckets import Size, place_for
 from lora_studio.dataset.training_images import DatasetImage, DatasetImages
 from lora_studio.planning.estimate import RunEstimator
-from lora_studio.planning.memory import estimate_vram_gib, fits, lora_mib
+from lora_studio.planning.memory import lora_mib
 from lora_studio.planning.plan import PlanInputs
 from lora_studio.planning.timing import SecondsRange
-from lora_studio.settings.choices import GradientCheckpointing
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.project import ImageSet
 
@@ -138,29 +137,18 @@ def _row_planned_again(
 
 
 def _row(inputs: PlanInputs, run: RunEstimator, recipe: Recipe, value: float, *, is_current: bool = False) -> WhatIfRow:
-    vram_gib, known, processes = inputs.vram_gib, inputs.known, inputs.num_processes
-    here = inputs.on_device(recipe)
-    auto = recipe.gradient_checkpointing is GradientCheckpointing.AUTO
-    least, most = (
-        estimate_vram_gib(
-            here.model_copy(update={"gradient_checkpointing": setting}) if auto else here,
-            known,
-            vram_gib,
-            processes=processes,
-        )
-        for setting in (GradientCheckpointing.ON, GradientCheckpointing.OFF)
-    )
+    vram_gib, memory = inputs.vram_gib, run.memory(inputs.on_device(recipe))
     return WhatIfRow(
         value=value,
         is_current=is_current,
         total_steps=run.steps(recipe).total_steps,
         seconds=run.seconds(recipe),
-        vram_gib=estimate_vram_gib(here, known, vram_gib, processes=processes),
-        min_vram_gib=least,
-        max_vram_gib=most,
+        vram_gib=memory.gib,
+        min_vram_gib=memory.least,
+        max_vram_gib=memory.most,
         limit_gib=vram_gib,
-        fits=None if vram_gib is None else fits(here, known, vram_gib, processes=processes),
-        lora_mib=round(lora_mib(recipe, known, on_cpu=inputs.on_cpu), 1),
+        fits=None if vram_gib is None else memory.fits(vram_gib),
+        lora_mib=round(lora_mib(recipe, inputs.known, on_cpu=inputs.on_cpu), 1),
     )
 
 

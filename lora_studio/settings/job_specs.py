@@ -76,7 +76,7 @@ class TrainJob(Job):
         label="GPUs",
         group=Group.MEMORY,
         why="Each GPU trains on a batch of its own at every step: 2 GPUs with batch size 2 equal one with batch size "
-        "4, in about half the time. The plan's time is for one GPU.",
+        "4, in about half the time.",
         ge=1,
         le=64,
     )

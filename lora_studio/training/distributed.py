@@ -139,12 +139,6 @@ def process_count_errors(job: TrainJob) -> list[str]:
     return []
 
 
-def with_global_batch(job: TrainJob, ranks: RankGroup) -> TrainJob:
-    """Return the job with the global batch size: the batch size per process times the world size."""
-    recipe = job.recipe.model_copy(update={"batch_size": job.recipe.batch_size * ranks.world_size})
-    return job.model_copy(update={"recipe": recipe})
-
-
 def _encode_error(error: Exception | None) -> tuple[str, str, str, str] | None:
     """Return an error as (kind, message, remedy, code), which can be sent to other ranks."""
     match error:

@@ -58,7 +58,8 @@ def train_step(
     images, timesteps = trainer.collator.images(step), trainer.collator.timesteps(step, 0, len(losses) - 1)
     measured = torch.cat([norm.to(trainer.device).view(1), losses])
     rates = {name: 0.0 if name in weights.frozen else rate for name, rate in learning_rates(optimizer).items()}
-    result = StepResult(rates, images, timesteps, measured)
+    pixels = trainer.collator.batch_pixels(step)
+    result = StepResult(rates, images, timesteps, measured, batch_pixels=pixels)
 
     # optimizer, max norm, EMA
     if trainer.skips_nonfinite_on_gpu:

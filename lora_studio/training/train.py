@@ -12,10 +12,11 @@ from pydantic import BaseModel
 from lora_studio.errors import StopRequested
 from lora_studio.events import CaptionsEvent, Report, SavedEvent
 from lora_studio.files import write_json
+from lora_studio.planning.steps import with_global_batch
 from lora_studio.planning.verdicts import Verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.build import build_trainer, fit_gpu_memory, with_cuda_graphs
-from lora_studio.training.distributed import RankGroup, destroy_rank_group, init_rank_group, with_global_batch
+from lora_studio.training.distributed import RankGroup, destroy_rank_group, init_rank_group
 from lora_studio.training.loop import train_loop
 from lora_studio.training.lora_file import save_lora_file
 from lora_studio.training.preflight import PreflightResult, preflight
@@ -72,7 +73,7 @@ def train(
     begin = time.monotonic()
     phases = PhaseReporter(report)
     ranks = init_rank_group()
-    job = with_global_batch(job, ranks)
+    job = job.model_copy(update={"recipe": with_global_batch(job.recipe, ranks.world_size)})
     with ranks.sync_errors():
         checked = preflight(job, folder, home, on_progress=phases)
     job, checked = _with_tested_paths(job, checked, home, report, ranks)

@@ -4,6 +4,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from lora_studio.device import (
     find_gpu,
     find_gpus,
     limit_gpu_memory,
+    peak_rss_bytes,
     torch_device,
     torch_dtype,
     unused_gpu_error,
@@ -134,6 +136,16 @@ def test_a_pytorch_without_cuda_on_a_machine_with_a_gpu_is_refused(monkeypatch: 
         assert "RTX 4090" in found.message
         assert "2.13.0+cpu" in found.message
         assert "https://download.pytorch.org/whl/cu130" in found.remedy
+
+
+def test_the_peak_of_main_memory_stays_when_memory_is_freed() -> None:
+    before, now = peak_rss_bytes(), psutil.Process().memory_info().rss
+    assert before > 0.99 * now  # the system counts in batches of pages
+    block = b"1" * (before - now + 64 * 2**20)  # every page is written
+    during = peak_rss_bytes()
+    del block
+    assert during > before + 48 * 2**20
+    assert peak_rss_bytes() > before + 48 * 2**20
 
 
 def test_the_best_gpu_decides(monkeypatch: pytest.MonkeyPatch) -> None:

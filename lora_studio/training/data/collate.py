@@ -6,9 +6,10 @@ prefetched in another thread, and a resumed run gets the same numbers as an unin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -93,29 +94,33 @@ class Collator:
         """Return the path of the image of each sample of a step, over all ranks; None for regularisation images."""
         return [None if item.prior else str(item.path) for batch in self.batches(step) for item in batch]
 
+    def batch_pixels(self, step: int) -> int:
+        """Return the pixels of the largest shard of the batches of a step."""
+        return max(ceil(len(batch) / self.ranks.world_size) * _area(batch) for batch in self.batches(step))
+
     def largest_batch(self) -> Batch:
         """Return this rank's shard of the batch of the first epoch that has the most pixels."""
-
-        def pixels(batch: Batch) -> int:
-            return sum(item.placement.bucket[0] * item.placement.bucket[1] for item in batch)
-
         batches = [batch for step in epoch_steps(self.dataset, self.job.recipe, 0) for batch in step]
-        largest = max(batches, key=pixels)
+        largest = max(batches, key=lambda batch: len(batch) * _area(batch))
         return list(self.ranks.shard(largest)[1]) or largest[:1]
 
     def collate_step(self, step: int) -> StepBatches:
         """Build this rank's shard of the batches of a step (counted from 0). Raises JobError if a file is missing."""
-        batches = self.batches(step)
-        sample_count = sum(len(batch) for batch in batches)
+        sample_count = sum(len(batch) for batch in self.batches(step))
         found: list[tuple[int, BatchTensors]] = []
-        first = 0
-        for batch in batches:
+        for first, shard in self.shards(step):
+            tensors = self.collate(step, shard, first, sample_count)
+            found.append((first, tensors.pin_memory() if self.device.type == "cuda" else tensors))
+        return StepBatches(sample_count, found)
+
+    def shards(self, step: int) -> Iterator[tuple[int, Batch]]:
+        """Yield this rank's shard of each batch of a step that has one, and the index of its first sample therein."""
+        start = 0
+        for batch in self.batches(step):
             offset, shard = self.ranks.shard(batch)
             if shard:
-                tensors = self.collate(step, list(shard), first + offset, sample_count)
-                found.append((first + offset, tensors.pin_memory() if self.device.type == "cuda" else tensors))
-            first += len(batch)
-        return StepBatches(sample_count, found)
+                yield start + offset, list(shard)
+            start += len(batch)
 
     def collate(self, step: int, batch: Batch, first: int, sample_count: int) -> BatchTensors:
         """Build the tensors of a batch of a step of `sample_count` samples; `first` is the index of its first one."""
@@ -221,3 +226,9 @@ class Collator:
         if recipe.masked_loss is MaskedLoss.OFF:
             return None
         return torch.stack([self.latents.load_mask(item) for item in items]).clamp(min=recipe.unmasked_weight)
+
+
+def _area(batch: Batch) -> int:
+    """Return the pixels of each image of a batch, which is of one bucket."""
+    width, height = batch[0].placement.bucket
+    return width * height

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from torch import Tensor
 
+from lora_studio.device import peak_rss_bytes
 from lora_studio.events import NanEvent, Report, StepEvent
 from lora_studio.planning.steps import StepCount
 from lora_studio.training.progress import Progress
@@ -26,7 +26,7 @@ class StepResult:
     on the device until `read`: the gradient norm, the mean loss, then the loss of each sample. `valid` is False if the
     step was skipped because they were not finite, None if the CPU does not know yet. Once read, `gradient_norm` is the
     norm before clipping, and `losses` are those of the samples. `weight_norms` is what `limit_weight_norms` returned,
-    on the device; None without max-norm regularisation.
+    on the device; None without max-norm regularisation. `batch_pixels` are those of the largest batch.
     """
 
     rates: dict[str, float]
@@ -37,6 +37,7 @@ class StepResult:
     gradient_norm: float = math.nan
     losses: list[float] = field(default_factory=list)
     weight_norms: Tensor | None = None
+    batch_pixels: int | None = None
 
     def read(self) -> float | None:
         """Copy the measurements from the device; return the mean loss, or None if the step was skipped."""
@@ -88,9 +89,12 @@ class StepLog:
         return not self.deferred or time.monotonic() - self.flushed_at >= FLUSH_SECONDS
 
     def start_clock(self) -> None:
-        """Start timing the next step, so that work since the last report does not count."""
-        if not self.pending:
-            self.flushed_at = time.monotonic()
+        """Start measuring time and memory of the next step, so that work since the last report does not count."""
+        if self.pending:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.flushed_at = time.monotonic()
 
     def flush(self) -> None:
         """Report all pending steps; the time since the last report is divided equally among them."""
@@ -126,6 +130,7 @@ class StepLog:
                     text_encoder_lr=result.rates.get("text_encoder", 0.0),
                     seconds=round(seconds, 4),
                     memory_gib=memory,
+                    batch_pixels=result.batch_pixels,
                     gradient_norm=result.gradient_norm if math.isfinite(result.gradient_norm) else None,
                     **_second_rate(result),
                     **_norm_fields(result),
@@ -143,8 +148,8 @@ class StepLog:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the peak memory that tensors took on a GPU so far, else this process's memory now; in GiB."""
-    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    """Return the peak memory of tensors on a GPU since it was reset, else of this process's main memory; in GiB."""
+    used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
     return round(used / 2**30, 2)
 
 

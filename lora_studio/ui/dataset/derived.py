@@ -10,7 +10,7 @@ from lora_studio.dataset.buckets import Bucket, bucket_plan
 from lora_studio.dataset.captions.lint import Finding, lint_captions
 from lora_studio.dataset.captions.statistics import TagTable
 from lora_studio.dataset.manifest import Manifest
-from lora_studio.dataset.training_images import DatasetImages, select_images
+from lora_studio.dataset.training_images import DatasetImages, read_images, select_images
 from lora_studio.dataset.validation_split import SplitSuggestion
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.image_item import ImageItem
@@ -88,6 +88,8 @@ class BucketStatistics:
 
     @cached_property
     def buckets(self) -> list[Bucket]:
-        """The aspect buckets of the images that the recipe trains on."""
-        training = self.images.trained.split(self.recipe).training
+        """The aspect buckets of the images that the recipe trains on, with the repeats of the project's subsets."""
+        subsets = [subset for subset in self.project.subsets(self.project.info()) if not subset.is_reg]
+        images = read_images(self.project.dataset_dir, subsets=subsets) if subsets else self.images.trained
+        training = images.split(self.recipe).training
         return bucket_plan(((image.path, image.size, repeats) for image, repeats in training), self.recipe)

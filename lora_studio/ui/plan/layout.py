@@ -125,7 +125,7 @@ def _result(guide_notes: str) -> Result:
     tiles = html(elem_id="plan-tiles")
     with gr.Row(elem_classes="actions"):
         measure = gr.Button(
-            "Measure the time on this machine", size="sm", scale=0, min_width=260, elem_id="plan-measure"
+            "Measure time and memory on this machine", size="sm", scale=0, min_width=260, elem_id="plan-measure"
         )
         stop = gr.Button(
             "Stop measuring", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-measure-stop"

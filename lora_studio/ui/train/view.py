@@ -173,7 +173,7 @@ def run_tiles(view: RunView) -> Markup:
             Tile(
                 "Memory",
                 f"{last.memory_gib:.1f} GiB" if last and last.memory_gib is not None else "–",
-                f"of {gpu.vram_gib:g} GiB" if gpu else "at the last step",
+                f"of {gpu.vram_gib:g} GiB" if gpu else "peak RAM of the process",
             ),
             Tile("Learning rate", _rate(last.lr if last else None), _rate_note(view)),
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from lora_studio.planning.memory import TRAINING
+from lora_studio.planning.planned_memory import ESTIMATED, MEASURED
 from lora_studio.planning.planned_run import Plan, batch_as_text
 from lora_studio.planning.timing import describe_range
 from lora_studio.settings.choices import NetworkType
@@ -17,7 +18,7 @@ def plan_tiles(plan: Plan) -> Markup:
     files = "UNet and text encoders" if plan.recipe.trains_text_encoders else "UNet only"
     length = (
         f"{format_count(plan.images, 'image')} × {format_count(plan.repeats, 'repeat')}, "
-        f"{format_count(plan.steps.epochs, 'epoch')}, {batch_as_text(plan.recipe)}"
+        f"{format_count(plan.steps.epochs, 'epoch')}, {batch_as_text(plan.recipe, plan.num_processes)}"
     )
     return tiles(
         [
@@ -52,10 +53,18 @@ def _network(plan: Plan) -> str:
 
 
 def _memory_tile(plan: Plan) -> Tile:
-    figure = f"{plan.vram_gib:.1f} GiB"
+    """Return the memory: measured, or estimated for a GPU, as a range where the run decides what is recomputed."""
+    memory = plan.memory
     if plan.on_cpu:
-        return Tile("Estimated RAM", figure, "of this computer, which has no GPU; enter the VRAM of one to plan for it")
-    return Tile("Estimated VRAM", figure, _vram_note(plan), _vram_tone(plan))
+        if memory.ram_gib is not None:
+            return Tile("Peak RAM", f"{memory.ram_gib:.1f} GiB", MEASURED)
+        return Tile("RAM", "–", "not measured yet; enter the VRAM of a GPU to plan for it")
+    if memory.is_range:
+        value, note = f"{memory.least:.1f}–{memory.most:.1f} GiB", "all UNet blocks recomputed to none: as many as fit"
+        return Tile("Estimated VRAM", value, note, _vram_tone(plan))
+    if memory.source != ESTIMATED:
+        return Tile("VRAM", f"{memory.gib:.1f} GiB", memory.source, _vram_tone(plan))
+    return Tile("Estimated VRAM", f"{memory.gib:.1f} GiB", _vram_note(plan), _vram_tone(plan))
 
 
 def _vram_tone(plan: Plan) -> Tone:

@@ -54,7 +54,19 @@ def test_several_gpus_leave_less_memory_for_a_run() -> None:
     assert together.vram_parts["Communication"] > 0
     assert together.vram_gib <= 8
     assert together.recipe.base_precision is not alone.recipe.base_precision
-    assert together.steps == alone.steps
+    assert together.steps.total_steps == alone.steps.total_steps
+    assert together.recipe.batch_size * 2 == alone.recipe.batch_size * alone.recipe.gradient_accumulation_steps
+
+
+def test_several_gpus_share_a_step_and_take_as_many_of_them() -> None:
+    alone, two, four = (plan(301, vram_gib=80, num_processes=count) for count in (1, 2, 4))
+    assert [made.recipe.batch_size for made in (alone, two, four)] == [4, 2, 1]
+    assert alone.steps == two.steps == four.steps
+    assert alone.seconds.high > 1.5 * two.seconds.high > 1.5 * four.seconds.high
+    given = {"batch_size": 2, "repeats": 4, "epochs": 5, "gradient_accumulation_steps": 1}
+    twice = plan(24, overrides=given, num_processes=2).steps
+    assert twice == plan(24, overrides=given | {"batch_size": 4}).steps
+    assert "batch_size_tier" in codes(plan(24, overrides=given, num_processes=2))
 
 
 def test_the_number_of_images_costs_no_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from lora_studio.workspace.project import Home
 from tests.support.events import start_event, step_event
 
 
-def run(path: Path, seconds: list[float], *, base: str = "sdxl", device: str = "GPU") -> JobFolder:
-    folder = JobFolder.create(path, TrainJob.parse({"name": "a", "dataset": "d", "base": base}))
+def run(path: Path, seconds: list[float], *, base: str = "sdxl", device: str = "GPU", processes: int = 1) -> JobFolder:
+    job = {"name": "a", "dataset": "d", "base": base, "num_processes": processes}
+    folder = JobFolder.create(path, TrainJob.parse(job))
     folder.emit(start_event(device=device))
     for step, each in enumerate(seconds):
         folder.emit(step_event(step + 1, seconds=each))
@@ -39,6 +41,31 @@ def test_speeds_are_found_by_base_and_device(tmp_path: Path, home: Home) -> None
     assert [speed.seconds for speed in find_speeds(home, "SDXL 1.0", "CPU")] == [3.0, 2.0]
     assert [speed.seconds for speed in find_speeds(home, "SDXL 1.0", "GPU")] == [1.0]
     assert find_speeds(home, "Pony V6 XL", "GPU") == []
+
+
+def test_a_run_of_several_gpus_is_found_by_the_name_of_one(tmp_path: Path, home: Home) -> None:
+    remember_speed(home, run(tmp_path / "a", [1.0] * 20, device="2 x GPU", processes=2))
+    [speed] = find_speeds(home, "SDXL 1.0", "GPU")
+    assert speed.processes == 2
+
+
+def test_the_peak_memory_and_the_largest_batch_are_remembered(tmp_path: Path, home: Home) -> None:
+    folder = run(tmp_path / "a", [1.0] * 10)
+    for step, (memory, pixels) in enumerate([(7.5, 100), (8.25, 400), (7.9, 300)], 11):
+        folder.emit(step_event(step, seconds=1.0, memory_gib=memory, batch_pixels=pixels))
+    remember_speed(home, folder)
+    [speed] = read_speeds(home)
+    assert (speed.memory_gib, speed.batch_pixels) == (8.25, 400)
+
+
+def test_lines_of_earlier_versions_have_no_memory(tmp_path: Path, home: Home) -> None:
+    remember_speed(home, run(tmp_path / "a", [1.0] * 20))
+    line = json.loads(home.speeds.read_text("utf-8"))
+    for name in ("processes", "memory_gib", "batch_pixels"):
+        del line[name]
+    home.speeds.write_text(json.dumps(line) + "\n", "utf-8")
+    [speed] = read_speeds(home)
+    assert (speed.seconds, speed.memory_gib, speed.processes) == (1.0, None, 1)
 
 
 def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path, home: Home) -> None:

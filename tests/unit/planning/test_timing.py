@@ -8,6 +8,7 @@ from lora_studio.models.catalogue import BASES
 from lora_studio.planning.speeds import MeasuredSpeed
 from lora_studio.planning.steps import count_steps
 from lora_studio.planning.timing import SecondsRange, describe_duration, measured_step, run_seconds, step_seconds
+from lora_studio.settings.choices import BasePrecision
 from lora_studio.settings.recipe import Recipe
 
 
@@ -124,4 +125,29 @@ def test_recomputed_blocks_and_quantized_weights_take_longer() -> None:
     quantized = step_seconds(recipe(batch_size=1, gradient_checkpointing="off", base_precision="nf4"), vram_gib=80)
     plain = step_seconds(off, vram_gib=80)
     assert plain.low < quantized.low
-    assert quantized.high <= 1.5 * plain.high
+    assert quantized.high == pytest.approx(2 * plain.high)
+    assert quantized.low == pytest.approx(1.3 * plain.low)
+
+
+def test_a_measured_step_is_scaled_to_other_base_precisions() -> None:
+    full = recipe(batch_size=1, gradient_checkpointing="off")
+    quantized = full.model_copy(update={"base_precision": BasePrecision.NF4})
+
+    def scaled(measured: Recipe, planned: Recipe, seconds: float) -> float:
+        alike = [MeasuredSpeed(base="SDXL 1.0", device="GPU", recipe=measured, seconds=seconds)]
+        found = measured_step(alike, planned, None, 24)
+        assert found is not None
+        return found.middle
+
+    assert 1.3 < scaled(full, quantized, 1.0) < 2
+    assert scaled(quantized, full, scaled(full, quantized, 1.0)) == pytest.approx(1.0, abs=2e-3)
+    assert scaled(quantized, quantized, 3.0) == pytest.approx(3.0)
+
+
+def test_runs_of_several_processes_are_not_taken_for_those_of_one() -> None:
+    chosen = recipe(batch_size=2, gradient_checkpointing="off")
+    together = MeasuredSpeed(base="SDXL 1.0", device="GPU", recipe=chosen, seconds=1.0, processes=2)
+    same, other = (measured_step([together], chosen, None, 24, processes=count) for count in (2, 1))
+    assert same is not None
+    assert other is not None
+    assert other.high / other.low > same.high / same.low

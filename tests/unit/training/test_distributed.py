@@ -21,7 +21,7 @@ from lora_studio.errors import ConfigError, InputError, JobError, PeerOutOfMemor
 from lora_studio.events import Event, FailedEvent, StoppedEvent
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.training.distributed import RankGroup, process_count_errors, with_global_batch
+from lora_studio.training.distributed import RankGroup, process_count_errors
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
 from tests.support.events import step_event
@@ -111,12 +111,6 @@ def test_two_ranks_exchange_flags_gradients_and_errors(tmp_path: Path) -> None:
     assert first["known"][:2] == (JobError, "Process 2 of 2: a is 1. Set it to 2.")
     assert first["unknown"][1].startswith("Process 2 of 2: KeyError: 'x'. The log has its traceback.")
     assert found[2] == "process_lost"
-
-
-def test_the_global_batch_is_that_of_all_ranks() -> None:
-    job = TrainJob(name="a", dataset=Path("x"), base="y", recipe=Recipe(batch_size=200))
-    assert with_global_batch(job, RankGroup(0, 3)).recipe.batch_size == 600
-    assert job.recipe.batch_size == 200
 
 
 def test_num_processes_must_match_the_processes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from lora_studio.dataset.captions.extension import set_caption_extension
 from lora_studio.example import EXAMPLE_IMAGES
 from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
 from lora_studio.ui.dataset.contents import Contents
+from lora_studio.ui.state.project_plan import load_plan
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.captioned_images import CAPTIONS, TRIGGER, add_captioned_images
 
@@ -107,6 +110,17 @@ def test_buckets_have_the_images_that_the_recipe_trains_on(home: Home, original:
     assert shown == {path for path in project.images_dir.glob("*.png") if path != run.image.path}
     assert sum(bucket.samples for bucket in contents.bucketing.buckets) == 3 * len(shown)
     assert contents.images.trained.outside_sets == [project.dataset_dir / "outside of the sets.png"]
+
+
+def test_buckets_have_the_repeats_of_subsets(home: Home, original: Project) -> None:
+    project = home.duplicate_project(original.name, "subsets")
+    recipe = Recipe(repeats=3, batch_size=1)
+    subset = Subset(image_dir=Path(project.images_dir.name), num_repeats=5)
+    project.save_info(project.info().model_copy(update={"recipe": recipe.non_defaults(), "subsets": [subset]}))
+    buckets, planned = Contents.of(project).bucketing.buckets, load_plan(project).plan
+    assert planned is not None
+    assert sum(bucket.samples for bucket in buckets) == 5 * sum(len(bucket.images) for bucket in buckets) > 0
+    assert sum(bucket.samples for bucket in buckets) == planned.steps.samples_per_epoch
 
 
 def test_after_change_reads_only_the_changed_images(home: Home, original: Project) -> None:
