@@ -7,7 +7,7 @@ process, in a job folder like those that the browser starts, and wait until the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -45,6 +45,7 @@ from lora_studio.settings.subsets import Subset
 from lora_studio.training.continuation import continue_run
 from lora_studio.worker import Listener, execute, start
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
+from lora_studio.workspace.job_paths import missing_paths, move_path
 from lora_studio.workspace.project import Home, Project, records_folder
 
 if TYPE_CHECKING:
@@ -360,13 +361,21 @@ def download_model(base: str, *, home: Home | None = None, on_event: Listener = 
     return cast("DownloadResult", resume(folder.path, home=home, on_event=on_event))
 
 
-def resume(folder: Path | str, *, home: Home | None = None, on_event: Listener = _ignore) -> Any:
+def resume(
+    folder: Path | str,
+    *,
+    moved: Mapping[str, Path | str] | None = None,
+    home: Home | None = None,
+    on_event: Listener = _ignore,
+) -> Any:
     """Continue a stopped or failed job from its last saved state; return the result of its kind.
 
-    Raises InputError if `folder` does not contain a job, or if the job is running.
+    `moved` has the new places of files and folders that do not exist any more, by setting: dataset, base and so on.
+    They are remembered for all runs of the project. Raises InputError if `folder` does not contain a job, if the job is
+    running, or if one of its files or folders does not exist.
     """
     job_folder = JobFolder(Path(folder))
-    job_folder.job()
+    _find_moved(job_folder, moved or {})
     if job_folder.status().state.is_active:
         raise InputError(f"The job in {folder} is already running.", "Wait for it, or stop it first.", code="busy")
     job_folder.clear_stop()
@@ -432,15 +441,16 @@ def _running_training(folder: Path | str) -> tuple[JobFolder, TrainJob]:
 def runs(folder: Path | str | None = None, *, everything: bool = False, home: Home | None = None) -> pd.DataFrame:
     """Return the training runs of a project, or of a folder of runs, as a table with one row per run.
 
-    Columns: project, run, parent and the differences to it, hashes of base, images and captions, steps, validation
-    loss, verdict, stars, notes, time. Without a folder: of the project that the working directory is in, else of all
-    projects of the home, as with `everything`. Raises InputError if the folder has none.
+    Columns: project, run, parent and the differences to it, hashes of base, images and captions, steps, fixed-noise
+    loss, verdict, stars, notes, time and others. `validation_change`, the loss relative to the base's, compares runs.
+    Without a folder: of the project that the working directory is in, else of all projects of the home, as with
+    `everything`. Raises InputError if the folder has none.
     """
     return to_frame(find_records(Path(folder) if folder is not None else None, everything=everything, home=home))
 
 
 def compare_runs(*folders: Path | str) -> Comparison:
-    """Compare two or more runs: the settings that differ, and their validation losses; raises InputError."""
+    """Compare two or more runs: the settings that differ, and their fixed-noise losses; raises InputError."""
     jobs = [JobFolder(Path(folder)) for folder in folders]
     for job in jobs:
         job.job()
@@ -456,6 +466,22 @@ def run_job(job: AnyJob, *, out: Path | None = None, home: Home | None = None, o
     if out is None:
         out = numbered_folder(home.path / FOLDERS[job.kind], job.name if isinstance(job, TrainJob) else "")
     return _execute(JobFolder.create(out, job.with_absolute_paths()), home, on_event)
+
+
+def _find_moved(folder: JobFolder, moved: Mapping[str, Path | str]) -> None:
+    """Record where missing files of a training are now; raise InputError for those that are still missing."""
+    job = folder.job()
+    missing = missing_paths(job) if isinstance(job, TrainJob) else {}
+    for setting, place in moved.items():
+        if setting in missing:
+            move_path(folder.path, missing.pop(setting), Path(place))
+    for setting, path in missing.items():
+        option = f"--{setting.replace('_', '-')}"
+        raise InputError(
+            f"{setting} {path} does not exist.",
+            f"If it has moved, give its new place: train --resume --out {folder.path} {option} NEW.",
+            code="moved",
+        )
 
 
 def _build(kind: type[J], **values: Any) -> J:

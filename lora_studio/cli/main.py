@@ -215,6 +215,8 @@ def train(
 ) -> None:
     """Train a LoRA; Ctrl+C stops and saves, and --resume continues.
 
+    With --resume, --dataset and other paths say where files are that have moved since the run began.
+
     Without a JOB.toml or --from, the recipe is planned for the images, the base and this machine, as `plan` does.
     """
     result: TrainResult
@@ -224,7 +226,7 @@ def train(
             raise InputError("--resume needs the folder of a run.", "Give --out RUN or RUN/job.toml.", code="usage")
         with JobProgress(err_console) as bar:
             if more_epochs is None:
-                result = api.resume(folder, home=Home.locate(home), on_event=bar)
+                result = api.resume(folder, moved=given, home=Home.locate(home), on_event=bar)
             else:
                 place = Home.locate(home)
                 result = api.continue_training(folder, more_epochs=more_epochs, home=place, on_event=bar)

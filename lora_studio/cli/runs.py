@@ -33,7 +33,7 @@ def runs(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV with all columns.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """List the training runs: what each changed, its validation loss, verdict, stars and notes."""
+    """List the training runs: what each changed, its fixed-noise loss, verdict, stars and notes."""
     if sum((as_json, csv, markdown)) > 1 or (compared and (csv or markdown)):
         raise InputError("These options exclude each other.", "Give one of --json, --csv, --markdown.", code="usage")
     records = find_records(folder, everything=everything, home=Home.locate(home))
@@ -58,7 +58,9 @@ def _print_comparison(result: Comparison, *, as_json: bool) -> None:
         return
     _print_table(result.lines())
     if not result.is_fair:
-        print_lines("The validation losses are of different images, captions or bases: they cannot be compared.")
+        print_lines(
+            "The fixed-noise losses are of different images, captions, bases or objectives: do not compare them."
+        )
 
 
 def _print_table(lines: list[list[str]]) -> None:

@@ -14,7 +14,7 @@ from lora_studio.settings.declare import setting_label
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value
 
-FIGURES = ("steps", "validation_loss", "validation_change", "best_step", "verdict", "stars", "seconds")
+FIGURES = ("steps", "split", "validation_loss", "validation_change", "best_step", "verdict", "stars", "seconds")
 
 
 @dataclass(frozen=True)

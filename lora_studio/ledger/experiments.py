@@ -121,19 +121,24 @@ def single_experiment(record: RunRecord) -> Experiment | None:
 
 
 def best_run(records: Sequence[RunRecord]) -> RunRecord:
-    """Return the run with the lowest validation loss among those comparable with the latest one, else the latest."""
-    latest = records[-1]
-    measured = [record for record in records if record.validation_loss is not None]
+    """Return the run with the lowest fixed-noise loss among those comparable with the latest one, else the latest."""
+    measured = [record for record in records if record.validation_change is not None]
     if not measured:
-        return latest
+        return records[-1]
     comparable = [record for record in measured if are_comparable(record, measured[-1])]
-    return min(comparable, key=lambda record: record.validation_loss or 0.0)
+    return min(comparable, key=lambda record: record.validation_change or 0.0)
 
 
 def are_comparable(one: RunRecord, other: RunRecord) -> bool:
-    """Return whether the validation losses of two runs were measured on the same images, captions and base."""
-    same_split = one.job.recipe.validation_split == other.job.recipe.validation_split
-    return same_split and one.data == other.data and one.job.base == other.job.base
+    """Return whether the fixed-noise losses of two runs are of the same images, captions, base and objective."""
+    inputs = [(each.data, each.job.base, each.base_hash, each.figures.split) for each in (one, other)]
+    settings = {change.name for change in setting_changes(one.job.recipe, other.job.recipe)}
+    return inputs[0] == inputs[1] and not any(_changes_loss(name) for name in settings)
+
+
+def _changes_loss(name: str) -> bool:
+    """Return whether a setting changes what the loss measures."""
+    return name in ("validation_split", "resolution") or setting_group(Recipe, name) is Group.OBJECTIVE
 
 
 def _order(name: str) -> tuple[int, int]:

@@ -36,13 +36,19 @@ INPUTS = {
 
 @dataclass(frozen=True)
 class RunFigures:
-    """What the events of a run say. `validation` has the validation losses by step, in order."""
+    """What the events of a run say.
+
+    `validation` has the fixed-noise losses by step, in order: those of the images that `split` names, where the base
+    alone has `base_loss`.
+    """
 
     started: float | None
     steps: int
     total: int
     seconds: float
     validation: dict[int, float]
+    split: str | None
+    base_loss: float | None
     verdict: Verdict | None
 
 
@@ -102,18 +108,21 @@ class RunRecord:
 
     @property
     def validation_loss(self) -> float | None:
-        """The last validation loss; None if the run has none."""
+        """The last fixed-noise loss; None if the run has none."""
         return list(self.figures.validation.values())[-1] if self.figures.validation else None
 
     @property
     def validation_change(self) -> float | None:
-        """The last validation loss relative to that before the first step: -0.2 is a fall by a fifth."""
-        first = self.figures.validation.get(0)
-        return None if not first or self.validation_loss is None else self.validation_loss / first - 1
+        """The last fixed-noise loss relative to the base's: -0.2 is a fifth below it. The figure to compare runs by.
+
+        How many noises are averaged depends on the length of a run, so that the losses themselves differ a little.
+        """
+        base = self.figures.base_loss
+        return None if not base or self.validation_loss is None else self.validation_loss / base - 1
 
     @property
     def best_step(self) -> int | None:
-        """The step with the lowest validation loss; None if the run has none."""
+        """The step with the lowest fixed-noise loss; None if the run has none."""
         losses = self.figures.validation
         return min(losses, key=losses.__getitem__) if losses else None
 
@@ -218,7 +227,7 @@ def read_figures(folder: JobFolder, *, running: bool = False) -> RunFigures:
     try:
         return _figures(folder.events_file, running)
     except OSError:
-        return RunFigures(None, 0, 0, 0.0, {}, None)
+        return RunFigures(None, 0, 0, 0.0, {}, None, None, None)
 
 
 @cached_by_stamp(MAX_CACHED)
@@ -227,7 +236,7 @@ def _figures(events_file: Path, running: bool) -> RunFigures:
     job, (events, _) = folder.job(), folder.events()
     steps: dict[int, StepEvent] = {}
     validation: dict[int, float] = {}
-    total = 0
+    total, split, base_loss = 0, None, None
     for event in _as_trained(events, steps, validation):
         match event:
             case StepEvent():
@@ -235,6 +244,7 @@ def _figures(events_file: Path, running: bool) -> RunFigures:
                 total = event.total
             case ValidationEvent() if event.loss is not None:
                 validation[event.step] = event.loss
+                split, base_loss = event.split, event.base_loss
             case StartEvent():
                 total = event.total
     verdict = None
@@ -246,6 +256,8 @@ def _figures(events_file: Path, running: bool) -> RunFigures:
         total=total,
         seconds=round(sum(event.seconds or 0.0 for event in steps.values()), 1),
         validation=dict(sorted(validation.items())),
+        split=split,
+        base_loss=base_loss if base_loss is not None else validation.get(0),
         verdict=verdict,
     )
 

@@ -25,6 +25,7 @@ COLUMNS = (
     "steps",
     "validation_loss",
     "validation_change",
+    "split",
     "best_step",
     "verdict",
     "stars",
@@ -33,7 +34,7 @@ COLUMNS = (
     "seconds",
     "path",
 )
-TEXT_COLUMNS = ("project", "run", "state", "differences", "base", "stars", "validation_loss", "verdict", "notes")
+TEXT_COLUMNS = ("project", "run", "state", "differences", "base", "stars", "validation_change", "verdict", "notes")
 
 
 def row(record: RunRecord) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def row(record: RunRecord) -> dict[str, Any]:
         "steps": figures.steps,
         "validation_loss": record.validation_loss,
         "validation_change": record.validation_change,
+        "split": figures.split,
         "best_step": record.best_step,
         "verdict": figures.verdict.code if figures.verdict else None,
         "stars": record.notes.stars,

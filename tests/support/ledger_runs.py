@@ -21,6 +21,7 @@ from tests.support.jobs import BASE, LORA, PROMPTS
 
 STARTED = 1_790_000_000.0
 SAMPLE_SEED = 42
+BASE_LOSS = 0.15
 
 
 def make_ledger_run(
@@ -73,20 +74,21 @@ def _write_events(
     """Write the events of a run as lines, all at once: `emit` flushes each to disk."""
     events: list[Any] = [
         start_event(total=steps, epochs=4, steps_per_epoch=steps // 4),
-        ValidationEvent(step=0, epoch=0, loss=0.15),
+        ValidationEvent(step=0, epoch=0, loss=BASE_LOSS, split="training", base_loss=BASE_LOSS),
     ]
     for step in range(1, steps + 1):
         progress = step / steps
-        mean = 0.15 + (final - 0.15) * (1 - 0.01**progress) + rise * max(0.0, progress - 0.6)
+        mean = BASE_LOSS + (final - BASE_LOSS) * (1 - 0.01**progress) + rise * max(0.0, progress - 0.6)
         loss = float(mean * rng.gamma(1 / 0.27**2, 0.27**2))
         epoch = -(-step * 4 // steps)
-        events.append(StepEvent(step=step, total=steps, epoch=epoch, loss=loss, seconds=0.5, lr=5e-4))
+        fields = {"loss": loss, "relative_loss": loss / BASE_LOSS, "seconds": 0.5, "lr": 5e-4}
+        events.append(StepEvent(step=step, total=steps, epoch=epoch, **fields))
         if step * 4 % steps == 0:
-            events.append(ValidationEvent(step=step, epoch=epoch, loss=round(mean, 5)))
+            loss = round(mean, 5)
+            events.append(ValidationEvent(step=step, epoch=epoch, loss=loss, split="training", base_loss=BASE_LOSS))
             events.append(CheckpointEvent(step=step, epoch=epoch, path=f"checkpoints/ink-{epoch:06d}.safetensors"))
-            events += [
-                _sample(run, step, epoch, index, samples, seed) for index in range(len(PROMPTS) if samples else 0)
-            ]
+            pictures = range(len(PROMPTS) if samples else 0)
+            events += [_sample(run, step, epoch, index, samples, seed) for index in pictures]
     lines = [{**event.record(), "time": STARTED + place} for place, event in enumerate(events)]
     run.events_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
 

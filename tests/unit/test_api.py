@@ -115,3 +115,21 @@ def test_samples_can_be_requested_of_a_running_training_alone(tmp_path: Path) ->
     tagging.set_status(JobStatus.model_validate(running_status()))
     assert code_of(tagging) == "not_running"
     assert code_of(JobFolder(tmp_path)) == "no_job"
+
+
+def test_a_resume_asks_for_missing_folders_and_remembers_them(folders: list[JobFolder], tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    run = JobFolder.create(tmp_path / "run", TrainJob(dataset=tmp_path / "images", base="sdxl"))
+    (tmp_path / "images").rename(tmp_path / "moved")
+    with pytest.raises(InputError) as raised:
+        lora_studio.resume(run.path)
+    assert raised.value.code == "moved"
+    with pytest.raises(InputError) as raised:
+        lora_studio.resume(run.path, moved={"dataset": tmp_path / "nowhere"})
+    assert raised.value.code == "moved_path"
+    lora_studio.resume(run.path, moved={"dataset": tmp_path / "moved", "base": "other"})
+    lora_studio.resume(run.path)
+    assert folders == [run, run]
+    job = run.job()
+    assert isinstance(job, TrainJob)
+    assert (job.dataset, job.base) == (tmp_path / "moved", "sdxl")

@@ -14,6 +14,7 @@ from lora_studio.events import SampleEvent
 from lora_studio.ledger.compare import Comparison, compare
 from lora_studio.ledger.experiments import best_run
 from lora_studio.ledger.records import RunRecord, project_records
+from lora_studio.planning.losses import smooth
 from lora_studio.ui.context import Studio
 from lora_studio.ui.state.run_history import RunHistories, RunHistory
 from lora_studio.ui.widgets.events import Updates
@@ -177,12 +178,8 @@ def settings_table(result: Comparison) -> Markup:
     if not rows:
         rows = [TableRow(["Settings, images and base", *["the same"] * len(result.runs)])]
     verdicts = [record.figures.verdict for record in result.runs]
-    losses = [record.validation_loss for record in result.runs]
-    best = min((loss for loss in losses if loss is not None), default=None)
     figures = [
-        TableRow(
-            ["Validation loss", *("–" if loss is None else f"{loss:.4f}" for loss in losses)], changed=best is not None
-        ),
+        TableRow(["Fixed-noise loss against the base", *map(_loss_text, result.runs)], changed=True),
         TableRow(["Verdict", *(verdict.title if verdict else "–" for verdict in verdicts)]),
         TableRow(["Stars", *("★" * record.notes.stars or "not rated" for record in result.runs)]),
         TableRow(["Notes", *(record.notes.notes or "–" for record in result.runs)]),
@@ -190,7 +187,7 @@ def settings_table(result: Comparison) -> Markup:
     classes = ["", *(["value"] * len(result.runs))]
     differ = table(headers, [*rows, *figures], classes, label="Differences")
     warning = note(
-        "The validation losses cannot be compared: images, captions, validation split or base differ.",
+        "The fixed-noise losses cannot be compared: images, captions, validation split, base or objective differ.",
         "Compare the samples instead.",
         Tone.WARNING,
     )
@@ -198,13 +195,41 @@ def settings_table(result: Comparison) -> Markup:
 
 
 def curves(result: Comparison, histories: dict[str, RunHistory]) -> Markup:
-    """Return the validation losses over each other, and the smoothed training losses below."""
-    validation = {record.name: list(record.figures.validation.items()) for record in result.runs}
+    """Return the fixed-noise losses over each other, and the smoothed training losses below.
+
+    Both are relative to the base's loss where all runs have that, so that runs of other lengths compare.
+    """
+    is_relative = all(record.figures.base_loss for record in result.runs)
+    bases = {record.name: record.figures.base_loss if is_relative else None for record in result.runs}
+    losses = {
+        record.name: [(step, loss / (bases[record.name] or 1)) for step, loss in record.figures.validation.items()]
+        for record in result.runs
+    }
+    title = "Fixed-noise loss, relative to the base" if is_relative else "Fixed-noise loss"
+    return overlay_chart(title, losses) + _training_chart(histories)
+
+
+def _training_chart(histories: dict[str, RunHistory]) -> Markup:
+    has_relative = all(
+        history.steps and all(step.relative_loss is not None for step in history.steps.values())
+        for history in histories.values()
+    )
     smoothed = {}
     for name, history in histories.items():
-        steps, _, values = history.loss_curve()
-        smoothed[name] = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
-    return overlay_chart("Validation loss", validation) + overlay_chart("Training loss, smoothed", smoothed)
+        steps, losses, _ = history.loss_curve()
+        if has_relative:
+            losses = [history.steps[step].relative_loss if step in history.steps else None for step in steps]
+        smoothed[name] = [(step, value) for step, value in zip(steps, smooth(losses), strict=True) if value is not None]
+    title = "Training loss, relative to the base" if has_relative else "Training loss"
+    return overlay_chart(f"{title}, smoothed", smoothed)
+
+
+def _loss_text(record: RunRecord) -> str:
+    """Return the last fixed-noise loss relative to the base's, and itself: "-33.7% (0.0995)"."""
+    loss, change = record.validation_loss, record.validation_change
+    if loss is None:
+        return "–"
+    return f"{loss:.4f}" if change is None else f"{change:+.1%} ({loss:.4f})"
 
 
 def sample_table(records: Sequence[RunRecord], histories: dict[str, RunHistory], epoch: int, home: Home) -> Markup:
@@ -225,14 +250,13 @@ def sample_table(records: Sequence[RunRecord], histories: dict[str, RunHistory],
 
 
 def _proposed(records: Sequence[RunRecord], shown: str | None) -> list[str]:
-    """Return the shown run after its parent, else the best run and the latest one."""
+    """Return the shown run, else the latest one, after its parent; without a parent after the best other run."""
     if len(records) < 2:
         return []
-    current = next((record for record in records if record.name == shown), None)
-    if current is not None and current.parent is not None and current.parent in records:
-        return [current.parent.name, current.name]
-    best, latest = best_run(records), records[-1]
-    return [best.name, latest.name] if best is not latest else [records[-2].name, latest.name]
+    run = next((record for record in records if record.name == shown), records[-1])
+    others = [record for record in records if record is not run]
+    before = run.parent if run.parent in others else best_run(others)
+    return [before.name, run.name] if before else []
 
 
 def _epochs(history: RunHistory) -> list[int]:

@@ -39,8 +39,7 @@ class Scope(StrEnum):
 COLUMNS: dict[str, tuple[str, int]] = {
     "run": ("Run", 150),
     "stars": ("Stars", 90),
-    "validation_loss": ("Validation loss", 130),
-    "validation_change": ("Change", 100),
+    "validation_change": ("Loss vs base", 110),
     "verdict": ("Verdict", 190),
     "differences": ("Differences to its parent", 330),
     "notes": ("Notes", 260),
@@ -48,12 +47,15 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "steps": ("Steps", 90),
     "duration": ("Time", 110),
     "started": ("Started", 150),
+    "validation_loss": ("Fixed-noise loss", 130),
+    "split": ("Measured on", 120),
     "base": ("Base", 140),
     "base_hash": ("Base hash", 130),
     "dataset_hash": ("Images hash", 130),
     "caption_hash": ("Captions hash", 130),
     "project": ("Project", 140),
 }
+SPLITS = {"validation": "validation split", "training": "training images"}
 NUMBERS = ("steps",)  # columns that are sorted as numbers; losses are texts of equal length
 
 
@@ -75,16 +77,17 @@ def build_ledger() -> LedgerLayout:
     """Create the components, hidden."""
     with gr.Column(visible=False, elem_id="train-ledger") as column:
         with gr.Row(elem_classes="title-row"):
-            scope = gr.Radio(
-                [scope.value for scope in Scope],
-                value=Scope.PROJECT.value,
-                label="Runs of",
-                show_label=False,
-                container=False,
-                elem_id="ledger-scope",
-                elem_classes="segments small",
-            )
-            with gr.Row(elem_classes="actions"):
+            with gr.Column(scale=3, min_width=300):
+                scope = gr.Radio(
+                    [scope.value for scope in Scope],
+                    value=Scope.PROJECT.value,
+                    label="Runs of",
+                    show_label=False,
+                    container=False,
+                    elem_id="ledger-scope",
+                    elem_classes="segments small",
+                )
+            with gr.Column(scale=1, min_width=320), gr.Row(elem_classes="actions"):
                 csv = gr.DownloadButton("Download CSV", elem_id="ledger-csv", size="sm")
                 markdown = gr.DownloadButton("Download Markdown", elem_id="ledger-markdown", size="sm")
         notice = html(elem_id="ledger-notice")
@@ -198,6 +201,7 @@ def _page_row(record: RunRecord) -> dict[str, Any]:
         "stars": "★" * record.notes.stars,
         "validation_loss": "" if record.validation_loss is None else f"{record.validation_loss:.5f}",
         "validation_change": "" if change is None else f"{change:+.1%}",
+        "split": SPLITS.get(record.figures.split or "", ""),
         "verdict": verdict.title if verdict else "",
         "duration": format_duration(record.figures.seconds),
         "started": (values["started"] or "")[:16].replace("T", " "),
@@ -208,14 +212,12 @@ def _page_row(record: RunRecord) -> dict[str, Any]:
 def suggestion_card(records: Sequence[RunRecord]) -> Markup:
     """Return what to try next, in the guide's order; a placeholder without runs."""
     if not records:
-        return empty_card(
-            "Your runs will appear here", "Each with what it changed, its validation loss and your notes."
-        )
+        return empty_card("Your runs will appear here", "Each with what it changed, its loss and your notes.")
     suggestion = suggest_next(records)
     if suggestion is None:
         return Markup("")
     rule = suggestion.rule
-    start = f"Edit and rerun {suggestion.run}, the best run so far by validation loss, and change that alone."
+    start = f"Edit and rerun {suggestion.run}, the best run so far by fixed-noise loss, and change that alone."
     return card(f"To try next: {rule.rule.lower()}", rule.why, start)
 
 

@@ -334,19 +334,20 @@ def runs_table(views: Sequence[RunView], selected: str) -> Markup:
                 changed=name == selected,
             )
         )
-    columns = ["Run", "Changed", "Loss", "Verdict"]
+    columns = ["Run", "Changed", "Loss vs base", "Verdict"]
     return heading("Runs", "Compared with the run that each was made from, else with the guide's defaults.") + table(
         columns, rows, ["keep", "", "keep", ""], label="Runs", stacked=True
     )
 
 
 def _loss_cell(view: RunView) -> Markup:
-    loss, last = view.smoothed_loss, view.history.last_step
-    return render(
-        "two_lines.html",
-        first=f"{loss:.4f}" if loss is not None else "–",
-        second=f"{last.step if last else 0:,} steps",
-    )
+    """Return the last fixed-noise loss relative to the base's, the figure to compare runs by."""
+    losses, last = view.history.validation_losses, view.history.last_step
+    base, loss = losses.get(0), losses[max(losses)] if losses else None
+    steps = f"{last.step if last else 0:,} steps"
+    if loss is None:
+        return render("two_lines.html", first="–", second=steps)
+    return render("two_lines.html", first=f"{loss / base - 1:+.1%}" if base else f"{loss:.4f}", second=steps)
 
 
 def _changes(run: RunView, parent: RunView | None) -> Markup:
