@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from filelock import Timeout
 from pydantic import BaseModel
 
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
@@ -55,12 +56,14 @@ from lora_studio.planning.memory import saving_advice
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.versions import incompatible_libraries_error
-from lora_studio.workspace.gpu_queue import hold_gpu
+from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home
+from lora_studio.workspace.run_queue import RunQueue
 
 MAIN_FILE = Path(__file__).with_name("__main__.py")
 STATUS_SECONDS = 0.5
+HAND_OVER_SECONDS = 120.0  # the most that a process takes to start on a busy machine
 STATUS_FIELDS = {"done", "total", "seconds_left", "message"}  # of events, also in status.json
 SAME_SIGNAL_SECONDS = 1.0  # a launcher forwards the interrupt that the terminal has already sent to all processes
 Listener = Callable[[Event], None]
@@ -151,6 +154,35 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
             cwd=folder.path,
         )
     threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
+
+
+def enqueue(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
+    """Put a run at the end of the queue, and start the first one if the GPU is free. Raises InputError if it waits."""
+    RunQueue(home).add(folder, resume=resume)
+    start_next(home)
+
+
+def start_next(home: Home) -> JobFolder | None:
+    """Start the first waiting run and return its folder; None if none waits, or while a job of this home is active."""
+    taken = RunQueue(home).take(
+        lambda: bool(live_tickets(home.queue)), lambda run: start(run.folder, home, resume=run.resume)
+    )
+    return taken.folder if taken else None
+
+
+def _hand_over(home: Home) -> None:
+    """Start the next waiting run at the end of a worker process, and wait until its own process has taken over.
+
+    Until then this process counts as the run's: without it the run would seem to have died.
+    """
+    try:
+        following = start_next(home)
+    except (StudioError, OSError, Timeout):
+        traceback.print_exc()
+        return
+    deadline = time.monotonic() + HAND_OVER_SECONDS
+    while following is not None and following.status().pid == os.getpid() and time.monotonic() < deadline:
+        time.sleep(STATUS_SECONDS)
 
 
 def _launcher_arguments(job: AnyJob) -> list[str]:
@@ -274,13 +306,17 @@ def _silence_libraries() -> None:
 def run_detached(path: Path, home: Home, *, resume: bool = False) -> int:
     """Run the job as the body of a worker process and return its exit status; errors are in the status and the log.
 
-    Of several processes that a launcher started for one job, rank 0 executes it and the others `follow`.
+    Of several processes that a launcher started for one job, rank 0 executes it and the others `follow`. At the end the
+    next run of the queue is started.
     """
     try:
         if int(os.environ.get("RANK", "0")) > 0:
             follow(JobFolder(path), home=home, resume=resume)
         else:
-            execute(JobFolder(path), home=home, resume=resume)
+            try:
+                execute(JobFolder(path), home=home, resume=resume)
+            finally:
+                _hand_over(home)
     except StudioError as error:
         traceback.print_exc()
         return error.exit_status

@@ -46,9 +46,10 @@ DATASET_FILE = "dataset.jsonl"
 
 
 class JobState(StrEnum):
-    """The state of a job."""
+    """The state of a job. A waiting one is in the run queue and has no process; a queued one waits for the GPU."""
 
     CREATED = "created"
+    WAITING = "waiting"
     QUEUED = "queued"
     RUNNING = "running"
     DONE = "done"

@@ -19,6 +19,7 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
   models/                            base models that the user put here
   model-folders.txt                  more folders with base models, one per line
+  queue.json                         the runs that wait for their turn, in order
   queue/                             tickets and lock of GPU jobs
   trash/                             deleted projects, which can be restored
 ```
@@ -43,7 +44,7 @@ from lora_studio.files import write_text
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import Settings
 from lora_studio.settings.subsets import Subset
-from lora_studio.workspace.job_folder import JobFolder, job_folders, numbered_folder, slugify
+from lora_studio.workspace.job_folder import JobFolder, JobState, job_folders, numbered_folder, slugify
 
 DEFAULT_REPEATS = 10
 SET_FOLDER = re.compile(r"^(\d+)_(.+)$")
@@ -323,11 +324,14 @@ class Project:
         return numbered_folder(self.path / "tags")
 
     def check_idle(self, act: str) -> None:
-        """Raise InputError if a job of this project is running; `act` is what the caller wants to do."""
-        busy = [job.name for job in self.jobs() if job.status().state.is_active]
+        """Raise InputError if a job of this project is running or waits; `act` is what the caller wants to do."""
+        states = [(job.name, job.status().state) for job in self.jobs()]
+        busy = [name for name, state in states if state.is_active or state is JobState.WAITING]
         if busy:
             raise InputError(
-                f"Cannot {act} {self.name!r} while {', '.join(busy)} is running.", "Stop it first.", code="busy"
+                f"Cannot {act} {self.name!r} while {', '.join(busy)} is running or in the queue.",
+                "Stop it, or remove it from the queue, first.",
+                code="busy",
             )
 
 
