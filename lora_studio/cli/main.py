@@ -30,6 +30,7 @@ from lora_studio.cli.models import models_app
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
 from lora_studio.cli.progress import JobProgress, progress_bar
+from lora_studio.cli.queue import queue
 from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
 from lora_studio.cli.runs import runs
 from lora_studio.dataset.tagging.cache import cached_features
@@ -293,6 +294,7 @@ def sweep(
 
 
 app.command()(runs)
+app.command()(queue)
 
 
 @app.command()

@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from dataclasses import dataclass
 
 import gradio as gr
+from filelock import Timeout
 from starlette.middleware import Middleware
 
-from lora_studio.errors import InputError, disk_errors
+from lora_studio.errors import InputError, StudioError, disk_errors
 from lora_studio.example import ensure_example
 from lora_studio.ui.app import build_app
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
 from lora_studio.ui.theme import CSS_FILE, studio_theme
+from lora_studio.worker import start_next
 from lora_studio.workspace.project import Home
 
 MAX_UPLOAD = "4gb"
 MAX_PARALLEL_HANDLERS = 8
+
+
+QUEUE_SECONDS = 3.0
+
+
+class QueueRunner(threading.Thread):
+    """Starts the runs of a home's queue: each worker starts the next one, except if it is killed."""
+
+    def __init__(self, home: Home) -> None:
+        super().__init__(name="run queue", daemon=True)
+        self.home = home
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        """Start the first waiting run whenever no job is active, until `stopped` is set."""
+        while not self.stopped.wait(QUEUE_SECONDS):
+            try:
+                start_next(self.home)
+            except (StudioError, OSError, Timeout) as error:
+                logging.getLogger(__name__).warning("The run queue: %s", error)
 
 
 @dataclass(frozen=True)
@@ -26,6 +50,7 @@ class Served:
     mode: Mode
     url: str
     share_url: str | None
+    runner: QueueRunner
 
     def wait(self) -> None:
         """Block until the process is interrupted."""
@@ -33,6 +58,7 @@ class Served:
 
     def close(self) -> None:
         """Stop the server; active jobs continue in their own processes."""
+        self.runner.stopped.set()
         self.blocks.close(verbose=False)
 
 
@@ -94,7 +120,9 @@ def serve(
             code="port",
         ) from error
     hosts.names.update(share_names([share_url]))
-    return Served(blocks, mode, url, share_url)
+    runner = QueueRunner(home)
+    runner.start()
+    return Served(blocks, mode, url, share_url, runner)
 
 
 def _account(auth: str | None) -> tuple[str, str] | None:

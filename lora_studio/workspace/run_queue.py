@@ -73,7 +73,7 @@ class RunQueue:
         if folder.status().state in (JobState.QUEUED, JobState.RUNNING, JobState.WAITING):
             raise InputError(f"{folder.name} is running or waits already.", "Wait for it, or stop it.", code="busy")
         with self._changed() as contents:
-            key = self._key(folder)
+            key = self.key(folder)
             contents.waiting = [entry for entry in contents.waiting if entry.folder != key]
             contents.waiting.append(_Entry(folder=key, resume=resume))
             folder.clear_stop()
@@ -88,7 +88,7 @@ class RunQueue:
                 raise InputError(
                     f"{folder.name} does not wait in the queue.", "It may have started.", code="not_queued"
                 )
-            contents.waiting = [entry for entry in contents.waiting if entry.folder != self._key(folder)]
+            contents.waiting = [entry for entry in contents.waiting if entry.folder != self.key(folder)]
             folder.update_status(
                 state=JobState.STOPPED, message="Removed from the queue.", remedy="Resume puts it back."
             )
@@ -130,10 +130,7 @@ class RunQueue:
 
     @contextmanager
     def _changed(self) -> Iterator[_Contents]:
-        """Return the contents to change, which are written after the block if they differ; no other process may then.
-
-        After an error they are written as they were.
-        """
+        """Return the contents to change; after the block they are written if they differ, unless it raised."""
         with disk_errors(self.file):
             self.home.queue.mkdir(parents=True, exist_ok=True)
         with FileLock(self.home.queue / "runs.lock", timeout=LOCK_SECONDS):
@@ -162,7 +159,8 @@ class RunQueue:
     def _path(self, folder: str) -> Path:
         return self.home.path / folder
 
-    def _key(self, folder: JobFolder) -> str:
+    def key(self, folder: JobFolder) -> str:
+        """Return what identifies a run in the queue: its folder, relative to the home if it is in it."""
         path = folder.path.resolve()
         return path.relative_to(self.home.path).as_posix() if path.is_relative_to(self.home.path) else str(path)
 

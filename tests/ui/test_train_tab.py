@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
 from tests.support.interface import Interface, error_code
-from tests.support.jobs import BASE, PROMPTS, make_project, make_run, running_status
+from tests.support.jobs import BASE, LORA, PROMPTS, make_project, make_run, running_status
 
 Started = list[tuple[JobFolder, bool]]
 
@@ -48,7 +49,7 @@ def test_the_form_has_the_recipe_of_the_project(project: Project, interface: Int
     assert "changed" not in shown["recipe_unet_lr"]["elem_classes"]
     assert "Plan: 15" in shown["recipe_epochs"]["info"]
     assert "plan: 15" in shown["train_source"]
-    assert shown["train_start"] == {"visible": True}
+    assert shown["train_start"] == {"visible": True, "value": "Start training"}
 
 
 def test_start_writes_the_job_and_saves_the_recipe(project: Project, interface: Interface, started: Started) -> None:
@@ -365,7 +366,9 @@ def test_other_files_are_written_to_the_job_and_filled_in_again(
 ) -> None:
     interface.open_project("ink")
     lora = tmp_path / "older.safetensors"
-    interface.call(TrainTab.start_training, train_network_weights=str(lora), train_vae=" owner/vae ")
+    shutil.copyfile(LORA, lora)
+    files = {"train_network_weights": str(lora), "train_vae": " owner/vae "}
+    interface.call(TrainTab.start_training, recipe_network_dim="8", **files)
     [(folder, _)] = started
     job = folder.job()
     assert isinstance(job, TrainJob)

@@ -18,7 +18,7 @@ MAX_CACHED_JOBS = 4096
 
 @dataclass(frozen=True)
 class ActiveJob:
-    """A job that is running or queued."""
+    """A job that is running, queued, or waits in the run queue."""
 
     project: Project
     folder: JobFolder
@@ -32,7 +32,7 @@ class ActiveJob:
     @property
     def text(self) -> str:
         """The text of the header's pill: "Training 68% · 1 min 04 s left"."""
-        if self.status.state is JobState.QUEUED:
+        if self.status.state in (JobState.QUEUED, JobState.WAITING):
             return f"{self.kind} · {self.status.message or 'queued'}"
         progress = f" {self.status.done / self.status.total:.0%}" if self.status.total else ""
         left = f" · {format_duration(self.status.seconds_left)} left" if self.status.seconds_left is not None else ""
@@ -46,13 +46,14 @@ class Jobs:
     home: Home
 
     def active(self) -> list[ActiveJob]:
-        """Return the active jobs: the running one first, then the queued ones."""
+        """Return the active jobs: the running one first, then the queued ones, then those that wait in the queue."""
         found = []
         for project in self.home.projects():
             for folder in project.jobs():
-                if not _has_ended_or_is_missing(folder) and (status := folder.status()).state.is_active:
+                if not _has_ended_or_is_missing(folder) and _is_active(status := folder.status()):
                     found.append(ActiveJob(project, folder, status))
-        return sorted(found, key=lambda job: (job.status.state is not JobState.RUNNING, job.status.started_at or 0.0))
+        order = (JobState.RUNNING, JobState.QUEUED, JobState.WAITING)
+        return sorted(found, key=lambda job: (order.index(job.status.state), job.status.started_at or 0.0))
 
     def start(self, path: Path, job: AnyJob) -> JobFolder:
         """Write a job to a new folder and start its worker process."""
@@ -60,9 +61,23 @@ class Jobs:
         worker.start(folder, self.home)
         return folder
 
+    def enqueue(self, path: Path, job: AnyJob) -> JobFolder:
+        """Write a run to a new folder and put it into the queue; it starts at once if the GPU is free."""
+        folder = JobFolder.create(path, job)
+        worker.enqueue(folder, self.home)
+        return folder
+
+    def enqueue_resume(self, folder: JobFolder) -> None:
+        """Put a run into the queue that continues from its last saved state."""
+        worker.enqueue(folder, self.home, resume=True)
+
     def resume(self, folder: JobFolder) -> None:
         """Start a worker process that continues from the job's last saved state."""
         worker.start(folder, self.home, resume=True)
+
+
+def _is_active(status: JobStatus) -> bool:
+    return status.state.is_active or status.state is JobState.WAITING
 
 
 def _has_ended_or_is_missing(folder: JobFolder) -> bool:
@@ -76,4 +91,4 @@ def _has_ended_or_is_missing(folder: JobFolder) -> bool:
 def _has_ended(status_file: Path) -> bool:
     """Return whether a job ended; one whose worker process died counts as ended."""
     state = JobFolder(status_file.parent).status().state
-    return not state.is_active and state is not JobState.CREATED
+    return not state.is_active and state not in (JobState.CREATED, JobState.WAITING)

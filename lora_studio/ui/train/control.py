@@ -63,7 +63,7 @@ def hidden_controls(fields: ControlFields) -> Updates:
 def controls_of(fields: ControlFields, run: RunView) -> Updates:
     """Return the updates that show what can be done with a run."""
     updates = hidden_controls(fields)
-    if run.is_active:
+    if run.is_active or run.status.state is JobState.WAITING:
         return updates
     epochs = epochs_of(run.folder)
     if epochs is not None and run.status.state in (JobState.DONE, JobState.STOPPED):
@@ -118,14 +118,14 @@ class RunControl:
         except InputError:
             target.rmdir()
             raise
-        self.studio.jobs.resume(continued)
+        self.studio.jobs.enqueue_resume(continued)
         return self._show(page, continued.name, is_job_started=True)
 
     def restart_smaller(self, page: TrainPage) -> TrainState:
         """Start the shown run again with the next rung of the memory ladder."""
         run = self.reader.shown(page)
         job = smaller_job(run.job)[0].model_copy(update={"parent": run.folder.path})
-        folder = self.studio.jobs.start(page.project.new_run_dir(job.name), job)
+        folder = self.studio.jobs.enqueue(page.project.new_run_dir(job.name), job)
         return self._show(page, folder.name, is_job_started=True)
 
     def _show(self, page: TrainPage, name: str, *, is_job_started: bool = False) -> TrainState:

@@ -11,6 +11,7 @@ from lora_studio.interop.files import FILE_TYPES
 from lora_studio.planning.presets import list_presets, preset_title
 from lora_studio.ui.train.control import ControlFields, build_control_fields
 from lora_studio.ui.train.run_panel import RunPanelLayout, build_run_panel
+from lora_studio.ui.train.variants import VariantFields, build_variant_fields
 from lora_studio.ui.widgets.html import hint, html, pickable
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
@@ -104,10 +105,12 @@ class TrainLayout(NamedTuple):
     form: RecipeForm
     job_fields: JobFields
     file_offer: gr.HTML
+    variants: VariantFields
     run_side: RunSide
     aside: Aside
     control: ControlFields
     run_panel: RunPanelLayout
+    queue: gr.HTML
     planned: gr.State
     signature: gr.State
 
@@ -131,16 +134,17 @@ def build_layout(*, local: bool) -> TrainLayout:
     tiles = html(elem_id="train-tiles")
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=3, min_width=340):
-            form_side, exchange, presets, form, job_fields, file_offer = _form_side(local=local)
+            form_side, exchange, presets, form, job_fields, file_offer, variants = _form_side(local=local)
             run_side = _run_side()
         with gr.Column(scale=2, min_width=320):
-            aside, control, run_panel = _aside(local=local)
+            aside, control, run_panel, queue = _aside(local=local)
     states = gr.State(None), gr.State("")
-    sides = (form_side, exchange, presets, form, job_fields, file_offer, run_side, aside, control, run_panel)
+    form_sides = (form_side, exchange, presets, form, job_fields, file_offer, variants)
+    sides = (*form_sides, run_side, aside, control, run_panel, queue)
     return TrainLayout(title, buttons, tiles, *sides, *states)
 
 
-def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeForm, JobFields, gr.HTML]:
+def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeForm, JobFields, gr.HTML, VariantFields]:
     with gr.Column(visible=False) as column:
         source = pickable(elem_id="train-source")
         lineage = pickable(elem_id="train-lineage")
@@ -163,7 +167,8 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeFo
         form = build_form()
         job_fields = build_job_fields()
         file_offer = pickable(elem_id="train-file-offer")
-    return FormSide(column, source, lineage, name, preset), exchange, presets, form, job_fields, file_offer
+        variants = build_variant_fields()
+    return FormSide(column, source, lineage, name, preset), exchange, presets, form, job_fields, file_offer, variants
 
 
 def _exchange(*, local: bool) -> Exchange:
@@ -223,7 +228,7 @@ def _run_side() -> RunSide:
     return RunSide(column, curve, filmstrip)
 
 
-def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout]:
+def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout, gr.HTML]:
     notice = html(elem_id="train-notice")
     state = html(elem_id="train-state")
     control = build_control_fields()
@@ -236,6 +241,7 @@ def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout]:
         recipe = html()
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log = html(elem_id="train-log")
+    queue = pickable(elem_id="train-queue")
     runs = pickable(elem_id="train-runs")
     aside = Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
-    return aside, control, run_panel
+    return aside, control, run_panel, queue

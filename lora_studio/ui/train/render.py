@@ -17,6 +17,7 @@ from lora_studio.ui.train.control import controls_of, hidden_controls
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
 from lora_studio.ui.train.lineage import lineage_card, lineage_of
+from lora_studio.ui.train.queue import queue_table
 from lora_studio.ui.train.state import TrainState
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card, heading, hint
@@ -45,16 +46,21 @@ class TrainRenderer:
                 updates |= {self.studio.run: run.folder.name} | _run_updates(layout, run, self.studio.home)
             case NextRun() as next_run:
                 updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
+                text = "Add to the queue" if self.studio.jobs.active() else "Start training"
+                updates[layout.buttons.start] = gr.Button(text, visible=True)
                 updates |= _preset_updates(layout, own_presets(self.studio.home), state.preset_note)
         if state.listed is not None:
             selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
             updates[layout.signature] = state.listed.signature
+            updates[layout.queue] = queue_table(self.studio.home)
             updates[layout.aside.runs] = view.runs_table(state.listed.runs, selected)
         if state.form is not None:
             updates |= layout.form.show(state.form)
         if state.other is not None:
             updates |= {layout.form_side.name: state.other.name} | layout.job_fields.fill(state.other.files)
             updates |= {layout.exchange.result: "", layout.exchange.download: gr.DownloadButton(visible=False)}
+        if state.variants is not None:
+            updates[layout.variants.summary] = state.variants
         if state.file_offer is not None:
             updates[layout.file_offer] = state.file_offer
         match state.exchanged:
@@ -129,10 +135,14 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
 
 def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
     """Return the updates that show the actions for a run, of which one is primary."""
+    if run.status.state is JobState.WAITING:
+        updates = _button_updates(buttons, buttons.stop, buttons.new_run)
+        updates[buttons.stop] = gr.Button("Remove from the queue", interactive=True, visible=True)
+        return updates
     if run.is_active:
         stopping = run.folder.stop_requested()
         text = "Stopping after this step" if stopping else "Stop and save"
-        updates = _button_updates(buttons, buttons.stop)
+        updates = _button_updates(buttons, buttons.stop, buttons.new_run)
         updates[buttons.stop] = gr.Button(text, interactive=not stopping, visible=True)
         if run.status.state is JobState.RUNNING and read_sample_prompts(run.job.recipe) and not stopping:
             requested = run.folder.samples_requested()

@@ -18,6 +18,7 @@ from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
 from lora_studio.workspace.job_folder import JobFolder, JobStatus
 from lora_studio.workspace.project import Project
+from lora_studio.workspace.run_queue import RunQueue
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class TrainState:
 
     `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
     runs stays as it is. `exchanged` is what was imported or exported, `preset_note` what was done with a preset,
-    `file_offer` what is shown of the LoRA to start from.
+    `file_offer` what is shown of the LoRA to start from, `variants` what of the grid of variants.
     """
 
     shown: RunView | NextRun | None
@@ -84,6 +85,7 @@ class TrainState:
     other: OtherFields | None = None
     exchanged: ProjectImport | ExportedSettings | None = None
     file_offer: str | None = None
+    variants: str | None = None
     preset_note: str = ""
     is_job_started: bool = False
     opens_plan: bool = False
@@ -102,6 +104,11 @@ class RunReader:
     def shown(self, page: TrainPage) -> RunView:
         """Return the run that a page shows; raises InputError while it shows the form."""
         return self.run(page.project, self.default_run(page.project) if page.run is None else page.run)
+
+    def shown_or_form(self, page: TrainPage) -> RunView | None:
+        """Return the run that a page shows, None if it shows the form."""
+        name = self.default_run(page.project) if page.run is None else page.run
+        return None if name == NEW_RUN else self.run(page.project, name)
 
     def run_list(self, project: Project, shown: str) -> RunList:
         """Return the runs of a project that can be read, while the page shows that named `shown` or the form."""
@@ -124,7 +131,7 @@ class RunReader:
 
     def signature(self, project: Project, shown: str) -> str:
         """Return a text that changes whenever a page that shows this run, or the form, must be updated."""
-        parts = [project.name, shown]
+        parts = [project.name, shown, RunQueue(project.home).signature()]
         for folder in project.runs():
             status = folder.status()
             detail = _shown_detail(folder, status) if folder.name == shown else ""

@@ -8,7 +8,7 @@ follow it; changed ones stay as typed, are marked, and one click sets them to th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,19 +32,23 @@ from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
 from lora_studio.ui.train.extend import USE_FILE, file_offer
+from lora_studio.ui.train.form_job import figures_of, job_of, save_subsets
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
-from lora_studio.ui.train.lineage import NO_PARENT, SPLIT, save_parent, saved_parent, split_runs
+from lora_studio.ui.train.lineage import NO_PARENT, SPLIT, save_parent, split_runs
+from lora_studio.ui.train.queue import QueueControl
 from lora_studio.ui.train.render import TrainRenderer
 from lora_studio.ui.train.run_panel import RunPanel
 from lora_studio.ui.train.sections import Sections, build_other_sections, build_section_choice
 from lora_studio.ui.train.state import OtherFields, RunReader, TrainForm, TrainPage, TrainState
+from lora_studio.ui.train.variants import variants_of_form, variants_summary
 from lora_studio.ui.train.view import ALL_BACK, OPEN_PLAN, WITHOUT_SUBSETS
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
-from lora_studio.workspace.job_folder import slugify
+from lora_studio.workspace.job_folder import JobState, slugify
 from lora_studio.workspace.project import Project
+from lora_studio.workspace.run_queue import RunQueue
 
 IN_ORDER = "train"
 """The concurrency id of the tab's events: each saves the form that it read, so that their order matters."""
@@ -85,14 +89,15 @@ class TrainTab:
             *layout.run_side,
             *layout.aside,
             *layout.control,
+            layout.queue,
             side.column,
         ]
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
         presets = [layout.presets.name, layout.presets.own, layout.presets.result]
         shared = [layout.form.planned, studio.timer, studio.tabs]
-        form_side = [side.source, side.lineage, side.preset]
-        outputs = [*live, *form, layout.file_offer, *form_side, *presets, *exchange, *shared]
+        form_side = [side.source, side.lineage, side.preset, layout.file_offer, layout.variants.summary]
+        outputs = [*live, *form, *form_side, *presets, *exchange, *shared]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
         form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
@@ -109,6 +114,7 @@ class TrainTab:
         fields = self.layout.control
         events.on(fields.continue_button.click, self.control.continue_run, fields.epochs)
         events.on(fields.restart_button.click, self.control.restart_smaller)
+        events.on(self.layout.queue.click, QueueControl(self.reader).click_in_queue, sends="pick")
         events.on(buttons.resume.click, self.resume_training)
         events.on(buttons.edit_and_rerun.click, self.edit_and_rerun)
         events.on(self.layout.aside.runs.click, self.select_run, sends="pick")
@@ -135,6 +141,12 @@ class TrainTab:
         weights = layout.job_fields.network_weights
         events.on(partial(gr.on, [weights.blur, weights.submit]), self.offer_file_settings)
         events.on(layout.file_offer.click, self.use_file_settings, sends="pick")
+        grid = layout.variants
+        pairs = (grid.first, grid.first_values, grid.second, grid.second_values)
+        typed = [grid.first.input, grid.second.input, grid.first_values.blur, grid.second_values.blur]
+        submitted = [grid.first_values.submit, grid.second_values.submit]
+        events.on(partial(gr.on, [*typed, *submitted]), self.count_variants, *pairs)
+        events.on(grid.enqueue.click, self.enqueue_variants, *pairs)
         files = [layout.job_fields.regularization.blur, layout.job_fields.processes.input]
         edits = partial(gr.on, [*layout.form.edit_events, *files])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
@@ -198,9 +210,9 @@ class TrainTab:
             return TrainState(run, form=form.contents())
         if not project_images(form.project):
             raise InputError(f"{form.project.name} has no images yet.", "Import some in Dataset.", code="no_images")
-        job = _job(form, run.recipe)
+        job = job_of(form, run.recipe)
         check_file_settings(job)
-        folder = self.studio.jobs.start(form.project.new_run_dir(job.name), job)
+        folder = self.studio.jobs.enqueue(form.project.new_run_dir(job.name), job)
         save_parent(form.project, folder.name)
         return self._run(form.project, folder.name, is_job_started=True)
 
@@ -208,16 +220,20 @@ class TrainTab:
         """Start one run per change to the parent, or forget the parent."""
         run = self._saved(form, form.contents())
         if pick == SPLIT and run.error is None and run.recipe is not None:
-            jobs = split_runs(run, _job(form, run.recipe))
-            started = [self.studio.jobs.start(form.project.new_run_dir(job.name), job) for job in jobs]
+            jobs = split_runs(run, job_of(form, run.recipe))
+            started = [self.studio.jobs.enqueue(form.project.new_run_dir(job.name), job) for job in jobs]
             return self._run(form.project, started[0].name, is_job_started=True)
         if pick == NO_PARENT:
             save_parent(form.project, "")
         return TrainState(run)
 
     def stop_training(self, page: TrainPage) -> TrainState:
-        """Request that the run stops after the current step and saves its state."""
-        run_named(page.project, self._shown_run(page)).request_stop()
+        """Request that the run stops after the current step and saves its state; a waiting one leaves the queue."""
+        folder = run_named(page.project, self._shown_run(page))
+        if folder.status().state is JobState.WAITING:
+            RunQueue(self.studio.home).cancel(folder)
+        else:
+            folder.request_stop()
         return self._run(page.project, self._shown_run(page))
 
     def sample_now(self, page: TrainPage) -> TrainState:
@@ -227,17 +243,15 @@ class TrainTab:
         return self._run(page.project, name)
 
     def resume_training(self, page: TrainPage) -> TrainState:
-        """Continue from the last saved state."""
+        """Continue from the last saved state, after the runs that wait already."""
         folder = run_named(page.project, self._shown_run(page))
-        if folder.status().state.is_active:
-            raise InputError(f"{folder.name} is already running.", "Wait for it, or stop it first.", code="busy")
-        self.studio.jobs.resume(folder)
+        self.studio.jobs.enqueue_resume(folder)
         return self._run(page.project, folder.name, is_job_started=True)
 
     def edit_and_rerun(self, page: TrainPage) -> TrainState:
         """Fill the form with the settings of the shown run; they become changes to the plan."""
         job = self.reader.run(page.project, self._shown_run(page)).job
-        _save_subsets(page.project, job.subsets)
+        save_subsets(page.project, job.subsets)
         save_changes(page.project, job.recipe, load_plan(page.project).recipe)
         save_parent(page.project, self._shown_run(page))
         return self._filled_form(page.project, OtherFields(job.name, JobFiles.of(job)))
@@ -288,7 +302,7 @@ class TrainTab:
         if run.error is not None:
             raise run.error
         files = form.other.files
-        name = _job(form, run.recipe or form.planned.recipe).name
+        name = job_of(form, run.recipe or form.planned.recipe).name
         return TrainState(run, exchanged=export_run(form.project, name, run, files.regularization))
 
     def click_in_source(self, form: TrainForm, pick: object) -> TrainState:
@@ -299,6 +313,28 @@ class TrainTab:
             return self._with_subsets(form, [], {})
         planned = form.planned.recipe.model_dump()
         return self._set(form, {name: value for name, value in planned.items() if pick in (name, ALL_BACK)})
+
+    def count_variants(self, form: TrainForm, *given: str | None) -> TrainState | None:
+        """Show how many runs a grid has and how long they take; nothing while no setting or values are given."""
+        if not any(name and values for name, values in zip(given[::2], given[1::2], strict=True)):
+            return TrainState(None, variants="")
+        found = variants_of_form(self.layout.form.recipe(form.contents()), *given)
+        return TrainState(None, variants=variants_summary(found, partial(figures_of, form)))
+
+    def enqueue_variants(self, form: TrainForm, *given: str | None) -> TrainState:
+        """Put a run of each variant into the queue; the first starts at once if the GPU is free."""
+        run = self._saved(form, form.contents())
+        if run.recipe is None or run.error is not None:
+            return TrainState(run, form=form.contents())
+        if not project_images(form.project):
+            raise InputError(f"{form.project.name} has no images yet.", "Import some in Dataset.", code="no_images")
+        jobs = []
+        for variant in variants_of_form(run.recipe, *given):
+            job = job_of(form, variant.recipe)
+            jobs.append(TrainJob.parse({**dict(job), "name": f"{job.name[:40]}-{variant.name}"[:80].rstrip(" .-")}))
+            check_file_settings(job)
+        folders = [self.studio.jobs.enqueue(form.project.new_run_dir(job.name), job) for job in jobs]
+        return self._run(form.project, folders[0].name, is_job_started=True)
 
     def offer_file_settings(self, form: TrainForm) -> TrainState:
         """Show what the LoRA to start from was trained with; raises InputError if it is not one."""
@@ -373,7 +409,7 @@ class TrainTab:
 
     def _with_subsets(self, form: TrainForm, subsets: Sequence[Subset], values: Mapping[str, Any]) -> TrainState:
         """Save the subsets, and set some settings in the form, which follows the plan that the subsets lead to."""
-        _save_subsets(form.project, subsets)
+        save_subsets(form.project, subsets)
         planned = load_plan(form.project)
         contents = self.layout.form.follow(form.contents(), planned.recipe, planned.values).with_values(values)
         return TrainState(self._saved(replace(form, filled_from=planned), contents), form=contents)
@@ -382,25 +418,3 @@ class TrainTab:
         """Set some settings in the form and save them."""
         contents = form.contents(values)
         return TrainState(self._saved(form, contents), form=contents)
-
-
-def _save_subsets(project: Project, subsets: Sequence[Subset]) -> None:
-    """Store subsets by the names of their folders, if they are new."""
-    info = project.info()
-    named = [subset.model_copy(update={"image_dir": Path(subset.image_dir.name)}) for subset in subsets]
-    if named != info.subsets:
-        project.save_info(info.model_copy(update={"subsets": named}))
-
-
-def _job(form: TrainForm, recipe: Recipe) -> TrainJob:
-    """Return the job that the form describes; raises ConfigError for a wrong name or file."""
-    project, info, parent = form.project, form.project.info(), saved_parent(form.project)
-    own = {
-        "name": form.other.name,
-        "dataset": project.dataset_dir,
-        "base": info.base,
-        "trigger_word": info.trigger_word,
-        "subsets": project.subsets(info),
-        "parent": parent.path if parent else None,
-    }
-    return TrainJob.parse({**own, "recipe": recipe, **asdict(form.other.files)})

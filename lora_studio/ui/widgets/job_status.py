@@ -10,6 +10,7 @@ from lora_studio.workspace.job_folder import JobState, JobStatus
 
 STATE_LABELS = {
     JobState.CREATED: "not started",
+    JobState.WAITING: "waiting",
     JobState.QUEUED: "queued",
     JobState.RUNNING: "running",
     JobState.DONE: "finished",
@@ -40,6 +41,8 @@ def state_card(status: JobStatus, *, job: str, has_results: bool) -> Markup:
     match status.state:
         case JobState.QUEUED:
             return card("Queued", status.message, "It starts by itself. Stop removes it from the queue.")
+        case JobState.WAITING:
+            return card("In the queue", "It starts by itself when the runs before it have ended.")
         case JobState.RUNNING if not has_results:
             progress = f" ({status.done:,} of {status.total:,})" if status.total and status.done else ""
             return card("Preparing", f"{status.message}{progress}")

@@ -11,7 +11,13 @@ from lora_studio.settings.recipe import Recipe
 def test_the_text_has_the_plans_figures_and_cautions() -> None:
     result = plan(24, kind="style", vram_gib=8, trigger_word="")
     text = result.describe()
-    facts = ("24 images", "small", f"{result.steps.total_steps:,} steps", f"{result.memory.most:.1f} GiB", "Tag with BLIP")
+    facts = (
+        "24 images",
+        "small",
+        f"{result.steps.total_steps:,} steps",
+        f"{result.memory.most:.1f} GiB",
+        "Tag with BLIP",
+    )
     for part in (
         *facts,
         f"{result.lora_mib:.0f} MiB",

@@ -103,7 +103,8 @@ def test_a_run_is_added_once(queue: RunQueue, runs: list[JobFolder]) -> None:
 
 def test_a_home_that_was_moved_keeps_its_queue(queue: RunQueue, runs: list[JobFolder], tmp_path: Path) -> None:
     moved = Home(queue.home.path.rename(tmp_path / "moved"))
-    assert [run.folder.path for run in RunQueue(moved).runs()][0] == moved.path / "projects" / "ink" / "runs" / "001"
+    [first, *_] = RunQueue(moved).runs()
+    assert first.folder.path == moved.path / "projects" / "ink" / "runs" / "001"
 
 
 def test_a_damaged_queue_is_reported(queue: RunQueue) -> None:

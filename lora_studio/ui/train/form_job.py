@@ -1,0 +1,42 @@
+"""The job that the form describes, its figures, and the subsets that are stored beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.subsets import Subset
+from lora_studio.ui.state.project_plan import NextRun
+from lora_studio.ui.train.lineage import saved_parent
+from lora_studio.ui.train.state import TrainForm
+from lora_studio.workspace.project import Project
+
+
+def save_subsets(project: Project, subsets: Sequence[Subset]) -> None:
+    """Store subsets by the names of their folders, if they are new."""
+    info = project.info()
+    named = [subset.model_copy(update={"image_dir": Path(subset.image_dir.name)}) for subset in subsets]
+    if named != info.subsets:
+        project.save_info(info.model_copy(update={"subsets": named}))
+
+
+def figures_of(form: TrainForm, recipe: Recipe) -> NextRun:
+    """Return a run of the form with another recipe, with its figures."""
+    return form.planned.run_with(recipe, form.other.files.regularization, form.other.files.num_processes)
+
+
+def job_of(form: TrainForm, recipe: Recipe) -> TrainJob:
+    """Return the job that the form describes; raises ConfigError for a wrong name or file."""
+    project, info, parent = form.project, form.project.info(), saved_parent(form.project)
+    own = {
+        "name": form.other.name,
+        "dataset": project.dataset_dir,
+        "base": info.base,
+        "trigger_word": info.trigger_word,
+        "subsets": project.subsets(info),
+        "parent": parent.path if parent else None,
+    }
+    return TrainJob.parse({**own, "recipe": recipe, **asdict(form.other.files)})
