@@ -68,6 +68,7 @@ LAYERS = (
     ("device", "hub"),
     ("hub_files",),
     ("settings",),
+    ("guide_sections",),
     ("events", "guide", "models.catalogue"),
     ("torch_build",),
     ("files", "versions"),
