@@ -229,8 +229,13 @@ def describe_duration(seconds: float) -> str:
 
 def describe_range(seconds: SecondsRange) -> str:
     """Return a rough range of time as "20–60 s", "12–25 min", "1.6–5.3 h"."""
-    unit, name = next((unit, name) for unit, name in ((3600, "h"), (60, "min"), (1, "s")) if seconds.high >= 1.5 * unit)
+    unit, name = time_unit(seconds.high)
     low, high = (
         f"{bound / unit:.1f}" if unit == 3600 else f"{bound / unit:.0f}" for bound in (seconds.low, seconds.high)
     )
     return f"{low}–{high} {name}"
+
+
+def time_unit(seconds: float) -> tuple[int, str]:
+    """Return the seconds and the name of the unit that suits times of up to `seconds`."""
+    return next(((unit, name) for unit, name in ((3600, "h"), (60, "min")) if seconds >= 1.5 * unit), (1, "s"))

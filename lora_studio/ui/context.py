@@ -52,6 +52,7 @@ class Studio:
     - `timer`: ticks while a job is active. Tabs update their live parts on `timer.tick`, with `always_last`, so that
       the tick after the end of a job is not dropped behind a slow one. Handlers that start a job restart the timer
       (`start_polling`).
+    - `taken_back`: names of the settings that Plan set back to the plan since Train's form was last shown.
     - `loading_bar`: shown along the top of the page while an event with `with_progress` runs.
     """
 
@@ -62,6 +63,7 @@ class Studio:
     run: gr.State
     tabs: gr.Tabs
     timer: gr.Timer
+    taken_back: gr.State
     loading_bar: gr.HTML
 
     @property

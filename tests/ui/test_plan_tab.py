@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.speeds import MIN_STEPS, MeasuredSpeed
@@ -170,3 +173,74 @@ def test_ways_to_save_memory_are_listed(project: Project, interface: Interface) 
     for text in ("Recompute nothing", "Set the base weights to nf4", "fits"):
         assert text in shown
     assert ">fits<" not in interface.call(PlanTab.update_plan, plan_vram=3)["plan_memory"]
+
+
+def test_what_if_is_computed_only_while_its_fold_is_open(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    interface.call(PlanTab.update_plan, plan_images=24, plan_vram=12)
+    assert not interface.contents_of("plan_what_if_plots")
+    shown = interface.call(PlanTab.show_what_if, plan_what_if_variable="batch_size")["plan_what_if_plots"]
+    assert shown.count("<figure") == 4
+    planned = load_plan(project).plan
+    assert planned is not None
+    readings = re.findall(r'data-reading="([^"]*)"', shown)
+    assert f"{planned.steps.total_steps:,} steps" in readings[0]
+    assert f"{planned.vram_gib:.1f} GiB" in readings[2]
+    again = interface.call(PlanTab.update_plan, plan_images=200)["plan_what_if_plots"]
+    planned = load_plan(project).plan
+    assert planned is not None
+    assert f"{planned.steps.total_steps:,} steps" in again
+    assert interface.open_project("ink")["plan_what_if_plots"] == ""
+
+
+def test_a_plan_that_cannot_be_made_has_no_plots(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    interface.call(PlanTab.update_plan, plan_base="/nowhere/base.safetensors")
+    shown = interface.call(PlanTab.show_what_if, plan_what_if_variable="epochs")
+    assert shown["plan_what_if_plots"] == ""
+
+
+def test_the_plan_is_shared_as_text_and_as_a_picture(project: Project, interface: Interface) -> None:
+    shown = interface.open_project("ink")
+    planned = load_plan(project).plan
+    assert planned is not None
+    assert html.unescape(shown["plan_copy"].split("<pre hidden>")[1]).startswith(planned.describe())
+    assert shown["plan_picture"] == ""
+    drawn = interface.call(PlanTab.draw_picture)
+    with Image.open(drawn["plan_picture_download"]["value"]) as picture:
+        assert (picture.format, picture.size) == ("PNG", (1200, 675))
+        assert len(set(picture.convert("L").get_flattened_data())) > 50  # text, with its anti-aliased edges
+    assert interface.call(PlanTab.update_plan, plan_images=99)["plan_picture"] == ""
+
+
+def test_recommendations_link_to_sections_that_the_page_has(project: Project, interface: Interface) -> None:
+    shown = interface.open_project("ink")
+    links = set(re.findall(r'href="#(guide-[\w-]+)"', shown["plan_recipe"]))
+    assert {"guide-learning-rates", "guide-network", "guide-dataset-size"} <= links
+    assert links <= set(re.findall(r'<details id="([\w-]+)"', interface.contents_of("plan_guide")))
+
+
+def test_a_change_in_train_is_marked_in_the_plan_and_taken_back_by_a_click(
+    project: Project, interface: Interface
+) -> None:
+    interface.open_project("ink")
+    interface.call(TrainTab.save_edit, recipe_network_dim="77", recipe_epochs="1")
+    shown = interface.call(PlanTab.tab_selected)
+    assert shown["plan_recipe"].count('<tr class="changed">') == 2
+    for text in ("Changed in Train to <strong>77</strong>", 'data-pick="network_dim"'):
+        assert text in shown["plan_recipe"]
+    shown = interface.call(PlanTab.take_back, pick="network_dim")
+    assert project.info().recipe == {"epochs": 1}
+    assert shown["plan_recipe"].count('<tr class="changed">') == 1
+    train = interface.call(TrainTab.tab_selected)
+    assert train["recipe_network_dim"]["value"] == "32"
+    assert "changed" not in train["recipe_network_dim"]["elem_classes"]
+    assert interface.contents_of("recipe_epochs") == "1"
+    interface.call(TrainTab.save_edit, recipe_network_dim="48")
+    interface.call(TrainTab.tab_selected)
+    assert project.info().recipe == {"network_dim": 48, "epochs": 1}
+    assert interface.call(PlanTab.take_back, pick=":all")["plan_changes"] == ""
+    interface.call(TrainTab.tab_selected)
+    assert project.info().recipe == {}
+    interface.call(TrainTab.save_edit)
+    assert project.info().recipe == {}

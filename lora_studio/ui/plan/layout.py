@@ -10,6 +10,8 @@ from lora_studio.device import find_gpu
 from lora_studio.models.catalogue import BASES
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import PlanNumbers, check_plan_number
+from lora_studio.ui.plan.share import Share, build_picture, build_share
+from lora_studio.ui.plan.what_if import WhatIfFold, build_what_if
 from lora_studio.ui.tab_events import PageValues
 from lora_studio.ui.widgets.html import html, pickable
 from lora_studio.ui.widgets.setting_spec import SettingSpec
@@ -73,6 +75,8 @@ class PlanLayout(NamedTuple):
 
     answers: Answers
     result: Result
+    share: Share
+    what_if: WhatIfFold
     trigger_help: gr.HTML
     signature: gr.State
 
@@ -83,8 +87,8 @@ def build_layout(guide_notes: str) -> PlanLayout:
         with gr.Column(scale=2, min_width=300):
             answers, trigger_help = _answers()
         with gr.Column(scale=5, min_width=340):
-            result = _result(guide_notes)
-    return PlanLayout(answers, result, trigger_help, gr.State(""))
+            result, share, fold = _result(guide_notes)
+    return PlanLayout(answers, result, share, fold, trigger_help, gr.State(""))
 
 
 def _answers() -> tuple[Answers, gr.HTML]:
@@ -117,7 +121,7 @@ def _answers() -> tuple[Answers, gr.HTML]:
     return Answers(kind, base, trigger_word, images, vram_gib, hours), trigger_help
 
 
-def _result(guide_notes: str) -> Result:
+def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold]:
     notice = html(elem_id="plan-notice")
     with gr.Row(elem_classes="actions"):
         train = gr.Button("Train with this recipe", variant="primary", scale=2, elem_id="plan-train")
@@ -130,14 +134,17 @@ def _result(guide_notes: str) -> Result:
         stop = gr.Button(
             "Stop measuring", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-measure-stop"
         )
+        copy, draw = build_share()
+    share = Share(copy, draw, *build_picture())
     measurement = html(elem_id="plan-measurement")
-    changes = html(elem_id="plan-changes")
+    changes = pickable(elem_id="plan-changes")
     cautions = html(elem_id="plan-cautions")
-    recipe = html(elem_id="plan-recipe")
+    recipe = pickable(elem_id="plan-recipe")
+    fold = build_what_if()
     with gr.Accordion("Ways to save memory", open=False):
         memory = html(elem_id="plan-memory")
-    with gr.Accordion("What the guide says", open=False):
-        advice = html(guide_notes)
-    return Result(
+    advice = html(guide_notes, js="guide_links.js", elem_id="plan-guide")
+    result = Result(
         notice, train, to_dataset, tiles, measure, stop, measurement, changes, cautions, recipe, memory, advice
     )
+    return result, share, fold

@@ -11,7 +11,9 @@ from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.plan import view
 from lora_studio.ui.plan.layout import IMAGES, Answers, PlanLayout, Result
 from lora_studio.ui.plan.measurement import signature
+from lora_studio.ui.plan.share import share_updates
 from lora_studio.ui.plan.state import PlanState
+from lora_studio.ui.plan.what_if import what_if_updates
 from lora_studio.ui.state.project_plan import available_vram_gib
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import empty_card, error_card
@@ -35,6 +37,11 @@ class PlanRenderer:
         updates = _answer_updates(self.layout.answers, state) | _result_updates(self.layout.result, state)
         updates[self.layout.trigger_help] = view.trigger_help(state.planned)
         updates[self.layout.signature] = signature(state.measured)
+        plan = state.planned.plan
+        updates |= share_updates(self.layout.share, plan, state.planned.project.name, draws=state.draws)
+        updates |= what_if_updates(self.layout.what_if, plan, state.sweep)
+        if state.taken_back:
+            updates[self.studio.taken_back] = [*state.taken_back]
         if state.is_job_started:
             updates |= self.studio.start_polling()
         if state.opens_train:
@@ -86,7 +93,7 @@ def _result_updates(result: Result, state: PlanState) -> Updates:
         result.changes: view.changes_note(state.next_run) if plan else "",
         result.cautions: caution_cards(plan) if plan else "",
         result.memory: view.memory_table(plan) if plan else "",
-        result.recipe: view.recipe_table(plan)
+        result.recipe: view.recipe_table(plan, state.next_run)
         if plan
         else empty_card("The recipe will appear here", "Correct the answers on the left."),
     }

@@ -6,25 +6,35 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lora_studio.dataset.images.sets import project_images
+from lora_studio.planning.what_if import Variable, what_if
 from lora_studio.ui.plan.measurement import latest_measurement
-from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
+from lora_studio.ui.plan.what_if import Sweep
+from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan, plan_inputs
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Project, ProjectInfo
 
 
 @dataclass(frozen=True)
 class PlanPage:
-    """A project with its saved settings, with those that the answers in the form make, and the shown measurement."""
+    """A project with its saved settings, with those that the answers in the form make, and the shown measurement.
+
+    `variable` is that of the open fold "What if"; None while it is closed.
+    """
 
     project: Project
     saved: ProjectInfo
     answers: ProjectInfo
     signature: str = ""
+    variable: Variable | None = None
 
     def save(self, info: ProjectInfo) -> None:
         """Save the project's settings, if they are new."""
         if info != self.saved:
             self.project.save_info(info)
+
+    def load(self, filled: Collection[str] = ()) -> PlanState:
+        """Plan the project as it is saved; raises InputError if its project.json cannot be read."""
+        return PlanState.load(self.project, filled, self.variable)
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,9 @@ class PlanState:
 
     `images` is the number of images that are trained on; None while the dataset is empty. `filled` names the boxes that
     are set to the project's answers; the others keep what the user is typing. `measured` is the last measurement of the
-    time, `is_job_started` says that it has just been started. `opens_train` shows Train's form next.
+    time, `is_job_started` says that it has just been started. `sweep` has the plots of the open fold "What if". `draws`
+    shows the plan as a picture. `taken_back` names the settings whose changes in Train were just set back to the plan.
+    `opens_train` shows Train's form next.
     """
 
     planned: ProjectPlan
@@ -42,11 +54,17 @@ class PlanState:
     filled: Collection[str] = ()
     measured: JobFolder | None = None
     is_job_started: bool = False
+    sweep: Sweep | None = None
+    draws: bool = False
+    taken_back: Collection[str] = ()
     opens_train: bool = False
 
     @classmethod
-    def load(cls, project: Project, filled: Collection[str] = ()) -> PlanState:
-        """Plan a project; raises InputError if its project.json cannot be read."""
+    def load(cls, project: Project, filled: Collection[str] = (), variable: Variable | None = None) -> PlanState:
+        """Plan a project, over a variable too if one is given; raises InputError if project.json cannot be read."""
         planned = load_plan(project)
         images = (planned.plan.images if planned.plan else 0) if project_images(project) else None
-        return cls(planned, planned.next_run(), images, filled, latest_measurement(project))
+        sweep = None
+        if variable is not None:
+            sweep = Sweep(variable, what_if(plan_inputs(project), variable) if planned.plan else ())
+        return cls(planned, planned.next_run(), images, filled, latest_measurement(project), sweep=sweep)

@@ -10,12 +10,13 @@ import gradio as gr
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.planning.trigger import propose_triggers
+from lora_studio.planning.what_if import Variable
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.plan.layout import Answers, PlanLayout, build_layout
 from lora_studio.ui.plan.measurement import latest_measurement, signature, start_measurement
 from lora_studio.ui.plan.render import PlanRenderer
 from lora_studio.ui.plan.state import PlanPage, PlanState
-from lora_studio.ui.plan.view import guide_notes
+from lora_studio.ui.plan.view import ALL_BACK, guide_notes
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
@@ -37,9 +38,10 @@ class PlanTab:
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events. Every answer is saved, and the plan updated, at once."""
-        studio, (answers, result, trigger_help, shown) = self.studio, self.layout
-        inputs = [studio.project, *answers, shown]
-        outputs = [*answers, *result, trigger_help, shown, studio.tabs, studio.run, studio.timer]
+        studio, (answers, result, share, what_if, trigger_help, shown) = self.studio, self.layout
+        inputs = [studio.project, *answers, what_if.variable, what_if.is_open, shown]
+        own = [*answers, *result, *share, what_if.plots, what_if.is_open, trigger_help, shown]
+        outputs = [*own, studio.tabs, studio.run, studio.timer, studio.taken_back]
         events = TabEvents(
             inputs, outputs, self.read, self.render, self.show_error, result.notice, studio.with_progress
         )
@@ -48,44 +50,69 @@ class PlanTab:
         events.on(partial(gr.on, edits), self.update_plan, trigger_mode="always_last")
         events.on(trigger_help.click, self.pick_trigger, sends="pick")
         events.on(result.train.click, self.open_train)
+        events.on(result.changes.click, self.take_back, sends="pick")
+        events.on(result.recipe.click, self.take_back, sends="pick")
+        events.on(share.draw.click, self.draw_picture, outputs=[*share, result.notice])
+        plots = [what_if.plots, what_if.is_open, result.notice]
+        events.on(what_if.fold.expand, self.show_what_if, what_if.variable, outputs=plots)
+        events.on(what_if.variable.input, self.show_what_if, what_if.variable, outputs=plots)
+        what_if.fold.collapse(lambda: ("", False), None, [what_if.plots, what_if.is_open], **NO_PROGRESS)
         events.on(result.measure.click, self.measure_time)
         events.on(result.stop.click, self.stop_measuring)
         events.on_tick(studio.timer.tick, self.tick, outputs=outputs, trigger_mode="always_last")
         events.on(tab.select, self.tab_selected, ignored_error="no_project")
         result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
-        return Page(self.refresh, outputs)
+        return Page(self.refresh, [*outputs, what_if.fold])
 
     def read(self, values: PageValues) -> PlanPage:
         """Return the answers in the form; raises InputError for a number out of its bounds, or without a project."""
         project = self.studio.find_project(values[self.studio.project])
         saved, counted = project.info(), bool(project_images(project))
         answers = self.layout.answers.read(values, saved, counted=counted)
-        return PlanPage(project, saved, answers, values[self.layout.signature])
+        what_if = self.layout.what_if
+        variable = Variable(values[what_if.variable]) if values[what_if.is_open] else None
+        return PlanPage(project, saved, answers, values[self.layout.signature], variable)
 
     def show_error(self, error: StudioError) -> Updates:
         """Show why a handler did nothing."""
         return {self.layout.result.notice: error_card(error)}
 
     def refresh(self, project: Project) -> Updates:
-        """Show a project's answers and its plan."""
-        return self.render(PlanState.load(project, filled=Answers._fields))
+        """Show a project's answers and its plan, with the fold "What if" closed."""
+        fold = {self.layout.what_if.fold: gr.Accordion(open=False)}
+        return self.render(PlanState.load(project, filled=Answers._fields)) | fold
 
     def tab_selected(self, page: PlanPage) -> PlanState:
         """Update the number of images, the trigger word that an import may have set, and the plan."""
         page.save(page.answers.model_copy(update={"trigger_word": page.saved.trigger_word}))
-        return PlanState.load(page.project, filled=["trigger_word"])
+        return page.load(filled=["trigger_word"])
 
     def update_plan(self, page: PlanPage) -> PlanState:
         """Save the answers and update the plan."""
         page.save(page.answers)
-        return PlanState.load(page.project)
+        return page.load()
 
     def pick_trigger(self, page: PlanPage, pick: object) -> PlanState:
         """Use one of the proposed trigger words."""
         if pick not in propose_triggers(page.project.name):
             raise InputError(f"{pick!r} is not among the proposals.", "Click one of them.", code="trigger")
         page.save(page.answers.model_copy(update={"trigger_word": str(pick)}))
-        return PlanState.load(page.project, filled=["trigger_word"])
+        return page.load(filled=["trigger_word"])
+
+    def take_back(self, page: PlanPage, pick: object) -> PlanState:
+        """Set one or all of the settings that were changed in Train back to the plan's values."""
+        names = [name for name in page.saved.recipe if pick in (name, ALL_BACK)]
+        kept = {name: value for name, value in page.saved.recipe.items() if name not in names}
+        page.save(page.answers.model_copy(update={"recipe": kept}))
+        return replace(page.load(), taken_back=names)
+
+    def show_what_if(self, page: PlanPage, variable: str) -> PlanState:
+        """Show the plan over the values of a variable."""
+        return PlanState.load(page.project, variable=Variable(variable))
+
+    def draw_picture(self, page: PlanPage) -> PlanState:
+        """Draw the plan as a picture."""
+        return replace(page.load(), draws=True)
 
     def measure_time(self, page: PlanPage) -> PlanState:
         """Save the answers, and start a few steps of the next run to measure their time."""
@@ -93,19 +120,19 @@ class PlanTab:
         if run.recipe is None:
             raise run.error or InputError("There is no plan yet.", "Correct the answers on the left.", code="no_plan")
         start_measurement(self.studio.jobs, page.project, run.recipe)
-        return replace(PlanState.load(page.project), is_job_started=True)
+        return replace(page.load(), is_job_started=True)
 
     def stop_measuring(self, page: PlanPage) -> PlanState:
         """Request that the measurement stops after the current step."""
         if (folder := latest_measurement(page.project)) is not None:
             folder.request_stop()
-        return PlanState.load(page.project)
+        return page.load()
 
     def tick(self, page: PlanPage) -> PlanState | None:
         """Show how far the measurement is, and the plan with its time at the end; called while a job is active."""
         if signature(latest_measurement(page.project)) == page.signature:
             return None
-        return PlanState.load(page.project)
+        return page.load()
 
     def open_train(self, page: PlanPage) -> PlanState:
         """Save the answers and open the form of the next run."""

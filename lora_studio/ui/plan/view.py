@@ -5,22 +5,28 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from lora_studio import guide
+from lora_studio.guide_sections import SECTION_OF_SETTING, SECTIONS
 from lora_studio.planning.planned_run import Plan
+from lora_studio.planning.recommend import Reason
 from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
+from lora_studio.settings.changes import SettingChange
+from lora_studio.settings.declare import setting_label
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
-from lora_studio.ui.widgets.setting_spec import SettingSpec
 from lora_studio.workspace.job_folder import JobStatus
+
+ALL_BACK = ":all"
 
 
 def changes_note(run: NextRun) -> Markup:
     """Return what Train would train instead of the plan alone; empty if the user changed nothing."""
     if not run.changes and not run.error:
         return Markup("")
-    return render("plan/changes.html", run=run, count=format_count(len(run.changes), "setting"))
+    count, has_changes = format_count(len(run.changes), "setting"), bool(run.planned.info.recipe)
+    return render("plan/changes.html", run=run, count=count, has_changes=has_changes, all_back=ALL_BACK)
 
 
 def measurement(status: JobStatus) -> Markup:
@@ -36,15 +42,17 @@ def trigger_help(planned: ProjectPlan) -> Markup:
     return render("plan/trigger.html", tokens=trigger_tokens(word), proposals=proposals)
 
 
-def recipe_table(plan: Plan) -> Markup:
-    """Return every setting that the plan chose, with its value and reason."""
+def recipe_table(plan: Plan, run: NextRun) -> Markup:
+    """Return every setting that the plan chose, with its value and reason; changes in Train are marked."""
+    changes = {change.name: change for change in run.changes}
     rows = [
         TableRow(
             [
-                SettingSpec.of(Recipe, reason.setting).label,
+                setting_label(Recipe, reason.setting),
                 format_value(getattr(plan.recipe, reason.setting)),
-                render("plan/reason.html", reason=reason),
-            ]
+                _reason(reason, changes.get(reason.setting)),
+            ],
+            changed=reason.setting in changes,
         )
         for reason in plan.reasons
     ]
@@ -54,6 +62,13 @@ def recipe_table(plan: Plan) -> Markup:
     if any(not reason.guide for reason in plan.reasons):
         summary += " Values marked studio are the studio's: the guide does not cover them."
     return heading("Recipe", summary) + table(["Setting", "Value", "Why"], rows, columns, label="Recipe", stacked=True)
+
+
+def _reason(reason: Reason, change: SettingChange | None) -> Markup:
+    """Return a reason with a link to the guide's section, and how the user changed the value in Train."""
+    is_guides = reason.guide or reason.given
+    section = SECTION_OF_SETTING.get(reason.setting) if is_guides else None
+    return render("plan/reason.html", reason=reason, section=section, change=change)
 
 
 def memory_table(plan: Plan) -> Markup:
@@ -71,11 +86,5 @@ def memory_table(plan: Plan) -> Markup:
 
 
 def guide_notes() -> Markup:
-    """Return the guide's advice on planning, and where the studio departs from its figures."""
-    return render(
-        "plan/guide.html",
-        step=guide.WORKFLOW["plan"],
-        corrections=guide.CORRECTIONS,
-        disclaimer=guide.DISCLAIMER,
-        source=guide.SOURCE,
-    )
+    """Return the guide's sections as a panel that links can open."""
+    return render("plan/guide.html", sections=SECTIONS, disclaimer=guide.DISCLAIMER, source=guide.SOURCE)

@@ -16,7 +16,7 @@ from typing import Any
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.device import device_to_plan_for, find_gpu
 from lora_studio.errors import ConfigError, InputError
-from lora_studio.planning.plan import plan
+from lora_studio.planning.plan import PlanInputs, read_inputs
 from lora_studio.planning.planned_run import Plan
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.recipe import Recipe
@@ -58,7 +58,7 @@ class ProjectPlan:
         if not changes and regularization is None and num_processes == 1:
             return NextRun(self, recipe, changes, self.plan, self.error)
         try:
-            figures = _plan(self.project, self.info, recipe, regularization, num_processes)
+            figures = _inputs(self.project, self.info, recipe, regularization, num_processes).plan()
         except InputError as error:
             return NextRun(self, recipe, changes, error=error)
         return NextRun(self, recipe, changes, figures)
@@ -97,7 +97,7 @@ def load_plan(project: Project) -> ProjectPlan:
     """Plan a project; raises InputError if its project.json cannot be read."""
     info = project.info()
     try:
-        return ProjectPlan(project, info, _plan(project, info))
+        return ProjectPlan(project, info, _inputs(project, info).plan())
     except InputError as error:
         return ProjectPlan(project, info, None, error)
 
@@ -125,18 +125,23 @@ def save_changes(project: Project, recipe: Recipe, planned: Recipe) -> None:
         project.save_info(info.model_copy(update={"recipe": changes}))
 
 
-def _plan(
+def plan_inputs(project: Project) -> PlanInputs:
+    """Read what a project's plan follows from; raises InputError if there is no plan."""
+    return _inputs(project, project.info())
+
+
+def _inputs(
     project: Project,
     info: ProjectInfo,
     recipe: Recipe | None = None,
     regularization: Path | None = None,
     num_processes: int = 1,
-) -> Plan:
-    """Plan a run on the project's images, or on the expected number of them while there are none.
+) -> PlanInputs:
+    """Read what a run on the project's images, or on the expected number of them, is planned from.
 
     `recipe` must be used as it is, without a limit on the time. Raises InputError if it cannot work.
     """
-    return plan(
+    return read_inputs(
         project.dataset_dir if project_images(project) else info.expected_images,
         kind=info.kind,
         base=info.base,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,7 +43,7 @@ class TrainForm:
     """The page with the contents of the form.
 
     `filled_from` is the plan that the form was filled from; None if it was not filled for this project, or by a server
-    that has been restarted since.
+    that has been restarted since. `taken_back` names the settings that Plan has set back to the plan since then.
     """
 
     project: Project
@@ -51,6 +51,7 @@ class TrainForm:
     filled_from: ProjectPlan | None
     typed: Mapping[str, Any]
     other: OtherFields
+    taken_back: Sequence[str] = ()
 
     @cached_property
     def planned(self) -> ProjectPlan:

@@ -95,11 +95,12 @@ class TrainTab:
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
         presets = [layout.presets.name, layout.presets.own, layout.presets.result]
-        shared = [layout.form.planned, studio.timer, studio.tabs]
+        shared = [layout.form.planned, studio.timer, studio.tabs, studio.taken_back]
         form_side = [side.source, side.lineage, side.preset, layout.file_offer, layout.variants.summary]
         outputs = [*live, *form, *form_side, *presets, *exchange, *shared]
         events = TabEvents(page, outputs, self.read, self.render, *rest, concurrency_id=IN_ORDER)
-        form_events = TabEvents([*page, *form], outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
+        inputs = [*page, *form, studio.taken_back]
+        form_events = TabEvents(inputs, outputs, self.read_form, self.render, *rest, concurrency_id=IN_ORDER)
         self._wire_run(events, live)
         RunPanel(studio, layout.run_panel).wire()
         self._wire_form(form_events, tab)
@@ -167,7 +168,8 @@ class TrainTab:
         planned = values[layout.planned]
         filled_from = planned if planned is not None and planned.project == page.project else None
         other = OtherFields((values[layout.form_side.name] or "").strip(), layout.job_fields.read(values))
-        return TrainForm(page.project, page.run, filled_from, layout.form.read(values), other)
+        taken_back = values[self.studio.taken_back]
+        return TrainForm(page.project, page.run, filled_from, layout.form.read(values), other, taken_back)
 
     def show_run(self, project: Project, name: str) -> Updates:
         """Return the updates that show a run; raises InputError if the project has none with this name."""
@@ -192,14 +194,17 @@ class TrainTab:
         return self.open_form(form) if run == NEW_RUN else self._run(form.project, run)
 
     def open_form(self, form: TrainForm) -> TrainState:
-        """Show the form as the user left it, with the present plan for all that the user did not change."""
+        """Show the form as the user left it, with the present plan for what was not changed or was taken back."""
         if form.filled_from is None:
             return self._filled_form(form.project)
         planned = load_plan(form.project)
-        if form.run == NEW_RUN and planned.is_same_plan(form.filled_from):  # edits may be on their way
+        is_same = planned.is_same_plan(form.filled_from) and not form.taken_back
+        if form.run == NEW_RUN and is_same:  # edits may be on their way
             return TrainState(None, self.reader.run_list(form.project, NEW_RUN))
-        contents = self.layout.form.follow(form.contents(), planned.recipe, planned.values)
-        is_new = planned.recipe != form.planned.recipe
+        taken_back = {name: planned.values[name] for name in form.taken_back}
+        followed = self.layout.form.follow(form.contents(), planned.recipe, planned.values)
+        contents = followed.with_values(taken_back)
+        is_new = bool(taken_back) or planned.recipe != form.planned.recipe
         listed = self.reader.run_list(form.project, NEW_RUN)
         return TrainState(self._next_run(planned, contents, form), listed, contents if is_new else None)
 

@@ -14,20 +14,23 @@ from lora_studio.ui.widgets.html import Tile, Tone, card, cards, heading, note, 
 
 
 def plan_tiles(plan: Plan) -> Markup:
-    """Return tiles with the plan's steps, time, VRAM and file size."""
+    """Return tiles with the plan's figures."""
+    return tiles(plan_figures(plan))
+
+
+def plan_figures(plan: Plan) -> list[Tile]:
+    """Return the plan's steps, time, memory and file size, each with a note."""
     files = "UNet and text encoders" if plan.recipe.trains_text_encoders else "UNet only"
     length = (
         f"{format_count(plan.images, 'image')} × {format_count(plan.repeats, 'repeat')}, "
         f"{format_count(plan.steps.epochs, 'epoch')}, {batch_as_text(plan.recipe, plan.num_processes)}"
     )
-    return tiles(
-        [
-            Tile("Steps", f"{plan.steps.total_steps:,}", length),
-            Tile("Estimated time", describe_range(plan.seconds), plan.seconds.source),
-            _memory_tile(plan),
-            Tile("File size", f"{plan.lora_mib:.0f} MiB", f"{_network(plan)}, {files}"),
-        ]
-    )
+    return [
+        Tile("Steps", f"{plan.steps.total_steps:,}", length),
+        Tile("Estimated time", describe_range(plan.seconds), plan.seconds.source),
+        _memory_tile(plan),
+        Tile("File size", f"{plan.lora_mib:.0f} MiB", f"{_network(plan)}, {files}"),
+    ]
 
 
 def empty_plan_tiles(note: str) -> Markup:
