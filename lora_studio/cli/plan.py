@@ -127,8 +127,8 @@ def _needed_folder(folder: Path | None, option: str) -> Path:
 
 
 def _what_if_table(variable: Variable, rows: Sequence[WhatIfRow], planned: Plan) -> Table:
-    memory = "RAM" if planned.on_cpu else "GPU memory"
-    table = Table(variable.value, "steps", "time", memory, "file size", "", box=None, pad_edge=False)
+    memory = [] if planned.on_cpu else ["GPU memory"]  # that of a CPU is not estimated
+    table = Table(variable.value, "steps", "time", *memory, "file size", "", box=None, pad_edge=False)
     for row in rows:
         least = f", at least {row.min_vram_gib:.1f}" if row.min_vram_gib < row.vram_gib else ""
         marks = ["the plan"] * row.is_current + ["does not fit"] * (row.fits is False)
@@ -136,7 +136,7 @@ def _what_if_table(variable: Variable, rows: Sequence[WhatIfRow], planned: Plan)
             f"{row.value:g}",
             f"{row.total_steps:,}",
             describe_range(row.seconds),
-            f"{row.vram_gib:.1f} GiB{least}",
+            *([f"{row.vram_gib:.1f} GiB{least}"] if memory else []),
             f"{row.lora_mib:.0f} MiB",
             ", ".join(marks),
         )

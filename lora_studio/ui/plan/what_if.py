@@ -67,7 +67,7 @@ def what_if_updates(layout: WhatIfFold, plan: Plan | None, sweep: Sweep | None) 
 
 
 def what_if_plots(plan: Plan, sweep: Sweep) -> Markup:
-    """Return a plot of each figure over the values, and a table. What a CPU takes is not known before it is measured."""
+    """Return a plot of each figure over the values, and a table; the memory of a CPU is not estimated."""
     rows, variable = sweep.rows, sweep.variable
     values = Values(
         numbers=[row.value for row in rows],
