@@ -156,6 +156,17 @@ def test_notes_of_the_shown_run_are_shown(project: Project, interface: Interface
     assert error_code(interface.call(RunPanel.show_run)["train_run_notice"]) == "notes"
 
 
+def test_a_run_shows_what_differs_from_the_one_it_was_made_from(project: Project, interface: Interface) -> None:
+    first = make_ledger_run(project)
+    make_ledger_run(project, first, unet_lr=1e-4, images={"a" * 64: "new"})
+    interface.open_project("ink")
+    shown = interface.call(RunPanel.show_run, run="002-ink")["train_made_from"]
+    assert "001-ink" in shown
+    assert "1e-4" in shown
+    assert "1 image added, 3 removed" in shown
+    assert interface.call(RunPanel.show_run, run="001-ink")["train_made_from"] == ""
+
+
 def test_a_missing_folder_is_asked_for_once(project: Project, interface: Interface, tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()

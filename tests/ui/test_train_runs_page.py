@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from lora_studio.ui.train.lineage import save_parent
-from lora_studio.workspace.job_folder import JobFolder
+from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Project
 from lora_studio.workspace.run_notes import RunNotes, read_notes
+from lora_studio.workspace.run_queue import RunQueue
 from tests.support.application import Running
 from tests.support.jobs import make_project
 from tests.support.ledger_runs import make_ledger_run
@@ -109,12 +110,15 @@ def test_two_changed_settings_offer_to_be_split(project: Project, open_page: Cal
     recipes = [folder.job().recipe for folder in started]
     assert [(recipe.unet_lr, recipe.epochs) for recipe in recipes] == [(2e-4, 4), (5e-4, 6)]
     assert all(folder.job().parent == project.runs()[0].path for folder in started)
-    stop_all(page, started)
+    stop_all(page, project, started)
 
 
-def stop_all(page: Any, started: list[JobFolder]) -> None:
-    """Stop the runs that the page started, and wait for their end."""
-    for folder in started:
+def stop_all(page: Any, project: Project, started: list[JobFolder]) -> None:
+    """Take the runs that the page started out of the queue, and wait for the end of the one that runs already."""
+    queue = RunQueue(project.home)
+    for folder in reversed(started):
+        if folder.status().state is JobState.WAITING:
+            queue.cancel(folder)
         folder.request_stop()
     for _ in range(POLLS * 6):
         if not any(folder.status().state.is_active for folder in started):

@@ -16,11 +16,11 @@ from lora_studio.ledger.records import RunRecord, home_records, project_records
 from lora_studio.ledger.table import row, to_csv, to_markdown
 from lora_studio.ui.context import Studio
 from lora_studio.ui.state.run_history import run_named
-from lora_studio.ui.train.lineage import input_label
+from lora_studio.ui.train.lineage import differences_card
 from lora_studio.ui.train.notes import NotesPanel, build_notes, show_notes, wire_notes
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.formatting import format_duration
-from lora_studio.ui.widgets.html import card, empty_card, error_card, html, pickable, render
+from lora_studio.ui.widgets.html import card, empty_card, error_card, html, pickable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,16 +224,10 @@ def suggestion_card(records: Sequence[RunRecord]) -> Markup:
 def detail(record: RunRecord) -> Markup:
     """Return a run's differences to its parent, and buttons that open or compare it: they pick PROJECT/RUN."""
     key = f"{record.project}/{record.name}"
-    return render(
-        "train/run_detail.html",
-        name=record.name,
-        parent=record.parent.name if record.parent else "",
-        inputs=[(input_label(change.name), change.text) for change in record.data_changes],
-        changes=record.recipe_changes,
-        open=f"{OPEN}:{key}" if record.project else "",
-        compare=f"{COMPARE}:{key}" if record.parent and record.project else "",
-        path=record.folder.path,
-    )
+    buttons = {f"{OPEN}:{key}": "Open this run"} if record.project else {}
+    if record.project and record.parent:
+        buttons[f"{COMPARE}:{key}"] = f"Compare with {record.parent.name}"
+    return differences_card(record, record.name, buttons=buttons, path=str(record.folder.path))
 
 
 def picked(pick: object) -> tuple[str, str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from lora_studio.errors import InputError
 from lora_studio.ledger.data import read_data
 from lora_studio.ledger.experiments import Variant, split_changes
-from lora_studio.ledger.records import INPUTS, DataChange, data_changes, input_changes
+from lora_studio.ledger.records import INPUTS, DataChange, RunRecord, data_changes, input_changes
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
@@ -108,6 +108,21 @@ def changes_since(run: RunView, parent: RunView | None) -> list[str]:
     lines = [f"{input_label(change.name)}: {change.text}" for change in changes]
     settings = setting_changes(run.job.recipe, before.recipe)
     return lines + [f"{change.label}: {change.before_text} → {change.value_text}" for change in settings]
+
+
+def differences_card(
+    record: RunRecord, title: str, *, buttons: Mapping[str, str] | None = None, path: str = ""
+) -> Markup:
+    """Return what differs between a run and its parent as a card; `buttons` are texts by what they pick."""
+    return render(
+        "train/run_detail.html",
+        title=title,
+        parent=record.parent.name if record.parent else "",
+        inputs=[(input_label(change.name), change.text) for change in record.data_changes],
+        changes=record.recipe_changes,
+        buttons=buttons or {},
+        path=path,
+    )
 
 
 def input_label(name: str) -> str:

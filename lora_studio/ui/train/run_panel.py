@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import gradio as gr
+from markupsafe import Markup
 
 from lora_studio.errors import InputError, StudioError
+from lora_studio.ledger.records import read_records
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.ui.context import NEW_RUN, Studio
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.run_history import run_named
-from lora_studio.ui.train.lineage import input_label
+from lora_studio.ui.train.lineage import differences_card, input_label
 from lora_studio.ui.train.notes import NotesPanel, build_notes, show_notes, wire_notes
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import Tone, card, error_card, html
@@ -38,6 +40,7 @@ class RunPanelLayout(NamedTuple):
 
     notice: gr.HTML
     moved: MovedPanel
+    made_from: gr.HTML
     notes: NotesPanel
 
 
@@ -49,7 +52,8 @@ def build_run_panel(*, local: bool) -> RunPanelLayout:
         with gr.Row(visible=local):
             path = gr.Textbox(label="Where it is now", max_lines=1, scale=3, elem_id="train-moved-path")
             save = gr.Button("Use this path", scale=1, min_width=120, elem_id="train-moved-save")
-    return RunPanelLayout(notice, MovedPanel(column, what, path, save), build_notes("train"))
+    made_from = html(elem_id="train-made-from")
+    return RunPanelLayout(notice, MovedPanel(column, what, path, save), made_from, build_notes("train"))
 
 
 class RunPanel:
@@ -62,7 +66,7 @@ class RunPanel:
     def wire(self) -> None:
         """Register the events."""
         studio, moved = self.studio, self.layout.moved
-        outputs = [self.layout.notice, *self.layout.notes, *moved]
+        outputs = [self.layout.notice, self.layout.made_from, *self.layout.notes, *moved]
         shown = [studio.project, studio.run]
         gr.on([studio.run.change, studio.project.change], self.show_run, shown, outputs, **NO_PROGRESS)
         wire_notes(self.layout.notes, studio, self.layout.notice)
@@ -70,11 +74,12 @@ class RunPanel:
             gr.on([moved.save.click, moved.path.submit], self.save_path, [*shown, moved.path], outputs, **NO_PROGRESS)
 
     def show_run(self, project: str, run: str | None) -> Updates:
-        """Show the notes on a run, and ask for the first path that is missing."""
+        """Show the notes on a run and what it was made from, and ask for the first path that is missing."""
         try:
             folder = self._run(project, run)
             return {
                 self.layout.notice: "",
+                self.layout.made_from: made_from_card(folder) if folder is not None else "",
                 **show_notes(self.layout.notes, project, folder),
                 **self._moved_updates(folder),
             }
@@ -109,6 +114,14 @@ class RunPanel:
         text = f"{input_label(name)} of this run was {path}, which does not exist here. It is needed to resume the run."
         what = card("A file has moved" if Path(path).suffix else "A folder has moved", text, "", Tone.WARNING)
         return {moved.column: gr.Column(visible=True), moved.what: what, moved.path: ""}
+
+
+def made_from_card(folder: JobFolder) -> Markup:
+    """Return what differs between a run and the run it was made from; empty if it was not made from one."""
+    records = read_records([folder], "")
+    if not records or records[0].parent is None:
+        return Markup("")
+    return differences_card(records[0], f"Made from {records[0].parent.name}")
 
 
 def _missing(folder: JobFolder) -> dict[str, str]:
