@@ -29,6 +29,7 @@ from lora_studio.cli.lora import lora_app
 from lora_studio.cli.models import models_app
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
+from lora_studio.cli.presets import presets_app
 from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.cli.queue import queue
 from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
@@ -36,7 +37,7 @@ from lora_studio.cli.runs import runs
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
-from lora_studio.planning.presets import list_presets, load_preset, own_presets
+from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
@@ -57,6 +58,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(caption_app, name="caption")
+app.add_typer(presets_app, name="presets")
 app.add_typer(models_app, name="models")
 app.add_typer(lora_app, name="lora")
 
@@ -295,19 +297,6 @@ def sweep(
 
 app.command()(runs)
 app.command()(queue)
-
-
-@app.command()
-def presets(home: HomeOption = None, as_json: Json = False) -> None:
-    """List the presets, your own first, and the settings they change."""
-    place = Home.locate(home)
-    known = {name: load_preset(name, place) for name in [*own_presets(place), *list_presets()]}
-    if as_json:
-        print_json(known)
-        return
-    for name, values in known.items():
-        changes = ", ".join(f"{key}={value}" for key, value in values.items())
-        out_console.print(f"{name}: {changes}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()

@@ -39,40 +39,71 @@ def save_preset(home: Home, name: str, recipe: Recipe) -> Path:
 
     Raises InputError if the name is taken or is not a valid file name, or if nothing differs.
     """
-    name, values = name.strip(), recipe.non_defaults()
-    if not re.fullmatch(r"\w[\w .-]{0,59}", name) or name.endswith("."):
-        raise InputError(
-            f"{name!r} is not a valid name for a preset.",
-            "Use letters, digits, spaces, dots, dashes and underscores, at most 60, and begin with a letter.",
-            code="preset_name",
-        )
-    if name.lower() in {known.lower() for known in [*list_presets(), *own_presets(home)]}:
-        raise InputError(
-            f"There is already a preset {name!r}.",
-            "Choose another name, or delete your own one first.",
-            code="preset_name",
-        )
+    values, file = recipe.non_defaults(), _new_file(home, name)
     if not values:
         raise InputError("These settings are the guide's defaults.", "Change one before you save them.", code="preset")
     document = tomlkit.document()
-    document.add(tomlkit.comment(f"{name}, saved on {date.today().isoformat()}."))
+    document.add(tomlkit.comment(f"{file.stem}, saved on {date.today().isoformat()}."))
     for setting, value in values.items():
         document.add(setting, tomlkit.item(value))
-    file = home.presets / f"{name}.toml"
-    with disk_errors(file):
-        home.presets.mkdir(parents=True, exist_ok=True)
-        write_text(file, tomlkit.dumps(document))
+    _write(file, tomlkit.dumps(document))
     return file
+
+
+def rename_preset(home: Home, name: str, new_name: str) -> Path:
+    """Rename one of the user's own presets and return its new path.
+
+    Raises InputError if there is none, or if the new name is taken or is not a valid file name.
+    """
+    file = own_preset_file(home, name)
+    target = _new_file(home, new_name, renamed=name)
+    with disk_errors(target):
+        file.rename(target)
+    return target
+
+
+def import_preset(home: Home, file: Path, name: str = "") -> Path:
+    """Copy a preset from a .toml file, with its comments, to the user's own; `name` is by default that of the file.
+
+    Deleted presets can be restored from the trash with it. Raises InputError if the name is taken or not valid, or the
+    file is missing, is not TOML or is empty, ConfigError if a value cannot work.
+    """
+    if not load_preset(file):
+        raise InputError(f"{file.name} has no settings.", "Choose a preset with at least one.", code="preset")
+    target = _new_file(home, name or file.expanduser().stem)
+    _write(target, _read(file.expanduser()))
+    return target
+
+
+def export_preset(home: Home, name: str, target: Path) -> Path:
+    """Copy a preset to a new .toml file, or into the folder `target`, and return the file.
+
+    Raises InputError if there is no such preset, or if the file exists.
+    """
+    source = _find(name, home)
+    target = target.expanduser()
+    file = target / source.name if target.is_dir() else target
+    if file.suffix != ".toml" or file.exists():
+        problem = "exists already" if file.exists() else "is not named like a .toml file"
+        raise InputError(f"{file} {problem}.", "Give another name.", code="preset_file")
+    _write(file, _read(source))
+    return file
+
+
+def own_preset_file(home: Home, name: str) -> Path:
+    """Return the file of one of the user's own presets; raises InputError if there is none."""
+    if name not in own_presets(home):
+        raise InputError(f"You have no preset {name!r}.", "Select one from your own.", code="no_preset")
+    return home.presets / f"{name}.toml"
 
 
 def delete_preset(home: Home, name: str) -> Path:
     """Move one of the user's own presets to the trash and return its new path; raises InputError if there is none."""
-    if name not in own_presets(home):
-        raise InputError(f"You have no preset {name!r}.", "Select one from your own.", code="no_preset")
+    file = own_preset_file(home, name)
     target = home.trash / "presets" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}.toml"
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        (home.presets / f"{name}.toml").replace(target)
+        file.rename(target)
     return target
 
 
@@ -121,6 +152,31 @@ def _find(name: str | Path, home: Home | None = None) -> Path:
         f"Use one of {', '.join([*own, *list_presets()])}, or give a .toml file.",
         code="no_preset",
     )
+
+
+def _new_file(home: Home, name: str, *, renamed: str = "") -> Path:
+    """Return the file of a new preset, or of the one that is `renamed`; raises InputError for a name that cannot be."""
+    name = name.strip()
+    if not re.fullmatch(r"\w[\w .-]{0,59}", name) or name.endswith("."):
+        raise InputError(
+            f"{name!r} is not a valid name for a preset.",
+            "Use letters, digits, spaces, dots, dashes and underscores, at most 60, and begin with a letter.",
+            code="preset_name",
+        )
+    known = [*list_presets(), *(own for own in own_presets(home) if own != renamed)]
+    if name == renamed or name.lower() in {own.lower() for own in known}:
+        raise InputError(
+            f"There is already a preset {name!r}.",
+            "Choose another name, or delete your own one first.",
+            code="preset_name",
+        )
+    return home.presets / f"{name}.toml"
+
+
+def _write(file: Path, text: str) -> None:
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
 
 
 def _read(path: Path) -> str:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from lora_studio.errors import DiskFullError
 from lora_studio.guide import OPTIMIZERS
 from lora_studio.models import load, locate
+from lora_studio.planning.plan import plan
 from lora_studio.planning.presets import list_presets, load_preset
 from lora_studio.settings.choices import Optimizer
 from lora_studio.settings.job_specs import TrainJob
@@ -60,15 +61,17 @@ def test_every_optimizer_resumes_bit_exact(shared: Path, tmp_path: Path, optimiz
 
 
 @pytest.mark.parametrize("preset", list_presets())
-def test_every_preset_trains(shared: Path, tmp_path: Path, preset: str) -> None:
+def test_every_preset_is_planned_and_trains_the_planned_steps(shared: Path, tmp_path: Path, preset: str) -> None:
     small = {"resolution": 64, "bucket_reso_steps": 32, "min_bucket_reso": 64, "max_bucket_reso": 128}
     short = {"max_train_steps": 2, "mixed_precision": "fp32", "sample_every_n_epochs": 0, "validation_split": 0}
-    recipe = Recipe.parse(load_preset(preset) | small | short)
-    job = TrainJob(
-        name="ink", dataset=shared / "images", base=str(shared / "base"), trigger_word="inkstamp", recipe=recipe
-    )
-    result, events = train_into(job, tmp_path / "run", Home(shared / "home"))
-    assert result.steps == 2
+    values, home = load_preset(preset) | small | short, Home(shared / "home")
+    common = {"base": str(shared / "base"), "trigger_word": "inkstamp"}
+    planned = plan(shared / "images", overrides=values, home=home, **common)
+    assert planned.recipe == planned.recipe.model_copy(update=Recipe.parse(values).model_dump(include=set(values)))
+    job = TrainJob(name="ink", dataset=shared / "images", recipe=planned.recipe, **common)
+    result, events = train_into(job, tmp_path / "run", home)
+    assert result.steps == planned.steps.total_steps == 2
+    assert of(events, "start")[0]["steps_per_epoch"] == planned.steps.steps_per_epoch
     assert all(event["loss"] is not None for event in of(events, "step"))
     assert result.lora is not None
     assert result.lora.is_file()

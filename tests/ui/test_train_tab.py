@@ -20,10 +20,12 @@ from lora_studio.events import (
     WarningEvent,
 )
 from lora_studio.files import write_text
-from lora_studio.planning.presets import own_presets
+from lora_studio.planning.presets import load_preset, own_presets, save_preset
 from lora_studio.settings.job_specs import TrainJob, job_to_toml
+from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
+from lora_studio.ui.train.own_presets import PresetFiles
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.ui.train.view import ALL_BACK, WITHOUT_SUBSETS
 from lora_studio.workspace.job_folder import JobFolder, JobState
@@ -132,6 +134,27 @@ def test_the_form_is_saved_as_a_preset_and_loaded_again(project: Project, interf
     interface.call(TrainTab.delete_preset, train_preset_own="dim 77", recipe_network_dim="77")
     assert own_presets(home) == []
     assert error_code(interface.call(TrainTab.delete_preset, train_preset_own=None)["train_notice"]) == "no_preset"
+
+
+def test_presets_are_renamed_exported_and_imported(
+    project: Project, interface: Interface, home: Home, tmp_path: Path
+) -> None:
+    interface.open_project("ink")
+    save_preset(home, "dim 77", Recipe(network_dim=77))
+    shown = interface.call(PresetFiles.rename_preset, train_preset_own="dim 77", train_preset_name="large")
+    assert shown["train_preset_own"]["choices"] == own_presets(home) == ["large"]
+    assert ("large (yours)", "large") in shown["train_preset"]["choices"]
+    exported = interface.call(PresetFiles.export_preset, train_preset_own="large")["train_preset_exported"]
+    assert exported["visible"]
+    copy = tmp_path / "copy.toml"
+    shutil.copy(exported["value"], copy)
+    shown = interface.call(PresetFiles.import_preset, train_preset_import=str(copy))
+    assert shown["train_preset_own"]["choices"] == ["copy", "large"]
+    assert not shown["train_preset_exported"]["visible"]
+    assert load_preset("copy", home) == {"network_dim": 77}
+    again = interface.call(PresetFiles.import_preset, train_preset_import=str(copy))
+    assert error_code(again["train_notice"]) == "preset_name"
+    assert error_code(interface.call(PresetFiles.export_preset, train_preset_own=None)["train_notice"]) == "no_preset"
 
 
 def test_edits_are_saved_and_kept_when_the_plan_changes(project: Project, interface: Interface) -> None:

@@ -10,6 +10,7 @@ import gradio as gr
 from lora_studio.interop.files import FILE_TYPES
 from lora_studio.planning.presets import list_presets, preset_title
 from lora_studio.ui.train.control import ControlFields, build_control_fields
+from lora_studio.ui.train.own_presets import OwnPresets, build_own_presets
 from lora_studio.ui.train.run_panel import RunPanelLayout, build_run_panel
 from lora_studio.ui.train.variants import VariantFields, build_variant_fields
 from lora_studio.ui.widgets.html import hint, html, pickable
@@ -53,16 +54,6 @@ class Exchange(NamedTuple):
     import_path: gr.Button
     export: gr.Button
     download: gr.DownloadButton
-    result: gr.HTML
-
-
-class OwnPresets(NamedTuple):
-    """Saving the form as a preset, and deleting presets of the user's own."""
-
-    name: gr.Textbox
-    save: gr.Button
-    own: gr.Dropdown
-    delete: gr.Button
     result: gr.HTML
 
 
@@ -162,7 +153,7 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeFo
                 info="A preset changes only the settings that it names.",
                 elem_id="train-preset",
             )
-        presets = _own_presets()
+        presets = build_own_presets()
         exchange = _exchange(local=local)
         form = build_form()
         job_fields = build_job_fields()
@@ -195,23 +186,6 @@ def _exchange(*, local: bool) -> Exchange:
         import_path = gr.Button("Import this file", elem_id="train-import-add", visible=local)
         result = html(elem_id="train-exchanged")
     return Exchange(upload, path, import_path, export, download, result)
-
-
-def _own_presets() -> OwnPresets:
-    with gr.Accordion("Your presets", open=False, elem_id="train-presets"):
-        with gr.Row(elem_classes="fields"):
-            name = gr.Textbox(
-                label="Name",
-                info="Saves what differs from the guide's defaults, for any project.",
-                max_lines=1,
-                elem_id="train-preset-name",
-            )
-            own = gr.Dropdown([], value=None, label="Your own", info="Load them above.", elem_id="train-preset-own")
-        with gr.Row():
-            save = gr.Button("Save these settings as a preset", elem_id="train-preset-save")
-            delete = gr.Button("Delete the selected one", elem_id="train-preset-delete")
-        result = html(elem_id="train-preset-result")
-    return OwnPresets(name, save, own, delete, result)
 
 
 def preset_choices(own: Sequence[str]) -> list[tuple[str, str]]:

@@ -48,7 +48,9 @@ class TrainRenderer:
                 updates |= {self.studio.run: NEW_RUN} | _next_run_updates(layout, next_run)
                 text = "Add to the queue" if self.studio.jobs.active() else "Start training"
                 updates[layout.buttons.start] = gr.Button(text, visible=True)
-                updates |= _preset_updates(layout, own_presets(self.studio.home), state.preset_note)
+                updates |= _preset_updates(layout, own_presets(self.studio.home), state)
+        if state.preset_note:
+            updates |= _preset_updates(layout, own_presets(self.studio.home), state)
         if state.listed is not None:
             selected = state.shown.folder.name if isinstance(state.shown, RunView) else NEW_RUN
             updates[layout.signature] = state.listed.signature
@@ -78,15 +80,20 @@ class TrainRenderer:
         return updates
 
 
-def _preset_updates(layout: TrainLayout, own: list[str], note: str) -> Updates:
-    """Return the updates of the lists of presets; after one was saved or deleted, its note is shown."""
+def _preset_updates(layout: TrainLayout, own: list[str], state: TrainState) -> Updates:
+    """Return the updates of the lists of presets; after something was done with one, its note and file are shown."""
+    presets, note, file = layout.presets, state.preset_note, state.preset_file
     updates: Updates = {
         layout.form_side.preset: gr.Dropdown(preset_choices(own), value=None),
-        layout.presets.own: gr.Dropdown(own),
-        layout.presets.result: hint(note) if note else "",
+        presets.own: gr.Dropdown(own),
+        presets.download: gr.DownloadButton(visible=False),
+        presets.result: hint(note) if note else "",
     }
-    if note:
-        updates |= {layout.presets.name: "", layout.presets.own: gr.Dropdown(own, value=None)}
+    if file is not None:
+        copy = copy_for_download(presets.download, file)
+        updates[presets.download] = gr.DownloadButton(value=copy, visible=True)
+    elif note:
+        updates |= {presets.name: "", presets.own: gr.Dropdown(own, value=None)}
     return updates
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lora_studio.errors import InputError
@@ -77,7 +78,8 @@ class TrainState:
 
     `form` and `other` are what the form is set to; None if it keeps what it contains. `listed` is None if the list of
     runs stays as it is. `exchanged` is what was imported or exported, `preset_note` what was done with a preset,
-    `file_offer` what is shown of the LoRA to start from, `variants` what of the grid of variants.
+    `preset_file` one to download, `file_offer` what is shown of the LoRA to start from, `variants` what of the grid of
+    variants.
     """
 
     shown: RunView | NextRun | None
@@ -88,6 +90,7 @@ class TrainState:
     file_offer: str | None = None
     variants: str | None = None
     preset_note: str = ""
+    preset_file: Path | None = None
     is_job_started: bool = False
     opens_plan: bool = False
 

@@ -35,6 +35,7 @@ from lora_studio.ui.train.extend import USE_FILE, file_offer
 from lora_studio.ui.train.form_job import figures_of, job_of, save_subsets
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
 from lora_studio.ui.train.lineage import NO_PARENT, SPLIT, save_parent, split_runs
+from lora_studio.ui.train.own_presets import PresetFiles
 from lora_studio.ui.train.queue import QueueControl
 from lora_studio.ui.train.render import TrainRenderer
 from lora_studio.ui.train.run_panel import RunPanel
@@ -94,7 +95,7 @@ class TrainTab:
         ]
         form = [side.name, *layout.form.outputs, *layout.job_fields, layout.planned]
         exchange = [layout.exchange.path, layout.exchange.download, layout.exchange.result]
-        presets = [layout.presets.name, layout.presets.own, layout.presets.result]
+        presets = [layout.presets.name, layout.presets.own, layout.presets.download, layout.presets.result]
         shared = [layout.form.planned, studio.timer, studio.tabs, studio.taken_back]
         form_side = [side.source, side.lineage, side.preset, layout.file_offer, layout.variants.summary]
         outputs = [*live, *form, *form_side, *presets, *exchange, *shared]
@@ -134,6 +135,10 @@ class TrainTab:
         presets, exchange = layout.presets, layout.exchange
         events.on(presets.save.click, self.save_preset, presets.name)
         events.on(presets.delete.click, self.delete_preset, presets.own)
+        files = PresetFiles(self.studio)
+        events.on(presets.rename.click, files.rename_preset, presets.own, presets.name)
+        events.on(presets.upload.upload, files.import_preset, presets.upload)
+        events.on(presets.export.click, files.export_preset, presets.own)
         imported = events.on(exchange.upload.upload, self.import_upload, exchange.upload)
         if self.studio.mode is Mode.LOCAL:
             events.on(exchange.import_path.click, self.import_path, exchange.path)
@@ -148,8 +153,8 @@ class TrainTab:
         submitted = [grid.first_values.submit, grid.second_values.submit]
         events.on(partial(gr.on, [*typed, *submitted]), self.count_variants, *pairs)
         events.on(grid.enqueue.click, self.enqueue_variants, *pairs)
-        files = [layout.job_fields.regularization.blur, layout.job_fields.processes.input]
-        edits = partial(gr.on, [*layout.form.edit_events, *files])
+        fields = [layout.job_fields.regularization.blur, layout.job_fields.processes.input]
+        edits = partial(gr.on, [*layout.form.edit_events, *fields])
         # An edit updates its figures alone: when its response arrives, a run may have been started.
         figures = [layout.tiles, layout.aside.notice, layout.aside.cards, side.source, side.lineage]
         events.on(edits, self.save_edit, outputs=figures, trigger_mode="always_last", **NO_PROGRESS)

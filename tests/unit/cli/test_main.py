@@ -197,6 +197,23 @@ def test_tag_command(image_folder: Callable[..., Path], tmp_path: Path, home: Ho
     assert sorted((folder / "picture 0.txt").read_text().split(", ")) == ["hero (series)", "ohwx", "red"]
 
 
+def test_presets_are_listed_renamed_exported_and_imported(tmp_path: Path, home: Home) -> None:
+    def presets(*words: str | Path) -> str:
+        done = CliRunner().invoke(app, ["presets", "--home", str(home.path), *map(str, words)])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    presets("export", "prodigy", tmp_path / "mine.toml")
+    presets("import", tmp_path / "mine.toml")
+    presets("rename", "mine", "better")
+    presets("import", tmp_path / "mine.toml", "--name", "other")
+    found = json.loads(presets("--json"))
+    assert list(found)[:2] == ["better", "other"]
+    assert found["better"] == found["other"] == found["prodigy"]
+    assert "better: " in presets()
+    assert CliRunner().invoke(app, ["presets", "--home", str(home.path), "rename", "mine", "x"]).exit_code != 0
+
+
 def test_plan_takes_presets_and_settings_and_writes_a_job(
     image_folder: Callable[..., Path], tmp_path: Path, home: Home
 ) -> None:

@@ -12,11 +12,14 @@ from lora_studio.planning.memory import fits
 from lora_studio.planning.plan import plan
 from lora_studio.planning.presets import (
     delete_preset,
+    export_preset,
+    import_preset,
     list_presets,
     load_preset,
     own_presets,
     preset_reasons,
     preset_title,
+    rename_preset,
     save_preset,
 )
 from lora_studio.settings.choices import Optimizer
@@ -133,3 +136,69 @@ def test_the_defaults_are_not_saved_as_a_preset(home: Home) -> None:
     with pytest.raises(InputError) as caught:
         save_preset(home, "plain", Recipe())
     assert caught.value.code == "preset"
+
+
+def test_own_presets_are_renamed(home: Home) -> None:
+    save_preset(home, "Mine", Recipe(network_dim=64))
+    save_preset(home, "Other", Recipe(network_dim=8))
+    text = (home.presets / "Mine.toml").read_bytes()
+    assert rename_preset(home, "Mine", " mine ").read_bytes() == text
+    assert rename_preset(home, "mine", "Better").read_bytes() == text
+    assert own_presets(home) == ["Better", "Other"]
+    for name, new_name, code in (
+        ("Better", "other", "preset_name"),
+        ("Better", "Better", "preset_name"),
+        ("Better", "prodigy", "preset_name"),
+        ("Better", "../up", "preset_name"),
+        ("Mine", "New", "no_preset"),
+        ("prodigy", "New", "no_preset"),
+    ):
+        with pytest.raises(InputError) as caught:
+            rename_preset(home, name, new_name)
+        assert caught.value.code == code
+    assert own_presets(home) == ["Better", "Other"]
+
+
+def test_presets_are_exported_and_imported_with_their_comments(home: Home, tmp_path: Path) -> None:
+    shipped = export_preset(home, "prodigy", tmp_path)
+    assert shipped == tmp_path / "prodigy.toml"
+    mine = import_preset(home, shipped, "My Prodigy")
+    assert mine.read_text("utf-8") == shipped.read_text("utf-8")
+    assert load_preset("My Prodigy", home) == load_preset("prodigy")
+    exported = export_preset(home, "My Prodigy", tmp_path / "mine.toml")
+    assert preset_reasons(exported) == preset_reasons("prodigy")
+    assert import_preset(home, exported).stem == "mine"
+
+
+def test_a_deleted_preset_is_restored_from_the_trash(home: Home) -> None:
+    save_preset(home, "Mine", Recipe(network_dim=64))
+    import_preset(home, delete_preset(home, "Mine"), "Mine")
+    assert load_preset("Mine", home) == {"network_dim": 64}
+
+
+def test_an_export_overwrites_nothing(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "kept.toml"
+    file.write_text("seed = 1", "utf-8")
+    for target in (file, tmp_path / "preset.txt"):
+        with pytest.raises(InputError) as caught:
+            export_preset(home, "demo", target)
+        assert caught.value.code == "preset_file"
+    assert file.read_text("utf-8") == "seed = 1"
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["kept.toml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("", "preset"), ("network_dim = ", "toml"), ("network_dim = 0", "config"), ("seed = 3", "preset_name")],
+)
+def test_only_presets_that_work_are_imported_and_none_is_replaced(
+    home: Home, tmp_path: Path, text: str, code: str
+) -> None:
+    before = save_preset(home, "Mine", Recipe(network_dim=64)).read_bytes()
+    file = tmp_path / "mine.toml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(InputError) as caught:
+        import_preset(home, file)
+    assert caught.value.code == code
+    assert (home.presets / "Mine.toml").read_bytes() == before
+    assert own_presets(home) == ["Mine"]
