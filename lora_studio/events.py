@@ -50,8 +50,10 @@ class PhaseEvent(Event):
     name = "phase"
 
     message: Message
-    done: int = Field(default=0, description="finished images, captions or files of the phase")
+    done: int = Field(default=0, description="finished images, captions, files or bytes of the phase")
     total: int | None = Field(default=None, description="the number of them; left out if unknown")
+    unit: str = Field(default="", description="what is counted: images, captions or bytes; left out for others")
+    seconds_left: SecondsLeft = None
 
 
 class WarningEvent(Event):

@@ -64,7 +64,7 @@ from lora_studio.workspace.run_queue import RunQueue
 MAIN_FILE = Path(__file__).with_name("__main__.py")
 STATUS_SECONDS = 0.5
 HAND_OVER_SECONDS = 120.0  # the most that a process takes to start on a busy machine
-STATUS_FIELDS = {"done", "total", "seconds_left", "message"}  # of events, also in status.json
+STATUS_FIELDS = {"done", "total", "unit", "seconds_left", "message"}  # of events, also in status.json
 SAME_SIGNAL_SECONDS = 1.0  # a launcher forwards the interrupt that the terminal has already sent to all processes
 Listener = Callable[[Event], None]
 
@@ -463,7 +463,7 @@ def _status_changes(event: Event) -> dict[str, Any]:
     fields = event.model_dump(include=STATUS_FIELDS, exclude_unset=True)
     match event:
         case StepEvent():
-            fields["done"] = event.step
+            fields |= {"done": event.step, "unit": ""}
         case WarningEvent() | HintEvent() | ImageFailedEvent():
             fields.pop("message")
     return fields

@@ -71,6 +71,8 @@ class JobProgress:
                 self._advance("Tagging", event.done, event.total)
             case DownloadEvent():
                 self._advance(f"{event.message} (MB)", event.done // 10**6, event.total // 10**6)
+            case PhaseEvent(unit="bytes", total=int(total)):
+                self._advance(f"{event.message} (MB)", event.done // 10**6, total // 10**6)
             case PhaseEvent():
                 self._advance(event.message, event.done, event.total)
             case WaitingEvent():

@@ -7,10 +7,10 @@ configuration and tokenizers ship in `sdxl_config/`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from lora_studio.dataset.images.decode import file_sha256
 from lora_studio.errors import InputError
 from lora_studio.hub import download
+from lora_studio.hub_files import Transfer
 from lora_studio.models.locate import (
     PARTS,
     SDXL_CONFIG,
@@ -41,6 +42,8 @@ from lora_studio.models.locate import (
 # Offset and length in bytes of the part of a file that kohya's "legacy" hash covers; UIs show its first 8 hex digits.
 HASH_START, HASH_LENGTH = 0x100000, 0x10000
 LATENT_CHANNELS = 4
+BytesProgress = Callable[[str, int, int], None]
+"""Called with the name of a phase, the bytes so far, and all bytes."""
 MAX_NAMES = 3  # missing tensors that an error names
 
 
@@ -86,20 +89,26 @@ def load_base(
     prediction_type: str | None = None,
     zero_terminal_snr: bool | None = None,
     on_progress: Progress = lambda message: None,
+    on_bytes: BytesProgress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Base:
     """Load a base onto the CPU, frozen. `vae` replaces its VAE: a Hub repository, folder or .safetensors file.
 
-    `prediction_type` and `zero_terminal_snr` override what the base declares. Raises InputError if a part is missing
-    or damaged.
+    `prediction_type` and `zero_terminal_snr` override what the base declares. `on_bytes` is called with the bytes that
+    are downloaded and read so far, by phase. Raises InputError if a part is missing or damaged, and StopRequested if
+    `should_stop` returns True during a download.
     """
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    source = fetch_base(source, on_progress=on_progress)
+    source = fetch_base(
+        source, on_progress=on_progress, report=_transfer_report(source, on_bytes), should_stop=should_stop
+    )
     base_config = read_base_config(source)
     on_progress(f"Loading {source.name}")
     path = Path(source.location)
     try:
-        parts = _load_folder(path, dtype) if source.kind == "folder" else _load_file(path, dtype)
+        read = partial(on_bytes, f"Loading {source.name}") if on_bytes else lambda done, total: None
+        parts = _load_folder(path, dtype, read) if source.kind == "folder" else _load_file(path, dtype, read)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -130,10 +139,21 @@ def load_base(
     )
 
 
+def _transfer_report(source: Source, on_bytes: BytesProgress | None) -> Callable[[Transfer], None] | None:
+    """Return the function that reports the bytes of a download; None if no one asked for them."""
+    if on_bytes is None:
+        return None
+    return lambda transfer: on_bytes(f"Downloading {source.location}", transfer.done, transfer.total)
+
+
 Parts = tuple[UNet, list[PreTrainedModel], AutoencoderKL, list[CLIPTokenizer]]
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
+def _load_folder(folder: Path, dtype: torch.dtype, read: Callable[[int, int], None]) -> Parts:
+    """Load the parts of a diffusers folder; `read` is called with the bytes of the weights that are loaded, and all."""
+    sizes = {part: _weights_size(folder / part) for part in PARTS}
+    done = 0
+
     def load(model: Any, part: str, **options: Any) -> Any:
         half = weights_file(folder / part).name.endswith(".fp16.safetensors")
         loaded, info = model.from_pretrained(
@@ -146,8 +166,12 @@ def _load_folder(folder: Path, dtype: torch.dtype) -> Parts:
             **options,
         )
         _check_complete(part, info["missing_keys"])
+        nonlocal done
+        done += sizes.get(part, 0)
+        read(done, sum(sizes.values()))
         return loaded
 
+    read(0, sum(sizes.values()))
     unet = load(UNet, "unet", torch_dtype=dtype)
     first = load(CLIPTextModel, "text_encoder", dtype=dtype)
     second = load(CLIPTextModelWithProjection, "text_encoder_2", dtype=dtype)
@@ -162,7 +186,14 @@ def _check_complete(part: str, missing: Iterable[str]) -> None:
         raise ValueError(f"its {part} lacks {len(names)} tensors ({', '.join(names[:MAX_NAMES])}{more})")
 
 
-def _load_file(file: Path, dtype: torch.dtype) -> Parts:
+def _weights_size(folder: Path) -> int:
+    """Return the bytes of the safetensors files of one part."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _load_file(file: Path, dtype: torch.dtype, read: Callable[[int, int], None]) -> Parts:
+    """Load the parts of a single file; `read` is called with its size before it is read."""
+    read(0, file.stat().st_size)
     config = str(SDXL_CONFIG)
     vae = AutoencoderKL.from_single_file(
         str(file), config=config, subfolder="vae", torch_dtype=torch.float32, local_files_only=True

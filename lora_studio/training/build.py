@@ -76,6 +76,8 @@ def build_trainer(
         prediction_type=checked.prediction_type,
         zero_terminal_snr=checked.zero_terminal_snr,
         on_progress=lambda message: phases(message, 0, 0),
+        on_bytes=lambda message, done, total: phases(message, done, total, "bytes"),
+        should_stop=should_stop,
     )
     report_truncated_captions(job, base, checked.dataset, report)
     report_truncated_prompts(job, checked.dataset, base, report)
@@ -224,7 +226,7 @@ def _fill_caches(
         base.vae,
         device=device,
         should_stop=should_stop,
-        on_progress=lambda done, total: phases("Encoding images", done, total),
+        on_progress=lambda done, total: phases("Encoding images", done, total, "images"),
     )
     texts = None
     if not recipe.trains_text_encoders:
@@ -267,7 +269,7 @@ def _fill_text_cache(
         base.tokenizers,
         device=checked.device,
         should_stop=should_stop,
-        on_progress=lambda done, total: phases("Encoding captions", done, total),
+        on_progress=lambda done, total: phases("Encoding captions", done, total, "captions"),
     )
     base.text_encoders.clear()
     if checked.device.type == "cuda":

@@ -65,7 +65,8 @@ class JobState(StrEnum):
 class JobStatus(BaseModel):
     """The content of status.json. `done` and `total` count steps, images, cells or bytes, by the kind of job.
 
-    `code` is that of the error of a failed job.
+    `unit` says what a phase before the first step counts: images, captions or bytes. `code` is that of the error of a
+    failed job.
     """
 
     state: JobState = JobState.CREATED
@@ -74,6 +75,7 @@ class JobStatus(BaseModel):
     code: str = ""
     done: int = 0
     total: int = 0
+    unit: str = ""
     seconds_left: float | None = None
     started_at: float | None = None
     updated_at: float = 0.0

@@ -39,19 +39,33 @@ REPORT_SECONDS = 0.5
 
 
 class PhaseReporter:
-    """Reports the progress of preparing a run, at most every `REPORT_SECONDS` per phase."""
+    """Reports the progress of preparing a run and the time left, at most every `REPORT_SECONDS` per phase.
+
+    The time left is estimated from what the phase has done since its first report: caches may have had the rest.
+    """
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._message = ""
         self._reported_at = 0.0
+        self._begun_at, self._begun_with = 0.0, 0
 
-    def __call__(self, message: str, done: int, total: int) -> None:
-        """Report a phase and its progress; a `total` of 0 means that its progress is unknown."""
+    def __call__(self, message: str, done: int, total: int, unit: str = "") -> None:
+        """Report a phase and its progress in a unit; a `total` of 0 means that its progress is unknown."""
         now = time.monotonic()
-        if message != self._message or now - self._reported_at > REPORT_SECONDS:
-            self._report(PhaseEvent(message=message, done=done, total=total) if total else PhaseEvent(message=message))
-            self._message, self._reported_at = message, now
+        is_new = message != self._message
+        if is_new:
+            self._begun_at, self._begun_with = now, done
+        if not is_new and now - self._reported_at <= REPORT_SECONDS:
+            return
+        self._message, self._reported_at = message, now
+        if not total:
+            self._report(PhaseEvent(message=message))
+            return
+        left = None
+        if done > self._begun_with and now > self._begun_at:
+            left = round((now - self._begun_at) / (done - self._begun_with) * max(0, total - done), 1)
+        self._report(PhaseEvent(message=message, done=done, total=total, unit=unit, seconds_left=left))
 
 
 def report_dataset(job: TrainJob, dataset: Dataset, report: Report) -> None:

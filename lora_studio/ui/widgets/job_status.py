@@ -26,6 +26,8 @@ def job_title(name: str, status: JobStatus, facts: str) -> Markup:
 
 def time_tile(status: JobStatus, note: str) -> Tile:
     """Return the time left of a job, or the duration of one that ended."""
+    if status.state is JobState.RUNNING and status.unit:
+        return Tile("Time left", format_duration(status.seconds_left), "of this phase; the run's after the first step")
     if status.state is JobState.RUNNING:
         return Tile("Time left", format_duration(status.seconds_left), note)
     if status.started_at and status.updated_at and not status.state.is_active:
@@ -44,13 +46,23 @@ def state_card(status: JobStatus, *, job: str, has_results: bool) -> Markup:
         case JobState.WAITING:
             return card("In the queue", "It starts by itself when the runs before it have ended.")
         case JobState.RUNNING if not has_results:
-            progress = f" ({status.done:,} of {status.total:,})" if status.total and status.done else ""
-            return card("Preparing", f"{status.message}{progress}")
+            return card("Preparing", f"{status.message}{_phase_progress(status)}")
         case JobState.STOPPED:
             return card("Stopped", status.message, status.remedy, Tone.WARNING)
         case JobState.FAILED:
             return card(f"The {job} failed", status.message, status.remedy, Tone.ERROR)
     return Markup("")
+
+
+def _phase_progress(status: JobStatus) -> str:
+    """Return how far a phase is: ": 120 of 480 images, 1 min 04 s left"; empty if it is unknown or complete."""
+    if not 0 < status.done < status.total:
+        return ""
+    counts = f"{status.done:,} of {status.total:,} {status.unit}".rstrip()
+    if status.unit == "bytes":
+        counts = f"{status.done / 1e9:.1f} of {status.total / 1e9:.1f} GB"
+    left = f", {format_duration(status.seconds_left)} left" if status.seconds_left is not None else ""
+    return f": {counts}{left}"
 
 
 def log(lines: str) -> Markup:

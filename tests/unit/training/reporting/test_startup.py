@@ -14,6 +14,7 @@ from lora_studio.models.locate import Source
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.subsets import Subset
 from lora_studio.training.data.dataset import Dataset, read_dataset
+from lora_studio.training.reporting import startup
 from lora_studio.training.reporting.startup import report_dataset, report_recipe_hints, report_truncated_captions
 from tests.support.events import Events, append_to, of
 from tests.support.training_runs import make_images, make_job
@@ -135,3 +136,22 @@ def test_hints_say_what_does_not_suit_zero_terminal_snr(recipe: dict[str, Any], 
     job = make_job("base", Path("images"), **recipe)
     report_recipe_hints(job.recipe, append_to(events), zero_terminal_snr=True)
     assert [values["code"] for values in of(events, "hint")] == codes
+
+
+def test_a_phase_reports_the_time_left_from_what_it_did_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(startup.time, "monotonic", lambda: now)
+    events: Events = []
+    phases = startup.PhaseReporter(append_to(events))
+    phases("Encoding images", 50, 100, "images")  # half of them are cached
+    now = 110.0
+    phases("Encoding images", 60, 100, "images")
+    now = 110.1
+    phases("Encoding images", 61, 100, "images")
+    phases("Loading", 0, 0)
+    reported = [(values["message"], values.get("unit"), values.get("seconds_left")) for values in of(events, "phase")]
+    assert reported == [
+        ("Encoding images", "images", None),
+        ("Encoding images", "images", 40.0),
+        ("Loading", None, None),
+    ]
