@@ -226,7 +226,7 @@ class ValidationEvent(EventAtStep):
 
     name = "validation"
 
-    epoch: int = Field(description="the epoch that has ended; 0 before the first step")
+    epoch: int = Field(description="finished epochs; 0 before the first step, and within the first epoch")
     loss: float | None = Field(description="mean fixed-noise loss; null if not finite")
     split: Literal["validation", "training"] = Field(
         default="validation",

@@ -390,6 +390,12 @@ WARNING_SIGNS: Mapping[str, WarningSign] = MappingProxyType(
             "Stop, and compare the earlier checkpoints.",
             ("unet_lr", "epochs"),
         ),
+        "broken": WarningSign(
+            "The loss jumped and stayed up",
+            "A step was too large: the LoRA broke, though its loss is finite. The learning rate is too high.",
+            "Stop: more steps do not repair it. Start again with a lower learning rate.",
+            ("unet_lr", "text_encoder_lr"),
+        ),
         "plateau": WarningSign(
             "The loss has levelled off",
             "These settings have learned what they can from these images.",

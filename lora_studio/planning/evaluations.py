@@ -10,25 +10,36 @@ FORWARDS_PER_SAMPLE = 3  # a backward pass takes as long as two forward passes
 # For the base's loss by timestep: fewer leave gaps, more change the curve by less than the noise of a sample.
 MIN_BASE_POINTS, MAX_BASE_POINTS = 24, 96
 # For one fixed-noise loss; below, the chosen images matter more than the LoRA.
-MIN_POINTS, MAX_POINTS = 8, 48
-MIN_EPOCHS = 4  # after which it is computed even in the shortest run
+MIN_POINTS, MAX_POINTS = 6, 48
+MIN_TIMES = 4  # after which it is computed even in the shortest run
+WANTED_TIMES = 10  # fewer name a plateau or a rise too late
 
 
 class Evaluations(NamedTuple):
-    """The points of the base's curve and of one fixed-noise loss, which is computed every `every` epochs."""
+    """The points of the base's curve and of one fixed-noise loss.
+
+    That is computed before the first step, after every `every`-th epoch, and `parts` times per epoch where they are
+    long.
+    """
 
     base_points: int
     points: int
-    every: int
+    every: int = 1
+    parts: int = 1
 
     def share(self, samples: int, epochs: int) -> float:
         """Return the share of the compute of a run of this many samples (steps times batch) and epochs."""
-        measurements = 1 + -(-epochs // self.every)
-        return (self.base_points + measurements * self.points) / (FORWARDS_PER_SAMPLE * samples)
+        times = 1 + -(-epochs // self.every) * self.parts
+        return (self.base_points + times * self.points) / (FORWARDS_PER_SAMPLE * samples)
 
-    def due(self, epoch: int, epochs: int) -> bool:
+    def due_after_epoch(self, epoch: int, epochs: int) -> bool:
         """Return True if the fixed-noise loss is computed after an epoch, counted from 1; always after the last."""
         return epoch % self.every == 0 or epoch == epochs
+
+    def due_within_epoch(self, step: int, steps_per_epoch: int) -> bool:
+        """Return True if it is computed after a step that does not end an epoch, counted from 1 over the run."""
+        place = step % steps_per_epoch
+        return place > 0 and place * self.parts // steps_per_epoch > (place - 1) * self.parts // steps_per_epoch
 
 
 def plan_evaluations(samples: int, epochs: int) -> Evaluations:
@@ -38,7 +49,9 @@ def plan_evaluations(samples: int, epochs: int) -> Evaluations:
     """
     budget = int(MAX_SHARE * FORWARDS_PER_SAMPLE * samples)
     base_points = min(max(budget // 4, MIN_BASE_POINTS), MAX_BASE_POINTS)
-    left = max(budget - base_points, (1 + min(epochs, MIN_EPOCHS)) * MIN_POINTS)
-    points = min(max(left // (epochs + 1), MIN_POINTS), MAX_POINTS)
-    every = -(-epochs // (left // points - 1))
-    return Evaluations(base_points, points, every)
+    left = max(budget - base_points, (1 + min(epochs, MIN_TIMES)) * MIN_POINTS)
+    times = left // MIN_POINTS - 1  # that the run can afford
+    every = -(-epochs // times)
+    parts = max(1, min(times, WANTED_TIMES + epochs - 1) // epochs)
+    points = left // (1 + -(-epochs // every) * parts)
+    return Evaluations(base_points, min(max(points, MIN_POINTS), MAX_POINTS), every, parts)

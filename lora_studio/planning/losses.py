@@ -13,12 +13,12 @@ from math import isfinite, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from lora_studio.planning.verdict_limits import STANDARD_ERRORS
+
 Losses = Sequence[float | None]
 MAX_WINDOWS = 20
 MAX_NAN_STEPS = 5  # steps in a row without a finite loss at which a run has diverged
 NAN_WINDOW = 20  # steps of which half without a finite loss mean the same
-# Two-sided p = 0.003 with the 18 degrees of freedom of 20 windows, 0.005 with 11.
-MIN_STANDARD_ERRORS = 3.5
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,19 @@ class LossChange:
         return self.error / self.start
 
     @property
+    def margin(self) -> float:
+        """The range of the relative change to either side, within which the change may be noise alone."""
+        return STANDARD_ERRORS * self.relative_error
+
+    @property
     def falls(self) -> bool:
         """True if the loss fell significantly."""
-        return self.start - self.end > MIN_STANDARD_ERRORS * self.error
+        return self.start - self.end > STANDARD_ERRORS * self.error
 
     @property
     def rises(self) -> bool:
         """True if the loss rose significantly."""
-        return self.end - self.start > MIN_STANDARD_ERRORS * self.error
+        return self.end - self.start > STANDARD_ERRORS * self.error
 
 
 def has_diverged(losses: Losses) -> bool:
@@ -87,23 +92,18 @@ def finite_losses(losses: Losses) -> NDArray[np.float64]:
 
 
 def fit_trend(losses: Losses) -> LossChange:
-    """Fit a straight line to the means of up to 20 windows of equal length, and return its change with standard error.
+    """Fit a straight line to the losses by least squares, and return its change with standard error.
 
-    Errors of window means are nearly normal and, unlike those of single steps, nearly independent, so the scatter
-    about the line gives its standard error (the method of batch means). Needs 8 finite losses.
+    The noise of a step is taken from the differences of successive steps (von Neumann 1941), which a trend hardly
+    changes: there are many, where the scatter of a few windows is uncertain itself. Needs 8 finite losses.
     """
     values = finite_losses(losses)
-    windows = min(MAX_WINDOWS, len(values) // 2)
-    length = len(values) // windows
-    means = values[len(values) - windows * length :].reshape(windows, length).mean(axis=1)
-    places = np.arange(windows) - (windows - 1) / 2
+    count = len(values)
+    places = np.arange(count) - (count - 1) / 2
     spread = float((places**2).sum())
-    slope = float((places * means).sum()) / spread
-    scatter = means - means.mean() - slope * places
-    error = sqrt(float((scatter**2).sum()) / (windows - 2) / spread)
-    half = slope * windows / 2
-    middle = float(means.mean())
-    return LossChange(max(middle - half, 1e-12), middle + half, error * windows, len(values))
+    slope = float((places * values).sum()) / spread
+    middle, half = float(values.mean()), slope * count / 2
+    return LossChange(max(middle - half, 1e-12), middle + half, step_noise(values) / sqrt(spread) * count, count)
 
 
 def total_change(losses: Losses) -> LossChange:
@@ -112,6 +112,30 @@ def total_change(losses: Losses) -> LossChange:
     Needs 20 finite losses.
     """
     values = finite_losses(losses)
-    first, last = values[: max(2, len(values) // 10)], values[len(values) // 2 :]
-    error = sqrt(float(first.var(ddof=1)) / len(first) + float(last.var(ddof=1)) / len(last))
-    return LossChange(max(float(first.mean()), 1e-12), float(last.mean()), error, len(values))
+    return _difference(values[: max(2, len(values) // 10)], values[len(values) // 2 :], len(values))
+
+
+def rise_above_lowest(losses: Losses, window: int) -> tuple[LossChange, int] | None:
+    """Return the change from the lowest mean of `window` successive losses to that of the last ones, and its place.
+
+    The place is the index of the window's middle among the finite losses. None for fewer than two windows.
+    """
+    values = finite_losses(losses)
+    if len(values) < 2 * window:
+        return None
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    means = (sums[window : len(values) - window + 1] - sums[: len(values) - 2 * window + 1]) / window
+    begin = int(np.argmin(means))
+    lowest, last = values[begin : begin + window], values[-window:]
+    return _difference(lowest, last, len(values) - begin - window // 2), begin + window // 2
+
+
+def step_noise(values: NDArray[np.float64]) -> float:
+    """Return the standard deviation of the noise of a step, from the differences of successive steps."""
+    return sqrt(float((np.diff(values) ** 2).mean()) / 2)
+
+
+def _difference(first: NDArray[np.float64], last: NDArray[np.float64], steps: int) -> LossChange:
+    """Return the change from the mean of some steps to that of others."""
+    error = sqrt(step_noise(first) ** 2 / len(first) + step_noise(last) ** 2 / len(last))
+    return LossChange(max(float(first.mean()), 1e-12), float(last.mean()), error, steps)

@@ -1,45 +1,34 @@
 """Verdicts on a training run from its losses: a title, the evidence with figures, and one next step.
 
 The trainer gives one when a run ends; the Train tab and the trainer's hints use them while it runs. If the noise
-allows no conclusion, the verdict says so.
+allows no conclusion, the verdict says so. `loss_signs` finds what is to be said, `verdict_limits` has the limits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import isfinite
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from lora_studio.events import Event, NanEvent, StartEvent, StepEvent, ValidationEvent
+from lora_studio.events import Event
 from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDICATORS, WARNING_SIGNS, WORKFLOW
-from lora_studio.planning.losses import (
-    NAN_WINDOW,
-    LossChange,
-    Losses,
-    fit_trend,
-    has_diverged,
-    smooth,
-    total_change,
-)
+from lora_studio.planning.loss_record import LossRecord
+from lora_studio.planning.loss_signs import Code, FixedChange, Sign, find_sign
+from lora_studio.planning.losses import NAN_WINDOW, LossChange
 from lora_studio.planning.rates import lower_rates
+from lora_studio.planning.verdict_limits import MIN_STEPS, STEEP_RISE
 from lora_studio.settings.choices import Precision, Scheduler
 from lora_studio.settings.recipe import Recipe
 
-MIN_STEPS = 50
-# A recent half counts as flat if its change is significantly below a tenth, or below a third of the fall before it.
-MAX_FLAT_CHANGE = 0.1
-MAX_FLAT_SHARE = 1 / 3
-MIN_RISE = 0.03  # smaller rises are ignored
-STEEP_RISE = 0.3
-VALIDATION_PATIENCE = 2  # latest validation losses that must all be above the lowest one
-
-Code = Literal["healthy", "plateau", "no_improvement", "rising", "nan", "too_short", "unclear", "overfit"]
+# From the worst on: signs that stay on record, since a run seldom recovers from them. The others are of a moment.
+SERIOUS: tuple[Code, ...] = ("nan", "broken", "rising", "overfit")
+REPLAYS = 20  # points of a run at which the record is judged again to find its worst verdict
 
 
 class Verdict(BaseModel):
-    """The state of a run; `level` is good, info (no conclusion), warn or bad."""
+    """The state of a run after `step`; `level` is good, info (no conclusion), warn or bad."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -48,97 +37,67 @@ class Verdict(BaseModel):
     evidence: str
     next_step: str
     level: Literal["good", "info", "warn", "bad"]
-
-
-def read_losses(events: Iterable[Event]) -> list[float | None]:
-    """Return the training losses by step, None where not finite; for a step that a resume repeated, the last one."""
-    by_step: dict[int, float | None] = {}
-    for event in events:
-        if isinstance(event, StepEvent):
-            by_step[event.step] = event.loss
-        elif isinstance(event, NanEvent):
-            by_step[event.step] = None
-    return [by_step[step] for step in sorted(by_step)]
+    step: int = 0
 
 
 def judge_run(events: Iterable[Event], *, recipe: Recipe | None = None, total: int | None = None) -> Verdict:
     """Return the verdict on a run from its events.
 
-    `total` is the planned number of steps; the default is the total in the events. With a recipe, the next step names
-    the values to try.
+    The run goes on if it has fewer steps than `total`; the default is the planned number in the events. With a recipe,
+    the next step names the values to try.
     """
-    events = list(events)
-    if total is None:
-        total = next((event.total for event in reversed(events) if isinstance(event, StartEvent | StepEvent)), None)
-    losses = read_losses(events)
-    running = total is not None and len(losses) < total
-    return judge_losses(losses, recipe=recipe, running=running, validation=read_validation_losses(events))
+    record = LossRecord.from_events(events)
+    planned = record.total if total is None else total
+    return judge(record, recipe=recipe, running=len(record.losses) < (planned or 0))
 
 
-def read_validation_losses(events: Iterable[Event]) -> dict[int, float]:
-    """Return the finite validation losses by step, in order; for a step measured again, the last one."""
-    found = {
-        event.step: event.loss
-        for event in events
-        if isinstance(event, ValidationEvent) and event.loss is not None and isfinite(event.loss)
-    }
-    return dict(sorted(found.items()))
+def judge(record: LossRecord, *, recipe: Recipe | None = None, running: bool = False) -> Verdict:
+    """Return the verdict on the losses of a run; set `running` if more steps follow."""
+    sign = find_sign(record)
+    match sign.code:
+        case "nan":
+            found = _nan(record, recipe)
+        case "too_short":
+            found = _too_short(record, running)
+        case "broken":
+            found = _broken(record, sign, recipe)
+        case "rising":
+            found = _rising(record, sign, recipe)
+        case "overfit":
+            found = _overfit(record, sign, running)
+        case "no_improvement":
+            found = _no_improvement(sign, recipe)
+        case "plateau":
+            found = _plateau(sign, running)
+        case "healthy":
+            found = _healthy(sign, running)
+        case _:
+            found = _unclear(sign, running)
+    return found.model_copy(update={"step": len(record.losses)})
 
 
-def judge_losses(
-    losses: Losses,
-    *,
-    recipe: Recipe | None = None,
-    running: bool = False,
-    validation: Mapping[int, float] | None = None,
-) -> Verdict:
-    """Return the verdict on a loss curve with one value per step; set `running` if more steps follow.
-
-    `validation` has the validation losses by step, in order.
-    """
-    good = sum(loss is not None and isfinite(loss) for loss in losses)
-    if has_diverged(losses) or (losses and (losses[-1] is None or not isfinite(losses[-1]))):
-        return _nan(losses, good, recipe)
-    if good < MIN_STEPS:
-        return Verdict(
-            code="too_short",
-            title="Too early to tell",
-            evidence=f"{good} steps so far; the loss of a single step is mostly chance.",
-            next_step="Keep training."
-            if running
-            else f"Train for at least {MIN_STEPS} steps, or judge by the samples.",
-            level="info",
-        )
-    whole, recent = _whole(losses), fit_trend(_recent(losses))
-    if validation and not recent.rises and (since := _lowest_before_rise(validation)) is not None:
-        return _overfit(validation, since, running)
-    if recent.rises and recent.relative > MIN_RISE:
-        return _rising(losses, recent, recipe)
-    if recent.falls:
-        return _healthy(whole, recent, running)
-    hidden = abs(recent.relative) + 2 * recent.relative_error
-    if hidden > max(MAX_FLAT_CHANGE, MAX_FLAT_SHARE * -whole.relative if whole.falls else 0.0):
-        return _healthy(whole, recent, running) if whole.falls else _unclear(whole, recent, running)
-    return _plateau(whole, recent, running) if whole.falls else _no_improvement(recent, recipe)
+def worst_verdict(record: LossRecord, *, recipe: Recipe | None = None) -> Verdict | None:
+    """Return the worst serious verdict that a run had before its latest one; None if that is as bad, or none was."""
+    steps = len(record.losses)
+    marks = sorted({round(record.length * mark / REPLAYS) for mark in range(1, REPLAYS)} | set(record.fixed))
+    now = find_sign(record).code
+    limit = SERIOUS.index(now) if now in SERIOUS else len(SERIOUS)
+    worst: int | None = None
+    for mark in marks:
+        if not 0 < mark < steps:
+            continue
+        code = find_sign(record.up_to(mark)).code
+        if code in SERIOUS and SERIOUS.index(code) < limit:
+            limit, worst = SERIOUS.index(code), mark
+    return None if worst is None else judge(record.up_to(worst), recipe=recipe, running=True)
 
 
-def _whole(losses: Losses) -> LossChange:
-    """Return the change since the start or, if that is not a significant fall, the trend, which detects slow ones."""
-    start_to_end = total_change(losses)
-    return start_to_end if start_to_end.falls else fit_trend(losses)
-
-
-def _recent(losses: Losses) -> Losses:
-    """Return the last half of the finite losses."""
-    kept = [loss for loss in losses if loss is not None and isfinite(loss)]
-    return kept[len(kept) // 2 :]
-
-
-def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
+def _nan(record: LossRecord, recipe: Recipe | None) -> Verdict:
     sign = WARNING_SIGNS["nan"]
-    recent = losses[-NAN_WINDOW:]
+    losses, recent = record.losses, record.losses[-NAN_WINDOW:]
     bad = sum(loss is None or not isfinite(loss) for loss in recent)
-    steps = f"{bad} of the last {len(recent)} steps have no finite loss, {len(losses) - good} of {len(losses)} in all."
+    all_bad = sum(loss is None or not isfinite(loss) for loss in losses)
+    steps = f"{bad} of the last {len(recent)} steps have no finite loss, {all_bad} of {len(losses)} in all."
     precision = ""
     if recipe is not None and recipe.mixed_precision is Precision.FP16:
         precision = " Or use bf16, which has a larger range than fp16."
@@ -146,96 +105,121 @@ def _nan(losses: Losses, good: int, recipe: Recipe | None) -> Verdict:
         code="nan",
         title=sign.sign,
         evidence=f"{steps} {sign.cause}",
-        next_step=f"{sign.remedy}{_lower_rates(recipe)}{precision}",
+        next_step=f"{sign.remedy}{_lower_rates(recipe)}{precision}{_checkpoint(record, len(losses))}",
         level="bad",
     )
 
 
-def _lowest_before_rise(validation: Mapping[int, float]) -> int | None:
-    """Return the step of the lowest validation loss if it has risen since and stayed above, else None.
-
-    Validation uses fixed timesteps and noise, so even a small rise is caused by the LoRA.
-    """
-    steps = list(validation)
-    lowest = min(steps, key=validation.__getitem__)
-    later = [validation[step] for step in steps if step > lowest]
-    risen = len(later) >= VALIDATION_PATIENCE and all(
-        loss > validation[lowest] * (1 + MIN_RISE) for loss in later[-VALIDATION_PATIENCE:]
+def _too_short(record: LossRecord, running: bool) -> Verdict:
+    good = sum(loss is not None and isfinite(loss) for loss in record.losses)
+    return Verdict(
+        code="too_short",
+        title="Too early to tell",
+        evidence=f"{good} steps so far; the loss of a single step is mostly chance.",
+        next_step="Keep training." if running else f"Train for at least {MIN_STEPS} steps, or judge by the samples.",
+        level="info",
     )
-    return lowest if risen else None
 
 
-def _overfit(validation: Mapping[int, float], lowest: int, running: bool) -> Verdict:
-    sign = WARNING_SIGNS["overfit"]
-    last = list(validation.values())[-1]
-    share = last / validation[lowest] - 1
+def _broken(record: LossRecord, sign: Sign, recipe: Recipe | None) -> Verdict:
+    warning = WARNING_SIGNS["broken"]
+    return Verdict(
+        code="broken",
+        title=warning.sign,
+        evidence=f"{_describe(sign.change)} {warning.cause}",
+        next_step=f"{warning.remedy}{_lower_rates(recipe)}{_checkpoint(record, sign.lowest)}",
+        level="bad",
+    )
+
+
+def _rising(record: LossRecord, sign: Sign, recipe: Recipe | None) -> Verdict:
+    warning = WARNING_SIGNS["rising"]
+    assert sign.change is not None
+    return Verdict(
+        code="rising",
+        title=warning.sign,
+        evidence=f"{_describe(sign.change)} It was lowest around step {sign.lowest}. {warning.cause}",
+        next_step=f"{warning.remedy} For the next run, a lower learning rate{_lower_rates(recipe)} is worth a try."
+        f"{_checkpoint(record, sign.lowest)}",
+        level="bad" if sign.change.relative > STEEP_RISE else "warn",
+    )
+
+
+def _overfit(record: LossRecord, sign: Sign, running: bool) -> Verdict:
+    warning, change = WARNING_SIGNS["overfit"], sign.change
+    assert isinstance(change, FixedChange)
+    lowest = change.start_step
     when = f"after step {lowest}" if lowest else "before the first step"
-    best = f" The checkpoint at step {lowest} has the lowest validation loss." if lowest else ""
     return Verdict(
         code="overfit",
         title="Overfitting: the LoRA is memorising its training images",
-        evidence=f"The validation loss was lowest {when}, {validation[lowest]:.4g}, and is {last:.4g} now "
-        f"(+{share:.0%}), while the training loss does not rise. {sign.cause}",
-        next_step=f"{'You could stop here. ' if running else ''}{sign.remedy}{best}",
+        evidence=f"The validation loss was lowest {when}, {change.start:.4g}, and is {change.end:.4g} now "
+        f"({change.relative:+.0%}), while the training loss does not rise. {warning.cause}",
+        next_step=f"{'You could stop here. ' if running else ''}{warning.remedy}{_checkpoint(record, lowest)}",
         level="warn",
     )
 
 
-def _rising(losses: Losses, recent: LossChange, recipe: Recipe | None) -> Verdict:
-    sign = WARNING_SIGNS["rising"]
-    curve = [value for value in smooth(losses) if value is not None]
-    lowest = min(range(len(curve) // 10, len(curve)), key=curve.__getitem__) + 1
-    return Verdict(
-        code="rising",
-        title=sign.sign,
-        evidence=f"{_describe(recent)} It was lowest around step {lowest}. {sign.cause}",
-        next_step=f"{sign.remedy} For the next run, a lower learning rate{_lower_rates(recipe)} is worth a try.",
-        level="bad" if recent.relative > STEEP_RISE else "warn",
-    )
-
-
-def _healthy(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
-    still = (
-        f"It is still falling: {_describe(recent)}"
-        if recent.falls
-        else f"Whether it still falls is within the noise ({_range(recent)} in the last {recent.steps} steps)."
-    )
+def _healthy(sign: Sign, running: bool) -> Verdict:
+    still = ""
+    if isinstance(sign.recent, FixedChange):
+        still = f" Since step {sign.recent.start_step} it changed by {sign.recent.relative:+.1%}."
+    elif sign.recent is not None:
+        still = (
+            f" It is still falling: {_describe(sign.recent)}"
+            if sign.recent.falls
+            else f" Whether it still falls is within the noise ({_range(sign.recent)} in the last "
+            f"{sign.recent.steps} steps)."
+        )
     return Verdict(
         code="healthy",
         title=SUCCESS_INDICATORS[0].rule.removesuffix("."),
-        evidence=f"{_describe(whole)} {still}",
+        evidence=f"{_describe(sign.change)}{still}",
         next_step="Keep training and watch the samples." if running else _test(),
         level="good",
     )
 
 
-def _plateau(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
-    sign = WARNING_SIGNS["plateau"]
+def _plateau(sign: Sign, running: bool) -> Verdict:
+    warning = WARNING_SIGNS["plateau"]
+    if isinstance(sign.recent, FixedChange):
+        recent = f"Since step {sign.recent.start_step} it changed by {sign.recent.relative:+.1%} only."
+    else:
+        assert sign.recent is not None
+        recent = f"In the last {sign.recent.steps} steps it changed by {_range(sign.recent)}."
     return Verdict(
         code="plateau",
-        title=sign.sign,
-        evidence=f"{_describe(whole)} In the last {recent.steps} steps it changed by {_range(recent)}. {sign.cause}",
-        next_step=sign.remedy if running else f"{_test()} Compare the last checkpoints too.",
+        title=warning.sign,
+        evidence=f"{_describe(sign.change)} {recent} {warning.cause}",
+        next_step=warning.remedy if running else f"{_test()} Compare the last checkpoints too.",
         level="warn" if running else "good",
     )
 
 
-def _no_improvement(recent: LossChange, recipe: Recipe | None) -> Verdict:
-    sign = WARNING_SIGNS["no_improvement"]
+def _no_improvement(sign: Sign, recipe: Recipe | None) -> Verdict:
+    warning, change = WARNING_SIGNS["no_improvement"], sign.change
+    if isinstance(change, FixedChange):
+        evidence = f"At fixed noise it changed by {change.relative:+.1%} in {change.end_step} steps."
+    else:
+        assert isinstance(sign.recent, LossChange)
+        evidence = f"It changed by {_range(sign.recent)} in the last {sign.recent.steps} steps, and not before."
     return Verdict(
         code="no_improvement",
-        title=sign.sign,
-        evidence=f"It changed by {_range(recent)} in the last {recent.steps} steps, and not before. {sign.cause}",
-        next_step=f"{sign.remedy}{_higher_rate(recipe)} {ONE_CHANGE}",
+        title=warning.sign,
+        evidence=f"{evidence} {warning.cause}",
+        next_step=f"{warning.remedy}{_higher_rate(recipe)} {ONE_CHANGE}",
         level="warn",
     )
 
 
-def _unclear(whole: LossChange, recent: LossChange, running: bool) -> Verdict:
+def _unclear(sign: Sign, running: bool) -> Verdict:
+    whole = sign.change
+    assert isinstance(whole, LossChange)
+    inside = "which is within the noise" if abs(whole.relative) <= whole.margin else "too little to judge by"
     return Verdict(
         code="unclear",
         title="Not clear yet",
-        evidence=f"Over {whole.steps} steps it changed by {_range(whole)}, which is within the noise.",
+        evidence=f"Over {whole.steps} steps it changed by {_range(whole)}, {inside}.",
         next_step="Keep training and judge by the samples." if running else f"{_test()} {_change_first()}",
         level="info",
     )
@@ -251,8 +235,27 @@ def _change_first() -> str:
     return f"If the result is not right yet: {ONE_CHANGE} The {first} first, then the {then}."
 
 
-def _describe(change: LossChange) -> str:
+def _checkpoint(record: LossRecord, step: int | None) -> str:
+    """Return a sentence that names the last checkpoint up to a step; without any file, the step itself."""
+    if not step:
+        return ""
+    earlier = [at for at in record.checkpoints if at <= step]
+    if not earlier:
+        return ""
+    at = max(earlier)
+    name = record.checkpoints[at].rpartition("/")[2]
+    return f" {name} was saved at step {at}{'' if at == step else ', the last one before that'}."
+
+
+def _describe(change: LossChange | FixedChange | None) -> str:
+    assert change is not None
     verb = "fell" if change.end < change.start else "rose"
+    if isinstance(change, FixedChange):
+        since = f"step {change.start_step}" if change.start_step else "the first step"
+        return (
+            f"At fixed noise the loss {verb} from {change.start:.4g} to {change.end:.4g} between {since} and step "
+            f"{change.end_step} ({abs(change.relative):.1%})."
+        )
     return (
         f"Over {change.steps} steps the loss {verb} from {change.start:.4g} to {change.end:.4g} "
         f"({abs(change.relative):.0%})."
@@ -260,7 +263,8 @@ def _describe(change: LossChange) -> str:
 
 
 def _range(change: LossChange) -> str:
-    return f"{change.relative:+.1%} \N{PLUS-MINUS SIGN} {2 * change.relative_error:.1%}"
+    """Return a relative change with the range that a test of it uses, too."""
+    return f"{change.relative:+.1%} \N{PLUS-MINUS SIGN} {change.margin:.1%}"
 
 
 def _higher_rate(recipe: Recipe | None) -> str:

@@ -16,6 +16,7 @@ from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.lora_metadata import build_lora_metadata
 from lora_studio.training.trainer import Trainer
 
+BEST = "best"  # in the name of the checkpoint with the lowest validation loss, which is never deleted
 FILE_DTYPES = {
     SavePrecision.FP16: torch.float16,
     SavePrecision.BF16: torch.bfloat16,
@@ -74,15 +75,24 @@ def non_finite_error(trainer: Trainer, message: str) -> NonFiniteLossError:
 
 def checkpoint_files(trainer: Trainer) -> list[Path]:
     """Return the LoRA files of finished epochs and of steps between them, oldest first."""
-    folder, job_name = trainer.folder / "checkpoints", trainer.job.name
-
-    def position(file: Path) -> int:
-        label = file.stem.removeprefix(f"{job_name}-")
-        return int(label.removeprefix("step")) if "step" in label else int(label) * trainer.counts.steps_per_epoch
-
-    name = glob.escape(job_name)
+    folder, name = trainer.folder / "checkpoints", glob.escape(trainer.job.name)
     files = [*folder.glob(f"{name}-{'[0-9]' * 6}.safetensors"), *folder.glob(f"{name}-step{'[0-9]' * 8}.safetensors")]
-    return sorted(files, key=position)
+    return sorted(files, key=lambda file: _checkpoint_step(trainer, file))
+
+
+def _checkpoint_step(trainer: Trainer, file: Path) -> int:
+    label = file.stem.removeprefix(f"{trainer.job.name}-")
+    return int(label.removeprefix("step")) if "step" in label else int(label) * trainer.counts.steps_per_epoch
+
+
+def checkpoints_by_step(trainer: Trainer, progress: Progress) -> dict[int, str]:
+    """Return the names of the checkpoints that exist by their steps, with that of the lowest validation loss."""
+    found = {_checkpoint_step(trainer, file): file.name for file in checkpoint_files(trainer)}
+    best = trainer.folder / "checkpoints" / f"{trainer.job.name}-{BEST}.safetensors"
+    losses = {step: loss for step, loss in progress.validation_by_step.items() if step}
+    if losses and best.is_file():
+        found[min(losses, key=losses.__getitem__)] = best.name
+    return found
 
 
 def delete_old_checkpoints(trainer: Trainer) -> None:

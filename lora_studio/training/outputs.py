@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
 from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
 from lora_studio.lora.norms import model_norms
 from lora_studio.models.png_info import save_png
-from lora_studio.training.lora_file import check_finite, delete_old_checkpoints, save_lora_file
+from lora_studio.training.lora_file import BEST, check_finite, delete_old_checkpoints, save_lora_file
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.health import new_hints
 from lora_studio.training.resume import capture_state
 from lora_studio.training.resume_state import save_state
 from lora_studio.training.samples import encode_prompt, generate_samples, sample_parameters, samples_of
 from lora_studio.training.trainer import Trainer
-from lora_studio.training.validation import evaluations_of, measure_base, validate
+from lora_studio.training.validation import evaluations_of, loss_record, measure_base, validate
 from lora_studio.workspace.job_folder import JobFolder
 
 STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
@@ -52,6 +53,7 @@ class Outputs:
         if progress.epochs_finished < progress.epochs_due(self.trainer.counts) or not self.trainer.ranks.is_main:
             return False
         due = _is_due(self.trainer.recipe.save_every_n_steps, progress.step) or self._samples_due
+        due = due or self._validation_due
         return due or JobFolder(self.trainer.folder).save_requested()
 
     def write_before_training(self) -> None:
@@ -95,6 +97,8 @@ class Outputs:
             self.save_checkpoint(None)
         if self._samples_due:
             self.write_samples(None)
+        if self._validation_due:
+            self._validate(self.progress.epochs_finished)
         requested = self._save_on_request()
         self.log_offset = None
         if requested:
@@ -199,10 +203,9 @@ class Outputs:
         sample_due = _is_due(recipe.sample_every_n_epochs, epoch) or (last and recipe.sample_every_n_epochs > 0)
         if sample_due or self._samples_due:
             self.write_samples(epoch)
-        if evaluations_of(trainer).due(epoch, trainer.counts.epochs):
-            with trainer.averaged_weights.swapped_in():
-                self._validate(epoch)
-        for hint in new_hints(self.progress, trainer.counts.total_steps):
+        if evaluations_of(trainer).due_after_epoch(epoch, trainer.counts.epochs):
+            self._validate(epoch)
+        for hint in new_hints(self.progress, loss_record(trainer, self.progress), recipe):
             self.report(hint)
 
     def _report_epoch(self, epoch: int, losses: Sequence[float]) -> None:
@@ -215,8 +218,20 @@ class Outputs:
         if (event := progress.image_losses.write(trainer.folder, epoch)) is not None:
             self.report(event)
 
-    def _validate(self, epoch: int) -> None:
-        validate(self.trainer, self.progress, epoch, report=self.report, should_stop=self.should_stop)
+    @property
+    def _validation_due(self) -> bool:
+        """True if the fixed-noise loss is due after a step that does not end an epoch."""
+        trainer = self.trainer
+        return evaluations_of(trainer).due_within_epoch(self.progress.step, trainer.counts.steps_per_epoch)
+
+    def _validate(self, epochs: int) -> None:
+        """Compute the fixed-noise loss after this many epochs; save the LoRA if it is the lowest validation loss."""
+        trainer, progress = self.trainer, self.progress
+        with trainer.averaged_weights.swapped_in() if progress.step else nullcontext():
+            validate(trainer, progress, epochs, report=self.report, should_stop=self.should_stop)
+        losses = progress.validation_by_step
+        if trainer.dataset.validation_items and progress.step and losses.get(progress.step) == min(losses.values()):
+            self._save_lora(BEST, None)
 
 
 def _is_due(every: int, number: int) -> bool:

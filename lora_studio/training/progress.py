@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 from pydantic import BaseModel, Field
 
+from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.steps import StepCount
 from lora_studio.training.reporting.base_losses import BaseLosses
 from lora_studio.training.reporting.loss_by_image import ImageLosses
@@ -16,7 +17,7 @@ from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 
 
 class ValidationLoss(BaseModel):
-    """The fixed-noise loss after `step` optimizer steps, at the end of epoch `epoch` (0: before the first step).
+    """The fixed-noise loss after `step` optimizer steps and `epoch` finished epochs.
 
     `base_loss` is that of the base alone at the same `points` evaluation points; None in states of earlier versions.
     """
@@ -75,9 +76,21 @@ class Progress(BaseModel):
 
     @property
     def validation_by_step(self) -> dict[int, float]:
-        """The finite validation losses by step, in order; for a step validated twice, the last one."""
+        """The finite fixed-noise losses by step, in order; for a step evaluated twice, the last one."""
         found = {entry.step: entry.loss for entry in self.validation_losses if isfinite(entry.loss)}
         return dict(sorted(found.items()))
+
+    def loss_record(self, total_steps: int, *, validates: bool, checkpoints: Mapping[int, str]) -> LossRecord:
+        """Return the losses of the run, of `total_steps` steps; it `validates` if it has a validation split."""
+        return LossRecord(
+            losses=self.losses,
+            relative=self.relative_losses,
+            fixed=self.validation_by_step,
+            base=self.validation_losses[-1].base_loss if self.validation_losses else None,
+            validates=validates,
+            checkpoints=checkpoints,
+            total=total_steps,
+        )
 
     def epoch(self, counts: StepCount) -> int:
         """Return the epoch of the last step, counted from 1."""

@@ -13,7 +13,7 @@ from lora_studio.errors import StopRequested
 from lora_studio.events import CaptionsEvent, Report, SavedEvent
 from lora_studio.files import write_json
 from lora_studio.planning.steps import with_global_batch
-from lora_studio.planning.verdicts import Verdict
+from lora_studio.planning.verdicts import Verdict, judge, worst_verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.build import build_trainer, fit_gpu_memory, with_cuda_graphs
 from lora_studio.training.distributed import RankGroup, destroy_rank_group, init_rank_group
@@ -21,7 +21,6 @@ from lora_studio.training.loop import train_loop
 from lora_studio.training.lora_file import save_lora_file
 from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.progress import Progress
-from lora_studio.training.reporting.health import judge_progress
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
 from lora_studio.training.reporting.run_records import CAPTIONS_FILE, write_run_records
 from lora_studio.training.reporting.startup import (
@@ -37,12 +36,16 @@ from lora_studio.training.reporting.trackers import tracked
 from lora_studio.training.resume import resume_run
 from lora_studio.training.speed.gpu_fallbacks import failures_of, known_failures, plain_recipe
 from lora_studio.training.trainer import PRECISIONS, Trainer
+from lora_studio.training.validation import loss_record
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
 
 class TrainResult(BaseModel):
-    """The result of a training run. `lora` is the final file, or None if the run was stopped before its end."""
+    """The result of a training run. `lora` is the final file, or None if the run was stopped before its end.
+
+    `worst_verdict` is the worst serious verdict that the run had before the last one, `verdict`; None if it had none.
+    """
 
     run: Path
     lora: Path | None
@@ -52,6 +55,7 @@ class TrainResult(BaseModel):
     seconds: float
     stopped: bool
     verdict: Verdict | None = None
+    worst_verdict: Verdict | None = None
 
 
 def train(
@@ -147,7 +151,12 @@ def _result(
     *,
     stopped: bool,
 ) -> TrainResult:
-    verdict = judge_progress(progress, trainer.counts.total_steps) if trainer and progress else None
+    verdict = worst = None
+    if trainer and progress:
+        record = loss_record(trainer, progress)
+        running = len(record.losses) < record.length
+        verdict = judge(record, recipe=job.recipe, running=running)
+        worst = worst_verdict(record, recipe=job.recipe)
     return TrainResult(
         run=folder.path,
         lora=None if stopped else folder.path / f"{job.name}.safetensors",
@@ -157,4 +166,5 @@ def _result(
         seconds=round(time.monotonic() - begin, 3),
         stopped=stopped,
         verdict=verdict,
+        worst_verdict=worst,
     )

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import BaseLossEvent, PhaseEvent, Report, ValidationEvent
 from lora_studio.planning.evaluations import Evaluations, plan_evaluations
+from lora_studio.planning.loss_record import LossRecord
 from lora_studio.training.evaluation import EvaluationPoint, evaluate, training_points, validation_points
+from lora_studio.training.lora_file import checkpoints_by_step
 from lora_studio.training.progress import Progress, ValidationLoss
 from lora_studio.training.reporting.base_losses import BaseLosses
 from lora_studio.training.trainer import Trainer
@@ -24,6 +26,15 @@ def evaluations_of(trainer: Trainer) -> Evaluations:
     """Return how many evaluations the run can afford."""
     counts = trainer.counts
     return plan_evaluations(counts.total_steps * counts.samples_per_epoch // counts.steps_per_epoch, counts.epochs)
+
+
+def loss_record(trainer: Trainer, progress: Progress) -> LossRecord:
+    """Return the losses of a run for its verdict."""
+    return progress.loss_record(
+        trainer.counts.total_steps,
+        validates=bool(trainer.dataset.validation_items),
+        checkpoints=checkpoints_by_step(trainer, progress),
+    )
 
 
 def measure_base(trainer: Trainer, progress: Progress, *, report: Report, should_stop: Callable[[], bool]) -> None:
@@ -63,7 +74,7 @@ def validate(
 ) -> None:
     """Compute and report the fixed-noise loss, unless a stop is requested meanwhile.
 
-    `epoch` is the one that has ended, 0 before the first step. A run that is continued for more epochs keeps its
+    `epoch` is the number of finished epochs. A run that is continued for more epochs keeps its
     points. If memory runs out, a warning is reported instead.
     """
     known = progress.validation_losses[-1:]

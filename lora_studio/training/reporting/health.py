@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from lora_studio.events import HintEvent
-from lora_studio.planning.verdicts import Verdict, judge_losses
+from lora_studio.planning.loss_record import LossRecord
+from lora_studio.planning.verdicts import judge
+from lora_studio.settings.recipe import Recipe
 from lora_studio.training.progress import Progress
 
 
-def judge_progress(progress: Progress, total_steps: int) -> Verdict:
-    """Return the verdict on a run so far, which has `total_steps` steps."""
-    running = len(progress.losses) < total_steps
-    return judge_losses(progress.losses, running=running, validation=progress.validation_by_step)
-
-
-def new_hints(progress: Progress, total_steps: int) -> list[HintEvent]:
-    """Return the verdict on a run as a hint, unless its code was returned before."""
-    found = judge_progress(progress, total_steps)
+def new_hints(progress: Progress, record: LossRecord, recipe: Recipe | None = None) -> list[HintEvent]:
+    """Return the verdict on a run so far as a hint, unless its code was returned before."""
+    found = judge(record, recipe=recipe, running=len(record.losses) < record.length)
     if found.code in progress.reported_hints:
         return []
     progress.reported_hints = sorted([*progress.reported_hints, found.code])

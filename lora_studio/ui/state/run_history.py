@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lora_studio.errors import InputError
 from lora_studio.events import (
+    BaseLossEvent,
     CaptionsEvent,
     CheckpointEvent,
     Event,
@@ -22,8 +23,9 @@ from lora_studio.events import (
     ValidationEvent,
     WarningEvent,
 )
+from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.losses import smooth
-from lora_studio.planning.verdicts import Verdict, judge_losses
+from lora_studio.planning.verdicts import Verdict, judge, worst_verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
@@ -42,9 +44,12 @@ class RunHistory:
     steps: dict[int, StepEvent] = field(default_factory=dict)
     losses: dict[int, float | None] = field(default_factory=dict)
     validation_losses: dict[int, float] = field(default_factory=dict)
+    validation: ValidationEvent | None = None
+    base_loss: BaseLossEvent | None = None
     captions: list[str] = field(default_factory=list)
     samples: dict[tuple[int, int], SampleEvent] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
+    checkpoint_steps: dict[str, int] = field(default_factory=dict)
     timesteps: dict[int, TimestepsEvent] = field(default_factory=dict)
     image_losses: ImageLossesEvent | None = None
     warnings: dict[str, WarningEvent | HintEvent] = field(default_factory=dict)
@@ -61,7 +66,10 @@ class RunHistory:
                 self.steps[event.step] = event
             case NanEvent():
                 self.losses[event.step] = None
+            case BaseLossEvent():
+                self.base_loss = event
             case ValidationEvent():
+                self.validation = event
                 if event.loss is not None:
                     self.validation_losses[event.step] = event.loss
             case CaptionsEvent():
@@ -71,6 +79,7 @@ class RunHistory:
             case CheckpointEvent():
                 if event.path not in self.checkpoints:
                     self.checkpoints.append(event.path)
+                self.checkpoint_steps[event.path] = event.step
             case TimestepsEvent():
                 self.timesteps[event.epoch] = event
             case ImageLossesEvent():
@@ -99,10 +108,47 @@ class RunHistory:
         return latest.total if latest else 0
 
     def loss_curve(self) -> tuple[list[int], list[float | None], list[float | None]]:
-        """Return step numbers, losses, and smoothed losses."""
+        """Return step numbers, losses, and smoothed losses, without what chance puts in where that is known.
+
+        Then they are the smoothed relative losses, times the base's loss over all timesteps.
+        """
         numbers = sorted(self.losses)
         raw = [self.losses[number] for number in numbers]
-        return numbers, raw, smooth(raw)
+        relative = self.relative_losses()
+        if self.base_loss is None or not relative:
+            return numbers, raw, smooth(raw)
+        level = self.base_loss.loss
+        return numbers, raw, [None if value is None else value * level for value in smooth(relative)]
+
+    def relative_losses(self) -> list[float | None]:
+        """Return the losses by step relative to the base's; empty if that is unknown for a step with a loss."""
+        found = []
+        for step, loss in sorted(self.losses.items()):
+            relative = None if loss is None else self.steps[step].relative_loss
+            if relative is None and loss is not None:
+                return []
+            found.append(relative)
+        return found
+
+    def fixed_noise_curve(self) -> list[tuple[int, float]]:
+        """Return steps and fixed-noise losses, scaled so that the base has the same level as in the loss curve."""
+        factor = 1.0
+        if self.base_loss is not None and self.validation is not None and self.validation.base_loss:
+            factor = self.base_loss.loss / self.validation.base_loss
+        return [(step, loss * factor) for step, loss in sorted(self.validation_losses.items())]
+
+    def loss_record(self, folder: Path) -> LossRecord:
+        """Return the losses for the verdict on the run in this folder."""
+        existing = {step: path for path, step in self.checkpoint_steps.items() if (folder / path).is_file()}
+        return LossRecord(
+            losses=self.loss_curve()[1],
+            relative=self.relative_losses(),
+            fixed=dict(sorted(self.validation_losses.items())),
+            base=self.validation.base_loss if self.validation else None,
+            validates=self.validation is None or self.validation.split == "validation",
+            checkpoints=existing,
+            total=self.total_steps,
+        )
 
 
 class RunHistories:
@@ -110,7 +156,7 @@ class RunHistories:
 
     def __init__(self) -> None:
         self._histories: dict[Path, RunHistory] = {}
-        self._verdicts: dict[Path, tuple[int, bool, Verdict]] = {}
+        self._verdicts: dict[Path, tuple[int, bool, Verdict, Verdict | None]] = {}
         self._lock = threading.Lock()
 
     def history(self, folder: JobFolder) -> RunHistory:
@@ -130,16 +176,16 @@ class RunHistories:
                 history.add(event)
             return history
 
-    def verdict(self, folder: JobFolder, job: TrainJob, *, running: bool) -> Verdict:
-        """Return the verdict on the losses up to now, computed again only after new events."""
+    def verdicts(self, folder: JobFolder, job: TrainJob, *, running: bool) -> tuple[Verdict, Verdict | None]:
+        """Return the verdict on the losses up to now, and the worst before, computed again only after new events."""
         history = self.history(folder)
         known = self._verdicts.get(folder.path)
         if known is None or known[:2] != (history.offset, running):
-            validation = dict(sorted(history.validation_losses.items()))
-            losses = history.loss_curve()[1]
-            verdict = judge_losses(losses, recipe=job.recipe, running=running, validation=validation)
-            known = self._verdicts[folder.path] = (history.offset, running, verdict)
-        return known[2]
+            record = history.loss_record(folder.path)
+            verdict = judge(record, recipe=job.recipe, running=running)
+            worst = worst_verdict(record, recipe=job.recipe)
+            known = self._verdicts[folder.path] = (history.offset, running, verdict, worst)
+        return known[2:]
 
 
 @dataclass(frozen=True)
@@ -151,6 +197,7 @@ class RunView:
     status: JobStatus
     history: RunHistory
     verdict: Verdict
+    worst_verdict: Verdict | None
 
     @classmethod
     def load(cls, folder: JobFolder, histories: RunHistories) -> RunView:
@@ -159,8 +206,8 @@ class RunView:
         if not isinstance(job, TrainJob):
             raise InputError(f"{folder.name} is not a training run.", "Select another one.", code="no_run")
         status = folder.status()
-        verdict = histories.verdict(folder, job, running=status.state is JobState.RUNNING)
-        return cls(folder, job, status, histories.history(folder), verdict)
+        verdict, worst = histories.verdicts(folder, job, running=status.state is JobState.RUNNING)
+        return cls(folder, job, status, histories.history(folder), verdict, worst)
 
     @property
     def is_active(self) -> bool:

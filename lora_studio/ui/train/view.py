@@ -215,13 +215,21 @@ def curve(view: RunView) -> Markup:
         smoothed,
         total=view.history.total_steps or steps[-1],
         steps_per_epoch=start.steps_per_epoch if start else 0,
-        validation=sorted(view.history.validation_losses.items()),
+        fixed=view.history.fixed_noise_curve(),
+        fixed_name=_fixed_name(view),
+        base=view.history.base_loss.loss if view.history.base_loss else None,
     )
     by_epoch = view.history.timesteps
     if not by_epoch:
         return over_steps
     first, last = by_epoch[min(by_epoch)], by_epoch[max(by_epoch)]
     return over_steps + timestep_chart(last.bins, last.loss, first.loss, epoch=last.epoch)
+
+
+def _fixed_name(view: RunView) -> str:
+    """Return the legend of the fixed-noise loss: which images it is of."""
+    event = view.history.validation
+    return "validation" if event is None or event.split == "validation" else "training images at fixed noise"
 
 
 def learned_worst(view: RunView, home: Home) -> Markup:
@@ -303,13 +311,14 @@ def _evenly_spaced(values: list[int], limit: int) -> list[int]:
 
 
 def verdict_cards(view: RunView) -> Markup:
-    """Return the verdict on the loss, then the run's warnings."""
-    verdict = view.verdict
-    judged = (
-        [card(verdict.title, verdict.evidence, verdict.next_step, VERDICT_TONES[verdict.level])]
-        if view.history.losses
-        else []
-    )
+    """Return the verdict on the loss, the worst one before if that was worse, then the run's warnings."""
+    judged = []
+    if view.history.losses:
+        verdict, worst = view.verdict, view.worst_verdict
+        judged = [card(verdict.title, verdict.evidence, verdict.next_step, VERDICT_TONES[verdict.level])]
+        if worst is not None:
+            title = f"Before, at step {worst.step}: {worst.title}"
+            judged.append(card(title, worst.evidence, worst.next_step, VERDICT_TONES[worst.level]))
     warnings = view.history.warnings.values()
     return cards([*judged, *(note(event.message, event.why, Tone.WARNING) for event in warnings)])
 

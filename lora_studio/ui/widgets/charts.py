@@ -87,32 +87,40 @@ def loss_curve(
     *,
     total: int,
     steps_per_epoch: int,
-    validation: Sequence[tuple[int, float]] = (),
+    fixed: Sequence[tuple[int, float]] = (),
+    fixed_name: str = "validation",
+    base: float | None = None,
 ) -> Markup:
     """Draw the training loss over steps 0 to `total`, with epochs as ticks.
 
-    `steps`, `raw` and `smoothed` have one entry per step; a loss of None is a gap. `validation` has steps and losses.
-    Returns empty Markup if no loss is finite.
+    `steps`, `raw` and `smoothed` have one entry per step; a loss of None is a gap. `fixed` has steps and fixed-noise
+    losses, which the legend names `fixed_name`; `base` is the level of the base without the LoRA. Returns empty Markup
+    if no loss is finite.
     """
     known = sorted(value for value in raw if value is not None and isfinite(value))
     if not known:
         return Markup("")
     total = max(total, steps[-1])
-    measured = [value for _, value in validation if isfinite(value)]
+    measured = [value for _, value in fixed if isfinite(value)]
+    levels = measured if base is None else [*measured, base]
     # the 1st to 99th percentile: a single spike does not flatten the curve
     axis = Axis.around(
-        min([known[int(0.01 * len(known))], *measured]),
-        max([known[min(len(known) - 1, int(0.99 * len(known)))], *measured]),
+        min([known[int(0.01 * len(known))], *levels]),
+        max([known[min(len(known) - 1, int(0.99 * len(known)))], *levels]),
     )
     last = next((value for value in reversed(smoothed) if value is not None), known[-1])
     label = f"Loss over {steps[-1]} of {total} steps; smoothed loss now {last:.4f}"
     keys = [Key("each step", "raw"), Key("smoothed", "smooth")]
     lines = [Line("raw", _path(steps, raw, total, axis)), Line("smooth", _path(steps, smoothed, total, axis))]
     if measured:
-        label += f", validation loss {measured[-1]:.4f}"
-        keys.append(Key("validation", "validation"))
-        at, values = zip(*validation, strict=True)
+        label += f", {fixed_name} loss {measured[-1]:.4f}"
+        keys.append(Key(fixed_name, "validation"))
+        at, values = zip(*fixed, strict=True)
         lines.append(Line("validation", _path(at, values, total, axis)))
+    if base is not None:
+        label += f", the base without the LoRA {base:.4f}"
+        keys.append(Key("base without the LoRA", "base"))
+        lines.append(Line("base", _path([0, total], [base, base], total, axis)))
     return render(
         "chart.html",
         title="Loss",

@@ -1,0 +1,40 @@
+"""The limits of the verdicts on training runs, each with its reason.
+
+They were chosen on one half of the simulated curves of `tools/judge_verdicts.py`; docs/verdicts.md has how often each
+verdict is right on the other half and on real runs.
+"""
+
+from __future__ import annotations
+
+# A change counts, and is printed with its range, at this many standard errors: 1 in 700 by chance on either side.
+STANDARD_ERRORS = 3.0
+# The lowest of many windows is low by chance, too, so a rise above it needs more.
+STANDARD_ERRORS_OF_RISE = 4.0
+
+MIN_STEPS = 50  # a step is mostly noise: fewer say nothing
+# A window of the run that is compared with another one: what is to be named within 15% of the run has to show in it.
+WINDOW, MIN_WINDOW = 0.12, 20
+
+# Rises: less is often noise, and repaired by the falling rate of the schedule; more is seen in the samples.
+MIN_RISE = 0.025
+STEEP_RISE = 0.3
+# Finite, but broken: no rate makes a LoRA forget half of what the base can, and come back. A short window is enough.
+BROKEN_RISE = 0.5
+BROKEN_WINDOW, MIN_BROKEN_WINDOW = 0.03, 10
+# The fixed-noise loss of training images above that of the base: the LoRA does harm, even where no rise was seen.
+WORSE_THAN_BASE = 0.1
+
+# A run at a hundredth of the rate ends at 2% to 3%; one that learns is far beyond in its first half.
+MIN_FALL, MIN_FALL_BY = 0.03, 0.5
+MIN_SHARE_OF_RUN = 0.1  # before, warmup and the first batches decide
+
+# A plateau: at the latest pace, a further run of the same length would add less than this share of the fall so far.
+PLATEAU_PACE = 0.4
+PLATEAU_SPAN = 0.14  # of the run, over which that pace is taken at least
+# Without a fixed-noise loss, the last half is flat if its change is surely below a tenth, or a third of the fall.
+MAX_FLAT_CHANGE, MAX_FLAT_SHARE = 0.1, 1 / 3
+
+VALIDATION_PATIENCE = 2  # latest validation losses that must all be above the lowest one
+
+# NaN that comes and goes: a step in ten is lost, and a rate that overflows so often will do so for good.
+MAX_NAN_SHARE, MIN_NAN_STEPS = 0.1, 5
