@@ -37,7 +37,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "wrong_prediction": {"prediction": "v_prediction"},
     "batch_1": {"batch_size": 1, "max_train_steps": 1000},
     "split": {"validation_split": 0.2},
-    "overtrained": {"max_train_steps": 5 * STEPS, "epochs": 100},
+    "overtrained": {"validation_split": 0.2, "max_train_steps": 3 * STEPS, "epochs": 60},
 }
 
 

@@ -37,6 +37,7 @@ from lora_studio.planning.verdict_limits import (
     PLATEAU_PACE,
     PLATEAU_SPAN,
     STANDARD_ERRORS_OF_RISE,
+    STEEP_RISE,
     VALIDATION_PATIENCE,
     WINDOW,
     WORSE_THAN_BASE,
@@ -113,15 +114,19 @@ def _broken(record: LossRecord) -> Sign | None:
 
 def _rising(record: LossRecord) -> Sign | None:
     """A loss well above its lowest: at fixed noise of training images in two evaluations, or in the steps."""
-    if not record.validates and (change := _fixed_rise(record)) is not None:
-        return Sign("rising", change, lowest=change.start_step)
-    window = max(MIN_WINDOW, round(WINDOW * record.length))
-    found = rise_above_lowest(record.curve, window)
-    if found is None:
-        return None
-    change, place = found
-    significant = change.end - change.start > STANDARD_ERRORS_OF_RISE * change.error
-    return Sign("rising", change, lowest=place) if significant and change.relative > MIN_RISE else None
+    if not record.validates and (fixed := _fixed_rise(record)) is not None:
+        return Sign("rising", fixed, lowest=fixed.start_step)
+    # a steep rise shows in short windows, which also find a low before an early jump
+    for window, least in (
+        (max(MIN_WINDOW, round(WINDOW * record.length)), MIN_RISE),
+        (max(MIN_BROKEN_WINDOW, round(BROKEN_WINDOW * record.length)), STEEP_RISE),
+    ):
+        if (found := rise_above_lowest(record.curve, window)) is not None:
+            change, place = found
+            significant = change.end - change.start > STANDARD_ERRORS_OF_RISE * change.error
+            if significant and change.relative > least:
+                return Sign("rising", change, lowest=place)
+    return None
 
 
 def _fixed_rise(record: LossRecord) -> FixedChange | None:
@@ -157,9 +162,8 @@ def _stalled(record: LossRecord) -> Sign | None:
     if min(record.fixed.values()) <= change.start * (1 - limit):
         return None
     whole = total_change(record.curve)
-    learns = whole.falls and -whole.relative - whole.margin > limit
-    # unseen images may gain little from a LoRA that learns its own
-    if record.validates and (learns or -whole.relative > MAX_FLAT_CHANGE):
+    # unseen images may gain little from a LoRA that learns its own: those must surely be flat, too
+    if record.validates and whole.margin - whole.relative > MAX_FLAT_CHANGE:
         return None
     return Sign("no_improvement", change, whole)
 

@@ -54,23 +54,24 @@ def judge_run(events: Iterable[Event], *, recipe: Recipe | None = None, total: i
 def judge(record: LossRecord, *, recipe: Recipe | None = None, running: bool = False) -> Verdict:
     """Return the verdict on the losses of a run; set `running` if more steps follow."""
     sign = find_sign(record)
+    name = "the loss relative to the base's" if record.curve is record.relative else "the loss"
     match sign.code:
         case "nan":
             found = _nan(record, recipe)
         case "too_short":
             found = _too_short(record, running)
         case "broken":
-            found = _broken(record, sign, recipe)
+            found = _broken(record, sign, recipe, name)
         case "rising":
-            found = _rising(record, sign, recipe)
+            found = _rising(record, sign, recipe, name)
         case "overfit":
             found = _overfit(record, sign, running)
         case "no_improvement":
             found = _no_improvement(sign, recipe)
         case "plateau":
-            found = _plateau(sign, running)
+            found = _plateau(sign, running, name)
         case "healthy":
-            found = _healthy(sign, running)
+            found = _healthy(sign, running, name)
         case _:
             found = _unclear(sign, running)
     return found.model_copy(update={"step": len(record.losses)})
@@ -121,24 +122,24 @@ def _too_short(record: LossRecord, running: bool) -> Verdict:
     )
 
 
-def _broken(record: LossRecord, sign: Sign, recipe: Recipe | None) -> Verdict:
+def _broken(record: LossRecord, sign: Sign, recipe: Recipe | None, name: str) -> Verdict:
     warning = WARNING_SIGNS["broken"]
     return Verdict(
         code="broken",
         title=warning.sign,
-        evidence=f"{_describe(sign.change)} {warning.cause}",
+        evidence=f"{_describe(sign.change, name)} {warning.cause}",
         next_step=f"{warning.remedy}{_lower_rates(recipe)}{_checkpoint(record, sign.lowest)}",
         level="bad",
     )
 
 
-def _rising(record: LossRecord, sign: Sign, recipe: Recipe | None) -> Verdict:
+def _rising(record: LossRecord, sign: Sign, recipe: Recipe | None, name: str) -> Verdict:
     warning = WARNING_SIGNS["rising"]
     assert sign.change is not None
     return Verdict(
         code="rising",
         title=warning.sign,
-        evidence=f"{_describe(sign.change)} It was lowest around step {sign.lowest}. {warning.cause}",
+        evidence=f"{_describe(sign.change, name)} It was lowest around step {sign.lowest}. {warning.cause}",
         next_step=f"{warning.remedy} For the next run, a lower learning rate{_lower_rates(recipe)} is worth a try."
         f"{_checkpoint(record, sign.lowest)}",
         level="bad" if sign.change.relative > STEEP_RISE else "warn",
@@ -160,13 +161,13 @@ def _overfit(record: LossRecord, sign: Sign, running: bool) -> Verdict:
     )
 
 
-def _healthy(sign: Sign, running: bool) -> Verdict:
+def _healthy(sign: Sign, running: bool, name: str) -> Verdict:
     still = ""
     if isinstance(sign.recent, FixedChange):
         still = f" Since step {sign.recent.start_step} it changed by {sign.recent.relative:+.1%}."
     elif sign.recent is not None:
         still = (
-            f" It is still falling: {_describe(sign.recent)}"
+            f" It is still falling: {_describe(sign.recent, name)}"
             if sign.recent.falls
             else f" Whether it still falls is within the noise ({_range(sign.recent)} in the last "
             f"{sign.recent.steps} steps)."
@@ -174,13 +175,13 @@ def _healthy(sign: Sign, running: bool) -> Verdict:
     return Verdict(
         code="healthy",
         title=SUCCESS_INDICATORS[0].rule.removesuffix("."),
-        evidence=f"{_describe(sign.change)}{still}",
+        evidence=f"{_describe(sign.change, name)}{still}",
         next_step="Keep training and watch the samples." if running else _test(),
         level="good",
     )
 
 
-def _plateau(sign: Sign, running: bool) -> Verdict:
+def _plateau(sign: Sign, running: bool, name: str) -> Verdict:
     warning = WARNING_SIGNS["plateau"]
     if isinstance(sign.recent, FixedChange):
         recent = f"Since step {sign.recent.start_step} it changed by {sign.recent.relative:+.1%} only."
@@ -190,7 +191,7 @@ def _plateau(sign: Sign, running: bool) -> Verdict:
     return Verdict(
         code="plateau",
         title=warning.sign,
-        evidence=f"{_describe(sign.change)} {recent} {warning.cause}",
+        evidence=f"{_describe(sign.change, name)} {recent} {warning.cause}",
         next_step=warning.remedy if running else f"{_test()} Compare the last checkpoints too.",
         level="warn" if running else "good",
     )
@@ -247,7 +248,7 @@ def _checkpoint(record: LossRecord, step: int | None) -> str:
     return f" {name} was saved at step {at}{'' if at == step else ', the last one before that'}."
 
 
-def _describe(change: LossChange | FixedChange | None) -> str:
+def _describe(change: LossChange | FixedChange | None, name: str) -> str:
     assert change is not None
     verb = "fell" if change.end < change.start else "rose"
     if isinstance(change, FixedChange):
@@ -257,7 +258,7 @@ def _describe(change: LossChange | FixedChange | None) -> str:
             f"{change.end_step} ({abs(change.relative):.1%})."
         )
     return (
-        f"Over {change.steps} steps the loss {verb} from {change.start:.4g} to {change.end:.4g} "
+        f"Over {change.steps} steps {name} {verb} from {change.start:.4g} to {change.end:.4g} "
         f"({abs(change.relative):.0%})."
     )
 

@@ -10,15 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from lora_studio.device import warn_if_out_of_memory
-from lora_studio.events import BaseLossEvent, PhaseEvent, Report, ValidationEvent
+from lora_studio.events import BaseLossEvent, PhaseEvent, Report, ValidationEvent, WarningEvent
 from lora_studio.planning.evaluations import Evaluations, plan_evaluations
 from lora_studio.planning.loss_record import LossRecord
+from lora_studio.settings.choices import LossType
 from lora_studio.training.evaluation import EvaluationPoint, evaluate, training_points, validation_points
 from lora_studio.training.lora_file import checkpoints_by_step
 from lora_studio.training.progress import Progress, ValidationLoss
 from lora_studio.training.reporting.base_losses import BaseLosses
 from lora_studio.training.trainer import Trainer
 
+# Half of the target's variance; a base that is trained with the wrong prediction type has an error of 0.9 or more.
+WRONG_TARGET_ERROR = 0.5
 LEVEL_SAMPLES = 1000  # whose timesteps the mean of the base's loss is taken over
 
 
@@ -59,12 +62,36 @@ def measure_base(trainer: Trainer, progress: Progress, *, report: Report, should
     if not found:
         return
     progress.base_losses = found
+    _check_error(trainer, points, losses, report)
     report(
         BaseLossEvent(
             loss=float(found.expected(_drawn_timesteps(trainer)).mean()),
             timesteps=found.timesteps,
             losses=found.losses,
             evaluations=found.evaluations,
+        )
+    )
+
+
+def _check_error(trainer: Trainer, points: Sequence[EvaluationPoint], losses: Sequence[float], report: Report) -> None:
+    """Warn if the base's squared error is that of a model that predicts something else than it is trained on.
+
+    Noise and v have a variance of 1; of that, a model that knows its target leaves little at high noise.
+    """
+    weights, total = trainer.collator.loss_weights, len(trainer.collator.loss_weights)
+    errors = [
+        loss / float(weights[point.timestep])
+        for point, loss in zip(points, losses, strict=True)
+        if 2 * point.timestep >= total and weights[point.timestep] > 0
+    ]
+    if trainer.recipe.loss_type is not LossType.L2 or not errors or sum(errors) / len(errors) < WRONG_TARGET_ERROR:
+        return
+    report(
+        WarningEvent(
+            code="base_loss_high",
+            message=f"The base's own loss at high noise is {sum(errors) / len(errors):.2f}; usual is 0.01 to 0.3.",
+            why=f"Its prediction type is probably not {trainer.base.prediction_type}: then the LoRA unlearns the base, "
+            "and its images are washed out. Stop, and check what the base's author says.",
         )
     )
 

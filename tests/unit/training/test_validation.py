@@ -123,6 +123,8 @@ def test_the_base_s_loss_is_the_expected_one_at_each_timestep(zero_run: Trainer)
     progress, events = Progress(), Events()
     measure_base(zero_run, progress, report=append_to(events), should_stop=lambda: False)
     (found,) = of(events, "base_loss")
+    # zeros have the error of a base that is trained with the wrong prediction type
+    assert [values["code"] for values in of(events, "warning")] == ["base_loss_high"]
     assert progress.base_losses is not None
     assert (found["timesteps"], found["losses"]) == (progress.base_losses.timesteps, progress.base_losses.losses)
     assert found["evaluations"] == evaluations_of(zero_run).base_points

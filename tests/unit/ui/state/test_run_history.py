@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import InputError
-from lora_studio.events import CheckpointEvent, EventAtStep, NanEvent, ResumeEvent, ValidationEvent
+from lora_studio.events import BaseLossEvent, CheckpointEvent, EventAtStep, NanEvent, ResumeEvent, ValidationEvent
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
@@ -44,6 +44,36 @@ def test_a_resume_drops_later_steps(project: Project) -> None:
     assert list(history.losses) == [1, 2, 3, 4, 5]
     assert history.losses[5] == 0.125
     assert history.validation_losses == {}
+
+
+def test_the_curves_are_on_the_scale_of_the_base_s_loss(project: Project) -> None:
+    """The smoothed curve has no noise of timesteps: here no noise at all."""
+    folder = make_run(project)
+    folder.drop_events(lambda event, number: isinstance(event, EventAtStep))
+    folder.emit(BaseLossEvent(loss=0.2, timesteps=[0, 999], losses=[0.4, 0.1], evaluations=24))
+    for step, fixed in ((0, 0.1), (4, 0.08)):
+        folder.emit(ValidationEvent(step=step, epoch=0, loss=fixed, split="training", base_loss=0.1))
+    for step, loss in enumerate((0.3, 0.1, 0.2, 0.4), 1):
+        folder.emit(step_event(step, loss=loss, relative_loss=0.9))
+    history = RunHistories().history(folder)
+    _, raw, smoothed = history.loss_curve()
+    assert raw == [0.3, 0.1, 0.2, 0.4]
+    assert smoothed == pytest.approx([0.18] * 4)
+    assert dict(history.fixed_noise_curve()) == pytest.approx({0: 0.2, 4: 0.16})
+    record = history.loss_record(folder.path)
+    assert record.curve == [0.9] * 4
+    assert (record.fixed, record.base, record.validates) == ({0: 0.1, 4: 0.08}, 0.1, False)
+
+
+def test_only_checkpoints_that_exist_are_named(project: Project) -> None:
+    folder = make_run(project)
+    for step, name in ((2, "a.safetensors"), (4, "b.safetensors")):
+        folder.emit(CheckpointEvent(step=step, epoch=1, path=f"checkpoints/{name}"))
+    (folder.path / "checkpoints").mkdir(exist_ok=True)
+    (folder.path / "checkpoints" / "b.safetensors").write_bytes(b"")
+    record = RunHistories().history(folder).loss_record(folder.path)
+    assert record.checkpoints.get(4) == "checkpoints/b.safetensors"
+    assert "checkpoints/a.safetensors" not in record.checkpoints.values()
 
 
 def test_a_replaced_log_is_read_again(project: Project) -> None:

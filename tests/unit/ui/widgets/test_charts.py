@@ -28,11 +28,25 @@ def test_epoch_ticks_are_within_the_loss_curve(steps_per_epoch: int) -> None:
 def test_validation_losses_are_a_separate_line() -> None:
     plain = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2)
     assert "validation" not in plain
-    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2, validation=[(0, 2.0), (2, 0.5)])
+    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2, fixed=[(0, 2.0), (2, 0.5)])
     assert "validation loss 0.5000" in drawn
     path = re.search(r'class="line validation" d="M0 (\S+)L50 (\S+)"', drawn)
     assert path is not None
     assert 0 <= float(path[1]) < float(path[2]) <= 100
+
+
+def test_the_level_of_the_base_is_a_line_across_the_plot() -> None:
+    fixed = [(0, 0.5), (2, 0.25)]
+    drawn = loss_curve(
+        [1, 2], [0.5, 0.3], [0.5, 0.4], total=4, steps_per_epoch=2, fixed=fixed, fixed_name="training images", base=0.5
+    )
+    path = re.search(r'class="line base" d="M0 (\S+)L100 (\S+)"', drawn)
+    measured = re.search(r'class="line validation" d="M0 (\S+)L50 (\S+)"', drawn)
+    assert path is not None
+    assert measured is not None
+    assert path[1] == path[2] == measured[1]
+    assert "training images loss 0.2500" in drawn
+    assert "validation loss" not in drawn
 
 
 def test_a_gap_begins_a_new_subpath_and_long_curves_are_thinned() -> None:
