@@ -53,13 +53,11 @@ def measure_base(trainer: Trainer, progress: Progress, *, report: Report, should
         trainer.adapters.disabled(),
     ):
         losses = evaluate(trainer, points, should_stop)
+    if losses is None:
+        return
     weights = trainer.collator.loss_weights
-    found = losses and BaseLosses.fit(
-        [point.timestep for point in points],
-        losses,
-        lambda timestep: float(weights[timestep]),
-    )
-    if not found:
+    found = BaseLosses.fit([point.timestep for point in points], losses, lambda timestep: float(weights[timestep]))
+    if found is None:
         return
     progress.base_losses = found
     _check_error(trainer, points, losses, report)
