@@ -24,7 +24,7 @@ class CellKey:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A row of the grid: one base, LoRA (counted from 1) and strength, with a cell per prompt."""
+    """A row of the grid: one base, LoRA (counted from 1; 0: none) and strength, with a cell per prompt."""
 
     base: str
     lora: int
@@ -55,8 +55,8 @@ class SweepPlan:
         outwards = sorted(self.strengths, key=lambda strength: (abs(strength - 1), strength))
         found = []
         for base in self.bases:
-            if 0 in outwards:
-                prompts = dict.fromkeys(prompt for lora in self.loras for prompt in self.prompts(lora))
+            if 0 in outwards or not self.loras:
+                prompts = dict.fromkeys(prompt for prompts in self.prompt_variants for prompt in prompts)
                 found += [CellKey(base, 0, 0.0, prompt) for prompt in prompts]
             for number, lora in enumerate(self.loras, 1):
                 found += [
@@ -67,9 +67,14 @@ class SweepPlan:
                 ]
         return found
 
-    def prompts(self, lora: LoraFile) -> list[str]:
-        """Return the prompts for this LoRA, with its trigger word filled in."""
-        trigger_word = self.job.trigger_word or lora.trigger_word
+    @property
+    def prompt_variants(self) -> list[list[str]]:
+        """The prompts for each LoRA; without LoRAs, those for the base alone."""
+        return [self.prompts(lora) for lora in self.loras] or [self.prompts(None)]
+
+    def prompts(self, lora: LoraFile | None) -> list[str]:
+        """Return the prompts for this LoRA, with its trigger word filled in; the job's takes precedence."""
+        trigger_word = self.job.trigger_word or (lora.trigger_word if lora else "")
         return [fill_trigger(prompt, trigger_word) for prompt in dict.fromkeys(self.job.prompts)]
 
     def lora(self, key: CellKey) -> LoraFile | None:
@@ -84,6 +89,8 @@ class SweepPlan:
     def rows(self) -> Iterator[SweepRow]:
         """Yield the rows of the grid in order; strength 0 is in every section."""
         for base in self.bases:
+            if not self.loras:
+                yield SweepRow(base, 0, 0.0, [CellKey(base, 0, 0.0, text) for text in self.prompts(None)])
             for number, lora in enumerate(self.loras, 1):
                 for strength in self.strengths:
                     cells = [CellKey(base, number if strength else 0, strength, text) for text in self.prompts(lora)]
@@ -91,7 +98,8 @@ class SweepPlan:
 
     def heading(self, base: str, lora: int) -> str:
         """Return the heading of a base's and LoRA's section of the grid; empty if there is only one section."""
-        parts = [base_label(base)] * (len(self.bases) > 1) + [self.lora_labels[lora - 1]] * (len(self.loras) > 1)
+        parts = [base_label(base)] if len(self.bases) > 1 else []
+        parts += [self.lora_labels[lora - 1]] if len(self.loras) > 1 else []
         return " · ".join(parts)
 
     @cached_property

@@ -282,7 +282,7 @@ def _measures(state: _SweepState) -> list[dict[str, Any]]:
         references = {key.prompt: _load_image(state.cells[key].path) for key in base_cells if key in state.cells}
         if images:
             figures = measure(images, references)
-            base, lora = base_label(row.base), labels[row.lora - 1]
+            base, lora = base_label(row.base), labels[row.lora - 1] if row.lora else ""
             rows.append(StrengthMeasures(base=base, lora=lora, strength=row.strength, **figures).model_dump())
     return rows
 
@@ -305,17 +305,18 @@ def _write_grid(state: _SweepState) -> Path:
             for row in rows
         ]
         sections.append(GridSection(plan.heading(base, number), grid_rows))
-    variants = {tuple(plan.prompts(lora)) for lora in plan.loras}
+    variants = {tuple(prompts) for prompts in plan.prompt_variants}
     prompts = list(variants.pop()) if len(variants) == 1 else list(dict.fromkeys(job.prompts))
     bases = ", ".join(map(base_label, plan.bases))
     with Image.open(next(iter(state.cells.values())).path) as first:
         settings = _settings(job, SamplingPipeline.sampler, first.size)
     subtitle = f"{bases} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
     path = state.folder.path / "grid.png"
-    grid = draw_grid(", ".join(plan.lora_labels), subtitle, prompts, sections)
+    grid = draw_grid(", ".join(plan.lora_labels) or bases, subtitle, prompts, sections)
+    hashes = ", ".join(f"{lora.name}: {lora.model_hash[:12]}" for lora in plan.loras)
     settings |= {
         "Model": bases,
-        "Lora hashes": ", ".join(f"{lora.name}: {lora.model_hash[:12]}" for lora in plan.loras),
+        **({"Lora hashes": hashes} if hashes else {}),
         "Prompts": " | ".join(prompts),
         "Strengths": ", ".join(f"{strength:g}" for strength in plan.strengths),
     }

@@ -152,11 +152,16 @@ class TagJob(Job):
 
 
 class SweepJob(Job):
-    """A strength sweep: images of LoRAs at several strengths with one seed, so that only the strength differs."""
+    """A strength sweep: images of LoRAs at several strengths with one seed, so that only the strength differs.
+
+    Without LoRAs it has the images of the base alone.
+    """
 
     kind: ClassVar[str] = "sweep"
 
-    loras: list[Path] = Field(min_length=1, max_length=20, description="LoRA files, or checkpoints of a run.")
+    loras: list[Path] = Field(
+        default=[], max_length=20, description="LoRA files, or checkpoints of a run; none: the base alone is drawn."
+    )
     bases: list[str] = Field(min_length=1, max_length=8, description=BASE_HELP)
     prompts: list[str] = setting(
         label="Prompts, one per line",

@@ -36,6 +36,8 @@ TAB_OF_FOLDER = {
     "sweeps": TabName.TEST,
     "tags": TabName.DATASET,
     "measurements": TabName.PLAN,
+    "first_tests": TabName.PLAN,
+    "downloads": TabName.PLAN,
 }
 
 
@@ -302,7 +304,10 @@ class AppFrame:
         active = self.studio.jobs.active()
         if not active:
             return self._job_updates(active)
-        return self.show_project(active[0].project.name, TAB_OF_FOLDER[active[0].folder.path.parent.name])
+        tab = TAB_OF_FOLDER[active[0].folder.path.parent.name]
+        if active[0].project is None:
+            return self.studio.goto(tab)
+        return self.show_project(active[0].project.name, tab)
 
     def tick(self, name: str, seen: str | int) -> Updates:
         """Update the job pill. `seen` is its text, or the number of ticks since the last job ended.

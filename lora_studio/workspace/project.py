@@ -15,6 +15,7 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
     exports/001/                     settings for kohya's sd-scripts
     sweeps/001/                      job folders of sweeps
     tags/001/                        job folders of tagging
+    first_tests/001/                 job folders of sweeps of the bare base, before a training
   downloads/NAME/                    job folders of base models that were downloaded
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
   models/                            base models that the user put here
@@ -71,7 +72,7 @@ class ProjectInfo(Settings):
     parent: str = ""
 
 
-JOB_FOLDERS = ("tags", "runs", "sweeps", "measurements")  # of a project
+JOB_FOLDERS = ("tags", "runs", "sweeps", "measurements", "first_tests")  # of a project
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,10 @@ class Project:
         """Return the measurements of a step's time, oldest first."""
         return list(job_folders(self.path / "measurements"))
 
+    def first_tests(self) -> list[JobFolder]:
+        """Return the tests of the bare base, oldest first."""
+        return list(job_folders(self.path / "first_tests"))
+
     def jobs(self) -> Iterator[JobFolder]:
         """Yield every job of the project."""
         for kind in JOB_FOLDERS:
@@ -298,6 +303,10 @@ class Project:
     def new_measurement_dir(self) -> Path:
         """Create a folder for a measurement of a step's time."""
         return numbered_folder(self.path / "measurements")
+
+    def new_first_test_dir(self) -> Path:
+        """Create a folder for a test of the bare base."""
+        return numbered_folder(self.path / "first_tests")
 
     def new_export_dir(self) -> Path:
         """Create a folder for exported settings."""

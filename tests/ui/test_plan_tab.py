@@ -5,17 +5,25 @@ from __future__ import annotations
 import html
 import re
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from lora_studio.models.catalogue import find_base
+from lora_studio.models.found import FOLDERS_VARIABLE
+from lora_studio.models.locate import SDXL_KEY
 from lora_studio.planning.speeds import MIN_STEPS, MeasuredSpeed
 from lora_studio.planning.trigger import propose_triggers
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.sampling.cells import SweepPlan
+from lora_studio.settings.job_specs import DownloadJob, SweepJob, TrainJob
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
+from lora_studio.ui.server import Mode
 from lora_studio.ui.state.project_plan import load_plan
+from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
@@ -244,3 +252,82 @@ def test_a_change_in_train_is_marked_in_the_plan_and_taken_back_by_a_click(
     assert project.info().recipe == {}
     interface.call(TrainTab.save_edit)
     assert project.info().recipe == {}
+
+
+def test_the_bare_base_is_tested_with_and_without_the_trigger_word(
+    home: Home, interface: Interface, started: list[tuple[JobFolder, bool]]
+) -> None:
+    project = make_project(home)
+    project.save_info(project.info().model_copy(update={"trigger_word": "ink_hc"}))
+    shown = interface.open_project("ink")
+    assert (shown["plan_test_first"]["interactive"], shown["plan_before"]) == (True, "")
+    interface.call(PlanTab.test_first)
+    [(folder, _)] = started
+    job = folder.job()
+    assert isinstance(job, SweepJob)
+    assert (job.loras, job.bases) == ([], [project.info().base])
+    assert [("ink_hc" in prompt) for prompt in job.prompts] == [True, False] * (len(job.prompts) // 2)
+    folder.set_status(JobStatus(**running_status(), done=1, total=len(job.prompts), message="Drawing"))
+    first = SweepPlan(job, []).cells[0]
+    picture = folder.path / SweepPlan(job, []).path(first)
+    picture.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(picture)
+    shown = interface.call(PlanTab.tick)
+    assert (shown["plan_test_first"]["visible"], shown["plan_test_first_stop"]["visible"]) == (False, True)
+    assert "with ink_hc" in shown["plan_before"]
+    assert shown["plan_before"].count("<img") == 1
+    assert error_code(interface.call(PlanTab.test_first)["plan_notice"]) == "busy"
+    interface.call(PlanTab.stop_first_test)
+    assert folder.stop_requested()
+    folder.set_status(JobStatus(state=JobState.STOPPED))
+    assert interface.call(PlanTab.tick)["plan_test_first"]["visible"]
+    assert "with ink_hc" in interface.call(SweepTab.tab_selected)["test_before"]
+
+
+def test_a_base_that_is_not_here_is_downloaded(
+    project: Project, interface: Interface, started: list[tuple[JobFolder, bool]], home: Home
+) -> None:
+    interface.open_project("ink")
+    shown = interface.call(PlanTab.update_plan, plan_base="DreamShaper XL")
+    assert shown["plan_download"]["visible"]
+    assert not shown["plan_test_first"]["interactive"]
+    interface.call(PlanTab.download_base)
+    folder = home.download_of("DreamShaper XL")
+    assert started == [(folder, False)]
+    assert folder.job() == DownloadJob(base="DreamShaper XL")
+
+    status = {**running_status(), "done": 3_000_000_000, "total": 6_000_000_000, "seconds_left": 61.0}
+    folder.set_status(JobStatus(**status))
+    shown = interface.call(PlanTab.tick)
+    assert (shown["plan_download"]["visible"], shown["plan_download_stop"]["visible"]) == (False, True)
+    for text in ("3.0 of 6.0 GB", "50%", "1 min 01 s"):
+        assert text in shown["plan_base_facts"]
+    reloaded = interface.open_project("ink")
+    assert "50%" in reloaded["plan_base_facts"]
+    assert reloaded["job_pill"]["value"].startswith("Downloading 50%")
+    interface.call(PlanTab.stop_download)
+    assert folder.stop_requested()
+
+    folder.set_status(JobStatus(state=JobState.STOPPED, done=1, total=2))
+    shown = interface.call(PlanTab.tick)
+    assert "Continue" in shown["plan_download"]["value"]
+    interface.call(PlanTab.download_base)
+    assert started[-1] == (folder, True)
+    folder.set_status(JobStatus(state=JobState.FAILED, message="No network.", code="hub_download"))
+    assert error_code(interface.call(PlanTab.tick)["plan_base_facts"]) == "hub_download"
+
+
+def test_models_on_this_machine_are_offered(
+    project: Project, home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(FOLDERS_VARIABLE, str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    save_file({SDXL_KEY: torch.zeros(1)}, tmp_path / "mine" / "mix.safetensors")
+    save_file({"double_blocks.0": torch.zeros(1)}, tmp_path / "mine" / "flux.safetensors")
+    path = str(tmp_path / "mine" / "mix.safetensors")
+    for mode, offered in ((Mode.LOCAL, True), (Mode.SHARED, False)):
+        interface = Interface(home, mode)
+        shown = interface.open_project("ink")
+        assert (path in [value for _, value in shown["plan_base"]["choices"]]) is offered
+        assert ("FLUX" in shown["plan_models"]) is offered
+        interface.blocks.close(verbose=False)

@@ -49,6 +49,23 @@ class Answers(NamedTuple):
         return ProjectInfo.parse(info.model_dump() | answers)
 
 
+class BasePanel(NamedTuple):
+    """What belongs to the chosen base, below its dropdown: facts, the download, and the models on this machine."""
+
+    facts: gr.HTML
+    download: gr.Button
+    stop: gr.Button
+    models: gr.HTML
+
+
+class FirstTestPanel(NamedTuple):
+    """The test of the bare base: its button, stop, and images."""
+
+    start: gr.Button
+    stop: gr.Button
+    images: gr.HTML
+
+
 class Result(NamedTuple):
     """The plan on the right, with what belongs to it."""
 
@@ -69,14 +86,16 @@ class Result(NamedTuple):
 class PlanLayout(NamedTuple):
     """All components of the tab.
 
-    `trigger_help` is below the trigger word: its tokens, and free words to click. `signature` is that of the
-    measurement that the page shows.
+    `trigger_help` is below the trigger word: its tokens, and free words to click. `signature` is that of the jobs that
+    the page shows.
     """
 
     answers: Answers
+    base: BasePanel
     result: Result
     share: Share
     what_if: WhatIfFold
+    first_test: FirstTestPanel
     trigger_help: gr.HTML
     signature: gr.State
 
@@ -85,13 +104,13 @@ def build_layout(guide_notes: str) -> PlanLayout:
     """Create the components."""
     with gr.Row(elem_classes="sides"):
         with gr.Column(scale=2, min_width=300):
-            answers, trigger_help = _answers()
+            answers, base, trigger_help = _answers()
         with gr.Column(scale=5, min_width=340):
-            result, share, fold = _result(guide_notes)
-    return PlanLayout(answers, result, share, fold, trigger_help, gr.State(""))
+            result, share, fold, first_test = _result(guide_notes)
+    return PlanLayout(answers, base, result, share, fold, first_test, trigger_help, gr.State(""))
 
 
-def _answers() -> tuple[Answers, gr.HTML]:
+def _answers() -> tuple[Answers, BasePanel, gr.HTML]:
     gpu = find_gpu()
     found = f"Found: {gpu.name}, {gpu.vram_gib:g} GiB." if gpu else f"No GPU was found here. {VRAM.why}"
     with gr.Group(elem_classes="answers"):
@@ -108,6 +127,7 @@ def _answers() -> tuple[Answers, gr.HTML]:
             info="Choose one, or type a Hub repository, a folder or a .safetensors file.",
             elem_id="plan-base",
         )
+        facts, download, stop = _base_panel()
         trigger_word = gr.Textbox(
             label="Trigger word",
             info="Unique and easy to type, for example saria_zelda.",
@@ -118,10 +138,20 @@ def _answers() -> tuple[Answers, gr.HTML]:
         images = gr.Number(None, label=IMAGES.label, info=IMAGES.why, precision=0, elem_id="plan-images")
         vram_gib = gr.Number(None, label=VRAM.label, info=found, elem_id="plan-vram")
         hours = gr.Number(None, label=HOURS.label, info=HOURS.why, elem_id="plan-hours")
-    return Answers(kind, base, trigger_word, images, vram_gib, hours), trigger_help
+    with gr.Accordion("Base models on this machine", open=False):
+        models = html(elem_id="plan-models")
+    panel = BasePanel(facts, download, stop, models)
+    return Answers(kind, base, trigger_word, images, vram_gib, hours), panel, trigger_help
 
 
-def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold]:
+def _base_panel() -> tuple[gr.HTML, gr.Button, gr.Button]:
+    facts = html(elem_id="plan-base-facts")
+    download = gr.Button("Download", size="sm", visible=False, elem_id="plan-download")
+    stop = gr.Button("Stop the download", size="sm", visible=False, elem_id="plan-download-stop")
+    return facts, download, stop
+
+
+def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold, FirstTestPanel]:
     notice = html(elem_id="plan-notice")
     with gr.Row(elem_classes="actions"):
         train = gr.Button("Train with this recipe", variant="primary", scale=2, elem_id="plan-train")
@@ -134,9 +164,14 @@ def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold]:
         stop = gr.Button(
             "Stop measuring", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-measure-stop"
         )
+        start = gr.Button("Test first", size="sm", scale=0, min_width=260, elem_id="plan-test-first")
+        stop_test = gr.Button(
+            "Stop the test", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-test-first-stop"
+        )
         copy, draw = build_share()
     share = Share(copy, draw, *build_picture())
     measurement = html(elem_id="plan-measurement")
+    before = html(elem_id="plan-before")
     changes = pickable(elem_id="plan-changes")
     cautions = html(elem_id="plan-cautions")
     recipe = pickable(elem_id="plan-recipe")
@@ -147,4 +182,4 @@ def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold]:
     result = Result(
         notice, train, to_dataset, tiles, measure, stop, measurement, changes, cautions, recipe, memory, advice
     )
-    return result, share, fold
+    return result, share, fold, FirstTestPanel(start, stop_test, before)

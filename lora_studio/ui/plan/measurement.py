@@ -42,7 +42,7 @@ def latest_measurement(project: Project) -> JobFolder | None:
 
 
 def signature(folder: JobFolder | None) -> str:
-    """Return a text that changes whenever the page must show something else about a measurement."""
+    """Return a text that changes whenever the page must show something else about a job."""
     if folder is None:
         return ""
     status = folder.status()

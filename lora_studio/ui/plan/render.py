@@ -9,11 +9,12 @@ import gradio as gr
 from lora_studio.models.catalogue import find_base
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.plan import view
-from lora_studio.ui.plan.layout import IMAGES, Answers, PlanLayout, Result
-from lora_studio.ui.plan.measurement import signature
+from lora_studio.ui.plan.layout import IMAGES, Answers, BasePanel, PlanLayout, Result
 from lora_studio.ui.plan.share import share_updates
 from lora_studio.ui.plan.state import PlanState
 from lora_studio.ui.plan.what_if import what_if_updates
+from lora_studio.ui.state.base_models import choices
+from lora_studio.ui.state.first_tests import before_training
 from lora_studio.ui.state.project_plan import available_vram_gib
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import empty_card, error_card
@@ -35,8 +36,9 @@ class PlanRenderer:
     def render(self, state: PlanState) -> Updates:
         """Return the updates that show a state."""
         updates = _answer_updates(self.layout.answers, state) | _result_updates(self.layout.result, state)
+        updates |= _base_updates(self.layout.base, state) | self._first_test_updates(state)
         updates[self.layout.trigger_help] = view.trigger_help(state.planned)
-        updates[self.layout.signature] = signature(state.measured)
+        updates[self.layout.signature] = state.signature
         plan = state.planned.plan
         updates |= share_updates(self.layout.share, plan, state.planned.project.name, draws=state.draws)
         updates |= what_if_updates(self.layout.what_if, plan, state.sweep)
@@ -48,6 +50,28 @@ class PlanRenderer:
             updates |= {self.studio.run: NEW_RUN} | self.studio.goto(TabName.TRAIN)
         return updates
 
+    def _first_test_updates(self, state: PlanState) -> Updates:
+        panel, test = self.layout.first_test, state.first_test
+        is_testing = test is not None and test.is_active
+        has_recipe = state.next_run.recipe is not None
+        return {
+            panel.start: gr.Button(visible=not is_testing, interactive=has_recipe and state.base.is_here),
+            panel.stop: gr.Button(visible=is_testing),
+            panel.images: view.first_test_state(test) + before_training(test, self.studio.home),
+        }
+
+
+def _base_updates(panel: BasePanel, state: PlanState) -> Updates:
+    base = state.base
+    updates: Updates = {
+        panel.facts: view.base_facts(base),
+        panel.download: gr.Button(view.download_label(base), visible=base.can_download),
+        panel.stop: gr.Button(visible=base.is_downloading),
+    }
+    if state.models is not None:
+        updates[panel.models] = view.models_list(state.models, state.planned.project.home)
+    return updates
+
 
 def _answer_updates(answers: Answers, state: PlanState) -> Updates:
     info = state.planned.info
@@ -57,7 +81,7 @@ def _answer_updates(answers: Answers, state: PlanState) -> Updates:
         about = state.planned.plan.base_about or "A repository of the Hub that was not looked at yet."
     counted = "Counted in the dataset, with their sizes."
     updates: Updates = {
-        answers.base: gr.update(info=about),
+        answers.base: gr.update(info=about) | ({"choices": choices(state.models)} if state.models is not None else {}),
         answers.images: gr.update(
             interactive=state.images is None,
             info=f"{IMAGES.why} The dataset is empty." if state.images is None else counted,
@@ -71,7 +95,8 @@ def _answer_updates(answers: Answers, state: PlanState) -> Updates:
         "vram_gib": available_vram_gib(info),
         "hours": info.hours,
     }
-    for name in {*state.filled, *([] if state.images is None else ["images"])}:
+    filled = {*state.filled, *([] if state.images is None else ["images"]), *([] if state.models is None else ["base"])}
+    for name in filled:
         component = getattr(answers, name)
         updates[component] = gr.update(value=contents[name]) | updates.get(component, {})
     return updates

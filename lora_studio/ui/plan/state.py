@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from lora_studio.dataset.images.sets import project_images
+from lora_studio.models.found import Model
 from lora_studio.planning.what_if import Variable, what_if
-from lora_studio.ui.plan.measurement import latest_measurement
+from lora_studio.ui.plan.measurement import latest_measurement, signature
 from lora_studio.ui.plan.what_if import Sweep
+from lora_studio.ui.state.base_models import ChosenBase
+from lora_studio.ui.state.first_tests import latest_first_test, load_first_test
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan, plan_inputs
+from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Project, ProjectInfo
 
 
 @dataclass(frozen=True)
 class PlanPage:
-    """A project with its saved settings, with those that the answers in the form make, and the shown measurement.
+    """A project with its saved settings, with those that the answers in the form make, and the shown jobs.
 
     `variable` is that of the open fold "What if"; None while it is closed.
     """
@@ -43,7 +47,8 @@ class PlanState:
 
     `images` is the number of images that are trained on; None while the dataset is empty. `filled` names the boxes that
     are set to the project's answers; the others keep what the user is typing. `measured` is the last measurement of the
-    time, `is_job_started` says that it has just been started. `sweep` has the plots of the open fold "What if". `draws`
+    time, `first_test` that of the bare base. `models` are the base models to offer; None leaves the page's as they are.
+    `is_job_started` says that a job has just been started. `sweep` has the plots of the open fold "What if". `draws`
     shows the plan as a picture. `taken_back` names the settings whose changes in Train were just set back to the plan.
     `opens_train` shows Train's form next.
     """
@@ -51,8 +56,11 @@ class PlanState:
     planned: ProjectPlan
     next_run: NextRun
     images: int | None
+    base: ChosenBase
     filled: Collection[str] = ()
     measured: JobFolder | None = None
+    first_test: SweepView | None = None
+    models: Sequence[Model] | None = None
     is_job_started: bool = False
     sweep: Sweep | None = None
     draws: bool = False
@@ -67,4 +75,24 @@ class PlanState:
         sweep = None
         if variable is not None:
             sweep = Sweep(variable, what_if(plan_inputs(project), variable) if planned.plan else ())
-        return cls(planned, planned.next_run(), images, filled, latest_measurement(project), sweep=sweep)
+        return cls(
+            planned,
+            planned.next_run(),
+            images,
+            ChosenBase.load(planned.info.base, project.home),
+            filled,
+            latest_measurement(project),
+            load_first_test(project),
+            sweep=sweep,
+        )
+
+    @property
+    def signature(self) -> str:
+        """A text that changes whenever the page must show something else about its jobs."""
+        return jobs_signature(self.planned.project, self.base)
+
+
+def jobs_signature(project: Project, base: ChosenBase) -> str:
+    """Return a text that changes whenever a job that Plan shows changes."""
+    jobs = (latest_measurement(project), latest_first_test(project))
+    return "||".join([*map(signature, jobs), base.signature])

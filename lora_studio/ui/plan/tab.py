@@ -11,12 +11,17 @@ from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import InputError, StudioError
 from lora_studio.planning.trigger import propose_triggers
 from lora_studio.planning.what_if import Variable
+from lora_studio.settings.job_specs import DownloadJob
 from lora_studio.ui.context import Page, Studio, TabName
+from lora_studio.ui.plan.first_test import start_first_test
 from lora_studio.ui.plan.layout import Answers, PlanLayout, build_layout
-from lora_studio.ui.plan.measurement import latest_measurement, signature, start_measurement
+from lora_studio.ui.plan.measurement import latest_measurement, start_measurement
 from lora_studio.ui.plan.render import PlanRenderer
-from lora_studio.ui.plan.state import PlanPage, PlanState
+from lora_studio.ui.plan.state import PlanPage, PlanState, jobs_signature
 from lora_studio.ui.plan.view import ALL_BACK, guide_notes
+from lora_studio.ui.server import Mode
+from lora_studio.ui.state.base_models import ChosenBase, list_choices
+from lora_studio.ui.state.first_tests import latest_first_test
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
@@ -38,10 +43,10 @@ class PlanTab:
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events. Every answer is saved, and the plan updated, at once."""
-        studio, (answers, result, share, what_if, trigger_help, shown) = self.studio, self.layout
+        studio, (answers, base, result, share, what_if, first_test, trigger_help, shown) = self.studio, self.layout
         inputs = [studio.project, *answers, what_if.variable, what_if.is_open, shown]
-        own = [*answers, *result, *share, what_if.plots, what_if.is_open, trigger_help, shown]
-        outputs = [*own, studio.tabs, studio.run, studio.timer, studio.taken_back]
+        panels = [*answers, *base, *result, *share, *first_test, what_if.plots, what_if.is_open, trigger_help, shown]
+        outputs = [*panels, studio.tabs, studio.run, studio.timer, studio.taken_back]
         events = TabEvents(
             inputs, outputs, self.read, self.render, self.show_error, result.notice, studio.with_progress
         )
@@ -59,6 +64,10 @@ class PlanTab:
         what_if.fold.collapse(lambda: ("", False), None, [what_if.plots, what_if.is_open], **NO_PROGRESS)
         events.on(result.measure.click, self.measure_time)
         events.on(result.stop.click, self.stop_measuring)
+        events.on(base.download.click, self.download_base)
+        events.on(base.stop.click, self.stop_download)
+        events.on(first_test.start.click, self.test_first)
+        events.on(first_test.stop.click, self.stop_first_test)
         events.on_tick(studio.timer.tick, self.tick, outputs=outputs, trigger_mode="always_last")
         events.on(tab.select, self.tab_selected, ignored_error="no_project")
         result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
@@ -80,12 +89,12 @@ class PlanTab:
     def refresh(self, project: Project) -> Updates:
         """Show a project's answers and its plan, with the fold "What if" closed."""
         fold = {self.layout.what_if.fold: gr.Accordion(open=False)}
-        return self.render(PlanState.load(project, filled=Answers._fields)) | fold
+        return self.render(self._with_models(PlanState.load(project, filled=Answers._fields))) | fold
 
     def tab_selected(self, page: PlanPage) -> PlanState:
         """Update the number of images, the trigger word that an import may have set, and the plan."""
         page.save(page.answers.model_copy(update={"trigger_word": page.saved.trigger_word}))
-        return page.load(filled=["trigger_word"])
+        return self._with_models(page.load(filled=["trigger_word"]))
 
     def update_plan(self, page: PlanPage) -> PlanState:
         """Save the answers and update the plan."""
@@ -128,11 +137,50 @@ class PlanTab:
             folder.request_stop()
         return page.load()
 
-    def tick(self, page: PlanPage) -> PlanState | None:
-        """Show how far the measurement is, and the plan with its time at the end; called while a job is active."""
-        if signature(latest_measurement(page.project)) == page.signature:
-            return None
+    def download_base(self, page: PlanPage) -> PlanState:
+        """Save the answers, and start or continue the download of the base."""
+        base = self.update_plan(page).base
+        if not base.can_download or base.download is None:
+            message = f"{base.name} is on this machine, or is being downloaded."
+            raise InputError(message, "Choose another base.", code="no_download")
+        if base.download.exists:
+            self.studio.jobs.resume(base.download)
+        else:
+            self.studio.jobs.start(base.download.path, DownloadJob(base=base.name))
+        return replace(page.load(), is_job_started=True)
+
+    def stop_download(self, page: PlanPage) -> PlanState:
+        """Request that the download stops; what it received is kept."""
+        state = page.load()
+        if state.base.download is not None and state.base.is_downloading:
+            state.base.download.request_stop()
+        return state
+
+    def test_first(self, page: PlanPage) -> PlanState:
+        """Save the answers, and start drawing what the bare base makes of the next run's sample prompts."""
+        run = self.update_plan(page).next_run
+        if run.recipe is None:
+            raise run.error or InputError("There is no plan yet.", "Correct the answers on the left.", code="no_plan")
+        start_first_test(self.studio.jobs, page.project, run.recipe)
+        return replace(page.load(), is_job_started=True)
+
+    def stop_first_test(self, page: PlanPage) -> PlanState:
+        """Request that the test of the bare base stops; finished images are kept."""
+        if (folder := latest_first_test(page.project)) is not None:
+            folder.request_stop()
         return page.load()
+
+    def tick(self, page: PlanPage) -> PlanState | None:
+        """Show how far the jobs of the tab are, and what came of them; called while a job is active."""
+        base = ChosenBase.load(page.saved.base, self.studio.home)
+        if jobs_signature(page.project, base) == page.signature:
+            return None
+        state = page.load()
+        return state if base.is_downloading else self._with_models(state)
+
+    def _with_models(self, state: PlanState) -> PlanState:
+        """Return a state that also offers the base models that are on this machine now."""
+        return replace(state, models=list_choices(self.studio.home, local=self.studio.mode is Mode.LOCAL))
 
     def open_train(self, page: PlanPage) -> PlanState:
         """Save the answers and open the form of the next run."""

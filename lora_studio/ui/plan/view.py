@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.guide_sections import SECTION_OF_SETTING, SECTIONS
+from lora_studio.models.catalogue import KnownBase
+from lora_studio.models.found import Model
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.recommend import Reason
 from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
@@ -13,10 +17,14 @@ from lora_studio.settings.changes import SettingChange
 from lora_studio.settings.declare import setting_label
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value
+from lora_studio.ui.state.base_models import ChosenBase
 from lora_studio.ui.state.project_plan import NextRun, ProjectPlan
-from lora_studio.ui.widgets.formatting import format_count
+from lora_studio.ui.state.sweep_view import SweepView
+from lora_studio.ui.widgets.formatting import format_count, format_duration
 from lora_studio.ui.widgets.html import TableRow, heading, render, table
-from lora_studio.workspace.job_folder import JobStatus
+from lora_studio.ui.widgets.job_status import state_card
+from lora_studio.workspace.job_folder import JobState, JobStatus
+from lora_studio.workspace.project import Home
 
 ALL_BACK = ":all"
 
@@ -33,6 +41,77 @@ def measurement(status: JobStatus) -> Markup:
     """Return how far the measurement of the time is, or why it failed; empty at other times."""
     progress = f"Step {status.done} of {status.total}" if status.total and status.done else ""
     return render("plan/measurement.html", status=status, progress=progress)
+
+
+def base_facts(base: ChosenBase) -> Markup:
+    """Return the licence of the chosen base, what its model card recommends, and how far its download is."""
+    status = base.download.status() if base.download else JobStatus()
+    return render(
+        "plan/base.html",
+        name=base.name,
+        known=base.known,
+        is_embedded=base.known is not None and base.known.is_embedded,
+        habits=_habits(base.known) if base.known else "",
+        is_here=base.is_here,
+        status=status,
+        progress=_download_progress(status),
+    )
+
+
+def download_label(base: ChosenBase) -> str:
+    """Return the text of the button that downloads a base."""
+    if not base.can_download:
+        return "Download"
+    if base.is_partial:
+        return f"Continue the download of {base.name}"
+    size = f" ({base.known.download_gb:.1f} GB)" if base.known and base.known.download_gb else ""
+    return f"Download {base.name}{size}"
+
+
+def _habits(known: KnownBase) -> str:
+    """Return how prompts for a base are written and what its model card recommends; empty if it states nothing."""
+    parts = [f"Prompts: {known.prompt_style}" if known.prompt_style else ""]
+    parts += [f"sampler {known.sampler}" if known.sampler else ""]
+    parts += [
+        _span(known.steps, "steps") if known.steps else "",
+        _span(known.guidance, "CFG") if known.guidance else "",
+    ]
+    parts += [f"clip skip {known.clip_skip}" if known.clip_skip else ""]
+    text = ", ".join(part for part in parts if part)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def _span(bounds: tuple[float, float] | None, name: str) -> str:
+    low, high = bounds or (0, 0)
+    return f"{low:g} {name}" if low == high else f"{low:g} to {high:g} {name}"
+
+
+def _download_progress(status: JobStatus) -> str:
+    """Return bytes, percentage and time left of a download: "2.1 of 6.9 GB (31%), 8 min 20 s left"."""
+    if not status.total:
+        return status.message
+    unit, name = (1e9, "GB") if status.total >= 1e9 else (1e6, "MB")
+    text = f"{status.done / unit:.1f} of {status.total / unit:.1f} {name} ({status.done / status.total:.0%})"
+    if status.message == "Comparing checksums":
+        return f"{text}. Comparing checksums"
+    return f"{text}, {format_duration(status.seconds_left)} left" if status.seconds_left is not None else text
+
+
+def models_list(models: Sequence[Model], home: Home) -> Markup:
+    """Return the base models on this machine, and in a fold the files that cannot be used, with the reason."""
+    return render(
+        "plan/models.html",
+        usable=[model for model in models if model.place and not model.problem],
+        unusable=[model for model in models if model.problem],
+        file=home.model_folders,
+    )
+
+
+def first_test_state(test: SweepView | None) -> Markup:
+    """Return how far the test of the bare base is, or why it failed; empty at other times."""
+    if test is None or not (test.is_active or test.status.state is JobState.FAILED):
+        return Markup("")
+    return state_card(test.status, job="test of the base", has_results=bool(test.drawn))
 
 
 def trigger_help(planned: ProjectPlan) -> Markup:

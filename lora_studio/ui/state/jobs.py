@@ -12,21 +12,28 @@ from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
 
-KIND_OF_FOLDER = {"runs": "Training", "sweeps": "Testing", "tags": "Tagging", "measurements": "Measuring"}
+KIND_OF_FOLDER = {
+    "runs": "Training",
+    "sweeps": "Testing",
+    "tags": "Tagging",
+    "measurements": "Measuring",
+    "first_tests": "Testing the base",
+    "downloads": "Downloading",
+}
 MAX_CACHED_JOBS = 4096
 
 
 @dataclass(frozen=True)
 class ActiveJob:
-    """A job that is running, queued, or waits in the run queue."""
+    """A job that is running, queued, or waits in the run queue; `project` is None for a download."""
 
-    project: Project
+    project: Project | None
     folder: JobFolder
     status: JobStatus
 
     @property
     def kind(self) -> str:
-        """Training, Testing, Tagging or Measuring."""
+        """What the job does: Training, Testing, Tagging, Measuring, Downloading."""
         return KIND_OF_FOLDER[self.folder.path.parent.name]
 
     @property
@@ -48,8 +55,9 @@ class Jobs:
     def active(self) -> list[ActiveJob]:
         """Return the active jobs: the running one first, then the queued ones, then those that wait in the queue."""
         found = []
-        for project in self.home.projects():
-            for folder in project.jobs():
+        owners: list[Project | None] = [*self.home.projects(), None]
+        for project in owners:
+            for folder in self.home.downloads() if project is None else project.jobs():
                 if not _has_ended_or_is_missing(folder) and _is_active(status := folder.status()):
                     found.append(ActiveJob(project, folder, status))
         order = (JobState.RUNNING, JobState.QUEUED, JobState.WAITING)

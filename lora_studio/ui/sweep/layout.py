@@ -61,6 +61,7 @@ class Results(NamedTuple):
     grid: gr.HTML
     download: gr.DownloadButton
     measures: gr.HTML
+    before: gr.HTML
     sweeps: gr.HTML
     log_fold: gr.Accordion
     log: gr.HTML
@@ -178,5 +179,6 @@ def _results() -> Results:
     measures = html(elem_id="test-measures", js="grid_keys.js")
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log_lines = html(elem_id="test-log")
+    before = html(elem_id="test-before")
     sweeps = pickable(elem_id="test-sweeps")
-    return Results(state, large, images, download, measures, sweeps, log_fold, log_lines)
+    return Results(state, large, images, download, measures, before, sweeps, log_fold, log_lines)

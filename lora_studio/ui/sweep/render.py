@@ -12,6 +12,7 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.ui.context import Studio
+from lora_studio.ui.state.first_tests import before_training, load_first_test
 from lora_studio.ui.state.lora_files import lora_choices
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep import grid, view
@@ -60,6 +61,7 @@ class SweepRenderer:
             panels.results_side: gr.Column(visible=has_work),
             held.sweep: state.sweep,
             held.signature: page_signature(state.project, state.sweep),
+            self.layout.results.before: before_training(load_first_test(state.project), self.studio.home),
             self.layout.results.sweeps: _sweeps_table(state.project, state.sweep),
         }
 

@@ -284,3 +284,15 @@ def test_bad_lora_is_refused_before_the_base_is_loaded(
     folder = JobFolder.create(tmp_path / "001", job)
     with pytest.raises(InputError, match=r"bad\.safetensors"):
         sweep(job, folder, home=home, report=events, should_stop=lambda: False)
+
+
+def test_without_loras_the_base_alone_is_drawn(tiny_base: Path, tmp_path: Path, home: Home) -> None:
+    job = make_job(tiny_base, [], prompts=["{trigger}, face", "clock"], trigger_word="ink_hc", strengths=[1.0])
+    result, _ = run(job, tmp_path / "sweep", home)
+    assert [(cell.prompt, cell.strength, cell.lora) for cell in result.cells] == [
+        ("ink_hc, face", 0.0, None),
+        ("clock", 0.0, None),
+    ]
+    assert result.grid is not None
+    [row] = result.measures["rows"]
+    assert (row["lora"], row["strength"], row["change"]) == ("", 0.0, 0.0)
