@@ -258,7 +258,7 @@ def test_the_bare_base_is_tested_with_and_without_the_trigger_word(
     home: Home, interface: Interface, started: list[tuple[JobFolder, bool]]
 ) -> None:
     project = make_project(home)
-    project.save_info(project.info().model_copy(update={"trigger_word": "ink_hc"}))
+    project.save_info(project.info().model_copy(update={"trigger_word": "ink_hc", "base": "embedded"}))
     shown = interface.open_project("ink")
     assert (shown["plan_test_first"]["interactive"], shown["plan_before"]) == (True, "")
     interface.call(PlanTab.test_first)
