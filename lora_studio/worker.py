@@ -58,6 +58,7 @@ from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob
 from lora_studio.versions import incompatible_libraries_error
 from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
+from lora_studio.workspace.notify import EndedJob, notify
 from lora_studio.workspace.project import Home
 from lora_studio.workspace.run_queue import RunQueue
 
@@ -218,7 +219,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     use_expandable_segments()
     _silence_libraries()
     started = time.time()
-    recorder = _EventRecorder(folder, listen)
+    recorder = _EventRecorder(folder, listen, home)
     folder.set_status(
         JobStatus(
             state=JobState.QUEUED,
@@ -427,8 +428,10 @@ def _is_damaged_file(error: Exception) -> bool:
 class _EventRecorder:
     """Writes events, and updates the status from them at most twice per second."""
 
-    def __init__(self, folder: JobFolder, listen: Listener) -> None:
+    def __init__(self, folder: JobFolder, listen: Listener, home: Home) -> None:
         self.folder = folder
+        self.home = home
+        self.begun = time.monotonic()
         self.listen = listen
         self.written = 0.0
         self.pending: dict[str, Any] = {}
@@ -446,8 +449,11 @@ class _EventRecorder:
         self(WaitingEvent(message=f"Waiting for {label}" + (f" and {ahead - 1} more" if ahead > 1 else "")))
 
     def finish(self, state: JobState, event: DoneEvent | StoppedEvent | FailedEvent) -> None:
-        """Write the last event and the final status; a full disk must not hide why the job ended."""
+        """Notify the user, write the last event and the final status; a full disk must not hide why the job ended."""
         try:
+            ended = EndedJob(self.folder.name, state.value, self.folder.path, time.monotonic() - self.begun)
+            for problem in notify(self.home.notify_file, ended):
+                self(WarningEvent(code="notify_failed", message=problem, why="The job itself is not affected."))
             written = self.folder.emit(event)
             last = {"state": state, "message": event.message, "remedy": event.remedy, "seconds_left": None}
             last["code"] = event.code if isinstance(event, FailedEvent) else ""

@@ -20,6 +20,7 @@ $LORA_STUDIO_HOME                    default ~/lora-studio
   cache/                             latents, text embeddings, tags, thumbnails: safe to delete
   models/                            base models that the user put here
   model-folders.txt                  more folders with base models, one per line
+  notify.toml                        what to call when a long job has ended, see notify
   queue.json                         the runs that wait for their turn, in order
   queue/                             tickets and lock of GPU jobs
   trash/                             deleted projects, which can be restored
@@ -46,6 +47,7 @@ from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.declare import Settings
 from lora_studio.settings.subsets import Subset
 from lora_studio.workspace.job_folder import JobFolder, JobState, job_folders, numbered_folder, slugify
+from lora_studio.workspace.notify import NOTIFY_FILE
 
 DEFAULT_REPEATS = 10
 SET_FOLDER = re.compile(r"^(\d+)_(.+)$")
@@ -139,6 +141,11 @@ class Home:
     def queue(self) -> Path:
         """The folder of the tickets and the lock of GPU jobs."""
         return self.path / "queue"
+
+    @property
+    def notify_file(self) -> Path:
+        """The file with the command and webhook to call when a long job has ended."""
+        return self.path / NOTIFY_FILE
 
     @property
     def trash(self) -> Path:

@@ -324,3 +324,13 @@ def _until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "timeout"
         time.sleep(0.02)
+
+
+def test_a_notification_that_fails_is_a_warning_before_the_end(folder: JobFolder, home: Home, stage: Any) -> None:
+    home.path.mkdir(parents=True, exist_ok=True)
+    home.notify_file.write_text('command = ["/nonexistent"]\nmin_minutes = 0', "utf-8")
+    stage(lambda job, folder, **wires: Result())
+    worker.execute(folder, home=home)
+    assert folder.status().state is JobState.DONE
+    assert [record["event"] for record in records_of(folder)] == ["warning", "done"]
+    assert records_of(folder, "warning")[0]["code"] == "notify_failed"

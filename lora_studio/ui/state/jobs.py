@@ -39,7 +39,9 @@ class ActiveJob:
     @property
     def text(self) -> str:
         """The text of the header's pill: "Training 68% · 1 min 04 s left"."""
-        if self.status.state in (JobState.QUEUED, JobState.WAITING):
+        if self.status.state is JobState.WAITING:
+            return f"{self.kind} · waiting"
+        if self.status.state is JobState.QUEUED:
             return f"{self.kind} · {self.status.message or 'queued'}"
         progress = f" {self.status.done / self.status.total:.0%}" if self.status.total else ""
         left = f" · {format_duration(self.status.seconds_left)} left" if self.status.seconds_left is not None else ""

@@ -211,8 +211,8 @@ class RunView:
 
     @property
     def is_active(self) -> bool:
-        """True while the run is running or queued."""
-        return self.status.state.is_active
+        """True while the run is running, queued, or waits in the run queue."""
+        return self.status.state.is_active or self.status.state is JobState.WAITING
 
     @property
     def lora(self) -> Path | None:

@@ -34,11 +34,24 @@ class ControlFields(NamedTuple):
     more_note: gr.HTML
 
 
-def build_control_fields() -> ControlFields:
-    """Create the components, hidden."""
-    with gr.Column(visible=False) as restart:
-        restart_button = gr.Button("Restart with less memory", variant="primary", elem_id="train-restart")
-        restart_note = html(elem_id="train-restart-note")
+class RestartFields(NamedTuple):
+    """The panel that restarts a run that ran out of memory."""
+
+    column: gr.Column
+    button: gr.Button
+    note: gr.HTML
+
+
+def build_restart_fields() -> RestartFields:
+    """Create the panel, hidden."""
+    with gr.Column(visible=False) as column:
+        button = gr.Button("Restart with less memory", variant="primary", elem_id="train-restart")
+        note = html(elem_id="train-restart-note")
+    return RestartFields(column, button, note)
+
+
+def build_control_fields(restart: RestartFields) -> ControlFields:
+    """Create the panel for more epochs, hidden."""
     with gr.Column(visible=False) as more:
         with gr.Row(elem_classes="more-epochs"):
             epochs = gr.Number(
@@ -52,7 +65,7 @@ def build_control_fields() -> ControlFields:
             )
             continue_button = gr.Button("Continue for more epochs", scale=2, min_width=200, elem_id="train-continue")
         more_note = html(elem_id="train-continue-note")
-    return ControlFields(restart, restart_button, restart_note, more, epochs, continue_button, more_note)
+    return ControlFields(*restart, more, epochs, continue_button, more_note)
 
 
 def hidden_controls(fields: ControlFields) -> Updates:
@@ -63,7 +76,7 @@ def hidden_controls(fields: ControlFields) -> Updates:
 def controls_of(fields: ControlFields, run: RunView) -> Updates:
     """Return the updates that show what can be done with a run."""
     updates = hidden_controls(fields)
-    if run.is_active or run.status.state is JobState.WAITING:
+    if run.is_active:
         return updates
     epochs = epochs_of(run.folder)
     if epochs is not None and run.status.state in (JobState.DONE, JobState.STOPPED):

@@ -9,13 +9,14 @@ import gradio as gr
 
 from lora_studio.interop.files import FILE_TYPES
 from lora_studio.planning.presets import list_presets, preset_title
-from lora_studio.ui.train.control import ControlFields, build_control_fields
+from lora_studio.ui.train.control import ControlFields, build_control_fields, build_restart_fields
 from lora_studio.ui.train.own_presets import OwnPresets, build_own_presets
 from lora_studio.ui.train.run_panel import RunPanelLayout, build_run_panel
 from lora_studio.ui.train.variants import VariantFields, build_variant_fields
-from lora_studio.ui.widgets.html import hint, html, pickable
+from lora_studio.ui.widgets.html import hint, html, pickable, render
 from lora_studio.ui.widgets.job_fields import JobFields, build_job_fields
 from lora_studio.ui.widgets.recipe_form import RecipeForm, build_form
+from lora_studio.workspace.notify import NOTIFY_FILE
 
 GUIDE_DEFAULTS = "The guide's defaults"
 
@@ -205,8 +206,9 @@ def _run_side() -> RunSide:
 def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout, gr.HTML]:
     notice = html(elem_id="train-notice")
     state = html(elem_id="train-state")
-    control = build_control_fields()
+    restart = build_restart_fields()
     cards = html(elem_id="train-cards")
+    control = build_control_fields(restart)
     run_panel = build_run_panel(local=local)
     with gr.Column(visible=False) as files:
         path = html(elem_id="train-path")
@@ -216,6 +218,7 @@ def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout, gr.HTM
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log = html(elem_id="train-log")
     queue = pickable(elem_id="train-queue")
+    html(render("train/notify.html", file=NOTIFY_FILE), js="notify.js", elem_id="train-notify")
     runs = pickable(elem_id="train-runs")
     aside = Aside(notice, state, cards, runs, files, path, download, details, recipe, log_fold, log)
     return aside, control, run_panel, queue
