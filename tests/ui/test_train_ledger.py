@@ -116,14 +116,29 @@ def test_the_ledger_lists_the_runs_of_one_or_all_projects(home: Home, project: P
     assert set(shown["ledger_table"]["Project"]) == {"ink", "other"}
 
 
-def test_a_run_of_another_project_is_opened_from_the_ledger(home: Home, project: Project, interface: Interface) -> None:
+def test_only_runs_of_the_selected_project_are_opened(home: Home, project: Project, interface: Interface) -> None:
     make_ledger_run(make_project(home, "other", images=0))
+    first = make_ledger_run(project)
+    make_ledger_run(project)
     interface.open_project("ink")
-    shown = interface.call(Sections.click_in_detail, pick="open:other/001-ink")
-    assert (shown["project"], shown["run"], shown["train_section"]) == ("other", "001-ink", Section.RUN)
-    for pick in ("open:nowhere/001-ink", "open:ink/../001-ink", "open:"):
-        shown = interface.call(Sections.click_in_detail, pick=pick)
-        assert error_code(shown["ledger_notice"]) in ("no_project", "no_run")
+    shown = interface.call(Sections.click_in_ledger, pick=f"open:ink/{first.name}")
+    assert (shown["run"], shown["train_section"]) == (first.name, Section.RUN)
+    for pick, code in (("open:other/001-ink", "other_project"), ("open:ink/nothing", "no_run"), ("", "other_project")):
+        assert error_code(interface.call(Sections.click_in_ledger, pick=pick)["ledger_notice"]) == code
+
+
+def test_the_suggested_run_is_edited(project: Project, interface: Interface) -> None:
+    first = make_ledger_run(project, final=0.12)
+    best = make_ledger_run(project, first, final=0.09, unet_lr=1e-4)
+    make_ledger_run(project, first, final=0.11, unet_lr=2e-4)
+    interface.open_project("ink")
+    suggestion = interface.call(Sections.switch, train_section=Section.LEDGER, ledger_scope=Scope.PROJECT)[
+        "ledger_next"
+    ]
+    assert f"edit:ink/{best.name}" in suggestion
+    shown = interface.call(Sections.click_in_ledger, pick=f"edit:ink/{best.name}")
+    assert shown["recipe_unet_lr"]["value"] == "1e-4"
+    assert project.info().parent == best.name
 
 
 def test_a_comparison_shows_what_differs_with_curves_and_samples(project: Project, interface: Interface) -> None:

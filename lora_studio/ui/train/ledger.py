@@ -19,13 +19,12 @@ from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.train.lineage import differences_card
 from lora_studio.ui.train.notes import NotesPanel, build_notes, show_notes, wire_notes
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
-from lora_studio.ui.widgets.formatting import format_duration
-from lora_studio.ui.widgets.html import card, empty_card, error_card, html, pickable
+from lora_studio.ui.widgets.html import empty_card, error_card, html, pickable, render
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OPEN, COMPARE = "open", "compare"
+OPEN, COMPARE, EDIT = "open", "compare", "edit"
 
 
 class Scope(StrEnum):
@@ -39,13 +38,13 @@ class Scope(StrEnum):
 COLUMNS: dict[str, tuple[str, int]] = {
     "run": ("Run", 150),
     "stars": ("Stars", 90),
-    "validation_change": ("Loss vs base", 110),
+    "validation_change": ("Loss vs base, %", 110),
     "verdict": ("Verdict", 190),
     "differences": ("Differences to its parent", 330),
     "notes": ("Notes", 260),
     "parent": ("Parent", 130),
     "steps": ("Steps", 90),
-    "duration": ("Time", 110),
+    "minutes": ("Minutes", 100),
     "started": ("Started", 150),
     "validation_loss": ("Fixed-noise loss", 130),
     "split": ("Measured on", 120),
@@ -56,7 +55,7 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "project": ("Project", 140),
 }
 SPLITS = {"validation": "validation split", "training": "training images"}
-NUMBERS = ("steps",)  # columns that are sorted as numbers; losses are texts of equal length
+NUMBERS = ("validation_change", "steps", "minutes", "validation_loss")  # columns that are sorted as numbers
 
 
 class LedgerLayout(NamedTuple):
@@ -91,7 +90,7 @@ def build_ledger() -> LedgerLayout:
                 csv = gr.DownloadButton("Download CSV", elem_id="ledger-csv", size="sm")
                 markdown = gr.DownloadButton("Download Markdown", elem_id="ledger-markdown", size="sm")
         notice = html(elem_id="ledger-notice")
-        suggestion = html(elem_id="ledger-next")
+        suggestion = pickable(elem_id="ledger-next")
         table = gr.Dataframe(
             headers=[header for header, _ in COLUMNS.values()],
             datatype=["number" if name in NUMBERS else "str" for name in COLUMNS],
@@ -169,7 +168,7 @@ class Ledger:
             folder = run_named(self.studio.find_project(owner), record.name) if owner else None
             return {
                 self.layout.notice: "",
-                self.layout.detail: detail(record),
+                self.layout.detail: detail(record, project),
                 **show_notes(self.layout.notes, owner, folder),
             }
         except StudioError as error:
@@ -199,39 +198,47 @@ def _page_row(record: RunRecord) -> dict[str, Any]:
     change, verdict = record.validation_change, record.figures.verdict
     texts = {
         "stars": "★" * record.notes.stars,
-        "validation_loss": "" if record.validation_loss is None else f"{record.validation_loss:.5f}",
-        "validation_change": "" if change is None else f"{change:+.1%}",
+        "validation_loss": None if record.validation_loss is None else round(record.validation_loss, 5),
+        "validation_change": None if change is None else round(100 * change, 1),
         "split": SPLITS.get(record.figures.split or "", ""),
         "verdict": verdict.title if verdict else "",
-        "duration": format_duration(record.figures.seconds),
+        "minutes": round(record.figures.seconds / 60, 1),
         "started": (values["started"] or "")[:16].replace("T", " "),
     }
     return {name: ("" if (value := texts.get(name, values.get(name))) is None else value) for name in COLUMNS}
 
 
 def suggestion_card(records: Sequence[RunRecord]) -> Markup:
-    """Return what to try next, in the guide's order; a placeholder without runs."""
+    """Return what to try next, in the guide's order, with a button that picks it; a placeholder without runs."""
     if not records:
         return empty_card("Your runs will appear here", "Each with what it changed, its loss and your notes.")
     suggestion = suggest_next(records)
     if suggestion is None:
         return Markup("")
-    rule = suggestion.rule
-    start = f"Edit and rerun {suggestion.run}, the best run so far by fixed-noise loss, and change that alone."
-    return card(f"To try next: {rule.rule.lower()}", rule.why, start)
+    return render(
+        "train/suggestion.html",
+        title=suggestion.rule.rule.lower(),
+        why=suggestion.rule.why,
+        run=suggestion.run,
+        pick=f"{EDIT}:{records[0].project}/{suggestion.run}",
+    )
 
 
-def detail(record: RunRecord) -> Markup:
-    """Return a run's differences to its parent, and buttons that open or compare it: they pick PROJECT/RUN."""
-    key = f"{record.project}/{record.name}"
-    buttons = {f"{OPEN}:{key}": "Open this run"} if record.project else {}
-    if record.project and record.parent:
-        buttons[f"{COMPARE}:{key}"] = f"Compare with {record.parent.name}"
+def detail(record: RunRecord, project: str) -> Markup:
+    """Return a run's differences to its parent, and buttons that open or compare it: they pick PROJECT/RUN.
+
+    A run of another project than the selected one has none.
+    """
+    key, buttons = f"{record.project}/{record.name}", {}
+    if record.project == project:
+        buttons[f"{OPEN}:{key}"] = "Open this run"
+        if record.parent:
+            buttons[f"{COMPARE}:{key}"] = f"Compare with {record.parent.name}"
     return differences_card(record, record.name, buttons=buttons, path=str(record.folder.path))
 
 
 def picked(pick: object) -> tuple[str, str, str]:
-    """Return action, project and run of a button of `detail`, as the browser sent them."""
+    """Return action, project and run of a button of the ledger, as the browser sent them."""
     action, _, key = str(pick).partition(":")
     project, _, run = key.rpartition("/")
     return action, project, run

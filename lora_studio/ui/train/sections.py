@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from lora_studio.errors import StudioError
+from lora_studio.errors import InputError, StudioError
 from lora_studio.ui.context import Page, Studio
 from lora_studio.ui.train.compare import Compare, CompareLayout, build_compare
-from lora_studio.ui.train.ledger import OPEN, Ledger, LedgerLayout, build_ledger, picked
+from lora_studio.ui.train.ledger import COMPARE, OPEN, Ledger, LedgerLayout, build_ledger, picked
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.workspace.project import Project
+
+ShowRun = Callable[[Project, str], Updates]
+"""Returns the updates of the section of a run that show this one; raises InputError if there is none."""
 
 
 class Section(StrEnum):
@@ -53,12 +56,16 @@ def build_other_sections(section: gr.Radio, run: gr.Column) -> SectionLayout:
 
 
 class Sections:
-    """Event handlers that switch between the sections. `open_run` returns the updates that show a run."""
+    """Event handlers that switch between the sections.
 
-    def __init__(self, studio: Studio, layout: SectionLayout, open_run: Callable[[Project, str], Updates]) -> None:
+    `open_run` returns the updates that show a run, `edit_run` those that fill the form with its settings.
+    """
+
+    def __init__(self, studio: Studio, layout: SectionLayout, open_run: ShowRun, edit_run: ShowRun) -> None:
         self.studio = studio
         self.layout = layout
         self.open_run = open_run
+        self.edit_run = edit_run
         self.ledger = Ledger(studio, layout.ledger)
         self.compare = Compare(studio, layout.compare)
 
@@ -72,7 +79,8 @@ class Sections:
         inputs = [studio.project, studio.run, layout.section, layout.ledger.scope]
         layout.section.input(self.switch, inputs, own, **progress)
         outputs = list(dict.fromkeys([*own, *run_page.outputs]))
-        layout.ledger.detail.click(self.click_in_detail, [studio.project], outputs, **progress)
+        for component in (layout.ledger.detail, layout.ledger.suggestion):
+            component.click(self.click_in_ledger, [studio.project], outputs, **progress)
 
         def refresh(project: Project) -> Updates:
             return {**self._at(Section.RUN), **self.ledger.hide_detail(), **run_page.refresh(project)}
@@ -88,15 +96,18 @@ class Sections:
             return {**updates, **self.compare.show(project, None, run)}
         return updates
 
-    def click_in_detail(self, project: str, event: gr.EventData) -> Updates:
-        """Open the run that is selected in the table, or compare it with its parent."""
+    def click_in_ledger(self, project: str, event: gr.EventData) -> Updates:
+        """Open a run, fill the form with its settings, or compare it with its parent."""
         try:
             action, owner, run = picked(event.pick)
-            found = self.studio.find_project(owner)
-            updates: Updates = {} if owner == project else {self.studio.project: owner}
-            if action == OPEN:
-                return {**updates, **self._at(Section.RUN), **self.open_run(found, run)}
-            return {**updates, **self._at(Section.COMPARE), **self.compare.show(owner, None, run)}
+            if owner != project:
+                raise InputError(
+                    f"{run} is in {owner!r}.", "Select that project at the top first.", code="other_project"
+                )
+            if action == COMPARE:
+                return {**self._at(Section.COMPARE), **self.compare.show(project, None, run)}
+            show = self.open_run if action == OPEN else self.edit_run
+            return {**self._at(Section.RUN), **show(self.studio.find_project(project), run)}
         except StudioError as error:
             return {self.layout.ledger.notice: error_card(error)}
 

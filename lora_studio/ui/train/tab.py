@@ -63,7 +63,7 @@ def build(studio: Studio, tab: gr.Tab) -> Page:
     sections = build_other_sections(section, run)
     train = TrainTab(studio, layout)
     page = train.wire(tab)
-    return Sections(studio, sections, train.show_run).wire(page)
+    return Sections(studio, sections, train.show_run, train.edit_run).wire(page)
 
 
 class TrainTab:
@@ -179,6 +179,10 @@ class TrainTab:
     def show_run(self, project: Project, name: str) -> Updates:
         """Return the updates that show a run; raises InputError if the project has none with this name."""
         return self.render(self._run(project, name))
+
+    def edit_run(self, project: Project, name: str) -> Updates:
+        """Return the updates that fill the form with a run's settings; raises InputError if there is none."""
+        return self.render(self.edit_and_rerun(TrainPage(project, name, "")))
 
     def show_error(self, error: StudioError) -> Updates:
         """Show why a handler did nothing."""
