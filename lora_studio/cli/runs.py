@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from lora_studio.cli.console import HomeOption, Json, out_console, print_json, print_lines
 from lora_studio.errors import InputError
 from lora_studio.ledger.compare import Comparison, compare, find_run
 from lora_studio.ledger.records import RunRecord, find_records
-from lora_studio.ledger.table import TEXT_COLUMNS, cell_text, row, to_csv, to_markdown
+from lora_studio.ledger.table import TEXT_COLUMNS, row, text_cells, to_csv, to_markdown
 from lora_studio.workspace.project import Home
 
 MAX_WIDTH = 220  # characters per line where the output is not a terminal
+
+PIPE_WIDTH = 200  # characters per line where the output is not a terminal
 
 
 def runs(
@@ -48,8 +51,7 @@ def runs(
 
 
 def _print_records(records: list[RunRecord]) -> None:
-    values = [row(record) for record in records]
-    _print_table([list(TEXT_COLUMNS), *([cell_text(each[name]) for name in TEXT_COLUMNS] for each in values)])
+    _print_table([list(TEXT_COLUMNS), *(text_cells(record) for record in records)])
 
 
 def _print_comparison(result: Comparison, *, as_json: bool) -> None:
@@ -67,4 +69,5 @@ def _print_table(lines: list[list[str]]) -> None:
     table = Table(*lines[0], box=None, pad_edge=False)
     for line in lines[1:]:
         table.add_row(*(cell.replace("[", r"\[") for cell in line))
-    out_console.print(table, highlight=False, width=None if out_console.is_terminal else MAX_WIDTH)
+    console = out_console if out_console.is_terminal else Console(width=PIPE_WIDTH)
+    console.print(table, highlight=False)

@@ -58,7 +58,7 @@ def compare(records: Sequence[RunRecord]) -> Comparison:
     if len(records) < 2:
         raise InputError("A comparison needs two runs.", "Select at least two.", code="compare")
     rows = [row(record) for record in records]
-    figures = tuple(ComparedValue(name, name, tuple(cell_text(each[name]) for each in rows)) for name in FIGURES)
+    figures = tuple(ComparedValue(name, name, tuple(cell_text(name, each[name]) for each in rows)) for name in FIGURES)
     fair = all(are_comparable(record, records[0]) for record in records[1:])
     return Comparison(tuple(records), tuple(_different(records, rows)), figures, fair)
 

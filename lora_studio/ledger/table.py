@@ -82,16 +82,22 @@ def to_csv(records: Sequence[RunRecord]) -> str:
 def to_markdown(records: Sequence[RunRecord]) -> str:
     """Return the ledger as a Markdown table, with the columns that people read."""
     lines = [_markdown_row(TEXT_COLUMNS), _markdown_row(["---"] * len(TEXT_COLUMNS))]
-    for record in records:
-        values = row(record)
-        lines.append(_markdown_row([cell_text(values[name]) for name in TEXT_COLUMNS]))
+    lines += [_markdown_row(text_cells(record)) for record in records]
     return "\n".join(lines) + "\n"
 
 
-def cell_text(value: Any) -> str:
-    """Return a value of the ledger as text: four digits of a loss, an empty text for None."""
+def text_cells(record: RunRecord) -> list[str]:
+    """Return a run's values of `TEXT_COLUMNS` as texts."""
+    values = row(record)
+    return [cell_text(name, values[name]) for name in TEXT_COLUMNS]
+
+
+def cell_text(name: str, value: Any) -> str:
+    """Return a value of a column as text: a change in percent, four digits of a loss, an empty text for None."""
     if value is None:
         return ""
+    if name == "validation_change":
+        return f"{value:+.1%}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
