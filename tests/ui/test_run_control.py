@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from lora_studio.events import CheckpointEvent
 from lora_studio.files import write_json
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.extend import USE_FILE
@@ -73,6 +74,18 @@ def test_a_running_training_is_asked_to_save(project: Project, interface: Interf
     folder.update_status(state=JobState.DONE)
     assert interface.call(TrainTab.tick)["train_save"] == {"visible": False}
     assert error_code(interface.call(RunControl.save_now)["train_notice"]) == "not_running"
+
+
+def test_checkpoints_are_listed_with_those_saved_by_hand(project: Project, interface: Interface) -> None:
+    folder = make_run(project)
+    saved = folder.path / "checkpoints" / "ink-step00000003-saved.safetensors"
+    saved.touch()
+    for name in (saved.name, "gone.safetensors"):
+        folder.emit(CheckpointEvent(step=3, epoch=None, path=f"checkpoints/{name}"))
+    film = interface.open_project("ink")["train_film"]
+    assert saved.name in film
+    assert "ink-000002.safetensors" in film
+    assert "gone" not in film
 
 
 def test_after_out_of_memory_the_next_rung_is_one_click_away(

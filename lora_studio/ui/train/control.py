@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import gradio as gr
+from markupsafe import Markup
 
 from lora_studio.api import request_save
 from lora_studio.errors import InputError
@@ -16,10 +17,11 @@ from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train.state import RunReader, TrainPage, TrainState
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
-from lora_studio.ui.widgets.html import hint, html
+from lora_studio.ui.widgets.html import TableRow, heading, hint, html, table
 from lora_studio.workspace.job_folder import JobState
 
 DEFAULT_MORE_EPOCHS = 5
+MAX_LISTED = 6
 
 
 class ControlFields(NamedTuple):
@@ -88,6 +90,17 @@ def controls_of(fields: ControlFields, run: RunView) -> Updates:
         updates[fields.restart_button] = gr.Button(f"New run: {saving.advice[0].lower()}{saving.advice[1:]}")
         updates[fields.restart_note] = hint(f"It starts from the beginning with this one change. {saving.why}")
     return updates
+
+
+def checkpoint_list(run: RunView) -> Markup:
+    """Return the run's latest checkpoints that exist, those saved by hand marked; nothing before the first."""
+    files = [path for name in reversed(run.history.checkpoints) if (path := run.folder.path / name).is_file()]
+    rows = [TableRow([path.name, "Save now" if path.stem.endswith("-saved") else ""]) for path in files[:MAX_LISTED]]
+    if not rows:
+        return Markup("")
+    more = f"The latest {MAX_LISTED} of {len(files)}. " if len(files) > MAX_LISTED else ""
+    hint_text = f"{more}Test lists them all. What Save now wrote is never deleted."
+    return heading("Checkpoints", hint_text) + table(["File", "From"], rows, label="Checkpoints")
 
 
 def _schedule_note(run: RunView, epochs: int) -> str:

@@ -13,7 +13,7 @@ from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
-from lora_studio.ui.train.control import controls_of, hidden_controls
+from lora_studio.ui.train.control import checkpoint_list, controls_of, hidden_controls
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
 from lora_studio.ui.train.lineage import lineage_card, lineage_of
@@ -128,7 +128,7 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
         layout.form_side.column: gr.Column(visible=False),
         layout.run_side.column: gr.Column(visible=True),
         layout.run_side.curve: view.curve(run) + view.learned_worst(run, home),
-        layout.run_side.filmstrip: view.filmstrip(run, home),
+        layout.run_side.filmstrip: view.filmstrip(run, home) + checkpoint_list(run),
         **_buttons_of_run(layout.buttons, run),
         aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),
         **controls_of(layout.control, run),
@@ -154,11 +154,11 @@ def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
         updates[buttons.stop] = gr.Button(text, interactive=not stopping, visible=True)
         if run.status.state is JobState.RUNNING and read_sample_prompts(run.job.recipe) and not stopping:
             requested = run.folder.samples_requested()
-            text = "Sampling after this step" if requested else "Sample now"
+            text = "Sampling …" if requested else "Sample now"
             updates[buttons.sample] = gr.Button(text, interactive=not requested, visible=True)
         if run.status.state is JobState.RUNNING and run.history.steps and not stopping:
             requested = run.folder.save_requested()
-            text = "Saving after this step" if requested else "Save now"
+            text = "Saving …" if requested else "Save now"
             updates[buttons.save] = gr.Button(text, interactive=not requested, visible=True)
         return updates
     is_done = run.status.state is JobState.DONE
