@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -79,13 +79,19 @@ def notify(file: Path, job: EndedJob) -> list[str]:
         return [f"{file.name} cannot be used: {error}"]
     if job.seconds < settings.min_minutes * 60:
         return []
+    acts: list[tuple[str, Callable[[], str]]] = []
+    if settings.command:
+        acts.append(("command", lambda: _run(settings.command, job)))
+    if settings.url:
+        acts.append(("url", lambda: _post(settings.url, job)))
     problems = []
-    for name, given, act in (("command", settings.command, _run), ("url", settings.url, _post)):
+    for name, act in acts:
         try:
-            if given and (problem := act(given, job)):  # type: ignore[operator]
-                problems.append(f"The {name} of {file.name} failed: {problem}")
+            problem = act()
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            problems.append(f"The {name} of {file.name} failed: {error}")
+            problem = str(error) or type(error).__name__
+        if problem:
+            problems.append(f"The {name} of {file.name} failed: {problem}")
     return problems
 
 
