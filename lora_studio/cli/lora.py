@@ -13,8 +13,7 @@ from lora_studio.errors import InputError
 from lora_studio.workspace.project import Home
 
 if TYPE_CHECKING:
-    from lora_studio.lora.tools.inspect import InspectReport
-    from lora_studio.lora.tools.resize import TruncationReport
+    from lora_studio.lora.tools.reports import InspectReport, TruncationReport
 
 WORST_LAYERS = 5
 MIB = 1024**2
@@ -89,7 +88,8 @@ def convert_command(
     as_json: Json = False,
 ) -> None:
     """Rename a LoRA's tensors for other programs; the weights stay the same."""
-    from lora_studio.lora.tools.convert import Naming, convert_lora
+    from lora_studio.lora.tools.convert import convert_lora
+    from lora_studio.lora.tools.reports import Naming
 
     if to not in list(Naming):
         raise InputError(f"--to is {to!r}.", f"Give one of {', '.join(Naming)}.", code="naming")

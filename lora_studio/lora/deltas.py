@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lora_studio.lora.tucker import tucker_product
-
 Parts = Mapping[str, Tensor]
 
 
@@ -92,3 +90,8 @@ def kernel_of(parts: Parts) -> tuple[int, ...] | None:
     down = parts.get("lora_down.weight")
     # DyLoRA of LyCORIS flattens the kernel of a convolution
     return None if down is None else tuple(down.shape[2:])
+
+
+def tucker_product(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return the kernel [out, in, k, k] of a core [r, r, k, k] and its matrices [r, out] and [r, in]."""
+    return torch.einsum("ijkl,io,jn->onkl", core, left, right)

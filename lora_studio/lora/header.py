@@ -19,6 +19,15 @@ from lora_studio.lora.names import EMBEDDING_KEY, VECTOR_PARTS, split_tensor_nam
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_TENSORS = 10_000
 MAX_NAME_LENGTH = 512
+# Entries of Stability's model specification 1.0.1 that people edit and model managers show, by short names.
+METADATA_FIELDS = {
+    "title": "modelspec.title",
+    "author": "modelspec.author",
+    "license": "modelspec.license",
+    "description": "modelspec.description",
+    "trigger": "modelspec.trigger_phrase",
+    "tags": "modelspec.tags",
+}
 # The tensors that a complete layer needs, and those that it may also have.
 COMPLETE_LAYERS: tuple[tuple[set[str], set[str]], ...] = (
     ({"lora_down.weight", "lora_up.weight"}, {"lora_mid.weight"}),

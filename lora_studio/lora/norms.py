@@ -7,8 +7,8 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from lora_studio.lora.deltas import tucker_product
 from lora_studio.lora.inject import ADAPTER_NAME, DOWN, MAGNITUDE, UP, AdaptedLayer, Adapters, layer_tensors
-from lora_studio.lora.tucker import tucker_product
 
 
 @torch.no_grad()

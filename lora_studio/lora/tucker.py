@@ -12,10 +12,7 @@ from peft.tuners.loha.layer import Conv2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-
-def tucker_product(core: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return the kernel [out, in, k, k] of a core [r, r, k, k] and its matrices [r, out] and [r, in]."""
-    return torch.einsum("ijkl,io,jn->onkl", core, left, right)
+from lora_studio.lora.deltas import tucker_product
 
 
 class _TuckerLoha(torch.autograd.Function):

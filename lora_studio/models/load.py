@@ -30,6 +30,8 @@ from lora_studio.errors import InputError
 from lora_studio.hub import download
 from lora_studio.hub_files import Transfer
 from lora_studio.models.locate import (
+    HASH_LENGTH,
+    HASH_START,
     PARTS,
     SDXL_CONFIG,
     Progress,
@@ -37,10 +39,9 @@ from lora_studio.models.locate import (
     fetch_base,
     find_vae,
     read_base_config,
+    weights_file,
 )
 
-# Offset and length in bytes of the part of a file that kohya's "legacy" hash covers; UIs show its first 8 hex digits.
-HASH_START, HASH_LENGTH = 0x100000, 0x10000
 LATENT_CHANNELS = 4
 BytesProgress = Callable[[str, int, int], None]
 """Called with the name of a phase, the bytes so far, and all bytes."""
@@ -210,20 +211,6 @@ def _load_file(file: Path, dtype: torch.dtype, read: Callable[[int, int], None])
 
 def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
     return [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
-
-
-def weights_file(folder: Path) -> Path:
-    """Return the safetensors file of one part, or the index of its shards; an fp16 file only if it is the only one."""
-    names = ("model", "diffusion_pytorch_model")
-    for suffix in (".safetensors", ".safetensors.index.json", ".fp16.safetensors"):
-        for name in names:
-            if (file := folder / f"{name}{suffix}").is_file():
-                return file
-    raise InputError(
-        f"{folder} has no .safetensors weights.",
-        "Use a model that has them (pickled .bin files are not opened), or download it again.",
-        code="base_broken",
-    )
 
 
 @contextmanager

@@ -33,6 +33,8 @@ EDM_KEYS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max"})
 # What is downloaded of a repository before it is known what it is.
 CONFIG_FILES = ("*.json", "*/*.json", "*.txt", "*/*.txt", "*/merges.txt")
 TEXT_SECONDS = 5.0  # between two texts about a download's progress
+# Offset and length in bytes of the part of a file that kohya's "legacy" hash covers; UIs show its first 8 hex digits.
+HASH_START, HASH_LENGTH = 0x100000, 0x10000
 
 Progress = Callable[[str], None]
 
@@ -348,4 +350,18 @@ def not_sdxl_error(name: str, kind: str = "") -> InputError:
         f"{name} is {f'{kind}, ' if kind else ''}not an SDXL checkpoint.",
         "Choose a checkpoint based on SDXL; SD 1.5, FLUX and other architectures do not work.",
         code="base_kind",
+    )
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the safetensors file of one part, or the index of its shards; an fp16 file only if it is the only one."""
+    names = ("model", "diffusion_pytorch_model")
+    for suffix in (".safetensors", ".safetensors.index.json", ".fp16.safetensors"):
+        for name in names:
+            if (file := folder / f"{name}{suffix}").is_file():
+                return file
+    raise InputError(
+        f"{folder} has no .safetensors weights.",
+        "Use a model that has them (pickled .bin files are not opened), or download it again.",
+        code="base_broken",
     )

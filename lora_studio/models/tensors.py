@@ -19,8 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_studio.errors import InputError
-from lora_studio.models.load import weights_file
-from lora_studio.models.locate import Source
+from lora_studio.models.locate import Source, weights_file
 
 PARTS = {"unet": "unet", "te1": "text_encoder", "te2": "text_encoder_2"}
 _UNET, _FIRST = "model.diffusion_model.", "conditioner.embedders.0.transformer."

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from lora_studio.errors import NonFiniteLossError
-from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
+from lora_studio.lora.save import save_lora
+from lora_studio.lora.write import adapter_metadata, lora_tensors
 from lora_studio.planning.rates import lower_rates_advice
 from lora_studio.settings.choices import SaveFormat, SavePrecision
 from lora_studio.settings.recipe import Recipe

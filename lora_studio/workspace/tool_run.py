@@ -9,8 +9,9 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from lora_studio.files import write_text
 from lora_studio.workspace.job_folder import is_process_alive
@@ -39,8 +40,12 @@ class ToolState(StrEnum):
 
 
 class ToolRun(BaseModel):
-    """A run of a tool: `arguments` of its function, (`done`, `total`) layers, and its report or its error."""
+    """A run of a tool: `arguments` of its function, (`done`, `total`) layers, and its report or its error.
 
+    `id` tells one run from the next in the same file.
+    """
+
+    id: str = Field(default_factory=lambda: uuid4().hex)
     tool: Tool
     arguments: dict[str, Any]
     state: ToolState = ToolState.RUNNING

@@ -13,7 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lora_studio.lora.inject import Adapters, add_adapters, layer_tensors
-from lora_studio.lora.write import adapter_metadata, lora_tensors, save_lora
+from lora_studio.lora.save import save_lora
+from lora_studio.lora.write import adapter_metadata, lora_tensors
 from lora_studio.settings.choices import SaveFormat
 from lora_studio.settings.recipe import Recipe
 from lora_studio.training.trainer import Trainer

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from lora_studio.errors import InputError
 from lora_studio.lora.alphas import PEFT_METADATA
 from lora_studio.lora.deltas import merged_down, rank_of
 from lora_studio.lora.names import PEFT_PREFIXES
+from lora_studio.lora.save import peft_metadata
 from lora_studio.lora.shapes import DimAlpha
 from lora_studio.lora.tools.files import LoraReader, Progress, check_new_file, layer_vectors, no_progress, write_lora
 from lora_studio.lora.tools.layer_names import LayerName, find_layer_names
-from lora_studio.lora.write import peft_metadata
-
-
-class Naming(StrEnum):
-    """Formats to convert to."""
-
-    KOHYA = "kohya"
-    DIFFUSERS = "diffusers"
-
-
-class ConvertReport(BaseModel):
-    """A converted file. `left_out` lists embeddings, which are not carried over."""
-
-    out: Path
-    naming: Naming
-    layers: int
-    left_out: list[str] = []
+from lora_studio.lora.tools.reports import ConvertReport, Naming
 
 
 def convert_lora(

@@ -22,7 +22,8 @@ from lora_studio.lora.tools.files import (
     write_lora,
 )
 from lora_studio.lora.tools.layer_names import LayerName, find_layer_names
-from lora_studio.lora.tools.resize import LayerError, TruncationReport, truncation_report
+from lora_studio.lora.tools.reports import LayerError, TruncationReport
+from lora_studio.lora.tools.resize import truncation_report
 from lora_studio.lora.tools.truncate import RankRule, lora_parts, truncate
 from lora_studio.models.locate import Source, fetch_base, read_base_config, resolve_base
 from lora_studio.models.tensors import BaseTensors
@@ -123,7 +124,7 @@ def _layers_of(tensors: BaseTensors) -> dict[str, tuple[LayerName, str]]:
     modules = {name: name.rpartition(".")[::2] for name in tensors.names if name.endswith((".weight", ".bias"))}
     outside = (".embeddings.", "text_projection", "logit_scale")
     kept = {name: split for name, split in modules.items() if not any(part in name for part in outside)}
-    names = find_layer_names(dict.fromkeys(module for module, _ in kept.values()))
+    names = find_layer_names(dict.fromkeys(module for module, _ in kept.values()), is_whole=True)
     return {name: (names[module], kind) for name, (module, kind) in kept.items()}
 
 

@@ -17,7 +17,7 @@ from lora_studio.lora.alphas import PEFT_METADATA, Alphas
 from lora_studio.lora.deltas import rank_of
 from lora_studio.lora.header import MERGE_REMEDY, read_lora_header
 from lora_studio.lora.names import VECTOR_PARTS
-from lora_studio.lora.write import save_lora
+from lora_studio.lora.save import save_lora
 
 Progress = Callable[[int, int], None]
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # computed again for every file that is written

@@ -10,13 +10,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from lora_studio.errors import InputError
 from lora_studio.lora.deltas import delta_matrix, low_rank, rank_of
 from lora_studio.lora.header import (
     FOREIGN_KEYS,
+    METADATA_FIELDS,
     OTHER_NETWORKS,
     LoraFile,
     lora_file_of,
@@ -24,7 +24,7 @@ from lora_studio.lora.header import (
 )
 from lora_studio.lora.names import kernel_of_name
 from lora_studio.lora.tools.files import LoraReader, Progress, no_progress
-from lora_studio.lora.tools.metadata import FIELDS
+from lora_studio.lora.tools.reports import BlockNorm, InspectReport, PartSummary
 from lora_studio.models.architectures import kind_of_tensors
 from lora_studio.models.locate import SDXL_KEY, SDXL_TEXT_KEY
 
@@ -40,46 +40,6 @@ TRAINING = (
     *("ss_steps", "ss_num_train_images", "ss_total_batch_size", "ss_resolution", "ss_clip_skip", "ss_seed"),
     *("ss_training_comment", "modelspec.date", "modelspec.prediction_type"),
 )
-
-
-class PartSummary(BaseModel):
-    """What a file changes in one model (unet, te1, te2): number of layers, and the count of each rank and alpha."""
-
-    model: str
-    layers: int
-    ranks: dict[int, int]
-    alphas: dict[str, int]
-
-
-class BlockNorm(BaseModel):
-    """The Frobenius norm of all weight deltas of a block, such as in4, mid1, out3 or te1."""
-
-    block: str
-    norm: float
-    layers: int
-
-
-class InspectReport(BaseModel):
-    """A .safetensors file. `problem` says why the studio cannot use it as a LoRA, empty if it can.
-
-    `networks` counts the layers of each network type.
-    """
-
-    path: Path
-    bytes: int
-    kind: str
-    problem: str = ""
-    tensors: int
-    parameters: int
-    dtypes: dict[str, int]
-    networks: dict[str, int] = {}
-    parts: list[PartSummary] = []
-    embeddings: list[str] = []
-    fields: dict[str, str]
-    training: dict[str, str]
-    tags: dict[str, int]
-    norms: list[BlockNorm] = []
-    metadata: dict[str, str]
 
 
 def inspect_file(path: Path | str, *, on_progress: Progress = no_progress) -> InspectReport:
@@ -100,7 +60,7 @@ def inspect_file(path: Path | str, *, on_progress: Progress = no_progress) -> In
         tensors=len(tensors),
         parameters=sum(prod(entry["shape"]) for entry in tensors),
         dtypes=dict(Counter(str(entry.get("dtype")) for entry in tensors)),
-        fields={name: metadata[key] for name, key in FIELDS.items() if metadata.get(key)},
+        fields={name: metadata[key] for name, key in METADATA_FIELDS.items() if metadata.get(key)},
         training={key: metadata[key] for key in TRAINING if metadata.get(key) not in (None, "", "None")},
         tags=tag_frequency(metadata),
         metadata=metadata,

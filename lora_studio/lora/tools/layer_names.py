@@ -20,11 +20,12 @@ class LayerName(NamedTuple):
     kohya: str
 
 
-def find_layer_names(layers: Iterable[str]) -> dict[str, LayerName]:
+def find_layer_names(layers: Iterable[str], *, is_whole: bool = False) -> dict[str, LayerName]:
     """Return the names of these layers of a file, by their name in it.
 
-    The structure of the UNet is SDXL's, or the embedded base's if only that has all of the layers. Raises InputError
-    for a layer that neither has.
+    The structure of the UNet is SDXL's, or the embedded base's if only that has all of the layers. A few layers in
+    diffusers' names may be those of either; all layers of a model (`is_whole`) are not. Raises InputError for a layer
+    that neither has.
     """
     layers = list(layers)
     if unclear := [layer for layer in layers if ANY_TEXT_ENCODER in layer.replace(".", "_").split("_")[:4]]:
@@ -34,7 +35,7 @@ def find_layer_names(layers: Iterable[str]) -> dict[str, LayerName]:
             code="lora_names",
         )
     unknown: list[str] = []
-    for per_level in PER_LEVEL:
+    for per_level in sorted(PER_LEVEL, reverse=not is_whole):  # all layers of the smaller one are layers of SDXL, too
         known = _known_names(per_level)
         if not (missing := [layer for layer in layers if layer not in known]):
             return {layer: known[layer] for layer in layers}

@@ -23,7 +23,8 @@ from lora_studio.lora.tools.files import (
     write_lora,
 )
 from lora_studio.lora.tools.layer_names import LayerName, find_layer_names
-from lora_studio.lora.tools.resize import LayerError, TruncationReport, truncation_report
+from lora_studio.lora.tools.reports import LayerError, TruncationReport
+from lora_studio.lora.tools.resize import truncation_report
 from lora_studio.lora.tools.truncate import RankRule, Truncated, lora_parts, truncate
 
 

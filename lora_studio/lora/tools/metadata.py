@@ -10,18 +10,9 @@ from pathlib import Path
 from lora_studio.errors import InputError
 from lora_studio.files import write_atomic
 from lora_studio.lora.alphas import PEFT_METADATA
-from lora_studio.lora.header import MAX_HEADER_BYTES, read_header
+from lora_studio.lora.header import MAX_HEADER_BYTES, METADATA_FIELDS, read_header
 from lora_studio.lora.tools.files import check_new_file
 
-# What can be edited: Stability's model specification 1.0.1, which model managers show.
-FIELDS = {
-    "title": "modelspec.title",
-    "author": "modelspec.author",
-    "license": "modelspec.license",
-    "description": "modelspec.description",
-    "trigger": "modelspec.trigger_phrase",
-    "tags": "modelspec.tags",
-}
 # What programs need to load a file: its format, its architecture, its network and its alphas.
 NEEDED = frozenset(
     {
@@ -51,19 +42,21 @@ def read_metadata(path: Path | str) -> dict[str, str]:
 def edit_metadata(source: Path | str, out: Path | str, changes: Mapping[str, str]) -> dict[str, str]:
     """Write a copy with other metadata and return that; an empty value removes an entry.
 
-    `changes` has values by the names in `FIELDS`, or by whole keys like `modelspec.date`. Raises InputError for other
-    names, and if `out` exists.
+    `changes` has values by the names in `METADATA_FIELDS`, or by whole keys like `modelspec.date`. Raises InputError
+    for other names, and if `out` exists.
     """
-    unknown = [name for name in changes if name not in FIELDS and "." not in name and not name.startswith("ss_")]
+    unknown = [
+        name for name in changes if name not in METADATA_FIELDS and "." not in name and not name.startswith("ss_")
+    ]
     if unknown:
         raise InputError(
             f"There is no metadata field {unknown[0]!r}.",
-            f"Use one of {', '.join(FIELDS)}, or a whole key like modelspec.date.",
+            f"Use one of {', '.join(METADATA_FIELDS)}, or a whole key like modelspec.date.",
             code="metadata_field",
         )
     metadata = read_metadata(source)
     for name, value in changes.items():
-        key = FIELDS.get(name, name)
+        key = METADATA_FIELDS.get(name, name)
         if value:
             metadata[key] = value
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel
 from torch import Tensor
 
 from lora_studio.errors import InputError
@@ -21,31 +20,8 @@ from lora_studio.lora.tools.files import (
     write_lora,
 )
 from lora_studio.lora.tools.layer_names import find_layer_names
+from lora_studio.lora.tools.reports import LayerError, TruncationReport
 from lora_studio.lora.tools.truncate import RankRule, lora_parts, truncate
-
-
-class LayerError(BaseModel):
-    """A layer's rank before and after, and its relative error ||D - D'|| / ||D||, in the Frobenius norm."""
-
-    layer: str
-    rank_before: int
-    rank: int
-    error: float
-
-
-class TruncationReport(BaseModel):
-    """A LoRA that was written at a lower rank: `error` is over all layers, `layers` are the worst first.
-
-    Errors are those of the ranks that were left out, before values are rounded to the file's dtype. `left_out` names
-    what the new file lacks.
-    """
-
-    out: Path
-    error: float
-    layers: list[LayerError]
-    bytes_before: int
-    bytes: int
-    left_out: list[str] = []
 
 
 def resize_lora(

@@ -125,6 +125,8 @@ class SweepRenderer:
         selected = [given for given in dict.fromkeys(form.loras) if given in choices]
         return {
             settings.loras: gr.update(choices=options, value=selected),
+            self.layout.tools.lora: gr.update(choices=options),
+            self.layout.tools.others: gr.update(choices=options),
             **({} if form.bases is None else {settings.bases: list(form.bases)}),
             **self.layout.form.fill(form.values),
             **({} if form.key is None else {self.layout.held.filled_for: form.key}),

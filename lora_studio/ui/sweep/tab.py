@@ -27,6 +27,7 @@ from lora_studio.ui.sweep.state import (
     likely_target,
     page_signature,
 )
+from lora_studio.ui.sweep.tools import LoraTools
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card, hint
@@ -46,6 +47,7 @@ class SweepTab:
         self.studio = studio
         self.layout = layout
         self.render = SweepRenderer(studio, layout).render
+        self.tools = LoraTools(studio, layout.tools, layout.settings.loras)
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
@@ -53,7 +55,8 @@ class SweepTab:
         form_inputs = [layout.settings.loras, layout.settings.bases, *layout.form.inputs]
         inputs = [studio.project, studio.run, *layout.held, *form_inputs]
         live = [*layout.panels, *layout.buttons, *layout.results, *layout.held, studio.timer]
-        outputs = [*live, *layout.settings, *layout.form.outputs, layout.lora_import.path]
+        lists = [layout.tools.lora, layout.tools.others]
+        outputs = [*live, *layout.settings, *layout.form.outputs, layout.lora_import.path, *lists]
         events = TabEvents(
             inputs, outputs, self.read, self.render, self.show_error, layout.panels.notice, studio.with_progress
         )
@@ -67,8 +70,9 @@ class SweepTab:
             **NO_PROGRESS,
             trigger_mode="always_last",
         )
+        self.tools.wire()
         layout.open_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
-        return Page(self.refresh, outputs)
+        return Page(self.refresh, list(dict.fromkeys([*outputs, *self.tools.outputs])))
 
     def _wire_actions(self, events: TabEvents[SweepPage, SweepState], tab: gr.Tab) -> None:
         buttons, imports = self.layout.buttons, self.layout.lora_import
@@ -115,7 +119,8 @@ class SweepTab:
         """Show a project: its latest test, and the form with the settings of its latest run."""
         form = SweepForm.of_target(project, likely_target(project, None))
         form = replace(form, values={**self.layout.form.defaults, **form.values})
-        return {self.layout.panels.notice: "", **self.render(SweepState(project, default_sweep(project), form=form))}
+        shown = self.render(SweepState(project, default_sweep(project), form=form))
+        return {self.layout.panels.notice: "", **self.tools.refresh(project), **shown, **self.tools.choices(project)}
 
     def tab_selected(self, page: SweepPage) -> SweepState:
         """Update the tab when it is opened. The form keeps its content, unless Train showed another run since."""

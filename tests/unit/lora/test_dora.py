@@ -17,8 +17,8 @@ from lora_studio.lora.dora import DoraMagnitude, init_dora_magnitude
 from lora_studio.lora.header import read_lora_header
 from lora_studio.lora.inject import inject, layer_tensors
 from lora_studio.lora.layers import find_target_layers
+from lora_studio.lora.save import save_lora
 from lora_studio.lora.shapes import DimAlpha, DoraAxis
-from lora_studio.lora.write import save_lora
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.settings.choices import NetworkType
 from tests.support.networks import add_random_adapters, eval_pipeline, recipe_of, unet_output, write_lora

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from lora_studio.lora.deltas import tucker_product
 from lora_studio.lora.inject import inject, layer_tensors
 from lora_studio.lora.shapes import DimAlpha
-from lora_studio.lora.tucker import TuckerLohaConv2d, tucker_product
+from lora_studio.lora.tucker import TuckerLohaConv2d
 from lora_studio.settings.choices import NetworkType
 
 

@@ -22,8 +22,9 @@ from lora_studio.errors import DiskFullError
 from lora_studio.lora.inject import add_adapters, layer_tensors
 from lora_studio.lora.layers import block_names, find_target_layers
 from lora_studio.lora.names import kohya_name, to_stability_path
+from lora_studio.lora.save import model_hashes, save_lora
 from lora_studio.lora.shapes import layer_dim_alpha, tensor_shapes
-from lora_studio.lora.write import lora_tensors, model_hashes, save_lora
+from lora_studio.lora.write import lora_tensors
 from lora_studio.models.locate import SDXL_CONFIG
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.settings.recipe import Recipe

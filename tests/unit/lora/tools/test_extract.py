@@ -86,6 +86,15 @@ def test_extract_then_merge_gives_the_finetune_within_the_reported_error(
     assert kernels["lora_unet_output_blocks_0_0_in_layers_2.lora_down.weight"] == (3, 3)
 
 
+def test_names_are_those_of_the_checkpoints_own_structure(home: Home, tmp_path: Path) -> None:
+    small = make_pipeline(tmp_path / "tokenizers", layers=1)
+    path = save(small, tmp_path / "base", "folder")
+    small.unet.down_blocks[1].attentions[0].proj_in.weight.data += 1
+    report = extract_lora(save(small, tmp_path / "tuned", "folder"), tmp_path / "x.safetensors", base=path, rank=4)
+    assert [row.layer for row in report.layers] == ["lora_unet_input_blocks_3_1_proj_in"]
+    assert report.error < 1e-6
+
+
 def test_rounding_to_half_precision_is_not_a_change(
     base: StableDiffusionXLPipeline, home: Home, tmp_path: Path
 ) -> None:
