@@ -29,13 +29,15 @@ from lora_studio.guide import (
 
 @dataclass(frozen=True)
 class GuideSection:
-    """A section of the guide. `anchor` is its id in docs/guide.md; `settings` are those that it is about."""
+    """A section of the guide. `anchor` is its id in docs/guide.md; `settings` and `cautions` (codes) are
+    those that it is about."""
 
     anchor: str
     title: str
     text: tuple[str, ...]
     points: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
 
 SECTIONS = (
@@ -45,6 +47,7 @@ SECTIONS = (
         (MIN_IMAGES.why, MIN_SIDE.why, WORKFLOW["dataset"].thought),
         WORKFLOW["dataset"].todo,
         ("enable_bucket",),
+        cautions=("few_images", "small_images", "mixed_resolution", "bucket_waste", "unreadable"),
     ),
     GuideSection(
         "base-model",
@@ -57,6 +60,7 @@ SECTIONS = (
         ),
         tuple(f"{kind.capitalize()}: {advice.base}" for kind, advice in KINDS.items()),
         ("prediction_type", "zero_terminal_snr"),
+        cautions=("base_unchecked", "prediction_type_set"),
     ),
     GuideSection(
         "learning-rates",
@@ -67,6 +71,7 @@ SECTIONS = (
             *(f"{item.says} {item.holds}" for item in CORRECTIONS if item.setting == "text_encoder_lr"),
         ),
         settings=("unet_lr", "text_encoder_lr", "text_encoder_lr2", "lr_scheduler"),
+        cautions=("unet_lr_range", "text_encoder_lr_range", "text_encoder_rate"),
     ),
     GuideSection(
         "network",
@@ -77,6 +82,7 @@ SECTIONS = (
             "A larger dimension makes a larger file and holds more detail; it is not always better.",
         ),
         settings=("network_dim", "network_alpha", "network_type"),
+        cautions=("network_dim_range", "alpha_above_dim"),
     ),
     GuideSection(
         "optimizer",
@@ -87,6 +93,7 @@ SECTIONS = (
         ),
         tuple(f"{name}: {OPTIMIZERS[name].why}" for name in ("Adafactor", "AdamW8bit", "Prodigy", "AdamW", "CAME")),
         ("optimizer",),
+        cautions=("optimizer_large",),
     ),
     GuideSection(
         "dataset-size",
@@ -102,12 +109,14 @@ SECTIONS = (
             for tier in TIERS
         ),
         ("batch_size", "gradient_accumulation_steps", "epochs", "repeats", "validation_split", "max_train_steps"),
+        cautions=("epochs_tier", "batch_size_tier", "held_out_few", "few_steps", "many_steps", "shown_often"),
     ),
     GuideSection(
         "noise-and-clip-skip",
         "Noise offset and clip skip",
         (f"Noise offset: {RECIPE['noise_offset'].why}", f"Clip skip: {RECIPE['clip_skip'].why}"),
         settings=("noise_offset", "clip_skip"),
+        cautions=("noise_offset_range", "clip_skip_range"),
     ),
     GuideSection(
         "memory",
@@ -115,6 +124,7 @@ SECTIONS = (
         (RECIPE["gradient_checkpointing"].why, RECIPE["mixed_precision"].why),
         tuple(f"{saving.advice}. {saving.why}" for saving in MEMORY_SAVINGS if saving.guide),
         ("gradient_checkpointing", "mixed_precision"),
+        cautions=("memory", "checkpointing"),
     ),
     GuideSection(
         "resolution",
@@ -127,18 +137,21 @@ SECTIONS = (
         "Trigger word",
         ("A word that the base does not know, which is in every caption and calls what the LoRA learned.",),
         tuple(f"{rule.rule} {rule.why}" for rule in TRIGGER_RULES),
+        cautions=("trigger_missing", "trigger_characters", "trigger_style", "trigger_unique", "trigger_memorable"),
     ),
     GuideSection(
         "captions",
         "Captions",
         ("What is in a caption stays changeable in prompts; what is in every image and in no caption is learned.",),
         tuple(f"{kind.capitalize()}: {advice.tagging}" for kind, advice in KINDS.items()),
+        cautions=("captions_missing", "trigger_not_in_captions"),
     ),
     GuideSection(
         "time",
         "Time",
         (RECIPE["training_hours"].why, WORKFLOW["plan"].thought),
         WORKFLOW["plan"].todo,
+        cautions=("time", "hours"),
     ),
     GuideSection(
         "experiments",
@@ -162,4 +175,7 @@ SECTIONS = (
 )
 SECTION_OF_SETTING: Mapping[str, GuideSection] = MappingProxyType(
     {setting: section for section in SECTIONS for setting in section.settings}
+)
+SECTION_OF_CAUTION: Mapping[str, GuideSection] = MappingProxyType(
+    {code: section for section in SECTIONS for code in section.cautions}
 )

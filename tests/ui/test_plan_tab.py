@@ -222,9 +222,12 @@ def test_the_plan_is_shared_as_text_and_as_a_picture(project: Project, interface
 
 
 def test_recommendations_link_to_sections_that_the_page_has(project: Project, interface: Interface) -> None:
-    shown = interface.open_project("ink")
+    interface.open_project("ink")
+    shown = interface.call(PlanTab.update_plan, plan_trigger="", plan_images=4)
     links = set(re.findall(r'href="#(guide-[\w-]+)"', shown["plan_recipe"]))
     assert {"guide-learning-rates", "guide-network", "guide-dataset-size"} <= links
+    links |= set(re.findall(r'href="#(guide-[\w-]+)"', shown["plan_cautions"]))
+    assert {"guide-trigger-word", "guide-images"} <= links
     assert links <= set(re.findall(r'<details id="([\w-]+)"', interface.contents_of("plan_guide")))
 
 

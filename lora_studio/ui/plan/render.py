@@ -120,7 +120,7 @@ def _result_updates(result: Result, state: PlanState) -> Updates:
         result.to_dataset: gr.Button("Check the dataset" if codes & DATASET_CODES else "Open the dataset"),
         result.tiles: plan_tiles(plan) if plan else "",
         result.changes: view.changes_note(state.next_run) if plan else "",
-        result.cautions: caution_cards(plan) if plan else "",
+        result.cautions: caution_cards(plan, with_guide=True) if plan else "",
         result.memory: view.memory_table(plan) if plan else "",
         result.recipe: view.recipe_table(plan, state.next_run)
         if plan

@@ -74,7 +74,8 @@ class PlanState:
         images = (planned.plan.images if planned.plan else 0) if project_images(project) else None
         sweep = None
         if variable is not None:
-            sweep = Sweep(variable, what_if(plan_inputs(project), variable) if planned.plan else ())
+            rows = what_if(plan_inputs(project), variable) if planned.plan else ()
+            sweep = Sweep(variable, rows, planned.info.hours)
         return cls(
             planned,
             planned.next_run(),

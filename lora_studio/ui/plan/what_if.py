@@ -38,10 +38,11 @@ class WhatIfFold(NamedTuple):
 
 @dataclass(frozen=True)
 class Sweep:
-    """The rows of a plan over the values of a variable."""
+    """The rows of a plan over the values of a variable; `hours` is the limit of the time, if there is one."""
 
     variable: Variable
     rows: Sequence[WhatIfRow]
+    hours: float | None = None
 
 
 def build_what_if() -> WhatIfFold:
@@ -77,7 +78,7 @@ def what_if_plots(plan: Plan, sweep: Sweep) -> Markup:
         logarithmic=variable is not Variable.EPOCHS,
     )
     texts = [_value_text(variable, row.value) for row in rows]
-    figures = [_steps(rows), _time(rows), *([] if plan.on_cpu else [_memory(rows)]), _file_size(rows)]
+    figures = [_steps(rows), _time(rows, sweep.hours), *([] if plan.on_cpu else [_memory(rows)]), _file_size(rows)]
     charts = [
         sweep_chart(values, replace(figure, texts=[" · ".join(pair) for pair in zip(texts, figure.texts, strict=True)]))
         for figure in figures
@@ -105,7 +106,7 @@ def _steps(rows: Sequence[WhatIfRow]) -> Figure:
     )
 
 
-def _time(rows: Sequence[WhatIfRow]) -> Figure:
+def _time(rows: Sequence[WhatIfRow], hours: float | None) -> Figure:
     seconds, name = time_unit(max(row.seconds.high for row in rows))
     return Figure(
         "Time",
@@ -114,6 +115,8 @@ def _time(rows: Sequence[WhatIfRow]) -> Figure:
         [describe_range(row.seconds) for row in rows],
         bounds=[(row.seconds.low / seconds, row.seconds.high / seconds) for row in rows],
         bounds_name="range",
+        limits=[] if hours is None else [hours * 3600 / seconds] * len(rows),
+        limit_name="your budget",
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from lora_studio.guide_sections import SECTION_OF_CAUTION, GuideSection
+from lora_studio.planning.cautions import Caution
 from lora_studio.planning.memory import TRAINING
 from lora_studio.planning.planned_memory import ESTIMATED, MEASURED
 from lora_studio.planning.planned_run import Plan, batch_as_text
 from lora_studio.planning.timing import describe_range
 from lora_studio.settings.choices import NetworkType
 from lora_studio.ui.widgets.formatting import format_count
-from lora_studio.ui.widgets.html import Tile, Tone, card, cards, heading, note, tiles
+from lora_studio.ui.widgets.html import Tile, Tone, card, cards, heading, note, render, tiles
 
 
 def plan_tiles(plan: Plan) -> Markup:
@@ -39,14 +41,21 @@ def empty_plan_tiles(note: str) -> Markup:
     return tiles(Tile(label, "–", "" if index else note) for index, label in enumerate(labels))
 
 
-def caution_cards(plan: Plan) -> Markup:
-    """Return the plan's warnings, each with its reason."""
+def caution_cards(plan: Plan, *, with_guide: bool = False) -> Markup:
+    """Return the plan's warnings, each with its reason and, on a page `with_guide`, a link to the guide's section."""
     if not plan.warnings:
         return cards([card("Nothing to check", f"The guide has no objections. {plan.tagging}", tone=Tone.OK)])
     count = len(plan.warnings)
     title = "One thing to check" if count == 1 else f"{count} things to check"
-    warnings = cards(note(caution.message, caution.why, Tone.WARNING) for caution in plan.warnings)
+    sections = SECTION_OF_CAUTION if with_guide else {}
+    warnings = cards(
+        note(caution.message, _reason(caution, sections.get(caution.code)), Tone.WARNING) for caution in plan.warnings
+    )
     return heading(title, "Suggestions only: you can train anyway.") + warnings
+
+
+def _reason(caution: Caution, section: GuideSection | None) -> str:
+    return render("plan/caution_reason.html", why=caution.why, section=section)
 
 
 def _network(plan: Plan) -> str:
