@@ -127,7 +127,8 @@ def _needed_folder(folder: Path | None, option: str) -> Path:
 
 
 def _what_if_table(variable: Variable, rows: Sequence[WhatIfRow], planned: Plan) -> Table:
-    memory = [] if planned.on_cpu else ["GPU memory"]  # that of a CPU is not estimated
+    is_estimated = variable is Variable.VRAM_GIB or not planned.on_cpu  # that of a CPU is not
+    memory = ["GPU memory"] if is_estimated else []
     table = Table(variable.value, "steps", "time", *memory, "file size", "", box=None, pad_edge=False)
     for row in rows:
         least = f", at least {row.min_vram_gib:.1f}" if row.min_vram_gib < row.vram_gib else ""

@@ -159,14 +159,14 @@ def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold, FirstTestPanel
     tiles = html(elem_id="plan-tiles")
     with gr.Row(elem_classes="actions"):
         measure = gr.Button(
-            "Measure time and memory on this machine", size="sm", scale=0, min_width=260, elem_id="plan-measure"
+            "Measure time and memory on this machine", size="sm", scale=0, min_width=300, elem_id="plan-measure"
         )
         stop = gr.Button(
             "Stop measuring", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-measure-stop"
         )
-        start = gr.Button("Test first", size="sm", scale=0, min_width=260, elem_id="plan-test-first")
+        start = gr.Button("Test first", size="sm", scale=0, min_width=110, elem_id="plan-test-first")
         stop_test = gr.Button(
-            "Stop the test", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-test-first-stop"
+            "Stop the test", size="sm", scale=0, min_width=130, visible=False, elem_id="plan-test-first-stop"
         )
         copy, draw = build_share()
     share = Share(copy, draw, *build_picture())

@@ -78,7 +78,9 @@ def what_if_plots(plan: Plan, sweep: Sweep) -> Markup:
         logarithmic=variable is not Variable.EPOCHS,
     )
     texts = [_value_text(variable, row.value) for row in rows]
-    figures = [_steps(rows), _time(rows, sweep.hours), *([] if plan.on_cpu else [_memory(rows)]), _file_size(rows)]
+    figures = [_steps(rows), _time(rows, sweep.hours), _file_size(rows)]
+    if variable is Variable.VRAM_GIB or not plan.on_cpu:
+        figures.insert(2, _memory(rows))
     charts = [
         sweep_chart(values, replace(figure, texts=[" · ".join(pair) for pair in zip(texts, figure.texts, strict=True)]))
         for figure in figures
