@@ -38,7 +38,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination: its recipe, and a name that tells it from the others, like `lr1e-4-dim16`."""
+    """One combination: its recipe, and a name of its own, like `lr1e-4-dim16`."""
 
     name: str
     recipe: Recipe

@@ -67,7 +67,7 @@ class EndedJob:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a command or webhook gets."""
+        """The values that a command or webhook gets."""
         return {"run": self.run, "status": self.status, "path": str(self.path)}
 
 

@@ -93,7 +93,7 @@ def continued_factor(recipe: Recipe, factor: float, steps: int) -> Callable[[int
     """Return the factor on the recipe's rates by step, over `steps` steps that begin at `factor`."""
     constant = recipe.lr_scheduler in (Scheduler.CONSTANT, Scheduler.CONSTANT_WITH_WARMUP)
     peak = 1.0 if constant else max(factor, REWARMED_FACTOR)
-    warmup = min(MAX_REWARM_STEPS, int(REWARM_SHARE * steps)) if peak > factor else 0
+    warmup = min(MAX_REWARM_STEPS, max(1, int(REWARM_SHARE * steps))) if peak > factor else 0
     minimum = min(peak, recipe.lr_scheduler_min_lr_ratio) if recipe.lr_scheduler is Scheduler.COSINE else 0.0
     shape = _decay(recipe)
 

@@ -33,7 +33,7 @@ class ActiveJob:
 
     @property
     def kind(self) -> str:
-        """What the job does: Training, Testing, Tagging, Measuring, Downloading."""
+        """The kind of job: Training, Testing, Tagging, Measuring, Downloading."""
         return KIND_OF_FOLDER[self.folder.path.parent.name]
 
     @property
