@@ -152,7 +152,7 @@ class StepEvent(EventAtStep):
     seconds: float | None = Field(default=None, description="duration of the step")
     memory_gib: float | None = Field(
         default=None,
-        description="peak memory of tensors on the GPU in the last steps, or of the process's RAM on a CPU, in GiB",
+        description="peak memory of tensors on the GPU since the first step, or of the process's RAM on a CPU, in GiB",
     )
     batch_pixels: int | None = Field(
         default=None, description="pixels of the step's largest batch, on each GPU if there are several"

@@ -6,13 +6,13 @@ A line of speeds.jsonl in the home is a finished or stopped run: base, device, r
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import median
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lora_studio.errors import InputError
-from lora_studio.events import StartEvent, StepEvent
+from lora_studio.events import Event, SampleEvent, StartEvent, StepEvent
 from lora_studio.files import write_text
 from lora_studio.models.catalogue import find_base
 from lora_studio.settings.job_specs import TrainJob
@@ -30,7 +30,8 @@ class MeasuredSpeed(BaseModel):
     """The speed of one run. `base` is its name in the catalogue or as it was given, `seconds` the median step.
 
     `device` is one of the devices that the run's `processes` used. `memory_gib` is the peak of a GPU's tensors, or of
-    the process's main memory (RSS) on a CPU, with batches of at most `batch_pixels` pixels on each device.
+    the process's main memory (RSS) on a CPU, in the steps before the first sample was drawn; their batches had at most
+    `batch_pixels` pixels on each device.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,6 +76,7 @@ def speed_of_run(folder: JobFolder) -> MeasuredSpeed | None:
     events = folder.events()[0]
     starts = [event for event in events if isinstance(event, StartEvent)]
     steps = [event for event in events if isinstance(event, StepEvent)]
+    unmixed = _steps_before_samples(events)
     seconds = [event.seconds for event in steps if event.seconds is not None]
     if not isinstance(job, TrainJob) or not starts or len(seconds) < MIN_STEPS:
         return None
@@ -85,9 +87,23 @@ def speed_of_run(folder: JobFolder) -> MeasuredSpeed | None:
         recipe=job.recipe,
         seconds=median(seconds[WARMUP_STEPS:]),
         processes=job.num_processes,
-        memory_gib=max((event.memory_gib for event in steps if event.memory_gib is not None), default=None),
-        batch_pixels=max((event.batch_pixels for event in steps if event.batch_pixels is not None), default=None),
+        memory_gib=max((event.memory_gib for event in unmixed if event.memory_gib is not None), default=None),
+        batch_pixels=max((event.batch_pixels for event in unmixed if event.batch_pixels is not None), default=None),
     )
+
+
+def _steps_before_samples(events: Sequence[Event]) -> list[StepEvent]:
+    """Return the steps since the last start whose peak memory is that of training: up to the first sample drawn."""
+    found: list[StepEvent] = []
+    is_training = False
+    for event in events:
+        if isinstance(event, StartEvent):
+            found, is_training = [], True
+        elif isinstance(event, SampleEvent) and found:
+            is_training = False
+        elif isinstance(event, StepEvent) and is_training:
+            found.append(event)
+    return found
 
 
 def find_speeds(home: Home, base: str, device: str) -> list[MeasuredSpeed]:

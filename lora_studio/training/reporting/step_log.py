@@ -89,12 +89,14 @@ class StepLog:
         return not self.deferred or time.monotonic() - self.flushed_at >= FLUSH_SECONDS
 
     def start_clock(self) -> None:
-        """Start measuring time and memory of the next step, so that work since the last report does not count."""
-        if self.pending:
-            return
-        if self.device.type == "cuda":
+        """Start timing the next step, so that work since the last report does not count.
+
+        The peak of the GPU's memory counts from the first step on: loading and encoding are left out.
+        """
+        if not self.step_count and self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        self.flushed_at = time.monotonic()
+        if not self.pending:
+            self.flushed_at = time.monotonic()
 
     def flush(self) -> None:
         """Report all pending steps; the time since the last report is divided equally among them."""
@@ -148,7 +150,7 @@ class StepLog:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the peak memory of tensors on a GPU since it was reset, else of this process's main memory; in GiB."""
+    """Return the peak memory that tensors took on a GPU so far, else that of this process's main memory; in GiB."""
     used = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss_bytes()
     return round(used / 2**30, 2)
 

@@ -238,7 +238,11 @@ def test_plan_measures_the_time_of_a_step(
     estimated, measured = run_json(*words), run_json(*words, "--measure")
     assert "measured" in measured["seconds_source"]
     assert "measured" not in estimated["seconds_source"]
-    assert run_json(*words)["seconds"] == measured["seconds"]
+    assert estimated["ram_gib"] is None
+    assert 0.1 < measured["ram_gib"] < 16
+    assert measured["vram_source"] == estimated["vram_source"] == "estimated"
+    again = run_json(*words)
+    assert (again["seconds"], again["ram_gib"]) == (measured["seconds"], measured["ram_gib"])
     assert [path.name for path in (tmp_path / "home").iterdir() if path.name.startswith("measure-")] == []
     assert run("plan", "--images", "24", "--measure").returncode == 2
 

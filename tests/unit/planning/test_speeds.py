@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_studio.events import SampleEvent
 from lora_studio.planning.speeds import find_speeds, read_speeds, remember_speed, speed_of_run
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder
@@ -56,6 +57,26 @@ def test_the_peak_memory_and_the_largest_batch_are_remembered(tmp_path: Path, ho
     remember_speed(home, folder)
     [speed] = read_speeds(home)
     assert (speed.memory_gib, speed.batch_pixels) == (8.25, 400)
+
+
+def test_the_memory_of_drawing_samples_does_not_count(tmp_path: Path, home: Home) -> None:
+    folder = JobFolder.create(tmp_path / "a", TrainJob.parse({"name": "a", "dataset": "d", "base": "sdxl"}))
+
+    def steps(first: int, memory: float) -> None:
+        for step in range(first, first + 8):
+            folder.emit(step_event(step, seconds=1.0, memory_gib=memory, batch_pixels=memory * 10))
+
+    drawn = SampleEvent(step=0, epoch=None, index=0, prompt="a", seed=1, path="a.png")
+    folder.emit(start_event(device="GPU"))
+    steps(1, 20.0)  # before a resume
+    folder.emit(start_event(device="GPU"))
+    folder.emit(drawn)  # before the first step, whose peak begins anew
+    steps(9, 8.0)
+    folder.emit(drawn)
+    steps(17, 12.0)
+    remember_speed(home, folder)
+    [speed] = read_speeds(home)
+    assert (speed.memory_gib, speed.batch_pixels) == (8.0, 80)
 
 
 def test_lines_of_earlier_versions_have_no_memory(tmp_path: Path, home: Home) -> None:
