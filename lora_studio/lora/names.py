@@ -9,7 +9,7 @@ models (`unet.down_blocks.1.attentions.0.proj_in`, `text_encoder_2.text_model...
 - diffusers and peft: `unet.`, `text_encoder.`, `base_model.model.`, or only the path
 - diffusers before 0.22: `.attn1.processor.to_q_lora.down.weight`, with and without `unet.`
 
-A text encoder that a file does not name is `ANY_TEXT_ENCODER`; the shapes of its layers tell which one it is.
+A text encoder that a file does not name is `ANY_TEXT_ENCODER`; it is found by the shapes of its layers.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ToolState(StrEnum):
 class ToolRun(BaseModel):
     """A run of a tool: `arguments` of its function, (`done`, `total`) layers, and its report or its error.
 
-    `id` tells one run from the next in the same file.
+    `id` distinguishes a run from the next one in the same file.
     """
 
     id: str = Field(default_factory=lambda: uuid4().hex)

@@ -115,16 +115,16 @@ def build_tools(*, local: bool) -> ToolLayout:
         with gr.Column(visible=False) as ranks:
             rank = gr.Number(
                 label="Largest rank",
-                info="Empty when merging: the ranks are concatenated, which is exact.",
+                info="0 when merging: the ranks are concatenated, which is exact.",
                 precision=0,
-                value=None,
-                minimum=1,
+                value=0,
+                minimum=0,
                 elem_id="tool-rank",
             )
             keep = gr.Number(
                 label="Share of the norm to keep",
-                info="Like 0.95: each layer gets as few ranks as keep it. Empty: only the rank counts.",
-                value=None,
+                info="Like 0.95: each layer gets as few ranks as keep it. 0: only the rank counts.",
+                value=0,
                 minimum=0,
                 maximum=1,
                 elem_id="tool-keep",

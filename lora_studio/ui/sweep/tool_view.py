@@ -63,12 +63,12 @@ def _truncated(report: TruncationReport) -> Markup:
         ]
     )
     worst = table(
-        ["Layer", "Rank", "Error"],
+        ["Error", "Rank", "Layer"],
         [
-            TableRow([layer.layer, f"{layer.rank_before} → {layer.rank}", f"{layer.error:.2%}"])
+            TableRow([f"{layer.error:.2%}", f"{layer.rank_before} → {layer.rank}", layer.layer])
             for layer in report.layers[:WORST_LAYERS]
         ],
-        ["", "keep", "keep"],
+        ["keep", "keep", "why"],
         label="Layers with the largest errors",
     )
     missing = cards(note(f"Left out: {text}.", tone=Tone.WARNING) for text in report.left_out)
@@ -83,7 +83,7 @@ def _inspected(report: InspectReport) -> Markup:
         ("Precision", ", ".join(report.dtypes)),
         ("Network", ", ".join(f"{name} ({count})" for name, count in report.networks.items())),
         *((part.model, f"{part.layers} layers, {_ranks(part.ranks, part.alphas)}") for part in report.parts),
-        *(report.fields | report.training).items(),
+        *((_label(name), value) for name, value in (report.fields | report.training).items()),
         ("Embeddings", ", ".join(report.embeddings)),
     ]
     bars = [(row.block, f"{row.norm:.3g}", 100 * row.norm / largest if largest else 0) for row in report.norms]
@@ -95,6 +95,11 @@ def _inspected(report: InspectReport) -> Markup:
         bars=bars,
         tags=list(report.tags.items()),
     )
+
+
+def _label(key: str) -> str:
+    """Return the name of an entry of the metadata as text: "ss_unet_lr" is "Unet lr"."""
+    return key.removeprefix("ss_").removeprefix("modelspec.").replace("_", " ").capitalize()
 
 
 def _ranks(ranks: dict[int, int], alphas: dict[str, int]) -> str:
