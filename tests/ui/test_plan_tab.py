@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from markupsafe import Markup
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -20,8 +21,10 @@ from lora_studio.planning.trigger import propose_triggers
 from lora_studio.sampling.cells import SweepPlan
 from lora_studio.settings.job_specs import DownloadJob, SweepJob, TrainJob
 from lora_studio.ui.context import NEW_RUN
+from lora_studio.ui.plan import view
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.server import Mode
+from lora_studio.ui.state.base_models import ChosenBase
 from lora_studio.ui.state.project_plan import load_plan
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.tab import TrainTab
@@ -334,3 +337,25 @@ def test_models_on_this_machine_are_offered(
         assert (path in [value for _, value in shown["plan_base"]["choices"]]) is offered
         assert ("FLUX" in shown["plan_models"]) is offered
         interface.blocks.close(verbose=False)
+
+
+def test_a_job_that_changes_while_the_plan_is_made_is_shown_by_the_next_tick(
+    project: Project, interface: Interface, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interface.open_project("ink")
+    interface.call(PlanTab.update_plan, plan_base="DreamShaper XL")
+    folder = JobFolder.create(home.download_of("DreamShaper XL").path, DownloadJob(base="DreamShaper XL"))
+    folder.set_status(JobStatus(**running_status(), done=1, total=4))
+    rendered = view.base_facts
+
+    def facts_then_stop(base: ChosenBase) -> Markup:
+        html = rendered(base)
+        folder.set_status(JobStatus(state=JobState.STOPPED, done=1, total=4))
+        return html
+
+    monkeypatch.setattr(view, "base_facts", facts_then_stop)
+    assert "Downloading" in interface.call(PlanTab.update_plan)["plan_base_facts"]
+    monkeypatch.undo()
+    shown = interface.call(PlanTab.tick)
+    assert "stopped" in shown["plan_base_facts"]
+    assert shown["plan_download"]["visible"]

@@ -50,7 +50,7 @@ class PlanState:
     time, `first_test` that of the bare base. `models` are the base models to offer; None leaves the page's as they are.
     `is_job_started` says that a job has just been started. `sweep` has the plots of the open fold "What if". `draws`
     shows the plan as a picture. `taken_back` names the settings whose changes in Train were just set back to the plan.
-    `opens_train` shows Train's form next.
+    `opens_train` shows Train's form next. `signature` is that of the jobs, as they were when they were read.
     """
 
     planned: ProjectPlan
@@ -66,10 +66,12 @@ class PlanState:
     draws: bool = False
     taken_back: Collection[str] = ()
     opens_train: bool = False
+    signature: str = ""
 
     @classmethod
     def load(cls, project: Project, filled: Collection[str] = (), variable: Variable | None = None) -> PlanState:
         """Plan a project, over a variable too if one is given; raises InputError if project.json cannot be read."""
+        shown_jobs = jobs_signature(project)  # before their states are read, so that no change in between is missed
         planned = load_plan(project)
         images = (planned.plan.images if planned.plan else 0) if project_images(project) else None
         sweep = None
@@ -85,15 +87,12 @@ class PlanState:
             latest_measurement(project),
             load_first_test(project),
             sweep=sweep,
+            signature=shown_jobs,
         )
 
-    @property
-    def signature(self) -> str:
-        """A text that changes whenever the page must show something else about its jobs."""
-        return jobs_signature(self.planned.project, self.base)
 
-
-def jobs_signature(project: Project, base: ChosenBase) -> str:
+def jobs_signature(project: Project) -> str:
     """Return a text that changes whenever a job that Plan shows changes."""
+    base = ChosenBase.load(project.info().base, project.home)
     jobs = (latest_measurement(project), latest_first_test(project))
     return "||".join([*map(signature, jobs), base.signature])

@@ -20,7 +20,7 @@ from lora_studio.ui.plan.render import PlanRenderer
 from lora_studio.ui.plan.state import PlanPage, PlanState, jobs_signature
 from lora_studio.ui.plan.view import ALL_BACK, guide_notes
 from lora_studio.ui.server import Mode
-from lora_studio.ui.state.base_models import ChosenBase, list_choices
+from lora_studio.ui.state.base_models import list_choices
 from lora_studio.ui.state.first_tests import latest_first_test
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
@@ -172,11 +172,10 @@ class PlanTab:
 
     def tick(self, page: PlanPage) -> PlanState | None:
         """Show how far the jobs of the tab are, and what came of them; called while a job is active."""
-        base = ChosenBase.load(page.saved.base, self.studio.home)
-        if jobs_signature(page.project, base) == page.signature:
+        if jobs_signature(page.project) == page.signature:
             return None
         state = page.load()
-        return state if base.is_downloading else self._with_models(state)
+        return state if state.base.is_downloading else self._with_models(state)
 
     def _with_models(self, state: PlanState) -> PlanState:
         """Return a state that also offers the base models that are on this machine now."""
