@@ -95,12 +95,13 @@ def controls_of(fields: ControlFields, run: RunView) -> Updates:
 def checkpoint_list(run: RunView) -> Markup:
     """Return the run's latest checkpoints that exist, those saved by hand marked; nothing before the first."""
     files = [path for name in reversed(run.history.checkpoints) if (path := run.folder.path / name).is_file()]
-    rows = [TableRow([path.name, "Save now" if path.stem.endswith("-saved") else ""]) for path in files[:MAX_LISTED]]
+    by_hand = {True: " · saved by hand", False: ""}
+    rows = [TableRow([f"{path.name}{by_hand[path.stem.endswith('-saved')]}"]) for path in files[:MAX_LISTED]]
     if not rows:
         return Markup("")
     more = f"The latest {MAX_LISTED} of {len(files)}. " if len(files) > MAX_LISTED else ""
     hint_text = f"{more}Test lists them all. What Save now wrote is never deleted."
-    return heading("Checkpoints", hint_text) + table(["File", "From"], rows, label="Checkpoints")
+    return heading("Checkpoints", hint_text) + table(["File"], rows, label="Checkpoints")
 
 
 def _schedule_note(run: RunView, epochs: int) -> str:
