@@ -6,10 +6,13 @@ rest, and everything in runs without it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, sqrt
 from statistics import median
 from typing import Literal
+
+import numpy as np
 
 from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.losses import (
@@ -27,8 +30,10 @@ from lora_studio.planning.verdict_limits import (
     MAX_FLAT_SHARE,
     MAX_NAN_SHARE,
     MIN_BROKEN_WINDOW,
+    MIN_DIFFERENCES,
     MIN_FALL,
     MIN_FALL_BY,
+    MIN_FOR_MEANS_OF_3,
     MIN_NAN_STEPS,
     MIN_RISE,
     MIN_SHARE_OF_RUN,
@@ -36,9 +41,10 @@ from lora_studio.planning.verdict_limits import (
     MIN_WINDOW,
     PLATEAU_PACE,
     PLATEAU_SPAN,
+    STANDARD_ERRORS,
     STANDARD_ERRORS_OF_RISE,
     STEEP_RISE,
-    VALIDATION_PATIENCE,
+    USUAL_FIXED_NOISE,
     WINDOW,
     WORSE_THAN_BASE,
 )
@@ -130,27 +136,48 @@ def _rising(record: LossRecord) -> Sign | None:
 
 
 def _fixed_rise(record: LossRecord) -> FixedChange | None:
-    """Return the rise of the fixed-noise loss since its lowest; None if it is small, or in the last evaluation only."""
-    steps = list(record.fixed)
-    if len(steps) < VALIDATION_PATIENCE + 1:
+    """Return the rise of the fixed-noise loss of training images since its lowest; None if it is small.
+
+    The last but one has to be up, too.
+    """
+    found = _since_lowest(record, after=2)
+    if found is None:
         return None
-    lowest = min(steps, key=record.fixed.__getitem__)
-    change = FixedChange(lowest, record.fixed[lowest], steps[-1], record.fixed[steps[-1]])
-    before = record.fixed[steps[-2]] / change.start - 1
-    return change if change.relative > MIN_RISE and steps[-2] > lowest and before > MIN_RISE / 2 else None
+    before = list(record.fixed.values())[-2] / found.start - 1
+    return found if found.relative > MIN_RISE and before > MIN_RISE / 2 else None
+
+
+def _since_lowest(record: LossRecord, *, after: int) -> FixedChange | None:
+    """Return the change of the fixed-noise loss since its lowest; None with fewer than `after` losses after that."""
+    steps = list(record.fixed)
+    lowest = min(steps, key=record.fixed.__getitem__, default=0)
+    if len(steps) < 3 or sum(step > lowest for step in steps) < after:
+        return None
+    return FixedChange(lowest, record.fixed[lowest], steps[-1], record.fixed[steps[-1]])
+
+
+def _validation_rises(losses: Sequence[float]) -> bool:
+    """Return True if the last validation losses are above the lowest successive ones by more than their noise.
+
+    The noise is that of their second differences, over sqrt(6), by the median of their absolute values, which a jump
+    does not change (Huber 1981, section 5.1). The first two are left out: there the curve is steep.
+    """
+    count = 3 if len(losses) >= MIN_FOR_MEANS_OF_3 else 2
+    means = np.convolve(losses, np.full(count, 1 / count), "valid")
+    differences = np.diff(np.log(np.maximum(losses, 1e-12))[2:], n=2)
+    noise = USUAL_FIXED_NOISE
+    if len(differences) >= MIN_DIFFERENCES:
+        noise = float(np.median(np.abs(differences))) / 0.6745 / sqrt(6)
+    limit = max(MIN_RISE, STANDARD_ERRORS * noise * sqrt(2 / count))
+    return bool(means[-1] > means.min() * (1 + limit))
 
 
 def _overfit(record: LossRecord) -> Sign | None:
     """A validation loss that has risen since its lowest and stayed above, while that of the steps has not risen."""
-    if not record.validates or len(record.fixed) < VALIDATION_PATIENCE + 1:
+    change = _since_lowest(record, after=2)
+    if not record.validates or change is None or not _validation_rises(list(record.fixed.values())):
         return None
-    steps = list(record.fixed)
-    lowest = min(steps, key=record.fixed.__getitem__)
-    later = [record.fixed[step] for step in steps if step > lowest]
-    limit = record.fixed[lowest] * (1 + MIN_RISE)
-    if len(later) < VALIDATION_PATIENCE or min(later[-VALIDATION_PATIENCE:]) <= limit:
-        return None
-    return Sign("overfit", FixedChange(lowest, record.fixed[lowest], steps[-1], later[-1]), lowest=lowest)
+    return Sign("overfit", change, lowest=change.start_step)
 
 
 def _stalled(record: LossRecord) -> Sign | None:

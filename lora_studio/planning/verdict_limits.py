@@ -34,7 +34,10 @@ PLATEAU_SPAN = 0.14  # of the run, over which that pace is taken at least
 # Without a fixed-noise loss, the last half is flat if its change is surely below a tenth, or a third of the fall.
 MAX_FLAT_CHANGE, MAX_FLAT_SHARE = 0.1, 1 / 3
 
-VALIDATION_PATIENCE = 2  # latest validation losses that must all be above the lowest one
+# Validation losses vary, as the weights do. Means of three are compared where there are enough, else of two. The noise
+# is known from this many second differences on; before, that of four validation images is assumed.
+MIN_FOR_MEANS_OF_3 = 8
+MIN_DIFFERENCES, USUAL_FIXED_NOISE = 4, 0.01
 
 # NaN that comes and goes: a step in ten is lost, and a rate that overflows so often will do so for good.
 MAX_NAN_SHARE, MIN_NAN_STEPS = 0.1, 5

@@ -57,7 +57,7 @@ def test_long_curves_get_the_right_verdict(shape: str, code: str) -> None:
         ({0: 0.13, 100: 0.10, 200: 0.11, 300: 0.12}, "overfit"),
         ({0: 0.10, 100: 0.11, 200: 0.12, 300: 0.13}, "overfit"),
         ({0: 0.13, 100: 0.10, 200: 0.101, 300: 0.102}, "plateau"),  # a rise below MIN_RISE
-        ({0: 0.13, 100: 0.12, 200: 0.10, 300: 0.12}, "plateau"),  # fewer than VALIDATION_PATIENCE
+        ({0: 0.13, 100: 0.12, 200: 0.10, 300: 0.12}, "plateau"),  # fewer than PATIENCE
         ({0: 0.13, 100: 0.10, 200: 0.12, 300: float("nan")}, "plateau"),
         ({}, "healthy"),
     ],
