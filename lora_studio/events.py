@@ -141,8 +141,8 @@ class StepEvent(EventAtStep):
     loss: float | None = Field(description="mean training loss of the step's samples")
     relative_loss: float | None = Field(
         default=None,
-        description="mean of the samples' losses, each relative to the base's loss at its timestep: 1 is no better "
-        "than the base. The figure to smooth, judge and compare; left out if the base's loss is unknown",
+        description="mean of the samples' losses, each relative to the base's loss at its timestep: 1 means as "
+        "good as the base. The figure to smooth, judge and compare; left out if the base's loss is unknown",
     )
     lr: float = Field(description="learning rate of the UNet")
     text_encoder_lr: float = Field(default=0.0, description="learning rate of the text encoders")

@@ -103,7 +103,7 @@ def is_nan(losses: Losses) -> bool:
 
 
 def _broken(record: LossRecord) -> Sign | None:
-    """A loss that jumped and stayed, or a LoRA that makes the base worse on its own training images."""
+    """Find a loss that jumped and stayed, or a LoRA that makes the base worse on its own training images."""
     window = max(MIN_BROKEN_WINDOW, round(BROKEN_WINDOW * record.length))
     if (found := rise_above_lowest(record.curve, window)) is not None:
         change, place = found
@@ -119,7 +119,7 @@ def _broken(record: LossRecord) -> Sign | None:
 
 
 def _rising(record: LossRecord) -> Sign | None:
-    """A loss well above its lowest: at fixed noise of training images in two evaluations, or in the steps."""
+    """Find a loss well above its lowest: at fixed noise of training images in two evaluations, or in the steps."""
     if not record.validates and (fixed := _fixed_rise(record)) is not None:
         return Sign("rising", fixed, lowest=fixed.start_step)
     # a steep rise shows in short windows, which also find a low before an early jump
@@ -173,7 +173,7 @@ def _validation_rises(losses: Sequence[float]) -> bool:
 
 
 def _overfit(record: LossRecord) -> Sign | None:
-    """A validation loss that has risen since its lowest and stayed above, while that of the steps has not risen."""
+    """Find a validation loss that has risen since its lowest and stayed up, while that of the steps has not risen."""
     change = _since_lowest(record, after=2)
     if not record.validates or change is None or not _validation_rises(list(record.fixed.values())):
         return None
@@ -181,7 +181,7 @@ def _overfit(record: LossRecord) -> Sign | None:
 
 
 def _stalled(record: LossRecord) -> Sign | None:
-    """A fall of the fixed-noise loss below what a LoRA that learns has at this part of the run."""
+    """Find a fall of the fixed-noise loss below what a LoRA that learns has at this part of the run."""
     change = _fixed_total(record)
     if change is None or change.end_step < MIN_SHARE_OF_RUN * record.length:
         return None
@@ -201,7 +201,7 @@ def min_fall(record: LossRecord, step: int) -> float:
 
 
 def _level(record: LossRecord) -> Sign | None:
-    """A plateau or a healthy fall, by the fixed-noise loss."""
+    """Find a plateau or a healthy fall, by the fixed-noise loss."""
     change = _fixed_total(record)
     if change is None or -change.relative < min_fall(record, change.end_step):
         return None
@@ -216,7 +216,7 @@ def _level(record: LossRecord) -> Sign | None:
 
 
 def _by_steps(record: LossRecord) -> Sign | None:
-    """What the losses of the steps say alone."""
+    """Find what the losses of the steps show alone."""
     curve = record.curve
     whole, recent = total_change(curve), fit_trend(_last_half(curve))
     if not whole.falls:

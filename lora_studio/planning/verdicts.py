@@ -43,8 +43,8 @@ class Verdict(BaseModel):
 def judge_run(events: Iterable[Event], *, recipe: Recipe | None = None, total: int | None = None) -> Verdict:
     """Return the verdict on a run from its events.
 
-    The run goes on if it has fewer steps than `total`; the default is the planned number in the events. With a recipe,
-    the next step names the values to try.
+    The run is still running if it has fewer steps than `total`; the default is the planned number in the events. With a
+    recipe, the next step names the values to try.
     """
     record = LossRecord.from_events(events)
     planned = record.total if total is None else total

@@ -135,7 +135,7 @@ def test_nan_that_comes_and_goes_is_nan() -> None:
 
 
 def test_the_worst_verdict_of_a_run_stays_on_record() -> None:
-    """A jump that is undone is told after the run has recovered; a run without one has nothing on record."""
+    """A jump that is undone is reported after the run has recovered; a run without one has nothing on record."""
     level = np.where((np.arange(600) > 200) & (np.arange(600) < 350), 3.0, 1.0)
     losses = (np.array(curve("falling", 600, 0.14, 3)) * level).tolist()
     losses[350:] = [loss * 0.6 for loss in losses[350:]]
