@@ -36,13 +36,15 @@ def run(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 
 def run_json(*words: str | Path) -> Any:
-    done = run(*words, "--json")
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, [*map(str, words), "--json"])
+    assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
 
 
 def test_plan_returns_the_documented_keys(home: Home) -> None:
-    plan = run_json("plan", "--images", "24", "--kind", "style", "--base", "Illustrious XL", "--vram", "12")
+    done = run("plan", "--images", "24", "--kind", "style", "--base", "Illustrious XL", "--vram", "12", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
     expected = (
         "tier network_dim network_alpha unet_lr text_encoder_lr optimizer batch_size epochs repeats steps_per_epoch "
         "total_steps vram_gib seconds lora_mib warnings"
@@ -145,10 +147,27 @@ def test_curate_wrap_moves_loose_images_into_a_set(image_folder: Callable[..., P
         (["tag", "examples/inkstamp", "--tagger", "wd14", "--threshold", "2"], "threshold"),
     ],
 )
-def test_wrong_input_exits_with_status_2_and_a_message_on_stderr(words: list[str], named: str, home: Home) -> None:
-    done = run(*words)
+def test_wrong_input_exits_with_status_2_and_a_message_on_stderr(
+    words: list[str],
+    named: str,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["lora_studio", *words])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    done = capsys.readouterr()
+    assert ended.value.code == 2
+    assert named in done.err
+    assert not done.out
+
+
+def test_wrong_input_ends_the_process_with_status_2_and_without_a_traceback(home: Home) -> None:
+    done = run("train", "--dataset", ".", "--base", "x", "--set", "unet_lr=abc")
     assert done.returncode == 2
-    assert named in done.stderr
+    assert "unet_lr" in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
 

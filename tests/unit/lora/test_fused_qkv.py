@@ -58,7 +58,14 @@ def layers(unet: UNet2DConditionModel, kind: str, count: int = 3) -> list[FusedL
 
 @pytest.mark.parametrize(("kind", "count"), [("attn1", 3), ("attn2", 2)])
 @pytest.mark.parametrize("requires_grad", [True, False], ids=["input requires grad", "input is fixed"])
-@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.002)])
+@pytest.mark.parametrize(
+    ("dtype", "close"),
+    [
+        (torch.float32, 1e-5),
+        (torch.bfloat16, 0.02),
+        pytest.param(torch.float16, 0.002, marks=pytest.mark.slow),
+    ],
+)
 def test_output_and_gradients_are_those_of_separate_layers(
     unet: UNet2DConditionModel, kind: str, count: int, requires_grad: bool, dtype: torch.dtype, close: float
 ) -> None:
