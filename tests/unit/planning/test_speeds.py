@@ -70,7 +70,7 @@ def test_the_memory_of_drawing_samples_does_not_count(tmp_path: Path, home: Home
     folder.emit(start_event(device="GPU"))
     steps(1, 20.0)  # before a resume
     folder.emit(start_event(device="GPU"))
-    folder.emit(drawn)  # before the first step, whose peak begins anew
+    folder.emit(drawn)  # before the first step, after which the peak starts at zero
     steps(9, 8.0)
     folder.emit(drawn)
     steps(17, 12.0)
