@@ -164,7 +164,7 @@ def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold, FirstTestPanel
         stop = gr.Button(
             "Stop measuring", size="sm", scale=0, min_width=260, visible=False, elem_id="plan-measure-stop"
         )
-        start = gr.Button("Test first", size="sm", scale=0, min_width=110, elem_id="plan-test-first")
+        start = gr.Button("Test first", size="sm", scale=0, min_width=220, elem_id="plan-test-first")
         stop_test = gr.Button(
             "Stop the test", size="sm", scale=0, min_width=130, visible=False, elem_id="plan-test-first-stop"
         )

@@ -18,8 +18,8 @@ from lora_studio.ui.widgets.plan_summary import plan_figures
 
 WIDTH, HEIGHT = 1200, 675
 MARGIN, GAP = 56, 20
-TILE_TOP, TILE_HEIGHT = 176, 122
-RECIPE_TOP, ROW = 332, 36
+TILE_TOP, TILE_HEIGHT = 176, 142
+RECIPE_TOP, ROW = 346, 36
 ROWS, COLUMNS = 6, 2
 # First those that posts about LoRAs name, then what else differs from the guide's defaults.
 MAIN_SETTINGS = (
@@ -76,7 +76,8 @@ def _tile(draw: ImageDraw.ImageDraw, index: int, tile: Tile) -> None:
     draw.rounded_rectangle((x, TILE_TOP, x + width, TILE_TOP + TILE_HEIGHT), 10, fill=TILE)
     _text(draw, (x + 18, TILE_TOP + 14), tile.label, 20, MUTED, width - 36)
     _text(draw, (x + 18, TILE_TOP + 42), tile.figure, 36, INK, width - 36)
-    _text(draw, (x + 18, TILE_TOP + 90), tile.note, 17, MUTED, width - 36)
+    for row, line in enumerate(_two_lines(draw, tile.note, 17, width - 36)):
+        _text(draw, (x + 18, TILE_TOP + 88 + 22 * row), line, 17, MUTED, width - 36)
 
 
 def _setting(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, name: str, value: str) -> None:
@@ -93,6 +94,15 @@ def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, 
     while line and draw.textlength(line, font) > width:
         line = line.removesuffix("...")[:-1].rstrip() + "..."
     draw.text(at, line, color, font)
+
+
+def _two_lines(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> tuple[str, str]:
+    """Break a text where its first line is full."""
+    words = text.split()
+    count = len(words)
+    while count > 1 and draw.textlength(_in_ascii(" ".join(words[:count])), _font(size)) > width:
+        count -= 1
+    return " ".join(words[:count]), " ".join(words[count:])
 
 
 def _in_ascii(text: str) -> str:
