@@ -14,7 +14,8 @@ from lora_studio.events import Event, ResumeEvent, StartEvent, StepEvent, Valida
 from lora_studio.files import cached_by_stamp
 from lora_studio.ledger.data import RunData, caption_changes, image_changes, read_data
 from lora_studio.lora.header import read_lora_header
-from lora_studio.planning.verdicts import Verdict, judge_run
+from lora_studio.planning.loss_record import LossRecord
+from lora_studio.planning.verdicts import Verdict, judge, worst_verdict
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.workspace.job_folder import JobFolder, JobStatus, job_folders
@@ -39,7 +40,7 @@ class RunFigures:
     """What the events of a run say.
 
     `validation` has the fixed-noise losses by step, in order: those of the images that `split` names, where the base
-    alone has `base_loss`.
+    alone has `base_loss`. `worst_verdict` is a serious one that the run had before its last.
     """
 
     started: float | None
@@ -50,6 +51,7 @@ class RunFigures:
     split: str | None
     base_loss: float | None
     verdict: Verdict | None
+    worst_verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -247,9 +249,11 @@ def _figures(events_file: Path, running: bool) -> RunFigures:
                 split, base_loss = event.split, event.base_loss
             case StartEvent():
                 total = event.total
-    verdict = None
+    verdict = worst = None
     if steps and isinstance(job, TrainJob):
-        verdict = judge_run(events, recipe=job.recipe, total=total if running else 0)
+        losses = LossRecord.from_events(events)
+        verdict = judge(losses, recipe=job.recipe, running=running and len(losses.losses) < total)
+        worst = worst_verdict(losses, recipe=job.recipe)
     return RunFigures(
         started=events[0].time if events else None,
         steps=max(steps, default=0),
@@ -259,6 +263,7 @@ def _figures(events_file: Path, running: bool) -> RunFigures:
         split=split,
         base_loss=base_loss if base_loss is not None else validation.get(0),
         verdict=verdict,
+        worst_verdict=worst,
     )
 
 

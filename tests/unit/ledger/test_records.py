@@ -65,6 +65,7 @@ def test_figures_are_those_of_the_events(project: Project) -> None:
     assert record.best_step == [0, 15, 30, 45, 60][losses.index(min(losses))]
     assert (record.figures.steps, record.figures.total, record.figures.seconds) == (60, 60, 30.0)
     assert record.figures.verdict is not None
+    assert record.figures.worst_verdict is None
 
 
 def test_a_resume_drops_what_it_repeats(project: Project) -> None:
