@@ -88,7 +88,8 @@ def controls_of(fields: ControlFields, run: RunView) -> Updates:
     if saving is not None and run.status.state is JobState.FAILED:
         updates[fields.restart] = gr.Column(visible=True)
         updates[fields.restart_button] = gr.Button(f"New run: {saving.advice[0].lower()}{saving.advice[1:]}")
-        updates[fields.restart_note] = hint(f"It starts from the beginning with this one change. {saving.why}")
+        kept = " A step keeps its images: they are accumulated." if saving.setting == "batch_size" else ""
+        updates[fields.restart_note] = hint(f"It starts from the beginning with this one change. {saving.why}{kept}")
     return updates
 
 
