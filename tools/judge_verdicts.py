@@ -31,9 +31,9 @@ from lora_studio.planning.loss_signs import find_sign  # noqa: E402
 Level = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 # What a step of batch 8 varies by once its timesteps are divided out, relative to its mean (measured: 0.11 to 0.15).
 NOISE = 0.14
-# The fixed-noise loss varies between evaluations, since the weights do: in proportion to what they have changed. Standard
-# deviation relative to the fall of the training loss (measured: 0.8% to 1.2% in five real runs on training images, 2.2% on
-# the four images of a validation split).
+# The fixed-noise loss varies between evaluations, since the weights do: in proportion to what they have changed.
+# Standard deviation relative to the fall of the training loss (measured: 0.8% to 1.2% in five real runs on training
+# images, 2.2% on the four images of a validation split).
 FIXED_NOISE, VALIDATION_NOISE = 0.015, 0.025
 IN_TIME = 0.15  # of the run, within which a sign should be named
 QUIET = {"healthy", "unclear", "too_short"}

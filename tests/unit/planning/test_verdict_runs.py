@@ -59,8 +59,9 @@ def test_a_hundred_times_the_rate_is_broken_then_nan_and_gets_the_guide_s_rate()
     assert "unet_lr 0.1 to 0.0005" in found.next_step
 
 
-def test_a_small_validation_split_shows_overfitting() -> None:
-    record = record_of("split")
+@pytest.mark.parametrize("name", ["split", "overtrained"])
+def test_a_small_validation_split_shows_overfitting(name: str) -> None:
+    record = record_of(name)
     assert judge(record).code == "overfit"
     assert judge(record.up_to(record.length // 2)).code in ("overfit", "plateau")
 
