@@ -55,11 +55,7 @@ class PlanRenderer:
         is_testing = test is not None and test.is_active
         has_recipe = state.next_run.recipe is not None
         return {
-            panel.start: gr.Button(
-                "Test first" if state.base.is_here else "Test first, after the download",
-                visible=not is_testing,
-                interactive=has_recipe and state.base.is_here,
-            ),
+            panel.start: gr.Button(visible=not is_testing, interactive=has_recipe and state.base.is_here),
             panel.stop: gr.Button(visible=is_testing),
             panel.images: view.first_test_state(test) + before_training(test, self.studio.home),
         }

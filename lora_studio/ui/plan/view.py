@@ -53,6 +53,7 @@ def base_facts(base: ChosenBase) -> Markup:
         is_embedded=base.known is not None and base.known.is_embedded,
         habits=_habits(base.known) if base.known else "",
         is_here=base.is_here,
+        can_download=base.can_download,
         status=status,
         progress=_download_progress(status),
     )
