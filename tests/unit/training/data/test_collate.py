@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from lora_studio.errors import JobError
+from lora_studio.events import Event, ValidationEvent
 from lora_studio.models.load import Base, load_base
 from lora_studio.settings.choices import LossType
 from lora_studio.training import build
@@ -28,7 +29,6 @@ from lora_studio.training.trainer import Trainer
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.augmented_runs import ZeroUNet
-from tests.support.events import ignore
 from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same, start
 
@@ -188,11 +188,16 @@ def test_the_loss_does_not_synchronise_with_trained_text_encoders(
 def test_a_missing_cache_file_ends_the_run_in_the_step_that_needs_it(shared: Path, tmp_path: Path) -> None:
     plain = start(job_of(shared, batch_size=1), tmp_path / "run", Home(tmp_path / "home"))
     trainer = replace(plain, prefetch=Prefetch(PREFETCH_DEPTH))
-    trainer.collator.latents.file(trainer.collator.batches(2)[0][0]).unlink()
+    needed = trainer.collator.latents.file(trainer.collator.batches(2)[0][0])
+
+    def report(event: Event) -> None:
+        if isinstance(event, ValidationEvent):  # before the first step; it reads every image
+            needed.unlink(missing_ok=True)
+
     JobFolder(trainer.folder).path.mkdir(exist_ok=True)
     progress = Progress()
     with pytest.raises(JobError) as caught:
-        train_loop(trainer, progress, report=ignore, should_stop=lambda: False)
+        train_loop(trainer, progress, report=report, should_stop=lambda: False)
     assert caught.value.code == "cache_gone"
     state = load_state(trainer.folder / "checkpoints" / "state", on_damage=print)
     assert state is not None
