@@ -9,14 +9,14 @@ from __future__ import annotations
 # A change counts, and is printed with its range, at this many standard errors: 1 in 700 by chance on either side.
 STANDARD_ERRORS = 3.0
 # The lowest of many windows is low by chance, too, so a rise above it needs more.
-STANDARD_ERRORS_OF_RISE = 4.0
+STANDARD_ERRORS_OF_RISE = 5.0
 
 MIN_STEPS = 50  # a step is mostly noise: fewer say nothing
 # A window of the run that is compared with another one: what is to be named within 15% of the run has to show in it.
 WINDOW, MIN_WINDOW = 0.12, 20
 
 # Rises: less is often noise, and repaired by the falling rate of the schedule; more is seen in the samples.
-MIN_RISE = 0.025
+MIN_RISE = 0.03
 STEEP_RISE = 0.3
 # Finite, but broken: no rate makes a LoRA forget half of what the base can, and come back. A short window is enough.
 BROKEN_RISE = 0.5
