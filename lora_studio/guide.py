@@ -60,7 +60,7 @@ RECIPE: Mapping[str, Advice] = MappingProxyType(
         "enable_bucket": Advice(
             True, "Images of mixed shapes keep their aspect ratio instead of being cropped square."
         ),
-        "batch_size": Advice(2, "2 to 4 as memory allows; 1 when desperate for memory.", low=1, high=4),
+        "batch_size": Advice(2, "2 to 4 as memory allows; 1 if you run out of VRAM.", low=1, high=4),
         "epochs": Advice(10, "10 to 15 for 10 to 50 images, 5 to 8 up to 300, 3 to 5 above.", low=3, high=15),
         "mixed_precision": Advice("auto", "bf16 or fp16 halves the memory; bf16 where the GPU has it."),
         "gradient_checkpointing": Advice(
