@@ -100,7 +100,7 @@ def new_project(page: Any, base: Path) -> None:
     page.locator("#plan-tiles").get_by_text("Steps").wait_for()
     page.locator("#plan-kind").get_by_text("Style").click()
     choose(page, "plan-base", str(base))
-    page.get_by_text("is an SDXL that predicts epsilon").wait_for()
+    page.get_by_text("is an SDXL that predicts epsilon").first.wait_for()
     fill(page, "plan-trigger", "inkstamp_hc")
 
 
