@@ -295,7 +295,7 @@ def measure(
 
 
 def sweep(
-    loras: Sequence[Path | str],
+    loras: Sequence[Path | str] = (),
     *,
     bases: Sequence[str],
     prompts: Sequence[str],
@@ -314,6 +314,8 @@ def sweep(
     on_event: Listener = _ignore,
 ) -> SweepResult:
     """Generate an image per LoRA, strength, prompt and base with one seed, and combine them in one grid.
+
+    Without LoRAs, the bases alone are drawn.
 
     `{trigger}` in a prompt is replaced by `trigger_word`, by default that of each LoRA. `strengths` can also be a text
     such as "0,0.8,1". `width` and `height` are in pixels (default: the base's native resolution), `guidance` is the

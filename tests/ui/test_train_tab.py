@@ -384,6 +384,7 @@ def test_a_regularisation_folder_is_written_to_the_job_or_refused(
     assert job.recipe.max_token_length == 150
 
 
+@pytest.mark.slow
 def test_other_files_are_written_to_the_job_and_filled_in_again(
     project: Project, interface: Interface, started: Started, tmp_path: Path
 ) -> None:

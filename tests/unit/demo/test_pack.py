@@ -72,6 +72,7 @@ def test_autoencoder_reaches_its_psnr(pipeline: SamplingPipeline, name: str, min
     assert np.mean([psnr(one, other) for one, other in zip(pictures, back, strict=True)]) > minimum
 
 
+@pytest.mark.slow
 def test_base_draws_the_named_emoji_on_white(pipeline: SamplingPipeline) -> None:
     """A red apple is red, a face is yellow, both on white; an unknown word changes little."""
 

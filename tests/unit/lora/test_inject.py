@@ -117,6 +117,7 @@ def test_magnitudes_per_input_need_kohyas_format(pipe: StableDiffusionXLPipeline
     assert caught.value.code == "save_format"
 
 
+@pytest.mark.slow
 def test_recomputed_activations_have_the_same_dropout(shared: Path, tmp_path: Path) -> None:
     """The recomputed forward pass of gradient checkpointing must draw the same dropout mask as the first."""
     results = []

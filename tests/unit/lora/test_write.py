@@ -65,6 +65,7 @@ def file(trainer: Trainer) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_names_and_shapes_of_sdxl_are_kohyas() -> None:
     """`kohya_sdxl_rank32.json` lists the name and shape of every tensor that sd-scripts writes at rank 32."""
 

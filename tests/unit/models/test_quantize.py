@@ -152,6 +152,7 @@ def test_adapters_train_as_on_the_dequantized_weights(network: str, bare: UNet2D
     torch.testing.assert_close(results[0], results[1])
 
 
+@pytest.mark.slow
 def test_a_run_on_quantized_weights_writes_a_file_that_loads(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", [(64, 64), (32, 64)])
     base = save_tiny_sdxl(tmp_path / "base", layers=1)

@@ -240,6 +240,7 @@ def test_two_bases_and_another_trigger_word(tiny_base: Path, loras: list[Path], 
     assert "\nNegative prompt: blurry, grey\n" in read_parameters(result.cells[0].path)
 
 
+@pytest.mark.slow
 def test_non_finite_image_is_skipped_with_a_warning(tiny_base: Path, tmp_path: Path, home: Home) -> None:
     pipeline = load_sampling_pipeline(str(tiny_base), home=home, precision=Precision.AUTO)
     tensors, _ = make_lora(pipeline.pipe, text_encoders=False)

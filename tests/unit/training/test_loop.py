@@ -411,6 +411,7 @@ def test_checkpoints_are_saved_and_deleted_as_set(base: Path, shared: Path, tmp_
     assert [path.name for path in (tmp_path / "checkpoints").glob("*.safetensors")] == ["ink-000003.safetensors"]
 
 
+@pytest.mark.slow
 def test_samples_and_checkpoints_within_epochs(base: Path, shared: Path, tmp_path: Path) -> None:
     """Three epochs of 2 steps, cut short at 5: a checkpoint every 3 steps and every 2 epochs, a sample every step."""
     images = make_images(tmp_path / "images", [(64, 64)] * 4)

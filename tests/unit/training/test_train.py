@@ -116,6 +116,7 @@ def test_an_epoch_reports_the_norm_of_the_change_and_the_loss_of_each_training_i
     assert {entry["image"] for entry in written["images"]} == {record["path"] for record in trained}
 
 
+@pytest.mark.slow
 def test_validation_images_do_not_change_the_training(training_inputs: Path, tmp_path: Path) -> None:
     """The weights equal those of a run on a folder without these images."""
     home = Home(training_inputs / "home")

@@ -20,6 +20,7 @@ from tests.support.tiny_sdxl import save_tiny_sdxl
 from tests.support.training_runs import make_images, make_job, same
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_and_resumed_through_its_folder(tmp_path: Path, home: Home) -> None:
     base = save_tiny_sdxl(tmp_path / "base", layers=1)
     images = make_images(tmp_path / "images", [(64, 64)] * 3)

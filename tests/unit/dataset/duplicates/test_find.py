@@ -201,6 +201,7 @@ def test_this_process_does_the_work_of_processes_that_die(
     assert shared == find_duplicates(entries)
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_other_processes(
     entries: list[FingerprintedImage], children: Callable[[], set[BaseProcess]]
 ) -> None:

@@ -53,6 +53,7 @@ def test_to_diffusers_and_back_is_the_identity(
     assert metadata_of(back.out)["ss_network_dim"] == "4"
 
 
+@pytest.mark.slow
 def test_diffusers_loads_a_converted_file_with_the_same_effect(tmp_path: Path) -> None:
     bare = make_pipeline(tmp_path / "tokenizers")
     for model in (bare.unet, bare.text_encoder, bare.text_encoder_2):

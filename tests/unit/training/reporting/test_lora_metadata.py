@@ -154,6 +154,7 @@ def test_metadata_of_objective_and_optimizer(trainer: Trainer) -> None:
     assert {name: found.get(name) for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_metadata_of_datasets_and_augmentation(augmented_run: Trainer) -> None:
     found = build_lora_metadata(
         augmented_run.job,

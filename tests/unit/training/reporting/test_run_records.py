@@ -107,6 +107,7 @@ def test_subsets_reach_the_steps_and_the_metadata(training_inputs: Path, tmp_pat
     assert [(item["image_dir"], item["num_repeats"]) for item in dataset["subsets"]] == [("a", 3), ("b", 1)]
 
 
+@pytest.mark.slow
 def test_warns_about_edited_images_and_captions_when_a_run_resumes(training_inputs: Path, tmp_path: Path) -> None:
     home = Home(training_inputs / "home")
     images = write_dataset(tmp_path / "images")
