@@ -171,6 +171,7 @@ def make_trainer(spec: ModelSpec, case: Case) -> Trainer:
         collate_step=lambda step: inputs,
         images=lambda step: [None] * case.batch,
         timesteps=lambda step, first, count: [0] * count,
+        batch_pixels=lambda step: case.batch * spec.side**2,
     )
     scaler = torch.amp.GradScaler(spec.device.type, enabled=False)
     batch_loss = BatchLoss(base, recipe, spec.device, spec.dtype, weights.half_only)

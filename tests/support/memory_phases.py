@@ -197,6 +197,7 @@ class _Run:
             collate=lambda *given: batch,
             images=lambda step: [None] * recipe.batch_size,
             timesteps=lambda step, first, count: [0] * count,
+            batch_pixels=lambda step: recipe.batch_size * recipe.resolution**2,
             texts=None,
             dataset=SimpleNamespace(items=[SimpleNamespace(caption="a")]),
         )
