@@ -229,8 +229,8 @@ class Outputs:
         trainer, progress = self.trainer, self.progress
         with trainer.averaged_weights.swapped_in() if progress.step else nullcontext():
             validate(trainer, progress, epochs, report=self.report, should_stop=self.should_stop)
-        losses = progress.validation_by_step
-        if trainer.dataset.validation_items and progress.step and losses.get(progress.step) == min(losses.values()):
+        losses, step = progress.validation_by_step, progress.step
+        if trainer.dataset.validation_items and step > 0 and step in losses and losses[step] == min(losses.values()):
             self._save_lora(BEST, None)
 
 

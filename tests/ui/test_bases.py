@@ -13,6 +13,7 @@ import pytest
 from lora_studio.demo import base_path
 from lora_studio.workspace.project import Project, ProjectInfo
 from tests.support.application import Running, start_app, stop_app
+from tests.support.browser import reload
 from tests.support.hub_server import HubServer
 
 pytestmark = pytest.mark.slow
@@ -76,7 +77,7 @@ def test_a_base_is_downloaded_in_the_tab(project: Project, hub: HubServer, open_
     page.locator("#plan-base-facts progress").wait_for()
     page.locator("#job-pill").get_by_text("Downloading").wait_for()
 
-    page.reload()
+    reload(page)
     facts = page.locator("#plan-base-facts")
     facts.locator("progress").wait_for()
     page.locator("#plan-download-stop").click()

@@ -18,7 +18,7 @@ from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Project
 from lora_studio.workspace.run_queue import RunQueue
 from tests.support.application import Running
-from tests.support.browser import DESKTOP
+from tests.support.browser import DESKTOP, reload
 from tests.support.jobs import make_project, make_run, running_status
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ def test_a_run_is_continued_and_the_queue_survives_a_reload(project: Project, op
     picture(page, "queue-light")
     queue.get_by_title("Up: 003-ink").click()
     queue.locator("tbody tr").first.get_by_text("003-ink").wait_for()
-    page.reload()
+    reload(page)
     open_train(page)
     queue.locator("tbody tr").first.get_by_text("003-ink").wait_for()
     assert waiting(project) == ["003-ink", "002-ink"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lora_studio.workspace.project import Project
 from tests.support.application import Running
-from tests.support.browser import DESKTOP
+from tests.support.browser import DESKTOP, reload
 from tests.support.jobs import make_project
 
 pytestmark = pytest.mark.slow
@@ -88,7 +88,7 @@ def test_train_starts_from_the_plan_and_keeps_what_the_user_changed(
     source.get_by_text("with your change").wait_for()
     assert project.info().recipe == {"epochs": 1}
 
-    page.reload()
+    reload(page)
     open_tab(page, "Plan")
     page.locator("#plan-changes").get_by_text("You changed 1 setting in Train").wait_for()
     open_tab(page, "Train")

@@ -1,4 +1,4 @@
-"""The address names the selected tab: loading it opens that tab, and Back and Forward change tabs."""
+"""The address names the selected tab: a reload returns to it, and Back and Forward change tabs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.application import Running
+from tests.support.browser import reload
 
 pytestmark = pytest.mark.slow
 
@@ -29,17 +30,16 @@ def project(running: Running) -> None:
         running.home.create_project("history")
 
 
-def test_an_address_opens_its_tab_and_back_the_one_before(open_page: Callable[..., Any]) -> None:
+def test_a_reload_returns_to_the_tab_and_back_to_the_one_before(open_page: Callable[..., Any]) -> None:
     page = open_page()
     page.wait_for_url("**/*#plan")
     open_tab(page, "Dataset")
     page.wait_for_url("**/*#dataset")
     open_tab(page, "Train")
     page.wait_for_url("**/*#train")
-    again = page.context.new_page()
-    again.goto(page.url)
-    wait_for_tab(again, "train")
-    again.locator("#train-tiles").get_by_text("Steps").wait_for()
+    reload(page)
+    wait_for_tab(page, "train")
+    page.locator("#train-tiles").get_by_text("Steps").wait_for()
     page.go_back()
     wait_for_tab(page, "dataset")
     page.go_back()

@@ -14,6 +14,7 @@ from lora_studio.workspace.project import Project
 from lora_studio.workspace.run_notes import RunNotes, read_notes
 from lora_studio.workspace.run_queue import RunQueue
 from tests.support.application import Running
+from tests.support.browser import reload
 from tests.support.jobs import make_project
 from tests.support.ledger_runs import make_ledger_run
 
@@ -62,7 +63,7 @@ def test_notes_and_stars_survive_a_reload(project: Project, page: Any) -> None:
     wait_for_notes(page, runs[0], RunNotes(stars=5, notes="crisp"))
     page.locator("#ledger-table [data-testid=cell-2-1]").get_by_text("★★★★★").wait_for()
 
-    page.reload()
+    reload(page)
     open_section(page, "All runs")
     page.locator("#ledger-table [data-testid=cell-0-1]").get_by_text("★★★", exact=True).wait_for()
     page.locator("#ledger-table [data-testid=cell-2-0]").click()
