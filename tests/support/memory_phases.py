@@ -233,7 +233,7 @@ def sweep_phases(side: int = 1024, limit: float = math.inf) -> dict[str, int]:
             targets = [target for target in find_target_layers(base.unet, []) if _is_trained(target)]
             layers = [LayerWeights(target, NetworkType.LORA, 32, 16, _factors(target)) for target in targets]
             with mock.patch.object(adapter, "read_layers", return_value=(layers, [])):
-                added = apply_lora(pipeline.pipe, SimpleNamespace())  # type: ignore[arg-type]
+                added = apply_lora(pipeline.pipe, SimpleNamespace(has_vectors=False))  # type: ignore[arg-type]
                 added.__enter__()
         with phase("Encoding prompts"):
             text = pipeline.encode("a", clip_skip=2)

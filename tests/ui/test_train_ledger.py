@@ -167,6 +167,8 @@ def test_notes_of_the_shown_run_are_shown(project: Project, interface: Interface
     interface.open_project("ink")
     shown = interface.call(RunPanel.show_run)
     assert (shown["train_stars"], shown["train_notes"], shown["train_notes_key"]) == (2, "thin lines", "ink/001-ink")
+    again = interface.call(RunPanel.show_run, train_notes="being typed")
+    assert again.keys().isdisjoint({"train_stars", "train_notes"})
     (run.path / "notes.json").write_text("{", "utf-8")
     assert error_code(interface.call(RunPanel.show_run)["train_run_notice"]) == "notes"
 

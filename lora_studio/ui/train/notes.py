@@ -66,14 +66,19 @@ def wire_notes(panel: NotesPanel, studio: Studio, notice: gr.HTML) -> list[Depen
     return [event(save, fields, [notice], trigger_mode="multiple", **NO_PROGRESS) for event in complete]
 
 
-def show_notes(panel: NotesPanel, project: str, run: JobFolder | None) -> Updates:
-    """Return the updates that show the notes on a run, or hide the panel; raises InputError if they are damaged."""
+def show_notes(panel: NotesPanel, project: str, run: JobFolder | None, shown: str | None = "") -> Updates:
+    """Return the updates that show the notes on a run, or hide the panel; raises InputError if they are damaged.
+
+    `shown` is the key that the page has: fields of the same run stay as they are, since the user may be typing.
+    """
     if run is None:
         return {panel.column: gr.Column(visible=False), panel.key: ""}
-    saved = read_notes(run.path)
+    saved, key = read_notes(run.path), f"{project}/{run.name}"
+    if key == shown:
+        return {panel.column: gr.Column(visible=True)}
     return {
         panel.column: gr.Column(visible=True),
-        panel.key: f"{project}/{run.name}",
+        panel.key: key,
         panel.stars: saved.stars,
         panel.notes: saved.notes,
     }

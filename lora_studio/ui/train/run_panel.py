@@ -67,33 +67,36 @@ class RunPanel:
         """Register the events."""
         studio, moved = self.studio, self.layout.moved
         outputs = [self.layout.notice, self.layout.made_from, *self.layout.notes, *moved]
-        shown = [studio.project, studio.run]
+        shown = [studio.project, studio.run, self.layout.notes.key]
         gr.on([studio.run.change, studio.project.change], self.show_run, shown, outputs, **NO_PROGRESS)
         wire_notes(self.layout.notes, studio, self.layout.notice)
         if studio.mode is Mode.LOCAL:
             gr.on([moved.save.click, moved.path.submit], self.save_path, [*shown, moved.path], outputs, **NO_PROGRESS)
 
-    def show_run(self, project: str, run: str | None) -> Updates:
-        """Show the notes on a run and what it was made from, and ask for the first path that is missing."""
+    def show_run(self, project: str, run: str | None, notes_key: str | None) -> Updates:
+        """Show the notes on a run and what it was made from, and ask for the first path that is missing.
+
+        `notes_key` names the run whose notes the page has.
+        """
         try:
             folder = self._run(project, run)
             return {
                 self.layout.notice: "",
                 self.layout.made_from: made_from_card(folder) if folder is not None else "",
-                **show_notes(self.layout.notes, project, folder),
+                **show_notes(self.layout.notes, project, folder, notes_key),
                 **self._moved_updates(folder),
             }
         except StudioError as error:
             return {self.layout.notice: error_card(error), **show_notes(self.layout.notes, project, None)}
 
-    def save_path(self, project: str, run: str | None, path: str | None) -> Updates:
+    def save_path(self, project: str, run: str | None, notes_key: str | None, path: str | None) -> Updates:
         """Record where a missing path is now, for all jobs of the project. Wired only while the studio is local."""
         try:
             folder = self._run(project, run)
             text = (path or "").strip().strip("\"'")
             if folder is not None and text and (missing := _missing(folder)):
                 move_path(folder.path, next(iter(missing.values())), Path(text).expanduser())
-            return self.show_run(project, run)
+            return self.show_run(project, run, notes_key)
         except StudioError as error:
             return {self.layout.notice: error_card(error)}
 
