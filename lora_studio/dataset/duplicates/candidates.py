@@ -66,7 +66,7 @@ def _near_pairs(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> NDArra
     near = near[np.lexsort((near[:, 1], near[:, 0]))]
     first, values = near[:, 0], near[:, 2]
     counts = np.bincount(first, minlength=rows.shape[2])
-    if counts.max(initial=0) > MAX_NEIGHBOURS:
+    if np.max(counts, initial=0) > MAX_NEIGHBOURS:
         limits = np.full(rows.shape[2], MAX_DISTANCE)
         for row in np.flatnonzero(counts > MAX_NEIGHBOURS):
             limits[row] = np.partition(values[first == row], MAX_NEIGHBOURS - 1)[MAX_NEIGHBOURS - 1]
@@ -83,7 +83,7 @@ def _near_in_tiles(rows: NDArray[np.uint64], columns: NDArray[np.uint64]) -> Ite
     for left in range(0, number, width):
         for top in range(0, rows.shape[2], height):
             distances = buffers.distances(rows[:, :, top : top + height], columns[:, :, left : left + width])
-            if distances.min() <= MAX_DISTANCE:
+            if np.min(distances) <= MAX_DISTANCE:
                 places = np.flatnonzero(distances <= MAX_DISTANCE)
                 first, second = np.divmod(places, distances.shape[1])
                 yield np.stack([first + top, second + left, distances.ravel()[places]], axis=1)

@@ -86,7 +86,7 @@ def compare_features(
     if number >= MIN_STANDARDISED_IMAGES:
         # Dividing a nearly constant feature by its standard deviation would amplify noise.
         deviation = matrix.std(axis=0)
-        standardised = (matrix - matrix.mean(axis=0)) / (deviation + 0.01 * deviation.max() + 1e-6)
+        standardised = (matrix - matrix.mean(axis=0)) / (deviation + 0.01 * np.max(deviation) + 1e-6)
         compared, min_cosine = _unit(standardised), MIN_SIMILARITY
     else:
         compared, min_cosine = correlated, MIN_CORRELATION

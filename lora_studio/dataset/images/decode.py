@@ -289,7 +289,7 @@ def _to_rgb(image: Image.Image, transparent: bool) -> Image.Image:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Scale greyscale of 16 or 32 bits or floating point to 0..255; Pillow's own conversion clips instead."""
     values = np.asarray(image, dtype=np.float64)
-    top = float(values.max(initial=0.0))
+    top = float(np.max(values, initial=0.0))
     white = (1.0 if top <= 1.0 else 255.0 if top <= 255.0 else 65535.0) if image.mode == "F" else 65535.0
     return Image.fromarray(np.clip(np.nan_to_num(values) * (255.0 / white) + 0.5, 0, 255).astype(np.uint8))
 

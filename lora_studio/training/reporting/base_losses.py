@@ -38,7 +38,7 @@ class BaseLosses(BaseModel):
         if len({t for t, _ in points}) < 3:
             return None
         at = np.array([t for t, _ in points], dtype=np.float64)
-        knots = np.unique(np.linspace(at.min(), at.max(), KNOTS).round().astype(int))
+        knots = np.unique(np.linspace(np.min(at), np.max(at), KNOTS).round().astype(int))
         values = np.log([loss for _, loss in points])
         plain = np.exp(_local_linear(at, values, knots.astype(np.float64), BANDWIDTH * float(np.ptp(at))))
         # E[loss] = exp(E[log loss]) times a factor, that is constant if the spread is
