@@ -78,83 +78,123 @@ def build_tools(*, local: bool) -> ToolLayout:
         html(hint("Tools for LoRA files of any trainer. A new file is written into the project; none is overwritten."))
         labels = [label for label, tool in LABELS.items() if local or tool is not Tool.EXTRACT]
         tool = gr.Dropdown(labels, value=labels[0], label="Tool", elem_id="tool-kind")
-        with gr.Column() as source:
-            lora = gr.Dropdown([], label="LoRA file", allow_custom_value=True, elem_id="tool-lora")
-            path = gr.Textbox(
-                label="Or a path on this computer",
-                info="Any .safetensors file; used instead of the selected LoRA.",
-                max_lines=1,
-                visible=local,
-                elem_id="tool-path",
-            )
-        with gr.Column(visible=False) as merge:
-            others = gr.Dropdown(
-                [], multiselect=True, label="Merge with", allow_custom_value=True, elem_id="tool-others"
-            )
-            weights = gr.Textbox(
-                label="Weights",
-                info="One per LoRA, the first for the LoRA file: 1, 0.5. Empty: 1 for each.",
-                max_lines=1,
-                elem_id="tool-weights",
-            )
-        with gr.Column(visible=False) as extract:
-            finetuned = gr.Textbox(
-                label="Finetuned checkpoint",
-                info="The path of a .safetensors file or a diffusers folder, or a Hub repository.",
-                max_lines=1,
-                elem_id="tool-finetuned",
-            )
-            base = gr.Dropdown(
-                list(BASES),
-                value=None,
-                allow_custom_value=True,
-                label="Its base model",
-                info="The checkpoint that it was trained from: a name, a path or a Hub repository.",
-                elem_id="tool-base",
-            )
-        with gr.Column(visible=False) as ranks:
-            rank = gr.Number(
-                label="Largest rank",
-                info="0 when merging: the ranks are concatenated, which is exact.",
-                precision=0,
-                value=0,
-                minimum=0,
-                elem_id="tool-rank",
-            )
-            keep = gr.Number(
-                label="Share of the norm to keep",
-                info="Like 0.95: each layer gets as few ranks as keep it. 0: only the rank counts.",
-                value=0,
-                minimum=0,
-                maximum=1,
-                elem_id="tool-keep",
-            )
-        with gr.Column(visible=False) as convert:
-            naming = gr.Radio(
-                [("kohya (A1111, Forge, ComfyUI)", Naming.KOHYA.value), ("diffusers and peft", Naming.DIFFUSERS.value)],
-                value=Naming.KOHYA.value,
-                label="Format",
-                elem_id="tool-naming",
-            )
-        with gr.Column(visible=False) as metadata:
-            fields = {
-                name: gr.Textbox(label=label, lines=2 if name == "description" else 1, elem_id=f"tool-{name}")
-                for name, label in FIELD_LABELS.items()
-            }
-        with gr.Column(visible=False) as naming_of_file:
-            name = gr.Textbox(
-                label="Name of the new file",
-                info="Empty: made from the name of the LoRA file.",
-                max_lines=1,
-                elem_id="tool-name",
-            )
+        source, lora, path = _source_options(local=local)
+        merge, others, weights = _merge_options()
+        extract, finetuned, base = _extract_options()
+        ranks, rank, keep = _rank_options()
+        convert, naming = _convert_options()
+        metadata, fields = _metadata_options()
+        name_group, name = _name_options()
         run = gr.Button("Run", elem_id="tool-run")
         result = html(elem_id="tool-result")
         download = gr.DownloadButton("Download the new file", visible=False, elem_id="tool-download")
-    assert fields.keys() == METADATA_FIELDS.keys()
-    options = ToolOptions(source, merge, ranks, convert, extract, metadata, naming_of_file)
+    options = ToolOptions(source, merge, ranks, convert, extract, metadata, name_group)
     given = (tool, lora, path, others, weights, rank, keep, naming, finetuned, base, fields, name)
     return ToolLayout(*given, options, run, result, download, gr.Timer(TICK_SECONDS, active=False))
+
+
+def _source_options(*, local: bool) -> tuple[gr.Column, gr.Dropdown, gr.Textbox]:
+    """Create the fields of the file that a tool reads."""
+    with gr.Column() as group:
+        lora = gr.Dropdown([], label="LoRA file", allow_custom_value=True, elem_id="tool-lora")
+        path = gr.Textbox(
+            label="Or a path on this computer",
+            info="Any .safetensors file; used instead of the selected LoRA.",
+            max_lines=1,
+            visible=local,
+            elem_id="tool-path",
+        )
+    return group, lora, path
+
+
+def _merge_options() -> tuple[gr.Column, gr.Dropdown, gr.Textbox]:
+    """Create the fields of the other LoRAs and the weights of a merge."""
+    with gr.Column(visible=False) as group:
+        others = gr.Dropdown([], multiselect=True, label="Merge with", allow_custom_value=True, elem_id="tool-others")
+        weights = gr.Textbox(
+            label="Weights",
+            info="One per LoRA, the first for the LoRA file: 1, 0.5. Empty: 1 for each.",
+            max_lines=1,
+            elem_id="tool-weights",
+        )
+    return group, others, weights
+
+
+def _extract_options() -> tuple[gr.Column, gr.Textbox, gr.Dropdown]:
+    """Create the fields of the checkpoint and its base that a LoRA is extracted from."""
+    with gr.Column(visible=False) as group:
+        finetuned = gr.Textbox(
+            label="Finetuned checkpoint",
+            info="The path of a .safetensors file or a diffusers folder, or a Hub repository.",
+            max_lines=1,
+            elem_id="tool-finetuned",
+        )
+        base = gr.Dropdown(
+            list(BASES),
+            value=None,
+            allow_custom_value=True,
+            label="Its base model",
+            info="The checkpoint that it was trained from: a name, a path or a Hub repository.",
+            elem_id="tool-base",
+        )
+    return group, finetuned, base
+
+
+def _rank_options() -> tuple[gr.Column, gr.Number, gr.Number]:
+    """Create the fields of the largest rank and the share of the norm to keep."""
+    with gr.Column(visible=False) as group:
+        rank = gr.Number(
+            label="Largest rank",
+            info="0 when merging: the ranks are concatenated, which is exact.",
+            precision=0,
+            value=0,
+            minimum=0,
+            elem_id="tool-rank",
+        )
+        keep = gr.Number(
+            label="Share of the norm to keep",
+            info="Like 0.95: each layer gets as few ranks as keep it. 0: only the rank counts.",
+            value=0,
+            minimum=0,
+            maximum=1,
+            elem_id="tool-keep",
+        )
+    return group, rank, keep
+
+
+def _convert_options() -> tuple[gr.Column, gr.Radio]:
+    """Create the choice of the format that a file is converted to."""
+    with gr.Column(visible=False) as group:
+        naming = gr.Radio(
+            [("kohya (A1111, Forge, ComfyUI)", Naming.KOHYA.value), ("diffusers and peft", Naming.DIFFUSERS.value)],
+            value=Naming.KOHYA.value,
+            label="Format",
+            elem_id="tool-naming",
+        )
+    return group, naming
+
+
+def _metadata_options() -> tuple[gr.Column, dict[str, gr.Textbox]]:
+    """Create the fields of the metadata that can be edited, by name."""
+    assert FIELD_LABELS.keys() == METADATA_FIELDS.keys()
+    with gr.Column(visible=False) as group:
+        fields = {
+            name: gr.Textbox(label=label, lines=2 if name == "description" else 1, elem_id=f"tool-{name}")
+            for name, label in FIELD_LABELS.items()
+        }
+    return group, fields
+
+
+def _name_options() -> tuple[gr.Column, gr.Textbox]:
+    """Create the field of the new file's name."""
+    with gr.Column(visible=False) as group:
+        name = gr.Textbox(
+            label="Name of the new file",
+            info="Empty: made from the name of the LoRA file.",
+            max_lines=1,
+            elem_id="tool-name",
+        )
+    return group, name
 
 
 def visible_options(tool: Tool) -> set[str]:
