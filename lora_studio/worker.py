@@ -59,6 +59,7 @@ from lora_studio.versions import incompatible_libraries_error
 from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.notify import EndedJob, notify
+from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home
 from lora_studio.workspace.run_queue import RunQueue
 
@@ -146,14 +147,7 @@ def start(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
         )
     )
     with disk_errors(folder.log_file), folder.log_file.open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=folder.path,
-        )
+        process = start_detached(command, log, folder.path)
     threading.Thread(target=_reap, args=(process, folder, own.pid), daemon=True, name=f"reap {process.pid}").start()
 
 

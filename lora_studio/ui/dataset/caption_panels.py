@@ -12,6 +12,7 @@ from gradio.components import Component
 from lora_studio.settings.choices import TagPosition
 from lora_studio.ui.dataset.chips import add_field
 from lora_studio.ui.widgets.html import heading, html, pickable, render
+from lora_studio.ui.widgets.segments import segments
 
 KEYS = (
     ("← → or K J", "previous, next"),
@@ -192,14 +193,12 @@ def build_captions() -> CaptionsPanel:
 
 
 def _action() -> gr.Radio:
-    return gr.Radio(
+    return segments(
         [action.value for action in BulkAction],
         value=BulkAction.ADD.value,
         label="Bulk edit",
-        show_label=False,
-        container=False,
         elem_id="bulk-action",
-        elem_classes="segments small bulk-action",
+        classes="small bulk-action",
     )
 
 

@@ -21,6 +21,7 @@ from lora_studio.ui.dataset.image_item import Filter
 from lora_studio.ui.dataset.state import Section
 from lora_studio.ui.dataset.tag_panel import TagPanel, build_tag_panel
 from lora_studio.ui.widgets.html import empty_card, html, pickable, render
+from lora_studio.ui.widgets.segments import segments
 
 INCLUDES_TAG, EXCLUDES_TAG = "with tag", "without tag"
 SCAN_TICK_SECONDS = 0.5
@@ -139,14 +140,11 @@ def build_top() -> Top:
     """Build the top of the tab."""
     return Top(
         tiles=html(elem_id="dataset-tiles"),
-        section=gr.Radio(
+        section=segments(
             [section.value for section in Section],
             value=Section.IMPORT.value,
             label="Section",
-            show_label=False,
-            container=False,
             elem_id="dataset-section",
-            elem_classes="segments",
         ),
         notice=html(elem_id="dataset-notice"),
         message=pickable(elem_id="dataset-message"),
@@ -176,14 +174,12 @@ def build_left() -> Left:
             )
             example = gr.Button("Use the example set", scale=0, min_width=220, elem_id="dataset-example")
     with gr.Column(visible=False) as grid_side:
-        chosen = gr.Radio(
+        chosen = segments(
             [item.value for item in Filter],
             value=Filter.ALL.value,
             label="Show",
-            show_label=False,
-            container=False,
             elem_id="dataset-filter",
-            elem_classes="segments small",
+            classes="small",
         )
         with gr.Row(elem_classes="tag-filter"):
             tag = gr.Textbox(
@@ -196,16 +192,14 @@ def build_left() -> Left:
                 min_width=140,
                 elem_id="dataset-filter-tag",
             )
-            tag_side = gr.Radio(
+            tag_side = segments(
                 [INCLUDES_TAG, EXCLUDES_TAG],
                 value=INCLUDES_TAG,
                 label="Images",
-                show_label=False,
-                container=False,
+                elem_id="dataset-filter-side",
+                classes="small",
                 scale=0,
                 min_width=190,
-                elem_id="dataset-filter-side",
-                elem_classes="segments small",
             )
         grid = pickable(elem_id="dataset-grid")
     with gr.Column(visible=False) as curate_side:

@@ -17,6 +17,7 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.lora.tools.reports import Naming
 from lora_studio.worker import MAIN_FILE
 from lora_studio.workspace.job_folder import slugify
+from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home, Project
 from lora_studio.workspace.tool_run import FILE_NAME, Tool, ToolRun, ToolState, read_tool_run
 
@@ -120,14 +121,8 @@ def start_tool(project: Project, form: ToolForm, home: Home) -> ToolRun:
         project.loras_dir.mkdir(exist_ok=True)
         run.save(file)
         with file.with_suffix(".log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(MAIN_FILE), "lora", "run", str(file.resolve()), "--home", str(home.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                cwd=project.path,
-            )
+            command = [sys.executable, str(MAIN_FILE), "lora", "run", str(file.resolve()), "--home", str(home.path)]
+            process = start_detached(command, log, project.path)
     threading.Thread(target=_reap, args=(process, file, run.id), daemon=True, name=f"reap {process.pid}").start()
     return run
 

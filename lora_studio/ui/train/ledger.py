@@ -20,6 +20,7 @@ from lora_studio.ui.train.lineage import differences_card
 from lora_studio.ui.train.notes import NotesPanel, build_notes, show_notes, wire_notes
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import empty_card, error_card, html, pickable, render
+from lora_studio.ui.widgets.segments import segments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,14 +78,12 @@ def build_ledger() -> LedgerLayout:
     with gr.Column(visible=False, elem_id="train-ledger") as column:
         with gr.Row(elem_classes="title-row"):
             with gr.Column(scale=3, min_width=300):
-                scope = gr.Radio(
+                scope = segments(
                     [scope.value for scope in Scope],
                     value=Scope.PROJECT.value,
                     label="Runs of",
-                    show_label=False,
-                    container=False,
                     elem_id="ledger-scope",
-                    elem_classes="segments small",
+                    classes="small",
                 )
             with gr.Column(scale=1, min_width=320), gr.Row(elem_classes="actions"):
                 csv = gr.DownloadButton("Download CSV", elem_id="ledger-csv", size="sm")

@@ -14,6 +14,7 @@ from lora_studio.ui.train.compare import Compare, CompareLayout, build_compare
 from lora_studio.ui.train.ledger import COMPARE, OPEN, Ledger, LedgerLayout, build_ledger, picked
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card
+from lora_studio.ui.widgets.segments import segments
 from lora_studio.workspace.project import Project
 
 ShowRun = Callable[[Project, str], Updates]
@@ -39,14 +40,8 @@ class SectionLayout(NamedTuple):
 
 def build_section_choice() -> gr.Radio:
     """Create the choice of the section."""
-    return gr.Radio(
-        [section.value for section in Section],
-        value=Section.RUN.value,
-        label="Section",
-        show_label=False,
-        container=False,
-        elem_id="train-section",
-        elem_classes="segments",
+    return segments(
+        [section.value for section in Section], value=Section.RUN.value, label="Section", elem_id="train-section"
     )
 
 

@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import judge_verdicts
 import pytest
 
 from lora_studio.planning.loss_record import LossRecord
@@ -16,15 +17,7 @@ RUNS = Path(__file__).parents[2] / "data" / "verdict_runs"
 
 
 def record_of(name: str) -> LossRecord:
-    run = json.loads((RUNS / f"{name}.json").read_text("utf-8"))
-    return LossRecord(
-        run["losses"],
-        run["relative_losses"],
-        {int(step): loss for step, loss in run["fixed_losses"].items()},
-        run["fixed_base"],
-        validates=run["split"] == "validation",
-        total=run["total"],
-    )
+    return judge_verdicts.record_of(json.loads((RUNS / f"{name}.json").read_text("utf-8")))
 
 
 def recipe_of(name: str) -> Recipe:

@@ -1,0 +1,20 @@
+"""Start processes that outlive the one that starts them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+
+def start_detached(command: Sequence[str], log: BinaryIO, folder: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, with `folder` as its working directory; its output goes to `log`."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=folder,
+    )
