@@ -37,7 +37,7 @@ def models(
     for model in listed:
         known = BASES.get(model.name)
         good_for = model.problem or (known.good_for if known else str(model.path))
-        table.add_row(model.name, where(model), "" if model.problem else model.prediction_type, good_for)
+        table.add_row(model.name, model.location, "" if model.problem else model.prediction_type, good_for)
     out_console.print(table)
 
 
@@ -56,13 +56,6 @@ def download(
         out_console.print("Stopped. The same command continues.")
     else:
         out_console.print(f"{base}: {result.path}", soft_wrap=True, highlight=False, markup=False)
-
-
-def where(model: Model) -> str:
-    """Return where a base model is: "here, ComfyUI", or "download, 6.9 GB"."""
-    if model.place:
-        return f"here, {model.place}"
-    return "download" if model.size_gb is None else f"download, {model.size_gb:.1f} GB"
 
 
 def _record(model: Model) -> dict[str, object]:

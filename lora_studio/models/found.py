@@ -70,6 +70,13 @@ class Model(BaseModel):
     prediction_type: str = "epsilon"
     zero_terminal_snr: bool = False
 
+    @property
+    def location(self) -> str:
+        """The place as text: "on this machine", "on this machine, ComfyUI" or "download, 6.9 GB"."""
+        if self.place:
+            return "on this machine" + (f", {self.place}" if self.place not in (STUDIO, HUB_CACHE) else "")
+        return "download" if self.size_gb is None else f"download, {self.size_gb:.1f} GB"
+
 
 class _Read(BaseModel):
     """What a header says, and the size and time of change of the file that it was read from."""

@@ -13,7 +13,7 @@ from lora_studio.ui.plan.layout import IMAGES, Answers, BasePanel, PlanLayout, R
 from lora_studio.ui.plan.share import share_updates
 from lora_studio.ui.plan.state import PlanState
 from lora_studio.ui.plan.what_if import what_if_updates
-from lora_studio.ui.state.base_models import choices
+from lora_studio.ui.state.base_models import base_choices
 from lora_studio.ui.state.first_tests import before_training
 from lora_studio.ui.state.project_plan import available_vram_gib
 from lora_studio.ui.widgets.events import Updates
@@ -81,7 +81,8 @@ def _answer_updates(answers: Answers, state: PlanState) -> Updates:
         about = state.planned.plan.base_about or "A repository of the Hub that was not looked at yet."
     counted = "Counted in the dataset, with their sizes."
     updates: Updates = {
-        answers.base: gr.update(info=about) | ({"choices": choices(state.models)} if state.models is not None else {}),
+        answers.base: gr.update(info=about)
+        | ({"choices": base_choices(state.models)} if state.models is not None else {}),
         answers.images: gr.update(
             interactive=state.images is None,
             info=f"{IMAGES.why} The dataset is empty." if state.images is None else counted,

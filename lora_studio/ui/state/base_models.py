@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lora_studio.errors import InputError
 from lora_studio.models.catalogue import KnownBase, find_base
-from lora_studio.models.found import HUB_CACHE, STUDIO, Model, catalogue_models, find_models
+from lora_studio.models.found import Model, catalogue_models, find_models
 from lora_studio.models.locate import cached_base, resolve_base
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home
@@ -68,14 +68,7 @@ def list_choices(home: Home, *, local: bool) -> list[Model]:
     return [*catalogue_models(home), *(find_models(home) if local else [])]
 
 
-def choices(models: Sequence[Model]) -> list[tuple[str, str]]:
+def base_choices(models: Sequence[Model]) -> list[tuple[str, str]]:
     """Return a dropdown's choices as (label, base): those on this machine first."""
     usable = sorted((model for model in models if not model.problem), key=lambda model: not model.place)
-    return [(f"{model.name} ({where(model)})", model.base) for model in usable]
-
-
-def where(model: Model) -> str:
-    """Return where a base model is: "on this machine", "on this machine, ComfyUI" or "download, 6.9 GB"."""
-    if model.place:
-        return "on this machine" + (f", {model.place}" if model.place not in (STUDIO, HUB_CACHE) else "")
-    return "download" if model.size_gb is None else f"download, {model.size_gb:.1f} GB"
+    return [(f"{model.name} ({model.location})", model.base) for model in usable]
