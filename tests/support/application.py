@@ -24,16 +24,12 @@ STOP_SECONDS = 10
 
 @dataclass(frozen=True)
 class Running:
-    """An application that responds at `url`; its output is in `log`.
-
-    `seconds_to_start` is the time until its first page, without the time in which it waited for a CPU core.
-    """
+    """An application that responds at `url`; its output is in `log`."""
 
     url: str
     home: Home
     process: subprocess.Popen[bytes]
     log: Path
-    seconds_to_start: float
 
 
 def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: float = START_SECONDS) -> Running:
@@ -61,8 +57,7 @@ def start_app(folder: Path, *arguments: str, home: Home | None = None, timeout: 
             stop_app(process)
             pytest.fail(f"app.py did not start:\n{log.read_text('utf-8', errors='replace')}")
         time.sleep(0.05)
-    seconds = time.monotonic() - started - _seconds_without_core(process.pid)
-    return Running(url, home, process, log, seconds)
+    return Running(url, home, process, log)
 
 
 def stop_app(process: subprocess.Popen[bytes]) -> None:
@@ -90,14 +85,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _seconds_without_core(pid: int) -> float:
-    """Return how long a process was ready to run but had no CPU core, from Linux's schedstat (proc(5)); else 0."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        return 0.0
 
 
 def _responds(url: str) -> bool:
