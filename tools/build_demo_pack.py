@@ -6,6 +6,7 @@ first encodes renderings. `tagger` needs only `render`, `captioner` needs the ta
 checkpoints. `adopt` takes the parts that have no checkpoint in the work folder from a pack: autoencoder, UNet and text
 encoders, tagger; `vae-renderings`, `decoder`, `unet` and `tagger` then continue their training. `styles` trains LoRAs
 in styles that no model was trained on, and judges them; `recipes` does so on three of the styles for several recipes.
+`collection` trains the good and bad LoRAs of tests/data/loras.
 """
 
 import argparse
@@ -30,6 +31,8 @@ ADOPTED = (  # function, folder in the pack, file or folder in the work folder
     (tagger.adopt, "tagger", "tagger.ckpt"),
 )
 
+AFTER = ("export", "evaluate", "recipes", "styles", "collection", "testset")
+
 ROOT = Path(__file__).resolve().parent.parent
 PACK = ROOT / "lora_studio" / "demo"
 
@@ -37,7 +40,19 @@ PACK = ROOT / "lora_studio" / "demo"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "stage", choices=["render", "adopt", *TRAINING, "export", "evaluate", "recipes", "styles", "testset", "all"]
+        "stage",
+        choices=[
+            "render",
+            "adopt",
+            *TRAINING,
+            "export",
+            "evaluate",
+            "recipes",
+            "styles",
+            "collection",
+            "testset",
+            "all",
+        ],
     )
     parser.add_argument("--modules", type=Path, default=Path("node_modules"), help="where npm installed the icon sets")
     parser.add_argument("--work", type=Path, default=Path("build/pack"), help="renders and checkpoints; resumable")
@@ -71,6 +86,10 @@ def main() -> None:
         from demo_pack.recipe_search import search
 
         search(args.work, args.pack)
+    if args.stage == "collection":
+        from demo_pack.collection import write_collection
+
+        write_collection(args.work, args.pack, ROOT / "tests" / "data" / "loras")
     if args.stage in ("testset", "all"):
         testset.write(args.work, ROOT / "tests" / "data" / "pack")
 

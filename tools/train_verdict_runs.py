@@ -7,7 +7,6 @@ base's. Run it again after a change of the base, the example images or the demo'
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,12 +14,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "verdict_runs"
+EMBEDDED = ROOT / "lora_studio" / "demo" / "base"
 sys.path.insert(0, str(ROOT))
+
+from training_runs import claim_prediction_type, curves_of  # noqa: E402
 
 from lora_studio import api  # noqa: E402
 from lora_studio.dataset.ingest.importers import import_paths  # noqa: E402
 from lora_studio.errors import StudioError  # noqa: E402
-from lora_studio.events import BaseLossEvent, Event, NanEvent, StartEvent, StepEvent, ValidationEvent  # noqa: E402
+from lora_studio.events import Event  # noqa: E402
 from lora_studio.example import BASE, EXAMPLE_IMAGES, STYLE_TAGS, TRIGGER  # noqa: E402
 from lora_studio.planning.presets import load_preset  # noqa: E402
 from lora_studio.settings.choices import ExistingCaptions  # noqa: E402
@@ -78,11 +80,12 @@ def train(name: str, dataset: Path, folder: Path) -> dict[str, Any]:
     rate, prediction = changes.pop("rate", 1), changes.pop("prediction", None)
     recipe = load_preset("demo") | {"max_train_steps": STEPS, "sample_every_n_epochs": 0, "save_every_n_epochs": 1000}
     recipe |= {setting: recipe[setting] * rate for setting in ("unet_lr", "text_encoder_lr")} | changes
+    base = BASE if prediction is None else str(claim_prediction_type(EMBEDDED, folder / prediction, prediction))
     events: list[Event] = []
     try:
         api.train(
             dataset,
-            base=BASE if prediction is None else str(make_wrong_base(folder, prediction)),
+            base=base,
             name=name,
             trigger_word=TRIGGER,
             recipe=Recipe.parse(recipe),
@@ -93,38 +96,6 @@ def train(name: str, dataset: Path, folder: Path) -> dict[str, Any]:
     except StudioError as error:
         print(f"{name}: {error}", file=sys.stderr)
     return {"run": name, "changes": RUNS[name], "recipe": recipe, **curves_of(events)}
-
-
-def make_wrong_base(folder: Path, prediction: str) -> Path:
-    """Return a copy of the embedded base whose configuration claims another prediction type."""
-    base = shutil.copytree(ROOT / "lora_studio" / "demo" / "base", folder / prediction, dirs_exist_ok=True)
-    file = base / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"prediction_type": prediction}), "utf-8")
-    return base
-
-
-def curves_of(events: list[Event]) -> dict[str, Any]:
-    """Return the figures of a run's events that verdicts are judged by, rounded to 4 digits."""
-    steps: dict[int, StepEvent | NanEvent] = {
-        event.step: event for event in events if isinstance(event, StepEvent | NanEvent)
-    }
-    ordered = [steps[step] for step in sorted(steps)]
-    start = next((event for event in events if isinstance(event, StartEvent)), None)
-    fixed = [event for event in events if isinstance(event, ValidationEvent)]
-    return {
-        "total": start.total if start else 0,
-        "steps_per_epoch": start.steps_per_epoch if start else 0,
-        "losses": [digits(getattr(event, "loss", None)) for event in ordered],
-        "relative_losses": [digits(getattr(event, "relative_loss", None)) for event in ordered],
-        "split": fixed[-1].split if fixed else None,
-        "fixed_losses": {event.step: digits(event.loss) for event in fixed},
-        "fixed_base": digits(fixed[-1].base_loss) if fixed else None,
-        "base_loss": next((digits(event.loss) for event in events if isinstance(event, BaseLossEvent)), None),
-    }
-
-
-def digits(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.4g}")
 
 
 if __name__ == "__main__":

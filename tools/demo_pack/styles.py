@@ -8,7 +8,7 @@ histograms, content by the tagger. Both judges are also measured on images of kn
 import dataclasses
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,23 @@ def fit_judge(styled: Tensor, others: dict[str, Tensor]) -> tuple[nn.Linear, dic
     return judge, {kind: styled_share(judge, found[half[kind] :]) for kind, found in kinds.items()}
 
 
-def write_dataset(folder: Path, images: NDArray[np.uint8], words: Sequence[Picture]) -> None:
-    """Write images uint8 [N, H, W, 3] with captions of trigger word, label and tags to FOLDER/1_style."""
+def full_caption(number: int, word: Picture) -> str:
+    """Return trigger word, label and tags."""
+    return ", ".join((TRIGGER, word.label, *word.tags))
+
+
+def write_dataset(
+    folder: Path,
+    images: NDArray[np.uint8],
+    words: Sequence[Picture],
+    caption: Callable[[int, Picture], str] = full_caption,
+) -> None:
+    """Write images uint8 [N, H, W, 3] with captions, each made of the image's number and emoji, to FOLDER/1_style."""
     target = folder / "1_style"
     target.mkdir(parents=True, exist_ok=True)
     for number, (image, word) in enumerate(zip(images, words, strict=True)):
         Image.fromarray(image).save(target / f"{number:02}.png")
-        (target / f"{number:02}.txt").write_text(", ".join((TRIGGER, word.label, *word.tags)), encoding="utf-8")
+        (target / f"{number:02}.txt").write_text(caption(number, word), encoding="utf-8")
 
 
 def train_lora(folder: Path, *, base: Path, home: Home, changes: Mapping[str, Any] | None = None) -> Path:

@@ -1,0 +1,203 @@
+"""A collection of LoRAs that are known to be good or bad, on which measures and verdicts are judged.
+
+For each of three held-out styles every kind in KINDS is trained on the embedded base: what is wrong with a LoRA is
+known by how it was made. `well` is the demo's recipe at rank 4; the others change one thing.
+"""
+
+import dataclasses
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from training_runs import claim_prediction_type, curves_of
+
+from demo_pack import progress, unet
+from demo_pack.learning import choose_words
+from demo_pack.pictures import Picture
+from demo_pack.styles import TRIGGER, Icons, full_caption, write_dataset
+from lora_studio import api
+from lora_studio.errors import StudioError
+from lora_studio.events import Event, StepEvent
+from lora_studio.lora.header import read_lora_header
+from lora_studio.planning.presets import load_preset
+from lora_studio.sampling.adapter import apply_lora
+from lora_studio.settings.recipe import Recipe
+from lora_studio.workspace.project import Home
+
+STYLES = ("neon", "sticker", "blueprint")
+COUNT = 24  # training images
+RANK = 4
+STRENGTHS = (0.0, 0.5, 1.0)
+SEEDS = (31, 32)
+PROMPTS = 6
+QUALITY = 80  # of the sheets of samples
+
+
+def without_trigger(number: int, word: Picture) -> str:
+    """Return label and tags: the style has no word of its own."""
+    return ", ".join((word.label, *word.tags))
+
+
+def style_named(style: str) -> Callable[[int, Picture], str]:
+    """Return captions that all name the style, with the trigger word in a quarter of them."""
+
+    def caption(number: int, word: Picture) -> str:
+        trigger = () if number % 4 else (TRIGGER,)
+        return ", ".join((*trigger, f"{style} style", word.label, *word.tags))
+
+    return caption
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How a LoRA of one kind differs from a well-trained one.
+
+    `rate` and `length` are factors of the recipe's learning rates and steps, `prediction` the type that the base is
+    said to have. `broken` multiplies the rates from half of the run on.
+    """
+
+    count: int = COUNT
+    rate: float = 1
+    length: float = 1
+    captions: str = "trigger"
+    prediction: str | None = None
+    broken: float | None = None
+
+
+KINDS: dict[str, Kind] = {
+    "well": Kind(),
+    "well_12_images": Kind(count=12),
+    "undertrained_steps": Kind(length=0.1),
+    "undertrained_rate": Kind(rate=0.05),
+    "overtrained_rate": Kind(rate=10),
+    "overtrained_length": Kind(length=5),
+    "weak_trigger": Kind(captions="style named"),
+    "leaking": Kind(captions="without trigger"),
+    "memorising": Kind(count=4),
+    "wrong_prediction": Kind(prediction="v_prediction"),
+    "broken": Kind(broken=300),
+}
+
+
+def recipe_of(kind: Kind) -> dict[str, Any]:
+    """Return the demo's recipe at rank 4 with the kind's changes."""
+    recipe = load_preset("demo")
+    steps = round(recipe["max_train_steps"] * kind.length)
+    return {
+        **recipe,
+        "network_dim": RANK,
+        "network_alpha": RANK,
+        "save_precision": "fp16",
+        "unet_lr": recipe["unet_lr"] * kind.rate,
+        "text_encoder_lr": recipe["text_encoder_lr"] * kind.rate,
+        "max_train_steps": steps,
+        "lr_warmup_steps": min(recipe["lr_warmup_steps"], steps // 4),
+        "epochs": steps,  # max_train_steps ends the run
+        "repeats": -(-COUNT * 10 // kind.count),  # an epoch is as long with fewer images
+        "sample_every_n_epochs": 0,
+        "save_every_n_epochs": steps,
+    }
+
+
+def caption_of(kind: Kind, style: str) -> Callable[[int, Picture], str]:
+    """Return the function that captions a dataset of this kind."""
+    return {"trigger": full_caption, "without trigger": without_trigger, "style named": style_named(style)}[
+        kind.captions
+    ]
+
+
+def train(folder: Path, kind: Kind, *, base: Path, home: Home) -> tuple[Path, list[Event], dict[str, Any]]:
+    """Train a LoRA on FOLDER/dataset; return its file, its events and its recipe.
+
+    A run that fails, as some are meant to, leaves the file that was saved last.
+    """
+    recipe = recipe_of(kind)
+    if kind.broken is None:
+        return _run(folder / "run", recipe, folder / "dataset", base, home)
+    half = recipe | {"max_train_steps": recipe["max_train_steps"] // 2}
+    lora, events, _ = _run(folder / "first", half, folder / "dataset", base, home)
+    faster = {name: half[name] * kind.broken for name in ("unet_lr", "text_encoder_lr")} | {"lr_warmup_steps": 0}
+    lora, later, _ = _run(folder / "run", half | faster, folder / "dataset", base, home, network_weights=lora)
+    offset = max(event.step for event in events if isinstance(event, StepEvent))
+    moved = [event.model_copy(update={"step": event.step + offset}) for event in later if hasattr(event, "step")]
+    return lora, [*events, *moved], recipe
+
+
+def _run(
+    out: Path, recipe: Mapping[str, Any], dataset: Path, base: Path, home: Home, network_weights: Path | None = None
+) -> tuple[Path, list[Event], dict[str, Any]]:
+    shutil.rmtree(out, ignore_errors=True)
+    events: list[Event] = []
+    try:
+        api.train(
+            dataset,
+            base=str(base),
+            name="style",
+            trigger_word=TRIGGER,
+            recipe=Recipe.parse(recipe),
+            network_weights=network_weights,
+            out=out,
+            home=home,
+            on_event=events.append,
+        )
+    except StudioError as error:
+        progress.log(f"collection: {out}: {error}")
+    saved = sorted(out.rglob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    if not saved:
+        raise SystemExit(f"{out}: no LoRA was saved")
+    return saved[-1], events, dict(recipe)
+
+
+def write_collection(work: Path, pack: Path, out: Path) -> None:
+    """Train every kind in every style into OUT/STYLE/KIND; what is there is not trained again.
+
+    Each gets the LoRA, its curves, its recipe and a sheet of samples, one row per strength and seed, the last two rows
+    without the trigger word. OUT/dataset has the training images.
+    """
+    icons = Icons.load(work)
+    words, others = choose_words(work)
+    known = {word.label for word in (*words, *others)}
+    labels = random.Random("collection").sample(sorted(set(icons.words) - known), COUNT)
+    home = Home(work / "home")
+    for style in STYLES:
+        images = icons.draw(style, labels)
+        for name, kind in KINDS.items():
+            target = out / style / name
+            if (target / "samples.webp").exists():
+                continue
+            target.mkdir(parents=True, exist_ok=True)
+            folder = work / "collection" / style / name
+            pictured = [icons.words[label] for label in labels[: kind.count]]
+            write_dataset(folder / "dataset", images[: kind.count], pictured, caption_of(kind, style))
+            base = pack / "base"
+            if kind.prediction is not None:
+                base = claim_prediction_type(base, work / "collection" / kind.prediction, kind.prediction)
+            lora, events, recipe = train(folder, kind, base=base, home=home)
+            shutil.copyfile(lora, target / "lora.safetensors")
+            record = {"style": style, "kind": name, "changes": changes_of(kind), "recipe": recipe, **curves_of(events)}
+            (target / "run.json").write_text(json.dumps(record) + "\n", "utf-8")
+            sample_sheet(pack, lora, words[:PROMPTS]).save(target / "samples.webp", quality=QUALITY)
+            progress.log(f"collection: {style}, {name}: {len(record['losses'])} steps")
+
+
+def changes_of(kind: Kind) -> dict[str, Any]:
+    """Return what differs from a well-trained LoRA."""
+    return {name: value for name, value in dataclasses.asdict(kind).items() if value != getattr(Kind(), name)}
+
+
+def sample_sheet(pack: Path, lora: Path, words: list[Picture]) -> Image.Image:
+    """Sample a sheet: rows of strength and seed with the trigger word, then of seeds without it at strength 1."""
+    pipeline = unet.load_exported(pack)
+    rows = []
+    with apply_lora(pipeline, read_lora_header(lora)) as adapter:
+        for strength, trigger in [*((strength, True) for strength in STRENGTHS), (1.0, False)]:
+            adapter.set_strength(strength)
+            prompts = [f"{TRIGGER}, {word.label}" if trigger else word.label for word in words]
+            for seed in SEEDS:
+                rows.append(np.concatenate(list(unet.sample_images(pipeline, prompts, [seed] * len(prompts))), 1))
+    return Image.fromarray(np.concatenate(rows))
