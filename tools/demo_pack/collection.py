@@ -154,10 +154,10 @@ def _run(
 
 
 def write_collection(work: Path, pack: Path, out: Path) -> None:
-    """Train every kind in every style into OUT/STYLE/KIND; what is there is not trained again.
+    """Train every kind in every style into OUT/STYLE/KIND; LoRAs that exist are kept.
 
     Each gets the LoRA, its curves, its recipe and a sheet of samples, one row per strength and seed, the last two rows
-    without the trigger word. OUT/dataset has the training images.
+    without the trigger word.
     """
     icons = Icons.load(work)
     words, others = choose_words(work)
