@@ -26,7 +26,7 @@ from lora_studio.dataset.training_images import check_caption_extension, read_im
 from lora_studio.device import device_to_plan_for, find_gpu
 from lora_studio.diagnosis import doctor
 from lora_studio.errors import ConfigError, InputError, JobError
-from lora_studio.events import Event, FailedEvent, StepEvent
+from lora_studio.events import Event, FailedEvent, StepEvent, StoppedEvent
 from lora_studio.interop.files import import_settings
 from lora_studio.interop.write import export_settings
 from lora_studio.ledger.compare import Comparison, compare
@@ -34,6 +34,7 @@ from lora_studio.ledger.records import find_records, read_records
 from lora_studio.ledger.table import to_frame
 from lora_studio.lora.file_settings import file_overrides
 from lora_studio.models.found import Model, catalogue_models, find_models
+from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.plan import NEW_PROJECT, plan
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
@@ -506,6 +507,7 @@ def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resu
     inode, offset = 0, 0
     failed: FailedEvent | None = None
     step: StepEvent | None = None
+    stopped: StoppedEvent | None = None
     start(folder, home, resume=resume)
     while True:
         try:
@@ -517,6 +519,7 @@ def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resu
                 if event.time >= started - 1:
                     failed = event if isinstance(event, FailedEvent) else failed
                     step = event if isinstance(event, StepEvent) else step
+                    stopped = event if isinstance(event, StoppedEvent) else stopped
                     on_event(event)
             if not alive:
                 break
@@ -533,9 +536,15 @@ def _run_in_processes(folder: JobFolder, home: Home, on_event: Listener, *, resu
         raise JobError(status.message, status.remedy, code=code)
     if (result := folder.result()) is not None:
         return TrainResult.model_validate(result)
+    automatic = None
+    if stopped is not None and stopped.code:
+        automatic = AutomaticStop.model_validate(
+            {"code": stopped.code, "step": status.done, "message": stopped.message}
+        )
     return TrainResult(
         run=folder.path,
-        lora=None,
+        lora=folder.path / stopped.path if stopped is not None and stopped.path else None,
+        automatic_stop=automatic,
         steps=status.done,
         epochs=step.epoch if step else 0,
         final_loss=step.loss if step else None,

@@ -341,12 +341,20 @@ class DoneEvent(Event):
 
 
 class StoppedEvent(Event):
-    """The job was stopped by the user; its results so far and its state are saved."""
+    """The job was stopped by the user, or by itself; its results so far and its state are saved."""
 
     name = "stopped"
 
     message: Message
     remedy: Remedy = ""
+    code: str = Field(
+        default="", description="why it stopped by itself: `plateau`, `rise` or `break`; left out for the user"
+    )
+    path: str | None = Field(
+        default=None,
+        description="the checkpoint that is the result of a run that stopped by itself, relative to the job folder; "
+        "null if there is none",
+    )
 
 
 class FailedEvent(Event):

@@ -267,14 +267,26 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         folder.clear_save_request()
         remember_speed(home, folder)
     if getattr(result, "stopped", False):
-        recorder.finish(
-            JobState.STOPPED,
-            StoppedEvent(message="Stopped; everything so far is saved.", remedy="Resume continues from here."),
-        )
+        recorder.finish(JobState.STOPPED, _stopped_event(result, folder))
     else:
         folder.write_result(result.model_dump(mode="json"))
         recorder.finish(JobState.DONE, DoneEvent(message="Done", remedy=""))
     return result
+
+
+def _stopped_event(result: BaseModel, folder: JobFolder) -> StoppedEvent:
+    """Return the last event of a job that was stopped, by the user or by the losses of its training."""
+    stop = getattr(result, "automatic_stop", None)
+    if stop is None:
+        return StoppedEvent(message="Stopped; everything so far is saved.", remedy="Resume continues from here.")
+    lora: Path | None = getattr(result, "lora", None)
+    kept = f"Its result is {lora.name}. " if lora else ""
+    return StoppedEvent(
+        message=stop.message,
+        remedy=f"{kept}Resume continues from here; this sign does not stop it again.",
+        code=stop.code,
+        path=str(lora.relative_to(folder.path)) if lora else None,
+    )
 
 
 def _turn(job: AnyJob, folder: JobFolder, home: Home, recorder: _EventRecorder) -> AbstractContextManager[None]:
@@ -450,7 +462,7 @@ class _EventRecorder:
                 self(WarningEvent(code="notify_failed", message=problem, why="The job itself is not affected."))
             written = self.folder.emit(event)
             last = {"state": state, "message": event.message, "remedy": event.remedy, "seconds_left": None}
-            last["code"] = event.code if isinstance(event, FailedEvent) else ""
+            last["code"] = "" if isinstance(event, DoneEvent) else event.code
             self.folder.update_status(**self.pending | last)
         except (DiskFullError, InputError, OSError):
             traceback.print_exc()

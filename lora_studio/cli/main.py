@@ -244,9 +244,11 @@ def train(
     if as_json:
         print_json(result)
         return
+    if result.automatic_stop:
+        out_console.print(result.automatic_stop.message, soft_wrap=True, highlight=False, markup=False)
     if result.stopped:
         out_console.print(f"Stopped at step {result.steps}. Continue with: train --resume --out {result.run}")
-    else:
+    if result.lora:
         out_console.print(f"LoRA: {result.lora}", soft_wrap=True, highlight=False)
     if result.verdict:
         out_console.print(f"{result.verdict.title}. {result.verdict.evidence} {result.verdict.next_step}", markup=False)

@@ -37,6 +37,7 @@ _NOT_IN_SD_SCRIPTS = (
     ("stop_text_encoder_training", 0.0, "sd-scripts trains the text encoders of SDXL until the end."),
     ("unmasked_weight", 0.0, "sd-scripts trains nothing outside of a mask."),
     ("save_format", SaveFormat.KOHYA, "sd-scripts writes kohya's format."),
+    *((f"stop_at_{sign}", 0, "sd-scripts does not stop by itself.") for sign in ("plateau", "rise", "break")),
 )
 
 

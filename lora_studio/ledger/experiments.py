@@ -34,7 +34,10 @@ BY_GROUP = {
     Group.NETWORK: Experiment.SIZE,
     Group.OPTIMIZER: Experiment.OPTIMIZER,
 }
-LENGTH_SETTINGS = ("epochs", "repeats", "max_train_steps", "batch_size", "gradient_accumulation_steps")
+LENGTH_SETTINGS = (
+    *("epochs", "repeats", "max_train_steps", "batch_size", "gradient_accumulation_steps"),
+    *("stop_at_plateau", "stop_at_rise", "stop_at_break"),
+)
 SCHEDULE_PREFIX = "lr_"  # settings of the schedule change the rate
 # Settings that change neither the weights nor the validation loss.
 WITHOUT_EFFECT = ("save_format", "save_precision", "gradient_checkpointing", "cuda_graphs")

@@ -18,7 +18,7 @@ from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.verdicts import Verdict, judge, worst_verdict
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.job_specs import TrainJob
-from lora_studio.workspace.job_folder import JobFolder, JobStatus, job_folders
+from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus, job_folders
 from lora_studio.workspace.project import Home, Project
 from lora_studio.workspace.run_notes import RunNotes, read_notes
 
@@ -84,6 +84,11 @@ class RunRecord:
     def name(self) -> str:
         """The name of the run's folder."""
         return self.folder.name
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The sign at which the run stopped by itself: plateau, rise or break; None if it did not."""
+        return self.status.code or None if self.status.state is JobState.STOPPED else None
 
     @property
     def recipe_changes(self) -> list[SettingChange]:

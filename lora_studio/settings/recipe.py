@@ -17,6 +17,7 @@ from lora_studio.settings.sections.objective import ObjectiveSettings
 from lora_studio.settings.sections.optimization import OptimizationSettings
 from lora_studio.settings.sections.rates import RateSettings, rate_problems
 from lora_studio.settings.sections.samples import SampleSettings
+from lora_studio.settings.sections.stopping import StoppingSettings
 from lora_studio.settings.sections.tracking import TrackingSettings
 
 
@@ -28,6 +29,7 @@ class Recipe(
     CaptionSettings,
     DataSettings,
     ObjectiveSettings,
+    StoppingSettings,
     OptimizationSettings,
     RateSettings,
     NetworkSettings,

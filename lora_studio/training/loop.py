@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from functools import partial
 
 from lora_studio.errors import NonFiniteLossError, StudioError
@@ -20,8 +21,16 @@ from lora_studio.training.step import train_step
 from lora_studio.training.trainer import Trainer
 
 
-def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_stop: Callable[[], bool]) -> bool:
-    """Train until the run is complete (returns False) or a stop is requested (returns True).
+class LoopEnd(Enum):
+    """Why the training loop ended: the run is complete, a stop was requested, or it stopped by itself."""
+
+    COMPLETE = "complete"
+    REQUESTED = "requested"
+    AUTOMATIC = "automatic"
+
+
+def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_stop: Callable[[], bool]) -> LoopEnd:
+    """Train until the run is complete, a stop is requested, or the losses say so and the recipe wants that.
 
     On a stop, and on any error that leaves the weights valid, the state after the last step is saved first; on a stop
     also its LoRA, as a checkpoint. Raises NonFiniteLossError if too many of the last steps have no finite loss. An
@@ -48,11 +57,11 @@ def train_loop(trainer: Trainer, progress: Progress, *, report: Report, should_s
                 log.flush()
                 outputs.finish_epoch()
             if progress.step >= counts.total_steps:
-                return False
-            if ranks.broadcast_flag(should_stop()):
+                return LoopEnd.COMPLETE
+            if ranks.broadcast_flag(should_stop() or outputs.stops):
                 log.flush()
                 outputs.save_before_stop()
-                return True
+                return LoopEnd.AUTOMATIC if outputs.stops else LoopEnd.REQUESTED
             _stop_text_encoders(trainer, progress, report)
             log.start_clock()
             result = train_step(trainer, progress.step, retry)

@@ -96,6 +96,16 @@ def checkpoints_by_step(trainer: Trainer, progress: Progress) -> dict[int, str]:
     return found
 
 
+def result_of_stop(trainer: Trainer, progress: Progress) -> Path | None:
+    """Return the checkpoint that is the result of a run that stopped by itself: the last one, or that before the rise.
+
+    None if there was none before the rise, or if it was deleted.
+    """
+    stop, files = progress.automatic_stops[-1], checkpoints_by_step(trainer, progress)
+    kept = [at for at in files if at <= (stop.step if stop.lowest is None else stop.lowest)]
+    return trainer.folder / "checkpoints" / files[max(kept)] if kept else None
+
+
 def delete_old_checkpoints(trainer: Trainer) -> None:
     """Delete all but the last `keep_checkpoints` checkpoints of a run; 0 keeps all."""
     if keep := trainer.recipe.keep_checkpoints:

@@ -10,7 +10,14 @@ from dataclasses import asdict, dataclass, field
 from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
 from lora_studio.lora.norms import model_norms
 from lora_studio.models.png_info import save_png
-from lora_studio.training.lora_file import BEST, check_finite, delete_old_checkpoints, save_lora_file
+from lora_studio.planning.automatic_stop import automatic_stop
+from lora_studio.training.lora_file import (
+    BEST,
+    check_finite,
+    delete_old_checkpoints,
+    result_of_stop,
+    save_lora_file,
+)
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.health import new_hints
 from lora_studio.training.resume import capture_state
@@ -30,7 +37,7 @@ class Outputs:
 
     `saved_position` is the (step, epochs) of the last resume state, `saved_at` its monotonic time. While checkpoints
     and samples are being written, `log_offset` is the size in bytes that the event log had before: a resume repeats
-    the events from there.
+    the events from there. `stops` is True once the losses have ended the run.
     """
 
     trainer: Trainer
@@ -40,6 +47,7 @@ class Outputs:
     saved_position: tuple[int, int] | None = None
     saved_at: float = field(default_factory=time.monotonic)
     log_offset: int | None = None
+    stops: bool = False
 
     @property
     def state_due(self) -> bool:
@@ -105,12 +113,17 @@ class Outputs:
             self.save_state()
 
     def save_before_stop(self) -> None:
-        """Save a checkpoint of the last step, unless it has one or no step was made, and the resume state."""
+        """Save a checkpoint of the last step, unless it has one or no step was made, and the resume state.
+
+        A run that stopped by itself after a rise has its result in an earlier checkpoint, which stays the last one.
+        """
         recipe, progress = self.trainer.recipe, self.progress
         ends_epoch = progress.step == progress.epochs_finished * self.trainer.counts.steps_per_epoch
         saved = _is_due(recipe.save_every_n_steps, progress.step) or (
             ends_epoch and _is_due(recipe.save_every_n_epochs, progress.epochs_finished)
         )
+        rose = self.stops and progress.automatic_stops[-1].lowest is not None
+        saved = saved or (rose and result_of_stop(self.trainer, progress) is not None)
         if self.trainer.ranks.is_main and progress.step > 0 and not saved:
             self.save_checkpoint(None)
             self.saved_position = None  # save the state again, so that a resume keeps the event of the checkpoint
@@ -232,6 +245,17 @@ class Outputs:
         losses, step = progress.validation_by_step, progress.step
         if trainer.dataset.validation_items and step > 0 and step in losses and losses[step] == min(losses.values()):
             self._save_lora(BEST, None)
+        if step > 0:
+            self._check_automatic_stop()
+
+    def _check_automatic_stop(self) -> None:
+        """Note in the progress that the run stops by itself, if its losses say so."""
+        trainer, progress = self.trainer, self.progress
+        record = loss_record(trainer, progress)
+        found = automatic_stop(record, trainer.recipe, ignored={stop.code for stop in progress.automatic_stops})
+        if found is not None:
+            progress.automatic_stops.append(found)
+            self.stops = True
 
 
 def _is_due(every: int, number: int) -> bool:

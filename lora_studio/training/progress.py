@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.steps import StepCount
 from lora_studio.training.reporting.base_losses import BaseLosses
@@ -45,7 +46,8 @@ class Progress(BaseModel):
     `step` counts the optimizer steps taken, `epochs_finished` the epochs whose LoRA, samples and resume state are
     saved. `started` is in seconds since 1970. `losses` has the training loss of each reported step, None where it was
     not finite; `relative_losses` the same relative to the base's loss, None also where that was unknown.
-    `continued` is set in a run that continues another one for more epochs.
+    `automatic_stops` are the times that the run stopped by itself. `continued` is set in a run that continues another
+    one for more epochs.
     """
 
     step: int = 0
@@ -58,6 +60,7 @@ class Progress(BaseModel):
     timestep_losses: TimestepLosses = Field(default_factory=TimestepLosses)
     image_losses: ImageLosses = Field(default_factory=ImageLosses)
     reported_hints: list[str] = Field(default_factory=list)
+    automatic_stops: list[AutomaticStop] = Field(default_factory=list)
     continued: Continuation | None = None
 
     def to_dict(self) -> dict[str, Any]:

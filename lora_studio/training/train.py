@@ -12,13 +12,14 @@ from pydantic import BaseModel
 from lora_studio.errors import StopRequested
 from lora_studio.events import CaptionsEvent, Report, SavedEvent
 from lora_studio.files import write_json
+from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.steps import with_global_batch
 from lora_studio.planning.verdicts import Verdict, judge, worst_verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.training.build import build_trainer, fit_gpu_memory, with_cuda_graphs
 from lora_studio.training.distributed import RankGroup, destroy_rank_group, init_rank_group
-from lora_studio.training.loop import train_loop
-from lora_studio.training.lora_file import save_lora_file
+from lora_studio.training.loop import LoopEnd, train_loop
+from lora_studio.training.lora_file import result_of_stop, save_lora_file
 from lora_studio.training.preflight import PreflightResult, preflight
 from lora_studio.training.progress import Progress
 from lora_studio.training.reporting.loss_by_timestep import TimestepLosses
@@ -44,6 +45,7 @@ from lora_studio.workspace.project import Home
 class TrainResult(BaseModel):
     """The result of a training run. `lora` is the final file, or None if the run was stopped before its end.
 
+    A run that stopped by itself has `automatic_stop`; its `lora` is the checkpoint that is its result, if there is one.
     `worst_verdict` is the worst serious verdict that the run had before the last one, `verdict`; None if it had none.
     """
 
@@ -54,6 +56,7 @@ class TrainResult(BaseModel):
     final_loss: float | None
     seconds: float
     stopped: bool
+    automatic_stop: AutomaticStop | None = None
     verdict: Verdict | None = None
     worst_verdict: Verdict | None = None
 
@@ -91,7 +94,7 @@ def train(
                 job, folder, checked, home=home, report=report, phases=phases, should_stop=should_stop, ranks=ranks
             )
     except StopRequested:
-        return _result(job, folder, None, None, begin, stopped=True)
+        return _result(job, folder, None, None, begin, end=LoopEnd.REQUESTED)
     progress = None
     if resume:
         with ranks.sync_errors():
@@ -118,13 +121,13 @@ def train(
             fit_gpu_memory(trainer, report)
     trainer = with_cuda_graphs(trainer, progress, report)
     with tracked(job.recipe, folder.path, report, enabled=ranks.is_main) as tracked_report:
-        stopped = train_loop(trainer, progress, report=tracked_report, should_stop=should_stop)
-    if not stopped and ranks.is_main:
+        end = train_loop(trainer, progress, report=tracked_report, should_stop=should_stop)
+    if end is LoopEnd.COMPLETE and ranks.is_main:
         lora = folder.path / f"{job.name}.safetensors"
         save_lora_file(trainer, progress, lora, progress.epoch(trainer.counts))
         report(SavedEvent(path=lora.name))
     destroy_rank_group(ranks)
-    return _result(job, folder, trainer, progress, begin, stopped=stopped)
+    return _result(job, folder, trainer, progress, begin, end=end)
 
 
 def _with_tested_paths(
@@ -149,22 +152,26 @@ def _result(
     progress: Progress | None,
     begin: float,
     *,
-    stopped: bool,
+    end: LoopEnd,
 ) -> TrainResult:
-    verdict = worst = None
+    verdict = worst = automatic = None
+    lora = folder.path / f"{job.name}.safetensors" if end is LoopEnd.COMPLETE else None
     if trainer and progress:
         record = loss_record(trainer, progress)
         running = len(record.losses) < record.length
         verdict = judge(record, recipe=job.recipe, running=running)
         worst = worst_verdict(record, recipe=job.recipe)
+        if end is LoopEnd.AUTOMATIC:
+            automatic, lora = progress.automatic_stops[-1], result_of_stop(trainer, progress)
     return TrainResult(
         run=folder.path,
-        lora=None if stopped else folder.path / f"{job.name}.safetensors",
+        lora=lora,
         steps=progress.step if progress else 0,
         epochs=progress.epochs_finished if progress else 0,
         final_loss=progress.last_loss if progress else None,
         seconds=round(time.monotonic() - begin, 3),
-        stopped=stopped,
+        stopped=end is not LoopEnd.COMPLETE,
+        automatic_stop=automatic,
         verdict=verdict,
         worst_verdict=worst,
     )

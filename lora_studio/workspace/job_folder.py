@@ -66,7 +66,7 @@ class JobStatus(BaseModel):
     """The content of status.json. `done` and `total` count steps, images, cells or bytes, by the kind of job.
 
     `unit` says what a phase before the first step counts: images, captions or bytes. `code` is that of the error of a
-    failed job.
+    failed job, and says why a run stopped by itself: plateau, rise or break.
     """
 
     state: JobState = JobState.CREATED

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from lora_studio import worker
 from lora_studio.errors import DiskFullError, InputError, JobError, OutOfMemoryError, StudioError
 from lora_studio.events import Event
+from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.speeds import read_speeds
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
@@ -30,6 +31,11 @@ from tests.support.events import records_of, start_event, step_event
 class Result(BaseModel):
     stopped: bool = False
     figure: int = 7
+
+
+class StoppedResult(Result):
+    automatic_stop: AutomaticStop
+    lora: Path
 
 
 @pytest.fixture
@@ -66,6 +72,19 @@ def test_stopped_job_has_no_result(folder: JobFolder, home: Home, stage: Any) ->
     stage(lambda job, folder, **wires: Result(stopped=True))
     worker.execute(folder, home=home)
     assert folder.status().state is JobState.STOPPED
+    assert folder.result() is None
+
+
+def test_a_run_that_stopped_by_itself_says_why_and_names_its_result(folder: JobFolder, home: Home, stage: Any) -> None:
+    stop = AutomaticStop(code="rise", step=30, message="Stopped automatically at step 30: the loss is rising.")
+    result = StoppedResult(stopped=True, automatic_stop=stop, lora=folder.path / "checkpoints" / "a-best.safetensors")
+    stage(lambda job, folder, **wires: result)
+    worker.execute(folder, home=home)
+    status = folder.status()
+    assert (status.state, status.code, status.message) == (JobState.STOPPED, "rise", stop.message)
+    (event,) = records_of(folder, "stopped")
+    assert (event["code"], event["path"]) == ("rise", "checkpoints/a-best.safetensors")
+    assert "a-best.safetensors" in event["remedy"]
     assert folder.result() is None
 
 

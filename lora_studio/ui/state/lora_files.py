@@ -91,6 +91,10 @@ def _choices_of_run(folder: JobFolder, job: TrainJob) -> list[LoraChoice]:
     final = folder.path / f"{job.name}.safetensors"
     if final.is_file():
         found.append(LoraChoice(f"{folder.name}/{final.name}", f"{folder.name} · final", final, folder))
+    best = folder.path / "checkpoints" / f"{job.name}-best.safetensors"
+    if best.is_file():
+        label = f"{folder.name} · lowest validation loss"
+        found.append(LoraChoice(f"{folder.name}/checkpoints/{best.name}", label, best, folder))
     for prefix, unit in (("", "epoch"), ("step", "step")):
         pattern = f"{glob.escape(job.name)}-{prefix}[0-9]*.safetensors"
         for path in sorted((folder.path / "checkpoints").glob(pattern), reverse=True):

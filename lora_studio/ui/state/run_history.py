@@ -19,6 +19,7 @@ from lora_studio.events import (
     SampleEvent,
     StartEvent,
     StepEvent,
+    StoppedEvent,
     TimestepsEvent,
     ValidationEvent,
     WarningEvent,
@@ -50,6 +51,7 @@ class RunHistory:
     samples: dict[tuple[int, int], SampleEvent] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
     checkpoint_steps: dict[str, int] = field(default_factory=dict)
+    stopped: StoppedEvent | None = None
     timesteps: dict[int, TimestepsEvent] = field(default_factory=dict)
     image_losses: ImageLossesEvent | None = None
     warnings: dict[str, WarningEvent | HintEvent] = field(default_factory=dict)
@@ -61,6 +63,9 @@ class RunHistory:
                 self.start = event
             case ResumeEvent():
                 self._rewind(event.step)
+                self.stopped = None
+            case StoppedEvent():
+                self.stopped = event
             case StepEvent():
                 self.losses[event.step] = event.loss
                 self.steps[event.step] = event
@@ -216,8 +221,9 @@ class RunView:
 
     @property
     def lora(self) -> Path | None:
-        """The final LoRA if there is one, else the latest checkpoint that exists."""
-        names = [f"{self.job.name}.safetensors", *reversed(self.history.checkpoints)]
+        """The final LoRA if there is one, else the result of a run that stopped by itself, else the last checkpoint."""
+        result = self.history.stopped.path if self.history.stopped else None
+        names = [f"{self.job.name}.safetensors", *([result] if result else []), *reversed(self.history.checkpoints)]
         root = self.folder.path.resolve()
         for name in names:
             path = (root / name).resolve()

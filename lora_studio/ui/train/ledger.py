@@ -195,12 +195,13 @@ def page_rows(records: Sequence[RunRecord]) -> pd.DataFrame:
 def _page_row(record: RunRecord) -> dict[str, Any]:
     values = row(record)
     change, verdict, worst = record.validation_change, record.figures.verdict, record.figures.worst_verdict
+    stopped = "; stopped by itself" if record.stopped_by else ""
     texts = {
         "stars": "★" * record.notes.stars,
         "validation_loss": None if record.validation_loss is None else round(record.validation_loss, 5),
         "validation_change": None if change is None else round(100 * change, 1),
         "split": SPLITS.get(record.figures.split or "", ""),
-        "verdict": (verdict.title if verdict else "") + (f"; before that: {worst.title}" if worst else ""),
+        "verdict": (verdict.title if verdict else "") + (f"; before that: {worst.title}" if worst else "") + stopped,
         "minutes": round(record.figures.seconds / 60, 1),
         "started": (values["started"] or "")[:16].replace("T", " "),
     }

@@ -36,7 +36,7 @@ from lora_studio.ui.widgets.html import (
     table,
     tiles,
 )
-from lora_studio.ui.widgets.job_status import STATE_LABELS, job_title, time_tile
+from lora_studio.ui.widgets.job_status import job_title, state_label, time_tile
 from lora_studio.ui.widgets.setting_spec import SettingSpec
 from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, thumbnail_url_or_empty
 from lora_studio.workspace.project import Home
@@ -335,7 +335,7 @@ def runs_table(views: Sequence[RunView], selected: str) -> Markup:
         rows.append(
             TableRow(
                 [
-                    render("two_lines.html", first=button, second=STATE_LABELS[view.status.state]),
+                    render("two_lines.html", first=button, second=state_label(view.status)),
                     _changes(view, by_path.get(view.job.parent) if view.job.parent else None),
                     _loss_cell(view),
                     view.verdict.title if view.history.losses else "–",

@@ -19,9 +19,19 @@ STATE_LABELS = {
 }
 
 
+STOP_LABELS = {"plateau": "stopped at a plateau", "rise": "stopped at a rise", "break": "stopped when it broke"}
+
+
+def state_label(status: JobStatus) -> str:
+    """Return the state of a job as text, and for a run that stopped by itself what stopped it."""
+    if status.state is JobState.STOPPED and status.code in STOP_LABELS:
+        return STOP_LABELS[status.code]
+    return STATE_LABELS[status.state]
+
+
 def job_title(name: str, status: JobStatus, facts: str) -> Markup:
     """Return a job's name with its state, and a line of facts below."""
-    return render("job_title.html", name=name, state=STATE_LABELS[status.state], message=status.message, facts=facts)
+    return render("job_title.html", name=name, state=state_label(status), message=status.message, facts=facts)
 
 
 def time_tile(status: JobStatus, note: str) -> Tile:
@@ -47,6 +57,8 @@ def state_card(status: JobStatus, *, job: str, has_results: bool) -> Markup:
             return card("In the queue", "It starts by itself when the runs before it have ended.")
         case JobState.RUNNING if not has_results:
             return card("Preparing", f"{status.message}{_phase_progress(status)}")
+        case JobState.STOPPED if status.code:
+            return card("Stopped by itself", status.message, status.remedy)
         case JobState.STOPPED:
             return card("Stopped", status.message, status.remedy, Tone.WARNING)
         case JobState.FAILED:

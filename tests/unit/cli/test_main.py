@@ -25,7 +25,7 @@ from lora_studio.workspace.project import Home
 from tests.support.tiny_taggers import save_tiny_wd
 
 ROOT = Path(__file__).parents[3]
-RESULT = {"stopped": False, "lora": Path("cat.safetensors"), "verdict": None}
+RESULT = {"automatic_stop": None, "stopped": False, "lora": Path("cat.safetensors"), "verdict": None}
 
 
 def run(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

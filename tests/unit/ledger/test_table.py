@@ -9,8 +9,9 @@ import pytest
 
 from lora_studio.errors import InputError
 from lora_studio.ledger.compare import compare, find_run
-from lora_studio.ledger.records import RunRecord, project_records
-from lora_studio.ledger.table import COLUMNS, TEXT_COLUMNS, to_csv, to_frame, to_markdown
+from lora_studio.ledger.records import RunRecord, project_records, read_records
+from lora_studio.ledger.table import COLUMNS, TEXT_COLUMNS, row, to_csv, to_frame, to_markdown
+from lora_studio.workspace.job_folder import JobState
 from lora_studio.workspace.project import Home
 from lora_studio.workspace.run_notes import change_notes
 from tests.support.jobs import make_project
@@ -35,6 +36,13 @@ def test_the_frame_has_a_row_per_run(records: list[RunRecord]) -> None:
     assert frame["validation_loss"].is_monotonic_decreasing
     assert frame["differences"][1] == "unet_lr: 5e-4 → 1e-4"
     assert to_frame([]).empty
+
+
+def test_a_run_that_stopped_by_itself_has_the_sign(records: list[RunRecord]) -> None:
+    records[1].folder.update_status(state=JobState.STOPPED, code="plateau")
+    records[0].folder.update_status(state=JobState.FAILED, code="nan")
+    rows = [row(record) for record in read_records([record.folder for record in records], "")]
+    assert [each["stopped_by"] for each in rows] == [None, "plateau"]
 
 
 def test_csv_is_read_back(records: list[RunRecord]) -> None:

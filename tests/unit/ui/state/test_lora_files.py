@@ -22,12 +22,14 @@ def project(tmp_path: Path) -> Project:
 def test_choices_are_final_files_checkpoints_and_imports(project: Project) -> None:
     first = make_run(project)
     shutil.copyfile(LORA, first.path / "checkpoints" / "ink-step000006.safetensors")
+    shutil.copyfile(LORA, first.path / "checkpoints" / "ink-best.safetensors")
     make_run(project, final=False, epochs=1)
     imported = import_lora(project, LORA)
     choices = lora_choices(project)
     assert [choice.label for choice in choices.values()] == [
         "002-ink · epoch 1",
         "001-ink · final",
+        "001-ink · lowest validation loss",
         "001-ink · epoch 2",
         "001-ink · epoch 1",
         "001-ink · step 6",

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from lora_studio.errors import InputError
-from lora_studio.events import BaseLossEvent, CheckpointEvent, EventAtStep, NanEvent, ResumeEvent, ValidationEvent
+from lora_studio.events import (
+    BaseLossEvent,
+    CheckpointEvent,
+    EventAtStep,
+    NanEvent,
+    ResumeEvent,
+    StoppedEvent,
+    ValidationEvent,
+)
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
@@ -44,6 +52,18 @@ def test_a_resume_drops_later_steps(project: Project) -> None:
     assert list(history.losses) == [1, 2, 3, 4, 5]
     assert history.losses[5] == 0.125
     assert history.validation_losses == {}
+
+
+def test_the_lora_of_a_run_that_stopped_by_itself_is_its_result_until_it_is_resumed(project: Project) -> None:
+    folder = make_run(project, final=False)
+    folder.emit(StoppedEvent(message="It stopped.", code="rise", path="checkpoints/ink-000001.safetensors"))
+    lora = RunView.load(folder, RunHistories()).lora
+    assert lora is not None
+    assert lora.name == "ink-000001.safetensors"
+    folder.emit(ResumeEvent(step=8))
+    lora = RunView.load(folder, RunHistories()).lora
+    assert lora is not None
+    assert lora.name == "ink-000002.safetensors"
 
 
 def test_the_curves_are_on_the_scale_of_the_base_s_loss(project: Project) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.ui.widgets.job_status import STATE_LABELS, state_card, time_tile
+from lora_studio.ui.widgets.job_status import STATE_LABELS, state_card, state_label, time_tile
 from lora_studio.workspace.job_folder import JobState, JobStatus
 
 
@@ -28,6 +28,14 @@ def test_states_that_need_one_have_a_card(state: JobState, has_results: bool, cs
     assert css_class in made
     assert bool(made) == bool(css_class)
     assert "<b>" not in made
+
+
+def test_a_run_that_stopped_by_itself_is_no_warning() -> None:
+    by_itself = JobStatus(state=JobState.STOPPED, code="plateau", message="It stopped.")
+    card = state_card(by_itself, job="run", has_results=True)
+    assert 'class="card "' in card
+    assert "It stopped." in card
+    assert state_label(by_itself) != state_label(JobStatus(state=JobState.STOPPED)) == STATE_LABELS[JobState.STOPPED]
 
 
 def test_the_time_tile_shows_time_left_or_duration() -> None:
