@@ -38,7 +38,7 @@ from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.plan import NEW_PROJECT, plan
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
-from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision
+from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision, SweepAxis
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
@@ -303,24 +303,30 @@ def sweep(
     trigger_word: str = SWEEP.trigger_word,
     strengths: Sequence[float] | str = SWEEP.strengths,
     negative_prompt: str = SWEEP.negative_prompt,
-    seed: int = SWEEP.seed,
+    seeds: Sequence[int] | str = SWEEP.seeds,
+    seed: int | None = None,
     steps: int = SWEEP.steps,
     guidance: float = SWEEP.guidance,
     width: int | None = SWEEP.width,
     height: int | None = SWEEP.height,
     clip_skip: int = SWEEP.clip_skip,
     mixed_precision: Precision | str = SWEEP.mixed_precision,
+    rows: SweepAxis | str | None = SWEEP.rows,
+    columns: SweepAxis | str | None = SWEEP.columns,
     out: Path | None = None,
     home: Home | None = None,
     on_event: Listener = _ignore,
 ) -> SweepResult:
-    """Generate an image per LoRA, strength, prompt and base with one seed, and combine them in one grid.
+    """Generate an image per LoRA, strength, prompt, seed and base, and combine them in one grid.
 
     Without LoRAs, the bases alone are drawn.
 
-    `{trigger}` in a prompt is replaced by `trigger_word`, by default that of each LoRA. `strengths` can also be a text
-    such as "0,0.8,1". `width` and `height` are in pixels (default: the base's native resolution), `guidance` is the
-    CFG scale. `out` is the sweep's folder (default: a numbered one in the studio's home). Raises StudioError.
+    `{trigger}` in a prompt is replaced by `trigger_word`, by default that of each LoRA. `strengths` and `seeds` can
+    also be texts such as "0,0.8,1" or "0:1.4:0.2"; `seed` is one seed instead of `seeds`. `rows` and `columns` are two
+    of the axes prompt, strength, seed, lora and base; the others are sections of the grid. A cell that another sweep in
+    the same parent folder has is copied, not drawn. `width` and `height` are in pixels (default: the base's native
+    resolution), `guidance` is the CFG scale. `out` is the sweep's folder (default: a numbered one in the studio's
+    home). Raises StudioError.
     """
     job = _build(
         SweepJob,
@@ -330,13 +336,15 @@ def sweep(
         trigger_word=trigger_word,
         strengths=strengths,
         negative_prompt=negative_prompt,
-        seed=seed,
+        seeds=seeds if seed is None else [seed],
         steps=steps,
         guidance=guidance,
         width=width,
         height=height,
         clip_skip=clip_skip,
         mixed_precision=mixed_precision,
+        rows=rows,
+        columns=columns,
     )
     return cast("SweepResult", run_job(job, out=out, home=home, on_event=on_event))
 

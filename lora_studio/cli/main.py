@@ -276,11 +276,13 @@ def save(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
         "bases": "--base",
         "prompts": "--prompt",
         "strengths": "--strengths",
-        "seed": "--seed",
+        "seeds": ("--seeds", "--seed"),
         "steps": "--steps",
         "guidance": "--guidance",
         "negative_prompt": "--negative",
         "trigger_word": "--trigger",
+        "rows": "--rows",
+        "columns": "--columns",
     },
 )
 def sweep(
@@ -289,7 +291,7 @@ def sweep(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Test LoRAs at several strengths with one seed, as one labelled grid."""
+    """Test LoRAs at several strengths with equal seeds, as one labelled grid."""
     result: SweepResult = _run(SweepJob.parse(given), home, out)
     if as_json:
         print_json(result)

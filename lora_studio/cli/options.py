@@ -17,11 +17,16 @@ Command = Callable[..., None]
 
 
 def field_options(
-    model: type[Settings], flags: Mapping[str, str], *, required: bool = True, show_defaults: bool = True
+    model: type[Settings],
+    flags: Mapping[str, str | tuple[str, ...]],
+    *,
+    required: bool = True,
+    show_defaults: bool = True,
 ) -> Callable[[Command], Command]:
     """Add an option to a command for each field in `flags`; type, bounds, default and help are the field's.
 
-    `flags` maps a field to its option (`--base`) or to the name of a positional argument (`DIR`). The command gets the
+    `flags` maps a field to its option (`--base`), to several spellings of it, or to the name of a positional argument
+    (`DIR`). The command gets the
     values that the user gave as keyword arguments with the fields' names; the model has the defaults of the others.
     If a job file can set them instead, none is `required`; if a plan chooses them, hide the model's defaults.
     """
@@ -52,20 +57,23 @@ def field_help(model: type[Settings], name: str) -> str:
     return _help(model.model_fields[name])
 
 
-def _parameter(name: str, field: FieldInfo, flag: str, required: bool, show_default: bool) -> Parameter:
+def _parameter(
+    name: str, field: FieldInfo, flag: str | tuple[str, ...], required: bool, show_default: bool
+) -> Parameter:
     """Return the parameter from which typer builds the option; a list is one text with commas, or repeated options."""
     kind: Any = field.annotation
     default: Any = Parameter.empty if field.is_required() else field.default
     info: Any
     if CommaSeparated in field.metadata:
-        kind, default = str, ",".join(f"{item:g}" if isinstance(item, float) else item for item in field.default)
+        kind, default = str, ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in field.default)
     if not show_default or (field.is_required() and not required):
         kind, default = kind | None, None
-    if flag.startswith("-"):
+    spellings = (flag,) if isinstance(flag, str) else flag
+    if spellings[0].startswith("-"):
         repeated = " Can be repeated." if get_origin(kind) is list else ""
-        info = typer.Option(flag, help=f"{_help(field)}{repeated}", **_bounds(field))
+        info = typer.Option(*spellings, help=f"{_help(field)}{repeated}", **_bounds(field))
     else:
-        info = typer.Argument(metavar=flag, help=_help(field))
+        info = typer.Argument(metavar=spellings[0], help=_help(field))
     return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 

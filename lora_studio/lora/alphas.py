@@ -6,6 +6,7 @@ the weights, `adapter_config.json`. Without either, alpha is the dim, as all pro
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -56,6 +57,13 @@ class Alphas:
             key.removeprefix(f"{model}."): value for key, value in self.metadata.items() if key.startswith(f"{model}.")
         }
         return _alpha_of(own, path, dim)
+
+
+def content_hash(lora: LoraFile) -> str:
+    """Return the SHA-256 in hex of all that a LoRA file does: its tensors with their names, and alphas beside them."""
+    alphas = Alphas(lora)
+    content = [lora.model_hash, sorted(lora.tensors.items()), alphas.metadata, alphas.beside]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _alpha_of(config: Mapping[str, Any], path: str, dim: int) -> float:

@@ -33,11 +33,12 @@ def image_settings(
     }
 
 
-def save_png(image: Image.Image, path: Path, parameters: str) -> None:
-    """Write an image with its parameters atomically."""
+def save_png(image: Image.Image, path: Path, parameters: str, **texts: str) -> None:
+    """Write an image with its parameters, and further texts by their keywords, atomically."""
     info = PngImagePlugin.PngInfo()
     # A1111 reads iTXt as well as tEXt; only iTXt holds more than Latin-1.
-    info.add_itxt(KEY, parameters)
+    for name, text in {KEY: parameters, **texts}.items():
+        info.add_itxt(name, text)
     write_atomic(path, lambda temporary: image.save(temporary, "PNG", pnginfo=info))
 
 
@@ -47,6 +48,24 @@ def read_parameters(path: Path) -> str | None:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
             return image.info.get(KEY)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def read_text(path: Path, keyword: str) -> str | None:
+    """Return a text of an image without decoding it; None if it has none or is not a PNG file."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get(keyword)
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def load_png(path: Path) -> Image.Image | None:
+    """Return a decoded image in RGB; None if it cannot be decoded completely."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError):
         return None
 

@@ -1,15 +1,23 @@
-"""The cells of a sweep: their order, their files and their place in the grid. Reads no weights."""
+"""The cells of a sweep: their axes, their order, their files and their place in the grid. Reads no weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 
 from lora_studio.lora.header import LoraFile
+from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.settings.sample_prompts import fill_trigger
+
+COLUMNS_FIRST = (SweepAxis.STRENGTH, SweepAxis.SEED, SweepAxis.LORA, SweepAxis.BASE, SweepAxis.PROMPT)
+ROWS_FIRST = (SweepAxis.PROMPT, SweepAxis.SEED, SweepAxis.LORA, SweepAxis.BASE, SweepAxis.STRENGTH)
+# From the outermost pages to the innermost.
+PAGES_FIRST = (SweepAxis.BASE, SweepAxis.LORA, SweepAxis.SEED, SweepAxis.PROMPT, SweepAxis.STRENGTH)
+EMPTY_PROMPT = "(empty)"
 
 
 @dataclass(frozen=True)
@@ -20,16 +28,26 @@ class CellKey:
     lora: int
     strength: float
     prompt: str
+    seed: int
 
 
 @dataclass(frozen=True)
-class SweepRow:
-    """A row of the grid: one base, LoRA (counted from 1; 0: none) and strength, with a cell per prompt."""
+class StrengthGroup:
+    """The cells of one base, LoRA (counted from 1; 0: none) and strength."""
 
     base: str
     lora: int
     strength: float
     cells: list[CellKey]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The axes of a grid's rows and columns, and which value of each other axis is shown, by index; else the first."""
+
+    rows: SweepAxis
+    columns: SweepAxis
+    page: Mapping[SweepAxis, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,61 +64,117 @@ class SweepPlan:
 
     @cached_property
     def strengths(self) -> list[float]:
-        """The strengths without repetitions, in ascending order."""
-        return sorted(set(self.job.strengths))
+        """The strengths without repetitions, in ascending order; without LoRAs, 0 alone."""
+        return sorted(set(self.job.strengths)) if self.loras else [0.0]
+
+    @cached_property
+    def seeds(self) -> list[int]:
+        """The seeds without repetitions."""
+        return list(dict.fromkeys(self.job.seeds))
+
+    @cached_property
+    def templates(self) -> list[str]:
+        """The prompts without repetitions, as the job has them."""
+        return list(dict.fromkeys(self.job.prompts))
 
     @cached_property
     def cells(self) -> list[CellKey]:
         """All cells in the order of generation: the base alone first, then each LoRA from strength 1 outwards."""
         outwards = sorted(self.strengths, key=lambda strength: (abs(strength - 1), strength))
+        numbers = range(1, len(self.loras) + 1)
         found = []
         for base in self.bases:
-            if 0 in outwards or not self.loras:
-                prompts = dict.fromkeys(prompt for prompts in self.prompt_variants for prompt in prompts)
-                found += [CellKey(base, 0, 0.0, prompt) for prompt in prompts]
-            for number, lora in enumerate(self.loras, 1):
-                found += [
-                    CellKey(base, number, strength, prompt)
-                    for strength in outwards
-                    if strength
-                    for prompt in dict.fromkeys(self.prompts(lora))
-                ]
-        return found
+            if 0 in outwards:
+                prompts = [prompt for number in numbers or [0] for prompt in self.prompts(number)]
+                found += [CellKey(base, 0, 0.0, prompt, seed) for seed in self.seeds for prompt in prompts]
+            found += [
+                CellKey(base, number, strength, prompt, seed)
+                for number in numbers
+                for strength in outwards
+                if strength
+                for seed in self.seeds
+                for prompt in self.prompts(number)
+            ]
+        return list(dict.fromkeys(found))
 
-    @property
-    def prompt_variants(self) -> list[list[str]]:
-        """The prompts for each LoRA; without LoRAs, those for the base alone."""
-        return [self.prompts(lora) for lora in self.loras] or [self.prompts(None)]
-
-    def prompts(self, lora: LoraFile | None) -> list[str]:
-        """Return the prompts for this LoRA, with its trigger word filled in; the job's takes precedence."""
-        trigger_word = self.job.trigger_word or (lora.trigger_word if lora else "")
-        return [fill_trigger(prompt, trigger_word) for prompt in dict.fromkeys(self.job.prompts)]
+    def prompts(self, lora: int) -> list[str]:
+        """Return the prompts for a LoRA (0: none) with its trigger word filled in; the job's takes precedence."""
+        return self._filled_prompts[lora]
 
     def lora(self, key: CellKey) -> LoraFile | None:
         """Return the LoRA of a cell; None for the base alone."""
         return self.loras[key.lora - 1] if key.lora else None
 
     def path(self, key: CellKey) -> Path:
-        """Return the file of a cell below the sweep's folder; numbered, since names may be invalid in file names."""
+        """Return the file of a cell below the sweep's folder; numbered, since names may be invalid in file names.
+
+        The seed is named for all seeds but the first.
+        """
         base, prompt = self.bases.index(key.base) + 1, self._prompt_numbers[key.prompt]
-        return Path("cells", f"base{base}-lora{key.lora}-{key.strength:g}-prompt{prompt:02d}.png")
+        seed = "" if key.seed == self.seeds[0] else f"-seed{key.seed}"
+        strength = f"{key.strength:g}" if float(f"{key.strength:g}") == key.strength else repr(key.strength)
+        return Path("cells", f"base{base}-lora{key.lora}-{strength}-prompt{prompt:02d}{seed}.png")
 
-    def rows(self) -> Iterator[SweepRow]:
-        """Yield the rows of the grid in order; strength 0 is in every section."""
-        for base in self.bases:
-            if not self.loras:
-                yield SweepRow(base, 0, 0.0, [CellKey(base, 0, 0.0, text) for text in self.prompts(None)])
-            for number, lora in enumerate(self.loras, 1):
-                for strength in self.strengths:
-                    cells = [CellKey(base, number if strength else 0, strength, text) for text in self.prompts(lora)]
-                    yield SweepRow(base, number, strength, cells)
+    def labels(self, axis: SweepAxis) -> list[str]:
+        """Return the values of an axis for display, in order."""
+        match axis:
+            case SweepAxis.PROMPT:
+                filled = {tuple(self.prompts(number)) for number in self._lora_numbers}
+                return [text or EMPTY_PROMPT for text in (filled.pop() if len(filled) == 1 else self.templates)]
+            case SweepAxis.STRENGTH:
+                return [strength_label(strength) for strength in self.strengths]
+            case SweepAxis.SEED:
+                return [str(seed) for seed in self.seeds]
+            case SweepAxis.LORA:
+                return self.lora_labels or ["none"]
+            case SweepAxis.BASE:
+                return [base_label(base) for base in self.bases]
 
-    def heading(self, base: str, lora: int) -> str:
-        """Return the heading of a base's and LoRA's section of the grid; empty if there is only one section."""
-        parts = [base_label(base)] if len(self.bases) > 1 else []
-        parts += [self.lora_labels[lora - 1]] if len(self.loras) > 1 else []
-        return " · ".join(parts)
+    def count(self, axis: SweepAxis) -> int:
+        """Return the number of values of an axis."""
+        return len(self.labels(axis))
+
+    @cached_property
+    def arrangement(self) -> Arrangement:
+        """The arrangement that the job asks for.
+
+        Where it leaves an axis open, columns are strengths and rows are prompts, or else the next axis in
+        COLUMNS_FIRST or ROWS_FIRST with several values.
+        """
+        columns = self.job.columns or self._first_with_several(COLUMNS_FIRST, self.job.rows)
+        return Arrangement(self.job.rows or self._first_with_several(ROWS_FIRST, columns), columns)
+
+    def page_axes(self, arrangement: Arrangement) -> list[SweepAxis]:
+        """Return the axes with several values that are neither rows nor columns, the outermost first."""
+        shown = (arrangement.rows, arrangement.columns)
+        return [axis for axis in PAGES_FIRST if axis not in shown and self.count(axis) > 1]
+
+    def pages(self) -> Iterator[Arrangement]:
+        """Yield all pages of the job's arrangement."""
+        axes = self.page_axes(self.arrangement)
+        for indices in product(*(range(self.count(axis)) for axis in axes)):
+            yield Arrangement(self.arrangement.rows, self.arrangement.columns, dict(zip(axes, indices, strict=True)))
+
+    def page_label(self, page: Arrangement) -> str:
+        """Return what is the same in all cells of a page and not in others; empty if there is only one page."""
+        return " · ".join(axis_value(axis, self.labels(axis)[index]) for axis, index in page.page.items())
+
+    def strength_groups(self) -> Iterator[StrengthGroup]:
+        """Yield the cells by base, LoRA and strength, over prompts and seeds; strength 0 is in every LoRA's."""
+        for base, number, strength in product(self.bases, self._lora_numbers, self.strengths):
+            shown = number if strength else 0
+            keys = [CellKey(base, shown, strength, text, seed) for seed in self.seeds for text in self.prompts(number)]
+            yield StrengthGroup(base, number, strength, list(dict.fromkeys(keys)))
+
+    def table(self, page: Arrangement) -> list[list[CellKey]]:
+        """Return the cells of a page by rows; strength 0 is in every page."""
+        return [
+            [
+                self._key({**page.page, page.rows: row, page.columns: column})
+                for column in range(self.count(page.columns))
+            ]
+            for row in range(self.count(page.rows))
+        ]
 
     @cached_property
     def lora_labels(self) -> list[str]:
@@ -110,6 +184,32 @@ class SweepPlan:
             name if names.count(name) == 1 else f"{lora.path.parent.name}/{name}"
             for lora, name in zip(self.loras, names, strict=True)
         ]
+
+    @property
+    def _lora_numbers(self) -> Sequence[int]:
+        return range(1, len(self.loras) + 1) or [0]
+
+    @cached_property
+    def _filled_prompts(self) -> list[list[str]]:
+        """The prompts for each number of a LoRA."""
+        words = [self.job.trigger_word or word for word in ("", *(lora.trigger_word for lora in self.loras))]
+        return [[fill_trigger(prompt, word) for prompt in self.templates] for word in words]
+
+    def _key(self, point: Mapping[SweepAxis, int]) -> CellKey:
+        """Return the cell at a place of the axes, by index; the first of each axis that is not given."""
+        strength = self.strengths[point.get(SweepAxis.STRENGTH, 0)]
+        lora = self._lora_numbers[point.get(SweepAxis.LORA, 0)]
+        return CellKey(
+            base=self.bases[point.get(SweepAxis.BASE, 0)],
+            lora=lora if strength else 0,
+            strength=strength,
+            prompt=self.prompts(lora)[point.get(SweepAxis.PROMPT, 0)],
+            seed=self.seeds[point.get(SweepAxis.SEED, 0)],
+        )
+
+    def _first_with_several(self, order: Sequence[SweepAxis], taken: SweepAxis | None) -> SweepAxis:
+        free = [axis for axis in order if axis is not taken]
+        return next((axis for axis in free if self.count(axis) > 1), free[0])
 
     @cached_property
     def _prompt_numbers(self) -> dict[str, int]:
@@ -125,3 +225,8 @@ def base_label(base: str) -> str:
 def strength_label(strength: float) -> str:
     """Return a strength for display."""
     return f"{strength:g}" if strength else "0 (no LoRA)"
+
+
+def axis_value(axis: SweepAxis, label: str) -> str:
+    """Return a value of an axis with the axis's name where the value alone would not say what it is."""
+    return f"{axis} {label}" if axis in (SweepAxis.SEED, SweepAxis.STRENGTH) else label

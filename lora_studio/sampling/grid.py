@@ -1,4 +1,4 @@
-"""Draw a sweep as one image: a row per strength, a column per prompt, a section per base and LoRA."""
+"""Draw a sweep as one image: rows and columns of two axes, a section per page of the others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from lora_studio.models.png_info import load_png
 
 MAX_SIDE = 12_000  # px; browsers and image viewers open this
 MAX_PIXELS = 60_000_000
@@ -22,7 +24,7 @@ PAPER, INK, MUTED, FRAME, EMPTY = "#ffffff", "#1e293b", "#64748b", "#cbd5e1", "#
 
 @dataclass(frozen=True)
 class GridRow:
-    """One strength: its label and the path of an image per prompt, None if it is missing."""
+    """A row: its label and the path of an image per column, None if it is missing."""
 
     label: str
     images: Sequence[Path | None]
@@ -30,7 +32,7 @@ class GridRow:
 
 @dataclass(frozen=True)
 class GridSection:
-    """The rows of one LoRA on one base. `heading` may be empty if there is only one section."""
+    """The rows of one page. `heading` may be empty if there is only one section."""
 
     heading: str
     rows: Sequence[GridRow]
@@ -54,13 +56,14 @@ class _Layout:
     headers: Sequence[Sequence[str]]
 
 
-def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Sequence[GridSection]) -> Image.Image:
-    """Draw the grid; cells have the size of the images, or less if the grid would be too large to open.
+def draw_grid(title: str, subtitle: str, columns: Sequence[str], sections: Sequence[GridSection]) -> Image.Image:
+    """Draw the grid under the labels of its columns.
 
-    Missing or unreadable images leave an empty frame.
+    Cells have the size of the images, or less if the grid would be too large to open. Missing or unreadable images leave
+    an empty frame.
     """
     native = _native_size(sections)
-    layouts = [_fit(native, across, prompts, sections) for across in range(1, len(sections) + 1)]
+    layouts = [_fit(native, across, columns, sections) for across in range(1, len(sections) + 1)]
     layout = max(layouts, key=lambda layout: (layout.cell, -abs(math.log(layout.size[0] / layout.size[1] / ASPECT))))
     canvas = Image.new("RGB", layout.size, PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -70,33 +73,34 @@ def draw_grid(title: str, subtitle: str, prompts: Sequence[str], sections: Seque
         x = layout.margin + right * layout.block[0]
         y = layout.top + layout.head + down * layout.block[1]
         if down == 0:
-            _prompts(draw, layout, x)
+            _column_labels(draw, layout, x)
         _section(canvas, draw, layout, section, (x, y))
     return canvas
 
 
-def _fit(native: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
+def _fit(native: tuple[int, int], across: int, columns: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
     """Return the layout with the largest cells that stays within MAX_SIDE and MAX_PIXELS."""
     scale = 1.0
     while True:
         cell = (max(MIN_CELL, int(native[0] * scale)), max(MIN_CELL, int(native[1] * scale)))
-        layout = _lay_out(cell, across, prompts, sections)
+        layout = _lay_out(cell, across, columns, sections)
         width, height = layout.size
         if (max(width, height) <= MAX_SIDE and width * height <= MAX_PIXELS) or max(cell) == MIN_CELL:
             return layout
         scale *= 0.95
 
 
-def _lay_out(cell: tuple[int, int], across: int, prompts: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
+def _lay_out(cell: tuple[int, int], across: int, columns: Sequence[str], sections: Sequence[GridSection]) -> _Layout:
     font = max(12, min(40, round(min(cell) / 16)))
     line, gap, margin = _line(font), max(4, font // 3), 2 * font
     rows = max(len(section.rows) for section in sections)
-    label = font + max(int(_font(font).getlength(row.label)) for section in sections for row in section.rows)
-    headers = [_wrap(prompt, font, cell[0] - font // 2) for prompt in prompts]
+    longest = max(int(_font(font).getlength(row.label)) for section in sections for row in section.rows)
+    label = font + min(longest, cell[0])
+    headers = [_wrap(column, font, cell[0] - font // 2, HEADER_LINES) for column in columns]
     heading = 2 * line if any(section.heading for section in sections) else 0
     head = max(len(lines) for lines in headers) * line + gap
     top = margin + 4 * line
-    block = (label + len(prompts) * (cell[0] + gap) + font, heading + rows * (cell[1] + gap))
+    block = (label + len(columns) * (cell[0] + gap) + font, heading + rows * (cell[1] + gap))
     down = -(-len(sections) // across)
     size = (2 * margin + across * block[0] - font, top + head + down * block[1] + margin)
     return _Layout(cell, across, font, gap, margin, label, top, head, heading, block, size, headers)
@@ -110,8 +114,8 @@ def _title(draw: ImageDraw.ImageDraw, layout: _Layout, title: str, subtitle: str
     draw.text((layout.margin, below), _ellipsis(subtitle, font, room), font=font, fill=MUTED)
 
 
-def _prompts(draw: ImageDraw.ImageDraw, layout: _Layout, x: int) -> None:
-    """Draw the prompts above one column of sections, aligned to the bottom."""
+def _column_labels(draw: ImageDraw.ImageDraw, layout: _Layout, x: int) -> None:
+    """Draw the labels of the columns above one column of sections, aligned to the bottom."""
     line = _line(layout.font)
     bottom = layout.top + layout.head - layout.gap
     for column, lines in enumerate(layout.headers):
@@ -131,17 +135,26 @@ def _section(
         y += layout.heading
     for row in section.rows:
         left = x + layout.label
-        draw.text((left - layout.font // 2, y + layout.cell[1] // 2), row.label, font=font, fill=INK, anchor="rm")
+        _row_label(draw, layout, row.label, (left - layout.font // 2, y + layout.cell[1] // 2))
         for path in row.images:
             _paste(canvas, draw, path, (left, y), layout.cell)
             left += layout.cell[0] + layout.gap
         y += layout.cell[1] + layout.gap
 
 
+def _row_label(draw: ImageDraw.ImageDraw, layout: _Layout, text: str, right_middle: tuple[int, int]) -> None:
+    """Draw the label of a row in as many lines as it needs and the row has."""
+    line = _line(layout.font)
+    lines = _wrap(text, layout.font, layout.label - layout.font, max(1, layout.cell[1] // line))
+    x, y = right_middle[0], right_middle[1] - (len(lines) - 1) * line / 2
+    for number, part in enumerate(lines):
+        draw.text((x, y + number * line), part, font=_font(layout.font), fill=INK, anchor="rm")
+
+
 def _paste(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, path: Path | None, corner: tuple[int, int], cell: tuple[int, int]
 ) -> None:
-    image = _load_image(path)
+    image = load_png(path) if path else None
     if image is None:
         box = (*corner, corner[0] + cell[0] - 1, corner[1] + cell[1] - 1)
         draw.rectangle(box, fill=EMPTY, outline=FRAME)
@@ -149,19 +162,9 @@ def _paste(
     canvas.paste(image.resize(cell, Image.Resampling.LANCZOS) if image.size != cell else image, corner)
 
 
-def _load_image(path: Path | None) -> Image.Image | None:
-    if path is None:
-        return None
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
-        return None
-
-
 def _native_size(sections: Sequence[GridSection]) -> tuple[int, int]:
     """Return the size of the images, or the smallest multiple of it at which labels can be read."""
-    images = (_load_image(path) for section in sections for row in section.rows for path in row.images)
+    images = (load_png(path) for section in sections for row in section.rows for path in row.images if path)
     default = (MIN_READABLE_CELL, MIN_READABLE_CELL)
     size = next((image.size for image in images if image is not None), default)
     factor = -(-MIN_READABLE_CELL // min(size)) if min(size) < MIN_READABLE_CELL else 1
@@ -181,7 +184,7 @@ def _line(size: int) -> int:
     return ascent + descent + size // 6
 
 
-def _wrap(text: str, size: int, width: int) -> list[str]:
+def _wrap(text: str, size: int, width: int, max_lines: int) -> list[str]:
     """Wrap text into lines of at most `width` px; too long words and text after the last line end in an ellipsis."""
     font = _font(size)
     lines = [""]
@@ -191,8 +194,8 @@ def _wrap(text: str, size: int, width: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = longer
-    if len(lines) > HEADER_LINES:
-        lines = [*lines[: HEADER_LINES - 1], " ".join(lines[HEADER_LINES - 1 :])]
+    if len(lines) > max_lines:
+        lines = [*lines[: max_lines - 1], " ".join(lines[max_lines - 1 :])]
     return [_ellipsis(line, font, width) for line in lines]
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+K = TypeVar("K")
 Pixels = NDArray[np.float32]
 
 MEASURE_DESCRIPTIONS = {
@@ -20,7 +22,7 @@ MEASURE_DESCRIPTIONS = {
     "saturation": "Mean of the largest minus the smallest colour channel (0 grey to 1): washed-out or burnt colours.",
     "contrast": "Standard deviation of the brightness (0 flat to 0.5 black and white).",
     "clipped": "Share of pixels that are nearly black or nearly white (0 to 1).",
-    "variety": "Mean absolute difference between images of different prompts, at 32 x 32 (0 identical to 1).",
+    "variety": "Mean absolute difference between images of different prompts or seeds, at 32 x 32 (0 identical to 1).",
 }
 # Rec. 709 luma, on the gamma-coded values that screens and eyes work with.
 LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
@@ -43,16 +45,14 @@ class StrengthMeasures(BaseModel):
     variety: float | None = None
 
 
-def measure(images: Mapping[str, Image.Image], references: Mapping[str, Image.Image]) -> dict[str, float | None]:
-    """Return the measures of one strength, averaged over its `images` by prompt; `references` are those of strength 0.
+def measure(images: Mapping[K, Image.Image], references: Mapping[K, Image.Image]) -> dict[str, float | None]:
+    """Return the measures of one strength, averaged over its `images` by cell; `references` are those of strength 0.
 
     Each is described in MEASURE_DESCRIPTIONS; `change` is None without a reference, `variety` with fewer than two
-    prompts.
+    images.
     """
-    pixels = {prompt: _pixels(image) for prompt, image in images.items()}
-    changes = [
-        float(np.abs(pixels[prompt] - _pixels(references[prompt])).mean()) for prompt in pixels if prompt in references
-    ]
+    pixels = {key: _pixels(image) for key, image in images.items()}
+    changes = [float(np.abs(pixels[key] - _pixels(references[key])).mean()) for key in pixels if key in references]
     small = [_pixels(image.resize(THUMBNAIL, Image.Resampling.BOX)) for image in images.values()]
     differences = [float(np.abs(one - other).mean()) for one, other in combinations(small, 2)]
     luma = [image @ LUMA for image in pixels.values()]

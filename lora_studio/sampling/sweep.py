@@ -1,7 +1,7 @@
-"""The strength sweep: every LoRA at every strength for every prompt on every base, with one seed, as one labelled grid.
+"""The strength sweep: every LoRA at every strength for every prompt and seed on every base, as one labelled grid.
 
 Strength 0 is the base alone, so it is generated once for all LoRAs. Each cell is saved with its parameters as soon as
-it is done; existing cells with the same parameters are reused.
+it is done; a cell that exists in any sweep of the project is reused.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -21,15 +21,18 @@ from pydantic import BaseModel
 from lora_studio.device import free_gpu_cache, warn_if_out_of_memory
 from lora_studio.events import CellEvent, PhaseEvent, Report, WarningEvent
 from lora_studio.files import write_json
+from lora_studio.lora.alphas import content_hash
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.models.png_info import image_settings, infotext, read_parameters, save_png
+from lora_studio.models.png_info import image_settings, infotext, load_png, save_png
 from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.sampling.adapter import apply_lora
-from lora_studio.sampling.cells import CellKey, SweepPlan, base_label, strength_label
+from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
+from lora_studio.sampling.reuse import CellCache, content_key
+from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -66,11 +69,11 @@ def sweep(
 ) -> SweepResult:
     """Generate the cells of `job` in `folder`, then grid.png and measures.json from all finished cells.
 
-    Cells of an earlier attempt with the same parameters are reused, whether `resume` is set or not. A stop request
+    Cells that exist in this or another sweep of the project are reused, whether `resume` is set or not. A stop request
     cancels the current cell. Raises InputError for a LoRA or base that cannot be used.
     """
     loras = [read_lora_header(path) for path in job.loras]
-    state = _SweepState(job, folder, report, should_stop, SweepPlan(job, loras))
+    state = _SweepState(job, folder, report, should_stop, SweepPlan(job, loras), CellCache(folder))
     for base in state.plan.bases:
         if should_stop():
             break
@@ -98,9 +101,15 @@ class _SweepState:
     report: Report
     should_stop: Callable[[], bool]
     plan: SweepPlan
+    cache: CellCache
     cells: dict[CellKey, Cell] = field(default_factory=dict)
     finished: set[CellKey] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
+
+    @cached_property
+    def lora_hashes(self) -> list[str]:
+        """The content hash of each LoRA."""
+        return [content_hash(lora) for lora in self.plan.loras]
 
     @property
     def seconds_left(self) -> float | None:
@@ -121,7 +130,7 @@ class _SweepState:
             path=self.path(key),
             prompt=key.prompt,
             strength=key.strength,
-            seed=self.job.seed,
+            seed=key.seed,
             lora=lora.path if lora else None,
             base=key.base,
         )
@@ -158,7 +167,7 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
         keys = [key for key in state.plan.cells if key.base == base]
         parameters = {key: _parameters(state, pipeline, key) for key in keys}
         for key in keys:
-            if read_parameters(state.path(key)) == parameters[key]:
+            if state.cache.restore(state.path(key), parameters[key].infotext, parameters[key].content_key):
                 state.add(key)
         pending = [key for key in keys if key not in state.finished]
         for prompt in truncated_captions(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
@@ -180,7 +189,7 @@ def _generate_lora(
     pipeline: SamplingPipeline,
     texts: _PromptCache,
     keys: Sequence[CellKey],
-    parameters: dict[CellKey, str],
+    parameters: dict[CellKey, _Parameters],
 ) -> None:
     """Generate the cells of one LoRA. `texts` are the base's embeddings, reused if the LoRA has no text encoder."""
     lora = state.plan.lora(keys[0])
@@ -210,7 +219,7 @@ def _generate(
     pipeline: SamplingPipeline,
     texts: _PromptCache,
     keys: Sequence[CellKey],
-    parameters: dict[CellKey, str],
+    parameters: dict[CellKey, _Parameters],
 ) -> None:
     """Generate cells one by one with the pipeline in its current state."""
     width, height = _size(state.job, pipeline)
@@ -223,7 +232,7 @@ def _generate(
         image = pipeline.generate(
             texts.prompt(key.prompt),
             texts.negative,
-            seed=state.job.seed,
+            seed=key.seed,
             steps=state.job.steps,
             guidance=state.job.guidance,
             width=width,
@@ -231,7 +240,7 @@ def _generate(
             should_stop=state.should_stop,
         )
         if image is not None:
-            save_png(image, state.path(key), parameters[key])
+            state.cache.save(image, state.path(key), parameters[key].infotext, parameters[key].content_key)
             state.seconds.append(time.monotonic() - started)
             _report_cell(state, state.add(key))
         elif not state.should_stop():
@@ -256,69 +265,88 @@ def _size(job: SweepJob, pipeline: SamplingPipeline) -> tuple[int, int]:
     return job.width or native, job.height or native
 
 
-def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> str:
-    """Return everything that determines a cell's image, as A1111's infotext."""
+@dataclass(frozen=True)
+class _Parameters:
+    """What determines a cell's image: as A1111's infotext, and as the key by which an equal cell is found."""
+
+    infotext: str
+    content_key: str
+
+
+def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> _Parameters:
+    """Return the parameters of a cell."""
     job, lora = state.job, state.plan.lora(key)
-    settings = _settings(job, pipeline.sampler, _size(job, pipeline))
+    settings = _settings(job, pipeline.sampler, key.seed, _size(job, pipeline))
+    determinants = settings | {
+        "Prompt": key.prompt,
+        "Negative prompt": job.negative_prompt,
+        "Model hash": pipeline.base.hash,
+        "Prediction": [pipeline.base.prediction_type, pipeline.base.zero_terminal_snr],
+        "Clip skip": job.clip_skip,
+        "Precision": pipeline.precision,
+        "Loras": [[state.lora_hashes[key.lora - 1], key.strength]] if lora else [],
+    }
     settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
     settings |= {"Clip skip": job.clip_skip, "Precision": pipeline.precision}
-    if lora is None:
-        return infotext(key.prompt, job.negative_prompt, settings)
-    settings["Lora hashes"] = f"{lora.name}: {lora.model_hash[:12]}"
-    prompt = f"{key.prompt} <lora:{lora.name}:{key.strength:g}>".strip()
-    return infotext(prompt, job.negative_prompt, settings)
+    prompt = key.prompt
+    if lora is not None:
+        settings["Lora hashes"] = f"{lora.name}: {lora.model_hash[:12]}"
+        prompt = f"{prompt} <lora:{lora.name}:{key.strength:g}>".strip()
+    return _Parameters(infotext(prompt, job.negative_prompt, settings), content_key(determinants))
 
 
-def _settings(job: SweepJob, sampler: str, size: tuple[int, int]) -> dict[str, str | int | float]:
-    return image_settings(steps=job.steps, sampler=sampler, guidance=job.guidance, seed=job.seed, size=size)
+def _settings(job: SweepJob, sampler: str, seed: int, size: tuple[int, int]) -> dict[str, str | int | float]:
+    return image_settings(steps=job.steps, sampler=sampler, guidance=job.guidance, seed=seed, size=size)
 
 
 def _measures(state: _SweepState) -> list[dict[str, Any]]:
-    """Return the measures of each row with images."""
+    """Return the measures of each base, LoRA and strength with images."""
     labels, rows = state.plan.lora_labels, []
-    for row in state.plan.rows():
-        images = {key.prompt: _load_image(state.cells[key].path) for key in row.cells if key in state.cells}
-        base_cells = [CellKey(row.base, 0, 0.0, key.prompt) for key in row.cells]
-        references = {key.prompt: _load_image(state.cells[key].path) for key in base_cells if key in state.cells}
+    for group in state.plan.strength_groups():
+        images = _images(state, group.cells)
+        bare = [replace(key, lora=0, strength=0.0) for key in group.cells]
+        references = {key: image for key, image in zip(group.cells, _loaded(state, bare), strict=True) if image}
         if images:
             figures = measure(images, references)
-            base, lora = base_label(row.base), labels[row.lora - 1] if row.lora else ""
-            rows.append(StrengthMeasures(base=base, lora=lora, strength=row.strength, **figures).model_dump())
+            base, lora = base_label(group.base), labels[group.lora - 1] if group.lora else ""
+            rows.append(StrengthMeasures(base=base, lora=lora, strength=group.strength, **figures).model_dump())
     return rows
 
 
-def _load_image(path: Path) -> Image.Image:
-    with Image.open(path, formats=["PNG"]) as image:
-        return image.convert("RGB")
+def _images(state: _SweepState, keys: Sequence[CellKey]) -> dict[CellKey, Image.Image]:
+    """Return the images of the cells that exist."""
+    return {key: image for key, image in zip(keys, _loaded(state, keys), strict=True) if image}
+
+
+def _loaded(state: _SweepState, keys: Sequence[CellKey]) -> list[Image.Image | None]:
+    """Return the image of each cell; None for one that does not exist."""
+    return [load_png(state.cells[key].path) if key in state.cells else None for key in keys]
 
 
 def _write_grid(state: _SweepState) -> Path:
     """Draw grid.png and return its path."""
     job, plan = state.job, state.plan
+    arranged = plan.arrangement
     sections = []
-    for (base, number), rows in groupby(plan.rows(), key=lambda row: (row.base, row.lora)):
-        grid_rows = [
-            GridRow(
-                strength_label(row.strength),
-                [state.cells[key].path if key in state.cells else None for key in row.cells],
-            )
-            for row in rows
-        ]
-        sections.append(GridSection(plan.heading(base, number), grid_rows))
-    variants = {tuple(prompts) for prompts in plan.prompt_variants}
-    prompts = list(variants.pop()) if len(variants) == 1 else list(dict.fromkeys(job.prompts))
-    bases = ", ".join(map(base_label, plan.bases))
+    for page in plan.pages():
+        paths = [[state.cells[key].path if key in state.cells else None for key in row] for row in plan.table(page)]
+        labels = plan.labels(arranged.rows)
+        rows = [GridRow(label, images) for label, images in zip(labels, paths, strict=True)]
+        sections.append(GridSection(plan.page_label(page), rows))
+    bases, seeds = ", ".join(plan.labels(SweepAxis.BASE)), ", ".join(map(str, plan.seeds))
     with Image.open(next(iter(state.cells.values())).path) as first:
-        settings = _settings(job, SamplingPipeline.sampler, first.size)
-    subtitle = f"{bases} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
+        settings = _settings(job, SamplingPipeline.sampler, plan.seeds[0], first.size)
+    subtitle = f"{bases} · seed {seeds} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
     path = state.folder.path / "grid.png"
-    grid = draw_grid(", ".join(plan.lora_labels) or bases, subtitle, prompts, sections)
+    grid = draw_grid(", ".join(plan.lora_labels) or bases, subtitle, plan.labels(arranged.columns), sections)
     hashes = ", ".join(f"{lora.name}: {lora.model_hash[:12]}" for lora in plan.loras)
+    prompts = plan.labels(SweepAxis.PROMPT)
     settings |= {
         "Model": bases,
         **({"Lora hashes": hashes} if hashes else {}),
         "Prompts": " | ".join(prompts),
         "Strengths": ", ".join(f"{strength:g}" for strength in plan.strengths),
+        **({"Seeds": seeds} if len(plan.seeds) > 1 else {}),
     }
     save_png(grid, path, infotext(prompts[0], job.negative_prompt, settings))
     return path

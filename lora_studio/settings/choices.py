@@ -212,3 +212,13 @@ class Tracker(StrEnum):
     TENSORBOARD = "tensorboard"
     WANDB = "wandb"
     TRACKIO = "trackio"
+
+
+class SweepAxis(StrEnum):
+    """What varies in a sweep: any two are the rows and columns of its grid, the others its pages."""
+
+    PROMPT = "prompt"
+    STRENGTH = "strength"
+    SEED = "seed"
+    LORA = "lora"
+    BASE = "base"

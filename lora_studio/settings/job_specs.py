@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -11,11 +12,13 @@ from pydantic import Field, field_validator, model_validator
 
 from lora_studio import guide
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import ExistingCaptions, Precision
+from lora_studio.settings.choices import ExistingCaptions, Precision, SweepAxis
 from lora_studio.settings.declare import CommaSeparated, Group, Settings, parse_toml, setting, split_commas, split_lines
+from lora_studio.settings.ranges import expand_ranges
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 
+MAX_CELLS = 10_000  # of a sweep
 BASE_HELP = "Base model: a name from the catalogue, Hub repository, diffusers folder or .safetensors file."
 
 
@@ -152,9 +155,9 @@ class TagJob(Job):
 
 
 class SweepJob(Job):
-    """A strength sweep: images of LoRAs at several strengths with one seed, so that only the strength differs.
+    """A strength sweep: images of LoRAs at several strengths with equal seeds, so that only the strength differs.
 
-    Without LoRAs it has the images of the base alone.
+    Without LoRAs it has the images of the base alone. `seed` is accepted for a list of one.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -181,14 +184,22 @@ class SweepJob(Job):
         list(guide.RECIPE["strengths"].value),
         label="Strengths",
         group=Group.SAMPLES,
-        why=f"Separated by commas. {guide.RECIPE['strengths'].why}",
+        why=f"Separated by commas, or a range like 0:1.4:0.2. {guide.RECIPE['strengths'].why}",
         min_length=1,
         max_length=32,
     )
     negative_prompt: str = setting(
         "", label="Negative prompt", group=Group.SAMPLES, why="What the images should not show.", max_length=2000
     )
-    seed: int = setting(42, label="Seed", group=Group.SAMPLES, why="The same noise for all images.", ge=0, le=2**32 - 1)
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], CommaSeparated] = setting(
+        [42],
+        label="Seeds",
+        group=Group.SAMPLES,
+        why="Separated by commas, or a range like 1:4. Each is the noise of one image of every other combination: "
+        "several show how much is chance.",
+        min_length=1,
+        max_length=32,
+    )
     steps: int = setting(25, label="Sampling steps", group=Group.SAMPLES, why="More steps change little.", ge=1, le=200)
     guidance: float = setting(
         6.0,
@@ -220,11 +231,44 @@ class SweepJob(Job):
     )
     clip_skip: int = setting(label="Clip skip", group=Group.SAMPLES, advice="clip_skip", ge=1, le=12)
     mixed_precision: Precision = setting(label="Precision", group=Group.SAMPLES, advice="mixed_precision")
+    rows: SweepAxis | None = Field(
+        default=None, description="Axis of the grid's rows; by default prompts, or seeds if there is one prompt."
+    )
+    columns: SweepAxis | None = Field(
+        default=None, description="Axis of the grid's columns; by default strengths. The other axes are pages."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, values: Any) -> Any:
+        """Accept one `seed` instead of `seeds`."""
+        if isinstance(values, dict) and "seed" in values:
+            values = dict(values)
+            seed = values.pop("seed")
+            if "seeds" in values:
+                raise ValueError("seed and seeds exclude each other: give seeds")
+            values["seeds"] = [seed]
+        return values
 
     @field_validator("prompts", mode="before")
     @classmethod
     def _lines(cls, value: Any) -> Any:
         return split_lines(value)
+
+    @field_validator("strengths", "seeds", mode="before")
+    @classmethod
+    def _ranges(cls, value: Any) -> Any:
+        return expand_ranges(value)
+
+    @model_validator(mode="after")
+    def _two_axes(self) -> Self:
+        """Refuse one axis for both sides of the grid, and more cells than anybody looks at."""
+        if self.rows is not None and self.rows is self.columns:
+            raise ValueError(f"rows and columns are both {self.rows}: choose another axis for one of them")
+        lists = (self.bases, self.loras or [Path()], self.strengths if self.loras else [0], self.prompts, self.seeds)
+        if (cells := prod(map(len, lists))) > MAX_CELLS:
+            raise ValueError(f"the grid would have {cells:,} cells, more than {MAX_CELLS:,}: shorten one of the lists")
+        return self
 
 
 class DownloadJob(Job):

@@ -61,14 +61,23 @@ def make_run(project: Project, *, steps: int = 8, epochs: int = 2, final: bool =
     return folder
 
 
-def make_sweep(project: Project, loras: Sequence[Path], *, drawn: int | None = None, **status: Any) -> JobFolder:
+def make_sweep(
+    project: Project, loras: Sequence[Path], *, drawn: int | None = None, seeds: Sequence[int] = (42,), **status: Any
+) -> JobFolder:
     """Create a test with `drawn` finished cells (default: all); a finished one has its grid and measures."""
-    job = SweepJob(loras=list(loras), bases=[BASE], prompts=PROMPTS, trigger_word="inkstamp_hc", strengths=[0, 0.7, 1])
+    job = SweepJob(
+        loras=list(loras),
+        bases=[BASE],
+        prompts=PROMPTS,
+        trigger_word="inkstamp_hc",
+        strengths=[0, 0.7, 1],
+        seeds=list(seeds),
+    )
     folder = JobFolder.create(project.new_sweep_dir(), job)
     plan = SweepPlan(job, [read_lora_header(path) for path in loras])
     for number, key in enumerate(plan.cells[:drawn]):
         picture = Image.new("RGB", (64, 64), (20 * number, 80, 120))
-        save_png(picture, folder.path / plan.path(key), f"{key.prompt}\nSteps: 25, Seed: {job.seed}")
+        save_png(picture, folder.path / plan.path(key), f"{key.prompt}\nSteps: 25, Seed: {key.seed}")
     if drawn is None:
         Image.new("RGB", (300, 200)).save(folder.path / "grid.png")
         rows = [

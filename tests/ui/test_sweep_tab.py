@@ -64,7 +64,7 @@ def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, st
         test_loras=["001-ink/ink.safetensors", "001-ink/checkpoints/ink-000001.safetensors"],
         test_prompts="{trigger}, cat\n\n  dog  ",
         test_strengths="0, 0.5, 1",
-        test_seed="7",
+        test_seeds="7, 9",
         test_width="64",
     )
     assert shown["test_notice"] == ""
@@ -75,7 +75,7 @@ def test_make_the_grid_starts_a_sweep(project: Project, interface: Interface, st
     run = project.runs()[0].path
     assert job.loras == [run / "ink.safetensors", run / "checkpoints" / "ink-000001.safetensors"]
     assert (job.prompts, job.strengths, job.bases) == (["{trigger}, cat", "dog"], [0, 0.5, 1], [BASE])
-    assert (job.seed, job.width, job.height, job.steps) == (7, 64, None, 25)
+    assert (job.seeds, job.width, job.height, job.steps) == ([7, 9], 64, None, 25)
 
 
 def test_only_loras_of_the_project_can_be_tested(project: Project, interface: Interface, started: Started) -> None:
@@ -127,7 +127,7 @@ def test_a_wrong_setting_is_named_and_marked(project: Project, interface: Interf
         ("test_strengths", ""),
         ("test_prompts", "  \n "),
         ("test_guidance", "high"),
-        ("test_seed", "-1"),
+        ("test_seeds", "-1"),
         ("test_width", "100"),
     ]:
         interface.open_project("ink")
@@ -238,6 +238,24 @@ def test_an_enlarged_image_has_its_settings_and_neighbours(project: Project, int
     assert 'data-pick="base1-lora0-0-prompt01.png"' in shown["test_large"]
     assert 'data-pick="base1-lora1-1-prompt01.png"' in shown["test_large"]
     assert interface.call(SweepTab.select_cell, pick="close")["test_large"] == ""
+
+
+def test_any_two_axes_are_rows_and_columns_and_the_others_pages(project: Project, interface: Interface) -> None:
+    make_sweep(project, [project.runs()[0].path / "ink.safetensors"], seeds=[1, 2])
+    shown = interface.open_project("ink")["test_grid"]
+    assert [shown.count(name) for name in ("lora0-0-prompt01.png", "-seed2.png")] == [1, 0]
+    assert 'data-pick="page:seed:1"' in shown
+    second = interface.call(SweepTab.pick_in_grid, pick="page:seed:1")["test_grid"]
+    assert (second.count("<img"), second.count("-seed2.png")) == (6, 6)
+    seeds_down = interface.call(SweepTab.pick_in_grid, pick="rows:seed")["test_grid"]
+    assert (seeds_down.count("<img"), seeds_down.count("-seed2.png")) == (6, 3)
+    assert 'data-pick="page:prompt:1"' in seeds_down
+    swapped = interface.call(SweepTab.pick_in_grid, pick="columns:seed")["test_grid"]
+    assert swapped.index("<th") < swapped.index(">1</span></th>") < swapped.index('scope="row"')
+    enlarged = interface.call(SweepTab.pick_in_grid, pick="base1-lora1-1-prompt02-seed2.png")["test_large"]
+    assert "<dt>Seed</dt><dd>2</dd>" in enlarged
+    for pick in ("rows:lora", "page:seed:2", "page:base:0", "rows:", ":::"):
+        assert error_code(interface.call(SweepTab.pick_in_grid, pick=pick)["test_notice"]) == "no_cell", pick
 
 
 def test_other_files_cannot_be_enlarged(project: Project, interface: Interface) -> None:

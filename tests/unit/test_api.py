@@ -34,6 +34,7 @@ def folders(home: Home, monkeypatch: pytest.MonkeyPatch) -> list[JobFolder]:
 def test_arguments_have_the_models_defaults(function: Callable[..., Any], model: type[Settings]) -> None:
     parameters = inspect.signature(function).parameters
     own = {"out", "home", "on_event"} | ({"kind"} if model is TrainJob else set())
+    own |= {"seed"} if model is SweepJob else set()  # one of `seeds`
     assert {name for name in parameters if name == "kind" or name not in model.model_fields} == own
     assert model.model_fields.keys() - parameters.keys() <= {
         "also",  # further taggers

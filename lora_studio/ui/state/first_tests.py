@@ -54,4 +54,4 @@ def before_training(view: SweepView | None, home: Home) -> Markup:
         for key in view.plan.cells
     ]
     base = ", ".join(base_label(base) for base in view.plan.bases)
-    return render("first_test.html", images=images, word=word, base=base, seed=view.job.seed, steps=view.job.steps)
+    return render("first_test.html", images=images, word=word, base=base, seed=view.plan.seeds[0], steps=view.job.steps)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import replace
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from lora_studio import guide
 from lora_studio.models.png_info import read_parameters
-from lora_studio.sampling.cells import CellKey, SweepRow, base_label, strength_label
+from lora_studio.sampling.cells import EMPTY_PROMPT, Arrangement, CellKey, SweepPlan, base_label, strength_label
+from lora_studio.settings.choices import SweepAxis
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.html import card, empty_card, heading, render
 from lora_studio.ui.widgets.thumbnails import thumbnail_url_or_empty
@@ -18,7 +18,13 @@ from lora_studio.workspace.project import Home
 
 CELL_SIZE, LARGE_SIZE = 384, 1024  # px
 CLOSE = "close"
-EMPTY_PROMPT = "(empty)"
+AXIS_NAMES = {
+    SweepAxis.PROMPT: "Prompts",
+    SweepAxis.STRENGTH: "Strengths",
+    SweepAxis.SEED: "Seeds",
+    SweepAxis.LORA: "LoRAs",
+    SweepAxis.BASE: "Bases",
+}
 GRID_WARNING_SIGNS = ("overfit", "washed_out")
 
 
@@ -34,47 +40,87 @@ class GridCell(NamedTuple):
 
 
 class GridRow(NamedTuple):
-    """The cells of one prompt, by strength."""
+    """The cells of one row, by column."""
 
-    prompt: str
+    label: str
     cells: list[GridCell]
 
 
-class GridSection(NamedTuple):
-    """The part of the grid for one base and LoRA; `heading` is empty if there is only one."""
+class Choice(NamedTuple):
+    """A button that arranges the grid: what it sends, and its label."""
 
-    heading: str
-    strengths: list[str]
-    rows: list[GridRow]
-
-
-def grid(view: SweepView, home: Home, selected: str = "") -> Markup:
-    """Return a table per base and LoRA: a row per prompt, a column per strength. `selected` is the enlarged cell."""
-    sections = [
-        _section(view, home, selected, base, number, list(columns))
-        for (base, number), columns in groupby(view.plan.rows(), key=lambda row: (row.base, row.lora))
-    ]
-    text = "All with the same seed, so that only the strength differs along a row. Click an image to enlarge it."
-    return heading("Grid: prompts down, strengths across", text) + render("sweep/grid.html", sections=sections)
+    pick: str
+    label: str
+    selected: bool
 
 
-def _section(
-    view: SweepView, home: Home, selected: str, base: str, number: int, columns: Sequence[SweepRow]
-) -> GridSection:
-    current = view.current_cell
+class Selector(NamedTuple):
+    """Buttons of which one is selected: the axis of the rows or columns, or the value of another axis."""
+
+    label: str
+    choices: list[Choice]
+
+
+def grid(view: SweepView, home: Home, arrangement: Arrangement, selected: str = "") -> Markup:
+    """Return one page of the grid with the selectors of its axes. `selected` is the enlarged cell."""
+    plan, current = view.plan, view.current_cell
+    labels = plan.labels(arrangement.rows)
     rows = [
-        GridRow(keys[0].prompt or EMPTY_PROMPT, [_cell(view, home, key, selected, current) for key in keys])
-        for keys in zip(*(column.cells for column in columns), strict=True)
+        GridRow(label, [_cell(view, home, key, selected, current) for key in keys])
+        for label, keys in zip(labels, plan.table(arrangement), strict=True)
     ]
-    strengths = [strength_label(column.strength) for column in columns]
-    return GridSection(view.plan.heading(base, number), strengths, rows)
+    text = "Cells of a row or column differ in one thing only. Click an image to enlarge it."
+    title = f"Grid: {AXIS_NAMES[arrangement.rows].lower()} down, {AXIS_NAMES[arrangement.columns].lower()} across"
+    return heading(title, text) + render(
+        "sweep/grid.html",
+        corner=AXIS_NAMES[arrangement.rows],
+        columns=plan.labels(arrangement.columns),
+        rows=rows,
+        selectors=_selectors(plan, arrangement),
+    )
+
+
+def _selectors(plan: SweepPlan, shown: Arrangement) -> list[Selector]:
+    """Return the selectors of the axes and pages; none while there are only two axes with several values."""
+    several = [axis for axis in SweepAxis if plan.count(axis) > 1]
+    if len(several) < 2:
+        return []
+    sides = {"Rows": ("rows", shown.rows), "Columns": ("columns", shown.columns)}
+    found = [
+        Selector(label, [Choice(f"{side}:{axis}", AXIS_NAMES[axis], axis is current) for axis in several])
+        for label, (side, current) in sides.items()
+    ]
+    for axis in plan.page_axes(shown):
+        chosen = shown.page.get(axis, 0)
+        values = enumerate(plan.labels(axis))
+        choices = [Choice(f"page:{axis}:{index}", label, index == chosen) for index, label in values]
+        found.append(Selector(AXIS_NAMES[axis], choices))
+    return found
+
+
+def arrange(plan: SweepPlan, shown: Arrangement, pick: str) -> Arrangement | None:
+    """Return the arrangement after a click on a selector; None if `pick` is not from a selector of this grid.
+
+    The axis that another one displaces takes that one's former side, or becomes a page.
+    """
+    picks = {choice.pick for selector in _selectors(plan, shown) for choice in selector.choices}
+    if pick not in picks:
+        return None
+    kind, name, *index = pick.split(":")
+    axis = SweepAxis(name)
+    if kind == "page":
+        return replace(shown, page={**shown.page, axis: int(index[0])})
+    rows, columns = shown.rows, shown.columns
+    if kind == "rows":
+        return replace(shown, rows=axis, columns=rows if axis is columns else columns)
+    return replace(shown, columns=axis, rows=columns if axis is rows else rows)
 
 
 def _cell(view: SweepView, home: Home, key: CellKey, selected: str, current: CellKey | None) -> GridCell:
     name = view.file_name(key)
     if name in view.drawn:
         url = thumbnail_url_or_empty(home, view.path(key), CELL_SIZE)
-        label = f"{key.prompt}, strength {strength_label(key.strength)}"
+        label = f"{key.prompt}, strength {strength_label(key.strength)}, seed {key.seed}"
         return GridCell(name, url, label, name == selected, placeholder="cannot be shown")
     if key == current:
         return GridCell(placeholder="drawing", is_current=True)
@@ -92,7 +138,7 @@ def large(view: SweepView, home: Home, name: str) -> Markup:
         ("Strength", strength_label(key.strength)),
         ("LoRA", lora.name if lora else "none"),
         ("Base", base_label(key.base)),
-        ("Seed", str(view.job.seed)),
+        ("Seed", str(key.seed)),
         ("Steps", f"{view.job.steps}, CFG {view.job.guidance:g}"),
         ("Negative prompt", view.job.negative_prompt or "none"),
     ]
@@ -114,10 +160,10 @@ def _neighbours(view: SweepView, key: CellKey) -> tuple[str, str]:
     number = key.lora or 1
     row = [
         view.file_name(cell)
-        for strength in view.plan.rows()
-        if (strength.base, strength.lora) == (key.base, number)
-        for cell in strength.cells
-        if cell.prompt == key.prompt
+        for group in view.plan.strength_groups()
+        if (group.base, group.lora) == (key.base, number if view.plan.loras else 0)
+        for cell in group.cells
+        if (cell.prompt, cell.seed) == (key.prompt, key.seed)
     ]
     row = [name for name in dict.fromkeys(row) if name in view.drawn]
     place = row.index(view.file_name(key))
@@ -149,5 +195,5 @@ def empty_grid() -> Markup:
     return empty_card(
         "Your grid will appear here",
         "A row per prompt and a column per strength, all with the same seed, show what the LoRA does and at which "
-        "strength to use it. Strength 0 is the base model without the LoRA.",
+        "strength to use it. Strength 0 is the base model without the LoRA. Seeds, LoRAs and bases are further axes.",
     )

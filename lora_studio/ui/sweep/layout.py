@@ -14,7 +14,7 @@ from lora_studio.ui.widgets.html import empty_state, hint, html, pickable
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 
 SIMPLE = ("prompts", "strengths")
-FOLDED = ("seed", "steps", "guidance", "width", "height", "trigger_word", "negative_prompt")
+FOLDED = ("seeds", "steps", "guidance", "width", "height", "trigger_word", "negative_prompt")
 
 
 class SweepButtons(NamedTuple):
@@ -73,6 +73,7 @@ class Held(NamedTuple):
 
     sweep: gr.State
     cell: gr.State
+    arrangement: gr.State
     signature: gr.State
     filled_for: gr.State
 
@@ -122,7 +123,7 @@ def build_layout(*, local: bool) -> SweepLayout:
         with gr.Column(scale=5, min_width=340) as results_side:
             results = _results()
     panels = Panels(notice, empty.group, work, settings_side, results_side, title, tiles)
-    held = Held(gr.State(""), gr.State(""), gr.State(""), gr.State(""))
+    held = Held(gr.State(""), gr.State(""), gr.State(None), gr.State(""), gr.State(""))
     return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, tools, results, held)
 
 
@@ -147,7 +148,7 @@ def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
             elem_id="test-bases",
         )
         form = build_fields(SweepJob, SIMPLE, "test")
-    with gr.Accordion("Seed, steps, size and more", open=False):
+    with gr.Accordion("Seeds, steps, size and more", open=False):
         rest = build_fields(SweepJob, FOLDED, "test")
     form = form.merged(rest)
     form.wire()

@@ -42,7 +42,7 @@ class SweepRenderer:
         return {
             **self._panels(state),
             **self._buttons(sweep),
-            **(self._sweep(sweep, state.cell) if sweep else self._placeholder()),
+            **(self._sweep(sweep, state) if sweep else self._placeholder()),
             **(self._form(state.project, state.form) if state.form else {}),
             **(self.layout.form.mark_errors(state.wrong) if state.wrong is not None else {}),
             **({self.layout.panels.notice: error_card(state.error)} if state.error else {}),
@@ -91,24 +91,27 @@ class SweepRenderer:
             results.measures: "",
             results.log_fold: gr.Accordion(visible=False),
             self.layout.held.cell: "",
+            self.layout.held.arrangement: None,
         }
 
-    def _sweep(self, sweep: SweepView, cell: str) -> Updates:
+    def _sweep(self, sweep: SweepView, state: SweepState) -> Updates:
         """Show a test; an enlarged image that no longer exists is closed."""
         panels, results, home = self.layout.panels, self.layout.results, self.studio.home
-        shown = cell if cell in sweep.drawn else ""
+        shown = state.cell if state.cell in sweep.drawn else ""
+        arrangement = state.arrangement or sweep.plan.arrangement
         has_failed = sweep.status.state is JobState.FAILED
         return {
             panels.title: view.title(sweep),
             panels.tiles: view.sweep_tiles(sweep),
             results.state: view.state_cards(sweep),
             results.large: grid.large(sweep, home, shown),
-            results.grid: grid.grid(sweep, home, shown),
+            results.grid: grid.grid(sweep, home, arrangement, shown),
             results.download: self._download(sweep),
             results.measures: view.measures_table(sweep),
             results.log_fold: gr.Accordion(visible=has_failed, open=has_failed),
             results.log: log(sweep.folder.log_tail(LOG_LINES)) if has_failed else "",
             self.layout.held.cell: shown,
+            self.layout.held.arrangement: state.arrangement,
         }
 
     def _download(self, sweep: SweepView) -> gr.DownloadButton:

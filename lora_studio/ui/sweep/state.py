@@ -9,6 +9,7 @@ from lora_studio import guide
 from lora_studio.errors import StudioError
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.catalogue import find_base
+from lora_studio.sampling.cells import Arrangement
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.settings.sample_prompts import negative_prompt, read_sample_prompts
 from lora_studio.settings.sections.samples import SampleSettings
@@ -20,7 +21,8 @@ from lora_studio.workspace.project import Project, ProjectInfo
 class SweepPage:
     """The page when an event happens.
 
-    `run` is the run that Train shows. `sweep` and `cell` name the test and the enlarged image, empty for none. `loras`
+    `run` is the run that Train shows. `sweep` and `cell` name the test and the enlarged image, empty for none, and
+    `arrangement` is how the user arranged its grid, None for the arrangement that the test was made with. `loras`
     (ids), `bases` and `fields` (by the settings' names) are the content of the form; see `SweepForm.key` for
     `filled_for`.
     """
@@ -29,6 +31,7 @@ class SweepPage:
     run: str | None
     sweep: str
     cell: str
+    arrangement: Arrangement | None
     signature: str
     filled_for: str
     loras: list[str]
@@ -38,7 +41,7 @@ class SweepPage:
     @property
     def shown(self) -> SweepState:
         """Return what the page shows besides the form."""
-        return SweepState(self.project, self.sweep or default_sweep(self.project), self.cell)
+        return SweepState(self.project, self.sweep or default_sweep(self.project), self.cell, self.arrangement)
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,14 @@ class SweepForm:
 class SweepState:
     """What the tab shall show.
 
-    `sweep` and `cell` are as in `SweepPage`. `form` is the form's new content, None leaves it to the user; `wrong` are
-    fields in which errors are marked. `is_job_started` starts the polling of jobs.
+    `sweep`, `cell` and `arrangement` are as in `SweepPage`. `form` is the form's new content, None leaves it to the
+    user; `wrong` are fields in which errors are marked. `is_job_started` starts the polling of jobs.
     """
 
     project: Project
     sweep: str
     cell: str = ""
+    arrangement: Arrangement | None = None
     form: SweepForm | None = None
     wrong: Mapping[str, object] | None = None
     error: StudioError | None = None

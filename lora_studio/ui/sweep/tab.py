@@ -15,7 +15,7 @@ from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
-from lora_studio.ui.sweep.grid import CLOSE
+from lora_studio.ui.sweep.grid import CLOSE, arrange
 from lora_studio.ui.sweep.layout import SweepLayout, build_layout
 from lora_studio.ui.sweep.render import SweepRenderer, cell_count
 from lora_studio.ui.sweep.state import (
@@ -88,10 +88,11 @@ class SweepTab:
 
     def _wire_results(self, events: TabEvents[SweepPage, SweepState], live: list[gr.blocks.Block]) -> None:
         results = self.layout.results
-        images = [results.large, results.grid, self.layout.held.cell, self.layout.panels.notice]
+        held = self.layout.held
+        images = [results.large, results.grid, held.cell, held.arrangement, self.layout.panels.notice]
         events.on(results.sweeps.click, self.select_sweep, sends="pick")
-        for place in (results.grid, results.large):
-            events.on(place.click, self.select_cell, sends="pick", outputs=images, scroll_to_output=True)
+        events.on(results.grid.click, self.pick_in_grid, sends="pick", outputs=images)
+        events.on(results.large.click, self.select_cell, sends="pick", outputs=images, scroll_to_output=True)
         # The browser processes every output of a tick: the form with its many fields is not among them.
         events.on_tick(self.studio.timer.tick, self.tick, outputs=live, trigger_mode="always_last")
 
@@ -104,6 +105,7 @@ class SweepTab:
             run=values[self.studio.run],
             sweep=values[held.sweep],
             cell=values[held.cell],
+            arrangement=values[held.arrangement],
             signature=values[held.signature],
             filled_for=values[held.filled_for],
             loras=[str(given) for given in loras] if isinstance(loras, list) else [],
@@ -162,6 +164,13 @@ class SweepTab:
         """Show another test."""
         return SweepState(page.project, sweep_named(page.project, str(pick)).name)
 
+    def pick_in_grid(self, page: SweepPage, pick: object) -> SweepState:
+        """Show another page of the grid or other axes, or enlarge an image."""
+        plan = SweepView.load(sweep_named(page.project, page.sweep)).plan
+        if (arranged := arrange(plan, page.arrangement or plan.arrangement, str(pick))) is not None:
+            return replace(page.shown, arrangement=arranged)
+        return self.select_cell(page, pick)
+
     def select_cell(self, page: SweepPage, pick: object) -> SweepState:
         """Enlarge an image, or close it."""
         view = SweepView.load(sweep_named(page.project, page.sweep))
@@ -194,7 +203,7 @@ class SweepTab:
         """Show what changed; called by the timer while a job is active."""
         if page_signature(page.project, page.sweep) == page.signature:
             return None
-        return SweepState(page.project, page.sweep, page.cell)
+        return page.shown
 
     def _job(self, page: SweepPage) -> SweepJob:
         """Return the job that the form describes; raises InputError or ConfigError."""

@@ -39,7 +39,7 @@ def title(view: SweepView) -> Markup:
     """Return the test's name, its state and settings."""
     job = view.job
     loras = f"{', '.join(view.plan.lora_labels)} on {', '.join(map(base_label, view.plan.bases))}"
-    facts = f"{loras} · seed {job.seed} · {job.steps} steps · CFG {job.guidance:g}"
+    facts = f"{loras} · {seeds_text(view.plan)} · {job.steps} steps · CFG {job.guidance:g}"
     return job_title(f"Test {view.folder.name}", view.status, facts)
 
 
@@ -65,13 +65,14 @@ def sweep_tiles(view: SweepView) -> Markup:
 
 def _variety_note(view: SweepView, usual: StrengthMeasures | None) -> str:
     """Return what the figure of variety is compared with, or why there is none."""
-    if len(set(view.job.prompts)) < 2:
-        return "needs at least two prompts"
+    different = "how much images of different prompts and seeds differ"
+    if len(view.plan.templates) * len(view.plan.seeds) < 2:
+        return "needs at least two prompts or seeds"
     if usual is None:
-        return "how much images of different prompts differ"
+        return different
     matching = [row for row in view.measures if row.strength == 0 and (row.base, row.lora) == (usual.base, usual.lora)]
     if not matching:
-        return "how much images of different prompts differ"
+        return different
     return f"{_measure(matching[0].variety)} without the LoRA"
 
 
@@ -83,10 +84,15 @@ def _usual_strength(view: SweepView) -> StrengthMeasures | None:
 
 def _dimensions(plan: SweepPlan) -> str:
     """Return the extent of the grid: "2 prompts × 7 strengths"."""
-    prompts = len(dict.fromkeys(plan.job.prompts))
-    parts = [format_count(prompts, "prompt"), format_count(len(plan.strengths), "strength")]
+    parts = [format_count(len(plan.templates), "prompt"), format_count(len(plan.strengths), "strength")]
+    parts += [f"{len(plan.seeds)} seeds"] * (len(plan.seeds) > 1)
     parts += [f"{len(plan.loras)} LoRAs"] * (len(plan.loras) > 1) + [f"{len(plan.bases)} bases"] * (len(plan.bases) > 1)
     return " × ".join(parts)
+
+
+def seeds_text(plan: SweepPlan) -> str:
+    """Return the seeds of a test: "seed 42", or "3 seeds"."""
+    return f"seed {plan.seeds[0]}" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
 
 
 def _time_note(view: SweepView) -> str:
@@ -159,7 +165,7 @@ def _table_row(view: SweepView, *, selected: bool) -> TableRow:
             render("two_lines.html", first=button, second=STATE_LABELS[view.status.state]),
             render("two_lines.html", first=", ".join(view.plan.lora_labels), second=bases),
             f"{len(view.drawn)} of {len(view.plan.cells)}",
-            f"seed {view.job.seed}, {view.job.steps} steps",
+            f"{seeds_text(view.plan)}, {view.job.steps} steps",
         ],
         changed=selected,
     )

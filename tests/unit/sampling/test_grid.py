@@ -40,6 +40,15 @@ def test_grid_has_strengths_down_and_prompts_across(tmp_path: Path) -> None:
     assert (np.asarray(grid)[left[1] : left[3], : left[0]] < 128).any()  # the row's label
 
 
+def test_long_labels_of_rows_are_wrapped(tmp_path: Path) -> None:
+    path = save_image(tmp_path / "r.png", RED)
+    rows = [GridRow("{trigger}, a prompt with many words, " * 4, [path])]
+    grid = draw_grid("t", "s", ["1"], [GridSection("", rows)])
+    assert grid.width < 200 * 3
+    label = (np.asarray(grid)[boxes(grid, RED)[1] : boxes(grid, RED)[3], : boxes(grid, RED)[0]] < 128).any(axis=(1, 2))
+    assert label.sum() > 60  # px of ink in more than two lines
+
+
 def test_small_images_are_enlarged_until_labels_are_readable(tmp_path: Path) -> None:
     path = save_image(tmp_path / "r.png", RED, (64, 64))
     box = boxes(draw_grid("t", "s", ["p"], [GridSection("", [GridRow("1", [path])])]), RED)

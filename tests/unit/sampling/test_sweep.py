@@ -49,7 +49,7 @@ def make_job(base: Path, loras: list[Path], **changes: Any) -> SweepJob:
         "guidance": 5.0,
         "seed": 9,
     }
-    return SweepJob.parse(values | changes)
+    return SweepJob.parse({name: value for name, value in (values | changes).items() if value is not None})
 
 
 def run(
@@ -212,6 +212,35 @@ def test_only_invalid_cells_are_generated_again(copied: Path, tiny_base: Path, l
     assert not any(values.get("message") == "Loading ink" for _, values in events)
     _, events = run(make_job(tiny_base, loras, seed=10, strengths=[0]), copied, home, resume=True)
     assert sum(event == "cell" for event, _ in events) == 2
+
+
+def test_seeds_are_an_axis_and_shared_cells_are_copied(
+    done: tuple[SweepResult, Events, Path], tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
+) -> None:
+    project = tmp_path / "sweeps"
+    shutil.copytree(done[2], project / "001")
+    renamed = Path(shutil.copyfile(loras[1], tmp_path / "renamed.safetensors"))
+    job = make_job(tiny_base, [renamed], strengths=[0, 1], prompts=["inkstamp_hc, face"], seed=None, seeds=[9, 10])
+    result, events = run(job, project / "002", home)
+    drawn = [values["seed"] for event, values in events if event == "cell"]
+    assert drawn == [10, 10]
+    assert [(cell.strength, cell.seed) for cell in result.cells] == [(0, 9), (0, 10), (1, 9), (1, 10)]
+    originals = {(cell.lora and cell.lora.stem, cell.strength, cell.prompt): cell.path for cell in done[0].cells}
+    for cell, original in zip(result.cells[::2], (None, "ink"), strict=True):
+        assert (pixels(cell.path) == pixels(originals[original, cell.strength, "inkstamp_hc, face"])).all()
+    assert "<lora:renamed:1>" in read_parameters(result.cells[2].path)
+    assert (pixels(result.cells[0].path) != pixels(result.cells[1].path)).any()
+
+
+@pytest.mark.slow
+def test_cells_with_other_settings_are_not_shared(
+    done: tuple[SweepResult, Events, Path], tiny_base: Path, tmp_path: Path, home: Home
+) -> None:
+    project = tmp_path / "sweeps"
+    shutil.copytree(done[2], project / "001")
+    for changes in ({"steps": 1}, {"negative_prompt": "grey"}, {"clip_skip": 1}, {"guidance": 6.0}, {"width": 72}):
+        _, events = run(make_job(tiny_base, [], prompts=["clock"], **changes), project / str(changes), home)
+        assert sum(event == "cell" for event, _ in events) == 1, changes
 
 
 @pytest.mark.slow

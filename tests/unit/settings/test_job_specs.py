@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.settings.choices import ExistingCaptions, Optimizer
 from lora_studio.settings.job_specs import SweepJob, TagJob, TrainJob, job_from_toml, job_to_toml
+from lora_studio.settings.ranges import expand_ranges
 
 
 def test_defaults_are_the_guides() -> None:
@@ -55,6 +56,36 @@ def test_train_job_round_trips_through_toml(recipe: dict[str, Any], trigger: str
 def test_sweep_job_round_trips_through_toml(prompts: list[str], strengths: list[float]) -> None:
     job = SweepJob.parse({"loras": ["a.safetensors"], "bases": ["b"], "prompts": prompts, "strengths": strengths})
     assert job_from_toml(job_to_toml(job)) == job
+
+
+def test_strengths_and_seeds_are_lists_and_ranges() -> None:
+    values: dict[str, Any] = {"bases": ["b"], "prompts": ["p"]}
+    job = SweepJob.parse(values | {"strengths": "0, 0.6:1.2:0.2", "seeds": "3, 7:9"})
+    assert (job.strengths, job.seeds) == ([0, 0.6, 0.8, 1.0, 1.2], [3, 7, 8, 9])
+    assert SweepJob.parse(values | {"seed": 7}).seeds == [7]
+    assert job_from_toml('kind = "sweep"\nbases = ["b"]\nprompts = ["p"]\nseed = 7') == SweepJob.parse(
+        values | {"seed": 7}
+    )
+    for wrong in (
+        {"strengths": "0:1:0"},
+        {"strengths": "0:1:-0.1"},
+        {"strengths": "a:1"},
+        {"strengths": "0:1:0.1:2"},
+        {"strengths": "0:1e9:0.001"},
+        {"strengths": "0:inf"},
+        {"seeds": "0.5:2"},
+        {"seed": 1, "seeds": [2]},
+        {"rows": "seed", "columns": "seed"},
+        {"seeds": "1:32", "prompts": [f"{number}" for number in range(32)], "loras": ["a"], "strengths": "0:1:0.1"},
+    ):
+        with pytest.raises(ConfigError):
+            SweepJob.parse(values | wrong)
+
+
+@given(first=st.integers(-4000, 4000), steps=st.integers(0, 31), step=st.integers(1, 900))
+def test_a_range_has_the_decimals_that_a_user_would_write(first: int, steps: int, step: int) -> None:
+    text = f"{first / 1000}:{(first + steps * step) / 1000}:{step / 1000}"
+    assert [float(part) for part in expand_ranges(text)] == [(first + n * step) / 1000 for n in range(steps + 1)]
 
 
 def test_tag_job_round_trips_through_toml() -> None:
