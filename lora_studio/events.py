@@ -196,7 +196,8 @@ class EpochEvent(Event):
 class ImageLossesEvent(Event):
     """The training loss by image was written to a file; the images with the highest losses, if any has enough samples.
 
-    Losses are compared with the mean loss of all images at the same timesteps, over an image's last 10 samples or so.
+    Losses are relative to the base's at the same timesteps, and compared with those of all images, over an image's last
+    10 samples or so.
     """
 
     name = "image_losses"

@@ -41,6 +41,15 @@ def read_data(run: Path) -> RunData | None:
         return None
 
 
+def captions_by_path(run: Path) -> dict[str, str]:
+    """Return the captions of a run's images by the paths that they were trained from; {} if the record is damaged."""
+    try:
+        records = map(json.loads, (run / DATASET_FILE).read_text("utf-8").splitlines())
+        return {record["path"]: record["caption"] or "" for record in records}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def image_changes(data: RunData, before: RunData) -> str:
     """Return how the images differ as text, like "2 images added, 1 removed"; empty if they are the same."""
     now, then = (Counter(sha256 for sha256, _ in each.images) for each in (data, before))

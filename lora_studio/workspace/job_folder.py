@@ -7,6 +7,7 @@
   status.json      current state and progress, replaced atomically
   events.jsonl     the events of lora_studio.events, one JSON object per line, flushed line by line
   dataset.jsonl    of a training: its images with their hashes and captions
+  image_losses.json  of a training: the loss of each image, see training.reporting.loss_by_image
   worker.log       output of the worker process
   stop             if it exists, the worker ends after the current step and saves its state
   sample           if it exists, a training draws its samples after the current step and removes it
@@ -43,6 +44,7 @@ from lora_studio.settings.job_specs import AnyJob, job_from_toml, job_to_toml
 from lora_studio.workspace.job_paths import with_found_paths, with_stored_paths
 
 DATASET_FILE = "dataset.jsonl"
+IMAGE_LOSSES_FILE = "image_losses.json"
 
 
 class JobState(StrEnum):

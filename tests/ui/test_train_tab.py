@@ -19,7 +19,7 @@ from lora_studio.events import (
     ValidationEvent,
     WarningEvent,
 )
-from lora_studio.files import write_text
+from lora_studio.files import write_json, write_text
 from lora_studio.planning.presets import load_preset, own_presets, save_preset
 from lora_studio.settings.job_specs import TrainJob, job_to_toml
 from lora_studio.settings.recipe import Recipe
@@ -28,7 +28,7 @@ from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.train.own_presets import PresetFiles
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.ui.train.view import ALL_BACK, WITHOUT_SUBSETS
-from lora_studio.workspace.job_folder import JobFolder, JobState
+from lora_studio.workspace.job_folder import DATASET_FILE, IMAGE_LOSSES_FILE, JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.events import step_event
 from tests.support.interface import Interface, error_code
@@ -319,17 +319,28 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
     assert "Mean loss of epoch 2 by timestep. 0 to 499: 0.200, 500 to 999: 0.050." in shown["train_curve"]
 
 
-def test_the_images_learned_worst_are_shown_with_their_excess_loss(project: Project, interface: Interface) -> None:
+def test_images_are_shown_worst_first_with_their_loss_and_caption(project: Project, interface: Interface) -> None:
     folder = make_run(project)
     interface.open_project("ink")
-    assert "Learned worst" not in interface.call(TrainTab.select_run, pick="001-ink")["train_curve"]
+    assert not interface.call(TrainTab.select_run, pick="001-ink")["train_images"]
     Image.new("RGB", (64, 64)).save(project.images_dir / "0.png")
-    images = [str(project.images_dir / "0.png"), str(project.images_dir / "gone <b>.png")]
-    folder.emit(ImageLossesEvent(epoch=1, file="image_losses.json", worst=images, ratios=[1.314, 1.05]))
-    shown = interface.call(TrainTab.select_run, pick="001-ink")["train_curve"]
-    assert "0.png +31%" in shown
-    assert "gone &lt;b&gt;.png +5%" in shown
-    assert shown.count("<img") == 1
+    images = [str(project.images_dir / name) for name in ("0.png", "gone <b>.png", "new.png")]
+    figures = [{"ratio": 1.314, "significant": True, "relative_loss": 0.92}, {"ratio": 1.05}, {"ratio": 9.0}]
+    entries = [
+        {"image": image, "samples": samples, "loss": 0.1, **figure}
+        for image, samples, figure in zip(images, (10, 8, 2), figures, strict=True)
+    ]
+    write_json(folder.path / IMAGE_LOSSES_FILE, {"epoch": 1, "images": entries})
+    record = {"path": images[0], "caption": "a <i>stamp</i>", "sha256": "0"}
+    write_text(folder.path / DATASET_FILE, json.dumps(record) + "\n")
+    folder.emit(ImageLossesEvent(epoch=1, file=IMAGE_LOSSES_FILE, worst=images[:2], ratios=[1.314, 1.05]))
+    shown = interface.call(TrainTab.select_run, pick="001-ink")["train_images"]
+    assert "0.92 of the base&#39;s loss, +31% against all images, over 10 draws" in shown
+    assert "a &lt;i&gt;stamp&lt;/i&gt;" in shown
+    assert "gone &lt;b&gt;.png" in shown
+    assert "new.png" not in shown
+    assert shown.count("popovertarget=") == 2
+    assert shown.count("significant") == 1
 
 
 def test_a_finished_run_offers_its_file_and_a_test(project: Project, interface: Interface) -> None:

@@ -119,7 +119,9 @@ class StepLog:
                 continue
             self.progress.timestep_losses.add(result.timesteps, result.losses)
             bins = self.progress.timestep_losses.bins_of(result.timesteps)
-            self.progress.image_losses.add(result.images, bins, result.losses)
+            base = self.progress.base_losses
+            expected = None if base is None else base.expected(result.timesteps).tolist()
+            self.progress.image_losses.add(result.images, bins, result.losses, expected)
             self.report(
                 StepEvent(
                     step=step,

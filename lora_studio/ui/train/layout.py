@@ -59,10 +59,11 @@ class Exchange(NamedTuple):
 
 
 class RunSide(NamedTuple):
-    """The loss curve and samples of a run."""
+    """The loss curve, the loss by image, and the samples of a run."""
 
     column: gr.Column
     curve: gr.HTML
+    images: gr.HTML
     filmstrip: gr.HTML
 
 
@@ -199,8 +200,9 @@ def preset_choices(own: Sequence[str]) -> list[tuple[str, str]]:
 def _run_side() -> RunSide:
     with gr.Column(visible=False) as column:
         curve = html(elem_id="train-curve")
+        images = html(elem_id="train-images")
         filmstrip = html(elem_id="train-film")
-    return RunSide(column, curve, filmstrip)
+    return RunSide(column, curve, images, filmstrip)
 
 
 def _aside(*, local: bool) -> tuple[Aside, ControlFields, RunPanelLayout, gr.HTML]:

@@ -15,6 +15,7 @@ from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
 from lora_studio.ui.train.control import checkpoint_list, controls_of, hidden_controls
 from lora_studio.ui.train.exchange import ProjectImport
+from lora_studio.ui.train.image_losses import image_losses
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
 from lora_studio.ui.train.lineage import lineage_card, lineage_of
 from lora_studio.ui.train.queue import queue_table
@@ -127,7 +128,8 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
         layout.tiles: view.run_tiles(run),
         layout.form_side.column: gr.Column(visible=False),
         layout.run_side.column: gr.Column(visible=True),
-        layout.run_side.curve: view.curve(run) + view.learned_worst(run, home),
+        layout.run_side.curve: view.curve(run),
+        layout.run_side.images: image_losses(run, home),
         layout.run_side.filmstrip: view.filmstrip(run, home) + checkpoint_list(run),
         **_buttons_of_run(layout.buttons, run),
         aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -56,14 +55,6 @@ class FilmSample(NamedTuple):
     url: str
     when: str
     prompt: str
-
-
-class WorstImage(NamedTuple):
-    """A training image with a high loss: the URL of its thumbnail, file name, and loss relative to the mean."""
-
-    url: str
-    name: str
-    above_mean: str
 
 
 class FilmRow(NamedTuple):
@@ -230,23 +221,6 @@ def _fixed_name(view: RunView) -> str:
     """Return the legend of the fixed-noise loss: which images it is of."""
     event = view.history.validation
     return "validation" if event is None or event.split == "validation" else "training images at fixed noise"
-
-
-def learned_worst(view: RunView, home: Home) -> Markup:
-    """Return the images with the highest losses for their timesteps; nothing before they have enough samples."""
-    event = view.history.image_losses
-    if event is None:
-        return Markup("")
-    images = [
-        WorstImage(
-            thumbnail_url_or_empty(home, Path(path), THUMBNAIL_SIZE), Path(path).name, f"{(ratio - 1) * 100:+.0f}%"
-        )
-        for path, ratio in zip(event.worst, event.ratios, strict=True)
-    ]
-    hint = "Loss against the mean at the same timesteps. Detailed images are always above it; check these and their "
-    return heading("Learned worst", f"{hint}captions. All are in {event.file}.") + render(
-        "train/worst.html", images=images
-    )
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lora_studio.training.reporting.loss_by_image import IMAGE_LOSSES_FILE, ImageLosses
+from lora_studio.training.reporting.loss_by_image import IMAGE_LOSSES_FILE, ImageLosses, read_image_losses
 
 
 def ratios_of(losses: ImageLosses) -> dict[str, float]:
@@ -56,7 +57,14 @@ def test_the_file_has_all_images_and_the_event_the_worst_with_enough_samples(tmp
     written = json.loads((tmp_path / IMAGE_LOSSES_FILE).read_text("utf-8"))
     assert written["epoch"] == 3
     assert [entry["image"] for entry in written["images"]] == ["new.png", *(f"{n}.png" for n in range(7, -1, -1))]
-    assert written["images"][1] == {"image": "7.png", "samples": 5, "loss": 1.7, "ratio": pytest.approx(1.12, abs=0.02)}
+    seventh = {
+        "image": "7.png",
+        "samples": 5,
+        "loss": 1.7,
+        "ratio": pytest.approx(1.12, abs=0.02),
+        "significant": False,
+    }
+    assert written["images"][1] == seventh
     assert event is not None
     assert (event.epoch, event.file) == (3, IMAGE_LOSSES_FILE)
     assert event.worst == [f"{number}.png" for number in (7, 6)][: len(event.worst)]
@@ -66,3 +74,54 @@ def test_the_file_has_all_images_and_the_event_the_worst_with_enough_samples(tmp
 def test_no_event_and_no_file_without_samples(tmp_path: Path) -> None:
     assert ImageLosses().write(tmp_path, epoch=1) is None
     assert not (tmp_path / IMAGE_LOSSES_FILE).exists()
+
+
+def drawn(draws: int, images: int, excess: float, seed: int) -> ImageLosses:
+    """Return the losses of images with a spread of 35% per draw, of which the first is above the others by `excess`."""
+    random, losses = np.random.default_rng(seed), ImageLosses()
+    for number in range(images):
+        expected = random.uniform(0.02, 0.5, draws)
+        relative = 0.7 * (1 + excess * (number == 0)) * random.gamma(8, 1 / 8, draws)
+        names = [f"{number:02}.png"] * draws
+        losses.add(names, [5] * draws, (expected * relative).tolist(), expected.tolist())
+    return losses
+
+
+def test_losses_are_relative_to_the_base_s_at_the_timesteps_of_the_draws() -> None:
+    """An image that was drawn at timesteps with ten times the loss has no higher ratio."""
+    losses = ImageLosses()
+    losses.add(["early", "early", "late", "late"], [5] * 4, [0.4, 0.6, 0.04, 0.09], [0.5, 1.0, 0.05, 0.1])
+    ranked = {entry.image: entry for entry in losses.ranked()}
+    assert {name: entry.relative_loss for name, entry in ranked.items()} == pytest.approx({"early": 0.7, "late": 0.85})
+    assert ranked["late"].ratio == pytest.approx(0.85 / 0.775)
+
+
+def test_an_image_is_marked_only_if_it_differs_by_more_than_chance() -> None:
+    """Of 50 runs without a hard image at most a few mark one; a loss 70% above the others is nearly always marked."""
+    chance = sum(any(entry.significant for entry in drawn(10, 20, 0.0, seed).ranked()) for seed in range(50))
+    assert chance <= 6
+    hard = [[entry.image for entry in drawn(10, 20, 0.7, seed).ranked() if entry.significant] for seed in range(50)]
+    assert sum(found[:1] == ["00.png"] for found in hard) >= 40
+
+
+def test_few_draws_and_a_single_image_are_never_marked() -> None:
+    assert not any(entry.significant for entry in drawn(3, 20, 9.0, 0).ranked())
+    assert not any(entry.significant for entry in drawn(10, 1, 0.0, 0).ranked())
+    assert not any(entry.significant for entry in drawn(1, 5, 0.0, 0).ranked())
+
+
+def test_a_mark_survives_the_decay_of_old_draws() -> None:
+    losses = drawn(10, 20, 2.0, 0)
+    losses.decay(4)
+    assert [entry.image for entry in losses.ranked() if entry.significant] == ["00.png"]
+
+
+def test_the_file_is_read_back_also_from_earlier_versions(tmp_path: Path) -> None:
+    drawn(10, 3, 2.0, 0).write(tmp_path, epoch=1)
+    assert read_image_losses(tmp_path)[0].image == "00.png"
+    old = {"epoch": 1, "images": [{"image": "a.png", "samples": 5.0, "loss": 0.1, "ratio": 1.2}]}
+    (tmp_path / IMAGE_LOSSES_FILE).write_text(json.dumps(old), "utf-8")
+    (entry,) = read_image_losses(tmp_path)
+    assert (entry.ratio, entry.relative_loss, entry.significant) == (1.2, None, False)
+    (tmp_path / IMAGE_LOSSES_FILE).write_text("{", "utf-8")
+    assert read_image_losses(tmp_path) == []
