@@ -28,6 +28,7 @@ __all__ = [
     "measure",
     "plan",
     "plan_caption_edit",
+    "release",
     "request_samples",
     "request_save",
     "resume",
@@ -40,6 +41,7 @@ __all__ = [
     "tag",
     "train",
     "undo_caption_edit",
+    "upload_release",
     "wrap_images",
 ]
 
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         measure,
         plan,
         plan_caption_edit,
+        release,
         request_samples,
         request_save,
         resume,
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
         tag,
         train,
         undo_caption_edit,
+        upload_release,
         wrap_images,
     )
 

@@ -43,6 +43,9 @@ from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.settings.subsets import Subset
+from lora_studio.sharing.folder import ReleaseResult, build_release
+from lora_studio.sharing.options import License, ReleaseOptions
+from lora_studio.sharing.upload import upload_release
 from lora_studio.training.continuation import continue_run
 from lora_studio.worker import Listener, execute, start
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
@@ -75,6 +78,7 @@ __all__ = [
     "list_models",
     "plan",
     "plan_caption_edit",
+    "release",
     "request_samples",
     "request_save",
     "resume",
@@ -87,6 +91,7 @@ __all__ = [
     "tag",
     "train",
     "undo_caption_edit",
+    "upload_release",
     "wrap_images",
 ]
 
@@ -466,6 +471,41 @@ def compare_runs(*folders: Path | str) -> Comparison:
     for job in jobs:
         job.job()
     return compare([record for job in jobs for record in read_records([job], "")])
+
+
+def release(
+    run: Path | str,
+    *,
+    name: str = "",
+    strength: float | None = None,
+    description: str = "",
+    license: License | str | None = None,
+    license_name: str = "",
+    license_link: str = "",
+    preview: Path | str | None = None,
+    strip_tags: bool = False,
+    adult: bool = False,
+    out: Path | str | None = None,
+) -> ReleaseResult:
+    """Write a folder to share, and a zip of it: LoRA, previews, grid, model card, A1111 sidecar, text for Civitai.
+
+    `run` is a run's folder, of which the best checkpoint is taken, or a LoRA file. `strength` is the one to recommend
+    (default: 1), `license` the Hub's identifier (default: the base's), `preview` a picture. `strip_tags` leaves tags,
+    folder names and dates out of the file. `out` is where the new folder is made (default: `release` in the run).
+    Raises StudioError.
+    """
+    given = {
+        "name": name,
+        "strength": strength,
+        "description": description,
+        "license": license,
+        "license_name": license_name,
+        "license_link": license_link,
+        "preview": preview,
+        "strip_tags": strip_tags,
+        "adult": adult,
+    }
+    return build_release(Path(run), ReleaseOptions.parse(given), out=None if out is None else Path(out))
 
 
 def run_job(job: AnyJob, *, out: Path | None = None, home: Home | None = None, on_event: Listener = _ignore) -> Any:

@@ -33,6 +33,7 @@ from lora_studio.cli.presets import presets_app
 from lora_studio.cli.progress import JobProgress, progress_bar
 from lora_studio.cli.queue import queue
 from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
+from lora_studio.cli.release import release
 from lora_studio.cli.runs import runs
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
@@ -301,6 +302,7 @@ def sweep(
 
 app.command()(runs)
 app.command()(queue)
+app.command()(release)
 
 
 @app.command()

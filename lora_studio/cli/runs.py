@@ -16,8 +16,6 @@ from lora_studio.ledger.records import RunRecord, find_records
 from lora_studio.ledger.table import TEXT_COLUMNS, row, text_cells, to_csv, to_markdown
 from lora_studio.workspace.project import Home
 
-MAX_WIDTH = 220  # characters per line where the output is not a terminal
-
 PIPE_WIDTH = 200  # characters per line where the output is not a terminal
 
 

@@ -30,7 +30,7 @@ LAYERS = (
     ("__init__",),
     ("api",),
     ("worker", "diagnosis"),
-    ("sampling",),
+    ("sampling", "sharing"),
     ("training.train",),
     ("training.loop", "training.build"),
     ("training.outputs", "training.step", "training.preflight"),

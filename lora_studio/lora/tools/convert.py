@@ -14,8 +14,9 @@ from lora_studio.lora.deltas import merged_down, rank_of
 from lora_studio.lora.names import PEFT_PREFIXES
 from lora_studio.lora.save import peft_metadata
 from lora_studio.lora.shapes import DimAlpha
-from lora_studio.lora.tools.files import LoraReader, Progress, check_new_file, layer_vectors, no_progress, write_lora
+from lora_studio.lora.tools.files import LoraReader, Progress, layer_vectors, no_progress, write_lora
 from lora_studio.lora.tools.layer_names import LayerName, find_layer_names
+from lora_studio.lora.tools.new_file import check_new_file
 from lora_studio.lora.tools.reports import ConvertReport, Naming
 
 

@@ -15,13 +15,13 @@ from lora_studio.errors import InputError
 from lora_studio.lora.tools.files import (
     DTYPES,
     Progress,
-    check_new_file,
     network_metadata,
     no_progress,
     parse_dtype,
     write_lora,
 )
 from lora_studio.lora.tools.layer_names import LayerName, find_layer_names
+from lora_studio.lora.tools.new_file import check_new_file
 from lora_studio.lora.tools.reports import LayerError, TruncationReport
 from lora_studio.lora.tools.resize import truncation_report
 from lora_studio.lora.tools.truncate import RankRule, lora_parts, truncate

@@ -18,6 +18,7 @@ from lora_studio.lora.deltas import rank_of
 from lora_studio.lora.header import MERGE_REMEDY, read_lora_header
 from lora_studio.lora.names import VECTOR_PARTS
 from lora_studio.lora.save import save_lora
+from lora_studio.lora.tools.new_file import check_new_file
 
 Progress = Callable[[int, int], None]
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # computed again for every file that is written
@@ -107,14 +108,6 @@ def parse_dtype(name: str | None, sources: Iterable[LoraReader]) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype is {name!r}.", f"Give one of {', '.join(DTYPES)}.", code="dtype")
     return DTYPES[name]
-
-
-def check_new_file(path: Path) -> None:
-    """Raise InputError unless `path` is a .safetensors file that does not exist yet."""
-    if path.suffix.lower() != ".safetensors":
-        raise InputError(f"The output {path} is not a .safetensors file.", "Give such a name.", code="out_format")
-    if path.exists():
-        raise InputError(f"{path} exists already.", "Give another name: files are not overwritten.", code="exists")
 
 
 def write_lora(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -15,7 +15,6 @@ from lora_studio.lora.names import kernel_of_name
 from lora_studio.lora.tools.files import (
     LoraReader,
     Progress,
-    check_new_file,
     layer_vectors,
     network_metadata,
     no_progress,
@@ -23,6 +22,7 @@ from lora_studio.lora.tools.files import (
     write_lora,
 )
 from lora_studio.lora.tools.layer_names import LayerName, find_layer_names
+from lora_studio.lora.tools.new_file import check_new_file
 from lora_studio.lora.tools.reports import LayerError, TruncationReport
 from lora_studio.lora.tools.resize import truncation_report
 from lora_studio.lora.tools.truncate import RankRule, Truncated, lora_parts, truncate

@@ -11,7 +11,7 @@ from lora_studio.errors import InputError
 from lora_studio.files import write_atomic
 from lora_studio.lora.alphas import PEFT_METADATA
 from lora_studio.lora.header import MAX_HEADER_BYTES, METADATA_FIELDS, read_header
-from lora_studio.lora.tools.files import check_new_file
+from lora_studio.lora.tools.new_file import check_new_file
 
 # What programs need to load a file: its format, its architecture, its network and its alphas.
 NEEDED = frozenset(

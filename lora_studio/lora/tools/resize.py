@@ -12,7 +12,6 @@ from lora_studio.lora.names import kernel_of_name
 from lora_studio.lora.tools.files import (
     LoraReader,
     Progress,
-    check_new_file,
     layer_vectors,
     network_metadata,
     no_progress,
@@ -20,6 +19,7 @@ from lora_studio.lora.tools.files import (
     write_lora,
 )
 from lora_studio.lora.tools.layer_names import find_layer_names
+from lora_studio.lora.tools.new_file import check_new_file
 from lora_studio.lora.tools.reports import LayerError, TruncationReport
 from lora_studio.lora.tools.truncate import RankRule, lora_parts, truncate
 
