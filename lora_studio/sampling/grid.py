@@ -59,8 +59,8 @@ class _Layout:
 def draw_grid(title: str, subtitle: str, columns: Sequence[str], sections: Sequence[GridSection]) -> Image.Image:
     """Draw the grid under the labels of its columns.
 
-    Cells have the size of the images, or less if the grid would be too large to open. Missing or unreadable images leave
-    an empty frame.
+    Cells have the size of the images, or less if the grid would be too large to open. Missing or unreadable images
+    leave an empty frame.
     """
     native = _native_size(sections)
     layouts = [_fit(native, across, columns, sections) for across in range(1, len(sections) + 1)]
