@@ -38,7 +38,7 @@ from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.plan import NEW_PROJECT, plan
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
-from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision, SweepAxis
+from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision, Sampler, SweepAxis
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
@@ -308,8 +308,10 @@ def sweep(
     trigger_word: str = SWEEP.trigger_word,
     strengths: Sequence[float] | str = SWEEP.strengths,
     negative_prompt: str = SWEEP.negative_prompt,
+    quality_tags: bool = SWEEP.quality_tags,
     seeds: Sequence[int] | str = SWEEP.seeds,
     seed: int | None = None,
+    sampler: Sampler | str = SWEEP.sampler,
     steps: int = SWEEP.steps,
     guidance: float = SWEEP.guidance,
     width: int | None = SWEEP.width,
@@ -330,8 +332,9 @@ def sweep(
     also be texts such as "0,0.8,1" or "0:1.4:0.2"; `seed` is one seed instead of `seeds`. `rows` and `columns` are two
     of the axes prompt, strength, seed, lora and base; the others are sections of the grid. A cell that another sweep in
     the same parent folder has is copied, not drawn. `width` and `height` are in pixels (default: the base's native
-    resolution), `guidance` is the CFG scale. `out` is the sweep's folder (default: a numbered one in the studio's
-    home). Raises StudioError.
+    resolution), `guidance` is the CFG scale. With `quality_tags` each base's own are added to the prompts; a negative
+    prompt of "auto" is what its model card recommends. `out` is the sweep's folder (default: a numbered one in the
+    studio's home). Raises StudioError.
     """
     job = _build(
         SweepJob,
@@ -341,6 +344,8 @@ def sweep(
         trigger_word=trigger_word,
         strengths=strengths,
         negative_prompt=negative_prompt,
+        quality_tags=quality_tags,
+        sampler=sampler,
         seeds=seeds if seed is None else [seed],
         steps=steps,
         guidance=guidance,

@@ -35,12 +35,13 @@ from lora_studio.cli.queue import queue
 from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
 from lora_studio.cli.release import release
 from lora_studio.cli.runs import runs
+from lora_studio.cli.sweep import check_kind, sweep
 from lora_studio.dataset.tagging.cache import cached_features
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.planning.plan import NEW_PROJECT
 from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import LoraKind
-from lora_studio.settings.job_specs import AnyJob, SweepJob, TagJob, TrainJob, job_from_toml
+from lora_studio.settings.job_specs import AnyJob, TagJob, TrainJob, job_from_toml
 from lora_studio.settings.recipe import Recipe, apply_overrides
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
@@ -48,7 +49,6 @@ from lora_studio.workspace.project import Home
 if TYPE_CHECKING:
     from lora_studio.dataset.tagging.stage import TagResult
     from lora_studio.interop.files import ImportedSettings
-    from lora_studio.sampling.sweep import SweepResult
     from lora_studio.training.train import TrainResult
 
 app = typer.Typer(
@@ -228,6 +228,7 @@ def train(
         folder = out or (job_file.parent if job_file else None)
         if folder is None:
             raise InputError("--resume needs the folder of a run.", "Give --out RUN or RUN/job.toml.", code="usage")
+        check_kind(folder, TrainJob)
         with JobProgress(err_console) as bar:
             if more_epochs is None:
                 result = api.resume(folder, moved=given, home=Home.locate(home), on_event=bar)
@@ -269,37 +270,7 @@ def save(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of 
     out_console.print(f"The LoRA will be in {run / 'checkpoints'}.", soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command()
-@field_options(
-    SweepJob,
-    {
-        "loras": "LORA...",
-        "bases": "--base",
-        "prompts": "--prompt",
-        "strengths": "--strengths",
-        "seeds": ("--seeds", "--seed"),
-        "steps": "--steps",
-        "guidance": "--guidance",
-        "negative_prompt": "--negative",
-        "trigger_word": "--trigger",
-        "rows": "--rows",
-        "columns": "--columns",
-    },
-)
-def sweep(
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep (default: a numbered one in the home).")] = None,
-    home: HomeOption = None,
-    as_json: Json = False,
-    **given: Any,
-) -> None:
-    """Test LoRAs at several strengths with equal seeds, as one labelled grid."""
-    result: SweepResult = _run(SweepJob.parse(given), home, out)
-    if as_json:
-        print_json(result)
-        return
-    out_console.print(f"Grid: {result.grid}", soft_wrap=True, highlight=False)
-
-
+app.command()(sweep)
 app.command()(runs)
 app.command()(queue)
 app.command()(release)

@@ -82,8 +82,29 @@ class KnownBase:
         return not self.repo
 
     def prompt(self, text: str) -> str:
-        """Return a prompt with the quality tags that this base expects."""
-        return f"{self.prompt_prefix}{text}{self.prompt_suffix}"
+        """Return a prompt with the quality tags that this base expects, unless it has them."""
+        first, last = self.prompt_prefix.split(",")[0], self.prompt_suffix.split(",")[-1].strip()
+        prefix = "" if text.startswith(first) else self.prompt_prefix
+        suffix = "" if text.endswith(last) else self.prompt_suffix
+        return f"{prefix}{text}{suffix}"
+
+    def plain_prompt(self, text: str) -> str:
+        """Return a prompt without the quality tags of this base."""
+        return text.removeprefix(self.prompt_prefix).removesuffix(self.prompt_suffix)
+
+    def recommended(self, usual_steps: int, usual_guidance: float) -> dict[str, Any]:
+        """Return what the model card recommends, by the names of a sweep's settings, where it differs from the usual.
+
+        Steps and CFG scale are the nearest within the recommended bounds.
+        """
+        found: dict[str, Any] = {"sampler": self.sampler} if self.sampler else {}
+        if self.clip_skip is not None:
+            found["clip_skip"] = self.clip_skip
+        if self.steps is not None:
+            found["steps"] = min(max(usual_steps, self.steps[0]), self.steps[1])
+        if self.guidance is not None:
+            found["guidance"] = min(max(usual_guidance, self.guidance[0]), self.guidance[1])
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields except name, aliases and shape, for JSON."""

@@ -273,14 +273,11 @@ def _demo_preset() -> list[tuple[str, Any, str]]:
 def _choose_habits(draft: RecipeDraft, base: KnownBase) -> None:
     """Set what a base's model card recommends, where it differs from the defaults."""
     why = f"What the model card of {base.name} recommends."
-    if base.clip_skip is not None:
-        draft.set("clip_skip", base.clip_skip, why, guided=False)
-    if base.sampler:
-        draft.set("sample_sampler", base.sampler, why, guided=False)
-    for setting, bounds in (("sample_steps", base.steps), ("sample_guidance", base.guidance)):
-        usual = getattr(Recipe.defaults(), setting)
-        if bounds is not None and not bounds[0] <= usual <= bounds[1]:
-            draft.set(setting, bounds[0] if usual < bounds[0] else bounds[1], why, guided=False)
+    usual = Recipe.defaults()
+    for name, value in base.recommended(usual.sample_steps, usual.sample_guidance).items():
+        setting = name if name == "clip_skip" else f"sample_{name}"
+        if name in ("sampler", "clip_skip") or value != getattr(usual, setting):
+            draft.set(setting, value, why, guided=False)
 
 
 def times_as_text(count: int) -> str:

@@ -9,9 +9,10 @@ from itertools import product
 from pathlib import Path
 
 from lora_studio.lora.header import LoraFile
+from lora_studio.models.catalogue import find_base
 from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.settings.sample_prompts import fill_trigger
+from lora_studio.settings.sample_prompts import fill_trigger, negative_prompt_for
 
 COLUMNS_FIRST = (SweepAxis.STRENGTH, SweepAxis.SEED, SweepAxis.LORA, SweepAxis.BASE, SweepAxis.PROMPT)
 ROWS_FIRST = (SweepAxis.PROMPT, SweepAxis.SEED, SweepAxis.LORA, SweepAxis.BASE, SweepAxis.STRENGTH)
@@ -85,7 +86,7 @@ class SweepPlan:
         found = []
         for base in self.bases:
             if 0 in outwards:
-                prompts = [prompt for number in numbers or [0] for prompt in self.prompts(number)]
+                prompts = [prompt for number in numbers or [0] for prompt in self.prompts(base, number)]
                 found += [CellKey(base, 0, 0.0, prompt, seed) for seed in self.seeds for prompt in prompts]
             found += [
                 CellKey(base, number, strength, prompt, seed)
@@ -93,13 +94,21 @@ class SweepPlan:
                 for strength in outwards
                 if strength
                 for seed in self.seeds
-                for prompt in self.prompts(number)
+                for prompt in self.prompts(base, number)
             ]
         return list(dict.fromkeys(found))
 
-    def prompts(self, lora: int) -> list[str]:
-        """Return the prompts for a LoRA (0: none) with its trigger word filled in; the job's takes precedence."""
-        return self._filled_prompts[lora]
+    def prompts(self, base: str, lora: int) -> list[str]:
+        """Return the prompts for a base and a LoRA (0: none).
+
+        They have the LoRA's trigger word, of which the job's takes precedence, and the base's quality tags if the job
+        asks for them.
+        """
+        return self._filled_prompts[base][lora]
+
+    def negative_prompt(self, base: str) -> str:
+        """Return the negative prompt for a base."""
+        return negative_prompt_for(self.job.negative_prompt, base)
 
     def lora(self, key: CellKey) -> LoraFile | None:
         """Return the LoRA of a cell; None for the base alone."""
@@ -119,7 +128,7 @@ class SweepPlan:
         """Return the values of an axis for display, in order."""
         match axis:
             case SweepAxis.PROMPT:
-                filled = {tuple(self.prompts(number)) for number in self._lora_numbers}
+                filled = {tuple(self._filled_templates[number]) for number in self._lora_numbers}
                 return [text or EMPTY_PROMPT for text in (filled.pop() if len(filled) == 1 else self.templates)]
             case SweepAxis.STRENGTH:
                 return [strength_label(strength) for strength in self.strengths]
@@ -163,7 +172,8 @@ class SweepPlan:
         """Yield the cells by base, LoRA and strength, over prompts and seeds; strength 0 is in every LoRA's."""
         for base, number, strength in product(self.bases, self._lora_numbers, self.strengths):
             shown = number if strength else 0
-            keys = [CellKey(base, shown, strength, text, seed) for seed in self.seeds for text in self.prompts(number)]
+            prompts = self.prompts(base, number)
+            keys = [CellKey(base, shown, strength, text, seed) for seed in self.seeds for text in prompts]
             yield StrengthGroup(base, number, strength, list(dict.fromkeys(keys)))
 
     def table(self, page: Arrangement) -> list[list[CellKey]]:
@@ -190,20 +200,31 @@ class SweepPlan:
         return range(1, len(self.loras) + 1) or [0]
 
     @cached_property
-    def _filled_prompts(self) -> list[list[str]]:
-        """The prompts for each number of a LoRA."""
+    def _filled_templates(self) -> list[list[str]]:
+        """The prompts with the trigger word for each number of a LoRA."""
         words = [self.job.trigger_word or word for word in ("", *(lora.trigger_word for lora in self.loras))]
         return [[fill_trigger(prompt, word) for prompt in self.templates] for word in words]
 
+    @cached_property
+    def _filled_prompts(self) -> dict[str, list[list[str]]]:
+        """The prompts for each base and number of a LoRA."""
+        found = {}
+        for base in self.bases:
+            known = find_base(base) if self.job.quality_tags else None
+            add = known.prompt if known else str
+            found[base] = [[add(text) for text in texts] for texts in self._filled_templates]
+        return found
+
     def _key(self, point: Mapping[SweepAxis, int]) -> CellKey:
         """Return the cell at a place of the axes, by index; the first of each axis that is not given."""
+        base = self.bases[point.get(SweepAxis.BASE, 0)]
         strength = self.strengths[point.get(SweepAxis.STRENGTH, 0)]
         lora = self._lora_numbers[point.get(SweepAxis.LORA, 0)]
         return CellKey(
-            base=self.bases[point.get(SweepAxis.BASE, 0)],
+            base=base,
             lora=lora if strength else 0,
             strength=strength,
-            prompt=self.prompts(lora)[point.get(SweepAxis.PROMPT, 0)],
+            prompt=self.prompts(base, lora)[point.get(SweepAxis.PROMPT, 0)],
             seed=self.seeds[point.get(SweepAxis.SEED, 0)],
         )
 

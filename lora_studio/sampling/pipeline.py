@@ -18,7 +18,7 @@ from lora_studio.models.load import Base, load_base
 from lora_studio.models.locate import resolve_base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
 from lora_studio.models.quantize import quantize
-from lora_studio.models.samplers import SAMPLERS
+from lora_studio.models.samplers import make_scheduler
 from lora_studio.models.text_encoding import encode_text
 from lora_studio.settings.choices import BasePrecision, Precision, Sampler
 from lora_studio.training.speed.gpu_fallbacks import known_failures
@@ -30,7 +30,7 @@ SAMPLING_BYTES = 2**30  # a LoRA and the UNet's passes at 1024 px; latents can b
 
 @dataclass(frozen=True)
 class SamplingPipeline:
-    """A base model with its pipeline; `sampler` is A1111's name of the scheduler.
+    """A base model with its pipeline and the sampler of its scheduler.
 
     UNet and VAE are on `device`. The text encoders are there only while they encode, which saves 1.5 GiB for the rest.
     Without `decodes_in_half` latents are decoded in fp32.
@@ -39,7 +39,7 @@ class SamplingPipeline:
     base: Base
     pipe: StableDiffusionXLPipeline
     device: torch.device
-    sampler: str = SAMPLERS[Sampler.EULER].title
+    sampler: Sampler = Sampler.EULER
     decodes_in_half: bool = True
     base_precision: BasePrecision = BasePrecision.FULL
 
@@ -94,15 +94,27 @@ class SamplingPipeline:
 
 
 def load_sampling_pipeline(
-    name: str, *, home: Home, precision: Precision, on_progress: Callable[[str], None] = lambda message: None
+    name: str,
+    *,
+    home: Home,
+    precision: Precision,
+    sampler: Sampler = Sampler.EULER,
+    on_progress: Callable[[str], None] = lambda message: None,
 ) -> SamplingPipeline:
     """Load a base model by name, path or Hub repository onto the best device.
 
-    Raises InputError if the base is missing or damaged, or the device does not support the precision.
+    Raises InputError if the base is missing or damaged, the device does not support the precision, or the sampler
+    cannot start from the pure noise that the base ends in.
     """
     device = torch_device()
     dtype, _ = torch_dtype(precision, device)
     base = load_base(resolve_base(name, home), dtype=dtype, on_progress=on_progress)
+    if base.zero_terminal_snr and not sampler.supports_zero_snr:
+        known = ", ".join(item.value for item in Sampler if item.supports_zero_snr)
+        message = (
+            f"sampler is {sampler.value}, which cannot start from the pure noise of {base.name} (zero terminal SNR)."
+        )
+        raise InputError(message, f"Use one of {known}.", code="sampler")
     failed = known_failures(device, dtype, home)
     base_precision = BasePrecision.FULL
     if FastPath.INT8 not in failed and not _fits(base, device):
@@ -112,10 +124,13 @@ def load_sampling_pipeline(
     modules: list[nn.Module] = [base.unet, base.vae]
     for module in modules:
         module.to(device)
+    pipe = make_pipeline(base)
+    pipe.scheduler = make_scheduler(base, sampler)
     return SamplingPipeline(
         base,
-        make_pipeline(base),
+        pipe,
         device,
+        sampler,
         decodes_in_half=FastPath.HALF_DECODING not in failed,
         base_precision=base_precision,
     )

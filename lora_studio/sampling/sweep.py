@@ -25,6 +25,7 @@ from lora_studio.lora.alphas import content_hash
 from lora_studio.lora.header import read_lora_header
 from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.png_info import image_settings, infotext, load_png, save_png
+from lora_studio.models.samplers import SAMPLERS
 from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
@@ -142,26 +143,31 @@ class _PromptCache:
     """Cached embeddings of prompts, valid while the text encoders do not change."""
 
     pipeline: SamplingPipeline
-    job: SweepJob
+    clip_skip: int
+    negative_prompt: str
     cached: dict[str, TextEmbeddings] = field(default_factory=dict)
 
     def prompt(self, text: str) -> TextEmbeddings:
         """Return the embeddings of a prompt."""
         if text not in self.cached:
-            self.cached[text] = self.pipeline.encode(text, clip_skip=self.job.clip_skip)
+            self.cached[text] = self.pipeline.encode(text, clip_skip=self.clip_skip)
         return self.cached[text]
 
     @cached_property
     def negative(self) -> TextEmbeddings:
         """The embeddings of the negative prompt."""
-        return self.pipeline.encode_negative(self.job.negative_prompt, clip_skip=self.job.clip_skip)
+        return self.pipeline.encode_negative(self.negative_prompt, clip_skip=self.clip_skip)
 
 
 def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
     """Generate the missing cells of one base, and free its memory at the end."""
     job, report = state.job, state.report
     pipeline = load_sampling_pipeline(
-        base, home=home, precision=job.mixed_precision, on_progress=lambda message: report(PhaseEvent(message=message))
+        base,
+        home=home,
+        precision=job.mixed_precision,
+        sampler=job.sampler,
+        on_progress=lambda message: report(PhaseEvent(message=message)),
     )
     try:
         keys = [key for key in state.plan.cells if key.base == base]
@@ -172,7 +178,7 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
         pending = [key for key in keys if key not in state.finished]
         for prompt in truncated_captions(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
             report(WarningEvent(code="long_prompt", message=f"The prompt is truncated to 75 tokens: {prompt}"))
-        texts = _PromptCache(pipeline, job)
+        texts = _PromptCache(pipeline, job.clip_skip, state.plan.negative_prompt(base))
         for number, group in groupby(pending, key=lambda key: key.lora):
             if number == 0:
                 _generate(state, pipeline, texts, list(group), parameters)
@@ -210,7 +216,7 @@ def _generate_lora(
             )
         for strength, group in groupby(keys, key=lambda key: key.strength):
             adapter.set_strength(strength)
-            current = _PromptCache(pipeline, state.job) if lora.has_text_encoder else texts
+            current = replace(texts, cached={}) if lora.has_text_encoder else texts
             _generate(state, pipeline, current, list(group), parameters)
 
 
@@ -276,10 +282,11 @@ class _Parameters:
 def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> _Parameters:
     """Return the parameters of a cell."""
     job, lora = state.job, state.plan.lora(key)
-    settings = _settings(job, pipeline.sampler, key.seed, _size(job, pipeline))
+    settings = _settings(job, key.seed, _size(job, pipeline))
+    negative = state.plan.negative_prompt(key.base)
     determinants = settings | {
         "Prompt": key.prompt,
-        "Negative prompt": job.negative_prompt,
+        "Negative prompt": negative,
         "Model hash": pipeline.base.hash,
         "Prediction": [pipeline.base.prediction_type, pipeline.base.zero_terminal_snr],
         "Clip skip": job.clip_skip,
@@ -292,10 +299,11 @@ def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) ->
     if lora is not None:
         settings["Lora hashes"] = f"{lora.name}: {lora.model_hash[:12]}"
         prompt = f"{prompt} <lora:{lora.name}:{key.strength:g}>".strip()
-    return _Parameters(infotext(prompt, job.negative_prompt, settings), content_key(determinants))
+    return _Parameters(infotext(prompt, negative, settings), content_key(determinants))
 
 
-def _settings(job: SweepJob, sampler: str, seed: int, size: tuple[int, int]) -> dict[str, str | int | float]:
+def _settings(job: SweepJob, seed: int, size: tuple[int, int]) -> dict[str, str | int | float]:
+    sampler = SAMPLERS[job.sampler].title
     return image_settings(steps=job.steps, sampler=sampler, guidance=job.guidance, seed=seed, size=size)
 
 
@@ -335,7 +343,7 @@ def _write_grid(state: _SweepState) -> Path:
         sections.append(GridSection(plan.page_label(page), rows))
     bases, seeds = ", ".join(plan.labels(SweepAxis.BASE)), ", ".join(map(str, plan.seeds))
     with Image.open(next(iter(state.cells.values())).path) as first:
-        settings = _settings(job, SamplingPipeline.sampler, plan.seeds[0], first.size)
+        settings = _settings(job, plan.seeds[0], first.size)
     subtitle = f"{bases} · seed {seeds} · {job.steps} steps · CFG {job.guidance:g} · {settings['Size']} px"
     path = state.folder.path / "grid.png"
     grid = draw_grid(", ".join(plan.lora_labels) or bases, subtitle, plan.labels(arranged.columns), sections)
@@ -348,5 +356,5 @@ def _write_grid(state: _SweepState) -> Path:
         "Strengths": ", ".join(f"{strength:g}" for strength in plan.strengths),
         **({"Seeds": seeds} if len(plan.seeds) > 1 else {}),
     }
-    save_png(grid, path, infotext(prompts[0], job.negative_prompt, settings))
+    save_png(grid, path, infotext(prompts[0], plan.negative_prompt(plan.bases[0]), settings))
     return path

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from lora_studio import guide
 from lora_studio.errors import InputError
-from lora_studio.settings.choices import ExistingCaptions, Precision, SweepAxis
+from lora_studio.settings.choices import ExistingCaptions, Precision, Sampler, SweepAxis
 from lora_studio.settings.declare import CommaSeparated, Group, Settings, parse_toml, setting, split_commas, split_lines
 from lora_studio.settings.ranges import expand_ranges
 from lora_studio.settings.recipe import Recipe
@@ -189,7 +189,17 @@ class SweepJob(Job):
         max_length=32,
     )
     negative_prompt: str = setting(
-        "", label="Negative prompt", group=Group.SAMPLES, why="What the images should not show.", max_length=2000
+        "",
+        label="Negative prompt",
+        group=Group.SAMPLES,
+        why="What the images should not show; auto: what the model card of each base recommends.",
+        max_length=2000,
+    )
+    quality_tags: bool = setting(
+        False,
+        label="Quality tags of the base",
+        group=Group.SAMPLES,
+        why="Adds to every prompt what each base expects, like Pony's score tags, unless the prompt has it.",
     )
     seeds: Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], CommaSeparated] = setting(
         [42],
@@ -199,6 +209,12 @@ class SweepJob(Job):
         "several show how much is chance.",
         min_length=1,
         max_length=32,
+    )
+    sampler: Sampler = setting(
+        Sampler.EULER,
+        label="Sampler",
+        group=Group.SAMPLES,
+        why="euler is a safe choice; those that end in _a add noise at every step.",
     )
     steps: int = setting(25, label="Sampling steps", group=Group.SAMPLES, why="More steps change little.", ge=1, le=200)
     guidance: float = setting(

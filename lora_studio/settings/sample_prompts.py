@@ -73,8 +73,13 @@ def sample_prompt_errors(settings: SampleSettings, *, zero_terminal_snr: bool) -
 
 def negative_prompt(settings: SampleSettings, base: str) -> str:
     """Return the negative prompt; `auto` is that of the base model if the catalogue has it, else empty."""
-    if settings.sample_negative_prompt != AUTO_NEGATIVE:
-        return settings.sample_negative_prompt
+    return negative_prompt_for(settings.sample_negative_prompt, base)
+
+
+def negative_prompt_for(text: str, base: str) -> str:
+    """Return a negative prompt, in which `auto` means that of the base model, see `negative_prompt`."""
+    if text != AUTO_NEGATIVE:
+        return text
     known = find_base(base)
     return known.negative_prompt if known else ""
 

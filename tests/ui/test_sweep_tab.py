@@ -146,6 +146,32 @@ def test_no_base_is_an_error(project: Project, interface: Interface, started: St
     assert not started
 
 
+def test_the_form_is_filled_with_what_the_base_needs(project: Project, interface: Interface) -> None:
+    interface.open_project("ink")
+    shown = interface.call(SweepTab.bases_chosen, test_bases=["Pony V6 XL"], test_guidance="7")
+    assert (shown["test_sampler"]["value"], shown["test_quality_tags"]["value"]) == ("euler_a", True)
+    assert shown["test_negative_prompt"]["value"].startswith("score_6")
+    assert "test_guidance" not in shown  # the user's own
+    shown = interface.call(SweepTab.bases_chosen, test_bases=["Pony V6 XL", "SDXL 1.0"])
+    assert shown["test_negative_prompt"]["value"] == "auto"
+    shown = interface.call(SweepTab.bases_chosen, test_bases=["SDXL 1.0"])
+    assert (shown["test_sampler"]["value"], shown["test_quality_tags"]["value"]) == ("euler", False)
+
+
+def test_prompt_sets_are_added_with_one_click(project: Project, interface: Interface) -> None:
+    shown = interface.open_project("ink")
+    assert "for a style" in shown["test_prompt_sets"]
+    shown = interface.call(SweepTab.add_prompts, pick="Without the trigger word")
+    lines = shown["test_prompts"]["value"].splitlines()
+    assert lines[: len(PROMPTS)] == PROMPTS
+    assert not any("{trigger}" in line for line in lines[len(PROMPTS) :])
+    assert f"{7 * len(lines)} images" in shown["test_count"]
+    everything = interface.call(SweepTab.add_prompts, pick="all")["test_prompts"]["value"].splitlines()
+    assert len(everything) == len(set(everything)) > 10
+    assert interface.call(SweepTab.add_prompts, pick="all")["test_prompts"]["value"].splitlines() == everything
+    assert error_code(interface.call(SweepTab.add_prompts, pick="../x")["test_notice"]) == "no_set"
+
+
 def test_the_number_of_images_is_updated(project: Project, interface: Interface) -> None:
     interface.open_project("ink")
     shown = interface.call(SweepTab.update_cell_count, test_strengths="0, 0.7, 1")

@@ -37,6 +37,7 @@ def first_test_job(info: ProjectInfo, recipe: Recipe) -> SweepJob:
             "strengths": [0.0],
             "negative_prompt": negative_prompt(recipe, info.base),
             "seed": recipe.seed if recipe.sample_seed is None else recipe.sample_seed,
+            "sampler": recipe.sample_sampler,
             "steps": recipe.sample_steps,
             "guidance": recipe.sample_guidance,
             "width": recipe.sample_width,

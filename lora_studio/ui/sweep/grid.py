@@ -139,8 +139,8 @@ def large(view: SweepView, home: Home, name: str) -> Markup:
         ("LoRA", lora.name if lora else "none"),
         ("Base", base_label(key.base)),
         ("Seed", str(key.seed)),
-        ("Steps", f"{view.job.steps}, CFG {view.job.guidance:g}"),
-        ("Negative prompt", view.job.negative_prompt or "none"),
+        ("Sampler", f"{view.job.sampler}, {view.job.steps} steps, CFG {view.job.guidance:g}"),
+        ("Negative prompt", view.plan.negative_prompt(key.base) or "none"),
     ]
     weaker, stronger = _neighbours(view, key)
     return render(

@@ -14,7 +14,8 @@ from lora_studio.ui.widgets.html import empty_state, hint, html, pickable
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 
 SIMPLE = ("prompts", "strengths")
-FOLDED = ("seeds", "steps", "guidance", "width", "height", "trigger_word", "negative_prompt")
+FOLDED = ("seeds", "sampler", "steps", "guidance", "width", "height", "clip_skip", "mixed_precision", "trigger_word")
+WIDE = ("negative_prompt", "quality_tags")
 
 
 class SweepButtons(NamedTuple):
@@ -31,6 +32,7 @@ class SweepSettings(NamedTuple):
 
     loras: gr.Dropdown
     bases: gr.Dropdown
+    prompt_sets: gr.HTML
     cell_count: gr.HTML
 
 
@@ -75,6 +77,7 @@ class Held(NamedTuple):
     cell: gr.State
     arrangement: gr.State
     signature: gr.State
+    filled_base: gr.State
     filled_for: gr.State
 
 
@@ -123,7 +126,7 @@ def build_layout(*, local: bool) -> SweepLayout:
         with gr.Column(scale=5, min_width=340) as results_side:
             results = _results()
     panels = Panels(notice, empty.group, work, settings_side, results_side, title, tiles)
-    held = Held(gr.State(""), gr.State(""), gr.State(None), gr.State(""), gr.State(""))
+    held = Held(gr.State(""), gr.State(""), gr.State(None), gr.State(""), gr.State(""), gr.State(""))
     return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, tools, results, held)
 
 
@@ -148,11 +151,12 @@ def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
             elem_id="test-bases",
         )
         form = build_fields(SweepJob, SIMPLE, "test")
+        prompt_sets = pickable(elem_id="test-prompt-sets")
     with gr.Accordion("Seeds, steps, size and more", open=False):
-        rest = build_fields(SweepJob, FOLDED, "test")
+        rest = build_fields(SweepJob, (*FOLDED, *WIDE), "test")
     form = form.merged(rest)
     form.wire()
-    return SweepSettings(loras, bases, html(elem_id="test-count")), form
+    return SweepSettings(loras, bases, prompt_sets, html(elem_id="test-count")), form
 
 
 def _lora_import(*, local: bool) -> LoraImport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -130,11 +131,15 @@ class SweepRenderer:
             settings.loras: gr.update(choices=options, value=selected),
             self.layout.tools.lora: gr.update(choices=options),
             self.layout.tools.others: gr.update(choices=options),
-            **({} if form.bases is None else {settings.bases: list(form.bases)}),
+            settings.prompt_sets: view.prompt_sets(project.info().kind),
+            **({} if form.bases is None else self._bases(form.bases)),
             **self.layout.form.fill(form.values),
             **({} if form.key is None else {self.layout.held.filled_for: form.key}),
             **({settings.cell_count: cell_count(form.job)} if form.job else {}),
         }
+
+    def _bases(self, bases: Sequence[str]) -> Updates:
+        return {self.layout.settings.bases: list(bases), self.layout.held.filled_base: next(iter(bases), "")}
 
 
 def cell_count(job: SweepJob) -> Markup:

@@ -11,7 +11,7 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.models.catalogue import find_base
 from lora_studio.sampling.cells import Arrangement
 from lora_studio.settings.job_specs import SweepJob, TrainJob
-from lora_studio.settings.sample_prompts import negative_prompt, read_sample_prompts
+from lora_studio.settings.sample_prompts import AUTO_NEGATIVE, negative_prompt, read_sample_prompts
 from lora_studio.settings.sections.samples import SampleSettings
 from lora_studio.ui.state.lora_files import LoraChoice, lora_choices
 from lora_studio.workspace.project import Project, ProjectInfo
@@ -24,7 +24,7 @@ class SweepPage:
     `run` is the run that Train shows. `sweep` and `cell` name the test and the enlarged image, empty for none, and
     `arrangement` is how the user arranged its grid, None for the arrangement that the test was made with. `loras`
     (ids), `bases` and `fields` (by the settings' names) are the content of the form; see `SweepForm.key` for
-    `filled_for`.
+    `filled_for`; `filled_base` is the base whose recommended settings the form was filled with.
     """
 
     project: Project
@@ -33,6 +33,7 @@ class SweepPage:
     cell: str
     arrangement: Arrangement | None
     signature: str
+    filled_base: str
     filled_for: str
     loras: list[str]
     bases: list[str]
@@ -66,11 +67,11 @@ class SweepForm:
         run = job if isinstance(job, TrainJob) else None
         changed = {name: value for name, value in info.recipe.items() if name in SampleSettings.model_fields}
         settings = run.recipe if run else SampleSettings.parse({"sample_prompts": []} | changed)
-        prompts = list(dict.fromkeys(prompt.text for prompt in read_sample_prompts(settings)))
         base = run.base if run else info.base
         has_own_trigger = target is not None and bool(read_lora_header(target.path).trigger_word)
         values = {
-            "prompts": prompts or _guide_prompts(info),
+            **base_settings([base]),
+            **_prompt_values(settings, base, info),
             "negative_prompt": negative_prompt(settings, base),
             "trigger_word": "" if has_own_trigger else info.trigger_word,
         }
@@ -134,8 +135,28 @@ def page_signature(project: Project, sweep: str) -> str:
     return "|".join(parts)
 
 
-def _guide_prompts(info: ProjectInfo) -> list[str]:
-    """Return the guide's prompts for the project's kind, in the style of its base model."""
-    base = find_base(info.base)
-    prompts = guide.KINDS[info.kind.value].prompts
-    return [base.prompt(text) if base else text for text in prompts]
+def base_settings(bases: Sequence[str]) -> dict[str, object]:
+    """Return what the model card of the first base recommends, as values of the form's settings.
+
+    Quality tags and negative prompt are those of each base.
+    """
+    known = [base for base in map(find_base, bases) if base is not None]
+    negatives = {base.negative_prompt for base in known}
+    usual = SweepJob.defaults()
+    values = {"sampler": usual.sampler, "steps": usual.steps, "guidance": usual.guidance, "clip_skip": usual.clip_skip}
+    return {
+        **values,
+        **(known[0].recommended(usual.steps, usual.guidance) if known else {}),
+        "negative_prompt": AUTO_NEGATIVE if len(negatives) > 1 else "".join(negatives),
+        "quality_tags": any(base.prompt_prefix or base.prompt_suffix for base in known),
+    }
+
+
+def _prompt_values(settings: SampleSettings, base: str, info: ProjectInfo) -> dict[str, object]:
+    """Return the sample prompts, else the guide's for the project's kind, and whether they have the quality tags."""
+    known = find_base(base)
+    texts = list(dict.fromkeys(prompt.text for prompt in read_sample_prompts(settings)))
+    if not texts:
+        return {"prompts": list(guide.KINDS[info.kind.value].prompts)}
+    plain = [known.plain_prompt(text) if known else text for text in texts]
+    return {"prompts": plain, "quality_tags": plain != texts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from markupsafe import Markup
 
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.lora.header import read_lora_header
+from lora_studio.settings.declare import split_lines
 from lora_studio.settings.job_specs import SweepJob
+from lora_studio.settings.prompt_sets import prompts_of_set
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras
@@ -22,6 +25,7 @@ from lora_studio.ui.sweep.state import (
     SweepForm,
     SweepPage,
     SweepState,
+    base_settings,
     default_sweep,
     form_key,
     likely_target,
@@ -81,6 +85,8 @@ class SweepTab:
         events.on(buttons.stop.click, self.stop_sweep)
         events.on(buttons.resume.click, self.resume_sweep)
         events.on(buttons.reuse_settings.click, self.reuse_settings)
+        events.on(self.layout.settings.bases.input, self.bases_chosen)
+        events.on(self.layout.settings.prompt_sets.click, self.add_prompts, sends="pick")
         events.on(imports.upload.upload, self.upload_lora, imports.upload)
         if self.studio.mode is Mode.LOCAL:
             events.on(imports.import_path.click, self.add_lora_path, imports.path)
@@ -107,6 +113,7 @@ class SweepTab:
             cell=values[held.cell],
             arrangement=values[held.arrangement],
             signature=values[held.signature],
+            filled_base=values[held.filled_base],
             filled_for=values[held.filled_for],
             loras=[str(given) for given in loras] if isinstance(loras, list) else [],
             bases=[base.strip() for base in bases or [] if isinstance(base, str) and base.strip()],
@@ -159,6 +166,31 @@ class SweepTab:
         """Fill the form with the settings of the shown test."""
         job = SweepView.load(sweep_named(page.project, page.shown.sweep)).job
         return replace(page.shown, form=SweepForm.of_job(page.project, job))
+
+    def bases_chosen(self, page: SweepPage) -> SweepState:
+        """Fill in what the model card of the first base recommends, where the form has what the last one did."""
+        before, after = base_settings([page.filled_base]), base_settings(page.bases)
+        content = self.layout.form.contents(before)
+        values = {name: value for name, value in after.items() if page.fields[name] == content[name]}
+        return self._filled(page, SweepForm(page.loras, page.bases, values))
+
+    def add_prompts(self, page: SweepPage, pick: object) -> SweepState:
+        """Add a set of prompts for the project's kind to those of the form."""
+        try:
+            added = prompts_of_set(page.project.info().kind, str(pick))
+        except KeyError as error:
+            raise InputError(
+                f"There is no set of prompts {pick!r}.", "Select one of the list.", code="no_set"
+            ) from error
+        prompts = list(dict.fromkeys([*split_lines(str(page.fields["prompts"] or "")), *added]))
+        return self._filled(page, SweepForm(page.loras, values={"prompts": prompts}))
+
+    def _filled(self, page: SweepPage, form: SweepForm) -> SweepState:
+        """Return the page with a changed form and the number of images that it describes, if it describes a job."""
+        contents = {**page.fields, **self.layout.form.contents(form.values)}
+        with suppress(StudioError):
+            form = replace(form, job=self._job(replace(page, fields=contents)))
+        return replace(page.shown, form=form)
 
     def select_sweep(self, page: SweepPage, pick: object) -> SweepState:
         """Show another test."""

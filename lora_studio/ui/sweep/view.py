@@ -8,6 +8,8 @@ from markupsafe import Markup
 
 from lora_studio.sampling.cells import SweepPlan, base_label, strength_label
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures
+from lora_studio.settings.choices import LoraKind
+from lora_studio.settings.prompt_sets import PROMPT_SETS
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
@@ -103,6 +105,11 @@ def _time_note(view: SweepView) -> str:
 
 def _measure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def prompt_sets(kind: LoraKind) -> Markup:
+    """Return buttons that add prompts for a kind of LoRA."""
+    return render("sweep/prompt_sets.html", kind=kind.value, sets=PROMPT_SETS[kind])
 
 
 def state_cards(view: SweepView) -> Markup:

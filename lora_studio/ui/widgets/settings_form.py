@@ -72,11 +72,15 @@ class SettingsForm(Generic[Model]):
 
     def fill(self, values: Mapping[str, Any]) -> Updates:
         """Set fields to values of settings; other fields keep their content."""
-        contents = {name: spec.to_component(values[name]) for name, spec in self.specs.items() if name in values}
+        contents = self.contents(values)
         return {
             self.components[name]: self._update(name, content, with_value=True) | self._visibility(name, contents)
             for name, content in contents.items()
         }
+
+    def contents(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the fields contain after `fill` with these values."""
+        return {name: spec.to_component(values[name]) for name, spec in self.specs.items() if name in values}
 
     def read(self, data: Mapping[Component, Any]) -> dict[str, Any]:
         """Return the contents of the fields, as the user typed them, by the settings' names."""

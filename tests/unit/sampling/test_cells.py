@@ -54,3 +54,17 @@ def test_the_first_seed_keeps_the_names_of_a_sweep_with_one_seed() -> None:
 def test_close_strengths_have_files_of_their_own() -> None:
     plan = make_plan(strengths=[0.7, 0.70000001])
     assert len({plan.path(key) for key in plan.cells}) == 4
+
+
+def test_each_base_gets_its_own_quality_tags_and_negative_prompt() -> None:
+    bases = ["Pony V6 XL", "Animagine XL", "own.safetensors"]
+    plan = make_plan(bases=bases, prompts=["{trigger}, face"], quality_tags=True, negative_prompt="auto")
+    pony, animagine, own = (plan.prompts(base, 1)[0] for base in bases)
+    assert pony.startswith("score_9, ")
+    assert pony.endswith("word0, face")
+    assert animagine == "word0, face, masterpiece, high score, great score, absurdres"
+    assert own == "word0, face"
+    assert [plan.negative_prompt(base).split(",")[0] for base in bases] == ["score_6", "worst quality", ""]
+    assert plan.labels(SweepAxis.PROMPT) == ["word0, face"]
+    already = make_plan(bases=bases[:1], prompts=["score_9, cat"], quality_tags=True)
+    assert already.prompts(bases[0], 1) == ["score_9, cat"]
