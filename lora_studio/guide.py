@@ -408,6 +408,13 @@ WARNING_SIGNS: Mapping[str, WarningSign] = MappingProxyType(
             "Use an earlier checkpoint or fewer epochs, or add more varied images.",
             ("epochs", "repeats", "network_dim"),
         ),
+        "memorising": WarningSign(
+            "The LoRA is memorising its training images",
+            "What it learns for other images makes less of a difference: the learning rate is too high, or the run has "
+            "been training for too long.",
+            "Compare earlier checkpoints with new prompts; a validation split shows where it began.",
+            ("unet_lr", "epochs", "validation_split"),
+        ),
         "washed_out": WarningSign(
             "Washed-out colours",
             "The prediction type does not match the base model, or the LoRA is overtrained.",

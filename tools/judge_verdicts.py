@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ NOISE = 0.14
 # images, 2.2% on the four images of a validation split).
 FIXED_NOISE, VALIDATION_NOISE = 0.015, 0.025
 IN_TIME = 0.15  # of the run, within which a sign should be named
+SEED = 20_261_128  # another one than the limits were chosen with; change it for a table on fresh runs
 QUIET = {"healthy", "unclear", "too_short"}
 
 
@@ -107,6 +108,12 @@ def cases(*, tune: bool) -> Iterator[Case]:
     for fall in (0.0, 0.015) if tune else (0.0, 0.01, 0.02):
         name = f"falls by {fall:.0%} in all" if fall else "does not fall"
         yield Case(name, linear(fall), frozenset({"no_improvement"}))
+    level = settling(0.4 if tune else 0.45, 0.3)
+    yield Case(f"falls by {0.4 if tune else 0.45:.0%}, slower and slower", level, early=plateau, early_since=0.48)
+    memorised = frozenset({"memorising"})
+    for fall, half in ((0.65, 0.441),) if tune else ((0.6, 0.538), (0.7, 0.376)):
+        name = f"falls by {fall:.0%}, slower and slower: half at {half:.0%}"
+        yield Case(name, settling(fall, 0.3), memorised, half, plateau, 0.48)
     sign = frozenset({"rising", "broken"})
     for rise, turn in ((0.12, 0.4), (0.2, 0.6)) if tune else ((0.15, 0.5), (0.15, 0.3), (0.3, 0.6)):
         level = rising(0.1, rise, turn)
@@ -136,7 +143,7 @@ def cases(*, tune: bool) -> Iterator[Case]:
     yield Case("every second step NaN from 30% on", settling(0.2, 0.3), frozenset({"nan"}), 0.3, nan_since=0.3)
 
 
-def simulate(case: Case, length: Length, seed: int) -> LossRecord:
+def simulate(case: Case, length: Length, seed: Sequence[int]) -> LossRecord:
     """Return the losses of a run."""
     random = np.random.default_rng(seed)
     share = np.arange(1, length.steps + 1) / length.steps
@@ -175,7 +182,7 @@ def codes_by_step(record: LossRecord) -> dict[int, str]:
     return {step: find_sign(record.up_to(step)).code for step in record.fixed if step}
 
 
-def judge(case: Case, length: Length, seed: int) -> tuple[bool, set[str]]:
+def judge(case: Case, length: Length, seed: Sequence[int]) -> tuple[bool, set[str]]:
     """Return whether a run's sign is named in time, and the codes of false alarms."""
     found = codes_by_step(simulate(case, length, seed))
     shares = {step: step / length.steps for step in found}
@@ -195,12 +202,12 @@ def simulated_tables(runs: int, *, tune: bool) -> list[str]:
     found: dict[str, list[str]] = {}
     alarms: dict[str, Counter[str]] = defaultdict(Counter)
     totals: Counter[str] = Counter()
-    for case in cases(tune=tune):
+    for place, case in enumerate(cases(tune=tune)):
         row = []
         for number, length in enumerate(LENGTHS):
             named = 0
             for run in range(runs):
-                hit, wrong = judge(case, length, seed=2 * (1000 * number + run) + tune)
+                hit, wrong = judge(case, length, (SEED, tune, place, number, run))
                 named += hit
                 alarms[length.name].update(wrong)
                 totals[length.name] += 1
@@ -210,7 +217,7 @@ def simulated_tables(runs: int, *, tune: bool) -> list[str]:
     lines = ["| loss of a run | verdict | " + " | ".join(length.name for length in LENGTHS) + " |"]
     lines.append("|---" * (2 + len(LENGTHS)) + "|")
     lines += [f"| {name} | {' | '.join(row)} |" for name, row in found.items()]
-    codes = ("plateau", "no_improvement", "rising", "broken", "overfit", "nan")
+    codes = ("plateau", "no_improvement", "rising", "broken", "overfit", "memorising", "nan")
     lines += ["", "| false alarm | " + " | ".join(length.name for length in LENGTHS) + " |"]
     lines.append("|---" * (1 + len(LENGTHS)) + "|")
     for code in codes:
@@ -268,6 +275,7 @@ def page(simulated: list[str], runs: int) -> str:
     return TEMPLATE.read_text("utf-8").format(
         real="\n".join(real_table()),
         runs=runs,
+        seed=SEED,
         noise=f"{NOISE:.0%}",
         fixed=f"{FIXED_NOISE:.1%}",
         validation=f"{VALIDATION_NOISE:.1%}",

@@ -34,6 +34,12 @@ STEPS = 300
 RUNS: dict[str, dict[str, Any]] = {
     "healthy": {},
     "rate_x10": {"rate": 10},
+    "healthy_2": {"seed": 2},
+    "healthy_batch_4": {"batch_size": 4, "seed": 3},
+    "rate_x3": {"rate": 3},
+    "rate_x10_2": {"rate": 10, "seed": 2},
+    "rate_x10_batch_2": {"rate": 10, "batch_size": 2, "seed": 4},
+    "rate_x10_split": {"rate": 10, "validation_split": 0.2},
     "rate_by_100": {"rate": 0.01},
     "rate_x100": {"rate": 100},
     "wrong_prediction": {"prediction": "v_prediction"},

@@ -29,6 +29,7 @@ from lora_studio.planning.verdict_limits import (
     MAX_FLAT_CHANGE,
     MAX_FLAT_SHARE,
     MAX_NAN_SHARE,
+    MEMORISED_LEVEL,
     MIN_BROKEN_WINDOW,
     MIN_DIFFERENCES,
     MIN_FALL,
@@ -49,7 +50,18 @@ from lora_studio.planning.verdict_limits import (
     WORSE_THAN_BASE,
 )
 
-Code = Literal["healthy", "plateau", "no_improvement", "rising", "broken", "nan", "too_short", "unclear", "overfit"]
+Code = Literal[
+    "healthy",
+    "plateau",
+    "no_improvement",
+    "rising",
+    "broken",
+    "nan",
+    "too_short",
+    "unclear",
+    "overfit",
+    "memorising",
+]
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def find_sign(record: LossRecord) -> Sign:
         return Sign("nan")
     if sum(loss is not None and isfinite(loss) for loss in losses) < MIN_STEPS:
         return Sign("too_short")
-    for find in (_broken, _rising, _overfit, _stalled, _level, _by_steps):
+    for find in (_broken, _rising, _overfit, _memorising, _stalled, _level, _by_steps):
         if (found := find(record)) is not None:
             return found
     return Sign("unclear", total_change(record.curve))
@@ -178,6 +190,16 @@ def _overfit(record: LossRecord) -> Sign | None:
     if not record.validates or change is None or not _validation_rises(list(record.fixed.values())):
         return None
     return Sign("overfit", change, lowest=change.start_step)
+
+
+def _memorising(record: LossRecord) -> Sign | None:
+    """Find a LoRA that halves the base's loss on its training images, where no validation split says whether it may."""
+    if record.validates or not record.base or not (fixed := _after_start(record)):
+        return None
+    change = FixedChange(0, record.base, max(fixed), fixed[max(fixed)])
+    if change.end > MEMORISED_LEVEL * record.base:
+        return None
+    return Sign("memorising", change)
 
 
 def _stalled(record: LossRecord) -> Sign | None:

@@ -34,6 +34,11 @@ PLATEAU_SPAN = 0.14  # of the run, over which that pace is taken at least
 # Without a fixed-noise loss, the last half is flat if its change is surely below a tenth, or a third of the fall.
 MAX_FLAT_CHANGE, MAX_FLAT_SHARE = 0.1, 1 / 3
 
+# Without a validation split: the LoRA halves the base's loss on its training images. What can be learned from them for
+# other images is less: healthy runs end above 0.58, those at 3 to 10 times their rate below 0.5, and a validation split
+# of the same runs shows overfitting long before.
+MEMORISED_LEVEL = 0.5
+
 # Validation losses vary, as the weights do. Means of three are compared where there are enough, else of two. The noise
 # is known from this many second differences on; before, that of four validation images is assumed.
 MIN_FOR_MEANS_OF_3 = 8

@@ -23,7 +23,7 @@ from lora_studio.settings.choices import Precision, Scheduler
 from lora_studio.settings.recipe import Recipe
 
 # From the worst on: signs that stay on record, since a run seldom recovers from them. The others are of a moment.
-SERIOUS: tuple[Code, ...] = ("nan", "broken", "rising", "overfit")
+SERIOUS: tuple[Code, ...] = ("nan", "broken", "rising", "overfit", "memorising")
 REPLAYS = 20  # points of a run at which the record is judged again to find its worst verdict
 
 
@@ -66,6 +66,8 @@ def judge(record: LossRecord, *, recipe: Recipe | None = None, running: bool = F
             found = _rising(record, sign, recipe, name)
         case "overfit":
             found = _overfit(record, sign, running)
+        case "memorising":
+            found = _memorising(sign, recipe)
         case "no_improvement":
             found = _no_improvement(sign, recipe)
         case "plateau":
@@ -157,6 +159,19 @@ def _overfit(record: LossRecord, sign: Sign, running: bool) -> Verdict:
         evidence=f"The validation loss was lowest {when}, {change.start:.4g}, and is {change.end:.4g} now "
         f"({change.relative:+.0%}), while the training loss does not rise. {warning.cause}",
         next_step=f"{'You could stop here. ' if running else ''}{warning.remedy}{_checkpoint(record, lowest)}",
+        level="warn",
+    )
+
+
+def _memorising(sign: Sign, recipe: Recipe | None) -> Verdict:
+    warning, change = WARNING_SIGNS["memorising"], sign.change
+    assert isinstance(change, FixedChange)
+    return Verdict(
+        code="memorising",
+        title=warning.sign,
+        evidence=f"At fixed noise its loss on training images is {change.end:.4g}, {change.end / change.start:.2f} of "
+        f"the base's. {warning.cause}",
+        next_step=f"{warning.remedy} For the next run, a lower learning rate{_lower_rates(recipe)} or fewer epochs.",
         level="warn",
     )
 

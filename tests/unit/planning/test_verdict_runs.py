@@ -30,7 +30,7 @@ def codes(record: LossRecord) -> list[str]:
     return [code for place, code in enumerate(found) if place == 0 or found[place - 1] != code]
 
 
-@pytest.mark.parametrize("name", ["healthy", "batch_1"])
+@pytest.mark.parametrize("name", ["healthy", "healthy_2", "healthy_batch_4", "batch_1"])
 def test_a_healthy_run_is_healthy_until_it_levels_off_at_its_end(name: str) -> None:
     record = record_of(name)
     assert [code for code in codes(record) if code != "too_short"] == ["healthy", "plateau"]
@@ -59,10 +59,22 @@ def test_a_small_validation_split_shows_overfitting(name: str) -> None:
     assert judge(record.up_to(record.length // 2)).code in ("overfit", "plateau")
 
 
-@pytest.mark.parametrize("name", ["rate_x10", "wrong_prediction"])
-def test_losses_alone_do_not_show_memorising_or_a_wrong_prediction_type(name: str) -> None:
-    """Nor do they raise another alarm: a validation split, and the base's own loss, show these."""
-    assert set(codes(record_of(name))) <= {"too_short", "healthy", "plateau"}
+@pytest.mark.parametrize("name", ["rate_x3", "rate_x10", "rate_x10_2"])
+def test_a_rate_far_too_high_is_memorising_by_the_end_and_gets_a_lower_one(name: str) -> None:
+    record = record_of(name)
+    found = judge(record, recipe=recipe_of(name))
+    assert (found.code, found.level) == ("memorising", "warn")
+    assert judge(record.up_to(record.length // 2)).code != "memorising"
+    assert "unet_lr" in found.next_step
+
+
+def test_a_validation_split_shows_a_rate_far_too_high_in_time() -> None:
+    record = record_of("rate_x10_split")
+    assert judge(record.up_to(record.length // 2)).code == "overfit"
+
+
+def test_a_run_that_ends_before_it_memorises_is_not_named() -> None:
+    assert set(codes(record_of("rate_x10_batch_2"))) <= {"too_short", "healthy", "plateau"}
 
 
 def test_the_base_s_loss_shows_a_wrong_prediction_type() -> None:
