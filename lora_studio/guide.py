@@ -436,6 +436,16 @@ SUCCESS_INDICATORS = (
 )
 
 
+# What a healthy curve of a run looks like: practice of LoRA training, added to the guide.
+CHART_READING: Mapping[str, str] = MappingProxyType(
+    {
+        "gradient_norm": "Healthy: noisy around one level. A rise to ten times that level that stays is a sign of too "
+        "high a learning rate.",
+        "weight_norm": "Healthy: rises fast, then ever slower. A climb that does not slow down, or one layer far above "
+        "the mean, is a sign of overtraining.",
+    }
+)
+
 # The guide says which strengths to try; how to read the grid is added here in its spirit.
 GRID_READING = (
     GuideRule(

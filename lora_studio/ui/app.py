@@ -18,6 +18,7 @@ from lora_studio.ui.server import Mode
 from lora_studio.ui.state.jobs import ActiveJob, Jobs
 from lora_studio.ui.sweep import tab as sweep_tab
 from lora_studio.ui.train import tab as train_tab
+from lora_studio.ui.widgets.charts import chart_script
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import empty_state, html, pill, render, script
 from lora_studio.workspace.project import Home, Project
@@ -75,6 +76,7 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
         html(js="form_fields.js")
         html(js="uploads.js")
         html(js="tab_history.js")
+        chart_script()
         header = _header(home, mode)
         menu = _menu(home)
         notice = html(elem_id="frame-notice")

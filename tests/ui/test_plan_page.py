@@ -37,24 +37,25 @@ def test_plots_over_a_variable_show_the_figures_of_the_value_that_is_pointed_at(
 ) -> None:
     page = open_plan(open_page)
     plots = page.locator("#plan-what-if-plots")
-    assert not plots.locator("figure").count()
+    assert not plots.locator(".plot").count()
     page.locator("#plan-what-if").get_by_text("What if", exact=True).click()
-    plots.get_by_text("3 images · ").first.wait_for()
+    plots.locator(".reading").get_by_text("3 images · ").first.wait_for()
     page.locator("#plan-what-if-variable").get_by_text("Epochs").click()
-    steps, size = plots.locator(".reading").first, plots.locator(".reading").last
-    page.wait_for_function("text => document.querySelector('.reading').textContent.includes(text)", arg="epoch")
+    steps = plots.locator(".reading").first
+    steps.get_by_text("epoch").wait_for()
     planned = load_plan(project).plan
     assert planned is not None
     assert f"{planned.recipe.epochs} epochs · {planned.steps.total_steps:,} steps" in steps.inner_text()
-    column = plots.locator("figure").last.locator(".column").first
-    column.hover()
-    value = str(column.get_attribute("data-text")).split(" · ")[0]
-    assert steps.inner_text().startswith(f"{value} · ")
-    assert size.inner_text().startswith(f"{value} · ")
+    last = plots.locator(".plot").last
+    last.press("Home")
+    first_value = last.locator("text.tick[text-anchor=middle]").first.text_content()
+    assert plots.locator(".live").last.text_content().startswith(f"{first_value} epoch")
+    assert plots.locator(".tooltip:visible dd").count() == 4
+    assert "steps" in plots.locator(".tooltip:visible dd").first.inner_text()
 
     page.locator("#plan-kind").get_by_text("Concept").click()
     page.locator("#plan-recipe").get_by_text("concept").first.wait_for()
-    assert plots.locator("figure").count() == 4
+    assert plots.locator(".plot").count() == 4
     page.get_by_role("button", name="Ways to save memory").click()
     page.locator("#plan-memory").get_by_text("Recompute nothing").wait_for()
 

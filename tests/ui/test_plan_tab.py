@@ -30,6 +30,7 @@ from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
+from tests.support.charts import charts_in, marks_of
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, make_project, running_status
 
@@ -191,12 +192,13 @@ def test_what_if_is_computed_only_while_its_fold_is_open(project: Project, inter
     interface.call(PlanTab.update_plan, plan_images=24, plan_vram=12)
     assert not interface.contents_of("plan_what_if_plots")
     shown = interface.call(PlanTab.show_what_if, plan_what_if_variable="batch_size")["plan_what_if_plots"]
-    assert shown.count("<figure") == 4
+    charts = charts_in(shown)
+    assert list(charts) == ["Steps", "Time", "GPU memory", "File size"]
     planned = load_plan(project).plan
     assert planned is not None
-    readings = re.findall(r'data-reading="([^"]*)"', shown)
-    assert f"{planned.steps.total_steps:,} steps" in readings[0]
-    assert f"{planned.vram_gib:.1f} GiB" in readings[2]
+    assert f"{planned.steps.total_steps:,} steps" in charts["Steps"]["reading"]
+    assert f"{planned.vram_gib:.1f} GiB" in charts["GPU memory"]["reading"]
+    assert marks_of(charts["Time"]) == {"current": [planned.recipe.batch_size]}
     again = interface.call(PlanTab.update_plan, plan_images=200)["plan_what_if_plots"]
     planned = load_plan(project).plan
     assert planned is not None

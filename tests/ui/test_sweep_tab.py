@@ -14,6 +14,7 @@ from lora_studio.ui.server import Mode
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
+from tests.support.charts import charts_in, points_of
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, LORA, PROMPTS, make_project, make_run, make_sweep, running_status
 
@@ -203,6 +204,9 @@ def test_a_finished_sweep_shows_figures_and_download(project: Project, interface
     assert "Change at 1" in shown["test_tiles"]
     assert "0.100" in shown["test_tiles"]
     assert "Mean absolute difference from strength 0" in shown["test_measures"]
+    charts = charts_in(shown["test_measures"])
+    assert points_of(charts["Change"], "LoRA") == [(0, 0), (0.7, 0.07), (1, 0.1)]
+    assert "Clipped" not in charts
     saved = Path(shown["test_download"]["value"])
     assert saved.name == "ink-test-001.png"
     assert saved.read_bytes() == (project.path / "sweeps" / "001" / "grid.png").read_bytes()

@@ -17,6 +17,7 @@ from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.job_paths import read_moved_paths
 from lora_studio.workspace.project import Home, Project
 from lora_studio.workspace.run_notes import change_notes
+from tests.support.charts import charts_in
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import make_project, make_run
 from tests.support.ledger_runs import make_ledger_run
@@ -150,7 +151,11 @@ def test_a_comparison_shows_what_differs_with_curves_and_samples(project: Projec
     shown = interface.call(Sections.switch, train_section=Section.COMPARE)
     assert shown["compare_runs"]["value"] == [first.name, second.name]
     assert "1e-4" in shown["compare_settings"]
-    assert shown["compare_curves"].count("<figure") == 2
+    charts = charts_in(shown["compare_curves"])
+    assert len(charts) == 2
+    for drawn in charts.values():
+        assert [series["name"] for series in drawn["series"]] == [first.name, second.name]
+        assert len({series["style"] for series in drawn["series"]}) == 2
     assert shown["compare_samples"].count("seed 42, ") == 0
     assert shown["compare_samples"].count("epoch 4") >= 4
     shown = interface.call(Compare.show_samples, compare_runs=[first.name, second.name], compare_epoch=2)

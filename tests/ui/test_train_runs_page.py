@@ -80,7 +80,7 @@ def test_two_runs_are_compared(project: Project, page: Any) -> None:
     settings = page.locator("#compare-settings table")
     settings.get_by_text("UNet learning rate").wait_for()
     assert [cell.inner_text() for cell in settings.locator("thead th").all()] == ["", "001-ink", "002-ink"]
-    assert page.locator("#compare-curves svg").count() == 2
+    assert page.locator("#compare-curves svg.drawing").count() == 2
     samples = page.locator("#compare-samples img")
     assert samples.count() == 4
     samples.first.scroll_into_view_if_needed()

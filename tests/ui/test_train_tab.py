@@ -30,6 +30,7 @@ from lora_studio.ui.train.tab import TrainTab
 from lora_studio.ui.train.view import ALL_BACK, WITHOUT_SUBSETS
 from lora_studio.workspace.job_folder import DATASET_FILE, IMAGE_LOSSES_FILE, JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
+from tests.support.charts import charts_in, points_of
 from tests.support.events import step_event
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, LORA, PROMPTS, make_project, make_run, running_status
@@ -243,7 +244,7 @@ def test_an_active_run_shows_its_figures(project: Project, interface: Interface)
     assert shown["run"] == "001-ink"
     assert "8 / 8" in shown["train_tiles"]
     assert "epoch 2 of 2" in shown["train_tiles"]
-    assert "Loss over 8 of 8 steps" in shown["train_curve"]
+    assert points_of(charts_in(shown["train_curve"])["Loss"], "each step")[-1] == (8, 0.125)
     assert shown["train_stop"]["visible"]
     assert not shown["train_resume"]["visible"]
 
@@ -316,7 +317,10 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
     interface.open_project("ink")
     shown = interface.call(TrainTab.select_run, pick="001-ink")
     assert "Set lr_scheduler to constant." in shown["train_cards"]
-    assert "Mean loss of epoch 2 by timestep. 0 to 499: 0.200, 500 to 999: 0.050." in shown["train_curve"]
+    drawn = charts_in(shown["train_curve"])["Loss by timestep"]
+    assert points_of(drawn, "epoch 2") == [(0, 0.2), (1, 0.05)]
+    assert points_of(drawn, "epoch 1") == [(0, 0.4), (1, None)]
+    assert [item["text"] for item in drawn["x"]["named"]] == ["timesteps 0 to 499", "timesteps 500 to 999"]
 
 
 def test_images_are_shown_worst_first_with_their_loss_and_caption(project: Project, interface: Interface) -> None:
@@ -369,7 +373,8 @@ def test_validation_losses_and_captions_are_shown(project: Project, interface: I
     folder.emit(CaptionsEvent(file="captions.jsonl", examples=["inkstamp_hc, <b>thing</b>", ""]))
     interface.open_project("ink")
     shown = interface.call(TrainTab.select_run, pick=folder.name)
-    assert "validation loss 0.1230" in shown["train_curve"]
+    drawn = charts_in(shown["train_curve"])["Loss"]
+    assert points_of(drawn, "validation") == [(2, 0.123)]
     details = "".join(str(value) for value in shown.values())
     assert "<li>inkstamp_hc, &lt;b&gt;thing&lt;/b&gt;</li><li>(empty)</li>" in details
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import gradio as gr
@@ -12,10 +12,10 @@ from markupsafe import Markup
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.timing import describe_range, time_unit
 from lora_studio.planning.what_if import Variable, WhatIfRow
+from lora_studio.ui.widgets.charts import Chart, Mark, MarkKind, Series, XAxis, chart_grid
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import TableRow, html, render, table
-from lora_studio.ui.widgets.sweep_charts import Figure, Values, sweep_chart
 
 NAMES = {
     Variable.IMAGES: "Images",
@@ -25,6 +25,7 @@ NAMES = {
     Variable.VRAM_GIB: "GPU memory (GiB)",
 }
 MEMORY_HEADROOM = 1.3  # the memory axis ends at this multiple of what the runs take
+MARGIN = 0.03  # of the axis on both sides of the values
 
 
 class WhatIfFold(NamedTuple):
@@ -34,6 +35,24 @@ class WhatIfFold(NamedTuple):
     variable: gr.Radio
     plots: gr.HTML
     is_open: gr.State
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure for each value: the line, the text of each value and, if it is a range, its bounds.
+
+    `limits` is a line that the figure should stay below, named `limit_name`. The axis ends at `top`, if that is given.
+    """
+
+    title: str
+    unit: str
+    line: Sequence[float]
+    texts: Sequence[str]
+    bounds: Sequence[tuple[float, float]] = ()
+    bounds_name: str = ""
+    limits: Sequence[float] = ()
+    limit_name: str = ""
+    top: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ def build_what_if() -> WhatIfFold:
             elem_classes=["segments", "small"],
             elem_id="plan-what-if-variable",
         )
-        plots = html(js="sweep_charts.js", elem_id="plan-what-if-plots")
+        plots = html(elem_id="plan-what-if-plots")
     return WhatIfFold(fold, variable, plots, gr.State(False))
 
 
@@ -70,22 +89,51 @@ def what_if_updates(layout: WhatIfFold, plan: Plan | None, sweep: Sweep | None) 
 def what_if_plots(plan: Plan, sweep: Sweep) -> Markup:
     """Return a plot of each figure over the values, and a table; the memory of a CPU is not estimated."""
     rows, variable = sweep.rows, sweep.variable
-    values = Values(
-        numbers=[row.value for row in rows],
-        labels=[f"{row.value:g}" for row in rows],
-        current=next((index for index, row in enumerate(rows) if row.is_current), None),
-        name=NAMES[variable],
-        logarithmic=variable is not Variable.EPOCHS,
-    )
-    texts = [_value_text(variable, row.value) for row in rows]
     figures = [_steps(rows), _time(rows, sweep.hours), _file_size(rows)]
     if variable is Variable.VRAM_GIB or not plan.on_cpu:
         figures.insert(2, _memory(rows))
-    charts = [
-        sweep_chart(values, replace(figure, texts=[" · ".join(pair) for pair in zip(texts, figure.texts, strict=True)]))
-        for figure in figures
-    ]
+    charts = chart_grid([_chart(sweep, figure) for figure in figures])
     return render("plan/what_if.html", note=_note(sweep), charts=charts, table=_table(sweep, figures))
+
+
+def _chart(sweep: Sweep, figure: Figure) -> Chart:
+    """Return the chart of a figure over the values; the planned value is marked and read at first."""
+    rows, name = sweep.rows, NAMES[sweep.variable]
+    numbers = [row.value for row in rows]
+    labels, texts = [f"{number:g}" for number in numbers], [_value_text(sweep.variable, number) for number in numbers]
+    series = []
+    if figure.bounds:
+        low, high = zip(*figure.bounds, strict=True)
+        series.append(Series(figure.bounds_name, numbers, low, "band", "band", upper=high))
+    if figure.limits:
+        series.append(Series(figure.limit_name, numbers, figure.limits, "limit"))
+    series.append(Series(figure.title, numbers, figure.line, texts=figure.texts, points=True))
+    current = next((index for index, row in enumerate(rows) if row.is_current), None)
+    is_logarithmic = sweep.variable is not Variable.EPOCHS
+    return Chart(
+        figure.title,
+        series,
+        f"For {name} {labels[0]} to {labels[-1]}: {figure.texts[0]} to {figure.texts[-1]}.",
+        group="what if",
+        x=XAxis(name, _domain(numbers, is_logarithmic), is_logarithmic, numbers, labels, texts),
+        unit=figure.unit,
+        from_zero=True,
+        top=figure.top,
+        marks=[] if current is None else [Mark(numbers[current], MarkKind.CURRENT, "the plan")],
+        reading="" if current is None else f"{texts[current]} · {figure.texts[current]}",
+        file_name="what-if",
+        small=True,
+        has_table=False,
+    )
+
+
+def _domain(numbers: Sequence[float], is_logarithmic: bool) -> tuple[float, float]:
+    """Return the ends of the axis, a little outside of the values."""
+    low, high = numbers[0], numbers[-1]
+    if is_logarithmic:
+        factor = (high / low) ** MARGIN
+        return low / factor, high * factor
+    return low - MARGIN * (high - low), high + MARGIN * (high - low)
 
 
 def _value_text(variable: Variable, value: float) -> str:

@@ -36,7 +36,8 @@ from lora_studio.workspace.project import Project
 class RunHistory:
     """Events of one run. `steps` has the step events by step number; `losses` is None where the loss was not finite.
 
-    The events come from the log file with inode `inode`, up to byte `offset`.
+    `verdicts` are the titles of those that were reported, each with its step; `resumes` the steps that the run was
+    resumed after. The events come from the log file with inode `inode`, up to byte `offset`.
     """
 
     inode: int = 0
@@ -55,6 +56,8 @@ class RunHistory:
     timesteps: dict[int, TimestepsEvent] = field(default_factory=dict)
     image_losses: ImageLossesEvent | None = None
     warnings: dict[str, WarningEvent | HintEvent] = field(default_factory=dict)
+    verdicts: list[tuple[int, str]] = field(default_factory=list)
+    resumes: list[int] = field(default_factory=list)
 
     def add(self, event: Event) -> None:
         """Add one event."""
@@ -92,11 +95,14 @@ class RunHistory:
             case WarningEvent():
                 self.warnings[event.code] = event
             case HintEvent(about="recipe"):
-                # Any other hint is an earlier verdict: the page shows the current one.
                 self.warnings[event.code] = event
+            case HintEvent() if event.code != "too_short":
+                self.verdicts.append((max(self.losses, default=0), event.message))
 
     def _rewind(self, step: int) -> None:
         """Drop the events after `step`: a resumed run repeats those steps."""
+        self.resumes.append(step)
+        self.verdicts = [(number, title) for number, title in self.verdicts if number <= step]
         self.steps = {number: event for number, event in self.steps.items() if number <= step}
         self.losses = {number: loss for number, loss in self.losses.items() if number <= step}
         self.validation_losses = {number: loss for number, loss in self.validation_losses.items() if number <= step}

@@ -11,6 +11,7 @@ from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.prompt_sets import PROMPT_SETS
 from lora_studio.ui.state.sweep_view import SweepView
+from lora_studio.ui.sweep.curves import measure_charts
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
     TableRow,
@@ -149,6 +150,7 @@ def measures_table(view: SweepView) -> Markup:
     descriptions = [(label, MEASURE_DESCRIPTIONS[name]) for name, label in MEASURES.items()]
     return (
         heading("Measures", "They compare pixels, not meaning: compare them down a column; they do not score quality.")
+        + measure_charts(view, MEASURES)
         + table(headers, rows, ["keep"] * len(headers), label="Measures")
         + render("sweep/measures.html", descriptions=descriptions)
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 from markupsafe import Markup
@@ -17,6 +17,7 @@ from lora_studio.ledger.records import RunRecord, project_records
 from lora_studio.planning.losses import smooth
 from lora_studio.ui.context import Studio
 from lora_studio.ui.state.run_history import RunHistories, RunHistory
+from lora_studio.ui.widgets.charts import MAX_RUNS, Chart, chart, run_series
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import (
     TableRow,
@@ -30,11 +31,8 @@ from lora_studio.ui.widgets.html import (
     render,
     table,
 )
-from lora_studio.ui.widgets.overlay_chart import overlay_chart
 from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, thumbnail_url_or_empty
 from lora_studio.workspace.project import Home
-
-MAX_RUNS = 6  # as many colours as the style sheet has
 
 
 class CompareLayout(NamedTuple):
@@ -206,7 +204,7 @@ def curves(result: Comparison, histories: dict[str, RunHistory]) -> Markup:
         for record in result.runs
     }
     title = "Fixed-noise loss, relative to the base" if is_relative else "Fixed-noise loss"
-    return overlay_chart(title, losses) + _training_chart(histories)
+    return _overlay(title, losses, points=True) + _training_chart(histories)
 
 
 def _training_chart(histories: dict[str, RunHistory]) -> Markup:
@@ -221,7 +219,16 @@ def _training_chart(histories: dict[str, RunHistory]) -> Markup:
             losses = [history.steps[step].relative_loss if step in history.steps else None for step in steps]
         smoothed[name] = [(step, value) for step, value in zip(steps, smooth(losses), strict=True) if value is not None]
     title = "Training loss, relative to the base" if has_relative else "Training loss"
-    return overlay_chart(f"{title}, smoothed", smoothed)
+    return _overlay(f"{title}, smoothed", smoothed)
+
+
+def _overlay(title: str, curves: Mapping[str, Sequence[tuple[int, float]]], **options: Any) -> Markup:
+    """Return a chart of one curve of (step, value) per run; empty without a value."""
+    series = run_series(list(curves.items()), **options)
+    ends = [f"{item.name} {item.y[-1]:.4f}" if item.y else f"{item.name} none" for item in series]
+    return chart(
+        Chart(title, series, f"Last values: {', '.join(ends)}.", group=f"compare {title}", file_name="compare")
+    )
 
 
 def _loss_text(record: RunRecord) -> str:

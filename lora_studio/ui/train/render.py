@@ -18,6 +18,7 @@ from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.image_losses import image_losses
 from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset_choices
 from lora_studio.ui.train.lineage import lineage_card, lineage_of
+from lora_studio.ui.train.plots import run_charts
 from lora_studio.ui.train.queue import queue_table
 from lora_studio.ui.train.state import TrainState
 from lora_studio.ui.widgets.events import Updates
@@ -128,7 +129,7 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
         layout.tiles: view.run_tiles(run),
         layout.form_side.column: gr.Column(visible=False),
         layout.run_side.column: gr.Column(visible=True),
-        layout.run_side.curve: view.curve(run),
+        layout.run_side.curve: run_charts(run, home),
         layout.run_side.images: image_losses(run, home),
         layout.run_side.filmstrip: view.filmstrip(run, home) + checkpoint_list(run),
         **_buttons_of_run(layout.buttons, run),

@@ -19,7 +19,6 @@ from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.lineage import changes_since
-from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import (
     TableRow,
@@ -190,37 +189,6 @@ def _rate_note(view: RunView) -> str:
     schedule = view.job.recipe.schedule_name.replace("_", " ")
     rates = [rate for rate in (last.text_encoder_lr, last.text_encoder_lr2) if rate is not None] if last else []
     return f"{schedule}; text encoders {' and '.join(map(_rate, rates))}" if any(rates) else schedule
-
-
-def curve(view: RunView) -> Markup:
-    """Return the loss curve and the loss by timestep below it, or a placeholder before the first step."""
-    steps, raw, smoothed = view.history.loss_curve()
-    if not steps:
-        if view.is_active:
-            return empty_card("The loss curve will appear here", "It begins with the first step.")
-        return empty_card("No step was made", "This run ended while it prepared the training.")
-    start = view.history.start
-    over_steps = loss_curve(
-        steps,
-        raw,
-        smoothed,
-        total=view.history.total_steps or steps[-1],
-        steps_per_epoch=start.steps_per_epoch if start else 0,
-        fixed=view.history.fixed_noise_curve(),
-        fixed_name=_fixed_name(view),
-        base=view.history.base_loss.loss if view.history.base_loss else None,
-    )
-    by_epoch = view.history.timesteps
-    if not by_epoch:
-        return over_steps
-    first, last = by_epoch[min(by_epoch)], by_epoch[max(by_epoch)]
-    return over_steps + timestep_chart(last.bins, last.loss, first.loss, epoch=last.epoch)
-
-
-def _fixed_name(view: RunView) -> str:
-    """Return the legend of the fixed-noise loss: which images it is of."""
-    event = view.history.validation
-    return "validation" if event is None or event.split == "validation" else "training images at fixed noise"
 
 
 def filmstrip(view: RunView, home: Home) -> Markup:

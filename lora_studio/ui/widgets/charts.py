@@ -1,203 +1,216 @@
-"""Charts of a training run as SVG: the loss curve, and the loss by timestep.
+"""The chart of every tab: series over steps or another variable, with marks, drawn by static/chart*.js.
 
-Coordinates are percent of the plot. Lines and colours come from the style sheet, so light and dark mode both work.
+A chart is data: the browser draws it, answers the pointer and the keys, zooms, and shows it as a table. The page keeps
+zoom and cursor by group, so that both outlast updates of a running job, and charts of a group move together.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from math import floor, isfinite, log10
-from typing import NamedTuple
+from dataclasses import dataclass
+from enum import StrEnum
+from math import isfinite
+from typing import Any, Literal
 
+import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.ui.widgets.formatting import format_coordinate
-from lora_studio.ui.widgets.html import render
+from lora_studio.ui.widgets.html import html, render, script
 
-MAX_POINTS = 500  # per line
-TICKS_Y = 4
-MAX_TICKS_X = 12
+MAX_POINTS = 1500  # per series
+SIGNIFICANT_DIGITS = 6
+MAX_RUNS = 6  # as many as there are styles of runs
+SCRIPTS = ("chart_scale.js", "chart_draw.js", "chart_export.js", "chart_table.js", "chart.js")
 
-Loss = float | None
-
-
-class Key(NamedTuple):
-    """An entry of the legend."""
-
-    text: str
-    classes: str = ""
+Value = float | None
 
 
-class Tick(NamedTuple):
-    """A label of an axis, and whether a grid line belongs to it."""
+class MarkKind(StrEnum):
+    """What a mark of a chart is; each has its own shape."""
 
-    place: float
-    text: str
-    has_line: bool = True
-
-
-class Line(NamedTuple):
-    """An SVG path with its CSS classes."""
-
-    classes: str
-    path: str
+    CHECKPOINT = "checkpoint"
+    BEST = "best"
+    RESUME = "resume"
+    VERDICT = "verdict"
+    CURRENT = "current"
 
 
-class Bar(NamedTuple):
-    """A bar that starts at the bottom of the plot."""
+@dataclass(frozen=True)
+class Series:
+    """Values `y` at ascending `x`; None is a gap. `style` is a CSS class: its colour, and its dash or width.
+
+    A `band` is the area between `y` and `upper`, a `level` a line across at its only value; `hidden` is shown in the
+    reading and the table alone. `texts` replace the values there. A `robust` series does not stretch the value axis to
+    its spikes, a robust level not at all; `points` has dots.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[Value]
+    style: str = "smooth"
+    kind: Literal["line", "bar", "stairs", "band", "level", "hidden"] = "line"
+    upper: Sequence[Value] = ()
+    texts: Sequence[str] = ()
+    robust: bool = False
+    points: bool = False
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happened at `x`, with a text for the reading; at the value `y`, or along the edge without one."""
 
     x: float
-    width: float
-    height: float
+    kind: MarkKind
+    text: str
+    y: Value = None
 
 
-class Axis(NamedTuple):
-    """Limits and step of a value axis."""
+@dataclass(frozen=True)
+class Sample:
+    """The URL of a sample image that was drawn at `x`."""
 
-    low: float
-    high: float
-    step: float
-
-    @classmethod
-    def around(cls, low: float, high: float) -> Axis:
-        """Return rounded limits that contain `low` to `high`, with a step of 1, 2 or 5 times a power of ten."""
-        span = (high - low) or abs(high) or 1.0
-        rough = span / TICKS_Y
-        power = 10.0 ** floor(log10(rough))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-        bottom = floor(low / step) * step
-        top = -floor(-high / step) * step
-        return cls(bottom, top if top > bottom else bottom + step, step)
-
-    def place(self, value: float) -> float:
-        """Return the height of a value, clipped to the limits."""
-        return 100 * (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
-
-    def ticks(self) -> list[Tick]:
-        """Return a tick at each step."""
-        digits = max(0, -floor(log10(self.step) + 1e-9))
-        values = [self.low + number * self.step for number in range(round((self.high - self.low) / self.step) + 1)]
-        return [Tick(self.place(value), f"{value:.{digits}f}") for value in values]
+    x: float
+    url: str
 
 
-def loss_curve(
-    steps: Sequence[int],
-    raw: Sequence[Loss],
-    smoothed: Sequence[Loss],
-    *,
-    total: int,
-    steps_per_epoch: int,
-    fixed: Sequence[tuple[int, float]] = (),
-    fixed_name: str = "validation",
-    base: float | None = None,
-) -> Markup:
-    """Draw the training loss over steps 0 to `total`, with epochs as ticks.
+@dataclass(frozen=True)
+class XAxis:
+    """The horizontal axis: its name, and the first and last value (default: those of the series).
 
-    `steps`, `raw` and `smoothed` have one entry per step; a loss of None is a gap. `fixed` has steps and fixed-noise
-    losses, which the legend names `fixed_name`; `base` is the level of the base without the LoRA. Returns empty Markup
-    if no loss is finite.
+    `labels` and `texts` name the values `values` on the axis and in the reading; without, they are numbers. With
+    `steps_per_epoch` the ticks are epochs, until the chart is zoomed to a few steps.
     """
-    known = sorted(value for value in raw if value is not None and isfinite(value))
-    if not known:
-        return Markup("")
-    total = max(total, steps[-1])
-    measured = [value for _, value in fixed if isfinite(value)]
-    levels = measured if base is None else [*measured, base]
-    # the 1st to 99th percentile: a single spike does not flatten the curve
-    axis = Axis.around(
-        min([known[int(0.01 * len(known))], *levels]),
-        max([known[min(len(known) - 1, int(0.99 * len(known)))], *levels]),
-    )
-    last = next((value for value in reversed(smoothed) if value is not None), known[-1])
-    label = f"Loss over {steps[-1]} of {total} steps; smoothed loss now {last:.4f}"
-    keys = [Key("each step", "raw"), Key("smoothed", "smooth")]
-    lines = [Line("raw", _path(steps, raw, total, axis)), Line("smooth", _path(steps, smoothed, total, axis))]
-    if measured:
-        label += f", {fixed_name} loss {measured[-1]:.4f}"
-        keys.append(Key(fixed_name, "validation"))
-        at, values = zip(*fixed, strict=True)
-        lines.append(Line("validation", _path(at, values, total, axis)))
-    if base is not None:
-        label += f", the base without the LoRA {base:.4f}"
-        keys.append(Key("base without the LoRA", "base"))
-        lines.append(Line("base", _path([0, total], [base, base], total, axis)))
-    return render(
-        "chart.html",
-        title="Loss",
-        classes="",
-        label=f"{label}.",
-        keys=keys,
-        lines=lines,
-        bars=[],
-        ticks_x=_epoch_ticks(total, steps_per_epoch),
-        ticks_y=axis.ticks(),
-        axis="epoch",
-    )
+
+    name: str = "step"
+    domain: tuple[float, float] | None = None
+    logarithmic: bool = False
+    values: Sequence[float] = ()
+    labels: Sequence[str] = ()
+    texts: Sequence[str] = ()
+    steps_per_epoch: int = 0
 
 
-def timestep_chart(
-    bins: Sequence[Sequence[int]], losses: Sequence[Loss], first: Sequence[Loss], *, epoch: int
-) -> Markup:
-    """Draw the mean loss by timestep: bars for `epoch`, and a line for the `first` epoch. None is a gap.
+@dataclass(frozen=True)
+class Chart:
+    """A chart. `summary` describes it for screen readers; `group` names the charts that share zoom and cursor.
 
-    `bins` are [begin, end) of timesteps; 0 is the clean image, the last one pure noise.
+    The value axis has `unit`, begins at 0 if `from_zero`, and ends at `top`, if given. `reading` is shown beside the
+    title, `note` below: what a healthy curve looks like. `file_name` begins the names of its downloads.
     """
-    known = [value for value in (*losses, *first) if value is not None and isfinite(value)]
-    if not known or not bins:
+
+    title: str
+    series: Sequence[Series]
+    summary: str
+    group: str
+    x: XAxis = XAxis()
+    unit: str = ""
+    from_zero: bool = False
+    top: float | None = None
+    marks: Sequence[Mark] = ()
+    samples: Sequence[Sample] = ()
+    reading: str = ""
+    note: str = ""
+    file_name: str = ""
+    small: bool = False
+    has_table: bool = True
+
+    @property
+    def has_values(self) -> bool:
+        """True if a series has a finite value."""
+        return any(value is not None and isfinite(value) for series in self.series for value in series.y)
+
+    def data(self) -> dict[str, Any]:
+        """Return what the script needs; series with the same `x` share it."""
+        shared: list[list[float]] = []
+        series = [_series_data(item, shared) for item in self.series]
+        x = {
+            "name": self.x.name,
+            "domain": self.x.domain or _domain(shared),
+            "log": self.x.logarithmic,
+            "epoch": self.x.steps_per_epoch,
+            "named": [
+                {"x": value, "label": label, "text": text}
+                for value, label, text in zip(self.x.values, self.x.labels, self.x.texts, strict=True)
+            ],
+        }
+        return {
+            "title": self.title,
+            "summary": self.summary,
+            "group": self.group,
+            "x": x,
+            "y": {"unit": self.unit, "zero": self.from_zero, "top": self.top},
+            "xs": shared,
+            "series": series,
+            "marks": [{"x": mark.x, "kind": mark.kind, "text": mark.text, "y": mark.y} for mark in self.marks],
+            "samples": [{"x": sample.x, "url": sample.url} for sample in self.samples],
+            "reading": self.reading,
+            "note": self.note,
+            "file": self.file_name,
+            "small": self.small,
+            "table": self.has_table,
+        }
+
+
+def chart(drawn: Chart) -> Markup:
+    """Return the HTML of a chart; empty if it has no finite value."""
+    if not drawn.has_values:
         return Markup("")
-    axis = Axis.around(0.0, max(known))
-    width = 100 / len(bins)
-    summary = ", ".join(
-        f"{begin} to {end - 1}: {value:.3f}"
-        for (begin, end), value in zip(bins, losses, strict=True)
-        if value is not None
-    )
-    return render(
-        "chart.html",
-        title="Loss by timestep",
-        classes="small",
-        label=f"Mean loss of epoch {epoch} by timestep. {summary}.",
-        keys=[Key(f"epoch {epoch}"), Key("first epoch", "raw")],
-        lines=[Line("raw", _levels(first, width, axis))],
-        bars=[
-            Bar(width * place + 0.15 * width, 0.7 * width, axis.place(value))
-            for place, value in enumerate(losses)
-            if value is not None and isfinite(value)
-        ],
-        ticks_x=[Tick(width * place, str(begin), has_line=False) for place, (begin, _) in enumerate(bins)],
-        ticks_y=axis.ticks(),
-        axis="timestep (0: clean image)",
-    )
+    data = json.dumps(drawn.data(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return render("chart.html", data=data)
 
 
-def _epoch_ticks(total: int, steps_per_epoch: int) -> list[Tick]:
-    epochs = total // steps_per_epoch if steps_per_epoch else 0
-    every = max(1, -(-epochs // MAX_TICKS_X))
-    return [Tick(100 * epoch * steps_per_epoch / total, str(epoch)) for epoch in range(every, epochs + 1, every)]
+def chart_grid(charts: Sequence[Chart]) -> Markup:
+    """Return small charts side by side, as far as there is room; empty if none has a value."""
+    shown = [drawn for drawn in map(chart, charts) if drawn]
+    return render("charts.html", charts=shown) if shown else Markup("")
 
 
-def _path(steps: Sequence[int], values: Sequence[Loss], total: int, axis: Axis) -> str:
-    """Return an SVG path of at most `MAX_POINTS` points; after a gap a new subpath begins."""
-    every = max(1, -(-len(steps) // MAX_POINTS))
-    places = [*range(0, len(steps), every)]
-    if places and places[-1] != len(steps) - 1:
-        places.append(len(steps) - 1)
-    pieces, pen = [], "M"
-    for place in places:
-        value = values[place]
-        if value is None or not isfinite(value):
-            pen = "M"
-            continue
-        x, y = 100 * steps[place] / total, 100 - axis.place(value)
-        pieces.append(f"{pen}{format_coordinate(x)} {format_coordinate(y)}")
-        pen = "L"
-    return "".join(pieces)
+def chart_script() -> gr.HTML:
+    """Create the component that draws all charts of the page."""
+    return html(js=SCRIPTS, chart_css=script("chart.css"))
 
 
-def _levels(values: Sequence[Loss], width: float, axis: Axis) -> str:
-    """Return an SVG path with a horizontal piece of `width` for each value."""
-    return "".join(
-        f"M{format_coordinate(width * place)} {format_coordinate(100 - axis.place(value))}h{format_coordinate(width)}"
-        for place, value in enumerate(values)
-        if value is not None and isfinite(value)
-    )
+def run_series(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], **options: Any) -> list[Series]:
+    """Return one series per named curve of (x, value), each in the style of its place: run0, run1 and so on."""
+    return [
+        Series(name, [x for x, _ in points], [value for _, value in points], f"run{place % MAX_RUNS}", **options)
+        for place, (name, points) in enumerate(curves)
+    ]
+
+
+def _series_data(series: Series, shared: list[list[float]]) -> dict[str, Any]:
+    kept = _thinned(len(series.x))
+    x = [series.x[place] for place in kept]
+    if x not in shared:
+        shared.append(x)
+    data: dict[str, Any] = {
+        "name": series.name,
+        "style": series.style,
+        "kind": series.kind,
+        "x": shared.index(x),
+        "y": [_rounded(series.y[place]) for place in kept],
+        "robust": series.robust,
+        "points": series.points,
+    }
+    if series.upper:
+        data["upper"] = [_rounded(series.upper[place]) for place in kept]
+    if series.texts:
+        data["texts"] = [series.texts[place] for place in kept]
+    return data
+
+
+def _thinned(count: int) -> list[int]:
+    """Return at most `MAX_POINTS` + 1 evenly spaced places of `count`, the last one included."""
+    every = max(1, -(-count // MAX_POINTS))
+    places = [*range(0, count, every)]
+    return [*places, count - 1] if places and places[-1] != count - 1 else places
+
+
+def _rounded(value: Value) -> Value:
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if value is not None and isfinite(value) else None
+
+
+def _domain(shared: Sequence[Sequence[float]]) -> tuple[float, float]:
+    places = [x for xs in shared for x in xs]
+    return min(places), max(places)

@@ -39,7 +39,7 @@ def render(template: str, **values: object) -> Markup:
 
 @functools.cache
 def script(name: str) -> str:
-    """Return a JavaScript file of `ui/static/`, for `gr.HTML(js_on_load=...)`."""
+    """Return a script or style sheet of `ui/static/`, for `gr.HTML`."""
     return (STATIC / name).read_text("utf-8")
 
 
@@ -146,11 +146,15 @@ def pick_button(name: str, text: str | Markup, *, current: bool = False, title: 
     return _macro("pick_button", name, text, current, title)
 
 
-def html(value: str = "", *, js: str = "", classes: str = "", **options: Any) -> gr.HTML:
-    """Create an HTML component, which takes no room while it is empty. `js` names a script of `ui/static/` for it."""
+def html(value: str = "", *, js: str | Sequence[str] = (), classes: str = "", **options: Any) -> gr.HTML:
+    """Create an HTML component, which takes no room while it is empty.
+
+    `js` names the script of `ui/static/` for it, or several that share their top-level names.
+    """
+    names = [js] if isinstance(js, str) else js
     return gr.HTML(
         value,
-        js_on_load=script(js) if js else None,
+        js_on_load="\n".join(map(script, names)) or None,
         apply_default_css=False,
         elem_classes=["studio-html", classes],
         **options,

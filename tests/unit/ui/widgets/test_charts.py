@@ -1,60 +1,73 @@
-"""The charts of a run: bars, lines and ticks at the right places."""
+"""The data of a chart that the browser draws."""
 
 from __future__ import annotations
 
-import re
+import math
 
 import pytest
 
-from lora_studio.ui.widgets.charts import loss_curve, timestep_chart
+from lora_studio.ui.widgets.charts import (
+    MAX_POINTS,
+    Chart,
+    Mark,
+    MarkKind,
+    Series,
+    XAxis,
+    chart,
+    chart_grid,
+    run_series,
+)
+from tests.support.charts import charts_in, marks_of, points_of
+
+HOSTILE = "</studio-chart><img src=x onerror=\"alert('1')\">"
 
 
-def test_bars_are_mean_losses_by_timestep() -> None:
-    drawn = timestep_chart([[0, 500], [500, 1000]], [0.1, 0.2], [0.4, None], epoch=3)
-    bars = re.findall(r'<rect class="bar" x="([\d.]+)" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"/>', drawn)
-    assert [tuple(map(float, bar)) for bar in bars] == [(7.5, 75, 25), (57.5, 50, 50)]
-    assert re.findall(r'class="line raw" d="([^"]*)"', drawn) == ["M0 0h50"]
-    assert timestep_chart([[0, 10]], [None], [None], epoch=1) == ""
+def make_chart(*series: Series, title: str = "Loss", **options: object) -> Chart:
+    return Chart(title, series, "A summary.", "group", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("steps_per_epoch", [3, 10, 40, 51])
-def test_epoch_ticks_are_within_the_loss_curve(steps_per_epoch: int) -> None:
-    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=40, steps_per_epoch=steps_per_epoch)
-    ticks = [float(place) for place in re.findall(r'class="tick x" style="left:([\d.]+)%"', drawn)]
-    assert all(0 < place <= 100 for place in ticks)
-    assert bool(ticks) == (steps_per_epoch <= 40)
+def test_series_with_the_same_steps_share_them_and_gaps_are_null() -> None:
+    raw = Series("raw", [1, 2, 3], [0.5, None, math.nan])
+    smooth = Series("smooth", [1, 2, 3], [0.5, 1 / 3, 0.25])
+    fixed = Series("fixed", [0, 3], [0.5, 0.25])
+    drawn = charts_in(chart(make_chart(raw, smooth, fixed)))["Loss"]
+    assert drawn["xs"] == [[1, 2, 3], [0, 3]]
+    assert points_of(drawn, "raw") == [(1, 0.5), (2, None), (3, None)]
+    assert points_of(drawn, "smooth")[1] == (2, pytest.approx(1 / 3, rel=1e-5))
+    assert points_of(drawn, "fixed") == [(0, 0.5), (3, 0.25)]
+    assert drawn["x"]["domain"] == [0, 3]
 
 
-def test_validation_losses_are_a_separate_line() -> None:
-    plain = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2)
-    assert "validation" not in plain
-    drawn = loss_curve([1, 2], [1.2, 1.0], [1.2, 1.1], total=4, steps_per_epoch=2, fixed=[(0, 2.0), (2, 0.5)])
-    assert "validation loss 0.5000" in drawn
-    path = re.search(r'class="line validation" d="M0 (\S+)L50 (\S+)"', drawn)
-    assert path is not None
-    assert 0 <= float(path[1]) < float(path[2]) <= 100
+@pytest.mark.parametrize("count", [MAX_POINTS, MAX_POINTS + 1, 10 * MAX_POINTS])
+def test_long_series_are_thinned_and_keep_both_ends(count: int) -> None:
+    steps = list(range(1, count + 1))
+    drawn = charts_in(chart(make_chart(Series("loss", steps, [float(step) for step in steps]))))["Loss"]
+    points = points_of(drawn, "loss")
+    assert len(points) <= MAX_POINTS + 1
+    assert (points[0], points[-1]) == ((1, 1), (count, count))
+    assert all(x == value for x, value in points)
 
 
-def test_the_level_of_the_base_is_a_line_across_the_plot() -> None:
-    fixed = [(0, 0.5), (2, 0.25)]
-    drawn = loss_curve(
-        [1, 2], [0.5, 0.3], [0.5, 0.4], total=4, steps_per_epoch=2, fixed=fixed, fixed_name="training images", base=0.5
-    )
-    path = re.search(r'class="line base" d="M0 (\S+)L100 (\S+)"', drawn)
-    measured = re.search(r'class="line validation" d="M0 (\S+)L50 (\S+)"', drawn)
-    assert path is not None
-    assert measured is not None
-    assert path[1] == path[2] == measured[1]
-    assert "training images loss 0.2500" in drawn
-    assert "validation loss" not in drawn
+def test_a_chart_without_a_finite_value_is_empty() -> None:
+    gaps = make_chart(Series("loss", [1, 2], [None, math.inf]))
+    assert chart(gaps) == ""
+    assert chart_grid([gaps, gaps]) == ""
+    known = make_chart(Series("loss", [1], [1.0]), title="Known")
+    assert list(charts_in(chart_grid([gaps, known]))) == ["Known"]
 
 
-def test_a_gap_begins_a_new_subpath_and_long_curves_are_thinned() -> None:
-    drawn = loss_curve([1, 2, 3], [1.0, None, 1.0], [1.0, 1.0, 1.0], total=4, steps_per_epoch=0)
-    [raw] = re.findall(r'class="line raw" d="([^"]*)"', drawn)
-    assert raw.count("M") == 2
-    steps = list(range(1, 5001))
-    drawn = loss_curve(steps, [1.0] * 5000, [1.0] * 5000, total=5000, steps_per_epoch=0)
-    [raw] = re.findall(r'class="line raw" d="([^"]*)"', drawn)
-    assert len(re.findall("[ML]", raw)) <= 501
-    assert loss_curve([1], [None], [None], total=1, steps_per_epoch=1) == ""
+def test_text_of_users_stays_text() -> None:
+    series = Series(HOSTILE, [1], [1.0], texts=[HOSTILE])
+    drawn = chart(make_chart(series, title=HOSTILE, marks=[Mark(1, MarkKind.VERDICT, HOSTILE)], file_name=HOSTILE))
+    assert drawn.count("<") == 2
+    assert "<img" not in drawn
+    assert charts_in(drawn)[HOSTILE]["series"][0]["texts"] == [HOSTILE]
+    assert marks_of(charts_in(drawn)[HOSTILE]) == {"verdict": [1]}
+
+
+def test_runs_have_different_styles_and_named_values_their_texts() -> None:
+    curves = run_series([(f"run {number}", [(1, 0.5)]) for number in range(6)])
+    assert len({series.style for series in curves}) == 6
+    axis = XAxis("images", values=[4, 8], labels=["4", "8"], texts=["4 images", "8 images"])
+    drawn = charts_in(chart(make_chart(*curves, x=axis)))["Loss"]
+    assert [item["text"] for item in drawn["x"]["named"]] == ["4 images", "8 images"]
