@@ -19,6 +19,7 @@ SecondsLeft = Annotated[float | None, Field(description="estimated seconds left;
 RunFile = Annotated[str, Field(description="file, relative to the job folder")]
 Message = Annotated[str, Field(description="the message to show")]
 Code = Annotated[str, Field(description="stable code of the message")]
+Measured = tuple[float, float | None]  # a value and its standard error
 Remedy = Annotated[str, Field(description="what the user can do next")]
 
 
@@ -266,6 +267,44 @@ class SampleEvent(EventAtStep):
     path: RunFile
 
 
+class SampleMeasuresEvent(EventAtStep):
+    """The samples of a step were compared with each other and with the training images.
+
+    `[value, error]` is a mean over the samples with its standard error (jackknife), null for a single sample.
+    docs/measures.md defines the measures.
+    """
+
+    name = "sample_measures"
+
+    epoch: FinishedEpoch
+    features: str = Field(
+        description="model whose features are compared; `thumbnails`: pixels of small copies, if no model is known"
+    )
+    images: int = Field(description="training images that the samples were compared with")
+    indices: list[int] = Field(description="number of the prompt of each sample, counted from 0")
+    nearest: list[str] = Field(description="path of the training image that is nearest to each sample")
+    nearest_ratio: list[float] = Field(
+        description="distance to it over the median distance of a training image to its own nearest: 0 is a copy"
+    )
+    variety: Measured | None = Field(default=None, description="mean distance between the samples")
+    training_variety: float | None = Field(default=None, description="mean distance between the training images")
+    closeness: Measured | None = Field(
+        default=None, description="closeness to the training images: 1 as close as they are to each other"
+    )
+    validation_closeness: Measured | None = Field(
+        default=None, description="closeness to the images of the validation split"
+    )
+    adherence: Measured | None = Field(
+        default=None, description="mean confidence of the tagger in the tags of the prompts; left out if it has none"
+    )
+    contrast: Measured = Field(description="standard deviation of the luma")
+    saturation: Measured = Field(description="largest minus smallest colour channel")
+    clipped: Measured = Field(description="share of nearly black and nearly white pixels")
+    training_contrast: float = Field(description="contrast of the training images")
+    training_saturation: float = Field(description="saturation of the training images")
+    training_clipped: float = Field(description="clipped share of the training images")
+
+
 class SavedEvent(Event):
     """The final LoRA of a run was saved."""
 
@@ -387,6 +426,7 @@ EVENTS: dict[str, type[Event]] = {
         ValidationEvent,
         CheckpointEvent,
         SampleEvent,
+        SampleMeasuresEvent,
         SavedEvent,
         TaggedEvent,
         SkippedEvent,

@@ -421,6 +421,18 @@ WARNING_SIGNS: Mapping[str, WarningSign] = MappingProxyType(
             "Leave the prediction type on auto; if it is, use an earlier checkpoint.",
             ("prediction_type", "epochs"),
         ),
+        "copies": WarningSign(
+            "Samples copy a training image",
+            "The LoRA is memorising single images: it has been training for too long on too few, or on duplicates.",
+            "Set duplicates of that image aside and use an earlier checkpoint or fewer epochs.",
+            ("epochs", "repeats"),
+        ),
+        "burnt": WarningSign(
+            "Burnt colours",
+            "The learning rate is too high, or the LoRA is overtrained.",
+            "Use an earlier checkpoint; if all are burnt, lower the learning rate.",
+            ("unet_lr", "epochs"),
+        ),
     }
 )
 

@@ -42,11 +42,19 @@ def download(
 
 def cached_folder(repo: str) -> Path | None:
     """Return the folder of a repository's files in the Hub's cache, which may be incomplete; None if there is none."""
+    return cached_files(repo, ["model_index.json"])
+
+
+def cached_files(repo: str, patterns: Sequence[str]) -> Path | None:
+    """Return the folder of a repository in the Hub's cache; None if it has none there.
+
+    Nothing is downloaded; files that match `patterns` may be missing.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, local_files_only=True, allow_patterns=["model_index.json"]))
+        return Path(snapshot_download(repo, local_files_only=True, allow_patterns=list(patterns)))
     except (LocalEntryNotFoundError, OSError, ValueError):
         return None
 

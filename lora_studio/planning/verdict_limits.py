@@ -1,7 +1,7 @@
 """The limits of the verdicts on training runs, each with its reason.
 
 They were chosen on one half of the simulated curves of `tools/judge_verdicts.py`; docs/verdicts.md has how often each
-verdict is right on the other half and on real runs.
+verdict is right on the other half and on real runs. Those of the samples, at the end, are not yet proven on real runs.
 """
 
 from __future__ import annotations
@@ -46,3 +46,15 @@ MIN_DIFFERENCES, USUAL_FIXED_NOISE = 4, 0.01
 
 # NaN that comes and goes: a step in ten is lost, and a rate that overflows so often will do so for good.
 MAX_NAN_SHARE, MIN_NAN_STEPS = 0.1, 5
+
+# Samples: means of a few pictures differ by chance; a sign counts beyond this many standard errors.
+STANDARD_ERRORS_OF_PICTURES = 2.0
+# The distance to the nearest training image, over the median distance of a training image to its own nearest. The
+# pixels of thumbnails are farther apart in copies that differ in a detail than the features of a model are.
+COPY_RATIO, COPY_RATIO_OF_THUMBNAILS = 0.35, 0.35
+# Variety of the samples, over the lower one of that before training and that of the training images.
+COLLAPSED_VARIETY = 0.25
+# Contrast and saturation, over the lower one before training and of the training images: those may be pale themselves.
+WASHED_OUT_CONTRAST, WASHED_OUT_SATURATION = 0.5, 0.4
+# Above the higher one of the two: the share of black and white pixels, and the saturation by a factor.
+BURNT_CLIPPED, BURNT_SATURATION = 0.25, 1.6

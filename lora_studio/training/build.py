@@ -14,6 +14,7 @@ from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import PhaseEvent, Report
 from lora_studio.lora.inject import add_adapters, state_dora_axis
 from lora_studio.lora.layers import find_target_layers
+from lora_studio.measures.samples import ImageFile, SampleMeasurer
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.quantize import quantize
 from lora_studio.settings.choices import GradientCheckpointing
@@ -24,7 +25,7 @@ from lora_studio.training.data.batch import BatchTensors
 from lora_studio.training.data.cache import LatentCache, TextCache, encoders_hash, weights_hash
 from lora_studio.training.data.caption_variants import captions_to_cache
 from lora_studio.training.data.collate import Collator
-from lora_studio.training.data.dataset import epoch_steps
+from lora_studio.training.data.dataset import Dataset, epoch_steps
 from lora_studio.training.data.prefetch import Prefetch, prefetch_depth
 from lora_studio.training.data.rng import seeded_dropout
 from lora_studio.training.distributed import SINGLE_PROCESS, RankGroup
@@ -82,7 +83,19 @@ def build_trainer(
     report_truncated_captions(job, base, checked.dataset, report)
     report_truncated_prompts(job, checked.dataset, base, report)
     collator = _fill_caches(job, checked, base, home, phases, should_stop, ranks)
-    return make_trainer(job, folder, checked, base, collator, phases=phases, ranks=ranks)
+    trainer = make_trainer(job, folder, checked, base, collator, phases=phases, ranks=ranks)
+    return replace(trainer, sample_measurer=_sample_measurer(job, checked.dataset, home, report, should_stop))
+
+
+def _sample_measurer(
+    job: TrainJob, dataset: Dataset, home: Home, report: Report, should_stop: Callable[[], bool]
+) -> SampleMeasurer:
+    training, validation = (
+        [ImageFile(item.path, item.sha256) for item in items] for items in (dataset.items, dataset.validation_items)
+    )
+    return SampleMeasurer(
+        job.recipe.feature_model, training, validation, job.trigger_word, home, report=report, should_stop=should_stop
+    )
 
 
 def make_trainer(

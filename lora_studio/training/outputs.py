@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 
+from lora_studio.device import warn_if_out_of_memory
+from lora_studio.errors import StopRequested, StudioError
 from lora_studio.events import CheckpointEvent, EpochEvent, PhaseEvent, Report, SampleEvent, WarningEvent
 from lora_studio.lora.norms import model_norms
+from lora_studio.measures.samples import DrawnSample
 from lora_studio.models.png_info import save_png
 from lora_studio.planning.automatic_stop import automatic_stop
 from lora_studio.training.lora_file import (
@@ -19,12 +22,12 @@ from lora_studio.training.lora_file import (
     save_lora_file,
 )
 from lora_studio.training.progress import Progress
-from lora_studio.training.reporting.health import new_hints
+from lora_studio.training.reporting.health import hints_of, new_hints
 from lora_studio.training.resume import capture_state
 from lora_studio.training.resume_state import save_state
 from lora_studio.training.samples import encode_prompt, generate_samples, sample_parameters, samples_of
 from lora_studio.training.trainer import Trainer
-from lora_studio.training.validation import evaluations_of, loss_record, measure_base, validate
+from lora_studio.training.validation import evaluations_of, loss_record, measure_base, sample_verdicts, validate
 from lora_studio.workspace.job_folder import JobFolder
 
 STATE_INTERVAL = 600.0  # seconds between resume states: the most work that a crash of the machine loses
@@ -175,6 +178,7 @@ class Outputs:
                 report=self.report,
                 should_stop=self.should_stop,
             )
+            drawn = []
             for index, (sample, image) in enumerate(zip(samples, images, strict=False)):
                 if image is None:
                     message = f"The sample for {sample.prompt!r} has NaN or Inf values and is not saved."
@@ -184,7 +188,36 @@ class Outputs:
                 save_png(image, path, sample_parameters(sample, trainer, step))
                 name = str(path.relative_to(trainer.folder))
                 self.report(SampleEvent(step=step, epoch=epoch, index=index, path=name, **asdict(sample)))
+                drawn.append(DrawnSample(index, sample.prompt, image))
+        if not self.should_stop():
+            self._measure_samples(drawn, epoch)
         JobFolder(trainer.folder).clear_sample_request()
+
+    def _measure_samples(self, samples: Sequence[DrawnSample], epoch: int | None) -> None:
+        """Measure the samples of this step, report the measures and each sign in them once.
+
+        Without memory or the model, a warning is reported instead.
+        """
+        trainer, progress = self.trainer, self.progress
+        if trainer.sample_measurer is None:
+            return
+        found = None
+        try:
+            message = "Memory ran out while measuring the samples."
+            with warn_if_out_of_memory(self.report, "sample_measures_out_of_memory", message):
+                found = trainer.sample_measurer.measure(samples, step=progress.step, epoch=epoch)
+        except StopRequested:
+            return
+        except StudioError as error:
+            self.report(WarningEvent(code=error.code, message=error.message, why=error.remedy))
+        if found is None:
+            return
+        earlier = [event for event in progress.sample_measures if event.step < found.step]
+        progress.sample_measures = [*earlier, found]
+        self.report(found)
+        verdicts = sample_verdicts(trainer, progress)
+        for hint in hints_of(progress, verdicts):
+            self.report(hint)
 
     def save_state(self) -> None:
         """Save the resume state after the last step, if it is not saved yet.

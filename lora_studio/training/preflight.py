@@ -20,6 +20,7 @@ from lora_studio.device import torch_device, torch_dtype
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.lora.layers import TargetLayer, find_target_layers
 from lora_studio.lora.shapes import tensor_shapes
+from lora_studio.measures.models import named_feature_model
 from lora_studio.models.catalogue import find_base
 from lora_studio.models.compatibility import check_peft_compatibility
 from lora_studio.models.locate import BaseConfig, Source, fetch_base, find_vae, read_base_config, resolve_base
@@ -97,6 +98,8 @@ def preflight(
     base_config = attempt(partial(read_base_config, source)) if source is not None and source.kind != "repo" else None
     if job.vae is not None:
         attempt(partial(find_vae, job.vae))
+    if recipe.feature_model:
+        attempt(partial(named_feature_model, recipe.feature_model, home))
     attempt(check_peft_compatibility)
     found += [*recipe_errors(recipe, find_base(job.base)), *process_count_errors(job), *tracker_errors(recipe)]
     found += missing_weights_errors(job)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from lora_studio.events import SampleMeasuresEvent
 from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.steps import StepCount
@@ -46,8 +47,8 @@ class Progress(BaseModel):
     `step` counts the optimizer steps taken, `epochs_finished` the epochs whose LoRA, samples and resume state are
     saved. `started` is in seconds since 1970. `losses` has the training loss of each reported step, None where it was
     not finite; `relative_losses` the same relative to the base's loss, None also where that was unknown.
-    `automatic_stops` are the times that the run stopped by itself. `continued` is set in a run that continues another
-    one for more epochs.
+    `sample_measures` are those of the samples so far, in order of their steps. `automatic_stops` are the times that the
+    run stopped by itself. `continued` is set in a run that continues another one for more epochs.
     """
 
     step: int = 0
@@ -61,6 +62,7 @@ class Progress(BaseModel):
     image_losses: ImageLosses = Field(default_factory=ImageLosses)
     reported_hints: list[str] = Field(default_factory=list)
     automatic_stops: list[AutomaticStop] = Field(default_factory=list)
+    sample_measures: list[SampleMeasuresEvent] = Field(default_factory=list)
     continued: Continuation | None = None
 
     def to_dict(self) -> dict[str, Any]:

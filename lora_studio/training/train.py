@@ -37,7 +37,7 @@ from lora_studio.training.reporting.trackers import tracked
 from lora_studio.training.resume import resume_run
 from lora_studio.training.speed.gpu_fallbacks import failures_of, known_failures, plain_recipe
 from lora_studio.training.trainer import PRECISIONS, Trainer
-from lora_studio.training.validation import loss_record
+from lora_studio.training.validation import loss_record, sample_verdicts
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 
@@ -47,6 +47,7 @@ class TrainResult(BaseModel):
 
     A run that stopped by itself has `automatic_stop`; its `lora` is the checkpoint that is its result, if there is one.
     `worst_verdict` is the worst serious verdict that the run had before the last one, `verdict`; None if it had none.
+    `sample_verdicts` are those on the last samples.
     """
 
     run: Path
@@ -59,6 +60,7 @@ class TrainResult(BaseModel):
     automatic_stop: AutomaticStop | None = None
     verdict: Verdict | None = None
     worst_verdict: Verdict | None = None
+    sample_verdicts: list[Verdict] = []
 
 
 def train(
@@ -156,11 +158,13 @@ def _result(
 ) -> TrainResult:
     verdict = worst = automatic = None
     lora = folder.path / f"{job.name}.safetensors" if end is LoopEnd.COMPLETE else None
+    by_samples: list[Verdict] = []
     if trainer and progress:
         record = loss_record(trainer, progress)
         running = len(record.losses) < record.length
         verdict = judge(record, recipe=job.recipe, running=running)
         worst = worst_verdict(record, recipe=job.recipe)
+        by_samples = sample_verdicts(trainer, progress)
         if end is LoopEnd.AUTOMATIC:
             automatic, lora = progress.automatic_stops[-1], result_of_stop(trainer, progress)
     return TrainResult(
@@ -174,4 +178,5 @@ def _result(
         automatic_stop=automatic,
         verdict=verdict,
         worst_verdict=worst,
+        sample_verdicts=by_samples,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lora_studio.lora.inject import Adapters
+from lora_studio.measures.samples import SampleMeasurer
 from lora_studio.models.load import Base
 from lora_studio.planning.steps import StepCount, text_encoder_stop
 from lora_studio.settings.job_specs import TrainJob
@@ -36,7 +37,7 @@ class Trainer:
     """The parts of a run in `folder`; `Progress` has what changes.
 
     `weights` are the trained weights, of which `adapters` are the layers. `device` and `dtype` are those of the forward
-    pass. Without `decodes_in_half` samples are decoded in fp32.
+    pass. Without `decodes_in_half` samples are decoded in fp32, without a `sample_measurer` they are not measured.
     """
 
     job: TrainJob
@@ -58,6 +59,7 @@ class Trainer:
     batch_loss: BatchLoss
     gradient_pass: GradientPass
     decodes_in_half: bool = True
+    sample_measurer: SampleMeasurer | None = None
 
     @property
     def recipe(self) -> Recipe:

@@ -13,6 +13,8 @@ from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import BaseLossEvent, PhaseEvent, Report, ValidationEvent, WarningEvent
 from lora_studio.planning.evaluations import Evaluations, plan_evaluations
 from lora_studio.planning.loss_record import LossRecord
+from lora_studio.planning.picture_verdicts import judge_samples
+from lora_studio.planning.verdicts import Verdict
 from lora_studio.settings.choices import LossType
 from lora_studio.training.evaluation import EvaluationPoint, evaluate, training_points, validation_points
 from lora_studio.training.lora_file import checkpoints_by_step
@@ -38,6 +40,12 @@ def loss_record(trainer: Trainer, progress: Progress) -> LossRecord:
         validates=bool(trainer.dataset.validation_items),
         checkpoints=checkpoints_by_step(trainer, progress),
     )
+
+
+def sample_verdicts(trainer: Trainer, progress: Progress) -> list[Verdict]:
+    """Return the verdicts on the latest samples."""
+    checkpoints = checkpoints_by_step(trainer, progress)
+    return judge_samples(progress.sample_measures, recipe=trainer.recipe, checkpoints=checkpoints)
 
 
 def measure_base(trainer: Trainer, progress: Progress, *, report: Report, should_stop: Callable[[], bool]) -> None:

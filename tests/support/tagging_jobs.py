@@ -43,7 +43,7 @@ class RedTagger:
     def content_hash(self) -> str:
         return self.name
 
-    def load(self) -> RedTagger:
+    def load(self, *, on_cpu: bool = False) -> RedTagger:
         self.loaded += 1
         return self
 

@@ -51,6 +51,7 @@ LAYERS = (
     ("ledger",),
     ("lora",),
     ("models",),
+    ("measures",),
     ("planning",),
     ("dataset.ingest", "dataset.tagging"),
     ("dataset",),
@@ -88,7 +89,7 @@ HEAVY = {
     "prodigyplus",
     "pytorch_optimizer",
 }
-HEAVY_PLACES = ("models/", "lora/", "training/", "sampling/", "dataset/tagging/", "demo/")
+HEAVY_PLACES = ("models/", "lora/", "training/", "sampling/", "dataset/tagging/", "measures/vision.py", "demo/")
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

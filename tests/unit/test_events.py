@@ -17,7 +17,7 @@ STEP = StepEvent(time=5.5, step=3, total=10, epoch=1, loss=0.25, lr=1e-4)
 
 def test_every_event_is_registered_under_its_name() -> None:
     assert {model.name: model for model in EVENTS.values()} == EVENTS
-    assert len(EVENTS) == 25
+    assert len(EVENTS) == 26
     assert set(PROCESS_EVENTS) < set(EVENTS.values())
 
 

@@ -39,9 +39,12 @@ class BlipTagger:
         return int(self.model.config.vision_config.image_size)
 
     @classmethod
-    def load(cls, folder: Path, *, name: str) -> Self:
-        """Load from a folder, in fp32 on a CPU and in half precision on a GPU; raises InputError if it is broken."""
-        device = torch_device()
+    def load(cls, folder: Path, *, name: str, on_cpu: bool = False) -> Self:
+        """Load from a folder, in fp32 on a CPU and in half precision on a GPU.
+
+        With `on_cpu`, a GPU is not used. Raises InputError if it is broken.
+        """
+        device = torch.device("cpu") if on_cpu else torch_device()
         dtype, _ = torch_dtype(Precision.AUTO, device)
         logging.disable_progress_bar()
         try:

@@ -2,7 +2,8 @@
 
 Another threshold, tag list or trigger word needs no forward pass again. `cache/tags/MODEL/` belongs to one tagger:
 MODEL is a hash of its files and of `CACHE_VERSION`, labels.json has its tags, and each .npz file, written atomically,
-the predictions of some images. Safe to delete.
+the predictions of some images. `cache/features/` has those of models that compare pictures, in the same files. Safe to
+delete.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_studio.dataset.tagging.catalogue import TaggerFiles
-from lora_studio.dataset.tagging.interface import Prediction
+from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.dataset.tagging.labels import Label
 from lora_studio.dataset.tagging.selection import confidence_by_tag
 from lora_studio.errors import StudioError
@@ -35,6 +35,12 @@ FLUSH_IMAGES = 256
 FLUSH_SECONDS = 20.0
 MAX_FILES = 64  # more are merged into one when they are read
 LABELS_FILE = "labels.json"
+TAGS, FEATURES = "tags", "features"  # kinds of caches: of taggers, and of models that compare pictures alone
+
+
+def cache_key(files: ModelFiles) -> str:
+    """Return the name of the folder with a model's predictions."""
+    return hashlib.sha256(f"{CACHE_VERSION} {files.content_hash()}".encode()).hexdigest()[:24]
 
 
 @dataclass
@@ -48,10 +54,9 @@ class TagCache:
     _flushed: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, tagger: TaggerFiles, home: Home) -> TagCache:
-        """Open the cache of a tagger, or create it."""
-        key = hashlib.sha256(f"{CACHE_VERSION} {tagger.content_hash()}".encode()).hexdigest()[:24]
-        folder = home.cache / "tags" / key
+    def of(cls, tagger: ModelFiles, home: Home, kind: str = TAGS) -> TagCache:
+        """Open the cache of a model, or create it. That of a model that is not a tagger is of another `kind`."""
+        folder = home.cache / kind / cache_key(tagger)
         if not (folder / LABELS_FILE).is_file():
             write_json(folder / LABELS_FILE, {"name": tagger.name, "labels": tagger.labels})
         files = sorted(folder.glob("*.npz"))
@@ -75,11 +80,12 @@ class TagCache:
 
 @dataclass(frozen=True)
 class CachedPredictions:
-    """The predictions of one tagger, read-only. `name` is the name that the tagger was found by."""
+    """The predictions of one tagger, read-only. `name` is the name that it was found by, `key` its `cache_key`."""
 
     name: str
     labels: tuple[Label, ...]
     predictions: Mapping[str, Prediction]
+    key: str
 
     def confidences(self, sha256: str) -> Mapping[str, float]:
         """Return the confidence (0.01 to 1) of each tag of an image; empty if there is no prediction for it."""
@@ -92,7 +98,7 @@ def cached_predictions(home: Home, sha256s: Collection[str]) -> CachedPrediction
     wanted = set(sha256s)
     best: tuple[int, float] | None = None
     found = None
-    for folder in sorted((home.cache / "tags").glob("*/")):
+    for folder in sorted((home.cache / TAGS).glob("*/")):
         names = tuple(sorted(path.name for path in folder.glob("*.npz")))
         if not names:
             continue
@@ -125,9 +131,10 @@ def _read_folder(folder: Path, names: tuple[str, ...]) -> CachedPredictions:
     try:
         content = json.loads((folder / LABELS_FILE).read_text("utf-8"))
         labels = tuple(Label(str(name), int(category)) for name, category in content["labels"])
-        return CachedPredictions(str(content["name"]), labels, _read_files([folder / name for name in names]))
+        predictions = _read_files([folder / name for name in names])
+        return CachedPredictions(str(content["name"]), labels, predictions, folder.name)
     except (OSError, ValueError, KeyError, TypeError):
-        return CachedPredictions("", (), {})
+        return CachedPredictions("", (), {}, folder.name)
 
 
 def _read_files(files: Sequence[Path]) -> dict[str, Prediction]:

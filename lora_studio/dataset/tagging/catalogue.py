@@ -106,15 +106,15 @@ class TaggerFiles:
             digest.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
         return digest.hexdigest()
 
-    def load(self) -> Tagger:
-        """Load the model onto the best device; raises InputError if it is broken."""
+    def load(self, *, on_cpu: bool = False) -> Tagger:
+        """Load the model onto the best device, or the CPU; raises InputError if it is broken."""
         if self.layout == "wd":
             from lora_studio.dataset.tagging.wd import WdTagger
 
-            return WdTagger.load(self.folder, name=self.name)
+            return WdTagger.load(self.folder, name=self.name, on_cpu=on_cpu)
         from lora_studio.dataset.tagging.blip import BlipTagger
 
-        return BlipTagger.load(self.folder, name=self.name)
+        return BlipTagger.load(self.folder, name=self.name, on_cpu=on_cpu)
 
 
 def find_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> TaggerFiles:
@@ -122,14 +122,36 @@ def find_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = l
 
     `on_progress(message)` is called before a download. Raises InputError if it is missing, incomplete or a pickle.
     """
-    folder = fetch_tagger(name, home=home, on_progress=on_progress)
+    return _read_files(name, fetch_tagger(name, home=home, on_progress=on_progress))
+
+
+def find_local_tagger(name: str, *, home: Home) -> TaggerFiles | None:
+    """Find the files of a tagger without downloading anything; None if they are not all on this machine."""
+    try:
+        location = _location(name.strip(), home)
+        folder = location if isinstance(location, Path) else hub.cached_files(location, (*CONFIG_FILES, WEIGHTS_FILE))
+        return None if folder is None else _read_files(name, folder)
+    except InputError:
+        return None
+
+
+def _read_files(name: str, folder: Path) -> TaggerFiles:
     layout = read_layout(folder)
     return TaggerFiles(name.strip(), folder, layout, read_labels(folder / TAGS_FILE) if layout == "wd" else ())
 
 
 def fetch_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = lambda message: None) -> Path:
     """Return the folder of a tagger with all its files; a repository is downloaded unless it is cached."""
-    name = name.strip()
+    location = _location(name.strip(), home)
+    if isinstance(location, Path):
+        return location
+    on_progress(f"Downloading {location}")
+    read_layout(hub.download(location, CONFIG_FILES), weights=False)
+    return hub.download(location, (*CONFIG_FILES, WEIGHTS_FILE))
+
+
+def _location(name: str, home: Home) -> str | Path:
+    """Return the folder or the Hub repository of a tagger; raises InputError if it can be neither."""
     location: str | Path = name
     if (known := CATALOGUE.get(name.lower())) is not None:
         location = known.location if isinstance(known.location, str) else known.location()
@@ -152,9 +174,7 @@ def fetch_tagger(name: str, *, home: Home, on_progress: Callable[[str], None] = 
             f"Give one of {', '.join(CATALOGUE)}, a Hub repository such as {CATALOGUE['wd14'].location}, or a folder.",
             code="tagger_missing",
         )
-    on_progress(f"Downloading {location}")
-    read_layout(hub.download(location, CONFIG_FILES), weights=False)
-    return hub.download(location, (*CONFIG_FILES, WEIGHTS_FILE))
+    return location
 
 
 def read_layout(folder: Path, *, weights: bool = True) -> Layout:

@@ -51,6 +51,24 @@ class Prediction:
     features: NDArray[np.float16] = field(default_factory=lambda: np.empty(0, np.float16))
 
 
+class ModelFiles(Protocol):
+    """The files of a model that predicts something for an image, not loaded."""
+
+    @property
+    def name(self) -> str:
+        """The name by which it was found."""
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """Its tags, one per output; none if it predicts no tags."""
+
+    def content_hash(self) -> str:
+        """Return a hash of everything that affects its predictions."""
+
+    def load(self, *, on_cpu: bool = False) -> Tagger:
+        """Load the model onto the best device, or the CPU; raises InputError if it is broken."""
+
+
 class Tagger(Protocol):
     """A loaded model."""
 

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from lora_studio.dataset.images.decode import decode, file_sha256
 from lora_studio.dataset.tagging.batch_size import BatchSize
 from lora_studio.dataset.tagging.cache import TagCache
-from lora_studio.dataset.tagging.catalogue import TaggerFiles
-from lora_studio.dataset.tagging.interface import Prediction
+from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
 from lora_studio.device import free_gpu_cache, is_out_of_memory
 from lora_studio.errors import InputError
 
@@ -31,12 +30,13 @@ class ImagePrediction(NamedTuple):
 
 @dataclass
 class TaggerRunner:
-    """A tagger with its cache. The model is loaded when the first image needs it."""
+    """A tagger with its cache. The model is loaded when the first image needs it, onto the best device or `on_cpu`."""
 
-    files: TaggerFiles
+    files: ModelFiles
     cache: TagCache
     on_load: Callable[[str], None]
     batch: BatchSize = field(default_factory=BatchSize)
+    on_cpu: bool = False
     _tagger: Any = None
 
     def predict(self, paths: Sequence[Path], sha256_of: Callable[[Path], str]) -> Iterator[list[ImagePrediction]]:
@@ -73,7 +73,7 @@ class TaggerRunner:
         """Decode images (path and SHA-256) in the pool, and yield their predictions in batches."""
         if self._tagger is None:
             self.on_load(f"Loading the tagger {self.files.name}")
-            self._tagger = self.files.load()
+            self._tagger = self.files.load(on_cpu=self.on_cpu)
         tagger = self._tagger
 
         def decoded(image: tuple[Path, str]) -> Any:

@@ -38,8 +38,8 @@ class WdTagger:
     device: torch.device
 
     @classmethod
-    def load(cls, folder: Path, *, name: str) -> Self:
-        """Load from a folder onto the best device; raises InputError if its files do not match."""
+    def load(cls, folder: Path, *, name: str, on_cpu: bool = False) -> Self:
+        """Load from a folder onto the best device, or the CPU; raises InputError if its files do not match."""
         labels = read_labels(folder / TAGS_FILE)
         try:
             model = timm.create_model(f"local-dir:{folder}", pretrained=False)
@@ -58,7 +58,7 @@ class WdTagger:
                 f"Download {TAGS_FILE} of the same version.",
                 code="tagger_broken",
             )
-        device = torch_device()
+        device = torch.device("cpu") if on_cpu else torch_device()
         data = resolve_data_config(pretrained_cfg=model.pretrained_cfg, model=model)
         return cls(name, model.eval().to(device), create_transform(**data), labels, data["input_size"][-1], device)
 

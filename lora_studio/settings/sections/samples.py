@@ -98,6 +98,14 @@ class SampleSettings(Settings):
         ge=0,
         le=30,
     )
+    feature_model: str = setting(
+        label="Model that compares samples",
+        group=Group.SAMPLES,
+        default="",
+        why="Shows whether samples copy training images or become all the same. Empty: the tagger of the dataset. Or "
+        "CLIP, SigLIP or DINOv2 as a folder or a Hub repository that is on this machine: nothing is downloaded.",
+        max_length=300,
+    )
     save_every_n_epochs: int = setting(
         1,
         label="Save every",
@@ -130,8 +138,8 @@ class SampleSettings(Settings):
     def _lines(cls, value: Any) -> Any:
         return split_lines(value)
 
-    @field_validator("sample_negative_prompt", mode="before")
+    @field_validator("sample_negative_prompt", "feature_model", mode="before")
     @classmethod
     def _none_is_empty(cls, value: Any) -> Any:
-        """Accept None, which an empty form field and `--set sample_negative_prompt=` give, as no negative prompt."""
+        """Accept None, which an empty form field and `--set sample_negative_prompt=` give, as an empty text."""
         return "" if value is None else value

@@ -12,6 +12,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from lora_studio.errors import InputError
+from lora_studio.measures.samples import DrawnSample, SampleMeasurer
 from lora_studio.models.catalogue import BASES
 from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.png_info import read_parameters
@@ -19,10 +21,12 @@ from lora_studio.settings.choices import Sampler
 from lora_studio.training import samples
 from lora_studio.training.batch_loss import BatchLoss
 from lora_studio.training.data.batch import BatchTensors
+from lora_studio.training.resume_state import load_state
 from lora_studio.training.samples import Sample, generate_samples, samples_of
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home
 from tests.support.events import Events, append_to, of
+from tests.support.sample_measures import measures
 from tests.support.training_runs import make_images, make_job, same, train_into, weights_of
 
 
@@ -187,7 +191,7 @@ def test_each_sample_is_drawn_with_its_own_settings_and_says_so(
     training_inputs: Path, tmp_path: Path, home: Home
 ) -> None:
     """A run whose text encoders are not loaded any more: the negative prompts are cached with the captions."""
-    images = make_images(tmp_path / "images", [(64, 64)])
+    images = make_images(tmp_path / "images", [(64, 64)] * 3)
     lines = ["{trigger}, owl --n blurry --w 128 --h 64 --d 7 --s 2 --l 3.5 --ss euler_a", f"cat --n {'red ' * 200}"]
     job = make_job(
         training_inputs / "base", images, sample_prompts=lines, sample_at_first=True, sample_steps=1, epochs=1
@@ -207,6 +211,38 @@ def test_each_sample_is_drawn_with_its_own_settings_and_says_so(
     prompt, negative, line = parameters.split("\n")
     assert (prompt, negative) == ("inkstamp, owl <lora:ink:1>", "Negative prompt: blurry")
     assert line.startswith("Steps: 2, Sampler: Euler a, CFG scale: 3.5, Seed: 7, Size: 128x64, Model hash: ")
+    (measured,) = of(events, "sample_measures")
+    assert (measured["step"], measured["indices"], measured["images"]) == (0, [0, 1], 3)
+    assert result.sample_verdicts == []
+    assert measured_steps(result.run) == [0]
+
+
+def measured_steps(run: Path) -> list[int]:
+    """Return the steps of the sample measures in a run's resume state."""
+    state = load_state(run / "checkpoints" / "state", on_damage=lambda message: pytest.fail(message))
+    assert state is not None
+    return [event.step for event in state.progress.sample_measures]
+
+
+def test_signs_in_the_samples_are_hints_once_and_verdicts_of_the_result(
+    training_inputs: Path, tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third epoch the model cannot be used: the run continues."""
+
+    def measure(self: SampleMeasurer, samples: list[DrawnSample], *, step: int, epoch: int) -> Any:
+        assert [(sample.index, sample.prompt) for sample in samples] == [(0, "inkstamp")]
+        if epoch == 3:
+            raise InputError("It is broken.", "Download it again.", code="feature_model_broken")
+        return measures(step, epoch=epoch, nearest_ratio=[0.0, 1.0, 1.0, 1.0])
+
+    monkeypatch.setattr(SampleMeasurer, "measure", measure)
+    images = make_images(tmp_path / "images", [(64, 64)])
+    job = make_job(training_inputs / "base", images, sample_every_n_epochs=1, sample_steps=1, epochs=3)
+    result, events = train_into(job, tmp_path / "run", home)
+    assert [values["step"] for values in of(events, "sample_measures")] == [1, 2]
+    assert [values["code"] for values in of(events, "hint")].count("copies") == 1
+    assert "feature_model_broken" in {values["code"] for values in of(events, "warning")}
+    assert [(verdict.code, verdict.step) for verdict in result.sample_verdicts] == [("copies", 2)]
 
 
 @pytest.mark.slow

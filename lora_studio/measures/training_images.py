@@ -1,0 +1,88 @@
+"""Closeness to the training images and memorisation: how near pictures are to images that the LoRA has seen, or not.
+
+Features of images are unit vectors [N, F], those of pictures [prompts, seeds, F], of the same model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lora_studio.measures.distances import MIN_DISTANCE, Vectors, cross_distances, mean, mean_pairwise
+from lora_studio.measures.estimate import Estimate, jackknife
+
+MIN_IMAGES = 3  # fewer say nothing about how far apart the training images are
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Of each picture [prompts, seeds], the nearest training image and the relative distance to it.
+
+    `nearest` has indices of training images, -1 for a missing picture; `ratios` are 0 for a copy, 1 for a picture that
+    is as far from the nearest training image as a typical training image is from its own nearest; NaN if missing.
+    `mean` is the mean of the ratios with its jackknife standard error.
+    """
+
+    nearest: NDArray[np.intp]
+    ratios: Vectors
+    mean: Estimate
+
+    @property
+    def closest(self) -> tuple[int, int]:
+        """The prompt and seed of the picture with the lowest ratio."""
+        prompt, seed = np.unravel_index(np.nanargmin(self.ratios), self.ratios.shape)
+        return int(prompt), int(seed)
+
+
+def closeness(pictures: Vectors, images: Vectors) -> Estimate | None:
+    """Return how close pictures are to images: the mean distance among the images over that to the pictures.
+
+    1: a picture is as far from the images as these are from each other, so it could be one of them. Near 0: it is
+    something else. Above 1: it is nearer to the middle of the images than they are, as an average is. The same for
+    training images and for those of the validation split: only for images that were trained on, memorising raises it.
+    peft's method comparison of image generation uses the similarity of features to images not trained on, too. None
+    with fewer than MIN_IMAGES images.
+    """
+    if len(images) < MIN_IMAGES:
+        return None
+    apart = max(mean_pairwise(images), MIN_DISTANCE)
+    to_images = _to_images(pictures, images).mean(axis=-1)
+    return jackknife(
+        lambda prompts, seeds: apart / max(mean(to_images[prompts][:, seeds]), MIN_DISTANCE), to_images.shape
+    )
+
+
+def nearest_distance(images: Vectors) -> float:
+    """Return the median distance of the images to their nearest other image.
+
+    The median, since some duplicates are often left in a training set.
+    """
+    between = cross_distances(images, images)
+    np.fill_diagonal(between, np.inf)
+    return max(float(np.median(between.min(axis=1))), MIN_DISTANCE)
+
+
+def memorisation(pictures: Vectors, images: Vectors) -> Memorisation | None:
+    """Return the nearest training image of each picture, and its distance relative to those among the images.
+
+    The distance to the nearest image over the median distance of an image to its own nearest. Carlini et al. 2023
+    (Extracting training data from diffusion models, arXiv:2301.13188) relate the distance to a training image in the
+    same way to those of its neighbours, since what is near depends on how dense the images are. None with fewer than
+    MIN_IMAGES images, or without a picture.
+    """
+    if len(images) < MIN_IMAGES:
+        return None
+    to_images = _to_images(pictures, images)
+    missing = np.isnan(to_images).any(axis=-1)
+    nearest = np.where(missing, -1, to_images.argmin(axis=-1))
+    ratios: Vectors = to_images.min(axis=-1) / np.float32(nearest_distance(images))
+    found = jackknife(lambda prompts, seeds: mean(ratios[prompts][:, seeds]), ratios.shape)
+    return None if found is None else Memorisation(nearest, ratios, found)
+
+
+def _to_images(pictures: Vectors, images: Vectors) -> Vectors:
+    """Return the distances [prompts, seeds, N] of pictures to images."""
+    prompts, seeds, size = pictures.shape
+    return cross_distances(pictures.reshape(-1, size), images).reshape(prompts, seeds, -1)

@@ -1,0 +1,52 @@
+"""Colour figures and thumbnails."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from lora_studio.measures.colours import Colours, colours, mean_colour
+from lora_studio.measures.thumbnails import SIDE, ThumbnailModel, as_pixels
+
+
+def figures(*images: Image.Image) -> Colours:
+    model = ThumbnailModel()
+    return colours(
+        as_pixels(np.stack([found.features for found in model.predict(list(map(model.preprocess, images)))]))
+    )
+
+
+def halves(left: str, right: str) -> Image.Image:
+    image = Image.new("RGB", (100, 60), left)
+    ImageDraw.Draw(image).rectangle((50, 0, 99, 59), fill=right)
+    return image
+
+
+def test_figures_of_known_pictures() -> None:
+    grey, checked, red = (
+        figures(Image.new("RGB", (50, 80), "#808080")),
+        figures(halves("black", "white")),
+        figures(halves("red", "red")),
+    )
+    assert [float(value[0]) for value in grey] == pytest.approx([0, 0, 0], abs=1e-3)
+    assert [float(value[0]) for value in checked] == pytest.approx([0.5, 0, 1], abs=0.03)
+    assert float(red.saturation[0]) == pytest.approx(1)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
+def test_a_washed_out_picture_has_less_contrast_and_saturation(seed: int, kept: float) -> None:
+    pixels = np.random.default_rng(seed).random((SIDE, SIDE, 3), dtype=np.float32)
+    found = colours(np.stack([pixels, 0.5 + np.float32(kept) * (pixels - 0.5)]))
+    assert found.contrast[1] == pytest.approx(kept * found.contrast[0], rel=1e-3)
+    assert found.saturation[1] == pytest.approx(kept * found.saturation[0], rel=1e-3)
+
+
+def test_a_missing_picture_is_left_out() -> None:
+    pixels = np.zeros((1, 2, SIDE, SIDE, 3), np.float32)
+    pixels[0, 0] = np.nan
+    found = mean_colour(colours(pixels).clipped)
+    assert found is not None
+    assert found.value == 1
