@@ -40,9 +40,9 @@ class ImageFile(NamedTuple):
 
 
 class DrawnSample(NamedTuple):
-    """A sample: the number of its prompt, the prompt and the image."""
+    """A sample: the number of its prompt, counted from 0, the prompt and the image."""
 
-    index: int
+    number: int
     prompt: str
     image: Image.Image
 
@@ -84,7 +84,7 @@ class SampleMeasurer:
             epoch=epoch,
             features=self._files.name,
             images=len(images.paths),
-            indices=[sample.index for sample in samples],
+            indices=[sample.number for sample in samples],
             nearest=[str(images.paths[number]) for number in nearest.nearest[:, 0]],
             nearest_ratio=[_rounded(ratio) for ratio in nearest.ratios[:, 0]],
             variety=_measured(prompt_variety(pictures)),

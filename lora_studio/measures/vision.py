@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.modeling_auto import AutoModel
 from transformers.utils import logging
 
 from lora_studio.dataset.tagging.interface import Prediction

@@ -230,7 +230,7 @@ def test_signs_in_the_samples_are_hints_once_and_verdicts_of_the_result(
     """In the third epoch the model cannot be used: the run continues."""
 
     def measure(self: SampleMeasurer, samples: list[DrawnSample], *, step: int, epoch: int) -> Any:
-        assert [(sample.index, sample.prompt) for sample in samples] == [(0, "inkstamp")]
+        assert [(sample.number, sample.prompt) for sample in samples] == [(0, "inkstamp")]
         if epoch == 3:
             raise InputError("It is broken.", "Download it again.", code="feature_model_broken")
         return measures(step, epoch=epoch, nearest_ratio=[0.0, 1.0, 1.0, 1.0])
