@@ -294,6 +294,14 @@ def doctor(home: HomeOption = None, as_json: Json = False) -> None:
 
 
 @app.command(hidden=True)
+def upload(file: Annotated[Path, typer.Argument(metavar="UPLOAD.json")]) -> None:
+    """Upload the release that a file describes and write its result there; the studio starts this."""
+    from lora_studio.sharing.upload import run_upload
+
+    raise typer.Exit(0 if run_upload(file) else 1)
+
+
+@app.command(hidden=True)
 def worker(
     folder: Annotated[Path, typer.Argument(metavar="JOB")],
     home: HomeOption = None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lora_studio.errors import InputError, JobError
 from lora_studio.hub import is_repo_name
+from lora_studio.workspace.tool_run import Progress, ToolRun, record_run
 
 
 def upload_release(
@@ -53,3 +54,13 @@ def upload_release(
             code="hub_upload",
         ) from error
     return str(created)
+
+
+def run_upload(file: Path) -> bool:
+    """Upload the release that a file made by `ToolRun.save` describes; return whether it succeeded."""
+
+    def upload(run: ToolRun, on_progress: Progress) -> dict[str, str]:
+        folder, repo = Path(run.arguments["folder"]), run.arguments["repo"]
+        return {"url": upload_release(folder, repo, private=run.arguments["private"])}
+
+    return record_run(file, upload)

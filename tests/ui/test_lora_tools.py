@@ -15,7 +15,7 @@ from lora_studio.ui.state import lora_tools
 from lora_studio.ui.state.lora_files import import_lora
 from lora_studio.ui.sweep.tools import LoraTools
 from lora_studio.workspace.project import Home, Project
-from lora_studio.workspace.tool_run import FILE_NAME
+from lora_studio.workspace.tool_run import LORA_TOOL_FILE
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import LORA, make_project
 from tests.support.lora_layers import LINEAR, random_layer, write_layers
@@ -45,7 +45,7 @@ def finish(monkeypatch: pytest.MonkeyPatch, project: Project) -> Callable[[], bo
 
     monkeypatch.setattr(lora_tools.subprocess, "Popen", Process)
     monkeypatch.setattr(lora_tools.threading.Thread, "start", lambda thread: None)
-    return lambda: run_tool(project.path / FILE_NAME, project.home)
+    return lambda: run_tool(project.path / LORA_TOOL_FILE, project.home)
 
 
 def test_a_resized_file_is_in_the_list_and_its_error_shown(

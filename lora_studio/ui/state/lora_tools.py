@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lora_studio.worker import MAIN_FILE
 from lora_studio.workspace.job_folder import slugify
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home, Project
-from lora_studio.workspace.tool_run import FILE_NAME, Tool, ToolRun, ToolState, read_tool_run
+from lora_studio.workspace.tool_run import LORA_TOOL_FILE, Tool, ToolRun, ToolState, read_tool_run
 
 ENDINGS = {
     Tool.RESIZE: "resized",
@@ -106,23 +106,31 @@ class ToolForm:
 
 def current_tool_run(project: Project) -> ToolRun | None:
     """Return the latest run of a tool in a project; None before the first."""
-    return read_tool_run(project.path / FILE_NAME)
+    return read_tool_run(project.path / LORA_TOOL_FILE)
 
 
 def start_tool(project: Project, form: ToolForm, home: Home) -> ToolRun:
     """Start the tool in a process of its own, which outlives the page; raise InputError if one is running."""
-    current = current_tool_run(project)
+    with disk_errors(project.path):
+        project.loras_dir.mkdir(exist_ok=True)
+    command = ["lora", "run", "--home", str(home.path)]
+    return start_recorded(project.path / LORA_TOOL_FILE, form.tool, form.arguments(project), command)
+
+
+def start_recorded(file: Path, tool: Tool, arguments: dict[str, Any], command: Sequence[str]) -> ToolRun:
+    """Start a command, which gets `file` as its last argument, in a process that writes its progress into the file.
+
+    Raises InputError if the run before it in the same file has not ended.
+    """
+    current = read_tool_run(file)
     if current is not None and current.state is ToolState.RUNNING:
         raise InputError("A tool is running in this project.", "Wait until it has ended.", code="busy")
     own = psutil.Process()
-    run = ToolRun(tool=form.tool, arguments=form.arguments(project), pid=own.pid, pid_started=own.create_time())
-    file = project.path / FILE_NAME
-    with disk_errors(project.path):
-        project.loras_dir.mkdir(exist_ok=True)
+    run = ToolRun(tool=tool, arguments=arguments, pid=own.pid, pid_started=own.create_time())
+    with disk_errors(file):
         run.save(file)
         with file.with_suffix(".log").open("wb") as log:
-            command = [sys.executable, str(MAIN_FILE), "lora", "run", str(file.resolve()), "--home", str(home.path)]
-            process = start_detached(command, log, project.path)
+            process = start_detached([sys.executable, str(MAIN_FILE), *command, str(file.resolve())], log, file.parent)
     threading.Thread(target=_reap, args=(process, file, run.id), daemon=True, name=f"reap {process.pid}").start()
     return run
 

@@ -1,4 +1,5 @@
-// Runs in a gr.HTML: a click on its button with data-copy copies the text of its <pre>, and says so for two seconds.
+// Runs in a gr.HTML: a click on its button with data-copy copies the text of the <pre> in its <details>, or of the
+// component's only one, and says so for two seconds.
 const copy = async (text) => {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = Object.assign(document.createElement('textarea'), { value: text });  // a page without https
@@ -12,7 +13,7 @@ element.addEventListener('click', async (event) => {
   const button = event.target.closest('[data-copy]');
   if (!button) return;
   const label = button.dataset.label ||= button.textContent;
-  const text = element.querySelector('pre');
+  const text = (button.closest('details') ?? element).querySelector('pre');
   try {
     await copy(text.textContent);
     button.textContent = 'Copied';

@@ -9,6 +9,7 @@ import gradio as gr
 from lora_studio.models.catalogue import BASES
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.ui.sweep import grid
+from lora_studio.ui.sweep.release_layout import ReleaseLayout, build_release_fold
 from lora_studio.ui.sweep.tool_layout import ToolLayout, build_tools
 from lora_studio.ui.widgets.html import empty_state, hint, html, pickable
 from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
@@ -91,6 +92,7 @@ class SweepLayout(NamedTuple):
     form: SettingsForm[SweepJob]
     lora_import: LoraImport
     tools: ToolLayout
+    release: ReleaseLayout
     results: Results
     held: Held
 
@@ -122,12 +124,13 @@ def build_layout(*, local: bool) -> SweepLayout:
             with gr.Column() as settings_side:
                 settings, form = _sweep_settings()
             lora_import = _lora_import(local=local)
+            release = build_release_fold(local=local)
             tools = build_tools(local=local)
         with gr.Column(scale=5, min_width=340) as results_side:
             results = _results()
     panels = Panels(notice, empty.group, work, settings_side, results_side, title, tiles)
     held = Held(gr.State(""), gr.State(""), gr.State(None), gr.State(""), gr.State(""), gr.State(""))
-    return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, tools, results, held)
+    return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, tools, release, results, held)
 
 
 def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:

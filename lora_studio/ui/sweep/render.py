@@ -131,6 +131,7 @@ class SweepRenderer:
             settings.loras: gr.update(choices=options, value=selected),
             self.layout.tools.lora: gr.update(choices=options),
             self.layout.tools.others: gr.update(choices=options),
+            self.layout.release.lora: gr.update(choices=options),
             settings.prompt_sets: view.prompt_sets(project.info().kind),
             **({} if form.bases is None else self._bases(form.bases)),
             **self.layout.form.fill(form.values),

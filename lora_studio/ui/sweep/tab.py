@@ -20,6 +20,7 @@ from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_l
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep.grid import CLOSE, arrange
 from lora_studio.ui.sweep.layout import SweepLayout, build_layout
+from lora_studio.ui.sweep.release import Release
 from lora_studio.ui.sweep.render import SweepRenderer, cell_count
 from lora_studio.ui.sweep.state import (
     SweepForm,
@@ -52,6 +53,7 @@ class SweepTab:
         self.layout = layout
         self.render = SweepRenderer(studio, layout).render
         self.tools = LoraTools(studio, layout.tools, layout.settings.loras)
+        self.release = Release(studio, layout.release)
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
@@ -59,7 +61,7 @@ class SweepTab:
         form_inputs = [layout.settings.loras, layout.settings.bases, *layout.form.inputs]
         inputs = [studio.project, studio.run, *layout.held, *form_inputs]
         live = [*layout.panels, *layout.buttons, *layout.results, *layout.held, studio.timer]
-        lists = [layout.tools.lora, layout.tools.others]
+        lists = [layout.tools.lora, layout.tools.others, layout.release.lora]
         outputs = [*live, *layout.settings, *layout.form.outputs, layout.lora_import.path, *lists]
         events = TabEvents(
             inputs, outputs, self.read, self.render, self.show_error, layout.panels.notice, studio.with_progress
@@ -75,8 +77,9 @@ class SweepTab:
             trigger_mode="always_last",
         )
         self.tools.wire()
+        self.release.wire()
         layout.open_train.click(lambda: studio.goto(TabName.TRAIN), None, [studio.tabs], **NO_PROGRESS)
-        return Page(self.refresh, list(dict.fromkeys([*outputs, *self.tools.outputs])))
+        return Page(self.refresh, list(dict.fromkeys([*outputs, *self.tools.outputs, *self.release.outputs])))
 
     def _wire_actions(self, events: TabEvents[SweepPage, SweepState], tab: gr.Tab) -> None:
         buttons, imports = self.layout.buttons, self.layout.lora_import
@@ -129,7 +132,9 @@ class SweepTab:
         form = SweepForm.of_target(project, likely_target(project, None))
         form = replace(form, values={**self.layout.form.defaults, **form.values})
         shown = self.render(SweepState(project, default_sweep(project), form=form))
-        return {self.layout.panels.notice: "", **self.tools.refresh(project), **shown, **self.tools.choices(project)}
+        folds = {**self.tools.refresh(project), **self.release.refresh(project)}
+        lists = {**self.tools.choices(project), **self.release.choices(project)}
+        return {self.layout.panels.notice: "", **folds, **shown, **lists}
 
     def tab_selected(self, page: SweepPage) -> SweepState:
         """Update the tab when it is opened. The form keeps its content, unless Train showed another run since."""

@@ -214,3 +214,5 @@ def visible_options(tool: Tool) -> set[str]:
             return {"source", "metadata", "name"}
         case Tool.STRIP:
             return {"source", "name"}
+        case Tool.UPLOAD:
+            return set()  # of the fold Release

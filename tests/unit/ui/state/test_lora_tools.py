@@ -11,7 +11,7 @@ from lora_studio.errors import InputError
 from lora_studio.ui.state import lora_tools
 from lora_studio.ui.state.lora_tools import ToolForm, current_tool_run, start_tool
 from lora_studio.workspace.project import Home, Project
-from lora_studio.workspace.tool_run import FILE_NAME, Tool, ToolState
+from lora_studio.workspace.tool_run import LORA_TOOL_FILE, Tool, ToolState
 from tests.support.jobs import make_project
 
 
@@ -134,10 +134,10 @@ def test_the_end_of_an_earlier_process_does_not_fail_the_next_run(
     first = current_tool_run(project)
     assert first is not None
     first.state = ToolState.DONE
-    first.save(project.path / FILE_NAME)
+    first.save(project.path / LORA_TOOL_FILE)
     reaper = next(thread for thread in lora_tools.threading.enumerate() if thread.name.startswith("reap "))
     second = first.model_copy(update={"id": "second", "state": ToolState.RUNNING})
-    second.save(project.path / FILE_NAME)
+    second.save(project.path / LORA_TOOL_FILE)
     ended.set()
     reaper.join(30)
     run = current_tool_run(project)
