@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ class TextEmbeddings:
 
     hidden: Tensor
     pooled: Tensor
+
+    def repeated(self, tokens: int) -> TextEmbeddings:
+        """Return the embeddings repeated to `tokens` tokens, a multiple of their own; attention gives the same."""
+        return TextEmbeddings(self.hidden.repeat(1, tokens // self.hidden.shape[1], 1), self.pooled)
 
     def zeros(self) -> TextEmbeddings:
         """Return zeros of the same shapes: SDXL's unconditional embeddings, used for an empty negative prompt."""
@@ -93,6 +98,8 @@ def generate_image(
         stopped = pipe._interrupt = stopped or should_stop()
         return values
 
+    tokens = lcm(prompt.hidden.shape[1], negative.hidden.shape[1])
+    prompt, negative = prompt.repeated(tokens), negative.repeated(tokens)
     latents = pipe(
         prompt_embeds=prompt.hidden,
         pooled_prompt_embeds=prompt.pooled,

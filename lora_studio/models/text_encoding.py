@@ -108,16 +108,21 @@ def chunk_token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str], chunks: i
 
     It is thread-safe: a tokenizer that truncates changes its own settings, so truncation is done here.
     """
+    ids = tokenizer(list(captions), add_special_tokens=False, truncation=False, verbose=False).input_ids
+    return chunk_ids(tokenizer, ids, chunks, pad)
+
+
+def chunk_ids(tokenizer: CLIPTokenizer, ids: Sequence[Sequence[int]], chunks: int, pad: int) -> Tensor:
+    """Return the token ids of B captions in chunks [B, chunks, 77], see `chunk_token_ids`."""
     width = tokenizer.model_max_length
     room = width - 2
-    ids = tokenizer(list(captions), add_special_tokens=False, truncation=False, verbose=False).input_ids
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = [
         [begin, *part, end, *[pad] * (room - len(part))]
         for caption in ids
         for part in (caption[number * room : (number + 1) * room] for number in range(chunks))
     ]
-    return torch.tensor(rows).reshape(len(captions), chunks, width)
+    return torch.tensor(rows).reshape(len(ids), chunks, width)
 
 
 def truncated_captions(

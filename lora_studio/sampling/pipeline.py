@@ -17,9 +17,9 @@ from lora_studio.errors import InputError
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.locate import resolve_base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
+from lora_studio.models.prompt_weights import encode_prompt
 from lora_studio.models.quantize import quantize
 from lora_studio.models.samplers import make_scheduler
-from lora_studio.models.text_encoding import encode_text
 from lora_studio.settings.choices import BasePrecision, Precision, Sampler
 from lora_studio.training.speed.gpu_fallbacks import known_failures
 from lora_studio.training.speed.self_test import FastPath
@@ -50,7 +50,7 @@ class SamplingPipeline:
         return computed if self.base_precision is BasePrecision.FULL else f"{computed}, {self.base_precision.value}"
 
     def encode(self, text: str, *, clip_skip: int) -> TextEmbeddings:
-        """Encode up to 75 tokens, on the CPU if the GPU's memory is short.
+        """Encode a prompt of any length with A1111's weights, on the CPU if the GPU's memory is short.
 
         `clip_skip` counts layers from the end, as in A1111: 1 is the last one. Raises InputError if a text encoder has
         fewer layers.
@@ -84,7 +84,7 @@ class SamplingPipeline:
     @torch.no_grad()
     def _encode_on(self, device: torch.device, text: str, clip_skip: int) -> TextEmbeddings:
         self._move_text_encoders(device)
-        hidden, pooled = encode_text(self.base.text_encoders, self.base.tokenizers, [text], clip_skip)
+        hidden, pooled = encode_prompt(self.base.text_encoders, self.base.tokenizers, text, clip_skip)
         return TextEmbeddings(hidden.to(self.device), pooled.to(self.device))
 
     def _move_text_encoders(self, device: torch.device) -> None:

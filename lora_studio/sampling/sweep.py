@@ -26,7 +26,6 @@ from lora_studio.lora.header import read_lora_header
 from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.png_info import image_settings, infotext, load_png, save_png
 from lora_studio.models.samplers import SAMPLERS
-from lora_studio.models.text_encoding import truncated_captions
 from lora_studio.sampling.adapter import apply_lora
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
@@ -176,8 +175,6 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
             if state.cache.restore(state.path(key), parameters[key].infotext, parameters[key].content_key):
                 state.add(key)
         pending = [key for key in keys if key not in state.finished]
-        for prompt in truncated_captions(pipeline.base.tokenizers[0], sorted({key.prompt for key in pending})):
-            report(WarningEvent(code="long_prompt", message=f"The prompt is truncated to 75 tokens: {prompt}"))
         texts = _PromptCache(pipeline, job.clip_skip, state.plan.negative_prompt(base))
         for number, group in groupby(pending, key=lambda key: key.lora):
             if number == 0:

@@ -64,7 +64,7 @@ def test_text_encoders_are_on_the_gpu_only_while_they_encode(
         seen.append(dict(places))
         offloaded.extend(offload)
 
-    monkeypatch.setattr(pipeline_module, "encode_text", encode)
+    monkeypatch.setattr(pipeline_module, "encode_prompt", encode)
     monkeypatch.setattr(pipeline_module, "generate_image", generate)
     text = on_gpu.encode("a cat", clip_skip=2)
     on_gpu.generate(text, text.zeros(), seed=1)
@@ -77,14 +77,14 @@ def test_prompts_are_encoded_on_the_cpu_if_memory_is_short(
     pipeline: SamplingPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = pipeline.encode("a cat", clip_skip=2)
-    encode, failures = pipeline_module.encode_text, [torch.OutOfMemoryError()]
+    encode, failures = pipeline_module.encode_prompt, [torch.OutOfMemoryError()]
 
     def short(*given: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if failures:
             raise failures.pop()
         return encode(*given)
 
-    monkeypatch.setattr(pipeline_module, "encode_text", short)
+    monkeypatch.setattr(pipeline_module, "encode_prompt", short)
     found = pipeline.encode("a cat", clip_skip=2)
     assert not failures
     assert torch.equal(found.hidden, expected.hidden)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -282,12 +283,15 @@ def test_non_finite_image_is_skipped_with_a_warning(tiny_base: Path, tmp_path: P
     assert (warning["code"], "strength 1" in warning["message"]) == ("not_finite", True)
 
 
-def test_warns_about_a_truncated_prompt(tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home) -> None:
-    job = make_job(tiny_base, loras[1:], prompts=["x" * 80, "short"], strengths=[0], steps=1)
-    _, events = run(job, tmp_path / "001", home)
-    warnings = [values for event, values in events if event == "warning"]
-    assert [warning["code"] for warning in warnings] == ["long_prompt"]
-    assert "x" * 80 in warnings[0]["message"]
+def test_all_tokens_of_a_long_prompt_and_its_weights_change_the_image(
+    tiny_base: Path, tmp_path: Path, home: Home
+) -> None:
+    prompts = ["x" * 80, "x" * 79 + "y", "x" * 79 + "(y:0.3)"]
+    result, events = run(make_job(tiny_base, [], prompts=prompts, steps=1), tmp_path / "001", home)
+    images = [pixels(cell.path) for cell in result.cells]
+    assert all((one != other).any() for one, other in combinations(images, 2))
+    assert not any(event == "warning" for event, _ in events)
+    assert read_parameters(result.cells[2].path).startswith(prompts[2])
 
 
 def test_the_grid_is_drawn_if_memory_runs_out_while_it_is_measured(

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lora_studio.models.pipeline import TextEmbeddings
+from lora_studio.models.prompt_weights import encode_prompt, parse_weights
+from lora_studio.models.text_encoding import encode_text
+from tests.support.tiny_sdxl import make_pipeline
+
+SPECIAL = "()[]\\"
+plain = st.text(st.characters(codec="ascii", exclude_characters=SPECIAL), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("normal text", [("normal text", 1.0)]),
+        ("an (important) word", [("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
+        ("(unbalanced", [("unbalanced", 1.1)]),
+        (r"\(literal\]", [("(literal]", 1.0)]),
+        ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
+        ("a (hill:0.5), b", [("a ", 1.0), ("hill", 0.5), (", b", 1.0)]),
+        ("[less]", [("less", 1 / 1.1)]),
+        ("((more))", [("more", 1.1 * 1.1)]),
+        ("a:b, 3:4", [("a:b, 3:4", 1.0)]),
+        ("not opened:1.5)", [("not opened:1.5)", 1.0)]),
+        (r"saria \(zelda\)", [("saria (zelda)", 1.0)]),
+        ("", [("", 1.0)]),
+        (
+            "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",  # the example of A1111's docstring
+            [
+                *[("a ", 1.0), ("house", 1.573), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55)],
+                *[(", sun, ", 1.1), ("sky", 1.4641), (".", 1.1)],
+            ],
+        ),
+    ],
+)
+def test_weights_are_those_of_a1111(prompt: str, parts: list[tuple[str, float]]) -> None:
+    found = parse_weights(prompt)
+    assert [text for text, _ in found] == [text for text, _ in parts]
+    assert [weight for _, weight in found] == pytest.approx([weight for _, weight in parts])
+
+
+@given(text=plain)
+def test_text_without_brackets_has_weight_1(text: str) -> None:
+    assert parse_weights(text) == [(text, 1.0)]
+
+
+@given(text=st.text(st.characters(codec="utf-8"), max_size=30))
+def test_escaped_text_stays_as_it_is(text: str) -> None:
+    escaped = "".join(f"\\{letter}" if letter in SPECIAL else letter for letter in text)
+    assert parse_weights(escaped) == [(text, 1.0)]
+
+
+@given(text=st.text(alphabet="ab:1.5 ()[]\\", max_size=40))
+def test_no_prompt_loses_a_letter_or_gets_a_weight_that_is_not_finite(text: str) -> None:
+    parts = parse_weights(text)
+    kept = [letter for part, _ in parts for letter in part if letter in "ab "]
+    assert kept == [letter for letter in text if letter in "ab "] or "1" in text  # a weight has its spaces
+    assert all(abs(weight) < 1e12 for _, weight in parts)
+    assert all(one[1] != other[1] for one, other in pairwise(parts))
+
+
+@given(words=st.lists(st.sampled_from(["a", "b c", "d,"]), min_size=1, max_size=4), weight=st.floats(0.1, 3))
+def test_a_weight_of_all_is_the_weight_of_each(words: list[str], weight: float) -> None:
+    [(text, found)] = parse_weights(f"({' '.join(words)}:{weight:f})")
+    assert (text, found) == (" ".join(words), pytest.approx(weight, abs=1e-6))
+
+
+@pytest.fixture(scope="module")
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return make_pipeline(tmp_path_factory.mktemp("tokenizers"))
+
+
+def parts_of(pipe: Any) -> tuple[list[Any], list[Any]]:
+    encoders = [pipe.text_encoder, pipe.text_encoder_2]
+    return encoders, [pipe.tokenizer, pipe.tokenizer_2]
+
+
+@torch.no_grad()
+def test_a_prompt_without_weights_is_encoded_as_captions_are(pipe: Any) -> None:
+    for text, length in (("a cat", 75), ("x" * 100, 150), ("", 75)):
+        ours = encode_prompt(*parts_of(pipe), text, 2)
+        theirs = encode_text(*parts_of(pipe), [text], 2, length)
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)), text
+
+
+@torch.no_grad()
+def test_weights_scale_their_tokens_and_keep_the_mean_of_each_encoder(pipe: Any) -> None:
+    before, pooled = encode_prompt(*parts_of(pipe), "a b c", 2)
+    after, pooled_after = encode_prompt(*parts_of(pipe), "a (b:1.5) c", 2)
+    assert torch.equal(pooled, pooled_after)
+    widths = [encoder.config.hidden_size for encoder in parts_of(pipe)[0]]
+    for one, other in zip(before.split(widths, -1), after.split(widths, -1), strict=True):
+        assert other.mean() == pytest.approx(float(one.mean()), rel=1e-3)
+        ratio = other / one
+        assert ratio[0, 2].mean() == pytest.approx(1.5 * float(ratio[0, 1].mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def test_prompts_of_different_lengths_attend_as_if_each_were_alone(pipe: Any) -> None:
+    text = torch.randn(1, 77, pipe.unet.config.cross_attention_dim)
+    short = TextEmbeddings(text, torch.randn(1, 24))
+    latents, timestep = torch.randn(1, 4, 8, 8), torch.tensor(5)
+    added = {"text_embeds": short.pooled, "time_ids": torch.zeros(1, 6)}
+    once = pipe.unet(latents, timestep, short.hidden, added_cond_kwargs=added).sample
+    thrice = pipe.unet(latents, timestep, short.repeated(231).hidden, added_cond_kwargs=added).sample
+    assert torch.allclose(once, thrice, atol=1e-5)
