@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_studio.ui.state.project_plan import load_plan
+from lora_studio.planning.project_plan import load_plan
 from lora_studio.workspace.project import Project
 from tests.support.application import Running
 from tests.support.jobs import make_project

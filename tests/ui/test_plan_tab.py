@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from lora_studio.models.catalogue import find_base
 from lora_studio.models.found import FOLDERS_VARIABLE
 from lora_studio.models.locate import SDXL_KEY
+from lora_studio.planning.project_plan import load_plan
 from lora_studio.planning.speeds import MIN_STEPS, MeasuredSpeed
 from lora_studio.planning.trigger import propose_triggers
 from lora_studio.sampling.cells import SweepPlan
@@ -25,7 +26,6 @@ from lora_studio.ui.plan import view
 from lora_studio.ui.plan.tab import PlanTab
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.base_models import ChosenBase
-from lora_studio.ui.state.project_plan import load_plan
 from lora_studio.ui.sweep.tab import SweepTab
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus

@@ -12,9 +12,9 @@ from lora_studio.dataset.captions.statistics import TagTable
 from lora_studio.dataset.manifest import Manifest
 from lora_studio.dataset.training_images import DatasetImages, read_images, select_images
 from lora_studio.dataset.validation_split import SplitSuggestion
+from lora_studio.planning.project_plan import project_recipe
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.dataset.image_item import ImageItem
-from lora_studio.ui.state.project_plan import project_recipe
 from lora_studio.workspace.project import Project
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from lora_studio.models.catalogue import find_base
+from lora_studio.planning.project_plan import available_vram_gib
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
 from lora_studio.ui.plan import view
 from lora_studio.ui.plan.layout import IMAGES, Answers, BasePanel, PlanLayout, Result
@@ -15,7 +16,6 @@ from lora_studio.ui.plan.state import PlanState
 from lora_studio.ui.plan.what_if import what_if_updates
 from lora_studio.ui.state.base_models import base_choices
 from lora_studio.ui.state.first_tests import before_training
-from lora_studio.ui.state.project_plan import available_vram_gib
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import empty_card, error_card
 from lora_studio.ui.widgets.plan_summary import caution_cards, plan_tiles

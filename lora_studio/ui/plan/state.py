@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.models.found import Model
+from lora_studio.planning.project_plan import NextRun, ProjectPlan, load_plan, plan_inputs
 from lora_studio.planning.what_if import Variable, what_if
 from lora_studio.ui.plan.measurement import latest_measurement, signature
 from lora_studio.ui.plan.what_if import Sweep
 from lora_studio.ui.state.base_models import ChosenBase
 from lora_studio.ui.state.first_tests import latest_first_test, load_first_test
-from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan, plan_inputs
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Project, ProjectInfo

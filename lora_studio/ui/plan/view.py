@@ -11,6 +11,7 @@ from lora_studio.guide_sections import SECTION_OF_SETTING, SECTIONS
 from lora_studio.models.catalogue import KnownBase
 from lora_studio.models.found import Model
 from lora_studio.planning.planned_run import Plan
+from lora_studio.planning.project_plan import NextRun, ProjectPlan
 from lora_studio.planning.recommend import Reason
 from lora_studio.planning.trigger import check_trigger, propose_triggers, trigger_tokens
 from lora_studio.settings.changes import SettingChange
@@ -18,7 +19,6 @@ from lora_studio.settings.declare import setting_label
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value
 from lora_studio.ui.state.base_models import ChosenBase
-from lora_studio.ui.state.project_plan import NextRun, ProjectPlan
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.formatting import format_count, format_duration
 from lora_studio.ui.widgets.html import TableRow, heading, render, table

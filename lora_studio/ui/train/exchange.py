@@ -10,8 +10,8 @@ from typing import Any
 from lora_studio.interop.arguments import LeftOut
 from lora_studio.interop.files import ImportedSettings
 from lora_studio.interop.write import ExportedSettings, export_settings
+from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.subsets import Subset
-from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.workspace.project import ImageSet, Project, image_sets
 
 IN_PLAN = "The project has its own: change it in Plan."

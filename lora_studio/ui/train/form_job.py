@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
-from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.train.lineage import saved_parent
 from lora_studio.ui.train.state import TrainForm
 from lora_studio.workspace.project import Project

@@ -12,10 +12,10 @@ from lora_studio.errors import InputError
 from lora_studio.ledger.data import read_data
 from lora_studio.ledger.experiments import Variant, split_changes
 from lora_studio.ledger.records import INPUTS, DataChange, RunRecord, data_changes, input_changes
+from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView, run_named
 from lora_studio.ui.widgets.html import render
 from lora_studio.workspace.job_folder import JobFolder

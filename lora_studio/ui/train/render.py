@@ -8,9 +8,9 @@ import gradio as gr
 
 from lora_studio.interop.write import ExportedSettings
 from lora_studio.planning.presets import own_presets
+from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.ui.context import NEW_RUN, Studio, TabName
-from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train import view
 from lora_studio.ui.train.control import checkpoint_list, controls_of, hidden_controls

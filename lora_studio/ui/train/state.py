@@ -11,8 +11,8 @@ from typing import Any
 
 from lora_studio.errors import InputError
 from lora_studio.interop.write import ExportedSettings
+from lora_studio.planning.project_plan import NextRun, ProjectPlan, load_plan
 from lora_studio.ui.context import NEW_RUN
-from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan
 from lora_studio.ui.state.run_history import RunHistories, RunView, run_named
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.widgets.job_fields import JobFiles

@@ -1,6 +1,6 @@
 """The Train tab: the form of the next run, or a run's loss curve, samples and verdict.
 
-The form starts from the project's plan (see ui.state.project_plan) and remembers which: a field is the user's change
+The form starts from the project's plan (see planning.project_plan) and remembers which: a field is the user's change
 where it differs from that plan. An edit is saved at once. When the plan changes, the fields that the user left alone
 follow it; changed ones stay as typed, are marked, and one click sets them to the plan.
 """
@@ -21,12 +21,12 @@ from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.interop.files import import_settings
 from lora_studio.lora.file_settings import check_file_settings, settings_of_file
 from lora_studio.planning.presets import delete_preset, list_presets, load_preset, own_presets, save_preset
+from lora_studio.planning.project_plan import NextRun, ProjectPlan, load_plan, save_changes
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName
 from lora_studio.ui.server import Mode
-from lora_studio.ui.state.project_plan import NextRun, ProjectPlan, load_plan, save_changes
 from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import gradio as gr
 from markupsafe import Markup
 
+from lora_studio.planning.project_plan import NextRun
 from lora_studio.planning.variants import MAX_VARIANTS, Axis, Variant, variants
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.widgets.formatting import format_count, format_duration
 from lora_studio.ui.widgets.html import card, hint, html
 from lora_studio.ui.widgets.setting_spec import SettingSpec

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
 from lora_studio.interop.write import ExportedSettings
+from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.settings.subsets import Subset
 from lora_studio.settings.values import format_value
-from lora_studio.ui.state.project_plan import NextRun
 from lora_studio.ui.state.run_history import RunView
 from lora_studio.ui.train.exchange import ProjectImport
 from lora_studio.ui.train.lineage import changes_since

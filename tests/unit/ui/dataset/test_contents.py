@@ -11,10 +11,10 @@ import pytest
 
 from lora_studio.dataset.captions.extension import set_caption_extension
 from lora_studio.example import EXAMPLE_IMAGES
+from lora_studio.planning.project_plan import load_plan
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.dataset.contents import Contents
-from lora_studio.ui.state.project_plan import load_plan
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 from tests.support.captioned_images import CAPTIONS, TRIGGER, add_captioned_images
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lora_studio.planning.project_plan import load_plan, project_recipe, save_changes
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.state.project_plan import load_plan, project_recipe, save_changes
 from lora_studio.workspace.project import Home, Project
 from tests.support.jobs import make_project
 

@@ -20,7 +20,6 @@ from lora_studio.planning.plan import PlanInputs, read_inputs
 from lora_studio.planning.planned_run import Plan
 from lora_studio.settings.changes import SettingChange, setting_changes
 from lora_studio.settings.recipe import Recipe
-from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.workspace.project import Project, ProjectInfo
 
 
@@ -90,7 +89,8 @@ class NextRun:
         if self.figures is None or self.planned.plan is None:
             return "no figures yet"
         steps, planned = self.figures.steps.total_steps, self.planned.plan.steps.total_steps
-        return format_count(steps, "step") + (", as planned" if steps == planned else f" instead of {planned:,}")
+        noun = "step" if steps == 1 else "steps"
+        return f"{steps:,} {noun}" + (", as planned" if steps == planned else f" instead of {planned:,}")
 
 
 def load_plan(project: Project) -> ProjectPlan:
