@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+WEIGHT_NORM_STEPS = 25  # between two measurements of the weight norms
 Step = Annotated[int, Field(description="optimizer step, counted from 1; 0 is before the first")]
 Epoch = Annotated[int, Field(description="epoch, counted from 1")]
 FinishedEpoch = Annotated[int | None, Field(description="the epoch that has ended; null within an epoch")]
@@ -165,9 +166,11 @@ class StepEvent(EventAtStep):
         default=None, description="layers that `scale_weight_norms` scaled down after the step; left out if it is off"
     )
     mean_weight_norm: float | None = Field(
-        default=None, description="mean norm of the layers' changes after that; left out if it is off"
+        default=None,
+        description="mean Frobenius norm of the layers' weight deltas, after that; without `scale_weight_norms` only "
+        f"at the first step, every {WEIGHT_NORM_STEPS}th and the last",
     )
-    max_weight_norm: float | None = Field(default=None, description="the largest of these norms; left out if it is off")
+    max_weight_norm: float | None = Field(default=None, description="the largest of these norms, at the same steps")
 
 
 class NanEvent(EventAtStep):

@@ -25,8 +25,9 @@ class StepResult:
     `rates` are the learning rates by parameter group, `images` and `timesteps` those of the samples. `measured` stays
     on the device until `read`: the gradient norm, the mean loss, then the loss of each sample. `valid` is False if the
     step was skipped because they were not finite, None if the CPU does not know yet. Once read, `gradient_norm` is the
-    norm before clipping, and `losses` are those of the samples. `weight_norms` is what `limit_weight_norms` returned,
-    on the device; None without max-norm regularisation. `batch_pixels` are those of the largest batch.
+    norm before clipping, and `losses` are those of the samples. `weight_norms` are the mean and maximum of the norms of
+    the layers' weight deltas [2], on the device; None where they were not measured. `scaled_layers` is the number that
+    max-norm regularisation scaled down; None without it. `batch_pixels` are those of the largest batch.
     """
 
     rates: dict[str, float]
@@ -37,6 +38,7 @@ class StepResult:
     gradient_norm: float = math.nan
     losses: list[float] = field(default_factory=list)
     weight_norms: Tensor | None = None
+    scaled_layers: Tensor | None = None
     batch_pixels: int | None = None
 
     def read(self) -> float | None:
@@ -164,8 +166,9 @@ def _second_rate(result: StepResult) -> dict[str, float]:
 
 
 def _norm_fields(result: StepResult) -> dict[str, float]:
-    """Return the fields of a step event about max-norm regularisation; none if it is off."""
+    """Return the fields of a step event about the weight norms and max-norm regularisation that it has."""
     if result.weight_norms is None:
         return {}
-    scaled, mean, largest = result.weight_norms.tolist()
-    return {"scaled_layers": int(scaled), "mean_weight_norm": mean, "max_weight_norm": largest}
+    mean, largest = result.weight_norms.tolist()
+    scaled = {} if result.scaled_layers is None else {"scaled_layers": int(result.scaled_layers)}
+    return scaled | {"mean_weight_norm": mean, "max_weight_norm": largest}

@@ -82,8 +82,15 @@ def test_a_run_stays_below_the_norm_reports_it_and_resumes_exactly(shared: Path,
     assert same(weights_of(tmp_path / "halves"), weights_of(tmp_path / "whole"))
 
 
-def test_it_is_off_by_default(shared: Path, tmp_path: Path) -> None:
-    job = make_job(shared / "base", shared / "images", epochs=1)
+def test_it_is_off_by_default_and_the_norms_are_measured_at_some_steps(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lora_studio.training.step.WEIGHT_NORM_STEPS", 3)
+    job = make_job(shared / "base", shared / "images", epochs=4)
     _, events = train_into(job, tmp_path, Home(shared / "home"))
-    assert not any("max_weight_norm" in values for values in of(events, "step"))
+    steps = of(events, "step")
+    assert not any("scaled_layers" in values for values in steps)
+    measured = {values["step"]: values["mean_weight_norm"] for values in steps if "mean_weight_norm" in values}
+    assert list(measured) == [1, 3, 4]
+    assert 0 < measured[1] < steps[-1]["mean_weight_norm"] < steps[-1]["max_weight_norm"]
     assert metadata_of(tmp_path / "ink.safetensors")["ss_scale_weight_norms"] == "None"

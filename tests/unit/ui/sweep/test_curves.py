@@ -1,0 +1,39 @@
+"""The measures of a test over the strength."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_studio.ui.state.sweep_view import SweepView
+from lora_studio.ui.sweep.curves import measure_charts
+from lora_studio.workspace.project import Home
+from tests.support.charts import charts_in, points_of
+from tests.support.jobs import LORA, make_project, make_sweep
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> SweepView:
+    """Create a test of two LoRAs at three strengths, in no order."""
+    folder = make_sweep(make_project(Home(tmp_path / "home")), [LORA])
+    rows = [
+        {"lora": lora, "base": "b", "strength": strength, "change": strength / scale, "variety": None}
+        for lora, scale in (("one", 10), ("two", 5))
+        for strength in (1, 0, 0.5)
+    ]
+    (folder.path / "measures.json").write_text(json.dumps({"rows": rows}), "utf-8")
+    return SweepView.load(folder)
+
+
+def test_each_lora_has_a_curve_by_ascending_strength(view: SweepView) -> None:
+    charts = charts_in(measure_charts(view, {"change": "Change", "variety": "Variety"}))
+    assert list(charts) == ["Change"]
+    assert points_of(charts["Change"], "one") == [(0, 0), (0.5, 0.05), (1, 0.1)]
+    assert points_of(charts["Change"], "two") == [(0, 0), (0.5, 0.1), (1, 0.2)]
+
+
+def test_one_strength_has_no_curve(view: SweepView) -> None:
+    del view.measures[1:]
+    assert measure_charts(view, {"change": "Change"}) == ""
