@@ -14,6 +14,7 @@ from lora_studio.events import (
     CaptionsEvent,
     HintEvent,
     ImageLossesEvent,
+    ResumeEvent,
     SampleEvent,
     TimestepsEvent,
     ValidationEvent,
@@ -34,6 +35,7 @@ from tests.support.charts import charts_in, points_of
 from tests.support.events import step_event
 from tests.support.interface import Interface, error_code
 from tests.support.jobs import BASE, LORA, PROMPTS, make_project, make_run, running_status
+from tests.support.sample_measures import measures
 
 Started = list[tuple[JobFolder, bool]]
 
@@ -321,6 +323,25 @@ def test_hints_on_the_recipe_and_losses_by_timestep_are_shown(project: Project, 
     assert points_of(drawn, "epoch 2") == [(0, 0.2), (1, 0.05)]
     assert points_of(drawn, "epoch 1") == [(0, 0.4), (1, None)]
     assert [item["text"] for item in drawn["x"]["named"]] == ["timesteps 0 to 499", "timesteps 500 to 999"]
+
+
+def test_a_copied_training_image_is_shown_beside_the_sample(project: Project, interface: Interface) -> None:
+    folder = make_run(project)
+    folder.emit(measures(0, indices=[0], nearest=["/set/b.png"], nearest_ratio=[1.0]))
+    nearest = [str(project.images_dir / "<b>0.png"), "/set/b.png"]
+    Image.new("RGB", (64, 64)).save(nearest[0])
+    folder.emit(measures(2, indices=[0, 1], nearest=nearest, nearest_ratio=[0.1, 0.9], features="thumbnails"))
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.select_run, pick=folder.name)
+    film = shown["train_film"]
+    assert film.count('<div class="copy"') == 1
+    assert "&lt;b&gt;0.png: 10% as far as usual" in film
+    assert "no tagger has tagged them" in film
+    assert "Samples copy a training image" in shown["train_cards"]
+    folder.emit(ResumeEvent(step=1))
+    shown = interface.call(TrainTab.select_run, pick=folder.name)
+    assert "Samples copy" not in shown["train_cards"]
+    assert '<div class="copy"' not in shown["train_film"]
 
 
 def test_images_are_shown_worst_first_with_their_loss_and_caption(project: Project, interface: Interface) -> None:

@@ -17,6 +17,7 @@ from lora_studio.events import (
     NanEvent,
     ResumeEvent,
     SampleEvent,
+    SampleMeasuresEvent,
     StartEvent,
     StepEvent,
     StoppedEvent,
@@ -50,6 +51,7 @@ class RunHistory:
     base_loss: BaseLossEvent | None = None
     captions: list[str] = field(default_factory=list)
     samples: dict[tuple[int, int], SampleEvent] = field(default_factory=dict)
+    sample_measures: dict[int, SampleMeasuresEvent] = field(default_factory=dict)
     checkpoints: list[str] = field(default_factory=list)
     checkpoint_steps: dict[str, int] = field(default_factory=dict)
     stopped: StoppedEvent | None = None
@@ -84,6 +86,8 @@ class RunHistory:
                 self.captions = event.examples
             case SampleEvent():
                 self.samples[event.step, event.index] = event
+            case SampleMeasuresEvent():
+                self.sample_measures[event.step] = event
             case CheckpointEvent():
                 if event.path not in self.checkpoints:
                     self.checkpoints.append(event.path)
@@ -106,6 +110,7 @@ class RunHistory:
         self.steps = {number: event for number, event in self.steps.items() if number <= step}
         self.losses = {number: loss for number, loss in self.losses.items() if number <= step}
         self.validation_losses = {number: loss for number, loss in self.validation_losses.items() if number <= step}
+        self.sample_measures = {number: event for number, event in self.sample_measures.items() if number <= step}
 
     @property
     def last_step(self) -> StepEvent | None:
@@ -148,16 +153,23 @@ class RunHistory:
             factor = self.base_loss.loss / self.validation.base_loss
         return [(step, loss * factor) for step, loss in sorted(self.validation_losses.items())]
 
+    def existing_checkpoints(self, folder: Path) -> dict[int, str]:
+        """Return those checkpoints of the run in this folder that were not deleted, by step."""
+        return {step: path for path, step in self.checkpoint_steps.items() if (folder / path).is_file()}
+
+    def measured_samples(self) -> list[SampleMeasuresEvent]:
+        """Return the measures of the samples in order of their steps."""
+        return [event for _, event in sorted(self.sample_measures.items())]
+
     def loss_record(self, folder: Path) -> LossRecord:
         """Return the losses for the verdict on the run in this folder."""
-        existing = {step: path for path, step in self.checkpoint_steps.items() if (folder / path).is_file()}
         return LossRecord(
             losses=self.loss_curve()[1],
             relative=self.relative_losses(),
             fixed=dict(sorted(self.validation_losses.items())),
             base=self.validation.base_loss if self.validation else None,
             validates=self.validation is None or self.validation.split == "validation",
-            checkpoints=existing,
+            checkpoints=self.existing_checkpoints(folder),
             total=self.total_steps,
         )
 

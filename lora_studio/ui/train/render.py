@@ -20,6 +20,7 @@ from lora_studio.ui.train.layout import Aside, TrainButtons, TrainLayout, preset
 from lora_studio.ui.train.lineage import lineage_card, lineage_of
 from lora_studio.ui.train.plots import run_charts
 from lora_studio.ui.train.queue import queue_table
+from lora_studio.ui.train.sample_measures import sample_measures, verdicts_on_samples
 from lora_studio.ui.train.state import TrainState
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card, heading, hint
@@ -131,11 +132,11 @@ def _run_updates(layout: TrainLayout, run: RunView, home: Home) -> Updates:
         layout.run_side.column: gr.Column(visible=True),
         layout.run_side.curve: run_charts(run, home),
         layout.run_side.images: image_losses(run, home),
-        layout.run_side.filmstrip: view.filmstrip(run, home) + checkpoint_list(run),
+        layout.run_side.filmstrip: view.filmstrip(run, home) + sample_measures(run, home) + checkpoint_list(run),
         **_buttons_of_run(layout.buttons, run),
         aside.state: state_card(run.status, job="run", has_results=bool(run.history.steps)),
         **controls_of(layout.control, run),
-        aside.cards: view.verdict_cards(run),
+        aside.cards: view.verdict_cards(run, verdicts_on_samples(run)),
         **_file_updates(aside, run),
         aside.details: gr.Accordion(visible=True),
         aside.recipe: view.recipe_of_run(run.job) + view.training_captions(run),

@@ -11,6 +11,7 @@ from lora_studio.device import find_gpu
 from lora_studio.events import SampleEvent
 from lora_studio.interop.write import ExportedSettings
 from lora_studio.planning.project_plan import NextRun
+from lora_studio.planning.verdicts import Verdict
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
@@ -252,8 +253,8 @@ def _evenly_spaced(values: list[int], limit: int) -> list[int]:
     return [values[round(place * (len(values) - 1) / (limit - 1))] for place in range(limit)]
 
 
-def verdict_cards(view: RunView) -> Markup:
-    """Return the verdict on the loss, the worst one before if that was worse, then the run's warnings."""
+def verdict_cards(view: RunView, on_samples: Sequence[Verdict]) -> Markup:
+    """Return the verdicts on loss and samples, the worst on the loss before if that was worse, then warnings."""
     judged = []
     if view.history.losses:
         verdict, worst = view.verdict, view.worst_verdict
@@ -262,6 +263,7 @@ def verdict_cards(view: RunView) -> Markup:
             title = f"Before, at step {worst.step}: {worst.title}"
             judged.append(card(title, worst.evidence, worst.next_step, VERDICT_TONES[worst.level]))
     warnings = view.history.warnings.values()
+    judged += [card(found.title, found.evidence, found.next_step, VERDICT_TONES[found.level]) for found in on_samples]
     return cards([*judged, *(note(event.message, event.why, Tone.WARNING) for event in warnings)])
 
 
