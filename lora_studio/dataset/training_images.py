@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from lora_studio import guide
 from lora_studio.dataset.buckets import Size, place_for
+from lora_studio.dataset.captions.template import caption_template, plain_caption
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import IMAGE_SUFFIXES, ImageInfo, find_images, images_in
 from lora_studio.dataset.images.header_cache import is_transparent, readable_size, sha256_of
@@ -69,6 +70,25 @@ class DatasetImage:
     def settings_in(self, recipe: Recipe) -> Recipe:
         """Return the recipe with the settings of the image's subset."""
         return self.image_set.subset.applied_to(recipe) if self.image_set.subset else recipe
+
+    def template_in(self, recipe: Recipe, trigger_word: str) -> str:
+        """Return the template of its captions in a run, see `captions.template`.
+
+        Without a caption it is its subset's class tokens, else the trigger word, else the name of its folder. Raises
+        InputError if the caption file cannot be read.
+        """
+        settings, subset = self.settings_in(recipe), self.image_set.subset
+        return caption_template(
+            self.caption_text or (subset.class_tokens if subset else "") or trigger_word or self.image_set.concept,
+            prefix=settings.caption_prefix,
+            suffix=settings.caption_suffix,
+            wildcards=settings.enable_wildcard,
+        )
+
+    def caption_in(self, recipe: Recipe, trigger_word: str) -> str:
+        """Return its caption in a run, before shuffling and dropout. Raises InputError if that cannot be read."""
+        settings, template = self.settings_in(recipe), self.template_in(recipe, trigger_word)
+        return plain_caption(template, wildcards=settings.enable_wildcard, separator=settings.keep_tokens_separator)
 
     def mask(self, kind: MaskedLoss) -> MaskSource | None:
         """Return where the loss mask comes from; None if the image has none and the whole image counts.

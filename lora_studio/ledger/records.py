@@ -282,19 +282,24 @@ def _as_trained(events: Sequence[Event], *by_step: dict[int, StepEvent] | dict[i
         yield event
 
 
-def _base_hash(folder: JobFolder, job: TrainJob) -> str | None:
-    """Return the hash of the base's weights that the trainer wrote into the LoRA or a checkpoint, shortened."""
+def base_metadata(folder: JobFolder, job: TrainJob) -> dict[str, str]:
+    """Return the metadata that the trainer wrote into a run's LoRA or a checkpoint; {} before it has saved one."""
     checkpoints = sorted((folder.path / "checkpoints").glob(f"{glob.escape(job.name)}-*.safetensors"))
     for path in (folder.path / f"{job.name}.safetensors", *checkpoints[:1]):
         with suppress(InputError, OSError):
-            return _hash_in_header(path)
-    return None
+            return _metadata(path)
+    return {}
+
+
+def _base_hash(folder: JobFolder, job: TrainJob) -> str | None:
+    """Return the hash of the base's weights that the trainer wrote into the LoRA or a checkpoint, shortened."""
+    found = re.match(r"[0-9a-f]{12}", base_metadata(folder, job).get("ss_new_sd_model_hash", ""))
+    return found[0] if found else None
 
 
 @cached_by_stamp(MAX_CACHED)
-def _hash_in_header(path: Path) -> str | None:
-    found = re.match(r"[0-9a-f]{12}", read_lora_header(path).metadata.get("ss_new_sd_model_hash", ""))
-    return found[0] if found else None
+def _metadata(path: Path) -> dict[str, str]:
+    return read_lora_header(path).metadata
 
 
 def _notes(run: Path) -> RunNotes:

@@ -6,7 +6,6 @@ configuration and tokenizers ship in `sdxl_config/`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,8 +29,6 @@ from lora_studio.errors import InputError
 from lora_studio.hub import download
 from lora_studio.hub_files import Transfer
 from lora_studio.models.locate import (
-    HASH_LENGTH,
-    HASH_START,
     PARTS,
     SDXL_CONFIG,
     Progress,
@@ -41,6 +38,7 @@ from lora_studio.models.locate import (
     read_base_config,
     weights_file,
 )
+from lora_studio.models.weights_hash import folder_hash
 
 LATENT_CHANNELS = 4
 BytesProgress = Callable[[str, int, int], None]
@@ -71,10 +69,7 @@ class Base:
         """The SHA-256 in hex of a single file, or of the names, sizes and window hashes of a folder's weight files."""
         if len(self.files) == 1:
             return file_sha256(self.files[0])
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{file.parent.name}/{file.name} {file.stat().st_size} {window_hash(file)}\n".encode())
-        return digest.hexdigest()
+        return folder_hash(self.files)
 
     @property
     def latent_factor(self) -> int:
@@ -274,10 +269,3 @@ def make_noise_scheduler(config: dict[str, Any], prediction_type: str, zero_term
         clip_sample=False,
     )
     return scheduler
-
-
-def window_hash(file: Path) -> str:
-    """Return the SHA-256 in hex of the 64 KiB at offset 1 MiB: kohya's "legacy" hash is its first 8 digits."""
-    with file.open("rb") as stream:
-        stream.seek(HASH_START)
-        return hashlib.sha256(stream.read(HASH_LENGTH)).hexdigest()

@@ -19,6 +19,7 @@ from lora_studio.errors import ConfigError, InputError
 from lora_studio.planning.plan import PlanInputs, read_inputs
 from lora_studio.planning.planned_run import Plan
 from lora_studio.settings.changes import SettingChange, setting_changes
+from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.workspace.project import Project, ProjectInfo
 
@@ -74,7 +75,7 @@ class ProjectPlan:
 class NextRun:
     """The run that would be started now: its recipe, the user's changes in it, and its figures.
 
-    `error` says why there is no recipe or no figures.
+    `error` says why there is no recipe or no figures. `job` is what Train's form would start, None elsewhere.
     """
 
     planned: ProjectPlan
@@ -82,6 +83,7 @@ class NextRun:
     changes: Sequence[SettingChange] = ()
     figures: Plan | None = None
     error: InputError | None = None
+    job: TrainJob | None = None
 
     @property
     def compared_steps(self) -> str:

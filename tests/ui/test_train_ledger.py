@@ -70,6 +70,18 @@ def test_several_changes_are_split_into_runs_or_started_as_one(
     assert (job.recipe.unet_lr, job.recipe.epochs, job.parent) == (1e-4, 5, parent.path)
 
 
+def test_the_form_names_what_differs_in_the_data_and_files_of_the_parent(
+    project: Project, interface: Interface
+) -> None:
+    parent = make_ledger_run(project, images={"a" * 64: "old"})
+    interface.open_project("ink")
+    interface.call(TrainTab.select_run, pick=parent.name)
+    shown = interface.call(TrainTab.edit_and_rerun)["train_lineage"]
+    assert f"{len(list(project.images_dir.glob('*.png')))} images added, 1 removed" in shown
+    shown = interface.call(TrainTab.save_edit, train_vae="sdxl-vae.safetensors")["train_lineage"]
+    assert "sdxl-vae.safetensors" in shown
+
+
 def test_a_single_change_is_not_split(project: Project, interface: Interface, started: Started) -> None:
     make_run(project)
     interface.open_project("ink")

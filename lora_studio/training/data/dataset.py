@@ -13,7 +13,6 @@ from typing import TypeVar
 import torch
 
 from lora_studio.dataset.buckets import Placement, Size, place_for
-from lora_studio.dataset.captions.template import caption_template, plain_caption
 from lora_studio.dataset.images.decode import decode
 from lora_studio.dataset.images.header_cache import MIN_DECODED_SIDE
 from lora_studio.dataset.images.masks import MaskSource
@@ -158,15 +157,8 @@ def read_dataset(
 
 
 def _read_item(image: DatasetImage, repeats: int, recipe: Recipe, trigger_word: str, *, prior: bool) -> TrainItem:
-    subset = image.image_set.subset
     settings = image.settings_in(recipe)
-    template = caption_template(
-        image.caption_text or (subset.class_tokens if subset else "") or trigger_word or image.image_set.concept,
-        prefix=settings.caption_prefix,
-        suffix=settings.caption_suffix,
-        wildcards=settings.enable_wildcard,
-    )
-    caption = plain_caption(template, wildcards=settings.enable_wildcard, separator=settings.keep_tokens_separator)
+    template, caption = image.template_in(recipe, trigger_word), image.caption_in(recipe, trigger_word)
     return TrainItem(
         path=image.path,
         sha256=image.sha256,

@@ -15,8 +15,9 @@ from typing import Any
 
 from lora_studio.dataset.captions.text import split_tags
 from lora_studio.lora.shapes import DimAlpha, DoraAxis
-from lora_studio.models.load import Base, window_hash
+from lora_studio.models.load import Base
 from lora_studio.models.text_encoding import CHUNK_TOKENS
+from lora_studio.models.weights_hash import legacy_hash
 from lora_studio.planning.steps import StepCount, warmup_steps
 from lora_studio.settings.choices import GradientCheckpointing, LossType, MaskedLoss
 from lora_studio.settings.job_specs import TrainJob
@@ -84,7 +85,7 @@ def _training(job: TrainJob, counts: StepCount, base: Base, precision: str, proc
         "ss_v2": False,
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_sd_model_name": base.files[0].name if single else _without_folders(base.name),
-        "ss_sd_model_hash": window_hash(base.files[0])[:8] if single else None,
+        "ss_sd_model_hash": legacy_hash(base.files[0]) if single else None,
         "ss_new_sd_model_hash": base.hash,
         "ss_learning_rate": recipe.unet_lr,
         "ss_unet_lr": recipe.unet_lr,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from lora_studio.errors import ConfigError
 from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.train.lineage import saved_parent
-from lora_studio.ui.train.state import TrainForm
+from lora_studio.ui.train.state import OtherFields, TrainForm
 from lora_studio.workspace.project import Project
 
 
@@ -30,13 +32,27 @@ def figures_of(form: TrainForm, recipe: Recipe) -> NextRun:
 
 def job_of(form: TrainForm, recipe: Recipe) -> TrainJob:
     """Return the job that the form describes; raises ConfigError for a wrong name or file."""
-    project, info, parent = form.project, form.project.info(), saved_parent(form.project)
+    return next_job(form.project, form.other, recipe)
+
+
+def next_job(project: Project, other: OtherFields, recipe: Recipe) -> TrainJob:
+    """Return the job of a project with the fields outside of the recipe; raises ConfigError for a wrong one."""
+    info, parent = project.info(), saved_parent(project)
     own = {
-        "name": form.other.name,
+        "name": other.name,
         "dataset": project.dataset_dir,
         "base": info.base,
         "trigger_word": info.trigger_word,
         "subsets": project.subsets(info),
         "parent": parent.path if parent else None,
     }
-    return TrainJob.parse({**own, "recipe": recipe, **asdict(form.other.files)})
+    return TrainJob.parse({**own, "recipe": recipe, **asdict(other.files)})
+
+
+def with_job(run: NextRun, other: OtherFields) -> NextRun:
+    """Return a run with its job, None while a setting or a file is wrong."""
+    job = None
+    if run.recipe is not None:
+        with suppress(ConfigError):
+            job = next_job(run.planned.project, other, run.recipe)
+    return replace(run, job=job)

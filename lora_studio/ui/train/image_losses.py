@@ -29,6 +29,7 @@ class ShownImage(NamedTuple):
     name: str
     url: str
     large_url: str
+    short: str
     figures: str
     caption: str
     significant: bool
@@ -57,6 +58,7 @@ def _shown(entry: ImageLoss, captions: dict[str, str], home: Home) -> ShownImage
         path.name,
         thumbnail_url_or_empty(home, path, THUMBNAIL_SIZE),
         thumbnail_url_or_empty(home, path, LARGE_SIZE),
+        f"{entry.ratio - 1:+.0%}, {entry.samples:.0f} draws",
         f"{relative}{entry.ratio - 1:+.0%} against all images, over {entry.samples:.0f} draws",
         captions.get(entry.image, ""),
         entry.significant,

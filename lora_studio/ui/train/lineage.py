@@ -11,6 +11,7 @@ from markupsafe import Markup
 from lora_studio.errors import InputError
 from lora_studio.ledger.data import read_data
 from lora_studio.ledger.experiments import Variant, split_changes
+from lora_studio.ledger.next_run import changes_to_parent
 from lora_studio.ledger.records import INPUTS, DataChange, RunRecord, data_changes, input_changes
 from lora_studio.planning.project_plan import NextRun
 from lora_studio.settings.changes import SettingChange, setting_changes
@@ -52,19 +53,18 @@ def save_parent(project: Project, name: str) -> None:
 
 
 def lineage_of(run: NextRun) -> Lineage | None:
-    """Return the parent of the next run and what differs from it; None without a parent, or with wrong settings."""
-    project, info = run.planned.project, run.planned.info
+    """Return the parent of the next run and all that differs from it; None without a parent, or with wrong settings."""
+    project = run.planned.project
     parent = saved_parent(project)
-    if parent is None or run.recipe is None:
+    if parent is None or run.job is None:
         return None
     with suppress(InputError):
         before = parent.job()
         if isinstance(before, TrainJob):
-            now = before.model_copy(
-                update={"base": info.base, "trigger_word": info.trigger_word, "dataset": project.dataset_dir}
-            )
-            variants = split_changes(run.recipe, before.recipe)
-            return Lineage(parent, setting_changes(run.recipe, before.recipe), input_changes(now, before), variants)
+            recipe = run.job.recipe
+            inputs = changes_to_parent(run.job, parent, before, project.home)
+            variants = split_changes(recipe, before.recipe)
+            return Lineage(parent, setting_changes(recipe, before.recipe), inputs, variants)
     return None
 
 

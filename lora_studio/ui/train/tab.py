@@ -32,7 +32,7 @@ from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
 from lora_studio.ui.train.extend import USE_FILE, file_offer
-from lora_studio.ui.train.form_job import figures_of, job_of, save_subsets
+from lora_studio.ui.train.form_job import figures_of, job_of, save_subsets, with_job
 from lora_studio.ui.train.layout import GUIDE_DEFAULTS, TrainLayout, build_layout
 from lora_studio.ui.train.lineage import NO_PARENT, SPLIT, save_parent, split_runs
 from lora_studio.ui.train.own_presets import PresetFiles
@@ -393,7 +393,7 @@ class TrainTab:
         """Return the state that shows the form, filled with the plan and the saved changes."""
         planned, other = load_plan(project), other or OtherFields(slugify(project.name))
         contents = RecipeContents(planned.recipe, {}, planned.values)
-        run = planned.next_run(other.files.regularization, other.files.num_processes)
+        run = with_job(planned.next_run(other.files.regularization, other.files.num_processes), other)
         return TrainState(run, self.reader.run_list(project, NEW_RUN), contents, other)
 
     def _next_run(self, planned: ProjectPlan, contents: RecipeContents, form: TrainForm) -> NextRun:
@@ -401,7 +401,8 @@ class TrainTab:
             recipe = self.layout.form.recipe(contents)
         except ConfigError as error:
             return NextRun(planned, error=error)
-        return planned.run_with(recipe, form.other.files.regularization, form.other.files.num_processes)
+        files = form.other.files
+        return with_job(planned.run_with(recipe, files.regularization, files.num_processes), form.other)
 
     def _saved(self, form: TrainForm, contents: RecipeContents) -> NextRun:
         """Save the user's changes in the form, unless some are wrong, and return the run that they lead to."""
