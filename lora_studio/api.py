@@ -32,12 +32,13 @@ from lora_studio.interop.write import export_settings
 from lora_studio.ledger.compare import Comparison, compare
 from lora_studio.ledger.records import find_records, read_records
 from lora_studio.ledger.table import to_frame
-from lora_studio.lora.file_settings import file_overrides
+from lora_studio.lora.file_settings import check_file_settings, file_overrides
 from lora_studio.models.found import Model, catalogue_models, find_models
 from lora_studio.planning.automatic_stop import AutomaticStop
 from lora_studio.planning.plan import NEW_PROJECT, plan
 from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
+from lora_studio.planning.variants import Axis, variant_jobs
 from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision, Sampler, SweepAxis
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
@@ -47,10 +48,11 @@ from lora_studio.sharing.folder import ReleaseResult, build_release
 from lora_studio.sharing.options import License, ReleaseOptions
 from lora_studio.sharing.upload import upload_release
 from lora_studio.training.continuation import continue_run
-from lora_studio.worker import Listener, execute, start
+from lora_studio.worker import Listener, execute, start, start_next
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.job_paths import missing_paths, move_path
 from lora_studio.workspace.project import Home, Project, records_folder
+from lora_studio.workspace.run_queue import RunQueue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,7 @@ __all__ = [
     "list_models",
     "plan",
     "plan_caption_edit",
+    "queue_variants",
     "release",
     "request_samples",
     "request_save",
@@ -240,6 +243,55 @@ def train(
         planned = plan_on_this_machine(job, LoraKind(kind), home or Home.locate())
         job = job.model_copy(update={"recipe": planned.recipe})
     return cast("TrainResult", run_job(job, out=out, home=home, on_event=on_event))
+
+
+def queue_variants(
+    dataset: Path | str,
+    *,
+    base: str,
+    vary: Mapping[str, Sequence[Any]],
+    name: str = TRAIN.name,
+    trigger_word: str = TRAIN.trigger_word,
+    recipe: Recipe | None = None,
+    kind: LoraKind | str = NEW_PROJECT.kind,
+    regularization: Path | str | None = TRAIN.regularization,
+    subsets: Sequence[Subset] = TRAIN.subsets,
+    out: Path | None = None,
+    home: Home | None = None,
+) -> list[Path]:
+    """Put a run for each combination of values into the queue, and return their folders in its order.
+
+    `vary` has one or two settings of the recipe, each with its values. The first run starts at once in a worker process
+    if the GPU is free; the others follow, also after this process has ended. `out` is the folder for the runs (default:
+    that of the studio's home); the other arguments are those of `train`. Raises StudioError.
+    """
+    job = _build(
+        TrainJob,
+        dataset=dataset,
+        base=base,
+        name=name,
+        trigger_word=trigger_word,
+        recipe=recipe,
+        regularization=regularization,
+        subsets=list(subsets),
+    )
+    home = home or Home.locate()
+    if recipe is None:
+        job = job.model_copy(update={"recipe": plan_on_this_machine(job, LoraKind(kind), home).recipe})
+    axes = [Axis(setting, list(values)) for setting, values in vary.items()]
+    return enqueue_jobs(variant_jobs(job, axes), out=out, home=home)
+
+
+def enqueue_jobs(jobs: Sequence[TrainJob], *, out: Path | None, home: Home) -> list[Path]:
+    """Put new runs into the queue and return their folders; raise ConfigError if one contradicts its LoRA file."""
+    for job in jobs:
+        check_file_settings(job)
+    parent = out or home.path / FOLDERS[TrainJob.kind]
+    folders = [JobFolder.create(numbered_folder(parent, job.name), job.with_absolute_paths()) for job in jobs]
+    for folder in folders:
+        RunQueue(home).add(folder)
+    start_next(home, wait=True)
+    return [folder.path for folder in folders]
 
 
 def plan_on_this_machine(job: TrainJob, kind: LoraKind, home: Home) -> Plan:

@@ -157,27 +157,27 @@ def enqueue(folder: JobFolder, home: Home, *, resume: bool = False) -> None:
     start_next(home)
 
 
-def start_next(home: Home) -> JobFolder | None:
-    """Start the first waiting run and return its folder; None if none waits, or while a job of this home is active."""
+def start_next(home: Home, *, wait: bool = False) -> JobFolder | None:
+    """Start the first waiting run and return its folder; None if none waits, or while a job of this home is active.
+
+    Until the worker process has taken over, this process counts as the run's, and the run would seem to have died
+    without it: `wait` for that before this process ends.
+    """
     taken = RunQueue(home).take(
         lambda: bool(live_tickets(home.queue)), lambda run: start(run.folder, home, resume=run.resume)
     )
+    deadline = time.monotonic() + HAND_OVER_SECONDS
+    while wait and taken and taken.folder.status().pid == os.getpid() and time.monotonic() < deadline:
+        time.sleep(STATUS_SECONDS)
     return taken.folder if taken else None
 
 
 def _hand_over(home: Home) -> None:
-    """Start the next waiting run at the end of a worker process, and wait until its own process has taken over.
-
-    Until then this process counts as the run's: without it the run would seem to have died.
-    """
+    """Start the next waiting run at the end of a worker process."""
     try:
-        following = start_next(home)
+        start_next(home, wait=True)
     except (StudioError, OSError, Timeout):
         traceback.print_exc()
-        return
-    deadline = time.monotonic() + HAND_OVER_SECONDS
-    while following is not None and following.status().pid == os.getpid() and time.monotonic() < deadline:
-        time.sleep(STATUS_SECONDS)
 
 
 def _launcher_arguments(job: AnyJob) -> list[str]:

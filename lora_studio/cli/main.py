@@ -31,8 +31,8 @@ from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
 from lora_studio.cli.presets import presets_app
 from lora_studio.cli.progress import JobProgress, progress_bar
-from lora_studio.cli.queue import queue
-from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, import_from
+from lora_studio.cli.queue import queue, queue_variants
+from lora_studio.cli.recipe_options import FromOption, KindOption, PresetOption, SetOption, VaryOption, import_from
 from lora_studio.cli.release import release
 from lora_studio.cli.runs import runs
 from lora_studio.cli.sweep import check_kind, sweep
@@ -208,6 +208,7 @@ def train(
     kind: KindOption = NEW_PROJECT.kind,
     preset: PresetOption = None,
     settings: SetOption = None,
+    vary: VaryOption = None,
     out: Annotated[Path | None, typer.Option(help="Run folder (default: a numbered one in the home).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a stopped run.")] = False,
     more_epochs: Annotated[
@@ -221,9 +222,13 @@ def train(
 
     With --resume, --dataset and other paths say where files are that have moved since the run began.
 
+    With --vary it trains nothing itself: the runs go into the queue, and --out is the folder for theirs.
+
     Without a JOB.toml or --from, the recipe is planned for the images, the base and this machine, as `plan` does.
     """
     result: TrainResult
+    if resume and vary:
+        raise InputError("--resume and --vary exclude each other.", "Give one of the two.", code="usage")
     if resume:
         folder = out or (job_file.parent if job_file else None)
         if folder is None:
@@ -242,6 +247,9 @@ def train(
         job = _train_job(job_file, import_from(source), given, presets, settings or [])
         if job_file is None and source is None:
             job = _planned(job, kind, Home.locate(home))
+        if vary:
+            queue_variants(job, vary, out=out, home=Home.locate(home), as_json=as_json)
+            return
         result = _run(job, home, out)
     if as_json:
         print_json(result)

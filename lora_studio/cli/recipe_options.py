@@ -26,6 +26,14 @@ PresetOption = Annotated[str | None, typer.Option("--preset", help="A preset by 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the recipe; can be repeated.")
 ]
+VaryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="KEY=A,B,...",
+        help="Values of a setting: a run for each goes into the queue. Given twice: for each combination of both.",
+    ),
+]
 KindOption = Annotated[LoraKind, typer.Option("--kind", help="What the LoRA is for.")]
 
 

@@ -6,13 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
-from lora_studio.errors import ConfigError
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.values import format_value
 
 MAX_AXES = 2
 MAX_VARIANTS = 24
+MAX_OWN_NAME, MAX_NAME = 40, 80  # characters of a run's name, without and with what differs
 SHORT_NAMES = {
     "unet_lr": "lr",
     "text_encoder_lr": "telr",
@@ -25,15 +28,27 @@ SHORT_NAMES = {
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting, and its values as texts."""
+    """A setting, and its values; texts are read as in a form."""
 
     setting: str
-    values: Sequence[str]
+    values: Sequence[Any]
 
     @classmethod
     def of(cls, setting: str, text: str) -> Axis:
         """Return the axis of values that are separated by commas; each counts once."""
         return cls(setting, list(dict.fromkeys(value for part in text.split(",") if (value := part.strip()))))
+
+    @classmethod
+    def parse(cls, text: str) -> Axis:
+        """Return the axis of a text like `unet_lr=1e-4,2e-4`; raise InputError without `=`."""
+        setting, separator, values = text.partition("=")
+        if not separator:
+            raise InputError(
+                f"--vary is {text!r}, expected a setting and its values.",
+                "Use for example unet_lr=1e-4,2e-4.",
+                code="vary",
+            )
+        return cls.of(setting.strip(), values)
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,20 @@ def variants(recipe: Recipe, axes: Sequence[Axis]) -> list[Variant]:
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return found
+
+
+def variant_jobs(job: TrainJob, axes: Sequence[Axis]) -> list[TrainJob]:
+    """Return a job per variant of a job's recipe, with the variant in its name. Raises ConfigError like `variants`."""
+    return [
+        TrainJob.parse(
+            {
+                **dict(job),
+                "name": f"{job.name[:MAX_OWN_NAME]}-{variant.name}"[:MAX_NAME].rstrip(" .-"),
+                "recipe": variant.recipe,
+            }
+        )
+        for variant in variants(job.recipe, axes)
+    ]
 
 
 def _check(axes: Sequence[Axis]) -> None:

@@ -22,7 +22,7 @@ from lora_studio.interop.files import import_settings
 from lora_studio.lora.file_settings import check_file_settings, settings_of_file
 from lora_studio.planning.presets import delete_preset, list_presets, load_preset, own_presets, save_preset
 from lora_studio.planning.project_plan import NextRun, ProjectPlan, load_plan, save_changes
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.planning.variants import variant_jobs
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName
@@ -41,7 +41,7 @@ from lora_studio.ui.train.render import TrainRenderer
 from lora_studio.ui.train.run_panel import RunPanel
 from lora_studio.ui.train.sections import Sections, build_other_sections, build_section_choice
 from lora_studio.ui.train.state import OtherFields, RunReader, TrainForm, TrainPage, TrainState
-from lora_studio.ui.train.variants import variants_of_form, variants_summary
+from lora_studio.ui.train.variants import axes_of_form, variants_of_form, variants_summary
 from lora_studio.ui.train.view import ALL_BACK, OPEN_PLAN, WITHOUT_SUBSETS
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
@@ -342,10 +342,8 @@ class TrainTab:
             return TrainState(run, form=form.contents())
         if not project_images(form.project):
             raise InputError(f"{form.project.name} has no images yet.", "Import some in Dataset.", code="no_images")
-        jobs = []
-        for variant in variants_of_form(run.recipe, *given):
-            job = job_of(form, variant.recipe)
-            jobs.append(TrainJob.parse({**dict(job), "name": f"{job.name[:40]}-{variant.name}"[:80].rstrip(" .-")}))
+        jobs = variant_jobs(job_of(form, run.recipe), axes_of_form(*given))
+        for job in jobs:
             check_file_settings(job)
         folders = [self.studio.jobs.enqueue(form.project.new_run_dir(job.name), job) for job in jobs]
         return self._run(form.project, folders[0].name, is_job_started=True)

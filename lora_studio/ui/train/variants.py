@@ -55,8 +55,13 @@ def _can_vary(name: str) -> bool:
 
 def variants_of_form(recipe: Recipe, *given: str | None) -> list[Variant]:
     """Return the variants that the fields describe: two pairs of setting and values. Raises ConfigError."""
+    return variants(recipe, axes_of_form(*given))
+
+
+def axes_of_form(*given: str | None) -> list[Axis]:
+    """Return the settings and values in the fields: two pairs of setting and values."""
     pairs = zip(given[::2], given[1::2], strict=True)
-    return variants(recipe, [Axis.of(name, values or "") for name, values in pairs if name])
+    return [Axis.of(name, values or "") for name, values in pairs if name]
 
 
 def variants_summary(found: Sequence[Variant], figures: Callable[[Recipe], NextRun]) -> Markup:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.errors import ConfigError
-from lora_studio.planning.variants import Axis, variants
+from lora_studio.errors import ConfigError, InputError
+from lora_studio.planning.variants import Axis, variant_jobs, variants
 from lora_studio.settings.job_specs import TrainJob
 from lora_studio.settings.recipe import Recipe
 
@@ -44,3 +44,18 @@ def test_wrong_axes_are_named(axes: list[tuple[str, str]], word: str) -> None:
     with pytest.raises(ConfigError) as caught:
         variants(Recipe(), [Axis.of(name, values) for name, values in axes])
     assert word in caught.value.problems[0]
+
+
+def test_the_text_of_an_option_has_a_setting_and_its_values() -> None:
+    assert Axis.parse("unet_lr = 1e-4,2e-4") == Axis("unet_lr", ["1e-4", "2e-4"])
+    with pytest.raises(InputError) as raised:
+        Axis.parse("unet_lr")
+    assert raised.value.code == "vary"
+
+
+def test_jobs_differ_in_name_and_recipe_alone() -> None:
+    job = TrainJob.parse({"dataset": ".", "base": "x", "name": "n" * 80, "trigger_word": "inkstamp"})
+    jobs = variant_jobs(job, [Axis("network_dim", [8, 16])])
+    assert [each.recipe.network_dim for each in jobs] == [8, 16]
+    assert [each.name[-6:] for each in jobs] == ["n-dim8", "-dim16"]
+    assert all(each.model_copy(update={"name": job.name, "recipe": job.recipe}) == job for each in jobs)
