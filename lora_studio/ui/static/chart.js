@@ -124,6 +124,7 @@ class StudioChart extends HTMLElement {
     if (!size.width || !size.height) return;  // in a tab that is not shown
     this.reset.hidden = this.domain.every((limit, index) => limit === this.data.x.domain[index]);
     this.layout = layoutOf(this.data, this.domain, size);
+    this.found = stops(this.data, this.domain);  // where the cursor can be
     this.drawing.replaceChildren();
     Object.entries(size).forEach(([name, value]) => this.drawing.setAttribute(name, value));
     drawChart(this.drawing, this.data, this.domain, this.layout, this.id_);
@@ -214,7 +215,7 @@ class StudioChart extends HTMLElement {
   }
 
   stopNearest(px) {
-    const found = stops(this.data, this.domain);
+    const { found } = this;
     const distance = (x) => Math.abs(this.layout.x(x) - px);
     return found.reduce((best, x) => (distance(x) < distance(best) ? x : best), found[0]);
   }
@@ -258,7 +259,7 @@ class StudioChart extends HTMLElement {
 
   pressKey(event) {
     if (event.altKey || event.ctrlKey || event.metaKey || !this.layout) return;
-    const found = stops(this.data, this.domain);
+    const { found } = this;
     const { cursor } = this.state;
     const place = cursor === null ? -1 : indexUpTo(found, cursor);
     const page = Math.max(1, Math.round(found.length / 10));
