@@ -25,6 +25,7 @@ __all__ = [
     "import_settings",
     "lint_captions",
     "list_models",
+    "make",
     "measure",
     "plan",
     "plan_caption_edit",
@@ -78,9 +79,14 @@ if TYPE_CHECKING:
         upload_release,
         wrap_images,
     )
+    from lora_studio.workflow.make import make
 
 
 def __getattr__(name: str) -> Any:
+    if name == "make":
+        from lora_studio.workflow.make import make
+
+        return make
     if name in __all__:
         from lora_studio import api
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lora_studio import api
+from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import InputError
 from lora_studio.files import shipped_folder
+from lora_studio.ledger.records import read_figures
 from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import ExistingCaptions, LoraKind
-from lora_studio.settings.recipe import Recipe
+from lora_studio.settings.job_specs import SweepJob
 from lora_studio.worker import Listener
+from lora_studio.workflow.make import MakeOptions, make_project
+from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 
 EXAMPLE_NAME = "inkstamp"
@@ -82,7 +86,7 @@ def unused_name(home: Home, name: str) -> str:
 def run_demo(
     out: Path, *, home: Home, steps: int | None, on_event: Listener, on_stage: Callable[[str], None]
 ) -> DemoResult:
-    """Import, curate, tag, train and sweep into `out`, which gets the layout of a project.
+    """Make a LoRA of the example images in `out`, which gets the layout of a project: all stages, without a stop.
 
     `steps` limits the training. Raises InputError if `out` is not empty, StudioError if a stage fails.
     """
@@ -91,66 +95,32 @@ def run_demo(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out} is not empty.", "Give a new or an empty folder.", code="not_empty")
     project = Project(out)
-    images_dir = out / "dataset" / "10_inkstamp"
-    project.save_info(example_project_info())
-
-    on_stage(f"Dataset: the example images from {EXAMPLE_IMAGES.name}")
-    import_paths([EXAMPLE_IMAGES], images_dir)
-    report = api.curate(project.dataset_dir, apply=True)
-    for line in report.lines():
-        on_stage(f"  {line}")
-    tagged = api.tag(
-        project.dataset_dir,
+    recipe = load_preset("demo") | {"validation_split": 0.0} | ({} if steps is None else {"max_train_steps": steps})
+    project.save_info(example_project_info().model_copy(update={"recipe": recipe}))
+    images = import_paths([EXAMPLE_IMAGES], out / "dataset" / "10_inkstamp")
+    options = MakeOptions(
+        confirmed=True,
         tagger="demo",
-        trigger_word=TRIGGER,
         existing=ExistingCaptions.APPEND,
         exclude_tags=STYLE_TAGS,
-        home=home,
-        out=project.new_tag_dir(),
-        on_event=on_event,
+        prompts=PROMPTS,
+        seeds=(SweepJob.defaults().seeds[0],),
+        name=EXAMPLE_NAME,
     )
-
-    on_stage("Train: a LoRA on the embedded small model")
-    recipe = Recipe.parse(load_preset("demo"))
-    if steps is not None:
-        recipe = recipe.model_copy(update={"max_train_steps": steps})
-    trained = api.train(
-        project.dataset_dir,
-        base=BASE,
-        name="inkstamp",
-        trigger_word=TRIGGER,
-        recipe=recipe,
-        out=project.new_run_dir("inkstamp"),
-        home=home,
-        on_event=on_event,
-    )
-    if trained.lora is None:
-        raise InputError(
-            "The training was stopped.", f"Resume it with train --resume --out {trained.run}.", code="stopped"
-        )
-
-    on_stage("Test: the LoRA at several strengths")
-    drawn = api.sweep(
-        [trained.lora],
-        bases=[BASE],
-        prompts=list(PROMPTS),
-        trigger_word=TRIGGER,
-        out=project.new_sweep_dir(),
-        home=home,
-        on_event=on_event,
-    )
-    if drawn.grid is None:
-        raise InputError("The sweep was stopped.", "Run the demo again into a new folder.", code="stopped")
-    lora, grid = (Path(shutil.copy2(source, out / source.name)) for source in (trained.lora, drawn.grid))
-    verdict = trained.verdict
+    made = make_project(project, options, home=home, on_event=on_event, on_stage=on_stage)
+    if made.run is None or made.lora is None or made.grid is None:
+        raise InputError("The demo was stopped.", "Run it again into a new folder.", code="stopped")
+    lora, grid = (Path(shutil.copy2(source, out / source.name)) for source in (made.lora, made.grid))
+    verdict = read_figures(JobFolder(made.run)).verdict
+    kept = len(project_images(project))
     return DemoResult(
-        images=tagged.tagged,
-        set_aside=len(report.rejected),
-        run=trained.run,
+        images=kept,
+        set_aside=len(images.added) - kept,
+        run=made.run,
         lora=lora,
         grid=grid,
         verdict=f"{verdict.title}. {verdict.evidence} {verdict.next_step}" if verdict else "",
-        figures=_style_figures(drawn.measures["rows"]),
+        figures=_style_figures(json.loads((made.grid.parent / "measures.json").read_text("utf-8"))["rows"]),
         seconds=time.monotonic() - started,
     )
 

@@ -26,6 +26,7 @@ from lora_studio.cli.console import (
     print_markdown,
 )
 from lora_studio.cli.lora import lora_app
+from lora_studio.cli.make import make
 from lora_studio.cli.models import models_app
 from lora_studio.cli.options import field_help, field_options
 from lora_studio.cli.plan import plan
@@ -97,6 +98,7 @@ def demo(
         out_console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
+app.command()(make)
 app.command()(plan)
 
 

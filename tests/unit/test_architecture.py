@@ -28,6 +28,7 @@ LAYERS = (
     ("ui.widgets",),
     ("example",),
     ("__init__",),
+    ("workflow",),
     ("api",),
     ("worker", "diagnosis"),
     ("sampling", "sharing"),

@@ -1,0 +1,1 @@
+"""All stages of a project, one after the other: curate, tag, plan, train, test and release."""
