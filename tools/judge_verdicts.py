@@ -200,6 +200,7 @@ def judge(case: Case, length: Length, seed: Sequence[int]) -> tuple[bool, set[st
 def simulated_tables(runs: int, *, tune: bool) -> list[str]:
     """Return the table of what is named in time, and that of false alarms by code."""
     found: dict[str, list[str]] = {}
+    in_time: dict[str, list[float]] = defaultdict(list)
     alarms: dict[str, Counter[str]] = defaultdict(Counter)
     totals: Counter[str] = Counter()
     for place, case in enumerate(cases(tune=tune)):
@@ -212,11 +213,18 @@ def simulated_tables(runs: int, *, tune: bool) -> list[str]:
                 alarms[length.name].update(wrong)
                 totals[length.name] += 1
             row.append(f"{named / runs:.0%}" if case.codes else "–")
+            in_time[", ".join(sorted(case.codes))].append(named / runs)
         found[case.name] = [", ".join(sorted(case.codes)) or "none", *row]
         print(case.name, *found[case.name], {name: dict(counts) for name, counts in alarms.items()}, sep=" | ")
     lines = ["| loss of a run | verdict | " + " | ".join(length.name for length in LENGTHS) + " |"]
     lines.append("|---" * (2 + len(LENGTHS)) + "|")
     lines += [f"| {name} | {' | '.join(row)} |" for name, row in found.items()]
+    means = (
+        f"{codes} {sum(shares) / len(shares):.0%} (least {min(shares):.0%})"
+        for codes, shares in in_time.items()
+        if codes
+    )
+    lines += ["", f"In time over all curves and lengths: {'; '.join(means)}."]
     codes = ("plateau", "no_improvement", "rising", "broken", "overfit", "memorising", "nan")
     lines += ["", "| false alarm | " + " | ".join(length.name for length in LENGTHS) + " |"]
     lines.append("|---" * (1 + len(LENGTHS)) + "|")

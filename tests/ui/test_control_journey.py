@@ -1,4 +1,4 @@
-"""Control of runs in a real browser: continue, the queue, and samples on request.
+"""Control of runs in a real browser: continue, the queue, samples on request, and the notification at the end.
 
 Another job holds the GPU meanwhile, so that nothing is trained. Set LORA_STUDIO_SCREENSHOTS to a folder for pictures.
 """
@@ -6,6 +6,7 @@ Another job holds the GPU meanwhile, so that nothing is trained. Set LORA_STUDIO
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import pytest
 from lora_studio.files import write_json
 from lora_studio.workspace.gpu_queue import hold_gpu
 from lora_studio.workspace.job_folder import JobState
-from lora_studio.workspace.project import Project
+from lora_studio.workspace.project import Home, Project
 from lora_studio.workspace.run_queue import RunQueue
-from tests.support.application import Running
+from tests.support.application import Running, start_app, stop_app
 from tests.support.browser import DESKTOP, reload
 from tests.support.jobs import make_project, make_run, running_status
 
@@ -105,3 +106,82 @@ def test_samples_and_a_checkpoint_on_request(project: Project, open_page: Callab
     folder.update_status(state=JobState.FAILED, code="out_of_memory", message="Out of memory.", remedy="Less.")
     page.locator("#train-restart", has_text="batch size").wait_for()
     picture(page, "restart-light")
+
+
+# Records the notifications, and lets the page believe that another window has the focus.
+RECORD_NOTIFICATIONS = """
+window.notified = [];
+const Browser = window.Notification;
+window.Notification = class extends Browser {
+  constructor(title, options) { super(title, options); window.notified.push(title); }
+};
+document.hasFocus = () => false;
+"""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "status"),
+    [
+        (True, {"state": JobState.DONE}),
+        (True, {"state": JobState.STOPPED, "code": "plateau", "message": "It stopped by itself."}),
+        (False, {"state": JobState.FAILED, "message": "Out of memory."}),
+    ],
+    ids=["done", "stopped by itself", "not allowed"],
+)
+def test_the_end_of_a_run_is_in_the_title_and_a_notification(
+    project: Project, open_page: Callable[..., Any], allowed: bool, status: dict[str, Any]
+) -> None:
+    """Without permission only the title says so, until the page has the focus again."""
+    folder = make_run(project, final=False, **running_status())
+    page = open_page()
+    if allowed:
+        page.context.grant_permissions(["notifications"])
+    page.add_init_script(RECORD_NOTIFICATIONS)
+    reload(page)
+    open_train(page)
+    page.wait_for_function("() => /[0-9]+%/.test(document.title)")
+    page.locator("#train-notify [data-notify]").click()
+    if allowed:
+        page.locator("#train-notify [aria-pressed=true]").wait_for()
+    folder.update_status(**status)
+    words = {JobState.DONE: "finished", JobState.STOPPED: "stopped", JobState.FAILED: "failed"}[status["state"]]
+    page.wait_for_function("text => document.title.includes(text)", arg=f"{folder.name} {words}")
+    assert page.evaluate("() => window.notified") == ([f"{folder.name} {words}"] if allowed else [])
+    page.evaluate("() => window.dispatchEvent(new Event('focus'))")
+    page.wait_for_function("text => !document.title.includes(text)", arg=folder.name)
+
+
+def test_the_queue_survives_a_restart_of_the_studio_and_starts_when_the_gpu_is_free(
+    tmp_path: Path, browser: Any
+) -> None:
+    home = Home(tmp_path / "home")
+    project = make_project(home)
+    runs = [make_run(project, final=False, state=JobState.CREATED) for _ in range(2)]
+    with hold_gpu(home.queue, "a test"):
+        for run in reversed(runs):
+            RunQueue(home).add(run)
+        for number in range(2):
+            folder = tmp_path / f"app{number}"
+            folder.mkdir()
+            app = start_app(folder, home=home)
+            try:
+                page = browser.new_page()
+                page.goto(app.url)
+                open_train(page)
+                rows = page.locator("#train-queue tbody tr")
+                rows.first.get_by_text("002-ink").wait_for()
+                rows.nth(1).get_by_text("001-ink").wait_for()
+                page.close()
+            finally:
+                stop_app(app.process)
+    assert waiting(project) == ["002-ink", "001-ink"]
+    folder = tmp_path / "free"
+    folder.mkdir()
+    app = start_app(folder, home=home)
+    try:
+        deadline = time.monotonic() + 60
+        while waiting(project) == ["002-ink", "001-ink"] and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert "002-ink" not in waiting(project)
+    finally:
+        stop_app(app.process)

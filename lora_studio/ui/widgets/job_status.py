@@ -30,8 +30,9 @@ def state_label(status: JobStatus) -> str:
 
 
 def job_title(name: str, status: JobStatus, facts: str) -> Markup:
-    """Return a job's name with its state, and a line of facts below."""
-    return render("job_title.html", name=name, state=state_label(status), message=status.message, facts=facts)
+    """Return a job's name with its state, which static/notify.js reads, and a line of facts below."""
+    state, label = STATE_LABELS[status.state], state_label(status)
+    return render("job_title.html", name=name, state=state, label=label, message=status.message, facts=facts)
 
 
 def time_tile(status: JobStatus, note: str) -> Tile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_studio.ui.widgets.job_status import STATE_LABELS, state_card, state_label, time_tile
+from lora_studio.ui.widgets.job_status import STATE_LABELS, job_title, state_card, state_label, time_tile
 from lora_studio.workspace.job_folder import JobState, JobStatus
 
 
@@ -36,6 +36,9 @@ def test_a_run_that_stopped_by_itself_is_no_warning() -> None:
     assert 'class="card "' in card
     assert "It stopped." in card
     assert state_label(by_itself) != state_label(JobStatus(state=JobState.STOPPED)) == STATE_LABELS[JobState.STOPPED]
+    title = job_title("001-ink", by_itself, "")
+    assert 'data-state="stopped"' in title
+    assert state_label(by_itself) in title
 
 
 def test_the_time_tile_shows_time_left_or_duration() -> None:
