@@ -40,7 +40,7 @@ from lora_studio.planning.planned_run import Plan
 from lora_studio.planning.speeds import MeasuredSpeed, shortest_run, speed_of_run
 from lora_studio.planning.variants import Axis, variant_jobs
 from lora_studio.settings.choices import ExistingCaptions, LoraKind, Precision, Sampler, SweepAxis
-from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
+from lora_studio.settings.job_specs import AnyJob, DownloadJob, StackedLora, SweepJob, TagJob, TrainJob
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.sample_prompts import read_sample_prompts
 from lora_studio.settings.subsets import Subset
@@ -359,6 +359,8 @@ def sweep(
     prompts: Sequence[str],
     trigger_word: str = SWEEP.trigger_word,
     strengths: Sequence[float] | str = SWEEP.strengths,
+    text_encoder_strength: float | None = SWEEP.text_encoder_strength,
+    with_loras: Sequence[StackedLora | str] = SWEEP.with_loras,
     negative_prompt: str = SWEEP.negative_prompt,
     quality_tags: bool = SWEEP.quality_tags,
     seeds: Sequence[int] | str = SWEEP.seeds,
@@ -381,12 +383,13 @@ def sweep(
     Without LoRAs, the bases alone are drawn.
 
     `{trigger}` in a prompt is replaced by `trigger_word`, by default that of each LoRA. `strengths` and `seeds` can
-    also be texts such as "0,0.8,1" or "0:1.4:0.2"; `seed` is one seed instead of `seeds`. `rows` and `columns` are two
-    of the axes prompt, strength, seed, lora and base; the others are sections of the grid. A cell that another sweep in
-    the same parent folder has is copied, not drawn. `width` and `height` are in pixels (default: the base's native
-    resolution), `guidance` is the CFG scale. With `quality_tags` each base's own are added to the prompts; a negative
-    prompt of "auto" is what its model card recommends. `out` is the sweep's folder (default: a numbered one in the
-    studio's home). Raises StudioError.
+    also be texts such as "0,0.8,1" or "0:1.4:0.2"; `text_encoder_strength` replaces a strength in the text encoders.
+    `with_loras` are LoRAs that all images have besides, as texts like "b.safetensors:0.6". `seed` is one seed instead
+    of `seeds`. `rows` and `columns` are two of the axes prompt, strength, seed, lora and base; the others are sections
+    of the grid. A cell that another sweep in the same parent folder has is copied, not drawn. `width` and `height` are
+    in pixels (default: the base's native resolution), `guidance` is the CFG scale. With `quality_tags` each base's own
+    are added to the prompts; a negative prompt of "auto" is what its model card recommends. `out` is the sweep's folder
+    (default: a numbered one in the studio's home). Raises StudioError.
     """
     job = _build(
         SweepJob,
@@ -395,6 +398,8 @@ def sweep(
         prompts=prompts,
         trigger_word=trigger_word,
         strengths=strengths,
+        text_encoder_strength=text_encoder_strength,
+        with_loras=list(with_loras),
         negative_prompt=negative_prompt,
         quality_tags=quality_tags,
         sampler=sampler,

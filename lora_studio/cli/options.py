@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from inspect import Parameter
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from lora_studio.settings.declare import CommaSeparated, Settings
@@ -66,6 +67,8 @@ def _parameter(
     info: Any
     if CommaSeparated in field.metadata:
         kind, default = str, ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in field.default)
+    if get_origin(kind) is list and issubclass(get_args(kind)[0], BaseModel):
+        kind = list[str]  # which the model parses
     if not show_default or (field.is_required() and not required):
         kind, default = kind | None, None
     spellings = (flag,) if isinstance(flag, str) else flag

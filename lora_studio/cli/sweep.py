@@ -36,6 +36,8 @@ NEEDED = {"bases": "--base", "prompts": "--prompt"}
         "width": "--width",
         "height": "--height",
         "clip_skip": "--clip-skip",
+        "with_loras": "--with",
+        "text_encoder_strength": "--text-encoder-strength",
         "negative_prompt": "--negative",
         "quality_tags": "--quality-tags",
         "trigger_word": "--trigger",

@@ -212,6 +212,9 @@ def _load_tokenizers(folder: Path) -> list[CLIPTokenizer]:
 def on_device(vae: AutoencoderKL, device: torch.device) -> Iterator[None]:
     """Move a VAE to `device` inside the block, and back after it."""
     home = vae.device
+    if home == device:
+        yield
+        return
     module: nn.Module = vae  # diffusers' annotation of `to` has no `self`
     try:
         module.to(device)

@@ -127,9 +127,10 @@ def _decode_latents(
     SDXL's own VAE overflows in fp16. The VAE is on the latents' device for as long as it decodes. Returns None if
     pixels are not finite in either precision.
     """
-    for dtype in dict.fromkeys([*[pipe.unet.dtype] * in_half, pipe.vae.dtype]):
+    own = pipe.vae.dtype
+    for dtype in dict.fromkeys([*[pipe.unet.dtype] * in_half, own]):
         # a copy, since casting the VAE itself and back would round its weights; diffusers' own `to` warns for nothing
-        vae = pipe.vae if dtype == pipe.vae.dtype else nn.Module.to(deepcopy(pipe.vae), dtype)
+        vae = pipe.vae if dtype == own else nn.Module.to(deepcopy(pipe.vae), dtype)
         with on_device(vae, latents.device), torch.autocast(latents.device.type, enabled=False):
             pixels = _decode_within_memory(vae, latents / vae.config["scaling_factor"], offload)
         if torch.isfinite(pixels).all():
@@ -146,6 +147,7 @@ def _decode_within_memory(vae: AutoencoderKL, scaled: Tensor, offload: Sequence[
     """
     device = scaled.device
     attempts: list[int | None] = [*[None] * (2 if offload else 1), *TILES]
+    moved: Sequence[nn.Module] = ()
     try:
         for tile in attempts:
             try:
@@ -153,11 +155,12 @@ def _decode_within_memory(vae: AutoencoderKL, scaled: Tensor, offload: Sequence[
             except torch.OutOfMemoryError:
                 if tile == TILES[-1]:
                     raise
-            for module in offload:
+            moved = offload
+            for module in moved:
                 module.to("cpu")
             free_gpu_cache()
     finally:
-        for module in offload:
+        for module in moved:
             module.to(device)
     raise AssertionError("the last attempt returns or raises")
 

@@ -1,49 +1,64 @@
-"""Apply a LoRA file to a pipeline: loaded once, then used at any strength without changing the base's weights.
+"""Apply LoRA files to a pipeline: loaded once, then merged into the base's weights at any strength.
 
-diffusers loads LoRA and, in its own format, DoRA, but neither LoHa nor LoKr. Therefore every type is built here from
-peft's layers, and its weights are copied from the file.
+A LoRA changes a weight W by D, whatever its network type: DoRA and IA3, too, are W + strength * (W' - W). So every
+strength is one pass over the changed weights, after which the UNet is as fast as without a LoRA, and several LoRAs add
+up. The base's own weights are kept, so that strength 0 and removal are exact. A quantized weight is not replaced: its
+layer adds the change whenever it dequantizes the weight.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
-from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
+from torch.nn import functional
 
+from lora_studio.device import free_gpu_bytes
+from lora_studio.lora.deltas import delta_matrix
 from lora_studio.lora.header import LoraFile
-from lora_studio.lora.inject import AdaptedLayer, inject
 from lora_studio.lora.layers import find_readable_layers
-from lora_studio.lora.read import LayerWeights, base_mismatch_error, delta_weight, read_layers, read_vectors
-from lora_studio.lora.shapes import DimAlpha, DoraAxis
+from lora_studio.lora.read import (
+    LayerWeights,
+    VectorDelta,
+    base_mismatch_error,
+    delta_weight,
+    read_layers,
+    read_vectors,
+)
+from lora_studio.models.quantize import QuantizedLinear
 from lora_studio.settings.choices import NetworkType
 
-ADAPTER = "studio"
+UNET = "unet"
+MAIN_MEMORY = torch.device("cpu")
+SPARE_BYTES = 2**30  # left free on the GPU for the UNet's passes if the base's weights are kept there
+
+
+class Strength(NamedTuple):
+    """The strength of a LoRA in the UNet and in the text encoders."""
+
+    unet: float
+    text_encoder: float
+
+    def of(self, model: str) -> float:
+        """Return the strength in a model, by kohya's name."""
+        return self.unet if model == UNET else self.text_encoder
 
 
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA applied to a pipeline.
 
-    `layers` are the changed layers, each with its alpha / dim; `vectors` the changed biases and norms; `missing` are
-    layers, biases and norms of the file that the base lacks.
+    `matched` is the number of its layers, biases and norms that the base has, `missing` the others.
     """
 
-    layers: list[tuple[AdaptedLayer, float]]
+    stack: AdapterStack
+    matched: int
     missing: list[str]
-    vectors: list[ChangedVector]
-
-    @property
-    def matched(self) -> int:
-        """The number of layers, biases and norms of the file that the base has."""
-        return len(self.layers) + len(self.vectors)
 
     @property
     def total(self) -> int:
@@ -51,164 +66,225 @@ class Adapter:
         return self.matched + len(self.missing)
 
     def set_strength(self, strength: float) -> None:
-        """Use the LoRA at `strength`; 0 disables it, so that the output is exactly the base's."""
-        for layer, scale in self.layers:
-            layer.enable_adapters(strength != 0)
-            layer.set_requires_grad(ADAPTER, requires_grad=False)
-            variant = getattr(layer, "lora_variant", {}).get(ADAPTER)
-            if isinstance(variant, DoraVariant):
-                variant.strength = strength
-            else:
-                layer.scaling[ADAPTER] = strength * scale
-        for vector in self.vectors:
-            vector.set_strength(strength)
+        """Use this LoRA alone, at `strength`; 0 gives exactly the base's output."""
+        strengths = [Strength(strength, strength) if other is self else Strength(0, 0) for other in self.stack.adapters]
+        self.stack.set_strengths(strengths)
 
 
 @dataclass(frozen=True)
-class ChangedVector:
-    """A bias or a norm's weight of the base, its own values, and what a LoRA adds to them at strength 1."""
+class AdapterStack:
+    """Several LoRAs applied to a pipeline; `changes` are the changed parameters with the contribution of each LoRA."""
 
-    parameter: nn.Parameter
-    base: Tensor
-    delta: Tensor
+    adapters: list[Adapter] = field(default_factory=list)
+    changes: dict[tuple[str, str], _Change] = field(default_factory=dict)
 
-    def set_strength(self, strength: float) -> None:
-        """Set the parameter to base + strength * delta, in its dtype; to the base's own values at strength 0."""
-        value = self.base.float() + strength * self.delta if strength else self.base
-        self.parameter.data.copy_(value)
+    @torch.no_grad()
+    def set_strengths(self, strengths: Sequence[Strength]) -> None:
+        """Use each LoRA at its strength; raise ValueError if there is not one for each."""
+        if len(strengths) != len(self.adapters):
+            raise ValueError(f"{len(strengths)} strengths for {len(self.adapters)} LoRAs")
+        for number, ((model, _), change) in enumerate(self.changes.items()):
+            change.set_strengths([strength.of(model) for strength in strengths], seed=number)
 
-
-class DoraVariant(LoraVariant):
-    """DoRA at any strength: W + strength * (W' - W), where W' is W + D with its norms set to the file's magnitudes.
-
-    W is the base's weight, D the low-rank change. peft's own variant computes W + strength * D before normalising, and
-    has magnitudes per output only. `factors` scale the rows or columns of W + D; they are computed once.
-    """
-
-    def __init__(self, factors: Tensor, axis: DoraAxis) -> None:
-        self.factors = factors
-        self.axis = axis
-        self.strength = 1.0
-
-    def forward(  # type: ignore[override]
-        self, module: LoraLayer, active_adapter: str, x: Tensor, result: Tensor, **kwargs: object
-    ) -> Tensor:
-        """Return the layer's output from its input `x` and the base layer's output `result`."""
-        base, scale = module.get_base_layer(), module.scaling[active_adapter]
-        down, up = module.lora_A[active_adapter], module.lora_B[active_adapter]
-        channels = (1, -1, 1, 1) if isinstance(base, nn.Conv2d) else (-1,)
-        factors = self.factors.to(x.device).view(channels)  # text encoders change their device
-        if self.axis is DoraAxis.OUTPUT:
-            bias: Tensor | None = getattr(base, "bias", None)
-            product = result if bias is None else result - bias.view(channels)
-            change = (factors - 1) * product + factors * up(down(x)) * scale
-        else:
-            scaled = (factors * x).to(x.dtype)
-            change = base(scaled) - result + up(down(scaled)) * scale
-        output: Tensor = result + (change if self.strength == 1 else self.strength * change)
-        return output
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give all parameters the base's own values."""
+        for change in self.changes.values():
+            change.restore()
 
 
 @contextmanager
 def apply_lora(pipe: StableDiffusionXLPipeline, lora: LoraFile) -> Iterator[Adapter]:
-    """Apply a LoRA to the pipeline inside the block, and remove it at the end.
+    """Apply a LoRA to the pipeline at strength 1 inside the block, and remove it at the end; see `apply_loras`."""
+    with apply_loras(pipe, [lora]) as stack:
+        yield stack.adapters[0]
 
-    Raises InputError if the weights are not finite, do not match the base, or the base has none of the file's layers.
+
+@contextmanager
+def apply_loras(pipe: StableDiffusionXLPipeline, loras: Sequence[LoraFile]) -> Iterator[AdapterStack]:
+    """Apply LoRAs to the pipeline at strength 1 inside the block, and remove them at the end.
+
+    Raises InputError if the weights are not finite, do not match the base, or the base has none of a file's layers.
     """
-    models = {"unet": pipe.unet, "te1": pipe.text_encoder, "te2": pipe.text_encoder_2}
-    found, missing = read_layers(lora, find_readable_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2]))
-    deltas, absent = read_vectors(lora, models)
-    if not found and not deltas:
-        raise base_mismatch_error(lora, f"none of its {len(missing) + len(absent)} layers is there")
-    vectors = [_changed_vector(models[delta.model].get_parameter(delta.path), delta.delta) for delta in deltas]
+    stack = AdapterStack()
+    models: dict[str, nn.Module] = {UNET: pipe.unet, "te1": pipe.text_encoder, "te2": pipe.text_encoder_2}
+    targets = find_readable_layers(pipe.unet, [pipe.text_encoder, pipe.text_encoder_2])
     try:
-        adapter = Adapter(_add_layers(models, found), [*missing, *absent], vectors)
-        adapter.set_strength(1.0)
-        yield adapter
+        for number, lora in enumerate(loras):
+            found, missing = read_layers(lora, targets)
+            vectors, absent = read_vectors(lora, models)
+            if not found and not vectors:
+                raise base_mismatch_error(lora, f"none of its {len(missing) + len(absent)} layers is there")
+            for weights in found:
+                name = (weights.target.model, f"{weights.target.path}.weight")
+                _change_of(stack, models, name).add(number, weights)
+            for vector in vectors:
+                _change_of(stack, models, (vector.model, vector.path)).add(number, vector)
+            stack.adapters.append(Adapter(stack, len(found) + len(vectors), [*missing, *absent]))
+        _keep_originals(stack.changes)
+        stack.set_strengths([Strength(1, 1)] * len(loras))
+        yield stack
     finally:
-        for vector in vectors:
-            vector.set_strength(0)
-        for model in models.values():
-            _remove_layers(model)
+        stack.restore()
 
 
-def _changed_vector(parameter: nn.Parameter, delta: Tensor) -> ChangedVector:
-    return ChangedVector(parameter, parameter.detach().cpu().clone(), delta.float().cpu())
+def _change_of(stack: AdapterStack, models: Mapping[str, nn.Module], name: tuple[str, str]) -> _Change:
+    """Return the change of a parameter by model and path, which is new for the first LoRA that has it."""
+    if name not in stack.changes:
+        model, path = name
+        parent, _, kind = path.rpartition(".")
+        layer = models[model].get_submodule(parent)
+        if kind == "weight" and isinstance(layer, QuantizedLinear):
+            stack.changes[name] = _QuantizedChange(models[model], parent, layer)
+        else:
+            stack.changes[name] = _MergedChange(models[model].get_parameter(path))
+    return stack.changes[name]
 
 
-def _add_layers(models: Mapping[str, nn.Module], found: list[LayerWeights]) -> list[tuple[AdaptedLayer, float]]:
-    """Replace layers by peft's, fill them in the base's dtype, and return each with its alpha / dim."""
-    prepared = [_with_full_matrix(weights, models) for weights in found]
-    kind: NetworkType
-    groups: dict[tuple[str, NetworkType], dict[str, DimAlpha]] = defaultdict(dict)
-    for weights in prepared:
-        target = weights.target
-        kind = NetworkType.LORA if weights.network_type is NetworkType.DORA else weights.network_type
-        groups[target.model, kind][target.path] = DimAlpha(weights.dim, weights.alpha)
-    with torch.random.fork_rng(devices=[]):
-        for (model, kind), sizes in groups.items():
-            inject(models[model], kind, sizes, ADAPTER, inference=True)
-            del models[model].peft_config
-    layers = []
-    for weights in prepared:
-        layer = cast("AdaptedLayer", models[weights.target.model].get_submodule(weights.target.path))
-        _fill(layer, weights)
-        layers.append((layer, weights.alpha / weights.dim))
-    return layers
+def _keep_originals(changes: Mapping[tuple[str, str], _Change]) -> None:
+    """Copy the base's weights: on their GPU if it has the memory for all of them, else in main memory."""
+    merged = [change for change in changes.values() if isinstance(change, _MergedChange)]
+    needed = sum(change.parameter.nbytes for change in merged)
+    free = {device: free_gpu_bytes(device) for device in {change.parameter.device for change in merged}}
+    for change in merged:
+        room = free[change.parameter.device]
+        has_room = room is None or room > needed + SPARE_BYTES
+        change.original = copy_weight(change.parameter, change.parameter.device if has_room else MAIN_MEMORY)
 
 
-@torch.no_grad()
-def _fill(layer: AdaptedLayer, weights: LayerWeights) -> None:
-    base = layer.get_base_weight()
-    tensors = {name: tensor.to(base.device, base.dtype) for name, tensor in weights.tensors.items()}
-    if not isinstance(layer, LoraLayer):
-        for name in layer.adapter_layer_names:
-            part = getattr(layer, name)
-            if ADAPTER in part:
-                del part[ADAPTER]
-            if name in tensors:
-                part[ADAPTER] = nn.Parameter(tensors[name], requires_grad=False)
-        return
-    for part, name in ((layer.lora_A, "lora_down.weight"), (layer.lora_B, "lora_up.weight")):
-        part[ADAPTER].weight = nn.Parameter(tensors[name], requires_grad=False)
-    if weights.magnitude is not None:
-        down, up = (tensors[name].float().flatten(1) for name in ("lora_down.weight", "lora_up.weight"))
-        change = weights.alpha / weights.dim * (up @ down)
-        factors = _factors(base, change.view(base.shape), weights)
-        layer.lora_variant[ADAPTER] = DoraVariant(factors, weights.magnitude_axis)
+def copy_weight(parameter: nn.Parameter, device: torch.device) -> Tensor:
+    """Return a copy of a parameter on a device."""
+    return parameter.detach().to(device, copy=True)
 
 
-def _factors(base: Tensor, change: Tensor, weights: LayerWeights) -> Tensor:
-    """Return the factors that give the rows (or columns) of base + change the norms in the file; fp32."""
-    assert weights.magnitude is not None
-    whole = base.float() + change
-    norms = (whole.transpose(0, 1) if weights.magnitude_axis else whole).flatten(1).norm(dim=1)
-    factors: Tensor = weights.magnitude.to(base.device, torch.float32) / norms
-    return factors
+class _Change:
+    """The changes of one parameter by each LoRA, by its number."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, LayerWeights | VectorDelta]] = []
+
+    def add(self, number: int, part: LayerWeights | VectorDelta) -> None:
+        """Add what a LoRA changes."""
+        self.parts.append((number, part))
+
+    def set_strengths(self, strengths: Sequence[float], *, seed: int) -> None:
+        """Use each LoRA at its strength; `seed` is that of the rounding."""
+        raise NotImplementedError
+
+    def restore(self) -> None:
+        """Use the base alone."""
+        raise NotImplementedError
+
+    def changed(self, base: Tensor, strengths: Sequence[float]) -> Tensor:
+        """Return the base's values plus the change of each LoRA times its strength, fp32."""
+        original = base.float()
+        total = original
+        for number, part in self.parts:
+            if strengths[number]:
+                total = total + strengths[number] * _delta(part, original)
+        return total
 
 
-@torch.no_grad()
-def _with_full_matrix(weights: LayerWeights, models: Mapping[str, nn.Module]) -> LayerWeights:
-    """Return a LoHa or LoKr with magnitudes, or an IA3, as a LoKr: its small matrix is 1, the large one the change."""
-    if weights.base_scale is None and (weights.magnitude is None or weights.network_type is NetworkType.DORA):
-        return weights
-    base = models[weights.target.model].get_parameter(f"{weights.target.path}.weight").detach()
-    if weights.base_scale is not None:
-        change = base.float() * weights.base_scale.to(base.device)
+class _MergedChange(_Change):
+    """A parameter that has the changed values, and the base's own beside it."""
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        super().__init__()
+        self.parameter = parameter
+        self.original: Tensor | None = None
+        self.is_changed = False
+
+    def set_strengths(self, strengths: Sequence[float], *, seed: int) -> None:
+        if self.original is None or not any(strengths[number] for number, _ in self.parts):
+            return self.restore()
+        total = self.changed(self.original.to(self.parameter.device), strengths)
+        self.parameter.data.copy_(_rounded(total, self.parameter.dtype, seed))
+        self.is_changed = True
+        return None
+
+    def restore(self) -> None:
+        if self.original is not None and self.is_changed:
+            self.parameter.data.copy_(self.original)
+            self.is_changed = False
+
+
+class _QuantizedChange(_Change):
+    """A quantized layer, which is replaced while a LoRA changes it."""
+
+    def __init__(self, model: nn.Module, path: str, layer: QuantizedLinear) -> None:
+        super().__init__()
+        self.parent = model.get_submodule(path.rpartition(".")[0])
+        self.name = path.rpartition(".")[2]
+        self.layer = layer
+
+    def add(self, number: int, part: LayerWeights | VectorDelta) -> None:
+        assert isinstance(part, LayerWeights)
+        super().add(number, _on_device(part, self.layer.packed.device))
+
+    def set_strengths(self, strengths: Sequence[float], *, seed: int) -> None:
+        used = any(strengths[number] for number, _ in self.parts)
+        setattr(self.parent, self.name, _ChangedQuantizedLinear(self, strengths) if used else self.layer)
+
+    def restore(self) -> None:
+        setattr(self.parent, self.name, self.layer)
+
+
+class _ChangedQuantizedLinear(nn.Module):
+    """A quantized linear layer with LoRAs, whose change is added to the dequantized weight."""
+
+    def __init__(self, change: _QuantizedChange, strengths: Sequence[float]) -> None:
+        super().__init__()
+        self.layer = change.layer
+        self.change = change
+        self.strengths = strengths
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return x (W + D)' + b, [..., in] -> [..., out], in the layer's dtype (' is transpose)."""
+        dtype = self.layer.compute_dtype
+        weight = self.change.changed(self.layer.weight, self.strengths).to(dtype)
+        bias = None if self.layer.bias is None else self.layer.bias.to(dtype)
+        return functional.linear(input.to(dtype), weight, bias)
+
+
+def _delta(part: LayerWeights | VectorDelta, base: Tensor) -> Tensor:
+    """Return a LoRA's change of a parameter at strength 1 in the shape of `base`, the base's values in fp32."""
+    if isinstance(part, VectorDelta):
+        return part.delta.to(base.device, torch.float32).view(base.shape)
+    part = _on_device(part, base.device)
+    if part.base_scale is not None:
+        return base * part.base_scale
+    if part.network_type in (NetworkType.LORA, NetworkType.DORA):
+        matrix = delta_matrix(part.tensors, part.alpha)
     else:
-        change = delta_weight(weights).to(base.device).view(base.shape)
-        shape = [1] * base.dim()
-        shape[weights.magnitude_axis] = -1
-        change = (base.float() + change) * _factors(base, change, weights).view(shape) - base.float()
-    tensors = {"lokr_w1": torch.ones(1, 1), "lokr_w2": change}
-    return LayerWeights(weights.target, NetworkType.LOKR, 1, 1.0, tensors)
+        matrix = delta_weight(part)
+    delta = matrix.view(base.shape)
+    if part.magnitude is None:
+        return delta
+    whole = base + delta
+    norms = (whole.transpose(0, 1) if part.magnitude_axis else whole).flatten(1).norm(dim=1)
+    shape = [1] * base.dim()
+    shape[part.magnitude_axis] = -1
+    scaled: Tensor = whole * (part.magnitude.float() / norms).view(shape)
+    return scaled - base
 
 
-def _remove_layers(model: nn.Module) -> None:
-    """Restore the base's own layers."""
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, AdaptedLayer):
-            parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, layer.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+def _on_device(part: LayerWeights, device: torch.device) -> LayerWeights:
+    """Return a layer's weights with all tensors on a device."""
+    tensors = {name: tensor.to(device) for name, tensor in part.tensors.items()}
+    magnitude = None if part.magnitude is None else part.magnitude.to(device)
+    scale = None if part.base_scale is None else part.base_scale.to(device)
+    return replace(part, tensors=tensors, magnitude=magnitude, base_scale=scale)
+
+
+def _rounded(values: Tensor, dtype: torch.dtype, seed: int) -> Tensor:
+    """Return fp32 values in a dtype; in bf16 rounded up or down at random, in proportion to the distance.
+
+    The base's weights are bf16 numbers already, so that rounding to the nearest would lose every change below half a
+    step, 1/512 of the weight, instead of adding it in the mean (stochastic rounding, Gupta et al. 2015,
+    arXiv:1502.02551). The same seed gives the same values on the same device.
+    """
+    if dtype is not torch.bfloat16 or values.device.type == "meta":
+        return values.to(dtype)
+    generator = torch.Generator(values.device).manual_seed(seed)
+    noise = torch.randint(0, 1 << 16, values.shape, generator=generator, device=values.device, dtype=torch.int32)
+    return ((values.contiguous().view(torch.int32) + noise) & -65536).view(torch.float32).to(dtype)

@@ -33,6 +33,21 @@ class CellKey:
 
 
 @dataclass(frozen=True)
+class AppliedLora:
+    """A LoRA with its strengths in the UNet and in the text encoders."""
+
+    file: LoraFile
+    unet: float
+    text_encoder: float
+
+    @property
+    def prompt_text(self) -> str:
+        """The LoRA as A1111's prompts write it: `<lora:NAME:STRENGTH>`, or `<lora:NAME:TEXT_ENCODER:UNET>`."""
+        both = f"{self.unet:g}" if self.unet == self.text_encoder else f"{self.text_encoder:g}:{self.unet:g}"
+        return f"<lora:{self.file.name}:{both}>"
+
+
+@dataclass(frozen=True)
 class StrengthGroup:
     """The cells of one base, LoRA (counted from 1; 0: none) and strength."""
 
@@ -53,10 +68,11 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All cells of a job; `loras` are in the job's order."""
+    """All cells of a job; `loras` and `stacked`, which are in all cells, are in the job's order."""
 
     job: SweepJob
     loras: Sequence[LoraFile]
+    stacked: Sequence[LoraFile] = ()
 
     @cached_property
     def bases(self) -> list[str]:
@@ -113,6 +129,15 @@ class SweepPlan:
     def lora(self, key: CellKey) -> LoraFile | None:
         """Return the LoRA of a cell; None for the base alone."""
         return self.loras[key.lora - 1] if key.lora else None
+
+    def applied(self, key: CellKey) -> list[AppliedLora]:
+        """Return all LoRAs of a cell with their strengths: the tested one, then the stacked ones."""
+        tested, own = self.lora(key), self.job.text_encoder_strength
+        found = [AppliedLora(tested, key.strength, key.strength if own is None else own)] if tested else []
+        for lora, given in zip(self.stacked, self.job.with_loras, strict=True):
+            text = given.strength if given.text_encoder_strength is None else given.text_encoder_strength
+            found.append(AppliedLora(lora, given.strength, text))
+        return found
 
     def path(self, key: CellKey) -> Path:
         """Return the file of a cell below the sweep's folder; numbered, since names may be invalid in file names.

@@ -22,11 +22,11 @@ from lora_studio.device import free_gpu_cache, warn_if_out_of_memory
 from lora_studio.events import CellEvent, PhaseEvent, Report, WarningEvent
 from lora_studio.files import write_json
 from lora_studio.lora.alphas import content_hash
-from lora_studio.lora.header import read_lora_header
+from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.png_info import image_settings, infotext, load_png, save_png
 from lora_studio.models.samplers import SAMPLERS
-from lora_studio.sampling.adapter import apply_lora
+from lora_studio.sampling.adapter import Adapter, Strength, apply_loras
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
@@ -73,10 +73,13 @@ def sweep(
     cancels the current cell. Raises InputError for a LoRA or base that cannot be used.
     """
     loras = [read_lora_header(path) for path in job.loras]
-    state = _SweepState(job, folder, report, should_stop, SweepPlan(job, loras), CellCache(folder))
-    for base in state.plan.bases:
+    stacked = [read_lora_header(given.path) for given in job.with_loras]
+    state = _SweepState(job, folder, report, should_stop, SweepPlan(job, loras, stacked), CellCache(folder))
+    for number, base in enumerate(state.plan.bases):
         if should_stop():
             break
+        if number:
+            gc.collect()  # the base before
         _sweep_base(state, base, home)
     cells = [state.cells[key] for key in state.plan.cells if key in state.cells]
     report(PhaseEvent(message="Drawing the grid"))
@@ -107,9 +110,9 @@ class _SweepState:
     seconds: list[float] = field(default_factory=list)
 
     @cached_property
-    def lora_hashes(self) -> list[str]:
-        """The content hash of each LoRA."""
-        return [content_hash(lora) for lora in self.plan.loras]
+    def lora_hashes(self) -> dict[Path, str]:
+        """The content hash of each LoRA file."""
+        return {lora.path: content_hash(lora) for lora in (*self.plan.loras, *self.plan.stacked)}
 
     @property
     def seconds_left(self) -> float | None:
@@ -176,15 +179,16 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
                 state.add(key)
         pending = [key for key in keys if key not in state.finished]
         texts = _PromptCache(pipeline, job.clip_skip, state.plan.negative_prompt(base))
-        for number, group in groupby(pending, key=lambda key: key.lora):
-            if number == 0:
-                _generate(state, pipeline, texts, list(group), parameters)
-            elif not state.should_stop():
-                _generate_lora(state, pipeline, texts, list(group), parameters)
+        for _, group in groupby(pending, key=lambda key: key.lora):
+            if state.should_stop():
+                break
+            _generate_lora(state, pipeline, texts, list(group), parameters)
     finally:
+        is_on_gpu = pipeline.device.type != "cpu"
         del pipeline
-        gc.collect()
-        free_gpu_cache()
+        if is_on_gpu:
+            gc.collect()
+            free_gpu_cache()
 
 
 def _generate_lora(
@@ -194,27 +198,36 @@ def _generate_lora(
     keys: Sequence[CellKey],
     parameters: dict[CellKey, _Parameters],
 ) -> None:
-    """Generate the cells of one LoRA. `texts` are the base's embeddings, reused if the LoRA has no text encoder."""
-    lora = state.plan.lora(keys[0])
-    assert lora is not None
-    state.report(PhaseEvent(message=f"Loading {lora.name}"))
-    with apply_lora(pipeline.pipe, lora) as adapter:
-        if lora.embeddings:
-            words = ", ".join(map(repr, lora.embeddings))
-            message = f"{lora.name} has embeddings for {words}, which are ignored: these words keep the base's meaning."
-            state.report(WarningEvent(code="lora_embeddings", message=message))
-        if adapter.matched < adapter.total:
-            state.report(
-                WarningEvent(
-                    code="lora_partial",
-                    message=f"{keys[0].base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}; "
-                    f"the others, like {adapter.missing[0]}, are ignored.",
-                )
-            )
-        for strength, group in groupby(keys, key=lambda key: key.strength):
-            adapter.set_strength(strength)
-            current = replace(texts, cached={}) if lora.has_text_encoder else texts
-            _generate(state, pipeline, current, list(group), parameters)
+    """Generate the cells of one LoRA, or of the base without one, each with the job's stacked LoRAs.
+
+    `texts` are the base's embeddings, reused if no LoRA changes the text encoders.
+    """
+    loras = [applied.file for applied in state.plan.applied(keys[0])]
+    if loras:
+        state.report(PhaseEvent(message=f"Loading {', '.join(lora.name for lora in loras)}"))
+    with apply_loras(pipeline.pipe, loras) as stack:
+        for lora, adapter in zip(loras, stack.adapters, strict=True):
+            _warn_of_parts(state, keys[0].base, lora, adapter)
+        for _, group in groupby(keys, key=lambda key: key.strength):
+            cells = list(group)
+            strengths = [Strength(applied.unet, applied.text_encoder) for applied in state.plan.applied(cells[0])]
+            stack.set_strengths(strengths)
+            changes_texts = any(lora.has_text_encoder for lora in loras)
+            _generate(state, pipeline, replace(texts, cached={}) if changes_texts else texts, cells, parameters)
+
+
+def _warn_of_parts(state: _SweepState, base: str, lora: LoraFile, adapter: Adapter) -> None:
+    """Warn about what a file has and a base or the studio does not use."""
+    if lora.embeddings:
+        words = ", ".join(map(repr, lora.embeddings))
+        message = f"{lora.name} has embeddings for {words}, which are ignored: these words keep the base's meaning."
+        state.report(WarningEvent(code="lora_embeddings", message=message))
+    if adapter.missing:
+        message = (
+            f"{base} has only {adapter.matched} of the {adapter.total} layers of {lora.name}; "
+            f"the others, like {adapter.missing[0]}, are ignored."
+        )
+        state.report(WarningEvent(code="lora_partial", message=message))
 
 
 def _generate(
@@ -278,7 +291,7 @@ class _Parameters:
 
 def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> _Parameters:
     """Return the parameters of a cell."""
-    job, lora = state.job, state.plan.lora(key)
+    job, applied = state.job, state.plan.applied(key)
     settings = _settings(job, key.seed, _size(job, pipeline))
     negative = state.plan.negative_prompt(key.base)
     determinants = settings | {
@@ -288,14 +301,13 @@ def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) ->
         "Prediction": [pipeline.base.prediction_type, pipeline.base.zero_terminal_snr],
         "Clip skip": job.clip_skip,
         "Precision": pipeline.precision,
-        "Loras": [[state.lora_hashes[key.lora - 1], key.strength]] if lora else [],
+        "Loras": [[state.lora_hashes[lora.file.path], lora.unet, lora.text_encoder] for lora in applied],
     }
     settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
     settings |= {"Clip skip": job.clip_skip, "Precision": pipeline.precision}
-    prompt = key.prompt
-    if lora is not None:
-        settings["Lora hashes"] = f"{lora.name}: {lora.model_hash[:12]}"
-        prompt = f"{prompt} <lora:{lora.name}:{key.strength:g}>".strip()
+    if applied:
+        settings["Lora hashes"] = ", ".join(f"{lora.file.name}: {lora.file.model_hash[:12]}" for lora in applied)
+    prompt = " ".join([key.prompt, *(lora.prompt_text for lora in applied)]).strip()
     return _Parameters(infotext(prompt, negative, settings), content_key(determinants))
 
 

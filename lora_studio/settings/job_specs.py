@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -154,6 +155,28 @@ class TagJob(Job):
         return values
 
 
+class StackedLora(Settings):
+    """A LoRA that all cells of a sweep have besides the tested one.
+
+    As text it is `PATH`, `PATH:STRENGTH` or `PATH:STRENGTH:TEXT_ENCODER_STRENGTH`.
+    """
+
+    path: Path = Field(description="LoRA file.")
+    strength: float = Field(default=1.0, ge=-4, le=4, description="Strength in the UNet.")
+    text_encoder_strength: float | None = Field(
+        default=None, ge=-4, le=4, description="Strength in the text encoders; by default that in the UNet."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"(.+?)(?::([-+.\d]+))?(?::([-+.\d]+))?", value.strip(), re.DOTALL)
+        names = ("path", "strength", "text_encoder_strength")
+        return {name: part for name, part in zip(names, match.groups(), strict=True) if part} if match else {}
+
+
 class SweepJob(Job):
     """A strength sweep: images of LoRAs at several strengths with equal seeds, so that only the strength differs.
 
@@ -164,6 +187,12 @@ class SweepJob(Job):
 
     loras: list[Path] = Field(
         default=[], max_length=20, description="LoRA files, or checkpoints of a run; none: the base alone is drawn."
+    )
+    with_loras: list[StackedLora] = Field(
+        default=[],
+        max_length=4,
+        description="LoRAs that every cell has besides, strength 0 too: FILE, FILE:STRENGTH or "
+        "FILE:STRENGTH:TEXT_ENCODER_STRENGTH.",
     )
     bases: list[str] = Field(min_length=1, max_length=8, description=BASE_HELP)
     prompts: list[str] = setting(
@@ -187,6 +216,14 @@ class SweepJob(Job):
         why=f"Separated by commas, or a range like 0:1.4:0.2. {guide.RECIPE['strengths'].why}",
         min_length=1,
         max_length=32,
+    )
+    text_encoder_strength: float | None = setting(
+        None,
+        label="Text encoder strength",
+        group=Group.SAMPLES,
+        why="Strength of the tested LoRA in the text encoders, at every strength but 0. Empty: as in the UNet.",
+        ge=-4,
+        le=4,
     )
     negative_prompt: str = setting(
         "",
@@ -302,8 +339,8 @@ JOB_KINDS: dict[str, type[AnyJob]] = {kind.kind: kind for kind in (TrainJob, Tag
 def _with_paths(value: Any, change: Callable[[Path], Path]) -> Any:
     if isinstance(value, list):
         return [_with_paths(item, change) for item in value]
-    if isinstance(value, Subset):
-        return value.model_copy(update={"image_dir": change(value.image_dir)})
+    if isinstance(value, Subset | StackedLora):
+        return value.model_copy(update={name: change(item) for name, item in value if isinstance(item, Path)})
     return change(value) if isinstance(value, Path) else value
 
 

@@ -232,7 +232,12 @@ def sweep_phases(side: int = 1024, limit: float = math.inf) -> dict[str, int]:
         with phase("Loading a LoRA"):
             targets = [target for target in find_target_layers(base.unet, []) if _is_trained(target)]
             layers = [LayerWeights(target, NetworkType.LORA, 32, 16, _factors(target)) for target in targets]
-            with mock.patch.object(adapter, "read_layers", return_value=(layers, [])):
+            doubles = {
+                "read_layers": lambda lora, targets: (layers, []),
+                "free_gpu_bytes": lambda device: gpu.limit - gpu.now,
+                "copy_weight": _copy_of_meta,
+            }
+            with mock.patch.multiple(adapter, **doubles):
                 added = apply_lora(pipeline.pipe, SimpleNamespace(has_vectors=False))  # type: ignore[arg-type]
                 added.__enter__()
         with phase("Encoding prompts"):
@@ -256,6 +261,13 @@ def _sampling_pipeline(base: Base, gpu: MetaGpu) -> SamplingPipeline:
         for name, double in doubles.items():
             stack.enter_context(mock.patch.object(sampling_pipeline, name, double))
         return sampling_pipeline.load_sampling_pipeline("SDXL", home=Home(Path("nowhere")), precision=Precision.AUTO)
+
+
+def _copy_of_meta(weight: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a copy of a weight on the GPU, or one in main memory that takes none."""
+    if device.type == "meta":
+        return torch.empty_like(weight)
+    return torch.empty(1, dtype=weight.dtype).expand(weight.shape)
 
 
 def _is_trained(target: TargetLayer) -> bool:

@@ -45,7 +45,11 @@ class SweepView:
             folder=folder,
             job=job,
             status=folder.status(),
-            plan=SweepPlan(job, [_header_or_name(path) for path in job.loras]),
+            plan=SweepPlan(
+                job,
+                [_header_or_name(path) for path in job.loras],
+                [_header_or_name(given.path) for given in job.with_loras],
+            ),
             drawn=frozenset(path.name for path in cells.glob("*.png")) if cells.is_dir() else frozenset(),
             measures=_measures(folder.path / "measures.json"),
             warnings=_warnings(folder),

@@ -233,6 +233,28 @@ def test_seeds_are_an_axis_and_shared_cells_are_copied(
     assert (pixels(result.cells[0].path) != pixels(result.cells[1].path)).any()
 
 
+def test_stacked_loras_and_text_encoder_strengths_change_cells_and_are_written_into_them(
+    tiny_base: Path, loras: list[Path], tmp_path: Path, home: Home
+) -> None:
+    values: dict[str, Any] = {"prompts": ["clock"], "strengths": [0, 1], "steps": 1}
+    plain, _ = run(make_job(tiny_base, loras[:1], **values), tmp_path / "p" / "001", home)
+    stack, _ = run(
+        make_job(tiny_base, loras[:1], with_loras=[f"{loras[1]}:0.5"], **values), tmp_path / "p" / "002", home
+    )
+    apart, events = run(make_job(tiny_base, loras[:1], text_encoder_strength=0, **values), tmp_path / "p" / "003", home)
+    images = [pixels(cell.path) for result in (plain, stack, apart) for cell in result.cells]
+    assert (images[0] == images[4]).all()  # strength 0, copied
+    assert [values["strength"] for event, values in events if event == "cell"] == [1]
+    assert all((one != other).any() for one, other in combinations([*images[:4], images[5]], 2))
+    texts = [read_parameters(result.cells[1].path).splitlines()[0] for result in (plain, stack, apart)]
+    assert texts == [
+        "clock <lora:ink-000001:1>",
+        "clock <lora:ink-000001:1> <lora:ink:0.5>",
+        "clock <lora:ink-000001:0:1>",
+    ]
+    assert read_parameters(stack.cells[0].path).splitlines()[0] == "clock <lora:ink:0.5>"
+
+
 @pytest.mark.slow
 def test_cells_with_other_settings_are_not_shared(
     done: tuple[SweepResult, Events, Path], tiny_base: Path, tmp_path: Path, home: Home

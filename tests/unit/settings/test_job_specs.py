@@ -82,6 +82,18 @@ def test_strengths_and_seeds_are_lists_and_ranges() -> None:
             SweepJob.parse(values | wrong)
 
 
+def test_stacked_loras_are_texts_with_strengths() -> None:
+    values: dict[str, Any] = {"bases": ["b"], "prompts": ["p"]}
+    given = ["a.safetensors", "~/b.safetensors:0.6", "c:d.safetensors:-0.5:0"]
+    job = SweepJob.parse(values | {"with_loras": given})
+    found = [(str(lora.path), lora.strength, lora.text_encoder_strength) for lora in job.with_loras]
+    assert found == [("a.safetensors", 1, None), ("~/b.safetensors", 0.6, None), ("c:d.safetensors", -0.5, 0)]
+    assert job_from_toml(job_to_toml(job)) == job
+    assert job.with_absolute_paths().with_loras[1].path == Path.home() / "b.safetensors"
+    with pytest.raises(ConfigError, match="with_loras"):
+        SweepJob.parse(values | {"with_loras": ["a.safetensors:9"]})
+
+
 @given(first=st.integers(-4000, 4000), steps=st.integers(0, 31), step=st.integers(1, 900))
 def test_a_range_has_the_decimals_that_a_user_would_write(first: int, steps: int, step: int) -> None:
     text = f"{first / 1000}:{(first + steps * step) / 1000}:{step / 1000}"
