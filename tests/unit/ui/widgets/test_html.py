@@ -43,7 +43,7 @@ ESCAPED = "&lt;img src=x onerror=alert(1)&gt; &#34; &#39; &amp;"
         pill(HOSTILE, HOSTILE),
         table([HOSTILE], [TableRow([HOSTILE])], label=HOSTILE),
         tiles([Tile(HOSTILE, HOSTILE, HOSTILE)]),
-        render("job_title.html", name=HOSTILE, state=HOSTILE, message=HOSTILE, facts=HOSTILE),
+        render("job_title.html", name=HOSTILE, state=HOSTILE, label=HOSTILE, message=HOSTILE, facts=HOSTILE),
         render("log.html", lines=HOSTILE),
     ],
 )
