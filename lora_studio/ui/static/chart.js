@@ -71,7 +71,7 @@ class StudioChart extends HTMLElement {
     plot.addEventListener('pointermove', (event) => this.movePointer(event));
     plot.addEventListener('pointerup', (event) => this.endDrag(event));
     plot.addEventListener('pointercancel', () => { this.drag = null; this.drawCursor(); });
-    plot.addEventListener('pointerleave', () => { if (!this.drag) this.setCursor(null); });
+    plot.addEventListener('pointerleave', (event) => this.leave(event));
     plot.addEventListener('dblclick', () => this.setZoom(null));
     plot.addEventListener('keydown', (event) => this.pressKey(event));
     plot.addEventListener('blur', () => this.setCursor(null));
@@ -249,6 +249,12 @@ class StudioChart extends HTMLElement {
     this.drag = null;
     if (!drag?.isZoom) { this.movePointer(event); return; }
     this.zoomTo([drag.from, drag.to].sort((a, b) => a - b).map((px) => this.layout.valueOf(px)));
+  }
+
+  // Hides the cursor, unless the keys moved it or a finger did, which leaves when it is lifted: then `blur` hides it.
+  leave(event) {
+    if (this.drag || event.pointerType === 'touch' || this.plot.matches(':focus-visible')) return;
+    this.setCursor(null);
   }
 
   // Zooms to a range of x, if at least two values are within.

@@ -114,7 +114,7 @@ const drawChart = (root, data, domain, layout, id) => {
   drawAxes(root, data, layout);
   const { left, top, width, height } = layout;
   const clip = svg('clipPath', { id }, svg('defs', {}, root));
-  svg('rect', { x: left - 1, y: top - 1, width: width + 2, height: height + 2 }, clip);
+  svg('rect', { x: left - 4, y: top - 4, width: width + 8, height: height + 8 }, clip);  // room for dots at the ends
   const plot = svg('g', { 'clip-path': `url(#${id})` }, root);
   const rank = ({ kind }) => ['band', 'bar'].indexOf(kind);
   [...data.series].sort((a, b) => rank(b) - rank(a)).forEach((series) => drawSeries(plot, data, series, layout));
