@@ -27,7 +27,16 @@ from lora_studio.sharing.facts import chosen_lora
 from lora_studio.sharing.folder import ReleaseResult, build_release
 from lora_studio.sharing.options import ReleaseOptions
 from lora_studio.worker import Listener
-from lora_studio.workflow.record import MAKE_FILE, MakeRecord, Stage, StageRecord, StageState, job_path, read_record
+from lora_studio.workflow.record import (
+    MAKE_FILE,
+    STOP_FILE,
+    MakeRecord,
+    Stage,
+    StageRecord,
+    StageState,
+    job_path,
+    read_record,
+)
 from lora_studio.workspace.job_folder import JobFolder, slugify
 from lora_studio.workspace.project import Home, Project, ProjectInfo
 
@@ -157,6 +166,7 @@ class _Making:
     def run(self) -> MakeResult:
         """Run the stages in their order, until one is stopped or waits."""
         self.info = self.project.info()
+        (self.project.path / STOP_FILE).unlink(missing_ok=True)
         own = psutil.Process()
         self.record.pid, self.record.pid_started = own.pid, own.create_time()
         stages: dict[Stage, Callable[[StageRecord], None]] = {
@@ -171,6 +181,10 @@ class _Making:
             if self.record.is_done(stage):
                 continue
             current = self.record.stages[stage] = self.record.stage(stage)
+            if (self.project.path / STOP_FILE).exists():
+                current.state = StageState.STOPPED
+                self.record.save(self.project)
+                break
             if not self.finish(stage, current, act):
                 break
         return result_of(self.project, self.record)
@@ -178,13 +192,13 @@ class _Making:
     def finish(self, stage: Stage, current: StageRecord, act: Callable[[StageRecord], None]) -> bool:
         """Run a stage and record how it ends; return whether it is done."""
         current.remedy = current.code = ""
-        was_stopped = current.state is StageState.STOPPED
+        was_shown = bool(current.text)  # the review: it waited before
         current.state = StageState.RUNNING
         self.record.save(self.project)
         self.on_stage(stage.value.capitalize())
         try:
-            if stage is Stage.REVIEW and was_stopped:
-                current.state = StageState.DONE
+            if stage is Stage.REVIEW and was_shown:
+                current.state, current.text = StageState.DONE, "Continued."
             else:
                 act(current)
         except StudioError as error:

@@ -15,6 +15,7 @@ from lora_studio.workspace.job_folder import is_process_alive
 from lora_studio.workspace.project import Project
 
 MAKE_FILE = "make.json"
+STOP_FILE = "make.stop"  # in the project's folder: the stages end before the next one
 
 
 class Stage(StrEnum):
@@ -29,9 +30,10 @@ class Stage(StrEnum):
 
 
 class StageState(StrEnum):
-    """The state of a stage. A stopped review waits for a person; other stopped stages resume."""
+    """The state of a stage. A starting one waits for its process; a stopped review waits for a person."""
 
     WAITING = "waiting"
+    STARTING = "starting"
     RUNNING = "running"
     DONE = "done"
     STOPPED = "stopped"
@@ -69,7 +71,18 @@ class MakeRecord(BaseModel):
     @property
     def is_running(self) -> bool:
         """True while a process runs the stages."""
-        return any(record.state is StageState.RUNNING for record in self.stages.values())
+        return self.current is not None and self.stage(self.current).state is StageState.RUNNING
+
+    @property
+    def current(self) -> Stage | None:
+        """The stage that is starting or running; None if there is none."""
+        active = (StageState.STARTING, StageState.RUNNING)
+        return next((stage for stage in Stage if self.stage(stage).state in active), None)
+
+    @property
+    def next_stage(self) -> Stage | None:
+        """The first stage that is not done; None if all are."""
+        return next((stage for stage in Stage if not self.is_done(stage)), None)
 
     @property
     def ended_at(self) -> Stage | None:
@@ -88,10 +101,9 @@ def read_record(project: Project) -> MakeRecord:
         record = MakeRecord.model_validate_json((project.path / MAKE_FILE).read_bytes())
     except (OSError, ValidationError):
         return MakeRecord()
-    if record.is_running and not is_process_alive(record.pid, record.pid_started):
-        for stage in record.stages.values():
-            if stage.state is StageState.RUNNING:
-                stage.state, stage.text = StageState.STOPPED, "The process ended unexpectedly; it can be continued."
+    if record.current is not None and not is_process_alive(record.pid, record.pid_started):
+        stage = record.stages[record.current]
+        stage.state, stage.text = StageState.STOPPED, "The process ended unexpectedly; it can be continued."
     return record
 
 

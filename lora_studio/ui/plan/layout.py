@@ -10,6 +10,7 @@ from lora_studio.device import find_gpu
 from lora_studio.models.catalogue import BASES
 from lora_studio.settings.choices import LoraKind
 from lora_studio.settings.plan_numbers import PlanNumbers, check_plan_number
+from lora_studio.ui.plan.make_all import MakeAllLayout, build_make_all
 from lora_studio.ui.plan.share import Share, build_picture, build_share
 from lora_studio.ui.plan.what_if import WhatIfFold, build_what_if
 from lora_studio.ui.tab_events import PageValues
@@ -96,6 +97,7 @@ class PlanLayout(NamedTuple):
     share: Share
     what_if: WhatIfFold
     first_test: FirstTestPanel
+    make_all: MakeAllLayout
     trigger_help: gr.HTML
     signature: gr.State
 
@@ -106,8 +108,8 @@ def build_layout(guide_notes: str) -> PlanLayout:
         with gr.Column(scale=2, min_width=300):
             answers, base, trigger_help = _answers()
         with gr.Column(scale=5, min_width=340):
-            result, share, fold, first_test = _result(guide_notes)
-    return PlanLayout(answers, base, result, share, fold, first_test, trigger_help, gr.State(""))
+            result, share, fold, first_test, make_all = _result(guide_notes)
+    return PlanLayout(answers, base, result, share, fold, first_test, make_all, trigger_help, gr.State(""))
 
 
 def _answers() -> tuple[Answers, BasePanel, gr.HTML]:
@@ -151,11 +153,12 @@ def _base_panel() -> tuple[gr.HTML, gr.Button, gr.Button]:
     return facts, download, stop
 
 
-def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold, FirstTestPanel]:
+def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold, FirstTestPanel, MakeAllLayout]:
     notice = html(elem_id="plan-notice")
     with gr.Row(elem_classes="actions"):
         train = gr.Button("Train with this recipe", variant="primary", scale=2, elem_id="plan-train")
         to_dataset = gr.Button("Open the dataset", scale=1)
+    make_all = build_make_all()
     tiles = html(elem_id="plan-tiles")
     with gr.Row(elem_classes="actions"):
         measure = gr.Button(
@@ -182,4 +185,4 @@ def _result(guide_notes: str) -> tuple[Result, Share, WhatIfFold, FirstTestPanel
     result = Result(
         notice, train, to_dataset, tiles, measure, stop, measurement, changes, cautions, recipe, memory, advice
     )
-    return result, share, fold, FirstTestPanel(start, stop_test, before)
+    return result, share, fold, FirstTestPanel(start, stop_test, before), make_all

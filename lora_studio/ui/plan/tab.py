@@ -15,6 +15,7 @@ from lora_studio.settings.job_specs import DownloadJob
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.plan.first_test import start_first_test
 from lora_studio.ui.plan.layout import Answers, PlanLayout, build_layout
+from lora_studio.ui.plan.make_all import MakeAll
 from lora_studio.ui.plan.measurement import latest_measurement, start_measurement
 from lora_studio.ui.plan.render import PlanRenderer
 from lora_studio.ui.plan.state import PlanPage, PlanState, jobs_signature
@@ -40,10 +41,11 @@ class PlanTab:
         self.studio = studio
         self.layout = layout
         self.render = PlanRenderer(studio, layout).render
+        self.make_all = MakeAll(studio, layout.make_all)
 
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events. Every answer is saved, and the plan updated, at once."""
-        studio, (answers, base, result, share, what_if, first_test, trigger_help, shown) = self.studio, self.layout
+        studio, (answers, base, result, share, what_if, first_test, _, trigger_help, shown) = self.studio, self.layout
         inputs = [studio.project, *answers, what_if.variable, what_if.is_open, shown]
         panels = [*answers, *base, *result, *share, *first_test, what_if.plots, what_if.is_open, trigger_help, shown]
         outputs = [*panels, studio.tabs, studio.run, studio.timer, studio.taken_back]
@@ -71,7 +73,8 @@ class PlanTab:
         events.on_tick(studio.timer.tick, self.tick, outputs=outputs, trigger_mode="always_last")
         events.on(tab.select, self.tab_selected, ignored_error="no_project")
         result.to_dataset.click(lambda: studio.goto(TabName.DATASET), None, [studio.tabs], **NO_PROGRESS)
-        return Page(self.refresh, [*outputs, what_if.fold])
+        self.make_all.wire()
+        return Page(self.refresh, list(dict.fromkeys([*outputs, what_if.fold, *self.make_all.outputs])))
 
     def read(self, values: PageValues) -> PlanPage:
         """Return the answers in the form; raises InputError for a number out of its bounds, or without a project."""
@@ -89,7 +92,8 @@ class PlanTab:
     def refresh(self, project: Project) -> Updates:
         """Show a project's answers and its plan, with the fold "What if" closed."""
         fold = {self.layout.what_if.fold: gr.Accordion(open=False)}
-        return self.render(self._with_models(PlanState.load(project, filled=Answers._fields))) | fold
+        shown = self.render(self._with_models(PlanState.load(project, filled=Answers._fields)))
+        return shown | fold | self.make_all.refresh(project)
 
     def tab_selected(self, page: PlanPage) -> PlanState:
         """Update the number of images, the trigger word that an import may have set, and the plan."""

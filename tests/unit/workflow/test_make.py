@@ -27,7 +27,7 @@ TRIGGER = "saria_zelda"
 
 
 class Stages:
-    """Stand-ins of the stages that need a model: they leave the files of a real one. `calls` has their arguments."""
+    """Replaces the stages that need a model: leaves the files of real ones. `calls` has their arguments."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
