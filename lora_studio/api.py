@@ -372,6 +372,7 @@ def sweep(
     height: int | None = SWEEP.height,
     clip_skip: int = SWEEP.clip_skip,
     mixed_precision: Precision | str = SWEEP.mixed_precision,
+    feature_model: str = SWEEP.feature_model,
     rows: SweepAxis | str | None = SWEEP.rows,
     columns: SweepAxis | str | None = SWEEP.columns,
     out: Path | None = None,
@@ -388,8 +389,9 @@ def sweep(
     of `seeds`. `rows` and `columns` are two of the axes prompt, strength, seed, lora and base; the others are sections
     of the grid. A cell that another sweep in the same parent folder has is copied, not drawn. `width` and `height` are
     in pixels (default: the base's native resolution), `guidance` is the CFG scale. With `quality_tags` each base's own
-    are added to the prompts; a negative prompt of "auto" is what its model card recommends. `out` is the sweep's folder
-    (default: a numbered one in the studio's home). Raises StudioError.
+    are added to the prompts; a negative prompt of "auto" is what its model card recommends. `feature_model` compares
+    the images (docs/measures.md). `out` is the sweep's folder (default: a numbered one in the studio's home). Raises
+    StudioError.
     """
     job = _build(
         SweepJob,
@@ -410,6 +412,7 @@ def sweep(
         height=height,
         clip_skip=clip_skip,
         mixed_precision=mixed_precision,
+        feature_model=feature_model,
         rows=rows,
         columns=columns,
     )

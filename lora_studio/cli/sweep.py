@@ -41,6 +41,7 @@ NEEDED = {"bases": "--base", "prompts": "--prompt"}
         "negative_prompt": "--negative",
         "quality_tags": "--quality-tags",
         "trigger_word": "--trigger",
+        "feature_model": "--feature-model",
         "rows": "--rows",
         "columns": "--columns",
     },

@@ -50,6 +50,15 @@ def captions_by_path(run: Path) -> dict[str, str]:
         return {}
 
 
+def image_files(run: Path, image_set: str) -> list[tuple[Path, str]]:
+    """Return the path and SHA-256 of a run's images of a set, `train` or `held out`; empty if the record is damaged."""
+    try:
+        records = map(json.loads, (run / DATASET_FILE).read_text("utf-8").splitlines())
+        return [(Path(record["path"]), record["sha256"]) for record in records if record["set"] == image_set]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def image_changes(data: RunData, before: RunData) -> str:
     """Return how the images differ as text, like "2 images added, 1 removed"; empty if they are the same."""
     now, then = (Counter(sha256 for sha256, _ in each.images) for each in (data, before))

@@ -8,35 +8,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from lora_studio.dataset.tagging.cache import TagCache
-from lora_studio.dataset.tagging.catalogue import TaggerFiles
 from lora_studio.dataset.tagging.interface import ModelFiles, Prediction, Tagger
-from lora_studio.dataset.tagging.runner import TaggerRunner
 from lora_studio.dataset.tagging.selection import confidence_by_tag
-from lora_studio.errors import StopRequested
 from lora_studio.events import PhaseEvent, Report, SampleMeasuresEvent
 from lora_studio.measures.adherence import adherence, prompt_tags
-from lora_studio.measures.colours import Colours, colours, mean_colour
-from lora_studio.measures.distances import Vectors, mean, mean_pairwise, pixel_vectors, unit_vectors
+from lora_studio.measures.colours import Colours, mean_colour
+from lora_studio.measures.distances import mean, mean_pairwise
 from lora_studio.measures.estimate import Estimate
-from lora_studio.measures.models import cache_kind, feature_model
-from lora_studio.measures.thumbnails import ThumbnailModel, as_pixels
+from lora_studio.measures.features import ImageFeatures, ImageFile, predictions_of, thumbnail_colours, vectors
+from lora_studio.measures.models import feature_model
+from lora_studio.measures.thumbnails import ThumbnailModel
 from lora_studio.measures.training_images import closeness, memorisation
 from lora_studio.measures.variety import prompt_variety
 from lora_studio.workspace.project import Home
 
 DIGITS = 4  # of figures in events
-
-
-class ImageFile(NamedTuple):
-    """An image of the dataset and the SHA-256 of its file."""
-
-    path: Path
-    sha256: str
 
 
 class DrawnSample(NamedTuple):
@@ -74,11 +62,11 @@ class SampleMeasurer:
         if usual is None or not len(images.vectors):
             return None
         predictions = self._predict(samples)
-        pictures = self._vectors([prediction.features for prediction in predictions])[:, None]
+        pictures = vectors(self._files, predictions)[:, None]
         nearest = memorisation(pictures, images.vectors)
         if nearest is None:
             return None
-        found = colours(as_pixels(_thumbnails([sample.image for sample in samples]))[:, None])
+        found = thumbnail_colours(_thumbnails([sample.image for sample in samples]))
         return SampleMeasuresEvent(
             step=step,
             epoch=epoch,
@@ -92,9 +80,9 @@ class SampleMeasurer:
             closeness=_measured(closeness(pictures, images.vectors)),
             validation_closeness=_measured(closeness(pictures, self._validation_features.vectors)),
             adherence=_measured(self._adherence(samples, predictions)),
-            contrast=_known(mean_colour(found.contrast)),
-            saturation=_known(mean_colour(found.saturation)),
-            clipped=_known(mean_colour(found.clipped)),
+            contrast=_known(mean_colour(found.contrast[:, None])),
+            saturation=_known(mean_colour(found.saturation[:, None])),
+            clipped=_known(mean_colour(found.clipped[:, None])),
             training_contrast=_rounded(mean(usual.contrast)),
             training_saturation=_rounded(mean(usual.saturation)),
             training_clipped=_rounded(mean(usual.clipped)),
@@ -121,35 +109,13 @@ class SampleMeasurer:
     @cached_property
     def _training_colours(self) -> Colours | None:
         copies = self._predictions(ThumbnailModel(), self.training)
-        return colours(as_pixels(np.stack([copy.features for copy in copies.values()]))) if copies else None
-
-    def _features(self, images: Sequence[ImageFile]) -> ImageFeatures:
-        found = self._predictions(self._files, images)
-        vectors = self._vectors([prediction.features for prediction in found.values()])
-        return ImageFeatures(list(found), vectors)
-
-    def _vectors(self, features: Sequence[NDArray[np.float16]]) -> Vectors:
-        if not features:
-            return np.empty((0, 0), np.float32)
-        return (pixel_vectors if isinstance(self._files, ThumbnailModel) else unit_vectors)(np.stack(features))
+        return thumbnail_colours(list(copies.values())) if copies else None
 
     def _predictions(self, files: ModelFiles, images: Sequence[ImageFile]) -> Mapping[Path, Prediction]:
-        """Return the predictions of images, in their order; images that cannot be read are left out.
+        return predictions_of(files, images, self.home, report=self.report, should_stop=self.should_stop, on_cpu=True)
 
-        A tagger's come from its cache alone: it has tagged the images, except for those added since.
-        """
-        cache = TagCache.of(files, self.home, cache_kind(files))
-        known = {image.path: cache.predictions.get(image.sha256) for image in images}
-        if not isinstance(files, TaggerFiles):
-            hashes = {image.path: image.sha256 for image in images}
-            missing = [path for path, prediction in known.items() if prediction is None]
-            for results in TaggerRunner(files, cache, _ignore, on_cpu=True).predict(missing, hashes.__getitem__):
-                known |= {path: found for path, found in results if isinstance(found, Prediction)}
-                done = len(images) - list(known.values()).count(None)
-                self.report(PhaseEvent(message=f"Comparing images by {files.name}", done=done, total=len(images)))
-                if self.should_stop():
-                    raise StopRequested
-        return {path: prediction for path, prediction in known.items() if prediction is not None}
+    def _features(self, images: Sequence[ImageFile]) -> ImageFeatures:
+        return ImageFeatures.of(self._files, self._predictions(self._files, images))
 
     def _predict(self, samples: Sequence[DrawnSample]) -> list[Prediction]:
         model = self._loaded
@@ -166,16 +132,9 @@ class SampleMeasurer:
         )
 
 
-class ImageFeatures(NamedTuple):
-    """Images of the dataset with their features [N, F] as unit vectors."""
-
-    paths: list[Path]
-    vectors: Vectors
-
-
-def _thumbnails(images: Sequence[Image.Image]) -> NDArray[np.float16]:
+def _thumbnails(images: Sequence[Image.Image]) -> list[Prediction]:
     model = ThumbnailModel()
-    return np.stack([model.preprocess(image).ravel() for image in images])
+    return model.predict([model.preprocess(image) for image in images])
 
 
 def _rounded(value: float) -> float:
@@ -189,7 +148,3 @@ def _measured(estimate: Estimate | None) -> tuple[float, float | None] | None:
 def _known(estimate: Estimate | None) -> tuple[float, float | None]:
     assert estimate is not None, "the samples are finite"
     return _rounded(estimate.value), None if estimate.error is None else _rounded(estimate.error)
-
-
-def _ignore(message: str) -> None:
-    pass

@@ -19,10 +19,12 @@ from PIL import Image
 from pydantic import BaseModel
 
 from lora_studio.device import free_gpu_cache, warn_if_out_of_memory
+from lora_studio.errors import StopRequested, StudioError
 from lora_studio.events import CellEvent, PhaseEvent, Report, WarningEvent
 from lora_studio.files import write_json
 from lora_studio.lora.alphas import content_hash
 from lora_studio.lora.header import LoraFile, read_lora_header
+from lora_studio.measures.models import named_feature_model
 from lora_studio.models.pipeline import TextEmbeddings
 from lora_studio.models.png_info import image_settings, infotext, load_png, save_png
 from lora_studio.models.samplers import SAMPLERS
@@ -30,6 +32,7 @@ from lora_studio.sampling.adapter import Adapter, Strength, apply_loras
 from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
+from lora_studio.sampling.picture_measures import measure_pictures
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
 from lora_studio.sampling.reuse import CellCache, content_key
 from lora_studio.settings.choices import SweepAxis
@@ -70,9 +73,11 @@ def sweep(
     """Generate the cells of `job` in `folder`, then grid.png and measures.json from all finished cells.
 
     Cells that exist in this or another sweep of the project are reused, whether `resume` is set or not. A stop request
-    cancels the current cell. Raises InputError for a LoRA or base that cannot be used.
+    cancels the current cell. Raises InputError for a LoRA, base or feature model that cannot be used.
     """
     loras = [read_lora_header(path) for path in job.loras]
+    if job.feature_model:
+        named_feature_model(job.feature_model, home)
     stacked = [read_lora_header(given.path) for given in job.with_loras]
     state = _SweepState(job, folder, report, should_stop, SweepPlan(job, loras, stacked), CellCache(folder))
     for number, base in enumerate(state.plan.bases):
@@ -86,6 +91,8 @@ def sweep(
     measures: dict[str, Any] = {"meaning": MEASURE_DESCRIPTIONS, "rows": []}
     with warn_if_out_of_memory(report, "measures_out_of_memory", "Memory ran out while measuring the images."):
         measures["rows"] = _measures(state)
+    if cells and not should_stop():
+        measures["pictures"] = _picture_measures(state, home)
     write_json(folder.path / "measures.json", measures)
     return SweepResult(
         grid=_write_grid(state) if cells else None,
@@ -328,6 +335,23 @@ def _measures(state: _SweepState) -> list[dict[str, Any]]:
             base, lora = base_label(group.base), labels[group.lora - 1] if group.lora else ""
             rows.append(StrengthMeasures(base=base, lora=lora, strength=group.strength, **figures).model_dump())
     return rows
+
+
+def _picture_measures(state: _SweepState, home: Home) -> dict[str, Any] | None:
+    """Return the measures by features; None, with a warning, without memory or the model, and after a stop request."""
+    paths = {key: cell.path for key, cell in state.cells.items()}
+    message = "Memory ran out while comparing the images."
+    try:
+        with warn_if_out_of_memory(state.report, "picture_measures_out_of_memory", message):
+            found = measure_pictures(
+                state.plan, paths, state.folder.path, home, report=state.report, should_stop=state.should_stop
+            )
+            return found.model_dump(mode="json")
+    except StopRequested:
+        return None
+    except StudioError as error:
+        state.report(WarningEvent(code=error.code, message=error.message, why=error.remedy))
+    return None
 
 
 def _images(state: _SweepState, keys: Sequence[CellKey]) -> dict[CellKey, Image.Image]:

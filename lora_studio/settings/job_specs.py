@@ -284,6 +284,14 @@ class SweepJob(Job):
     )
     clip_skip: int = setting(label="Clip skip", group=Group.SAMPLES, advice="clip_skip", ge=1, le=12)
     mixed_precision: Precision = setting(label="Precision", group=Group.SAMPLES, advice="mixed_precision")
+    feature_model: str = setting(
+        "",
+        label="Model that compares images",
+        group=Group.SAMPLES,
+        why="Measures trigger response, copies of training images and variety. Empty: the tagger of the dataset. Or "
+        "CLIP, SigLIP or DINOv2 as a folder or a Hub repository that is on this machine: nothing is downloaded.",
+        max_length=300,
+    )
     rows: SweepAxis | None = Field(
         default=None, description="Axis of the grid's rows; by default prompts, or seeds if there is one prompt."
     )

@@ -20,6 +20,7 @@ from lora_studio.models.catalogue import find_base
 from lora_studio.settings.choices import Sampler
 from lora_studio.settings.sections.samples import SampleSettings
 
+TRIGGER = "{trigger}"  # the place of the trigger word in a prompt
 AUTO_NEGATIVE = guide.RECIPE["sample_negative_prompt"].value
 OPTIONS = {
     "n": "sample_negative_prompt",
@@ -86,7 +87,7 @@ def negative_prompt_for(text: str, base: str) -> str:
 
 def fill_trigger(prompt: str, trigger_word: str) -> str:
     """Replace {trigger} in a prompt; without a trigger word, remove it with its comma."""
-    filled = prompt.replace("{trigger}", trigger_word)
+    filled = prompt.replace(TRIGGER, trigger_word)
     if filled == prompt or trigger_word:
         return filled
     return ", ".join(part.strip() for part in filled.split(",") if part.strip())

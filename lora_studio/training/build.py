@@ -14,7 +14,8 @@ from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import PhaseEvent, Report
 from lora_studio.lora.inject import add_adapters, state_dora_axis
 from lora_studio.lora.layers import find_target_layers
-from lora_studio.measures.samples import ImageFile, SampleMeasurer
+from lora_studio.measures.features import ImageFile
+from lora_studio.measures.samples import SampleMeasurer
 from lora_studio.models.load import Base, load_base
 from lora_studio.models.quantize import quantize
 from lora_studio.settings.choices import GradientCheckpointing

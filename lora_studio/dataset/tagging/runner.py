@@ -72,7 +72,7 @@ class TaggerRunner:
     ) -> Iterator[list[ImagePrediction]]:
         """Decode images (path and SHA-256) in the pool, and yield their predictions in batches."""
         if self._tagger is None:
-            self.on_load(f"Loading the tagger {self.files.name}")
+            self.on_load(f"Loading {self.files.name}")
             self._tagger = self.files.load(on_cpu=self.on_cpu)
         tagger = self._tagger
 

@@ -16,7 +16,7 @@ from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 
 SIMPLE = ("prompts", "strengths")
 FOLDED = ("seeds", "sampler", "steps", "guidance", "width", "height", "clip_skip", "mixed_precision", "trigger_word")
-WIDE = ("negative_prompt", "quality_tags")
+WIDE = ("negative_prompt", "quality_tags", "feature_model")
 
 
 class SweepButtons(NamedTuple):

@@ -15,7 +15,8 @@ from lora_studio.dataset.tagging.cache import TagCache
 from lora_studio.dataset.tagging.catalogue import find_tagger
 from lora_studio.dataset.tagging.runner import TaggerRunner, image_sha256
 from lora_studio.errors import StopRequested
-from lora_studio.measures.samples import DrawnSample, ImageFile, SampleMeasurer
+from lora_studio.measures.features import ImageFile
+from lora_studio.measures.samples import DrawnSample, SampleMeasurer
 from lora_studio.workspace.project import Home
 from tests.support.events import ignore
 from tests.support.tiny_taggers import save_tiny_wd

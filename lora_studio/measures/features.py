@@ -1,0 +1,89 @@
+"""Features of image files, from the cache or the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from lora_studio.dataset.tagging.cache import FEATURES, TagCache
+from lora_studio.dataset.tagging.catalogue import TaggerFiles
+from lora_studio.dataset.tagging.interface import ModelFiles, Prediction
+from lora_studio.dataset.tagging.runner import TaggerRunner
+from lora_studio.errors import StopRequested
+from lora_studio.events import PhaseEvent, Report
+from lora_studio.measures.colours import Colours, colours
+from lora_studio.measures.distances import Vectors, pixel_vectors, unit_vectors
+from lora_studio.measures.models import cache_kind
+from lora_studio.measures.thumbnails import ThumbnailModel, as_pixels
+from lora_studio.workspace.project import Home
+
+
+class ImageFile(NamedTuple):
+    """An image and the SHA-256 of its file."""
+
+    path: Path
+    sha256: str
+
+
+class ImageFeatures(NamedTuple):
+    """Images with their features [N, F] as unit vectors."""
+
+    paths: list[Path]
+    vectors: Vectors
+
+    @classmethod
+    def of(cls, files: ModelFiles, predictions: Mapping[Path, Prediction]) -> Self:
+        """Return the features of a model's predictions for images."""
+        return cls(list(predictions), vectors(files, list(predictions.values())))
+
+
+def predictions_of(
+    files: ModelFiles,
+    images: Sequence[ImageFile],
+    home: Home,
+    *,
+    report: Report,
+    should_stop: Callable[[], bool],
+    generated: bool = False,
+    on_cpu: bool = False,
+) -> dict[Path, Prediction]:
+    """Return a model's predictions for images, in their order, cached by content.
+
+    Images that cannot be read are left out.
+    A tagger's predictions for images of a dataset come from its cache alone: it has tagged them, except for those added
+    since. `generated` images have a cache of their own. Raises InputError if the model cannot be loaded, StopRequested.
+    """
+    cache = TagCache.of(files, home, FEATURES if generated else cache_kind(files))
+    known = {image.path: cache.predictions.get(image.sha256) for image in images}
+    if generated or not isinstance(files, TaggerFiles):
+        hashes = {image.path: image.sha256 for image in images}
+        missing = [path for path, prediction in known.items() if prediction is None]
+        runner = TaggerRunner(files, cache, partial(_report_phase, report), on_cpu=on_cpu)
+        for results in runner.predict(missing, hashes.__getitem__):
+            known |= {path: found for path, found in results if isinstance(found, Prediction)}
+            done = len(images) - list(known.values()).count(None)
+            report(PhaseEvent(message=f"Comparing images by {files.name}", done=done, total=len(images), unit="images"))
+            if should_stop():
+                raise StopRequested
+    return {path: prediction for path, prediction in known.items() if prediction is not None}
+
+
+def _report_phase(report: Report, message: str) -> None:
+    report(PhaseEvent(message=message))
+
+
+def vectors(files: ModelFiles, predictions: Sequence[Prediction]) -> Vectors:
+    """Return the features of predictions as unit vectors [N, F]."""
+    if not predictions:
+        return np.empty((0, 0), np.float32)
+    features = np.stack([prediction.features for prediction in predictions])
+    return pixel_vectors(features) if isinstance(files, ThumbnailModel) else unit_vectors(features)
+
+
+def thumbnail_colours(copies: Sequence[Prediction]) -> Colours:
+    """Return the colour figures [N] of predictions of the thumbnail model."""
+    return colours(as_pixels(np.stack([copy.features for copy in copies])))
