@@ -1,7 +1,8 @@
 """Find signs in the measures of a run's samples: copies of training images, collapse, washed-out and burnt colours.
 
 Each measure is compared with that before training and with that of the training images: a style may be pale, and a
-subject always the same.
+subject always the same. Colours are judged only if samples were drawn before training: until a LoRA has learned a pale
+style, its samples have the base's colours.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ def find_picture_signs(now: SampleMeasuresEvent, before: SampleMeasuresEvent | N
         usual = [now.training_variety, *([before.variety[0]] if before and before.variety else [])]
         if _upper(now.variety) < COLLAPSED_VARIETY * min(usual):
             found.append(PictureSign("collapsed", "variety", now.variety, min(usual)))
+    return found + ([] if before is None else _colour_signs(now, before))
+
+
+def _colour_signs(now: SampleMeasuresEvent, before: SampleMeasuresEvent) -> list[PictureSign]:
+    """Return what has happened to the colours since before the first step: at most one sign."""
+    found = []
     contrasts, saturations, clipped = (_references(now, before, name) for name in ("contrast", "saturation", "clipped"))
     if _upper(now.contrast) < WASHED_OUT_CONTRAST * min(contrasts):
         found.append(PictureSign("washed_out", "contrast", now.contrast, min(contrasts)))
@@ -76,9 +83,9 @@ def _copied(now: SampleMeasuresEvent, before: SampleMeasuresEvent | None) -> lis
     ]
 
 
-def _references(now: SampleMeasuresEvent, before: SampleMeasuresEvent | None, name: str) -> list[float]:
-    """Return a colour figure of the training images, and that of the samples before training if they were drawn."""
-    return [getattr(now, f"training_{name}"), *([getattr(before, name)[0]] if before is not None else [])]
+def _references(now: SampleMeasuresEvent, before: SampleMeasuresEvent, name: str) -> list[float]:
+    """Return a colour figure of the training images, and that of the samples before training."""
+    return [getattr(now, f"training_{name}"), getattr(before, name)[0]]
 
 
 def _upper(measured: Measured) -> float:

@@ -123,7 +123,7 @@ def test_all_of_it_in_the_browser(running: Running, open_page: Callable[..., Any
     page.close()
     page = open_page()
     page.get_by_role("tab", name="Plan").click()
-    page.locator("#plan-all-test").wait_for(timeout=240_000)
+    page.locator("#plan-all-test").wait_for(timeout=600_000)
     page.locator("#plan-all-stages li.done").nth(len(Stage) - 1).wait_for(timeout=60_000)
     assert list(project.path.glob("runs/*/release/*.zip"))
     page.locator("#plan-all-test").click()

@@ -36,6 +36,8 @@ def codes(before: Any = BEFORE, **changes: Any) -> list[str]:
 def test_names_what_differs_from_before_training_and_from_the_training_images(
     before: Any, changes: dict[str, Any], code: list[str]
 ) -> None:
+    if before is None:  # the base's own colours are not known
+        code = [name for name in code if name not in ("washed_out", "burnt")]
     assert codes(before, **changes) == code
 
 
