@@ -26,6 +26,7 @@ from lora_studio.dataset.training_images import check_caption_extension, read_im
 from lora_studio.device import device_to_plan_for, find_gpu
 from lora_studio.diagnosis import doctor
 from lora_studio.errors import ConfigError, InputError, JobError
+from lora_studio.event_recorder import Listener
 from lora_studio.events import Event, FailedEvent, StepEvent, StoppedEvent
 from lora_studio.interop.files import import_settings
 from lora_studio.interop.write import export_settings
@@ -48,7 +49,7 @@ from lora_studio.sharing.folder import ReleaseResult, build_release
 from lora_studio.sharing.options import License, ReleaseOptions
 from lora_studio.sharing.upload import upload_release
 from lora_studio.training.continuation import continue_run
-from lora_studio.worker import Listener, execute, start, start_next
+from lora_studio.worker import execute, start, start_next
 from lora_studio.workspace.job_folder import JobFolder, JobState, numbered_folder
 from lora_studio.workspace.job_paths import missing_paths, move_path
 from lora_studio.workspace.project import Home, Project, records_folder

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import InputError
+from lora_studio.event_recorder import Listener
 from lora_studio.files import shipped_folder
 from lora_studio.ledger.records import read_figures
 from lora_studio.planning.presets import load_preset
 from lora_studio.settings.choices import ExistingCaptions, LoraKind
 from lora_studio.settings.job_specs import SweepJob
-from lora_studio.worker import Listener
 from lora_studio.workflow.make import MakeOptions, make_project
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Home, Project, ProjectInfo

@@ -25,50 +25,36 @@ from pydantic import BaseModel
 from lora_studio.dataset.tagging.catalogue import CATALOGUE
 from lora_studio.device import (
     check_gpu_is_usable,
-    gpu_error,
-    is_out_of_memory,
     limit_gpu_memory,
     use_expandable_segments,
 )
 from lora_studio.errors import (
-    DiskFullError,
-    InputError,
-    JobError,
-    OutOfMemoryError,
     StopRequested,
     StudioError,
     disk_errors,
 )
+from lora_studio.event_recorder import EventRecorder, Listener, stopped_event
 from lora_studio.events import (
     DoneEvent,
     Event,
     FailedEvent,
-    HintEvent,
-    ImageFailedEvent,
     Report,
-    StepEvent,
     StoppedEvent,
-    WaitingEvent,
-    WarningEvent,
 )
+from lora_studio.job_errors import library_errors
 from lora_studio.models.catalogue import find_base
-from lora_studio.planning.memory import saving_advice
 from lora_studio.planning.speeds import remember_speed
 from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TagJob, TrainJob
-from lora_studio.versions import incompatible_libraries_error
 from lora_studio.workspace.gpu_queue import hold_gpu, live_tickets
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
-from lora_studio.workspace.notify import EndedJob, notify
 from lora_studio.workspace.processes import start_detached
 from lora_studio.workspace.project import Home
 from lora_studio.workspace.run_queue import RunQueue
 
 MAIN_FILE = Path(__file__).with_name("__main__.py")
-STATUS_SECONDS = 0.5
+POLL_SECONDS = 0.5
 HAND_OVER_SECONDS = 120.0  # the most that a process takes to start on a busy machine
-STATUS_FIELDS = {"done", "total", "unit", "seconds_left", "message"}  # of events, also in status.json
 SAME_SIGNAL_SECONDS = 1.0  # a launcher forwards the interrupt that the terminal has already sent to all processes
-Listener = Callable[[Event], None]
 
 
 class Stage(Protocol):
@@ -168,7 +154,7 @@ def start_next(home: Home, *, wait: bool = False) -> JobFolder | None:
     )
     deadline = time.monotonic() + HAND_OVER_SECONDS
     while wait and taken and taken.folder.status().pid == os.getpid() and time.monotonic() < deadline:
-        time.sleep(STATUS_SECONDS)
+        time.sleep(POLL_SECONDS)
     return taken.folder if taken else None
 
 
@@ -213,7 +199,7 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
     use_expandable_segments()
     _silence_libraries()
     started = time.time()
-    recorder = _EventRecorder(folder, listen, home)
+    recorder = EventRecorder(folder, listen, home)
     folder.set_status(
         JobStatus(
             state=JobState.QUEUED,
@@ -267,29 +253,14 @@ def execute(folder: JobFolder, *, home: Home, resume: bool = False, listen: List
         folder.clear_save_request()
         remember_speed(home, folder)
     if getattr(result, "stopped", False):
-        recorder.finish(JobState.STOPPED, _stopped_event(result, folder))
+        recorder.finish(JobState.STOPPED, stopped_event(result, folder))
     else:
         folder.write_result(result.model_dump(mode="json"))
         recorder.finish(JobState.DONE, DoneEvent(message="Done", remedy=""))
     return result
 
 
-def _stopped_event(result: BaseModel, folder: JobFolder) -> StoppedEvent:
-    """Return the last event of a job that was stopped, by the user or by the losses of its training."""
-    stop = getattr(result, "automatic_stop", None)
-    if stop is None:
-        return StoppedEvent(message="Stopped; everything so far is saved.", remedy="Resume continues from here.")
-    lora: Path | None = getattr(result, "lora", None)
-    kept = f"Its result is {lora.name}. " if lora else ""
-    return StoppedEvent(
-        message=stop.message,
-        remedy=f"{kept}Resume continues from here; this sign does not stop it again.",
-        code=stop.code,
-        path=str(lora.relative_to(folder.path)) if lora else None,
-    )
-
-
-def _turn(job: AnyJob, folder: JobFolder, home: Home, recorder: _EventRecorder) -> AbstractContextManager[None]:
+def _turn(job: AnyJob, folder: JobFolder, home: Home, recorder: EventRecorder) -> AbstractContextManager[None]:
     """Return what waits for the job's turn; a download needs no GPU and does not wait for those that do."""
     if isinstance(job, DownloadJob):
         return nullcontext()
@@ -377,105 +348,3 @@ def stop_on_signals(folder: JobFolder) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def library_errors(job: AnyJob) -> Iterator[None]:
-    """Raise StudioErrors with a remedy for what libraries raise: out of memory, unusable GPU, full disk, bad files."""
-    try:
-        yield
-    except StudioError:
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise OutOfMemoryError("Out of memory.", _memory_remedy(job), code="out_of_memory") from error
-        if (unusable := gpu_error(error)) is not None:
-            raise unusable from error
-        if isinstance(error, ImportError):
-            raise incompatible_libraries_error(error) from error
-        if isinstance(error, FileNotFoundError):
-            raise JobError(
-                f"A file that the job needs is missing: {error.filename or error}.",
-                "Put it back, then resume: the job continues from the last saved state. Files in the studio's cache "
-                "folder are rebuilt.",
-                code="file_vanished",
-            ) from error
-        if _is_damaged_file(error):
-            raise JobError(
-                f"A file that the job needs is damaged: {error}.",
-                "Resume: the job continues from the last saved state, and damaged files in the cache are rebuilt.",
-                code="file_damaged",
-            ) from error
-        if isinstance(error, OSError):
-            with disk_errors(Path(error.filename or "a file")):
-                raise
-        raise
-
-
-def _memory_remedy(job: AnyJob) -> str:
-    """Return what to do after a job ran out of memory."""
-    match job:
-        case TrainJob():
-            return saving_advice(job.recipe)
-        case SweepJob():
-            return "Set a smaller width and height, and close other programs that use the GPU."
-        case TagJob():
-            return "Close other programs that use the GPU."
-        case DownloadJob():
-            return "Close other programs."
-
-
-def _is_damaged_file(error: Exception) -> bool:
-    """Return True if the error says that a safetensors file could not be read."""
-    safetensors = sys.modules.get("safetensors")
-    return safetensors is not None and isinstance(error, safetensors.SafetensorError)
-
-
-class _EventRecorder:
-    """Writes events, and updates the status from them at most twice per second."""
-
-    def __init__(self, folder: JobFolder, listen: Listener, home: Home) -> None:
-        self.folder = folder
-        self.home = home
-        self.begun = time.monotonic()
-        self.listen = listen
-        self.written = 0.0
-        self.pending: dict[str, Any] = {}
-
-    def __call__(self, event: Event) -> None:
-        event = self.folder.emit(event)
-        self.pending |= _status_changes(event)
-        if self.pending and time.monotonic() - self.written > STATUS_SECONDS:
-            self.folder.update_status(**self.pending)
-            self.pending, self.written = {}, time.monotonic()
-        self.listen(event)
-
-    def report_wait(self, ahead: int, label: str) -> None:
-        """Report which job has the GPU, and how many more are ahead."""
-        self(WaitingEvent(message=f"Waiting for {label}" + (f" and {ahead - 1} more" if ahead > 1 else "")))
-
-    def finish(self, state: JobState, event: DoneEvent | StoppedEvent | FailedEvent) -> None:
-        """Notify the user, write the last event and the final status; a full disk must not hide why the job ended."""
-        try:
-            ended = EndedJob(self.folder.name, state.value, self.folder.path, time.monotonic() - self.begun)
-            for problem in notify(self.home.notify_file, ended):
-                self(WarningEvent(code="notify_failed", message=problem, why="The job itself is not affected."))
-            written = self.folder.emit(event)
-            last = {"state": state, "message": event.message, "remedy": event.remedy, "seconds_left": None}
-            last["code"] = "" if isinstance(event, DoneEvent) else event.code
-            self.folder.update_status(**self.pending | last)
-        except (DiskFullError, InputError, OSError):
-            traceback.print_exc()
-            return
-        self.listen(written)
-
-
-def _status_changes(event: Event) -> dict[str, Any]:
-    """Return the fields of status.json that an event changes."""
-    fields = event.model_dump(include=STATUS_FIELDS, exclude_unset=True)
-    match event:
-        case StepEvent():
-            fields |= {"done": event.step, "unit": ""}
-        case WarningEvent() | HintEvent() | ImageFailedEvent():
-            fields.pop("message")
-    return fields

@@ -16,6 +16,7 @@ from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.images.sets import format_image_count, project_images
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import ConfigError, InputError, StudioError
+from lora_studio.event_recorder import Listener
 from lora_studio.events import Event
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.presets import load_preset
@@ -26,7 +27,6 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.sharing.facts import chosen_lora
 from lora_studio.sharing.folder import ReleaseResult, build_release
 from lora_studio.sharing.options import ReleaseOptions
-from lora_studio.worker import Listener
 from lora_studio.workflow.record import (
     MAKE_FILE,
     STOP_FILE,

@@ -31,6 +31,7 @@ LAYERS = (
     ("workflow",),
     ("api",),
     ("worker", "diagnosis"),
+    ("event_recorder", "job_errors"),
     ("sampling", "sharing"),
     ("training.train",),
     ("training.loop", "training.build"),
