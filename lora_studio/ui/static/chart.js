@@ -43,7 +43,8 @@ class StudioChart extends HTMLElement {
     this.reading = node('span', 'reading', caption);
     this.legend = node('span', 'legend', caption);
     this.plot = node('div', 'plot', this.figure);
-    Object.assign(this.plot, { tabIndex: 0, role: 'application', ariaRoleDescription: 'chart' });
+    Object.entries({ tabindex: 0, role: 'application', 'aria-roledescription': 'chart' })
+      .forEach(([name, value]) => this.plot.setAttribute(name, value));
     this.drawing = svg('svg', { class: 'drawing', 'aria-hidden': 'true' }, this.plot);
     this.tooltip = node('div', 'tooltip', this.plot);
     this.tooltip.hidden = true;
@@ -107,8 +108,8 @@ class StudioChart extends HTMLElement {
     this.note.textContent = data.note;
     this.note.hidden = !data.note;
     this.details.hidden = !data.table;
-    this.plot.ariaLabel = `${data.title}. ${data.summary} Arrow keys read the values, Home and End go to the ends, `
-      + 'plus and minus zoom, Escape resets the zoom.';
+    this.plot.setAttribute('aria-label', `${data.title}. ${data.summary} Arrow keys read the values, Home and End go to `
+      + 'the ends, plus and minus zoom, Escape resets the zoom.');
     this.legend.replaceChildren();
     legendOf(data).forEach(({ text, shape }) => {
       const key = node('span', 'key', this.legend);
