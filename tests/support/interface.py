@@ -24,7 +24,7 @@ def error_code(card: str) -> str:
 class Interface:
     """The built interface over a home.
 
-    `call(TrainTab.stop_training, project="a", **contents)` runs a handler as its event would. Component values are
+    `call(RunControl.stop_training, project="a", **contents)` runs a handler as its event would. Component values are
     given by name: `project` and `run` for the state of the frame, `project_list` for the header's dropdown, else the
     elem_id with `_` for `-`. The other components keep their last value. Changes are kept, and returned by name.
     """

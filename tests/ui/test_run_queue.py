@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.queue import QueueControl
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.workspace.gpu_queue import hold_gpu
@@ -52,7 +53,7 @@ def test_runs_wait_while_the_gpu_is_in_use(
         interface.call(QueueControl.click_in_queue, pick="cancel:projects/ink/runs/001-a")
         assert waiting(home) == ["003-c", "002-b"]
         interface.call(TrainTab.select_run, pick="003-c")
-        interface.call(TrainTab.stop_training)
+        interface.call(RunControl.stop_training)
         assert waiting(home) == ["002-b"]
     other = Interface(home)  # a page that was opened later
     assert picks(other.open_project("ink")["train_queue"]) == ["cancel:projects/ink/runs/002-b"]

@@ -26,6 +26,7 @@ from lora_studio.settings.job_specs import TrainJob, job_to_toml
 from lora_studio.settings.recipe import Recipe
 from lora_studio.ui.context import NEW_RUN
 from lora_studio.ui.plan.tab import PlanTab
+from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.own_presets import PresetFiles
 from lora_studio.ui.train.tab import TrainTab
 from lora_studio.ui.train.view import ALL_BACK, WITHOUT_SUBSETS
@@ -262,13 +263,13 @@ def test_a_tick_shows_new_steps_only(project: Project, interface: Interface) -> 
 def test_stop_and_resume(project: Project, interface: Interface, started: Started) -> None:
     folder = make_run(project, final=False, **running_status())
     interface.open_project("ink")
-    shown = interface.call(TrainTab.stop_training)
+    shown = interface.call(RunControl.stop_training)
     assert folder.stop_requested()
     assert not shown["train_stop"]["interactive"]
-    assert error_code(interface.call(TrainTab.resume_training)["train_notice"]) == "busy"
+    assert error_code(interface.call(RunControl.resume_training)["train_notice"]) == "busy"
     folder.update_status(state=JobState.STOPPED, message="Stopped; everything up to here is kept.")
     assert interface.call(TrainTab.tick)["train_resume"] == {"visible": True}
-    interface.call(TrainTab.resume_training)
+    interface.call(RunControl.resume_training)
     assert started == [(folder, True)]
 
 
@@ -279,14 +280,14 @@ def test_samples_are_drawn_on_request(project: Project, interface: Interface) ->
         "interactive": True,
         "value": "Sample now",
     }
-    shown = interface.call(TrainTab.sample_now)
+    shown = interface.call(RunControl.sample_now)
     assert folder.samples_requested()
     assert not shown["train_sample"]["interactive"]
     folder.clear_sample_request()
     assert interface.call(TrainTab.tick)["train_sample"]["interactive"]
     folder.update_status(state=JobState.STOPPED)
     assert interface.call(TrainTab.tick)["train_sample"] == {"visible": False}
-    assert error_code(interface.call(TrainTab.sample_now)["train_notice"]) == "not_running"
+    assert error_code(interface.call(RunControl.sample_now)["train_notice"]) == "not_running"
     assert not folder.samples_requested()
 
 
@@ -381,7 +382,7 @@ def test_only_runs_of_the_project_are_used(project: Project, home: Home, interfa
     foreign = make_run(other, **running_status())
     interface.open_project("ink")
     for name in ("001-ink", "../../other/runs/001-ink", str(foreign.path), "", "x" * 5000):
-        for handler in (TrainTab.stop_training, TrainTab.resume_training, TrainTab.edit_and_rerun):
+        for handler in (RunControl.stop_training, RunControl.resume_training, TrainTab.edit_and_rerun):
             shown = interface.call(handler, run=name)
             assert error_code(shown["train_notice"]) == "no_run", (handler, name[:40])
         assert error_code(interface.call(TrainTab.select_run, pick=name)["train_notice"]) == "no_run"

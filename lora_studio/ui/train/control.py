@@ -1,4 +1,4 @@
-"""What can be done with the shown run: save now, continue for more epochs, restart with less memory."""
+"""What can be done with the shown run: stop, resume, sample, save, continue for more epochs, restart smaller."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import gradio as gr
 from markupsafe import Markup
 
-from lora_studio.api import request_save
+from lora_studio.api import request_samples, request_save
 from lora_studio.errors import InputError
 from lora_studio.planning.memory import next_saving
 from lora_studio.planning.memory_ladder import smaller_job
@@ -19,6 +19,7 @@ from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.formatting import format_count
 from lora_studio.ui.widgets.html import TableRow, heading, hint, html, table
 from lora_studio.workspace.job_folder import JobState
+from lora_studio.workspace.run_queue import RunQueue
 
 DEFAULT_MORE_EPOCHS = 5
 MAX_LISTED = 6
@@ -119,11 +120,32 @@ def _schedule_note(run: RunView, epochs: int) -> str:
 
 
 class RunControl:
-    """The handlers of these components, and of Save now."""
+    """The handlers of these components, and of the buttons for a run."""
 
     def __init__(self, studio: Studio, reader: RunReader) -> None:
         self.studio = studio
         self.reader = reader
+
+    def stop_training(self, page: TrainPage) -> TrainState:
+        """Request that the run stops after the current step and saves its state; a waiting one leaves the queue."""
+        run = self.reader.shown(page)
+        if run.status.state is JobState.WAITING:
+            RunQueue(self.studio.home).cancel(run.folder)
+        else:
+            run.folder.request_stop()
+        return self._show(page, run.folder.name)
+
+    def resume_training(self, page: TrainPage) -> TrainState:
+        """Continue from the last saved state, after the runs that wait already."""
+        run = self.reader.shown(page)
+        self.studio.jobs.enqueue_resume(run.folder)
+        return self._show(page, run.folder.name, is_job_started=True)
+
+    def sample_now(self, page: TrainPage) -> TrainState:
+        """Request samples after the current step."""
+        run = self.reader.shown(page)
+        request_samples(run.folder.path)
+        return self._show(page, run.folder.name)
 
     def save_now(self, page: TrainPage) -> TrainState:
         """Request a checkpoint and a resume state after the current step."""

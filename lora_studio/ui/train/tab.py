@@ -15,7 +15,6 @@ from typing import Any
 
 import gradio as gr
 
-from lora_studio.api import request_samples
 from lora_studio.dataset.images.sets import project_images
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.interop.files import import_settings
@@ -27,7 +26,6 @@ from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
 from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName
 from lora_studio.ui.server import Mode
-from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
@@ -47,9 +45,8 @@ from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
 from lora_studio.ui.widgets.job_fields import JobFiles
 from lora_studio.ui.widgets.recipe_form import RecipeContents
-from lora_studio.workspace.job_folder import JobState, slugify
+from lora_studio.workspace.job_folder import slugify
 from lora_studio.workspace.project import Project
-from lora_studio.workspace.run_queue import RunQueue
 
 IN_ORDER = "train"
 """The concurrency id of the tab's events: each saves the form that it read, so that their order matters."""
@@ -110,14 +107,14 @@ class TrainTab:
     def _wire_run(self, events: TabEvents[TrainPage, TrainState], live: list[gr.blocks.Block]) -> None:
         """Register the events at a run."""
         buttons = self.layout.buttons
-        events.on(buttons.stop.click, self.stop_training)
-        events.on(buttons.sample.click, self.sample_now)
+        events.on(buttons.stop.click, self.control.stop_training)
+        events.on(buttons.sample.click, self.control.sample_now)
         events.on(buttons.save.click, self.control.save_now)
         fields = self.layout.control
         events.on(fields.continue_button.click, self.control.continue_run, fields.epochs)
         events.on(fields.restart_button.click, self.control.restart_smaller)
         events.on(self.layout.queue.click, QueueControl(self.reader).click_in_queue, sends="pick")
-        events.on(buttons.resume.click, self.resume_training)
+        events.on(buttons.resume.click, self.control.resume_training)
         events.on(buttons.edit_and_rerun.click, self.edit_and_rerun)
         events.on(self.layout.aside.runs.click, self.select_run, sends="pick")
         events.on_tick(self.studio.timer.tick, self.tick, outputs=live, trigger_mode="always_last")
@@ -240,27 +237,6 @@ class TrainTab:
         if pick == NO_PARENT:
             save_parent(form.project, "")
         return TrainState(run)
-
-    def stop_training(self, page: TrainPage) -> TrainState:
-        """Request that the run stops after the current step and saves its state; a waiting one leaves the queue."""
-        folder = run_named(page.project, self._shown_run(page))
-        if folder.status().state is JobState.WAITING:
-            RunQueue(self.studio.home).cancel(folder)
-        else:
-            folder.request_stop()
-        return self._run(page.project, self._shown_run(page))
-
-    def sample_now(self, page: TrainPage) -> TrainState:
-        """Request samples after the current step."""
-        name = self._shown_run(page)
-        request_samples(run_named(page.project, name).path)
-        return self._run(page.project, name)
-
-    def resume_training(self, page: TrainPage) -> TrainState:
-        """Continue from the last saved state, after the runs that wait already."""
-        folder = run_named(page.project, self._shown_run(page))
-        self.studio.jobs.enqueue_resume(folder)
-        return self._run(page.project, folder.name, is_job_started=True)
 
     def edit_and_rerun(self, page: TrainPage) -> TrainState:
         """Fill the form with the settings of the shown run; they become changes to the plan."""
