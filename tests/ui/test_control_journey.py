@@ -5,6 +5,7 @@ Another job holds the GPU meanwhile, so that nothing is trained. Set LORA_STUDIO
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ import pytest
 
 from lora_studio.files import write_json
 from lora_studio.workspace.gpu_queue import hold_gpu
-from lora_studio.workspace.job_folder import JobState
+from lora_studio.workspace.job_folder import DATASET_FILE, IMAGE_LOSSES_FILE, JobState
 from lora_studio.workspace.project import Home, Project
 from lora_studio.workspace.run_queue import RunQueue
 from tests.support.application import Running, start_app, stop_app
 from tests.support.browser import DESKTOP, reload
+from tests.support.events import step_event
 from tests.support.jobs import make_project, make_run, running_status
 
 pytestmark = pytest.mark.slow
@@ -106,6 +108,28 @@ def test_samples_and_a_checkpoint_on_request(project: Project, open_page: Callab
     folder.update_status(state=JobState.FAILED, code="out_of_memory", message="Out of memory.", remedy="Less.")
     page.locator("#train-restart", has_text="batch size").wait_for()
     picture(page, "restart-light")
+
+
+def test_an_image_opens_large_with_its_caption_while_the_run_goes_further(
+    project: Project, open_page: Callable[..., Any]
+) -> None:
+    """The ticks of a running run do not close it; Escape does."""
+    folder = make_run(project, final=False, **running_status())
+    image = next(iter(sorted(project.images_dir.glob("*.png"))))
+    entry = {"image": str(image), "samples": 10, "loss": 0.1, "ratio": 1.4, "significant": True}
+    write_json(folder.path / IMAGE_LOSSES_FILE, {"epoch": 1, "images": [entry]})
+    record = {"path": str(image), "sha256": "0", "caption": "inkstamp, a cat"}
+    (folder.path / DATASET_FILE).write_text(json.dumps(record) + "\n", "utf-8")
+    page = open_page()
+    open_train(page)
+    page.locator("#train-images button").first.click()
+    large = page.locator("#train-images [popover]")
+    large.get_by_text("inkstamp, a cat").wait_for()
+    folder.emit(step_event(9, total=20, epoch=3, lr=1e-4))
+    page.locator("#train-tiles").get_by_text("9 / 20").wait_for()
+    assert large.is_visible()
+    page.keyboard.press("Escape")
+    large.wait_for(state="hidden")
 
 
 # Records the notifications, and lets the page believe that another window has the focus.
