@@ -14,6 +14,7 @@ from lora_studio.files import cached_by_stamp
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.sampling.cells import CellKey, SweepPlan
 from lora_studio.sampling.measures import StrengthMeasures
+from lora_studio.sampling.picture_measures import PictureMeasures
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
@@ -33,6 +34,7 @@ class SweepView:
     drawn: frozenset[str]
     measures: list[StrengthMeasures]
     warnings: list[str]
+    pictures: PictureMeasures | None = None
 
     @classmethod
     def load(cls, folder: JobFolder) -> SweepView:
@@ -53,6 +55,7 @@ class SweepView:
             drawn=frozenset(path.name for path in cells.glob("*.png")) if cells.is_dir() else frozenset(),
             measures=_measures(folder.path / "measures.json"),
             warnings=_warnings(folder),
+            pictures=_pictures(folder.path / "measures.json"),
         )
 
     @property
@@ -117,6 +120,14 @@ def _measures(file: Path) -> list[StrengthMeasures]:
         return _ROWS.validate_python(json.loads(file.read_bytes())["rows"])
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _pictures(file: Path) -> PictureMeasures | None:
+    """Return the measures by features; None if there are none, or the file is damaged."""
+    try:
+        return PictureMeasures.model_validate(json.loads(file.read_bytes())["pictures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _warnings(folder: JobFolder) -> list[str]:

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 from markupsafe import Markup
 
-from lora_studio.sampling.measures import StrengthMeasures
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.charts import Chart, XAxis, chart_grid, run_series
 
 
-def measure_charts(view: SweepView, names: dict[str, str]) -> Markup:
+def measure_charts(
+    view: SweepView,
+    rows: Sequence[Any],
+    names: Mapping[str, str],
+    *,
+    value: Callable[[Any, str], float | None] = getattr,
+    notes: Mapping[str, str] | None = None,
+) -> Markup:
     """Return a chart per measure, with a curve per LoRA and base; empty for fewer than two strengths.
 
-    `names` are the measures with their titles. One table below shows the figures of all.
+    `rows` have a base, a LoRA and a strength, `names` are the measures with their titles, `value(row, name)` is the
+    figure, and `notes` are sentences below the charts. One table below shows the figures of all.
     """
-    if len({row.strength for row in view.measures}) < 2:
+    if len({row.strength for row in rows}) < 2:
         return Markup("")
-    curves: dict[str, list[StrengthMeasures]] = {}
-    for row in view.measures:
+    curves: dict[str, list[Any]] = {}
+    for row in rows:
         parts = [row.lora, row.base if len(view.plan.bases) > 1 else ""]
         label = " · ".join(filter(None, parts)) or "LoRA"
         curves.setdefault(label, []).append(row)
     charts = []
     for name, title in names.items():
         points = []
-        for label, rows in curves.items():
-            found = [(row.strength, getattr(row, name)) for row in sorted(rows, key=lambda row: row.strength)]
-            points.append((label, [(strength, value) for strength, value in found if value is not None]))
+        for label, own in curves.items():
+            found = [(row.strength, value(row, name)) for row in sorted(own, key=lambda row: row.strength)]
+            points.append((label, [(strength, figure) for strength, figure in found if figure is not None]))
         summary = ", ".join(f"{label} {found[0][1]:.3f} to {found[-1][1]:.3f}" for label, found in points if found)
         charts.append(
             Chart(
@@ -37,6 +47,7 @@ def measure_charts(view: SweepView, names: dict[str, str]) -> Markup:
                 x=XAxis("strength"),
                 file_name=f"test-{view.folder.name}",
                 small=True,
+                note=(notes or {}).get(name, ""),
                 has_table=False,
             )
         )

@@ -18,13 +18,14 @@ from lora_studio.ui.state.lora_files import lora_choices
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep import grid, view
 from lora_studio.ui.sweep.layout import SweepLayout
+from lora_studio.ui.sweep.pictures import picture_measures
 from lora_studio.ui.sweep.state import SweepForm, SweepState, page_signature
 from lora_studio.ui.widgets.events import Updates
 from lora_studio.ui.widgets.html import error_card, heading
 from lora_studio.ui.widgets.job_status import log
 from lora_studio.ui.widgets.thumbnails import copy_for_download
 from lora_studio.workspace.job_folder import JobState, slugify
-from lora_studio.workspace.project import Project
+from lora_studio.workspace.project import Home, Project
 
 LOG_LINES = 40
 RESUMABLE = (JobState.STOPPED, JobState.FAILED, JobState.CREATED)
@@ -108,7 +109,7 @@ class SweepRenderer:
             results.large: grid.large(sweep, home, shown),
             results.grid: grid.grid(sweep, home, arrangement, shown),
             results.download: self._download(sweep),
-            results.measures: view.measures_table(sweep),
+            results.measures: _measures(sweep, home),
             results.log_fold: gr.Accordion(visible=has_failed, open=has_failed),
             results.log: log(sweep.folder.log_tail(LOG_LINES)) if has_failed else "",
             self.layout.held.cell: shown,
@@ -141,6 +142,12 @@ class SweepRenderer:
 
     def _bases(self, bases: Sequence[str]) -> Updates:
         return {self.layout.settings.bases: list(bases), self.layout.held.filled_base: next(iter(bases), "")}
+
+
+def _measures(sweep: SweepView, home: Home) -> Markup:
+    """Return the measures by features, or, of a test of an earlier version or without them, those of the pixels."""
+    pictures = sweep.pictures
+    return view.measures_table(sweep) if pictures is None else picture_measures(sweep, pictures, home)
 
 
 def cell_count(job: SweepJob) -> Markup:

@@ -61,9 +61,19 @@ def sweep_tiles(view: SweepView) -> Markup:
                 _measure(usual.change) if usual else "–",
                 f"difference from strength 0{of}" if usual else "measured at the end",
             ),
-            Tile(f"Variety{at}", _measure(usual.variety) if usual else "–", _variety_note(view, usual)),
+            _variety_tile(view, usual, at),
         ]
     )
+
+
+def _variety_tile(view: SweepView, usual: StrengthMeasures | None, at: str) -> Tile:
+    """Return the variety over seeds by features where it was measured, else that of the pixels."""
+    rows = view.pictures.rows if view.pictures is not None and usual is not None else []
+    for row in rows:
+        place = (row.strength, row.base, row.lora)
+        if usual is not None and place == (usual.strength, usual.base, usual.lora) and row.seed_variety is not None:
+            return Tile(f"Variety{at}", f"{row.seed_variety[0]:.0%}", "from seed to seed, of that without the LoRA")
+    return Tile(f"Variety{at}", _measure(usual.variety) if usual else "–", _variety_note(view, usual))
 
 
 def _variety_note(view: SweepView, usual: StrengthMeasures | None) -> str:
@@ -150,7 +160,7 @@ def measures_table(view: SweepView) -> Markup:
     descriptions = [(label, MEASURE_DESCRIPTIONS[name]) for name, label in MEASURES.items()]
     return (
         heading("Measures", "They compare pixels, not meaning: compare them down a column; they do not score quality.")
-        + measure_charts(view, MEASURES)
+        + measure_charts(view, view.measures, MEASURES)
         + table(headers, rows, ["keep"] * len(headers), label="Measures")
         + render("sweep/measures.html", descriptions=descriptions)
     )
