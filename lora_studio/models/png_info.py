@@ -9,6 +9,7 @@ from PIL import Image, PngImagePlugin
 from lora_studio.files import write_atomic
 
 KEY = "parameters"
+CPU_NOISE = {"RNG": "CPU"}  # A1111's setting for noise that is drawn on the CPU, as all images of the studio have
 
 
 def infotext(prompt: str, negative_prompt: str, settings: dict[str, str | int | float]) -> str:

@@ -59,7 +59,10 @@ class StrengthGroup:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The axes of a grid's rows and columns, and which value of each other axis is shown, by index; else the first."""
+    """The axes of a grid's rows and columns, and which value of each other axis is shown, by index.
+
+    An axis that `page` does not have shows its `SweepPlan.default_index`.
+    """
 
     rows: SweepAxis
     columns: SweepAxis
@@ -168,6 +171,12 @@ class SweepPlan:
         """Return the number of values of an axis."""
         return len(self.labels(axis))
 
+    def default_index(self, axis: SweepAxis) -> int:
+        """Return the index of the value that is shown first: the strength nearest to 1, else the first one."""
+        if axis is not SweepAxis.STRENGTH:
+            return 0
+        return min(range(len(self.strengths)), key=lambda index: abs(self.strengths[index] - 1))
+
     @cached_property
     def arrangement(self) -> Arrangement:
         """The arrangement that the job asks for.
@@ -241,16 +250,17 @@ class SweepPlan:
         return found
 
     def _key(self, point: Mapping[SweepAxis, int]) -> CellKey:
-        """Return the cell at a place of the axes, by index; the first of each axis that is not given."""
-        base = self.bases[point.get(SweepAxis.BASE, 0)]
-        strength = self.strengths[point.get(SweepAxis.STRENGTH, 0)]
-        lora = self._lora_numbers[point.get(SweepAxis.LORA, 0)]
+        """Return the cell at a place of the axes, by index; the default of each axis that is not given."""
+        index = {axis: point.get(axis, self.default_index(axis)) for axis in SweepAxis}
+        base = self.bases[index[SweepAxis.BASE]]
+        strength = self.strengths[index[SweepAxis.STRENGTH]]
+        lora = self._lora_numbers[index[SweepAxis.LORA]]
         return CellKey(
             base=base,
             lora=lora if strength else 0,
             strength=strength,
-            prompt=self.prompts(base, lora)[point.get(SweepAxis.PROMPT, 0)],
-            seed=self.seeds[point.get(SweepAxis.SEED, 0)],
+            prompt=self.prompts(base, lora)[index[SweepAxis.PROMPT]],
+            seed=self.seeds[index[SweepAxis.SEED]],
         )
 
     def _first_with_several(self, order: Sequence[SweepAxis], taken: SweepAxis | None) -> SweepAxis:

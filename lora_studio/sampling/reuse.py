@@ -9,10 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
+from lora_studio.models import comfy_workflow
 from lora_studio.models.png_info import load_png, read_parameters, read_text, save_png
 from lora_studio.workspace.job_folder import JobFolder, job_folders
 
@@ -25,26 +29,35 @@ def content_key(determinants: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class CellTexts:
+    """What a cell's PNG file says: A1111's infotext, ComfyUI's workflow as JSON, and the content key."""
+
+    infotext: str
+    workflow: str
+    key: str
+
+
 class CellCache:
     """The cells of one sweep, and those of the sweeps beside it."""
 
     def __init__(self, folder: JobFolder) -> None:
         self.folder = folder
 
-    def save(self, image: Any, path: Path, parameters: str, key: str) -> None:
-        """Write a cell with its parameters and its key."""
-        save_png(image, path, parameters, **{KEYWORD: key})
+    def save(self, image: Image, path: Path, texts: CellTexts) -> None:
+        """Write a cell with its texts."""
+        save_png(image, path, texts.infotext, **{comfy_workflow.KEYWORD: texts.workflow, KEYWORD: texts.key})
 
-    def restore(self, path: Path, parameters: str, key: str) -> bool:
+    def restore(self, path: Path, texts: CellTexts) -> bool:
         """Return whether the cell `path` exists with this key; one of another sweep is copied there.
 
         A damaged file, or one that was drawn with other settings, does not count.
         """
-        if read_text(path, KEYWORD) == key and read_parameters(path) is not None:
+        if read_text(path, KEYWORD) == texts.key and read_parameters(path) is not None:
             return True
-        for source in self._others.get(key, []):
+        for source in self._others.get(texts.key, []):
             if (image := load_png(source)) is not None:
-                self.save(image, path, parameters, key)
+                self.save(image, path, texts)
                 return True
         return False
 

@@ -25,16 +25,17 @@ from lora_studio.files import write_json
 from lora_studio.lora.alphas import content_hash
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.measures.models import named_feature_model
+from lora_studio.models.comfy_workflow import Workflow, WorkflowLora
 from lora_studio.models.pipeline import TextEmbeddings
-from lora_studio.models.png_info import image_settings, infotext, load_png, save_png
+from lora_studio.models.png_info import CPU_NOISE, image_settings, infotext, load_png, save_png
 from lora_studio.models.samplers import SAMPLERS
 from lora_studio.sampling.adapter import Adapter, Strength, apply_loras
-from lora_studio.sampling.cells import CellKey, SweepPlan, base_label
+from lora_studio.sampling.cells import AppliedLora, CellKey, SweepPlan, base_label
 from lora_studio.sampling.grid import GridRow, GridSection, draw_grid
 from lora_studio.sampling.measures import MEASURE_DESCRIPTIONS, StrengthMeasures, measure
 from lora_studio.sampling.picture_measures import measure_pictures
 from lora_studio.sampling.pipeline import SamplingPipeline, load_sampling_pipeline
-from lora_studio.sampling.reuse import CellCache, content_key
+from lora_studio.sampling.reuse import CellCache, CellTexts, content_key
 from lora_studio.settings.choices import SweepAxis
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.workspace.job_folder import JobFolder
@@ -182,7 +183,7 @@ def _sweep_base(state: _SweepState, base: str, home: Home) -> None:
         keys = [key for key in state.plan.cells if key.base == base]
         parameters = {key: _parameters(state, pipeline, key) for key in keys}
         for key in keys:
-            if state.cache.restore(state.path(key), parameters[key].infotext, parameters[key].content_key):
+            if state.cache.restore(state.path(key), parameters[key]):
                 state.add(key)
         pending = [key for key in keys if key not in state.finished]
         texts = _PromptCache(pipeline, job.clip_skip, state.plan.negative_prompt(base))
@@ -203,7 +204,7 @@ def _generate_lora(
     pipeline: SamplingPipeline,
     texts: _PromptCache,
     keys: Sequence[CellKey],
-    parameters: dict[CellKey, _Parameters],
+    parameters: dict[CellKey, CellTexts],
 ) -> None:
     """Generate the cells of one LoRA, or of the base without one, each with the job's stacked LoRAs.
 
@@ -242,7 +243,7 @@ def _generate(
     pipeline: SamplingPipeline,
     texts: _PromptCache,
     keys: Sequence[CellKey],
-    parameters: dict[CellKey, _Parameters],
+    parameters: dict[CellKey, CellTexts],
 ) -> None:
     """Generate cells one by one with the pipeline in its current state."""
     width, height = _size(state.job, pipeline)
@@ -263,7 +264,7 @@ def _generate(
             should_stop=state.should_stop,
         )
         if image is not None:
-            state.cache.save(image, state.path(key), parameters[key].infotext, parameters[key].content_key)
+            state.cache.save(image, state.path(key), parameters[key])
             state.seconds.append(time.monotonic() - started)
             _report_cell(state, state.add(key))
         elif not state.should_stop():
@@ -288,15 +289,7 @@ def _size(job: SweepJob, pipeline: SamplingPipeline) -> tuple[int, int]:
     return job.width or native, job.height or native
 
 
-@dataclass(frozen=True)
-class _Parameters:
-    """What determines a cell's image: as A1111's infotext, and as the key by which an equal cell is found."""
-
-    infotext: str
-    content_key: str
-
-
-def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> _Parameters:
+def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) -> CellTexts:
     """Return the parameters of a cell."""
     job, applied = state.job, state.plan.applied(key)
     settings = _settings(job, key.seed, _size(job, pipeline))
@@ -311,11 +304,30 @@ def _parameters(state: _SweepState, pipeline: SamplingPipeline, key: CellKey) ->
         "Loras": [[state.lora_hashes[lora.file.path], lora.unet, lora.text_encoder] for lora in applied],
     }
     settings |= {"Model hash": pipeline.base.hash[:10], "Model": base_label(key.base)}
-    settings |= {"Clip skip": job.clip_skip, "Precision": pipeline.precision}
+    settings |= {"Clip skip": job.clip_skip, **CPU_NOISE, "Precision": pipeline.precision}
     if applied:
         settings["Lora hashes"] = ", ".join(f"{lora.file.name}: {lora.file.model_hash[:12]}" for lora in applied)
     prompt = " ".join([key.prompt, *(lora.prompt_text for lora in applied)]).strip()
-    return _Parameters(infotext(prompt, negative, settings), content_key(determinants))
+    workflow = _workflow(state, pipeline, key, applied)
+    return CellTexts(infotext(prompt, negative, settings), workflow.to_json(), content_key(determinants))
+
+
+def _workflow(state: _SweepState, pipeline: SamplingPipeline, key: CellKey, applied: Sequence[AppliedLora]) -> Workflow:
+    job, (width, height) = state.job, _size(state.job, pipeline)
+    return Workflow(
+        checkpoint=f"{base_label(key.base)}.safetensors",
+        loras=[WorkflowLora(lora.file.path.name, lora.unet, lora.text_encoder) for lora in applied],
+        prompt=key.prompt,
+        negative_prompt=state.plan.negative_prompt(key.base),
+        seed=key.seed,
+        sampler=job.sampler,
+        steps=job.steps,
+        guidance=job.guidance,
+        width=width,
+        height=height,
+        clip_skip=job.clip_skip,
+        zero_terminal_snr=pipeline.base.zero_terminal_snr,
+    )
 
 
 def _settings(job: SweepJob, seed: int, size: tuple[int, int]) -> dict[str, str | int | float]:

@@ -16,7 +16,7 @@ from lora_studio.device import warn_if_out_of_memory
 from lora_studio.events import Report, WarningEvent
 from lora_studio.models.load import Base
 from lora_studio.models.pipeline import TextEmbeddings, generate_image, make_pipeline
-from lora_studio.models.png_info import image_settings, infotext
+from lora_studio.models.png_info import CPU_NOISE, image_settings, infotext
 from lora_studio.models.samplers import SAMPLERS, make_scheduler
 from lora_studio.models.text_encoding import encode_text, truncated_captions
 from lora_studio.settings.choices import Sampler
@@ -144,5 +144,5 @@ def sample_parameters(sample: Sample, trainer: Trainer, step: int) -> str:
         size=(sample.width, sample.height),
     )
     settings |= {"Model hash": base.hash[:10], "Model": base.name, "Clip skip": job.recipe.clip_skip}
-    settings |= {"Precision": str(trainer.dtype).removeprefix("torch."), "Training step": step}
+    settings |= {**CPU_NOISE, "Precision": str(trainer.dtype).removeprefix("torch."), "Training step": step}
     return infotext(f"{sample.prompt} <lora:{job.name}:1>".strip(), sample.negative_prompt, settings)

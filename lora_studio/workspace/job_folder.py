@@ -13,11 +13,12 @@
   sample           if it exists, a training draws its samples after the current step and removes it
   save             if it exists, a training saves its LoRA and its state after the current step and removes it
   notes.json       the user's notes and stars, see run_notes
+  stars.json       of a sweep: the images that the user starred, see cell_stars
   result.json      written last: if it exists, the job is complete
 ```
 
-Only the worker writes; every other process reads, and may write notes.json and create `stop`, `sample` and `save`. A
-state "running" whose process is gone is read as "failed", so that no job seems to run endlessly.
+Only the worker writes; every other process reads, and may write notes.json and stars.json and create `stop`, `sample`
+and `save`. A state "running" whose process is gone is read as "failed", so that no job seems to run endlessly.
 """
 
 from __future__ import annotations

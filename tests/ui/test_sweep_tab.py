@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from PIL import Image
@@ -13,6 +15,8 @@ from PIL import Image
 from lora_studio.settings.job_specs import SweepJob
 from lora_studio.ui.server import Mode
 from lora_studio.ui.sweep.tab import SweepTab
+from lora_studio.ui.train.tab import TrainTab
+from lora_studio.workspace.cell_stars import starred_cells
 from lora_studio.workspace.job_folder import JobFolder, JobState
 from lora_studio.workspace.project import Home, Project
 from tests.support.charts import charts_in, points_of
@@ -249,7 +253,8 @@ def test_keys_step_through_the_enlarged_images(open_page: Callable[..., Any], ru
         page.keyboard.press(key)
         strength.get_by_text(shown, exact=True).wait_for()
     page.keyboard.press("Escape")
-    page.locator("#test-large .large").wait_for(state="detached")
+    page.locator("#test-large .lightbox").wait_for(state="detached")
+    assert page.evaluate("document.activeElement.dataset.pick") == "base1-lora1-0.7-prompt01.png"
 
 
 def test_a_tick_updates_nothing_without_changes(project: Project, interface: Interface) -> None:
@@ -269,6 +274,44 @@ def test_an_enlarged_image_has_its_settings_and_neighbours(project: Project, int
     assert 'data-pick="base1-lora0-0-prompt01.png"' in shown["test_large"]
     assert 'data-pick="base1-lora1-1-prompt01.png"' in shown["test_large"]
     assert interface.call(SweepTab.select_cell, pick="close")["test_large"] == ""
+
+
+def test_all_checkpoints_of_a_run_are_tested_with_one_click(
+    project: Project, interface: Interface, started: Started
+) -> None:
+    interface.open_project("ink")
+    shown = interface.call(TrainTab.overview_by_epoch, run="001-ink")
+    [(folder, _)] = started
+    job = folder.job()
+    assert isinstance(job, SweepJob)
+    assert [path.name for path in job.loras] == ["ink-000001.safetensors", "ink-000002.safetensors"]
+    assert (job.strengths, job.prompts, job.columns) == ([1.0], PROMPTS, "lora")
+    assert shown["train_notice"] == ""
+    assert folder.path.name in interface.call(SweepTab.tab_selected)["test_title"]
+    (project.runs()[0].path / "checkpoints").rename(project.path / "elsewhere")
+    assert error_code(interface.call(TrainTab.overview_by_epoch, run="001-ink")["train_notice"]) == "no_checkpoints"
+
+
+def test_an_image_is_starred_and_compared(project: Project, interface: Interface) -> None:
+    folder = make_sweep(project, [project.runs()[0].path / "ink.safetensors"])
+    interface.open_project("ink")
+    name, other = "base1-lora1-1-prompt01.png", "base1-lora1-0.7-prompt02.png"
+    shown = interface.call(SweepTab.select_cell, pick=name)
+    assert "strength 0 (no LoRA), seed 42" in shown["test_large"]
+    assert shown["test_large"].count("<img") == 2
+    download = re.search(r'href="gradio_api/file=([^"]+)" download', shown["test_large"])
+    assert download is not None
+    assert Path(unquote(download[1])).read_bytes() == (folder.path / "cells" / name).read_bytes()
+    starred = interface.call(SweepTab.select_cell, pick=f"star:{name}")
+    assert starred_cells(folder.path) == [name]
+    assert starred["test_grid"].count('class="star"') == 1
+    interface.call(SweepTab.select_cell, pick=f"pin:{other}")
+    assert "Compared: strength 0.7" in interface.call(SweepTab.select_cell, pick=name)["test_large"]
+    interface.call(SweepTab.select_cell, pick=f"star:{name}")
+    assert starred_cells(folder.path) == []
+    assert error_code(interface.call(SweepTab.select_cell, pick="star:../job.toml")["test_notice"]) == "no_cell"
+    (folder.path / "stars.json").write_text("{", "utf-8")
+    assert error_code(interface.call(SweepTab.select_cell, pick=f"star:{name}")["test_notice"]) == "stars"
 
 
 def test_any_two_axes_are_rows_and_columns_and_the_others_pages(project: Project, interface: Interface) -> None:

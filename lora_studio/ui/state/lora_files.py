@@ -39,6 +39,12 @@ class LoraChoice:
         """True for the final file of a finished run, False for checkpoints and imported files."""
         return self.run is not None and self.path.parent == self.run.path
 
+    @property
+    def is_numbered(self) -> bool:
+        """True for the checkpoint of an epoch or a step."""
+        stem = self.path.stem.removesuffix("-saved")
+        return self.run is not None and self.path.parent != self.run.path and stem[-1:].isdigit()
+
 
 def lora_choices(project: Project) -> dict[str, LoraChoice]:
     """Return the LoRA files by id: final file and checkpoints of each run, latest run first, then imported files."""

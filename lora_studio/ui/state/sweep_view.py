@@ -16,6 +16,7 @@ from lora_studio.sampling.cells import CellKey, SweepPlan
 from lora_studio.sampling.measures import StrengthMeasures
 from lora_studio.sampling.picture_measures import PictureMeasures
 from lora_studio.settings.job_specs import SweepJob
+from lora_studio.workspace.cell_stars import starred_cells
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Project
 
@@ -25,7 +26,10 @@ _ROWS = TypeAdapter(list[StrengthMeasures])
 
 @dataclass(frozen=True)
 class SweepView:
-    """Everything about one test that the page shows. `drawn` has the file names of the finished cells."""
+    """Everything about one test that the page shows.
+
+    `drawn` has the file names of the finished cells, `starred` those with a star.
+    """
 
     folder: JobFolder
     job: SweepJob
@@ -35,6 +39,7 @@ class SweepView:
     measures: list[StrengthMeasures]
     warnings: list[str]
     pictures: PictureMeasures | None = None
+    starred: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, folder: JobFolder) -> SweepView:
@@ -56,6 +61,7 @@ class SweepView:
             measures=_measures(folder.path / "measures.json"),
             warnings=_warnings(folder),
             pictures=_pictures(folder.path / "measures.json"),
+            starred=_starred(folder),
         )
 
     @property
@@ -133,3 +139,11 @@ def _pictures(file: Path) -> PictureMeasures | None:
 def _warnings(folder: JobFolder) -> list[str]:
     """Return the messages of the test's warning events, each once."""
     return list(dict.fromkeys(event.message for event in folder.events()[0] if isinstance(event, WarningEvent)))
+
+
+def _starred(folder: JobFolder) -> frozenset[str]:
+    """Return the names of the starred cells; none if the file is damaged, which the next star reports."""
+    try:
+        return frozenset(starred_cells(folder.path))
+    except InputError:
+        return frozenset()

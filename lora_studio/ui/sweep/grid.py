@@ -1,4 +1,4 @@
-"""The grid of a test, one enlarged image of it, and how to read them."""
+"""The grid of a test, and how to read it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from lora_studio import guide
-from lora_studio.models.png_info import read_parameters
-from lora_studio.sampling.cells import EMPTY_PROMPT, Arrangement, CellKey, SweepPlan, base_label, strength_label
+from lora_studio.sampling.cells import Arrangement, CellKey, SweepPlan, strength_label
 from lora_studio.settings.choices import SweepAxis
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.html import card, empty_card, heading, render
 from lora_studio.ui.widgets.thumbnails import thumbnail_url_or_empty
 from lora_studio.workspace.project import Home
 
-CELL_SIZE, LARGE_SIZE = 384, 1024  # px
-CLOSE = "close"
+CELL_SIZE = 384  # px
 AXIS_NAMES = {
     SweepAxis.PROMPT: "Prompts",
     SweepAxis.STRENGTH: "Strengths",
@@ -35,6 +33,7 @@ class GridCell(NamedTuple):
     url: str = ""
     label: str = ""
     selected: bool = False
+    is_starred: bool = False
     placeholder: str = ""
     is_current: bool = False
 
@@ -91,7 +90,7 @@ def _selectors(plan: SweepPlan, shown: Arrangement) -> list[Selector]:
         for label, (side, current) in sides.items()
     ]
     for axis in plan.page_axes(shown):
-        chosen = shown.page.get(axis, 0)
+        chosen = shown.page.get(axis, plan.default_index(axis))
         values = enumerate(plan.labels(axis))
         choices = [Choice(f"page:{axis}:{index}", label, index == chosen) for index, label in values]
         found.append(Selector(AXIS_NAMES[axis], choices))
@@ -121,53 +120,10 @@ def _cell(view: SweepView, home: Home, key: CellKey, selected: str, current: Cel
     if name in view.drawn:
         url = thumbnail_url_or_empty(home, view.path(key), CELL_SIZE)
         label = f"{key.prompt}, strength {strength_label(key.strength)}, seed {key.seed}"
-        return GridCell(name, url, label, name == selected, placeholder="cannot be shown")
+        return GridCell(name, url, label, name == selected, name in view.starred, placeholder="cannot be shown")
     if key == current:
         return GridCell(placeholder="drawing", is_current=True)
     return GridCell(placeholder="" if view.is_active else "not drawn")
-
-
-def large(view: SweepView, home: Home, name: str) -> Markup:
-    """Return one enlarged image with its settings and buttons to its neighbours; empty if `name` is empty."""
-    if not name:
-        return Markup("")
-    key = view.drawn_cell(name)
-    lora = view.plan.lora(key)
-    facts = [
-        ("Prompt", key.prompt or EMPTY_PROMPT),
-        ("Strength", strength_label(key.strength)),
-        ("LoRA", lora.name if lora else "none"),
-        ("Base", base_label(key.base)),
-        ("Seed", str(key.seed)),
-        ("Sampler", f"{view.job.sampler}, {view.job.steps} steps, CFG {view.job.guidance:g}"),
-        ("Negative prompt", view.plan.negative_prompt(key.base) or "none"),
-    ]
-    weaker, stronger = _neighbours(view, key)
-    return render(
-        "sweep/large.html",
-        url=thumbnail_url_or_empty(home, view.path(key), LARGE_SIZE),
-        prompt=key.prompt,
-        facts=facts,
-        weaker=weaker,
-        stronger=stronger,
-        close=CLOSE,
-        parameters=read_parameters(view.path(key)),
-    )
-
-
-def _neighbours(view: SweepView, key: CellKey) -> tuple[str, str]:
-    """Return the drawn cells of the same prompt at the next weaker and stronger strength; empty if there is none."""
-    number = key.lora or 1
-    row = [
-        view.file_name(cell)
-        for group in view.plan.strength_groups()
-        if (group.base, group.lora) == (key.base, number if view.plan.loras else 0)
-        for cell in group.cells
-        if (cell.prompt, cell.seed) == (key.prompt, key.seed)
-    ]
-    row = [name for name in dict.fromkeys(row) if name in view.drawn]
-    place = row.index(view.file_name(key))
-    return row[place - 1] if place else "", row[place + 1] if place + 1 < len(row) else ""
 
 
 def strength_advice() -> Markup:

@@ -76,6 +76,7 @@ class Held(NamedTuple):
 
     sweep: gr.State
     cell: gr.State
+    pinned: gr.State
     arrangement: gr.State
     signature: gr.State
     filled_base: gr.State
@@ -129,7 +130,7 @@ def build_layout(*, local: bool) -> SweepLayout:
         with gr.Column(scale=5, min_width=340) as results_side:
             results = _results()
     panels = Panels(notice, empty.group, work, settings_side, results_side, title, tiles)
-    held = Held(gr.State(""), gr.State(""), gr.State(None), gr.State(""), gr.State(""), gr.State(""))
+    held = Held(gr.State(""), gr.State(""), gr.State(""), gr.State(None), gr.State(""), gr.State(""), gr.State(""))
     return SweepLayout(panels, empty.buttons[0], buttons, settings, form, lora_import, tools, release, results, held)
 
 
@@ -181,13 +182,13 @@ def _lora_import(*, local: bool) -> LoraImport:
 
 def _results() -> Results:
     state = html(elem_id="test-state")
-    large = pickable(elem_id="test-large")
+    large = html(elem_id="test-large", js=("pick.js", "copy_text.js"))
     images = pickable(elem_id="test-grid")
     download = gr.DownloadButton("Download the grid as an image", elem_id="test-download", visible=False)
     html(grid.strength_advice())
     with gr.Accordion("How to read the grid", open=False):
         html(grid.how_to_read())
-    measures = html(elem_id="test-measures", js="grid_keys.js")
+    measures = html(elem_id="test-measures", js="lightbox.js")
     with gr.Accordion("Log", open=False, visible=False) as log_fold:
         log_lines = html(elem_id="test-log")
     before = html(elem_id="test-before")

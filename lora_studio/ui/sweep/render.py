@@ -18,6 +18,7 @@ from lora_studio.ui.state.lora_files import lora_choices
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep import grid, view
 from lora_studio.ui.sweep.layout import SweepLayout
+from lora_studio.ui.sweep.lightbox import lightbox
 from lora_studio.ui.sweep.pictures import picture_measures
 from lora_studio.ui.sweep.state import SweepForm, SweepState, page_signature
 from lora_studio.ui.widgets.events import Updates
@@ -93,6 +94,7 @@ class SweepRenderer:
             results.measures: "",
             results.log_fold: gr.Accordion(visible=False),
             self.layout.held.cell: "",
+            self.layout.held.pinned: "",
             self.layout.held.arrangement: None,
         }
 
@@ -106,15 +108,24 @@ class SweepRenderer:
             panels.title: view.title(sweep),
             panels.tiles: view.sweep_tiles(sweep),
             results.state: view.state_cards(sweep),
-            results.large: grid.large(sweep, home, shown),
+            results.large: lightbox(sweep, home, arrangement, shown, state.pinned, self._cell_copy(sweep, shown)),
             results.grid: grid.grid(sweep, home, arrangement, shown),
             results.download: self._download(sweep),
             results.measures: _measures(sweep, home),
             results.log_fold: gr.Accordion(visible=has_failed, open=has_failed),
             results.log: log(sweep.folder.log_tail(LOG_LINES)) if has_failed else "",
             self.layout.held.cell: shown,
+            self.layout.held.pinned: state.pinned,
             self.layout.held.arrangement: state.arrangement,
         }
+
+    def _cell_copy(self, sweep: SweepView, name: str) -> str:
+        """Return the path of a copy of a cell's file that the browser may download; empty for no cell."""
+        if not name:
+            return ""
+        project = slugify(sweep.folder.path.parents[1].name)
+        target = f"{project}-test-{sweep.folder.name}-{name}"
+        return copy_for_download(self.layout.results.download, sweep.path(sweep.drawn_cell(name)), target)
 
     def _download(self, sweep: SweepView) -> gr.DownloadButton:
         if sweep.is_active or sweep.grid is None:

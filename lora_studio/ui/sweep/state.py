@@ -22,7 +22,8 @@ class SweepPage:
     """The page when an event happens.
 
     `run` is the run that Train shows. `sweep` and `cell` name the test and the enlarged image, empty for none, and
-    `arrangement` is how the user arranged its grid, None for the arrangement that the test was made with. `loras`
+    `arrangement` is how the user arranged its grid, None for the arrangement that the test was made with. `pinned` is
+    the image to compare others with, empty for strength 0. `loras`
     (ids), `bases` and `fields` (by the settings' names) are the content of the form; see `SweepForm.key` for
     `filled_for`; `filled_base` is the base whose recommended settings the form was filled with.
     """
@@ -31,6 +32,7 @@ class SweepPage:
     run: str | None
     sweep: str
     cell: str
+    pinned: str
     arrangement: Arrangement | None
     signature: str
     filled_base: str
@@ -42,7 +44,8 @@ class SweepPage:
     @property
     def shown(self) -> SweepState:
         """Return what the page shows besides the form."""
-        return SweepState(self.project, self.sweep or default_sweep(self.project), self.cell, self.arrangement)
+        sweep = self.sweep or default_sweep(self.project)
+        return SweepState(self.project, sweep, self.cell, self.pinned, self.arrangement)
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ class SweepForm:
 class SweepState:
     """What the tab shall show.
 
-    `sweep`, `cell` and `arrangement` are as in `SweepPage`. `form` is the form's new content, None leaves it to the
-    user; `wrong` are fields in which errors are marked. `is_job_started` starts the polling of jobs.
+    `sweep`, `cell`, `pinned` and `arrangement` are as in `SweepPage`. `form` is the form's new content, None leaves it
+    to the user; `wrong` are fields in which errors are marked. `is_job_started` starts the polling of jobs.
     """
 
     project: Project
     sweep: str
     cell: str = ""
+    pinned: str = ""
     arrangement: Arrangement | None = None
     form: SweepForm | None = None
     wrong: Mapping[str, object] | None = None

@@ -18,8 +18,9 @@ from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
-from lora_studio.ui.sweep.grid import CLOSE, arrange
+from lora_studio.ui.sweep.grid import arrange
 from lora_studio.ui.sweep.layout import SweepLayout, build_layout
+from lora_studio.ui.sweep.lightbox import CLOSE, PIN, STAR
 from lora_studio.ui.sweep.release import Release
 from lora_studio.ui.sweep.render import SweepRenderer, cell_count
 from lora_studio.ui.sweep.state import (
@@ -36,6 +37,7 @@ from lora_studio.ui.sweep.tools import LoraTools
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card, hint
+from lora_studio.workspace.cell_stars import toggle_star
 from lora_studio.workspace.project import Project
 
 
@@ -98,10 +100,10 @@ class SweepTab:
     def _wire_results(self, events: TabEvents[SweepPage, SweepState], live: list[gr.blocks.Block]) -> None:
         results = self.layout.results
         held = self.layout.held
-        images = [results.large, results.grid, held.cell, held.arrangement, self.layout.panels.notice]
+        images = [results.large, results.grid, held.cell, held.pinned, held.arrangement, self.layout.panels.notice]
         events.on(results.sweeps.click, self.select_sweep, sends="pick")
         events.on(results.grid.click, self.pick_in_grid, sends="pick", outputs=images)
-        events.on(results.large.click, self.select_cell, sends="pick", outputs=images, scroll_to_output=True)
+        events.on(results.large.click, self.select_cell, sends="pick", outputs=images)
         # The browser processes every output of a tick: the form with its many fields is not among them.
         events.on_tick(self.studio.timer.tick, self.tick, outputs=live, trigger_mode="always_last")
 
@@ -114,6 +116,7 @@ class SweepTab:
             run=values[self.studio.run],
             sweep=values[held.sweep],
             cell=values[held.cell],
+            pinned=values[held.pinned],
             arrangement=values[held.arrangement],
             signature=values[held.signature],
             filled_base=values[held.filled_base],
@@ -141,8 +144,9 @@ class SweepTab:
         target = likely_target(page.project, page.run)
         is_filled = page.filled_for == form_key(page.project, target)
         form = SweepForm(page.loras) if is_filled else SweepForm.of_target(page.project, target)
-        names = {folder.name for folder in page.project.sweeps()}
-        sweep = page.sweep if page.sweep in names else default_sweep(page.project)
+        known = {folder.name: folder for folder in page.project.sweeps()}
+        is_other_active = any(folder.status().state.is_active for folder in known.values() if folder.name != page.sweep)
+        sweep = default_sweep(page.project) if is_other_active or page.sweep not in known else page.sweep
         return SweepState(page.project, sweep, form=form)
 
     def start_sweep(self, page: SweepPage) -> SweepState:
@@ -209,9 +213,17 @@ class SweepTab:
         return self.select_cell(page, pick)
 
     def select_cell(self, page: SweepPage, pick: object) -> SweepState:
-        """Enlarge an image, or close it."""
+        """Enlarge an image or close it, give it a star, or compare other images with it."""
         view = SweepView.load(sweep_named(page.project, page.sweep))
-        return replace(page.shown, cell="" if pick == CLOSE else view.file_name(view.drawn_cell(pick)))
+        text = str(pick)
+        if text == CLOSE:
+            return replace(page.shown, cell="")
+        name = view.file_name(view.drawn_cell(text.removeprefix(STAR).removeprefix(PIN)))
+        if text.startswith(STAR):
+            toggle_star(view.folder.path, name)
+        elif text.startswith(PIN):
+            return replace(page.shown, pinned="" if page.pinned == name else name)
+        return replace(page.shown, cell=name)
 
     def upload_lora(self, page: SweepPage, file: str | None) -> SweepState:
         """Import an uploaded LoRA file."""

@@ -30,6 +30,7 @@ class TrainButtons(NamedTuple):
     save: gr.Button
     resume: gr.Button
     test: gr.Button
+    overview: gr.Button
     edit_and_rerun: gr.Button
     new_run: gr.Button
 
@@ -121,6 +122,7 @@ def build_layout(*, local: bool) -> TrainLayout:
                 save=gr.Button("Save now", elem_id="train-save", visible=False),
                 resume=gr.Button("Resume", variant="primary", elem_id="train-resume", visible=False),
                 test=gr.Button("Test it", variant="primary", elem_id="train-test", visible=False),
+                overview=gr.Button("Overview by epoch", elem_id="train-overview", visible=False),
                 edit_and_rerun=gr.Button("Edit and rerun", elem_id="train-again", visible=False),
                 new_run=gr.Button("New run", elem_id="train-new", visible=False),
             )

@@ -171,6 +171,7 @@ def _buttons_of_run(buttons: TrainButtons, run: RunView) -> Updates:
         updates[buttons.resume] = gr.Button(visible=True)
     if run.lora is not None:
         updates[buttons.test] = gr.Button(visible=True, variant="primary" if is_done else "secondary")
+        updates[buttons.overview] = gr.Button(visible=len(run.history.checkpoints) > 1)
     return updates
 
 

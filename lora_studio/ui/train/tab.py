@@ -24,8 +24,10 @@ from lora_studio.planning.project_plan import NextRun, ProjectPlan, load_plan, s
 from lora_studio.planning.variants import variant_jobs
 from lora_studio.settings.recipe import Recipe
 from lora_studio.settings.subsets import Subset
-from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName
+from lora_studio.ui.context import NEW_RUN, Page, Studio, TabName, guarded
 from lora_studio.ui.server import Mode
+from lora_studio.ui.state.epoch_overview import overview_job
+from lora_studio.ui.state.run_history import run_named
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.train.control import RunControl
 from lora_studio.ui.train.exchange import ProjectImport, export_run
@@ -118,7 +120,17 @@ class TrainTab:
         events.on(buttons.edit_and_rerun.click, self.edit_and_rerun)
         events.on(self.layout.aside.runs.click, self.select_run, sends="pick")
         events.on_tick(self.studio.timer.tick, self.tick, outputs=live, trigger_mode="always_last")
+        outputs = [self.studio.tabs, self.studio.timer, self.layout.aside.notice]
+        overview = guarded(self.layout.aside.notice, self.overview_by_epoch)
+        buttons.overview.click(overview, [self.studio.project, self.studio.run], outputs, **self.studio.with_progress)
         buttons.test.click(lambda: self.studio.goto(TabName.TEST), None, [self.studio.tabs], **NO_PROGRESS)
+
+    def overview_by_epoch(self, project: object, run: object) -> Updates:
+        """Start a test of all checkpoints of the run, and show it in Test."""
+        place = self.studio.find_project(project)
+        job = overview_job(place, run_named(place, str(run)))
+        self.studio.jobs.start(place.new_sweep_dir(), job)
+        return {**self.studio.goto(TabName.TEST), **self.studio.start_polling()}
 
     def _wire_form(self, events: TabEvents[TrainForm, TrainState], tab: gr.Tab) -> None:
         """Register the events at the form."""

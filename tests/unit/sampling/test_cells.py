@@ -68,3 +68,10 @@ def test_each_base_gets_its_own_quality_tags_and_negative_prompt() -> None:
     assert plan.labels(SweepAxis.PROMPT) == ["word0, face"]
     already = make_plan(bases=bases[:1], prompts=["score_9, cat"], quality_tags=True)
     assert already.prompts(bases[0], 1) == ["score_9, cat"]
+
+
+def test_a_page_shows_the_strength_nearest_to_1_first() -> None:
+    plan = make_plan(2, prompts=["a"], columns="lora", strengths=[0, 0.8, 1.1], seeds=[1, 2])
+    shown = plan.arrangement
+    assert plan.page_axes(shown) == [SweepAxis.STRENGTH]
+    assert {key.strength for row in plan.table(shown) for key in row} == {1.1}

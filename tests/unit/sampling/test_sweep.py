@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from lora_studio.errors import InputError
-from lora_studio.models.png_info import read_parameters
+from lora_studio.models.png_info import read_parameters, read_text
 from lora_studio.sampling import sweep as sweep_module
 from lora_studio.sampling.pipeline import load_sampling_pipeline
 from lora_studio.sampling.sweep import SweepResult, sweep
@@ -135,7 +135,12 @@ def test_cells_contain_their_parameters(done: tuple[SweepResult, Events, Path], 
     first, settings = read_parameters(cell.path).splitlines()
     assert first == "inkstamp_hc, face <lora:ink-000001:0.7>"
     assert settings.startswith("Steps: 2, Sampler: Euler, CFG scale: 5, Seed: 9, Size: 64x64, Model hash: ")
-    assert f"Model: {tiny_base.name}, Clip skip: 2" in settings
+    assert f"Model: {tiny_base.name}, Clip skip: 2, RNG: CPU, Precision: " in settings
+    workflow = json.loads(read_text(cell.path, "prompt"))
+    nodes = {node["class_type"]: node["inputs"] for node in workflow.values()}
+    assert (nodes["KSampler"]["seed"], nodes["KSampler"]["steps"], nodes["KSampler"]["cfg"]) == (9, 2, 5.0)
+    assert nodes["LoraLoader"]["strength_model"] == 0.7
+    assert nodes["LoraLoader"]["lora_name"] == "ink-000001.safetensors"
     assert settings.endswith(f'Lora hashes: "ink-000001: {short}"')
     bare = read_parameters(done[0].cells[0].path)
     assert bare.splitlines()[0] == "inkstamp_hc, face"
