@@ -15,11 +15,21 @@ from lora_studio.workspace.project import Home
 
 def main(
     share: Annotated[bool, typer.Option("--share", help="Also serve at a public gradio.live address.")] = False,
-    auth: Annotated[str | None, typer.Option(metavar="USER:PASSWORD", help="Require this login.")] = None,
+    auth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="USER:PASSWORD",
+            help="Require this login. The list of processes shows it; $LORA_STUDIO_AUTH is not shown there.",
+        ),
+    ] = None,
     host: Annotated[
         str | None, typer.Option(metavar="H", help="Address to serve on; 0.0.0.0 for the local network.")
     ] = None,
     port: Annotated[int | None, typer.Option(metavar="P", help="Port; default: the first free one from 7860.")] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Accept this host name, too, like that of a tunnel. Can be repeated."),
+    ] = None,
     home: Annotated[
         Path | None,
         typer.Option(
@@ -34,15 +44,18 @@ def main(
 
     studio_home = Home.locate(home)
     try:
-        served = serve(studio_home, share=share, auth=auth, host=host, port=port, demo=demo)
+        served = serve(
+            studio_home, share=share, auth=auth, host=host, port=port, allowed_hosts=allow_host or (), demo=demo
+        )
     except StudioError as error:
         print(f"Error: {error.message}", error.remedy, sep="\n", file=sys.stderr)
         raise typer.Exit(error.exit_status) from error
     print(f"LoRA Studio is running at {served.url}  (projects in {studio_home.path}; Ctrl+C to stop)", flush=True)
     if served.share_url:
         print(f"Public address: {served.share_url}", flush=True)
-        if auth is None:
-            print("Anyone with this address can use the studio; --auth USER:PASSWORD requires a login.")
+    if served.account is not None and served.account.is_generated:
+        print(f"Log in as {served.account.user} with the password {served.account.password}", flush=True)
+        print("It is new at every start; set your own in the environment: LORA_STUDIO_AUTH=USER:PASSWORD", flush=True)
     served.wait()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import gradio as gr
@@ -12,6 +13,7 @@ from starlette.middleware import Middleware
 
 from lora_studio.errors import InputError, StudioError, disk_errors
 from lora_studio.example import ensure_example
+from lora_studio.ui.accounts import Account, LoginLimit, account_for
 from lora_studio.ui.app import build_app
 from lora_studio.ui.server import Guard, Mode, hosts_for, mode_for, share_names
 from lora_studio.ui.theme import CSS_FILE, studio_theme
@@ -51,6 +53,7 @@ class Served:
     url: str
     share_url: str | None
     runner: QueueRunner
+    account: Account | None = None
 
     def wait(self) -> None:
         """Block until the process is interrupted."""
@@ -69,21 +72,23 @@ def serve(
     auth: str | None = None,
     host: str | None = None,
     port: int | None = None,
+    allowed_hosts: Sequence[str] = (),
     demo: bool = False,
 ) -> Served:
     """Start serving the studio and return at once.
 
-    `auth` is USER:PASSWORD. Raises InputError for a home whose files gradio would serve, a malformed `auth`, or a port
-    that is in use.
+    `auth` is USER:PASSWORD; a shared studio without it gets a generated password. `allowed_hosts` are more host names
+    to accept, like that of a tunnel. Raises InputError for a home whose files gradio would serve, a malformed `auth`,
+    or a port that is in use.
     """
     home.check_private()
-    account = _account(auth)
+    mode = mode_for(share=share, host=host, allowed=allowed_hosts)
+    account = account_for(mode, auth)
     with disk_errors(home.path):
         home.thumbnails.mkdir(parents=True, exist_ok=True)
     if demo:
         ensure_example(home)
-    mode = mode_for(share=share, host=host)
-    hosts = hosts_for(host)
+    hosts = hosts_for(host, allowed=allowed_hosts)
     blocks = build_app(home, mode)
     blocks.queue(api_open=False, default_concurrency_limit=MAX_PARALLEL_HANDLERS)
     try:
@@ -91,13 +96,17 @@ def serve(
             server_name=host or ("0.0.0.0" if mode is Mode.SPACE else "127.0.0.1"),
             server_port=port,
             share=share and mode is not Mode.SPACE,
-            auth=account,
+            auth=None if account is None else (account.user, account.password),
             root_path=None if mode is Mode.SPACE else "",
             theme=studio_theme(),
             css_paths=[CSS_FILE],
             allowed_paths=[str(home.thumbnails)],
             blocked_paths=[str(home.path / name) for name in ("projects", "models", "queue", "trash")],
-            app_kwargs={"middleware": [Middleware(Guard, hosts=hosts)], "docs_url": None, "redoc_url": None},
+            app_kwargs={
+                "middleware": [Middleware(Guard, hosts=hosts, mode=mode), Middleware(LoginLimit)],
+                "docs_url": None,
+                "redoc_url": None,
+            },
             max_file_size=MAX_UPLOAD,
             footer_links=["gradio", "settings"],
             show_error=True,
@@ -122,13 +131,4 @@ def serve(
     hosts.names.update(share_names([share_url]))
     runner = QueueRunner(home)
     runner.start()
-    return Served(blocks, mode, url, share_url, runner)
-
-
-def _account(auth: str | None) -> tuple[str, str] | None:
-    if auth is None:
-        return None
-    user, separator, password = auth.partition(":")
-    if not (user and separator and password):
-        raise InputError("--auth needs a user and a password.", "Use --auth USER:PASSWORD.", code="auth")
-    return user, password
+    return Served(blocks, mode, url, share_url, runner, account)

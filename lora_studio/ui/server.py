@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from urllib.parse import urlsplit
@@ -19,7 +19,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lora_studio.errors import InputError
+
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+SPACE_FRAMES = "'self' https://huggingface.co https://*.hf.space"  # a Space's page shows the studio in a frame
 ALL_INTERFACES = frozenset({"0.0.0.0", "::", ""})
 
 
@@ -35,7 +38,7 @@ class Mode(StrEnum):
         """An explanation of the mode."""
         return {
             Mode.LOCAL: "Only this computer can reach the studio.",
-            Mode.SHARED: "Anyone who has the address of the studio can use it, unless --auth is set.",
+            Mode.SHARED: "Anyone who has the address of the studio and its password can use it.",
             Mode.SPACE: "The studio runs in a Hugging Face Space.",
         }[self]
 
@@ -53,9 +56,19 @@ class Hosts:
         return name in self.names or (self.addresses and is_address(name))
 
 
-def hosts_for(host: str | None, environment: Mapping[str, str] = os.environ) -> Hosts:
-    """Return the hosts to accept: this machine, the one of `--host`, and the public names of a Space."""
+def hosts_for(host: str | None, environment: Mapping[str, str] = os.environ, *, allowed: Iterable[str] = ()) -> Hosts:
+    """Return the hosts to accept: this machine, those of `--host` and `--allow-host`, the public names of a Space.
+
+    `allowed` are names or addresses of URLs; ports are ignored. Raises InputError for one without a name.
+    """
     hosts = Hosts()
+    for given in allowed:
+        name = host_name(given.rpartition("://")[2])
+        if not name:
+            raise InputError(
+                f"--allow-host {given!r} is not a host name.", "Give one like box.tail1234.ts.net.", code="host"
+            )
+        hosts.names.add(name)
     space = [name.strip().lower() for name in environment.get("SPACE_HOST", "").split(",") if name.strip()]
     if space:
         hosts.names.update(space)
@@ -69,21 +82,24 @@ def hosts_for(host: str | None, environment: Mapping[str, str] = os.environ) -> 
     return hosts
 
 
-def mode_for(*, share: bool, host: str | None, environment: Mapping[str, str] = os.environ) -> Mode:
-    """Return the mode that follows from the flags and the environment."""
+def mode_for(
+    *, share: bool, host: str | None, allowed: Sequence[str] = (), environment: Mapping[str, str] = os.environ
+) -> Mode:
+    """Return the mode that follows from the flags and the environment: with `allowed` hosts others can reach it."""
     if environment.get("SYSTEM") == "spaces" or environment.get("SPACE_ID"):
         return Mode.SPACE
-    if share or (host is not None and host not in LOCAL_NAMES):
+    if share or allowed or (host is not None and host not in LOCAL_NAMES):
         return Mode.SHARED
     return Mode.LOCAL
 
 
 class Guard:
-    """ASGI middleware: 403 for another Host or Origin, and `nosniff` on every response."""
+    """ASGI middleware: 403 for another Host or Origin; no page of another site may frame the studio, but a Space's."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, hosts: Hosts, mode: Mode = Mode.LOCAL) -> None:
         self.app = app
         self.hosts = hosts
+        self.frames = SPACE_FRAMES if mode is Mode.SPACE else "'none'"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass accepted requests on and refuse the others."""
@@ -97,7 +113,10 @@ class Guard:
 
         async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Content-Type-Options"] = "nosniff"
+                headers = MutableHeaders(scope=message)
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Content-Security-Policy"] = f"frame-ancestors {self.frames}"
+                headers["Referrer-Policy"] = "same-origin"
             await send(message)
 
         await self.app(scope, receive, send_marked)
@@ -106,7 +125,10 @@ class Guard:
         """Return the reason to refuse a request; empty if it is accepted."""
         given = headers.getlist("host")
         if len(given) != 1 or not self.hosts.allows(given[0]):
-            return "The studio does not accept this host name. Open the address that it printed when it was started."
+            return (
+                "The studio does not accept this host name. Open the address that it printed when it was started, or "
+                "start it with --allow-host and this name."
+            )
         for origin in headers.getlist("origin"):
             if not _same_site(origin, given[0]):
                 return "Requests from other web sites are refused."

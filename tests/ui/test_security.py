@@ -51,6 +51,11 @@ def project(running: Running) -> Project:
     return made
 
 
+def test_no_other_site_can_frame_the_page(running: Running) -> None:
+    for path in ("/", "/config", "/gradio_api/file=/etc/passwd"):
+        assert ask(running, path)[1]["content-security-policy"] == "frame-ancestors 'none'", path
+
+
 def spellings(path: Path) -> Iterator[str]:
     """Yield spellings of a path that a careless server resolves to another path."""
     text = str(path)

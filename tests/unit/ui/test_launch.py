@@ -12,6 +12,7 @@ import pytest
 
 from lora_studio.errors import InputError
 from lora_studio.ui import launch
+from lora_studio.ui.accounts import LoginLimit
 from lora_studio.ui.server import Guard
 from lora_studio.workspace.project import Home
 
@@ -34,7 +35,7 @@ def test_environment_variables_cannot_change_the_launch(tmp_path: Path, monkeypa
     assert given["strict_cors"] is True
     assert given["max_file_size"] == launch.MAX_UPLOAD
     assert given["footer_links"] == ["gradio", "settings"]
-    assert given["app_kwargs"]["middleware"][0].cls is Guard
+    assert [entry.cls for entry in given["app_kwargs"]["middleware"]] == [Guard, LoginLimit]
 
 
 def test_large_uploads_are_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

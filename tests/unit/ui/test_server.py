@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
+from lora_studio.errors import InputError
 from lora_studio.ui.server import Guard, Hosts, Mode, hosts_for, mode_for, share_names
 
 
@@ -33,6 +34,17 @@ def test_two_host_headers_are_refused() -> None:
     app: Any = None
     headers = Headers(raw=[(b"host", b"localhost"), (b"host", b"localhost")])
     assert Guard(app, Hosts()).refusal(headers)
+
+
+def test_allowed_hosts_are_accepted_and_make_the_studio_shared() -> None:
+    hosts = hosts_for(None, {}, allowed=["box.tail1234.ts.net", "https://Abc.ngrok.app:443/", "10.0.0.7"])
+    for name in ("box.tail1234.ts.net:7860", "abc.ngrok.app", "10.0.0.7:7860", "localhost"):
+        assert hosts.allows(name), name
+    assert not hosts.allows("evil.example")
+    assert mode_for(share=False, host=None, allowed=["abc.ngrok.app"], environment={}) is Mode.SHARED
+    with pytest.raises(InputError) as caught:
+        hosts_for(None, {}, allowed=["https://"])
+    assert caught.value.code == "host"
 
 
 def test_modes_and_hosts() -> None:
