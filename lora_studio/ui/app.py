@@ -88,7 +88,8 @@ def build_app(home: Home, mode: Mode = Mode.LOCAL) -> gr.Blocks:
             visible=not home.projects(),
         )
         with gr.Column(visible=bool(home.projects())) as work, gr.Tabs(elem_classes="studio-tabs") as tabs:
-            studio = Studio(home, mode, Jobs(home), project, run, tabs, timer, taken_back, loading_bar=bar)
+            jobs = Jobs(home, local=mode is Mode.LOCAL)
+            studio = Studio(home, mode, jobs, project, run, tabs, timer, taken_back, loading_bar=bar)
             pages: list[Page] = []
             for name, (label, build) in TABS.items():
                 with gr.Tab(label, id=name.value) as tab:

@@ -23,6 +23,7 @@ from lora_studio.ui.plan.view import ALL_BACK, guide_notes
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.base_models import list_choices
 from lora_studio.ui.state.first_tests import latest_first_test
+from lora_studio.ui.state.shared_paths import check_shared_model
 from lora_studio.ui.tab_events import PageValues, TabEvents
 from lora_studio.ui.widgets.events import NO_PROGRESS, Updates
 from lora_studio.ui.widgets.html import error_card
@@ -81,6 +82,8 @@ class PlanTab:
         project = self.studio.find_project(values[self.studio.project])
         saved, counted = project.info(), bool(project_images(project))
         answers = self.layout.answers.read(values, saved, counted=counted)
+        if self.studio.mode is not Mode.LOCAL and answers.base != saved.base:
+            check_shared_model(answers.base, self.studio.home)
         what_if = self.layout.what_if
         variable = Variable(values[what_if.variable]) if values[what_if.is_open] else None
         return PlanPage(project, saved, answers, values[self.layout.signature], variable)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lora_studio import worker
 from lora_studio.files import cached_by_stamp
 from lora_studio.settings.job_specs import AnyJob
+from lora_studio.ui.state.shared_paths import check_shared_job
 from lora_studio.ui.widgets.formatting import format_duration
 from lora_studio.workspace.job_folder import JobFolder, JobState, JobStatus
 from lora_studio.workspace.project import Home, Project
@@ -50,9 +51,10 @@ class ActiveJob:
 
 @dataclass(frozen=True)
 class Jobs:
-    """Finds, starts and resumes the jobs of a home."""
+    """Finds, starts and resumes the jobs of a home. Without `local`, jobs read only what is in the home."""
 
     home: Home
+    local: bool = True
 
     def active(self) -> list[ActiveJob]:
         """Return the active jobs: the running one first, then the queued ones, then those that wait in the queue."""
@@ -66,16 +68,25 @@ class Jobs:
         return sorted(found, key=lambda job: (order.index(job.status.state), job.status.started_at or 0.0))
 
     def start(self, path: Path, job: AnyJob) -> JobFolder:
-        """Write a job to a new folder and start its worker process."""
+        """Write a job to a new folder and start its worker process; raises InputError for a forbidden path."""
+        self._check(job)
         folder = JobFolder.create(path, job)
         worker.start(folder, self.home)
         return folder
 
     def enqueue(self, path: Path, job: AnyJob) -> JobFolder:
-        """Write a run to a new folder and put it into the queue; it starts at once if the GPU is free."""
+        """Write a run to a new folder and put it into the queue; it starts at once if the GPU is free.
+
+        Raises InputError for a forbidden path.
+        """
+        self._check(job)
         folder = JobFolder.create(path, job)
         worker.enqueue(folder, self.home)
         return folder
+
+    def _check(self, job: AnyJob) -> None:
+        if not self.local:
+            check_shared_job(job, self.home)
 
     def enqueue_resume(self, folder: JobFolder) -> None:
         """Put a run into the queue that continues from its last saved state."""

@@ -17,6 +17,7 @@ from lora_studio.settings.prompt_sets import prompts_of_set
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.server import Mode
 from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras
+from lora_studio.ui.state.shared_paths import check_shared_model
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep.grid import arrange
 from lora_studio.ui.sweep.layout import SweepLayout, build_layout
@@ -259,6 +260,9 @@ class SweepTab:
         loras = selected_loras(page.project, page.loras)
         if not page.bases:
             raise InputError("No base model is selected.", "Select one under Base models.", code="no_base")
+        if self.studio.mode is not Mode.LOCAL:
+            for base in page.bases:
+                check_shared_model(base, self.studio.home)
         for path in loras:
             read_lora_header(path)
         return self.layout.form.parse(page.fields, loras=loras, bases=page.bases)

@@ -160,7 +160,7 @@ def _form_side(*, local: bool) -> tuple[FormSide, Exchange, OwnPresets, RecipeFo
         presets = build_own_presets()
         exchange = _exchange(local=local)
         form = build_form()
-        job_fields = build_job_fields()
+        job_fields = build_job_fields(local=local)
         file_offer = pickable(elem_id="train-file-offer")
         variants = build_variant_fields()
     return FormSide(column, source, lineage, name, preset), exchange, presets, form, job_fields, file_offer, variants

@@ -181,7 +181,8 @@ class TrainTab:
         layout, page = self.layout, self.read(values)
         planned = values[layout.planned]
         filled_from = planned if planned is not None and planned.project == page.project else None
-        other = OtherFields((values[layout.form_side.name] or "").strip(), layout.job_fields.read(values))
+        files = layout.job_fields.read(values, local=self.studio.mode is Mode.LOCAL)
+        other = OtherFields((values[layout.form_side.name] or "").strip(), files)
         taken_back = values[self.studio.taken_back]
         return TrainForm(page.project, page.run, filled_from, layout.form.read(values), other, taken_back)
 

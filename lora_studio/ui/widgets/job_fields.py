@@ -42,8 +42,10 @@ class JobFields(NamedTuple):
     vae: gr.Textbox
     processes: gr.Dropdown
 
-    def read(self, data: Mapping[Component, Any]) -> JobFiles:
-        """Return what the components contain."""
+    def read(self, data: Mapping[Component, Any], *, local: bool) -> JobFiles:
+        """Return what the components contain; without `local` only the number of GPUs, since the others are paths."""
+        if not local:
+            return JobFiles(num_processes=data[self.processes] or 1)
         return JobFiles(
             regularization=_path(data[self.regularization]),
             network_weights=_path(data[self.network_weights]),
@@ -61,11 +63,14 @@ class JobFields(NamedTuple):
         }
 
 
-def build_job_fields() -> JobFields:
-    """Create the fields in a fold of their own. The number of GPUs is shown if there are several."""
+def build_job_fields(*, local: bool) -> JobFields:
+    """Create the fields, the paths in a fold that is hidden unless `local`.
+
+    The number of GPUs is shown if there are several.
+    """
     declared = SettingSpec.of(TrainJob, "num_processes")
     gpus = len(find_gpus())
-    with gr.Accordion("Other files", open=False), gr.Row(elem_classes="fields"):
+    with gr.Accordion("Other files", open=False, visible=local), gr.Row(elem_classes="fields"):
         regularization = _path_field(
             "regularization",
             "Regularisation images",

@@ -1,0 +1,61 @@
+"""Outside local mode, no path of this computer comes from a browser: only what is in the home, and names of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from lora_studio.errors import InputError
+from lora_studio.hub import is_repo_name
+from lora_studio.models.catalogue import find_base
+from lora_studio.settings.job_specs import AnyJob, DownloadJob, SweepJob, TrainJob
+from lora_studio.workspace.project import Home
+
+REMEDY = "Paths of this computer can be used only when the studio is not shared."
+
+
+def check_shared_model(text: str, home: Home) -> None:
+    """Raise InputError unless a base or a VAE is one of the catalogue's, on the Hub, or in the home's models folder."""
+    given = text.strip()
+    known = find_base(given) is not None
+    on_hub = is_repo_name(given) and not Path(given).exists()
+    in_models = given == Path(given).name and (home.models / given).exists()
+    if given and not (known or on_hub or in_models):
+        message = f"{given!r} is neither in the list, nor a Hub repository, nor in the models folder."
+        raise InputError(message, REMEDY, code="local_path")
+
+
+def check_shared_job(job: AnyJob, home: Home) -> None:
+    """Raise InputError if a job reads a file outside the home."""
+    root = home.path.resolve()
+    for path in _paths(job):
+        if not path.expanduser().resolve().is_relative_to(root):
+            raise InputError(f"{path.name!r} is outside the studio's home.", REMEDY, code="local_path")
+    match job:
+        case TrainJob():
+            models = [job.base, job.vae or ""]
+        case SweepJob():
+            models = job.bases
+        case DownloadJob():
+            models = [job.base]
+        case _:
+            models = []
+    for model in models:
+        check_shared_model(model, home)
+
+
+def _paths(value: Any) -> Iterator[Path]:
+    """Yield the paths in a model, its lists and its models."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _paths(getattr(value, name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _paths(item)
+    elif isinstance(value, dict):
+        yield from _paths(list(value.values()))
