@@ -24,7 +24,7 @@ SAMPLES = {
     "sample_prompts": ["{trigger}, grinning face", "{trigger}, red apple", "{trigger}, house", "clock"],
 }
 FEW_IMAGES = 4
-# The run `memorised` has so few images and so many epochs that it must copy them.
+# The run `memorised` sees its few images so often that it must copy them.
 RUNS["memorised"] = {"max_train_steps": 600, "epochs": 600, "sample_every_n_epochs": 10}
 NAMES = ("healthy", "rate_x10", "wrong_prediction", "memorised")
 

@@ -244,6 +244,7 @@ def _choose_for_base(draft: RecipeDraft, kind: LoraKind, base: KnownBase | None)
     prompts = [base.prompt(text) if base else text for text in guide.KINDS[kind.value].prompts]
     why = "Sampled during training; written as this base expects its prompts."
     draft.set("sample_prompts", prompts, why, guided=False)
+    draft.set("sample_at_first", True, "Later samples are compared with what the base draws.", guided=False)
     if base is None:
         return
     draft.set("prediction_type", "auto", f"Read from the base: {base.name} predicts {base.prediction_type}.")
