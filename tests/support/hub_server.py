@@ -65,16 +65,8 @@ class HubServer:
     @contextmanager
     def running(self) -> Iterator[HubServer]:
         """Serve in a thread."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
+        with serve_in_thread(_handler(self)) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
     def use_here(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         """Let huggingface_hub of this process use this server, with an empty cache."""
@@ -88,6 +80,19 @@ class HubServer:
     def environment(self, cache: Path) -> dict[str, str]:
         """Return the environment variables that let another process use this server."""
         return {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+@contextmanager
+def serve_in_thread(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """Answer requests on a free port in a thread; the value is the server's address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def _git_id(content: bytes) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.support.hub_server import serve_in_thread
 
 COMMIT = "d" * 40
 LARGE_SUFFIXES = (".safetensors", ".png")  # files that are uploaded as LFS objects
@@ -35,16 +36,8 @@ class HubUploads:
     @contextmanager
     def running(self) -> Iterator[HubUploads]:
         """Serve in a thread."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        thread.start()
-        try:
+        with serve_in_thread(_handler(self)) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
     def create(self, values: dict[str, Any]) -> tuple[int, object]:
         """Create a repository of the owner; 409 if it exists, 403 for another user's."""
