@@ -290,6 +290,8 @@ def test_the_bare_base_is_tested_with_and_without_the_trigger_word(
     folder.set_status(JobStatus(state=JobState.STOPPED))
     assert interface.call(PlanTab.tick)["plan_test_first"]["visible"]
     assert "with ink_hc" in interface.call(SweepTab.tab_selected)["test_before"]
+    assert interface.call(PlanTab.update_plan, plan_base="SDXL 1.0")["plan_before"] == "", "another base"
+    assert "with ink_hc" in interface.call(PlanTab.update_plan, plan_base="embedded")["plan_before"]
 
 
 def test_a_base_that_is_not_here_is_downloaded(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from lora_studio.errors import InputError
+from lora_studio.models.catalogue import find_base
 from lora_studio.sampling.cells import base_label
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.widgets.html import render
@@ -32,12 +34,20 @@ def latest_first_test(project: Project) -> JobFolder | None:
 
 
 def load_first_test(project: Project) -> SweepView | None:
-    """Return the last test of the bare base; None if there was none, or if its job cannot be read."""
-    folder = latest_first_test(project)
-    try:
-        return None if folder is None else SweepView.load(folder)
-    except InputError:
-        return None
+    """Return the last test of the project's base, or a running one; None without one whose job can be read."""
+    wanted = _same_base(project.info().base)
+    for folder in reversed(project.first_tests()):
+        with suppress(InputError):
+            view = SweepView.load(folder)
+            if view.is_active or wanted in map(_same_base, view.job.bases):
+                return view
+    return None
+
+
+def _same_base(base: str) -> str:
+    """Return the catalogue's name of a base, so that its aliases are equal; else the text itself."""
+    known = find_base(base)
+    return known.name if known else base.strip()
 
 
 def before_training(view: SweepView | None, home: Home) -> Markup:
