@@ -324,10 +324,12 @@ class SweepJob(Job):
     @model_validator(mode="after")
     def _two_axes(self) -> Self:
         """Refuse one axis for both sides of the grid, and more cells than anybody looks at."""
-        if self.rows is not None and self.rows is self.columns:
-            raise ValueError(f"rows and columns are both {self.rows}: choose another axis for one of them")
-        lists = (self.bases, self.loras or [Path()], self.strengths if self.loras else [0], self.prompts, self.seeds)
-        if (cells := prod(map(len, lists))) > MAX_CELLS:
+        values = vars(self)  # incomplete while a form checks a single field
+        rows, columns = values.get("rows"), values.get("columns")
+        if rows is not None and rows is columns:
+            raise ValueError(f"rows and columns are both {rows}: choose another axis for one of them")
+        axes = ("bases", "prompts", "seeds", "loras", *["strengths"] * bool(values.get("loras")))
+        if (cells := prod(len(values.get(name) or [None]) for name in axes)) > MAX_CELLS:
             raise ValueError(f"the grid would have {cells:,} cells, more than {MAX_CELLS:,}: shorten one of the lists")
         return self
 

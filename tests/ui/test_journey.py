@@ -187,7 +187,7 @@ def draw_the_grid(page: Any, project: Project, screenshot: Screenshot) -> None:
     page.locator("#test-loras").get_by_text("· final").wait_for()
     fill(page, "test-strengths", "0, 1")
     page.locator("#test-count").get_by_text("4 images").wait_for()
-    page.get_by_role("button", name="Seed, steps, size and more").click()
+    page.get_by_role("button", name="Seeds, steps, size and more").click()
     fill(page, "test-steps", "2")
     page.locator("#test-start").click()
     page.locator("#test-download").wait_for(timeout=WORKER_MS)
@@ -198,6 +198,7 @@ def draw_the_grid(page: Any, project: Project, screenshot: Screenshot) -> None:
     page.locator("#test-large img").wait_for()
     page.locator("#test-large").get_by_text("inkstamp_hc, cat", exact=True).wait_for()
     screenshot("test")
+    page.keyboard.press("Escape")
     [sweep] = project.sweeps()
     assert 'Strengths: "0, 1"' in (read_parameters(sweep.path / "grid.png") or "")
     with page.expect_download() as download:

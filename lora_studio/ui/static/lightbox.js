@@ -20,7 +20,7 @@ if (!window.studioLightbox) {
       }
       return;
     }
-    if (event.target.matches?.('input[type="range"]') && event.key !== 'Escape') return;
+    if (event.target.matches?.('input[type="range"]') && event.key.startsWith('Arrow')) return;
     const button = open.querySelector(`[data-key="${CSS.escape(event.key)}"] button`);
     if (!button) return;
     event.preventDefault();

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from lora_studio.errors import ConfigError, InputError
 from lora_studio.settings.choices import ExistingCaptions, Optimizer
@@ -80,6 +81,14 @@ def test_strengths_and_seeds_are_lists_and_ranges() -> None:
     ):
         with pytest.raises(ConfigError):
             SweepJob.parse(values | wrong)
+
+
+def test_a_single_setting_of_a_sweep_can_be_checked() -> None:
+    checked = SweepJob.__pydantic_validator__
+    checked.validate_assignment(SweepJob.model_construct(), "strengths", "0:1:0.5")
+    checked.validate_assignment(SweepJob.model_construct(), "seeds", "1, 2")
+    with pytest.raises(ValidationError, match="range"):
+        checked.validate_assignment(SweepJob.model_construct(), "seeds", "1:0")
 
 
 def test_stacked_loras_are_texts_with_strengths() -> None:
