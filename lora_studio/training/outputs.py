@@ -94,8 +94,6 @@ class Outputs:
             requested = self._save_on_request()
             self.log_offset = None
         self.progress.timestep_losses.clear()
-        items = self.trainer.dataset.items
-        self.progress.image_losses.decay(sum(item.repeats for item in items) / len(items))
         self.progress.epochs_finished = epoch
         complete = self.progress.step >= self.trainer.counts.total_steps
         if complete or requested or time.monotonic() - self.saved_at > EPOCH_STATE_INTERVAL:

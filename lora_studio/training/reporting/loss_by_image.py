@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from math import log, sqrt
+from math import exp, log, sqrt
 from pathlib import Path
 from statistics import NormalDist
 
@@ -22,8 +22,9 @@ from lora_studio.training.reporting.loss_by_timestep import BINS
 from lora_studio.workspace.job_folder import IMAGE_LOSSES_FILE
 
 WINDOW = 10  # samples per image that the means are over: fewer are mostly noise, more are out of date
-MIN_SAMPLES = 4  # of an image that is reported as learned worst
+MIN_SAMPLES = 3  # the weight of those of an image that is reported as learned worst: about four draws
 MAX_WORST = 5
+MAX_WEIGHT = 1e6
 MAX_CHANCE = 0.05  # that any image at all is marked as significant by chance
 
 
@@ -52,13 +53,13 @@ class RelativeSums(BaseModel):
     logs: float = 0.0  # of w log r
     squared_logs: float = 0.0  # of w (log r)^2
 
-    def add(self, relative: float) -> None:
-        """Add a sample of weight 1."""
-        self.weight += 1
-        self.squared_weight += 1
-        self.total += relative
-        self.logs += log(relative)
-        self.squared_logs += log(relative) ** 2
+    def add(self, relative: float, weight: float) -> None:
+        """Add a sample."""
+        self.weight += weight
+        self.squared_weight += weight**2
+        self.total += weight * relative
+        self.logs += weight * log(relative)
+        self.squared_logs += weight * log(relative) ** 2
 
     def scaled(self, factor: float) -> RelativeSums:
         """Return the sums with all weights times a factor."""
@@ -69,14 +70,15 @@ class RelativeSums(BaseModel):
 class ImageLosses(BaseModel):
     """Accumulates the losses of training images: their sum by image and by timestep bin, and counts by both.
 
-    The weight of earlier samples decays, so that the means are over about the last `WINDOW` samples of an image. Hence
-    the counts are not integers.
+    Later samples weigh more, so that the means are over about the last `WINDOW` samples of an image; `weight` is that
+    of the next sample. Hence the counts are not integers.
     """
 
     sums: dict[str, float] = Field(default_factory=dict)
     counts: dict[str, list[float]] = Field(default_factory=dict)
     bin_sums: list[float] = Field(default_factory=lambda: [0.0] * BINS)
     relative: dict[str, RelativeSums] = Field(default_factory=dict)
+    weight: float = 1.0
 
     def add(
         self,
@@ -88,23 +90,24 @@ class ImageLosses(BaseModel):
         """Add samples: their images (None: not counted), timestep bins, weighted losses, and the base's if known."""
         for image, index, loss in zip(images, bins, losses, strict=True):
             if image is not None:
-                self.sums[image] = self.sums.get(image, 0.0) + loss
-                self.counts.setdefault(image, [0.0] * BINS)[index] += 1
-                self.bin_sums[index] += loss
+                self.sums[image] = self.sums.get(image, 0.0) + self.weight * loss
+                self.counts.setdefault(image, [0.0] * BINS)[index] += self.weight
+                self.bin_sums[index] += self.weight * loss
         for image, loss, base in zip(images, losses, expected or (), strict=expected is not None):
             if image is not None and loss > 0 and base > 0:
-                self.relative.setdefault(image, RelativeSums()).add(loss / base)
+                self.relative.setdefault(image, RelativeSums()).add(loss / base, self.weight)
+        if counted := sum(image is not None for image in images):
+            self.weight *= exp(counted / len(self.sums) / WINDOW)
+        if self.weight > MAX_WEIGHT:
+            self._rescale()
 
-    def decay(self, samples_per_image: float) -> None:
-        """Lower the weight of all samples so far, after an epoch with this many samples per image."""
-        kept = max(0.0, 1 - samples_per_image / WINDOW)
-        if not kept:
-            self.sums, self.counts, self.bin_sums, self.relative = {}, {}, [0.0] * BINS, {}
-            return
-        self.sums = {image: kept * total for image, total in self.sums.items()}
-        self.counts = {image: [kept * count for count in counts] for image, counts in self.counts.items()}
-        self.bin_sums = [kept * total for total in self.bin_sums]
-        self.relative = {image: sums.scaled(kept) for image, sums in self.relative.items()}
+    def _rescale(self) -> None:
+        """Divide all weights by that of the next sample."""
+        factor, self.weight = 1 / self.weight, 1.0
+        self.sums = {image: factor * total for image, total in self.sums.items()}
+        self.counts = {image: [factor * count for count in counts] for image, counts in self.counts.items()}
+        self.bin_sums = [factor * total for total in self.bin_sums]
+        self.relative = {image: sums.scaled(factor) for image, sums in self.relative.items()}
 
     def ranked(self) -> list[ImageLoss]:
         """Return the losses of all images, the highest ratio first."""
@@ -124,7 +127,7 @@ class ImageLosses(BaseModel):
             found.append(
                 ImageLoss(
                     image=image,
-                    samples=samples,
+                    samples=samples / self.weight,
                     loss=total / samples,
                     ratio=ratio,
                     relative_loss=relative,
@@ -153,7 +156,7 @@ class ImageLosses(BaseModel):
             others = weight - own.weight
             difference = own.logs / own.weight - (logs - own.logs) / others
             error = sqrt(variance * (own.squared_weight / own.weight**2 + (squared - own.squared_weight) / others**2))
-            if own.weight >= MIN_SAMPLES and difference > limit * error:
+            if own.weight >= MIN_SAMPLES * self.weight and difference > limit * error:
                 found.add(image)
         return found
 

@@ -54,7 +54,8 @@ def test_steps_are_reported_in_order_with_their_losses() -> None:
     assert {(values["total"], values["epoch"], values["lr"]) for values in of(events, "step")} == {(9, 1, 1e-4)}
     assert [values["gradient_norm"] for values in of(events, "step")] == [1.0, 1.0]
     assert sum(log.progress.timestep_losses.event(1).count) == 3
-    assert {entry.image: entry.samples for entry in log.progress.image_losses.ranked()} == {"0.png": 2, "1.png": 1}
+    samples = {entry.image: round(entry.samples) for entry in log.progress.image_losses.ranked()}
+    assert samples == {"0.png": 2, "1.png": 1}
     log.flush()
     assert len(events) == 3
 
