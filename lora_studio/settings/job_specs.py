@@ -167,6 +167,12 @@ class StackedLora(Settings):
         default=None, ge=-4, le=4, description="Strength in the text encoders; by default that in the UNet."
     )
 
+    @property
+    def strengths(self) -> str:
+        """The strengths as text: `0.6`, or `0.6:0.3` if that in the text encoders is another one."""
+        own = "" if self.text_encoder_strength is None else f":{self.text_encoder_strength:g}"
+        return f"{self.strength:g}{own}"
+
     @model_validator(mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:

@@ -276,6 +276,28 @@ def test_an_enlarged_image_has_its_settings_and_neighbours(project: Project, int
     assert interface.call(SweepTab.select_cell, pick="close")["test_large"] == ""
 
 
+def test_other_loras_are_in_every_image_with_their_strengths(
+    project: Project, interface: Interface, started: Started
+) -> None:
+    interface.open_project("ink")
+    others = ["001-ink/checkpoints/ink-000001.safetensors", "001-ink/checkpoints/ink-000002.safetensors"]
+    shown = interface.call(SweepTab.start_sweep, test_stacked=others, test_weights="0.6")
+    assert error_code(shown["test_notice"]) == "stack_strengths"
+    for ids, weights, code in ((["../x"], "", "no_lora"), (others, "a, 1", "config"), (others, "9, 1", "config")):
+        shown = interface.call(SweepTab.start_sweep, test_stacked=ids, test_weights=weights)
+        assert error_code(shown["test_notice"]) == code
+    interface.call(SweepTab.start_sweep, test_stacked=others, test_weights="0.6, 0.5:0.25")
+    [(folder, _)] = started
+    job = folder.job()
+    assert isinstance(job, SweepJob)
+    assert [lora.path.name for lora in job.with_loras] == ["ink-000001.safetensors", "ink-000002.safetensors"]
+    assert [(lora.strength, lora.text_encoder_strength) for lora in job.with_loras] == [(0.6, None), (0.5, 0.25)]
+    interface.call(SweepTab.start_sweep, test_stacked=[], test_weights="")
+    interface.call(SweepTab.select_sweep, pick=folder.name)
+    shown = interface.call(SweepTab.reuse_settings)
+    assert (shown["test_stacked"]["value"], shown["test_weights"]) == (others, "0.6, 0.5:0.25")
+
+
 def test_all_checkpoints_of_a_run_are_tested_with_one_click(
     project: Project, interface: Interface, started: Started
 ) -> None:

@@ -13,7 +13,7 @@ from lora_studio.errors import InputError, disk_errors
 from lora_studio.files import write_atomic, write_bytes
 from lora_studio.lora.alphas import PEFT_CONFIG, peft_config_file
 from lora_studio.lora.header import read_lora_header
-from lora_studio.settings.job_specs import TrainJob
+from lora_studio.settings.job_specs import StackedLora, TrainJob
 from lora_studio.workspace.job_folder import JobFolder, slugify
 from lora_studio.workspace.project import Project
 
@@ -69,6 +69,28 @@ def selected_loras(project: Project, ids: Sequence[str]) -> list[Path]:
     if missing := [given for given in ids if given not in known]:
         raise UnknownLora(f"{project.name} has no LoRA {', '.join(map(repr, missing))}.", "Select one from the list.")
     return [known[given].path for given in ids]
+
+
+def stacked_loras(project: Project, ids: Sequence[str], weights: str) -> list[StackedLora]:
+    """Return the files of the selected ids with their strengths, separated by commas in `weights`; 1 each if empty.
+
+    Raises UnknownLora for an id that is not in the project, InputError for other strengths than one for each.
+    """
+    if not ids:
+        return []
+    texts = [text.strip() for text in weights.split(",")] if weights.strip() else ["1"] * len(ids)
+    paths = selected_loras(project, ids)
+    if len(texts) != len(paths):
+        raise InputError(
+            f"There are {len(texts)} strengths for {len(paths)} other LoRAs.",
+            "Give one for each, separated by commas, or none.",
+            code="stack_strengths",
+        )
+    found = []
+    for path, text in zip(paths, texts, strict=True):
+        strength, _, own = text.partition(":")
+        found.append(StackedLora.parse({"path": path, "strength": strength, "text_encoder_strength": own or None}))
+    return found
 
 
 def import_lora(project: Project, source: Path) -> str:

@@ -16,7 +16,7 @@ from lora_studio.ui.widgets.settings_form import SettingsForm, build_fields
 
 SIMPLE = ("prompts", "strengths")
 FOLDED = ("seeds", "sampler", "steps", "guidance", "width", "height", "clip_skip", "mixed_precision", "trigger_word")
-WIDE = ("negative_prompt", "quality_tags", "feature_model")
+WIDE = ("text_encoder_strength", "negative_prompt", "quality_tags")
 
 
 class SweepButtons(NamedTuple):
@@ -34,6 +34,8 @@ class SweepSettings(NamedTuple):
     loras: gr.Dropdown
     bases: gr.Dropdown
     prompt_sets: gr.HTML
+    stacked: gr.Dropdown
+    weights: gr.Textbox
     cell_count: gr.HTML
 
 
@@ -158,9 +160,24 @@ def _sweep_settings() -> tuple[SweepSettings, SettingsForm[SweepJob]]:
         prompt_sets = pickable(elem_id="test-prompt-sets")
     with gr.Accordion("Seeds, steps, size and more", open=False):
         rest = build_fields(SweepJob, (*FOLDED, *WIDE), "test")
+        stacked = gr.Dropdown(
+            [],
+            multiselect=True,
+            max_choices=4,
+            allow_custom_value=True,
+            label="Other LoRAs in every image",
+            info="Added to all images, strength 0 too: does yours still work beside them?",
+            elem_id="test-stacked",
+        )
+        weights = gr.Textbox(
+            label="Their strengths",
+            info="In that order, by commas; 0.6:0.3 is 0.6 in the UNet, 0.3 in the text encoders. Empty: 1 each.",
+            max_lines=1,
+            elem_id="test-weights",
+        )
     form = form.merged(rest)
     form.wire()
-    return SweepSettings(loras, bases, prompt_sets, html(elem_id="test-count")), form
+    return SweepSettings(loras, bases, prompt_sets, stacked, weights, html(elem_id="test-count")), form
 
 
 def _lora_import(*, local: bool) -> LoraImport:

@@ -141,6 +141,8 @@ class SweepRenderer:
         selected = [given for given in dict.fromkeys(form.loras) if given in choices]
         return {
             settings.loras: gr.update(choices=options, value=selected),
+            settings.stacked: gr.update(choices=options),
+            **self._stacked(form.stacked, options),
             self.layout.tools.lora: gr.update(choices=options),
             self.layout.tools.others: gr.update(choices=options),
             self.layout.release.lora: gr.update(choices=options),
@@ -150,6 +152,12 @@ class SweepRenderer:
             **({} if form.key is None else {self.layout.held.filled_for: form.key}),
             **({settings.cell_count: cell_count(form.job)} if form.job else {}),
         }
+
+    def _stacked(self, stacked: tuple[Sequence[str], str] | None, options: list[tuple[str, str]]) -> Updates:
+        if stacked is None:
+            return {}
+        settings, (ids, weights) = self.layout.settings, stacked
+        return {settings.stacked: gr.update(choices=options, value=list(ids)), settings.weights: weights}
 
     def _bases(self, bases: Sequence[str]) -> Updates:
         return {self.layout.settings.bases: list(bases), self.layout.held.filled_base: next(iter(bases), "")}

@@ -39,6 +39,8 @@ class SweepPage:
     filled_for: str
     loras: list[str]
     bases: list[str]
+    stacked: list[str]
+    weights: str
     fields: Mapping[str, object]
 
     @property
@@ -52,6 +54,8 @@ class SweepPage:
 class SweepForm:
     """New content of the form: selected LoRAs (ids), bases, and values of settings. `bases` of None stay as they are.
 
+    `stacked` are the other LoRAs in every image (ids) with the text of their strengths; None leaves both.
+
     `key` changes when the form must be filled again, for another run and at the end of the run; None keeps it. `job` is
     the job that the content describes, if it is one.
     """
@@ -60,6 +64,7 @@ class SweepForm:
     bases: Sequence[str] | None = None
     values: Mapping[str, object] = field(default_factory=dict)
     key: str | None = None
+    stacked: tuple[Sequence[str], str] | None = None
     job: SweepJob | None = None
 
     @classmethod
@@ -78,13 +83,16 @@ class SweepForm:
             "negative_prompt": negative_prompt(settings, base),
             "trigger_word": "" if has_own_trigger else info.trigger_word,
         }
-        return cls([target.id] if target else [], [base], values, form_key(project, target))
+        return cls([target.id] if target else [], [base], values, form_key(project, target), stacked=([], ""))
 
     @classmethod
     def of_job(cls, project: Project, job: SweepJob) -> SweepForm:
         """Return the content that repeats a test, with those of its LoRAs that still exist."""
-        ids = [choice.id for choice in lora_choices(project).values() if choice.path in job.loras]
-        return cls(ids, job.bases, dict(job), job=job)
+        known = {choice.path: choice.id for choice in lora_choices(project).values()}
+        ids = [known[path] for path in job.loras if path in known]
+        others = [lora for lora in job.with_loras if lora.path in known]
+        stacked = ([known[lora.path] for lora in others], ", ".join(lora.strengths for lora in others))
+        return cls(ids, job.bases, dict(job), stacked=stacked, job=job)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from lora_studio.settings.job_specs import SweepJob
 from lora_studio.settings.prompt_sets import prompts_of_set
 from lora_studio.ui.context import Page, Studio, TabName
 from lora_studio.ui.server import Mode
-from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras
+from lora_studio.ui.state.lora_files import UnknownLora, import_lora, selected_loras, stacked_loras
 from lora_studio.ui.state.shared_paths import check_shared_model
 from lora_studio.ui.state.sweep_view import SweepView, sweep_named
 from lora_studio.ui.sweep.grid import arrange
@@ -61,7 +61,8 @@ class SweepTab:
     def wire(self, tab: gr.Tab) -> Page:
         """Register the events."""
         layout, studio = self.layout, self.studio
-        form_inputs = [layout.settings.loras, layout.settings.bases, *layout.form.inputs]
+        settings = layout.settings
+        form_inputs = [settings.loras, settings.bases, settings.stacked, settings.weights, *layout.form.inputs]
         inputs = [studio.project, studio.run, *layout.held, *form_inputs]
         live = [*layout.panels, *layout.buttons, *layout.results, *layout.held, studio.timer]
         lists = [layout.tools.lora, layout.tools.others, layout.release.lora]
@@ -123,6 +124,8 @@ class SweepTab:
             filled_base=values[held.filled_base],
             filled_for=values[held.filled_for],
             loras=[str(given) for given in loras] if isinstance(loras, list) else [],
+            stacked=[str(given) for given in values[settings.stacked] or []],
+            weights=str(values[settings.weights] or ""),
             bases=[base.strip() for base in bases or [] if isinstance(base, str) and base.strip()],
             fields=self.layout.form.read(values),
         )
@@ -265,7 +268,8 @@ class SweepTab:
                 check_shared_model(base, self.studio.home)
         for path in loras:
             read_lora_header(path)
-        return self.layout.form.parse(page.fields, loras=loras, bases=page.bases)
+        stacked = stacked_loras(page.project, page.stacked, page.weights)
+        return self.layout.form.parse(page.fields, loras=loras, bases=page.bases, with_loras=stacked)
 
     def _imported(self, page: SweepPage, file: Path) -> SweepState:
         imported = import_lora(page.project, file)
