@@ -24,6 +24,10 @@ from lora_studio.planning.verdict_limits import (
 )
 
 PictureCode = Literal["copies", "collapsed", "washed_out", "burnt"]
+# Of a LoRA in a test, at several strengths.
+TestCode = Literal[
+    "good", "undertrained", "overtrained", "trigger_weak", "leaks", "memorised", "wrong_prediction", "unclear"
+]
 THUMBNAILS = "thumbnails"  # `features` of an event that compares pixels
 
 

@@ -49,8 +49,8 @@ MAX_NAN_SHARE, MIN_NAN_STEPS = 0.1, 5
 
 # Samples: means of a few pictures differ by chance; a sign counts beyond this many standard errors.
 STANDARD_ERRORS_OF_PICTURES = 2.0
-# The distance to the nearest training image, over the median distance of a training image to its own nearest. The
-# pixels of thumbnails are farther apart in copies that differ in a detail than the features of a model are.
+# The distance to the nearest training image, over the median distance of a training image to its own nearest; by
+# features, and by the pixels of thumbnails.
 COPY_RATIO, COPY_RATIO_OF_THUMBNAILS = 0.35, 0.35
 # Variety of the samples, over the lower one of that before training and that of the training images.
 COLLAPSED_VARIETY = 0.25
@@ -58,3 +58,10 @@ COLLAPSED_VARIETY = 0.25
 WASHED_OUT_CONTRAST, WASHED_OUT_SATURATION = 0.5, 0.4
 # Above the higher one of the two: the share of black and white pixels, and the saturation by a factor.
 BURNT_CLIPPED, BURNT_SATURATION = 0.25, 1.6
+
+# Tests, at strength 1. Below this trigger response, the trigger word hardly means more than it did to the base.
+MIN_TRIGGER_RESPONSE = 1.5
+# Above this leakage, prompts without the trigger word change nearly as those with it.
+MAX_LEAKAGE = 0.7
+# Variety over seeds, over that without the LoRA: a character is drawn less freely than what the base makes up.
+MIN_KEPT_VARIETY = 0.4

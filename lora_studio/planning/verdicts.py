@@ -17,7 +17,7 @@ from lora_studio.guide import EXPERIMENTS, ONE_CHANGE, OPTIMIZERS, SUCCESS_INDIC
 from lora_studio.planning.loss_record import LossRecord
 from lora_studio.planning.loss_signs import Code, FixedChange, Sign, find_sign
 from lora_studio.planning.losses import NAN_WINDOW, LossChange
-from lora_studio.planning.picture_signs import PictureCode
+from lora_studio.planning.picture_signs import PictureCode, TestCode
 from lora_studio.planning.rates import lower_rates
 from lora_studio.planning.verdict_limits import MIN_STEPS, STEEP_RISE
 from lora_studio.settings.choices import Precision, Scheduler
@@ -33,7 +33,7 @@ class Verdict(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    code: Code | PictureCode
+    code: Code | PictureCode | TestCode
     title: str
     evidence: str
     next_step: str

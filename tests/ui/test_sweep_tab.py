@@ -457,19 +457,21 @@ def test_measures_by_features_are_curves_with_a_sentence_and_show_what_is_copied
     Image.new("RGB", (64, 64)).save(project.images_dir / "<b>.png")
     cell = next((folder.path / "cells").glob("*-1-*.png")).relative_to(folder.path)
     rows: list[dict[str, object]] = [
-        {"strength": 0, "closeness": [0.5, 0.02], "seed_variety": [1.0, 0.0]},
-        {"strength": 1, "closeness": [0.91, 0.02], "seed_variety": [0.48, 0.031], "trigger_response": [3.2, None]},
+        {"lora": "ink", "strength": 0, "closeness": [0.5, 0.02], "seed_variety": [1.0, 0.0]},
+        {"lora": "ink", "strength": 1, "closeness": [0.91, 0.02], "seed_variety": [0.48, 0.031]},
     ]
+    rows[1] |= {"trigger_response": [3.2, None]}
     rows[1] |= {"nearest": str(project.images_dir / "<b>.png"), "nearest_cell": str(cell), "nearest_ratio": 0.1}
     pictures = {"features": "wd14", "images": 20, "rows": rows}
     (folder.path / "measures.json").write_text(json.dumps({"rows": [], "pictures": pictures}), "utf-8")
     shown = interface.open_project("ink")["test_measures"]
     charts = charts_in(shown)
-    assert points_of(charts["Closeness to the training images"], "LoRA") == [(0, 0.5), (1, 0.91)]
+    assert points_of(charts["Closeness to the training images"], "ink") == [(0, 0.5), (1, 0.91)]
     assert "Change" not in charts
     assert "features of wd14" in shown
     assert "At 1: Closeness 0.91 ± 0.02; without the LoRA 0.50 ± 0.02." in shown
     assert "48% ± 3%" in shown
     assert "changes a picture 3.20 times as much" in shown
     assert "&lt;b&gt;.png: 10% as far as usual" in shown
+    assert "It copies a training image" in shown
     assert "Leakage: strength 0, and prompts with and without {trigger}" in shown

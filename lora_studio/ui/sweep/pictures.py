@@ -13,11 +13,14 @@ from lora_studio.measures.thumbnails import NAME as THUMBNAILS
 from lora_studio.planning.verdict_limits import COPY_RATIO, COPY_RATIO_OF_THUMBNAILS
 from lora_studio.sampling.cells import strength_label
 from lora_studio.sampling.picture_measures import PictureMeasures, StrengthPictures
+from lora_studio.sampling.recommend import judge_lora, recommend_strength
 from lora_studio.ui.state.sweep_view import SweepView
 from lora_studio.ui.sweep.curves import measure_charts
-from lora_studio.ui.widgets.html import TableRow, heading, hint, render, table
+from lora_studio.ui.widgets.html import TableRow, Tone, card, cards, heading, hint, render, table
 from lora_studio.ui.widgets.thumbnails import THUMBNAIL_SIZE, thumbnail_url_or_empty
 from lora_studio.workspace.project import Home
+
+TONES = {"good": Tone.OK, "info": Tone.PLAIN, "warn": Tone.WARNING, "bad": Tone.ERROR}
 
 
 class Described(NamedTuple):
@@ -87,7 +90,8 @@ def picture_measures(view: SweepView, measures: PictureMeasures, home: Home) -> 
     shown = [name for name in MEASURES if any(getattr(row, name) is not None for row in measures.rows)]
     rows = measures.rows
     return (
-        heading("Measures", _compared_by(measures))
+        _verdicts(measures)
+        + heading("Measures", _compared_by(measures))
         + measure_charts(
             view,
             rows,
@@ -122,6 +126,28 @@ def figure(measured: Measured, *, percent: bool = False) -> str:
     shown = "{:.0%}" if percent else "{:.2f}"
     text = shown.format(value)
     return text if error is None else f"{text} \N{PLUS-MINUS SIGN} {shown.format(error)}"
+
+
+def _verdicts(measures: PictureMeasures) -> Markup:
+    """Return a card per LoRA and base: the verdict with its evidence and next step, and the recommended strength."""
+    series: dict[tuple[str, str], list[StrengthPictures]] = {}
+    for row in measures.rows:
+        series.setdefault((row.lora, row.base), []).append(row)
+    found = []
+    for (lora, base), rows in series.items():
+        if not lora:
+            continue
+        verdict, advice = judge_lora(rows, measures.features), recommend_strength(rows, measures.features)
+        name = f"{lora} on {base}: " if len(series) > 1 else ""
+        strength = ""
+        if advice.strength is not None:
+            to = f" ({advice.low:g} to {advice.high:g} are as good)" if advice.low != advice.high else ""
+            strength = f"Recommended strength: {advice.strength:g}{to}. "
+        evidence = f"{verdict.evidence} {strength}{advice.reason}"
+        found.append(card(f"{name}{verdict.title}", evidence, verdict.next_step, TONES[verdict.level]))
+    if not found:
+        return Markup("")
+    return heading("Verdict", "Its limits are not yet proven on many LoRAs: judge by the grid, too.") + cards(found)
 
 
 def _compared_by(measures: PictureMeasures) -> str:
