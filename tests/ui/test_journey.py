@@ -194,7 +194,7 @@ def draw_the_grid(page: Any, project: Project, screenshot: Screenshot) -> None:
     shown = page.locator("#test-grid img")
     assert shown.count() == 4
     assert all("/thumbnails/" in (image.get_attribute("src") or "") for image in shown.all())
-    page.locator("#test-grid button.pick").nth(1).click()
+    page.locator("#test-grid button:has(img)").nth(1).click()
     page.locator("#test-large img").wait_for()
     page.locator("#test-large").get_by_text("inkstamp_hc, cat", exact=True).wait_for()
     screenshot("test")

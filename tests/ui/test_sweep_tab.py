@@ -246,7 +246,7 @@ def test_keys_step_through_the_enlarged_images(open_page: Callable[..., Any], ru
     make_sweep(project, [make_run(project).path / "ink.safetensors"])
     page = open_page()
     page.get_by_role("tab", name="4 · Test").click()
-    page.locator("#test-grid button").first.click()
+    page.locator("#test-grid button:has(img)").first.click()
     strength = page.locator("#test-large dt:has-text('Strength') + dd")
     strength.get_by_text("0 (no LoRA)").wait_for()
     for key, shown in (("ArrowRight", "0.7"), ("ArrowRight", "1"), ("ArrowRight", "1"), ("ArrowLeft", "0.7")):
