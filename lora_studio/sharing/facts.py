@@ -14,6 +14,8 @@ from lora_studio.hub import is_repo_name
 from lora_studio.ledger.records import RunFigures, read_figures
 from lora_studio.lora.header import LoraFile, read_lora_header
 from lora_studio.models.catalogue import KnownBase, find_base
+from lora_studio.sampling.picture_measures import PictureMeasures
+from lora_studio.sampling.recommend import StrengthAdvice, recommend_strength
 from lora_studio.settings.job_specs import SweepJob, TrainJob
 from lora_studio.workspace.job_folder import JobFolder, job_folders
 
@@ -34,7 +36,8 @@ class LoraFacts:
     """What is known about a LoRA. `run` and `job` are None for a file that was not trained by the studio.
 
     `base` is the name that the run gives its base, `known_base` its entry in the catalogue. `tags` are the most
-    frequent ones of the training captions with their counts; `grids` are the pictures of whole sweeps.
+    frequent ones of the training captions with their counts; `grids` are the pictures of whole sweeps, and `advice` is
+    the strength that the latest of them recommends, None if none does.
     """
 
     file: LoraFile
@@ -48,6 +51,7 @@ class LoraFacts:
     figures: RunFigures | None = None
     pictures: tuple[Picture, ...] = ()
     grids: tuple[Path, ...] = ()
+    advice: StrengthAdvice | None = None
 
     @property
     def base_repo(self) -> str:
@@ -81,7 +85,7 @@ def read_facts(lora: Path) -> LoraFacts:
     )
     if run is None or not isinstance(job, TrainJob):
         return facts
-    pictures, grids = _tested(run, lora)
+    pictures, grids, advice = _tested(run, lora)
     return LoraFacts(
         **{name: getattr(facts, name) for name in ("file", "trigger_word", "base", "known_base", "tags", "images")},
         run=run,
@@ -89,6 +93,7 @@ def read_facts(lora: Path) -> LoraFacts:
         figures=read_figures(run),
         pictures=(*pictures, *_samples(run)),
         grids=tuple(grids),
+        advice=advice,
     )
 
 
@@ -131,10 +136,11 @@ def _samples(run: JobFolder) -> list[Picture]:
     return [picture for picture in pictures if picture.path.is_file()]
 
 
-def _tested(run: JobFolder, lora: Path) -> tuple[list[Picture], list[Path]]:
-    """Return the cells and grids of the project's sweeps that have this LoRA, latest sweep first."""
+def _tested(run: JobFolder, lora: Path) -> tuple[list[Picture], list[Path], StrengthAdvice | None]:
+    """Return the cells and grids of the project's sweeps that have this LoRA, latest first, and their latest advice."""
     pictures: list[Picture] = []
     grids: list[Path] = []
+    advice: StrengthAdvice | None = None
     for sweep in reversed(list(job_folders(run.path.parent.parent / "sweeps"))):
         with suppress(InputError, OSError, ValueError, KeyError, TypeError):
             job = sweep.job()
@@ -148,7 +154,17 @@ def _tested(run: JobFolder, lora: Path) -> tuple[list[Picture], list[Path]]:
             ]
             pictures += [picture for picture in drawn if picture.path.is_file()]
             grids += [grid] if (grid := sweep.path / "grid.png").is_file() else []
-    return pictures, grids
+            advice = advice or _advice(sweep, lora)
+    return pictures, grids, advice
+
+
+def _advice(sweep: JobFolder, lora: Path) -> StrengthAdvice | None:
+    """Return the strength that the measures of a sweep recommend for a LoRA; None if they recommend none."""
+    measures = PictureMeasures.model_validate(json.loads((sweep.path / "measures.json").read_bytes())["pictures"])
+    labels = (lora.stem, f"{lora.parent.name}/{lora.stem}")
+    rows = [row for row in measures.rows if row.lora in labels]
+    advice = recommend_strength([row for row in rows if row.base == rows[0].base], measures.features)
+    return advice if advice.strength is not None else None
 
 
 def _cell_file(sweep: JobFolder, recorded: Path) -> Path:

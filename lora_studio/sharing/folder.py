@@ -93,7 +93,7 @@ def _fill(folder: Path, name: str, facts: LoraFacts, options: ReleaseOptions) ->
         strip_metadata(facts.file.path, target)
     else:
         shutil.copyfile(facts.file.path, target)
-    strength = DEFAULT_STRENGTH if options.strength is None else options.strength
+    strength, reason = _strength(facts, options)
     chosen = choose_pictures(facts.pictures, strength, facts.trigger_word)
     gallery = []
     for number, picture in enumerate(chosen, 1):
@@ -107,11 +107,20 @@ def _fill(folder: Path, name: str, facts: LoraFacts, options: ReleaseOptions) ->
         shutil.copyfile(chosen[0].path, folder / f"{name}.preview.png")
     if facts.grids:
         shutil.copyfile(facts.grids[0], folder / "grid.png")
-    release = Release(name, facts, options, strength, gallery=gallery)
+    release = Release(name, facts, options, strength, reason, gallery)
     texts = {README: model_card(release), f"{name}.json": sidecar(release), CIVITAI: civitai_text(release)}
     for file, text in texts.items():
         (folder / file).write_text(text, "utf-8")
     return release
+
+
+def _strength(facts: LoraFacts, options: ReleaseOptions) -> tuple[float, str]:
+    """Return the strength to recommend, and how it was found: the chosen one, that of the last test, else the usual."""
+    if options.strength is not None:
+        return options.strength, ""
+    if facts.advice is not None and facts.advice.strength is not None:
+        return facts.advice.strength, "the lowest with the full effect in a test over strengths"
+    return DEFAULT_STRENGTH, ""
 
 
 def _write_preview(source: Path, target: Path) -> None:

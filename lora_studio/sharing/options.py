@@ -43,7 +43,7 @@ class ReleaseOptions(Settings):
         default=None,
         ge=-4,
         le=4,
-        description="Recommended strength, which all texts name (default: 1).",
+        description="Recommended strength, which all texts name (default: that of the last test, else 1).",
     )
     description: str = Field(default="", max_length=20_000, description="What the LoRA draws, in a few sentences.")
     license: License | None = Field(

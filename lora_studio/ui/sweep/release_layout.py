@@ -66,9 +66,8 @@ def build_release_fold(*, local: bool) -> ReleaseLayout:
             elem_id="release-name",
         )
         strength = gr.Number(
-            value=1.0,
             label="Recommended strength",
-            info="The lowest one in the grid at which the style or subject is there, usually 0.7 to 1.",
+            info="Empty: what the last test recommends, else 1. The lowest one at which the subject or style is there.",
             minimum=-4,
             maximum=4,
             step=0.05,

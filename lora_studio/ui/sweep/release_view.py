@@ -45,7 +45,7 @@ def made(result: ReleaseResult) -> Markup:
     return render(
         "sweep/release.html",
         folder=str(result.folder),
-        summary=f"{format_count(len(result.files), 'file')}, {size / MIB:.1f} MiB",
+        summary=f"{format_count(len(result.files), 'file')}, {size / MIB:.1f} MiB, for strength {result.strength:g}",
         files=result.files,
         texts=texts,
     )

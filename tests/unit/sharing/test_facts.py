@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from lora_studio.errors import InputError
 from lora_studio.sharing.facts import chosen_lora, read_facts, run_of
+from lora_studio.sharing.folder import build_release
+from lora_studio.sharing.options import ReleaseOptions
 from lora_studio.workspace.job_folder import JobFolder
 from lora_studio.workspace.project import Project
 from tests.support.jobs import LORA, make_sweep
@@ -112,3 +114,26 @@ def test_a_sweep_is_not_a_run(project: Project, run: JobFolder) -> None:
     with pytest.raises(InputError) as caught:
         chosen_lora(make_sweep(project, [run.path / "ink.safetensors"]).path)
     assert caught.value.code == "no_run"
+
+
+def test_the_latest_test_recommends_the_strength(project: Project, run: JobFolder) -> None:
+    lora = run.path / "ink.safetensors"
+    sweep = make_sweep(project, [lora])
+    measured = {0.0: (0.1, 0.01), 0.7: (0.6, 0.05), 1.0: (0.62, 0.05)}
+    rows = [
+        {"base": "SDXL 1.0", "lora": "ink", "strength": strength, "closeness": closeness}
+        for strength, closeness in measured.items()
+    ]
+    pictures = {"features": "demo", "images": 3, "rows": rows}
+    (sweep.path / "measures.json").write_text(json.dumps({"rows": [], "pictures": pictures}), "utf-8")
+    advice = read_facts(lora).advice
+    assert advice is not None
+    assert advice.strength == 0.7
+    result = build_release(lora, ReleaseOptions())
+    assert result.strength == 0.7
+    assert build_release(lora, ReleaseOptions(strength=1.1)).strength == 1.1
+
+
+def test_without_measures_nothing_is_recommended(project: Project, run: JobFolder) -> None:
+    make_sweep(project, [run.path / "ink.safetensors"])
+    assert read_facts(run.path / "ink.safetensors").advice is None
