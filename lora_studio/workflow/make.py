@@ -11,13 +11,13 @@ import psutil
 from pydantic import BaseModel
 
 from lora_studio import api
+from lora_studio.api.jobs import ignore
 from lora_studio.dataset.captions.text import read_caption
 from lora_studio.dataset.images.decode import find_images
 from lora_studio.dataset.images.sets import format_image_count, project_images
 from lora_studio.dataset.ingest.importers import import_paths
 from lora_studio.errors import ConfigError, InputError, StudioError
 from lora_studio.event_recorder import Listener
-from lora_studio.events import Event
 from lora_studio.models.catalogue import find_base
 from lora_studio.planning.presets import load_preset
 from lora_studio.planning.project_plan import load_plan
@@ -81,10 +81,6 @@ def _quiet(text: str) -> None:
     pass
 
 
-def _ignore(event: Event) -> None:
-    pass
-
-
 def make(
     images: Path | str,
     *,
@@ -98,7 +94,7 @@ def make(
     yes: bool = False,
     again: bool = False,
     home: Home | None = None,
-    on_event: Listener = _ignore,
+    on_event: Listener = ignore,
     on_stage: Callable[[str], None] = _quiet,
 ) -> MakeResult:
     """Make a LoRA of a folder of images, from duplicates to a release; return what came of it.
@@ -123,7 +119,7 @@ def make_project(
     options: MakeOptions,
     *,
     home: Home,
-    on_event: Listener = _ignore,
+    on_event: Listener = ignore,
     on_stage: Callable[[str], None] = _quiet,
 ) -> MakeResult:
     """Run the stages of a project that are not done; raises StudioError, which is recorded at its stage."""

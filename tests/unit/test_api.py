@@ -24,7 +24,7 @@ from tests.support.jobs import running_status
 def folders(home: Home, monkeypatch: pytest.MonkeyPatch) -> list[JobFolder]:
     """The folders of the jobs that functions start, which do not run."""
     started: list[JobFolder] = []
-    monkeypatch.setattr(api, "execute", lambda folder, **options: started.append(folder))
+    monkeypatch.setattr(api.jobs, "execute", lambda folder, **options: started.append(folder))
     return started
 
 

@@ -152,7 +152,7 @@ def test_api_forwards_events_and_errors_of_several_processes(
         if heard == ["step"]:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "start", begin)
+    monkeypatch.setattr(api.jobs, "start", begin)
     result = api.train(
         tmp_path, base="x", recipe=Recipe(), num_processes=2, out=tmp_path / "run", home=home, on_event=listen
     )
